@@ -1,5 +1,5 @@
-"""What adapters have in common, measured from their small factors; and the spec that follows.
+"""Measure what the updates of adapters have in common.
 
-An update dW (d_out, d_in) is never made: it is its few singular vectors (`update`), and all else follows from
-those, and from matrices of rank by rank.
+No update dW (d_out, d_in) is ever expanded: every measure is computed from its few singular vectors
+(`update`) and from matrices of rank by rank.
 """

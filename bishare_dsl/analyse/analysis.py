@@ -1,4 +1,4 @@
-"""All that is measured of adapters, each measure beside what chance gives."""
+"""Measure adapters, and compare every measure with chance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANKS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class JointRow:
-    """Joint energy beside that of chance, at the rank of the analysis."""
+    """The joint energy of a common factor at the rank of the analysis, compared with chance."""
 
     joint: energy.Joint
     kept: float
@@ -25,19 +25,19 @@ class JointRow:
 
     @property
     def gain(self) -> float:
-        """How much more is kept than by chance."""
+        """The excess over chance."""
         return self.kept - self.chance
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that is measured of one adapter.
+    """The measures of one adapter.
 
     Attributes:
-        adapter: which.
-        rank: at which joint energy is given: the most common rank of an update.
-        charts: how alike modules are.
-        joint: what common factors keep.
+        adapter: its updates.
+        rank: the rank of the joint energies, which is the most common rank of an update.
+        charts: similarities of modules.
+        joint: the energy that common factors keep.
         modules: ranks and contributions by module.
     """
 
@@ -49,20 +49,19 @@ class Analysis:
 
 
 def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
-    """Measure an adapter, and what chance makes of it: updates of the same singular values whose vectors are
-    drawn anew, as independent starts are.
+    """Measure an adapter, and independent updates with the same singular values and random vectors.
 
     Args:
         adapter: to measure.
-        seed: of the vectors that are drawn.
+        seed: for the random vectors.
     """
-    own = [update.whole.rank for update in adapter.updates]
-    rank = max(set(own), key=lambda rank: (own.count(rank), rank))  # The most common.
+    ranks_of = [update.whole.rank for update in adapter.updates]
+    rank = max(set(ranks_of), key=lambda rank: (ranks_of.count(rank), rank))  # The most common.
     wanted = sorted({*RANKS, rank})
     looks = (adapter.updates, independent(adapter.updates, seed))
     joint = (energy.joint(updates, adapter.plan.base, wanted) for updates in looks)
     rows = [
-        JointRow(own, own.kept[rank], chance.kept[rank]) for own, chance in zip(*joint, strict=True)
+        JointRow(row, row.kept[rank], chance.kept[rank]) for row, chance in zip(*joint, strict=True)
     ]
     return Analysis(
         adapter=adapter,
@@ -74,25 +73,25 @@ def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
 
 
 def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tuple[Map, ...]:
-    """Compare adapters at the modules that two or more of them add something to."""
+    """Compare adapters at the modules that at least two of them update."""
     names = tuple(adapter.name for adapter in adapters)
-    own: dict[str, list[tuple[int, Update]]] = {}
+    updates_at: dict[str, list[tuple[int, Update]]] = {}
     chance: dict[str, list[tuple[int, Update]]] = {}
     for i, adapter in enumerate(adapters):
         drawn = independent(adapter.updates, seed + i)
         for update, other in zip(adapter.updates, drawn, strict=True):
-            own.setdefault(update.site.path, []).append((i, update))
+            updates_at.setdefault(update.site.path, []).append((i, update))
             chance.setdefault(update.site.path, []).append((i, other))
-    seen = (fold(groups.values(), ADAPTERS, names) for groups in (own, chance))
+    seen = (fold(groups.values(), ADAPTERS, names) for groups in (updates_at, chance))
     return _charts(*seen)
 
 
 def independent(updates: Sequence[Update], seed: int) -> tuple[Update, ...]:
-    """Return updates of the same singular values, whose vectors are drawn anew."""
+    """Return updates with the same singular values and random singular vectors."""
     random = torch.Generator().manual_seed(seed)
     return tuple(update.independent(random) for update in updates)
 
 
 def _charts(seen: Sequence[Map], by_chance: Sequence[Map]) -> tuple[Map, ...]:
     pairs = zip(seen, by_chance, strict=True)
-    return tuple(replace(own, chance=chance.mean) for own, chance in pairs)
+    return tuple(replace(chart, chance=chance.mean) for chart, chance in pairs)

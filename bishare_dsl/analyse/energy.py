@@ -1,9 +1,9 @@
-"""Joint factors: how much of many updates one common A, one common B, or one common pair keeps.
+"""Joint energy: how much of many updates one common A, one common B, or one common pair keeps.
 
-Of updates ``dW_i`` in a pool, one common A of rank k, each with a B of its own, keeps at most the k largest
-eigenvalues of ``sum dW_i^T dW_i``; one common B those of ``sum dW_i dW_i^T``. One common pair, which adds the
-same to all n of them, keeps n times the k largest squared singular values of their mean. Each of these is
-told as a part of ``sum |dW_i|^2``.
+For updates ``dW_i`` in a pool, one common A of rank k (each update has a private B) keeps at most the k
+largest eigenvalues of ``sum dW_i^T dW_i``. One common B keeps at most those of ``sum dW_i dW_i^T``. One
+common pair adds the same to all n modules; it keeps n times the k largest squared singular values of the
+mean. Each is reported as a fraction of ``sum |dW_i|^2``.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ KEYS = (
     *("layer", "parent, layer", "layer // 2", "layer // 4", "layer // 8", "kind, layer // 2"),
     *("kind, layer // 4", "kind", "parent", "model"),
 )
-"""Keys of the language that are weighed, coarser ones last."""
+"""Keys of the language to compare, from fine to coarse."""
 ROLES = ("A", "B", "A and B")
 _DOUBLE, _LARGE = 600, 2048
-"""Up to how many rows eigenvalues are worked out in float64, and directly: of more there is an iteration."""
+"""Up to these numbers of rows, eigenvalues are computed in float64, and directly instead of iteratively."""
 _MORE, _ROUNDS = 16, 8
 
 
 @dataclass(frozen=True)
 class Joint:
-    """What common factors under a key keep of an adapter.
+    """The energy of an adapter that common factors under a key keep.
 
     Attributes:
-        key: as a share says it.
-        role: which factor is common: ``A``, ``B``, or ``A and B``.
-        pools: how many common factors there are.
-        modules: the most modules of one.
-        kept: the part of the energy that is kept, by rank.
-        groups: the modules of each pool. Keys with equal groups are one choice under several names.
+        key: as in a share.
+        role: the common factor: ``A``, ``B``, or ``A and B``.
+        pools: the number of common factors.
+        modules: the number of modules in the largest pool.
+        kept: the fraction of the energy that is kept, by rank.
+        groups: the modules of each pool. Keys with equal groups are the same choice under several names.
     """
 
     key: str
@@ -53,9 +53,9 @@ class Joint:
 
 
 def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
-    """Return what each further rank of a common factor keeps of some updates, as energy; falling, float64.
+    """Return the energy that each further rank of a common factor keeps, in falling order, as float64.
 
-    ``count`` ranks at least, where there are as many.
+    The result has at least ``count`` ranks if the updates have that many.
     """
     if role == "A and B":
         return _of_mean([update.whole for update in updates], count)
@@ -63,23 +63,23 @@ def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
         rows = [u.trained.values[:, None] * u.trained.right for u in updates]
     else:
         rows = [u.whole.values[:, None] * u.whole.left for u in updates]
-    if len(rows) == 1:  # Its rows are orthogonal.
+    if len(rows) == 1:  # The rows of a single update are orthogonal.
         return rows[0].double().square().sum(dim=1)
     return _squares(torch.cat(rows), count)
 
 
 def energy(updates: Sequence[Update], role: str) -> float:
-    """Return the energy that there is to keep."""
+    """Return the energy of the updates, the most that a common factor can keep."""
     return sum((u.trained if role == "A" else u.whole).energy for u in updates)
 
 
 def joint(updates: Sequence[Update], base: Architecture, ranks: Sequence[int]) -> list[Joint]:
-    """Return what common factors keep of an adapter, for each key and role; the compiler says who shares."""
+    """Return the energy that common factors keep, for each key and role. The compiler groups the modules."""
     by_path = {update.site.path: update for update in updates}
     adapted = Selection(include=selection_of([update.site for update in updates], base))
-    # Some keys give the same pools.
-    known: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
-    found, most = [], max(ranks)
+    # Some keys give equal pools.
+    cached: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
+    rows, most = [], max(ranks)
     for key in KEYS:
         for role in ROLES:
             spec = _spec(key, role).model_copy(update={"target": adapted})
@@ -91,27 +91,27 @@ def joint(updates: Sequence[Update], base: Architecture, ranks: Sequence[int]) -
             kept = torch.zeros(len(ranks), dtype=torch.float64)
             for pool in pools:
                 same = role, tuple(update.site.path for update in pool)
-                if same not in known:
+                if same not in cached:
                     sums = torch.nn.functional.pad(spectrum(pool, role, most).cumsum(0), (1, 0))
-                    known[same] = sums[torch.tensor(ranks).clamp(max=len(sums) - 1)]
-                kept += known[same]
+                    cached[same] = sums[torch.tensor(ranks).clamp(max=len(sums) - 1)]
+                kept += cached[same]
             parts = (kept / sum(energy(pool, role) for pool in pools)).clamp(0, 1)
             largest = max(map(len, pools))
             by_rank = dict(zip(ranks, parts.tolist(), strict=True))
             groups = frozenset(tuple(update.site.path for update in pool) for pool in pools)
-            found.append(Joint(key, role, len(pools), largest, by_rank, groups))
-    return found
+            rows.append(Joint(key, role, len(pools), largest, by_rank, groups))
+    return rows
 
 
 def _spec(key: str, role: str) -> Spec:
-    """Write a share of this key with equal widths in each pool, so that it needs no transform."""
+    """Write a share with this key and equal widths in each pool, so that it needs no transform."""
     before = "" if key == "model" else f"{key}, "
     per = f"A per {before}in B per {before}out" if role != "A and B" else f"per {before}in, out"
     return parse_spec(f"spec one  target all  share x  {per}  rank 1")
 
 
 def _squares(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the squared singular values of a matrix, falling, by the smaller of its two Gram matrices."""
+    """Return the squared singular values of a matrix in falling order, from the smaller Gram matrix."""
     if min(rows.shape) > _LARGE:
         return _largest(rows, count)
     gram = rows @ rows.t() if rows.shape[0] <= rows.shape[1] else rows.t() @ rows
@@ -120,7 +120,7 @@ def _squares(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _of_mean(updates: Sequence[Factored], count: int) -> torch.Tensor:
-    """Compute ``n |mean|^2``, rank by rank: the sum of all is ``L^T R``, with all rows one below another."""
+    """Compute ``n |mean|^2`` by rank. The sum of the updates is ``L^T R``, with the rows of all stacked."""
     if len(updates) == 1:
         return updates[0].values.double().square()
     left = torch.cat([u.left * u.values[:, None].sqrt() for u in updates])
@@ -131,8 +131,8 @@ def _of_mean(updates: Sequence[Factored], count: int) -> torch.Tensor:
         # The singular values of L^T R are the roots of the eigenvalues of H R R^T H with H = (L L^T)^(1/2).
         values, vectors = torch.linalg.eigh((left @ left.t()).double())
         root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
-        found = torch.linalg.eigvalsh(root @ (right @ right.t()).double() @ root)
-        squares = found.flip(0).clamp(min=0)
+        eigenvalues = torch.linalg.eigvalsh(root @ (right @ right.t()).double() @ root)
+        squares = eigenvalues.flip(0).clamp(min=0)
     return squares / len(updates)
 
 

@@ -1,4 +1,4 @@
-"""An analysis as data, for JSON: numbers that cannot be are null, others have six digits."""
+"""Convert an analysis to data for JSON: NaN and infinity become null, other numbers get six digits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bishare_dsl.analyse.maps import Map
 
 
 def figures(analyses: Sequence[Analysis], charts: Sequence[Map]) -> dict[str, Any]:
-    """Return all that was measured of adapters, and between them."""
+    """Return the measures of adapters, and between adapters."""
     return {
         "finding": finding(analyses),
         "adapters": [_adapter(analysis) for analysis in analyses],

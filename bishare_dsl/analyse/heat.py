@@ -1,4 +1,4 @@
-"""Heat maps as SVG: a cell is the more opaque the higher its value, on a light and on a dark page."""
+"""Draw heat maps as SVG for light and dark pages: the higher a value, the more opaque its cell."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _TOP = 18
 
 
 def opacity(value: float) -> float:
-    """Return how opaque a value is drawn: its root, so that small ones are told from none."""
+    """Return the opacity of a value: its square root, so that small values differ visibly from 0."""
     return math.sqrt(min(abs(value), 1.0))
 
 
 def cell_size(n: int) -> int:
-    """Choose how large a cell of an n by n map is, in pixels."""
+    """Choose the size of a cell of an n by n map, in pixels."""
     return next((s for most, s in ((4, 34), (12, 24), (34, 12), (84, 6), (200, 4)) if n <= most), 2)
 
 
 def left_of(chart: Map) -> int:
-    """Return the room for the names of rows."""
+    """Return the width of the column of row names."""
     return math.ceil(max(map(len, chart.labels)) * CHARACTER) + 10
 
 
 def size(chart: Map) -> tuple[int, int]:
-    """Return width and height of a map with its labels."""
+    """Return the width and height of a map with its labels."""
     n = len(chart.labels)
     return left_of(chart) + n * cell_size(n) + 4, _TOP + n * cell_size(n) + 2
 
 
 def body(chart: Map) -> str:
-    """Draw the cells, one path for each of a few levels of colour, and the names of the rows."""
+    """Draw the cells, as one path per level of colour, and the names of the rows."""
     labels, n = chart.labels, len(chart.labels)
     step, left = cell_size(n), left_of(chart)
     levels: dict[tuple[str, int], list[str]] = {}
@@ -69,7 +69,7 @@ def body(chart: Map) -> str:
 
 
 def summary(chart: Map) -> str:
-    """Give the mean of a map, and the mean by chance."""
+    """Describe the mean of a map and the mean by chance."""
     if chart.mean is None:
         return "no two modules have equal widths"
     return f"mean {shown(chart.mean)}; by chance {shown(chart.chance)}"

@@ -1,4 +1,4 @@
-"""Heat maps: the measures of pairs, folded to modules of a layer, layers of a kind, and adapters."""
+"""Average the measures of pairs into heat maps of modules, layers and adapters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LAYER, ACROSS, ADAPTERS = "modules of a layer", "across layers", "adapters"
 
 @dataclass(frozen=True)
 class Map:
-    """One measure of each two of some things: a mean over the groups that they were compared in.
+    """One measure for every pair of items, averaged over the groups in which they were compared.
 
     Attributes:
-        measure: which.
-        title: what is compared: ``modules of a layer``, ``q_proj across layers`` or ``adapters``.
-        labels: the names of the things.
-        values: (n, n), NaN where two cannot be compared.
-        chance: the mean that chance gives; None where no two can be compared.
+        measure: its name.
+        title: ``modules of a layer``, ``q_proj across layers`` or ``adapters``.
+        labels: names of the items.
+        values: (n, n), NaN for pairs that cannot be compared.
+        chance: the mean by chance, or None if no pair can be compared.
     """
 
     measure: str
@@ -35,13 +35,13 @@ class Map:
 
     @property
     def mean(self) -> float | None:
-        """The mean over pairs of different things; None where no two can be compared."""
+        """The mean over pairs of different items, or None if no pair can be compared."""
         off = ~torch.eye(len(self.labels), dtype=torch.bool) & self.values.isfinite()
         return float(self.values[off].mean()) if off.any() else None
 
 
 def shown(value: float | None) -> str:
-    """Write a mean."""
+    """Write a mean, or a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 
@@ -52,7 +52,7 @@ def maps(updates: Sequence[Update]) -> list[Map]:
     for update in updates:
         layers.setdefault((split_path(update.site.path)[0], update.site.layer), []).append(update)
     placed = ([(rows[_row(update)], update) for update in group] for group in layers.values())
-    found = fold(placed, LAYER, tuple(rows))
+    charts = fold(placed, LAYER, tuple(rows))
     kinds: dict[str, dict[str, list[Update]]] = {}
     for update in updates:
         inner = kinds.setdefault(update.site.kind, {})
@@ -63,19 +63,19 @@ def maps(updates: Sequence[Update]) -> list[Map]:
             continue
         index = {layer: i for i, layer in enumerate(numbers)}
         placed = ([(index[u.site.layer], u) for u in group] for group in groups.values())
-        found += fold(placed, f"{kind} {ACROSS}", tuple(map(str, numbers)))
-    return found
+        charts += fold(placed, f"{kind} {ACROSS}", tuple(map(str, numbers)))
+    return charts
 
 
 def fold(
     groups: Iterable[Sequence[tuple[int, Update]]], title: str, labels: tuple[str, ...]
 ) -> list[Map]:
-    """Compare the updates of each group, and give the mean over groups.
+    """Compare the updates of each group, and average over the groups.
 
     Args:
         groups: updates, each with the index of its label.
         title: of the maps.
-        labels: of what the updates stand for.
+        labels: of the rows and columns.
     """
     n = len(labels)
     sums: dict[str, torch.Tensor] = {}
@@ -85,9 +85,9 @@ def fold(
         for name, values in similarity([update for _, update in group]).items():
             total = sums.setdefault(name, torch.zeros(n, n, dtype=torch.float64))
             count = counts.setdefault(name, torch.zeros(n, n, dtype=torch.float64))
-            known = values.isfinite()
-            total[index[:, None], index] += values.where(known, 0)
-            count[index[:, None], index] += known
+            finite = values.isfinite()
+            total[index[:, None], index] += values.where(finite, 0)
+            count[index[:, None], index] += finite
     return [Map(name, title, labels, sums[name] / counts[name]) for name in sums]
 
 

@@ -1,4 +1,4 @@
-"""An analysis as one HTML page."""
+"""Draw an analysis as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bishare_dsl.show.shell import Tab, figure, item, shell
 from bishare_dsl.show.table import Table
 
 _SHOWN = 8
-"""Keys that are seen at once."""
+"""Number of keys to show before the reader asks for more."""
 
 
 def page(analyses: Sequence[Analysis], between: Sequence[Map]) -> str:
-    """Draw the whole page: what is shared and what each share does, then a tab for each measure."""
+    """Draw the whole page: the summary and tables, then a tab for each measure."""
     charts: list[dict[str, Any]] = []
     names = ", ".join(analysis.adapter.name for analysis in analyses)
     tabs = [Tab("summary", "", _summary(analyses))]
@@ -63,12 +63,12 @@ def _summary(analyses: Sequence[Analysis]) -> str:
 
 
 def _code(text: str) -> str:
-    """Write text as HTML, what stands in backticks as code."""
+    """Write text as HTML, with backticks as code."""
     return re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
 
 
 def _joint(analysis: Analysis) -> str:
-    """Show what stands out most; the rest on demand."""
+    """Show the keys that stand out most, and the rest on demand."""
     rows = tables.by_gain(analysis)
     first, rest = (
         _table(tables.joint(analysis, part), [_bar(row.kept, row.chance) for row in part])
@@ -82,29 +82,29 @@ def _bar(kept: float, chance: float) -> str:
     return f'<span><i style="width:{100 * kept:.1f}%"></i><b style="width:{100 * chance:.1f}%"></b></span>'
 
 
-def _table(made: Table, bars: Sequence[str] = ()) -> str:
-    """Write a table, with a bar after each row where there are any."""
-    rows = [_row("th", made, made.head, "<th></th>" if bars else "")]
-    for i, line in enumerate(made.rows):
-        rows.append(_row("td", made, line, f"<td class=bar>{bars[i]}</td>" if bars else ""))
+def _table(table: Table, bars: Sequence[str] = ()) -> str:
+    """Write a table, with a bar after each row if there are bars."""
+    rows = [_row("th", table, table.head, "<th></th>" if bars else "")]
+    for i, line in enumerate(table.rows):
+        rows.append(_row("td", table, line, f"<td class=bar>{bars[i]}</td>" if bars else ""))
     return f"<table{' class=bars' if bars else ''}>{''.join(rows)}</table>"
 
 
-def _row(cell: str, made: Table, line: Sequence[str], bar: str) -> str:
+def _row(cell: str, table: Table, line: Sequence[str], bar: str) -> str:
     cells = (
-        f"<{cell}{' class=word' if i in {*made.left} - {0} else ''}>{escape(text)}</{cell}>"
+        f"<{cell}{' class=word' if i in {*table.left} - {0} else ''}>{escape(text)}</{cell}>"
         for i, text in enumerate(line)
     )
     return f"<tr>{''.join(cells)}{bar}</tr>"
 
 
 def _measure(
-    measure: Measure, drawn: Sequence[tuple[str, Sequence[Map]]], charts: list[dict[str, Any]]
+    measure: Measure, groups: Sequence[tuple[str, Sequence[Map]]], charts: list[dict[str, Any]]
 ) -> str:
     parts = [f"<p>{escape(measure.meaning)}</p>", _legend(signed=measure.signed)]
-    for name, found in drawn:
+    for name, maps in groups:
         figures = []
-        for chart in found:
+        for chart in maps:
             figures.append(_figure(chart, len(charts)))
             charts.append(_data(chart))
         parts.append(f'<h2>{escape(name)}</h2><div class="panels wide">{"".join(figures)}</div>')
@@ -112,8 +112,8 @@ def _measure(
 
 
 def _figure(chart: Map, number: int) -> str:
-    mark, said = f'data-chart="{number}"', heat.summary(chart)
-    return figure(mark, chart.title, said, heat.size(chart), heat.body(chart))
+    mark, caption = f'data-chart="{number}"', heat.summary(chart)
+    return figure(mark, chart.title, caption, heat.size(chart), heat.body(chart))
 
 
 def _legend(*, signed: bool) -> str:
@@ -126,7 +126,7 @@ def _legend(*, signed: bool) -> str:
 
 
 def _data(chart: Map) -> dict[str, Any]:
-    """Collect what the page's script tells of a cell."""
+    """Collect the data for the tooltip of a cell."""
     n = len(chart.labels)
     return {
         "labels": chart.labels,

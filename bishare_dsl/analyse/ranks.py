@@ -1,4 +1,4 @@
-"""Figure 4: the rank of each update, and what each share contributes to it."""
+"""Compute the rank of each update and the contribution of each share (the paper's Figure 4)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from bishare_dsl.analyse.read import AdapterUpdates
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """One module: the numerical rank of its update, its stable rank ``|dW|^2 / sigma_1^2``, its norm, and the
-    part of each share: the norm of what it adds over the sum of all such norms."""
+    """One module: the numerical rank of its update, its stable rank ``|dW|^2 / sigma_1^2`` and its norm.
+
+    The part of a share is the norm of its term over the sum of the norms of all terms.
+    """
 
     path: str
     layer: int | None
@@ -24,7 +26,7 @@ class ModuleRow:
 
 @dataclass(frozen=True)
 class KindRow:
-    """The means over the modules of a kind."""
+    """Averages over the modules of a kind."""
 
     kind: str
     modules: int
@@ -34,7 +36,7 @@ class KindRow:
 
 
 def modules(adapter: AdapterUpdates) -> list[ModuleRow]:
-    """Make a row for each module that an adapter adds something to."""
+    """Make a row for each module that an adapter updates."""
     rows = []
     for update in adapter.updates:
         norms = adapter.parts[update.site.path]
@@ -54,7 +56,7 @@ def modules(adapter: AdapterUpdates) -> list[ModuleRow]:
 
 
 def kinds(rows: Sequence[ModuleRow]) -> list[KindRow]:
-    """Take the means by kind, in the model's order, and over all at the end."""
+    """Average by kind, in the model's order, and over all modules at the end."""
     groups: dict[str, list[ModuleRow]] = {}
     for row in rows:
         groups.setdefault(row.kind, []).append(row)

@@ -1,4 +1,4 @@
-"""From an adapter that was read to its updates."""
+"""Compute the updates of an adapter that was read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bishare_dsl.spec import SINGULAR
 if TYPE_CHECKING:
     from bishare_dsl.adapter.contents import StoredAdapter
 
-_SEEN = 0.02
-"""The least cosine between a tensor and its start. Where it is less, training has hidden the start."""
+_LEAST_COSINE = 0.02
+"""If the cosine of a tensor and its initial values is below this, training has hidden them."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class AdapterUpdates:
     """An adapter as its updates.
 
     Attributes:
-        name: what it is called in the results.
-        folder: where it was read.
+        name: its name in the results.
+        folder: its source.
         plan: its plan.
-        updates: by module; where it adds nothing there is none.
-        parts: the Frobenius norm of what each share adds to a module, by module and share.
-        starts_known: whether ``trained`` of an update is without the start of A.
+        updates: one for each module with a non-zero update.
+        parts: the Frobenius norm of each share's term, by module and share.
+        starts_known: whether ``trained`` of an update excludes the initial values of A.
     """
 
     name: str
@@ -49,27 +49,27 @@ class AdapterUpdates:
 
 
 def read_updates(name: str, stored: StoredAdapter) -> AdapterUpdates:
-    """Work out the updates of an adapter, module by module.
+    """Compute the updates of an adapter, module by module.
 
     Args:
-        name: what to call it.
+        name: for the results.
         stored: the adapter.
 
     Raises:
-        AdapterError: an update is not a matrix (BS633), or not of numbers (BS628, BS694); the adapter adds
-            nothing anywhere (BS850).
+        AdapterError: an update is not a matrix (BS633) or not finite (BS628, BS694), or all updates are zero
+            (BS850).
         SpecError: a package's transform fails (BS214).
     """
     plan, tensors = stored.plan, stored.tensors()
     check_linear(plan.terms, "analyse the adapter")
     of_base = any(tensor.init in SINGULAR for tensor in plan.tensors)
     starts = {} if of_base else draw(plan, stored.config.seed)
-    known = _began_as(starts, tensors)
+    starts_known = _started_as(starts, tensors)
     updates: list[Update] = []
     parts: dict[str, dict[str, float]] = {}
     for site in (site for site in plan.sites if plan.rows(site.path)):
         down, up = finite_factors(plan, tensors, site, "analysing")
-        if known:
+        if starts_known:
             start = effective_factors(plan, starts, site)
             update = _change(site, (down, up), start)
         else:
@@ -80,13 +80,14 @@ def read_updates(name: str, stored: StoredAdapter) -> AdapterUpdates:
             parts[site.path] = _parts(plan, site, down, up)
     if not updates:
         raise AdapterError(codes.NOTHING_ADDED(folder=stored.folder))
-    return AdapterUpdates(name, stored.folder, plan, tuple(updates), parts, known)
+    return AdapterUpdates(name, stored.folder, plan, tuple(updates), parts, starts_known)
 
 
-def _began_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Tell whether tensors began as these: what was imported has a seed that drew none of them.
+def _started_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether training began with these initial values, which an imported adapter did not.
 
-    A start is seen in what became of it: of unrelated numbers the cosine is chance, ``1 / sqrt(n)``.
+    Trained tensors still resemble their initial values; the cosine of unrelated numbers is about ``1 /
+    sqrt(n)``.
     """
     product = squares = start_squares = 0.0
     entries = 0
@@ -98,7 +99,7 @@ def _began_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Te
             start_squares += float(start.double().square().sum())
             entries += start.numel()
     norms = math.sqrt(squares * start_squares)
-    return norms > 0 and product / norms > max(5 / math.sqrt(entries), _SEEN)
+    return norms > 0 and product / norms > max(5 / math.sqrt(entries), _LEAST_COSINE)
 
 
 def _change(
@@ -107,24 +108,24 @@ def _change(
     start: tuple[torch.Tensor, torch.Tensor],
 ) -> Update:
     (down, up), (down_start, up_start) = now, start
-    if up_start.any() and down_start.any():  # The model did not start as its base.
+    if up_start.any() and down_start.any():  # The model did not start equal to its base.
         whole = Factored.of(torch.cat([down, down_start]), torch.cat([up, -up_start]))
     else:
         whole = Factored.of(down, up)
     trained = Factored.of(down - down_start, up)
-    # An A that is frozen does not change: modules may share what it started as.
+    # A frozen A keeps its initial values, which modules may share.
     return Update(site, whole, trained if trained.rank else whole)
 
 
 def _parts(plan: Plan, site: Site, down: torch.Tensor, up: torch.Tensor) -> dict[str, float]:
-    """Return the Frobenius norm of what each share adds; terms follow each other in the factors' rows."""
+    """Return the Frobenius norm of each share's term, whose rows are consecutive in the factors."""
     rows: dict[str, list[int]] = {}
     first = 0
     for term in plan.terms_of[site.path]:
         rows.setdefault(without_start(term.share), []).extend(range(first, first + term.rows))
         first += term.rows
-    found = {}
-    for share, own in rows.items():
-        a, b = down[own].double(), up[own].double()
-        found[share] = float(((b @ b.t()) * (a @ a.t())).sum().clamp(min=0).sqrt())
-    return found
+    norms = {}
+    for share, span in rows.items():
+        a, b = down[span].double(), up[span].double()
+        norms[share] = float(((b @ b.t()) * (a @ a.t())).sum().clamp(min=0).sqrt())
+    return norms

@@ -1,4 +1,4 @@
-"""How alike the updates of modules are, two by two."""
+"""Measure how similar the updates of modules are, pair by pair."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bishare_dsl.analyse.update import Factored, Update
 
 @dataclass(frozen=True)
 class Measure:
-    """One number for two modules. ``signed`` ones go from -1 to 1, the others from 0 to 1."""
+    """One number for two modules: from -1 to 1 if ``signed``, else from 0 to 1."""
 
     name: str
     title: str
@@ -51,9 +51,9 @@ MEASURES = (
 
 
 def similarity(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
-    """Return each measure of each two updates, (n, n) float64; NaN where their widths differ.
+    """Return each measure for every pair of updates, (n, n) float64, with NaN if their widths differ.
 
-    The input side is compared without starts that are known, as training changed it; all else is of dW.
+    The angles of the input side exclude known initial values; the other measures compare dW.
     """
     return {
         "rmi": _rmi(updates),
@@ -71,26 +71,26 @@ def _rmi(updates: Sequence[Update]) -> torch.Tensor:
 
 
 def rmi(means: torch.Tensor, squares: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Return the relative mutual information of each two of n matrices, as the paper has it (Eq. 7-10), from
-    means and norms alone: (n, n) float64, NaN where an entropy is 0 or none.
+    """Return the relative mutual information of every pair of n matrices (the paper's Equations 7 to 10).
 
-    The entropy of a matrix is that of a normal distribution with the standard deviation of its entries, and
-    the joint entropy of two that of all their entries together. So it knows two standard deviations (and two
-    means), and nothing of which entry is where: independent random matrices of one scale score 1.
+    The result is (n, n) float64, with NaN if an entropy is 0 or undefined. It is computed from means and
+    norms alone. The entropy of a matrix is the entropy of a normal distribution with the standard
+    deviation of its entries; the joint entropy uses the entries of both. The measure ignores positions,
+    so independent random matrices of one scale score 1.
 
     Args:
         means: of the entries of each matrix, (n,).
         squares: the mean of the squares of the entries, (n,).
-        sizes: how many entries each has, (n,).
+        sizes: the number of entries of each matrix, (n,).
     """
     means, squares, sizes = means.double(), squares.double(), sizes.double()
-    own = _entropy(squares - means.square())
+    entropies = _entropy(squares - means.square())
     weight = sizes[:, None] / (sizes[:, None] + sizes)
     mean = weight * means[:, None] + (1 - weight) * means
     square = weight * squares[:, None] + (1 - weight) * squares
-    information = own[:, None] + own - _entropy(square - mean.square())
-    found = information / torch.minimum(own[:, None], own)
-    return found.where(found.isfinite(), torch.nan)
+    information = entropies[:, None] + entropies - _entropy(square - mean.square())
+    relative = information / torch.minimum(entropies[:, None], entropies)
+    return relative.where(relative.isfinite(), torch.nan)
 
 
 def _entropy(variance: torch.Tensor) -> torch.Tensor:
@@ -101,8 +101,8 @@ def _entropy(variance: torch.Tensor) -> torch.Tensor:
 def _cosine(updates: Sequence[Update]) -> torch.Tensor:
     """Compute ``<dW_i, dW_j> = tr((B_i^T B_j)(A_j A_i^T))`` over the norms."""
     n = len(updates)
-    found = torch.full((n, n), torch.nan, dtype=torch.float64)
-    for members in _alike([(u.site.d_in, u.site.d_out) for u in updates]):
+    cosines = torch.full((n, n), torch.nan, dtype=torch.float64)
+    for members in _groups_of_equal([(u.site.d_in, u.site.d_out) for u in updates]):
         whole: list[Factored] = [updates[i].whole for i in members]
         blocks = Blocks([w.rank for w in whole])
         left, right = (
@@ -112,25 +112,25 @@ def _cosine(updates: Sequence[Update]) -> torch.Tensor:
         products = (left @ left.t()) * (right @ right.t()) * values[:, None] * values
         sums = blocks.sums(products)
         norms = sums.diagonal().clamp(min=0).sqrt()
-        _put(found, members, sums / (norms[:, None] * norms))
-    return found
+        _put(cosines, members, sums / (norms[:, None] * norms))
+    return cosines
 
 
 def _angles(sides: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean squared cosine of the principal angles of each two sets of orthonormal rows."""
+    """Return the mean squared cosine of the principal angles of every pair of sets of orthonormal rows."""
     n = len(sides)
-    found = torch.full((n, n), torch.nan, dtype=torch.float64)
-    for members in _alike([side.shape[1] for side in sides]):
+    angles = torch.full((n, n), torch.nan, dtype=torch.float64)
+    for members in _groups_of_equal([side.shape[1] for side in sides]):
         here = [sides[i] for i in members]
         rows = torch.cat(here)
         ranks = torch.tensor([float(len(side)) for side in here], dtype=torch.float64)
         sums = Blocks([len(side) for side in here]).sums((rows @ rows.t()).square())
-        _put(found, members, sums / torch.minimum(ranks[:, None], ranks))
-    return found
+        _put(angles, members, sums / torch.minimum(ranks[:, None], ranks))
+    return angles
 
 
 class Blocks:
-    """Sums over the blocks that modules have in a matrix of all their rows."""
+    """Sums over the blocks of modules in a matrix of all their rows."""
 
     def __init__(self, ranks: Sequence[int]):
         self._owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
@@ -144,11 +144,11 @@ class Blocks:
         return both.index_add_(1, self._owner, rows)
 
 
-def _alike(keys: Sequence[object]) -> list[list[int]]:
-    found: dict[object, list[int]] = {}
+def _groups_of_equal(keys: Sequence[object]) -> list[list[int]]:
+    groups: dict[object, list[int]] = {}
     for i, key in enumerate(keys):
-        found.setdefault(key, []).append(i)
-    return list(found.values())
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
 
 
 def _put(into: torch.Tensor, members: Sequence[int], values: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""An analysis as text and tables."""
+"""Write an analysis as text and tables."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from bishare_dsl.show.table import Table
 
 
 def parts(analyses: Sequence[Analysis], between: Sequence[Map]) -> list[str | Table]:
-    """Say what was found; joint energy, the means of all measures beside those of chance, and ranks."""
-    found: list[str | Table] = [finding(analyses)]
+    """Return the finding, then tables of joint energy, of all measures and their chance, and of ranks."""
+    result: list[str | Table] = [finding(analyses)]
     for analysis in analyses:
         adapter = analysis.adapter
-        found.append(
+        result.append(
             f"{adapter.name}: {adapter.plan.spec} on {adapter.plan.base.name}, "
             f"{len(analysis.modules):,} modules, {initial_values(adapter)}"
         )
-        found += [joint(analysis, by_gain(analysis)), caption(analysis)]
-        found += [_likeness(analysis.charts), kinds(analysis)]
+        result += [joint(analysis, by_gain(analysis)), caption(analysis)]
+        result += [_similarities(analysis.charts), kinds(analysis)]
     if between:
-        found += ["between the adapters, module by module", _likeness(between)]
-    return found
+        result += ["between the adapters, module by module", _similarities(between)]
+    return result
 
 
-def _likeness(charts: Sequence[Map]) -> Table:
+def _similarities(charts: Sequence[Map]) -> Table:
     titles = {measure.name: measure.title for measure in MEASURES}
     rows = [[titles[c.measure], c.title, shown(c.mean), shown(c.chance)] for c in charts]
     return Table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
 
 
 def initial_values(adapter: AdapterUpdates) -> str:
-    """Say whether the random initial values of A are subtracted before updates are compared."""
-    known = adapter.starts_known
-    return "initial values subtracted" if known else "initial values unknown, so not subtracted"
+    """Explain whether the random initial values of A are subtracted before updates are compared."""
+    subtracted = adapter.starts_known
+    return (
+        "initial values subtracted" if subtracted else "initial values unknown, so not subtracted"
+    )
 
 
 def caption(analysis: Analysis) -> str:
@@ -54,7 +56,7 @@ def caption(analysis: Analysis) -> str:
 
 
 def by_gain(analysis: Analysis) -> list[JointRow]:
-    """Return what shared factors keep, most above chance first; keys with equal groups are one row."""
+    """Sort the joint energies by their excess over chance, with one row for keys with equal groups."""
     folded: dict[object, JointRow] = {}
     for row in sorted(analysis.joint, key=lambda row: row.gain, reverse=True):
         same = row.joint.role, row.joint.groups or row.joint.key
@@ -66,7 +68,7 @@ def by_gain(analysis: Analysis) -> list[JointRow]:
 
 
 def joint(analysis: Analysis, rows: Sequence[JointRow]) -> Table:
-    """Make the table of what common factors keep, beside chance."""
+    """Make the table of the energy that common factors keep, compared with chance."""
     head = [
         "per",
         "shared",
@@ -92,9 +94,9 @@ def joint(analysis: Analysis, rows: Sequence[JointRow]) -> Table:
 
 
 def kinds(analysis: Analysis) -> Table:
-    """Make the table of ranks by kind, and of each share's part of what is added."""
-    found = ranks.kinds(analysis.modules)
-    shares = list(dict.fromkeys(share for row in found for share in row.parts))
+    """Make the table of ranks by kind, with each share's part of the update."""
+    kind_rows = ranks.kinds(analysis.modules)
+    shares = list(dict.fromkeys(share for row in kind_rows for share in row.parts))
     head = ["kind", "modules", "rank", "stable rank", *(f"{share}'s part" for share in shares)]
     rows = [
         [
@@ -104,6 +106,6 @@ def kinds(analysis: Analysis) -> Table:
             f"{row.stable_rank:.2f}",
             *(f"{row.parts.get(share, 0):.1%}" for share in shares),
         ]
-        for row in found
+        for row in kind_rows
     ]
     return Table(head, rows)

@@ -1,4 +1,4 @@
-"""The update of a module by its singular vectors, and what chance makes of it."""
+"""The update of a module as singular vectors, and independent updates for comparison."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from bishare_dsl.models.site import Site
 
 _ROUNDING = 1e-6
-"""Singular values below this part of the largest are what float32 adds."""
+"""Singular values below this fraction of the largest are rounding errors of float32."""
 
 
 @dataclass(frozen=True)
 class Factored:
-    """``dW = left^T diag(values) right``: ``left`` (rank, d_out) and ``right`` (rank, d_in) have orthonormal
-    rows, ``values`` (rank,) fall and are positive. The rank may be 0.
+    """A factored update ``dW = left^T diag(values) right``.
+
+    ``left`` (rank, d_out) and ``right`` (rank, d_in) have orthonormal rows; ``values`` (rank,) are
+    positive and fall. The rank may be 0.
     """
 
     values: torch.Tensor
@@ -24,11 +26,11 @@ class Factored:
 
     @classmethod
     def of(cls, down: torch.Tensor, up: torch.Tensor) -> Factored:
-        """Return the singular vectors of ``up^T down``, by QR of both factors and the SVD of a small matrix.
+        """Factor ``up^T down`` with a QR decomposition of both factors and the SVD of a small matrix.
 
         Args:
             down: A, (rows, d_in).
-            up: B, (rows, d_out), scale folded in.
+            up: B, (rows, d_out), including the scale.
         """
         in_basis, in_rest = torch.linalg.qr(down.float().t())
         out_basis, out_rest = torch.linalg.qr(up.float().t())
@@ -53,7 +55,7 @@ class Factored:
 
     @property
     def stable_rank(self) -> float:
-        """The energy over the square of the largest singular value; 0 where there is none."""
+        """The energy over the square of the largest singular value, or 0 at rank 0."""
         return self.energy / float(self.values[0].double() ** 2) if self.rank else 0.0
 
     @property
@@ -62,7 +64,7 @@ class Factored:
         return float((self.left.mean(dim=1) * self.values * self.right.mean(dim=1)).sum())
 
     def independent(self, random: torch.Generator) -> Factored:
-        """Return an update of the same singular values whose vectors are random: an independent start."""
+        """Return an update with the same singular values and random vectors."""
         return Factored(
             self.values, _directions(self.left, random), _directions(self.right, random)
         )
@@ -70,12 +72,12 @@ class Factored:
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to a module, and what of it came by training.
+    """The update of a module, and the part of it that training caused.
 
     Attributes:
         site: the module.
-        whole: dW, without what it was at the start.
-        trained: where the start of A is known, the same with the change of A in the place of A; otherwise
+        whole: dW, minus its initial value.
+        trained: the same with the change of A instead of A, if the initial values of A are known; else
             ``whole``.
     """
 
@@ -84,7 +86,7 @@ class Update:
     trained: Factored
 
     def independent(self, random: torch.Generator) -> Update:
-        """Return an update of the same singular values and random vectors."""
+        """Return an update with the same singular values and random vectors."""
         whole = self.whole.independent(random)
         if self.trained is self.whole:
             return Update(self.site, whole, whole)

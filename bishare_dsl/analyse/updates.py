@@ -1,4 +1,4 @@
-"""How large the updates of an adapter are, and how far apart those of two: from their factors alone."""
+"""Compute norms of updates, and distances between the updates of two adapters, from their factors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Distance:
-    """Two adapters' updates of some modules, as squared norms and their inner product."""
+    """The updates of two adapters at some modules, as squared norms and an inner product."""
 
     modules: int
     first: float
@@ -30,13 +30,13 @@ class Distance:
 
     @property
     def relative(self) -> float | None:
-        """``|dW_1 - dW_2| / |dW_1|``, in Frobenius norms; None where the first adds nothing."""
+        """``|dW_1 - dW_2| / |dW_1|`` in Frobenius norms, or None if the first update is zero."""
         left = max(self.first + self.second - 2 * self.product, 0.0)
         return math.sqrt(left / self.first) if self.first else None
 
     @property
     def cosine(self) -> float | None:
-        """The cosine of the two updates; None where one of them is zero."""
+        """The cosine of the two updates, or None if one of them is zero."""
         norms = math.sqrt(self.first * self.second)
         return self.product / norms if norms else None
 
@@ -45,7 +45,7 @@ def factors_of(stored: StoredAdapter) -> dict[Site, Factors]:
     """Return the effective factors of each module that an adapter updates.
 
     Raises:
-        AdapterError: an update is not a matrix (BS633) or not finite (BS628), or a tensor comes from the
+        AdapterError: an update is not a matrix (BS633) or not finite (BS628), or a tensor depends on the
             base's weights (BS688).
     """
     plan, tensors = stored.plan, stored.tensors()

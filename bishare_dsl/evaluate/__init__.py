@@ -1,1 +1,1 @@
-"""Adapters and their base on tasks of lm-evaluation-harness, side by side."""
+"""Evaluate adapters and their base on tasks of lm-evaluation-harness."""

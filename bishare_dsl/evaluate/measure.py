@@ -1,4 +1,4 @@
-"""lm_eval on a live model, by its own `simple_evaluate`, and its own files."""
+"""Run lm_eval's `simple_evaluate` on a live model."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from bishare_dsl.diagnostics.codes.evaluate import RUN_FAILED
 def measure(
     label: str, *, output_path: Path | None, log_samples: bool, **settings: Any
 ) -> tuple[dict[str, Any], int]:
-    """Evaluate a model as it stands.
+    """Evaluate a model in its current state.
 
     Args:
-        label: what the model is called if it fails.
-        output_path: where lm_eval writes its files; None for nowhere.
-        log_samples: write prompts and answers there too.
+        label: the model's name in errors.
+        output_path: folder for lm_eval's files, or None.
+        log_samples: also write prompts and answers there.
         settings: keywords of ``simple_evaluate``, such as ``model``, an ``HFLM``.
 
     Returns:
-        What lm_eval returns, without samples; and how many likelihoods are not numbers, of which lm_eval
-        takes one all the same.
+        lm_eval's result without samples, and the number of likelihoods that are NaN, which lm_eval does not
+        report.
 
     Raises:
         EvaluateError: lm_eval, a task or the model failed (BS806).
     """
     tracker = EvaluationTracker(output_path=output_path and str(output_path))
     try:
-        found: dict[str, Any] = simple_evaluate(evaluation_tracker=tracker, **settings)
-    except Exception as error:  # lm_eval's, a task's, the model's: of any type
+        outcome: dict[str, Any] = simple_evaluate(evaluation_tracker=tracker, **settings)
+    except Exception as error:  # lm_eval, a task or the model may raise anything
         raise EvaluateError(RUN_FAILED(model=label, reason=one_line(error))) from error
-    # Before lm_eval makes text of them.
-    samples = found.pop("samples")
+    # Before lm_eval converts them to text.
+    samples = outcome.pop("samples")
     broken = sum(map(math.isnan, _likelihoods(samples)))
     samples = samples if log_samples else {}
-    tracker.save_results_aggregated(results=found, samples=samples)
+    tracker.save_results_aggregated(results=outcome, samples=samples)
     for task in samples:
         tracker.save_results_samples(task_name=task, samples=samples[task])
-    return found, broken
+    return outcome, broken
 
 
 def _likelihoods(samples: Mapping[str, list[dict[str, Any]]]) -> Iterator[float]:

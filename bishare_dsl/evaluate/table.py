@@ -1,4 +1,4 @@
-"""Models side by side: each figure of lm_eval with its standard error."""
+"""Tabulate the figures of lm_eval with their standard errors, one column per model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from bishare_dsl.show.table import Table
 
 
 def rows_of(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """List every figure, with what each model has; ``results`` are lm_eval's, by the model's name."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """List every figure with its value for each model. ``results`` maps model names to lm_eval's results."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for label, result in results.items():
         for task, figures in result["results"].items():
             for key, value in figures.items():
                 metric, comma, filter = key.partition(",")
                 if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                     continue
-                row = found.setdefault(
+                row = rows.setdefault(
                     (task, key),
                     {
                         "task": task,
@@ -30,7 +30,7 @@ def rows_of(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 stderr = figures.get(f"{metric}_stderr,{filter}")
                 stderr = stderr if isinstance(stderr, float) else None
                 row["scores"][label] = {"value": value, "stderr": stderr}
-    return list(found.values())
+    return list(rows.values())
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> Table:
@@ -45,5 +45,5 @@ def table_of(rows: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> Table:
 
 
 def _score(score: Mapping[str, float | None] | None) -> str:
-    found = () if score is None else score.values()
-    return " ± ".join(f"{value:.4f}" for value in found if value is not None)
+    numbers = () if score is None else score.values()
+    return " ± ".join(f"{value:.4f}" for value in numbers if value is not None)

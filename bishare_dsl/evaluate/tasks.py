@@ -1,4 +1,4 @@
-"""From words after ``--tasks`` to lm_eval's tasks, loaded with their data before any model is."""
+"""Resolve ``--tasks`` to lm_eval's tasks, and load their data before any model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def load_tasks(
     """Find tasks of lm_eval and load them with their data.
 
     Args:
-        names: of tasks, groups and tags, patterns of these, and paths of task files.
+        names: names of tasks, groups and tags, patterns for these, or paths of task files.
         include_path: a folder of task files. A ``!function`` in one of them names Python that lm_eval runs.
 
     Returns:
-        What found them, and the tasks and groups.
+        The task manager, and the tasks and groups.
 
     Raises:
-        EvaluateError: lm_eval is not installed (BS735); every name that is unknown (BS802), else every
-            task that cannot be loaded (BS803).
+        EvaluateError: lm_eval is not installed (BS735), names are unknown (BS802), or tasks cannot be loaded
+            (BS803).
     """
     if importlib.util.find_spec("lm_eval") is None:
         remedy = "pip install 'bishare[eval]'"
@@ -38,14 +38,14 @@ def load_tasks(
 
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not all(name in manager.all_subtasks or Path(name).is_file() for name in names):
-        # lm_eval's own 14,000 task files too, which takes seconds.
+        # This searches lm_eval's 14,000 task files, which takes seconds.
         manager = TaskManager(include_path=include_path)
     wanted: list[str] = []
     problems: list[Problem] = []
     for name in names:
-        found = [name] if Path(name).is_file() else manager.match_tasks([name])
-        wanted += found
-        if not found:
+        matches = [name] if Path(name).is_file() else manager.match_tasks([name])
+        wanted += matches
+        if not matches:
             problems.append(
                 codes.UNKNOWN_TASK(name=name, help=nearest(name, manager.all_tasks, few=0))
             )
@@ -54,7 +54,7 @@ def load_tasks(
     for name in dict.fromkeys(wanted):
         try:
             loaded = manager.load([name])
-        except Exception as error:  # noqa: BLE001 - task files and data raise what they like
+        except Exception as error:  # noqa: BLE001 - task files and data may raise anything
             problems.append(codes.TASK_NOT_LOADED(name=name, reason=one_line(error)))
         else:
             group = loaded["groups"].get(name)

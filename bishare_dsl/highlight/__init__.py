@@ -1,1 +1,1 @@
-"""Colours for specs in editors and on pages, from the grammar that the parser has."""
+"""Syntax colours for specs, derived from the parser's grammar."""

@@ -1,4 +1,4 @@
-"""A lexer for Pygments, which finds it by its entry point: ``pygmentize -l share my.share``."""
+"""A lexer for Pygments, registered by an entry point: ``pygmentize -l share my.share``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bishare_dsl.highlight.rules import tokens
 
 
 class ShareLexer(Lexer):  # type: ignore[misc]  # Pygments has no types
-    """Highlights the specs of bishare."""
+    """Highlight specs."""
 
     name = "bishare"
     aliases: ClassVar[list[str]] = ["share", "bishare"]
     filenames: ClassVar[list[str]] = ["*.share"]
 
     def get_tokens_unprocessed(self, text: str) -> Iterator[tuple[int, _TokenType, str]]:
-        """Yield what Pygments asks for: each piece of the text with its place and its type."""
+        """Yield the position, type and text of each token, as Pygments requires."""
         end = 0
         for start, stop, part in tokens(text):
             if start > end:

@@ -1,4 +1,4 @@
-"""What the tokens of a `.share` text are to a highlighter: one list of rules for every kind of tool."""
+"""Rules for highlighting `.share` texts, shared by all tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PUNCTUATION = frozenset(",;:(){}=") | {".."}
 
 @dataclass(frozen=True)
 class Part:
-    """What a token is: the scope of TextMate grammars, without the language's name, and Pygments' type."""
+    """The type of a token: its TextMate scope, without the language's name, and its Pygments type."""
 
     scope: str
     pygments: str
@@ -41,9 +41,9 @@ WRONG = Part("invalid.illegal", "Error")
 
 @dataclass(frozen=True)
 class Rule:
-    """A pattern for Python and Oniguruma, and what it finds: a part for each group, or for all of it.
+    """A pattern for Python and Oniguruma, with the type of each group or of the whole match.
 
-    Where several rules match at a place, the first one counts. White space is none of theirs.
+    If several rules match at a position, the first one counts. No rule matches white space.
     """
 
     pattern: str
@@ -52,7 +52,7 @@ class Rule:
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """Make the rules from the grammar's terminals."""
+    """Derive the rules from the grammar's terminals."""
     patterns = {t.name: t.pattern.value for t in lark().terminals if t.pattern.type == "re"}
     keywords = [word for word in words() if word.isalpha()]
     signs = [word for word in words() if not word.isalpha()]
@@ -82,12 +82,12 @@ def rules() -> tuple[Rule, ...]:
 
 
 def tokens(text: str) -> Iterator[tuple[int, int, Part]]:
-    """Find the tokens of a text, comments among them: where each starts and ends, and what it is."""
+    """Yield the start, end and type of each token of a text, including comments."""
     compiled = [(re.compile(rule.pattern), rule) for rule in rules()]
     at = 0
     while at < len(text):
-        found = ((pattern.match(text, at), rule) for pattern, rule in compiled)
-        match, rule = next(((m, rule) for m, rule in found if m), (None, None))
+        matches = ((pattern.match(text, at), rule) for pattern, rule in compiled)
+        match, rule = next(((m, rule) for m, rule in matches if m), (None, None))
         if match is None or rule is None:
             at += 1  # white space
             continue
@@ -97,7 +97,7 @@ def tokens(text: str) -> Iterator[tuple[int, int, Part]]:
 
 
 def _any(choices: Iterable[str]) -> str:
-    """Match one of some texts, the longest that there is."""
+    """Return a pattern for one of these texts, the longest first."""
     return "|".join(map(re.escape, sorted(choices, key=lambda choice: (-len(choice), choice))))
 
 

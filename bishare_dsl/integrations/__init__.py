@@ -1,1 +1,1 @@
-"""What lets adapters of bishare into training frameworks that ask for code of one's own."""
+"""Plug-ins for training frameworks."""

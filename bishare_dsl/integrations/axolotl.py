@@ -1,4 +1,4 @@
-"""Training a spec by Axolotl.
+"""Train a spec with Axolotl.
 
 plugins: [bishare_dsl.integrations.axolotl.BisharePlugin]
 adapter: bishare
@@ -30,31 +30,31 @@ class Adapter(BaseModel):
 
 
 class Arguments(BaseModel):
-    """What the plug-in adds to Axolotl's YAML."""
+    """Keys that the plug-in adds to Axolotl's YAML."""
 
     bishare: Adapter | None = None
 
 
 class BisharePlugin(BasePlugin):  # type: ignore[misc]
-    """Makes and loads adapters where ``adapter: bishare`` is said."""
+    """Create and load adapters if the config has ``adapter: bishare``."""
 
     def get_input_args(self) -> str:
-        """Name what the plug-in adds to the YAML."""
+        """Return the path of the class with the keys for the YAML."""
         return f"{__name__}.{Arguments.__name__}"
 
     def get_adapter_capabilities(self) -> list[AdapterCapabilities]:
-        """Name the adapter."""
+        """Return the name of the adapter type."""
         return [AdapterCapabilities(name="bishare")]
 
     def pre_model_load(self, cfg: Any) -> None:
-        """Read the spec, before a model is loaded. Errors are as for `_config_of`."""
+        """Read the spec before a model is loaded. Raises the errors of `_config_of`."""
         if cfg.adapter == "bishare" and not cfg.lora_model_dir:
             _config_of(cfg)
 
     def load_adapter(
         self, model: PreTrainedModel, cfg: Any, inference: bool = False, config_only: bool = False
     ) -> tuple[PeftModel | None, PeftConfig] | None:
-        """Adapt the model: by ``lora_model_dir``, where that is given, or anew."""
+        """Load the adapter from ``lora_model_dir`` if it is set, else create a new one."""
         if cfg.adapter != "bishare":
             return None
         if cfg.lora_model_dir and not config_only:
@@ -67,10 +67,10 @@ class BisharePlugin(BasePlugin):  # type: ignore[misc]
 
 
 def _config_of(cfg: Any) -> BishareConfig:
-    """Return what the block ``bishare:`` says.
+    """Read the block ``bishare:``.
 
     Raises:
-        BishareError: there is none (BS736), or its spec is wrong.
+        BishareError: the block is missing (BS736), or its spec is wrong.
     """
     if not cfg.bishare:
         help = "name a spec, as in `bishare: {spec: bishare_ke_ab}`"

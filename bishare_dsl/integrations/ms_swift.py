@@ -1,9 +1,9 @@
-"""Training a spec by ms-swift.
+"""Train a spec with ms-swift.
 
     swift sft --external_plugins PATH_OF_THIS_FILE --tuner_type bishare \\
         --model_kwargs '{"bishare_spec": "bishare_ke_ab"}' ...
 
-``bishare_params`` gives values for the spec's params, as a JSON object in a string; the seed is ms-swift's.
+``bishare_params`` sets the spec's params, as a JSON object in a string. The seed is ms-swift's.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class BishareTuner(PeftTuner):  # type: ignore[misc]
-    """Makes the adapter of a spec; PEFT saves and loads it."""
+    """Create the adapter of a spec. PEFT saves and loads it."""
 
     @staticmethod
     def prepare_model(args: Any, model: PreTrainedModel) -> PeftModel:
-        """Adapt a model; ms-swift puts ``--model_kwargs`` into the environment.
+        """Adapt a model. ms-swift puts ``--model_kwargs`` into the environment.
 
         Raises:
-            BishareError: they name no spec (BS736), or it is wrong.
+            BishareError: the spec is missing (BS736) or wrong.
         """
         if not (spec := os.environ.get("BISHARE_SPEC")):
             help = """it is `--model_kwargs '{"bishare_spec": "bishare_ke_ab"}'`, say"""

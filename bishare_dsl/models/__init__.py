@@ -1,6 +1,6 @@
-"""Models as the compiler sees them: sites, presets, inspection and loading.
+"""Models: sites, presets, inspection and loading.
 
-Nothing here imports torch or transformers until a model or a config is read.
+The package imports torch and transformers only when a model or a config is read.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Reading a model's config: from a preset, a folder, a JSON file, a GGUF file or the Hub."""
+"""Read a model's config from a preset, a folder, a JSON file, a GGUF file or the Hub."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def read_config(source: Source) -> PreTrainedConfig:
-    """Return the transformers config of a model; no weights are read.
+    """Return the transformers config of a model, without reading weights.
 
-    ``name_or_path`` of the config says where the model comes from, as it does after ``from_pretrained``.
+    ``name_or_path`` of the config is the source of the model, as after ``from_pretrained``.
 
     Raises:
-        ModelError: it cannot be had or read (BS504 to BS511).
+        ModelError: the config cannot be fetched or read (BS504 to BS511).
     """
     from transformers import AutoConfig
 
@@ -46,11 +46,11 @@ def read_config(source: Source) -> PreTrainedConfig:
             _check_json(path / "config.json")
         case "config":
             _check_json(path)
-    # Shapes do not change between revisions, so a cached config is as good as a fresh one.
+    # Revisions do not change shapes, so a cached config will do.
     place, keywords = arguments(source, cached=True)
     try:
         config = AutoConfig.from_pretrained(place, **keywords)
-    # A family's own checks, and readers of raw bytes, raise what they like.
+    # Checks of model families and readers of raw bytes may raise anything.
     except Exception as error:
         raise ModelError(_unreadable(source, one_line(error))) from error
     config.name_or_path = source.place
@@ -58,21 +58,22 @@ def read_config(source: Source) -> PreTrainedConfig:
 
 
 def arguments(source: Source, *, cached: bool = False) -> tuple[str, dict[str, Any]]:
-    """Return what ``from_pretrained`` takes for a source: the name, and keywords.
+    """Return the name and the keywords to pass to ``from_pretrained``.
 
     Args:
-        cached: whether a Hub model in the local cache will do even if the Hub can be asked.
+        source: of the model.
+        cached: whether to prefer the local cache over the Hub.
 
     Raises:
-        ModelError: the Hub does not give it, and it is not in the cache (BS504, BS505).
+        ModelError: the Hub refuses the model, and the cache does not have it (BS504, BS505).
     """
     keywords: dict[str, Any] = {"trust_remote_code": False}
     if source.kind == "gguf":
         path = Path(source.place)
         return str(path.parent), {**keywords, "gguf_file": path.name, "local_files_only": True}
     if source.kind == "hub":
-        # The folder itself, and not the id with `local_files_only`: transformers 5.24 looks for an
-        # adapter_config.json all the same, for 23 seconds.
+        # Pass the folder, not the id with `local_files_only`: transformers 5.24 would still search the
+        # Hub for an adapter_config.json, for 23 seconds.
         folder = cached_folder(source.place)
         try:
             if folder is None or not cached:
@@ -92,10 +93,10 @@ def _unreadable(source: Source, reason: str) -> Problem:
 
 
 def require_gguf(path: Path) -> None:
-    """Check that ``path`` begins like a GGUF file and can be read here.
+    """Check that ``path`` begins like a GGUF file and that the package to read it is installed.
 
     Raises:
-        ModelError: the package that reads it is missing (BS735), or it is no such file (BS511).
+        ModelError: the package is missing (BS735), or the file is not GGUF (BS511).
     """
     if find_spec("gguf") is None:
         help = "run `pip install 'bishare[gguf]'`"
@@ -110,7 +111,7 @@ def require_gguf(path: Path) -> None:
 
 
 def _check_json(path: Path) -> None:
-    """Check that ``path`` is a JSON object whose ``model_type`` the installed transformers knows."""
+    """Check that ``path`` is a JSON object with a ``model_type`` that the installed transformers knows."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:

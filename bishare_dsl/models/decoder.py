@@ -1,4 +1,4 @@
-"""The shapes of a Llama-like decoder by arithmetic: no torch, no download."""
+"""Compute the shapes of a Llama-like decoder from its config, without torch and without a download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     *("num_hidden_layers", "vocab_size"),
 )
-# Fields by which a model of these families has other modules.
+# With one of these fields, a model of these families has other modules.
 _OTHERWISE = (
     *("attention_bias", "mlp_bias", "quantization_config", "auto_map", "num_experts"),
     "num_local_experts",
@@ -22,11 +22,11 @@ _OTHERWISE = (
 
 
 def plain_decoder(name: str, config: Path) -> Architecture | None:
-    """Return the shapes that a ``config.json`` says; None where this file cannot tell them for sure."""
+    """Return the shapes of a ``config.json``, or None if this module cannot be sure of them."""
     try:
         fields = json.loads(config.read_bytes())
         [task] = fields["architectures"]
-        known = fields["model_type"] in _FAMILIES and task.endswith("ForCausalLM")
+        supported = fields["model_type"] in _FAMILIES and task.endswith("ForCausalLM")
         sizes = [fields[size] for size in _SIZES]
         whole = fields.get("head_dim") or not sizes[0] % sizes[2]
         tied = isinstance(fields["tie_word_embeddings"], bool)
@@ -39,9 +39,9 @@ def plain_decoder(name: str, config: Path) -> Architecture | None:
         ArithmeticError,
         RecursionError,
     ):
-        return None  # Who reads it with transformers says what is wrong.
+        return None  # Reading it with transformers reports the problem.
     counted = all(type(size) is int and size > 0 for size in sizes)
-    if known and whole and tied and counted and not any(map(fields.get, _OTHERWISE)):
+    if supported and whole and tied and counted and not any(map(fields.get, _OTHERWISE)):
         return decoder(name, None, fields)
     return None
 
@@ -50,9 +50,9 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     """Return the architecture of a decoder: attention and a gated MLP, or experts, in every block.
 
     Args:
-        name: what to call it.
+        name: for messages and plans.
         model_id: its id on the Hub.
-        config: the fields of its ``config.json``; ``model_type`` is one of the families of the presets.
+        config: the fields of its ``config.json``, with the ``model_type`` of a preset's family.
     """
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
@@ -71,7 +71,7 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     for mlp in [f"mlp.experts.{number}" for number in range(experts)] or ["mlp"]:
         linears[f"{mlp}.gate_proj"] = linears[f"{mlp}.up_proj"] = (hidden, intermediate)
         linears[f"{mlp}.down_proj"] = (intermediate, hidden)
-    if family == "phi3":  # It reads q, k and v off one layer, and gate and up off another.
+    if family == "phi3":  # Phi-3 has one layer for q, k and v, and one for gate and up.
         linears = {
             "self_attn.o_proj": (query, hidden),
             "self_attn.qkv_proj": (hidden, query + 2 * key_value),
@@ -89,15 +89,15 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     if family == "gemma3_text":
         for side in ("pre", "post"):
             blocks[f"{side}_feedforward_layernorm.weight"] = (hidden,)
-    # Queries and keys are normed, head by head.
+    # Queries and keys are normalised per head.
     if family in ("qwen3", "qwen3_moe", "gemma3_text"):
         blocks |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
     if family == "qwen2":
         widths = {"q": query, "k": key_value, "v": key_value}
         blocks |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
     if experts:
-        blocks["mlp.gate.weight"] = (experts, hidden)  # The router is no site.
-    # As the modules of a block stand: attention, MLP, norms.
+        blocks["mlp.gate.weight"] = (experts, hidden)  # The router is not a site.
+    # In the order of the modules of a block: attention, MLP, norms.
     blocks = dict(
         sorted(blocks.items(), key=lambda block: "." not in block[0].removesuffix(".weight"))
     )

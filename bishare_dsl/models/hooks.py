@@ -1,4 +1,7 @@
-"""What accelerate, FSDP and transformers keep on modules and tensors: private names of theirs, here alone."""
+"""Access private state that accelerate, FSDP and transformers keep on modules and tensors.
+
+Their private names occur in this module only.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FORWARDS = ("_old_forward", "forward")
-"""Where on an instance accelerate keeps a forward: the one that its hook wraps, and the wrapper. After the
-hook is removed `forward` is the class's own, bound."""
+"""Attributes of an instance that hold a forward: the forward that accelerate's hook wraps, and the wrapper.
+After the hook is removed, `forward` is the bound method of the class."""
 
 ADDED = frozenset({"_hf_hook", *FORWARDS})
 """The attributes that an accelerate hook adds to a module."""
@@ -27,13 +30,12 @@ _PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 HAS_ADAPTER = "_hf_peft_config_loaded"
-"""By this attribute transformers knows that a model has an adapter: that a quantised base may train, and that
-gradients are to reach the inputs of layers that are computed again.
-"""
+"""With this attribute transformers knows that a model has an adapter: a quantised base may train, and
+gradients reach the inputs of recomputed layers."""
 
 
 FUSED_HEAD = "fused_lm_head"
-"""The argument by which TRL asks a forward for a loss that is computed from the weight of the head."""
+"""The argument with which TRL requests a loss that is computed from the weight of the head."""
 
 _OF_BASE = (
     *("max_shard_size", "variant", "save_peft_format", "save_original_format"),
@@ -46,12 +48,12 @@ _OF_BASE = (
 def uploaded(
     model: Any, folder: str | os.PathLike[str], settings: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Upload what a block writes to a folder, by the calls of the `save_pretrained` of transformers.
+    """Upload the files that a block writes to a folder, as `save_pretrained` of transformers does.
 
     Args:
         model: has the methods of `PushToHubMixin`.
-        folder: its name is that of the repository, unless ``repo_id`` is in ``settings``.
-        settings: of `save_pretrained`: ``token``, ``private``, ``commit_message`` and so on.
+        folder: names the repository, unless ``repo_id`` is in ``settings``.
+        settings: arguments of `save_pretrained`: ``token``, ``private``, ``commit_message`` and so on.
     """
     from huggingface_hub import create_repo
 
@@ -69,21 +71,21 @@ def uploaded(
 
 
 def own_forward(module: nn.Module) -> Any:
-    """Return the forward that an instance has for itself, below accelerate's hook; None where it has none."""
+    """Return the forward set on an instance, below accelerate's hook, or None if its class decides."""
     return next((vars(module)[name] for name in FORWARDS if name in vars(module)), None)
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Tell whether accelerate keeps the values of a module's parameters elsewhere."""
+    """Return whether accelerate offloads the values of a module's parameters."""
     return any(True for _ in _weight_maps(module))
 
 
 def resident_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
-    """Return the tensor that holds a parameter's values, so that writing into it changes the parameter.
+    """Return the tensor that holds a parameter's values. Writing into it changes the parameter.
 
-    accelerate's offload leaves a parameter on the meta device and keeps its values in a map; the tensor
-    in the map is returned if it is the map's own. One on disk is read afresh each time, and writing into
-    what was read would change nothing: then the parameter is returned, still on the meta device.
+    accelerate's offload leaves the parameter on the meta device and keeps its values in a map. If the
+    map holds a tensor in memory, that tensor is returned. A tensor on disk is read again each time, so
+    writing to it would have no effect: then the parameter on the meta device is returned.
     """
     parameter = module._parameters.get(name)
     if parameter is None or not parameter.is_meta:
@@ -95,18 +97,18 @@ def resident_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def forget_loading(model: nn.Module) -> None:
-    """Drop what transformers turned around, when it loaded a quantised model, and turns back when it saves.
+    """Drop the weight conversions that transformers would undo when it saves a quantised model.
 
-    Newer versions of it do so themselves when a model is not quantised any more; 5.4 does not.
+    Newer versions of transformers do so when a model is dequantised; 5.4 does not.
     """
     vars(model).pop("_weight_conversions", None)
 
 
 @contextmanager
 def undo_prepare(model: nn.Module) -> Iterator[None]:
-    """Take off, after a block, what accelerate has put round the forward of a model in it.
+    """Remove the autocast wrapper that accelerate puts around the model's `forward` inside the block.
 
-    It wraps autocast round `forward`. A second run would wrap it again, or not at all.
+    A second run would otherwise wrap it again, or not at all.
     """
     before = {name: vars(model)[name] for name in _PREPARED if name in vars(model)}
     try:
@@ -118,21 +120,21 @@ def undo_prepare(model: nn.Module) -> Iterator[None]:
 
 
 def uses_flash_attention(model: PreTrainedModel) -> bool:
-    """Tell whether a model computes attention by a kernel that takes no mask."""
+    """Return whether a model's attention kernel takes no mask."""
     return "flash" in (model.config._attn_implementation or "")
 
 
-# Layers that are computed again -----------------------------------------------------------------------
+# Recomputed layers ------------------------------------------------------------------------------------
 
 _RECOMPUTES = "_gradient_checkpointing_func"
 
 
 class Recompute:
-    """Calls a layer by what transformers would call it by, and opens a block round what is run again.
+    """Call a layer with transformers' checkpointing function, and open a block around its recomputation.
 
     Args:
-        function: `torch.utils.checkpoint.checkpoint`, or what leads to it.
-        block: returns, when the layer is called, the block for the later run, or None.
+        function: `torch.utils.checkpoint.checkpoint`, or a wrapper of it.
+        block: called with each forward; returns the block for the recomputation, or None.
     """
 
     def __init__(
@@ -149,10 +151,10 @@ class Recompute:
 def recompute_within(
     model: nn.Module, block: Callable[[], AbstractContextManager[None] | None]
 ) -> None:
-    """Let layers whose activations are computed again for the backward be so in a block.
+    """Recompute checkpointed layers inside a block during the backward pass.
 
     Raises:
-        AdapterError: they run without gradients at first, by ``use_reentrant=True`` (BS689).
+        AdapterError: the first run has no gradients, because of ``use_reentrant=True`` (BS689).
     """
     for module in model.modules():
         function = vars(module).get(_RECOMPUTES)
@@ -175,22 +177,22 @@ def forget_recompute(model: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether FSDP manages the parameters of a module."""
+    """Return whether FSDP manages the parameters of a module."""
     return bool(vars(module).get("_is_fsdp_managed_module", False))
 
 
 def is_sharded_class(cls: type[nn.Module]) -> bool:
-    """Tell whether a class is one that FSDP2 has made over a module's own."""
+    """Return whether FSDP2 created a class from a module's class."""
     from torch.distributed.fsdp import FSDPModule
 
     return issubclass(cls, FSDPModule)
 
 
 def reshard(model: nn.Module) -> None:
-    """Let the parameters of a model be the sharded ones again; without FSDP2, do nothing.
+    """Restore the sharded parameters of a model. Do nothing without FSDP2.
 
-    After a forward FSDP2 may leave in their place what it gathered for it: copies that an optimizer never
-    sees, rounded to the type of its mixed precision. No process waits for another here.
+    After a forward, FSDP2 may leave the gathered parameters in place: copies that an optimizer does not see,
+    rounded to the mixed-precision dtype. Processes do not wait for each other here.
     """
     from torch import distributed
 
@@ -203,17 +205,17 @@ def reshard(model: nn.Module) -> None:
 
 
 def is_sharded_tensor(tensor: object) -> bool:
-    """Tell whether a tensor's values are spread over several processes."""
+    """Return whether a tensor's values are sharded over processes."""
     return hasattr(tensor, "full_tensor")
 
 
 def gather(value: Any) -> Any:
-    """Return a tensor with all of its values, for which every process calls this; anything else as it is."""
+    """Return a tensor with all of its values. Every process must call this; non-tensors are unchanged."""
     return value.full_tensor() if is_sharded_tensor(value) else value
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values of a tensor that this process has."""
+    """Return the part of a tensor that this process holds."""
     part: torch.Tensor = cast("Any", tensor).to_local() if is_sharded_tensor(tensor) else tensor
     return part
 

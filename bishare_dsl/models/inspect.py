@@ -1,4 +1,4 @@
-"""A model's sites, found by looking at its modules."""
+"""Find the sites of a model by inspecting its modules."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 ADAPTER = "bishare"
-"""The child of an adapted model that a user speaks to."""
+"""The child of an adapted model that users call."""
 
 TENSORS = "bishare_tensors"
-"""The child of each module that owns tensors of adapters, with a child for each adapter by its name."""
+"""The child of each module that owns adapter tensors. It has a child for each adapter, by name."""
 
 
 def in_adapter(path: str) -> bool:
-    """Tell whether a module or parameter belongs to the adapters of a model, and not to its base."""
+    """Return whether a module or parameter belongs to an adapter and not to the base."""
     return not {ADAPTER, TENSORS}.isdisjoint(path.split("."))
 
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
-    """Return the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
+    """Return the architecture of a model, which may be on the meta device, quantised, or adapted by bishare.
 
     A site is a linear-like module (``nn.Linear`` and its subclasses, GPT-2's ``Conv1D``, a quantised
-    linear). Those inside a block, which is to say below a number in their module path, are ``sites``; the
-    others, and embeddings, are ``outside``, each weight once. A quantised weight counts as the
-    ``d_in * d_out`` parameters that it stands for.
+    linear). Modules inside a block (below a number in their path) are ``sites``; all others, and embeddings,
+    are ``outside``, each weight once. A quantised weight counts as ``d_in * d_out`` parameters.
 
     Args:
-        model: any module; ``model.config`` tells the family and the name where there is one.
-        name: what to call it; by default its id on the Hub, the name of its folder or file, or its family.
+        model: any module. ``model.config``, if present, determines the family and the name.
+        name: by default the model's id on the Hub, the name of its folder or file, or its family.
 
     Raises:
-        ModelError: it has no linear layer, and no embedding (BS514).
+        ModelError: the model has neither a linear layer nor an embedding (BS514).
     """
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", None) or type(model).__name__
@@ -58,7 +57,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         for weight in weights:
             sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
             if weight.expert is not None:
-                continue  # Its parameter is counted as it is.
+                continue  # Its parameter counts as it is.
             kept = module._parameters.get(weight.parameter)
             key = id(module if kept is None else kept)
             if weight.path and block_of(weight.path) is None:
@@ -101,16 +100,16 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
 
 
 def _outside(uses: list[Weight]) -> Site:
-    """Return the site of a weight that modules outside of all blocks use: a head's, where there is one."""
+    """Return the site of a weight that modules outside of blocks use. A head takes precedence."""
     first, *others = sorted(uses, key=lambda weight: weight.looks_up)
     return Site.outside(first.path, first.d_in, first.d_out, [other.path for other in others])
 
 
 def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Architecture:
-    """Return the architecture that a config describes; no weights are made.
+    """Return the architecture that a config describes, without creating weights.
 
     Raises:
-        ModelError: as `model_on_meta` and `inspect_model` do.
+        ModelError: see `model_on_meta` and `inspect_model`.
     """
     return inspect_model(model_on_meta(config, name), name)
 
@@ -119,7 +118,7 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
     """Return the language model that a config describes, on the meta device: shapes without weights.
 
     Raises:
-        ModelError: not a language model (BS508), or no model at all (BS509).
+        ModelError: the config is not of a language model (BS508), or of no model (BS509).
     """
     import torch
 
@@ -128,25 +127,25 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
     try:
         with torch.device("meta"):
             return auto.from_config(config).eval()  # type: ignore[no-any-return]
-    except Exception as error:  # whatever a family's own code raises on a config it cannot build
+    except Exception as error:  # the family's code may raise anything
         raise ModelError(BAD_SIZES(name=name, reason=one_line(error))) from error
 
 
 def auto_class(config: PreTrainedConfig, name: str, *, causal: bool = False) -> Any:
-    """Return the class of transformers that makes a language model of a config: with an encoder, or without.
+    """Return the transformers class that builds the language model of a config, with or without an encoder.
 
     Args:
         config: of the model.
-        name: what the model is called.
-        causal: whether it must be a decoder alone.
+        name: of the model, for messages.
+        causal: whether to require a decoder-only model.
 
     Raises:
-        ModelError: there is none (BS508).
+        ModelError: there is no such class (BS508).
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     both = (AutoModelForSeq2SeqLM, AutoModelForCausalLM)
-    # An encoder-decoder's decoder may be a causal model of its own.
+    # The decoder of an encoder-decoder may exist as a causal model too.
     for auto in both if getattr(config, "is_encoder_decoder", False) and not causal else both[1:]:
         if type(config) in auto._model_mapping:
             return auto
@@ -161,24 +160,24 @@ _SEQ2SEQ = (
 
 
 def other_task(model: nn.Module) -> str | None:
-    """Return the name of a model's class if transformers has it for other than causal language models."""
+    """Return the class name of a model if transformers does not use it for causal language models."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     classes = [
         cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")
     ]
-    known: Mapping[str, str | tuple[str, ...]] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    causal = {name for v in known.values() for name in ([v] if isinstance(v, str) else v)}
+    causal_classes: Mapping[str, str | tuple[str, ...]] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    causal = {name for v in causal_classes.values() for name in ([v] if isinstance(v, str) else v)}
     return None if not classes or causal & {c.__name__ for c in classes} else classes[0].__name__
 
 
 def linear_maps(model: nn.Module) -> dict[str, Weight]:
-    """Find the linear maps of a model's base, by path; each is a site, or tied to one."""
+    """Map paths to the linear maps of a model's base. Each is a site, or tied to one."""
     return {weight.path: weight for *_, weights in _base_modules(model) for weight in weights}
 
 
 def _head(model: Any, names: Mapping[int, str]) -> tuple[str, ...]:
-    """Find the parameters of a task's head: what a model without a vocabulary has round its base."""
+    """Find the parameters of a task's head, in a model without a vocabulary."""
     base = getattr(model, getattr(model, "base_model_prefix", None) or "", None)
     try:
         if base is None or model.get_output_embeddings() is not None:
@@ -190,8 +189,8 @@ def _head(model: Any, names: Mapping[int, str]) -> tuple[str, ...]:
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[Weight]]]:
-    """Yield the modules of a model's base, each with the linear maps whose weights it keeps."""
-    inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
+    """Yield the modules of a model's base, each with the linear maps whose weights it holds."""
+    inside = None  # the enclosing linear layer: a wrapped linear has parts
     for path, module in model.named_modules():
         if in_adapter(path) or (inside is not None and path.startswith(inside)):
             continue
@@ -202,7 +201,7 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[Weigh
 
 
 def _left_out(model: nn.Module) -> Iterator[LeftOut]:
-    """Find what a person may take for a site: stacked matrices, and linear layers under a second name."""
+    """Find modules that look like sites: stacked matrices, and linear layers under a second name."""
     first: dict[nn.Module, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if in_adapter(path):
@@ -219,7 +218,7 @@ def _left_out(model: nn.Module) -> Iterator[LeftOut]:
 
 
 def _source(model: nn.Module) -> Source | None:
-    """Return what a model was loaded from, if that can be told."""
+    """Return the source that a model was loaded from, if known."""
     config = getattr(model, "config", None)
     try:
         return resolve(getattr(config, "name_or_path", ""))

@@ -1,4 +1,4 @@
-"""From the word after ``--model`` to shapes, to a model without weights, or to a model with them."""
+"""Load the shapes of a model, a model without weights, or a model with weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def architecture_of(model: str | Source | Architecture | nn.Module) -> Architecture:
-    """Return the shapes of a model, by the least work that tells them.
+    """Return the shapes of a model, with as little work as possible.
 
-    Of what is named, a preset, and a Hub id that is one's, needs neither torch nor the network; anything
-    else has its config read, never its weights.
+    A preset, or the Hub id of a preset, needs neither torch nor the network. For other names the config
+    is read, never the weights.
 
     Args:
-        model: a preset, a checkpoint folder, a ``config.json``, a ``.gguf`` file or a Hub id; what that
-            means; a model; or its shapes.
+        model: a preset, a checkpoint folder, a ``config.json``, a ``.gguf`` file or a Hub id; its
+        source; a model;
+            or its shapes.
 
     Raises:
-        ModelError: it cannot be found, read or understood (BS501 to BS511, BS514).
+        ModelError: the model cannot be found, read or understood (BS501 to BS511, BS514).
     """
     if isinstance(model, Architecture):
         return model
@@ -57,10 +58,10 @@ def architecture_of(model: str | Source | Architecture | nn.Module) -> Architect
 
 
 def meta_model(name: str | Source) -> PreTrainedModel:
-    """Return the model that ``name`` means, on the meta device: its modules and shapes, without weights.
+    """Return a model on the meta device: its modules and shapes, without weights.
 
     Raises:
-        ModelError: as `architecture_of` does.
+        ModelError: see `architecture_of`.
     """
     from bishare_dsl.models.config import read_config
     from bishare_dsl.models.inspect import model_on_meta
@@ -70,10 +71,10 @@ def meta_model(name: str | Source) -> PreTrainedModel:
 
 
 def require_weights(name: str | Source) -> Source:
-    """Return what ``name`` means, if that has weights.
+    """Return the source of a model that has weights.
 
     Raises:
-        ModelError: as `resolve` does, or it has shapes alone (BS512).
+        ModelError: see `resolve`; or the model has shapes only (BS512).
     """
     source = resolve(name)
     if source.kind in ("preset", "config"):
@@ -89,19 +90,20 @@ def load_model(
     bits: int | None = None,
     causal: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Return a model with its weights, in eval mode, and its tokenizer where it has one.
+    """Load a model with its weights, in eval mode, and its tokenizer or None.
 
-    A ``.gguf`` file is unpacked into a plain dense model, which can be merged, trained and saved.
+    A ``.gguf`` file is unpacked into a dense model, which can be merged, trained and saved.
 
     Args:
         name: a checkpoint folder, a ``.gguf`` file or a Hub id.
-        dtype: of the parameters; by default what the checkpoint says.
-        device: as ``from_pretrained`` takes its ``device_map`` (``"cuda"``, ``"auto"``); by default the CPU.
-        causal: whether it must be a decoder alone, which writes on.
-        bits: of linear layers but for the head, by bitsandbytes: 4 (NF4), 8, or as the checkpoint says.
+        dtype: of the parameters; by default the checkpoint's.
+        device: a ``device_map`` of ``from_pretrained`` (``"cuda"``, ``"auto"``); by default the CPU.
+        causal: whether to require a decoder-only model.
+        bits: 4 (NF4) or 8 quantises linear layers except the head with bitsandbytes; by default as in the
+            checkpoint.
 
     Raises:
-        ModelError: as `architecture_of` does; it has no weights (BS512), or they do not load (BS513).
+        ModelError: see `architecture_of`; or the model has no weights (BS512), or they do not load (BS513).
     """
     source = require_weights(name)
 
@@ -123,10 +125,10 @@ def load_model(
             bnb_4bit_compute_dtype=_compute_dtype(config, dtype),
         )
     elif source.kind == "gguf":
-        loading |= {"config": config, **_unpacked()}  # reading the config again would take seconds
+        loading |= {"config": config, **_unpacked()}  # avoids reading the config again, for seconds
     try:
         loaded: Any = auto.from_pretrained(place, output_loading_info=True, **loading, **extra)
-    except Exception as error:  # bytes from outside: the readers raise what they like
+    except Exception as error:  # readers of foreign bytes may raise anything
         reason = one_line(error)
         if source.kind == "gguf":
             raise ModelError(GGUF_BROKEN(path=source.place, reason=reason)) from error
@@ -141,17 +143,17 @@ def load_model(
 
 
 def _compute_dtype(config: Any, dtype: torch.dtype | str | None) -> torch.dtype | str:
-    """Return in which type quantised layers compute: that of the others, which reach them as they are."""
+    """Return the dtype in which quantised layers compute: the dtype of the other layers."""
     import torch
 
     return dtype or getattr(config, "dtype", None) or torch.float32
 
 
 def load_tokenizer(name: str | Source) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that `load_model` returns with a model, without the model.
+    """Load the tokenizer that `load_model` returns, without the model.
 
     Raises:
-        ModelError: as `require_weights` does.
+        ModelError: see `require_weights`.
     """
     source = require_weights(name)
     from bishare_dsl.models.config import arguments
@@ -162,7 +164,7 @@ def load_tokenizer(name: str | Source) -> PreTrainedTokenizerBase | None:
 def _tokenizer(source: Source, place: str, extra: dict[str, Any]) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
-    # From a folder without a tokenizer AutoTokenizer can make an empty one up, by the model's family.
+    # For a folder without a tokenizer, AutoTokenizer may invent an empty one from the model's family.
     folder = Path(place)
     local = source.kind != "gguf" and folder.is_dir()
     if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
@@ -175,7 +177,7 @@ def _tokenizer(source: Source, place: str, extra: dict[str, Any]) -> PreTrainedT
 
 
 def _unpacked() -> dict[str, Any]:
-    """Return what makes transformers unpack a GGUF file; before 5.24 it did nothing else."""
+    """Return arguments that make transformers unpack a GGUF file, as versions before 5.24 always do."""
     import transformers
 
     gguf_config = getattr(transformers, "GgufConfig", None)

@@ -1,7 +1,7 @@
-"""Well-known models by name: enough of each one's ``config.json`` to know, or to build, its shapes.
+"""Presets: well-known models by name, with the fields of their configs that determine shapes.
 
-They stand in ``presets.json``, with the fields and the values of their own configs. The Hub ids of the 7B,
-13B and 8B Llamas and of Qwen 2.5 are those that the paper used.
+``presets.json`` holds the fields and values of their ``config.json`` files. The Hub ids of the 7B, 13B and 8B
+Llamas and of Qwen 2.5 are the same as in the paper.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from bishare_dsl.models.site import Architecture
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A model's id on the Hub, and the fields of its ``config.json`` that shapes and positions need."""
+    """A model's id on the Hub, and the fields of its ``config.json`` that determine shapes and positions."""
 
     model_id: str
     config: Mapping[str, Any]
 
 
-# Families have what their models have in common.
+# A family holds the fields that its models have in common.
 _KNOWN = json.loads(Path(__file__).with_suffix(".json").read_bytes())
 
 
-def _preset(family: str, model_id: str, **own: Any) -> Preset:
-    return Preset(model_id, MappingProxyType({**_KNOWN["families"][family], **own}))
+def _preset(family: str, model_id: str, **fields: Any) -> Preset:
+    return Preset(model_id, MappingProxyType({**_KNOWN["families"][family], **fields}))
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -43,12 +43,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 ALIASES: Mapping[str, str] = MappingProxyType(_KNOWN["aliases"])
 OWNERS: Mapping[str, str] = MappingProxyType(_KNOWN["owners"])
-"""Who has models of a family on the Hub, by what their names begin with."""
+"""Owners of a family's models on the Hub, by the beginning of the models' names."""
 
 
 @cache
 def preset(name: str) -> Architecture:
-    """Return the architecture of a preset, under its own name where ``name`` is an alias.
+    """Return the architecture of a preset. If ``name`` is an alias, its name is the preset's.
 
     Raises:
         ModelError: no preset has that name (BS501).
@@ -60,10 +60,10 @@ def preset(name: str) -> Architecture:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """Return the configuration fields of a preset, as ``AutoConfig.for_model(**fields)`` takes them.
+    """Return the config fields of a preset, for ``AutoConfig.for_model(**fields)``.
 
     Raises:
         KeyError: no preset has that name.
     """
-    # Copies: transformers edits the `rope_scaling` that it is given.
+    # Copy, because transformers edits `rope_scaling` in place.
     return deepcopy(dict(PRESETS[ALIASES.get(name, name)].config))

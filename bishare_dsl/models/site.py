@@ -1,4 +1,4 @@
-"""Where a model's linear maps are: pure data, no torch."""
+"""The linear maps and parameters of a model, as data without torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pydantic import (
 )
 
 _RUNS = {"sites": "linears", "others": "shapes"}
-"""The fields of an `Architecture` that are written as `_Run`s, and what these call them."""
+"""Fields of `Architecture` that are written as `_Run`s, with their names there."""
 
 MAX_SITES = 250_000
-"""More than any model has; a few words in a file may ask for as many as they like."""
+"""More sites than any model has. A short file could otherwise request any number."""
 
 _ALWAYS_FITS = 2**28
-"""Parameters of an adapter for which no base is too small."""
+"""An adapter with at most this many parameters fits any base."""
 
 _WORDS = {
     "connector": "connector projector resampler perceiver merger qformer abstractor",
@@ -38,35 +38,36 @@ _WORDS = {
     "encoder": "encoder",
     "decoder": "decoder",
 }
-"""The stacks that a model may have, by the words in their names; any other is the ``main`` one."""
+"""Towers of a model and the words in their names. Any other stack of blocks is ``main``."""
 
 
 @lru_cache(maxsize=1024)
 def _tower(place: str) -> str:
-    # `vision_tower.vision_model.encoder` is of vision, `model.language_model` of language. What joins towers
-    # is often inside of one.
-    found = [(tower, set(words.split())) for tower, words in _WORDS.items()]
+    # `vision_tower.vision_model.encoder` is vision, `model.language_model` is language. A connector is often
+    # inside of a tower.
+    words_of = [(tower, set(words.split())) for tower, words in _WORDS.items()]
     parts = [set(part.split("_")) for part in place.split(".")]
-    named = [[tower for tower, words in found if words & part] for part in parts]
+    named = [[tower for tower, words in words_of if words & part] for part in parts]
     if any("connector" in towers for towers in named):
         return "connector"
     several = [towers[0] for towers in named if towers]
-    # That it encodes or decodes is said of a tower by itself, too.
+    # An encoder or decoder may be part of another tower, which takes precedence.
     return next(iter(sorted(several, key=("decoder", "encoder").__contains__)), "main")
 
 
 class Site(BaseModel):
-    """One linear map of a model: a place where a share can add a term.
+    """One linear map of a model, to which a share can add a term.
 
     ``path`` is its name in the model, ``layer`` the index of its block, ``kind`` its own name (``q_proj``)
     and ``parent`` the name of its nearest ancestor that is not a number (``self_attn``). It maps ``d_in``
-    features to ``d_out``. How the model keeps its weight is not said here, and may differ from one version
-    of it to the next: `bishare_dsl.models.weights` finds it. An expert's map has the path that it has where
-    each expert is a module, ``model.layers.0.mlp.experts.3.up_proj``.
+    features to ``d_out``. `bishare_dsl.models.weights` finds its weight, whose layout differs between
+    versions of a model. The map of an expert has a path as if each expert were a module,
+    ``model.layers.0.mlp.experts.3.up_proj``.
 
-    A head or an embedding is in no block: its ``layer`` is None. An embedding maps the one-hot vectors of a
-    vocabulary, ``d_in``, to its rows. ``tied`` are the paths of the other modules that use the same weight:
-    where one is a head the site is the head's, and the embedding looks up rows of its ``dW (d_out, d_in)``.
+    A head or an embedding is outside of blocks: its ``layer`` is None. An embedding maps the one-hot
+    vectors of a vocabulary of size ``d_in`` to its rows. ``tied`` lists the paths of other modules that
+    use the same weight. If one of them is a head, the site is the head's, and the embedding looks up rows of
+    ``dW (d_out, d_in)``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,43 +82,43 @@ class Site(BaseModel):
 
     @property
     def block(self) -> int:
-        """The index of the block that it is in: only for sites in blocks."""
+        """The index of its block. Only for sites in blocks."""
         assert self.layer is not None, self.path
         return self.layer
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths of all modules that use its weight."""
+        """The paths of all modules that use the weight."""
         return (self.path, *self.tied)
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What these modules are called."""
+        """The names of these modules."""
         return frozenset(path.rpartition(".")[2] for path in self.paths)
 
     @property
     def expert(self) -> int | None:
-        """The index of the expert that it is of; None where it is of none."""
+        """The index of its expert, or None."""
         parts = self.path.split(".")
-        own = (
+        indices = (
             int(n) for above, n in pairwise(parts) if n.isdecimal() and above.endswith("experts")
         )
-        return next(own, None)
+        return next(indices, None)
 
     @property
     def tower(self) -> str:
-        """What its stack of blocks is of, told by the names above it: one of `_WORDS`, or ``main``."""
+        """The tower that contains it, from the names of its ancestors: a key of `_WORDS`, or ``main``."""
         block = block_of(self.path)
         return _tower(self.path.rpartition(".")[0] if block is None else block[0])
 
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:
-        """Return the site at a module path, or None where the path has no block index."""
+        """Return the site at a module path, or None if the path has no block index."""
         return None if block_of(path) is None else cls.outside(path, d_in, d_out)
 
     @classmethod
     def outside(cls, path: str, d_in: int, d_out: int, tied: Sequence[str] = ()) -> Site:
-        """Return the site at a module path, in a block or in none."""
+        """Return the site at a module path, inside or outside of blocks."""
         block = block_of(path)
         *ancestors, kind = path.split(".")
         return cls(
@@ -132,10 +133,9 @@ class Site(BaseModel):
 
 
 class Parameter(BaseModel):
-    """A parameter that is not the weight of a site in a block, and may be trained in full.
+    """A parameter that can be trained in full: a norm, a bias, a router, a head or an embedding.
 
-    A norm, a bias, a router, a head or an embedding. ``path`` is its name in the model, ``shape`` its shape,
-    and ``tied`` are its other names there.
+    ``path`` is its name in the model, ``shape`` its shape, and ``tied`` lists its other names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -150,12 +150,12 @@ class Parameter(BaseModel):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All of its names."""
+        """All names of the parameter."""
         return (self.path, *self.tied)
 
 
 class LeftOut(BaseModel):
-    """What is in a block and looks like a place for a share, and why it is not a site."""
+    """A module in a block that looks like a site, and the reason why it is not one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -165,16 +165,20 @@ class LeftOut(BaseModel):
 
 
 class Architecture(BaseModel):
-    """The shapes of a causal language model: all that planning an adapter needs to know of it.
+    """The shapes of a model, which are all that planning an adapter needs.
 
-    ``name`` is what the user called it, ``family`` the ``model_type`` of its config, ``model_id``
-    its id on the Hub where it has one, ``layers`` the number of blocks and ``parameters`` the
-    number of base parameters, a tied tensor counted once. ``sites`` are those in blocks, in the model's
-    own order; they are not ``complete`` in what bishare 0.1 saved, which has only those that the adapter
-    covers. ``outside`` are the sites in no block, which a spec has to name: heads and embeddings.
-    ``others`` are the parameters that are of no site in a block; ``head`` are the paths of those that the
-    model has for a task, such as classifying, and that start random on a new task.
-    ``left_out`` is what a condition on paths or kinds may mean and not get.
+    Attributes:
+        name: the user's name for it.
+        family: the ``model_type`` of its config.
+        model_id: its id on the Hub, if any.
+        layers: the number of blocks.
+        parameters: the number of base parameters, counting a tied tensor once.
+        sites: the sites in blocks, in the model's order.
+        complete: whether ``sites`` has all of them; a folder of bishare 0.1 has only those of the adapter.
+        outside: heads and embeddings, which a spec has to name.
+        others: parameters that are not the weight of a site in a block.
+        head: paths of the parameters of a task's head, which are random on a new task.
+        left_out: modules that a condition on paths or kinds may mean, but that are not sites.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -195,15 +199,16 @@ class Architecture(BaseModel):
     def _as_blocks(
         self, parts: Sequence[Site] | Sequence[Parameter], info: FieldSerializationInfo
     ) -> list[dict[str, Any]]:
-        """Write blocks that follow each other and are alike as one.
+        """Write runs of equal blocks as one entry.
 
-        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in, d_out]}}``, or
-        of parameters ``"shapes"``; a parameter that is in no block, or tied, stands by itself.
+        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in,
+        d_out]}}``, with ``"shapes"`` instead for parameters. Tied parameters and parameters outside of
+        blocks are written alone.
         """
         what = _RUNS[info.field_name]
         runs: list[dict[str, Any]] = []
-        found = ((None if part.tied else block_of(part.path), part) for part in parts)
-        for place, group in groupby(found, lambda pair: pair[0] and pair[0][:2]):
+        blocks = ((None if part.tied else block_of(part.path), part) for part in parts)
+        for place, group in groupby(blocks, lambda pair: pair[0] and pair[0][:2]):
             if place is None:
                 runs += (part.model_dump(exclude_defaults=True) for _, part in group)
             else:
@@ -218,26 +223,24 @@ class Architecture(BaseModel):
     @field_validator("sites", "others", mode="before")
     @classmethod
     def _from_blocks(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read what `_as_blocks` writes."""
+        """Read the form that `_as_blocks` writes."""
         parts = value if isinstance(value, Sequence) else ()
         in_blocks = [isinstance(part, dict) and "blocks" in part for part in parts]
         if not any(in_blocks):
             return value
         what = _RUNS[info.field_name or ""]
         runs = iter(_runs(compress(value, in_blocks)))
-        found: list[Any] = []
+        flat: list[Any] = []
         for part, is_run in zip(value, in_blocks, strict=True):
             for path, sizes in next(runs).each(what) if is_run else ():
                 is_site = what == "linears"
-                found.append(
-                    Site.at(path, *sizes) if is_site else Parameter(path=path, shape=sizes)
-                )
-            found += [] if is_run else [part]
-        return tuple(found)
+                flat.append(Site.at(path, *sizes) if is_site else Parameter(path=path, shape=sizes))
+            flat += [] if is_run else [part]
+        return tuple(flat)
 
     @property
     def every_site(self) -> tuple[Site, ...]:
-        """The sites in blocks, then those outside."""
+        """The sites in blocks, then the sites outside."""
         return (*self.sites, *self.outside)
 
     @property
@@ -247,7 +250,7 @@ class Architecture(BaseModel):
 
 
 def _from_pairs(value: Any) -> Any:
-    """Read a dict that is written as a list of pairs, where something sorts the keys of dicts."""
+    """Read a dict written as a list of pairs, whose order survives programs that sort the keys of dicts."""
     try:
         return dict(value) if isinstance(value, list) else value
     except TypeError as error:
@@ -258,7 +261,7 @@ _AS_PAIRS = BeforeValidator(_from_pairs)
 
 
 class _Run(BaseModel):
-    """Blocks that are alike: the widths of their linear layers, or the shapes of their parameters."""
+    """A run of equal blocks: the widths of their linear layers, or the shapes of their parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -283,18 +286,18 @@ def _runs(value: Iterable[Any]) -> list[_Run]:
 
 
 def most_parameters(base: Architecture) -> int:
-    """Return how many parameters an adapter of a base may have: more than any has."""
+    """Return the largest accepted number of parameters of an adapter, which is more than any adapter has."""
     return max(_ALWAYS_FITS, 4 * base.parameters)
 
 
 def layers_of(sites: Iterable[Site]) -> list[int | None]:
-    """Return the layers that sites are in, each once and in order; None, for those in none, is the last."""
+    """Return the distinct layers of sites, in order, with None for sites outside of blocks at the end."""
     layers = {site.layer for site in sites}
     return sorted(layers, key=lambda layer: (layer is None, layer))
 
 
 def runs_of(layers: Iterable[int | None]) -> list[tuple[int, int]]:
-    """Return the layers, None aside, as runs without a gap: the first and the last of each."""
+    """Return the first and the last layer of each run without gaps, ignoring None."""
     runs: list[tuple[int, int]] = []
     for layer in sorted({layer for layer in layers if layer is not None}):
         if runs and runs[-1][1] == layer - 1:
@@ -306,20 +309,20 @@ def runs_of(layers: Iterable[int | None]) -> list[tuple[int, int]]:
 
 @lru_cache(maxsize=4096)
 def block_of(path: str) -> tuple[str, str, str] | None:
-    """Return the list of blocks that a path goes through, the number of its block, and the rest."""
-    found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
-    return None if found is None else (found[1] or "", found[2], found[3])
+    """Split a path into the path of the list of blocks, the number of the block, and the rest."""
+    match = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
+    return None if match is None else (match[1] or "", match[2], match[3])
 
 
 def _add_block(
-    runs: list[dict[str, Any]], place: str, number: int, what: str, found: dict[str, list[int]]
+    runs: list[dict[str, Any]], place: str, number: int, what: str, widths: dict[str, list[int]]
 ) -> None:
-    """Add a block to runs of alike ones: to the last run, where the block goes on with that."""
+    """Add a block to runs of equal blocks, extending the last run if the block is equal."""
     last = runs[-1] if runs else {}
-    if (last.get("blocks"), last.get(what)) == (place, found) and (
-        # Dicts are equal in any order, and the order counts.
-        list(last[what]) == list(found) and last["first"] + last["count"] == number
+    if (last.get("blocks"), last.get(what)) == (place, widths) and (
+        # Compare the order too, which `==` on dicts ignores.
+        list(last[what]) == list(widths) and last["first"] + last["count"] == number
     ):
         last["count"] += 1
     else:
-        runs.append({"blocks": place, "first": number, "count": 1, what: found})
+        runs.append({"blocks": place, "first": number, "count": 1, what: widths})

@@ -1,4 +1,4 @@
-"""What the word after ``--model`` means: a preset, a folder, a config, a GGUF file or a Hub id."""
+"""Resolve the value of ``--model``: a preset, a folder, a config, a GGUF file or a Hub id."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ACCEPTED = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from. ``place`` is the preset's own name, an existing path, or a Hub id."""
+    """The source of a model. ``place`` is the name of a preset, an existing path, or a Hub id."""
 
     kind: Literal["preset", "folder", "config", "gguf", "hub"]
     place: str
 
     @property
     def name(self) -> str:
-        """What to call the model: short, and without the folders above it."""
+        """A short name for the model, without parent folders."""
         path = Path(self.place)
         match self.kind:
             case "folder":
@@ -41,24 +41,28 @@ class Source:
 
 
 def resolve(name: str | Source) -> Source:
-    """Return what ``name`` means, once and for all. Looks at the disk, never at the network.
+    """Resolve a name to a source, without using the network.
 
-    A preset wins over a folder of the same name, so that a spec means the same in every folder; write
+    A preset wins over a folder of the same name, so that a spec means the same everywhere; write
     ``./llama-7b`` for the folder.
 
     Raises:
-        ModelError: it is nothing that exists (BS501, BS502), or it is there and is not a model (BS503).
+        ModelError: the name does not exist (BS501, BS502), or is not a model (BS503).
     """
     if isinstance(name, Source):
         return name
-    if (known := ALIASES.get(name, name)) in PRESETS:
-        return Source("preset", known)
-    if not name:  # as a path it would be the folder one is in
+    if (preset := ALIASES.get(name, name)) in PRESETS:
+        return Source("preset", preset)
+    if not name:  # as a path it would be the current folder
         raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED))
     try:
         path = Path(name).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError):  # a NUL in it, a name too long, no such home
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # a NUL, a name that is too long, or a missing home folder
         raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED)) from None
     if is_folder:
         if not (path / "config.json").is_file():

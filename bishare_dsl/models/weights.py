@@ -1,8 +1,8 @@
-"""How a model keeps the weights of its linear maps: the one place that knows.
+"""Read and write the weights of linear maps, whatever their layout.
 
-A linear layer keeps one matrix, ``(d_out, d_in)``; GPT-2's ``Conv1D`` keeps it transposed, and so does an
-embedding, whose input is a one-hot vector of the vocabulary; a quantised layer keeps what encodes it; experts
-keep one tensor for all of them, in which gate and up may be one matrix.
+A linear layer stores one matrix, ``(d_out, d_in)``. GPT-2's ``Conv1D`` and an embedding, whose input is a
+one-hot vector of the vocabulary, store it transposed. A quantised layer stores an encoding. Experts store one
+tensor for all of them, in which gate and up may be one matrix. No other module knows these layouts.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _EXPERTS = {
     "up_proj": ("up_proj",),
     "down_proj": ("down_proj",),
 }
-"""The parameters of experts, and the maps that each holds."""
+"""The parameters of experts, and the maps in each."""
 
 _LAYOUTS = {"Llama4TextExperts": (True, True), "LongcatFlashExperts": (True, False)}
-"""Of classes that do not tell their layout: whether gate and up are one after the other, and transposed."""
+"""Layouts of classes without attributes for them: whether gate and up are concatenated, and transposed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """Where a model keeps the weight of a linear map of ``d_in`` features to ``d_out``.
+    """The location of the weight of a linear map from ``d_in`` to ``d_out`` features.
 
     Attributes:
-        path: of the map's site. An expert's is what it would be were the expert a module:
+        path: the path of the site. For an expert, as if the expert were a module:
             ``model.layers.0.mlp.experts.3.up_proj``.
         owner: the path of the ``module`` that has the parameter.
-        parameter: its name there.
-        expert: which matrix of a parameter that has several; None where it has one.
-        outputs: which rows of the matrix ``(outputs, d_in)`` are the map's; None for all.
-        transposed: whether the parameter is kept ``(d_in, d_out)``.
+        parameter: the name of the parameter there.
+        expert: the index of the matrix in a parameter that has several, else None.
+        outputs: the rows of the matrix ``(outputs, d_in)`` that belong to the map, or None for all.
+        transposed: whether the parameter is stored as ``(d_in, d_out)``.
     """
 
     path: str
@@ -57,19 +57,19 @@ class Weight:
     transposed: bool = False
 
     def part(self, kept: torch.Tensor) -> torch.Tensor:
-        """Return the map's own matrix in a tensor like the parameter, ``(d_out, d_in)``: a view."""
+        """Return a view of the map's matrix ``(d_out, d_in)``, from a tensor like the parameter."""
         matrix = kept if self.expert is None else kept[self.expert]
         matrix = matrix.mT if self.transposed else matrix
         return matrix if self.outputs is None else matrix[self.outputs]
 
     def kept(self) -> torch.Tensor | None:
-        """Return the tensor that holds the parameter's values; None where something else stands for it."""
+        """Return the tensor that holds the parameter's values, or None if it has a `replacement`."""
         return resident_tensor(self.module, self.parameter)
 
     def matrix(self) -> torch.Tensor:
-        """Return the weight ``(d_out, d_in)``, so that writing into it changes the model.
+        """Return the weight ``(d_out, d_in)``. Writing into it changes the model.
 
-        `replacement` says that there is one.
+        Check `replacement` first.
         """
         kept = self.kept()
         assert kept is not None, self.path
@@ -77,24 +77,24 @@ class Weight:
 
     @property
     def looks_up(self) -> bool:
-        """Whether the module is an embedding, which reads indices where others read features."""
+        """Return whether the module is an embedding, whose input is indices instead of features."""
         from torch import nn
 
         return isinstance(self.module, nn.Embedding)
 
     def of(self, other: Weight) -> Weight:
-        """Return the same map, kept by another module that is tied to this one."""
+        """Return the same map, as stored by another module that is tied to this one."""
         return replace(self, owner=other.owner, module=other.module, parameter=other.parameter)
 
     def is_computed(self) -> bool:
-        """Tell whether a dense layer's weight is made of other tensors, as by pruning or weight norm."""
+        """Return whether a dense weight is computed from other tensors, as with pruning or weight norm."""
         from torch import nn
 
         dense = self.transposed or isinstance(self.module, nn.Linear)
         return dense and self.parameter not in self.module._parameters
 
     def replacement(self) -> str | None:
-        """Return what is in the place of a dense weight; None where there is one."""
+        """Return the reason why there is no dense weight to write to, or None if there is one."""
         import torch
 
         kind = type(self.module).__name__
@@ -109,41 +109,45 @@ class Weight:
         return None if dense else type(kept.data).__name__
 
     def dense(self) -> torch.Tensor:
-        """Return the ``(d_out, d_in)`` matrix that a quantised weight stands for.
+        """Return the ``(d_out, d_in)`` matrix that a quantised weight encodes.
 
         Raises:
-            AdapterError: it cannot be dequantised (BS623).
+            AdapterError: the weight cannot be dequantised (BS623).
         """
         if (dense := self.dequantized()) is None:
             raise AdapterError(NOT_DENSE(path=self.path, found=self.replacement()))
         return dense
 
     def dequantized(self) -> torch.Tensor | None:
-        """Return the ``(d_out, d_in)`` weight that a quantised layer stands for, if it tells."""
+        """Return the ``(d_out, d_in)`` weight that a quantised layer encodes, or None if that fails."""
         shape = (self.d_out, self.d_in)
-        dense = (tensor for tensor in self._ways() if _is_float(getattr(tensor, "dtype", None)))
+        dense = (
+            tensor
+            for tensor in self._dequantize_attempts()
+            if _is_float(getattr(tensor, "dtype", None))
+        )
         return next((tensor.detach() for tensor in dense if tuple(tensor.shape) == shape), None)
 
-    def _ways(self) -> Iterator[Any]:
+    def _dequantize_attempts(self) -> Iterator[Any]:
         import torch
 
         if callable(way := getattr(self.module, "dequantize", None)):
             yield way()
         kept = self.module._parameters.get(self.parameter)
-        # Every tensor has the method, and one of plain integers answers with these integers.
+        # Every tensor has this method; plain integers would be returned unchanged.
         if kept is not None and type(kept).dequantize is not torch.Tensor.dequantize:
             yield kept.dequantize()
         if self.expert is None and not self.looks_up:
-            yield from self._of_unit_vectors()
+            yield from self._probe_with_identity()
 
-    def _of_unit_vectors(self) -> Iterator[Any]:
-        """Yield what the layer makes of unit vectors: its weight, in whatever form it keeps that."""
+    def _probe_with_identity(self) -> Iterator[Any]:
+        """Yield the layer's outputs for unit vectors, which are its weight in any encoding."""
         import torch
 
         module, kind = self.module, getattr(type(self.module), "bishare_base", type(self.module))
         held = next(iter([*module.parameters(), *module.buffers()]), None)
         bias, training = getattr(module, "bias", None), module.training
-        module.training = True  # In eval mode bitsandbytes packs four bits anew, and rounds them.
+        module.training = True  # In eval mode bitsandbytes repacks four bits, with rounding.
         try:
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 unit = torch.eye(
@@ -153,14 +157,14 @@ class Weight:
                     with torch.no_grad():
                         made = kind.forward(module, unit)
                         yield (made if bias is None else made - bias.to(made)).T.contiguous()
-                except Exception:  # noqa: BLE001 - one that does not run here, or in this type
+                except Exception:  # noqa: BLE001 - it may not run here, or in this dtype
                     continue
         finally:
             module.training = training
 
 
 def weights_in(path: str, module: nn.Module) -> list[Weight]:
-    """Find the linear maps whose weights a module keeps itself."""
+    """Find the linear maps whose weights a module holds itself."""
     if (widths := linear_widths(module)) is not None:
         return [Weight(path, path, module, *widths, transposed=_is_conv1d(module))]
     if block_of(path) is None and (widths := _embedding_widths(module)) is not None:
@@ -169,7 +173,7 @@ def weights_in(path: str, module: nn.Module) -> list[Weight]:
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return ``(d_in, d_out)`` of a linear-like module, or None for any other."""
+    """Return ``(d_in, d_out)`` of a linear-like module, or None."""
     if _is_conv1d(module):
         return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -179,7 +183,7 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _embedding_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return ``(vocabulary, width)`` of what gives rows of its weight, perhaps times its ``embed_scale``."""
+    """Return ``(vocabulary, width)`` of an embedding, possibly with an ``embed_scale``, or None."""
     from torch import nn
 
     if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
@@ -194,10 +198,10 @@ def _embedding_widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
-    """Find the maps of experts in the layout of transformers 5: ``(experts, ...)`` a parameter.
+    """Find the maps of experts in the layout of transformers 5, with parameters of shape ``(experts, ...)``.
 
-    What its modules say of themselves tells how: ``is_transposed``, and whether gate and up are one after
-    the other (``is_concatenated``) or take turns. Those of `_LAYOUTS` say nothing.
+    The modules have attributes for the layout: ``is_transposed``, and ``is_concatenated`` if gate and up
+    are not interleaved. Classes in `_LAYOUTS` lack them.
     """
     kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
     concatenated, transposed = _LAYOUTS.get(
@@ -244,10 +248,10 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
-    """Tell whether what has the widths of a linear layer gives what one gives.
+    """Return whether a module with the widths of a linear layer also behaves like one.
 
-    A model's own class may call itself one and give a tuple (a router), or take its input in groups. A
-    quantiser's, which may run on its device only, is believed.
+    A custom class may return a tuple (a router), or split its input into groups. Classes of quantisers are
+    trusted, because they may run on their device only.
     """
     import torch
     from torch import nn
@@ -258,11 +262,11 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
     models_own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
     if not models_own and not isinstance(module, nn.Linear):
         return True
-    twin = nn.Module.__new__(kind)  # without values, so that it costs nothing to run
+    twin = nn.Module.__new__(kind)  # without values, so that running it is free
     twin.__dict__ = dict(vars(module))
     for kept in ("_parameters", "_buffers"):
         tensors = vars(module)[kept].items()
-        # Not `t.to`: what a quantiser keeps on a tensor would go with it, from the module itself.
+        # Not `t.to`, which would move a quantiser's state off the module's tensor.
         twin.__dict__[kept] = {
             n: t if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta")
             for n, t in tensors
@@ -271,6 +275,6 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
     try:
         with torch.no_grad():
             y = kind.forward(twin, torch.empty(1, 1, d_in, device="meta", dtype=dtype))
-    except Exception:  # noqa: BLE001 - whatever a class does with what it does not expect
+    except Exception:  # noqa: BLE001 - a class may do anything with unexpected input
         return not models_own
     return isinstance(y, torch.Tensor) and tuple(y.shape) == (1, 1, d_out)

@@ -195,6 +195,6 @@ def test_a_layers_weight_is_what_it_gives_in_training(training: bool) -> None:
     """Whatever its mode is, and that stays as it was."""
     layer = RoundsInEvaluation(3, 4).train(training)
     expected = layer.weight.detach().clone()
-    (found, *_) = Weight("fc", "fc", layer, 3, 4)._of_unit_vectors()
+    (found, *_) = Weight("fc", "fc", layer, 3, 4)._probe_with_identity()
     torch.testing.assert_close(found, expected)
     assert layer.training is training
