@@ -1,4 +1,4 @@
-"""``bishare analyse``: what the modules of adapters have in common, beside what chance gives."""
+"""``bishare analyse``: measure what the modules of adapters have in common."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def command(
     html: Path | None,
     seed: int,
 ) -> None:
-    """Measure what the updates of an adapter's modules have in common: of each layer, and of each kind across
-    layers; of several adapters, with each other too.
+    """Measure what the updates of an adapter's modules have in common: in each layer, in each kind across
+    layers and, with several adapters, between adapters.
 
     ADAPTER is the folder of an adapter, or a LoRA of PEFT. The model's shapes are enough.
 
-    Each measure stands beside what independent updates give. What A started as is taken away where the seed
-    tells it.
+    Each measure is compared with independent updates. The initial values of A are subtracted if the adapter
+    records its seed.
     """
     from bishare_dsl.analyse import analysis
     from bishare_dsl.analyse.figures import figures
@@ -52,14 +52,14 @@ def command(
     adapters = []
     for name in [*stored]:
         report.note(f"reading {name} ...")
-        # What was read goes as soon as its updates are known.
+        # Free the tensors once the updates are computed.
         adapters.append(read_updates(name, stored.pop(name)))
     report.note("measuring ...")
-    found = [analysis.analyse(one, seed=seed) for one in adapters]
+    analyses = [analysis.analyse(one, seed=seed) for one in adapters]
     charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
-    report.data(**figures(found, charts))
-    report.tables(*parts(found, charts))
+    report.data(**figures(analyses, charts))
+    report.tables(*parts(analyses, charts))
     if html is not None:
-        replace_file(html, page(found, charts).encode())
+        replace_file(html, page(analyses, charts).encode())
         report.data(html=str(html))
         report.note(f"written: {html}")

@@ -1,4 +1,4 @@
-"""The adapters of a command line: read before their base is loaded, and put into it one after another."""
+"""Adapters of a command line: read before the base is loaded, then put into it one after another."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ BASE = "base"
 def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[str, StoredAdapter]:
     """Read adapters of a model.
 
-    Each is called after its folder, and by its whole path where that says more than one thing, or `BASE`.
+    The keys are the names of their folders, or whole paths if names repeat or one is `BASE`.
 
     Raises:
-        BishareError: one cannot be read or does not fit, or the model cannot be found.
+        BishareError: an adapter cannot be read or does not fit, or the model cannot be found.
     """
     silence_libraries()
     from bishare_dsl.models import architecture_of
@@ -45,7 +45,7 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
 
 
 def with_base(stored: dict[str, StoredAdapter], *, base: bool) -> dict[str, StoredAdapter | None]:
-    """Put the base, as None, before adapters: where it is asked for, or where there is nothing else."""
+    """Add the base, as None, before the adapters if ``base`` is set or there are no adapters."""
     first: dict[str, StoredAdapter | None] = {BASE: None} if base or not stored else {}
     return first | stored
 
@@ -53,10 +53,10 @@ def with_base(stored: dict[str, StoredAdapter], *, base: bool) -> dict[str, Stor
 def load_base(
     model: str, dtype: str | None, device: str | None, report: Report
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model, by default to the GPU where there is one, and its tokenizer.
+    """Load a model, by default onto the GPU if there is one, and its tokenizer.
 
     Raises:
-        BishareError: as `load_model` does, or there is no tokenizer (BS805).
+        BishareError: see `load_model`; or there is no tokenizer (BS805).
     """
     import torch
 
@@ -74,7 +74,7 @@ def load_base(
 
 @contextmanager
 def adapted(model: PreTrainedModel, stored: StoredAdapter | None, report: Report) -> Iterator[None]:
-    """Put an adapter, if one is given, into a model for a block."""
+    """Put an adapter into a model for the duration of a block. None is the base alone."""
     from bishare_dsl.peft.method import install
 
     if stored is None:

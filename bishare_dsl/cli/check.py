@@ -1,4 +1,4 @@
-"""``bishare check``: every mistake of every file, in one run."""
+"""``bishare check``: find every mistake of every file in one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @options.model(required=False)
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
-    """Find every mistake in specs: in their text, in what they mean and, with a model, in how they fit it.
+    """Find every mistake in specs: in their text, in their meaning and, with a model, in how they fit it.
 
     Exits with 1 if there is an error; warnings alone are fine.
     """
@@ -55,7 +55,7 @@ def _architecture(model: str, report: Report) -> Architecture | None:
     try:
         return architecture_of(model)
     except BishareError as error:
-        report.error(error)  # The specs by themselves are checked all the same.
+        report.error(error)  # Check the specs without a model.
         return None
 
 

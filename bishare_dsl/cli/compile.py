@@ -1,4 +1,4 @@
-"""``bishare compile``: a new adapter from a spec and a model's shapes; or a stage of the way, printed."""
+"""``bishare compile``: write a new adapter from a spec and a model's shapes, or print a stage."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def command(
     dtype: str,
     force: bool,
 ) -> None:
-    """Make an adapter from a spec: its tensors as they are before training.
+    """Write an untrained adapter from a spec.
 
-    Only the model's shapes are used, never its weights: with a preset nothing is downloaded. The folder is
-    named after spec and model; one that exists is not overwritten without --force.
+    Only the model's shapes are used, so a preset needs no download. The folder is named after spec and model.
+    An existing folder is not overwritten without --force.
 
-    --emit graph prints the torch.fx graphs of each distinct region between the compiler's passes, and
-    --emit code the Python that runs in the end.
+    --emit graph prints the torch.fx graphs of each distinct region between the compiler's passes. --emit code
+    prints the resulting Python.
     """
     if emit == "syntax":
         tree = str(parse_syntax(*read_text(file)))
@@ -76,8 +76,8 @@ def command(
         raise CommandError(
             codes.WRONG_USAGE(what="missing option `--model`", help="such as `--model llama-7b`")
         )
-    found = plan_of(file, model, params, report)
-    plan = found.plan
+    resolved = plan_of(file, model, params, report)
+    plan = resolved.plan
     if emit == "plan":
         report.data(plan=plan.model_dump(mode="json"))
         report.result(plan.model_dump_json(indent=2))
@@ -92,7 +92,7 @@ def command(
             out,
             plan,
             report,
-            spec_text=found.text(),
+            spec_text=resolved.text(),
             seed=seed,
             dtype="bfloat16" if dtype == "bfloat16" else None,
         )
@@ -108,7 +108,7 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     check_terms(plan)
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
-    if out.exists():  # Replaces the adapter in one step.
+    if out.exists():  # Replace the adapter in one step.
         save_adapter(out, plan, tensors, seed=seed, **saving)
     else:
         with new_folder(out.resolve()) as new:
@@ -125,13 +125,15 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
     from bishare_dsl.rewrite.adapt import compile_plan
 
     distinct: set[int] = set()
-    told: list[dict[str, str]] = []
+    stages: list[dict[str, str]] = []
 
     def tell(path: str, step: str | None, **programs: object) -> None:
         after = f" after {step}" if step else ""
-        told.append({"region": path, **{name: str(program) for name, program in programs.items()}})
+        stages.append(
+            {"region": path, **{name: str(program) for name, program in programs.items()}}
+        )
         if step:
-            told[-1]["after"] = step
+            stages[-1]["after"] = step
         for name, program in programs.items():
             report.result(f"# {path}{after}: {name}\n{program}\n")
 
@@ -144,4 +146,4 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
         if id(code) not in distinct:
             distinct.add(id(code))
             tell(path, None, forward=code.forward.source, factors=code.assembly.source)
-    report.data(**{emit: told})
+    report.data(**{emit: stages})

@@ -1,4 +1,4 @@
-"""``bishare diff``: which modules two specs share differently, or how far apart two adapters are."""
+"""``bishare diff``: compare two specs or two adapters."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 def command(
     report: Report, before: str, after: str, model: str | None, params: dict[str, options.Value]
 ) -> None:
-    """Show which modules two specs share differently on a model, share by share; or how far apart the updates
-    of two adapters are.
+    """Show which modules two specs share differently on a model, or how far apart the updates of two adapters
+    are.
 
-    BEFORE and AFTER are two specs, for which --model is needed, or two adapters: folders, adapters of a
-    library (FOLDER#NAME), or plain LoRAs of PEFT.
+    BEFORE and AFTER are two specs, which need --model, or two adapters: folders, adapters of a library
+    (FOLDER#NAME), or plain LoRAs of PEFT.
 
-    Shares are matched by name, and where each spec has one left, those two. A param that only one of the
-    specs has is set in that one. Updates are compared by kind of module, by their relative difference
+    Shares are matched by name. If then one is left in each spec, these two are matched. A param is set in the
+    specs that have it. Updates are compared by kind of module, with their relative difference
     |dW_1 - dW_2| / |dW_1| and their cosine.
     """
     adapters = [is_adapter(name) for name in (before, after)]
@@ -63,14 +63,14 @@ def command(
 
     specs, architecture = read_specs((before, after), params), architecture_of(model)
     plans = {}
-    for file, (spec, where, own) in specs.items():
-        made = make_plan(spec, architecture, own, where)
-        report.all(made.problems, where)
-        plans[file] = made.plan
+    for file, (spec, where, params_of_spec) in specs.items():
+        resolved = make_plan(spec, architecture, params_of_spec, where)
+        report.all(resolved.problems, where)
+        plans[file] = resolved.plan
     one, two = plans[before], plans[after]
-    found = difference(one, two)
-    report.data(before=_head(before, one), after=_head(after, two), **asdict(found))
-    report.tables(*_parts(before, one, after, two, found))
+    compared = difference(one, two)
+    report.data(before=_head(before, one), after=_head(after, two), **asdict(compared))
+    report.tables(*_parts(before, one, after, two, compared))
 
 
 def _head(file: str, plan: Plan) -> dict[str, Any]:
@@ -79,18 +79,23 @@ def _head(file: str, plan: Plan) -> dict[str, Any]:
     return {"file": file, "spec": plan.spec, "params": plan.params, **asdict(figures(plan))}
 
 
-def _parts(before: str, one: Plan, after: str, two: Plan, found: Difference) -> list[str | Table]:
+def _parts(
+    before: str, one: Plan, after: str, two: Plan, compared: Difference
+) -> list[str | Table]:
     from bishare_dsl.show.rows import span
     from bishare_dsl.show.table import Table
 
     sites = {site.path: site for plan in (one, two) for site in plan.sites}
     change = two.trainable / one.trainable - 1
-    differ = f"{found.modules:,} of {len(sites):,} modules differ"
+    differ = f"{compared.modules:,} of {len(sites):,} modules differ"
     trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
     names = escaped(f"{before} -> {after} on {one.base.name}")
     shares = Table(
         ["share", "modules before", "after", "trainable before", "after"],
-        [[pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")] for pair in found.shares],
+        [
+            [pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")]
+            for pair in compared.shares
+        ],
     )
     regrouped = Table(
         ["share", "role", "regrouped", "of", "modules each before", "after", "where"],
@@ -104,20 +109,24 @@ def _parts(before: str, one: Plan, after: str, two: Plan, found: Difference) -> 
                 span(change.after),
                 _where([sites[path] for path in change.sites]),
             ]
-            for change in found.regrouped
+            for change in compared.regrouped
         ],
         left={0, 1, 6},
     )
     settings = Table(
         ["share", "setting", "modules", "before", "after"],
-        [[s.share, s.what, f"{s.modules:,}", s.before, s.after] for s in found.settings],
+        [[s.share, s.what, f"{s.modules:,}", s.before, s.after] for s in compared.settings],
         left={0, 1, 3, 4},
     )
     whole = Table(
         ["trained in full", "parameters before", "after"],
-        [[row.path, f"{row.before:,}", f"{row.after:,}"] for row in found.whole],
+        [[row.path, f"{row.before:,}", f"{row.after:,}"] for row in compared.whole],
     )
-    none = [] if found.modules or found.whole else ["the same modules share, at the same settings"]
+    none = (
+        []
+        if compared.modules or compared.whole
+        else ["the same modules share, at the same settings"]
+    )
     drawn = [table for table in (shares, regrouped, settings, whole) if table.rows]
     return [f"{names}: {differ}\ntrainable params: {trainable}", *drawn, *none]
 
@@ -127,7 +136,7 @@ def _pair(pair: Pair, what: str) -> list[str]:
 
 
 def _where(sites: list[Site]) -> str:
-    """Name the kinds and the runs of layers of some sites."""
+    """Name the kinds and the runs of layers of these sites."""
     from bishare_dsl.show.rows import spans
 
     kinds = ", ".join(dict.fromkeys(site.kind for site in sites))

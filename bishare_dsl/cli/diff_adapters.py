@@ -1,4 +1,4 @@
-"""Two adapters compared: the same spec? how far apart are their updates, by kind of module?"""
+"""Compare the specs and the updates of two adapters."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def is_adapter(name: str) -> bool:
-    """Tell whether a word names the folder of an adapter or library, or an adapter in one."""
+    """Return whether a name is the folder of an adapter or library, or an adapter in a library."""
     try:
-        place = Path(name.rpartition("#")[0] if "#" in name and not Path(name).exists() else name)
-        return place.is_dir()
-    except (OSError, ValueError):  # Such as a name that is too long.
+        path = Path(name.rpartition("#")[0] if "#" in name and not Path(name).exists() else name)
+        return path.is_dir()
+    except (OSError, ValueError):  # For example, a name that is too long.
         return False
 
 
 def one_of_each(adapter: str, spec: str) -> Problem:
-    """Make the problem of an adapter compared with a spec (BS901)."""
+    """Return the problem of comparing an adapter with a spec (BS901)."""
     what = f"`{adapter}` is an adapter and `{spec}` is not: two adapters are compared, or two specs"
     help = f"give a second adapter, or the spec of the first: it is in `bishare inspect {adapter}`"
     return codes.WRONG_USAGE(what=what, help=help)
@@ -34,7 +34,7 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
     """Compare two adapters of one base.
 
     Raises:
-        BishareError: one cannot be read, or its updates have no factors.
+        BishareError: an adapter cannot be read, or its updates have no factors.
     """
     from bishare_dsl.analyse.updates import distance, factors_of
     from bishare_dsl.cli.fit import base_of
@@ -61,7 +61,7 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
         same_spec=same_spec,
         specs=[one.plan.spec, two.plan.spec],
         modules_in_one_only=alone,
-        kinds={kind: _data(found) for kind, found in by_kind.items()},
+        kinds={kind: _data(kind_distance) for kind, kind_distance in by_kind.items()},
         all=_data(whole),
         modules={site.path: _data(distance([a], [b])) for site, (a, b) in pairs.items()},
     )
@@ -80,13 +80,13 @@ def _sides(
     return [pairs[site][0] for site in sites], [pairs[site][1] for site in sites]
 
 
-def _data(found: Distance) -> dict[str, Any]:
+def _data(distance_of_kind: Distance) -> dict[str, Any]:
     return {
-        "modules": found.modules,
-        "norm_before": found.first**0.5,
-        "norm_after": found.second**0.5,
-        "relative_difference": found.relative,
-        "cosine": found.cosine,
+        "modules": distance_of_kind.modules,
+        "norm_before": distance_of_kind.first**0.5,
+        "norm_after": distance_of_kind.second**0.5,
+        "relative_difference": distance_of_kind.relative,
+        "cosine": distance_of_kind.cosine,
     }
 
 
@@ -101,13 +101,13 @@ def _parts(
 ) -> list[Any]:
     from bishare_dsl.show.table import Table
 
-    said = (
+    sentence = (
         f"the same spec, {specs[0]}" if same_spec else f"different specs, {specs[0]} and {specs[1]}"
     )
-    head = escaped(f"{before} -> {after}: {said}")
+    head = escaped(f"{before} -> {after}: {sentence}")
     if not whole.modules:
         return [f"{head}\nno module is adapted by both"]
-    lines = [_line(kind, found) for kind, found in (*kinds.items(), ("all", whole))]
+    lines = [_line(kind, kind_distance) for kind, kind_distance in (*kinds.items(), ("all", whole))]
     columns = ["kind", "modules", "norm before", "norm after", "relative difference", "cosine"]
     last = []
     if alone:
@@ -117,13 +117,13 @@ def _parts(
     return [head, Table(columns, lines), *(["\n".join(last)] if last else [])]
 
 
-def _line(kind: str, found: Distance) -> list[str]:
-    relative, cosine = found.relative, found.cosine
+def _line(kind: str, distance_of_kind: Distance) -> list[str]:
+    relative, cosine = distance_of_kind.relative, distance_of_kind.cosine
     return [
         kind,
-        f"{found.modules:,}",
-        f"{found.first**0.5:.4g}",
-        f"{found.second**0.5:.4g}",
+        f"{distance_of_kind.modules:,}",
+        f"{distance_of_kind.first**0.5:.4g}",
+        f"{distance_of_kind.second**0.5:.4g}",
         "-" if relative is None else f"{relative:.2%}",
         "-" if cosine is None else f"{cosine:+.4f}",
     ]

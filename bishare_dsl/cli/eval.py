@@ -1,4 +1,4 @@
-"""``bishare eval``: adapters and their base side by side, on lm_eval's tasks."""
+"""``bishare eval``: evaluate adapters and their base on lm_eval's tasks."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def command(
     keywords: dict[str, Any],
     **settings: Any,
 ) -> None:
-    """Evaluate adapters with lm-evaluation-harness, side by side on one base that is loaded once.
+    """Evaluate adapters with lm-evaluation-harness, on a base that is loaded once.
 
-    Options with underscores are lm_eval's, with its meaning; --set gives others of its simple_evaluate().
-    Without DIR the base alone is evaluated; with --base it comes first. Adapters are checked, and tasks
-    loaded with their data, before the model is. When interrupted, what was finished is printed.
+    Options with underscores are lm_eval's; --set passes other arguments of its simple_evaluate(). Without DIR
+    the base alone is evaluated; with --base it comes first. Adapters and tasks are checked before the
+    model is loaded. If you interrupt the command, finished results are printed.
     """
     if settings["log_samples"] and settings["output_path"] is None:
         what = "`--log_samples` has nowhere to write"
@@ -85,21 +85,25 @@ def command(
 
     live, tokenizer = load_base(model, dtype, device, report)
     settings |= {"tasks": loaded, "task_manager": manager, "batch_size": batch_size} | keywords
-    logging.disable(logging.WARNING)  # lm_eval warns of being given a model.
+    logging.disable(logging.WARNING)  # lm_eval warns if it gets a model.
     settings["model"] = HFLM(pretrained=live, tokenizer=tokenizer, batch_size=batch_size)
     logging.disable(logging.NOTSET)
-    said = StringIO() if report.quiet else sys.stderr
+    progress = StringIO() if report.quiet else sys.stderr
     results: dict[str, dict[str, Any]] = {}
     try:
         for label, adapter in models.items():
             report.note(f"evaluating {label} ({len(results) + 1} of {len(models)}) ...")
-            # What lm_eval calls its files after.
+            # lm_eval names its files after this.
             args = {"pretrained": model} | ({"peft": str(adapter.folder)} if adapter else {})
-            with adapted(live, adapter, report), redirect_stdout(said), redirect_stderr(said):
-                found, broken = measure(label, model_args=args, **settings)
+            with (
+                adapted(live, adapter, report),
+                redirect_stdout(progress),
+                redirect_stderr(progress),
+            ):
+                scores, broken = measure(label, model_args=args, **settings)
             if broken:
                 report.problem(NOT_NUMBERS(count=broken, model=label))
-            results[label] = found
+            results[label] = scores
     finally:
         if results:
             report.partial = True

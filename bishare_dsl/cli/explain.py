@@ -1,4 +1,4 @@
-"""``bishare explain``: the page of an error code."""
+"""``bishare explain``: print the page of an error code."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bishare_dsl.cli.report import CommandError, Report
 @click.argument("code", metavar="CODE")
 @click.pass_obj
 def command(report: Report, code: str) -> None:
-    """Say more about an error code: what it means, a spec that has the error, and one that has not."""
+    """Explain an error code: its meaning, a spec with the error, and a corrected spec."""
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import registry
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.resources import error_index, error_page
     from bishare_dsl.show.table import terminal
 
-    known = registry()
+    all_codes = registry()
     name = code.upper()
-    if name not in known:
-        raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
-    found, title = known[name], error_index()[name][0]
+    if name not in all_codes:
+        raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, all_codes)))
+    code_of, title = all_codes[name], error_index()[name][0]
     if (file := error_page(name)).is_file():
         page = file.read_text(encoding="utf-8").rstrip()
     else:
-        line = f"{name}, {title}: {found.message}."
-        page = " ".join(filter(None, (line, found.remedy)))
+        line = f"{name}, {title}: {code_of.message}."
+        page = " ".join(filter(None, (line, code_of.remedy)))
     report.data(code=name, title=title, page=page)
     fenced = False
     for line in page.split("\n"):

@@ -1,4 +1,4 @@
-"""Whether a command may write a folder."""
+"""Check whether a command may write a folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 
 
 def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> None:
-    """Check that a command may write a folder: it is new, or empty, or has the file ``mark`` in it and
-    ``force`` is given.
+    """Check that a folder is new or empty, or that ``force`` is set and the folder contains ``mark``.
 
     Raises:
-        AdapterError: it exists (BS618).
-        CommandError: it exists, and is not of the kind that ``force`` replaces (BS905).
+        AdapterError: the folder exists (BS618).
+        CommandError: the folder is not of the kind that ``force`` replaces (BS905).
     """
     if not os.path.lexists(folder):
         return

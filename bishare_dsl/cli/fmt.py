@@ -1,4 +1,4 @@
-"""``bishare fmt``: one layout for every spec."""
+"""``bishare fmt``: give specs the standard layout."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from bishare_dsl.writing import replace_file
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], check: bool) -> None:
-    """Give specs their one layout; comments and meaning stay. Files are rewritten in place, or not at all.
+    """Give specs the standard layout, in place. Comments and meaning stay.
 
-    A file that cannot be read as a spec is left alone, and its errors are shown.
+    If a file is not a valid spec, its errors are shown and it is left unchanged.
     """
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for file in files:
         try:
-            found.append(_format(file, report, check=check))
+            results.append(_format(file, report, check=check))
         except BishareError as error:
             report.error(error)
         except OSError as error:
             report.problem(cannot_read(file, error))
-    changed = sum(one["changed"] for one in found)
-    report.data(files=found)
+    changed = sum(one["changed"] for one in results)
+    report.data(files=results)
     if check and changed:
         report.exit_code = max(report.exit_code, FINDINGS)
     if len(files) > 1:
@@ -53,23 +53,23 @@ def command(report: Report, files: tuple[str, ...], check: bool) -> None:
 
 
 def _format(file: str, report: Report, *, check: bool) -> dict[str, Any]:
-    """Format one file; what to tell of it."""
+    """Format one file, and return the result for the report."""
     if file != "-" and not Path(file).exists():
-        # A shipped spec is not meant: rewriting a file that nobody gave the path of would surprise.
+        # Do not fall back to a shipped spec: format only files whose path was given.
         raise CommandError(codes.NO_SUCH_SPEC(name=file, why="no such file"))
     old, name = read_text(file)
     text = format_text(old, name)
     new = text.encode()
-    told = {"file": name, "changed": new != old}
+    outcome = {"file": name, "changed": new != old}
     if check:
         if new != old:
             report.result(f"would change {name}")
     elif file == "-" and report.as_json:
-        told["text"] = text
+        outcome["text"] = text
     elif file == "-":
         sys.stdout.buffer.write(new)
         sys.stdout.buffer.flush()
     elif new != old:
         replace_file(Path(file).resolve(), new)
         report.note(f"changed {name}")
-    return told
+    return outcome

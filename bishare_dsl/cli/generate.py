@@ -1,4 +1,4 @@
-"""``bishare generate``: text from a model with an adapter, from several, and from the base."""
+"""``bishare generate``: generate text with adapters and their base."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def command(
     max_new_tokens: int,
     keywords: dict[str, Any],
 ) -> None:
-    """Let models answer a prompt: each adapter in turn, on one base that is loaded once.
+    """Answer a prompt with each adapter, on a base that is loaded once.
 
-    Without DIR the base alone answers. --set gives any argument of generate() in transformers, such as
-    temperature=0.7. What is not given is as the model's generation config says, but that tokens are drawn
-    where a temperature or top_p is given. On a terminal the text is shown as it comes.
+    Without DIR the base alone answers. --set passes any argument to generate() of transformers, such as
+    temperature=0.7, which also turns on sampling, as top_p does. The model's generation config sets the other
+    arguments. On a terminal the text is shown while it is generated.
     """
     if not prompt:
         raise CommandError(WRONG_USAGE(what="the prompt is empty"))
@@ -67,7 +67,7 @@ def command(
 
     models = with_base(read_adapters(folders, model, report), base=base)
     live, tokenizer = load_base(model, dtype, device, report)
-    from transformers import TextStreamer, set_seed  # Silenced by now.
+    from transformers import TextStreamer, set_seed  # Imported after it is silenced.
 
     chat = bool(tokenizer.chat_template) if chat is None else chat
     if (chat and not tokenizer.chat_template) or (system is not None and not chat):
@@ -96,7 +96,7 @@ def command(
                     **generation,
                 )
                 new = output[:, inputs["input_ids"].shape[1] :]
-            except Exception as error:  # of any type, where an argument is none of the model's
+            except Exception as error:  # of any type, for arguments that the model does not have
                 raise EvaluateError(RUN_FAILED(model=label, reason=one_line(error))) from error
         for answer in tokenizer.batch_decode(new, skip_special_tokens=True):
             answers.append({"model": label, "text": answer})

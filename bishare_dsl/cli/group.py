@@ -1,4 +1,4 @@
-"""The group of commands: it imports a command's module only when that command is used."""
+"""A group of commands that imports a command's module only when the command is used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bishare_dsl.diagnostics import nearest
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by one line of help each.
+    """A group that stores one line of help for each command.
 
-    ``lines`` maps names to those lines. A command is the object ``command`` of the module of its name
-    in this package; ``--help`` and a mistyped name import none. ``shared`` are options that many commands
-    have, each with the names of those that take it.
+    ``lines`` maps names to lines. A command is the object ``command`` of the module with its name in this
+    package; ``--help`` and a mistyped name import no module. ``shared`` maps options to the names of the
+    commands that take them.
     """
 
     def __init__(

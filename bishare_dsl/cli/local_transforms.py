@@ -1,4 +1,4 @@
-"""Transforms in files of the user's own, which are run because the command line names them."""
+"""Load transforms from files that the command line names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from bishare_dsl.transforms.registry import describe_exception
 
 
 def run_transforms(path: Path) -> None:
-    """Run a Python file, or each of a folder whose name does not begin with `_`, and register its transforms.
+    """Run a Python file and register its transforms.
 
     Args:
-        path: of the file or the folder. A file that was run in this process is not run again.
+        path: a file, or a folder whose files are run unless their name begins with `_`. Each file runs
+        once per
+            process.
 
     Raises:
-        CommandError: there is none, it fails, or its transforms cannot be used (BS910).
+        CommandError: a file is missing, fails, or has unusable transforms (BS910).
     """
     files = sorted(path.glob("[!_]*.py")) if path.is_dir() else [path]
     if not files:
@@ -32,20 +34,20 @@ def run_transforms(path: Path) -> None:
 
 def _run(file: Path) -> None:
     whole = real_path(file)
-    # The name is of no module that is installed, and of the same file the same in every process.
+    # A name that no installed module has, and that is the same in every process.
     name = f"spec_transform_{file.stem}_{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
-    found = importlib.util.spec_from_file_location(name, whole)
-    if found is None or found.loader is None or not file.is_file():
+    module_spec = importlib.util.spec_from_file_location(name, whole)
+    if module_spec is None or module_spec.loader is None or not file.is_file():
         raise _unusable(file, "it is not a file of Python")
-    module = sys.modules[name] = importlib.util.module_from_spec(found)
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
         kinds = [kind for kind in vars(module).values() if _is_transform(kind, name)]
         for kind in kinds:
             register(kind)
-    except (Exception, SystemExit) as error:  # whatever the file raises
+    except (Exception, SystemExit) as error:  # the file may raise anything
         del sys.modules[name]
         raise _unusable(file, describe_exception(error)) from error
     if not kinds:

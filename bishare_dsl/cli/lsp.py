@@ -1,4 +1,4 @@
-"""``bishare lsp``: what an editor starts to know specs."""
+"""``bishare lsp``: start the language server."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def command(report: Report) -> None:
         help_line = "pip install 'bishare[lsp]'"
         missing = NEEDS_PACKAGE(what="a language server", package=error.name, help=help_line)
         raise CommandError(missing) from error
-    # An editor shows what is written to standard error; pygls warns there of each orderly end.
+    # Editors show standard error, where pygls would warn at each orderly end.
     logging.getLogger("pygls").setLevel(logging.ERROR)
-    # The server closes what it writes to. And nothing else may write there: it would break the protocol.
-    own = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # The server closes its output, and other output there would break the protocol: give it a duplicate.
+    protocol_out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     sys.stdout = sys.stderr
-    make_server().start_io(stdout=own)
+    make_server().start_io(stdout=protocol_out)

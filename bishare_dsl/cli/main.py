@@ -1,4 +1,4 @@
-"""``bishare``: the commands, and the one place where exceptions become messages and exit codes."""
+"""``bishare``: the group of commands. Exceptions become messages and exit codes here."""
 
 from __future__ import annotations
 
@@ -77,23 +77,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments after the program's name; by default those of the process.
+        argv: the arguments after the program's name; by default the arguments of the process.
 
     Returns:
-        The exit code; `bishare_dsl.cli.report` says which.
+        The exit code, see `bishare_dsl.cli.report`.
     """
     if instruction := os.environ.get(COMPLETE):
         from click.shell_completion import shell_complete
 
         return shell_complete(bishare, {}, NAME, COMPLETE, instruction)
-    # Starting up makes many objects and no garbage: looking for it took a tenth of a short command.
+    # Starting creates many objects and no garbage; collecting takes a tenth of a short command.
     gc.set_threshold(100_000, 50, 50)
-    # So would reading what every package that is installed says of itself, in search of plugins of Pydantic.
+    # Pydantic would read the metadata of every installed package to find plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # A terminal that cannot show a character shows its code.
+    # Print the code of a character that the terminal cannot show.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    for name in ("stdout", "stderr"):  # A closed one (`>&-`) is None.
+    for name in ("stdout", "stderr"):  # A closed stream (`>&-`) is None.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     report = Report()
@@ -101,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(sys.argv[1:] if argv is None else list(argv), report)
         report.close()
     except OSError as error:  # standard output's
-        # Python would flush again at its end, and complain.
+        # Python would flush again at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # Whoever read has seen enough.
+        if isinstance(error, BrokenPipeError):  # The reader closed the pipe.
             return BROKEN_PIPE
         report.stop(USAGE, f"error: cannot write the result: {error.strerror}")
     if argv is None:
-        # The process ends here. Python would look for garbage once more, among all that it drops anyway.
+        # End the process here, which skips a last garbage collection.
         gc.freeze()
     return report.exit_code
 
@@ -135,7 +135,7 @@ def _run(arguments: list[str], report: Report) -> None:
     except MemoryError:
         report.stop(INTERNAL, "error: out of memory")
         _show_traceback()
-    except Exception as error:  # noqa: BLE001 - a traceback never reaches a user unasked
+    except Exception as error:  # noqa: BLE001 - users see no traceback unless they request it
         words = " ".join(str(error).split())
         report.stop(INTERNAL, f"error: unexpected {type(error).__name__}: {words}")
         if not _show_traceback():
@@ -152,16 +152,16 @@ def _usage(error: click.ClickException) -> CommandError:
     path = context.command_path if context is not None else NAME
     what = error.format_message().rstrip(".")
     help = f"`{path} --help` says what it takes"
-    if isinstance(error, click.NoSuchOption):  # Click offers `--help` for whatever is not known.
+    if isinstance(error, click.NoSuchOption):  # Click suggests `--help` for every unknown option.
         what = f"no such option '{error.option_name}'"
-        known = {*(error.possibilities or ())} - {"--help", "--version"}
+        candidates = {*(error.possibilities or ())} - {"--help", "--version"}
         word = error.option_name.lstrip("-").replace("-", "_")
         if word in ("r", "rank", "lora_r", "alpha", "lora_alpha"):
             help = "the spec says it, and a param of the spec is given by `--set r=8`"
         elif word in ("lr", "learning_rate", "epochs", "batch_size", "max_steps", "data"):
             help = f"`bishare train` takes it; {help}"
-        if known:
-            what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(known))}?"
+        if candidates:
+            what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(candidates))}?"
     if (
         isinstance(error, click.MissingParameter)
         and error.param is not None

@@ -1,4 +1,4 @@
-"""``bishare merge``: an adapter added to its base's weights."""
+"""``bishare merge``: add an adapter to its base's weights."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def command(
     seed: int,
     into: str | None,
 ) -> None:
-    """Add an adapter to its base's weights, and save the result as a checkpoint that needs no bishare.
+    """Add an adapter to its base's weights, and save the result as an ordinary checkpoint.
 
-    Sums are made in float32. The report says which share of the update survives rounding, by kind of module,
-    and warns where it is less than 90%.
+    Sums are computed in float32. The report gives the part of the update that survives rounding, by kind of
+    module, and warns below 90%.
     """
     import warnings
 
@@ -72,7 +72,7 @@ def command(
         what = "--into quantises checkpoint folders and Hub models, and this is a .gguf file"
         help = "merge into the checkpoint that the .gguf file was made from"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
-    # What does not fit is found before the weights are loaded.
+    # Report mismatches before the weights are loaded.
     stored = read_adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
@@ -87,7 +87,7 @@ def command(
     assert isinstance(handle, Handle)
     plan, tensors = handle.plan, handle.tensors()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BishareWarning)  # The report has it.
+        warnings.simplefilter("ignore", BishareWarning)  # The report contains them.
         merged = handle.merge(
             keep_base=False,
             dequantize=dequantize,
@@ -101,8 +101,8 @@ def command(
             report.note(f"quantising to {into} ...")
             with TemporaryDirectory(dir=new.parent, prefix=".merging-") as scratch:
                 plain.save_pretrained(scratch)
-                found = requantise(Path(scratch), source, into, plan, tensors)
-                plain, merged.survival = found
+                quantised = requantise(Path(scratch), source, into, plan, tensors)
+                plain, merged.survival = quantised
         report.note("saving ...")
         plain.save_pretrained(new)
         if tokenizer is not None:

@@ -1,4 +1,4 @@
-"""``bishare models``: the models that are known by name."""
+"""``bishare models``: list the presets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bishare_dsl.cli.report import Report
 )
 @click.pass_obj
 def command(report: Report) -> None:
-    """List the presets: models whose shapes are known, so that `--model NAME` needs no file of theirs."""
+    """List the presets: models whose shapes are built in, so that `--model NAME` needs no files."""
     from bishare_dsl.models import PRESETS, preset
     from bishare_dsl.show.table import Table
 

@@ -1,4 +1,4 @@
-"""What several commands take: the same word means the same in each."""
+"""Options and arguments that several commands take."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _into_report(name: str) -> Callable[[click.Context, click.Parameter, bool], 
 
 
 def _switch(name: str, *words: str, help: str, is_eager: bool = False) -> click.Option:
-    """Make a switch that sets a field of the report."""
+    """Create a switch that sets a field of the report."""
     return click.Option(
         [*words],
         is_flag=True,
@@ -74,7 +74,7 @@ allow_use = _switch(
 def _run_transforms(
     ctx: click.Context, parameter: click.Parameter, files: tuple[Path, ...]
 ) -> None:
-    if files and not ctx.resilient_parsing:  # Nothing is run while a shell completes.
+    if files and not ctx.resilient_parsing:  # Run no code during shell completion.
         from bishare_dsl.cli.local_transforms import run_transforms
 
         for file in files:
@@ -91,13 +91,13 @@ spec_transform = click.Option(
     callback=_run_transforms,
     help="Run a Python file, or those of a folder, that has transforms; may be repeated.",
 )
-"""`bishare_dsl.cli.main` gives these four to the commands that take them."""
+"""`bishare_dsl.cli.main` adds these four to the commands that take them."""
 
 
 def choice(
     *names: str, among: Sequence[str], **settings: Any
 ) -> Callable[[_Decorated], _Decorated]:
-    """Take one of some words; a default is shown."""
+    """Take one of these words, and show the default."""
     settings["show_default"] = "default" in settings
     return click.option(*names, type=click.Choice(among), **settings)
 
@@ -127,7 +127,7 @@ seed = click.option(
 
 
 def html(help: str) -> Callable[[_Decorated], _Decorated]:
-    """Take ``--html``: a file to write, or to replace."""
+    """Take ``--html``: a file to write or replace."""
     kind = click.Path(path_type=Path, dir_okay=False)
     return click.option("--html", type=kind, metavar="FILE", help=help)
 
@@ -135,7 +135,7 @@ def html(help: str) -> Callable[[_Decorated], _Decorated]:
 def out(
     help: str, metavar: str = "DIR", *, required: bool = True
 ) -> Callable[[_Decorated], _Decorated]:
-    """Take ``--out``: a folder to write, or, as the word for it says, a file (FILE) or either (PATH)."""
+    """Take ``--out``: a folder (DIR), a file (FILE) or either (PATH), depending on ``metavar``."""
     kind = click.Path(path_type=Path, dir_okay=metavar != "FILE")
     return click.option("-o", "--out", required=required, type=kind, metavar=metavar, help=help)
 
@@ -143,7 +143,7 @@ def out(
 def spec(
     name: str = "file", metavar: str = "FILE", **settings: Any
 ) -> Callable[[_Decorated], _Decorated]:
-    """Take an argument that names a spec: a file, one that ships, or ``-``."""
+    """Take a spec: a file, the name of a shipped spec, or ``-``."""
     return click.argument(name, type=click.Path(allow_dash=True), metavar=metavar, **settings)
 
 
@@ -153,7 +153,7 @@ specs = spec("files", "FILE...", nargs=-1, required=True)
 def model(
     *, required: bool = True, weights: bool = False, many: bool = False
 ) -> Callable[[_Decorated], _Decorated]:
-    """Take ``--model``; with ``weights`` where shapes are not enough, with ``many`` as often as one likes."""
+    """Take ``--model``, with ``weights`` if shapes are not enough, and with ``many`` any number of times."""
     kinds = "checkpoint folder, .gguf file or Hub id"
     again = " May be repeated." if many else ""
     return click.option(
@@ -171,22 +171,22 @@ def model(
 Value: TypeAlias = int | float | str
 
 
-def read_values(given: Sequence[str]) -> dict[str, Value]:
+def read_values(settings: Sequence[str]) -> dict[str, Value]:
     """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``.
 
     Raises:
-        CommandError: one is not of that form (BS903).
+        CommandError: a setting has another form (BS903).
     """
-    return {name: value for name, (value,) in _settings(given, lambda text: [text]).items()}
+    return {name: value for name, (value,) in _settings(settings, lambda text: [text]).items()}
 
 
 def _settings(
-    given: Sequence[str], split: Callable[[str], list[str]]
+    words: Sequence[str], split: Callable[[str], list[str]]
 ) -> dict[str, tuple[Value, ...]]:
     """Read ``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
     settings: dict[str, tuple[Value, ...]] = {}
     problems = []
-    for setting in given:
+    for setting in words:
         name, equals, text = (part.strip() for part in setting.partition("="))
         values = [_value(part.strip()) for part in split(text)]
         meant = re.match(r"\W*(\w+)\s*[:= ]+\s*([\w.]+)", setting)
@@ -208,7 +208,7 @@ def _settings(
 
 def _value(text: str) -> Value | None:
     if _INT.fullmatch(text):
-        # No number of a spec is longer, and Python refuses to convert digits by the thousand.
+        # Numbers in specs are shorter, and Python refuses to convert thousands of digits.
         return int(text) if len(text) < 20 else None
     if _WORD.fullmatch(text):
         return text
@@ -240,21 +240,21 @@ many_values = click.option(
 
 
 def _keywords(
-    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
 ) -> dict[str, Any]:
     """Read ``("num_beams=4", "cache=static")`` as ``{"num_beams": 4, "cache": "static"}``."""
     import json
 
-    found: dict[str, Any] = {}
-    for setting in given:
+    keywords: dict[str, Any] = {}
+    for setting in words:
         name, equals, text = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"`{setting}` is not of the form name=value")
         try:
-            found[name] = json.loads(text)
+            keywords[name] = json.loads(text)
         except ValueError:
-            found[name] = text
-    return found
+            keywords[name] = text
+    return keywords
 
 
 keywords = click.option(
@@ -269,12 +269,12 @@ keywords = click.option(
 
 
 def examples(*lines: str) -> str:
-    """Write the end of a command's help; a line that is too long is broken before an option."""
+    """Write the examples of a command's help. Long lines break before an option."""
     room = min(get_terminal_size().columns, 80) - len("       \\")
     written = []
     for line in lines:
-        # Only a space before an option, a pipe or a redirection may become the end of a line.
-        kept = re.sub(r" (?!--?\w|[|>] )", "\0", line)
-        parts = wrap(kept, room, break_on_hyphens=False, break_long_words=False)
+        # Break lines only before an option, a pipe or a redirection.
+        unbreakable = re.sub(r" (?!--?\w|[|>] )", "\0", line)
+        parts = wrap(unbreakable, room, break_on_hyphens=False, break_long_words=False)
         written.append(" \\\n     ".join(parts).replace("\0", " "))
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in written)

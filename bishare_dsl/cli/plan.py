@@ -1,4 +1,4 @@
-"""``bishare plan``: what a spec shares and costs on a model, or many specs on many models side by side."""
+"""``bishare plan``: show what specs share and cost on models."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def command(
     FILE is a .share file, the name of a spec that ships with bishare, or - for standard input. The model's
     weights are not read.
 
-    Of several specs, models or values of a param, all combinations are compared in one table. A param that
-    only some of the specs have is set in those.
+    With several specs, models or values of a param, one table compares all combinations. A param is set
+    in the specs that have it.
 
-    With --budget and --solve the result is the spec itself, with the largest value of one param that keeps
-    it within the budget.
+    With --budget and --solve the result is the spec itself, with the largest value of one param within the
+    budget.
 
-    With --adapters the result is the cost of many adapters: kept separately, as a library with a part in
-    common, as LoRA r=8, and as the LoRA whose rank comes nearest in bytes, at 16, 8 and 4 bits.
+    With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
+    LoRA r=8, and as the LoRA whose rank comes nearest in bytes.
     """
     one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
     if (budget is None) != (name is None):
@@ -130,7 +130,9 @@ def _cost(
     def slots(common: frozenset[str]) -> tuple[int, int]:
         names = {name for term in plan.terms for name in term.tensors.values()}
         sizes = [(plan.tensor[name].size, name in common) for name in names]
-        return sum(n for n, alike in sizes if not alike), sum(n for n, alike in sizes if alike)
+        return sum(n for n, common_to_all in sizes if not common_to_all), sum(
+            n for n, common_to_all in sizes if common_to_all
+        )
 
     rows = cost.costs(plan, slots)
     report.data(
@@ -173,10 +175,10 @@ def _compare(
     sort: str | None,
     report: Report,
 ) -> None:
-    """Show one table of all combinations. One that does not fit is reported, and the others are compared."""
+    """Show one table of all combinations, and report combinations that do not fit."""
     rows = list(_combined(files, models, params, report))
     if sort is not None:
-        # What has no such figure comes last.
+        # Rows without this figure come last.
         rows.sort(key=lambda row: ((key := _key(row, sort)) is None, 0 if key is None else key))
     report.data(rows=rows)
     report.tables(_table(rows))
@@ -193,22 +195,22 @@ def _combined(
     from bishare_dsl.show.compare import figures
 
     architectures = {model: architecture_of(model) for model in models}
-    told: set[tuple[str, Problem]] = set()
-    for file, (spec, where, own) in read_specs(files, params).items():
+    reported: set[tuple[str, Problem]] = set()
+    for file, (spec, where, params_of_spec) in read_specs(files, params).items():
         for model, architecture in architectures.items():
-            for values in product(*own.values()):
-                chosen = dict(zip(own, values, strict=True))
+            for values in product(*params_of_spec.values()):
+                chosen = dict(zip(params_of_spec, values, strict=True))
                 row: dict[str, Any] = {"file": file, "spec": spec.name, "model": model}
                 row |= {"set": chosen, "error": None}
                 try:
-                    made = make_plan(spec, architecture, chosen, where)
-                    problems = made.problems
-                    row |= asdict(figures(made.plan))
+                    resolved = make_plan(spec, architecture, chosen, where)
+                    problems = resolved.problems
+                    row |= asdict(figures(resolved.plan))
                 except BishareError as error:
                     problems = error.problems
                     row["error"] = next(p.code for p in problems if p.severity == "error")
-                new = [problem for problem in problems if (file, problem) not in told]
-                told.update((file, problem) for problem in new)
+                new = [problem for problem in problems if (file, problem) not in reported]
+                reported.update((file, problem) for problem in new)
                 report.all(new, where)
                 yield row
 

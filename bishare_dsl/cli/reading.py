@@ -1,4 +1,4 @@
-"""From the word on the command line to a spec, and to its plan."""
+"""Read the specs, plans and adapters that a command line names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Set = TypeVar("_Set")
 
 
 def read_spec(name: str) -> tuple[Spec, SourceMap]:
-    """Return the spec that a word means: a path, the name of a shipped spec, or ``-`` for standard input.
+    """Read a spec from a path, a shipped spec by its name, or ``-`` for standard input.
 
     Raises:
         SpecError: every problem of the text.
@@ -38,12 +38,12 @@ def read_spec(name: str) -> tuple[Spec, SourceMap]:
 
 
 def read_text(name: str) -> tuple[bytes, str]:
-    """Return the text that a word means, and what to call it in messages.
+    """Return the text of a spec, and its name for messages.
 
-    Of a text that is too large only as much as tells so: one byte more than is allowed.
+    At most one byte more than the allowed size is read.
 
     Raises:
-        CommandError: there is no such spec (BS902), or it cannot be read (BS904).
+        CommandError: the spec does not exist (BS902) or cannot be read (BS904).
     """
     if name == "-":
         return sys.stdin.buffer.read(MAX_BYTES + 1), "<stdin>"
@@ -58,56 +58,56 @@ def read_text(name: str) -> tuple[bytes, str]:
 
 
 def cannot_read(path: str | Path, error: OSError) -> Problem:
-    """Return the problem of a file that the system does not let us read or write."""
+    """Return the problem of a file that the system refuses to read or write."""
     return codes.CANNOT_READ(path=path, reason=error.strerror or error)
 
 
 def plan_of(
     name: str, model: str | Architecture, params: Mapping[str, int | float | str], report: Report
 ) -> ResolvedSpec:
-    """Return the plan of a spec for a model; warnings go to the report.
+    """Return the plan of a spec for a model. Warnings go to the report.
 
     Raises:
-        BishareError: every problem, placed in the spec's text.
+        BishareError: every problem, with its position in the spec's text.
     """
     from bishare_dsl.compiler import make_plan
 
     spec, where = read_spec(name)
-    found = make_plan(spec, model, params, where)
-    report.all(found.problems, where)
-    return found
+    resolved = make_plan(spec, model, params, where)
+    report.all(resolved.problems, where)
+    return resolved
 
 
 def read_specs(
     names: Iterable[str], params: Mapping[str, _Set]
 ) -> dict[str, tuple[Spec, SourceMap, dict[str, _Set]]]:
-    """Return the specs that words mean, by word, each with what is set of the params that it has.
+    """Read specs by name, each with the values for its params.
 
     Raises:
-        SpecError: every problem of the texts; a param that none of them has (BS207).
+        SpecError: every problem of the texts, or a param that no spec has (BS207).
         CommandError: as `read_text`.
     """
-    found: dict[str, tuple[Spec, SourceMap, dict[str, _Set]]] = {}
-    known: set[str] = set()
+    specs: dict[str, tuple[Spec, SourceMap, dict[str, _Set]]] = {}
+    all_params: set[str] = set()
     for name in dict.fromkeys(names):
         spec, where = read_spec(name)
-        own = {param.name for param in spec.params}
-        found[name] = spec, where, {key: params[key] for key in params if key in own}
-        known |= own
-    for spec, _, _ in found.values():
-        spec.with_params({name: 0 for name in params if name not in known})
-    return found
+        params_of_spec = {param.name for param in spec.params}
+        specs[name] = spec, where, {key: params[key] for key in params if key in params_of_spec}
+        all_params |= params_of_spec
+    for spec, _, _ in specs.values():
+        spec.with_params({name: 0 for name in params if name not in all_params})
+    return specs
 
 
 def read_adapter_for(
     folder: Path, model: str | Source | Architecture, report: Report, named: str | None = None
 ) -> StoredAdapter:
-    """Return the adapter in a folder, which fits a model; warnings go to the report.
+    """Read an adapter and check that it fits a model. Warnings go to the report.
 
-    ``named`` is what names the model, where ``model`` is its shapes.
+    ``named`` is the name of the model if ``model`` is its shapes.
 
     Raises:
-        BishareError: it cannot be read or does not fit, or the model cannot be found.
+        BishareError: the adapter cannot be read or does not fit, or the model cannot be found.
     """
     silence_libraries()
     from bishare_dsl.compiler import read_fitting

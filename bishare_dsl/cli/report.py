@@ -1,4 +1,4 @@
-"""What a command says, where it says it, and the exit code that follows: decided here and nowhere else.
+"""The output of a command and its exit code.
 
 | | stream | |
 |---|---|---|
@@ -6,8 +6,8 @@
 | problems | stderr | stdout for ``check``, whose results they are; with ``--json``, inside the object |
 | notes | stderr | not with ``--quiet`` |
 
-Exit codes: 0 fine; 1 findings; 2 wrong usage, which wins over 1. `INTERRUPTED` and `INTERNAL` speak for
-themselves.
+The exit code is 0 without findings, 1 with findings, and 2 for wrong usage, which wins over 1.
+`INTERRUPTED` and `INTERNAL` are two more. No other module decides these.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 
 _USAGE_CODES = frozenset(
     [
-        # A param, a folder or a format that was named on the command line and is not there or in the way.
+        # A param, folder or format of the command line that is missing or in the way.
         *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS631"),
         "BS646",
-        # What training is asked to do, and where; data that is not there.
+        # Settings of training, its folder, and missing data.
         *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),
         *("BS701", "BS703", "BS704"),
         *("BS871", "BS872"),  # An adapter on a server that cannot be judged.
-        *("BS802", "BS803", "BS805"),  # What an evaluation needs: its tasks, a tokenizer.
+        *("BS802", "BS803", "BS805"),  # Requirements of an evaluation: tasks and a tokenizer.
     ]
 )
-# What a terminal acts on, but for tabs and line breaks.
+# Control characters of terminals, except tabs and line breaks.
 _CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 _COLOURS = {"error": "31", "warning": "33", "note": "36"}
 _HEAD = re.compile(r"(?P<severity>error|warning|note)(\[BS\d+\])?:")
@@ -44,14 +44,14 @@ _HELP = re.compile(r"^( *= )(help:)")
 
 
 class CommandError(BishareError):
-    """The command line itself is wrong."""
+    """A mistake in the command line."""
 
 
 class Report:
-    """Takes all that a command has to say. ``as_json``, ``quiet``, ``allow_use`` and ``form`` (of its tables)
-    are set by the options.
+    """Collect and write the output of a command.
 
-    With ``partial`` what there is is written although the command was interrupted.
+    The options set ``as_json``, ``quiet``, ``allow_use`` and ``form`` (of tables). With ``partial`` an
+    interrupted command writes the results that it has.
     """
 
     def __init__(self) -> None:
@@ -67,26 +67,26 @@ class Report:
         self._problems: list[dict[str, Any]] = []
 
     def result(self, text: str) -> None:
-        """Write a line or more of the result, for people."""
+        """Write lines of the result, as text."""
         if not self.as_json:
             sys.stdout.write(text.translate(_CONTROLS) + "\n")
 
     def tables(self, *parts: str | Table) -> None:
-        """Write a result that has tables, in the form that was asked for."""
+        """Write a result with tables, in the chosen format."""
         if not self.as_json:
             self.result(write_tables(parts, self.form))
 
     def data(self, **values: Any) -> None:
-        """Add fields to the result, for machines."""
+        """Add fields to the JSON result."""
         self._data |= values
 
     def note(self, *lines: str) -> None:
-        """Write what happens, or what to know; never needed to use the result. No name in a line adds one."""
+        """Write progress or advice that the result does not need. Names cannot add lines."""
         if not self.quiet:
             sys.stderr.writelines(f"{wrapped(escaped(line), sys.stderr)}\n" for line in lines)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
-        """Report one finding; an error decides the exit code."""
+        """Report one finding. Errors set the exit code."""
         if problem.severity == "error":
             self.errors += 1
             self.exit_code = max(self.exit_code, exit_code_of(problem))
@@ -104,16 +104,16 @@ class Report:
             self.problem(problem, where)
 
     def error(self, error: BishareError, where: SourceMap | None = None) -> None:
-        """Report all the problems of an exception."""
+        """Report all problems of an exception."""
         self.all(error.problems, error.where or where)
 
     def stop(self, exit_code: int, text: str) -> None:
-        """End the command for a reason that is not a finding."""
+        """End the command for a reason other than a finding."""
         self.exit_code = exit_code
         sys.stderr.write(f"{_painted(text.translate(_CONTROLS), sys.stderr)}\n")
 
     def close(self) -> None:
-        """Write what has been kept, and see that all of it has gone out."""
+        """Write buffered output and flush it."""
         if self.as_json and (self.exit_code <= USAGE or self.partial):
             import json
 
@@ -123,10 +123,10 @@ class Report:
 
 
 def silence_libraries() -> None:
-    """Keep off standard error what others write: bars of loading and saving, bitsandbytes's advice."""
+    """Silence progress bars and advice that libraries write to standard error."""
     import logging
 
-    # It speaks when transformers is imported.
+    # It logs when transformers is imported.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 
@@ -134,15 +134,16 @@ def silence_libraries() -> None:
 
 
 def exit_code_of(problem: Problem) -> int:
-    """Return 1 for what is wrong with a spec, an adapter or a model's fit; 2 where the command is wrong:
-    what it names is not there (BS5xx: the model), or it cannot be understood (BS9xx)."""
+    """Return 1 for a problem of a spec, an adapter or its fit, and 2 for a problem of the command line.
+
+    The second kind names something that does not exist (BS5xx: the model) or is not understood (BS9xx).
+    """
     usage = problem.code.startswith(("BS5", "BS9")) or problem.code in _USAGE_CODES
     return USAGE if usage else FINDINGS
 
 
 def coloured(stream: TextIO) -> bool:
-    """Tell whether colours belong on a stream: a terminal that has not been told otherwise (NO_COLOR), or any
-    stream where FORCE_COLOR asks for them, as in CI."""
+    """Return whether to colour a stream: a terminal without NO_COLOR, or any stream with FORCE_COLOR."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):

@@ -1,4 +1,4 @@
-"""``bishare show``: who shares what with whom, as a picture."""
+"""``bishare show``: draw which modules share which tensors."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ def command(
     html: Path | None,
     svg: Path | None,
 ) -> None:
-    """Draw who shares what with whom: layers across, modules down, one colour for each tensor.
+    """Draw which modules share: layers across, modules down, one colour for each tensor.
 
-    Without --html and --svg the picture is printed, with a letter for each tensor and a dot where a share
-    is not. Files that exist are replaced.
+    Without --html and --svg the picture is printed, with a letter for each tensor and a dot for modules
+    outside of the share. Existing files are replaced.
     """
     from bishare_dsl.show.picture import picture
     from bishare_dsl.writing import replace_file
 
-    made = plan_of(file, model, params, report)
+    resolved = plan_of(file, model, params, report)
     if html is not None:
         from bishare_dsl.show.page import page
 
-        replace_file(html, page(made.plan, made.spec).encode())
+        replace_file(html, page(resolved.plan, resolved.spec).encode())
         report.data(html=str(html))
         report.result(str(html))
     if svg is not None:
         from bishare_dsl.show.svg import whole
 
-        replace_file(svg, whole(picture(made.plan, made.spec)).encode())
+        replace_file(svg, whole(picture(resolved.plan, resolved.spec)).encode())
         report.data(svg=str(svg))
         report.result(str(svg))
     if html is None and svg is None:
         from bishare_dsl.show.text import text
 
-        drawn = text(picture(made.plan, made.spec))
+        drawn = text(picture(resolved.plan, resolved.spec))
         report.data(text=drawn)
         report.result(drawn)

@@ -1,4 +1,4 @@
-"""What ``bishare plan --budget … --solve …`` does: the spec with the largest value that the budget allows."""
+"""``bishare plan --budget … --solve …``: find the largest value of a param within a budget."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FRACTION = re.compile(
 def solve(
     file: str, model: str, params: Mapping[str, Value], budget: str, name: str, report: Report
 ) -> None:
-    """Print the spec in which a param has the largest value that the budget allows."""
+    """Print the spec with the largest value of a param that the budget allows."""
     from bishare_dsl.compiler import make_plan
     from bishare_dsl.models import architecture_of
     from bishare_dsl.show.solve import LIMIT, largest
@@ -36,7 +36,7 @@ def solve(
     if name in params:
         raise CommandError(codes.WRONG_USAGE(what=f"`{name}` is both set and to be solved for"))
     spec, where = read_spec(file)
-    spec.with_params({name: 0})  # there is such a param
+    spec.with_params({name: 0})  # checks that the param exists
     values = [param.value for param in spec.params if param.name == name]
     if any(isinstance(value, str) and value != "auto" for value in values):
         raise CommandError(
@@ -54,21 +54,21 @@ def solve(
         except BishareError:
             return None
 
-    make_plan(spec, architecture, params, where)  # what is wrong with it whatever the value
-    found, after, grows = largest(count, allowed)
+    make_plan(spec, architecture, params, where)  # reports problems that do not depend on the value
+    best, after, grows = largest(count, allowed)
     why = None
     if not grows:
         why = f"the count does not grow with it throughout; `--set {name}=8,16,32` compares values"
-    elif found is None:
+    elif best is None:
         why = f"{after[0]:,} gives {after[1]:,}" if after else "no value fits"
-    elif found[0] == LIMIT:
+    elif best[0] == LIMIT:
         why = f"every value that was tried, up to {LIMIT:,}, is within it"
-    if found is None or why:
+    if best is None or why:
         raise CommandError(codes.NO_SOLUTION(param=name, budget=f"{allowed:,}", why=why))
-    value, trainable = found
-    made = planned(value)
-    report.all(made.problems, where)
-    text = made.text()
+    value, trainable = best
+    resolved = planned(value)
+    report.all(resolved.problems, where)
+    text = resolved.text()
     report.data(
         param=name,
         value=value,
@@ -83,25 +83,25 @@ def solve(
 
 
 def parameters(budget: str, architecture: Architecture) -> int:
-    """Count the trainable parameters that a budget allows.
+    """Convert a budget to a number of trainable parameters.
 
     Args:
         budget: ``3M``, ``12MiB``, ``44% of lora``, ``0.44 of lora r=8``.
         architecture: of the model.
 
     Raises:
-        CommandError: it is not an amount (BS907).
-        BishareError: the spec that it names cannot be read, or does not fit.
+        CommandError: the budget is not an amount (BS907).
+        BishareError: the spec in the budget cannot be read or does not fit.
     """
-    given = budget.strip()
-    if match := _FRACTION.fullmatch(given):
+    amount = budget.strip()
+    if match := _FRACTION.fullmatch(amount):
         part = float(match["number"]) / (100 if match["percent"] else 1)
         spec, where = read_spec(match["spec"])
         from bishare_dsl.compiler import make_plan
 
         chosen = read_values(match["set"].split())
         return int(part * make_plan(spec, architecture, chosen, where).plan.trainable)
-    match = _AMOUNT.fullmatch(given)
+    match = _AMOUNT.fullmatch(amount)
     unit = match["unit"].lower() if match else ""
     if match and unit in _PARAMETERS:
         return int(float(match["number"]) * _PARAMETERS[unit])

@@ -1,4 +1,4 @@
-"""``bishare specs``: what ships with bishare."""
+"""``bishare specs``: list the shipped specs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan as data, and as text and tables for a reader."""
+"""Write a plan as data, or as text and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """Return the plan for a machine: counts, rows, sites, pools and tensors."""
+    """Return the plan as data: counts, rows, sites, pools and tensors."""
     return {
         "spec": plan.spec,
         "params": plan.params,
@@ -38,7 +38,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 
 def as_parts(plan: Plan) -> list[str | Table]:
-    """Say what a plan is in four tables, and in the line that every tool of the field prints."""
+    """Describe a plan in four tables, and in the line about trainable parameters that PEFT prints."""
     base = plan.base
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
     head = (
@@ -115,8 +115,8 @@ def _adapter_size(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    found = rows.memory(plan)
+    needed = rows.memory(plan)
     return (
-        f"training, in MiB without activations: {mib(found.weights)} weights, {mib(found.gradients)} "
-        f"gradients, {mib(found.optimizer)} AdamW; base {mib(found.base)} in bfloat16"
+        f"training, in MiB without activations: {mib(needed.weights)} weights, {mib(needed.gradients)} "
+        f"gradients, {mib(needed.optimizer)} AdamW; base {mib(needed.base)} in bfloat16"
     )

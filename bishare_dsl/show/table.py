@@ -40,7 +40,7 @@ class Table(NamedTuple):
         lines = [self.head, ["-" * width for width in widths], *rows]
         first = [*takewhile(self.left.__contains__, range(len(self.head) - 1))]
         groups = _groups(widths, first)
-        return "\n\n".join(self._drawn(lines, widths, group) for group in groups)
+        return "\n\n".join(self._aligned(lines, widths, group) for group in groups)
 
     def _aligned(
         self, lines: Iterable[Sequence[str]], widths: Sequence[int], columns: Sequence[int]
