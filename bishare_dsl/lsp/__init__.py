@@ -1,1 +1,1 @@
-"""A language server: what the front end knows of a spec, while somebody writes it in an editor."""
+"""A language server for specs, built on the compiler's front end."""

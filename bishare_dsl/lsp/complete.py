@@ -1,4 +1,4 @@
-"""Complete words and names: the parser gives the possible words, the clause the names."""
+"""Complete keywords, which the parser knows, and names, which depend on the clause."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MODEL = re.compile(r"[ \t]*#[ \t]*model:[ \t]*(\S*)")
 
 
 def completions(document: Document, position: lsp.Position) -> list[lsp.CompletionItem]:
-    """Return all that may be written at a place of a document."""
+    """Return the completions at a position."""
     offset = document.positions.offset(position) - document.source.start
     before = document.source.text[:offset]
     line = before.rpartition("\n")[2]
@@ -42,44 +42,44 @@ def completions(document: Document, position: lsp.Position) -> list[lsp.Completi
         items = [_item(name, Kind.Module, "A preset.", insert=name) for name in presets]
         return _written_over(document, offset, begun[1] if begun else "", items)
     written = _half_word(before)
-    found = parse_open(Source(document.path, before[: len(before) - len(written)]))
-    names = _Names(document, found)
+    parsed = parse_open(Source(document.path, before[: len(before) - len(written)]))
+    names = _Names(document, parsed)
     # Names come before keywords, many of which are possible anywhere.
-    items = [*names.items()] if {"NAME", "STRING"} & found.allowed else []
-    if "PER" in found.allowed:
+    items = [*names.items()] if {"NAME", "STRING"} & parsed.allowed else []
+    if "PER" in parsed.allowed:
         items += (item for item in names.roles() if item.label not in ("A", "B"))
-    items += () if written.startswith('"') else _keywords(found)
+    items += () if written.startswith('"') else _keywords(parsed)
     offered = {item.label: item for item in reversed(items)}
     ordered = [*dict.fromkeys(item.label for item in items)]
-    for place, label in enumerate(ordered):
-        offered[label].sort_text = f"{place:04}"  # Else an editor sorts by the alphabet.
+    for rank, label in enumerate(ordered):
+        offered[label].sort_text = f"{rank:04}"  # Otherwise editors sort alphabetically.
     return _written_over(document, offset, written, [offered[label] for label in ordered])
 
 
 def _written_over(
     document: Document, offset: int, written: str, items: Iterable[lsp.CompletionItem]
 ) -> list[lsp.CompletionItem]:
-    """Let completions be written in place of what is begun before an offset."""
+    """Let completions replace the unfinished word before an offset."""
     quoted = written.startswith('"')
-    # Editors close a quote by themselves.
+    # Editors insert the closing quote.
     closed = quoted and document.source.text[offset : offset + 1] == '"'
     end = document.source.start + offset
-    place = document.positions.range(Span(end - len(written), end + closed))
-    return [_at(item, place, quoted) for item in items]
+    replaced = document.positions.range(Span(end - len(written), end + closed))
+    return [_at(item, replaced, quoted) for item in items]
 
 
-def _at(item: lsp.CompletionItem, place: lsp.Range, quoted: bool) -> lsp.CompletionItem:
-    """Let a completion be written in place of what is begun."""
+def _at(item: lsp.CompletionItem, replaced: lsp.Range, quoted: bool) -> lsp.CompletionItem:
+    """Let a completion replace a range."""
     text = item.insert_text or item.label
     if quoted and not text.startswith('"'):
         text = f'"{text}"'
-    item.text_edit = lsp.TextEdit(place, text)
+    item.text_edit = lsp.TextEdit(replaced, text)
     item.filter_text, item.insert_text = text, None
     return item
 
 
 def _half_word(before: str) -> str:
-    """Return the word, or the open quote, that is being written at the end of a text."""
+    """Return the unfinished word or quoted text at the end of a text."""
     start = len(before)
     line = before.rpartition("\n")[2]
     if line.count('"') % 2:
@@ -89,8 +89,8 @@ def _half_word(before: str) -> str:
     return before[start:]
 
 
-def _keywords(found: Open) -> Items:
-    for kind in sorted(found.allowed - {END}):
+def _keywords(parsed: Open) -> Items:
+    for kind in sorted(parsed.allowed - {END}):
         word = spelled(kind)
         if word is not None and word.isalpha():
             yield _item(word, Kind.Keyword, MEANINGS[word])
@@ -110,7 +110,7 @@ def _item(
 
 
 class _Names:
-    """The names that are possible at the end of a text, by its last clause."""
+    """The names that the last clause of a text allows at its end."""
 
     def __init__(self, document: Document, found: Open) -> None:
         self.document, self.found = document, found
@@ -121,7 +121,7 @@ class _Names:
         self.words = words
 
     def items(self) -> Items:
-        """Return the names, as completions."""
+        """Return the names as completions."""
         places: dict[str, Callable[[], Items]] = {
             "use": self._specs,
             "via": self._transforms,
@@ -139,7 +139,7 @@ class _Names:
             yield from places[self.clause]()
 
     def _declared(self, *kinds: str) -> Items:
-        """Yield what is declared above, here and in the files that are used."""
+        """Yield the params or lets declared above, in this file and in used files."""
         source = self.document.source
         above = [
             Declaration(part, source)
@@ -154,13 +154,13 @@ class _Names:
             yield _item(part.name, kind, f"`{said}`")
 
     def _used(self) -> list[File]:
-        """Return the files that are used; nothing is read where there is none."""
+        """Return the used files."""
         uses = any(part.keyword == "use" for part in self.found.statements)
         file = self.document.file if uses else None
         return [used for _, used in file.uses] if file else []
 
     def _replaceable(self) -> Items:
-        """Yield what a used file declares, after `replace`."""
+        """Yield the names of used files that `replace` can replace."""
         if self.found.words[0] == "replace":
             for used in self._used():
                 for name in declarations(used, self.clause):
@@ -188,7 +188,7 @@ class _Names:
             yield from self._functions()
 
     def _parts(self) -> Items:
-        """Yield the names of parts, each with the kinds that play it in the model."""
+        """Yield the names of parts, each with its kinds in the model."""
         model = self.document.architecture
         for name in PARTS:
             played = dict.fromkeys(s.kind for s in model.sites if name in parts(s)) if model else {}
@@ -244,7 +244,7 @@ class _Names:
     def _transforms(self) -> Items:
         if len(self.words) == 1:
             for name in transform_names():
-                if name != "Identity":  # It is what a share without `via` has.
+                if name != "Identity":  # A share without `via` has it.
                     yield _item(name, Kind.Class, _title(name))
             return
         try:
@@ -266,7 +266,7 @@ class _Names:
             yield from self._declared("param")
 
     def roles(self) -> Items:
-        """Yield the tensors of the share: those of the transform that it has, if it is read already."""
+        """Yield the roles of the share's tensors, including its transform's if the `via` is above."""
         share = self.found.statements[-1] if self.found.statements else None
         via = next((c for c in share.clauses if c.keyword == "via"), None) if share else None
         named = self.words[1] if self.clause == "via" and len(self.words) > 1 else None

@@ -1,4 +1,4 @@
-"""Problems as an editor shows them, each at its place."""
+"""Convert problems to an editor's diagnostics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEVERITY = {
 
 
 def diagnostics(document: Document) -> list[lsp.Diagnostic]:
-    """Return all that is wrong with a document.
+    """Return the diagnostics of a document.
 
     A problem of a used file is shown at its `use`, with a link to its own location.
     """
@@ -27,13 +27,15 @@ def diagnostics(document: Document) -> list[lsp.Diagnostic]:
 
 
 def diagnostic(document: Document, problem: Problem) -> lsp.Diagnostic:
-    """Return one problem of a document."""
+    """Convert one problem of a document."""
     where, span = document.survey.where, document.place(problem)
     related = None
     if uses := where.uses(span):
         elsewhere = Positions(where.source_of(span), document.unit)
-        place = lsp.Location(Path(elsewhere.source.name).resolve().as_uri(), elsewhere.range(span))
-        related = [lsp.DiagnosticRelatedInformation(place, problem.message)]
+        location = lsp.Location(
+            Path(elsewhere.source.name).resolve().as_uri(), elsewhere.range(span)
+        )
+        related = [lsp.DiagnosticRelatedInformation(location, problem.message)]
         span = uses[-1]
     unused = problem.code == codes.UNUSED.code
     return lsp.Diagnostic(

@@ -1,4 +1,4 @@
-"""A spec in an editor. Each stage of the front end runs on demand."""
+"""A spec in an editor, whose stages (tree, spec, plan, problems) are computed on demand."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from bishare_dsl.spec import Spec
 
 @dataclass
 class Document:
-    """A text under a path; ``chosen`` is the model of the settings, ``unit`` what columns are counted in.
+    """A text with its path.
 
-    ``earlier`` is the plan of the text before the last change.
+    ``chosen`` is the model of the settings, ``unit`` the unit of columns, and ``earlier`` the plan of
+    the text before the last change.
     """
 
     text: str
@@ -39,17 +40,17 @@ class Document:
 
     @cached_property
     def survey(self) -> Survey:
-        """The text and all that it uses, as far as they can be read."""
+        """The text and the files it uses, as far as they can be read."""
         return survey(self.text, self.path, allow_use=self.allow_use)
 
     @cached_property
     def source(self) -> Source:
-        """The text, without the texts that it uses."""
+        """The text, without used files."""
         return Source(self.path, plain_lines(self.text))
 
     @property
     def file(self) -> File | None:
-        """The tree, with those of the files that the text uses."""
+        """The tree, including the trees of used files."""
         return self.survey.file
 
     @property
@@ -59,7 +60,7 @@ class Document:
 
     @property
     def spec(self) -> Spec | None:
-        """The spec that the text means; None while it has errors."""
+        """The spec, or None while the text has errors."""
         return self.survey.spec
 
     @cached_property
@@ -69,12 +70,12 @@ class Document:
 
     @cached_property
     def named(self) -> NamedModel | None:
-        """The model that a comment names."""
+        """The model named in a comment, if any."""
         return named_model(self.source)
 
     @property
     def architecture(self) -> Architecture | None:
-        """The model that the spec is held against."""
+        """The model to check the spec against."""
         return self.chosen.architecture if self.named is None else self.named.architecture
 
     @cached_property
@@ -87,56 +88,56 @@ class Document:
         from bishare_dsl.compiler import make_plan
 
         try:
-            made = make_plan(spec, architecture, where=where)
+            resolved = make_plan(spec, architecture, where=where)
         except BishareError as error:
             return None, (*warn_of_outdented(spec, where), *error.problems)
-        return made.plan, made.problems
+        return resolved.plan, resolved.problems
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of the spec; None without a model, or if the spec does not fit it."""
+        """The plan of the spec, or None without a model or if the spec does not fit it."""
         return self._checked[0]
 
     @property
     def plan_so_far(self) -> Plan | None:
-        """The plan, if it exists already, or else the plan before the last change."""
+        """The plan if it is computed, else the plan before the last change."""
         return self.plan if "_checked" in vars(self) else self.earlier
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """All that is wrong with the text, its meaning, and how it fits the model."""
+        """All problems of the text, its meaning, and its fit to the model."""
         wrong_model = self.named.problem if self.named else None
         return (*((wrong_model,) if wrong_model else ()), *self._checked[1])
 
     def place(self, problem: Problem) -> Span:
-        """Find the characters that a problem is about, in the text or in one that it uses."""
+        """Return the span of a problem, in the text or in a used file."""
         span = problem.span or self.survey.where.locate(problem.loc)
         return span or Span(self.source.start, self.source.start)
 
     @cached_property
     def sites(self) -> Sites | None:
-        """The model's sites as the spec sees them; None without a spec or a model."""
+        """The model's sites with the spec's names, or None without a spec or a model."""
         if self.spec is None or self.architecture is None:
             return None
         return Sites(self.spec, self.architecture)
 
     def is_own(self, span: Span) -> bool:
-        """Tell whether a span is of the text, and not of one that it uses."""
+        """Return whether a span belongs to the text and not to a used file."""
         return self.survey.where.source_of(span) is self.survey.where.source
 
     def token_at(self, offset: int) -> Token | None:
-        """Find the word or comment that contains a character or ends there."""
-        found = None
+        """Return the token that contains a character or ends there."""
+        nearest = None
         for token in self.syntax.tokens if self.syntax else ():
             span = span_of(token)
             if token.type == "SPACE" or not span.start <= offset <= span.end:
                 continue
             if span.start < span.end:
-                found = token if offset < span.end or found is None else found
-        return found
+                nearest = token if offset < span.end or nearest is None else nearest
+        return nearest
 
     def statement_at(self, offset: int) -> tuple[Statement, Statement] | None:
-        """Find the statement at a character, and the clause of it there, or else the statement again."""
+        """Return the statement at a character and its clause there, or the statement twice."""
         for statement in self.syntax.statements if self.syntax else ():
             if statement.start <= offset <= statement.end:
                 within = (c for c in statement.clauses if c.start <= offset <= c.end)
@@ -144,11 +145,11 @@ class Document:
         return None
 
     def parts_at(self, offset: int) -> Iterator[tuple[Loc, Span]]:
-        """Find the parts of the spec that a character belongs to, the smallest first."""
-        found = [
+        """Yield the parts of the spec that contain a character, the smallest first."""
+        containing = [
             (span.end - span.start, -len(loc), loc, span)
             for loc, span in self.survey.where.spans.items()
             if span.start <= offset <= span.end
         ]
-        for _, _, loc, span in sorted(found, key=lambda part: part[:2]):
+        for _, _, loc, span in sorted(containing, key=lambda part: part[:2]):
             yield loc, span

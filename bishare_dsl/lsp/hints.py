@@ -1,4 +1,4 @@
-"""Hints in the text: the trainable parameters of each share and of the spec."""
+"""Inlay hints with the trainable parameters of each share and of the spec."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from bishare_dsl.show import rows
 
 
 def inlay_hints(document: Document, wanted: lsp.Range) -> list[lsp.InlayHint]:
-    """Return the counts in a range: of a share after its name, of all after the target.
+    """Return the hints in a range: a share's count after its name, and the total after the target.
 
-    While the text changes they are those of the last plan; the editor asks again when there is a new one.
+    While the text changes, the counts come from the last plan. The server requests a refresh after a new
+    plan.
     """
     plan, syntax = document.plan_so_far, document.syntax
     if plan is None or syntax is None:
         return []
     counts = {row.name: row for row in rows.shares(plan)}
-    found = []
+    hints = []
     for statement in syntax.statements:
         if statement.keyword == "share":
             row = counts.get(statement.name)
@@ -28,8 +29,8 @@ def inlay_hints(document: Document, wanted: lsp.Range) -> list[lsp.InlayHint]:
             tip = plan.parameters_line
         else:
             continue
-        place = statement.head.end if statement.keyword == "share" else statement.end
-        position = document.positions.position(place)
+        after = statement.head.end if statement.keyword == "share" else statement.end
+        position = document.positions.position(after)
         if wanted.start <= position <= wanted.end:
-            found.append(lsp.InlayHint(position, label, tooltip=tip, padding_left=True))
-    return found
+            hints.append(lsp.InlayHint(position, label, tooltip=tip, padding_left=True))
+    return hints

@@ -1,4 +1,4 @@
-"""Describe the word under the pointer: pools and counts of a share, the sites of a name, an option."""
+"""Describe the word under the pointer: a share with its counts, the sites of a name, or an option."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ _CONDITIONS = (And, Compare, Match, Member, Not, Or, Ref)
 
 
 def hover(document: Document, position: lsp.Position) -> lsp.Hover | None:
-    """Describe the word at a position of a document; None if there is nothing to say."""
+    """Describe the word at a position, or return None."""
     offset = document.positions.offset(position)
     token = document.token_at(offset)
     if token is None or token.type == "COMMENT":
         return None
-    told = "\n\n".join(part for part in _told(document, offset, token) if part)
-    if not told:
+    description = "\n\n".join(part for part in _descriptions(document, offset, token) if part)
+    if not description:
         return None
-    content = lsp.MarkupContent(lsp.MarkupKind.Markdown, told)
+    content = lsp.MarkupContent(lsp.MarkupKind.Markdown, description)
     return lsp.Hover(content, document.positions.range(span_of(token)))
 
 
-def _told(document: Document, offset: int, token: Token) -> Iterator[str | None]:
-    if (found := document.statement_at(offset)) is None:
+def _descriptions(document: Document, offset: int, token: Token) -> Iterator[str | None]:
+    if (at_offset := document.statement_at(offset)) is None:
         return
-    statement, clause = found
+    statement, clause = at_offset
     heads = (str(statement.words.data), "replace") if clause is statement else ()
     is_name = clause is statement and statement.keyword in ("share", "param", "let", "spec", "use")
     if statement.keyword == "share" and (token in heads or _is_head(statement, token)):
         yield share_card(document, statement.name) or MEANINGS["share"]
     elif is_name and statement.keyword == "use" and _is_head(statement, token):
         yield _used(document, statement)
-    elif clause.keyword == "via" and (told := _of_transform(clause, token)):
-        yield told
+    elif clause.keyword == "via" and (description := _of_transform(clause, token)):
+        yield description
     elif (named := name_at(document, offset)) is not None:
         declared = named[1][0].statement
         yield _named(document, declared)
@@ -65,7 +65,7 @@ def _is_head(statement: Statement, token: Token) -> bool:
 
 
 def share_card(document: Document, name: str) -> str | None:
-    """Return what a share is on the model: modules, ranks, pools, parameters; None without a plan."""
+    """Describe a share on the model (modules, ranks, pools, parameters), or return None without a plan."""
     if (plan := document.plan) is None:
         return None
     row = next((row for row in rows.shares(plan) if row.name == name), None)
@@ -88,7 +88,7 @@ def _used(document: Document, statement: Statement) -> str | None:
 
 
 def _of_transform(clause: Statement, token: Token) -> str | None:
-    """Describe a transform by its name, or an option by its name, where the token is one."""
+    """Describe the transform or the option that a token names, or return None."""
     named = name_of(clause)
     try:
         kind = transform_kind(unquoted(named))
@@ -107,30 +107,32 @@ def _of_transform(clause: Statement, token: Token) -> str | None:
 
 
 def name_of(via: Statement) -> Token:
-    """Return the name after a `via`, with options or without."""
+    """Return the name token after a `via`."""
     return first_token(via.words.children[0])
 
 
 def field_of(kind: type[Transform], name: str) -> FieldInfo | None:
-    """Find an option of a transform by the name that specs write."""
+    """Find an option of a transform by its name in specs."""
     fields = kind.model_fields.items()
-    return next((field for own, field in fields if (field.alias or own) == name), None)
+    return next(
+        (field for field_name, field in fields if (field.alias or field_name) == name), None
+    )
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the words that an option takes; none where it takes a number."""
+    """Return the words that an option accepts. The result is empty for a number."""
     if field.annotation is bool:
         return "true", "false"
     return tuple(word for word in get_args(field.annotation) if isinstance(word, str))
 
 
 def option(name: str, field: FieldInfo) -> str:
-    """Write an option in a line: type, default, meaning."""
-    known = {int: "a whole number", float: "a number", bool: "`true` or `false`"}
+    """Describe an option in one line: type, default, meaning."""
+    type_names = {int: "a whole number", float: "a number", bool: "`true` or `false`"}
     words = choices(field)
     types = [
-        found
-        for kind, found in known.items()
+        phrase
+        for kind, phrase in type_names.items()
         if kind in (field.annotation, *get_args(field.annotation))
     ]
     what = " or ".join(f"`{word}`" for word in words) or " or ".join(types) or "a value"
@@ -140,7 +142,7 @@ def option(name: str, field: FieldInfo) -> str:
 
 
 def _named(document: Document, statement: Statement) -> str | None:
-    """Return what a param is worth, or which sites a let selects."""
+    """Describe the value of a param or the sites of a let."""
     spec, name = document.spec, statement.name
     if statement.keyword == "param":
         value = spec.values.get(name) if spec else None
@@ -153,7 +155,7 @@ def _named(document: Document, statement: Statement) -> str | None:
 
 
 def _selected(document: Document, offset: int) -> str | None:
-    """Return which sites the condition at a place selects."""
+    """Describe the sites that the condition at a character selects."""
     if document.sites is None:
         return None
     for loc, span in document.parts_at(offset):
@@ -165,16 +167,16 @@ def _selected(document: Document, offset: int) -> str | None:
         try:
             return f"Selects {summary(document.sites.of(document.sites.site_sets.select(part)))}."
         except EvaluationError:
-            continue  # A word inside a comparison: what is around it is the condition.
+            continue  # The word is inside a comparison, which is the condition.
     return None
 
 
 def _part(part: object, loc: Loc) -> object:
-    """Find the part of a spec at a place; None where a place names no part."""
+    """Return the part of a spec at a location, or None if there is none."""
     for name in loc:
         if isinstance(part, (tuple, dict)):
             try:
-                part = part[name]  # type: ignore[index]  # by its place, or by its name
+                part = part[name]  # type: ignore[index]  # by index, or by name
             except (LookupError, TypeError):
                 return None
         else:
@@ -183,12 +185,12 @@ def _part(part: object, loc: Loc) -> object:
 
 
 def _is_condition(spec: object, loc: Loc) -> bool:
-    """Tell whether a place is inside of a selection, where a bare name selects sites."""
+    """Return whether a location is inside a selection, where a bare name selects sites."""
     return any(isinstance(_part(spec, loc[:end]), Selection) for end in range(len(loc) + 1))
 
 
 def summary(sites: Sequence[Site]) -> str:
-    """Say which sites these are: how many, of which kinds, in which layers."""
+    """Summarise sites: how many, of which kinds, in which layers."""
     if not sites:
         return "no module"
     kinds = ", ".join(f"`{kind}`" for kind in dict.fromkeys(site.kind for site in sites))

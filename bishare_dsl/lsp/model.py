@@ -16,19 +16,19 @@ _HELP = "a comment names a preset, which `bishare models` lists; any other model
 
 @dataclass(frozen=True)
 class NamedModel:
-    """The model that ``# model: NAME`` names: a preset, since a stranger's text reads no other file."""
+    """The model in a comment ``# model: NAME``: always a preset, so that a spec reads no other file."""
 
     name: str
     span: Span
 
     @property
     def architecture(self) -> Architecture | None:
-        """The shapes of the model; None where no preset is called so."""
+        """The shapes of the model, or None if there is no such preset."""
         return preset(self.name) if self.name in (*PRESETS, *ALIASES) else None
 
     @property
     def problem(self) -> Problem | None:
-        """The problem with the name, if there is one."""
+        """The problem with the name, or None."""
         if self.architecture is not None:
             return None
         near = nearest(self.name, (*PRESETS, *ALIASES)) or _HELP
@@ -36,7 +36,7 @@ class NamedModel:
 
 
 def named_model(source: Source) -> NamedModel | None:
-    """Find the first comment of a text that names a model."""
+    """Return the model of the first comment that names one."""
     if (match := _COMMENT.search(source.text)) is None:
         return None
     start, end = match.span(1)
@@ -44,7 +44,7 @@ def named_model(source: Source) -> NamedModel | None:
 
 
 class ChosenModel:
-    """The model of the settings; its shapes are read once."""
+    """The model of the settings, whose shapes are read once."""
 
     def __init__(self, name: str | None = None) -> None:
         self.architecture: Architecture | None = None

@@ -1,4 +1,4 @@
-"""The names that a spec declares, and where they are used: params and lets, also of files that it uses."""
+"""Find declarations and uses of params and lets, including those in used files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DECLARING = ("param", "let")
 
 @dataclass(frozen=True)
 class Declaration:
-    """A `param` or `let`, and the text that declares it."""
+    """A `param` or `let` statement, and its text."""
 
     statement: Statement
     source: Source
 
     @property
     def place(self) -> Span:
-        """Where its name stands."""
+        """The span of its name."""
         return span_of(self.statement.name_token)
 
 
 def files_of(file: File) -> Iterator[File]:
-    """Yield a file and all that it uses, itself or through others, each once."""
+    """Yield a file and the files it uses, directly or indirectly, each once."""
     seen: set[int] = set()
     waiting = [file]
     while waiting:
@@ -42,21 +42,21 @@ def files_of(file: File) -> Iterator[File]:
 
 
 def declarations(file: File, *kinds: str) -> dict[str, list[Declaration]]:
-    """Find what a file and those that it uses declare, by name; its own come first."""
-    found: dict[str, list[Declaration]] = {}
+    """Map names to their declarations in a file and its used files, starting with the file itself."""
+    by_name: dict[str, list[Declaration]] = {}
     for one in files_of(file):
         for statement in declaring_statements(one.syntax.statements, *kinds):
-            found.setdefault(statement.name, []).append(Declaration(statement, one.source))
-    return found
+            by_name.setdefault(statement.name, []).append(Declaration(statement, one.source))
+    return by_name
 
 
 def declaring_statements(statements: Iterable[Statement], *kinds: str) -> Iterator[Statement]:
-    """Return the statements that declare names, or those of some keywords."""
+    """Yield the statements that declare names, optionally with some keywords only."""
     return (part for part in statements if part.keyword in (kinds or DECLARING))
 
 
 def tokens_named(file: File, names: Iterable[str]) -> Iterator[Token]:
-    """Find where one file, without those that it uses, declares these names or refers to them."""
+    """Yield the tokens of one file that declare or use these names."""
     wanted = set(names)
     for statement in file.syntax.statements:
         declared = [statement.name_token] if statement.keyword in DECLARING else []
@@ -66,12 +66,12 @@ def tokens_named(file: File, names: Iterable[str]) -> Iterator[Token]:
 
 
 def name_at(document: Document, offset: int) -> tuple[Token, list[Declaration]] | None:
-    """Find the param or let that is named at a character, and its declarations."""
+    """Return the token at a character if it names a param or let, with its declarations."""
     if document.file is None:
         return None
-    known = declarations(document.file)
-    for token in tokens_named(document.file, known):
+    declared = declarations(document.file)
+    for token in tokens_named(document.file, declared):
         span = span_of(token)
         if span.start <= offset <= span.end:
-            return token, known[unquoted(token)]
+            return token, declared[unquoted(token)]
     return None

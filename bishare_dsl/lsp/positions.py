@@ -1,4 +1,4 @@
-"""Between the characters of a text and the lines and columns that an editor counts."""
+"""Convert between offsets in a text and an editor's lines and columns."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _WIDTHS: dict[str, Callable[[str], int]] = {
 
 @dataclass(frozen=True)
 class Positions:
-    """The places of a text, with columns in the unit that server and editor agreed on."""
+    """The positions of a text, with columns in the unit that server and editor agreed on."""
 
     source: Source
     unit: str = PositionEncodingKind.Utf16
 
     def position(self, offset: int) -> Position:
-        """Find the line and column of a character, both counted from 0."""
+        """Return the line and column of a character, both from 0."""
         line, column = self.source.position(offset)
         before = self.source.line(line)[: column - 1]
         return Position(line - 1, _WIDTHS[self.unit](before))
 
     def range(self, span: Span) -> Range:
-        """Find the lines and columns of a span."""
+        """Return the lines and columns of a span."""
         return Range(self.position(span.start), self.position(span.end))
 
     def offset(self, position: Position) -> int:
-        """Find the character at a line and column; of a place beyond the end, the last one."""
+        """Return the offset of a line and column, at most the end of the line or text."""
         lines = self.source.text.split("\n")
         if position.line >= len(lines):
             return self.source.start + len(self.source.text)
@@ -47,7 +47,7 @@ class Positions:
 
 
 def apply_edits(source: Source, edits: tuple[Edit, ...]) -> str:
-    """Make the text that a text becomes by edits that do not overlap."""
+    """Apply edits that do not overlap, and return the new text."""
     text = source.text
     for edit in sorted(edits, key=lambda edit: edit.span.start, reverse=True):
         start, end = edit.span.start - source.start, edit.span.end - source.start

@@ -24,16 +24,16 @@ _IN_CODE = re.compile(r"`([^`]+)`")
 _NEEDLESS = {code.code for code in (spec.UNUSED, language.TWICE)}
 
 Remedy = tuple[str, tuple[Edit, ...]]
-"""What it does, in words, and the edits that do it."""
+"""A title, and the edits."""
 
 
 def code_actions(document: Document, uri: str, wanted: lsp.Range) -> list[lsp.CodeAction]:
-    """Return the remedies of the problems in a range of a document."""
-    place = document.positions
-    found = []
+    """Return code actions for the problems in a range."""
+    converter = document.positions
+    actions = []
     for problem in document.problems:
         span = document.place(problem)
-        where = place.range(span)
+        where = converter.range(span)
         if not document.is_own(span) or where.start > wanted.end or where.end < wanted.start:
             continue
         offered = [
@@ -42,7 +42,7 @@ def code_actions(document: Document, uri: str, wanted: lsp.Range) -> list[lsp.Co
             if _mends(document, problem, remedy)
         ]
         for title, edits in offered:
-            changes = [lsp.TextEdit(place.range(edit.span), edit.text) for edit in edits]
+            changes = [lsp.TextEdit(converter.range(edit.span), edit.text) for edit in edits]
             action = lsp.CodeAction(
                 title=title,
                 kind=lsp.CodeActionKind.QuickFix,
@@ -50,20 +50,20 @@ def code_actions(document: Document, uri: str, wanted: lsp.Range) -> list[lsp.Co
                 edit=lsp.WorkspaceEdit(changes={uri: changes}),
                 is_preferred=len(offered) == 1,
             )
-            found.append(action)
-    return found
+            actions.append(action)
+    return actions
 
 
 def _mends(document: Document, problem: Problem, remedy: Remedy) -> bool:
-    """Tell whether a problem goes away by a remedy, and no text becomes harder to read."""
+    """Return whether a remedy removes a problem without adding others."""
     after = replace(document, text=apply_edits(document.source, remedy[1]))
     if _is_of_text(problem):
         before, left = document.survey.problems, after.survey.problems
     else:
         before, left = document.problems, after.problems
-    said, still = (Counter((p.code, p.message) for p in some) for some in (before, left))
+    counts, still = (Counter((p.code, p.message) for p in some) for some in (before, left))
     one = problem.code, problem.message
-    return still[one] < said[one] and sum(map(_is_of_text, left)) <= sum(map(_is_of_text, before))
+    return still[one] < counts[one] and sum(map(_is_of_text, left)) <= sum(map(_is_of_text, before))
 
 
 def _is_of_text(problem: Problem) -> bool:
@@ -71,23 +71,23 @@ def _is_of_text(problem: Problem) -> bool:
 
 
 def _remedies(document: Document, problem: Problem) -> Iterator[Remedy]:
-    """Find what might help; what does not is left out later."""
+    """Yield possible remedies, which `_mends` filters later."""
     span, help_line = document.place(problem), problem.help or ""
     if problem.edits:
         yield _title(problem), problem.edits
     elif meant := _MEANT.search(help_line):
         for wrong in _words_in(document, span):
             yield f"Write `{meant[1]}`", (Edit(wrong, _spelled_as(document, wrong, meant[1])),)
-    elif (found := document.statement_at(span.start)) is not None:
-        yield from _clauses(help_line, *found)
+    elif (at_start := document.statement_at(span.start)) is not None:
+        yield from _clauses(help_line, *at_start)
         if problem.code in _NEEDLESS:
-            yield "Leave it out", (Edit(_with_space(document, found[1].span), ""),)
+            yield "Leave it out", (Edit(_with_space(document, at_start[1].span), ""),)
         if problem.code == spec.OUTDENTED.code:
-            yield "Indent it", (Edit(Span(found[1].start, found[1].start), "    "),)
+            yield "Indent it", (Edit(Span(at_start[1].start, at_start[1].start), "    "),)
 
 
 def _title(problem: Problem) -> str:
-    """Say what the edits of a problem do."""
+    """Return a title for the edits of a problem."""
     if problem.help:
         return problem.help[:1].upper() + problem.help[1:]
     written = " ".join("".join(edit.text for edit in problem.edits).split())
@@ -95,19 +95,19 @@ def _title(problem: Problem) -> str:
 
 
 def _words_in(document: Document, span: Span) -> Iterator[Span]:
-    """Yield the names inside of a span, the last one first."""
+    """Yield the spans of names inside a span, from last to first."""
     tokens = document.syntax.tokens if document.syntax else []
     for token in reversed(tokens):
-        place = span_of(token)
+        word = span_of(token)
         named = token.type in ("SPACE", "COMMENT", END)
-        if not named and span.start <= place.start and place.end <= max(span.end, span.start + 1):
-            yield place
+        if not named and span.start <= word.start and word.end <= max(span.end, span.start + 1):
+            yield word
     if document.named and document.named.span == span:
         yield span
 
 
 def _spelled_as(document: Document, wrong: Span, meant: str) -> str:
-    """Spell what was meant as what is wrong is spelt: in quotes, where that is."""
+    """Write the intended name in quotes if the wrong name has quotes."""
     start = wrong.start - document.source.start
     if document.source.text[start] == '"':
         return f'"{meant}"'
@@ -116,23 +116,23 @@ def _spelled_as(document: Document, wrong: Span, meant: str) -> str:
 
 
 def _clauses(help_line: str, statement: Statement, clause: Statement) -> Iterator[Remedy]:
-    """Write each clause of the help into the share, in place of the same clause if there is one."""
+    """Yield remedies that insert the clauses of the help into the share, replacing equal clauses."""
     for text in _IN_CODE.findall(help_line) if statement.keyword == "share" else ():
-        found = parse_open(Source("", f"share s {text}"))
-        if END not in found.allowed or not found.words:
+        parsed = parse_open(Source("", f"share s {text}"))
+        if END not in parsed.allowed or not parsed.words:
             continue
-        word, *rest = map(unquoted, found.words)
+        word, *rest = map(unquoted, parsed.words)
         keyword, role = ("per", word) if rest[:1] == ["per"] else (word, None)
         if keyword not in CLAUSES:
             continue
-        same = (own for own in statement.clauses if (own.keyword, own.role) == (keyword, role))
+        same = (c for c in statement.clauses if (c.keyword, c.role) == (keyword, role))
         has = next(same, None)
         span = has.span if has else Span(statement.end, statement.end)
         yield f"Write `{text}`", (Edit(span, text if has else f"  {text}"),)
 
 
 def _with_space(document: Document, span: Span) -> Span:
-    """Widen a span by the white space before it, or to the whole line where it is all of that."""
+    """Extend a span by the white space before it, or to its whole line if it fills the line."""
     text, first = document.source.text, document.source.start
     start, end = span.start - first, span.end - first
     while start and text[start - 1] in " \t":

@@ -1,4 +1,4 @@
-"""The server itself: what an editor asks for, answered by the other modules of this package."""
+"""The server, which answers an editor's requests with the other modules of this package."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.version import __version__
 
 PAUSE = 0.1
-"""Seconds without a change until a text is checked."""
+"""Seconds after the last change before a text is checked."""
 
 
 class SpecServer(LanguageServer):
-    """Keeps the open documents, and the settings: ``model``, as ``--model`` takes it, and ``allowUse``."""
+    """A server with the open documents and the settings ``model`` (as ``--model``) and ``allowUse``."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -46,23 +46,23 @@ class SpecServer(LanguageServer):
         self._checks: set[asyncio.Task[None]] = set()
 
     def document(self, uri: str) -> Document:
-        """Return a document as its editor has it now."""
+        """Return the current state of a document."""
         text = self.workspace.get_text_document(uri).source
-        known = self._documents.get(uri)
-        if known is None or known.text != text or known.chosen is not self.chosen:
+        cached = self._documents.get(uri)
+        if cached is None or cached.text != text or cached.chosen is not self.chosen:
             unit = self.workspace.position_encoding or lsp.PositionEncodingKind.Utf16
             path = to_fs_path(uri) if uri.startswith("file:") else None
-            plan = known.plan_so_far if known else None
-            known = Document(text, path or "<text>", self.chosen, self.allow_use, unit, plan)
-            self._documents[uri] = known
-        return known
+            plan = cached.plan_so_far if cached else None
+            cached = Document(text, path or "<text>", self.chosen, self.allow_use, unit, plan)
+            self._documents[uri] = cached
+        return cached
 
     def opened(self) -> list[str]:
-        """Return the documents that are open."""
+        """Return the open documents."""
         return list(self.workspace.text_documents)
 
     def check(self, uri: str, pause: float = 0) -> None:
-        """Check a document in the background once it has not changed for a while."""
+        """Check a document in the background after ``pause`` seconds without a change."""
         task = asyncio.ensure_future(self._check(uri, pause))
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
@@ -75,32 +75,32 @@ class SpecServer(LanguageServer):
         document = self.document(uri)
         if self.workspace.get_text_document(uri).version != version:
             return
-        found = await asyncio.to_thread(diagnostics, document)
+        problems = await asyncio.to_thread(diagnostics, document)
         if self._documents.get(uri) is document:
-            self.publish(uri, found, version)
+            self.publish(uri, problems, version)
             self.refresh_hints()
-            await asyncio.to_thread(getattr, document, "sites")  # So that a hover finds them.
+            await asyncio.to_thread(getattr, document, "sites")  # Prepare for a hover.
 
     def refresh_hints(self) -> None:
-        """Let the editor ask for the counts again, if it can."""
+        """Request that the editor refreshes the hints, if it can."""
         workspace = self.client_capabilities.workspace
         if workspace and workspace.inlay_hint and workspace.inlay_hint.refresh_support:
             self.workspace_inlay_hint_refresh(None)
 
-    def publish(self, uri: str, found: list[lsp.Diagnostic], version: int | None = None) -> None:
-        """Show what is wrong with a document."""
-        told = lsp.PublishDiagnosticsParams(uri=uri, diagnostics=found, version=version)
-        self.text_document_publish_diagnostics(told)
+    def publish(self, uri: str, problems: list[lsp.Diagnostic], version: int | None = None) -> None:
+        """Show the diagnostics of a document."""
+        params = lsp.PublishDiagnosticsParams(uri=uri, diagnostics=problems, version=version)
+        self.text_document_publish_diagnostics(params)
 
     def forget(self, uri: str) -> None:
-        """Drop a document that is closed."""
+        """Drop a closed document."""
         self._documents.pop(uri, None)
         self.publish(uri, [])
 
     async def apply_settings(self, settings: Any) -> None:
-        """Take settings, such as ``{"model": "llama-7b", "allowUse": true}``, alone or under ``bishare``.
+        """Apply settings, such as ``{"model": "llama-7b", "allowUse": true}``, possibly under ``bishare``.
 
-        What they do not mention stays as it is.
+        Settings that are not mentioned keep their values.
         """
         settings = settings.get("bishare", settings) if isinstance(settings, dict) else {}
         if not isinstance(settings, dict):
@@ -111,14 +111,14 @@ class SpecServer(LanguageServer):
             self.model = model
             self.chosen = await asyncio.to_thread(ChosenModel, model)
         for problem in self.chosen.problems:
-            told = lsp.ShowMessageParams(lsp.MessageType.Error, f"bishare: {problem.message}")
-            self.window_show_message(told)
+            params = lsp.ShowMessageParams(lsp.MessageType.Error, f"bishare: {problem.message}")
+            self.window_show_message(params)
         self._documents.clear()
         for uri in self.opened():
             self.check(uri)
 
     def uri_of(self, path: str) -> str:
-        """Return the name that the editor has for a file."""
+        """Return the editor's URI of a file."""
         for uri in self.opened():
             if realpath(self.document(uri).path) == realpath(path):
                 return uri
@@ -126,7 +126,7 @@ class SpecServer(LanguageServer):
 
 
 def make_server() -> SpecServer:
-    """Make a server with all features."""
+    """Create a server with all features."""
     server = SpecServer()
 
     @server.feature(lsp.INITIALIZE)
@@ -151,7 +151,7 @@ def make_server() -> SpecServer:
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_SAVE)
     async def did_save(params: lsp.DidSaveTextDocumentParams) -> None:
-        server._documents.clear()  # Others may use what was saved.
+        server._documents.clear()  # Other documents may use the saved file.
         for uri in server.opened():
             server.check(uri)
 
@@ -199,16 +199,16 @@ def make_server() -> SpecServer:
 
 
 def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[lsp.Location]:
-    """Return where a name is declared, or the file that a `use` names."""
+    """Return the declarations of a name, or the file that a `use` names."""
     document = server.document(uri)
     offset = document.positions.offset(position)
-    if (found := name_at(document, offset)) is not None:
+    if (named := name_at(document, offset)) is not None:
         return [
             lsp.Location(
                 server.uri_of(declared.source.name),
                 Positions(declared.source, document.unit).range(declared.place),
             )
-            for declared in found[1]
+            for declared in named[1]
         ]
     for use, file in document.file.uses if document.file else ():
         if use.start <= offset <= use.end:
@@ -219,17 +219,17 @@ def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[l
 
 
 def _renamed(document: Document, position: lsp.Position, new: str) -> list[lsp.TextEdit]:
-    """Give a param or a let of a document another name, wherever the document has it.
+    """Rename a param or let everywhere in a document.
 
     Raises:
-        JsonRpcInvalidParams: there is none there that this file declares, or the new name makes the file
-            wrong: it is reserved, or taken.
+        JsonRpcInvalidParams: this file declares no name at the position, or the new name is reserved or
+        taken.
     """
-    found = name_at(document, document.positions.offset(position))
-    if found is None or document.file is None or found[1][0].source is not document.file.source:
+    name = name_at(document, document.positions.offset(position))
+    if name is None or document.file is None or name[1][0].source is not document.file.source:
         raise JsonRpcInvalidParams("a file renames the params and lets that it declares itself")
     text = spelled_name(new.strip().strip('"'))
-    places = [span_of(token) for token in tokens_named(document.file, [unquoted(found[0])])]
+    places = [span_of(token) for token in tokens_named(document.file, [unquoted(name[0])])]
     after = replace(
         document, text=apply_edits(document.source, tuple(Edit(place, text) for place in places))
     )
@@ -241,7 +241,7 @@ def _renamed(document: Document, position: lsp.Position, new: str) -> list[lsp.T
 
 
 def _formatted(document: Document) -> list[lsp.TextEdit] | None:
-    """Format a document; None while it cannot be read."""
+    """Format a document, or return None if it has syntax errors."""
     try:
         text = format_text(document.text, document.path)
     except BishareError:

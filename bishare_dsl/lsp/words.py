@@ -1,8 +1,8 @@
-"""The meaning of each word of the language, in a line."""
+"""One-line meanings of the language's words."""
 
 from __future__ import annotations
 
 from bishare_dsl.resources import table
 
 MEANINGS = dict(table("meanings.txt"))
-"""Of each keyword, attribute of a site, function and start, by its spelling."""
+"""Meanings of keywords, attributes of sites, functions and initial values, by spelling."""
