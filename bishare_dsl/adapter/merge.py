@@ -270,9 +270,11 @@ def _check_weights(
             elif is_sharded_tensor(kept):
                 reason = "it is sharded over several processes"
             elif others := [
-                p for p in users[_identity(kept)] if p != weight.owner and p not in site.tied
+                path
+                for path in users[_identity(kept)]
+                if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight)
             ]:
-                problems.append(codes.SHARED_WEIGHT(path=weight.path, other=others[0]))
+                problems.append(_shared(model, weight, others[0]))
         if reason is not None:
             problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))
         elif found is not None and not dequantize:
@@ -283,6 +285,24 @@ def _check_weights(
         what = f"`{path}` and {count} others are" if count else f"`{path}` is"
         problems.append(codes.QUANTISED(what=what, found=kind))
     raise_errors(AdapterError, problems[:5])
+
+
+def _is_one(model: PreTrainedModel, path: str, weight: Weight) -> bool:
+    """Tell whether a path leads to a weight's own module, by the same parent: the adapter runs there too."""
+    parents = [model.get_submodule(p.rpartition(".")[0]) for p in (path, weight.owner)]
+    return model.get_submodule(path) is weight.module and parents[0] is parents[1]
+
+
+def _shared(model: PreTrainedModel, weight: Weight, other: str) -> Problem:
+    """Say how a weight is untied from that of another module."""
+    help_line = f"untie it first: `layer = model.get_submodule('{weight.owner}')`, then "
+    help_line += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone())`"
+    if model.get_submodule(other) is weight.module:
+        help_line = "give the other one a copy of the module first: "
+        help_line += (
+            f"`model.set_submodule('{other}', copy.deepcopy(model.get_submodule('{other}')))`"
+        )
+    return codes.SHARED_WEIGHT(path=weight.path, other=other, help=help_line)
 
 
 def _users(model: PreTrainedModel) -> dict[int, list[str]]:

@@ -17,7 +17,7 @@ from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.gguf import gguf_names, write_gguf
 from bishare_dsl.export.lora import Pair, plain_lora, total_error
 from bishare_dsl.export.mlx import check_mlx, write_mlx
-from bishare_dsl.export.peft import served_by_vllm, taken_for_experts, write_peft
+from bishare_dsl.export.peft import served_by_vllm, taken_for_others, write_peft
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.plan import Plan
 
@@ -101,7 +101,7 @@ def export_adapter(
         format,
         tuple(ExportedSite(pair.site.path, pair.rank, pair.rows, pair.error) for pair in pairs),
         total_error(pairs) if inexact else None,
-        warnings=tuple(taken_for_experts(model, [pair.site for pair in pairs]) if for_peft else ()),
+        warnings=tuple(taken_for_others(model, [pair.site for pair in pairs]) if for_peft else ()),
     )
     # vLLM takes low-rank terms alone.
     return report if highest is None or plan.trained else served_by_vllm(report, highest)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.utils import transformers_weight_conversion as conversion
 from safetensors.torch import save
 from torch import nn
 from transformers.models.auto import modeling_auto
@@ -63,22 +65,48 @@ _WERE_MODULES = """
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 
-def taken_for_experts(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
-    """Warn of the modules that PEFT, which goes by their last names, takes for a family's experts (BS693).
+def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
+    """Warn of the modules that PEFT takes for others (BS693).
+
+    It goes by last names for a family's experts, and renames what it loads by transformers' patterns for the
+    names in checkpoints.
 
     Args:
         model: the base, adapted or not.
         sites: what a folder in PEFT's form has pairs for.
     """
     family = getattr(getattr(model, "config", None), "model_type", None)
-    if family not in _WERE_MODULES.split():
-        return []
     paths = [path for site in sites if site.expert is None for path in site.paths]
-    taken = [path for path in paths if _kind(path) in _OF_EXPERTS]
-    if not taken:
-        return []
-    more = f" and {len(taken) - 1} more" if taken[1:] else ""
-    return [codes.TAKEN_FOR_EXPERTS(path=taken[0], more=more, family=family)]
+    as_experts = family in _WERE_MODULES.split()
+    experts = [path for path in paths if as_experts and _kind(path) in _OF_EXPERTS]
+    maps = linear_maps(model)
+    owners = dict.fromkeys(maps[site.path].owner for site in sites if site.expert is not None)
+    renamed = _renamed(model, [*paths, *owners]) if family else ()
+    others = [path for path in renamed if path not in experts]
+    return [
+        codes.TAKEN_FOR_OTHERS(
+            path=taken[0],
+            more=f" and {len(taken) - 1} more" if taken[1:] else "",
+            what=what,
+            family=family,
+        )
+        for what, taken in (("experts", experts), ("other modules", others))
+        if taken
+    ]
+
+
+def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
+    """Find the modules whose pairs PEFT looks for under other names than those that it is given."""
+    transforms = conversion.build_peft_weight_mapping(
+        conversion.get_model_conversion_mapping(model), "default", LoraConfig()
+    )
+    renamings = [t for t in transforms if isinstance(t, conversion.WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, conversion.WeightConverter)]
+    for path in paths if transforms else ():
+        key = f"base_model.model.{path}.lora_A.weight"
+        renamed, converter = conversion.rename_source_key(key, renamings, converters)
+        if converter or not key.endswith(renamed.replace(".default", "")):
+            yield path
 
 
 def write_peft(

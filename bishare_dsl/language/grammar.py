@@ -8,8 +8,10 @@ import sys
 from collections.abc import Collection, Iterator
 from copy import copy
 from functools import cache
+from operator import itemgetter
 
 from lark import Lark, Token
+from lark.grammar import Rule
 from lark.lexer import BasicLexer, LexerThread
 
 from bishare_dsl.resources import cache_folder, grammar
@@ -46,7 +48,7 @@ DEFAULT_KINDS = frozenset(word.upper() for word in DEFAULTS)
 @cache
 def lark() -> Lark:
     """Make the parser; where that is safe, its tables are kept in the user's own cache folder."""
-    return Lark(
+    made = Lark(
         grammar("share.lark").read_text(encoding="utf-8"),
         parser="lalr",
         lexer="basic",
@@ -54,6 +56,14 @@ def lark() -> Lark:
         propagate_positions=True,
         cache=_cache_file() or False,
     )
+    callbacks = made.parse_interactive().parser_state.parse_conf.callbacks
+    for rule in [rule for rule in callbacks if isinstance(rule, Rule)]:
+        (first, *more), options = rule.expansion, rule.options
+        inner = not more and not first.is_term and not first.name.startswith("_")
+        if inner and options.expand1 and not rule.alias:
+            # An inlined rule around one tree: Lark's own callback gives the tree its own place once more.
+            callbacks[rule] = itemgetter(0)
+    return made
 
 
 @cache

@@ -249,7 +249,7 @@ class _Parser:
                 clauses = CLAUSE_KINDS if named.type == "SHARE" else DEFAULT_KINDS
                 self.starters = STATEMENT_KINDS | clauses
         self.open += token.type in ("LPAR", "LBRACE")
-        if self.open > MAX_DEPTH:
+        if self.open > MAX_DEPTH or token.type not in self.parser.choices():
             return False
         try:
             self.parser.feed_token(token)
@@ -267,9 +267,10 @@ class _Parser:
 
     def ends_range(self, position: int) -> bool:
         """Tell whether a word that could be the end of a range, as in `24.. rank 8`, begins a clause."""
-        previous, token = self.tokens[position - 1 : position + 1]
-        open_range = previous.type == "DOTS" and token.type in ("RANK", "ALPHA")
-        return open_range and self.tokens[position + 1].type in _BEGINNING
+        if self.tokens[position].type not in ("RANK", "ALPHA"):
+            return False
+        previous, following = self.tokens[position - 1].type, self.tokens[position + 1].type
+        return previous == "DOTS" and following in _BEGINNING
 
     def ends_key(self, position: int) -> bool:
         """Tell whether a name ends a key and gets the next one, as in `A per kind  core per layer`."""
@@ -280,7 +281,7 @@ class _Parser:
 
     def ends(self, position: int) -> bool:
         """Keep what is being read if it is whole before a token."""
-        if self.parser is None:
+        if self.parser is None or END not in self.parser.choices():
             return False
         try:
             self.keep(self.parser.feed_eof(self.tokens[position]), position)

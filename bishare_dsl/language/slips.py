@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence, Set
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple, cast
 from unicodedata import normalize
 
@@ -44,28 +44,45 @@ _ONCE = {"SPEC", "TARGET", "TRAIN"}
 _FAR = 64
 
 
+class Instead(NamedTuple):
+    """A text to write in place of the words of a row, with the names of `_Near` in it.
+
+    ``kind`` is that of its first word, where that is a keyword or a sign.
+    """
+
+    text: str
+    names: list[str]
+    kind: str | None
+
+
 class Row(NamedTuple):
-    """A row of the table, which says what each part is; ``first`` is what stands before the words."""
+    """A row of the table, which says what each part is; ``first`` is what stands before the words, ``at`` the
+    number of the word at which reading stops."""
 
     first: list[str]
     words: list[str]
+    at: int
     last: str
-    instead: str | None
+    instead: list[Instead] | None
     arrow: str
     help: str
 
 
 class Table(NamedTuple):
-    """The mistakes that are known, and what a clause or statement looks like, by its kind."""
+    """The mistakes that are known, with the words of their patterns.
+
+    ``such`` shows what a clause or statement looks like, by its kind.
+    """
 
     known: list[Row]
+    words: set[str]
     such: dict[str, str]
 
 
 @cache
 def _table() -> Table:
     """Read the table."""
-    found = Table([], {})
+    found = Table([], {*words()}, {})
     for pattern, said in table("slips.txt"):
         pattern, *mend = re.split(r" (=>[!>]?)(?: |$)", pattern)
         named = pattern.split(" ")
@@ -74,9 +91,30 @@ def _table() -> Table:
         if named[1:] == ["...", "@ANY"]:
             found.such[words()[named[0]]] = said
         else:
-            arrow, instead = mend or ("", None)
-            found.known.append(Row(named[:ahead], named[ahead:], last, instead, arrow, said))
+            arrow, texts = mend or ("", None)
+            instead = None if texts is None else [_instead(text) for text in texts.split(" | ")]
+            at = next(i for i, word in enumerate(named[ahead:]) if word[0] == "@")
+            row = Row(named[:ahead], named[ahead:], at, last, instead, arrow, said)
+            found.known.append(row)
+            found.words.update(option for word in row.words for option in _plain(word).split("|"))
     return found
+
+
+def _instead(text: str) -> Instead:
+    return Instead(text, re.findall(r"{([a-z]+)}", text), words().get(text.split(" ")[0]))
+
+
+def _rows_for(token: Token) -> list[Row]:
+    """Return the rows whose mistake can be at a token."""
+    # Words that no row has fit the same rows, but for a large first letter.
+    known = token.type == BAD or token in _table().words
+    return _rows_at(token.type, str(token) if known else f"{token[:1]}\0")
+
+
+@lru_cache(maxsize=256)
+def _rows_at(kind: str, text: str) -> list[Row]:
+    plain = ((row, _plain(row.words[row.at])) for row in _table().known)
+    return [row for row, word in plain if word == "SAME" or _fits(word, kind, text)]
 
 
 class Slip(NamedTuple):
@@ -105,39 +143,47 @@ def known_slip(
     ``reads`` tells whether some tokens can be read from a position on, up to one that may stand after them,
     and, if it is asked, whether a share that ends there is whole.
     """
-    given = _near_words(tokens, position, allowed)
+    given = _Near(tokens, position, allowed)
+    may_begin = {*allowed, "NAME"}
     far = min(position + _FAR, len(tokens) - 1)
     cut_off = END not in allowed and tokens[position].line != tokens[position - 1].line
     ends = next((i for i in range(position + 1, far) if tokens[i].line != tokens[i - 1].line), far)
-    for row in _table().known:
-        if not _begins(row.first, tokens, position, allowed):
-            continue
+    for row in _rows_for(tokens[position]):
         if (where := _place(row, tokens, position)) is None:
+            continue
+        if not _begins(row.first, tokens, position, allowed):
             continue
         first, last, at = where
         count = len(row.words)
         named = [*tokens[first : first + count], "".join(tokens[first + count : last])]
-        given |= {str(i): word for i, word in enumerate(named)}
+        given.update((str(i), word) for i, word in enumerate(named))
         if row.instead is None:
             return Slip(_filled(row.help, given), at=at)
-        for instead in row.instead.split(" | "):
-            text = given["new"] = _filled(instead, given)
-            said = _filled(row.help, given)
-            ships = not text.startswith("use ") or '"' in text or text[4:] in shipped_specs()
-            empty = any(not given[name] for name in re.findall(r"{([a-z]+)}", instead))
-            if empty or not ships:
+        if row.arrow == "=>>" and cut_off:
+            continue
+        for instead in row.instead:
+            # Most of what a row offers cannot stand here: that shows by its first word, before it is written.
+            here = instead.kind in {None, tokens[position].type, *may_begin}
+            if row.arrow == "=>>" and first == position and not here:
                 continue
+            if not all(given[name] for name in instead.names):
+                continue
+            text = given["new"] = _filled(instead.text, given)
             slip = _mended(tokens, first, last, text)
+            said = _filled(row.help, given)
             written = [*(slip.tokens or ()), *tokens[slip.last : slip.last + 1]]
             if row.arrow == "=>>":
                 written += tokens[slip.last + 1 : ends + 1]
-                if cut_off or _said_elsewhere(slip, tokens, first, last):
+                if _said_elsewhere(slip, tokens, first, last):
                     continue
-                if slip.first == position and written[0].type not in {*allowed, "NAME"}:
+                if slip.first == position and written[0].type not in may_begin:
                     continue
-            if (row.arrow == "=>!" and not slip.tokens) or reads(
+            held = (row.arrow == "=>!" and not slip.tokens) or reads(
                 slip.first, written, row.arrow == "=>>"
-            ):
+            )
+            if text.startswith("use ") and '"' not in text and text[4:] not in shipped_specs():
+                continue
+            if held:
                 edits = () if row.last == "REST" else slip.edits
                 return slip._replace(help=said, at=at, edits=edits)
             if row.arrow == "=>!":
@@ -161,32 +207,59 @@ def unknown_slip(tokens: Sequence[Token], position: int) -> Slip:
     return Slip(_table().such[_clause(before)])
 
 
-def _filled(text: str, given: dict[str, str]) -> str:
+def _filled(text: str, given: _Near) -> str:
     """Put words in the places that a text of the table has for them."""
     return re.sub(r"\{(\w+)\}", lambda place: given[place[1]], text)
 
 
-def _near_words(tokens: Sequence[Token], position: int, allowed: Set[str]) -> dict[str, str]:
-    """Make what rows call by name, of the token at which reading stops and of the number before it."""
-    token, before = tokens[position], tokens[max(0, position - 2) : position]
-    begins = not before or before[-1].line != token.line
-    kinds = allowed - (set() if begins else STATEMENT_KINDS)
-    near = nearest(token, [w for kind in kinds if (w := spelled(kind)) and len(w) > 2]) or ""
-    made = {"small": token.lower(), "near": "", "percent": ""}
-    if near.startswith("did you mean"):
-        made["near"] = near.split("`")[1]
-    for where, beside in (("nearer", before[-1:]), ("after", tokens[position + 1 : position + 2])):
-        named = beside[0] if beside and beside[0].type == "NAME" else ""
-        found = nearest(named, [word for word in words() if len(word) > 2], few=0)
-        made[where] = found.split("`")[1] if named and found else ""
-    made |= dict.fromkeys(("latin", "odd"), "")
-    latin = normalize("NFKC", token).translate(_LOOKALIKES)
-    if latin != token and re.fullmatch(r"[A-Za-z_]\w*", latin, re.ASCII):
-        odd = next(letter for letter in token if not letter.isascii())
-        made |= {"latin": latin, "odd": f"U+{ord(odd):04X}"}
-    if before and before[0].type in _SETS["NUMBER"]:
-        made["percent"] = f"{float(before[0]) / 100:g}"
-    return made
+class _Near(dict[str, str]):
+    """What rows call by name, made when asked for: of the token at which reading stops and its neighbours."""
+
+    def __init__(self, tokens: Sequence[Token], position: int, allowed: Set[str]) -> None:
+        self.token, self.allowed = tokens[position], allowed
+        self.before = tokens[position - 1] if position else None
+        self.next = tokens[position + 1 : position + 2]
+        self.number = tokens[max(0, position - 2) : position]
+
+    def __missing__(self, name: str) -> str:
+        self[name] = word = getattr(self, f"_{name}")()
+        return word
+
+    def _small(self) -> str:
+        return self.token.lower()
+
+    def _near(self) -> str:
+        begins = self.before is None or self.before.line != self.token.line
+        kinds = self.allowed - (set() if begins else STATEMENT_KINDS)
+        listed = [word for kind in kinds if (word := spelled(kind)) and len(word) > 2]
+        near = nearest(self.token, listed) or ""
+        return near.split("`")[1] if near.startswith("did you mean") else ""
+
+    def _nearer(self) -> str:
+        return _keyword_like(self.before)
+
+    def _after(self) -> str:
+        return _keyword_like(self.next[0] if self.next else None)
+
+    def _latin(self) -> str:
+        latin = normalize("NFKC", self.token).translate(_LOOKALIKES)
+        named = latin != self.token and re.fullmatch(r"[A-Za-z_]\w*", latin, re.ASCII)
+        return latin if named else ""
+
+    def _odd(self) -> str:
+        return f"U+{ord(next(letter for letter in self.token if not letter.isascii())):04X}"
+
+    def _percent(self) -> str:
+        number = self.number and self.number[0].type in _SETS["NUMBER"]
+        return f"{float(self.number[0]) / 100:g}" if number else ""
+
+
+def _keyword_like(token: Token | None) -> str:
+    """Return the keyword that a name is nearly."""
+    if token is None or token.type != "NAME":
+        return ""
+    found = nearest(token, [word for word in words() if len(word) > 2], few=0)
+    return found.split("`")[1] if found else ""
 
 
 def _begins(
@@ -207,17 +280,21 @@ def _place(
     row: Row, tokens: Sequence[Token], position: int
 ) -> tuple[int, int, Token | None] | None:
     """Find the words of a row round a position: where they begin and end, and the one to point at."""
-    first = position - next(i for i, word in enumerate(row.words) if word[0] == "@")
+    first = position - row.at
     last, at = first + len(row.words), None
     if first < 0 or last > len(tokens):
         return None
     for i, word in enumerate(row.words, first):
-        plain = word[1:] if len(word) > 1 and word[0] in "@^" else word
-        elsewhere = i > first and tokens[i].line != tokens[i - 1].line
-        fits = i > 0 and tokens[i] == tokens[i - 1] if plain == "SAME" else _fits(plain, tokens[i])
-        if not fits or (elsewhere and plain not in ("ANY", "STATEMENT")):
+        token, plain = tokens[i], _plain(word)
+        elsewhere = i > first and token.line != tokens[i - 1].line
+        if elsewhere and plain not in ("ANY", "STATEMENT"):
             return None
-        at = tokens[i] if word[0] == "^" and len(word) > 1 else at
+        if plain == "SAME":
+            if not i or token != tokens[i - 1]:
+                return None
+        elif i != position and not _fits(plain, token.type, str(token)):
+            return None
+        at = token if word[0] == "^" and len(word) > 1 else at
     line = tokens[position].line
     while row.last == "LINE" and tokens[last].type != END and tokens[last].line == line:
         last += 1
@@ -226,25 +303,35 @@ def _place(
     return first, last, at
 
 
-def _fits(word: str, token: Token) -> bool:
+def _plain(word: str) -> str:
+    """Return a word of a pattern without its mark."""
+    return word[1:] if len(word) > 1 and word[0] in "@^" else word
+
+
+@lru_cache(maxsize=4096)
+def _fits(word: str, kind: str, text: str) -> bool:
     """Tell whether a word of a pattern stands for a token."""
     if word in ("ANY", "WORD", "|"):
-        return token == word if word == "|" else word == "ANY" or token.type != END
-    kind = token.type
+        return text == word if word == "|" else word == "ANY" or kind != END
     if kind == BAD:
-        kind = "QUOTE" if token in _QUOTES else kind
-        kind = "DIGIT" if token.isdecimal() else kind
-        kind = "LETTERS" if token[0].isalpha() or token[0] == "_" else kind
-        kind = "UNSEEN" if not token.isprintable() else kind
-        kind = "BLANK" if token.isspace() else kind
+        kind = "QUOTE" if text in _QUOTES else kind
+        kind = "DIGIT" if text.isdecimal() else kind
+        kind = "LETTERS" if text[0].isalpha() or text[0] == "_" else kind
+        kind = "UNSEEN" if not text.isprintable() else kind
+        kind = "BLANK" if text.isspace() else kind
     if word == "TITLE":
-        return kind == "NAME" and token[0].isupper()
+        return kind == "NAME" and text[0].isupper()
     return any(
         kind in _SETS.get(option, {option})
         if option.isupper()
-        else token == option or kind == words().get(option)
+        else text == option or kind == words().get(option)
         for option in word.split("|")
     )
+
+
+@lru_cache(maxsize=1024)
+def _lexed(text: str) -> Sequence[Token]:
+    return tuple(lex(text))
 
 
 def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
@@ -252,7 +339,7 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     last -= tokens[last - 1].type == END
     if text == "#":
         return _commented(tokens, first)
-    new, kept = list(lex(text)), 0
+    new, kept = [*_lexed(text)], 0
     while new and first < last and _alike(new[0], tokens[first]):
         first, kept = first + 1, cast(int, new.pop(0).end_pos)
     while new and first < last and _alike(new[-1], tokens[last - 1]):

@@ -106,7 +106,7 @@ class BishareConfig(PeftConfig):
             raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
         # Of an adapter that was read: whether its tensors are still to be compared with the record.
         self._unchecked = self.bishare is not None
-        self.seed_checked = False
+        self.seed_checked = self.task_adds_heads = False
         self._where = None
         self._record: AdapterConfig | None = None
         if self.spec:
@@ -139,6 +139,7 @@ class BishareConfig(PeftConfig):
     def own(self) -> BishareConfig:
         """Return a copy for a model, which changes with the adapter: the user's stays as it is."""
         made = copy.copy(self)
+        made.modules_to_save = copy.copy(self.modules_to_save)
         made._record = None
         return made
 

@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from peft import PeftConfig, PeftModel
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftModelForQuestionAnswering,
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+)
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
@@ -46,6 +52,13 @@ def guard_doors(check_state: StateCheck) -> None:
     PeftModel.from_pretrained = classmethod(_checked(by_class))  # type: ignore[assignment]
     PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
     PeftModel.create_or_update_model_card = _if_free(PeftModel.create_or_update_model_card)  # type: ignore[method-assign]
+    for kind in (
+        PeftModelForSequenceClassification,
+        PeftModelForTokenClassification,
+        PeftModelForQuestionAnswering,
+    ):
+        kind.__init__ = _on_a_copy(kind.__init__)
+        kind.add_adapter = _on_a_copy(kind.add_adapter)
     by_transformers = _filled(PeftAdapterMixin.load_adapter, check_state)
     PeftAdapterMixin.load_adapter = by_transformers  # type: ignore[method-assign]
 
@@ -64,13 +77,61 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(
                 *args, **kwargs
             )  # `from_pretrained` calls `load_adapter`, and has checked it.
-        if (folder := _folder_of(asked["model_id"], asked.get("kwargs", {}))) is not None:
-            _read_for(folder, model, name, asked.get("config"))
-            if isinstance(there, BishareConfig):
-                there.seed_checked = True  # In folders of bishare 0.3 the config alone has it.
-        return load(*args, **kwargs)
+        if (folder := _folder_of(asked["model_id"], asked.get("kwargs", {}))) is None:
+            return load(*args, **kwargs)
+        for last in (False, True):
+            state = _state_of(folder)
+            try:
+                _read_for(folder, model, name, asked.get("config"))
+                if isinstance(there, BishareConfig):
+                    there.seed_checked = True  # In folders of bishare 0.3 the config alone has it.
+                return load(*args, **kwargs)
+            except (
+                Exception
+            ):  # PEFT reads the files again, one after the other; a writer may come between.
+                if there is None:
+                    _take_out(model, name)
+                if last or _state_of(folder) == state:
+                    raise
+        raise AssertionError
 
     return checked
+
+
+def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
+    """Return what changes where somebody writes an adapter."""
+    found = [
+        path.stat() if (path := folder / name).exists() else None for name in (CONFIG, TENSORS)
+    ]
+    return [stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
+
+
+def _take_out(model: Any, name: str) -> None:
+    """Take out of a model what PEFT has put there before it read the file."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    handle = getattr(base, "bishare", None)
+    if name in getattr(handle, "adapters", {}):
+        if len(handle.adapters) > 1:
+            handle.delete_adapter(name)
+        else:
+            handle.unload()
+
+
+def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``method`` of PEFT, which adds the heads of a task to the config that it is given."""
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def copied(*args: Any, **kwargs: Any) -> Any:
+        asked = signature.bind(*args, **kwargs)
+        model, config = asked.arguments.get("model", args[0]), asked.arguments["peft_config"]
+        of_model = any(config is known for known in getattr(model, "peft_config", {}).values())
+        if isinstance(config, BishareConfig) and not of_model:
+            asked.arguments["peft_config"] = config = config.own()
+            config.task_adds_heads = True
+        return method(*asked.args, **asked.kwargs)
+
+    return copied
 
 
 def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:

@@ -211,11 +211,12 @@ class BishareModel(BaseTuner):
         if there is not None and there.config is config:
             return  # `as_peft_model`, or whoever gives the model's own config, wraps what is there.
         given, config = config, config.own()
+        config.task_adds_heads = False
         configs[adapter_name] = config
         try:
             self._inject(model, adapter_name, config, low_cpu_mem_usage)
-            if isinstance(config.modules_to_save, Beside) and config.modules_to_save.of_spec:
-                # PEFT reads them once more where a task has a head; it has added some of them itself.
+            if given.task_adds_heads:
+                # PEFT reads them once more, from the copy that `guard_doors` gives it.
                 given.modules_to_save = config.modules_to_save
         except BaseException:
             if there is not None:

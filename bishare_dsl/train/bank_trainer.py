@@ -36,6 +36,7 @@ class BankModel(nn.Module):
     def __init__(self, adapted: nn.Module, bank: Bank) -> None:
         super().__init__()
         self.adapted, self.own = adapted, bank.own
+        self.gradients: Callable[[], Iterator[tuple[str, Tensor]]]
         # An empty one has no gradient, which callbacks would tell.
         self.register_parameter("common", bank.common if bank.common.numel() else None)
 
@@ -99,6 +100,7 @@ class BankTrainer(RunTrainer):
         model = BankModel(cast(nn.Module, handle.model), bank)
         data = cast(Any, steps)
         super().__init__(model=model, args=args, train_dataset=data, **arguments)
+        model.gradients = self._gradients
         # The gradients of all processes are summed here, and not by DDP.
         accelerator = cast(Any, self.accelerator)
         accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
@@ -172,6 +174,16 @@ class BankTrainer(RunTrainer):
             running if p is self.bank.own else [0] * bool(running) for p in self.bank.parameters
         ]
         return sums[0].sum() / max(len(running), 1)
+
+    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the gradient of each tensor of the tasks that run, and of what they share."""
+        running = self.steps.running(self.state.global_step)
+        for slab, rows in ((self.bank.own, running), (self.bank.common, running[:1])):
+            for row in rows if slab.grad is not None else ():
+                kind, own = self.bank.kind_of(row), slab is self.bank.own
+                of_task = f"{self.steps.tasks[row].name}: " if own else ""
+                for name, place in columns(kind.own if own else kind.common).items():
+                    yield f"{of_task}{name}", slab.grad[row if own else 0, place]
 
     def _together(self, part: Tensor) -> Tensor:
         """Return the sum of what all processes have."""

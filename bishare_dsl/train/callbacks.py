@@ -15,6 +15,7 @@ from transformers import TrainingArguments as Args
 from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, render
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.models.hooks import own_part
+from bishare_dsl.train.bank_trainer import BankModel
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.verify.answers import TEXTS, Answer
 from bishare_dsl.verify.server import Server
@@ -28,7 +29,8 @@ class GradientCheck(TrainerCallback):
     """Names the trainable tensors that have no gradient (BS873).
 
     In the first step these are tensors whose gradient is missing. After two steps at a learning rate above 0
-    they are those whose gradient is all zero: before that every A has one of zeros, since its B is zero.
+    they are those whose gradient is all zero: before that every A has one of zeros, since its B is zero. In
+    a run of several tasks each of them is looked at, by its name.
 
         trainer = SFTTrainer(model, ..., callbacks=[GradientCheck()])
 
@@ -61,7 +63,10 @@ class GradientCheck(TrainerCallback):
         sharded = getattr(args, "deepspeed", None)  # It keeps gradients elsewhere.
         if model is None or sharded or not (first or zeros):
             return
-        trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        if isinstance(model, BankModel):
+            trainable: dict[str, Any] = {} if first else dict(model.gradients())
+        else:
+            trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         found = [
             name
             for name, grad in trainable.items()

@@ -1,3 +1,5 @@
+import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from tests.adapter.conftest import GPT2, SPEC
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 from tests.support.quantised import Int8Linear, quantise
 
@@ -299,6 +302,36 @@ def test_a_weight_that_another_module_uses_the_memory_of() -> None:
     compile_spec(parse_spec(SPEC), model)
     with pytest.raises(AdapterError, match=r"BS625.*gate_proj"):
         model.bishare.merge()
+
+
+@pytest.mark.parametrize("shared", ["layer", "mlp", "module", "weight"])
+def test_a_module_that_stands_in_two_layers_is_merged_or_untied_as_told(
+    shared: str, ids: torch.Tensor
+) -> None:
+    """F41: where the adapter runs at both places, so does the merged weight; else what the error says helps."""
+    model = tiny_model("llama").eval()
+    layers = model.model.layers
+    if shared == "layer":
+        layers[1] = layers[0]
+    elif shared == "mlp":
+        layers[1].mlp = layers[0].mlp
+    elif shared == "module":
+        layers[1].mlp.up_proj = layers[0].mlp.up_proj
+    else:
+        layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    compile_spec("spec s\ntarget q_proj, up_proj\nshare x per module rank 2\n", model)
+    randomize(model)
+    wanted = logits(model, ids)
+    if shared in ("module", "weight"):
+        with pytest.raises(AdapterError, match="BS625") as caught:
+            model.bishare.merge()
+        scope = {"torch": torch, "copy": copy, "model": model}
+        for code in re.findall(r"`(.+?)`(?:$|,)", str(caught.value.problems[0].help)):
+            exec(code, scope)
+    model.bishare.merge()
+    torch.testing.assert_close(logits(model, ids), wanted)
+    model.bishare.unmerge()
+    assert torch.equal(logits(model, ids), wanted)
 
 
 def test_tied_embeddings_are_no_obstacle(ids: torch.Tensor) -> None:

@@ -24,6 +24,7 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model,
+    peft_model,
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file, save, save_file
@@ -65,6 +66,11 @@ def saved(folder: Path, spec: str = SPEC, seed: int = 0, values: int = 0) -> Pat
     randomize(model, values)
     model.save_pretrained(folder)
     return folder
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
 
 
 def reseal(folder: Path) -> None:
@@ -430,3 +436,43 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@pytest.mark.parametrize("door", ["from_pretrained", "load_adapter"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_writer_between_the_two_files_is_waited_out_once(
+    door: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F42: PEFT reads the tensors some time after the config."""
+    folder = saved(tmp_path / "a")
+    newer = [saved(tmp_path / f"{i}", values=i + 1) for i in range(times)]
+    wanted = logits(PeftModel.from_pretrained(tiny_model("llama"), newer[-1]))
+    model = tiny_model("llama").eval()
+    if door == "load_adapter":
+        model = get_peft_model(model, BishareConfig(spec=OTHER), "first").eval()
+        randomize(model)
+    before, read, left = logits(model), peft_model.load_peft_weights, [*newer]
+
+    def write_between(*args: Any, **kwargs: Any) -> Any:
+        if not left:
+            return read(*args, **kwargs)
+        shutil.copy(left[0] / TENSORS, folder / TENSORS)
+        found = read(*args, **kwargs)
+        shutil.copy(left.pop(0) / CONFIG, folder / CONFIG)
+        return found
+
+    monkeypatch.setattr(peft_model, "load_peft_weights", write_between)
+
+    def load() -> Any:
+        if door == "from_pretrained":
+            return PeftModel.from_pretrained(model, folder, "new")
+        model.load_adapter(folder, "new")
+        model.set_adapter("new")
+        return model
+
+    if times == 2:
+        with pytest.raises(AdapterError, match="BS607"):
+            load()
+        assert torch.equal(logits(model), before)
+        assert "new" not in getattr(model, "peft_config", {})
+    assert torch.equal(logits(load()), wanted)

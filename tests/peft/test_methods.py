@@ -519,6 +519,67 @@ def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
             assert not torch.equal(found, base(ids)[0])
 
 
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("SEQ_CLS", "SequenceClassification"),
+        ("TOKEN_CLS", "TokenClassification"),
+        ("QUESTION_ANS", "QuestionAnswering"),
+    ],
+)
+@pytest.mark.parametrize("beside", [None, ["LayerNorm"]])
+def test_the_heads_of_a_task_are_added_to_a_copy_of_the_config(
+    task: str, kind: str, beside: list[str] | None
+) -> None:
+    """F15: PEFT extends the list of the very config that it is given."""
+    sizes = tiny_model("roberta").config.to_dict() | {"num_labels": 2}
+    base = getattr(transformers, f"RobertaFor{kind}")(RobertaConfig(**sizes))
+    config = BishareConfig(spec="lora", task_type=task, modules_to_save=beside)
+    before = copy.deepcopy(config.to_dict())
+    model = get_peft_model(base, config)
+    model.add_adapter("b", config)
+    assert config.to_dict() == before
+    assert beside in (None, ["LayerNorm"])
+    of_models = [model.peft_config[name].modules_to_save for name in ("default", "b")]
+    assert of_models[0] == of_models[1]
+    assert of_models[0] != beside
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_an_adapted_model_is_traced_by_torch_jit(family: str, ids: torch.Tensor) -> None:
+    """F41."""
+    model = tiny_model(family, use_cache=False).eval()
+    compile_spec('spec s\ntarget kind "*"\nshare x per layer rank 2 via KE(size = 4)\n', model)
+    randomize(model)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.model(ids).logits  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Logits(), (ids,), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(traced(ids), model(ids).logits)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_adapter_is_loaded_whole_whatever_sizes_are_to_be_ignored(
+    ignored: bool, base: Any, ids: torch.Tensor
+) -> None:
+    """F41: PEFT's `ignore_mismatched_sizes` would leave a part of the adapter as it is drawn."""
+    model = get_peft_model(base, BishareConfig(spec="lora"))
+    state = get_peft_model_state_dict(model)
+    state[next(key for key, value in state.items() if value.ndim == 2)] = torch.zeros(3, 3)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AdapterError, match="BS611") as caught:
+        set_peft_model_state_dict(model, state, ignore_mismatched_sizes=ignored)
+    assert "ignore_mismatched_sizes" in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_a_module_with_a_term_is_not_copied_to_be_trained(base: Any, ids: torch.Tensor) -> None:
     """The copy would have the term of the adapter that runs, and a merge would not find the weight."""
 

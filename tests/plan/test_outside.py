@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from torch import nn
 
 from bishare_dsl import Plan, plan_spec
 from bishare_dsl.diagnostics import BishareError
@@ -68,6 +69,31 @@ def test_no_condition_means_them_by_chance(target: str) -> None:
     with pytest.warns(match="BS308"):
         plan = planned(f"target {target} share x where q_proj per module rank 4")
     assert not [site for site in plan.sites if site.layer is None]
+
+
+class Heads(nn.Module):
+    """Blocks with modules of the name of the model's own head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = {"q": nn.Linear(4, 4), "head": nn.ModuleDict({"p": nn.Linear(4, 4)})}
+        self.blocks = nn.ModuleList(nn.ModuleDict(block) for _ in range(2))
+        self.head = nn.Linear(4, 8)
+
+
+@pytest.mark.parametrize("condition", ["parent head", 'parent "head"', "not parent head"])
+def test_a_parent_of_the_name_of_a_head_does_not_name_the_head(condition: str) -> None:
+    plan = plan_spec(f"spec s\ntarget {condition}\nshare x per module rank 2\n", Heads())
+    assert {site.kind for site in plan.sites} == {"q" if condition.startswith("not") else "p"}
+    named = plan_spec("spec s\ntarget head, q\nshare x per module rank 2\n", Heads())
+    assert {site.path for site in named.sites} >= {"head"}
+
+
+@pytest.mark.parametrize("pattern", ["mlp", '"m?p"', '"*lp"', '"*"'])
+def test_a_pattern_of_parents_is_of_the_module_around(pattern: str) -> None:
+    plan = planned(f"target parent {pattern} and down_proj share x per module rank 4")
+    assert {site.parent for site in plan.sites} == {"mlp"}
+    assert "BS3" in refused('target parent "down*" share x per module rank 4')
 
 
 @pytest.mark.parametrize("where", ['kind "*"', 'path "*"', "layer in 0.."])

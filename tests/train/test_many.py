@@ -57,6 +57,39 @@ def test_each_task_is_as_if_it_were_trained_alone(
     assert not [warning for warning in recwarn if "BS873" in str(warning.message)]
 
 
+@pytest.mark.parametrize("layer", [None, 1])
+def test_a_tensor_without_a_gradient_is_named_with_its_task(
+    tasks: Any, tmp_path: Path, layer: int | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = tiny_model("llama")
+    if layer is not None:
+        model.model.layers[layer].mlp.forward = lambda x: x  # Past its terms.
+    spec = "spec s\ntarget q_proj, up_proj\nshare x A per layer, in B per adapter, module rank 2\n"
+    how = HOW | {"max_steps": 4, "warmup_steps": 0, "tokenizer": tiny_tokenizer()}
+    train(spec, model, tasks, tmp_path / "out", **how)
+    told = [str(w.message) for w in recwarn if "BS873" in str(w.message)]
+    if layer is None:
+        assert told == []
+    else:
+        assert len(told) == 1
+        for task in tasks:
+            assert f"`{task}: x.layers.{layer}.mlp.up_proj.B`" in told[0]
+        assert "in step 3" in told[0]
+
+
+def test_each_task_trains_on_all_tokens_where_it_is_told_to(tasks: Any, tmp_path: Path) -> None:
+    how = {"max_steps": 2, "train_on": "all"}
+    start(PLAIN, tasks, tmp_path / "many", **how)
+    for name, data in tasks.items():
+        found = tensors(tmp_path / "many" / name)
+        alone = start(PLAIN, data, tmp_path / name, **how).model.bishare.tensors()
+        other = start(PLAIN, data, tmp_path / f"{name}-2", **how | {"train_on": "completion"})
+        for key, wanted in alone.items():
+            torch.testing.assert_close(found[key], wanted, rtol=0, atol=1e-5)
+        differ = [(found[k] - t).abs().max() for k, t in other.model.bishare.tensors().items()]
+        assert max(differ) > 1e-4
+
+
 def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
     collator = Collator.of(tiny_tokenizer())
     data = [

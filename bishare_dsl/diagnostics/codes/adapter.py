@@ -79,9 +79,9 @@ UNKNOWN_FORMAT = Code("BS631", "`{format}` is not a format of export")
 RANK_FOR_VLLM = Code(
     "BS632", "the export has rank {rank}, and vLLM serves at most {limit}", severity="warning"
 )
-TAKEN_FOR_EXPERTS = Code(
+TAKEN_FOR_OTHERS = Code(
     "BS693",
-    "PEFT takes `{path}`{more} for experts of this `{family}`, and fails or computes something else",
+    "PEFT takes `{path}`{more} for {what} of this `{family}`, and fails or computes something else",
     severity="warning",
 )
 EXPORT_OPTION = Code("BS646", "cannot export with this `{option}`: {reason}")
