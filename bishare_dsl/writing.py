@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -35,8 +36,10 @@ def replace_file(path: Path, content: bytes) -> None:
         if path.is_file():
             new.chmod(path.stat().st_mode & 0o7777)
         new.replace(path)
-    except BaseException:
+    except BaseException as error:
         new.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)  # `write` names no file, and users know no other.
         raise
 
 
@@ -54,9 +57,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     new = _aside(folder, "new")
     with ExitStack() as held:
         with lock_folder(folder.parent):
-            for left in folder.parent.glob(_half_written(glob.escape(folder.name))):
+            half_written = _half_written(glob.escape(folder.name))
+            for left in folder.parent.glob(half_written):
                 if not left.is_symlink() and left.is_dir() and _is_abandoned(left):
                     discard(left)
+            for mark in folder.parent.glob(half_written.removesuffix(".new") + _MARK):
+                _is_abandoned(mark.with_suffix(".new"))  # Killed before it had a folder.
             # What is written into the folder may lock that itself.
             mark = new.with_suffix(_MARK)
             mark.touch(exist_ok=False)
@@ -177,6 +183,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_half_written(name: str) -> bool:
+    """Tell whether a file or folder of this name is what a killed writer has left."""
+    return bool(re.fullmatch(r"\..+\.[0-9a-f]{8}\.new", name))
 
 
 def _half_written(name: str) -> str:

@@ -296,7 +296,7 @@ def _is_one(model: PreTrainedModel, path: str, weight: Weight) -> bool:
 def _shared(model: PreTrainedModel, weight: Weight, other: str) -> Problem:
     """Say how a weight is untied from that of another module."""
     help_line = f"untie it first: `layer = model.get_submodule('{weight.owner}')`, then "
-    help_line += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone())`"
+    help_line += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), False)`"
     if model.get_submodule(other) is weight.module:
         help_line = "give the other one a copy of the module first: "
         help_line += (

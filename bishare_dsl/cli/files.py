@@ -9,6 +9,7 @@ from bishare_dsl.cli.report import CommandError
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
+from bishare_dsl.writing import is_half_written
 
 
 def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> None:
@@ -18,11 +19,17 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
         AdapterError: the folder exists (BS618).
         CommandError: the folder is not of the kind that ``force`` replaces (BS905).
     """
+    from bishare_dsl.adapter.files import CONFIG, TENSORS
+
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why="it is a file"))
     names = {path.name for path in folder.iterdir()}
+    pending = {name for name in names if is_half_written(name)}
+    if CONFIG not in names and any(name.startswith(f".{CONFIG}.") for name in pending):
+        pending.add(TENSORS)  # A first save that was killed between the two files.
+    names -= pending
     if names and not force:
         ours = "`--force` replaces it, or " if mark in names else ""
         raise AdapterError(FOLDER_EXISTS(folder=folder, help=f"{ours}give another `--out`"))

@@ -111,6 +111,7 @@ def _of_server(
     copies: bool,
 ) -> Verdict:
     """Ask a server, and report what is wrong."""
+    from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.diagnostics.codes import verify as codes
     from bishare_dsl.models.load import load_model
     from bishare_dsl.verify.answers import TEXTS
@@ -127,7 +128,8 @@ def _of_server(
         model, tokenizer = load_model(source, dtype="float32")
         reference = Reference(model, tokenizer, TEXTS) if tokenizer is not None else None
     found = judge(asked, name, contents, reference)
-    if copies and contents.config is not None and asked.noise <= MOST_NOISE:
+    copied = contents.plain and (contents.folder / CONFIG).is_file()
+    if copies and copied and asked.noise <= MOST_NOISE:
         try:
             with TemporaryDirectory(dir=scratch, prefix="bishare-verify-") as folder:
                 Copies(server, contents, asked, base, name, Path(folder), report.note).test(found)
@@ -135,7 +137,7 @@ def _of_server(
             report.error(error)
     elif copies:
         found.unseen.append(
-            "what copies tell: only a LoRA of PEFT has copies, on a server that is not busy"
+            "what copies tell: there are none of experts, embeddings and libraries, nor on a busy server"
         )
     found.unseen += unseen_modules(contents)
     for warning in found.warnings:

@@ -60,6 +60,7 @@ class Contents:
         scales: of its modules as the file names them.
         others: the names of tensors that are no factors, such as modules that are trained in full.
         complete: whether ``pairs`` are all that the adapter does.
+        plain: whether a LoRA of linear layers can have all of ``pairs``: copies are such ones.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Contents:
     scales: Mapping[str, float] = field(default_factory=dict)
     others: Sequence[str] = ()
     complete: bool = True
+    plain: bool = True
 
     @property
     def ranks(self) -> list[int]:
@@ -115,7 +117,10 @@ def read_contents(folder: str | os.PathLike[str], model: nn.Module, name: str) -
             pairs[path] = Pair(a, b.t(), 1.0)
     problems += _values({path: (pair.down, pair.up) for path, pair in pairs.items()}, folder)
     whole = [trained.parameter for trained in stored.plan.trained]
-    return Contents(Path(folder), pairs, [*pairs], problems, others=whole, complete=not whole)
+    plain = all(maps[p].expert is None and not maps[p].looks_up for p in pairs) and bool(pairs)
+    return Contents(
+        Path(folder), pairs, [*pairs], problems, others=whole, complete=not whole, plain=plain
+    )
 
 
 def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:

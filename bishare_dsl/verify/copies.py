@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -44,7 +45,9 @@ _BARELY = 1e-5
 
 @dataclass
 class Copies:
-    """Loads copies of a LoRA of PEFT into a server, one at a time, and unloads each.
+    """Loads copies of an adapter into a server, one at a time, and unloads each.
+
+    Of a folder of bishare's one copy is as it is; the others are LoRAs of PEFT, of the same modules.
 
     Attributes:
         server: that loads adapters at run time.
@@ -65,6 +68,9 @@ class Copies:
     floor: float = 0.0
     _count: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self._tensors, self._config, self._scales = _as_lora(self.contents)
+
     def test(self, found: Verdict) -> None:
         """Add to a verdict what copies tell.
 
@@ -72,7 +78,7 @@ class Copies:
             VerifyError: the server loads none (BS872).
         """
         base, floor = self.asked.base, self.asked.noise
-        fresh = self._answers(self.contents.tensors)
+        fresh = self._answers() if self.contents.config is None else self._answers(self._tensors)
         self.floor = max(floor, distance(self._random(lambda path: True, _BARELY), base))
         found.numbers |= {"null": self.floor, "fresh": distance(self.asked.mine, fresh)}
         self._parts(found)
@@ -81,7 +87,7 @@ class Copies:
             why = f"'{self.name}' differs from a fresh copy of the folder by {off:.2g}"
             found.fault(STALE, f"{why}: the server has older tensors; load them under a new name")
         empty = self._answers(
-            {name: t * 0 if _is_up(name) else t for name, t in self.contents.tensors.items()}
+            {name: t * 0 if _is_up(name) else t for name, t in self._tensors.items()}
         )
         if self._differs(empty, base):
             off = distance(empty, base)
@@ -89,7 +95,8 @@ class Copies:
             found.fault(GARBAGE, f"{why}: something else is in its slot")
         off = distance(self._answers(*self._folded()), fresh)
         if off > 2 * self.floor:
-            why = f"a copy whose scale alpha / r is folded into B differs by {off:.2g}"
+            copy = "copy whose scale alpha / r is folded into B"
+            why = f"a {copy if self.contents.config else 'LoRA of the same update'} differs by {off:.2g}"
             found.fault(SCALE, f"{why}: the server applies another scale")
         found.unseen = [one for one in found.unseen if "--copies" not in one]
         if "effect" not in found.numbers:
@@ -151,14 +158,14 @@ class Copies:
         """Return the answers of a copy with random values of this size in a part, and nothing else."""
         random = torch.Generator().manual_seed(self._count)
         drawn = {}
-        for name, tensor in self.contents.tensors.items():
+        for name, tensor in self._tensors.items():
             module = _module(name)
             if module is not None and part(module):
                 values = torch.randn(tensor.shape, generator=random)
                 if _is_up(name):
                     # |W| is about the root of its rows; |B A| of normal values that of rows x rank x columns.
-                    down = self.contents.tensors.get(_down_of(name), tensor)
-                    values *= size / (self.contents.scales[module] * math.sqrt(down.numel()))
+                    down = self._tensors.get(_down_of(name), tensor)
+                    values *= size / (self._scales[module] * math.sqrt(down.numel()))
                 drawn[name] = values.to(tensor.dtype)
         return self._answers(drawn)
 
@@ -167,31 +174,32 @@ class Copies:
 
     def _folded(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the tensors with their scales in B, and what makes the config's scale 1."""
-        config, scales = self._config(), self.contents.scales
         folded = {
-            name: (t.float() * scales[module or ""]).to(t.dtype) if _is_up(name) else t
-            for name, t in self.contents.tensors.items()
+            name: (t.float() * self._scales[module or ""]).to(t.dtype) if _is_up(name) else t
+            for name, t in self._tensors.items()
             for module in [_module(name)]
         }
+        config = PeftConfig.model_validate(self._config)
         alphas = {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
         return folded, alphas | {"use_rslora": False}
 
-    def _config(self) -> PeftConfig:
-        assert self.contents.config is not None, "only a LoRA of PEFT has copies"
-        return self.contents.config
-
     def _answers(
-        self, tensors: Mapping[str, torch.Tensor], changes: Mapping[str, Any] | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        changes: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
-        """Load a copy under a name of its own, ask it, and unload it."""
+        """Load a copy under a name of its own, ask it, and unload it; without tensors the folder as it is."""
         self._count += 1
         self.tell(f"copy {self._count} ...")
         name = f"verify-{uuid.uuid4().hex[:8]}"
         folder = self.scratch / name
         folder.mkdir()
-        config = self._config().model_dump(exclude_unset=True) | dict(changes or {})
-        (folder / CONFIG).write_text(json.dumps(config))
-        (folder / TENSORS).write_bytes(save({n: t.contiguous() for n, t in tensors.items()}))
+        if tensors is None:
+            for file in (CONFIG, TENSORS):
+                shutil.copy(self.contents.folder / file, folder)
+        else:
+            (folder / CONFIG).write_text(json.dumps(self._config | dict(changes or {})))
+            (folder / TENSORS).write_bytes(save({n: t.contiguous() for n, t in tensors.items()}))
         body, root = {"lora_name": name, "lora_path": str(folder)}, False
         status, text = self.server.call("/load_lora_adapter", body)
         if status == 404:
@@ -204,6 +212,26 @@ class Copies:
         finally:
             self.server.call("/unload_lora_adapter", {"lora_name": name}, root=root)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_lora(
+    contents: Contents,
+) -> tuple[Mapping[str, torch.Tensor], dict[str, Any], Mapping[str, float]]:
+    """Return an adapter as a LoRA of PEFT: its tensors, its config, and the scales of its modules."""
+    if contents.config is not None:
+        return contents.tensors, contents.config.model_dump(exclude_unset=True), contents.scales
+    ranks = {path: len(pair.down) for path, pair in contents.pairs.items()}
+    highest = max(ranks.values())
+    pattern = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != highest}
+    config = {"peft_type": "LORA", "r": highest, "lora_alpha": highest, "bias": "none"}
+    config |= {"target_modules": sorted({*map(kind_of, ranks)})}
+    config |= {"rank_pattern": pattern, "alpha_pattern": pattern}
+    tensors = {
+        f"{PREFIX}{path}.lora_{factor}.weight": tensor
+        for path, pair in contents.pairs.items()
+        for factor, tensor in (("A", pair.down), ("B", pair.up))
+    }
+    return tensors, config, dict.fromkeys(ranks, 1.0)
 
 
 def _module(name: str) -> str | None:

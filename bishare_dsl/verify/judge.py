@@ -181,7 +181,7 @@ def _compare(
             f"the adapter moves these answers by {effect:.2g}, and this server's rounding is {floor:.2g}: "
             "ask one that runs in float32, or add --copies"
         )
-    elif errors[best] > 1.5 * floor:
+    elif errors[best] > 1.5 * floor * math.hypot(1, effect):  # What is added is rounded, too.
         found.fault(
             OTHER_TENSORS,
             f"'{name}' answers as nothing that this adapter gives ({errors[best]:.2g} from {best}, the "

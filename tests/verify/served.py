@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.verify.contents import read_contents
 from bishare_dsl.verify.server import Server
 
 LAYERS = 4
@@ -119,7 +120,9 @@ class FaultyServer(Server):
 
     def call(self, path, body=None, root=False):
         if path == "/load_lora_adapter" and FAULTS[self.fault]:
-            change(Path(body["lora_path"]), **FAULTS[self.fault])
+            folder = Path(body["lora_path"])
+            if json.loads((folder / CONFIG).read_text())["peft_type"] == "LORA":
+                change(folder, **FAULTS[self.fault])
         return super().call(path, body, root)
 
 
@@ -131,13 +134,23 @@ class Engine:
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         self.adapters, self.lock, self.answers = {}, threading.Lock(), 0
         self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
-        self.llama, self.loads = False, True
+        self.llama, self.loads, self.fault = False, True, "none"
 
     def load(self, name, folder):
         """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
         config = json.loads((Path(folder) / CONFIG).read_text())
-        scale, pairs = config["lora_alpha"] / config["r"], {}
-        for key, tensor in load_file(Path(folder) / TENSORS).items():
+        if config["peft_type"] == "LORA":
+            scale, tensors = config["lora_alpha"] / config["r"], load_file(Path(folder) / TENSORS)
+        else:  # A folder of bishare's, with the engine's own fault.
+            found, scale = read_contents(folder, self.model, "base").pairs, 1.0
+            tensors = {
+                f"base_model.model.{path}.lora_{factor}.weight": tensor
+                for path, pair in found.items()
+                for factor, tensor in (("A", pair.down), ("B", pair.up))
+            }
+            tensors = FAULTS[self.fault].get("tensors", dict)(tensors)
+        pairs = {}
+        for key, tensor in tensors.items():
             path, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
             pairs.setdefault(path, {})[factor[0]] = tensor.to(self.model.dtype)
         self.adapters[name] = {p: (pair["A"], pair["B"], scale) for p, pair in pairs.items()}

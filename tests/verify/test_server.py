@@ -6,12 +6,24 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from bishare_dsl import compile_spec
+from bishare_dsl.models.load import meta_model
 from bishare_dsl.verify.answers import TEXTS, distance
+from bishare_dsl.verify.contents import read_contents
 from bishare_dsl.verify.copies import Copies
 from bishare_dsl.verify.judge import ask, judge
 from bishare_dsl.verify.server import Server, VerifyError
-from tests.verify.served import FAULTS, Engine, FaultyServer, change, save_base, serving
+from tests.verify.served import (
+    FAULTS,
+    KINDS,
+    Engine,
+    FaultyServer,
+    change,
+    save_base,
+    serving,
+)
 
 # What answers against the reference say of each fault, and what copies add.
 BY_REFERENCE = {
@@ -96,6 +108,56 @@ def test_by_copies_alone(engine, lora, contents, tmp_path, fault):
         assert "A and B swapped" in found.unseen
     assert list(engine.adapters) == ["mine"]  # No copy is left, there or on the disk.
     assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+SPEC = f"""spec s
+target {", ".join(KINDS)}
+share a per layer, kind rank 2 via KE(size = 16)
+share b per module rank (2 if q_proj else 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(base):
+    """A folder of bishare's, of two ranks."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    compile_spec(SPEC, model)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=random))
+    model.bishare.save_pretrained(base.parent / "compiled")
+    return base.parent / "compiled"
+
+
+@pytest.mark.parametrize("fault", ["none", "prefix", "up", "half", "littered", "older"])
+def test_copies_of_a_folder_of_bishare(engine, base, compiled, reference, tmp_path, fault):
+    contents = read_contents(compiled, meta_model(str(base)), "base")
+    assert contents.plain
+    assert len(contents.ranks) == 2
+    engine.fault = "littered" if fault == "older" else "none" if fault == "littered" else fault
+    try:
+        server, asked = ask_mine(engine, compiled, tmp_path, "none")
+        if fault == "older":
+            engine.fault = "none"
+        else:
+            server.fault = fault
+        found = judge(asked, "mine", contents, reference)
+        assert found.word in {"older": ("OTHER TENSORS",), "littered": ("APPLIED",)}.get(
+            fault, (BY_REFERENCE[fault] if fault != "older" else "",)
+        )
+        alone = judge(asked, "mine", contents, None)
+        for verdict in (found, alone):
+            copies = Copies(server, contents, asked, "base", "mine", tmp_path, lambda text: None)
+            copies.test(verdict)
+            words = {verdict.word, *(word for word, _ in verdict.faults)}
+            assert {"older": "STALE", **BY_COPIES}[fault] in words, verdict.sentence
+            assert PARTS.get(fault, "") in verdict.sentence
+            if fault == "none":
+                assert verdict.faults == []
+        assert list(engine.adapters) == ["mine"]
+    finally:
+        engine.fault = "none"
 
 
 def test_tensors_that_are_older(engine, lora, contents, reference, tmp_path):
