@@ -38,4 +38,7 @@ def register_resolver() -> None:
 
     root = envs.VLLM_LORA_RESOLVER_CACHE_DIR
     if root and not unsupported():
+        resolvers = LoRAResolverRegistry.resolvers
+        others = {name: resolvers.pop(name) for name in [*resolvers]}
         LoRAResolverRegistry.register_resolver("bishare", FolderResolver(root))
+        resolvers.update(others)  # vLLM's own opens whatever is there, and would wait for a pipe.
