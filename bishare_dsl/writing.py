@@ -72,8 +72,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             yield new
             _move_into_place(new, folder)
-        except BaseException:
+        except BaseException as error:
             discard(new)
+            if isinstance(error, OSError):
+                error.filename = error.filename or os.fspath(folder)
             raise
 
 

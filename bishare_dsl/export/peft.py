@@ -13,13 +13,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
-from peft.utils import transformers_weight_conversion as conversion
+from peft.utils.transformers_weight_conversion import build_peft_weight_mapping
 from safetensors.torch import save
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto import modeling_auto
 
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
@@ -97,14 +100,13 @@ def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
 
 def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
     """Find the modules whose pairs PEFT looks for under other names than those that it is given."""
-    transforms = conversion.build_peft_weight_mapping(
-        conversion.get_model_conversion_mapping(model), "default", LoraConfig()
-    )
-    renamings = [t for t in transforms if isinstance(t, conversion.WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, conversion.WeightConverter)]
+    of_checkpoints = get_model_conversion_mapping(cast(PreTrainedModel, model))
+    transforms = build_peft_weight_mapping(cast(Any, of_checkpoints), "default", LoraConfig())
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
     for path in paths if transforms else ():
         key = f"base_model.model.{path}.lora_A.weight"
-        renamed, converter = conversion.rename_source_key(key, renamings, converters)
+        renamed, converter = rename_source_key(key, renamings, converters)
         if converter or not key.endswith(renamed.replace(".default", "")):
             yield path
 

@@ -222,7 +222,8 @@ class _Near(dict[str, str]):
         self.number = tokens[max(0, position - 2) : position]
 
     def __missing__(self, name: str) -> str:
-        self[name] = word = getattr(self, f"_{name}")()
+        word: str = getattr(self, f"_{name}")()
+        self[name] = word
         return word
 
     def _small(self) -> str:

@@ -52,11 +52,12 @@ def guard_doors(check_state: StateCheck) -> None:
     PeftModel.from_pretrained = classmethod(_checked(by_class))  # type: ignore[assignment]
     PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
     PeftModel.create_or_update_model_card = _if_free(PeftModel.create_or_update_model_card)  # type: ignore[method-assign]
-    for kind in (
+    kinds: tuple[Any, ...] = (
         PeftModelForSequenceClassification,
         PeftModelForTokenClassification,
         PeftModelForQuestionAnswering,
-    ):
+    )
+    for kind in kinds:
         kind.__init__ = _on_a_copy(kind.__init__)
         kind.add_adapter = _on_a_copy(kind.add_adapter)
     by_transformers = _filled(PeftAdapterMixin.load_adapter, check_state)
@@ -109,7 +110,7 @@ def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
 def _take_out(model: Any, name: str) -> None:
     """Take out of a model what PEFT has put there before it read the file."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    handle = getattr(base, "bishare", None)
+    handle: Any = getattr(base, "bishare", None)
     if name in getattr(handle, "adapters", {}):
         if len(handle.adapters) > 1:
             handle.delete_adapter(name)

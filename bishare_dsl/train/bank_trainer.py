@@ -179,11 +179,12 @@ class BankTrainer(RunTrainer):
         """Yield the gradient of each tensor of the tasks that run, and of what they share."""
         running = self.steps.running(self.state.global_step)
         for slab, rows in ((self.bank.own, running), (self.bank.common, running[:1])):
-            for row in rows if slab.grad is not None else ():
+            grad = cast(Tensor, slab.grad)
+            for row in rows:
                 kind, own = self.bank.kind_of(row), slab is self.bank.own
                 of_task = f"{self.steps.tasks[row].name}: " if own else ""
                 for name, place in columns(kind.own if own else kind.common).items():
-                    yield f"{of_task}{name}", slab.grad[row if own else 0, place]
+                    yield f"{of_task}{name}", grad[row if own else 0, place]
 
     def _together(self, part: Tensor) -> Tensor:
         """Return the sum of what all processes have."""
