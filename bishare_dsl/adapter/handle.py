@@ -632,6 +632,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
         if member.plan.trained:
             path = member.plan.trained[0].parameter
             raise AdapterError(codes.NOT_SCALED(name=adapter, path=path))
+        help = "leave its scale at 1, or train it with another"
+        check_unscaled([member], "scale the adapter `{}`", help)
         with self._exchange("scale an adapter"):
             self._apart("scale an adapter")
             trained = member.saved_plan
@@ -792,6 +794,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """Make one adapter of several, of their own tensors."""
         if not adapters:
             return None
+        if adapters[1:]:
+            help = "activate it alone, with `set_adapter`"
+            check_unscaled(adapters, "run the adapter `{}` together with others", help)
         plan = plan_together([adapter.plan for adapter in adapters])
         paths = [path for trained in plan.trained for path in trained.paths]
         paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
@@ -911,3 +916,19 @@ def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
         f"{paths[id(store)]}.{attribute(name)}": name
         for name, (store, _) in adapter.sources.items()
     }
+
+
+def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:
+    """Check that no adapter has a magnitude, which is no sum of terms.
+
+    Args:
+        adapters: of a model.
+        action: what cannot be done with such an adapter, ``{}`` for its name.
+        help: what can.
+
+    Raises:
+        AdapterError: one has (BS675).
+    """
+    found = [a.name for a in adapters if any(term.is_magnitude for term in a.plan.terms)]
+    if found:
+        raise AdapterError(codes.SCALES_BASE(action=action.format(found[0]), help=help))

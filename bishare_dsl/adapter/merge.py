@@ -164,7 +164,7 @@ def merge(
     merged = Merged(keep_base, MergeReport(len(targets)))
     try:
         for site, weight in targets:
-            _merge_site(model, weight, delta(plan, tensors, site), merged, stochastic_seed)
+            _merge_site(model, plan, tensors, site, weight, merged, stochastic_seed)
         for trained in plan.trained:
             kept = _kept(model, trained.parameter)
             exact = tensors[trained.tensor].view(kept.shape).to(kept.device)
@@ -186,7 +186,7 @@ def check(
             (BS623), is not in memory (BS624) or belongs to others too (BS625), or a merged weight would
             not be finite (BS628).
     """
-    check_linear(plan.terms, "merge the adapter")
+    check_linear(plan.unscaled, "merge the adapter")
     targets = _targets(model, plan)
     _check_weights(model, targets, dequantize)
     for trained in plan.trained:
@@ -197,7 +197,8 @@ def check(
         if not torch.isfinite(tensors[trained.tensor].to(kept.dtype)).all():
             raise AdapterError(codes.NOT_FINITE(action="merging", path=trained.parameter))
     for site, weight in targets:
-        _summed(model, weight, delta(plan, tensors, site))
+        base = _base(model, weight)
+        _summed(weight, base, delta(plan, tensors, site, base))
 
 
 def make_dense(model: PreTrainedModel) -> None:
@@ -223,13 +224,21 @@ def make_dense(model: PreTrainedModel) -> None:
 def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
     """Return the sites that the adapter adds something to, each with its weight."""
     maps = linear_maps(model)
-    return [(site, maps[site.path]) for site in plan.sites if plan.rows(site.path)]
+    return [(site, maps[site.path]) for site in plan.sites if plan.terms_of[site.path]]
 
 
 def _merge_site(
-    model: PreTrainedModel, weight: Weight, added: torch.Tensor, merged: Merged, seed: int | None
+    model: PreTrainedModel,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    site: Site,
+    weight: Weight,
+    merged: Merged,
+    seed: int | None,
 ) -> None:
-    exact, rounded = _summed(model, weight, added, seed)
+    base = _base(model, weight)
+    added = delta(plan, tensors, site, base)
+    exact, rounded = _summed(weight, base, added, seed)
     survival, added = merged.report.survival, added.to(exact.device)
     survival.form = str(rounded.dtype).removeprefix("torch.")
     # What was lost is small, so that the share is exact where all is kept.
@@ -324,12 +333,16 @@ def _identity(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
+def _base(model: PreTrainedModel, weight: Weight) -> torch.Tensor:
+    """Return a weight ``(d_out, d_in)``, dense."""
+    quantised = weight.replacement() is not None
+    return weight.dense().to(_compute_dtype(model)) if quantised else weight.matrix()
+
+
 def _summed(
-    model: PreTrainedModel, weight: Weight, added: torch.Tensor, seed: int | None = None
+    weight: Weight, base: torch.Tensor, added: torch.Tensor, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make a merged weight, exact in float32 (or float64) and rounded to the weight's type."""
-    quantised = weight.replacement() is not None
-    base = weight.dense().to(_compute_dtype(model)) if quantised else weight.matrix()
     exact = base.to(torch.promote_types(base.dtype, torch.float32)) + added.to(base.device)
     rounded = exact.to(base.dtype)
     if seed is not None:

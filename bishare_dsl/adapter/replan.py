@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import read
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.spec import Spec
+from bishare_dsl.spec import MAGNITUDE, Spec
 from bishare_dsl.transforms.registry import package_version, transform_names
 
 
@@ -45,7 +45,7 @@ def packages_of(plan: Plan) -> dict[str, str]:
 
 
 def _missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
-    for name in sorted(used - set(transform_names())):
+    for name in sorted(used - {*transform_names(), MAGNITUDE}):
         if package := config.packages.get(name):
             help = f"install what it was saved with: {package}"
         else:

@@ -49,9 +49,10 @@ def requantise(
     model, _ = load_model(str(merged), bits=BITS[form], causal=False)
     after, survival = linear_maps(model), Survival(form)
     for site in plan.sites:
-        if plan.rows(site.path):
-            update = delta(plan, tensors, site)
-            change = _value(after[site.path]) - _value(before[site.path])
+        if plan.terms_of[site.path]:
+            was = _value(before[site.path])
+            update = delta(plan, tensors, site, was)
+            change = _value(after[site.path]) - was
             survival.add(site.kind, change.to(update.device), update)
     return model, survival
 

@@ -74,7 +74,7 @@ def command(
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     # Report mismatches before the weights are loaded.
     stored = read_adapter_for(folder, model, report)
-    check_linear(stored.plan.terms, "merge the adapter")
+    check_linear(stored.plan.unscaled, "merge the adapter")
     report.note(f"loading {model} ...")
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.models import load_model

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Term
@@ -14,7 +14,7 @@ from bishare_dsl.transforms import Width, check_term, effective_pair, load_trans
 
 
 def effective_factors(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site
+    plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, *, scaled: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return all terms of a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T A``.
 
@@ -25,13 +25,14 @@ def effective_factors(
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
         site: one of the plan's.
+        scaled: whether the caller scales their sum with W by the site's magnitude.
 
     Raises:
         AdapterError: a term there is not linear in its input, so that there are no factors (BS633).
         SpecError: a package's transform fails, or gives something of another shape (BS214).
     """
     width = Width(site.d_in, site.d_out)
-    terms = plan.terms_of[site.path]
+    terms = [term for term in plan.terms_of[site.path] if not (scaled and term.is_magnitude)]
     check_linear(terms, f"give the factors of `{site.path}`")
     # A model may be spread over devices, and a pool with it.
     device = next((tensors[name].device for t in terms for name in t.tensors.values()), "cpu")
@@ -72,10 +73,38 @@ def finite_factors(
     return down, up
 
 
-def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.Tensor:
-    """Compute ``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`."""
-    down, up = effective_factors(plan, tensors, site)
-    return up.t() @ down
+def delta(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute ``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`.
+
+    Args:
+        weight: the base's, ``(d_out, d_in)``, which a magnitude scales along; without it there may be none.
+    """
+    down, up = effective_factors(plan, tensors, site, scaled=weight is not None)
+    added = up.t() @ down
+    if weight is None or (term := plan.magnitude(site.path)) is None:
+        return added
+    base = weight.to(added)
+    mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)
+    return added + scale_changes(term, mu, base, base + added).unsqueeze(1) * (base + added)
+
+
+def scale_changes(
+    term: Term, mu: torch.Tensor, base: torch.Tensor, whole: torch.Tensor
+) -> torch.Tensor:
+    """Compute ``g - 1`` of each row for a magnitude, of the weights themselves.
+
+    Args:
+        term: the magnitude.
+        mu: its values, ``(d_out)``.
+        base: W, ``(d_out, d_in)``.
+        whole: W + dW.
+    """
+    if term.options["plain"]:
+        return mu
+    before, after = base.norm(dim=1), whole.norm(dim=1)
+    return (1 + mu) * torch.where(before == after, 1, before / after) - 1
 
 
 def check_low_rank(plan: Plan, action: str) -> None:
@@ -89,14 +118,19 @@ def check_low_rank(plan: Plan, action: str) -> None:
 
 
 def check_linear(terms: Sequence[Term], action: str) -> None:
-    """Check that what terms add is a matrix, which an action needs.
+    """Check that what terms add is a matrix of low rank, which an action needs.
 
     Raises:
-        AdapterError: it is not; every share of which it is not is named (BS633).
+        AdapterError: it is no matrix; every share of which it is not is named (BS633). Or a magnitude is
+            among them (BS675).
     """
-    shares = {term.share: term.transform for term in terms if not term.linear}
-    if shares:
-        raise AdapterError(
-            codes.NOT_A_MATRIX(action=action, share=share, transform=transform)
-            for share, transform in shares.items()
-        )
+    linear = [term for term in terms if not term.is_magnitude]
+    shares = {term.share: term.transform for term in linear if not term.linear}
+    problems = [
+        codes.NOT_A_MATRIX(action=action, share=share, transform=transform)
+        for share, transform in shares.items()
+    ]
+    if len(linear) < len(terms) and not problems:  # Merging is no remedy for these.
+        help = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
+        problems.append(codes.SCALES_BASE(action=action, help=help))
+    raise_errors(AdapterError, problems)

@@ -19,10 +19,12 @@ from bishare_dsl.resources import cache_folder, grammar
 END = "$END"
 """What Lark calls the end of a text."""
 BAD = "BAD"
-STATEMENTS = ("spec", "use", "param", "let", "target", "train", "share", "replace")
+STATEMENTS = ("spec", "use", "param", "let", "target", "train", "magnitude", "share", "replace")
+SINGLE = ("spec", "target", "train", "magnitude")
+"""Statements of which a text has one at most."""
 CLAUSES = (
     *("where", "per", "rank", "via"),
-    *("alpha", "scale", "dropout", "init", "freeze", "gain", "start"),
+    *("alpha", "scale", "dropout", "init", "freeze", "gain", "start", "plain"),
 )
 """In the order in which the formatter aligns them."""
 DEFAULTS = ("alpha", "scale", "dropout", "init")
@@ -33,7 +35,8 @@ IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "paren
 OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
-CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B"))
+MAGNITUDE_KINDS = frozenset({"WHERE", "PER", "INIT", "START", "PLAIN"})
+CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B")) - {"PLAIN"}
 # Descriptions of the tokens that are possible at a position: the first that fits is used.
 _VALUES = {
     ("INT", "LPAR"): "a value",
@@ -123,8 +126,9 @@ def expected(kinds: Collection[str]) -> str:
         left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT"}
         left -= {word.upper() for word in IN_EXPRESSIONS}
     if "WHERE" in left:
-        found.append("a clause of the share (such as `per` or `rank`)")
-        left -= CLAUSE_KINDS
+        whose = "the share (such as `per` or `rank`)" if "RANK" in left else "`magnitude`"
+        found.append(f"a clause of {whose}")
+        left -= CLAUSE_KINDS | {"PLAIN"}
     if "TARGET" in left:
         found.append("a statement (such as `share`)")
         left -= STATEMENT_KINDS | CLAUSE_KINDS

@@ -14,7 +14,7 @@ from bishare_dsl.diagnostics import Loc, Problem, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
-from bishare_dsl.spec import Spec
+from bishare_dsl.spec import MAGNITUDE, Spec
 
 # Rules of `share.lark` by what is made of their parts: the fields of a model, a list, or fields that a list
 # names. Of any other rule the last part counts, or that it is there.
@@ -40,6 +40,7 @@ _LISTS = (
     *("initial", "diagonal", "option"),
 )
 _NAMED = ("init", "gain", "options")
+_TERMS = ("share", MAGNITUDE)
 
 
 @dataclass(slots=True)
@@ -116,17 +117,23 @@ def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
 
 def _part(statement: Statement) -> _Part:
     part = _Parts().transform(statement.words)
-    if statement.keyword == "share":
+    if statement.keyword in _TERMS:
+        fields = {"name": part, **_settings(statement.clauses)}
+        if statement.keyword == MAGNITUDE:
+            said = fields.pop("plain", None)
+            options = {"plain": _Part(1, said.span)} if said else {}
+            via = {"transform": _Part(MAGNITUDE, None), "options": _record(options)}
+            fields |= {"rank": _Part(1, None), "via": _record(via, said and said.span)}
         # A problem with a share as a whole is shown at its head, not over all its lines.
-        return _record({"name": part, **_settings(statement.clauses)}, statement.head)
+        return _record(fields, statement.head)
     if statement.keyword in ("param", "let"):
         part.span = statement.span
     return part
 
 
 def _spec(statements: list[Statement]) -> _Part:
-    def rows(keyword: str) -> _Part:
-        return _row([_part(s) for s in statements if s.keyword == keyword])
+    def rows(*keywords: str) -> _Part:
+        return _row([_part(s) for s in statements if s.keyword in keywords])
 
     selections = ((word, rows(word).parts.get(0)) for word in ("target", "train"))
     fields = {
@@ -135,7 +142,7 @@ def _spec(statements: list[Statement]) -> _Part:
         "lets": rows("let"),
         **{word: part for word, part in selections if part is not None},
         "defaults": _record(_settings(s for s in statements if s.keyword in DEFAULTS)),
-        "shares": rows("share"),
+        "shares": rows(*_TERMS),
     }
     return _record(fields, statements[0].span)
 
@@ -154,7 +161,7 @@ def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMa
 
 def _outdented(statements: list[Statement], where: SourceMap) -> Iterator[Loc]:
     """Find the settings of shares that begin a line, where the clauses before them do not."""
-    shares = [statement for statement in statements if statement.keyword == "share"]
+    shares = [statement for statement in statements if statement.keyword in _TERMS]
     for i, share in enumerate(shares):
         for clause in share.clauses:
             if where.source_of(clause.span).position(clause.start)[1] > 1:

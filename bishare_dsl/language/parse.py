@@ -24,6 +24,8 @@ from bishare_dsl.language.grammar import (
     DEFAULT_KINDS,
     DEFAULTS,
     END,
+    MAGNITUDE_KINDS,
+    SINGLE,
     STATEMENT_KINDS,
     expected,
     found,
@@ -246,8 +248,8 @@ class _Parser:
             self.first, self.open = position, 0
             if token.type in STATEMENT_KINDS:
                 named = self.tokens[position + (token.type == "REPLACE")]
-                clauses = CLAUSE_KINDS if named.type == "SHARE" else DEFAULT_KINDS
-                self.starters = STATEMENT_KINDS | clauses
+                takes = {"SHARE": CLAUSE_KINDS, "MAGNITUDE": MAGNITUDE_KINDS}
+                self.starters = STATEMENT_KINDS | takes.get(named.type, DEFAULT_KINDS)
         self.open += token.type in ("LPAR", "LBRACE")
         if self.open > MAX_DEPTH or token.type not in self.parser.choices():
             return False
@@ -259,10 +261,14 @@ class _Parser:
         return True
 
     def begins(self, position: int) -> bool:
-        """Tell whether a token begins what may stand next: by its kind, or as a role that gets a key."""
-        kind = self.tokens[position].type
+        """Tell whether a token begins what may stand next: by its kind, as a role that gets a key, or as the
+        word `plain`, which is a name anywhere else."""
+        token, kind = self.tokens[position], self.tokens[position].type
         if kind in ("NAME", "STRING"):
-            return "PER" in self.starters and self.tokens[position + 1].type == "PER"
+            keyed = "RANK" in self.starters and self.tokens[position + 1].type == "PER"
+            if "PLAIN" in self.starters and token == "plain":
+                token.type = "PLAIN"
+            return keyed or token.type == "PLAIN"
         return kind in self.starters
 
     def ends_range(self, position: int) -> bool:
@@ -303,10 +309,10 @@ class _Parser:
         start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
         words = cast(Words, tree.children[0]) if replaces else tree
         first = tokens[replaces]
-        word = "per" if tree.data == "role_per" else spelled(first.type) or ""
+        word = "per" if tree.data == "role_per" else spelled(first.type) or str(first)
         keyword = Token.new_borrow_pos(first.type, word, first)
         statement = Statement(keyword, words, start, end, replaces)
-        if tokens[0].type in STATEMENT_KINDS or not self.starters >= CLAUSE_KINDS:
+        if tokens[0].type in STATEMENT_KINDS or "PER" not in self.starters:
             self.statements.append(statement)
         else:
             self.statements[-1].clauses.append(statement)
@@ -402,7 +408,7 @@ class _Parser:
         )
         said = [(c.keyword, c.role) for s in trial.statements[-1:] for c in s.clauses]
         once = [str(s.keyword) for s in (*self.statements[:-1], *trial.statements)]
-        twice = any(once.count(word) > 1 for word in ("spec", "target", "train", *DEFAULTS))
+        twice = any(once.count(word) > 1 for word in (*SINGLE, *DEFAULTS))
         return not (lacks or twice) and len(said) == len({*said})
 
     def mend(self, position: int, slip: Slip) -> int:

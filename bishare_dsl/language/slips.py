@@ -16,6 +16,7 @@ from bishare_dsl.language.grammar import (
     CLAUSE_KINDS,
     END,
     OPERATORS,
+    SINGLE,
     STATEMENT_KINDS,
     lex,
     spelled,
@@ -39,7 +40,7 @@ _LOOKALIKES = str.maketrans(
     "авгеікмнопрстухһѕјАВЕІКМНОРСТХЅЈαβγεικνορτυχΑΒΕΗΙΚΜΝΟΡΤΥΧΖı",
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
 )
-_ONCE = {"SPEC", "TARGET", "TRAIN"}
+_ONCE = {word.upper() for word in SINGLE}
 # So many words of a line are read again to try what would mend it.
 _FAR = 64
 

@@ -10,7 +10,7 @@ from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Edit, Problem, Source, Span, advise
 from bishare_dsl.diagnostics.codes import language as codes
-from bishare_dsl.language.grammar import DEFAULTS
+from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
@@ -67,7 +67,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
             place = span_of(statement.keyword)
             edits = _moved(syntax, statement, statements[first_share])
             yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
-        elif word in ("spec", "target", "train"):
+        elif word in SINGLE:
             said.append((f"`{word}`", statement))
             if word == "spec" and statement is not header:
                 break  # Repetitions in another spec are not wrong with this spec.
@@ -76,7 +76,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
             if i > uses_end:
                 edits = _moved(syntax, statement, statements[uses_end])
                 yield codes.LATE_USE(span=statement.span, edits=edits)
-        elif word == "share":
+        if word in ("share", "magnitude"):
             whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(syntax, statement, whole)
         for tree in statement.trees():
@@ -91,10 +91,11 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
         return  # Another problem says that this is not a spec.
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
-    alone = "TRAIN" in kinds and "SHARE" not in kinds  # It may stand by itself.
+    adapts = not {"SHARE", "MAGNITUDE"}.isdisjoint(kinds)
+    alone = "TRAIN" in kinds and not adapts  # It may stand by itself.
     if "TARGET" not in kinds and not alone:
         yield codes.NO_TARGET(span=place, spec=name, help="such as `target q_proj, v_proj`")
-    if "SHARE" not in kinds and ("TARGET" in kinds or not alone):
+    if not adapts and ("TARGET" in kinds or not alone):
         help_line = "such as `share lora  per module  rank 8`"
         if alone:
             help_line = "leave `target` out, and what `train` names is all that trains"
@@ -117,7 +118,7 @@ def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Ite
 
 def _span(part: Statement | Words) -> Span:
     if isinstance(part, Statement):
-        named = part.keyword in ("spec", "target", "train")
+        named = part.keyword in SINGLE
         return span_of(part.keyword) if named else part.span
     return span_of(part)
 
@@ -170,7 +171,7 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
     keyed = any(clause.keyword == "per" for clause in share.clauses)
     keys = [] if "per" in words else factors if keyed else ["per"]
-    for word in [*keys, "rank"] if whole else ():
+    for word in [*keys, *(["rank"] if share.keyword == "share" else [])] if whole else ():
         if word not in words:
             place, help_line = share.head, _ADVICE[word]
             others = [c for c in share.clauses if c.role and c.role not in ("A", "B")]

@@ -62,8 +62,13 @@ def _statements(spec: m.Spec) -> Iterable[str]:
         yield f"train {_selection(spec.train)}"
     yield from _clauses(spec.defaults)
     for share in spec.shares:
-        yield f"share {spelled_name(share.name)}"
-        yield from _clauses(share)
+        if share.is_magnitude:
+            yield m.MAGNITUDE
+            yield from (c for c in _clauses(share) if not c.startswith(("rank ", "via ")))
+            yield from ["plain"] if share.via and share.via.options else []
+        else:
+            yield f"share {spelled_name(share.name)}"
+            yield from _clauses(share)
 
 
 def _clauses(part: m.Settings) -> Iterator[str]:

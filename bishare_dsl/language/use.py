@@ -23,7 +23,7 @@ from lark import Tree
 
 from bishare_dsl.diagnostics import Edit, Source, SourceMap, Span, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
-from bishare_dsl.language.grammar import DEFAULTS
+from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import MAX_BYTES, Problems, byte_count, decode
 from bishare_dsl.language.structure import check_complete, check_order, names_used, parse_and_check
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
@@ -33,9 +33,6 @@ MAX_FILES = 64
 """How many files a spec may use, through others or not."""
 
 _ALLOW = "`--allow-use` lets a spec use any file; in Python, `allow_use=True` of `parse_spec` does"
-_SINGLE = ("target", "train")
-"""Of these there is one at most, and a file's own is meant."""
-
 # How a spec begins: comments, then its header.
 _HEADER = re.compile(r"(?:[ \t\f\n]|#[^\n]*\n)*spec\s")
 _Key: TypeAlias = tuple[str, str]
@@ -262,14 +259,14 @@ def _key(part: Statement) -> _Key:
 def _what(part: Statement) -> str:
     if part.keyword in DEFAULTS:
         return f"default `{part.keyword}`"
-    if part.keyword in _SINGLE:
+    if part.keyword in SINGLE:
         return f"`{part.keyword}`"
     return f"{part.keyword} `{part.name}`"
 
 
 def _overrides(part: Statement) -> bool:
     """Tell whether a statement goes before the used one without saying so."""
-    return part.keyword in _SINGLE or part.keyword in DEFAULTS
+    return part.keyword in SINGLE or part.keyword in DEFAULTS
 
 
 def _decides(part: Statement) -> bool:

@@ -163,6 +163,46 @@ class Weight:
             module.training = training
 
 
+def products(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Multiply rows ``(..., n, d_in)`` by a linear layer's weight: ``(..., n, d_out)``, without its bias."""
+    import torch
+
+    if (weight := _plain_weight(layer)) is not None:
+        return x.to(weight.dtype) @ (weight if _is_conv1d(layer) else weight.mT)
+    # Quantised, offloaded or sharded: the layer is called, with a row of zeros for its bias.
+    rows = torch.nn.functional.pad(x, (0, 0, 0, 1))
+    kind = getattr(type(layer), "bishare_base", None)
+    y: torch.Tensor = layer(rows) if kind is None else kind.forward(layer, rows)
+    return y[..., :-1, :] - y[..., -1:, :]
+
+
+def row_norms(layer: nn.Module) -> torch.Tensor:
+    """Return the lengths of the rows of a linear layer's ``W (d_out, d_in)``, in float32 or wider.
+
+    Raises:
+        AdapterError: it is quantised, and cannot be dequantised (BS623).
+    """
+    import torch
+
+    weight, across = _plain_weight(layer), 0 if _is_conv1d(layer) else 1
+    if weight is None:
+        (found,), across = weights_in("", layer), 1
+        weight = found.matrix() if found.replacement() is None else found.dense()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
+    return norms.full_tensor() if is_sharded_tensor(norms) else norms
+
+
+def _plain_weight(layer: nn.Module) -> torch.Tensor | None:
+    """Return the weight of a layer that has one in its own memory; None where something stands for it."""
+    from torch import nn
+
+    weight = layer._parameters.get("weight")
+    known = isinstance(layer, nn.Linear) or _is_conv1d(layer)
+    fits = known and type(weight) is nn.Parameter and _is_float(weight.dtype)
+    return weight if fits and weight is not None and not weight.is_meta else None
+
+
 def weights_in(path: str, module: nn.Module) -> list[Weight]:
     """Find the linear maps whose weights a module holds itself."""
     if (widths := linear_widths(module)) is not None:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes import spec as spec_codes
+from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.in_full import train
@@ -89,6 +90,8 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             pools += planned.pools
             terms += planned.terms
             without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
+        terms.sort(key=lambda term: term.is_magnitude)  # What scales all of them is the last.
+        resolver.add(_unscaled(spec, target, terms))
     raise_errors(PlanError, resolver.problems)
     adapted = {term.site for term in terms}
     trained, whole, problems = train(spec, sites, adapted)
@@ -130,6 +133,31 @@ def _names(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
     for mention in asked:
         if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in found):
             yield from sites.without_value(mention)
+
+
+def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iterator[Problem]:
+    """Find what a magnitude cannot scale: one for each reason."""
+    scaled = {term.site: term for term in terms if term.is_magnitude}
+    other = {term.site: term for term in terms if not (term.linear or term.is_magnitude)}
+    loc: Loc = ("shares", next((i for i, s in enumerate(spec.shares) if s.is_magnitude), 0))
+    found: dict[str, Problem] = {}
+    for site in target:
+        why, help = "", "`where expert == none` leaves all experts out"
+        if (term := scaled.get(site.path)) is None:
+            continue
+        if site.expert is not None:
+            why = "experts are computed together, without an output of each module"
+        elif any("embeddings" in parts_outside(kind) for kind in site.kinds if site.layer is None):
+            why = "an embedding looks up rows, and multiplies nothing by a weight"
+            help = "`where layer != none` leaves out what is in no block"
+        elif site.path in other and not term.options["plain"]:
+            share = other[site.path].share
+            why = f"what share `{share}` adds there is not a matrix, so that its rows have no length"
+            help = "`plain` leaves the lengths out: `magnitude per module plain`"
+        if why:
+            problem = codes.NO_MAGNITUDE(path=site.path, why=why, loc=loc, help=help)
+            found.setdefault(why, problem)
+    yield from found.values()
 
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
@@ -503,9 +531,11 @@ class _SharePlan:
     def _unfit(self, what: str, error: ValueError, finer: str | None = None) -> PlanError:
         bare = self.share.via is None
         help = "give it a transform (`via SS`, `via KE`, `via GT`)" if bare else None
-        if finer:
+        if self.share.is_magnitude:
+            help = f"take {finer}" if finer else "`magnitude per module` gives each its own"
+        elif finer:
             help = f"{help or 'take an option that fits these widths'}, or {finer}"
-        loc: Loc = (*self.loc, "per" if bare else "via")
+        loc: Loc = (*self.loc, "per" if bare or self.share.is_magnitude else "via")
         return PlanError(
             codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         )

@@ -104,6 +104,9 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
     shares: dict[str, Loc] = {}
     for i, share in enumerate(spec.shares):
         at: Loc = ("shares", i, "name")
+        if (m.MAGNITUDE == share.name or share.is_magnitude) and share != _statement(share):
+            why = "`magnitude per module`, a statement of its own, makes the share of this name"
+            yield codes.RESERVED(name=m.MAGNITUDE, why=why, loc=at)
         if (name := share.name) in shares:
             other = shares[name]
             yield codes.TWICE(what="share", name=name, loc=at, also=other, help=_OTHER_NAME)
@@ -116,6 +119,13 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
             why = "`__` stands for a dot in the names of tensors"
         if why is not None:
             yield codes.RESERVED(name=share.name, why=why, loc=("shares", i, "name"))
+
+
+def _statement(share: m.Share) -> m.Share:
+    """Return the statement `magnitude` that says what a share does of it."""
+    plain = bool(share.via and share.via.options == {"plain": 1})
+    fields = {name: getattr(share, name) for name in ("per", "where", "init", "nonzero_start")}
+    return m.magnitude(plain=plain, **fields)
 
 
 def _unused(resolver: Resolver) -> Iterator[Problem]:
@@ -134,10 +144,11 @@ def _unused(resolver: Resolver) -> Iterator[Problem]:
         if share.alpha is not None and not _uses_alpha(spec, share):
             yield codes.UNUSED(what="setting", name="alpha", loc=("shares", i, "alpha"))
     for name in ("alpha", "dropout", "scale"):
-        takers = [share for share in spec.shares if getattr(share, name) is None]
+        terms = [share for share in spec.shares if not share.is_magnitude]
+        takers = [share for share in terms if getattr(share, name) is None]
         if name == "alpha":
             takers = [share for share in takers if _uses_alpha(spec, share)]
-        if getattr(spec.defaults, name) is not None and spec.shares and not takers:
+        if getattr(spec.defaults, name) is not None and terms and not takers:
             help = f"leave it out: every share says its own `{name}`"
             if name == "alpha" and spec.defaults.scale is not None:
                 help = "`scale` is given and does not read it: `scale alpha / rank` would"

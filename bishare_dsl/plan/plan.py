@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.spec.expression import EACH_ADAPTER
-from bishare_dsl.spec.spec import SINGULAR, Initial
+from bishare_dsl.spec.spec import MAGNITUDE, SINGULAR, Initial
 
 
 class _Data(BaseModel):
@@ -100,6 +100,11 @@ class Term(_Data):
     dropout: float
     linear: bool = True
     tensors: dict[str, str]
+
+    @property
+    def is_magnitude(self) -> bool:
+        """Whether it is no term of its own, but scales what the site gives with all its terms."""
+        return self.transform == MAGNITUDE
 
 
 class Plan(_Data):
@@ -189,11 +194,16 @@ class Plan(_Data):
 
     @cached_property
     def terms_of(self) -> dict[str, tuple[Term, ...]]:
-        """The terms of each site, by its path."""
+        """The terms of each site, by its path; a magnitude is the last."""
         found: dict[str, list[Term]] = {site.path: [] for site in self.sites}
         for term in self.terms:
             found[term.site].append(term)
         return {path: tuple(terms) for path, terms in found.items()}
+
+    @property
+    def unscaled(self) -> list[Term]:
+        """All terms but the magnitudes, for what applies these itself."""
+        return [term for term in self.terms if not term.is_magnitude]
 
     @cached_property
     def first_site(self) -> dict[str, str]:
@@ -220,6 +230,10 @@ class Plan(_Data):
             other.terms,
             other.trained,
         )
+
+    def magnitude(self, path: str) -> Term | None:
+        """Return what scales the output of a site; None where nothing does."""
+        return next((term for term in self.terms_of[path] if term.is_magnitude), None)
 
     def rows(self, path: str) -> int:
         """Count the rows of a site's effective factors, all its terms together: its rank as plain LoRA."""

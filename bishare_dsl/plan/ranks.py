@@ -9,7 +9,7 @@ from bishare_dsl.transforms import Transform, Width, guard, load_transform
 
 
 def effective_ranks(plan: Plan) -> dict[str, int | None]:
-    """Return the highest rank that the update of each site can have; None where it is not a matrix.
+    """Return the highest rank that the terms of each site can have; None where they are not a matrix.
 
     Raises:
         SpecError: a package's transform fails (BS214).
@@ -25,7 +25,7 @@ def effective_ranks(plan: Plan) -> dict[str, int | None]:
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
         reached = 0
-        terms = plan.terms_of[site.path]
+        terms = [term for term in plan.terms_of[site.path] if not term.is_magnitude]
         for term in terms:
             if term.share not in transforms:
                 transforms[term.share] = load_transform(term.transform, term.options)

@@ -12,6 +12,11 @@ def name_of(number: int, name: str) -> str:
     return f"{number}:{name}"
 
 
+def number_of(name: str) -> str:
+    """Return which of several plans a share is of, as `name_of` writes it; of a plan alone ``""``."""
+    return name.rpartition(":")[0]
+
+
 def plan_together(plans: Sequence[Plan]) -> Plan:
     """Make one plan with the terms of several, under distinct names (`name_of`)."""
     sites = {site.path: site for plan in plans for site in plan.sites}

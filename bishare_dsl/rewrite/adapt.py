@@ -156,6 +156,8 @@ def check_terms(plan: Plan) -> None:
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
         for term in plan.terms_of[site.path]:
+            if term.is_magnitude:
+                continue
             shapes = {role: plan.tensor[name].shape for role, name in term.tensors.items()}
             distinct[term.share, term.rank, width, *shapes.values()] = term, width, shapes
     for term, width, shapes in distinct.values():

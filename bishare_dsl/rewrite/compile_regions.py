@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import cast
 
@@ -15,6 +16,7 @@ from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight, linear_widths
 from bishare_dsl.plan import Plan, Term
+from bishare_dsl.plan.together import number_of
 from bishare_dsl.rewrite.bypass import reads_tensors
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.experts_factors import ExpertsAssembly, experts_assembly, experts_code
@@ -104,7 +106,7 @@ class RegionCompiler:
     ) -> tuple[str, RegionCode, list[str]]:
         """Return the region of one linear or embedding, with the terms of a site, which may be tied to it."""
         slots: dict[str, int] = {}
-        uses = tuple(self._use(term, slots) for term in self.plan.terms_of[site])
+        uses = self._uses(site, slots)
         compiled = self._compiled_region(path, (Target("", width, uses, lookup),), slots)
         if not isinstance(compiled, RegionCode):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
@@ -132,9 +134,8 @@ class RegionCompiler:
         self, path: str, children: Mapping[str, Width]
     ) -> tuple[RegionCode | UntraceableRegion, list[str]]:
         slots: dict[str, int] = {}
-        terms = self.plan.terms_of
         targets = tuple(
-            Target(child, width, tuple(self._use(t, slots) for t in terms[f"{path}.{child}"]))
+            Target(child, width, self._uses(f"{path}.{child}", slots))
             for child, width in children.items()
         )
         return self._compiled_region(path, targets, slots), list(slots)
@@ -174,6 +175,17 @@ class RegionCompiler:
         assembly = experts_assembly(module, uses, shapes)
         code = self._expert_code.setdefault(assembly, RegionCode(experts_code(assembly), assembly))
         return code, list(slots)
+
+    def _uses(self, path: str, slots: dict[str, int]) -> tuple[TermUse, ...]:
+        """Return the terms of a site; of several plans together, those of each come one after the other."""
+        uses: list[TermUse] = []
+        counts: Counter[str] = Counter()
+        for term in self.plan.terms_of[path]:
+            plan = number_of(term.share)
+            use = self._use(term, slots)
+            uses.append(replace(use, scaled=counts[plan]) if term.is_magnitude else use)
+            counts[plan] += 1
+        return tuple(uses)
 
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
         alike = (term.share, term.rank)

@@ -26,7 +26,10 @@ ROWS = "bishare_rows"
 
 @dataclass(frozen=True)
 class TermUse:
-    """A term as a region applies it: ``slots`` says, by role, which of the region's tensors it reads."""
+    """A term as a region applies it: ``slots`` says, by role, which of the region's tensors it reads.
+
+    ``scaled`` says of a magnitude how many of the terms before it it scales, and is 0 of others.
+    """
 
     transform: Transform
     rank: int
@@ -34,6 +37,7 @@ class TermUse:
     scale: float
     dropout: float
     slots: tuple[tuple[str, int], ...]
+    scaled: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from bishare_dsl.spec.expression import Range as Range
 from bishare_dsl.spec.expression import Ref as Ref
 from bishare_dsl.spec.expression import Selection as Selection
 from bishare_dsl.spec.expression import globs_of as globs_of
+from bishare_dsl.spec.spec import MAGNITUDE as MAGNITUDE
 from bishare_dsl.spec.spec import SINGULAR as SINGULAR
 from bishare_dsl.spec.spec import Arm as Arm
 from bishare_dsl.spec.spec import Gain as Gain
@@ -28,4 +29,5 @@ from bishare_dsl.spec.spec import Settings as Settings
 from bishare_dsl.spec.spec import Share as Share
 from bishare_dsl.spec.spec import Spec as Spec
 from bishare_dsl.spec.spec import Via as Via
+from bishare_dsl.spec.spec import magnitude as magnitude
 from bishare_dsl.spec.spec import param_values as param_values

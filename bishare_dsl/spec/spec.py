@@ -78,6 +78,10 @@ class Via(Node):
     options: dict[str, Expression] = {}
 
 
+MAGNITUDE = "magnitude"
+"""The name of the statement, of the share that it is in a spec, and of that share's transform."""
+
+
 class Settings(Node):
     """The settings of one share, or the defaults of a spec for all shares.
 
@@ -134,10 +138,38 @@ class Share(Settings):
         return self.keys.get(role, self.per or ())
 
     @property
+    def is_magnitude(self) -> bool:
+        """Whether it is the statement `magnitude`, which scales what a site gives."""
+        return self.via is not None and self.via.transform == MAGNITUDE
+
+    @property
     def placed_keys(self) -> dict[Loc, Key]:
         """Its keys, by their places in it."""
         keys: dict[Loc, Key] = {("keys", role): key for role, key in self.keys.items()}
         return keys if self.per is None else {("per",): self.per} | keys
+
+
+def magnitude(
+    per: Any,
+    where: Selection | None = None,
+    *,
+    plain: bool = False,
+    init: Mapping[str, Expression] | None = None,
+    nonzero_start: bool = False,
+) -> Share:
+    """Make the statement ``magnitude per ...``, as one of a spec's `shares`.
+
+    Args:
+        per: the key, as that of a `Share`.
+        where: the targets whose output is scaled; None for all.
+        plain: whether to leave the norms out: then the scale is ``1 + mu``.
+        init: how the tensor ``mu`` starts, such as ``{"mu": Ref(ref="normal")}``.
+        nonzero_start: whether the model may start different from its base.
+    """
+    options: dict[str, Expression] = {"plain": 1} if plain else {}
+    via = Via(transform=MAGNITUDE, options=options)
+    fields = {"per": per, "where": where, "init": init or {}, "nonzero_start": nonzero_start}
+    return Share(name=MAGNITUDE, rank=1, via=via, **fields)
 
 
 class Spec(Node):
@@ -193,7 +225,9 @@ class Spec(Node):
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
-        """Return the settings of a share: its own, else the defaults of the spec."""
+        """Return the settings of a share: its own, else the defaults of the spec, which are for terms."""
+        if share.is_magnitude:
+            return Settings(init=share.init)
         own = {name: getattr(share, name) for name in Settings.model_fields}
         own["init"] = self.defaults.init | share.init
         said = {name: value for name, value in own.items() if value is not None}

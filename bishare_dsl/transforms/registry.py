@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.spec.spec import MAGNITUDE
 from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK
 from bishare_dsl.transforms.transform import Transform
 
@@ -42,6 +43,9 @@ BUILT_IN = {
 }
 """Where each transform of ours is; like those of packages, it is imported when a spec asks for it."""
 
+_OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude"}
+"""Those that a statement of the language stands for, so that none writes them after ``via``."""
+
 _REGISTERED: dict[str, type[Transform]] = {}
 
 
@@ -53,7 +57,8 @@ def register(kind: type[Transform]) -> type[Transform]:
     """
     if why := _wrong_roles(kind):
         raise ValueError(f"the transform {kind.name!r} cannot be used: {why}")
-    if kind.name in BUILT_IN or _REGISTERED.setdefault(kind.name, kind) is not kind:
+    taken = kind.name in BUILT_IN or kind.name in _OF_STATEMENTS
+    if taken or _REGISTERED.setdefault(kind.name, kind) is not kind:
         raise ValueError(f"the transform name {kind.name!r} is taken")
     return kind
 
@@ -124,7 +129,7 @@ def transform_kind(name: str) -> type[Transform]:
         SpecError: a package's transform cannot be used (BS214); the package is named.
     """
     found = _entry_points().get(name, ())
-    taken = name in BUILT_IN
+    taken = name in BUILT_IN or name in _OF_STATEMENTS
     if len(found) == 1 and not taken and name in _REGISTERED:
         # The class that the package registers may also be decorated with `register`.
         taken = _load(found[0]) is not _REGISTERED[name]
@@ -137,7 +142,7 @@ def transform_kind(name: str) -> type[Transform]:
         return _load(found[0])
     if name in _REGISTERED:
         return _REGISTERED[name]
-    module, _, attribute = BUILT_IN[name].partition(":")
+    module, _, attribute = (BUILT_IN | _OF_STATEMENTS)[name].partition(":")
     kind: type[Transform] = getattr(import_module(f"bishare_dsl.transforms.{module}"), attribute)
     return kind
 

@@ -16,13 +16,29 @@ module.exports = grammar({
     source_file: ($) => repeat($._statement),
 
     _statement: ($) =>
-      choice($.spec, $.use, $.param, $.let, $.target, $.train, $._default, $.share, $.replace),
+      choice(
+        $.spec,
+        $.use,
+        $.param,
+        $.let,
+        $.target,
+        $.train,
+        $.magnitude,
+        $._default,
+        $.share,
+        $.replace,
+      ),
     spec: ($) => seq('spec', field('name', $._name)),
     use: ($) => seq('use', field('name', $._name)),
     param: ($) => seq('param', field('name', $._name), '=', $._expression),
     let: ($) => seq('let', field('name', $._name), '=', $.selection),
     target: ($) => seq('target', $.selection),
     train: ($) => seq('train', $.selection),
+    magnitude: ($) =>
+      prec.right(
+        seq('magnitude', repeat(choice($.where, $.per, $.init, $.start_nonzero, $.plain))),
+      ),
+    plain: () => 'plain',
     // The clauses of a share are all that stand directly behind it.
     share: ($) => prec.right(seq('share', field('name', $._name), repeat($._clause))),
     replace: ($) => seq('replace', choice($.param, $.let, $.share)),

@@ -279,7 +279,7 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: A
     randomize(adapted, seed)
     expected = _logits(adapted, inputs)
     plan, maps = adapted.bishare.plan, linear_maps(adapted)
-    coded = [s.path for s in plan.sites if plan.rows(s.path) and maps[s.path].replacement()]
+    coded = [s.path for s in plan.sites if plan.terms_of[s.path] and maps[s.path].replacement()]
     if coded:
         _refused(adapted.bishare.merge, "merging into quantised layers", "BS622")
         _identical(_logits(adapted, inputs), expected, "logits after a merge that was refused")
@@ -315,6 +315,9 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     if not _linear(adapted):
         export = partial(adapted.bishare.export, "never-written")
         _refused(export, "exporting what is not a matrix", "BS633")
+        return
+    if _scales(adapted):
+        _refused(partial(adapted.bishare.export, "x"), "exporting a magnitude", "BS675")
         return
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
@@ -357,7 +360,11 @@ def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any 
 
 
 def _linear(adapted: Any) -> bool:
-    return all(term.linear for term in adapted.bishare.plan.terms)
+    return all(term.linear for term in adapted.bishare.plan.unscaled)
+
+
+def _scales(adapted: Any) -> bool:
+    return len(adapted.bishare.plan.unscaled) < len(adapted.bishare.plan.terms)
 
 
 def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:

@@ -46,6 +46,7 @@ from bishare_dsl.spec import (
     Share,
     Spec,
     Via,
+    magnitude,
 )
 from bishare_dsl.spec.evaluate import Scope, Value
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
@@ -478,11 +479,24 @@ def meaningful_specs(
         defaults=Settings(alpha=drawing.any(None, 2), dropout=drawing.any(None, 0)),
         shares=(first, *others),
     )
+    if vias is None and drawing.any(False, False, True):
+        spec = _with_magnitude(drawing, spec, targets, architecture)
     if vias is None and architecture.outside and drawing.any(False, False, True):
         spec = _with_ends(draw, spec, architecture)
     if vias is None and architecture.others and drawing.any(False, False, True):
         spec = _with_train(draw, spec, architecture)
     return spec
+
+
+def _with_magnitude(
+    drawing: _Drawing, spec: Spec, targets: Sequence[Site], architecture: Architecture
+) -> Spec:
+    """Let a spec scale what some targets give."""
+    where = drawing.any(None, drawing.selection(targets))
+    key = drawing.any((Ref(ref="module"),), (LAYER, KIND), (KIND,), (OUT,), (LAYER, OUT))
+    statement = magnitude(key, where, plain=drawing.any(False, False, True))
+    scaled = spec.model_copy(update={"shares": (*spec.shares, statement)})
+    return scaled if _fits(scaled, architecture) else spec
 
 
 def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:

@@ -309,7 +309,14 @@ def reference_model(
     for site in plan.sites:
         # Of tied modules each has the weight of the site.
         weights = [maps[site.path].of(maps[path]) for path in site.paths]
+        whole = maps[site.path]
+        base = whole.matrix().clone() if whole.replacement() is None else whole.dense()
         for term in plan.terms_of[site.path]:
+            if term.is_magnitude:
+                linear = [t for t in plan.terms_of[site.path] if t.linear]
+                scaled = partial(_scale_output, term, linear, tensors, base)
+                dense.get_submodule(site.path).register_forward_hook(scaled)
+                continue
             dropped = drop if term.dropout else None
             dense_weight = maps[site.path].replacement() is None
             if term.linear and dropped is None and dense_weight:
@@ -357,6 +364,26 @@ def _add_update(
     else:
         update = term.scale * REFERENCES[term.transform](values, x) @ _gained(values)
     return output + update.to(output.dtype)
+
+
+def _scale_output(
+    term: Term,
+    terms: Sequence[Term],
+    tensors: Mapping[str, Tensor],
+    base: Tensor,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+) -> Tensor:
+    """Make a forward hook: the output, its bias aside, scaled by a magnitude, DoRA's Eq. 5 row by row."""
+    mu = tensors[term.tensors["mu"]][0]
+    g = 1 + mu
+    if not term.options["plain"]:
+        base = base.to(mu)
+        whole = base + sum(dense_delta(t, tensors, *base.shape[::-1]).detach() for t in terms)
+        g = g * torch.stack([w.norm() / v.norm() for w, v in zip(base, whole, strict=True)])
+    bias = 0 if getattr(module, "bias", None) is None else module.bias
+    return (g * (output - bias) + bias).to(output.dtype)
 
 
 class _Instead(nn.Module):

@@ -152,6 +152,19 @@ def shares() -> st.SearchStrategy[m.Share]:
     return st.builds(lambda share, keyed: share.model_copy(update=keyed), made, keys())
 
 
+@cache
+def magnitudes() -> st.SearchStrategy[m.Share]:
+    """Draw the statement `magnitude`."""
+    return st.builds(
+        m.magnitude,
+        st.lists(expressions(), max_size=2).map(tuple),
+        st.none() | selections(),
+        plain=st.booleans(),
+        init=_inits(),
+        nonzero_start=st.booleans(),
+    )
+
+
 def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binary | m.Call]:
     """Draw the value of a param, which names none of ``unknown``."""
     words = names().filter(lambda name: name not in unknown)
@@ -192,7 +205,7 @@ def specs(draw: st.DrawFn) -> m.Spec:
         target=draw(selections()) if found else None,
         train=draw(st.none() | selections() if found else selections()),
         defaults=draw(settings_of_shares()),
-        shares=tuple(found),
+        shares=(*found, *(draw(st.lists(magnitudes(), max_size=1)) if found else ())),
     )
 
 

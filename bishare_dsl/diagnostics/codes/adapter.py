@@ -101,6 +101,10 @@ NOT_A_MATRIX = Code(
     "cannot {action}: what share `{share}` adds is not linear in its input (transform {transform}), so no "
     "matrix is equal to it",
 )
+SCALES_BASE = Code(
+    "BS675",
+    "cannot {action}: `magnitude` scales the base's weights too, and not only what the adapter adds",
+)
 NOT_SERVED = Code("BS680", "vLLM does not serve `{folder}`: it has {what}")
 NOT_LOW_RANK = Code("BS686", "cannot {action}: `{path}` is trained in full")
 NOT_KEPT_BY_PEFT = Code(

@@ -47,6 +47,7 @@ FRESH_HEAD = Code(
     "the head {what} is trained too, and saved with the adapter ({size:,} parameters)",
     severity="note",
 )
+NO_MAGNITUDE = Code("BS323", "`magnitude` cannot scale `{path}`: {why}")
 GATE_RANK = Code(
     "BS350",
     "gates of rank {gate_rank} make this update rank {gate_rank} at most, whatever its rank {rank} says",

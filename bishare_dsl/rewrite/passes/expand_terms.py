@@ -9,6 +9,8 @@ from typing import Any
 from torch import fx
 
 from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.leaves import base_forward
+from bishare_dsl.rewrite.magnify import magnify
 from bishare_dsl.rewrite.region import (
     ADDED,
     DROPS,
@@ -23,6 +25,8 @@ from bishare_dsl.rewrite.region import (
     target_calls,
 )
 from bishare_dsl.transforms import Width, guard, term_factors, update_of
+from bishare_dsl.transforms.factor import Dense
+from bishare_dsl.transforms.magnitude import Magnitude
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class ExpandTerms(Pass):
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
     has put its effective factors into the graph. A term that is not linear in x puts in its update, and
-    that is added. Of an embedding, x are the one-hot rows of its indices, and ``down`` is `ops.look_up`.
+    that is added; a magnitude comes last, and is `magnify` of all that. Of an embedding, x are the one-hot rows of its indices, and ``down`` is `ops.look_up`.
     Terms of one dropout on one input see one mask. A layer that is called twice has its terms added to
     each call.
 
@@ -90,10 +94,13 @@ class _Terms:
     def add(self, target: Target, call: fx.Node) -> None:
         """Add the terms of a target to what a call of it gives."""
         x, total = read_by(call), call
+        ups: list[fx.Node] = []
         for use in target.terms:
             users = [*total.users]
             with self.graph.inserting_before(total.next):
-                if target.lookup is not None:
+                if isinstance(use.transform, Magnitude):
+                    added = self.magnified(use, call, total, ups[len(ups) - use.scaled :])
+                elif target.lookup is not None:
                     added = self.looked_up(target.lookup, use, target.width, total, x)
                 else:
                     read = self.dropped(x, use.dropout, ops.dropout)
@@ -102,6 +109,7 @@ class _Terms:
             for user in users:
                 user.replace_input_with(total, added)
             total = added
+            ups.append(added)
 
     def of(self, use: TermUse) -> Any:
         """Return the tensors of a term, by role."""
@@ -153,6 +161,21 @@ class _Terms:
             z = self.call(ops.times, (z, scale, weight))
         z.meta[ROWS] = use.rows
         return self.call(ops.up, (total, z, b, *_scale(use)))
+
+    def magnified(
+        self, use: TermUse, call: fx.Node, total: fx.Node, ups: list[fx.Node]
+    ) -> fx.Node:
+        """Make ``magnify(total, layer, mu)``; with the factors of the terms that ``ups`` add, for their norm."""
+        alone = call.target is base_forward
+        layer = call.args[0] if alone else self.graph.get_attr(str(call.target))
+        with self.graph.inserting_before(self.first):
+            mu = self.node(Dense(self.of(use)["mu"]))
+        plain = isinstance(use.transform, Magnitude) and use.transform.is_plain
+        terms: list[Any] = [] if plain else [up.args for up in ups]
+        downs = tuple(z.args[1] for _, z, *_ in terms)
+        scales = tuple(scale[0] if scale else 1.0 for _, _, _, *scale in terms)
+        given = (total, layer, mu, downs, tuple(b for _, _, b, *_ in terms), scales)
+        return self.call(magnify, given)
 
     def update(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
         """Make ``total + update(x)``, with the tensors in the dtype of x."""

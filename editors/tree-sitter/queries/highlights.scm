@@ -4,10 +4,11 @@
 (string) @string
 (number) @number
 
-["spec" "use" "param" "let" "target" "train" "share" "replace"] @keyword
+["spec" "use" "param" "let" "target" "train" "magnitude" "share" "replace"] @keyword
 ["where" "per" "rank" "via" "alpha" "scale" "dropout" "init" "freeze" "gain" "start" "nonzero" "out" "A" "B"] @keyword
 ["except" "match" "else"] @keyword
 (model) @keyword
+(plain) @keyword
 ["and" "or" "not" "in" "if"] @keyword.operator
 ["path" "kind" "parent"] @variable.builtin
 

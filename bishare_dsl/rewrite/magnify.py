@@ -1,0 +1,67 @@
+"""Scale what a linear layer gives with all its terms, row by row of its weight: what `magnitude` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bishare_dsl.models.weights import products, row_norms
+from bishare_dsl.rewrite import ops
+
+
+def magnify(
+    y: Tensor,
+    layer: nn.Module,
+    mu: ops.Applied,
+    downs: Sequence[ops.Applied] = (),
+    ups: Sequence[ops.Applied] = (),
+    scales: Sequence[float] = (),
+) -> Tensor:
+    """Compute ``g (y - bias) + bias``, with ``g = (1 + mu) |W_i| / |W_i + dW_i|``; without terms ``1 + mu``.
+
+    As ``y + (g - 1) (y - bias)``: where g is 1 the result is y, bit for bit. The lengths have no gradient, as
+    in DoRA's Sec. 4.3.
+
+    Args:
+        y: ``(..., d_out)``, what the layer gives with all its terms.
+        layer: of the base; its bias is not scaled.
+        mu: ``(1, d_out)``.
+        downs: the A of each term that counts in the length, ``(rows, d_in)``.
+        ups: the B of these, ``(rows, d_out)``.
+        scales: theirs.
+    """
+    rows = mu.rows if isinstance(mu, ops.OfRows) else None
+    with ops.without_autocast(y.device):
+        own = mu.dense().to(y.device)
+        change = own.to(torch.promote_types(own.dtype, torch.float32))
+        if downs:
+            pairs = [(a.dense(), s * b.dense()) for a, b, s in zip(downs, ups, scales, strict=True)]
+            a, b = (torch.cat(parts, -2).detach().to(change) for parts in zip(*pairs, strict=True))
+            change = (1 + change) * length_ratio(layer, a, b, y.dtype).unsqueeze(-2) - 1
+        bias = getattr(layer, "bias", None)
+        change, free = change.to(y.dtype), y if bias is None else y - bias.to(y)
+        if rows is None:
+            return y + change.squeeze(0) * free
+        y, free = rows.repeat(y), rows.gather(rows.repeat(free))
+        return y + rows.scatter(change * free, y)
+
+
+@torch.no_grad()
+def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute ``|W_i| / |W_i + dW_i|`` of each row, for ``dW = B^T A``: ``(..., d_out)``.
+
+    ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A A^T) B_i``: no matrix ``(d_out, d_in)`` is made.
+
+    Args:
+        layer: with W.
+        a: ``(..., rows, d_in)``, of one adapter or of several.
+        b: ``(..., rows, d_out)``.
+        dtype: in which the layer is called where its weight is not plain.
+    """
+    base = row_norms(layer).to(b).square()
+    more = (b * (2 * products(layer, a.to(dtype)).to(b) + (a @ a.mT) @ b)).sum(-2)
+    # Rounding may leave less than nothing of a row that the terms take away.
+    ratio = (base / (base + more).maximum(torch.finfo(base.dtype).eps * base)).sqrt()
+    return torch.where(more == 0, 1, ratio)  # a row of zeros, too

@@ -1,0 +1,255 @@
+"""`magnitude`: what it computes, beside the properties that hold of any spec."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bishare_dsl import compile_spec
+from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.weights import products, row_norms
+from bishare_dsl.rewrite.magnify import length_ratio
+from bishare_dsl.spec import MAGNITUDE, Share, Spec, Via
+from tests.support.families import tiny_model
+from tests.support import checks
+from tests.support.quantised import quantise
+
+IDS = torch.arange(1, 41).view(2, 20)
+DORA = "spec d\ntarget q_proj, v_proj, up_proj\nshare l per module rank 2 alpha 4\nmagnitude per module"
+FORMS = {
+    "dora": DORA,
+    "ia3": "spec i\ntarget k_proj, v_proj, up_proj\nmagnitude per module plain",
+    "shared": "spec s\ntarget q_proj, k_proj, down_proj\nshare s per layer rank 2 via KE(size = 4)\n"
+    "magnitude per kind",
+    "some": "spec p\ntarget q_proj, v_proj, gate_proj, up_proj\nshare l per module rank 2 via SS\n"
+    "share m per layer rank 2 via SS gain out init 1\nmagnitude per layer, out where layer == 0 and not v_proj",
+    "routed": "spec r\ntarget q_proj, o_proj\nshare e per module rank 2 via Experts\n"
+    "magnitude per module plain",
+}
+
+
+def model_of(form, base, **settings):
+    return compile_spec(parse_spec(FORMS.get(form, form)), copy.deepcopy(base), **settings)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_every_invariant_holds(form, family):
+    text = FORMS[form]
+    if family == "gpt2":  # Whose layers are transposed, and fused.
+        for name, other in (("q_proj, v_proj", "c_attn"), ("q_proj, k_proj", "c_attn")):
+            text = text.replace(name, other)
+        for name, other in (("k_proj, v_proj", "c_attn"), ("q_proj, o_proj", "c_attn")):
+            text = text.replace(name, other)
+        text = text.replace("gate_proj, up_proj", "c_fc").replace(" and not v_proj", "")
+        text = text.replace("up_proj", "c_fc").replace("down_proj", "c_proj")
+    checks.check_spec(parse_spec(text), tiny_model(family))
+
+
+@pytest.mark.parametrize("form", ["dora", "shared"])
+def test_a_fresh_adapter_is_its_base_bit_for_bit(form):
+    base = tiny_model("qwen2").requires_grad_(False)
+    model = model_of(form, base)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(IDS).logits, base(IDS).logits)
+    for one in (base, model):
+        one.train().gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(model(IDS).logits, base(IDS).logits)
+
+
+class _Relative(torch.nn.Module):
+    """PEFT's magnitude as it is here, ``m = (1 + mu) |W_i|``, so that an optimizer takes the same steps."""
+
+    def __init__(self, norms):
+        super().__init__()
+        self.norms = norms
+
+    def forward(self, mu):
+        return (1 + mu) * self.norms
+
+    def right_inverse(self, m):
+        return m / self.norms - 1
+
+
+def test_training_is_that_of_peft_step_by_step():
+    base = tiny_model("qwen2").double()
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "up_proj"], use_dora=True
+    )
+    other = get_peft_model(copy.deepcopy(base), config)
+    model = model_of("dora", base).double()
+    tensors, plan, theirs = model.bishare.tensors(), model.bishare.plan, {}
+    for site in plan.sites:
+        layer = other.base_model.model.get_submodule(site.path)
+        m = layer.lora_magnitude_vector["default"]
+        parametrize.register_parametrization(m, "weight", _Relative(m.weight.detach().clone()))
+        term, magnitude = plan.terms_of[site.path]
+        with torch.no_grad():
+            tensors[term.tensors["A"]].copy_(layer.lora_A["default"].weight)
+        theirs[term.tensors["A"]] = layer.lora_A["default"].weight
+        theirs[term.tensors["B"]] = layer.lora_B["default"].weight
+        theirs[magnitude.tensors["mu"]] = m.parametrizations.weight.original
+    losses = []
+    for one in (model, other):
+        optimizer = torch.optim.AdamW([p for p in one.parameters() if p.requires_grad], 1e-2)
+        losses.append([])
+        for _ in range(20):
+            loss = one(IDS, labels=IDS).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    for name, tensor in tensors.items():
+        value = theirs[name].T if name.endswith(".B") else theirs[name].view_as(tensor)
+        torch.testing.assert_close(tensor, value, rtol=1e-6, atol=1e-8)
+        assert tensor.detach().any()
+
+
+def test_a_shared_magnitude_is_one_parameter_with_one_gradient():
+    base = tiny_model("llama", num_hidden_layers=3)
+    model = model_of("spec s target q_proj, k_proj\nmagnitude per kind plain", base)
+    tensors = model.bishare.tensors()
+    assert sorted(tensors) == ["magnitude.k_proj.mu", "magnitude.q_proj.mu"]
+    assert model.bishare.plan.trainable == sum(p.numel() for p in tensors.values())
+    model(IDS, labels=IDS).loss.backward()
+    shared = tensors["magnitude.q_proj.mu"].grad
+    private = model_of("spec s target q_proj, k_proj\nmagnitude per module plain", base)
+    private(IDS, labels=IDS).loss.backward()
+    parts = [t.grad for n, t in private.bishare.tensors().items() if "q_proj" in n]
+    torch.testing.assert_close(shared, sum(parts))
+
+
+def test_the_lengths_have_no_gradient_and_no_matrix_of_a_weights_shape_is_made():
+    base = tiny_model("llama", hidden_size=24, intermediate_size=44)
+    model = model_of("spec s\ntarget up_proj\nshare l per module rank 2\nmagnitude per module", base)
+    checks.randomize(model)
+    shapes = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            made = found if isinstance(found, tuple | list) else [found]
+            given = {a.data_ptr() for a in args if isinstance(a, torch.Tensor)}
+            shapes.update(
+                tuple(t.shape)
+                for t in made
+                if isinstance(t, torch.Tensor) and t.data_ptr() not in given  # A view is none.
+            )
+            return found
+
+    with Shapes():
+        model(IDS, labels=IDS).loss.backward()
+    assert (2, 44) in shapes and not {(44, 24), (24, 44)} & shapes
+
+
+def test_a_row_that_is_zero_stays_finite():
+    layer = torch.nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        layer.weight[0] = 0
+    a, b = torch.randn(1, 4), torch.zeros(1, 3)
+    assert torch.equal(length_ratio(layer, a, b, torch.float32), torch.ones(3))
+    gone = torch.linalg.lstsq(a.T, layer.weight[1:2].T).solution
+    with torch.no_grad():
+        layer.weight[1] = (a.T @ gone)[:, 0]
+    b[0, 1] = -gone[0, 0]  # W + dW is zero there.
+    assert length_ratio(layer, a, b, torch.float32).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "quantised", "computed"])
+def test_products_and_norms_are_those_of_the_weight_however_it_is_kept(kind):
+    model = tiny_model("gpt2" if kind == "conv" else "qwen2")
+    path = "transformer.h.0.mlp.c_fc" if kind == "conv" else "model.layers.0.self_attn.q_proj"
+    if kind == "quantised":
+        quantise(model, lambda path: path.endswith("q_proj"))
+    layer = model.get_submodule(path)
+    if kind == "computed":
+        torch.nn.utils.parametrizations.weight_norm(layer)
+        weight = layer.weight.detach()
+    else:
+        found = linear_maps(model)[path]
+        weight = found.matrix() if found.replacement() is None else found.dense()
+    x = torch.randn(2, 3, weight.shape[1])
+    with torch.no_grad():
+        torch.testing.assert_close(products(layer, x), x @ weight.T, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(row_norms(layer), weight.norm(dim=1), rtol=1e-5, atol=1e-6)
+
+
+# What cannot be ---------------------------------------------------------------------------------------
+
+
+def refused(text, family="llama", **settings):
+    with pytest.raises((PlanError, SpecError)) as caught:
+        compile_spec(text, tiny_model(family, **settings))
+    return str(caught.value)
+
+
+def test_widths_that_differ_under_one_key_are_located_with_a_key_that_works():
+    text = "spec s\ntarget q_proj, up_proj\nshare l per module rank 2\nmagnitude per layer"
+    said = refused(text)
+    assert "BS305" in said and "4:15" in said and "`per layer, kind`" in said
+    compile_spec(text + ", kind", tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "where", "why"),
+    [
+        ("q_proj, up_proj", "mixtral", "where expert == none", "experts"),
+        ("q_proj, embed_tokens", "llama", "where layer != none", "embedding"),
+    ],
+)
+def test_what_has_no_output_to_scale_is_refused_with_a_remedy(target, family, where, why):
+    text = f"spec s\ntarget {target}\nshare l per module rank 2\nmagnitude per module"
+    if family == "mixtral":
+        text = text.replace("up_proj", "gate_proj")
+    said = refused(f"{text}\n", family)
+    assert "BS323" in said and "4:1" in said and why in said and f"`{where}`" in said
+    model = compile_spec(f"{text} {where}", tiny_model(family))
+    assert any(term.is_magnitude for term in model.bishare.plan.terms)
+
+
+def test_lengths_of_an_update_that_is_no_matrix_are_refused_with_a_remedy():
+    text = FORMS["routed"].replace(" plain", "")
+    said = refused(text)
+    assert "BS323" in said and "`e`" in said and "magnitude per module plain" in said
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        Share(name=MAGNITUDE, per="module", rank=2),
+        Share(name="other", per="module", rank=1, via=Via(transform=MAGNITUDE)),
+        Share(name=MAGNITUDE, per="module", rank=2, via=Via(transform=MAGNITUDE)),
+        Share(name=MAGNITUDE, per="module", rank=1, via=Via(transform=MAGNITUDE), dropout=0.5),
+    ],
+)
+def test_a_share_that_is_not_the_statement_cannot_have_its_name(share):
+    target = parse_spec(DORA).target
+    assert "BS203" in refused(Spec(name="s", target=target, shares=(share,)))
+
+
+def test_defaults_of_terms_are_not_its_own():
+    spec = parse_spec("spec s\ntarget q_proj\nalpha 16\ndropout 0.1\n" + DORA.split("proj\n")[1])
+    plan = compile_spec(spec, tiny_model("llama")).bishare.plan
+    found = plan.magnitude(plan.sites[0].path)
+    assert (found.scale, found.dropout, found.rows, found.linear) == (1, 0, 0, False)
+
+
+def test_what_adds_low_rank_terms_alone_refuses_it():
+    model = model_of("dora", tiny_model("llama"))
+    other = model_of("dora", tiny_model("llama"))
+    for action in (
+        lambda: model.bishare.set_scale("default", 2.0),
+        lambda: model.bishare.export("nowhere", format="gguf"),
+        lambda: model.bishare.export("nowhere", format="mlx"),
+    ):
+        with pytest.raises(AdapterError, match="`magnitude` scales the base's weights") as caught:
+            action()
+        assert caught.value.problems[0].code == "BS675" and caught.value.problems[0].help
+    assert other is not model
