@@ -351,7 +351,7 @@ def why_not(name: str, plan: Plan) -> Iterator[Problem]:
     """Say why no row can have an adapter of a plan."""
     if plan.trained:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
-    for term in plan.terms:
+    for term in plan.unscaled:
         if not term.linear:
             yield codes.MIXED_NOT_LINEAR(name=name, share=term.share, transform=term.transform)
             return

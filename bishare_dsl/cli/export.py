@@ -62,20 +62,22 @@ def command(
     """Write an adapter as one plain LoRA, for PEFT and vLLM, llama.cpp or mlx-lm.
 
     The LoRA adds to the base exactly what the adapter adds, unless a rank or a type is asked for that cannot.
-    Every module has the rank that it needs. Scales are folded into B. The model's shapes are enough.
+    Every module has the rank that it needs. Scales are folded into B. The model's shapes are enough;
+    an adapter with `magnitude` needs its weights, and becomes a DoRA of PEFT.
     """
     from bishare_dsl.cli.reading import read_adapter_for
 
     stored = read_adapter_for(folder, model, report)
     report.note("exporting ...")
     from bishare_dsl.export.export import export_adapter
-    from bishare_dsl.models.load import meta_model
+    from bishare_dsl.models.load import load_model, meta_model
 
+    scales = len(stored.plan.unscaled) < len(stored.plan.terms)  # Then its weights count.
     exported = export_adapter(
         out,
         stored.plan,
         stored.tensors(),
-        meta_model(model),
+        load_model(model, causal=False)[0] if scales and form == "peft" else meta_model(model),
         form,
         rank=rank,
         dtype=dtype,

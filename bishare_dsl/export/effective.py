@@ -13,6 +13,10 @@ from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
 
 
+MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
+"""What helps where something low-rank is needed, and the adapter has a magnitude."""
+
+
 def effective_factors(
     plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, *, scaled: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,6 +94,30 @@ def delta(
     return added + scale_changes(term, mu, base, base + added).unsqueeze(1) * (base + added)
 
 
+def magnitude_vector(
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    path: str,
+    added: torch.Tensor,
+    base: torch.Tensor,
+) -> torch.Tensor:
+    """Return DoRA's ``m (d_out)`` of a site, float32: its weight is ``diag(m / |W + dW|) (W + dW)``.
+
+    Args:
+        plan: the adapter's.
+        tensors: of the plan.
+        path: the site's; one without a magnitude gets the m that scales by 1.
+        added: dW, ``(d_out, d_in)``.
+        base: W.
+    """
+    base = base.to(added)
+    before, after = base.norm(dim=1), (base + added).norm(dim=1)
+    if (term := plan.magnitude(path)) is None:
+        return after
+    mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)
+    return (1 + mu) * (after if term.options["plain"] else before)
+
+
 def scale_changes(
     term: Term, mu: torch.Tensor, base: torch.Tensor, whole: torch.Tensor
 ) -> torch.Tensor:
@@ -131,6 +159,5 @@ def check_linear(terms: Sequence[Term], action: str) -> None:
         for share, transform in shares.items()
     ]
     if len(linear) < len(terms) and not problems:  # Merging is no remedy for these.
-        help = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
-        problems.append(codes.SCALES_BASE(action=action, help=help))
+        problems.append(codes.SCALES_BASE(action=action, help=MERGE))
     raise_errors(AdapterError, problems)

@@ -44,7 +44,7 @@ def export_adapter(
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
         model: the base, adapted or not, with weights or on the meta device: its config, and its modules'
-            names and classes are looked at.
+            names and classes are looked at; where the adapter has a magnitude, its weights too.
         format: one of `FORMATS`.
         rank: cut off what exceeds this rank, by the best approximation, and tell what that loses.
         dtype: of the values: float32, bfloat16 or float16.
@@ -55,7 +55,8 @@ def export_adapter(
 
     Raises:
         AdapterError: it exists (BS618) or cannot be written (BS616); the format is unknown (BS631), or an
-            option makes no sense (BS646); the adapter is not a matrix (BS633); llama.cpp does not know the
+            option makes no sense (BS646); the adapter is not a matrix (BS633), or has a magnitude that the
+            format cannot have (BS675), or for which a weight is missing (BS624); llama.cpp does not know the
             family (BS647) or a module (BS648); experts do not share their outer factors (BS685); or a value
             is not finite (BS628).
     """
@@ -75,7 +76,8 @@ def export_adapter(
             raise AdapterError(codes.EXPORT_OPTION(option=option, reason=reason))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise AdapterError(codes.FOLDER_EXISTS(folder=out))
-    check_linear(plan.terms, "export the adapter as a plain LoRA")
+    plain = format != "peft" or experts != "fused"
+    check_linear(plan.terms if plain else plan.unscaled, "export the adapter as a plain LoRA")
     write: Callable[[Sequence[Pair]], int | None]
     if format == "gguf":
         write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
@@ -85,7 +87,7 @@ def export_adapter(
     else:
         whole = {t.tensor: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
         write = partial(
-            write_peft, out, plan, model, whole=whole, uniform=uniform_rank, experts=experts
+            write_peft, out, plan, model, tensors, whole=whole, uniform=uniform_rank, experts=experts
         )
     pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, named)))
     try:
@@ -104,4 +106,5 @@ def export_adapter(
         warnings=tuple(taken_for_others(model, [pair.site for pair in pairs]) if for_peft else ()),
     )
     # vLLM takes low-rank terms alone.
-    return report if highest is None or plan.trained else served_by_vllm(report, highest)
+    alone = not plan.trained and len(plan.unscaled) == len(plan.terms)
+    return served_by_vllm(report, highest) if highest is not None and alone else report

@@ -30,6 +30,7 @@ _BYTES_EACH = 8  # float64
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
 
+_VECTOR = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
@@ -40,18 +41,19 @@ def read_peft(
 ) -> tuple[m.Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
 
-    A share for each rank and scale that there is, and ``train`` for what PEFT has saved whole. Values become
-    float32, which holds them all.
+    A share for each rank and scale that there is, ``train`` for what PEFT has saved whole, and ``magnitude`` for
+    DoRA. Values become float32, which holds them all.
 
     Args:
         folder: that PEFT has written.
         architecture: of the base.
         model: gives the base, perhaps on the meta device, where the LoRA adapts parameters of experts: how
-            these are kept is no part of the architecture.
+            these are kept is no part of the architecture. Of a DoRA it gives the base with its weights.
 
     Raises:
         AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is more than a plain one
-            (BS656), or is of another base (BS613).
+            (BS656), or is of another base (BS613); or it is a DoRA, and a weight is not here (BS624).
+        PlanError: it is a DoRA of what has no output to scale (BS323).
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -68,6 +70,9 @@ def read_peft(
     for site, (down, _, scale) in pairs.items():
         groups.setdefault((len(down), scale), []).append(site)
     spec = _spec(_name(folder), groups, config.lora_dropout, architecture)
+    if config.use_dora:
+        statement = m.magnitude((m.Ref(ref="module"),))
+        spec = spec.model_copy(update={"shares": (*spec.shares, statement)})
     spec, plan = _trained(spec, saved, architecture)
     values = {
         trained.tensor: saved[trained.parameter].float().reshape(plan.tensor[trained.tensor].shape)
@@ -75,10 +80,44 @@ def read_peft(
         if trained.parameter in saved
     }
     for site, (down, up, _) in pairs.items():
-        (term,) = plan.terms_of[site.path]
+        term = plan.terms_of[site.path][0]
         values[term.tensors["A"]] = down.float()
         values[term.tensors["B"]] = up.t().float().contiguous()
+    if config.use_dora:
+        values |= _relative(folder, plan, tensors, architecture, model)
     return spec, plan, values
+
+
+def _relative(
+    folder: Path,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    model: Callable[[], nn.Module] | None,
+) -> dict[str, torch.Tensor]:
+    """Return ``mu = m / |W_i| - 1`` of the modules of a DoRA, by the names of the plan's tensors."""
+    from bishare_dsl.models.inspect import linear_maps
+    from bishare_dsl.models.weights import row_norms
+
+    if model is None:
+        reason = f"it is a DoRA, which is relative to the weights of {architecture.name}"
+        raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+    vectors = {match[1]: t for name, t in tensors.items() if (match := _VECTOR.fullmatch(name))}
+    maps, found, problems = linear_maps(model()), {}, []
+    for site in plan.sites:
+        weight, term, m = maps[site.path], plan.magnitude(site.path), vectors.get(site.path)
+        kept = weight.kept()
+        if m is None or m.numel() != site.d_out:
+            problems.append(codes.MISSING_TENSOR(name=f"{site.path}.lora_magnitude_vector"))
+        elif kept is not None and kept.is_meta:
+            reason = "a DoRA needs it, and it is on the meta device"
+            problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
+        elif term is not None:
+            norms = row_norms(weight.module).double()
+            mu = (m.to(norms).view(-1) / norms - 1).where(norms > 0, 0)
+            found[term.tensors["mu"]] = mu.float().view(1, -1).cpu()
+    raise_errors(AdapterError, problems[:5])
+    return found
 
 
 def lora_tensors(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -116,7 +155,8 @@ def _saved(
         path = name.replace(".base_layer.", ".")
         # Of a wrapped module's own its bias is trained, where the config says so.
         trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
-        if FACTOR.fullmatch(name) or not trained:
+        vector = config.use_dora and _VECTOR.fullmatch(name)
+        if FACTOR.fullmatch(name) or vector or not trained:
             continue  # PEFT keeps the base's own weight, frozen, for a vocabulary that has grown.
         if path not in others:
             reason = f"`{name}` is neither a factor of a linear layer nor a parameter that `train` can name"

@@ -68,7 +68,7 @@ def plain_lora(
     approximation of that rank.
 
     Args:
-        plan: the adapter's plan, of linear terms.
+        plan: the adapter's plan, of linear terms. Magnitudes are the caller's to apply.
         tensors: its tensors by name, with values.
         rank: how many rows a pair has at most.
         dtype: what values are rounded to.
@@ -78,9 +78,11 @@ def plain_lora(
         SpecError: a package's transform fails (BS214).
     """
     reaches = effective_ranks(plan)
-    for site in (site for site in plan.sites if plan.rows(site.path)):
-        down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site))
-        kept = _shortened(down, up, reaches[site.path] or 0, rank)
+    for site in (site for site in plan.sites if plan.terms_of[site.path]):
+        down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site, scaled=True))
+        if not len(down):  # PEFT has no rank 0 beside a magnitude.
+            down, up = torch.zeros(1, site.d_in), torch.zeros(1, site.d_out)
+        kept = _shortened(down, up, reaches[site.path] or len(down), rank)
         a, b = (factor.to(dtype).contiguous() for factor in kept)
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             action = f"exporting in {str(dtype).removeprefix('torch.')}"

@@ -27,6 +27,7 @@ from transformers.models.auto import modeling_auto
 
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import MERGE, magnitude_vector
 from bishare_dsl.export.experts import Named, Stack, each_expert, shared_outer, stacks, wrappers_of
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
@@ -115,6 +116,7 @@ def write_peft(
     folder: Path,
     plan: Plan,
     model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
     pairs: Sequence[Pair],
     whole: Mapping[str, torch.Tensor],
     *,
@@ -133,6 +135,7 @@ def write_peft(
         folder: new, or empty.
         plan: the adapter's.
         model: the base, adapted or not.
+        tensors: those of the plan, by name.
         pairs: what is added to its modules.
         whole: what is trained in full, by the names of the tensors.
         uniform: fill all pairs up with zeros to the highest rank.
@@ -144,6 +147,7 @@ def write_peft(
         OSError: the system refused.
     """
     maps = linear_maps(model)
+    vectors = _vectors(plan, tensors, pairs, maps)
     single = [pair for pair in pairs if maps[pair.site.path].expert is None]
     of_experts = [(p, w) for p in pairs if (w := maps[p.site.path]).expert is not None]
     stacked: list[Stack] = []
@@ -173,6 +177,8 @@ def write_peft(
         key = f"base_model.model.{wrappers.get(target.name, target.name)}"
         factors[f"{key}.lora_A.weight"] = down.contiguous()
         factors[f"{key}.lora_B.weight"] = up.contiguous()
+        if target.name in vectors:
+            factors[f"{key}.lora_magnitude_vector"] = vectors[target.name]
     ranks = {
         path: highest if uniform else target.rank
         for target in targets
@@ -202,7 +208,7 @@ def write_peft(
         module, _, name = path.rpartition(".")
         inner = ".base_layer" * (wraps[module] if path in biases else 0)
         factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = kept
-    config = _config(plan, model, ranks, maps)
+    config = _config(plan, model, ranks, maps) | {"use_dora": bool(vectors)}
     if named:  # Programs that read such a folder go by last names.
         kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
         config |= {"target_modules": sorted(kinds)}
@@ -213,6 +219,36 @@ def write_peft(
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
     return highest
+
+
+def _vectors(
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    pairs: Sequence[Pair],
+    maps: Mapping[str, Weight],
+) -> dict[str, torch.Tensor]:
+    """Return the m of DoRA of every module, by path, on the CPU; nothing where the adapter has no magnitude.
+
+    Raises:
+        AdapterError: a weight is not here (BS624), or PEFT has no DoRA of a module (BS675).
+    """
+    if len(plan.unscaled) == len(plan.terms):
+        return {}
+    found, problems = {}, []
+    for pair in pairs:
+        weight = maps[pair.name]
+        if weight.expert is not None or weight.looks_up or pair.site.tied:
+            action = f"export `{pair.name}` for PEFT, whose DoRA is of linear layers,"
+            problems.append(codes.SCALES_BASE(action=action, help=MERGE))
+        elif (kept := weight.kept()) is not None and (kept.is_meta or is_sharded_tensor(kept)):
+            reason = "it is on the meta device" if kept.is_meta else "it is sharded"
+            problems.append(codes.NO_WEIGHT(path=pair.name, reason=reason))
+        else:
+            dense = weight.matrix() if weight.replacement() is None else weight.dense()
+            added = pair.up.float().mT @ pair.down.float()
+            found[pair.name] = magnitude_vector(plan, tensors, pair.name, added, dense)
+    raise_errors(AdapterError, problems[:5])
+    return found
 
 
 def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collection[str]) -> None:

@@ -18,7 +18,7 @@ from bishare_dsl.reading import MAX_CONFIG, read_file
 
 # What makes of a LoRA something else, or changes the base; PEFT's words.
 _REFUSED = (
-    "use_dora", "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
+    "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
@@ -41,6 +41,7 @@ class PeftConfig(BaseModel):
     lora_alpha: FiniteFloat = 8
     lora_dropout: Annotated[float, Field(ge=0, lt=1), BeforeValidator(lambda value: value or 0)] = 0
     use_rslora: bool = False
+    use_dora: bool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = None
     rank_pattern: Annotated[dict[str, _Rank], _Map] = {}

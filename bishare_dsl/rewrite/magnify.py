@@ -27,7 +27,7 @@ def magnify(
     Args:
         y: ``(..., d_out)``, what the layer gives with all its terms.
         layer: of the base; its bias is not scaled.
-        mu: ``(1, d_out)``.
+        mu: ``(1, d_out)``; in a mixed batch, like the factors, of each adapter.
         downs: the A of each term that counts in the length, ``(rows, d_in)``.
         ups: the B of these, ``(rows, d_out)``.
         scales: theirs.
@@ -41,11 +41,13 @@ def magnify(
             a, b = (torch.cat(parts, -2).detach().to(change) for parts in zip(*pairs, strict=True))
             change = (1 + change) * length_ratio(layer, a, b, y.dtype).unsqueeze(-2) - 1
         bias = getattr(layer, "bias", None)
+        if rows is not None:
+            y = rows.repeat(y)
+            rows.check(y)
         change, free = change.to(y.dtype), y if bias is None else y - bias.to(y)
         if rows is None:
             return y + change.squeeze(0) * free
-        y, free = rows.repeat(y), rows.gather(rows.repeat(free))
-        return y + rows.scatter(change * free, y)
+        return y + rows.scatter(change * rows.gather(free), y)
 
 
 @torch.no_grad()

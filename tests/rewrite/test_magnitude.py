@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
+from bishare_dsl.export.export import export_adapter
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import products, row_norms
@@ -179,6 +182,123 @@ def test_products_and_norms_are_those_of_the_weight_however_it_is_kept(kind):
     with torch.no_grad():
         torch.testing.assert_close(products(layer, x), x @ weight.T, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(row_norms(layer), weight.norm(dim=1), rtol=1e-5, atol=1e-6)
+
+
+# Elsewhere -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["dora", "ia3", "shared", "some"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_row_of_a_mixed_batch_is_its_adapter_alone(form, family):
+    base = tiny_model(family)
+    model = model_of(form, base)
+    checks.randomize(model)
+    plain = "spec l\ntarget q_proj, up_proj\nshare l per module rank 2"
+    model.bishare.add_adapter(parse_spec(plain), "plain")
+    model.bishare.add_adapter(parse_spec(FORMS["dora"]), "other")
+    for name in ("plain", "other"):
+        model.bishare.set_adapter(name)
+        checks.randomize(model, seed=len(name))
+    names = ["default", "plain", None, "other", "default", "other"]
+    ids = torch.arange(1, 61).view(6, 10)
+    with torch.no_grad():
+        with model.bishare.rows(names):
+            mixed = model(ids).logits
+        for row, name in enumerate(names):
+            if name is None:
+                alone = base(ids[row : row + 1]).logits
+            else:
+                model.bishare.set_adapter(name)
+                alone = model(ids[row : row + 1]).logits
+            torch.testing.assert_close(mixed[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_train_have_the_gradients_of_their_adapters_alone():
+    model = model_of("dora", tiny_model("qwen2")).train()
+    model.bishare.add_adapter(parse_spec(FORMS["shared"]), "shared")
+    for name in ("default", "shared"):
+        model.bishare.set_adapter(name)
+        checks.randomize(model, seed=len(name))
+    ids = torch.arange(1, 41).view(2, 20)
+    found = {}
+    for row, name in enumerate(["default", "shared"]):
+        model.bishare.set_adapter(name)
+        model(ids[row : row + 1]).logits.square().sum().backward()
+        found[name] = {n: t.grad.clone() for n, t in model.bishare.tensors().items()}
+        model.zero_grad()
+    members = model.bishare.adapters
+    for name in found:
+        members[name].set_trainable(True)
+    with model.bishare.rows(["default", "shared"]):
+        model(ids).logits.square().sum().backward()
+    for name, gradients in found.items():
+        for tensor, gradient in gradients.items():
+            now = members[name].tensors()[tensor].grad
+            torch.testing.assert_close(now, gradient, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", ["dora", "ia3", "shared", "some"])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_a_dora_of_peft_goes_out_and_comes_back(form, family, tmp_path):
+    text = FORMS[form]
+    if family == "gpt2":
+        text = "spec g\ntarget c_attn, c_fc\n" + text.partition("\n")[2].partition("\n")[2]
+        text = text.replace(" and not v_proj", "")
+    base = tiny_model(family)
+    model = model_of(text, base)
+    checks.randomize(model)
+    report = model.bishare.export(tmp_path / "peft")
+    assert report.max_lora_rank is None  # vLLM has no DoRA.
+    other = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+    with torch.no_grad():
+        logits = model(IDS).logits
+        torch.testing.assert_close(other(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+        import_peft(tmp_path / "peft", base, tmp_path / "back")
+        again = load_adapter(tmp_path / "back", copy.deepcopy(base))
+        torch.testing.assert_close(again(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    terms = again.bishare.plan.terms
+    assert any(term.is_magnitude for term in terms)
+
+
+def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
+    base = tiny_model("qwen2")
+    config = LoraConfig(
+        r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=True, use_rslora=True
+    )
+    theirs = get_peft_model(copy.deepcopy(base), config)
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], 1e-2)
+    for _ in range(3):
+        theirs(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    theirs.save_pretrained(tmp_path / "peft")
+    text = import_peft(tmp_path / "peft", base, tmp_path / "ours")
+    assert "magnitude  per module" in text
+    ours = load_adapter(tmp_path / "ours", copy.deepcopy(base))
+    with torch.no_grad():
+        expected = theirs.eval()(IDS).logits
+        assert (expected - base(IDS).logits).abs().max() > 1e-2
+        torch.testing.assert_close(ours(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(name for name in tensors if "magnitude" in name))
+    save_file(tensors, file)
+    with pytest.raises(AdapterError, match="lora_magnitude_vector"):
+        import_peft(tmp_path / "peft", base, tmp_path / "none")
+
+
+def test_without_weights_neither_way_is_open(tmp_path):
+    base = tiny_model("qwen2")
+    model = model_of("dora", base)
+    model.bishare.export(tmp_path / "peft")
+    with torch.device("meta"):
+        hollow = type(base)(base.config)
+    with pytest.raises(AdapterError, match="meta device") as caught:
+        import_peft(tmp_path / "peft", hollow, tmp_path / "ours")
+    assert caught.value.problems[0].code == "BS624"
+    tensors = model.bishare.tensors()
+    with pytest.raises(AdapterError, match="meta device") as caught:
+        export_adapter(tmp_path / "other", model.bishare.plan, tensors, hollow)
+    assert caught.value.problems[0].code == "BS624" and not (tmp_path / "other").exists()
 
 
 # What cannot be ---------------------------------------------------------------------------------------
