@@ -131,7 +131,7 @@ def test_shipped_specs(family: str, spec: str) -> None:
     model: Any = tiny_model(family, hidden_size=32, head_dim=8, num_key_value_heads=4)
     names = ["one", "two"]
     model = filled(model, dict.fromkeys(names, spec), TINY[spec])
-    if not all(term.linear for term in model.bishare.plan.terms):
+    if not all(term.linear for term in model.bishare.plan.unscaled):
         with pytest.raises(AdapterError, match=r"BS673.*`two`.*Experts"):
             model(IDS[:2], adapter_names=[None, "two"])
         return

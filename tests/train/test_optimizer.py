@@ -61,7 +61,7 @@ def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("spec", sorted(TINY))
 def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
     model = made(spec)
-    if not all(term.linear for term in model.bishare.plan.terms):
+    if not all(term.linear for term in model.bishare.plan.unscaled):
         return
     apart = [copy.deepcopy(model) for _ in NAMES]
     found = together(model, 3)
