@@ -215,8 +215,8 @@ def import_peft(
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.stored import check_finite
     from bishare_dsl.export.from_peft import read_peft
-    from bishare_dsl.language import spec_text
     from bishare_dsl.export.peft_config import read_config
+    from bishare_dsl.language import spec_text
     from bishare_dsl.models.load import load_model, meta_model
     from bishare_dsl.models.source import Source
 

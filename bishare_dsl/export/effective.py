@@ -12,7 +12,6 @@ from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
 
-
 MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
 """What helps where something low-rank is needed, and the adapter has a magnitude."""
 

@@ -87,7 +87,14 @@ def export_adapter(
     else:
         whole = {t.tensor: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
         write = partial(
-            write_peft, out, plan, model, tensors, whole=whole, uniform=uniform_rank, experts=experts
+            write_peft,
+            out,
+            plan,
+            model,
+            tensors,
+            whole=whole,
+            uniform=uniform_rank,
+            experts=experts,
         )
     pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, named)))
     try:

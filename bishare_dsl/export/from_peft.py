@@ -41,8 +41,8 @@ def read_peft(
 ) -> tuple[m.Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
 
-    A share for each rank and scale that there is, ``train`` for what PEFT has saved whole, and ``magnitude`` for
-    DoRA. Values become float32, which holds them all.
+    A share for each rank and scale that there is, ``train`` for what PEFT has saved whole, and ``magnitude``
+    for DoRA. Values become float32, which holds them all.
 
     Args:
         folder: that PEFT has written.

@@ -152,7 +152,9 @@ def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iter
             help = "`where layer != none` leaves out what is in no block"
         elif site.path in other and not term.options["plain"]:
             share = other[site.path].share
-            why = f"what share `{share}` adds there is not a matrix, so that its rows have no length"
+            why = (
+                f"what share `{share}` adds there is not a matrix, so that its rows have no length"
+            )
             help = "`plain` leaves the lengths out: `magnitude per module plain`"
         if why:
             problem = codes.NO_MAGNITUDE(path=site.path, why=why, loc=loc, help=help)

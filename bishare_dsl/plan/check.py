@@ -104,7 +104,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
     shares: dict[str, Loc] = {}
     for i, share in enumerate(spec.shares):
         at: Loc = ("shares", i, "name")
-        if (m.MAGNITUDE == share.name or share.is_magnitude) and share != _statement(share):
+        if (share.name == m.MAGNITUDE or share.is_magnitude) and share != _statement(share):
             why = "`magnitude per module`, a statement of its own, makes the share of this name"
             yield codes.RESERVED(name=m.MAGNITUDE, why=why, loc=at)
         if (name := share.name) in shares:

@@ -54,7 +54,7 @@ def magnify(
 def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute ``|W_i| / |W_i + dW_i|`` of each row, for ``dW = B^T A``: ``(..., d_out)``.
 
-    ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A A^T) B_i``: no matrix ``(d_out, d_in)`` is made.
+    ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A A^T) B_i``: there is no ``(d_out, d_in)``.
 
     Args:
         layer: with W.

@@ -1,8 +1,8 @@
 """Magnitude: what a site gives, scaled row by row (DoRA, and IA3 on the outputs).
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", Eq. 5, with the magnitude relative to the
-length of the base's rows; Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-In-Context Learning", Sec. 3.3.
+length of the base's rows; Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
+than In-Context Learning", Sec. 3.3.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from bishare_dsl.transforms.transform import Start, Transform, one_width
 class Magnitude(Transform):
     """``y = g (W x + sum of terms) + b``, ``g = (1 + mu) |W_i| / |W_i + dW_i|`` for each output i.
 
-    The statement `magnitude` makes its shares; none is written after `via`. The pools share ``mu (1, d_out)``,
-    which starts at 0. With ``plain``, ``g = 1 + mu``. It is no term of its own: graphs apply it to what all
-    terms of a site give, by `bishare_dsl.rewrite.magnify`.
+    The statement `magnitude` makes its shares; none is written after `via`. The pools share
+    ``mu (1, d_out)``, which starts at 0. With ``plain``, ``g = 1 + mu``. It is no term of its own: graphs
+    apply it to what all terms of a site give, by `bishare_dsl.rewrite.magnify`.
     """
 
     name: ClassVar[str] = MAGNITUDE

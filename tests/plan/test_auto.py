@@ -29,11 +29,27 @@ def short_models():
     return list(found.values())
 
 
+NOT_EVERYWHERE = {
+    # Experts have no output to scale, and IA3 needs keys and values that are not fused.
+    "dora": ["BS323"],
+    "bishare_ke_lengths": ["BS323"],
+    "ia3": ["BS323", "BS301"],
+}
+
+
 @pytest.mark.parametrize("name", shipped_specs())
 def test_a_spec_that_ships_fits_every_model(name):
     spec, _ = read_spec(name)
     for model in short_models():
-        made = make_plan(spec, model)
+        try:
+            made = make_plan(spec, model)
+        except BishareError as error:  # Each of these is refused with a remedy.
+            experts = any(site.expert is not None for site in model.sites)
+            found = {problem.code for problem in error.problems if problem.help}
+            known = name in NOT_EVERYWHERE and found & {*NOT_EVERYWHERE[name]}
+            if not (known and (experts or "k_proj" not in model.kinds)):
+                raise
+            continue
         assert made.problems == (), (model.name, made.problems)
 
 

@@ -18,9 +18,9 @@ from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import products, row_norms
 from bishare_dsl.rewrite.magnify import length_ratio
 from bishare_dsl.spec import MAGNITUDE, Share, Spec, Via
-from tests.support.families import tiny_model
 from tests.batched.test_batches import alone, filled
 from tests.support import checks
+from tests.support.families import tiny_model
 from tests.support.quantised import quantise
 
 IDS = torch.arange(1, 41).view(2, 20)
@@ -132,7 +132,9 @@ def test_a_shared_magnitude_is_one_parameter_with_one_gradient():
 
 def test_the_lengths_have_no_gradient_and_no_matrix_of_a_weights_shape_is_made():
     base = tiny_model("llama", hidden_size=24, intermediate_size=44)
-    model = model_of("spec s\ntarget up_proj\nshare l per module rank 2\nmagnitude per module", base)
+    model = model_of(
+        "spec s\ntarget up_proj\nshare l per module rank 2\nmagnitude per module", base
+    )
     checks.randomize(model)
     shapes = set()
 
@@ -150,7 +152,8 @@ def test_the_lengths_have_no_gradient_and_no_matrix_of_a_weights_shape_is_made()
 
     with Shapes():
         model(IDS, labels=IDS).loss.backward()
-    assert (2, 44) in shapes and not {(44, 24), (24, 44)} & shapes
+    assert (2, 44) in shapes
+    assert not {(44, 24), (24, 44)} & shapes
 
 
 def test_a_row_that_is_zero_stays_finite():
@@ -304,7 +307,8 @@ def test_without_weights_neither_way_is_open(tmp_path):
     tensors = model.bishare.tensors()
     with pytest.raises(AdapterError, match="meta device") as caught:
         export_adapter(tmp_path / "other", model.bishare.plan, tensors, hollow)
-    assert caught.value.problems[0].code == "BS624" and not (tmp_path / "other").exists()
+    assert caught.value.problems[0].code == "BS624"
+    assert not (tmp_path / "other").exists()
 
 
 # What cannot be ---------------------------------------------------------------------------------------
@@ -319,7 +323,9 @@ def refused(text, family="llama", **settings):
 def test_widths_that_differ_under_one_key_are_located_with_a_key_that_works():
     text = "spec s\ntarget q_proj, up_proj\nshare l per module rank 2\nmagnitude per layer"
     said = refused(text)
-    assert "BS305" in said and "4:15" in said and "`per layer, kind`" in said
+    assert "BS305" in said
+    assert "4:15" in said
+    assert "`per layer, kind`" in said
     compile_spec(text + ", kind", tiny_model("llama"))
 
 
@@ -335,7 +341,10 @@ def test_what_has_no_output_to_scale_is_refused_with_a_remedy(target, family, wh
     if family == "mixtral":
         text = text.replace("up_proj", "gate_proj")
     said = refused(f"{text}\n", family)
-    assert "BS323" in said and "4:1" in said and why in said and f"`{where}`" in said
+    assert "BS323" in said
+    assert "4:1" in said
+    assert why in said
+    assert f"`{where}`" in said
     model = compile_spec(f"{text} {where}", tiny_model(family))
     assert any(term.is_magnitude for term in model.bishare.plan.terms)
 
@@ -343,7 +352,9 @@ def test_what_has_no_output_to_scale_is_refused_with_a_remedy(target, family, wh
 def test_lengths_of_an_update_that_is_no_matrix_are_refused_with_a_remedy():
     text = FORMS["routed"].replace(" plain", "")
     said = refused(text)
-    assert "BS323" in said and "`e`" in said and "magnitude per module plain" in said
+    assert "BS323" in said
+    assert "`e`" in said
+    assert "magnitude per module plain" in said
 
 
 @pytest.mark.parametrize(
@@ -378,4 +389,5 @@ def test_what_adds_low_rank_terms_alone_refuses_it():
     ):
         with pytest.raises(AdapterError, match="`magnitude` scales the base's weights") as caught:
             action()
-        assert caught.value.problems[0].code == "BS675" and caught.value.problems[0].help
+        assert caught.value.problems[0].code == "BS675"
+        assert caught.value.problems[0].help

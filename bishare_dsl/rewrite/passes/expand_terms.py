@@ -35,9 +35,9 @@ class ExpandTerms(Pass):
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
     has put its effective factors into the graph. A term that is not linear in x puts in its update, and
-    that is added; a magnitude comes last, and is `magnify` of all that. Of an embedding, x are the one-hot rows of its indices, and ``down`` is `ops.look_up`.
-    Terms of one dropout on one input see one mask. A layer that is called twice has its terms added to
-    each call.
+    that is added; a magnitude comes last, and is `magnify` of it all. Of an embedding, x are the one-hot
+    rows of its indices, and ``down`` is `ops.look_up`. Terms of one dropout on one input see one mask. A
+    layer that is called twice has its terms added to each call.
 
     Args:
         targets: the linear layers, with their terms.
@@ -162,10 +162,8 @@ class _Terms:
         z.meta[ROWS] = use.rows
         return self.call(ops.up, (total, z, b, *_scale(use)))
 
-    def magnified(
-        self, use: TermUse, call: fx.Node, total: fx.Node, ups: list[fx.Node]
-    ) -> fx.Node:
-        """Make ``magnify(total, layer, mu)``; with the factors of the terms that ``ups`` add, for their norm."""
+    def magnified(self, use: TermUse, call: fx.Node, total: fx.Node, ups: list[fx.Node]) -> fx.Node:
+        """Make ``magnify(total, layer, mu)``, with the factors of the terms that ``ups`` add."""
         alone = call.target is base_forward
         layer = call.args[0] if alone else self.graph.get_attr(str(call.target))
         with self.graph.inserting_before(self.first):
