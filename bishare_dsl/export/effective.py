@@ -112,9 +112,11 @@ def magnitude_vector(
     base = base.to(added)
     before, after = base.norm(dim=1), (base + added).norm(dim=1)
     if (term := plan.magnitude(path)) is None:
-        return after
-    mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)
-    return (1 + mu) * (after if term.options["plain"] else before)
+        scaled: torch.Tensor = after
+    else:
+        mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)
+        scaled = (1 + mu) * (after if term.options["plain"] else before)
+    return scaled
 
 
 def scale_changes(

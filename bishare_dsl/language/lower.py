@@ -123,7 +123,7 @@ def _part(statement: Statement) -> _Part:
             said = fields.pop("plain", None)
             options = {"plain": _Part(1, said.span)} if said else {}
             via = {"transform": _Part(MAGNITUDE, None), "options": _record(options)}
-            fields |= {"rank": _Part(1, None), "via": _record(via, said and said.span)}
+            fields |= {"rank": _Part(1, None), "via": _record(via, said.span if said else None)}
         # A problem with a share as a whole is shown at its head, not over all its lines.
         return _record(fields, statement.head)
     if statement.keyword in ("param", "let"):

@@ -189,8 +189,9 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
         (found,), across = weights_in("", layer), 1
         weight = found.matrix() if found.replacement() is None else found.dense()
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
-    return norms.full_tensor() if is_sharded_tensor(norms) else norms
+    norms: Any = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
+    whole: torch.Tensor = norms.full_tensor() if is_sharded_tensor(norms) else norms
+    return whole
 
 
 def _plain_weight(layer: nn.Module) -> torch.Tensor | None:
