@@ -101,7 +101,5 @@ def test_layers_share_lengths_of_a_kind_and_all_of_them_train():
         model(IDS, labels=IDS).loss.backward()
         optimizer.step()
     shared = {n: t for n, t in model.bishare.tensors().items() if n.startswith("magnitude")}
-    assert sorted(shared) == [
-        f"magnitude.{kind}_proj.mu" for kind in ("down", "k", "q", "up", "v")
-    ]
+    assert sorted(shared) == [f"magnitude.{kind}_proj.mu" for kind in ("down", "k", "q", "up", "v")]
     assert all(tensor.detach().abs().min() > 0 for tensor in shared.values())
