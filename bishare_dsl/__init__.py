@@ -2,8 +2,7 @@
 
     model = compile_spec("specs/bishare_ke.share", model, params={"r_inter": 32}, seed=0)
 
-The names below load what they need when they are first used, so that ``import bishare_dsl`` (and
-with it every command that needs no model) costs nothing.
+The public names are imported on first use, so that ``import bishare_dsl`` stays fast.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The Python interface: plan a spec, compile it into a model, load an adapter. What is found is warned of."""
+"""The Python interface: plan a spec, compile it into a model, load an adapter. Findings become warnings."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def plan_spec(
     model: nn.Module | Architecture | str,
     params: Params | None = None,
 ) -> Plan:
-    """Resolve a spec against a model: every tensor, every pool, every count. Nothing is drawn.
+    """Resolve a spec against a model: every tensor, pool and count, without generating values.
 
     Args:
-        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of a spec that
-            ships with bishare.
-        model: a model, its shapes, or what names it: a preset, a checkpoint folder, a ``config.json``, a
-            ``.gguf`` file or a Hub id.
-        params: values to use instead of those in the spec.
+        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of a
+        shipped spec.
+        model: a model, its shapes, or its name: a preset, a checkpoint folder, a ``config.json``, a ``.gguf``
+            file or a Hub id.
+        params: values for params of the spec.
 
     Raises:
-        BishareError: the spec is wrong or does not fit, or the model cannot be found; every problem,
-            each at its place in the file.
-        FileNotFoundError: there is no such spec.
+        BishareError: the spec is wrong or does not fit, or the model cannot be found. The error lists every
+            problem with its position.
+        FileNotFoundError: the spec does not exist.
     """
-    found = make_plan(spec, model, params)
-    _warn(*(render(problem, found.where) for problem in found.problems))
-    return found.plan
+    resolved = make_plan(spec, model, params)
+    _warn(*(render(problem, resolved.where) for problem in resolved.problems))
+    return resolved.plan
 
 
 def compile_spec(
@@ -51,52 +51,54 @@ def compile_spec(
     params: Params | None = None,
     seed: int = 0,
 ) -> Model:
-    """Adapt a model: draw the tensors of a spec and rewrite the forwards that use them.
+    """Adapt a model: initialise the tensors of a spec and rewrite the forwards that use them.
 
-    The base's parameters stop training, and the adapter's train. Before training the model's logits are
-    those of its base, bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
+    The adapter's parameters become trainable, and the base's are frozen. Before training, the logits
+    equal the base's bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
 
     Args:
-        spec: as in `plan_spec`; or a `LoraConfig` of PEFT, of which a spec is made.
-        model: any causal language model of transformers; with weights or on the meta device.
+        spec: as in `plan_spec`, or a `LoraConfig` of PEFT, which is converted to a spec.
+        model: any model of transformers, with weights or on the meta device.
         params: as in `plan_spec`.
-        seed: of the tensors. Each tensor is drawn separately, in float32: the same seed gives the same
-            adapter on any device, whatever else is in the spec.
+        seed: for the initial values. Each tensor is generated separately in float32, so the same seed
+        gives the
+            same tensor on any device and in any spec.
 
     Returns:
         The same object, adapted.
 
     Raises:
-        BishareError: as in `plan_spec`; or the model has an adapter (BS401). Nothing was changed.
-        FileNotFoundError: there is no such spec.
+        BishareError: see `plan_spec`; or the model has an adapter already (BS401). The model is unchanged.
+        FileNotFoundError: the spec does not exist.
     """
     from bishare_dsl.peft.lora import spec_of_lora
     from bishare_dsl.peft.method import install
 
     if type(spec).__name__ == "LoraConfig":
         spec = spec_of_lora(cast("LoraConfig", spec), model)
-    found = make_plan(cast("Spec", spec), model, params)
-    _warn(*(render(problem, found.where) for problem in found.problems))
-    _warn(*install(model, found, seed))
+    resolved = make_plan(cast("Spec", spec), model, params)
+    _warn(*(render(problem, resolved.where) for problem in resolved.problems))
+    _warn(*install(model, resolved, seed))
     return model
 
 
 def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
-    """Adapt a model with a saved adapter. Everything is checked before anything is changed.
+    """Adapt a model with a saved adapter. All checks run before the model is changed.
 
     Args:
-        folder: that `save_pretrained` or ``bishare compile`` has written; ``FOLDER#NAME``, an adapter of a
-            library; a plain LoRA that PEFT has written; or the id of either on the Hub, ``owner/name`` or
-            ``owner/name@revision``.
-        model: the base that the adapter was made for, or one of the same shapes.
+        folder: the folder of an adapter, ``FOLDER#NAME`` for an adapter of a library, the folder of a
+        LoRA of PEFT,
+            or a Hub id of one of these (``owner/name`` or ``owner/name@revision``).
+        model: the base of the adapter, or a model with the same shapes.
 
     Returns:
         The same object, adapted.
 
     Raises:
-        BishareError: the folder is not an adapter, is damaged, or was made for another base (BS6xx), a
-            transform of it is not installed or cannot be used (BS619, BS214), the Hub does not give it out
-            (BS504, BS505), or the model has an adapter, as in `compile_spec`; nothing was changed.
+        BishareError: the folder is not an adapter, is damaged, or belongs to another base (BS6xx); a
+        transform is
+            missing or unusable (BS619, BS214); the Hub refuses it (BS504, BS505); or the model has an adapter
+            already (BS401). The model is unchanged.
     """
     from bishare_dsl.peft.method import install
 

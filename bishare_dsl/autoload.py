@@ -61,7 +61,7 @@ sys.meta_path.insert(0, _Peft)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Turn it on or off, or say which it is; return the exit code, which for ``status`` is 1 if it is off."""
+    """Turn loading on or off, or print its status. Return the exit code: 1 if ``status`` finds it off."""
     parser = argparse.ArgumentParser(
         prog="python -m bishare_dsl.autoload",
         description="Let every program in this environment load bishare's adapters through PEFT.",
@@ -75,21 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=Path(sysconfig.get_path("purelib")),
         help="the site-packages to write to; by default those of this environment",
     )
-    asked = parser.parse_args(argv)
-    files = {asked.folder / HOOK: _HOOK, asked.folder / PTH: f"import {Path(HOOK).stem}\n"}
+    arguments = parser.parse_args(argv)
+    files = {arguments.folder / HOOK: _HOOK, arguments.folder / PTH: f"import {Path(HOOK).stem}\n"}
     try:
-        if asked.action == "on":
+        if arguments.action == "on":
             for path, text in files.items():
                 path.write_text(text, encoding="utf-8")
-        elif asked.action == "off":
-            for path in reversed(files):  # Without the .pth nothing reads the other one.
+        elif arguments.action == "off":
+            for path in reversed(
+                files
+            ):  # Without the .pth file, Python does not read the other file.
                 path.unlink(missing_ok=True)
     except OSError as error:
-        parser.exit(2, f"error: cannot write {asked.folder}: {error.strerror}\n")
+        parser.exit(2, f"error: cannot write {arguments.folder}: {error.strerror}\n")
     on = all(path.is_file() for path in files)
-    said = "on: programs that import peft can load bishare's adapters" if on else "off"
-    sys.stdout.write(f"{said} ({asked.folder})\n")
-    return int(asked.action == "status" and not on)
+    status = "on: programs that import peft can load bishare's adapters" if on else "off"
+    sys.stdout.write(f"{status} ({arguments.folder})\n")
+    return int(arguments.action == "status" and not on)
 
 
 if __name__ == "__main__":

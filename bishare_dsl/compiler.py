@@ -1,6 +1,6 @@
-"""From a spec to its plan, and from a folder to the adapter in it.
+"""Plan specs and read adapters.
 
-Emits no warnings; returns them to the caller: `api` warns, commands and training runs report.
+Warnings are returned to the caller: `api` emits them, and commands and training runs report them.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 
 
 def _frame(plan: Plan) -> str:
-    """Draw who shares what with whom, in a notebook."""
+    """Draw which modules share, for a notebook."""
     from bishare_dsl.show.page import frame
 
     return frame(plan)
 
 
-# Pictures are made of plans, which therefore do not know them.
+# Plans must not import pictures, which import plans.
 Plan._repr_html_ = _frame  # type: ignore[attr-defined]
 
 Params = Mapping[str, int | float | str]
-"""Other values for a spec's params."""
+"""Values for a spec's params."""
 
 
 @dataclass(frozen=True)
 class ResolvedSpec:
-    """A spec resolved against a model, and what to warn of.
+    """A spec resolved against a model, with its warnings.
 
-    ``where`` tells the places of the spec's parts, if it was read from a text; ``changed`` whether its
-    params have other values than there.
+    ``where`` has the locations of the spec's parts if it was read from a text. ``changed`` says whether
+    params have other values than in the text.
     """
 
     plan: Plan
@@ -64,10 +64,10 @@ class ResolvedSpec:
     changed: bool
 
     def text(self) -> str:
-        """Return a text that means the spec without any other file: what an adapter keeps.
+        """Return a text for the spec that needs no other file, for the adapter's config.
 
         Raises:
-            SpecError: no text says the spec (BS140).
+            SpecError: no text can express the spec (BS140).
         """
         from bishare_dsl.language import own_text
 
@@ -83,15 +83,15 @@ def make_plan(
     """Resolve a spec against a model.
 
     Args:
-        spec: a spec, the path of a file, a shipped spec's name, or a text, which has several lines.
-        model: a model, its shapes, or what names it.
-        params: values to use instead of those in the spec.
-        where: the places of a spec that was read already.
+        spec: a spec, the path of a file, the name of a shipped spec, or a text of several lines.
+        model: a model, its shapes, or its name.
+        params: values for params of the spec.
+        where: the locations of a spec that was read already.
 
     Raises:
-        BishareError: the spec is wrong or does not fit, or the model cannot be found; every problem,
-            each at its place in the text.
-        FileNotFoundError: there is no such spec.
+        BishareError: the spec is wrong or does not fit, or the model cannot be found. The error lists every
+            problem with its position.
+        FileNotFoundError: the spec does not exist.
     """
     from bishare_dsl.language.read import warn_of_outdented
 
@@ -109,7 +109,7 @@ def make_plan(
     )
 
 
-# For each piece of advice that is tried a spec is planned again.
+# Trying a piece of advice means planning the spec again.
 _TRIED = 10
 _ADVICE = re.compile(r"did you mean `([^`]+)`\?|^`rank ([^`]+)`")
 
@@ -117,11 +117,11 @@ _ADVICE = re.compile(r"did you mean `([^`]+)`\?|^`rank ([^`]+)`")
 def drop_failing_advice(
     problems: Iterable[Problem], where: SourceMap | None, architecture: Architecture | None
 ) -> Iterator[Problem]:
-    """Yield problems without the advice that fails when it is followed.
+    """Yield problems, without advice that fails when it is followed.
 
-    What the advice names replaces what is wrong in the text, which is checked again: with a model or without.
-    So is the advice of the first few problems; that of others is left out. A problem of a used file stays as
-    it is.
+    The advised text replaces the wrong text, and the spec is checked again, with or without a model.
+    This is done for the first few problems; the others lose their advice. Problems of used files are not
+    changed.
     """
     tried = 0
     for problem in problems:
@@ -152,14 +152,14 @@ def _problems(text: str, name: str, architecture: Architecture | None) -> Sequen
 
 
 def read_spec(spec: Spec | str | os.PathLike[str]) -> tuple[Spec, SourceMap | None]:
-    """Return a spec, and where its parts stand in a text, if it was read from one.
+    """Return a spec, and the locations of its parts if it was read from a text.
 
     Args:
-        spec: a spec, its text, which has several lines, the path of a file, or a shipped spec's name.
+        spec: a spec, a text of several lines, the path of a file, or the name of a shipped spec.
 
     Raises:
-        SpecError: the text is not a spec; every problem, each at its place.
-        FileNotFoundError: there is no such spec.
+        SpecError: the text is not a spec. The error lists every problem with its position.
+        FileNotFoundError: the spec does not exist.
     """
     from bishare_dsl.language import read, read_file
 
@@ -175,12 +175,12 @@ def read_fitting(
     model: nn.Module | Architecture | Source | str,
     named: Source | str | None = None,
 ) -> tuple[StoredAdapter, list[Problem]]:
-    """Read an adapter that fits a model, bishare's or a LoRA of PEFT, and find what to warn of.
+    """Read an adapter or a LoRA of PEFT, check that it fits a model, and return its warnings.
 
-    One that the Hub has is fetched. ``named`` is what names the model, where ``model`` is its shapes.
+    Hub ids are fetched. ``named`` is the name of the model if ``model`` is its shapes.
 
     Raises:
-        BishareError: it cannot be read or does not fit, or the model cannot be found.
+        BishareError: the adapter cannot be read or does not fit, or the model cannot be found.
     """
     from bishare_dsl.adapter.contents import base_problems
     from bishare_dsl.adapter.files import is_peft, read_adapter
@@ -205,12 +205,12 @@ def import_peft(
     named: Source | str | None = None,
     tell: Callable[[Problem], None] | None = None,
 ) -> str:
-    """Write an adapter that adds to each module what a LoRA of PEFT adds; give the text of its spec.
+    """Convert a LoRA of PEFT to an equal adapter, and return the text of its spec.
 
-    Arguments as in `read_fitting`; ``tell`` takes what `save_adapter` warns of.
+    The arguments are those of `read_fitting`; ``tell`` receives the warnings of `save_adapter`.
 
     Raises:
-        BishareError: as `read_peft` and `save_adapter` do, or the model cannot be found.
+        BishareError: see `read_peft` and `save_adapter`; or the model cannot be found.
     """
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.stored import check_finite

@@ -1,8 +1,7 @@
-"""The Hugging Face Hub: asked once and shortly for a model, an adapter or data.
+"""Access the Hugging Face Hub with one short request per model, adapter or data set.
 
-Left to itself, a look-up of what is not in the cache is tried six times over 23 seconds where there is no
-network. Here one request with a short limit decides whether the Hub can be reached, and the cache is used
-where it cannot.
+By default, huggingface_hub retries a missing file six times over 23 seconds without a network. Here one
+request with a short timeout decides whether the Hub can be reached; otherwise the cache is used.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ADAPTER_OFFLINE = (
     "are in the Hugging Face cache already (`HF_HOME`)"
 )
 
-# A revision is the name of a file in the Hub's cache: none of its parts begins with a dot.
+# A revision names a file in the Hub's cache, so no part may begin with a dot.
 _ADAPTER_ID = re.compile(
     r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w.-]*(?:/[\w-][\w.-]*)*))?(?:#(.*))?", re.ASCII
 )
@@ -41,14 +40,14 @@ _FILES = (
     "plan.json",
     "README.md",
 )
-"""What an adapter is made of, ours or PEFT's. Nothing else of a repository is fetched, and no pickle."""
+"""The files of an adapter of bishare or PEFT. No other file, and no pickle, is fetched from a repository."""
 
 _MEMBER = "adapters/{}.safetensors"
-"""What a library has for one of its adapters."""
+"""The file of one adapter in a library."""
 
 
 def cached_folder(model_id: str) -> Path | None:
-    """Return the folder in the local cache that holds the current revision of a Hub model, config and all."""
+    """Return the folder in the local cache with the current revision of a Hub model, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model_id, "config.json")
@@ -56,20 +55,20 @@ def cached_folder(model_id: str) -> Path | None:
 
 
 def require_hub(model_id: str) -> None:
-    """Check that the Hub has this model and gives it out.
+    """Check that the Hub has a model and allows access.
 
     Raises:
-        ModelError: the Hub cannot be reached or may not be asked (BS504), or it says no (BS505).
+        ModelError: the Hub cannot be reached or access is turned off (BS504), or the Hub refuses (BS505).
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import EntryNotFoundError
 
-    with _asked(model_id, ModelError, _MODEL_OFFLINE):
+    with _hub_errors(model_id, ModelError, _MODEL_OFFLINE):
         if is_offline_mode():
             raise ConnectionError("HF_HUB_OFFLINE is set")
         try:
-            # The token is found by huggingface_hub where the user has logged in.
+            # huggingface_hub finds the token of a logged-in user.
             get_hf_file_metadata(hf_hub_url(model_id, "config.json"), timeout=_SECONDS)
         except EntryNotFoundError:
             reason = "the repository has no config.json"
@@ -78,29 +77,30 @@ def require_hub(model_id: str) -> None:
 
 
 def adapter_folder(place: str | os.PathLike[str]) -> Path:
-    """Return the folder of an adapter, fetched from the Hub first where it is the id of one there.
+    """Return the folder of an adapter, after fetching it from the Hub if ``place`` is a Hub id.
 
-    An id is ``owner/name``, or ``owner/name@revision``; after it may stand the ``#adapter`` of a library, of
-    which no other adapter is fetched. A folder of that name wins over it. Where the Hub cannot be reached, an
-    adapter in the cache will do.
+    An id is ``owner/name`` or ``owner/name@revision``, optionally with the ``#adapter`` of a library,
+    whose other adapters are not fetched. A local folder of that name wins. If the Hub cannot be reached,
+    a cached adapter is used.
 
     Raises:
-        AdapterError: the Hub cannot be reached and the cache has no such adapter (BS504), or the Hub does
-            not give it out, or it is not an adapter (BS505).
+        AdapterError: the Hub cannot be reached and the adapter is not cached (BS504), the Hub refuses
+        it, or it is
+            not an adapter (BS505).
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RevisionNotFoundError
 
     path = Path(place)
     match = _ADAPTER_ID.fullmatch(os.fspath(place))
-    if match is None or os.path.exists(path) or path.parent.is_dir():  # noqa: PTH110 - a long name is none
+    if match is None or os.path.exists(path) or path.parent.is_dir():  # noqa: PTH110 - a long name is False
         return path
     name, revision, adapter = match.groups()
-    # What is not a name is looked for in vain, and said to be none.
+    # An invalid name fails with an error about its form.
     files = [*_FILES, _MEMBER.format("*" if adapter is None else escape(adapter))]
-    with _asked(name, AdapterError, _ADAPTER_OFFLINE):
+    with _hub_errors(name, AdapterError, _ADAPTER_OFFLINE):
         try:
-            found = Path(
+            cached = Path(
                 snapshot_download(
                     name, revision=revision, allow_patterns=files, etag_timeout=_SECONDS
                 )
@@ -108,15 +108,15 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
         except RevisionNotFoundError:
             reason = f"it has no revision `{revision}`"
             raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None
-    if not any((found / mark).is_file() for mark in _MARKS):
+    if not any((cached / mark).is_file() for mark in _MARKS):
         reason = f"the repository is not an adapter: it has neither {' nor '.join(_MARKS)}"
         raise AdapterError(HUB_REFUSED(name=name, reason=reason))
-    return found if adapter is None else Path(f"{found}#{adapter}")
+    return cached if adapter is None else Path(f"{cached}#{adapter}")
 
 
 @contextmanager
-def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
-    """Turn what goes wrong while the Hub is asked into our own error, of the class ``raised``."""
+def _hub_errors(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
+    """Convert errors of requests to the Hub to ``raised``."""
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -136,6 +136,6 @@ def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None
         help = "check the id; for a private repository run `hf auth login`"
         raise raised(HUB_REFUSED(name=name, reason=reason, help=help)) from None
     except Exception as error:
-        # Every transport has exceptions of its own, and huggingface_hub has changed its transport twice.
+        # Transports have different exceptions, and huggingface_hub has changed its transport twice.
         reason = one_line(error.__cause__ or error)
         raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline)) from error

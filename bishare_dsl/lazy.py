@@ -1,7 +1,6 @@
-"""Names of a package that load what they need when they are first used.
+"""Import the names of a package when they are first used.
 
-`check`, `fmt` and `plan` must answer at once; a package that imports all of its modules would make each
-command pay for every other.
+`check`, `fmt` and `plan` must start fast, so a package must not import all of its modules.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package whose names live in other modules.
+    """Return the ``__getattr__`` of a package whose names are defined in other modules.
 
     Args:
-        package: its ``__name__``.
-        homes: the module of each name.
+        package: the ``__name__`` of the package.
+        homes: maps names to modules.
     """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(homes[name]), name)
-        # Kept in the package, so that this runs once for each name.
+        # Store the name in the package, so that this runs once per name.
         setattr(sys.modules[package], name, value)
         return value
 

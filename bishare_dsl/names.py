@@ -1,4 +1,4 @@
-"""What an adapter, and therefore a task, can be called."""
+"""Check the names of adapters and tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BASE = "__base__"
 """The name that PEFT gives to the rows of a mixed batch without an adapter."""
 
 MAX_BYTES = 200
-"""The longest name, in bytes of UTF-8: file systems allow 255, and a folder has other words in its name."""
+"""The longest name in bytes of UTF-8. File systems allow 255, including other parts of a folder's name."""
 
 OF_MODULES = frozenset(
     {"bishare", "bishare_tensors", "bishare_factors", "bishare_whole", "base_model"}
@@ -18,8 +18,8 @@ OF_MODULES = frozenset(
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
-# A public method or attribute of `torch.nn.ModuleDict`, in which the adapters stand, cannot be a key of it.
-# They are written out, because commands check names without torch; a test compares them with torch's.
+# Adapters are keys of a `torch.nn.ModuleDict`, which rejects the names of its public attributes. They
+# are listed here, because commands check names without torch; a test compares the list with torch.
 _WORDS = """
     T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double
     dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu
@@ -37,8 +37,8 @@ def name_fault(name: object, taken: Collection[str] = ()) -> str | None:
     """Return why an adapter or a task cannot have a name, or None if it can.
 
     Args:
-        name: as the user wrote it.
-        taken: names of the model's own modules and parameters, as `module_names` returns them.
+        name: the user's name.
+        taken: names of the model's modules and parameters, from `module_names`.
     """
     if not isinstance(name, str):
         return f"it is a {type(name).__name__}, not a text"

@@ -1,5 +1,6 @@
-"""Reading the files of folders that come from strangers: each is a plain file of its folder, and no larger
-than what is said of it. No pipe is waited for, no device read, no link followed to somewhere else.
+"""Read files of untrusted folders: only plain files inside the folder, up to a size limit.
+
+Pipes, devices and links that leave the folder are refused.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 MAX_CONFIG = 2**26
-"""Bytes of a config, more than that of any adapter has."""
+"""The largest config in bytes, more than any adapter needs."""
 
 MAX_VALUES = 2**20
-"""Values in a text of JSON, more than any config has: each takes hundreds of bytes once it is read."""
+"""The largest number of values in JSON, more than any config has. Each takes hundreds of bytes in memory."""
 
-# A pipe is opened without waiting for its writer; Windows has neither these names nor such pipes.
+# Open a pipe without waiting for its writer. Windows has neither these flags nor such pipes.
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)
@@ -27,10 +28,10 @@ _FLAGS = (
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a stranger's text of JSON means.
+    """Parse untrusted JSON.
 
     Raises:
-        ValueError: it is no JSON, nested too deep, or of more than `MAX_VALUES` values.
+        ValueError: the text is not JSON, too deeply nested, or has more than `MAX_VALUES` values.
     """
     comma, colon = (b",", b":") if isinstance(text, bytes) else (",", ":")
     if text.count(comma) + text.count(colon) > MAX_VALUES:  # type: ignore[arg-type]
@@ -42,24 +43,24 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """Return where a path leads. A link to itself leads to itself, where `Path.resolve` has a bare error."""
+    """Resolve a path. A link to itself is returned unchanged, where `Path.resolve` raises an error."""
     return Path(os.path.realpath(path))
 
 
 def read_file(folder: str | os.PathLike[str], name: str, limit: int) -> bytes:
     """Read a file of a folder.
 
-    In the Hub's cache a file of a snapshot is a link to a blob of the same repository; any other link that
-    leaves the folder is refused.
+    In the Hub's cache, files of a snapshot are links to blobs of the same repository. Any other link
+    that leaves the folder is refused.
 
     Args:
-        folder: may be a link itself.
-        name: of the file, which may be in a folder below.
-        limit: the most bytes that it may have.
+        folder: the folder, which may be a link.
+        name: the path of the file below the folder.
+        limit: the largest allowed size in bytes.
 
     Raises:
-        FileNotFoundError: it is not there.
-        OSError: it leaves the folder, is not a plain file, is too large, or the system refuses.
+        FileNotFoundError: the file is missing.
+        OSError: the file is outside of the folder, not a plain file, or too large, or the system refuses.
     """
     root = real_path(folder)
     path = Path(folder, name)
@@ -69,13 +70,13 @@ def read_file(folder: str | os.PathLike[str], name: str, limit: int) -> bytes:
         raise _refused(path, "it is a link to somewhere else")
     descriptor = os.open(real, _FLAGS)
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise _refused(path, "it is not a plain file")
-        if found.st_size > limit:
-            raise _refused(path, f"it has {found.st_size:,} bytes, and may have {limit:,}")
+        if status.st_size > limit:
+            raise _refused(path, f"it has {status.st_size:,} bytes, and may have {limit:,}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(found.st_size)  # Though it may have grown since.
+            return file.read(status.st_size)  # It may have grown since.
     finally:
         os.close(descriptor)
 

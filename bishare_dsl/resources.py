@@ -1,7 +1,7 @@
-"""Where the files that ship with bishare are: grammars, specs and the pages of error codes.
+"""Locate files that ship with bishare: grammars, specs and the pages of error codes.
 
-They stand at the top of a checkout and inside an installed package. Both are plain folders, so
-paths are enough; ``importlib.resources`` would cost more to import than the rest of a command.
+They are at the top of a checkout, or inside an installed package. Both are plain folders; importing
+``importlib.resources`` would take longer than a command.
 """
 
 import itertools
@@ -17,7 +17,7 @@ _SUFFIX = ".share"
 
 
 def cache_folder() -> Path:
-    """Return where downloads and the parser's tables are: ``BISHARE_CACHE``, or else ``~/.cache/bishare``."""
+    """Return the folder for downloads and the parser's tables: ``BISHARE_CACHE`` or ``~/.cache/bishare``."""
     return Path(os.environ.get("BISHARE_CACHE") or "~/.cache/bishare").expanduser()
 
 
@@ -27,32 +27,32 @@ def grammar(name: str) -> Path:
 
 
 def table(name: str) -> Iterator[tuple[str, str]]:
-    """Read a table of `grammars`: a row is two lines, of which the second says something of the first."""
+    """Yield the rows of a table in `grammars`. A row is two lines: a key and its text."""
     lines = grammar(name).read_text(encoding="utf-8").splitlines()
     rows = [line.strip() for line in lines if line and not line.startswith("#")]
     return zip(rows[::2], rows[1::2], strict=True)
 
 
 def error_page(code: str) -> Path:
-    """Return the path of the page of an error code, such as ``BS201``; not every code has one."""
+    """Return the path of the page of an error code, such as ``BS201``. Not every code has a page."""
     return _HOME / "docs" / "errors" / f"{code}.md"
 
 
 @cache
 def error_index() -> dict[str, tuple[str, str]]:
-    """Return what each error code is called, and what helps in general, by code: the index of their pages."""
+    """Map each error code to its title and its general remedy, from the index of the pages."""
     index = error_page("README").read_text(encoding="utf-8")
     row = r"^- \[?(BS\d{3})\b.*?: (.+)(?:\n    - (.+))?$"
     return {code: (title, help) for code, title, help in re.findall(row, index, re.MULTILINE)}
 
 
 def shipped_specs() -> dict[str, Path]:
-    """Return the specs that ship with bishare, by name (``bishare_ke``), in alphabetical order."""
+    """Map the names of shipped specs (``bishare_ke``) to their paths, in alphabetical order."""
     return {path.stem: path for path in sorted((_HOME / "specs").glob(f"*{_SUFFIX}"))}
 
 
 def first_sentence(text: str) -> str:
-    """Read the first sentence of the comment that a spec begins with, which says what it is."""
+    """Return the first sentence of the comment at the beginning of a spec, which describes it."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     comment = " ".join(line.lstrip("#").strip() for line in lines)
     end = re.search(r"\.(?=\s|$)", comment)
@@ -60,14 +60,13 @@ def first_sentence(text: str) -> str:
 
 
 def find_spec(name_or_path: str | Path) -> Path:
-    """Return the spec file that a user means.
+    """Return the path of a spec.
 
-    A file that exists wins. Otherwise ``bishare_ke``, ``bishare_ke.share`` and
-    ``specs/bishare_ke.share`` all mean the spec that ships under that name, from whatever folder
-    the command is run in.
+    An existing file wins. Otherwise ``bishare_ke``, ``bishare_ke.share`` and ``specs/bishare_ke.share``
+    mean the shipped spec, in any current folder.
 
     Raises:
-        FileNotFoundError: it is neither; ``filename`` holds what was asked for.
+        FileNotFoundError: there is neither; its ``filename`` is the given name.
     """
     path = Path(name_or_path)
     if path.is_file():

@@ -1,3 +1,3 @@
-"""The version of bishare: the one place where it is written."""
+"""The version of bishare."""
 
 __version__ = "0.3.0"

@@ -1,7 +1,7 @@
-"""Writing files and folders so that whatever happens, the old is there or the new: never a half.
+"""Write files and folders atomically: after any failure, the old or the new content is there.
 
-What is half written has a name of its own, `.NAME.TOKEN.new`, so that no two writers have the same one, and
-is never opened where something is already: no link is followed. A kill may leave it.
+Unfinished files have unique names, `.NAME.TOKEN.new`, and are created exclusively, so no link is
+followed. A kill may leave them behind.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replace the content of a file in one step; its mode stays, and a link becomes a file.
+    """Replace the content of a file in one step, keeping its mode. A link becomes a file.
 
-    A device or a pipe, such as ``/dev/stdout``, is written to, and stays.
+    A device or a pipe, such as ``/dev/stdout``, is written to instead.
 
     Raises:
-        OSError: the system refused; the file is as it was.
+        OSError: the system refused. The file is unchanged.
     """
     in_place = path.exists() and not path.is_file()
-    # `/dev/stdout` is a link, to a file perhaps.
+    # `/dev/stdout` is a link, possibly to a file.
     if in_place or path.parent.resolve() == Path("/dev"):
         path.write_bytes(content)
         return
@@ -45,10 +45,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which takes the place of ``folder`` when all has gone well.
+    """Yield a new folder to write into, which replaces ``folder`` at the end of the block.
 
-    It is on the disk before it has its name. Where something goes wrong, or the user interrupts, ``folder``
-    is as it was. What writers have left that were killed is removed.
+    The new folder is flushed to disk before it gets its name. After an error or an interruption,
+    ``folder`` is unchanged. Leftovers of killed writers are removed.
 
     Raises:
         OSError: the system refused.
@@ -63,7 +63,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
                     discard(left)
             for mark in folder.parent.glob(half_written.removesuffix(".new") + _MARK):
                 _is_abandoned(mark.with_suffix(".new"))  # Killed before it had a folder.
-            # What is written into the folder may lock that itself.
+            # Writers may lock the new folder themselves.
             mark = new.with_suffix(_MARK)
             mark.touch(exist_ok=False)
             held.callback(mark.unlink, missing_ok=True)
@@ -80,10 +80,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _move_into_place(new: Path, folder: Path) -> None:
-    """Let a folder that is written take the place of another, which need not be there.
+    """Replace a folder, if it exists, by a new one.
 
     Raises:
-        OSError: the system refused; both are as they were.
+        OSError: the system refused. Both folders are unchanged.
     """
     for path in (*new.rglob("*"), new):
         _sync(path)
@@ -105,9 +105,9 @@ def _move_into_place(new: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two files or folders exchange their names in one step; False where the system cannot.
+    """Exchange the names of two files or folders in one step, or return False if the system cannot.
 
-    There a kill between the two renames that do it instead leaves the old folder as ``.NAME.TOKEN.old``.
+    The caller then renames twice, and a kill in between leaves the old folder as ``.NAME.TOKEN.old``.
     """
     import ctypes
 
@@ -121,11 +121,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 _MARK = ".lock"
-"""The ending of the file that a writer of a new folder holds as long as it lives."""
+"""The suffix of the file that the writer of a new folder locks while it runs."""
 
 
 def _is_abandoned(new: Path) -> bool:
-    """Tell whether nobody writes a new folder any more; always False where the system has no locks."""
+    """Return whether the writer of a new folder is gone. Always False on systems without locks."""
     if os.name == "nt":
         return False
     import fcntl
@@ -133,7 +133,9 @@ def _is_abandoned(new: Path) -> bool:
     mark = new.with_suffix(_MARK)
     try:
         descriptor = os.open(mark, os.O_RDONLY)
-    except FileNotFoundError:  # The writer was killed in between, or is a version without it.
+    except (
+        FileNotFoundError
+    ):  # The writer was killed in between, or is an older version without the file.
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,16 +148,16 @@ def _is_abandoned(new: Path) -> bool:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a kill has left of `replace_file`. Nobody else may be writing that file now."""
+    """Remove leftovers of a killed `replace_file`. No other process may be writing that file."""
     for left in path.parent.glob(_half_written(path.name)):
         discard(left)
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder can be written, or made where it is not there. Nothing is left.
+    """Check that a folder can be written or created, without leaving a trace.
 
     Raises:
-        OSError: it cannot.
+        OSError: the system refused.
     """
     while not folder.exists() and folder.parent != folder:
         folder = folder.parent
@@ -166,9 +168,9 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes to a folder, and keep it so for a block.
+    """Lock a folder against other writers for the duration of a block.
 
-    Windows and some network file systems have no such lock; there one process may write at a time.
+    Windows and some network file systems lack such locks: there, write from one process at a time.
 
     Raises:
         OSError: the folder cannot be opened.
@@ -193,7 +195,7 @@ def is_half_written(name: str) -> bool:
 
 
 def _half_written(name: str) -> str:
-    """Return a pattern of the names that `_aside` gives to what is half written."""
+    """Return a pattern that matches the names of unfinished files from `_aside`."""
     return f".{name}.{'[0-9a-f]' * 8}.new"
 
 
@@ -209,9 +211,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Ensure that a file's content, or a folder's names, are on the disk."""
+    """Flush a file's content, or a folder's names, to disk."""
     if path.is_dir() and os.name == "nt":
-        return  # It has no such call, and no need of it.
+        return  # Windows has no such call, and needs none.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -29,7 +29,7 @@ def command(report: Report) -> None:
         raise CommandError(missing) from error
     # Editors show standard error, where pygls would warn at each orderly end.
     logging.getLogger("pygls").setLevel(logging.ERROR)
-    # The server closes its output, and other output there would break the protocol: give it a duplicate.
+    # The server closes its output, and other output there would break the protocol: pass a duplicate.
     protocol_out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     sys.stdout = sys.stderr
     make_server().start_io(stdout=protocol_out)

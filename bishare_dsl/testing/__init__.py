@@ -1,9 +1,9 @@
-"""What checks a transform of one's own.
+"""Test your own transforms.
 
 | module | |
 |---|---|
 | `checks` | `check_transform(transform, rank, widths)` |
-| `reference` | registers a dense reference, from the paper's equation, that it is compared with |
+| `reference` | registers a dense reference, from the paper's equation, for comparison |
 | `models` | a tiny random Llama, or another model |
 | `tokenizer` | a tokenizer for it |
 """

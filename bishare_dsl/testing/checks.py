@@ -1,10 +1,10 @@
-"""Whatever must hold of a transform.
+"""Check a transform.
 
     @pytest.mark.parametrize("rank", [1, 4, 7])
     def test_my_transform(rank):
         check_transform(MyTransform(size=4), rank, [Width(12, 20), Width(7, 5)])
 
-A check that fails raises an AssertionError that says what differs, where, and by how much.
+A failed check raises an AssertionError with the difference and its location.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ from bishare_dsl.transforms.factor import DECODE_TOKENS
 def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:
     """Check what bishare relies on in a transform, at one rank and for the sites of one pool.
 
-    Shapes are as declared; the update is zero where `zeros` says so, and nowhere else; it can leave zero
-    if one part is zero, and never if several are; its rank is at most `reach`; `factors` gives the same
-    in a traced graph; factors multiply as the matrices that they are; gradients reach every
-    tensor; the options survive being written down; and the update is that of the reference, where one
-    is registered.
+    - Shapes are as declared.
+    - The update is zero exactly if `zeros` says so. It can leave zero if one part is zero, and not if
+    several are.
+    - The rank of the update is at most `reach`.
+    - A traced graph of `factors` gives the same result, and factors multiply like their matrices.
+    - Every tensor gets a gradient.
+    - The options survive a round trip through JSON.
+    - The update equals the registered reference, if there is one.
 
     Args:
         transform: a transform with its options.
-        rank: of the share, 1 or more.
-        widths: of the pool's sites.
+        rank: the rank of the share, at least 1.
+        widths: the widths of the pool's sites.
 
     Returns:
-        False where the transform refuses this rank or these widths, so that nothing was checked.
+        False if the transform refuses this rank or these widths, and nothing was checked.
 
     Raises:
-        AssertionError: saying what does not hold.
+        AssertionError: a check failed.
     """
     try:
         transform.check_rank(rank)
@@ -67,7 +70,7 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
 def _check_factors(
     transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
-    values = _drawn(shapes, _random(rank))
+    values = _random_tensors(shapes, _random(rank))
     down, up = _dense(transform, values, rank, width)
     rows, where = transform.rows(rank, width), f"at {width.d_in} -> {width.d_out}"
     _same(tuple(down.shape), (rows, width.d_in), f"the shape of the effective A {where}")
@@ -90,8 +93,8 @@ def _check_factors(
 
     traced = _Factors(transform, rank, width, tuple(shapes))
     graph = fx.symbolic_trace(traced)
-    for found, expected, factor in zip(graph(*values.values()), (down, up), "AB", strict=True):
-        _near(found.dense(), expected, f"the effective {factor} of a traced graph {where}")
+    for actual, expected, factor in zip(graph(*values.values()), (down, up), "AB", strict=True):
+        _near(actual.dense(), expected, f"the effective {factor} of a traced graph {where}")
 
     _check_products(transform, values, rank, width, where)
 
@@ -104,7 +107,7 @@ def _check_factors(
 def _check_plain(
     transform: Transform, values: Mapping[str, Tensor], pair: tuple[Tensor, Tensor], where: str
 ) -> None:
-    """Check that effective factors are made of the rows of tensors that are said to be `plain`."""
+    """Check that the rows of `plain` tensors are rows of the effective factors."""
     for role in transform.plain:
         factor, tensor = pair["AB".index(role)].detach(), values[role].detach()
         if factor.shape[1] == tensor.shape[1]:
@@ -119,7 +122,7 @@ def _check_plain(
 def _check_products(
     transform: Transform, values: Mapping[str, Tensor], rank: int, width: Width, where: str
 ) -> None:
-    """Check that factors multiply as the matrices that they are, those of several adapters too."""
+    """Check that factors multiply like their matrices, also for several adapters."""
     several = {role: torch.stack([value, 2 * value]) for role, value in values.items()}
     apart = [{role: value[i] for role, value in several.items()} for i in range(2)]
     each = [[f.dense() for f in term_factors(transform, one, rank, width)] for one in apart]
@@ -144,7 +147,7 @@ def _check_update(
     transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
     random = _random(rank)
-    values = _drawn(shapes, random)
+    values = _random_tensors(shapes, random)
     x = torch.randn(2, 3, width.d_in, generator=random, dtype=torch.float64)
     where = f"at {width.d_in} -> {width.d_out}"
     update = transform.update(x, values, rank, width)
@@ -155,7 +158,9 @@ def _check_update(
         _near(update, reference(term, x), f"the update {where}", 1e-9)
 
 
-def _drawn(shapes: Mapping[str, tuple[int, int]], random: torch.Generator) -> dict[str, Tensor]:
+def _random_tensors(
+    shapes: Mapping[str, tuple[int, int]], random: torch.Generator
+) -> dict[str, Tensor]:
     return {
         role: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
         for role, shape in shapes.items()
@@ -168,7 +173,7 @@ def _check_learning(
     update: Callable[[Mapping[str, Tensor]], Tensor],
     where: str,
 ) -> None:
-    """Check that every tensor gets a gradient, and that `zeros` is right whichever tensors are zero."""
+    """Check that every tensor gets a gradient, and that `zeros` is correct for any set of zero tensors."""
     gradients = _gradients(update(values).square().sum(), list(values.values()))
     pairs = zip(values, gradients, strict=True)
     missed = [role for role, g in pairs if not (g.any() or role in transform.fixed)]
@@ -199,7 +204,7 @@ class _Factors(nn.Module):
         self.transform, self.rank, self.width, self.roles = transform, rank, width, roles
 
     def forward(self, *tensors: Tensor) -> tuple[Any, Any]:
-        # Traced, `tensors` is one proxy that stands for all of them.
+        # When traced, `tensors` is one proxy for all of them.
         values = {role: tensors[i] for i, role in enumerate(self.roles)}
         a, b = term_factors(self.transform, values, self.rank, self.width)
         return _node(a), _node(b)
@@ -219,11 +224,11 @@ def _dense(
 
 
 def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    # What the loss does not depend on, such as a last layer's keys of padded tokens, has none.
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
+    # The loss may not depend on a tensor, such as the keys of padded tokens in the last layer.
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
     return [
         torch.zeros_like(tensor) if gradient is None else gradient
-        for tensor, gradient in zip(tensors, found, strict=True)
+        for tensor, gradient in zip(tensors, gradients, strict=True)
     ]
 
 
@@ -231,14 +236,14 @@ def _random(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _same(found: object, expected: object, what: str) -> None:
-    if found != expected:
-        raise AssertionError(f"{what}: found {found}, expected {expected}")
+def _same(actual: object, expected: object, what: str) -> None:
+    if actual != expected:
+        raise AssertionError(f"{what}: found {actual}, expected {expected}")
 
 
-def _near(found: Tensor, expected: Tensor, what: str, tolerance: float = 0.0) -> None:
-    """Compare two tensors, relative to the largest value of what is expected."""
+def _near(actual: Tensor, expected: Tensor, what: str, tolerance: float = 0.0) -> None:
+    """Compare two tensors relative to the largest expected value."""
     allowed = tolerance * max(float(expected.detach().abs().max()), 1e-6)
     torch.testing.assert_close(
-        found, expected, rtol=0, atol=allowed, msg=lambda said: f"{what} differs: {said}"
+        actual, expected, rtol=0, atol=allowed, msg=lambda said: f"{what} differs: {said}"
     )

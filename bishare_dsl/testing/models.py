@@ -1,8 +1,8 @@
-"""Tiny random models, to test with.
+"""Tiny random models for tests.
 
-They are small enough to build in a millisecond, and awkward enough to catch mistakes: the widths of a Llama
-differ from one another (hidden 32, query 40, key and value 20, intermediate 48), attention is grouped-query,
-no bias is zero, no norm is one, and the weights are seeded and large enough for attention to matter.
+They build in a millisecond and are irregular, to catch mistakes. The widths of a Llama all differ
+(hidden 32, query 40, key and value 20, intermediate 48), and attention is grouped-query. No bias is zero
+and no norm is one. The weights are seeded, and large enough for attention to matter.
 
     >>> model = tiny_model(num_hidden_layers=3)
     >>> model.model.layers[0].self_attn.k_proj.weight.shape
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """How to build one family.
+    """A family of models.
 
-    `model_type` is Hugging Face's name, `config` the tiny sizes, `task` the end of the auto class's name.
+    `model_type` is Hugging Face's name, `config` has the tiny sizes, and `task` is the end of the auto
+    class's name.
     """
 
     model_type: str
@@ -41,7 +42,7 @@ LLAMA = TinyFamily(
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        # It is not hidden_size / heads on purpose, so that no two widths are the same.
+        # Not hidden_size / heads, so that all widths differ.
         "head_dim": 10,
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
@@ -58,11 +59,10 @@ def tiny_model(
     """Return a tiny float32 model of `family`, on the CPU and in eval mode.
 
     Args:
-        family: a Llama, or how to build another family.
-        seed: of the weights; the same seed gives the same weights, and torch's global generator is
-            left as it was.
-        **overrides: configuration fields in the family's own words, such as `num_hidden_layers=3`
-            (GPT-2 says `n_layer`) or `attn_implementation="eager"`.
+        family: a Llama, or another family.
+        seed: for the weights; torch's global generator does not change.
+        **overrides: config fields of the family, such as `num_hidden_layers=3` (`n_layer` in GPT-2) or
+            `attn_implementation="eager"`.
     """
     import torch
     import transformers
@@ -77,12 +77,12 @@ def tiny_model(
         model: PreTrainedModel = auto.from_config(
             config, attn_implementation=attention, dtype=torch.float32
         )
-        # Fresh biases are zero and fresh norms one: a mistake with either would go unseen.
+        # New biases are zero and new norms one, which would hide mistakes.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.ndim == 1 or name.endswith("bias"):  # An expert's is a row.
+                if parameter.ndim == 1 or name.endswith("bias"):  # The bias of an expert is a row.
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    # One end-of-sequence token drawn by chance must not shorten what a test generates.
+    # A random end-of-sequence token must not shorten generated texts.
     if model.can_generate():
         model.generation_config.eos_token_id = None
     model.eval()

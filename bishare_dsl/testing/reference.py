@@ -1,6 +1,6 @@
-"""Dense references of transforms, which `check_transform` compares with.
+"""Dense references of transforms, for comparison in `check_transform`.
 
-A transform of your own gets one, from its paper's equation and not from its code:
+Write one for your own transform, from the paper's equation and not from its code:
 
     >>> @reference("Half")
     ... def half(term: TermValues) -> Factors:
@@ -18,9 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TermValues:
-    """A term at a site with the values of its tensors, which ``values[role]`` gives as they are stored.
+    """A term at a site with the values of its tensors as stored, ``values[role]``.
 
-    Storage is rank-major: ``values["B"]`` is ``(r, ...)``, the paper's B transposed, and so are the
+    Storage is rank-major: ``values["B"]`` is ``(r, ...)``, the transpose of the paper's B. So are the
     gates ``G_iu`` and ``G_ou`` and the kernel ``K_B``.
     """
 
@@ -40,12 +40,12 @@ Factors = tuple[Tensor, Tensor]
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 REFERENCES: dict[str, Callable[..., Any]] = {}
-"""By the name of the transform: from a term's values to its `Factors`, without scale and gains; of one that
-is not linear, from the values and ``x (..., d_in)`` to the update ``(..., d_out)``."""
+"""Maps the name of a transform to a function from a term's values to its `Factors`, without scale and
+gains. For a nonlinear transform, it maps the values and ``x (..., d_in)`` to the update ``(..., d_out)``."""
 
 
 def reference(transform: str) -> Callable[[_FunctionT], _FunctionT]:
-    """Register a function as the reference of the transform of that name; a decorator."""
+    """Register the decorated function as the reference of a transform."""
 
     def register(function: _FunctionT) -> _FunctionT:
         REFERENCES[transform] = function

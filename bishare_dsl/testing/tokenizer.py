@@ -1,4 +1,4 @@
-"""A tokenizer for the tiny models: a character is a token.
+"""A tokenizer for the tiny models, with one token per character.
 
 >>> tiny_tokenizer()("ab")["input_ids"]
 [6, 7]
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Of the 64 that a tiny model knows; `<pad>`, `<s>` and `</s>` are where its config has them.
+# 64 tokens, as in a tiny model; `<pad>`, `<s>` and `</s>` have the ids of its config.
 _TOKENS = [
     "<pad>",
     "<s>",
@@ -22,9 +22,9 @@ _TOKENS = [
 
 
 def tiny_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with no merges and no case, whose ids fit every model of `tiny_model`.
+    """Return a tokenizer without merges and case, whose ids fit every model of `tiny_model`.
 
-    It needs no file, and can be saved beside a model.
+    It needs no file, and can be saved with a model.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
