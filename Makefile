@@ -1,5 +1,5 @@
-# What a newcomer and a developer run. Each target first builds what it needs, with nothing but
-# Python 3.11 or later and pip on the machine. pip's own settings (PIP_INDEX_URL and so on) are honoured.
+# Targets for newcomers and developers. Each first builds what it needs; Python 3.11 or later and pip are enough.
+# pip's settings (PIP_INDEX_URL and so on) apply.
 
 SHELL   := /bin/bash
 PYTHON  ?= python3
@@ -40,25 +40,25 @@ define install
 	  | sed -n -e '/^ *Downloading .*MB/p' -e '/^Installing/s/:.*/ .../p' -e '/^Successfully/s/ installed .*/ installed./p'
 endef
 
-setup: $(STAMP) ## make .venv and install bishare in it, editable, with what its development needs
+setup: $(STAMP) ## create .venv with an editable bishare and its development tools
 
 $(STAMP): pyproject.toml
 	$(call install,.venv,-e '.[dev]')
 	@touch $@
 
-demo: $(STAMP) ## set up, then the main job on a real model (SmolLM2-135M, fetched once)
+demo: $(STAMP) ## set up, then compare adapters that share weights with LoRA (SmolLM2-135M, fetched once)
 	@$(BIN)/python examples/demo.py --cache $(CACHE)
 
-test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
+test: $(STAMP) ## set up, then run all tests; ARGS="tests/plan -x" selects some
 	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function $(ARGS)
 
-hunt: $(STAMP) ## draw lives of adapted models beside the dense reference, for an hour; ARGS="--minutes 480 --seed 7"
+hunt: $(STAMP) ## compare random sequences of operations with a dense reference, for an hour; ARGS="--minutes 480 --seed 7"
 	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)
 
-hostile: $(STAMP) ## read 10,000 mutated specs within a minute of the processor; ARGS="10000 SEED"
+hostile: $(STAMP) ## read 10,000 mutated specs within a minute; ARGS="10000 SEED"
 	@$(BIN)/python tests/language/hostile.py $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy --strict, the one-way import order, the form of the specs and the number of code lines
+lint: $(STAMP) ## run ruff and mypy --strict, and check import order, format of specs and code lines
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
@@ -66,18 +66,18 @@ lint: $(STAMP) ## ruff, mypy --strict, the one-way import order, the form of the
 	@$(BIN)/bishare fmt --check specs/*.share
 	@$(BIN)/python tools/code_lines.py
 
-format: $(STAMP) ## let ruff mend and format the code
+format: $(STAMP) ## fix and format the code with ruff
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(STAMP) ## the numbers: speed, what each pass buys, size, start-up
+bench: $(STAMP) ## measure speed, the effect of each pass, size and start-up
 	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/claims.py benchmarks/families.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
-claims: $(STAMP) ## make again what README and docs say was counted or measured, in ten minutes, and compare
+claims: $(STAMP) ## recompute figures in README and docs, in ten minutes, and compare
 	@BISHARE_CACHE=$(CACHE) $(BIN)/python benchmarks/claims.py
 
-test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## the oldest and the newest transformers
+test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## test with the oldest and the newest transformers
 	@set -e; for end in oldest newest; do \
 	  .venv-compat/$$end/bin/python -c 'import transformers; print("== transformers", transformers.__version__)'; \
 	  $(PYTEST) .venv-compat/$$end/bin/python -m pytest -q -n $(WORKERS) $(ARGS) $(COMPAT_TESTS); done
@@ -94,11 +94,11 @@ test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## th
 PEFT_OLDEST = $(shell sed -n 's/^peft = \["peft>=\([0-9.]*\)"\].*/\1.0/p' pyproject.toml)
 PEFT_NEWEST = $(shell $(BIN)/python -c 'from importlib.metadata import version; print(version("peft"))')
 
-test-peft: $(STAMP) ## PEFT's own tests, of its oldest and newest version, with adapters of ours among theirs (half an hour)
+test-peft: $(STAMP) ## run PEFT's tests, oldest and newest version, with adapters of bishare (half an hour)
 	@set -e; for version in $(PEFT_OLDEST) $(PEFT_NEWEST); do \
 	  $(PYTEST) $(BIN)/python tests/peft/upstream.py $$version $(ARGS); done
 
-test-quantised: $(STAMP) .quantised/.installed ## bases that torchao and GPTQ keep in few bits, which `make test` skips
+test-quantised: $(STAMP) .quantised/.installed ## test bases quantised by torchao and GPTQ
 	@$(PYTEST) PYTHONPATH=.quantised $(BIN)/python -m pytest -q $(or $(ARGS),tests/adapter/test_quantised.py)
 
 # Beside .venv, not in it: transformers imports both with every model, and torchao warns each time of kernels that a
@@ -113,10 +113,10 @@ test-quantised: $(STAMP) .quantised/.installed ## bases that torchao and GPTQ ke
 VLLM = 0.32.0
 VLLM_VENV = .venv-vllm$(addprefix -,$(filter-out 0.32.0,$(VLLM)))
 
-test-vllm: $(VLLM_VENV)/.installed ## what serves adapters, on a real vLLM for the CPU (3.3 GB, minutes the first time)
+test-vllm: $(VLLM_VENV)/.installed ## test serving on a real vLLM for the CPU (3.3 GB, minutes the first time)
 	@$(PYTEST) $(VLLM_VENV)/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
 
-test-kernels: .venv-vllm/.installed ## kernels for a GPU, by Triton's interpreter, and compiled for one
+test-kernels: .venv-vllm/.installed ## test GPU kernels in Triton's interpreter, and compile them
 	@$(PYTEST) TRITON_INTERPRET=1 .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_kernels)
 
 # PyPI's builds of torchaudio and torchcodec do not fit the CPU build of torch, and break vLLM's import.
@@ -130,7 +130,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 CLIENTS = ms-swift axolotl mlx-lm
 EXTRA_mlx-lm = [cpu]
 
-test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## training in ms-swift and Axolotl, exports in mlx-lm (5 GB, minutes the first time)
+test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## test ms-swift, Axolotl and mlx-lm (5 GB, minutes the first time)
 	@set -e; for client in $(CLIENTS); do \
 	  $(PYTEST) .venv-clients/$$client/bin/python -m pytest -q $(or $(ARGS),tests/clients); done
 
@@ -139,31 +139,31 @@ test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ##
 	@.venv-clients/$*/bin/python -m pip install --quiet --no-deps 'peft>=0.21'
 	@touch $@
 
-dist: $(STAMP) ## build the sdist and the wheel into dist, check them, and try the wheel in a fresh environment
+dist: $(STAMP) ## build sdist and wheel into dist, and test the wheel in a new environment
 	@rm -f dist/bishare-*.tar.gz dist/bishare-*.whl
 	@$(BIN)/python -m build --no-isolation --outdir dist
 	@$(BIN)/twine check --strict dist/*.tar.gz dist/*.whl
 	@BISHARE_DIST=dist $(BIN)/python -m pytest -q tests/test_wheel.py
 
-docs: $(STAMP) ## write the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
+docs: $(STAMP) ## generate the README's picture and files for editors, then the site in build/docs
 	@$(BIN)/python tools/editors.py
 	@awk '/^```share/ { inside = 1; next } /^```/ { if (inside) exit } inside' README.md \
 	  | $(BIN)/bishare show - --model docs/images/six-layers.json --svg docs/images/sharing.svg
 	@$(MKDOCS) build --quiet
 
-playground: $(STAMP) ## put what the site's playground runs into build/docs, behind `make docs` (needs npm)
+playground: $(STAMP) ## add the playground to build/docs, after `make docs` (needs npm)
 	@$(BIN)/python website/playground.py build/docs/playground/runtime
 
-docs-serve: $(STAMP) ## show the docs as a site, at http://127.0.0.1:8000, while one writes
+docs-serve: $(STAMP) ## serve the docs at http://127.0.0.1:8000, with live reload
 	@$(MKDOCS) serve
 
-tree-sitter: ## write the parser for tree-sitter (needs Debian's tree-sitter-cli, 0.22.6)
+tree-sitter: ## generate the tree-sitter parser (needs Debian's tree-sitter-cli, 0.22.6)
 	@cd editors/tree-sitter && tree-sitter generate --abi 14 --no-bindings
 
-vscode: $(STAMP) ## test the extension for VS Code, and pack it into dist (needs npm)
+vscode: $(STAMP) ## test the VS Code extension, and pack it into dist (needs npm)
 	@cd editors/vscode && npm install --no-audit --no-fund --loglevel=error \
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
-clean: ## remove all that make has made, downloads in .cache apart
+clean: ## remove all generated files, except downloads in .cache
 	rm -rf .venv .venv-compat .venv-vllm* .venv-clients .quantised build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
