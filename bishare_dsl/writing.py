@@ -133,9 +133,7 @@ def _is_abandoned(new: Path) -> bool:
     mark = new.with_suffix(_MARK)
     try:
         descriptor = os.open(mark, os.O_RDONLY)
-    except (
-        FileNotFoundError
-    ):  # The writer was killed in between, or is an older version without the file.
+    except FileNotFoundError:  # The writer was killed in between, or is an older version.
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
