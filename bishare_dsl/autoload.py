@@ -82,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for path, text in files.items():
                 path.write_text(text, encoding="utf-8")
         elif arguments.action == "off":
-            for path in reversed(
-                files
-            ):  # Without the .pth file, Python does not read the other file.
+            for path in reversed(files):  # The .pth file first: it imports the other.
                 path.unlink(missing_ok=True)
     except OSError as error:
         parser.exit(2, f"error: cannot write {arguments.folder}: {error.strerror}\n")

@@ -58,11 +58,7 @@ def resolve(name: str | Source) -> Source:
     try:
         path = Path(name).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # a NUL, a name that is too long, or a missing home folder
+    except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, or no home folder
         raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED)) from None
     if is_folder:
         if not (path / "config.json").is_file():
