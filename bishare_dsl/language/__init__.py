@@ -1,4 +1,4 @@
-"""The `.share` language: text to `Spec` and back, formatting, and every mistake at its place."""
+"""The `.share` language: parse, print and format specs, and locate every mistake."""
 
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.read import parse_spec, parse_syntax, read, read_file

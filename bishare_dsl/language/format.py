@@ -1,11 +1,12 @@
-"""The formatter: one layout for every text, with each word and each comment of the text kept.
+"""The formatter: one layout for every text, preserving all words and comments.
 
-It lays out tokens in the order of the text, so it cannot change what that says; only keys move: `per ...`,
-`A per ...` and `B per ...` come in this order, before those of other roles. A share is cut into *pieces*, its
-head and its clauses; any other statement is one piece. A piece is cut into *units*, the smallest parts that a
-line may consist of: a clause's first words, one item of a list. A statement is written on one line if it fits
-and no comment stands inside it, else a piece or a unit a line. A comment inside a unit
-moves to the unit's end. Params, and shares with their clauses, are aligned where they stand together.
+It writes the tokens in the order of the text, so it cannot change the meaning. Only keys move: `per ...`,
+`A per ...` and `B per ...` come in this order, before the keys of other roles. A share is cut into
+*pieces*, its head and its clauses; any other statement is one piece. A piece is cut into *units*, the
+smallest parts of a
+line: the first words of a clause, or one item of a list. A statement is written on one line if it fits
+and has no inner comment, else with a piece or a unit per line. A comment inside a unit moves to its end.
+Neighbouring params, and neighbouring shares with their clauses, are aligned.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _TIGHT_AFTER = {"(", ".."}
 _TIGHT_BEFORE = {")", ",", ";", ":", ".."}
 _CLOSE = {")", "}"}
 _KEY_ORDER = {None: 0, "A": 1, "B": 2}
-# Rules of lists: those of the second row end with a bracket.
+# Rules of lists. The rules in the second row end with a bracket.
 _LISTS = ("include", "exclude", "key", "init", "freeze", "gain")
 _BRACKETED = ("options", "arms")
 
 
 def format_text(text: str | bytes, name: str = "<text>") -> str:
-    """Format a text: same spec and comments, lines of at most 100 columns where possible.
+    """Format a text, with lines of at most 100 columns if possible.
 
-    Formatting what this returns changes nothing.
+    Spec and comments stay the same, and formatting the result again changes nothing.
 
     Raises:
-        SpecError: the text cannot be read; every problem, each with its place.
+        SpecError: every syntax error of the text, with its position.
     """
     syntax = parse_syntax(text, name)
     words = _words(syntax)
@@ -54,7 +55,7 @@ def format_text(text: str | bytes, name: str = "<text>") -> str:
 
 
 class _Comment(NamedTuple):
-    """``# ...`` to the end of its line; ``after_blank`` where an empty line stands above it."""
+    """``# ...`` to the end of its line; ``after_blank`` if an empty line precedes it."""
 
     text: str
     after_blank: bool
@@ -62,8 +63,11 @@ class _Comment(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Word:
-    """A token with the space before it and its comments: those on lines of their own above it (``before``),
-    and the one at the end of its line if it is the last token there (``after``)."""
+    """A token with the space before it and its comments.
+
+    ``before`` are the comments on lines above it. ``after`` is a comment at the end of its line, if it
+    is the last token there.
+    """
 
     text: str
     gap: str
@@ -74,10 +78,10 @@ class _Word:
 
 
 def _words(syntax: Syntax) -> list[_Word]:
-    """List the words of a text, the last one empty: it has the comments at the end."""
+    """List the words of a text. The last word is empty and has the comments at the end."""
     trees = [tree for statement in syntax.statements for tree in statement.trees()]
     tight = {tree.meta.start_pos for tree in trees if tree.data in ("minus", "set")}
-    # The dots of an open range stand close to its one end.
+    # No space between the dots of an open range and its end.
     opening = {tree.meta.start_pos for tree in trees if tree.data == "range_to"}
     ended = {tree.meta.end_pos for tree in trees if tree.data == "range_from"}
     closing = {tree.meta.end_pos - 1 for tree in trees if tree.data == "set"}
@@ -110,7 +114,7 @@ def _words(syntax: Syntax) -> list[_Word]:
 
 @dataclass(slots=True, eq=False)
 class _Unit:
-    """Words that stand on one line; ``level`` says how far in, where the statement is broken."""
+    """Words on one line. ``level`` is the indentation in a statement of several lines."""
 
     words: list[_Word]
     level: int
@@ -134,7 +138,7 @@ _Piece: TypeAlias = list[_Unit]
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A statement as it will be written, with the comments above it; ``words`` begin its clauses."""
+    """A formatted statement with the comments above it. ``words`` begin its clauses."""
 
     kind: str
     words: list[str]
@@ -161,12 +165,12 @@ def _text(words: Iterable[_Word]) -> str:
 
 
 def _joined(piece: _Piece) -> _Unit:
-    """Put a piece on one line."""
+    """Join the units of a piece into one line."""
     return _Unit([word for unit in piece for word in unit.words], piece[0].level)
 
 
 def _whole(units: list[_Unit]) -> bool:
-    """Tell whether no comment stands between units, so that they may be joined."""
+    """Return whether units can be joined because no comment is between them."""
     return not any(unit.before for unit in units[1:]) and not any(u.after for u in units[:-1])
 
 
@@ -178,7 +182,7 @@ def _comments(lines: list[str], comments: list[_Comment], gap: bool) -> None:
 
 
 def _groups(blocks: list[_Block]) -> list[list[_Block]]:
-    """Put statements of one kind together that have no empty line between them."""
+    """Group neighbouring statements of one kind without an empty line between them."""
     groups: list[list[_Block]] = []
     for block in blocks:
         blank = block.after_blank or any(comment.after_blank for comment in block.before)
@@ -208,13 +212,13 @@ def _block(statement: Statement, words: list[_Word]) -> _Block:
 
 
 def _piece(tree: Words, words: list[_Word], level: int) -> _Piece:
-    """Cut a piece where the items of its lists begin, and before the bracket that closes them."""
+    """Cut a piece before the items of its lists and before the closing bracket."""
     starts: dict[int, int] = {}
     for part in tree.iter_subtrees():
         items = part.children[1:] if part.data == "arms" else part.children
         if part.data in (*_LISTS, *_BRACKETED):
             starts |= {span_of(item).start: level + 1 for item in items}
-        if part.data == "exclude":  # `except` stands with its first item.
+        if part.data == "exclude":  # Keep `except` with its first item.
             del starts[span_of(items[0]).start]
             starts[part.meta.start_pos] = level + 1
         if part.data in _BRACKETED:
@@ -234,7 +238,7 @@ def _line(code: str, after: list[_Comment]) -> str:
 
 
 def _lines(block: _Block) -> list[str]:
-    """Write a statement that is not aligned: on one line, else a piece a line, else a unit a line."""
+    """Write a statement without alignment: on one line, or with a piece per line, or a unit per line."""
     if block.one_line:
         return [_line(block.text, block.after)]
     lines: list[str] = []
@@ -249,7 +253,7 @@ def _lines(block: _Block) -> list[str]:
 
 
 def _aligned(group: list[_Block]) -> dict[_Block, str]:
-    """Lay out the statements of a group that are aligned in columns."""
+    """Write the statements of a group that are aligned in columns."""
     rows = {block: cells for block in group if block.one_line and (cells := _cells(block))}
     columns = sorted({column for row in rows.values() for column in row})
     widths = {column: max(len(row.get(column, "")) for row in rows.values()) for column in columns}
@@ -268,9 +272,9 @@ def _aligned(group: list[_Block]) -> dict[_Block, str]:
 
 
 def _cells(block: _Block) -> dict[tuple[int, int], str]:
-    """Return the cells of a statement by column; nothing if it is not aligned.
+    """Return the cells of a statement by column, or an empty dict if it is not aligned.
 
-    The columns are those of `CLAUSES`, and of a share's keys the first, the second and so on.
+    The columns are the clauses of `CLAUSES`, and the first, second, ... key of a share.
     """
     head, *clauses = map(_joined, block.pieces)
     if block.kind == "param":

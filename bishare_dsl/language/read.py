@@ -1,4 +1,4 @@
-"""The front door: from a text or a file to a spec and the places of its parts."""
+"""Read a text or a file to a spec with the locations of its parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bishare_dsl.spec import Spec
 
 
 def warn_of_outdented(spec: Spec, where: SourceMap | None) -> list[Problem]:
-    """Warn of what a text says and may not mean: a setting of a share that looks like one of all shares."""
+    """Warn of a setting of one share that looks like a default for all shares."""
     outdented = where.outdented if where and len(spec.shares) > 1 else ()
     help_line = "for all shares it stands before the first one; for this one, indent it"
     return [
@@ -28,10 +28,10 @@ def warn_of_outdented(spec: Spec, where: SourceMap | None) -> list[Problem]:
 
 
 def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:
-    """Make the syntax tree of a text, be it a whole spec or one to be used by others. No other file is read.
+    """Parse a text, either a whole spec or a file for `use`, without reading other files.
 
     Raises:
-        SpecError: every problem of the text (BS1xx), each with its place.
+        SpecError: every problem of the text (BS1xx), with its position.
     """
     source = decode(text, name)
     problems = Problems()
@@ -43,14 +43,14 @@ def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:
 def read(
     text: str | bytes, name: str = "<text>", *, allow_use: bool = False
 ) -> tuple[Spec, SourceMap]:
-    """Read a text with all that it uses: the spec, and where each of its parts stands.
+    """Read a text with its used files, and return the spec with the locations of its parts.
 
-    ``name`` is what messages call the text: its path, for what it uses is looked for in the same folder;
-    of a text that is not a file, in the current one. Files outside of that folder are used only with
-    ``allow_use``. Whether the spec makes sense is not looked at here.
+    ``name`` is the path of the text, for messages. Used files are searched in its folder, or in the
+    current folder for a text that is not a file; files elsewhere require ``allow_use``. The meaning of
+    the spec is not checked.
 
     Raises:
-        SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
+        SpecError: every problem of the text and of used files (BS1xx), with its position.
     """
     found = survey(text, name, allow_use=allow_use)
     if found.spec is None:
@@ -60,9 +60,9 @@ def read(
 
 @dataclass(frozen=True)
 class Survey:
-    """A text as far as it can be read: ``spec`` is None where there are problems.
+    """The result of reading a text: ``spec`` is None if there are problems.
 
-    ``file`` is its tree with those of the files that it uses; None where not even a tree could be made.
+    ``file`` has the trees of the text and of used files, or is None if there is no tree.
     """
 
     file: File | None
@@ -72,7 +72,7 @@ class Survey:
 
 
 def survey(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Survey:
-    """Read as `read` does, and keep what is wrong with the text instead of raising it."""
+    """Read a text like `read`, and return problems instead of raising them."""
     reader = Reader(allow_use)
     try:
         file = reader.read(text, name)
@@ -89,21 +89,21 @@ def survey(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) 
 
 
 def read_file(path: str | PathLike[str], *, allow_use: bool = False) -> tuple[Spec, SourceMap]:
-    """Do what `read` does with a file.
+    """Read a file like `read`.
 
     Raises:
-        SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
+        SpecError: every problem of the text and of used files (BS1xx), with its position.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
-        # One byte more than is allowed is enough to know that a file is too large.
+        # One byte more than allowed shows that a file is too large.
         return read(file.read(MAX_BYTES + 1), str(path), allow_use=allow_use)
 
 
 def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:
-    """Return the spec that a text says; see `read`.
+    """Parse a text to a spec, see `read`.
 
     Raises:
-        SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
+        SpecError: every problem of the text and of used files (BS1xx), with its position.
     """
     return read(text, name, allow_use=allow_use)[0]

@@ -1,4 +1,4 @@
-"""Planning: a spec resolved against a model's sites, as pure data."""
+"""Resolve specs against models. A plan is pure data."""
 
 from typing import TYPE_CHECKING
 

@@ -21,9 +21,9 @@ from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
 
 TRAIN = "train"
-"""What the tensors of these parameters have for a share, and begin with."""
+"""The share of these parameters' tensors, and the beginning of their names."""
 NONE = Selection(include=(Ref(ref="none"),))
-"""``train none``: nothing is, a fresh head included."""
+"""``train none`` trains nothing in full, not even a new head."""
 _NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
 _PARTS = ("norms", "biases", "heads", "embeddings")
 
@@ -33,12 +33,12 @@ def train(
 ) -> tuple[list[Trained], list[Tensor], list[Problem]]:
     """Find the parameters that a spec trains in full, and the problems of its `train` statement.
 
-    A head that the model has for its task is trained where the spec says nothing of it, and a note says so.
+    A task's head is trained by default, with a note.
 
     Args:
         spec: the spec.
-        sites: the model's, as the spec sees them.
-        adapted: the paths of the modules that have terms.
+        sites: the model's sites.
+        adapted: the paths of modules with terms.
     """
     everything = sites.architecture.others
     chosen: list[Parameter] = []
@@ -80,7 +80,7 @@ def train(
 def _selected(
     spec: Spec, selection: Selection, sites: Sites
 ) -> tuple[list[Parameter], list[Problem]]:
-    """Find the parameters that a selection selects; each of its conditions must fit one."""
+    """Find the parameters that a selection selects. Each condition must match at least one."""
     others = sites.architecture.others
     places = SiteSets([_scope(sites, other) for other in others], spec.lets)
     vocabulary = _vocabulary(sites, places)
@@ -115,9 +115,9 @@ def _selected(
 
 
 def _fits_none(mention: Mention, vocabulary: Vocabulary) -> Iterator[Problem]:
-    """Tell of a condition that no parameter fits, or that has no value at one."""
+    """Yield problems of a condition that matches no parameter, or has no value at one."""
     part = mention.part
-    assert not isinstance(part, Range)  # which is never a condition
+    assert not isinstance(part, Range)  # a range is never a condition
     try:
         held = vocabulary.site_sets.select(part, mention.loc)
     except EvaluationError as error:
@@ -129,7 +129,7 @@ def _fits_none(mention: Mention, vocabulary: Vocabulary) -> Iterator[Problem]:
 
 
 def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
-    """Make what `train` may choose from."""
+    """Create the vocabulary of `train`."""
     architecture = sites.architecture
     modules = {_module(path).rpartition(".")[2] for p in architecture.others for path in p.paths}
     hint = f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
@@ -152,7 +152,7 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
 
 
 def _scope(sites: Sites, other: Parameter) -> Scope:
-    """Make what expressions may read of a parameter: what is known of its module, and its own path."""
+    """Create the scope of a parameter, with its path and the attributes of its module."""
     kinds = {_module(path).rpartition(".")[2] for path in other.paths}
     site = Site.outside(_module(other.path) or other.path, 1, 1)
     played = {
@@ -168,7 +168,7 @@ def _scope(sites: Sites, other: Parameter) -> Scope:
 
 
 def _parts(path: str) -> Iterator[str]:
-    """Yield what a parameter is, by its name and that of its module."""
+    """Yield the groups of a parameter, from its name and its module's name."""
     module, _, name = path.rpartition(".")
     if _NORM.search(module.rpartition(".")[2]):
         yield "norms"
@@ -185,6 +185,6 @@ def _module(path: str) -> str:
 
 
 def _weight_of(path: str) -> str | None:
-    """Return the module whose weight a parameter is."""
+    """Return the module if the parameter is its weight, or None."""
     module, _, name = path.rpartition(".")
     return module if name == "weight" else None

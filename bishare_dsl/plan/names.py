@@ -26,19 +26,19 @@ _WORDS = {
 
 
 def start_name(name: str) -> str:
-    """Name what takes away the start of a share or of a tensor: no name of a share has a dot."""
+    """Name the share or tensor that subtracts initial values. A share of a spec has no dot in its name."""
     return f"{name}.start"
 
 
 def without_start(share: str) -> str:
-    """Return the spec's own name of a share, of one that takes away the start of another too."""
+    """Return the name of the spec's share, also for a share that subtracts its initial values."""
     return share.partition(".")[0]
 
 
 def key_name(per: tuple[m.Expression, ...], values: tuple[Value, ...]) -> str:
     """Name the key of a pool: ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 
-    The values of an attribute that is a name stand for themselves; that of ``adapter`` is left out.
+    Values of attributes that are names are used as they are, and ``adapter`` is left out.
     """
     parts = zip(per, values, strict=True)
     return ".".join(_part(key, value) for key, value in parts if value != m.EACH_ADAPTER)
@@ -55,7 +55,7 @@ def _plain(text: str) -> str:
 
 
 def _slug(part: m.Expression | m.Range) -> str:
-    """Return an expression as one word."""
+    """Write an expression as one word."""
     match part:
         case m.Ref(ref=name):
             return _plain(name)
@@ -83,7 +83,7 @@ def _slug(part: m.Expression | m.Range) -> str:
 
 
 def attribute(name: str) -> str:
-    """Return the attribute of a module that holds the tensor ``name``: dots cannot stand in it."""
+    """Return the attribute of a module that holds the tensor ``name``, without dots."""
     return name.replace(".", "__")
 
 
@@ -94,15 +94,14 @@ def short_path(path: str) -> str:
 
 
 _EXPERT = re.compile(r"(experts)\.\d+$")
-"""The end of an expert's path, which need not be a module; its experts are."""
+"""The end of an expert's path. An expert need not be a module, but the list of experts is."""
 
 
 @lru_cache(maxsize=1024)
 def owner(paths: tuple[str, ...]) -> str:
     """Return the nearest module that contains all of these sites: their parent, their block, or the model.
 
-    A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of
-    owner and no more.
+    A tensor used in several blocks belongs to the model, so there are only three kinds of owner.
     """
     parents = {_EXPERT.sub(r"\1", path.rpartition(".")[0]) for path in paths}
     if len(parents) == 1:

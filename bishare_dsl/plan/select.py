@@ -19,7 +19,7 @@ _PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` i
 
 
 def attributes(site: Site) -> dict[str, Value]:
-    """Return what expressions may read of a site."""
+    """Return the attributes of a site that expressions can read."""
     return {
         "module": site.path,
         "path": site.path,
@@ -35,10 +35,10 @@ def attributes(site: Site) -> dict[str, Value]:
 
 
 class Sites:
-    """A model's sites as a spec sees them: each with its attributes, the spec's params and lets.
+    """A model's sites with their attributes and the spec's params and lets.
 
-    Those in no block are among its ``sites`` only where the target names them: a condition that fits them
-    by chance does not mean them.
+    ``sites`` includes a site outside of blocks only if the target names it: other conditions that happen
+    to match it do not select it.
     """
 
     def __init__(self, spec: m.Spec, architecture: Architecture):
@@ -46,10 +46,10 @@ class Sites:
         self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
         self.layers: dict[str, int] = {}
-        """How many blocks each tower has: in each of them they are counted from 0."""
+        """The number of blocks of each tower."""
         for site in architecture.sites:
             self.layers[site.tower] = max(site.block + 1, self.layers.get(site.tower, 0))
-        self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
+        self.parts = frozenset(PARTS) - self.lets  # A let replaces the part with its name.
         self._lets = {let.name: let.selection for let in spec.lets}
         self.named = frozenset() if spec.target is None else self.words_of(spec.target)
         kinds = frozenset(self.architecture.kinds)
@@ -63,7 +63,7 @@ class Sites:
         self.scopes = dict(zip((s.path for s in self.sites), self.site_sets.scopes, strict=True))
 
     def words_of(self, selection: m.Selection) -> frozenset[str]:
-        """Return the words of a selection and of the lets in it, and its kinds and paths in full.
+        """Return the names, kinds and whole paths in a selection and in its lets.
 
         Names of params and lets are left out.
         """
@@ -75,7 +75,7 @@ class Sites:
         return frozenset(words)
 
     def _lets_in(self, selection: m.Selection) -> Set[str]:
-        """Return the lets that a selection reads, themselves or through others."""
+        """Return the lets that a selection reads, directly or indirectly."""
         found: set[str] = set()
         waiting = [selection]
         while waiting:
@@ -86,13 +86,13 @@ class Sites:
         return found
 
     def _places(self, sites: Iterable[Site]) -> SiteSets:
-        """Return sites, which need not be the model's, as the spec sees them."""
+        """Add scopes to sites, which need not be the model's."""
         return SiteSets([self._scope(site) for site in sites], self.spec.lets)
 
     def _scope(self, site: Site) -> Scope:
         played = parts(site)
         lets = {part: part in played for part in PARTS}
-        lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several names.
+        lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several kinds.
         return self.scope_of(site, lets, {}, by_name=site.layer is None)
 
     def scope_of(
@@ -103,13 +103,13 @@ class Sites:
         *,
         by_name: bool = False,
     ) -> Scope:
-        """Make what expressions may read of a site but for the spec's lets; attributes may be others.
+        """Create the scope of a site, without the spec's lets.
 
         Args:
-            site: which need not be one of the model's.
-            lets: what selects it whatever the spec says.
-            more: attributes.
-            by_name: whether no glob means it.
+            site: a site, which need not be the model's.
+            lets: truth values of names in conditions.
+            more: attributes that override the site's.
+            by_name: whether globs skip it.
         """
         read = attributes(site)
         layers = self.layers.get(str(read["tower"]), self.architecture.layers)
@@ -117,7 +117,7 @@ class Sites:
         return Scope(values, lets, layers, by_name)
 
     def tied_problems(self, target: Iterable[Site]) -> Iterator[Problem]:
-        """Find weights of several modules of which the target does not name all: a term acts in each."""
+        """Find tied weights of which the target names only some modules. A term acts in all of them."""
         for site in target:
             kinds = {path: path.rpartition(".")[2] for path in site.paths}
             said = {path: {path, kind, *parts_outside(kind)} for path, kind in kinds.items()}
@@ -135,14 +135,14 @@ class Sites:
         said: Mapping[str, Set[str]],
         does: str,
     ) -> Iterator[Problem]:
-        """Find a weight that a statement does not name for all modules that use it.
+        """Find a tied weight of which a statement names only some modules.
 
         Args:
             statement: its keyword.
             words: the words of the statement.
-            kinds: what the modules are called, by the path of the weight in each.
-            said: what names it there.
-            does: what the statement does that names them all.
+            kinds: the names of the modules, by the path of the weight in each.
+            said: all words that name the weight there.
+            does: the effect of a statement that names all of them.
         """
         unnamed = [path for path, names in said.items() if words.isdisjoint(names)]
         if len(said) > 1 and unnamed:
@@ -161,7 +161,7 @@ class Sites:
         return [self.sites[i] for i in sorted(where)]
 
     def left_out_of_target(self, left_out: Sequence[LeftOut]) -> list[LeftOut]:
-        """Return what the target would select, were it a site."""
+        """Return the modules that the target would select if they were sites."""
         if self.spec.target is None or not left_out:
             return []
         sites = [(site, left) for left in left_out if (site := Site.at(left.path, 1, 1))]
@@ -210,7 +210,7 @@ class Sites:
 
     @cached_property
     def _hint(self) -> str:
-        """How modules are named: in a model without blocks, one by one."""
+        """Advice on naming modules in a model without blocks."""
         if self.architecture.sites:
             return _PATHS
         few = ", ".join(f'`path "{site.path}"`' for site in self.architecture.outside[:4])
@@ -218,7 +218,7 @@ class Sites:
         return f"{name} has no linear layers in numbered blocks: name its modules, such as {few}"
 
     def without_value(self, mention: Mention) -> Iterator[Problem]:
-        """Find a site at which a condition of a selection is evaluated and has no value."""
+        """Find a site at which a condition of a selection has no value."""
         part = mention.part
         if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
             return

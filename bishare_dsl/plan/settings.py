@@ -34,11 +34,11 @@ _INITIALS: dict[str, Start] = {
     for name in get_args(m.Initial)
     if name not in ("constant", "choice")
 }
-"""What a spec can ask a factor to start as."""
+"""Initial values that a spec can name."""
 
 
 _OF_WEIGHT = ("svd", "svd_bottom")
-"""Starts of a factor that make, of both factors and the scale, a part of the weight."""
+"""Initial values with which ``scale * B A`` is a part of the weight."""
 
 _ZERO = (Start("zeros"), Start("constant", 0.0))
 
@@ -47,10 +47,10 @@ _ZERO = (Start("zeros"), Start("constant", 0.0))
 class ShareSettings:
     """A share's settings at one rank.
 
-    ``auto`` names the options of the transform that depend on the widths of the share's sites: see `fitted`.
-    ``starts`` says how each tensor of the term starts, by role; ``gains`` are the roles of its gains, and
-    ``frozen`` those that keep their start, by the places that name them. ``subtracted`` says that the term
-    starts as what is in the base already, and so has to be taken away.
+    ``auto`` lists the options of the transform that depend on the widths of the share's sites, see `fitted`.
+    ``starts`` maps roles to initial values, ``gains`` lists the roles of gains, and ``frozen`` maps
+    locations in the spec to the roles that they freeze. ``subtracted`` says that the initial term equals
+    a part of the base and must be subtracted.
     """
 
     transform: Transform
@@ -88,14 +88,14 @@ class Resolver:
         return any(problem.severity == "error" for problem in self.problems)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Take problems that were found; a share that has several ranks says the same of each."""
+        """Add problems, without repetitions from the ranks of one share."""
         for problem in problems:
             said = {(other.code, other.message, other.loc) for other in self.problems}
             if (problem.code, problem.message, problem.loc) not in said:
                 self.problems.append(problem)
 
     def for_rank(self, index: int, rank: int) -> ShareSettings | None:
-        """Return the settings of share number ``index`` at a rank; None where they are wrong."""
+        """Return the settings of share number ``index`` at a rank, or None if they are wrong."""
         if (index, rank) not in self._found:
             found: list[Problem] = []
             try:
@@ -128,7 +128,7 @@ class Resolver:
                 return otherwise
 
         def place(name: str) -> Loc:
-            """Return where a setting stands: in the share, or among the spec's defaults."""
+            """Return the location of a setting, in the share or in the spec's defaults."""
             return (*(at if getattr(share, name) is not None else ("defaults",)), name)
 
         alpha = number(settings.alpha, place("alpha"), rank, rank=rank)
@@ -178,7 +178,7 @@ class Resolver:
                 zero = _zeros(resolved)
                 found += _start(share, resolved, zero)
                 if not zero:
-                    # So that ``scale * B A`` equals that part of the weight.
+                    # Then ``scale * B A`` equals that part of the weight.
                     starts |= {
                         role: start._replace(amount=abs(scale) ** -0.5)
                         for role, start in starts.items()
@@ -199,7 +199,7 @@ class Resolver:
 
 
 def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:
-    """Return which tensors a share freezes, by role, or by a param that is a role or `none`; and where."""
+    """Map locations to the roles that a share freezes, directly or by a param that holds a role or `none`."""
     named = {
         ("freeze", i): role if role in roles else str(params.get(role, role))
         for i, role in enumerate(share.freeze)
@@ -208,7 +208,7 @@ def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value])
 
 
 def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
-    """Return how a transform's tensors start that the share says nothing of, by role."""
+    """Return the transform's initial values for roles that the share does not mention."""
     with guard(transform, "start"):
         return {
             role: Start(*transform.start(role))
@@ -218,16 +218,16 @@ def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, S
 
 
 def at_via(spec: m.Spec, index: int, error: SpecError) -> list[Problem]:
-    """Return what is wrong with a share's transform, at the place that names it."""
+    """Locate problems of a share's transform at its `via`."""
     loc: Loc = ("shares", index) if spec.shares[index].via is None else ("shares", index, "via")
     return [replace(problem, loc=loc) for problem in error.problems]
 
 
 def check_names(scope: Scope, given: object, loc: Loc, asked: Purpose = "number") -> None:
-    """Look at each name of an expression that is about no module, in what is not evaluated too.
+    """Check every name of an expression that concerns no module, including unevaluated branches.
 
     Raises:
-        EvaluationError: BS201 for one that means nothing here, BS210 for one that is about a module.
+        EvaluationError: BS201 for a name without a meaning here, BS210 for an attribute of a module.
     """
     known = {*scope.values, "none"}
     for mention in mentions(given, asked, loc):
@@ -246,15 +246,15 @@ def check_names(scope: Scope, given: object, loc: Loc, asked: Purpose = "number"
 
 
 def reads_alpha(scale: m.Expression) -> bool:
-    """Tell whether a scale depends on alpha."""
+    """Return whether a scale depends on alpha."""
     return any(ref.ref == "alpha" for _, ref in refs(scale))
 
 
 def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
-    """Yield what the share says of tensors that its transform does not give it."""
+    """Find settings of the share for tensors that its transform does not have."""
     transform = resolved.transform
     roles = [*transform.roles, *resolved.gains]
-    # What never trains has neither a start of the user's nor a `freeze`.
+    # Tensors that never train accept neither `init` nor `freeze`.
     trained = [role for role in roles if role not in transform.fixed]
     for loc, role in resolved.frozen.items():
         if role not in trained:
@@ -298,7 +298,7 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
 def _singular(
     share: m.Share, resolved: ShareSettings, places: Mapping[str, Loc]
 ) -> Iterator[Problem]:
-    """Find tensors that cannot start as directions of a weight, whatever the model."""
+    """Find tensors that cannot start as directions of a weight in any model."""
     transform = resolved.transform
     for role, loc in places.items():
         start = resolved.starts[role].init
@@ -316,7 +316,7 @@ def _singular(
 
 
 def _zeros(resolved: ShareSettings) -> frozenset[str]:
-    """Return which parts of the product that is the term start at zero."""
+    """Return the parts of the term's product that start at zero."""
     transform = resolved.transform
     roles = (*transform.roles, *resolved.gains)
     zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
@@ -325,7 +325,7 @@ def _zeros(resolved: ShareSettings) -> frozenset[str]:
 
 
 def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> Iterator[Problem]:
-    """Tell whether the term starts at zero, and can leave it; or as what is subtracted."""
+    """Check that the term starts at zero and can leave it, or that its initial value is subtracted."""
     transform = resolved.transform
     starts = (resolved.starts[role].init for role in transform.roles)
     loc: Loc = ("init",) if share.init else ()
@@ -426,7 +426,7 @@ def _transform(
 
 
 def _auto(share: m.Share, kind: type[Transform], params: Mapping[str, Value]) -> tuple[str, ...]:
-    """Return the options that a share leaves to the model."""
+    """Return the options that a share sets to `auto`."""
     options = share.via.options if share.via else {}
     named = {name: given.ref for name, given in options.items() if isinstance(given, m.Ref)}
     words = {name: params.get(word, word) for name, word in named.items()}
@@ -434,10 +434,10 @@ def _auto(share: m.Share, kind: type[Transform], params: Mapping[str, Value]) ->
 
 
 def fitted(resolved: ShareSettings, sites: Collection[tuple[int, Width]]) -> ShareSettings:
-    """Return a share's settings with a number for each option that was left to the model.
+    """Return a share's settings with a number for each `auto` option.
 
     Args:
-        resolved: the settings, with such options at their defaults.
+        resolved: the settings, with these options at their defaults.
         sites: the rank of the share and the widths at its sites.
     """
     transform = resolved.transform
@@ -448,10 +448,9 @@ def fitted(resolved: ShareSettings, sites: Collection[tuple[int, Width]]) -> Sha
 
 
 def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, Width]]) -> int:
-    """Find the value of an option, up to its default, that suits some sites best.
+    """Find the best value of an option for these sites, up to its default.
 
-    It leaves as much of the rank in reach as any does. Of such values it is one that divides all widths, if
-    there is one, and the largest of these.
+    Among the values that limit the rank least, prefer those that divide all widths, and then the largest.
     """
     most = type(transform).model_fields[option].default
     sides = {side for _, width in sites for side in width}
@@ -466,8 +465,8 @@ def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, 
 
 
 def _transform_called(name: str) -> str | None:
-    """Advise on a name that no transform has: it may be a title of one, or a method that ships as a spec."""
-    # Identity is what a share without `via` has.
+    """Suggest a transform for an unknown name, which may be a title or the name of a shipped spec."""
+    # A share without `via` has Identity.
     names = {*transform_names()} - {"Identity"}
     titles = {transform_kind(own).title.replace(" ", "_"): own for own in names & BUILT_IN.keys()}
     meant = next((own for title, own in titles.items() if nearest(name, [title], few=0)), None)
@@ -479,7 +478,7 @@ def _transform_called(name: str) -> str | None:
 
 
 def _described(kind: type[Transform], option: str, value: Value | None) -> str | None:
-    """Say what an option of a transform is."""
+    """Describe the values of a transform's option."""
     if value in m.ATTRIBUTES:
         return "an option is one value for the whole share: another one takes a share of its own"
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
@@ -494,7 +493,7 @@ def _described(kind: type[Transform], option: str, value: Value | None) -> str |
 
 
 def _why(option: str, kind: str, message: str) -> str:
-    """Make Pydantic's message the end of our sentence."""
+    """Turn Pydantic's message into the end of a sentence."""
     if kind.startswith("int"):
         return f"`{option}` is a whole number"
     message = message.removeprefix("Value error, ").replace("Input should be", f"`{option}` is")

@@ -16,13 +16,13 @@ from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
 
 _COUNTED = ("layer", "expert")
-"""Attributes that are counted from 0, or `none`."""
+"""Attributes that count from 0 or are `none`."""
 _SAME_EVERYWHERE = ("layers", "adapter")
-"""Attributes that all sites of a model have alike."""
+"""Attributes that are equal at all sites of a model."""
 
 
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
-    """Say what leaves a site out at which an expression has no value: it is in no layer, or of no expert."""
+    """Add advice to a problem without a value: exclude sites outside of layers or experts."""
     for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
         if scope.values[word] == "none" and reads(part, word):
             help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out"
@@ -31,7 +31,7 @@ def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
 
 
 def reads(part: m.Expression, name: str) -> bool:
-    """Tell whether an expression contains a name."""
+    """Return whether an expression contains a name."""
     return any(mention.part == m.Ref(ref=name) for mention in mentions(part, "word"))
 
 
@@ -39,9 +39,9 @@ def reads(part: m.Expression, name: str) -> bool:
 class Vocabulary:
     """The names that a spec may use for the sites, or the parameters, of a model.
 
-    ``kinds`` are the names that a bare name may be, ``parts`` those of parts that have one in any model, and
-    ``declared`` those that are something else. ``unknown`` makes the problem of a bare name that is none, and
-    ``hint`` helps where a pattern matches nothing.
+    A bare name can be one of ``kinds``, one of ``parts`` (names that some model has), or one of the other
+    ``declared`` names. ``unknown`` creates the problem of an unknown name, and ``hint`` is the advice
+    for a pattern without a match.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Vocabulary:
 
     @cached_property
     def _counts(self) -> dict[str, list[tuple[Scope, int]]]:
-        """How many layers each tower has, and how many experts a mixture has; in a scope of each."""
+        """The numbers of layers of each tower and of experts, each with a scope that has them."""
         scopes = self.site_sets.scopes
         towers = {scope.values["tower"]: scope for scope in scopes}.values()
         experts = [n for scope in scopes if isinstance(n := scope.values["expert"], int)]
@@ -64,13 +64,13 @@ class Vocabulary:
         }
 
     def _most(self, counted: str) -> int:
-        """Return how many layers or experts there are, of the tower that has most."""
+        """Return the largest number of layers or experts of a tower."""
         return max((count for _, count in self._counts[counted]), default=0)
 
     def problems(self, asked: Iterable[Mention]) -> list[Problem]:
-        """Find what is named and is nowhere among all there is, and what has no value at any.
+        """Find names and values that no site has, and expressions without a value at any site.
 
-        In what is wrong as a whole nothing else is looked for.
+        Parts of an expression that was already reported are skipped.
         """
         found: list[Problem] = []
         for mention in asked:
@@ -80,7 +80,7 @@ class Vocabulary:
                 new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
                 new = [error.problem]
-            if new:  # Of two parts of one condition that are wrong in the same way, report one.
+            if new:  # Report one of two equal problems in a condition.
                 said = {(problem.loc[:-1], problem.help) for problem in found}
                 found += (one for one in new if (one.loc[:-1], one.help) not in said)
         return found
@@ -99,7 +99,7 @@ class Vocabulary:
             case "condition" | "part", m.Compare(left=left, right=right):
                 words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
                 counted = [word for word in words if word in _COUNTED]
-                # What has no order is found where it is asked, and whether there is a layer is always asked.
+                # Words are checked in their own condition; whether a site has a layer may always be tested.
                 known = all(map(self._is_known, words)) and "none" not in words
                 if counted and known and not any_holds(part, loc):
                     yield self._outside(counted[0], "this comparison", loc)
@@ -121,7 +121,7 @@ class Vocabulary:
                     or beside.ref in _COUNTED
                 ):
                     yield self._no_such_name(name, loc)
-                elif beside.ref in m.ATTRIBUTES:  # Params may be worth other words too.
+                elif beside.ref in m.ATTRIBUTES:  # A param may have other words as values.
                     yield from self.item_problems(beside, part, loc)
             case "item", _ if beside is not None:
                 if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
@@ -137,13 +137,13 @@ class Vocabulary:
         loc: Loc,
         among: Set[int] | None = None,
     ) -> Iterator[Problem]:
-        """Find what the subject never has; a range of layers or experts must lie inside the model.
+        """Find items that the subject never equals. Ranges of layers or experts must be inside the model.
 
         Args:
-            subject: what is looked at.
-            item: what it may be.
-            loc: where the item stands.
-            among: where it is looked at; everywhere, if nothing is said.
+            subject: the expression to compare.
+            item: a value or a range.
+            loc: the location of the item.
+            among: the sites to consider; by default all.
         """
         counted = subject.ref if isinstance(subject, m.Ref) and subject.ref in _COUNTED else None
         what = f"this {counted}" if not isinstance(item, m.Range) else f"this range of {counted}s"
@@ -222,10 +222,10 @@ def constant(
     """Warn of a condition, or of its smallest part, that is always or never true where it is evaluated.
 
     Args:
-        mention: of a whole condition.
+        mention: a whole condition.
         places: the sites, or the parameters, of a model.
-        among: those for which it may be asked.
-        what: these are.
+        among: the sites at which it is evaluated.
+        what: the noun for these in messages.
     """
     asked = among
     for condition, truth in mention.assuming:
@@ -235,7 +235,7 @@ def constant(
     for part, loc, truth in _constant(
         mention.part, mention.loc, places, asked if len(asked) > 1 else frozenset()
     ):
-        # Names in a list say what is meant; that one, or a condition, selects nothing, other codes say.
+        # Names in a list are intentional; other codes report selections of nothing.
         named = isinstance(part, m.Ref | m.Match)
         idle = not truth and (selects == "exclude" or mention.domain == "target")
         if selects and loc == mention.loc and (named or idle):
@@ -248,7 +248,7 @@ def constant(
 
 
 def names_joined(part: m.And) -> str | None:
-    """Write the names of an `and` as a list; None if there are fewer than two."""
+    """Write the names of an `and` as a list, or return None if there are fewer than two."""
     names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
     return ", ".join(names) if len(names) > 1 else None
 
@@ -256,8 +256,11 @@ def names_joined(part: m.And) -> str | None:
 def _constant(
     part: m.Expression, loc: Loc, places: SiteSets, asked: Set[int]
 ) -> list[tuple[m.Expression, Loc, bool]]:
-    """Find the smallest parts of a condition that are as true at all places where they are ``asked`` and have
-    a value, and whether they are true."""
+    """Find the smallest parts of a condition with one truth value at all sites in ``asked`` that have a
+    value.
+
+    Return each with its location and truth value.
+    """
     inner: list[tuple[m.Expression, Loc]] = []
     match part:
         case m.And(all_of=parts):
@@ -270,7 +273,7 @@ def _constant(
         (other, place, truth)
         for one, at in inner
         for other, place, truth in _constant(one, at, places, asked)
-        if not (truth and isinstance(other, m.Ref | m.Match))  # A name says what is meant.
+        if not (truth and isinstance(other, m.Ref | m.Match))  # A name is intentional.
     ]
     if not found and _tells_apart(part):
         true, false = (not asked.isdisjoint(where) for where in places.partition(part))
@@ -279,7 +282,7 @@ def _constant(
 
 
 def _tells_apart(part: m.Expression) -> bool:
-    """Tell whether a condition is about modules, and not params alone, or whether there is a layer at all."""
+    """Return whether a condition can differ between modules, apart from whether they have a layer."""
     if isinstance(part, m.Compare) and m.Ref(ref="none") in (part.left, part.right):
         return False
     return any(

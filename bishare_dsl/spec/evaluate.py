@@ -1,4 +1,4 @@
-"""Evaluate expressions: numbers for ranks and scales, truth for predicates, values for keys."""
+"""Evaluate expressions to numbers, truth values and keys."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FUNCTIONS: dict[m.Function, Callable[..., int | float]] = {
 
 
 class EvaluationError(Exception):
-    """An expression has no value where it stands; carries the problem."""
+    """An expression without a value, with the problem to report."""
 
     def __init__(self, problem: Problem):
         super().__init__(problem.message)
@@ -52,9 +52,9 @@ class EvaluationError(Exception):
 class Scope:
     """The meaning of bare names at one site.
 
-    A value is looked up in ``values`` (params, a site's attributes, ``rank``). A condition is looked up in
-    ``lets`` (whether each let selects the site); any other name is a kind. ``layers`` resolves
-    negative layers. A site that is ``by_name`` fits no glob.
+    ``values`` holds params, the site's attributes and ``rank``. ``lets`` says whether each let selects
+    the site; any other name in a condition is a kind. ``layers`` resolves negative layers. Globs skip a
+    site that is ``by_name``.
     """
 
     values: Mapping[str, Value]
@@ -64,17 +64,18 @@ class Scope:
 
     @property
     def where(self) -> str:
-        """Say in which layer the place is, as the end of a sentence; nothing where it is in none."""
+        """Return the end of a sentence that names the layer, or an empty text outside of blocks."""
         layer = self.values.get("layer", "none")
         return "" if layer == "none" else f" in layer {layer}"
 
     def value(self, expression: m.Expression, loc: Loc = ()) -> Value:
-        """Evaluate an expression; a name that stands for nothing here is a plain word.
+        """Evaluate an expression. A name without a meaning here is a plain word.
 
         Raises:
-            EvaluationError: BS210, for arithmetic on words, a division by zero, a root of a
-                negative number, a number that is not finite, beyond 2**53, where floats and
-                whole numbers part, or a pattern where there is no site.
+            EvaluationError: BS210, for arithmetic on words, a division by zero, a root of a negative
+            number, a
+                number that is not finite or beyond 2**53 (where floats cannot represent all whole
+                numbers), or a pattern without a site.
         """
         match expression:
             case int() | float():
@@ -108,10 +109,10 @@ class Scope:
                 return self.holds(expression, loc)
 
     def number(self, expression: m.Expression, loc: Loc = ()) -> int | float:
-        """Evaluate an expression that must be a number; a let is 1 where it selects the site, else 0.
+        """Evaluate an expression that must be a number. A let is 1 if it selects the site, else 0.
 
         Raises:
-            EvaluationError: as `value`, and BS201 for a name that nothing declares.
+            EvaluationError: see `value`; or BS201 for an undeclared name.
         """
         if type(expression) is int:
             return _bounded(expression, loc)
@@ -148,8 +149,10 @@ class Scope:
         return value
 
     def holds(self, predicate: m.Condition, loc: Loc = ()) -> bool:
-        """Tell whether a predicate is true, or a selection selects the site; a bare name is a let, else the
-        name of a kind."""
+        """Return whether a predicate is true, or a selection selects the site.
+
+        A bare name is a let, or else a kind.
+        """
         match predicate:
             case m.Selection(include=include, exclude=exclude):
                 included = self._find(True, include, (*loc, "include"))
@@ -160,7 +163,7 @@ class Scope:
                 return self.attribute("kind", loc) == name
             case m.Match(attribute=attribute, pattern=pattern):
                 if predicate.is_glob and self.by_name:
-                    return False  # A module outside of all blocks is selected by its name only.
+                    return False  # A module outside of blocks is selected by name only.
                 return _glob(pattern).fullmatch(str(self.attribute(attribute, loc))) is not None
             case m.And(all_of=parts):
                 return not self._find(False, parts, (*loc, "all_of"))
@@ -205,7 +208,7 @@ class Scope:
         """Return an attribute of the site.
 
         Raises:
-            EvaluationError: BS210, where there is no site.
+            EvaluationError: BS210, without a site.
         """
         if name not in self.values:
             why = f"it is about a module, whose `{name}` is not known in this place"
@@ -220,8 +223,8 @@ class Scope:
     def includes(
         self, item: m.Range | m.Expression, value: Value, subject: m.Expression, loc: Loc = ()
     ) -> bool:
-        """Tell whether ``value``, the worth of ``subject``, is ``item`` or in it, a range; or that ``item``
-        is a let that selects the site."""
+        """Return whether ``value`` (of ``subject``) equals ``item`` or is in its range, or whether
+        ``item`` is a let that selects the site."""
         if isinstance(item, m.Range):
             first, last = self.bounds(item, subject, loc)
             return not isinstance(value, str) and first <= value <= last
@@ -230,8 +233,7 @@ class Scope:
         return self._layer(subject, self.value(item, loc)) == value
 
     def bounds(self, item: m.Range, subject: m.Expression, loc: Loc = ()) -> tuple[float, float]:
-        """Evaluate the two ends of a range beside ``subject``, both included; an open one of layers ends with
-        the layers."""
+        """Evaluate the ends of a range, both included. An open range of layers ends at the last layer."""
         first, last = -math.inf, math.inf
         if _is_layer(subject):
             first, last = 0, self.layers - 1
@@ -242,7 +244,7 @@ class Scope:
         return first, last
 
     def _find(self, truth: bool, parts: tuple[m.Expression, ...], loc: Loc) -> bool:
-        """Tell whether some part is of that truth."""
+        """Return whether some part has this truth value."""
         return any(self.holds(part, (*loc, i)) is truth for i, part in enumerate(parts))
 
     def _compare(self, op: str, left: m.Expression, right: m.Expression, loc: Loc) -> bool:
@@ -256,14 +258,14 @@ class Scope:
         return bool(_OPERATORS[op](lhs, rhs))
 
     def _layer(self, subject: m.Expression, value: Value) -> Value:
-        """Count a negative number beside ``layer`` from the last layer."""
+        """Convert a negative number that is compared with ``layer``, which counts from the last layer."""
         if not isinstance(value, str) and value < 0 and _is_layer(subject):
             return value + self.layers
         return value
 
 
 def _dashed(part: m.Expression) -> list[str]:
-    """Return the names of a list that is written with dashes, which is read as a difference; else none."""
+    """Return the names of a list that was written with dashes and parsed as a difference, if it is one."""
     match part:
         case m.Binary(op="-", left=0, right=m.Ref(ref=name)):
             return [name]
@@ -277,7 +279,7 @@ def _is_layer(part: m.Expression) -> bool:
 
 
 def _bounded(number: float, loc: Loc) -> int | float:
-    # Above it whole numbers and floats part; below it float32 has 0, and a term would do nothing.
+    # Larger whole numbers are not exact in floats; smaller numbers are 0 in float32, so a term would vanish.
     if number != 0 and not 2**-126 <= abs(number) <= 2**53:
         help = "a number is 0, or between 1e-37 and 9e15 in size"
         raise EvaluationError(codes.NO_VALUE(loc=loc, why="a number is out of range", help=help))
@@ -286,5 +288,5 @@ def _bounded(number: float, loc: Loc) -> int | float:
 
 @lru_cache(maxsize=256)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern: ``*`` any characters, ``?`` one; nothing else is special, brackets included."""
+    """Compile a glob, in which only ``*`` (any characters) and ``?`` (one character) are special."""
     return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))

@@ -1,7 +1,7 @@
-"""Expressions, of which ranks, scales, options, keys and predicates are made.
+"""Expressions: ranks, scales, options, keys and predicates.
 
-Numbers stand for themselves. A `Ref` is a bare name; what it names depends on where it stands: a
-param, an attribute of a site, a `let`, a kind, or a plain word such as ``centre``.
+A `Ref` is a bare name, whose meaning depends on its context: a param, an attribute of a site, a `let`, a
+kind, or a plain word such as ``centre``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ ATTRIBUTES = (
     "out",
     "adapter",
 )
-"""What every site has. ``module`` is its path under the name that reads well after ``per``; ``layers`` is the
-number of blocks of its tower; ``expert`` is the word `none` where the site is not an expert's; ``adapter``
-tells the adapters of a library apart, and is `EACH_ADAPTER` in each."""
+"""Attributes of every site. ``module`` is the path, under a name that reads well after ``per``; ``layers`` is
+the number of blocks of the tower; ``expert`` is the word `none` outside of experts; ``adapter`` distinguishes
+the adapters of a library, and is `EACH_ADAPTER` in a plan."""
 
 EACH_ADAPTER = "each adapter"
-"""What ``adapter`` is worth: a plan is that of one adapter, whichever of a library it is."""
+"""The value of ``adapter``: a plan describes one adapter, whichever of a library it is."""
 
 
 Number = StrictInt | Annotated[StrictFloat, AllowInfNan(False)]
-"""A number that can be written down: neither infinite nor not-a-number."""
+"""A finite number."""
 
 
 class Node(BaseModel):
-    """A part of a spec: immutable, and closed to keys it does not know."""
+    """An immutable part of a spec that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -60,7 +60,7 @@ class Ref(Node):
 
 
 class Binary(Node):
-    """Arithmetic: ``left op right``. ``//`` and ``%`` are Python's."""
+    """Arithmetic: ``left op right``, with ``//`` and ``%`` as in Python."""
 
     op: Literal["+", "-", "*", "/", "//", "%"]
     left: Expression
@@ -72,7 +72,7 @@ FUNCTIONS: tuple[Function, ...] = get_args(Function)
 
 
 def arity_problem(function: str, count: int) -> str | None:
-    """Say what is wrong with the number of arguments of a function, if anything."""
+    """Return the problem with the number of arguments of a function, or None."""
     if function in ("min", "max"):
         return None if count > 1 else "takes two numbers or more"
     return None if count == 1 else "takes one number"
@@ -92,8 +92,8 @@ class Call(Node):
 
 
 class Range(Node):
-    """The whole numbers ``first`` to ``last``, both included: ``0..15``. Without one of them, all up to the
-    other or from it on: ``..7``, ``24..``."""
+    """The whole numbers from ``first`` to ``last``, both included: ``0..15``. An end may be missing: ``..7``,
+    ``24..``."""
 
     first: Expression | None = None
     last: Expression | None = None
@@ -108,9 +108,9 @@ class If(Node):
 
 
 class Match(Node):
-    """A text attribute that fits a glob: ``path "model.layers.*.mlp.*"``, ``parent mlp``.
+    """A text attribute that matches a glob: ``path "model.layers.*.mlp.*"``, ``parent mlp``.
 
-    ``*`` stands for any characters, dots included; ``?`` for one.
+    ``*`` matches any characters, including dots; ``?`` matches one.
     """
 
     attribute: Literal["path", "kind", "parent"]
@@ -118,15 +118,15 @@ class Match(Node):
 
     @property
     def is_glob(self) -> bool:
-        """Whether the pattern has a wildcard, and so may fit more than one name."""
+        """Return whether the pattern has a wildcard."""
         return bool({*"*?"} & {*self.pattern})
 
 
 def globs_of(regex: str) -> list[str]:
-    """Return the patterns of the language that fit what a simple regular expression does; none for others."""
+    """Translate a simple regular expression to globs. Return an empty list for others."""
     plain = re.sub(r"\\d[+*]?|\\w[+*]?|\.[*+]", "*", regex.strip("^$")).replace("\\.", ".")
     plain = plain if "(" in plain or "|" not in plain else f"({plain})"
-    pieces = re.split(r"\((?:\?:)?([^()]*)\)", plain)  # Every second one is a group.
+    pieces = re.split(r"\((?:\?:)?([^()]*)\)", plain)  # Every second piece is a group.
     choices = [piece.split("|") if i % 2 else [piece] for i, piece in enumerate(pieces)]
     globs = ["".join(chosen) for chosen in product(*choices)] if len(pieces) < 6 else []
     return [] if any({*"()[]{}+\\|^$"} & {*glob} for glob in globs) else globs[:8]
@@ -140,7 +140,7 @@ class Member(Node):
 
 
 class Compare(Node):
-    """``left op right``. Beside ``layer``, a negative number counts from the last layer, -1."""
+    """``left op right``. Compared with ``layer``, a negative number counts from the last layer, -1."""
 
     op: Literal["==", "!=", "<", "<=", ">", ">="]
     left: Expression
@@ -148,30 +148,30 @@ class Compare(Node):
 
 
 class And(Node):
-    """Every one of them holds."""
+    """All parts are true."""
 
     all_of: tuple[Expression, ...]
 
 
 class Or(Node):
-    """At least one of them holds."""
+    """At least one part is true."""
 
     any_of: tuple[Expression, ...]
 
 
 class Not(Node):
-    """It does not hold."""
+    """The part is false."""
 
     negated: Expression
 
 
 def _word(value: Any) -> Any:
-    """Let Python code write ``rank="r_local"`` for ``rank=Ref(ref="r_local")``."""
+    """Allow ``rank="r_local"`` in Python for ``rank=Ref(ref="r_local")``."""
     return Ref(ref=value) if isinstance(value, str) else value
 
 
-# A type with a name, so that Pydantic makes one schema of it, not one for each field. The two with the same
-# fields are told apart by `op`: tried one after the other, a chain of them would take exponential time.
+# A named type, so that Pydantic builds one schema instead of one per field. `op` discriminates the two
+# classes with the same fields: trying both would take exponential time for a chain.
 Expression = TypeAliasType(
     "Expression",
     Annotated[
@@ -188,16 +188,15 @@ Expression = TypeAliasType(
         BeforeValidator(_word),
     ],
 )
-"""Arithmetic and predicates alike: a predicate is a key too (``per layer in 0..15``)."""
+"""Arithmetic or a predicate. A predicate can be a key, too (``per layer in 0..15``)."""
 
 
 class Selection(Node):
-    """Sites: those that fit any of ``include`` and none of ``exclude``. One type for ``target``,
-    ``where`` and ``let``, in the language and in Python."""
+    """Sites that match any of ``include`` and none of ``exclude``: a ``target``, ``where`` or ``let``."""
 
     include: tuple[Expression, ...]
     exclude: tuple[Expression, ...] = ()
 
 
 Condition = Expression | Selection
-"""What is true of a site or not."""
+"""A condition that is true or false for a site."""

@@ -13,19 +13,19 @@ from bishare_dsl.spec.walk import Purpose, names_read
 
 
 class SiteSets:
-    """The sites of a model, or its parameters, each with a scope; sets contain their indices.
+    """The sites of a model, or its parameters, each with a scope. Sets hold their indices.
 
-    The constructor adds the ``lets`` of the spec to the scopes.
+    The constructor adds the spec's ``lets`` to the scopes.
     """
 
     def __init__(self, scopes: Sequence[Scope], lets: Iterable[Let]) -> None:
         self.scopes = scopes
         self.all: Set[int] = frozenset(range(len(scopes)))
-        # By the id of a condition, which is kept so that no other gets its id.
+        # By id of the condition, which is stored so that its id is not reused.
         self._partitions: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
         self._groups_by_names: dict[frozenset[str], list[list[int]]] = {}
         self._lets: dict[str, Set[int]] = {}
-        for let in lets:  # In order: a let may name those above it, and no other.
+        for let in lets:  # In order, since a let may refer only to lets above it.
             selected = self._lets[let.name] = self.partition(let.selection)[0]
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
@@ -35,13 +35,14 @@ class SiteSets:
     ) -> list[list[int]]:
         """Group sites that give an expression the same inputs, so that it has one value in each group.
 
-        Groups, and the sites in each, keep the order of the model. The ``purpose`` decides what a bare name
-        is: in a condition it is never a param.
+        Groups, and the sites in each, are in the order of the model. The ``purpose`` decides the meaning
+        of a bare
+        name: in a condition it is never a param.
         """
         params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
         read = [*names_read(part, params, purpose)]  # Params are equal everywhere.
         names = frozenset(name for name, _ in read)
-        if any(of in ("condition", "part") for _, of in read):  # Any name but a let's is a kind.
+        if any(of in ("condition", "part") for _, of in read):  # Names other than lets are kinds.
             names |= {"kind"}
         if names not in self._groups_by_names:
             groups: dict[object, list[int]] = {}
@@ -55,7 +56,7 @@ class SiteSets:
         return sorted(group for group in inside if group)
 
     def partition(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
-        """Return where a condition is true and where it is false; elsewhere it has no value."""
+        """Return the sites where a condition is true, and where it is false. Elsewhere it has no value."""
         known = self._partitions.get(id(condition))
         if known is None:
             known = self._partitions[id(condition)] = condition, *self._partition(condition)
@@ -95,10 +96,10 @@ class SiteSets:
     def select(
         self, condition: m.Condition, loc: Loc = (), among: Set[int] | None = None
     ) -> Set[int]:
-        """Return where a condition is true.
+        """Return the sites where a condition is true.
 
         Raises:
-            EvaluationError: at one of the places it has no value.
+            EvaluationError: the condition has no value at one of the sites.
         """
         among = self.all if among is None else among
         true, false = self.partition(condition)
@@ -107,10 +108,10 @@ class SiteSets:
         return among & true
 
     def any_holds(self, condition: m.Expression, loc: Loc = ()) -> bool:
-        """Tell whether a condition is true at a place; at some it may have no value.
+        """Return whether a condition is true at some site. It may lack a value at others.
 
         Raises:
-            EvaluationError: it has none at any.
+            EvaluationError: the condition has no value at any site.
         """
         true, false = self.partition(condition)
         if self.all and not true and not false:

@@ -1,4 +1,4 @@
-"""Walk over a spec: every expression in it, its location, its purpose, and the modules that it is about."""
+"""Walk over the expressions of a spec, with their locations, their purposes and the modules they concern."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ compared with the other side, and an ``item`` or an ``arm``'s value with a ``sub
 ``word`` decides what it means; a ``name`` is a plain word."""
 
 Domain = Literal["model", "let", "target", "share", "parameters"]
-"""The modules that an expression is about: those of the model, of a let, of the target, of the share; or the
-parameters outside of all sites."""
+"""The modules that an expression concerns: of the model, of a let, of the target or of the share; or the
+parameters outside of sites."""
 
 
 class Mention(NamedTuple):
     """An expression in a spec.
 
-    ``domain`` is None where no module is known. ``compared_with`` is the expression that an item is compared
-    with. The expression is evaluated only where the conditions of ``assuming`` have the truth given there.
+    ``domain`` is None if the expression concerns no module. ``compared_with`` is the expression that an
+    item is compared with. The expression is evaluated only if the conditions in ``assuming`` have the truth
+    values there.
     """
 
     loc: Loc
@@ -39,7 +40,7 @@ class Mention(NamedTuple):
     assuming: tuple[tuple[m.Expression, bool], ...] = ()
 
 
-# The purpose of each field that has expressions; `_add` knows those of `If` and of a rank match.
+# The purpose of each field with expressions. `_add` handles `If` and rank matches.
 _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
@@ -86,14 +87,14 @@ _Given = tuple[tuple[m.Expression, bool], ...]
 def mentions(
     part: object, purpose: Purpose | None = None, loc: Loc = (), domain: Domain | None = None
 ) -> list[Mention]:
-    """Find every expression in a part of a spec, and what is in it.
+    """List every expression in a part of a spec, including nested expressions.
 
     Args:
         part: a spec, a statement, an expression, or several of them.
-        purpose: and the others, as in a `Mention`, are what is true of the part itself.
+        purpose: of the part itself; so are the other arguments, see `Mention`.
 
     Raises:
-        TypeError: an expression stands where nobody says what is purpose of it.
+        TypeError: the tables have no purpose for the field of an expression.
     """
     found: list[Mention] = []
     _add(found, part, purpose, loc, domain)
@@ -119,7 +120,7 @@ def _add(
     if isinstance(part, _EXPRESSIONS):
         if purpose is None:
             raise TypeError(f"nobody says what is purpose at {loc}")
-        # A predicate is a condition, also where it stands as a key.
+        # A predicate is a condition, even as a key.
         purpose = "condition" if purpose == "key" and isinstance(part, _PREDICATES) else purpose
         found.append(Mention(loc, part, purpose, domain, compared_with, assuming))
     if isinstance(part, m.If):
@@ -153,14 +154,14 @@ def _add(
 
 @cache
 def _fields(kind: type[BaseModel]) -> list[tuple[str, Purpose | None, Domain | None]]:
-    """List the fields of a part of a spec: what is purpose in each, and of what, where the tables say it."""
-    # Fields that all settings have are listed once, under `Settings`.
+    """List the fields of a part of a spec, with their purpose and domain from the tables, if any."""
+    # Fields of all settings are listed once, under `Settings`.
     named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
     return [(name, _PURPOSE.get(place), _DOMAIN.get(place)) for name, place in named]
 
 
 def reads_param(mention: Mention, params: Container[str]) -> bool:
-    """Tell whether a bare name stands for a param: where truth is purpose for, it never does."""
+    """Return whether a bare name can be a param, which it never is in a condition."""
     named = isinstance(mention.part, m.Ref) and mention.part.ref in params
     return named and mention.purpose not in ("condition", "part")
 
@@ -168,9 +169,9 @@ def reads_param(mention: Mention, params: Container[str]) -> bool:
 def names_read(
     part: object, params: Container[str] = (), purpose: Purpose = "word"
 ) -> Iterator[tuple[str, Purpose]]:
-    """Yield the names that a part of a spec reads, and what is purpose of each.
+    """Yield the names that a part of a spec reads, with the purpose of each.
 
-    Attributes that patterns are of are among them; params are left out where they are read.
+    They include the attributes of patterns. Params are left out.
     """
     for mention in mentions(part, purpose):
         if isinstance(mention.part, m.Ref) and not reads_param(mention, params):
@@ -180,12 +181,12 @@ def names_read(
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, m.Ref]]:
-    """Find every bare name in a part of a spec, with its place."""
+    """Yield every bare name in a part of a spec, with its location."""
     return parts_of(part, m.Ref, loc)
 
 
 def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[Loc, _Part]]:
-    """Find all expressions of one kind in a part of a spec, with their places."""
+    """Yield all expressions of one kind in a part of a spec, with their locations."""
     for mention in mentions(part, "word", loc):
         if isinstance(mention.part, kind):
             yield mention.loc, mention.part
