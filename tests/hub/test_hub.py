@@ -201,7 +201,7 @@ def test_a_library_comes_from_the_hub_and_what_does_not(hub, bishare, library):
 def test_a_folder_wins_over_an_id_and_the_hub_may_be_down(bishare, adapter, tmp_path):
     (tmp_path / "me").mkdir()
     adapter.rename(tmp_path / "me" / "shared")
-    commands = [("inspect", "me/shared"), ("inspect", "me/other")]
+    commands = [("inspect", "me/shared"), ("inspect", "you/other")]
     here, elsewhere = bishare(*commands, HF_ENDPOINT="http://127.0.0.1:9")
     assert here.code == 0, here.err  # Nobody was asked: nobody is there.
     assert elsewhere.code == 2
