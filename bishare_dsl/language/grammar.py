@@ -1,4 +1,4 @@
-"""The grammar `share.lark` as Lark has compiled it, and the words of the language."""
+"""The compiled grammar `share.lark`, and the words of the language."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lark.lexer import BasicLexer, LexerThread
 from bishare_dsl.resources import cache_folder, grammar
 
 END = "$END"
-"""What Lark calls the end of a text."""
+"""Lark's name for the end of a text."""
 BAD = "BAD"
 STATEMENTS = ("spec", "use", "param", "let", "target", "train", "magnitude", "share", "replace")
 SINGLE = ("spec", "target", "train", "magnitude")
@@ -26,18 +26,18 @@ CLAUSES = (
     *("where", "per", "rank", "via"),
     *("alpha", "scale", "dropout", "init", "freeze", "gain", "start", "plain"),
 )
-"""In the order in which the formatter aligns them."""
+"""Clauses, in the order of the formatter's columns."""
 DEFAULTS = ("alpha", "scale", "dropout", "init")
-"""The clauses that stand at the top too."""
+"""Clauses that can be defaults of the spec, too."""
 IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
-"""Keywords that an expression may use as they are: settings, and attributes of a site."""
+"""Keywords that an expression may use without quotes: settings and attributes of a site."""
 
 OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 MAGNITUDE_KINDS = frozenset({"WHERE", "PER", "INIT", "START", "PLAIN"})
 CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B")) - {"PLAIN"}
-# Descriptions of the tokens that are possible at a position: the first that fits is used.
+# Descriptions of the tokens allowed at a position. The first that fits is used.
 _VALUES = {
     ("INT", "LPAR"): "a value",
     ("INT", "NAME"): "a number or a name",
@@ -50,7 +50,7 @@ DEFAULT_KINDS = frozenset(word.upper() for word in DEFAULTS)
 
 @cache
 def lark() -> Lark:
-    """Make the parser; where that is safe, its tables are kept in the user's own cache folder."""
+    """Create the parser. Its tables are cached in the user's cache folder if that is safe."""
     made = Lark(
         grammar("share.lark").read_text(encoding="utf-8"),
         parser="lalr",
@@ -71,7 +71,7 @@ def lark() -> Lark:
 
 @cache
 def _lexer(*, everything: bool) -> BasicLexer:
-    """Make the lexer once: `Lark.lex` would make one for each text, which takes longer than to parse it."""
+    """Create the lexer once. `Lark.lex` would create one per text, which takes longer than parsing."""
     configuration = copy(lark().lexer_conf)
     if everything:
         configuration.ignore = ()
@@ -79,12 +79,12 @@ def _lexer(*, everything: bool) -> BasicLexer:
 
 
 def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
-    """Cut a text into tokens: ``everything``, or all but white space, comments and what is no token."""
+    """Yield the tokens of a text. White space, comments and invalid text only with ``everything``."""
     yield from LexerThread.from_text(_lexer(everything=everything), text).lex(None)
 
 
 def _cache_file() -> str | None:
-    """Return where Lark may keep its tables: it reads them with pickle, so nobody else may write there."""
+    """Return a file for Lark's tables, which are pickled, in a folder that only the user can write to."""
     if not hasattr(os, "geteuid"):
         return None
     try:
@@ -92,7 +92,7 @@ def _cache_file() -> str | None:
         file = folder / f"share.{sys.implementation.cache_tag}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         parts = [folder.lstat(), *(path.lstat() for path in folder.glob(file.name))]
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows where the user's home is
+    except (OSError, RuntimeError):  # RuntimeError: the home folder is unknown
         return None
     closed = stat.S_ISDIR(parts[0].st_mode) and not parts[0].st_mode & 0o077
     whole = all(stat.S_ISREG(part.st_mode) for part in parts[1:])
@@ -102,24 +102,24 @@ def _cache_file() -> str | None:
 
 @cache
 def words() -> dict[str, str]:
-    """Return what Lark calls each keyword and sign."""
+    """Map each keyword and sign to Lark's name for it."""
     return {t.pattern.value: t.name for t in lark().terminals if t.pattern.type == "str"}
 
 
 def is_keyword(word: str) -> bool:
-    """Tell whether a name spelt so needs quotes."""
+    """Return whether a name is a keyword and needs quotes."""
     return word.isalpha() and word in words()
 
 
 def spelled(kind: str) -> str | None:
-    """Spell a keyword or sign; None for names, numbers and the like."""
+    """Return the spelling of a keyword or sign, or None for names, numbers and others."""
     return next((word for word, known in words().items() if known == kind), None)
 
 
 def expected(kinds: Collection[str]) -> str:
-    """Describe what is possible at a position: ``a name``, ``a clause of the share or a statement``."""
+    """Describe the tokens allowed at a position: ``a name``, ``a clause of the share or a statement``."""
     left = set(kinds)
-    if "PLUS" in left:  # After a name in an expression, which could be a function's.
+    if "PLUS" in left:  # After a name in an expression, which could be a function.
         left.discard("LPAR")
     found = [text for kinds, text in _VALUES.items() if left.issuperset(kinds)][:1]
     if found:
@@ -132,7 +132,7 @@ def expected(kinds: Collection[str]) -> str:
     if "TARGET" in left:
         found.append("a statement (such as `share`)")
         left -= STATEMENT_KINDS | CLAUSE_KINDS
-    # An operator may follow any value: to list them all would hide what matters.
+    # Omit operators, which may follow any value.
     if found or left - OPERATORS:
         left -= OPERATORS
     words = sorted(f"`{word}`" for kind in left if (word := spelled(kind)))
@@ -141,7 +141,7 @@ def expected(kinds: Collection[str]) -> str:
 
 
 def found(token: Token) -> str:
-    """Name a token as messages do."""
+    """Describe a token for a message."""
     if token.type == END:
         return "the end of the file"
     if token.type == BAD:
@@ -150,5 +150,5 @@ def found(token: Token) -> str:
 
 
 def shortened(text: str, width: int = 40) -> str:
-    """Cut a text that is too long for a message."""
+    """Shorten a text for a message."""
     return text if len(text) <= width else f"{text[: width - 3]}..."

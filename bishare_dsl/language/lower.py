@@ -1,4 +1,4 @@
-"""From syntax tree to spec: plain data with a place for each part of it, which Pydantic validates."""
+"""Convert a syntax tree to plain data with locations, which Pydantic validates as a spec."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
 from bishare_dsl.spec import MAGNITUDE, Spec
 
-# Rules of `share.lark` by what is made of their parts: the fields of a model, a list, or fields that a list
-# names. Of any other rule the last part counts, or that it is there.
+# Rules of `share.lark` by their result: the fields of a model, a list, or fields that a list names. Any
+# other rule results in its last part, or in true.
 _FIELDS = {
     "param": ("name", "value"),
     "let": ("name", "selection"),
@@ -45,7 +45,7 @@ _TERMS = ("share", MAGNITUDE)
 
 @dataclass(slots=True)
 class _Part:
-    """A part of a spec as plain data, and where it and the parts of it stand."""
+    """A part of a spec as plain data, with its span and the spans of its parts."""
 
     value: Any
     span: Span | None
@@ -68,7 +68,7 @@ def _row(parts: Sequence[_Part], span: Span | None = None) -> _Part:
 
 @v_args(meta=True)
 class _Parts(Transformer[Token, _Part]):
-    """Makes a part of each tree."""
+    """Convert each tree to a part."""
 
     def __default_token__(self, token: Token) -> _Part:
         number = {"INT": int, "FLOAT": float}.get(token.type)
@@ -81,7 +81,7 @@ class _Parts(Transformer[Token, _Part]):
         if data in _LISTS:
             return _row(children, span)
         if data in _NAMED:
-            for pair in children:  # Where the name stands is kept under its value.
+            for pair in children:  # Store the span of the name with its value.
                 pair.parts[1].parts = {**pair.parts[1].parts, "name": pair.parts[0]}
             return _record({pair.parts[0].value: pair.parts[1] for pair in children}, span)
         if data in ("any_of", "all_of"):
@@ -124,7 +124,7 @@ def _part(statement: Statement) -> _Part:
             options = {"plain": _Part(1, said.span)} if said else {}
             via = {"transform": _Part(MAGNITUDE, None), "options": _record(options)}
             fields |= {"rank": _Part(1, None), "via": _record(via, said.span if said else None)}
-        # A problem with a share as a whole is shown at its head, not over all its lines.
+        # A problem of a whole share is shown at its head only.
         return _record(fields, statement.head)
     if statement.keyword in ("param", "let"):
         part.span = statement.span
@@ -148,10 +148,10 @@ def _spec(statements: list[Statement]) -> _Part:
 
 
 def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMap]:
-    """Make the spec of statements that have no errors; the places of its parts are in the texts of ``where``.
+    """Build the spec of statements without errors, and locate its parts in the texts of ``where``.
 
     Raises:
-        SpecError: what Pydantic does not accept (BS141), each at its place.
+        SpecError: parts that Pydantic rejects (BS141), each with its position.
     """
     part = _spec(statements)
     outdented = tuple(_outdented(statements, where))
@@ -160,7 +160,7 @@ def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMa
 
 
 def _outdented(statements: list[Statement], where: SourceMap) -> Iterator[Loc]:
-    """Find the settings of shares that begin a line, where the clauses before them do not."""
+    """Yield settings of shares that begin a line although the clauses before them do not."""
     shares = [statement for statement in statements if statement.keyword in _TERMS]
     for i, share in enumerate(shares):
         for clause in share.clauses:
@@ -172,10 +172,10 @@ def _outdented(statements: list[Statement], where: SourceMap) -> Iterator[Loc]:
 
 
 def validated(data: object, where: SourceMap) -> Spec:
-    """Make a spec of plain data.
+    """Build a spec from plain data.
 
     Raises:
-        SpecError: what Pydantic does not accept (BS141), each at its place.
+        SpecError: parts that Pydantic rejects (BS141), each with its position.
     """
     try:
         return Spec.model_validate(data)
@@ -185,7 +185,7 @@ def validated(data: object, where: SourceMap) -> Spec:
         for detail in error.errors(include_url=False, include_context=False, include_input=False):
             loc: Loc = ()
             for name in detail["loc"]:
-                # Pydantic's paths also name the model that it tried: no part of a spec is called so.
+                # Drop the names of models that Pydantic adds to its paths.
                 loc = (*loc, name) if (*loc, name) in known else loc
             problems.setdefault(loc, codes.INVALID(why=detail["msg"], loc=loc))
         raise SpecError(problems.values(), where) from error

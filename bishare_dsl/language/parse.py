@@ -1,8 +1,8 @@
-"""From text to syntax tree, with every error of the text in one run.
+"""Parse a text to a syntax tree, and report every error of the text in one run.
 
-Lark cuts the text into tokens, and parses one statement or clause after the other. The parser mends
-plain slips (a misspelt keyword, a missing comma). After any other error it goes on with the next clause or
-statement, whose first words are reserved.
+Lark splits the text into tokens, and parses one statement or clause after the other. The parser corrects
+simple slips (a misspelt keyword, a missing comma). After any other error it continues with the next clause or
+statement, which begins with a reserved word.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from bishare_dsl.language.slips import Slip, known_slip, unknown_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 from bishare_dsl.spec.expression import globs_of
 
-# The longest text, all that it uses included, that any content of it lets us read in about a second.
+# The longest text, including used files, that takes about a second in the worst case.
 MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
-# How many tokens of a statement are read again where a mend changes one of them.
+# How many tokens of a statement to read again after a correction.
 _AGAIN = 64
-# How many mends of a text are tried in all, and for how many mistakes they are looked up.
+# How many corrections to try in a text, and for how many mistakes.
 _TRIALS = 300
 _MENDED = 30
-# The rules of expressions; clauses and the like do not nest.
+# Rules of expressions, which nest.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
     *("call", "match", "word", "number", "minus", "choice"),
@@ -66,7 +66,7 @@ _SHORTEST = "a spec reads `spec mine  target q_proj, v_proj  share lora per modu
 
 
 class Problems:
-    """The first problems found so far, and the number of all."""
+    """The first problems of a text, and the number of all."""
 
     def __init__(self) -> None:
         self.kept: list[Problem] = []
@@ -86,12 +86,12 @@ class Problems:
         return len(self.kept) >= MAX_PROBLEMS
 
     def raise_any(self, where: SourceMap) -> None:
-        """Raise SpecError with all of them if there is one."""
+        """Raise SpecError if there are problems."""
         if self.count:
             raise SpecError(self.sorted(), where)
 
     def sorted(self) -> list[Problem]:
-        """Sort them in the order of the text, with a last one that counts those left out."""
+        """Sort the problems by position, and append one that counts the problems left out."""
         kept = sorted(self.kept, key=lambda problem: problem.span.start if problem.span else 0)
         if self.count > len(kept):
             kept.append(codes.MANY_MORE(count=self.count - len(kept)))
@@ -99,9 +99,9 @@ class Problems:
 
 
 def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = None) -> Source:
-    """Read a text's characters, line breaks as ``\\n`` and without a byte order mark.
+    """Decode a text, with line breaks as ``\\n`` and without a byte order mark.
 
-    ``start`` and ``used`` are those of the `Source`.
+    ``start`` and ``used`` are fields of the `Source`.
 
     Raises:
         SpecError: BS101 (not UTF-8), BS102 (too large).
@@ -131,12 +131,12 @@ def byte_count(text: str | bytes) -> int:
 
 
 def plain_lines(text: str) -> str:
-    """Write line breaks as ``\\n``, and leave out a byte order mark."""
+    """Convert line breaks to ``\\n``, and drop a byte order mark."""
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse(source: Source, problems: Problems) -> Syntax:
-    """Make the tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
+    """Parse a text to a tree. Wrong parts are reported to ``problems`` and left out of the tree."""
     tokens = _tokens(source)
     if what := _foreign(source.text):
         problems(codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_SHORTEST}"))
@@ -145,7 +145,7 @@ def parse(source: Source, problems: Problems) -> Syntax:
 
 
 def _foreign(text: str) -> str | None:
-    """Say what a text is that was not written as a spec."""
+    """Describe a text that is not a spec, or return None."""
     if re.search(r"^[ \t]*spec[ \t]+\S", text, re.MULTILINE):
         return None
     lines = (line.strip() for line in text.split("\n"))
@@ -162,10 +162,10 @@ def _foreign(text: str) -> str | None:
 
 
 class Open(NamedTuple):
-    """The end of a text that somebody is writing.
+    """The end of an unfinished text.
 
-    ``words`` are the tokens of the statement or clause that the text ends in, none if none is begun;
-    ``allowed`` the kinds of token that may follow; ``statements`` what stands before.
+    ``words`` are the tokens of its last, unfinished statement or clause, ``allowed`` the kinds of token
+    that can follow, and ``statements`` the statements before.
     """
 
     words: list[Token]
@@ -174,12 +174,12 @@ class Open(NamedTuple):
 
 
 def parse_open(source: Source) -> Open:
-    """Read a text that somebody is writing: what is not whole at its end, and what may follow."""
+    """Parse an unfinished text, and return its open end."""
     return _Parser(_spoken(_tokens(source)), Problems()).read_open()
 
 
 def _tokens(source: Source) -> list[Token]:
-    """Cut a text into tokens, white space and comments too, and an empty one at the end."""
+    """Split a text into tokens, including white space, comments and an empty token at the end."""
     tokens = list(lex(source.text, everything=True))
     for token in tokens if source.start else ():
         token.start_pos = source.start + cast(int, token.start_pos)
@@ -193,7 +193,7 @@ def _spoken(tokens: list[Token]) -> list[Token]:
 
 
 class _Parser:
-    """Reads the statements and clauses of a text, each with a parser of Lark's for itself."""
+    """Read the statements and clauses of a text, each with a separate parser of Lark."""
 
     def __init__(self, tokens: list[Token], problems: Problems) -> None:
         self.tokens, self.problems = tokens, problems
@@ -201,11 +201,11 @@ class _Parser:
         # The statement being read, its first token, and the number of open brackets.
         self.parser: InteractiveParser | None = None
         self.first = self.open = 0
-        # Kinds of token that may follow it.
+        # Kinds of token that can follow it.
         self.starters = STATEMENT_KINDS | DEFAULT_KINDS
         self.too_deep = False
-        self.told: int | None = 0  # the line of what was reported last
-        self.held = 0  # how often something was wrong, told or not
+        self.told: int | None = 0  # the line of the last report
+        self.held = 0  # number of mistakes, reported or not
         self.trials = _TRIALS
 
     def run(self) -> list[Statement]:
@@ -216,7 +216,7 @@ class _Parser:
         return self.statements
 
     def read_open(self) -> Open:
-        """Read all tokens, and leave what the last ones begin as it is."""
+        """Read all tokens, and leave the last statement unfinished."""
         position = 0
         while self.tokens[position].type != END:
             position = self.step(position)
@@ -224,7 +224,7 @@ class _Parser:
         return Open(words, self.allowed(), self.statements)
 
     def step(self, position: int) -> int:
-        """Read on at a position; the position to read at next."""
+        """Read at a position, and return the next position."""
         if self.reads(position):
             return position + 1
         if self.begins(position) and self.ends(position):
@@ -232,12 +232,12 @@ class _Parser:
         return self.recover(position)
 
     def allowed(self) -> Set[str]:
-        """Return the kinds of token that may come next."""
+        """Return the kinds of token allowed next."""
         kinds = {END} if self.parser is None else self.parser.accepts()
         return kinds | self.starters if END in kinds else kinds
 
     def reads(self, position: int) -> bool:
-        """Read a token if it goes on with what is being read, or begins something."""
+        """Read a token if it continues the current statement, or begins a statement or clause."""
         token = self.tokens[position]
         if token.type == END or (self.parser is None and not self.begins(position)):
             return False
@@ -261,8 +261,8 @@ class _Parser:
         return True
 
     def begins(self, position: int) -> bool:
-        """Tell whether a token begins what may stand next: by its kind, as a role that gets a key, or as the
-        word `plain`, which is a name anywhere else."""
+        """Return whether a token begins a statement or clause here: by its kind, as a role with a key,
+        or as the word `plain`, which elsewhere is a name."""
         token, kind = self.tokens[position], self.tokens[position].type
         if kind in ("NAME", "STRING"):
             keyed = "RANK" in self.starters and self.tokens[position + 1].type == "PER"
@@ -272,21 +272,21 @@ class _Parser:
         return kind in self.starters
 
     def ends_range(self, position: int) -> bool:
-        """Tell whether a word that could be the end of a range, as in `24.. rank 8`, begins a clause."""
+        """Return whether a word that could end a range, as in `24.. rank 8`, begins a clause."""
         if self.tokens[position].type not in ("RANK", "ALPHA"):
             return False
         previous, following = self.tokens[position - 1].type, self.tokens[position + 1].type
         return previous == "DOTS" and following in _BEGINNING
 
     def ends_key(self, position: int) -> bool:
-        """Tell whether a name ends a key and gets the next one, as in `A per kind  core per layer`."""
+        """Return whether a name after a key is the next role, as in `A per kind  core per layer`."""
         if self.tokens[position].type not in ("NAME", "STRING") or not self.begins(position):
             return False
         key = any(token.type == "PER" for token in self.tokens[self.first : self.first + 2])
         return key and END in self.allowed()
 
     def ends(self, position: int) -> bool:
-        """Keep what is being read if it is whole before a token."""
+        """Finish the current statement if it is complete before a token."""
         if self.parser is None or END not in self.parser.choices():
             return False
         try:
@@ -296,12 +296,12 @@ class _Parser:
         return True
 
     def keep(self, tree: Words, position: int) -> None:
-        """Add what has been read to the statements; ``position`` is after it."""
+        """Add the current tree to the statements. ``position`` is after it."""
         self.parser = None
         tokens = self.tokens[self.first : position]
         for before, token in zip([tokens[0], *tokens], tokens, strict=False):
             _check_word(before, token, self.problems)
-        # Fewer words cannot be as deep.
+        # Fewer words cannot nest as deeply.
         if len(tokens) > MAX_DEPTH and (deep := _too_deep(tree)) is not None:
             self.report_depth(deep)
             return
@@ -319,7 +319,7 @@ class _Parser:
             self.statements[-1].end = end
 
     def report_depth(self, span: Span) -> None:
-        """Report that something is nested too deeply, once for a text."""
+        """Report too deep nesting, once per text."""
         if not self.too_deep:
             self.problems(codes.TOO_DEEP(span=Span(span.start, span.start + 1), limit=MAX_DEPTH))
             self.too_deep = True
@@ -327,7 +327,7 @@ class _Parser:
     # --- errors ---
 
     def recover(self, position: int) -> int:
-        """Report the token at ``position``, mend or skip, and say where to read on."""
+        """Report the token at ``position``, correct or skip it, and return the next position."""
         token, span = self.tokens[position], span_of(self.tokens[position])
         if self.open > MAX_DEPTH:
             self.report_depth(span)
@@ -363,8 +363,10 @@ class _Parser:
         return self.mend(position, slip)
 
     def report(self, token: Token, problem: Problem) -> None:
-        """Report what is wrong at a token, unless it follows from what is wrong before it in the line: one
-        remedy mends both."""
+        """Report a problem at a token, unless it follows from a problem in the same line.
+
+        In that case the edits are added to the other problem.
+        """
         kept = self.problems.kept
         if token.line != self.told or not kept:
             self.problems(problem)
@@ -373,7 +375,7 @@ class _Parser:
         self.told = token.line
 
     def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
-        """Tell whether what ends before a token is not whole, and the token begins something new."""
+        """Return whether an incomplete statement ends because a token begins something new."""
         token, before = self.tokens[position], self.tokens[position - 1]
         begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != before.line
         return self.parser is not None and END not in allowed and (begins or token.type == END)
@@ -381,8 +383,10 @@ class _Parser:
     def would_read(
         self, position: int, first: int, tokens: Sequence[Token], whole_share: bool
     ) -> bool:
-        """Tell whether tokens can be read from ``first`` on, in place of what reading stopped in: the last
-        one may also begin what is read next. No share says anything twice by them."""
+        """Return whether tokens can be read from ``first`` on, instead of the text where reading stopped.
+
+        The last token may also begin the next statement. The tokens must not repeat a clause of a share.
+        """
         begun = position if self.parser is None else self.first
         self.trials -= 1
         if first < begun or position - begun > _AGAIN or self.trials < 0:
@@ -393,7 +397,7 @@ class _Parser:
         trial.statements = [replace(s, clauses=[*s.clauses]) for s in self.statements[-1:]]
         at = 0
         while trial.reads(at) or (trial.begins(at) and trial.ends(at)):
-            at += trial.parser is not None  # Read the token again after the end of a statement.
+            at += trial.parser is not None  # Read the token again after a finished statement.
         left = whole[at:-1]
         same_line = left and left[0].type != END and left[0].line == self.tokens[position].line
         if len(left) > 1 or same_line or (left and trial.parser is not None and not trial.ends(at)):
@@ -412,11 +416,11 @@ class _Parser:
         return not (lacks or twice) and len(said) == len({*said})
 
     def mend(self, position: int, slip: Slip) -> int:
-        """Read what is meant in place of a mistake that is known, or skip."""
+        """Read the intended tokens of a known mistake, or skip it."""
         if slip.tokens is None:
             return self.skip(position)
         if len(slip.tokens) == slip.last - slip.first == 1 and is_keyword(slip.tokens[0]):
-            self.tokens[slip.first].type = slip.tokens[0].type  # So the text's own token is one.
+            self.tokens[slip.first].type = slip.tokens[0].type  # Use the text's token.
         else:
             self.tokens[slip.first : slip.last] = slip.tokens
         if slip.first == position:
@@ -425,7 +429,7 @@ class _Parser:
         return self.first
 
     def is_name(self, position: int, allowed: Set[str]) -> bool:
-        """Tell whether a keyword is meant as a name, rather than the name is missing before it."""
+        """Return whether a keyword is meant as a name, and not a name missing before it."""
         previous, token = self.tokens[position - 1], self.tokens[position]
         if not is_keyword(token) or {"NAME", "INT"} & allowed != {"NAME"}:
             return False
@@ -435,10 +439,10 @@ class _Parser:
         return same_line and span_of(token).start - span_of(previous).end < 8
 
     def skip(self, position: int) -> int:
-        """Drop what is being read, unless it is whole, and all up to what may begin next."""
+        """Drop the current statement if it is incomplete, and skip to the next beginning."""
         broken = self.parser is not None and not self.ends(position)
         if broken and self.tokens[self.first].type in STATEMENT_KINDS:
-            self.starters = STATEMENT_KINDS  # A clause goes on with a statement that could be read.
+            self.starters = STATEMENT_KINDS  # A clause must follow a statement that could be read.
         self.parser, self.open = None, 0
         first = position
         while True:
@@ -449,7 +453,7 @@ class _Parser:
             position += 1
 
     def starts(self, position: int) -> bool:
-        """Tell whether a word that could also be a value starts a clause here."""
+        """Return whether a word that could be a value begins a clause here."""
         previous, token, after = self.tokens[position - 1 : position + 2]
         if token.type in ("A", "B"):
             return after.type == "PER"
@@ -462,7 +466,7 @@ class _Parser:
 
 
 def _too_deep(tree: Words) -> Span | None:
-    """Find the place of something that is nested too deeply."""
+    """Return the span of too deep nesting, or None."""
     depths: dict[int, int] = {}
     for part in tree.iter_subtrees():
         inner = max((depths[id(c)] for c in part.children if isinstance(c, Tree)), default=0)
@@ -473,7 +477,7 @@ def _too_deep(tree: Words) -> Span | None:
 
 
 def _check_word(before: Token, token: Token, problems: Problems) -> None:
-    """Check a number or a quoted name, which the token ``before`` may make a pattern."""
+    """Check a number or a quoted name, which is a pattern after some tokens (``before``)."""
     if token.type == "STRING" and unquoted(token) == token:
         span, help_line = span_of(token), None
         edits: tuple[Edit, ...] = ()
@@ -484,11 +488,11 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
             edits = (Edit(Span(span_of(before).start, span.end), listed),)
         problems(codes.BAD_ESCAPE(span=span, help=help_line, edits=edits))
     if token.type == "INT":
-        # Do not convert long numbers: that takes Python quadratic time.
+        # Do not convert long numbers, which takes quadratic time.
         digits = token.lstrip("0")
         fits = len(digits) < 20 and int(digits or "0") < 2**63
     elif token.type == "FLOAT":
-        # A number that underflows to zero is as wrong as infinity.
+        # Reject numbers that underflow to zero, like infinity.
         zero = token.lower().partition("e")[0].strip("0.") == ""
         fits = isfinite(float(token)) and (zero or float(token) != 0)
     else:

@@ -1,4 +1,4 @@
-"""Mistakes that are known, by the table `grammars/slips.txt`: what was meant, and how reading goes on."""
+"""Recognise known mistakes with the table `grammars/slips.txt`: the intended text, and how to continue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LOOKALIKES = str.maketrans(
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
 )
 _ONCE = {word.upper() for word in SINGLE}
-# So many words of a line are read again to try what would mend it.
+# How many words of a line to read again when trying a correction.
 _FAR = 64
 
 
@@ -57,8 +57,10 @@ class Instead(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table, which says what each part is; ``first`` is what stands before the words, ``at`` the
-    number of the word at which reading stops."""
+    """A row of the table, whose header explains the columns.
+
+    ``first`` precedes the words, and ``at`` is the index of the word where reading stops.
+    """
 
     first: list[str]
     words: list[str]
@@ -70,9 +72,9 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The mistakes that are known, with the words of their patterns.
+    """The known mistakes, with the words of their patterns.
 
-    ``such`` shows what a clause or statement looks like, by its kind.
+    ``such`` has an example of each clause and statement, by kind.
     """
 
     known: list[Row]
@@ -119,10 +121,10 @@ def _rows_at(kind: str, text: str) -> list[Row]:
 
 
 class Slip(NamedTuple):
-    """A remedy for a mistake: ``tokens`` are read in place of those from ``first`` up to ``last``.
+    """A remedy for a mistake: read ``tokens`` instead of the tokens from ``first`` up to ``last``.
 
-    Without ``tokens`` reading goes on at the next clause or statement. ``at`` is the token to point at, where
-    that is not the one at which reading stopped; ``edits`` mend the text.
+    Without ``tokens``, reading continues at the next clause or statement. ``at`` is the token to point at, by
+    default the token where reading stopped. ``edits`` correct the text.
     """
 
     help: str | None
@@ -139,10 +141,10 @@ def known_slip(
     allowed: Set[str],
     reads: Callable[[int, Sequence[Token], bool], bool],
 ) -> Slip | None:
-    """Find the mistake at a token in the table, where only the kinds in ``allowed`` could stand.
+    """Find the mistake at a token in the table, at a position that allows the kinds in ``allowed``.
 
-    ``reads`` tells whether some tokens can be read from a position on, up to one that may stand after them,
-    and, if it is asked, whether a share that ends there is whole.
+    ``reads`` returns whether tokens can be read from a position on, including a token that may follow
+    them. Its last argument also requires that a share that ends there is complete.
     """
     given = _Near(tokens, position, allowed)
     may_begin = {*allowed, "NAME"}
@@ -193,13 +195,13 @@ def known_slip(
 
 
 def _said_elsewhere(slip: Slip, tokens: Sequence[Token], first: int, last: int) -> bool:
-    """Tell whether a statement is written of which the rest of the text has one already."""
+    """Return whether a slip would add a statement that the rest of the text already has."""
     new = {token.type for token in slip.tokens or ()} & _ONCE
     return bool(new) and any(t.type in new for t in (*tokens[:first], *tokens[last:]))
 
 
 def unknown_slip(tokens: Sequence[Token], position: int) -> Slip:
-    """Say of a mistake that is not in the table what could stand there."""
+    """Describe a mistake that is not in the table by the tokens allowed there."""
     token, before = tokens[position], tokens[:position]
     if token.type == BAD:
         return Slip(None)
@@ -209,12 +211,12 @@ def unknown_slip(tokens: Sequence[Token], position: int) -> Slip:
 
 
 def _filled(text: str, given: _Near) -> str:
-    """Put words in the places that a text of the table has for them."""
+    """Fill the placeholders in a text of the table."""
     return re.sub(r"\{(\w+)\}", lambda place: given[place[1]], text)
 
 
 class _Near(dict[str, str]):
-    """What rows call by name, made when asked for: of the token at which reading stops and its neighbours."""
+    """Values of placeholders, computed on demand from the token where reading stopped and its neighbours."""
 
     def __init__(self, tokens: Sequence[Token], position: int, allowed: Set[str]) -> None:
         self.token, self.allowed = tokens[position], allowed
@@ -267,7 +269,7 @@ def _keyword_like(token: Token | None) -> str:
 def _begins(
     first: Sequence[str], tokens: Sequence[Token], position: int, allowed: Set[str]
 ) -> bool:
-    """Tell whether that holds which stands before the words of a row."""
+    """Return whether the condition before the words of a row holds."""
     match first:
         case ["NEWLINE"]:
             return not position or tokens[position - 1].line != tokens[position].line
@@ -281,7 +283,7 @@ def _begins(
 def _place(
     row: Row, tokens: Sequence[Token], position: int
 ) -> tuple[int, int, Token | None] | None:
-    """Find the words of a row round a position: where they begin and end, and the one to point at."""
+    """Match the words of a row around a position: their begin and end, and the token to point at."""
     first = position - row.at
     last, at = first + len(row.words), None
     if first < 0 or last > len(tokens):
@@ -312,7 +314,7 @@ def _plain(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _fits(word: str, kind: str, text: str) -> bool:
-    """Tell whether a word of a pattern stands for a token."""
+    """Return whether a word of a pattern matches a token."""
     if word in ("ANY", "WORD", "|"):
         return text == word if word == "|" else word == "ANY" or kind != END
     if kind == BAD:
@@ -337,7 +339,7 @@ def _lexed(text: str) -> Sequence[Token]:
 
 
 def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
-    """Put the words of a text in place of some tokens; those that stay at the ends are left as they are."""
+    """Replace tokens by the words of a text, leaving equal tokens at the ends unchanged."""
     last -= tokens[last - 1].type == END
     if text == "#":
         return _commented(tokens, first)
@@ -350,7 +352,7 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     start = span_of(old[0]).start if old else span_of(tokens[first - 1]).end
     end = span_of(old[-1]).end if old else start
     written = " " if not new and _apart(tokens, first, last) else ""
-    if new:  # Keep the space before inserted words.
+    if new:  # Preserve the space before inserted words.
         written = text[new[0].start_pos if old else kept : new[-1].end_pos]
     placed = []
     for token in new:
@@ -367,7 +369,7 @@ def _alike(one: Token, other: Token) -> bool:
 
 
 def _commented(tokens: Sequence[Token], first: int) -> Slip:
-    """Leave out all from a token up to the end of its line, and write `#` for the sign that it begins."""
+    """Turn the rest of a line, which begins with another comment sign, into a comment with `#`."""
     last, sign = first + 1, span_of(tokens[first])
     while tokens[last].line == tokens[first].line:
         if span_of(tokens[last]).start == sign.end and not tokens[last][0].isalnum():
@@ -377,7 +379,7 @@ def _commented(tokens: Sequence[Token], first: int) -> Slip:
 
 
 def _apart(tokens: Sequence[Token], first: int, last: int) -> bool:
-    """Tell whether two words would become one without the tokens between them."""
+    """Return whether two words would join without the tokens between them."""
     if not first:
         return False
     before, after = tokens[first - 1], tokens[last]
@@ -387,7 +389,7 @@ def _apart(tokens: Sequence[Token], first: int, last: int) -> bool:
 
 
 def _clause(tokens: Sequence[Token]) -> str:
-    """Return the kind of the word that begins the clause or statement that these tokens end in."""
+    """Return the kind of the first word of the last clause or statement in these tokens."""
     for before, token in zip(reversed([None, *tokens[:-1]]), reversed(tokens), strict=False):
         # `alpha` and `rank` are values, too.
         word = before is not None and before.replace("_", "").isalnum()
@@ -402,7 +404,7 @@ def _clause(tokens: Sequence[Token]) -> str:
 
 
 def _not_closed(tokens: Sequence[Token]) -> Token | None:
-    """Find the last bracket that is open after these tokens, in their last statement."""
+    """Return the last open bracket in the last statement of these tokens, or None."""
     depth = 0
     for token in reversed(tokens):
         depth += (token in (")", "}")) - (token in ("(", "{"))

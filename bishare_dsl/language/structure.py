@@ -1,4 +1,4 @@
-"""Find problems of a file whose statements can be read: missing, repeated or late statements."""
+"""Find missing, repeated and misplaced statements in a parsed file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 
-# Rules whose parts begin with a name of their own, and what messages call such a part.
+# Rules whose parts begin with a name, and the noun for such a part in messages.
 _NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
-# Of these, two say what one may say as a list.
+# Two of these statements can be joined into one with a list.
 _LISTS = ("target", "train", "per", "freeze", "init", "gain")
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
 _ADVICE = {
@@ -29,8 +29,7 @@ _ADVICE = {
 
 
 def parse_and_check(source: Source, problems: Problems) -> Syntax:
-    """Make the tree of a text; what is wrong with it, as far as that shows without other texts, goes to
-    ``problems``."""
+    """Parse a text and check its structure. Problems that do not depend on other files go to ``problems``."""
     syntax = parse(source, problems)
     broken = [problem.span.start for problem in problems.kept if problem.span]
     if not problems.full:
@@ -39,7 +38,7 @@ def parse_and_check(source: Source, problems: Problems) -> Syntax:
 
 
 def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
-    """Find what is wrong with a tree; nothing is missed where reading failed, at the places ``broken``."""
+    """Find problems in the structure of a tree, except near the positions ``broken`` where reading failed."""
     statements, header = syntax.statements, syntax.header
     written = any(token.type == "SPEC" for token in syntax.tokens)
     begun = not broken or not statements or min(broken) > statements[0].start
@@ -70,7 +69,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
         elif word in SINGLE:
             said.append((f"`{word}`", statement))
             if word == "spec" and statement is not header:
-                break  # Repetitions in another spec are not wrong with this spec.
+                break  # Ignore repetitions after a second header.
         elif word == "use":
             said.append((f"`use {statement.name}`", statement))
             if i > uses_end:
@@ -86,13 +85,13 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
 
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
-    """Find what a spec lacks with all that it uses, of which ``kinds`` are the tokens."""
+    """Find what a spec lacks. ``kinds`` are the token kinds of its statements, including used files."""
     if not syntax.statements and "SPEC" not in kinds:
-        return  # Another problem says that this is not a spec.
+        return  # Another problem reports that this is not a spec.
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
     adapts = not {"SHARE", "MAGNITUDE"}.isdisjoint(kinds)
-    alone = "TRAIN" in kinds and not adapts  # It may stand by itself.
+    alone = "TRAIN" in kinds and not adapts  # `train` needs no share.
     if "TARGET" not in kinds and not alone:
         yield codes.NO_TARGET(span=place, spec=name, help="such as `target q_proj, v_proj`")
     if not adapts and ("TARGET" in kinds or not alone):
@@ -103,7 +102,7 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
 
 
 def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Iterator[Problem]:
-    """Find what is said a second time; of lists, advise their union."""
+    """Find repeated statements, and suggest the union of lists."""
     given: dict[str, Statement | Words] = {}
     for what, part in said:
         if (first := given.setdefault(what, part)) is not part:
@@ -126,7 +125,7 @@ def _span(part: Statement | Words) -> Span:
 def _union(
     syntax: Syntax, first: Statement, second: Statement
 ) -> tuple[str | None, tuple[Edit, ...]]:
-    """Write two statements of one keyword as one, where that may name several things."""
+    """Join two statements with one keyword, if it takes a list."""
     word = first.keyword
     if word == "spec":
         return "a file holds one spec: put the second one into a file of its own", ()
@@ -141,7 +140,7 @@ def _union(
 
 
 def _listed(syntax: Syntax, part: Statement) -> str:
-    """Return the text of what a statement lists, after its keyword as the text spells it."""
+    """Return the text of a statement's list, after its keyword."""
     items = part.words.children[1 if part.role else 0 :]
     if any(isinstance(item, Tree) and item.data == "model" for item in items):
         return ""
@@ -153,7 +152,7 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     words = [word for word, _ in said]
     lines = [c.role for c in share.clauses if c.role and c.name_token.column == 1]
     if lines and len(words) > len({*words}):
-        # A statement without its keyword reads as the key of a tensor.
+        # A statement without its keyword is parsed as a key of a tensor.
         part = next(c for c in share.clauses if c.role == lines[0])
         start, text = span_of(part.name_token), f"`share {lines[0]}`"
         edits = (Edit(Span(start.start, start.start), "share "),)
@@ -167,7 +166,7 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
         return
     what = f"of share `{share.name}`"
     yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in said])
-    # Which other tensors a transform pools is its own affair.
+    # A transform decides which other tensors it pools.
     factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
     keyed = any(clause.keyword == "per" for clause in share.clauses)
     keys = [] if "per" in words else factors if keyed else ["per"]
@@ -183,13 +182,13 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
 
 
 def _word(clause: Statement) -> str:
-    """Return the words that begin a clause."""
+    """Return the first words of a clause."""
     role = f"{clause.role} " if clause.role else ""
     return "start nonzero" if clause.keyword == "start" else f"{role}{clause.keyword}"
 
 
 def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
-    """Check what a tree names, or calls."""
+    """Check the names and function calls in a tree."""
     if what := _NAMING.get(tree.data):
         parts = tree.children
         named = [(f"{what} `{unquoted(first_token(p))}`", p) for p in cast(list[Words], parts)]
@@ -204,7 +203,7 @@ def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
 
 
 def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edit, ...]:
-    """Move a statement, on a line of its own, before another one."""
+    """Return the edits that move a statement to a new line before another statement."""
     text = f"{_text(syntax, statement)}\n"
     return Edit(Span(before.start, before.start), text), Edit(statement.span, "")
 
@@ -224,8 +223,10 @@ def _text_of(syntax: Syntax, span: Span) -> str:
 def check_order(
     statements: list[Statement], within: Iterable[Statement], syntax: Syntax | None = None
 ) -> Iterator[Problem]:
-    """Find what of ``within`` uses a param or a let before it is declared, in the order of ``statements``;
-    in the text of ``syntax`` it can be moved."""
+    """Find statements of ``within`` that use a param or let before its declaration in ``statements``.
+
+    With ``syntax``, the problem has edits that move the declaration.
+    """
     places = {part: i for i, part in enumerate(statements)}
     declared: dict[str, Statement] = {}
     for statement in statements:
@@ -251,7 +252,7 @@ def check_order(
 
 
 def names_used(statement: Statement) -> Iterator[Token]:
-    """Find what a statement may refer to, in expressions and after `freeze`: no names of options."""
+    """Yield the names in expressions and after `freeze`, which may refer to params and lets."""
     for tree in statement.trees():
         if tree.data in ("word", "freeze"):
             yield from cast(list[Token], tree.children)

@@ -1,4 +1,4 @@
-"""From a spec back to text: whatever spec Python built, the text says the same."""
+"""Write a spec, read from text or built in Python, as text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def own_text(spec: m.Spec, where: SourceMap | None, *, changed: bool) -> str:
-    """Return a text that means a spec without any other file: what an adapter keeps.
+    """Return a text for a spec that needs no other file, for an adapter's config.
 
-    It is the text that the spec was read from, comments and all, unless that uses other files, or the
-    spec was ``changed`` since, as by other values of its params.
+    It is the original text with comments, unless that uses other files or the spec was ``changed`` since, for
+    example by other values of params.
 
     Raises:
-        SpecError: as `spec_text` does.
+        SpecError: see `spec_text`.
     """
     if where is None or where.used or changed:
         return spec_text(spec)
@@ -35,11 +35,11 @@ def own_text(spec: m.Spec, where: SourceMap | None, *, changed: bool) -> str:
 def spec_text(spec: m.Spec) -> str:
     """Write the `.share` text of a spec, formatted: ``parse_spec(spec_text(spec)) == spec``.
 
-    A spec that was read with files that it uses is one text.
+    Used files become part of the text.
 
     Raises:
-        SpecError: no text says the spec (BS140), or none may (BS1xx): a part of it is an empty list or
-            an infinity, say, or a let stands before its declaration.
+        SpecError: no text can express the spec (BS140), or its text would be wrong (BS1xx): for example, an
+            empty list, an infinity, or a let that is used before its declaration.
     """
     text = format_text("\n".join(_statements(spec)), spec.name)
     if parse_spec(text, spec.name) != spec:
@@ -75,7 +75,7 @@ def _clauses(part: m.Settings) -> Iterator[str]:
     keys = sorted(part.keys.items()) if isinstance(part, m.Share) else []
     words = [*CLAUSES]
     if keys and keys[0][0] not in ("A", "B"):
-        # Behind a condition a name could go on with it, as in `where kind core per layer`.
+        # A name after a condition could continue it, as in `where kind core per layer`.
         words.remove("per")
         words.insert(0, "per")
     for word in words:
@@ -87,12 +87,12 @@ def _clauses(part: m.Settings) -> Iterator[str]:
 
 
 def _role(name: str) -> str:
-    """Write a role: A and B are words of the language where one stands, any other is a name."""
+    """Write a role. A and B are keywords, all others are names."""
     return name if name in ("A", "B") else spelled_name(name)
 
 
 def _said(word: str, value: Any) -> str:
-    """Write what a clause says: nothing where it says nothing."""
+    """Write the value of a clause, or an empty text to omit the clause."""
     match value:
         case None | False:
             return ""
@@ -128,7 +128,7 @@ def _list(parts: Iterable[m.Range | m.Expression]) -> str:
 
 
 def _text(node: m.Range | m.Expression, least: int = _IF) -> str:
-    """Write an expression, in parentheses if it binds less than ``least``."""
+    """Write an expression, in parentheses if it binds less tightly than ``least``."""
     text, level = _written(node)
     return text if level >= least else f"({text})"
 
@@ -176,7 +176,7 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
 
 
 def spelled_name(name: str) -> str:
-    """Write a name as a text does: in quotes where it needs them."""
+    """Write a name, in quotes if it needs them."""
     return name if _PLAIN.match(name) and not is_keyword(name) else _quoted(name)
 
 

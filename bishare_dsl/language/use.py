@@ -1,14 +1,16 @@
-"""`use`: a text is read together with the files that it uses, and all become the statements of one.
+"""`use`: read a text with the files it uses, and join their statements.
 
-Used statements count as if they were written in the file, with these differences. A name of the
-used file is declared anew only with `replace`, and what replaces it stands where it stood. Two used files
-may not disagree on a name, unless the file that uses them replaces it, so that the order of `use` means
-nothing; a file that is used along two ways is one file. `target`, and each default, of the file itself
-goes before a used one, as a share's own setting goes before a default. Params and lets that nothing
-refers to are not brought in.
+Used statements count as if they were written in the file, with these differences:
 
-A spec may come from a stranger. So it reaches the files below its own folder and the specs that ship, unless
-the user allows more, and of a file that is not a spec no word is shown.
+- A name of a used file can be redeclared only with `replace`, and the new statement takes its position.
+- Two used files must not disagree on a name unless the file replaces it, so the order of `use` has no
+meaning.
+- A file that is used twice, directly or indirectly, is read once.
+- `target` and each default of the file override used ones.
+- Params and lets that nothing refers to are dropped.
+
+A spec may come from a stranger. So it can use only files below its folder and shipped specs, unless the user
+allows more, and messages show no text of a file that is not a spec.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, s
 from bishare_dsl.resources import shipped_specs
 
 MAX_FILES = 64
-"""How many files a spec may use, through others or not."""
+"""How many files a spec may use, directly or indirectly."""
 
 _ALLOW = "`--allow-use` lets a spec use any file; in Python, `allow_use=True` of `parse_spec` does"
 # How a spec begins: comments, then its header.
@@ -41,7 +43,7 @@ _ByKey: TypeAlias = dict[_Key, list[Statement]]
 
 @dataclass(slots=True, eq=False)
 class File:
-    """A text, and those that it uses, each with the statement that says so."""
+    """A text, and the files it uses, each with its `use` statement."""
 
     source: Source
     syntax: Syntax
@@ -49,7 +51,7 @@ class File:
 
 
 class Reader:
-    """Reads a text and all that it uses, each once; problems of all of them go to ``problems``."""
+    """Read a text and its used files, each once. All problems go to ``problems``."""
 
     def __init__(self, allow_use: bool) -> None:
         self.problems = Problems()
@@ -79,10 +81,10 @@ class Reader:
         return file
 
     def _file(self, source: Source, above: dict[str, str]) -> File:
-        """Read a file; ``above`` names those whose uses led here, the first one first, by real paths."""
+        """Read a file. ``above`` maps real paths to names for the chain of files that led here."""
         self._sources.append(source)
         file = File(source, parse_and_check(source, self.problems))
-        if "\0" not in source.name:  # The name of a text need not be that of a file.
+        if "\0" not in source.name:  # The name of a text need not be a path.
             above = {**above, realpath(source.name): source.name}
         for use in file.syntax.statements:
             if use.keyword == "use" and not self.problems.full:
@@ -93,10 +95,10 @@ class Reader:
         return file
 
     def _used(self, use: Statement, folder: Path, above: dict[str, str]) -> File:
-        """Read what a statement uses.
+        """Read the file of a `use` statement.
 
         Raises:
-            SpecError: that is not there, may not be read, or is not a spec.
+            SpecError: the file is missing, must not be read, or is not a spec.
         """
         span, name = span_of(use.name_token), use.name
         left = MAX_BYTES - self._size
@@ -132,10 +134,10 @@ class Reader:
         return self._known[real]
 
     def _find(self, use: Statement, folder: Path) -> Path:
-        """Find a file in the folder of the file that uses it, else among the specs that ship.
+        """Find a used file in the folder of the file that uses it, or among the shipped specs.
 
         Raises:
-            SpecError: it is at neither place, or a spec does not reach it, links followed.
+            SpecError: the file is missing, or outside of the allowed folders after following links.
         """
         name, span, shipped = use.name, span_of(use.name_token), shipped_specs()
         path = folder / name
@@ -154,15 +156,14 @@ class Reader:
 
 
 class Joiner:
-    """Makes one list of the statements of a file and of all that it uses. Conflicts go to
-    ``problems``; the files themselves have none."""
+    """Join the statements of a file and its used files. Conflicts go to ``problems``."""
 
     def __init__(self, problems: Problems, where: SourceMap) -> None:
         self.problems, self.where = problems, where
         self._joined: dict[File, list[Statement]] = {}
 
     def whole(self, file: File) -> list[Statement]:
-        """List all that makes the spec of ``file``, its header first."""
+        """List all statements of the spec of ``file``, beginning with its header."""
         header, *own = file.syntax.statements
         parts = self._of(file)
         if file.uses:
@@ -172,7 +173,7 @@ class Joiner:
         return [header, *parts]
 
     def _of(self, file: File) -> list[Statement]:
-        """List the parts of a file but its header and uses: used ones first, each in its place."""
+        """List the statements of a file, with used statements first and without header and `use`."""
         if file not in self._joined:
             own = [part for part in file.syntax.statements if part.keyword not in ("spec", "use")]
             settled = {_key(part) for part in own if part.replaces or _decides(part)}
@@ -184,7 +185,7 @@ class Joiner:
         return self._joined[file]
 
     def _used(self, file: File, settled: set[_Key]) -> _ByKey:
-        """Collect the statements of used files. ``settled`` are the keys that the file itself decides."""
+        """Collect the statements of used files. ``settled`` are the keys that the file decides."""
         used: _ByKey = {}
         bringing: dict[_Key, Statement] = {}
         for use, other in file.uses:
@@ -204,7 +205,7 @@ class Joiner:
         return used
 
     def _join(self, own: list[Statement], used: _ByKey) -> list[Statement]:
-        """Put a file's own parts after used ones, or in their places."""
+        """Add a file's statements after used statements, or replace these."""
         overridden = {_key(part) for part in own if _overrides(part)}
         parts = [part for key, same in used.items() if key not in overridden for part in same]
         for part in own:
@@ -238,7 +239,7 @@ class Joiner:
         return parts
 
     def _check_meaning(self, file: File, parts: list[Statement]) -> None:
-        """Check that no name of a used file comes to mean a param or a let that it does not know."""
+        """Check that no name of a used file would refer to a param or let of another file."""
         present, declared = set(parts), _declared(parts)
         for _, other in file.uses:
             known = _declared(self._joined[other])
@@ -252,7 +253,7 @@ class Joiner:
 
 
 def _key(part: Statement) -> _Key:
-    """Identify what there is one of: a name, the target, a default."""
+    """Return the key under which a statement is unique: a name, the target, or a default."""
     return part.keyword, "" if _overrides(part) else part.name
 
 
@@ -265,12 +266,12 @@ def _what(part: Statement) -> str:
 
 
 def _overrides(part: Statement) -> bool:
-    """Tell whether a statement goes before the used one without saying so."""
+    """Return whether a statement overrides a used one without `replace`."""
     return part.keyword in SINGLE or part.keyword in DEFAULTS
 
 
 def _decides(part: Statement) -> bool:
-    """Tell whether nothing is left of the used one: an `init` of one factor leaves that of the other."""
+    """Return whether a statement overrides a used one completely, unlike an `init` of one factor."""
     return _overrides(part) and (part.keyword != "init" or len(part.words.children) > 1)
 
 
@@ -279,7 +280,7 @@ def _declared(parts: list[Statement]) -> dict[str, Statement]:
 
 
 def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
-    """Complete an `init` with the used one of a factor of which it says nothing."""
+    """Complete an `init` with used initial values of other factors."""
     if own.keyword != "init" or not inherited:
         return own
     pairs = [cast(Words, pair) for part in (own, *inherited) for pair in part.words.children]
@@ -288,12 +289,14 @@ def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
 
 
 def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
-    """Leave out the params and lets that are brought in and that nothing refers to."""
+    """Drop used params and lets that nothing refers to."""
     names: set[str] = set()
     kept: set[Statement] = set()
     places = {"param": 0, "let": 1}
     ordered = sorted(parts, key=lambda part: places.get(part.keyword, 2))
-    for part in ordered[::-1]:  # All that may refer to a part comes before it.
+    for part in ordered[
+        ::-1
+    ]:  # A statement that refers to a part follows it, so it was seen already.
         if part in own or part.keyword not in places or part.name in names:
             kept.add(part)
             names.update(unquoted(name) for name in names_used(part))

@@ -48,29 +48,29 @@ from bishare_dsl.transforms import (
 
 
 def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
-    """Resolve a spec for a model: the plan, and the warnings that came up.
+    """Resolve a spec for a model, and return the plan and the warnings.
 
     Raises:
-        SpecError: the spec is wrong whatever the model; problems with the model's names come along.
-        PlanError: it does not fit the model.
+        SpecError: the spec is wrong for any model. The error includes problems with names of this model.
+        PlanError: the spec does not fit the model.
     """
     resolver = Resolver(spec)
     check(resolver)
     wrong = resolver.failed
     sites = Sites(spec, architecture)
-    if architecture.complete:  # Else the spec may name what is not known here.
+    if architecture.complete:  # An incomplete architecture does not know every name.
         resolver.add(_names(resolver, sites))
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
     try:
         selected = sites.site_sets.select(spec.target, ("target",)) if spec.target else frozenset()
-    except EvaluationError as error:  # Of a model that is complete it was found before.
+    except EvaluationError as error:  # `_names` reports it for a complete model.
         raise PlanError(error.problem) from error
     target = sites.of(selected)
     tensors: list[Tensor] = []
     pools: list[Pool] = []
     terms: list[Term] = []
-    without_rank: dict[str, str] = {}  # the share whose rank is 0 at a site
+    without_rank: dict[str, str] = {}  # maps a site to the share whose rank is 0 there
     if not target and (spec.target is not None or spec.shares):
         what = "`target`"
         help = "name linear layers" if spec.target is None else _nothing_left(spec.target)
@@ -90,7 +90,9 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             pools += planned.pools
             terms += planned.terms
             without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
-        terms.sort(key=lambda term: term.is_magnitude)  # What scales all of them is the last.
+        terms.sort(
+            key=lambda term: term.is_magnitude
+        )  # The magnitude scales all terms, so it comes last.
         resolver.add(_unscaled(spec, target, terms))
     raise_errors(PlanError, resolver.problems)
     adapted = {term.site for term in terms}
@@ -125,18 +127,18 @@ def _names(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
         if let.name in sites.kinds:
             model, loc = sites.architecture.name, ("lets", i, "name")
             yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
-    # Of no module is what `train`, and all that has no site, look at themselves.
+    # `train` checks its own mentions, and some mentions concern no module.
     asked = [m for m in resolver.mentions if m.domain not in (None, "parameters")]
     found = sites.vocabulary.problems(asked)
     yield from found
-    # So that no later evaluation can fail at one site.
+    # No later evaluation can then fail at a site.
     for mention in asked:
         if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in found):
             yield from sites.without_value(mention)
 
 
 def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iterator[Problem]:
-    """Find what a magnitude cannot scale: one for each reason."""
+    """Report sites that a magnitude cannot scale, once per reason."""
     scaled = {term.site: term for term in terms if term.is_magnitude}
     other = {term.site: term for term in terms if not (term.linear or term.is_magnitude)}
     loc: Loc = ("shares", next((i for i, s in enumerate(spec.shares) if s.is_magnitude), 0))
@@ -163,7 +165,7 @@ def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iter
 
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
-    """Yield every selection of sites in the spec, with its place."""
+    """Yield every selection of sites in the spec, with its location."""
     if spec.target is not None:
         yield ("target",), spec.target
     yield from ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
@@ -173,14 +175,14 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
 
 
 def _constant(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
-    """Find conditions of selections that have the same truth at all of their sites."""
+    """Find conditions in selections that are always or never true at their sites."""
     for mention in resolver.mentions:
         if mention.purpose == "condition" and mention.domain in ("model", "let", "target"):
             yield from constant(mention, sites.site_sets, sites.domain_of(mention))
 
 
 def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
-    """Find exceptions that take nothing away from what stands before them."""
+    """Find exceptions that remove nothing from the list before them."""
     for loc, selection in _selections(spec):
         if not selection.exclude:
             continue
@@ -191,7 +193,7 @@ def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
 
 
 def _left_out(sites: Sites) -> Iterator[Problem]:
-    """Yield what the target's conditions fit and no site is."""
+    """Warn of modules that match the target but are not sites."""
     found: dict[tuple[str, str], list[LeftOut]] = {}
     for left in sites.left_out_of_target(sites.architecture.left_out):
         alike = re.sub(r"\.\d+(?=\.)", ".*", left.path)
@@ -203,7 +205,7 @@ def _left_out(sites: Sites) -> Iterator[Problem]:
 
 
 def _nothing_left(selection: Selection) -> str:
-    """Advise where a selection selects nothing."""
+    """Return advice for a selection that selects nothing."""
     if selection.exclude:
         return "`except` takes away all that stands before it: leave it out"
     for part in selection.include:
@@ -215,9 +217,9 @@ def _nothing_left(selection: Selection) -> str:
 def _uncovered(
     target: Sequence[Site], covered: set[str], without_rank: Mapping[str, str], *, alone: bool
 ) -> Iterator[Problem]:
-    """Find targets without a term, where the spec has one share ``alone`` or several."""
+    """Warn of targets without a term. ``alone`` says that the spec has one share only."""
     missing = [site for site in target if site.path not in covered]
-    if alone:  # What it leaves out of a kind that it covers is what its `where` is for.
+    if alone:  # Its `where` leaves modules of a kind out on purpose.
         kinds = {site.kind for site in target if site.path in covered}
         missing = [s for s in missing if s.kind not in kinds or s.path in without_rank]
     if missing:
@@ -236,16 +238,16 @@ def _uncovered(
 
 
 def _short(sites: Sequence[Site]) -> dict[str, str]:
-    """Return what each site is called in the names of tensors, by its path."""
+    """Map the path of each site to its name in the names of tensors."""
     short = {site.path: short_path(site.path) for site in sites}
     count = Counter(short.values())
-    # Two towers of one model may both have a `layers.0`.
+    # Two towers may both have a `layers.0`.
     return {path: name if count[name] == 1 else path for path, name in short.items()}
 
 
 @dataclass(slots=True)
 class _Place:
-    """A share at a site: what it has there, shapes and names of tensors by role."""
+    """A share at a site, with the shapes and names of its tensors by role."""
 
     site: Site
     rank: int
@@ -260,7 +262,7 @@ _Groups: TypeAlias = dict[tuple[Value, ...], list[_Place]]
 
 
 class _SharePlan:
-    """The part of a plan that one share adds. Its problems go to the resolver."""
+    """The part of a plan that one share contributes. Problems go to the resolver."""
 
     def __init__(self, resolver: Resolver, index: int, sites: Sites, short: Mapping[str, str]):
         self.resolver, self.index, self.sites, self.short = resolver, index, sites, short
@@ -269,14 +271,14 @@ class _SharePlan:
         self.tensors: list[Tensor] = []
         self.pools: list[Pool] = []
         self.terms: list[Term] = []
-        self.without_rank: set[str] = set()  # the paths of sites where its rank is 0
+        self.without_rank: set[str] = set()  # paths of sites where the rank is 0
         self._taken: set[str] = set()  # the attributes of pooled tensors
-        self._values: dict[Key, list[tuple[Value, ...]]] = {}  # of keys, at each site
-        # Of pools, by role and the ranks and widths of their sites.
+        self._values: dict[Key, list[tuple[Value, ...]]] = {}  # values of keys at each site
+        # Shapes of pools, by role and by the ranks and widths of their sites.
         self._shapes: dict[object, Own] = {}
 
     def make(self, target: Set[int]) -> None:
-        """Work out tensors, pools and terms over the sites of the target."""
+        """Compute the tensors, pools and terms at the sites of the target."""
         try:
             self._make(target)
         except EvaluationError as error:
@@ -308,7 +310,7 @@ class _SharePlan:
             _Place(site, ranks[site.path], resolved[ranks[site.path]], Width(site.d_in, site.d_out))
             for site in sites
         ]
-        # Once for all that are alike: of a model's sites there are a few kinds.
+        # Compute once per rank and width, of which a model has few.
         first: dict[tuple[int, Width], _Place] = {}
         for place in places:
             if (alike := first.setdefault((place.rank, place.width), place)) is place:
@@ -324,14 +326,14 @@ class _SharePlan:
                 self._pool(role, key, members, places)
         for place in places:
             self._term(place)
-        if places[0].resolved.subtracted:  # At one rank, and so at all.
+        if places[0].resolved.subtracted:  # Then it is so at every rank.
             self._subtract([*self.terms])
         for rank, settings in resolved.items():
             widths = [place.width for place in places if place.rank == rank]
             self._review(rank, settings.transform, widths)
 
     def _covered(self, target: Set[int]) -> Set[int]:
-        """Return the sites where the share stands."""
+        """Return the sites that the share covers."""
         where = self.share.where
         if where is None:
             return target
@@ -355,10 +357,10 @@ class _SharePlan:
         return (*self.loc, *(("keys", role) if role in self.share.keys else ("per",)))
 
     def _groups(self, role: str, key: Key, places: Sequence[_Place]) -> _Groups:
-        """Return the sites that have a tensor, for each distinct value of a key of it."""
+        """Group the sites with a tensor of this role by the values of the key."""
         groups: _Groups = {}
         loc, pooled = self._key_loc(role), role in places[0].resolved.transform.pooled
-        # A key is evaluated once for all roles that have it.
+        # Roles with the same key share its values.
         values = self._values.get(key) or [
             tuple(self._key(place.site, part, (*loc, i)) for i, part in enumerate(key))
             for place in places
@@ -370,7 +372,7 @@ class _SharePlan:
         return groups
 
     def _look_alone(self, role: str, groups: _Groups) -> None:
-        """Warn of a key that is there to share, and tells all sites apart."""
+        """Warn of a key with a `via` under which no two sites share."""
         alone = 1 < len(groups) == sum(map(len, groups.values()))
         if alone and self.share.via:
             names = {ref.ref for _, ref in refs(self.share.key(role))}
@@ -383,7 +385,7 @@ class _SharePlan:
                 self.resolver.add([codes.ALONE(share=name, what=what, loc=loc, help=help)])
 
     def _look_idle(self, role: str, places: Sequence[_Place]) -> None:
-        """Warn of a `//` in a key that is the same everywhere, and of a `%` that changes no value."""
+        """Warn of a `//` in a key with one value everywhere, and of a `%` that changes no value."""
         key, loc = self.share.key(role), self._key_loc(role)
         for i, part in enumerate(key):
             if not isinstance(part, Binary) or part.op not in ("//", "%") or len(places) < 2:
@@ -408,7 +410,7 @@ class _SharePlan:
         """Return the value of a part of a key at a site."""
         scope = self.sites.scopes[site.path]
         if isinstance(part, Ref) and part.ref not in scope.values:
-            return scope.holds(part)  # A let or a kind, as a key: in it, or not.
+            return scope.holds(part)  # A let or a kind as a key has two values.
         try:
             return scope.value(part, loc)
         except EvaluationError as error:
@@ -421,7 +423,7 @@ class _SharePlan:
         members: Sequence[_Place],
         places: Sequence[_Place],
     ) -> None:
-        """Add a pool and its tensor; ``places`` are all sites of the share."""
+        """Add a pool and its tensor. ``places`` are all sites of the share."""
         paths = tuple(place.site.path for place in members)
         shown = tuple(self.short[v] if v == paths[0] else v for v in key)
         pool = ".".join(
@@ -449,7 +451,7 @@ class _SharePlan:
         """Return the shape of a pool's tensor.
 
         Raises:
-            PlanError: its sites cannot share it (BS305, BS306).
+            PlanError: the sites cannot share it (BS305, BS306).
         """
         ranks = sorted({place.rank for place in members})
         if len(ranks) > 1:
@@ -467,7 +469,7 @@ class _SharePlan:
         """Return the shape of the tensor that these sites share.
 
         Raises:
-            ValueError: they cannot share it.
+            ValueError: the sites cannot share it.
         """
         rank, transform = members[0].rank, members[0].resolved.transform
         if role not in transform.pooled:
@@ -484,10 +486,10 @@ class _SharePlan:
             return Own(*rows_columns, transform.fan_in(role, rank, widths))
 
     def _singular(self, role: str, shape: Own, members: Sequence[_Place]) -> None:
-        """Check that the weights of these sites have directions for a tensor.
+        """Check that the weights of these sites have enough directions for a tensor.
 
         Raises:
-            PlanError: they are narrower than the tensor, or of a lower rank (BS319).
+            PlanError: the weights are narrower than the tensor, or have a lower rank (BS319).
         """
         side, other = ("d_in", "d_out") if role == "A" else ("d_out", "d_in")
         rank = min(shape.columns, sum(getattr(place.site, other) for place in members))
@@ -512,7 +514,7 @@ class _SharePlan:
         )
 
     def _finer(self, role: str, places: Sequence[_Place]) -> str | None:
-        """Find what makes the key of a tensor one under which all that have it fit, and say it."""
+        """Suggest a finer key under which all sites of each pool fit, or return None."""
         key, name = self.share.key(role), f"{role} " if role in self.share.keys else ""
         pooled = places[0].resolved.transform.pooled
         alike = [role] if name else [role for role in pooled if role not in self.share.keys]
@@ -560,7 +562,7 @@ class _SharePlan:
         )
 
     def _own(self, place: _Place) -> None:
-        """Find the shapes of what a site has for itself, unless a key says otherwise."""
+        """Compute the shapes of a site's private tensors."""
         rank, width, transform = place.rank, place.width, place.resolved.transform
         try:
             with guard(transform, "own", ValueError):
@@ -574,7 +576,7 @@ class _SharePlan:
         place.own = own | {role: Own(1, lengths[role]) for role in place.resolved.gains}
 
     def _term(self, place: _Place) -> None:
-        """Add a site's term, and the tensors that it has for itself."""
+        """Add a site's term and its private tensors."""
         path, resolved = place.site.path, place.resolved
         for role, shape in place.own.items():
             if role not in place.tensors:
@@ -596,18 +598,18 @@ class _SharePlan:
         )
 
     def _subtract(self, terms: Sequence[Term]) -> None:
-        """Add frozen terms that take away what these start as."""
+        """Add frozen terms that subtract the initial values of these terms."""
         known = {tensor.name: tensor for tensor in self.tensors}
         kept: dict[str, Tensor] = {}
         for term in terms:
             for name in term.tensors.values():
-                if known[name].trainable:  # Else it keeps its start itself.
+                if known[name].trainable:  # A frozen tensor keeps its initial values anyway.
                     away = {"name": start_name(name), "share": start_name(term.share)}
                     kept[name] = known[name].model_copy(
                         update={**away, "like": name, "trainable": False}
                     )
             tensors = {r: kept[n].name if n in kept else n for r, n in term.tensors.items()}
-            # Without dropout: it stands for a part of the base, which has none.
+            # Without dropout, like the part of the base that it subtracts.
             share, scale = start_name(term.share), -term.scale
             changed = {"share": share, "scale": scale, "dropout": 0.0, "tensors": tensors}
             self.terms.append(term.model_copy(update=changed))
@@ -617,7 +619,7 @@ class _SharePlan:
         """Return the rank of the share at each site, by path.
 
         Raises:
-            EvaluationError: a site has no rank.
+            EvaluationError: the rank has no value at a site.
         """
         match = self.share.rank
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
@@ -671,7 +673,7 @@ class _SharePlan:
         return rank_of(rank, scope, loc)
 
     def _review(self, rank: int, transform: Transform, widths: Sequence[Width]) -> None:
-        """Collect what the transform warns of, and ranks that the shapes do not allow."""
+        """Collect the transform's warnings, and warn of ranks that the shapes do not allow."""
         distinct = list(dict.fromkeys(widths))
         with guard(transform, "review"):
             self.resolver.add(p.within(*self.loc) for p in transform.review(rank, distinct))
@@ -686,7 +688,7 @@ class _SharePlan:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
             loc: Loc = (*self.loc, "rank")
-            # An option that could be left to the model may be what is in the way.
+            # Suggest `auto` if an option causes it.
             help = None
             for option in transform.auto:
                 best = largest_fit(transform, option, [(rank, width) for width in distinct])

@@ -1,4 +1,4 @@
-"""Check a spec before any model is known."""
+"""Check a spec without a model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     """Return the value of a rank.
 
     Raises:
-        EvaluationError: it has none, or that is not a rank (BS211).
+        EvaluationError: the expression has no value, or a value that is not a rank (BS211).
     """
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
@@ -55,7 +55,7 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
 
 
 def _other_rank(rank: m.Expression, value: float) -> str:
-    """Write what a rank may be that is negative, or a fraction."""
+    """Suggest a rank instead of a negative number or a fraction."""
     from bishare_dsl.language.text import expression_text
 
     if isinstance(rank, int | float):
@@ -71,7 +71,7 @@ def _other_rank(rank: m.Expression, value: float) -> str:
 
 
 def _params(spec: m.Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
-    """Find names in params that nothing above declares."""
+    """Find undeclared names in params."""
     for i, param in enumerate(spec.params):
         above = {other.name: values[other.name] for other in spec.params[:i]}
         try:
@@ -81,7 +81,7 @@ def _params(spec: m.Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
 
 
 def _declared(spec: m.Spec) -> Iterator[tuple[str, int, str]]:
-    """Yield what the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
+    """Yield the params and lets of a spec: ``("param", index, name)`` and ``("let", ...)``."""
     yield from (("param", i, param.name) for i, param in enumerate(spec.params))
     yield from (("let", i, let.name) for i, let in enumerate(spec.lets))
 
@@ -96,7 +96,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
         if name in (*m.ATTRIBUTES, "model", "rank", "alpha", "none"):
             yield codes.RESERVED(name=name, why="it already means something", loc=loc)
     below = [let.name for let in spec.lets]
-    # A text has been read in order; a spec built in Python has not.
+    # The parser checked the order of a text; a spec built in Python is unchecked.
     for i, let in enumerate(spec.lets):
         for place, ref in refs(let.selection, ("lets", i, "selection")):
             if ref.ref in below[i:]:
@@ -115,14 +115,14 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
         if not re.fullmatch(r"[^\W\d]\w*", share.name):
             why = "tensors are named after shares, so that a share is named by one word"
         elif "__" in share.name or share.name.endswith("_"):
-            # In a module, `a.b.A` is the attribute `a__b__A`: two tensors must not come to one name.
+            # In a module, `a.b.A` is the attribute `a__b__A`, so two names must not become equal.
             why = "`__` stands for a dot in the names of tensors"
         if why is not None:
             yield codes.RESERVED(name=share.name, why=why, loc=("shares", i, "name"))
 
 
 def _statement(share: m.Share) -> m.Share:
-    """Return the statement `magnitude` that says what a share does of it."""
+    """Return the `magnitude` statement that equals a share."""
     plain = bool(share.via and share.via.options == {"plain": 1})
     fields = {name: getattr(share, name) for name in ("per", "where", "init", "nonzero_start")}
     return m.magnitude(plain=plain, **fields)
@@ -160,21 +160,21 @@ def _empty_ranges(resolver: Resolver) -> Iterator[Problem]:
     for loc, part, *_ in resolver.mentions:
         if not isinstance(part, m.Range) or part.first is None or part.last is None:
             continue
-        with suppress(EvaluationError):  # Depends on the site, or is wrong: planning finds out.
+        with suppress(EvaluationError):  # Depends on the site, or is wrong: planning reports it.
             first, last = scope.number(part.first), scope.number(part.last)
             if first > last and (first < 0) == (last < 0):
                 yield empty_range(first, last, loc)
 
 
 def empty_range(first: float, last: float, loc: Loc) -> Problem:
-    """Make the problem of a range whose ends, as they are written, are the wrong way round."""
+    """Return the problem of a range with reversed ends."""
     return codes.EMPTY_RANGE(
         first=first, last=last, loc=loc, help=f"did you mean `{last}..{first}`?"
     )
 
 
 def _keys(spec: m.Spec) -> Iterator[Problem]:
-    """Find keys that tell apart all, or nothing."""
+    """Find keys with a different value for every site, or one value for all."""
     params = [param.name for param in spec.params]
     for i, share in enumerate(spec.shares):
         for place, key in share.placed_keys.items():
@@ -186,7 +186,7 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     help = "leave it out" if len(key) > 1 else None
                     help = "did you mean `layer`?" if part == m.Ref(ref="layers") else help
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
-                # A quotient that is rounded or compared afterwards is fine.
+                # A quotient is fine if it is rounded or compared.
                 if isinstance(part, m.Binary) and part.op == "/":
                     ref = part.left.ref if isinstance(part.left, m.Ref) else None
                     yield codes.FINE_KEY(
@@ -198,7 +198,7 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
 
 
 def _choices(resolver: Resolver) -> Iterator[Problem]:
-    """Find choices that come to the same either way."""
+    """Find choices whose sides are equal."""
     for loc, part, *_ in resolver.mentions:
         if isinstance(part, m.If) and part.then == part.otherwise:
             yield codes.SAME_CHOICE(loc=loc)
@@ -228,7 +228,7 @@ def _share(resolver: Resolver, index: int, share: m.Share) -> Iterator[Problem]:
         lets = {let.name for let in resolver.spec.lets}
         chosen = any(True for _ in parts_of(rank, m.If))
         if chosen or any(ref.ref in {*m.ATTRIBUTES, *lets} for _, ref in refs(rank)):
-            continue  # Depends on the site: planning finds out.
+            continue  # Depends on the site: planning reports it.
         try:
             value = rank_of(rank, scope, place)
         except EvaluationError as error:

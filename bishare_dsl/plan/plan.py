@@ -1,7 +1,7 @@
-"""The plan: every tensor, every pool, every term of every site. Pure data, JSON both ways.
+"""The plan: all tensors, pools and terms of an adapter, as data that converts to JSON and back.
 
-It is the one source of truth: counts, tables, initialisation, rewriting, saving, loading, merging
-and export read it, and none works out again what it says.
+The plan is the single source of truth. Counts, tables, initialisation, rewriting, saving, loading,
+merging and export read it and recompute nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class _Data(BaseModel):
 class Tensor(_Data):
     """One tensor of the adapter, stored rank-major: ``shape`` is ``(rows, columns)``.
 
-    ``owner`` is the path of the module that holds it: the parent of its sites, their block, or ``""``,
-    the model itself; the nearest that contains every site that uses it. One that is trained in full starts as
-    the ``base`` has it. One that is there to be subtracted keeps the start of the tensor ``like``.
+    ``owner`` is the path of the module that holds it, the nearest that contains all of its sites: their
+    parent, their block, or ``""`` for the model. A tensor trained in full starts with the values of the
+    parameter ``base``. A tensor to be subtracted keeps the initial values of the tensor ``like``.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Tensor(_Data):
 
     @property
     def drawn(self) -> bool:
-        """Whether the seed gives the start, and not the base."""
+        """Whether the seed determines the initial values, and not the base."""
         return self.init != "base" and self.init not in SINGULAR
 
 
 class Trained(_Data):
-    """A parameter of the base that is trained in full: ``tensor`` stands in its place, in its ``shape``.
+    """A parameter of the base that is trained in full, and replaced by ``tensor`` in its ``shape``.
 
-    ``parameter`` is its path in the model, ``tied`` its other names there.
+    ``parameter`` is its path in the model, and ``tied`` lists its other names.
     """
 
     parameter: str
@@ -72,7 +72,7 @@ class Trained(_Data):
 class Pool(_Data):
     """The sites that use one shared tensor: one distinct value of a share's key.
 
-    ``role`` is the tensor's: A, B, or another that the transform pools, as a vector bank.
+    ``role`` is the tensor's: A, B, or another that the transform pools, such as a vector bank.
     """
 
     share: str
@@ -85,9 +85,9 @@ class Pool(_Data):
 class Term(_Data):
     """A share at a site: ``scale * B^T A``, with effective factors of ``rows`` rows.
 
-    ``tensors`` names, by role, what the transform makes them from: the pooled tensors of declared rank
-    ``rank``, the site's own kernels or gates, and its gains. ``linear`` is false where the update is no
-    matrix: then there are no effective factors, and ``rows`` is 0.
+    ``tensors`` maps roles to the tensors that the transform reads: the pooled tensors of declared rank
+    ``rank``, private kernels or gates, and gains. If the update is not a matrix, ``linear`` is false,
+    there are no effective factors, and ``rows`` is 0.
     """
 
     share: str
@@ -103,7 +103,7 @@ class Term(_Data):
 
     @property
     def is_magnitude(self) -> bool:
-        """Whether it is no term of its own, but scales what the site gives with all its terms."""
+        """Whether it scales the site's output, including all terms, instead of adding a term."""
         return self.transform == MAGNITUDE
 
 
@@ -123,7 +123,7 @@ class Plan(_Data):
     @model_validator(mode="before")
     @classmethod
     def _of_0_1(cls, fields: Any) -> Any:
-        """Read a plan of 0.1, which knew of its base only the sites that it covers."""
+        """Read a plan of 0.1, which lists only the sites that it covers."""
         base = fields.get("base") if isinstance(fields, dict) else None
         if isinstance(base, dict) and "sites" not in base:
             return fields | {"base": base | {"sites": fields.get("sites"), "complete": False}}
@@ -131,7 +131,7 @@ class Plan(_Data):
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of all that is computed with the adapter, whatever its base is called."""
+        """The SHA-256 of the adapter's computation, independent of the base's name."""
         tensors = [(t.name, t.shape, t.init, t.amount, t.fan_in, t.trainable) for t in self.tensors]
         terms = [
             (t.share, t.site, t.tensors, t.transform, t.options, t.rank, t.scale, t.dropout)
@@ -158,12 +158,12 @@ class Plan(_Data):
 
     @property
     def frozen(self) -> int:
-        """Parameters of the adapter that keep their start, each tensor counted once."""
+        """Parameters of the adapter that keep their initial values, each tensor counted once."""
         return sum(tensor.size for tensor in self.tensors if not tensor.trainable)
 
     @property
     def stored(self) -> int:
-        """Parameters in the adapter's file: but for the frozen ones that the seed draws again."""
+        """Parameters in the adapter's file, without frozen tensors that the seed regenerates."""
         kept = (tensor for tensor in self.tensors if tensor.trainable or not tensor.drawn)
         return sum(tensor.size for tensor in kept)
 
@@ -181,20 +181,20 @@ class Plan(_Data):
     def common(self) -> frozenset[str]:
         """The names of the tensors that all adapters of a library share.
 
-        Those of pools whose key does not name ``adapter``; what a site has of its own is each adapter's. What
-        is frozen comes from the seed or the base, and is alike in all.
+        They belong to pools whose key does not name ``adapter``; private tensors of a site belong to
+        each adapter. Frozen tensors come from the seed or the base, and are equal in all.
         """
         frozen = frozenset(tensor.name for tensor in self.tensors if not tensor.trainable)
         return frozen.union(pool.tensor for pool in self.pools if EACH_ADAPTER not in pool.key)
 
     @property
     def is_library(self) -> bool:
-        """Whether a key names ``adapter``, so that many adapters share what is of the other keys."""
+        """Whether a key names ``adapter``, so that many adapters share the other tensors."""
         return any(EACH_ADAPTER in pool.key for pool in self.pools)
 
     @cached_property
     def terms_of(self) -> dict[str, tuple[Term, ...]]:
-        """The terms of each site, by its path; a magnitude is the last."""
+        """The terms of each site, by its path. A magnitude comes last."""
         found: dict[str, list[Term]] = {site.path: [] for site in self.sites}
         for term in self.terms:
             found[term.site].append(term)
@@ -202,7 +202,7 @@ class Plan(_Data):
 
     @property
     def unscaled(self) -> list[Term]:
-        """All terms but the magnitudes, for what applies these itself."""
+        """All terms except magnitudes, for code that applies these separately."""
         return [term for term in self.terms if not term.is_magnitude]
 
     @cached_property
@@ -224,7 +224,7 @@ class Plan(_Data):
         return dict(counts)
 
     def runs_as(self, other: Plan) -> bool:
-        """Tell whether another plan of the same model makes the same of it, whatever it is called."""
+        """Return whether another plan for the same model computes the same, independent of names."""
         return self is other or (self.tensors, self.terms, self.trained) == (
             other.tensors,
             other.terms,
@@ -236,12 +236,12 @@ class Plan(_Data):
         return next((term for term in self.terms_of[path] if term.is_magnitude), None)
 
     def rows(self, path: str) -> int:
-        """Count the rows of a site's effective factors, all its terms together: its rank as plain LoRA."""
+        """Count the rows of a site's effective factors over all terms, which is its rank as plain LoRA."""
         return sum(term.rows for term in self.terms_of[path])
 
     @property
     def parameters_line(self) -> str:
-        """The line that every tool of the field prints."""
+        """The line about trainable parameters that PEFT prints."""
         return (
             f"trainable params: {self.trainable:,} || all params: {self.all:,} || "
             f"trainable%: {100 * self.trainable / self.all:.4f}"

@@ -9,7 +9,7 @@ from bishare_dsl.transforms import Transform, Width, guard, load_transform
 
 
 def effective_ranks(plan: Plan) -> dict[str, int | None]:
-    """Return the highest rank that the terms of each site can have; None where they are not a matrix.
+    """Return the highest rank that the terms of each site can have, or None if they are not a matrix.
 
     Raises:
         SpecError: a package's transform fails (BS214).

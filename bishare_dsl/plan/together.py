@@ -1,4 +1,4 @@
-"""One plan of several, for adapters that run together."""
+"""Join plans into one, for adapters that run together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bishare_dsl.plan.plan import Plan, Tensor, Term, Trained
 
 
 def name_of(number: int, name: str) -> str:
-    """Return the name that a tensor or a share of the plan of this number has among several plans."""
+    """Return the name of a tensor or share of plan ``number`` in the joined plan."""
     return f"{number}:{name}"
 
 
@@ -18,7 +18,7 @@ def number_of(name: str) -> str:
 
 
 def plan_together(plans: Sequence[Plan]) -> Plan:
-    """Make one plan with the terms of several, under distinct names (`name_of`)."""
+    """Join the terms of several plans in one, with distinct names (see `name_of`)."""
     sites = {site.path: site for plan in plans for site in plan.sites}
     tensors: list[Tensor] = []
     terms: list[Term] = []
@@ -48,7 +48,7 @@ def plan_together(plans: Sequence[Plan]) -> Plan:
 
 
 def scaled_plan(plan: Plan, scale: float) -> Plan:
-    """Return the plan whose terms add ``scale`` times as much."""
+    """Return the plan with the scale of every term multiplied by ``scale``."""
     terms = tuple(term.model_copy(update={"scale": term.scale * scale}) for term in plan.terms)
     fields = {name: getattr(plan, name) for name in Plan.model_fields}
     return Plan(**fields | {"terms": terms})

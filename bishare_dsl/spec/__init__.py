@@ -1,4 +1,4 @@
-"""The spec: frozen Pydantic models of what a `.share` file means, without its text."""
+"""The spec: frozen Pydantic models of the meaning of a `.share` file."""
 
 from bishare_dsl.spec.expression import ATTRIBUTES as ATTRIBUTES
 from bishare_dsl.spec.expression import EACH_ADAPTER as EACH_ADAPTER

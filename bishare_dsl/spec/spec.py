@@ -1,4 +1,4 @@
-"""The spec: which modules share which low-rank factors, at what rank, fitted how."""
+"""The spec: which modules share which low-rank factors, at which rank, through which transform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
 
 Singular = Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"]
-"""Starts that are read from the base's weights."""
+"""Initial values that are computed from the base's weights."""
 
 SINGULAR: frozenset[str] = frozenset(get_args(Singular))
 
@@ -29,20 +29,21 @@ Initial = Literal[
     "choice",
     Singular,
 ]
-"""How a tensor starts; `bishare_dsl.adapter.initial` gives the distributions, and
-`bishare_dsl.adapter.singular` what is read from the base. ``constant`` is what a gain starts as, ``choice``
-what a transform draws indices by; a spec cannot ask for these by name."""
+"""Initial values of a tensor. `bishare_dsl.adapter.initial` has the distributions, and
+`bishare_dsl.adapter.singular` computes from the base. ``constant`` is for gains and ``choice`` for
+indices; a spec cannot name these two."""
 
 
 def _bare(value: Any) -> Any:
-    """Leave a word by itself a word: a param above may be called so, or none."""
+    """Keep a single word as a word, whether or not a param has its name."""
     return value.ref if isinstance(value, Ref) else value
 
 
 class Param(Node):
-    """``param r_local = 2``: a value that the command line or Python may replace.
+    """``param r_local = 2``: a value that the command line or Python can replace.
 
-    It may be computed from params above it, ``r // 2``; a word that one of them is called is its value.
+    It can be computed from params above it, ``r // 2``. A word with the name of such a param is that
+    param's value.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Let(Node):
 
 
 class Arm(Node):
-    """``q_proj, k_proj: 4`` of a rank match. A value is a word, a number or a range."""
+    """``q_proj, k_proj: 4`` in a rank match. A value is a word, a number or a range."""
 
     values: tuple[Range | Expression, ...]
     rank: Expression
 
 
 class RankMatch(Node):
-    """``rank match kind { q_proj, k_proj: 4; else: 2 }``: the first arm that fits gives the rank."""
+    """``rank match kind { q_proj, k_proj: 4; else: 2 }``: the first matching arm decides the rank."""
 
     subject: Expression
     arms: tuple[Arm, ...]
@@ -85,8 +86,8 @@ MAGNITUDE = "magnitude"
 class Settings(Node):
     """The settings of one share, or the defaults of a spec for all shares.
 
-    ``scale`` defaults to ``alpha / rank`` where ``alpha`` is given, and to 1 where neither is. ``init`` says
-    how tensors start, by role: ``init A kaiming_uniform, B zeros``.
+    ``scale`` defaults to ``alpha / rank``, or to 1 without an ``alpha``. ``init`` maps roles to initial
+    values: ``init A kaiming_uniform, B zeros``.
     """
 
     alpha: Expression | None = None
@@ -96,18 +97,18 @@ class Settings(Node):
 
 
 def _key(value: Any) -> Any:
-    """Let Python code write ``per="layer"``; ``per="model"`` is the key that is the same everywhere."""
+    """Allow ``per="layer"`` in Python. ``per="model"`` is the key with one value."""
     return (() if value == "model" else (value,)) if isinstance(value, str) else value
 
 
 Key = Annotated[tuple[Expression, ...], BeforeValidator(_key)]
-"""Modules with equal values of these share; an empty key has one value, so that all do."""
+"""Modules with equal values share. An empty key has one value, so all modules share."""
 
 
 class Gain(Node):
-    """``gain rank init 0.1, out init 0``: learned diagonals of each module, and where they start.
+    """``gain rank init 0.1, out init 0``: learned diagonals of each module, with their initial values.
 
-    ``dW = diag(out) B diag(rank) A``, the diagonals of length ``rank`` and ``d_out``.
+    ``dW = diag(out) B diag(rank) A``, with diagonals of length ``rank`` and ``d_out``.
     """
 
     rank: Expression | None = None
@@ -115,12 +116,12 @@ class Gain(Node):
 
 
 class Share(Settings):
-    """One low-rank term: *where* it stands, *per* which key, at what *rank*, *via* which transform.
+    """One low-rank term: *where* it applies, *per* which key, at which *rank*, *via* which transform.
 
-    One tensor for each distinct value of its key: that of ``keys`` for its role, such as ``B per module``;
-    else ``per`` for what the transform pools, while each module has the rest for itself. ``freeze`` names
-    tensors that keep their start, by role: ``A``, ``B``, or one of the transform's own. ``nonzero_start``
-    is the word that lets a model start different from its base.
+    There is one tensor for each distinct value of its key: the key in ``keys`` for its role, such as
+    ``B per module``, or else ``per`` for tensors that the transform pools. All other tensors are private to a
+    module. ``freeze`` lists the roles of tensors that keep their initial values. ``nonzero_start``
+    allows a model to start different from its base.
     """
 
     name: str
@@ -134,17 +135,17 @@ class Share(Settings):
     nonzero_start: bool = False
 
     def key(self, role: str) -> Key:
-        """Return the key by which the tensors of a role are pooled, where they are."""
+        """Return the key that groups the tensors of a role, if they are pooled."""
         return self.keys.get(role, self.per or ())
 
     @property
     def is_magnitude(self) -> bool:
-        """Whether it is the statement `magnitude`, which scales what a site gives."""
+        """Whether it is a `magnitude` statement, which scales a site's output."""
         return self.via is not None and self.via.transform == MAGNITUDE
 
     @property
     def placed_keys(self) -> dict[Loc, Key]:
-        """Its keys, by their places in it."""
+        """The keys of the share, by their locations in it."""
         keys: dict[Loc, Key] = {("keys", role): key for role, key in self.keys.items()}
         return keys if self.per is None else {("per",): self.per} | keys
 
@@ -157,7 +158,7 @@ def magnitude(
     init: Mapping[str, Expression] | None = None,
     nonzero_start: bool = False,
 ) -> Share:
-    """Make the statement ``magnitude per ...``, as one of a spec's `shares`.
+    """Create the statement ``magnitude per ...`` as a member of a spec's `shares`.
 
     Args:
         per: the key, as that of a `Share`.
@@ -173,10 +174,10 @@ def magnitude(
 
 
 class Spec(Node):
-    """A whole `.share` file. Pure data: it knows no text, no model and no tensor.
+    """A whole `.share` file as data, without text, model or tensors.
 
-    ``train`` selects parameters of the base that are trained in full: norms, biases, heads, embeddings. It
-    may stand by itself; with shares there is a ``target``.
+    ``train`` selects parameters of the base that are trained in full: norms, biases, heads, embeddings.
+    Shares require a ``target``; ``train`` alone does not.
     """
 
     name: str
@@ -189,14 +190,15 @@ class Spec(Node):
 
     @property
     def values(self) -> dict[str, int | float | str]:
-        """The values of its params, by name."""
+        """The values of the params, by name."""
         return param_values(self)[0]
 
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
         """Return the spec with other values for its params.
 
         Raises:
-            SpecError: BS207 for a name that no param has, BS211 for neither a finite number nor a word.
+            SpecError: BS207 for an unknown name, BS211 for a value that is neither a finite number nor a
+            word.
         """
         known = [param.name for param in self.params]
         problems = [
@@ -225,7 +227,7 @@ class Spec(Node):
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
-        """Return the settings of a share: its own, else the defaults of the spec, which are for terms."""
+        """Return the settings of a share, completed by the spec's defaults for terms."""
         if share.is_magnitude:
             return Settings(init=share.init)
         own = {name: getattr(share, name) for name in Settings.model_fields}
@@ -235,9 +237,9 @@ class Spec(Node):
 
 
 def param_values(spec: Spec) -> tuple[dict[str, int | float | str], list[Problem]]:
-    """Work out what the params of a spec are worth, by name, and what is wrong with them.
+    """Compute the values of a spec's params by name, and their problems.
 
-    One that cannot be worked out is 1, so that nothing else is wrong for its sake.
+    A param without a value gets 1, so that it causes no further problems.
     """
     values: dict[str, int | float | str] = {}
     problems: list[Problem] = []
