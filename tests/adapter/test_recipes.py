@@ -297,6 +297,6 @@ def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(
     step = apart * recipes._NEAR / 10
     frozen = [t.name for t in plan.tensors if not t.trainable]
     remade = {name: (1 + step) * tensors[name].double() for name in frozen}
-    found = recipes.find_remade(plan, tensors, remade)
+    found = recipes.find_reproduced(plan, tensors, remade)
     assert len(frozen) > 2
     assert [*found] == (frozen if left_out else [])
