@@ -140,17 +140,23 @@ class Layout:
     stands side by side. A plan whose factors are `computed` of its tensors, rather than parts of them, keeps
     float32: rounded tensors could give quite another factor.
 
+    Args:
+        plan: of the adapters.
+        library: whether they belong to one library, so that they also have its `Plan.common` once.
+
     Attributes:
         own: the shapes of an adapter's tensors, by name.
         common: of what all adapters have once.
         computed: whether some factor is no part of the tensors.
+        fixed: whether some term has no tensor of an adapter's own, so that empty slots add something too.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, library: bool = False) -> None:
         self.plan = plan
         self.width = {site.path: Width(site.d_in, site.d_out) for site in plan.sites}
         names = dict.fromkeys(self._names())
-        own = {name: plan.tensor[name].trainable for name in names}
+        shared = plan.common if library else ()
+        own = {name: plan.tensor[name].trainable and name not in shared for name in names}
         self.own = {name: plan.tensor[name].shape for name in names if own[name]}
         self.common = {name: plan.tensor[name].shape for name in names if not own[name]}
 
@@ -163,6 +169,10 @@ class Layout:
             by_share = sorted(found, key=lambda term: term.share)
             for role in dict.fromkeys(role for term in by_share for role in term.tensors):
                 yield from (term.tensors[role] for term in by_share if role in term.tensors)
+
+    @cached_property
+    def fixed(self) -> bool:
+        return any(self.own.keys().isdisjoint(term.tensors.values()) for term in self.plan.terms)
 
     @cached_property
     def computed(self) -> bool:
@@ -202,11 +212,13 @@ class Slots:
     Args:
         plan: of the adapters.
         slots: how many adapters there is room for.
-        frozen: the values of the plan's frozen tensors.
+        common: the values of the tensors that all of them have once, by name.
         dtype: that the server computes in.
         device: of the bank.
+        library: whether the adapters belong to one library, as `Layout` takes it.
 
     Attributes:
+        common: the tensors that all adapters have once, by name.
         row: where each slot's numbers are; the last is that of no adapter.
         views: factors that are parts of the numbers, so that they stay right while these change.
     """
@@ -215,19 +227,21 @@ class Slots:
         self,
         plan: Plan,
         slots: int,
-        frozen: Mapping[str, Tensor],
+        common: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        *,
+        library: bool = False,
     ):
-        self.layout, self.slots = Layout(plan), slots
+        self.layout, self.slots = Layout(plan, library=library), slots
         self._kind = Kind([*range(slots + 1)], self.layout.own, self.layout.common, {})
         self.bank = Bank([self._kind], self.layout.dtype(dtype), device)
         self.memory = self.bank.memory
-        self._own, common = self.bank.own.detach(), self.bank.common.detach()
+        self._own = self.bank.own.detach()
         self._columns = columns(self.layout.own)
-        self.frozen = _parts(common[0], self.layout.common)
-        for name, tensor in self.frozen.items():
-            tensor.copy_(frozen[name])
+        self.common = _parts(self.bank.common.detach()[0], self.layout.common)
+        for name, tensor in self.common.items():
+            tensor.copy_(common[name])
         self.row = np.arange(slots + 1)
         self.views: dict[tuple[object, int, int], Any] = {}
 
@@ -238,8 +252,8 @@ class Slots:
 
     def tensor(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return a tensor of some rows, ``(R, *shape)``; of what all have once, ``shape``."""
-        if (frozen := self.frozen.get(name)) is not None:
-            return frozen
+        if (common := self.common.get(name)) is not None:
+            return common
         part = self._own[:, self._columns[name]]
         part = part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
         return part.view(-1, *self.layout.own[name])

@@ -223,6 +223,13 @@ class Step:
             host = host.pin_memory()  # So that nobody waits for the copy.
         self._buffer.copy_(host, non_blocking=True)
 
+    def masked(self, x: Tensor) -> Tensor:
+        """Return ``x (tokens, d)`` for `batch`: zeros for tokens without an adapter, if a term would add
+        something to them."""
+        if not self.bank.layout.fixed:
+            return x
+        return x.masked_fill((self.slots[: len(x)] == self.bank.slots).unsqueeze(1), 0)
+
     def batch(self, tokens: int) -> Batch:
         """Return the first tokens of the step, each a row by itself."""
         whole = slice(0, tokens)

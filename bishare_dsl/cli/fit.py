@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,7 @@ _PERCENT = _Percent()
         "bishare fit peft-lora --spec my.share --out smaller --json | jq .error",
         "bishare fit tasks/* --spec family.share --out library    # then library#NAME is an adapter",
         "bishare fit tasks/* --spec family.share --out library --tolerance 5% --solve r",
+        "bishare fit new-customer --library library               # adds library#new-customer",
     ),
 )
 @click.argument(
@@ -56,14 +59,21 @@ _PERCENT = _Percent()
 )
 @click.option(
     "--spec",
-    required=True,
     type=click.Path(allow_dash=True),
     metavar="SPEC",
     help="What is fitted.",
 )
+@click.option(
+    "--library",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Add the adapters to this library, which keeps what it shares.",
+)
 @options.model(required=False)
 @options.values
-@options.out("The folder to write.")
+@options.out(
+    "The folder to write; with --library the library itself, if not given.", required=False
+)
 @click.option(
     "--sweeps",
     type=click.IntRange(min=1),
@@ -98,10 +108,11 @@ def command(
     report: Report,
     /,
     folders: tuple[Path, ...],
-    spec: str,
+    spec: str | None,
+    library: Path | None,
     model: str | None,
     params: dict[str, int | float | str],
-    out: Path,
+    out: Path | None,
     sweeps: int,
     warn_above: float,
     tolerance: float | None,
@@ -121,15 +132,24 @@ def command(
 
     Several DIRs become a library: one folder, in which all have one tensor for each pool whose key does not
     name `adapter`, and each adapter has the others for itself.
+
+    With --library the shared tensors stay as they are, and each DIR becomes one more adapter of the library.
     """
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_adapter_for
     from bishare_dsl.compiler import make_plan
 
-    check_out(out, CONFIG, force=force)
     folders = tuple(adapter for folder in folders for adapter in _adapters_in(folder))
     named = named_folders(folders)
+    if library is not None:
+        if spec is not None or params or tolerance is not None:
+            raise click.UsageError("--spec, --set and --tolerance are for a new library")
+        _project(report, library, named, out, model, sweeps, warn_above, force)
+        return
+    if spec is None or out is None:
+        raise click.UsageError("give --spec and --out, or --library")
+    check_out(out, CONFIG, force=force)
     base, model_name = base_of(folders[0], model)
     made = plan_of(spec, base, params, report)
     if name is not None and tolerance is None:
@@ -143,17 +163,15 @@ def command(
     from bishare_dsl.fit.fit import fit
     from bishare_dsl.fit.pairs import open_pairs
 
-    def watch(sweep: int, error: float) -> None:
-        report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
-
     read = (
         (
             name,
             first if folder == folders[0] else read_adapter_for(folder, base, report, model_name),
         )
-        for name, folder in named.items()
+        for name, folder in _with_bar(report, named)
     )
-    how: Any = {"seed": seed, "sweeps": sweeps, "dtype": getattr(torch, dtype), "watch": watch}
+    how: Any = {"seed": seed, "sweeps": sweeps, "dtype": getattr(torch, dtype)}
+    how["watch"] = partial(_tell, report)
     with open_pairs(read) as found:
         if tolerance is None:
             family, values, fitted = fit(made.plan, found, **how)
@@ -183,7 +201,65 @@ def command(
                 "nothing in the spec tells the adapters apart: this is one, nearest to all of them; "
                 "`adapter` in a key gives each its own"
             )
-    after = _bytes(out)
+    _judge(report, fitted, before, _bytes(out), warn_above)
+    report.note(f"saved in {out}" + (f": `{out}#{next(iter(named))}`, ..." if family.apart else ""))
+
+
+def _project(
+    report: Report,
+    library: Path,
+    named: Mapping[str, Path],
+    out: Path | None,
+    model: str | None,
+    sweeps: int,
+    warn_above: float,
+    force: bool,
+) -> None:
+    """Add adapters to a library: those of their own tensors that come nearest to them."""
+    from bishare_dsl.adapter.files import CONFIG, names_in, read_adapter
+    from bishare_dsl.adapter.library import add_to_library
+    from bishare_dsl.cli.files import check_out
+    from bishare_dsl.cli.reading import read_adapter_for
+
+    there = names_in(library)
+    if not there:
+        read_adapter(library)  # Says why it is none.
+        what = f"`{library}` is one adapter and no library"
+        raise CommandError(codes.WRONG_USAGE(what=what, help="start one with `--spec` and `--out`"))
+    if out is not None:
+        check_out(out, CONFIG, force=force)
+    elif (twice := next((name for name in named if name in there), None)) and not force:
+        what = f"`{library}` has an adapter `{twice}`"
+        help = "rename the folder, or replace the adapter with `--force`"
+        raise CommandError(codes.WRONG_USAGE(what=what, help=help))
+    member = read_adapter(f"{library}#{there[0]}")
+    plan, base = member.plan, member.plan.base
+    report.note("fitting ...")
+    from bishare_dsl.fit.fit import fit
+    from bishare_dsl.fit.pairs import open_pairs
+
+    tensors = member.tensors()
+    shared = {name: tensors[name] for name in plan.common}
+    given = (
+        (name, read_adapter_for(folder, base, report, model))
+        for name, folder in _with_bar(report, named)
+    )
+    watch = partial(_tell, report)
+    with open_pairs(given) as found:
+        family, values, fitted = fit(
+            plan, found, sweeps=sweeps, watch=watch, library=shared, seed=member.config.seed
+        )
+    each = {name: family.tensors(values, name) for name in named}
+    place = add_to_library(library, each, out)
+    report.data(out=str(place), params=plan.params, **fitted.data())
+    before = sum(_bytes(folder) for folder in named.values())
+    after = sum(_own_bytes(place, name) for name in named)
+    _judge(report, fitted, before, after, warn_above)
+    report.note(f"added to {place}: `{place}#{next(iter(named))}`" + ", ..." * (len(named) > 1))
+
+
+def _judge(report: Report, fitted: FitReport, before: int, after: int, warn_above: float) -> None:
+    """Report the errors and the bytes of a fit, and warn of adapters that are far from what was given."""
     report.data(bytes_before=before, bytes_after=after)
     report.result(f"{fitted}\n\n{_saved(before, after)}")
     far = [(adapter, e) for adapter, e in fitted.adapters.items() if e > warn_above]
@@ -191,7 +267,19 @@ def command(
         adapter, error = max(far, key=lambda pair: pair[1])
         what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{adapter}` is"
         report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=error, limit=warn_above))
-    report.note(f"saved in {out}" + (f": `{out}#{next(iter(named))}`, ..." if family.apart else ""))
+
+
+def _with_bar(report: Report, named: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the adapters to read, with a bar on a terminal."""
+    hidden = report.quiet or report.as_json or not sys.stderr.isatty() or len(named) == 1
+    with click.progressbar(
+        [*named.items()], label="reading", file=sys.stderr, hidden=hidden
+    ) as bar:
+        yield from bar
+
+
+def _tell(report: Report, sweep: int, error: float) -> None:
+    report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
 
 
 def _adapters_in(folder: Path) -> list[Path]:
@@ -272,6 +360,13 @@ def _bytes(folder: Path) -> int:
     from bishare_dsl.adapter.inventory import list_adapters
 
     return sum(entry.bytes for entry in list_adapters(folder))
+
+
+def _own_bytes(library: Path, name: str) -> int:
+    """Return the bytes of what an adapter of a library has of its own."""
+    from bishare_dsl.adapter.contents import own_file
+
+    return (library / own_file(name)).stat().st_size
 
 
 def _saved(before: int, after: int) -> str:

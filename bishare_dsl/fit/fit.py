@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -42,6 +42,7 @@ def fit(
     sweeps: int = 30,
     dtype: torch.dtype = torch.float32,
     watch: Watch = lambda sweep, error: None,
+    library: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Family, Values, FitReport]:
     """Find the tensors of a plan whose updates come nearest to those that are given.
 
@@ -55,6 +56,8 @@ def fit(
         sweeps: how often all tensors are gone through, at most.
         dtype: what values are rounded to.
         watch: called after each sweep.
+        library: the values of what a library shares, `Plan.common`, by name. They stay, and only what the
+            adapters have of their own is fitted.
 
     Raises:
         AdapterError: an update of the plan is not a matrix (BS633), or a tensor starts as the base's weights
@@ -64,7 +67,12 @@ def fit(
     check_low_rank(plan, "fit the spec")
     check_drawn(plan, "a fit")
     family = Family(plan, given.names)
-    problem = Problem(family, given, leading(family, given, family.draw(seed)))
+    values = family.draw(seed)
+    if library is None:
+        problem = Problem(family, given, leading(family, given, values))
+    else:
+        values |= {family.variable("?", name): t.double() for name, t in library.items()}
+        problem = Problem(family, given, values, frozenset(library))
     curved = nonlinear_blocks(problem)
     start = best = problem.error()
     values, done = dict(problem.values), 0

@@ -22,10 +22,23 @@ Block = tuple[str, str]
 
 
 class Problem:
-    """What is given, and the values that come nearer to it."""
+    """What is given, and the values that come nearer to it.
 
-    def __init__(self, family: Family, given: GivenPairs, values: Values) -> None:
-        self.family, self.given, self.values = family, given, values
+    Args:
+        family: the adapters that are fitted.
+        given: their updates.
+        values: of all tensors.
+        fixed: the names of tensors whose values stay.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        given: GivenPairs,
+        values: Values,
+        fixed: frozenset[str] = frozenset(),
+    ) -> None:
+        self.family, self.given, self.values, self._fixed = family, given, values, fixed
         self.chunks = chunks(family, given)
         targets = (given.stacked(chunk.places) for chunk in self.chunks)
         self.norm = math.sqrt(sum(float(inner(target, target).sum()) for target in targets))
@@ -33,12 +46,13 @@ class Problem:
 
     @cached_property
     def blocks(self) -> dict[Block, tuple[Variable, ...]]:
-        """The tensors that train, by share and role, in the order of the plan."""
+        """The tensors that are fitted, by share and role, in the order of the plan."""
+        trains = {t.name for t in self.family.plan.tensors if t.trainable} - self._fixed
         found: dict[Block, dict[Variable, None]] = {}
         for chunk in self.chunks:
             for term in chunk.terms:
                 for role, variables in term.variables.items():
-                    mine = (v for v in variables if self.family.plan.tensor[v[1]].trainable)
+                    mine = (v for v in variables if v[1] in trains)
                     found.setdefault((term.share, role), {}).update(dict.fromkeys(mine))
         return {block: tuple(variables) for block, variables in found.items() if variables}
 

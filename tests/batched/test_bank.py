@@ -6,6 +6,7 @@ import torch
 from bishare_dsl.api import plan_spec
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import group_tokens
+from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
 from tests.batched.test_layer import LINEAR, TOEPLITZ
@@ -55,6 +56,21 @@ def test_what_is_frozen_is_there_once():
     assert frozen
     assert all(bank.tensor(tensor.name).shape == tensor.shape for tensor in frozen)
     assert len(bank.memory) == 4 * plan.trainable + sum(tensor.size for tensor in frozen)
+
+
+@pytest.mark.parametrize(("spec", "own"), [("library_core", 640), ("library_joint", 2_688)])
+def test_adapters_of_a_library_take_their_own_numbers_and_what_they_share_once(spec, own):
+    """At the shapes of SmolLM2: 100 adapters, each of them a few kilobytes."""
+    plan = plan_spec(spec, preset("smollm2-135m"))
+    tensors = {t.name: torch.randn(t.shape) for t in plan.tensors}
+    shared = sum(tensor.size for tensor in plan.tensors if tensor.name in plan.common)
+    bank = Slots(plan, 100, tensors, torch.float32, library=True)
+    assert (bank.nbytes_each, shared) == (4 * own, 110_592)
+    assert len(bank.memory) == 101 * own + shared
+    assert bank.pack(tensors).nbytes == 4 * own
+    assert len(Slots(plan, 100, {}, torch.float32).memory) == 101 * (own + shared)
+    for name in plan.common:
+        assert torch.equal(bank.tensor(name), tensors[name])
 
 
 def test_what_is_brought_to_the_front_stays_what_it_was():

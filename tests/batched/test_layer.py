@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl.api import plan_spec
 from bishare_dsl.batched.bank import Slots
-from bishare_dsl.batched.grouping import group_tokens
+from bishare_dsl.batched.grouping import Step, group_tokens
 from bishare_dsl.batched.layer import LayerTerms, Outputs
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.testing.models import tiny_model
@@ -26,15 +26,17 @@ ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]
 class Server:
     """Six adapters of one spec in a bank, some slots of which are used."""
 
-    def __init__(self, spec, slots=6):
+    def __init__(self, spec, slots=6, library=False):
         torch.manual_seed(0)
         register(Toeplitz)  # As a package's; the fixture `registered` takes it back.
         self.plan = plan_spec(spec, tiny_model("llama"), TINY.get(spec))
-        frozen = {t.name: torch.randn(t.shape) for t in self.plan.tensors if not t.trainable}
+        once = {t.name for t in self.plan.tensors if not t.trainable}
+        once |= self.plan.common if library else set()
+        common = {t.name: torch.randn(t.shape) for t in self.plan.tensors if t.name in once}
         self.adapters = [
-            {t.name: torch.randn(t.shape) for t in self.plan.tensors} | frozen for _ in range(6)
+            {t.name: torch.randn(t.shape) for t in self.plan.tensors} | common for _ in range(6)
         ]
-        self.bank = Slots(self.plan, slots, frozen, torch.float32)
+        self.bank = Slots(self.plan, slots, common, torch.float32, library=library)
         for slot, tensors in enumerate(self.adapters[:slots]):
             self.bank.put(slot, self.bank.pack(tensors))
         self.site = {site.path: site for site in self.plan.sites}
@@ -68,6 +70,34 @@ def test_every_spec(spec):
             x = torch.randn(len(slots), site.d_in)
             found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out, slots=slots)
             close(found, server.expected(path, x, slots))
+
+
+LIBRARIES = ["library_core", "library_joint", "bishare_ke", "shared_core"]
+
+
+@pytest.mark.parametrize("spec", LIBRARIES)
+def test_what_a_library_shares_is_multiplied_where_it_stands_once(spec):
+    server = Server(spec, library=True)
+    assert server.bank.layout.common.keys() == server.plan.common
+    for path, site in server.site.items():
+        for slots in (SLOTS, [3] * (DECODE_TOKENS + 1) + [0] * (DECODE_TOKENS + 4)):
+            x = torch.randn(len(slots), site.d_in)
+            found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out, slots=slots)
+            close(found, server.expected(path, x, slots))
+
+
+@pytest.mark.parametrize("spec", LIBRARIES)
+def test_a_step_adds_nothing_to_tokens_without_an_adapter(spec):
+    """Also where a term has no tensor of an adapter's own: the slot of zeros does not make it zero."""
+    server = Server(spec, library=True)
+    assert server.bank.layout.fixed is (spec == "library_joint")
+    step = Step(server.bank, len(SLOTS))
+    step.write(SLOTS)
+    for path, site in server.site.items():
+        x, output = torch.randn(len(SLOTS), site.d_in), torch.zeros(len(SLOTS), site.d_out)
+        terms = LayerTerms(server.bank, [Outputs(path, slice(0, site.d_out))])
+        terms.add(output, step.masked(x), step.batch(len(SLOTS)))
+        close(output, server.expected(path, x))
 
 
 def test_a_gain_by_rank_comes_between_a_pool_and_the_b_that_is_next():

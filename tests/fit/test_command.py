@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.cli.main import main
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
@@ -155,3 +156,71 @@ def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(
     code, out, _ = run(capsys, "lib", "--spec", "l.share", "--out", "again", "--json")
     assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
     assert json.loads(out)["error"] < 1e-5
+
+
+CORE = """spec cores
+target q_proj, k_proj, v_proj, up_proj, down_proj
+share c  A per in  B per out  core per adapter, module  rank 3 via Core
+"""
+
+
+@pytest.fixture
+def library(here: Path, trained: Any) -> dict[str, bytes]:
+    """A library of two adapters, an adapter `new` that shares what they share, and the library's files."""
+    stored = {
+        name: trained(CORE, name=name, seed=seed) for seed, name in enumerate(("a", "b", "new"))
+    }
+    shared = stored["a"].tensors()
+    plan = stored["a"].plan
+    each = {
+        name: one.tensors() | {n: shared[n] for n in plan.common} for name, one in stored.items()
+    }
+    text = stored["a"].spec_text
+    save_library("lib", plan, {name: each[name] for name in ("a", "b")}, text, seed=0)
+    save_adapter("new", plan, each["new"], text, seed=0)
+    return {str(path): path.read_bytes() for path in Path("lib").rglob("*.safetensors")}
+
+
+def test_a_lora_that_a_library_has_not_seen_is_added_to_it(
+    library: dict[str, bytes], capsys: Any
+) -> None:
+    code, out, err = run(capsys, "new", "--library", "lib", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["error"] < 1e-5
+    assert found["out"] == "lib"
+    assert names_in("lib") == ("a", "b", "new")
+    assert all(Path(name).read_bytes() == content for name, content in library.items())
+    stored, given = read_adapter("lib#new"), read_adapter("new")
+    assert found["bytes_after"] == Path("lib/adapters/new.safetensors").stat().st_size
+    for name, tensor in given.tensors().items():
+        torch.testing.assert_close(stored.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+    code, _, err = run(capsys, "new", "--library", "lib", "--quiet")
+    assert (code, "has an adapter `new`" in err) == (2, True)
+    assert run(capsys, "new", "--library", "lib", "--force", "--quiet")[0] == 0
+    assert "`#new`" not in err
+
+
+def test_the_library_is_left_alone_if_another_folder_is_named(
+    library: dict[str, bytes], capsys: Any
+) -> None:
+    code, _, err = run(capsys, "new", "--library", "lib", "--out", "more")
+    assert (code, "added to more: `more#new`" in err) == (0, True)
+    assert (names_in("lib"), names_in("more")) == (("a", "b"), ("a", "b", "new"))
+    assert read_adapter("more#new").plan.is_library
+
+
+def test_adapters_that_lie_elsewhere_are_warned_of(
+    library: dict[str, bytes], trained: Any, capsys: Any
+) -> None:
+    trained("lora", name="other", seed=9, r=2)
+    code, _, err = run(capsys, "other", "--library", "lib", "--quiet")
+    assert (code, "BS851" in err, "`other` is" in err) == (0, True, True)
+    for words, said in (
+        (("other", "--library", "new"), "is one adapter and no library"),
+        (("other", "--library", "nowhere"), "BS601"),
+        (("other", "--library", "lib", "--spec", "lora"), "are for a new library"),
+        (("other",), "give --spec and --out, or --library"),
+    ):
+        code, _, err = run(capsys, *words)
+        assert (code, said in err) == (2, True), err

@@ -25,6 +25,8 @@ TINY = {
     "ia3": {},
     "ladder": {"r": 1, "group": 2, "size": 8},
     "late_own": {"first": -1, "r_own": 2, "r_early": 3},
+    "library_core": {"r": 3},
+    "library_joint": {"r": 3},
     "lily": {"r": 3},
     "loha": {"r": 2},
     "lora": {"r": 3},

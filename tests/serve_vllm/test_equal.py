@@ -256,3 +256,99 @@ def test_the_adapters_of_a_library(base, compact):
     assert inside.lora_path == f"{library}#code"
     assert asyncio.run(FolderResolver(str(library)).resolve_lora(str(root / "base"), "lwa")) is None
     model.bishare.unload()
+
+
+def manager_in(llm):
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return worker.model_runner.lora_manager._adapter_manager
+
+
+class Library(Served):
+    """Adapters of a library: what they share is that of the first one."""
+
+    def __init__(self, root, model, spec, count, first=1):
+        super().__init__(root, model, spec, count, first)
+        self.plan = model.bishare.plan
+        for tensors in self.tensors[1:]:
+            tensors |= {name: self.tensors[0][name] for name in self.plan.common}
+        folder = root / f"library-of-{spec}-{first}"
+        each = {f"c{i}": tensors for i, tensors in enumerate(self.tensors)}
+        save_library(folder, self.plan, each, model.bishare.spec_text, seed=0)
+        request = type(self.requests[0])
+        self.requests[:-1] = [
+            request(f"{folder.name}#c{i}", first + i, f"{folder}#c{i}") for i in range(count)
+        ]
+        self.shared = sum(t.size for t in self.plan.tensors if t.name in self.plan.common)
+        self.own = self.plan.trainable - sum(
+            t.size for t in self.plan.tensors if t.name in self.plan.common and t.trainable
+        )
+
+
+@pytest.mark.parametrize("spec", ["library_core", "library_joint"])
+def test_a_hundred_adapters_share_one_copy_of_what_their_library_shares(base, spec):
+    """In slots and in host memory, where each takes its own numbers and nothing else."""
+    root, model = base
+    if "qwen3" in root.name:
+        pytest.skip("nothing in it depends on the base")
+    served = Library(root / f"hundred-of-{spec}", model, spec, 100)
+    every = served.requests[:-1], served.tensors
+    extra = {"additional_config": {"bishare_slots_gib": 1}}
+    with engine(root / "base", **CHUNKS, max_loras=8, max_cpu_loras=100, **extra) as llm:
+        for chosen in (range(8), range(40, 48), range(100), range(3, 11)):
+            served.requests = [every[0][i] for i in chosen] + [None]
+            served.tensors = [every[1][i] for i in chosen]
+            served.check(llm, prompts_of(len(chosen) + 1))
+        manager = manager_in(llm)
+        adapters = manager.list_adapters()
+        waiting = [lora.packed for lora in adapters.values() if lora.packed is not None]
+        (bank,) = manager.banks.values()
+        assert (len(adapters), len(waiting)) == (100, 92)
+        assert bank.memory.nbytes == 4 * (9 * served.own + served.shared)
+        assert sum(packed.untyped_storage().nbytes() for packed in waiting) == 4 * 92 * served.own
+    model.bishare.unload()
+
+
+def test_libraries_with_other_shared_tensors_have_copies_of_their_own(base):
+    """Beside plain LoRA, and an adapter of the same spec that stands alone; copies go with the last adapter."""
+    from bishare_dsl.serve.vllm.memory import write_adapter
+
+    root, model = base
+    if "qwen3" in root.name:
+        pytest.skip("nothing in it depends on the base")
+    root = root / "libraries"
+    first = Library(root, model, "library_core", 2)
+    model = model.bishare.unload()
+    second = Library(root, model, "library_core", 2, first=11)
+    alone = Served(root, model, "library_core", 1, first=21)
+    extra = {"additional_config": {"bishare_slots_gib": 1}}
+    with engine(root.parent / "base", **CHUNKS, max_loras=5, max_cpu_loras=8, **extra) as llm:
+        manager = manager_in(llm)
+        for served, count in ((first, 1), (second, 2), (alone, 3), (first, 3), (second, 3)):
+            served.check(llm, prompts_of(5))
+            assert len(manager.banks) == count
+        assert len(
+            {
+                bank.common[name].data_ptr()
+                for bank in manager.banks.values()
+                for name in bank.common
+            }
+        ) == 2 * len(first.plan.common)
+        changed = dict(first.tensors[1])
+        own = next(name for name in changed if name not in first.plan.common)
+        first.tensors[1][own] = changed[own] = changed[own] * 0.5
+        llm.collective_rpc(write_adapter, args=(2, changed))
+        llm.reset_prefix_cache()
+        first.check(llm, prompts_of(5))
+        shared = next(iter(first.plan.common))
+        with pytest.raises(AdapterError, match="BS653"):
+            llm.collective_rpc(write_adapter, args=(2, changed | {shared: changed[shared] + 1}))
+        (number,) = {manager.list_adapters()[i].number for i in (1, 2)}
+        for lora_id, left in ((1, True), (2, False)):
+            llm.llm_engine.remove_lora(lora_id)
+            assert (number in manager.banks) is left
+        assert all(number not in {n for n, *_ in k._plans} for k in manager._kernels.values())
+        first.tensors[1] = first.tensors[1] | {own: changed[own] * 2}  # As in its folder.
+        llm.reset_prefix_cache()
+        first.check(llm, prompts_of(5))
+        assert number in manager.banks
+    model.bishare.unload()

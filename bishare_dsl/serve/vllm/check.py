@@ -69,10 +69,10 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
                 pass  # Its header fits its size. The rest is vLLM's to read.
         else:
             # What the base's weights give is made where they are.
-            plan, tensors = read_any(folder, server.base, lambda s: s.tensors(with_base=True))
-            tensors()
+            read = read_any(folder, server.base, lambda s: s.tensors(with_base=True))
+            read.tensors()
             if server.plans is not None:
-                server.plans.number_of(folder, plan)
+                server.plans.number_of(folder, read)
     except (BishareError, OSError, SafetensorError) as error:
         reason = error if isinstance(error, BishareError) else one_line(error)
         raise ValueError(f"LoRA adapter '{name}' cannot be served: {reason}") from error

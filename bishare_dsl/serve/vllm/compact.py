@@ -1,4 +1,7 @@
-"""Adapters in slots that hold their own tensors and nothing else: slots for each plan, each adapter once."""
+"""Adapters in slots that hold their own tensors and nothing else: slots for each plan, each adapter once.
+
+Adapters of one library have slots of their own, behind which what they share stands once.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 class SlotLoRA(LoRAModel):
     """An adapter that waits in host memory; while it is in a slot, ``packed`` is None.
 
-    ``number`` is that of its plan. One that adds nothing has neither.
+    ``number`` is that of its plan and library. One that adds nothing has neither.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.steps: dict[int, Step] = {}
         self.batches: dict[int, Batch] = {}
         self._frozen = FrozenCache(vllm_config.model_config.model)
+        self._kept: frozenset[int] = frozenset()
+        self._awaited: SlotLoRA | None = None
         super().__init__(vllm_config=vllm_config, **settings)
 
     def read(self, lora_id: int, folder: str) -> SlotLoRA:
@@ -77,21 +82,24 @@ class CompactManager(LRUCacheLoRAModelManager):
                 for its plan (BS650, BS657), or it has other frozen tensors (BS653).
         """
         stamp = stamp_of(folder)
-        plan, given = read_any(folder, self.plans.base, self._frozen.tensors)
-        number, tensors = self.plans.number_of(folder, plan), given()
+        read = read_any(folder, self.plans.base, self._frozen.tensors)
+        number, tensors = self.plans.number_of(folder, read), read.tensors()
         if number not in self.banks:
             self._add_bank(number, tensors)
-        bank = self.banks[number]
-        for name, value in bank.frozen.items():
-            if not torch.equal(tensors[name].to(value), value):
-                raise AdapterError(codes.OTHER_FROZEN(folder=folder, name=name))
-        return SlotLoRA(lora_id, stamp, number, bank.pack(tensors))
+        packed = _pack(folder, self.banks[number], tensors)
+        self._awaited = SlotLoRA(lora_id, stamp, number, packed)
+        return self._awaited
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a loaded adapter other tensors, those of its plan by name."""
+        """Give a loaded adapter other tensors, those of its plan by name.
+
+        Raises:
+            AdapterError: it has other frozen tensors, or its library shares others (BS653).
+        """
         lora = self._registered_adapters[lora_id]
         bank = self.banks[lora.number]
-        packed, lora.stamp = bank.pack(tensors), None  # It is no folder's any more.
+        packed = _pack(f"adapter {lora_id}", bank, tensors)
+        lora.stamp = None  # It is no folder's any more.
         if lora_id in self.lora_index_to_id:
             bank.put(self.lora_index_to_id.index(lora_id), packed)
         else:
@@ -101,13 +109,14 @@ class CompactManager(LRUCacheLoRAModelManager):
         """Make an adapter that adds nothing."""
         return SlotLoRA(lora_id)
 
-    def _add_bank(self, number: int, frozen: Mapping[str, Tensor]) -> None:
-        plan = self.plans.held[number]
+    def _add_bank(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        plan, library = self.plans.held[number]
         layers = layers_of(self.model, [path for path, terms in plan.terms_of.items() if terms])
         for name, parts in layers.items():
             if name not in self._kernels:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
-        bank = Slots(plan, self.lora_slots, frozen, self.lora_config.lora_dtype, self.device)
+        dtype, shares = self.lora_config.lora_dtype, library is not None
+        bank = Slots(plan, self.lora_slots, tensors, dtype, self.device, library=shares)
         site = {site.path: site for site in plan.sites}
         for name, parts in layers.items():
             kernels, sites = self._kernels[name], {part.number: site[part.path] for part in parts}
@@ -118,6 +127,17 @@ class CompactManager(LRUCacheLoRAModelManager):
             kernels.serve(number, bank, LayerTerms(bank, outputs, inputs))
         self.steps[number] = Step(bank, self.max_num_batched_tokens)
         self.banks[number] = bank
+
+    def _drop_banks(self) -> None:
+        """Free the slots, and what is shared, of each library whose last adapter has gone."""
+        used = {lora.number for lora in self._registered_adapters.cache.values()} | self._kept
+        used |= {self._awaited.number} if self._awaited else set()
+        for number in self.banks.keys() - used:
+            if self.plans.held[number].library is not None:
+                del self.banks[number], self.steps[number]
+                self.batches.pop(number, None)
+                for kernels in self._kernels.values():
+                    kernels.drop(number)
 
     # What vLLM calls ------------------------------------------------------------------------------
 
@@ -137,12 +157,28 @@ class CompactManager(LRUCacheLoRAModelManager):
             set_kernels(self._vllm_config, name, kernels.layer, kernels)
         for folder in self.plans.folders:
             self.read(1, folder)
+        self._kept, self._awaited = frozenset(self.banks), None
 
     def create_dummy_lora(self, lora_id: int, *_: Any) -> LoRAModel:
         return self.create_empty(lora_id)
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
         """Do nothing: there are no factors to put together."""
+
+    def add_adapter(self, lora: LoRAModel) -> bool:
+        added: bool = super().add_adapter(lora)
+        self._awaited = None
+        self._drop_banks()  # Whoever made room for it has gone by now.
+        return added
+
+    def remove_adapter(self, lora_id: int) -> bool:
+        removed: bool = super().remove_adapter(lora_id)
+        self._drop_banks()
+        return removed
+
+    def remove_all_adapters(self) -> None:
+        super().remove_all_adapters()
+        self._drop_banks()
 
     def activate_adapter(self, lora_id: int) -> bool:
         newly: bool = super().activate_adapter(lora_id)
@@ -198,6 +234,10 @@ class Kernels:
                 kernels = KernelTerms(bank, terms)
         self._plans.append((number, terms, kernels))
 
+    def drop(self, number: int) -> None:
+        """Leave out the terms of a plan."""
+        self._plans = [plan for plan in self._plans if plan[0] != number]
+
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
         """Add what the adapters of the batch make of ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
         if torch.compiler.is_compiling():
@@ -212,9 +252,22 @@ class Kernels:
             if kernels is not None:
                 kernels.add(y, x, manager.steps[number])
             elif manager.device.type != "cpu":
-                terms.add(y, x, manager.steps[number].batch(len(x)))
+                step = manager.steps[number]
+                terms.add(y, step.masked(x), step.batch(len(x)))
             elif batch := manager.batches.get(number):
                 terms.add(y, x, batch)
+
+
+def _pack(what: str, bank: Slots, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the numbers of an adapter, whose other tensors must be those that the bank has once.
+
+    Raises:
+        AdapterError: one of them is another (BS653).
+    """
+    for name, value in bank.common.items():
+        if not torch.equal(tensors[name].to(value), value):
+            raise AdapterError(codes.OTHER_FROZEN(folder=what, name=name))
+    return bank.pack(tensors)
 
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems, own_file
 from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of, read_adapter
@@ -60,12 +60,27 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
     return stored
 
 
+class Read(NamedTuple):
+    """An adapter folder that was read.
+
+    Attributes:
+        plan: the adapter's.
+        library: the digest of the tensors that it shares with the others of its library; None if there are
+            none.
+        tensors: gives the plan's tensors by name.
+    """
+
+    plan: Plan
+    library: str | None
+    tensors: Callable[[], dict[str, Tensor]]
+
+
 def read_any(
     folder: str | Path,
     base: Architecture,
     tensors_of: Callable[[StoredAdapter], dict[str, Tensor]] = StoredAdapter.tensors,
-) -> tuple[Plan, Callable[[], dict[str, Tensor]]]:
-    """Read a folder of bishare's, or of plain LoRA, as its plan and what gives the plan's tensors.
+) -> Read:
+    """Read a folder of bishare's, or of plain LoRA.
 
     Args:
         folder: that is read.
@@ -78,11 +93,14 @@ def read_any(
     """
     if is_ours(folder):
         stored = read_for(folder, base)
-        return stored.plan, lambda: tensors_of(stored)
+        trained = {tensor.name for tensor in stored.plan.tensors if tensor.trainable}
+        shares = stored.config.adapters and not trained.isdisjoint(stored.plan.common)
+        library = stored.config.tensors if shares else None
+        return Read(stored.plan, library, lambda: tensors_of(stored))
     _, plan, tensors = read_peft(folder, base)
     _check_outside(folder, plan)
     check_finite(folder, tensors)
-    return plan, lambda: tensors
+    return Read(plan, None, lambda: tensors)
 
 
 def _check_outside(folder: str | Path, plan: Plan) -> None:

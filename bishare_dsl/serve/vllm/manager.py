@@ -53,7 +53,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             self._manager_cls = partial(CompactManager, plans)
             layers = linear_layers(model, self.lora_config)
             if not plans.grows:  # Others cost time, and there is nothing to add.
-                sites = {path for plan in plans.held for path in plan.terms_of}
+                sites = {path for held in plans.held for path in held.plan.terms_of}
                 layers = [*layers_of(model, sorted(sites)).keys() & layers]
             self.lora_config = only_layers(self.lora_config, layers)
         return super().create_lora_manager(model, vllm_config)

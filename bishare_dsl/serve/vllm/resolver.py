@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
-from bishare_dsl.adapter.files import names_in, place_of
+from bishare_dsl.adapter.config import NAME
+from bishare_dsl.adapter.contents import own_file
+from bishare_dsl.adapter.files import place_of
 from bishare_dsl.serve.vllm.check import check_folder
 from bishare_dsl.serve.vllm.folder import is_ours
 
@@ -41,6 +44,7 @@ class FolderResolver(LoRAResolver):
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
 
     def _folder(self, name: str) -> Path:
-        if name in names_in(self._root):
+        # By its file: the config of a library may list 10,000 names.
+        if re.fullmatch(NAME, name) and (self._root / own_file(name)).is_file():
             return self._root.with_name(f"{self._root.name}#{name}")
         return (self._root / name).resolve()
