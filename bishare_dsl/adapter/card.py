@@ -64,7 +64,9 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         mark=_MARK,
         spec=plan.spec,
         base=f"[{name}](https://huggingface.co/{name})" if known else f"`{name}`",
-        parameters=plan.parameters_line,
+        parameters="\n    ".join(
+            [f"each adapter: {plan.owned}"] * plan.is_library + [plan.parameters_line]
+        ),
         what=f"A library of {len(names)} adapters" if names else "An adapter",
         use=(_WITHOUT_PEFT.format(name=names[0]) if names else _WITH_PEFT).strip(),
         load_from=json.dumps(name),

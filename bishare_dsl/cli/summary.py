@@ -22,6 +22,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "model": plan.base.model_dump(exclude={"sites", "outside", "others", "head"}),
         "trainable": plan.trainable,
         "frozen": plan.frozen,
+        **({"private": plan.private} if plan.is_library else {}),
         "all": plan.all,
         "trainable_percent": 100 * plan.trainable / plan.all,
         "bytes": BYTES * plan.stored,
@@ -102,7 +103,8 @@ def as_parts(plan: Plan) -> list[str | Table]:
     )
     first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
     drawn = [by_share, rows.role_table(plan), by_kind, by_layer] if plan.terms else []
-    last = "\n".join([_adapter_size(plan), _memory(plan), plan.parameters_line])
+    owned = [f"each adapter of a library: {plan.owned}"] * plan.is_library
+    last = "\n".join([_adapter_size(plan), *owned, _memory(plan), plan.parameters_line])
     return [first, *drawn, *([in_full] if plan.trained else []), last]
 
 

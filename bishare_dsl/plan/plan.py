@@ -240,6 +240,17 @@ class Plan(_Data):
         return sum(term.rows for term in self.terms_of[path])
 
     @property
+    def private(self) -> int:
+        """How many parameters each adapter of a library has for itself."""
+        return sum(tensor.size for tensor in self.tensors if tensor.name not in self.common)
+
+    @property
+    def owned(self) -> str:
+        """What each adapter of a library owns, and what all of them share; empty if the spec makes none."""
+        shared = self.trainable - self.private
+        return f"{self.private:,} private, {shared:,} shared" if self.is_library else ""
+
+    @property
     def parameters_line(self) -> str:
         """The line about trainable parameters that PEFT prints."""
         return (

@@ -45,6 +45,7 @@ from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request, result_folders
 from bishare_dsl.train.result import TaskResult, TrainResult
 from bishare_dsl.train.tasks import Steps, Task
+from bishare_dsl.train.trunk import kept_trunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -164,7 +165,8 @@ def run(
         model.to(args.device)  # The bank is made where it trains.
     handle: Handle = model.bishare  # type: ignore[assignment]
     adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
-    reporter.note(f"{'of each task: ' * several}{handle.plan.parameters_line}")
+    owned = handle.plan.owned + " and frozen" * bool(library) if several else ""
+    reporter.note(f"{'of each task: ' * several}{owned or handle.plan.parameters_line}")
     shared = _share(adapters, library) if several else frozenset()
     fixed = shared if library else frozenset()
     trained = (
@@ -203,6 +205,9 @@ def run(
             asked, earlier = request.as_dict(spec), result_folders(folder)
             held = folders.hold(folder, asked, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
+        if not settings.packing:
+            plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
+            stack.enter_context(kept_trunk(model, plans, steps, context, reporter))
         run_loop(trainer, watch, request, reporter)
         best = trainer.kept() if isinstance(trainer, BankTrainer) else {tasks[0].group: 0}
     if lost := [group for group in steps.groups if group not in best]:

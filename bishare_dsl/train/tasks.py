@@ -124,7 +124,8 @@ class Steps(Sequence[list[MicroBatch]]):
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
         """Fill passes with the rows of some tasks, so that little is padded and there are not many."""
         found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
-        found.sort(key=lambda row: len(row[2]["input_ids"]))
+        # By the ids last: a step with all rows has the same passes in each epoch.
+        found.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
         most = min(self.at_once, ceil(len(found) / self.processes))
         cuts = cut_by_length([len(row["input_ids"]) for *_, row in found], most, self.cost)
         return [self._pass(sorted(found[a:b], key=lambda row: row[0])) for a, b in cuts]

@@ -1,6 +1,7 @@
-"""The page *200 adapters on one base*: every command runs, and prints what the page shows, but for numbers.
+"""*200 adapters on one base* and *Many tasks, few examples each*: every command runs, and prints what the page
+shows, but for numbers.
 
-`python tests/docs/test_many_adapters.py` writes the outputs into the page.
+`python tests/docs/test_many_adapters.py` writes the outputs into the pages.
 """
 
 import contextlib
@@ -13,11 +14,22 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
-PAGE = Path(__file__).parents[2] / "docs" / "many-adapters.md"
+DOCS = Path(__file__).parents[2] / "docs"
+MADE = {
+    "many-adapters.md": (8, "adapters/acme", "imported/acme", "library/adapters/acme.safetensors"),
+    "few-examples.md": (
+        4,
+        "alone",
+        *(f"later/library/adapters/{n}.safetensors" for n in ("wonka", "umbrella")),
+    ),
+}
+"""How many blocks of commands a page has, and some of what they make."""
 BLOCK = re.compile(
     r"```(console|python) many\n(?P<text>.*?)```\n(?:\n```text\n(?P<out>.*?)```\n)?", re.DOTALL
 )
@@ -32,7 +44,7 @@ def outputs(text):
         Path(name).write_text(spec, encoding="utf-8")
     for block in BLOCK.finditer(text):
         if block[1] == "python":
-            exec(compile(block["text"], str(PAGE), "exec"), {})
+            exec(compile(block["text"], "page", "exec"), {})
             yield block, ""
             continue
         out = io.StringIO()
@@ -55,9 +67,10 @@ def masked(text):
     return sorted(text.split("\n"))  # Rows may be ordered by a number.
 
 
-def test_every_command_prints_what_the_page_shows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", MADE)
+def test_every_command_prints_what_the_page_shows(tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
-    text, count = PAGE.read_text(encoding="utf-8"), 0
+    text, count = (DOCS / page).read_text(encoding="utf-8"), 0
     for block, out in outputs(text):
         shown = (block["out"] or "").rstrip()
         if block[1] == "console":
@@ -69,14 +82,14 @@ def test_every_command_prints_what_the_page_shows(tmp_path, monkeypatch):
             else:
                 assert masked(shown) == masked(out.rstrip()), block["text"]
             count += 1
-    assert count == 8
-    for made in ("adapters/acme", "imported/acme", "library/adapters/acme.safetensors"):
-        assert Path(made).exists()
+    blocks, *made = MADE[page]
+    assert count == blocks
+    assert all(Path(place).exists() for place in made)
 
 
-def write():
-    """Write the outputs into the page."""
-    text = PAGE.read_text(encoding="utf-8")
+def write(page):
+    """Write the outputs into a page."""
+    text = page.read_text(encoding="utf-8")
     with TemporaryDirectory() as folder, contextlib.chdir(folder):
         for block, out in [*outputs(text)]:
             if block[1] == "python":
@@ -84,9 +97,10 @@ def write():
             head = block[0].partition("\n```text\n")[0].rstrip("\n")
             shown = f"{head}\n\n```text\n{out.rstrip()}\n```\n" if out.strip() else f"{head}\n"
             text = text.replace(block[0], shown)
-    PAGE.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.fspath(PAGE.parents[1]))
-    write()
+    sys.path.insert(0, os.fspath(DOCS.parent))
+    for name in sys.argv[1:] or MADE:
+        write(DOCS / name)

@@ -180,7 +180,9 @@ RANK_OVER_LIMIT = Code(
 LAYER_NOT_ADAPTED = Code(
     "BS652", "the adapter adds to `{site}`, and the server adapts no layer that holds it"
 )
-OTHER_FROZEN = Code("BS653", "the frozen tensor `{name}` of `{folder}` is not the server's")
+OTHER_FROZEN = Code(
+    "BS653", "the frozen or shared tensor `{name}` of `{folder}` is not the server's"
+)
 NOT_IN_COMPACT_MODE = Code("BS654", "a server in compact mode does not work with {setting}")
 NO_ROOM = Code(
     "BS657", "slots for the plan of `{folder}` take {need:.3g} GiB, and {left:.3g} are left"

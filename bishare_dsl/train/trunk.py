@@ -1,0 +1,321 @@
+"""The hidden states below the first adapted block, computed once for each example and kept.
+
+Blocks below all adapters never change, so an example has the same hidden states there in every epoch. An
+adapter on the last two of thirty blocks needs two blocks a step.
+
+All are computed before the first step, in batches that depend on the examples alone, so that a resumed run
+has the same ones. Results are those of a run that keeps nothing: bit for bit if the steps have these batches,
+as steps of several tasks that take all examples do; otherwise up to the rounding of products of other shapes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import islice
+from tempfile import TemporaryFile, gettempdir
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bishare_dsl.plan import Plan
+    from bishare_dsl.train.reporter import Reporter
+    from bishare_dsl.train.tasks import Steps
+
+MEMORY = 2**30
+"""Bytes of hidden states in memory; those of later examples are on the disk."""
+
+_AT_ONCE = 4096
+"""Rows that are put into batches together."""
+
+_FREE = 0.5
+"""The part of a disk's free space that may be used."""
+
+_TRIED = (2, 6)
+"""Rows and tokens on which a model is tried before anything is kept."""
+
+Row = tuple[int, ...]
+"""The token ids of an example."""
+
+
+@contextmanager
+def kept_trunk(
+    model: PreTrainedModel,
+    plans: Iterable[Plan],
+    steps: Steps,
+    context: Callable[[], AbstractContextManager[Any]],
+    reporter: Reporter,
+) -> Iterator[None]:
+    """Keep the hidden states below the first adapted block, in a block of code.
+
+    Nothing is kept if examples come once only, if the model drops activations there, if something below is
+    trained, or if a trial shows that the blocks above need more than the hidden states.
+
+    Args:
+        model: adapted, on its device.
+        plans: of all adapters that run.
+        steps: have the examples.
+        context: in which the model runs, such as autocast.
+        reporter: is told what is kept.
+    """
+    again = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
+    found = _blocks_below(model, [*plans]) if again else None
+    with ExitStack() as stack:
+        if found is not None:
+            trunk = Trunk(*found)
+            with context(), ExitStack() as trial:
+                trial.enter_context(trunk.installed())
+                if trunk.fits(model):
+                    last = len(found[1]) - 1
+                    reporter.note(f"computing blocks 0 to {last} once for each example ...")
+                    trunk.fill(_batches(steps))
+                    stack.enter_context(trial.pop_all())
+        yield
+
+
+def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
+    """Yield all examples as inputs of the model: in the passes of a step, if that has all of them."""
+    parts = [
+        (i, rows) for i, task in enumerate(steps.tasks) for rows in (task.examples, task.held_out)
+    ]
+    few = sum(len(rows) for _, rows in parts[::2]) <= _AT_ONCE
+    sets = [parts[::2]] if few else [[part] for part in parts[::2]]
+    for chosen in [*sets, *([part] for part in parts[1::2])]:
+        for start in range(0, max(len(rows) for _, rows in chosen), _AT_ONCE):
+            cut = [(i, [*islice(rows, start, start + _AT_ONCE)]) for i, rows in chosen]
+            for one in steps.passes(cut):
+                yield one.inputs
+
+
+def _blocks_below(
+    model: PreTrainedModel, plans: Sequence[Plan]
+) -> tuple[nn.Module, list[nn.Module], nn.Module] | None:
+    """Return the module that calls the blocks, those below all adapters, and the first that is adapted."""
+    adapted = {site for plan in plans for site, terms in plan.terms_of.items() if terms}
+    adapted |= {parameter.parameter for plan in plans for parameter in plan.trained}
+    places = set()
+    for path in adapted:
+        words, place = path.split("."), None
+        for i, word in enumerate(words):
+            if word.isdecimal() and isinstance(_module(model, words[:i]), nn.ModuleList):
+                place = ".".join(words[:i]), int(word)
+                break
+        if place is None:  # An embedding, a head or a norm.
+            return None
+        places.add(place)
+    if len({name for name, _ in places}) != 1:
+        return None
+    name, first = min(places)
+    blocks: Any = model.get_submodule(name)
+    owner = model.get_submodule(name.rpartition(".")[0])
+    below = list(blocks[:first])
+    drops = [module for block in below for module in block.modules()] + [*owner.children()]
+    return None if not below or any(map(_drops, drops)) else (owner, below, blocks[first])
+
+
+def _module(model: nn.Module, words: Sequence[str]) -> nn.Module | None:
+    try:
+        return model.get_submodule(".".join(words))
+    except AttributeError:
+        return None
+
+
+def _drops(module: nn.Module) -> bool:
+    """Tell whether a module drops activations while it trains."""
+    rates = [getattr(module, name, 0) for name in ("p", "attention_dropout", "dropout")]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+class _Kept:
+    """Hidden states by example, ``(tokens, width)`` each: in memory, or where they are in a file."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Row, Tensor | tuple[int, int, tuple[int, ...], torch.dtype]] = {}
+        self._bytes = 0
+        self._file: Any = None
+
+    def __contains__(self, row: Row) -> bool:
+        return row in self._rows
+
+    def add(self, row: Row, states: Tensor) -> None:
+        """Keep the states of an example, unless there is no room for them."""
+        states = states.detach().to("cpu", copy=True).contiguous()
+        self._bytes += states.nbytes
+        if self._bytes <= MEMORY:
+            self._rows[row] = states
+            return
+        if self._file is None:
+            self._file = TemporaryFile(prefix="bishare-states-")  # noqa: SIM115 - `close` closes it
+            self._room = shutil.disk_usage(gettempdir()).free * _FREE
+        content = states.view(torch.uint8).numpy().tobytes()
+        start = self._file.seek(0, os.SEEK_END)
+        if start + len(content) <= self._room:
+            self._file.write(content)
+            self._file.flush()
+            self._rows[row] = start, len(content), tuple(states.shape), states.dtype
+
+    def get(self, row: Row) -> Tensor:
+        """Return the states of an example."""
+        found = self._rows[row]
+        if isinstance(found, Tensor):
+            return found
+        start, count, shape, dtype = found
+        self._file.seek(start)
+        content = bytearray(self._file.read(count))
+        return torch.frombuffer(content, dtype=torch.uint8).view(dtype).view(shape)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._rows.clear()
+        if self._file is not None:
+            self._file.close()
+
+
+class _EnoughError(Exception):
+    """The states that are to be kept have been computed."""
+
+
+class Trunk:
+    """The blocks below all adapters.
+
+    Args:
+        owner: the module that calls the blocks.
+        below: these blocks.
+        first: the block above them.
+    """
+
+    def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
+        self._owner, self._below, self._first = owner, below, first
+        self._kept = _Kept()
+        self._rows: list[Row] = []  # Of the batch whose states are to be kept.
+        self._filling = False
+        self._known: Tensor | None = None
+        self._form = 0  # Of a block's output: how long a tuple it is; 0 for a tensor.
+        self.hits = 0
+        """How many batches were run from what is kept."""
+
+    @contextmanager
+    def installed(self) -> Iterator[Trunk]:
+        """Let the blocks return what is kept, in a block of code."""
+        with ExitStack() as stack:
+            stack.callback(self._kept.close)
+            for hook in (
+                self._owner.register_forward_pre_hook(self._begin, with_kwargs=True),
+                self._owner.register_forward_hook(self._end, always_call=True),
+                self._first.register_forward_pre_hook(self._keep, with_kwargs=True),
+            ):
+                stack.callback(hook.remove)
+            for number, block in enumerate(self._below):
+                self._replace(stack, block, is_first=number == 0)
+            yield self
+
+    def _replace(self, stack: ExitStack, block: nn.Module, *, is_first: bool) -> None:
+        forward, own = block.forward, "forward" in block.__dict__
+
+        def pass_on(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            if self._known is None:
+                found = forward(hidden_states, *arguments, **keywords)
+                self._form = len(found) if isinstance(found, tuple) else 0
+                return found
+            states = self._known if is_first else hidden_states
+            return (states, *[None] * (self._form - 1)) if self._form else states
+
+        cast(Any, block).forward = pass_on
+
+        def restore() -> None:
+            if own:
+                cast(Any, block).forward = forward
+            else:
+                del block.__dict__["forward"]
+
+        stack.callback(restore)
+
+    @torch.no_grad()
+    def fill(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Compute the hidden states of all examples, and go no further up."""
+        training, device = self._owner.training, next(self._owner.parameters()).device
+        self._owner.eval()
+        self._filling = True
+        try:
+            for batch in batches:
+                inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+                with suppress(_EnoughError):
+                    self._owner(**inputs, use_cache=False)
+        finally:
+            self._owner.train(training)
+            self._filling = False
+
+    @torch.no_grad()
+    def fits(self, model: PreTrainedModel) -> bool:
+        """Tell whether the model computes the same from kept states, by trying it on a few tokens."""
+        count, length = _TRIED
+        vocabulary: Any = model.get_input_embeddings().num_embeddings
+        drawn = torch.randint(
+            vocabulary, (count, length), generator=torch.Generator().manual_seed(0)
+        )
+        mask = torch.ones_like(drawn)
+        mask[0, length // 2 :] = 0
+        given = {"input_ids": drawn.to(model.device), "attention_mask": mask.to(model.device)}
+        training = model.training
+        model.eval()
+        try:
+            first = model(**given, use_cache=False).logits
+            self.fill([given])
+            second = model(**given, use_cache=False).logits
+        except Exception:  # noqa: BLE001 - the model is run as it is, and says what is wrong
+            return False
+        finally:
+            model.train(training)
+        learned = mask.bool()
+        return self.hits > 0 and torch.equal(first[learned], second[learned])
+
+    def _begin(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+        rows = [] if arguments else _rows_of(keywords)
+        self._rows, self._known = rows if self._filling else [], None
+        if not self._filling and rows and all(row in self._kept for row in rows):
+            ids: Tensor = keywords["input_ids"]
+            parts = [self._kept.get(row) for row in rows]
+            known = parts[0].new_zeros(*ids.shape, parts[0].shape[1])
+            for i, part in enumerate(parts):
+                known[i, : len(part)] = part
+            self._known = known.to(ids.device)
+            self.hits += 1
+
+    def _keep(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+        if not self._filling:
+            return
+        states = arguments[0] if arguments else keywords.get("hidden_states")
+        if isinstance(states, Tensor):
+            for row, found in zip(self._rows, states, strict=False):
+                if row not in self._kept:
+                    self._kept.add(row, found[: len(row)])
+        raise _EnoughError
+
+    def _end(self, *_: Any) -> None:
+        self._rows, self._known = [], None
+
+
+def _rows_of(given: dict[str, Any]) -> list[Row]:
+    """Return the token ids of each row of a batch; none if they do not determine the hidden states."""
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    others = {name: v for name, v in given.items() if name not in ("input_ids", "attention_mask")}
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        return []
+    if any(isinstance(value, Tensor) for value in others.values()) or others.get("past_key_values"):
+        return []
+    rows = ids.tolist()
+    if mask is None:
+        return [tuple(row) for row in rows]
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        return []
+    lengths = [sum(row) for row in mask.tolist()]
+    padded = [[1] * n + [0] * (ids.shape[1] - n) for n in lengths]
+    if padded != mask.tolist():
+        return []
+    return [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]

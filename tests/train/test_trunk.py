@@ -1,0 +1,151 @@
+"""Blocks below all adapters are computed once for each example, and nothing else changes."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import run as runs
+from bishare_dsl.train import train, trunk
+from tests.train.conftest import SMALL
+
+LAST = "spec s\ntarget layer in -1..-1 and (q_proj or v_proj or down_proj)\nalpha 8\n"
+CORES = f"{LAST}share x  A per module  B per module  core per adapter, module  rank 3 via Core\n"
+LORA = f"{LAST}share x  per module rank 3\n"
+WHOLE = {"num_train_epochs": 3, "per_device_train_batch_size": 24, "gradient_accumulation_steps": 1}
+BLOCKS = 4
+
+
+class Count:
+    """Counts the tokens that each block of a model sees."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokens = [0] * BLOCKS
+        for number, block in enumerate(model.model.layers):
+            block.self_attn.register_forward_hook(
+                lambda _, args, output, number=number: self.see(number, output[0])
+            )
+
+    def see(self, number: int, output: torch.Tensor) -> None:
+        self.tokens[number] += output.shape[0] * output.shape[1]
+
+
+def start(spec: str, data: Any, out: Path, **how: Any) -> tuple[dict[str, torch.Tensor], list[int]]:
+    model = tiny_model("llama", num_hidden_layers=BLOCKS, **how.pop("config", {}))
+    counted = Count(model)
+    how = SMALL | WHOLE | {"quiet": True} | how
+    result = train(spec, model, data, out, tokenizer=tiny_tokenizer(), **how)
+    handle = result.model.bishare
+    named = [task.name for task in result.tasks] if isinstance(data, dict) else []
+    found = {
+        f"{name}:{key}": tensor.detach().clone()
+        for name in named or [""]
+        for key, tensor in (handle[name] if name else handle).tensors().items()
+    }
+    return found, counted.tokens
+
+
+@pytest.fixture
+def tasks(files: Path) -> dict[str, str]:
+    return {name: str(files / f"{name}.jsonl") for name in ("rows", "others")}
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Train as if nothing were kept."""
+
+    def run(*given: Any, **how: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "kept_trunk", lambda *_: nullcontext())
+            return start(*given, **how)
+
+    return run
+
+
+def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
+    tasks: Any, tmp_path: Path, without: Any
+) -> None:
+    how = {"rows_at_once": 7}
+    found, tokens = start(CORES, tasks, tmp_path / "kept", **how)
+    wanted, before = without(CORES, tasks, tmp_path / "not", **how)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    tried = 2 * 6  # Tokens of the trial, which runs twice above and twice below.
+    assert tokens[-1] == before[-1] + 2 * tried
+    assert tokens[0] == before[0] // 3 + 2 * tried
+    assert tokens[:-1] == [tokens[0]] * (BLOCKS - 1)
+
+
+@pytest.mark.parametrize("how", [{"gradient_checkpointing": True}, {"eval_split": 3}])
+def test_one_task_in_shuffled_batches(
+    files: Path, tmp_path: Path, without: Any, how: dict[str, Any]
+) -> None:
+    how |= {"per_device_train_batch_size": 4}
+    found, tokens = start(LORA, files / "rows.jsonl", tmp_path / "kept", **how)
+    wanted, before = without(LORA, files / "rows.jsonl", tmp_path / "not", **how)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+    assert tokens[0] < before[0] / 1.5
+
+
+def test_states_that_memory_has_no_room_for_are_on_the_disk(
+    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, before = start(CORES, tasks, tmp_path / "memory")
+    monkeypatch.setattr(trunk, "MEMORY", 2000)
+    found, tokens = start(CORES, tasks, tmp_path / "disk")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert tokens == before
+    monkeypatch.setattr(trunk, "_FREE", 0.0)  # No room there either: blocks are run again.
+    found, tokens = start(CORES, tasks, tmp_path / "full")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert tokens[0] > before[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "how"),
+    [
+        (CORES, {"num_train_epochs": 1}),
+        (CORES, {"config": {"attention_dropout": 0.1}}),
+        ("spec s\ntarget q_proj\nshare x per module, adapter rank 2\n", {}),
+        (f"{CORES}train norms where layer == 0\n", {}),
+    ],
+)
+def test_nothing_is_kept_where_it_would_be_wrong_or_for_nothing(
+    tasks: Any, tmp_path: Path, spec: str, how: dict[str, Any]
+) -> None:
+    data = tasks if "train norms" not in spec else tasks["rows"]
+    _, tokens = start(spec, data, tmp_path / "out", **how)
+    assert tokens == [tokens[0]] * BLOCKS
+
+
+def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
+    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some read keys and values of an earlier block: the trial tells."""
+    made = []
+
+    def model(*given: Any, **how: Any) -> Any:
+        made.append(found := tiny_model(*given, **how))
+        layers: nn.ModuleList = found.model.layers
+        seen: list[torch.Tensor] = []
+        layers[0].mlp.register_forward_hook(lambda _, __, output: seen.append(output))
+        layers[-1].mlp.register_forward_hook(lambda _, __, output: output + seen.pop())
+        return found
+
+    monkeypatch.setitem(globals(), "tiny_model", model)
+    _, tokens = start(CORES, tasks, tmp_path / "out")
+    assert tokens[0] == tokens[-1] or tokens[0] > tokens[-1] / 1.5
+
+
+def test_the_model_is_as_it_was_afterwards(tasks: Any, tmp_path: Path) -> None:
+    model = tiny_model("llama", num_hidden_layers=BLOCKS)
+    train(CORES, model, tasks, tmp_path, tokenizer=tiny_tokenizer(), quiet=True, **SMALL | WHOLE)
+    assert not any("forward" in block.__dict__ for block in model.model.layers)
+    assert not model.model._forward_pre_hooks
+    assert not model.model.layers[-1]._forward_pre_hooks
