@@ -23,7 +23,7 @@ from bishare_dsl.train.base_trainer import RunTrainer, Watch, logged
 from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.groups import rates_of
-from bishare_dsl.train.loss import learned_logits
+from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits
 from bishare_dsl.train.optimizer import Rate, RowAdamW, Settings
 from bishare_dsl.train.tasks import MicroBatch, Steps
 
@@ -159,7 +159,7 @@ class BankTrainer(RunTrainer):
         running, sums = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
         for parameter in self.bank.parameters:
             parameter.grad = None  # Trainer asks the model for them, which leaves them out.
-        for tasks, losses in self._losses(inputs):
+        for tasks, losses, _ in self._losses(inputs):
             losses.sum().backward()
             sums[0].index_add_(0, tasks, losses.detach())
         for one in inputs:
@@ -192,9 +192,9 @@ class BankTrainer(RunTrainer):
             return part
         return cast(Tensor, self.accelerator.reduce(part, "sum"))
 
-    def _losses(self, passes: Sequence[MicroBatch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each pass of this process the numbers of its rows' tasks, and what each row adds to
-        its task's loss, ``(rows,)`` both."""
+    def _losses(self, passes: Sequence[MicroBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield for each pass of this process the numbers of its rows' tasks, what each row adds to its
+        task's loss, and whether its learned tokens are the likeliest ones, ``(rows,)`` each."""
         device = self.args.device
         for one in passes[self.args.process_index :: self.args.world_size]:
             inputs = {name: tensor.to(device) for name, tensor in one.inputs.items()}
@@ -205,7 +205,7 @@ class BankTrainer(RunTrainer):
             flat, labels = logits.float().flatten(0, 1), learned.flatten()
             losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
             tasks, counts = torch.tensor([one.tasks, one.learned]).to(device, non_blocking=True)
-            yield tasks, losses.view(learned.shape).sum(1) / counts
+            yield tasks, losses.view(learned.shape).sum(1) / counts, are_likeliest(logits, learned)
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
         """Log, and note the loss of each task since the last time; rows that are no numbers stop."""
@@ -241,16 +241,23 @@ class BankTrainer(RunTrainer):
         """Compute the held-out loss of each task: the mean over its tokens."""
         steps, model = self.steps, cast(Any, self.model).eval()
         tasks = [i for i, t in enumerate(steps.tasks) if t.held_out and i not in steps.stopped]
-        totals = torch.zeros_like(self._sums[0])
-        for numbers, losses in self._losses(
+        totals = torch.zeros_like(self._sums)
+        for numbers, losses, right in self._losses(
             steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
         ):
-            totals.index_add_(0, numbers, losses)
+            totals[0].index_add_(0, numbers, losses)
+            totals[1].index_add_(0, numbers, right.to(totals))
         model.train()
-        means = self._together(totals).tolist()
+        means, right = self._together(totals).tolist()
         found = {steps.tasks[i].name: means[i] for i in tasks}
         mean = {"eval_loss": sum(found.values()) / max(len(found), 1)}
-        self.log({**mean, "eval_losses": found})
+        logs: dict[str, Any] = {**mean, "eval_losses": found}
+        rows = {
+            i: len(steps.tasks[i].held_out) for i in tasks if among_options(steps.tasks[i].held_out)
+        }
+        if rows:
+            logs["eval_accuracies"] = {steps.tasks[i].name: right[i] / n for i, n in rows.items()}
+        self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
         return mean
 

@@ -28,6 +28,7 @@ from bishare_dsl.models.load import load_model, load_tokenizer
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
 from bishare_dsl.train.arguments import training_arguments
+from bishare_dsl.train.data.batches import ALLOWED
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
@@ -248,6 +249,10 @@ def read_tasks(
             reporter.note(f"{of}{encoded.report}")
         if settings.packing:
             from trl import pack_dataset
+
+            if ALLOWED in examples["train"].column_names:
+                reason = "rows with `options` are learned one by one, and not packed"
+                raise TrainError(codes.BAD_COMBINATION(reason=reason))
 
             examples = {p: pack_dataset(one, settings.max_length) for p, one in examples.items()}
         both = {

@@ -27,6 +27,7 @@ class TaskResult:
         loss_first: the first loss that was logged; None if none was.
         loss_last: the last one.
         eval_loss: the held-out loss of the adapter as it is written; None without held-out rows.
+        accuracy: the part of the held-out rows whose right option is the likeliest; None if rows have none.
         stopped: why it ended early: a gradient was no number, or another one was better. None if it did not.
         data: what became of the rows, by ``"train"`` and ``"eval"``.
     """
@@ -37,6 +38,7 @@ class TaskResult:
     loss_first: float | None
     loss_last: float | None
     eval_loss: float | None
+    accuracy: float | None
     stopped: str | None
     data: Mapping[str, DataReport] = field(repr=False)
 
@@ -92,10 +94,17 @@ class TrainResult:
         losses = [t.eval_loss for t in self.tasks if t.folder and t.eval_loss is not None]
         return sum(losses) / len(losses) if losses else None
 
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy among options of the adapters that are written, on average; None without options."""
+        found = [t.accuracy for t in self.tasks if t.folder and t.accuracy is not None]
+        return sum(found) / len(found) if found else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without the model and the history."""
         plain = {k: v for k, v in vars(self).items() if k not in ("model", "history")}
-        losses = {name: getattr(self, name) for name in ("loss_first", "loss_last", "eval_loss")}
+        names = ("loss_first", "loss_last", "eval_loss", "accuracy")
+        losses = {name: getattr(self, name) for name in names}
         tasks = [asdict(task) for task in self.tasks]
         return {**plain, **losses, "folder": str(self.folder), "tasks": tasks}
 
@@ -111,7 +120,10 @@ class TrainResult:
         ]
         if self.eval_loss is not None:
             rows.insert(2, ("held-out loss", f"{self.eval_loss:.4f}"))
-        parts = ["\n".join(f"{name:13}  {text}" for name, text in rows)]
+        if self.accuracy is not None:
+            rows.insert(3, ("held-out accuracy", f"{self.accuracy:.1%} among the options"))
+        width = max(13, *(len(name) for name, _ in rows))
+        parts = ["\n".join(f"{name:{width}}  {text}" for name, text in rows)]
         if len(self.tasks) > 1:
             parts.insert(0, str(self._table()))
         if written:
@@ -125,11 +137,23 @@ class TrainResult:
         return "\n\n".join(parts)
 
     def _table(self) -> Table:
-        head = ["task", "rows", "steps", "first loss", "last loss", "held-out loss", "adapter"]
+        among = [["correct"], []][self.accuracy is None]
+        head = [
+            "task",
+            "rows",
+            "steps",
+            "first loss",
+            "last loss",
+            "held-out loss",
+            *among,
+            "adapter",
+        ]
         rows = []
         for task in self.tasks:
             losses = (task.loss_first, task.loss_last, task.eval_loss)
             said = ["" if loss is None else f"{loss:.4f}" for loss in losses]
             where = ", ".join(part for part in (task.folder, task.stopped) if part)
+            if among:
+                said.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
             rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *said, where))
-        return Table(head, rows, left={0, 6})
+        return Table(head, rows, left={0, len(head) - 1})

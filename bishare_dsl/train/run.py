@@ -298,6 +298,12 @@ def _task_result(
     named = task.name if several else None
     losses = [*logged(state.log_history, "loss", named).values()]
     held_out = logged(state.log_history, "eval_loss", named)
+    right = {
+        entry["step"]: found[task.name] if several else found
+        for entry in state.log_history
+        if (found := entry.get("eval_accuracies" if several else "eval_accuracy")) is not None
+        and (not several or task.name in found)
+    }
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     done, why = steps.stopped.get(number, (steps.count(task), None))
     folder = request.output_dir
@@ -314,6 +320,7 @@ def _task_result(
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         eval_loss=held_out[best or max(held_out)] if held_out else None,
+        accuracy=right[best or max(right)] if right else None,
         stopped=why,
         data=task.data,
     )

@@ -13,9 +13,16 @@ from trl import SFTConfig, SFTTrainer
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.arguments import catch_refusals, check_sharding
 from bishare_dsl.train.base_trainer import RunTrainer
+from bishare_dsl.train.data.batches import ALLOWED
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.groups import regroup
-from bishare_dsl.train.loss import head_is_plain, loss_of_learned
+from bishare_dsl.train.loss import (
+    among_options,
+    are_likeliest,
+    head_is_plain,
+    learned_logits,
+    loss_of,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,6 +45,9 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         self, *, rates: Mapping[str, str], model: PeftModel, args: SFTConfig, **arguments: Any
     ) -> None:
         self._rates, self._step_loss = rates, torch.zeros(())
+        self._right = torch.zeros(2, dtype=torch.long)
+        among = among_options(arguments["train_dataset"])
+        args.remove_unused_columns &= not among
         before = [(p, p.data) for p in model.parameters() if p.requires_grad]
         super().__init__(model=model, args=args, **arguments)
         for parameter, data in before:
@@ -50,7 +60,12 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
             reason = "the head has an adapter, which the losses of TRL leave out"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
         kernel = args.device.type != "cpu" and find_spec("triton") is not None
-        self.fused = bool(asked) or (plain and kernel)
+        if asked and among:
+            reason = (
+                "rows with `options` are learned by a loss of their own, and not by those of TRL"
+            )
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        self.fused = not among and (bool(asked) or (plain and kernel))
 
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
         """Make the optimizer as transformers does, with the rates of shares and factors."""
@@ -92,19 +107,30 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """Compute the loss by TRL, or of logits that are made only where something is learned."""
-        if self.fused or return_outputs:
+        if self.fused or (return_outputs and ALLOWED not in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         forward = cast(Any, self.model).get_base_model().forward
-        loss = loss_of_learned(model, forward, inputs, num_items_in_batch)
+        logits, learned = learned_logits(model, forward, inputs)
+        loss = loss_of(logits, learned, num_items_in_batch)
+        if ALLOWED in inputs and not model.training:
+            right = are_likeliest(logits, learned)
+            self._right += torch.stack(
+                [right.sum(), right.new_tensor(len(right), dtype=torch.long)]
+            ).cpu()
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # They count the tokens of all, and DDP averages.
             loss = loss * self.accelerator.num_processes
-        return loss
+        return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
         """Evaluate; whatever that draws, training draws the same as if nothing had been evaluated."""
+        self._right = torch.zeros(2, dtype=torch.long)
         with torch.random.fork_rng():
-            return super().evaluate(*arguments, **keywords)
+            found = super().evaluate(*arguments, **keywords)
+        right, rows = self.accelerator.reduce(self._right.to(self.args.device), "sum").tolist()
+        if rows:
+            self.log({"eval_accuracy": right / rows})
+        return found
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: PEFT writes the adapter's."""

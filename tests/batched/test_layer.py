@@ -90,7 +90,7 @@ def test_what_a_library_shares_is_multiplied_where_it_stands_once(spec):
 def test_a_step_adds_nothing_to_tokens_without_an_adapter(spec):
     """Also where a term has no tensor of an adapter's own: the slot of zeros does not make it zero."""
     server = Server(spec, library=True)
-    assert server.bank.layout.fixed is (spec == "library_joint")
+    assert server.bank.layout.fixed is (spec in ("library_joint", "bishare_ke"))
     step = Step(server.bank, len(SLOTS))
     step.write(SLOTS)
     for path, site in server.site.items():

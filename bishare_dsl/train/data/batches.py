@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not trained on."""
 
-Example = dict[str, list[int]]
+ALLOWED = "allowed"
+
+Example = dict[str, Any]
 """``input_ids``, and ``labels``: the ids of the trained tokens, and -100 elsewhere, unshifted. A packed one
-has the ``seq_lengths`` of the examples in it."""
+has the ``seq_lengths`` of the examples in it. One that is learned among options has ``allowed``: of each
+trained token, the ids that may stand there."""
 
 
 def dataset_of(
@@ -92,11 +95,24 @@ class Collator:
             name: torch.tensor([row + padding[name][: longest - len(row)] for row in rows])
             for name, rows in columns.items()
         }
+        if ALLOWED in examples[0]:
+            batch[ALLOWED] = _allowed(examples, longest)
         if not packed:
             return batch
         # Its first token is not predicted from the example before.
         batch["labels"][batch["position_ids"] == 0] = IGNORED
         return batch | {"use_cache": False}
+
+
+def _allowed(examples: Sequence[Example], longest: int) -> torch.Tensor:
+    """Return the ids that may stand at each place, ``(batch, longest, most)``, -1 behind them."""
+    most = max(len(ids) for example in examples for ids in example[ALLOWED])
+    found = torch.full((len(examples), longest, most), -1)
+    for row, example in enumerate(examples):
+        places = [i for i, label in enumerate(example["labels"]) if label != IGNORED]
+        for place, ids in zip(places, example[ALLOWED], strict=False):  # The end may be cut off.
+            found[row, place, : len(ids)] = torch.tensor(ids)
+    return found
 
 
 _SAME = 6

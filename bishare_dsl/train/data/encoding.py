@@ -10,10 +10,18 @@ import numpy as np
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.batches import IGNORED, dataset_of
-from bishare_dsl.train.data.formats import BadRow, Format, find_format, read_row
+from bishare_dsl.train.data.batches import ALLOWED, IGNORED, dataset_of
+from bishare_dsl.train.data.formats import (
+    OPTIONS,
+    BadRow,
+    Chat,
+    Format,
+    Plain,
+    find_format,
+    read_row,
+)
 from bishare_dsl.train.data.rows import Findings, Rows
-from bishare_dsl.train.data.tokens import Encoder
+from bishare_dsl.train.data.tokens import Encoder, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,15 +101,18 @@ def encode(
     encoder = Encoder(rows.name, tokenizer, whole=train_on == "all")
     findings, cut = Findings(rows.name), 0
     ids, labels, lengths = array("i"), array("i"), array("i")
+    allowed: list[list[list[int]]] = []
     for index in range(len(rows)):
         place = rows.place(index)
         try:
-            encoded = encoder(read_row(rows[index], place, format, chats=chats), place)
+            row = read_row(rows[index], place, format, chats=chats)
+            encoded, choices = _among_options(encoder, row, encoder(row, place), place, train_on)
         except BadRow as bad:
             findings.add(bad.problems[0])
             continue
         if encoded is not None and any(encoded[1][:max_length]):
             tokens = encoded[0][:max_length]
+            allowed.append(choices)
             cut += len(encoded[0]) > max_length
             ids.extend(tokens)
             labels.extend(i if yes else IGNORED for i, yes in zip(*encoded, strict=True))
@@ -110,6 +121,9 @@ def encode(
     findings.raise_any()
     if not lengths:
         raise DataError(codes.NOTHING_TO_LEARN(rows=len(rows), name=rows.name))
+    if any(allowed) and not all(allowed):
+        place = rows.place([bool(choices) for choices in allowed].index(False))
+        raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
     learned = np.array(labels, np.int32)
     report = DataReport(
         name=rows.name,
@@ -121,4 +135,31 @@ def encode(
         trained_tokens=int((learned != IGNORED).sum()),
         max_length=max_length,
     )
-    return Encoded(dataset_of(np.array(ids, np.int32), learned, lengths), report)
+    examples = dataset_of(np.array(ids, np.int32), learned, lengths)
+    if any(allowed):
+        examples = examples.add_column(ALLOWED, allowed)
+    return Encoded(examples, report)
+
+
+def _among_options(
+    encoder: Encoder, row: Plain | Chat, tokens: Tokens | None, place: str, train_on: str
+) -> tuple[Tokens | None, list[list[int]]]:
+    """Return the tokens of a row, and of each that is learned which may stand there, if it has options.
+
+    Where one token alone may stand, nothing is learned.
+
+    Raises:
+        BadRow: the options cannot be told apart (BS726).
+    """
+    if not isinstance(row, Plain) or not row.options or tokens is None:
+        return tokens, []
+    try:
+        if train_on == "all":
+            raise ValueError("only the completion is one of them: `train_on` must be `completion`")
+        choices = encoder.choices(row, *tokens)
+    except ValueError as error:
+        raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=error)) from error
+    ids, trained = tokens
+    start = trained.index(True)
+    learned = [*trained[:start], *(len(choice) > 1 for choice in choices)]
+    return (ids, learned), [choice for choice in choices if len(choice) > 1]

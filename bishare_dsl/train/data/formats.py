@@ -28,10 +28,11 @@ Format = Literal["alpaca", "prompt-completion", "messages", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A text of which the end is trained on: what follows ``prompt``."""
+    """A text of which the end is trained on: what follows ``prompt``; one of ``options`` if there are any."""
 
     prompt: str
     completion: str
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class Chat:
     messages: list[dict[str, Any]]
     trained_from: int = 0
 
+
+OPTIONS = "options"
+"""The column of the texts among which the completion is the right one."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT = {"human": "user", "gpt": "assistant", **{role: role for role in _ROLES}}
@@ -100,6 +104,22 @@ class _Fields:
             raise self.bad(codes.EMPTY_FIELD, name)
         return value
 
+    def options(self, right: str) -> tuple[str, ...]:
+        """Return the texts of which the completion, ``right``, is one; none if the row has no such column."""
+        values = self.values.get(OPTIONS)
+        if values is None:
+            return ()
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self.wrong(OPTIONS, values, "a list of texts")
+        if len(set(values)) < 2 or len(set(values)) < len(values):
+            raise self.bad(
+                codes.BAD_OPTIONS, OPTIONS, reason="two different texts are needed, and none twice"
+            )
+        if right not in values:
+            reason = f"the completion `{right}` is none of them"
+            raise self.bad(codes.BAD_OPTIONS, OPTIONS, reason=reason)
+        return tuple(values)
+
     def messages(self, name: str) -> list[dict[str, Any]]:
         values = self.get(name)
         if not isinstance(values, list):
@@ -143,7 +163,8 @@ def _prompt_completion(fields: _Fields, chat: bool) -> Plain | Chat:
         if not prompt:
             raise fields.bad(codes.EMPTY_FIELD, "prompt")
         return Chat([*prompt, *completion], len(prompt))
-    return Plain(fields.text("prompt"), fields.text("completion", empty=True))
+    completion = fields.text("completion", empty=True)
+    return Plain(fields.text("prompt"), completion, fields.options(completion))
 
 
 def _messages(fields: _Fields, chat: bool) -> Chat:
@@ -188,7 +209,13 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     Raises:
         BadRow: with the problem, at ``place``.
     """
-    return _FORMATS[format].read(_Fields(row, place), chats)
+    fields = _Fields(row, place)
+    read = _FORMATS[format].read(fields, chats)
+    if row.get(OPTIONS) is not None and not (isinstance(read, Plain) and read.options):
+        raise fields.bad(
+            codes.BAD_OPTIONS, OPTIONS, reason="they go with a `prompt` and a `completion`"
+        )
+    return read
 
 
 def split_off(

@@ -71,6 +71,31 @@ class Encoder:
         text = text.rstrip()  # The template does not end it.
         return self._ended(*self._tokens(text, [(a, min(b, len(text))) for a, b in spans]))
 
+    def choices(self, row: Plain, ids: list[int], trained: list[bool]) -> list[list[int]]:
+        """Return for each learned token which tokens may stand there: those with which an option goes on that
+        has been like the completion so far.
+
+        Raises:
+            ValueError: two options are the same tokens, or a prompt is other tokens before one of them.
+        """
+        start = trained.index(True)
+        found = []
+        for option in row.options:
+            text = row.prompt + option
+            other, _ = self._ended(
+                *self._tokens(text, [(len(row.prompt), len(text))], special=True)
+            )
+            if other[:start] != ids[:start]:
+                raise ValueError(f"the prompt is read otherwise before `{option}`")
+            found.append(other[start:])
+        if len({tuple(option) for option in found}) < len(found):
+            raise ValueError("two of them are the same tokens")
+        right = ids[start:]
+        return [
+            sorted({option[i] for option in found if option[:i] == right[:i] and len(option) > i})
+            for i in range(len(right))
+        ]
+
     def _tokens(self, text: str, spans: list[Span], *, special: bool = False) -> Tokens:
         """Tokenise a text; ``special`` with what the tokenizer puts before any text.
 
