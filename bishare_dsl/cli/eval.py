@@ -28,11 +28,18 @@ _LIMIT = click.FloatRange(min=0, min_open=True)
         "bishare eval lora ke --model ./my-checkpoint --tasks gsm8k --batch_size auto --json",
         "bishare eval my-adapter --model ./my-checkpoint --include_path my-tasks --tasks mine",
         "bishare eval --model ./my-checkpoint --tasks ifeval --apply_chat_template --limit 20",
+        "bishare eval library#acme --base --model ./my-checkpoint --data held-out.jsonl",
     ),
 )
 @click.argument("folders", nargs=-1, type=_PATH, metavar="[DIR]...")
 @options.model(weights=True)
-@click.option("--tasks", required=True, metavar="NAMES", help="Of lm_eval, with commas between.")
+@click.option("--tasks", metavar="NAMES", help="Of lm_eval, with commas between.")
+@click.option(
+    "--data",
+    type=_PATH,
+    metavar="FILE",
+    help="Rows with `options`: count how often the right one is the likeliest.",
+)
 @click.option("--base", is_flag=True, help="Evaluate the base without an adapter too, first.")
 @click.option("--include_path", type=_TASKS, metavar="DIR", help="Task files, whose code is run.")
 @click.option("--num_fewshot", type=int, metavar="N", help="Examples in each prompt.")
@@ -52,7 +59,8 @@ def command(
     /,
     folders: tuple[Path, ...],
     model: str,
-    tasks: str,
+    tasks: str | None,
+    data: Path | None,
     base: bool,
     include_path: Path | None,
     batch_size: str,
@@ -66,7 +74,24 @@ def command(
     Options with underscores are lm_eval's; --set passes other arguments of its simple_evaluate(). Without DIR
     the base alone is evaluated; with --base it comes first. Adapters and tasks are checked before the
     model is loaded. If you interrupt the command, finished results are printed.
+
+    With --data it evaluates rows of your own without lm_eval. Each has a prompt, its options, and the right
+    one as completion.
     """
+    if (tasks is None) is (data is None):
+        raise CommandError(
+            WRONG_USAGE(
+                what="there is nothing to evaluate, or two things",
+                help="give `--tasks` or `--data`",
+            )
+        )
+    if data is not None:
+        of_tasks = settings | keywords | {"include_path": include_path}
+        if given := next((name for name, value in of_tasks.items() if value), None):
+            raise CommandError(WRONG_USAGE(what=f"`{given}` goes with `--tasks`"))
+        _choose(report, folders, model, data, base, dtype, device)
+        return
+    assert tasks is not None
     if settings["log_samples"] and settings["output_path"] is None:
         what = "`--log_samples` has nowhere to write"
         raise CommandError(WRONG_USAGE(what=what, help="give `--output_path DIR`"))
@@ -110,3 +135,35 @@ def command(
             rows = rows_of(results)
             report.data(model=model, models=list(results), limit=settings["limit"], rows=rows)
             report.tables(table_of(rows, results))
+
+
+def _choose(
+    report: Report,
+    folders: tuple[Path, ...],
+    model: str,
+    data: Path,
+    base: bool,
+    dtype: str | None,
+    device: str | None,
+) -> None:
+    """Count how often each adapter prefers the right option of a row."""
+    from bishare_dsl.cli.candidates import adapted, load_base, read_adapters, with_base
+    from bishare_dsl.models.load import require_weights
+    from bishare_dsl.show.table import Table
+    from bishare_dsl.train.choices import choice_accuracy, encode_choices
+    from bishare_dsl.train.data.batches import Collator
+    from bishare_dsl.train.data.load import load_rows
+
+    require_weights(model)
+    models = with_base(read_adapters(folders, model, report), base=base)
+    rows = load_rows(str(data))
+    live, tokenizer = load_base(model, dtype, device, report)
+    examples, collator = encode_choices(rows, tokenizer), Collator.of(tokenizer)
+    found: dict[str, float] = {}
+    for label, adapter in models.items():
+        report.note(f"evaluating {label} ({len(found) + 1} of {len(models)}) ...")
+        with adapted(live, adapter, report):
+            found[label] = choice_accuracy(live.eval(), examples, collator)
+    report.data(model=model, data=str(data), rows=len(examples), accuracy=found)
+    table = [[label, f"{len(examples):,}", f"{right:.1%}"] for label, right in found.items()]
+    report.tables(Table(["model", "rows", "correct"], table))

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.support.tasks import tiny_tasks
@@ -192,3 +194,47 @@ def test_help_is_quick(command):
     )
     run = subprocess.run([sys.executable, "-c", program, command, "--help"], check=False)
     assert run.returncode == 0
+
+
+def test_rows_with_options_are_counted_without_lm_eval(work, bishare):
+    options = ["a", "bc", "bd"]
+    rows = [
+        {"prompt": f"{i}: ", "completion": options[i % 3], "options": options} for i in range(9)
+    ]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = bishare(
+        "eval", "one", "two", "--base", "--model", "tiny", "--data", "rows.jsonl", "--json"
+    )
+    found = json.loads(run.out)
+    assert run.code == 0
+    assert [*found["accuracy"]] == ["base", "one", "two"]
+    model, tokenizer = load_model("tiny")
+    load_adapter("one", model)
+    right = 0
+    for row in rows:
+        scores = []
+        for option in options:
+            start = len(tokenizer(row["prompt"]).input_ids)
+            ids = [*tokenizer(row["prompt"] + option).input_ids, tokenizer.eos_token_id]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores.append([float(logits[i - 1, ids[i]]) for i in range(start, len(ids))])
+        # The first token decides between "a" and "b", the second between "bc" and "bd".
+        best = (
+            options[0]
+            if scores[0][0] > scores[1][0]
+            else max(options[1:], key=lambda option: scores[options.index(option)][1])
+        )
+        right += best == row["completion"]
+    assert found["accuracy"]["one"] == right / 9
+    run = bishare("eval", "one", "--model", "tiny", "--data", "rows.jsonl")
+    assert f"{right / 9:.1%}" in run.out
+    for words in (
+        (),
+        ("--data", "rows.jsonl", "--tasks", "x"),
+        ("--data", "rows.jsonl", "--limit", "3"),
+    ):
+        run = bishare("eval", "one", "--model", "tiny", *words)
+        assert (run.code, "--tasks" in run.err) == (2, True)
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    assert "BS711" in bishare("eval", "one", "--model", "tiny", "--data", "rows.jsonl").err

@@ -113,13 +113,13 @@ def test_states_that_memory_has_no_room_for_are_on_the_disk(
         (CORES, {"num_train_epochs": 1}),
         (CORES, {"config": {"attention_dropout": 0.1}}),
         ("spec s\ntarget q_proj\nshare x per module, adapter rank 2\n", {}),
-        (f"{CORES}train norms where layer == 0\n", {}),
+        (f'{CORES}train "model.layers.0.input_layernorm.weight"\n', {}),
     ],
 )
 def test_nothing_is_kept_where_it_would_be_wrong_or_for_nothing(
     tasks: Any, tmp_path: Path, spec: str, how: dict[str, Any]
 ) -> None:
-    data = tasks if "train norms" not in spec else tasks["rows"]
+    data = tasks if "train" not in spec else tasks["rows"]
     _, tokens = start(spec, data, tmp_path / "out", **how)
     assert tokens == [tokens[0]] * BLOCKS
 
@@ -140,7 +140,8 @@ def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
 
     monkeypatch.setitem(globals(), "tiny_model", model)
     _, tokens = start(CORES, tasks, tmp_path / "out")
-    assert tokens[0] == tokens[-1] or tokens[0] > tokens[-1] / 1.5
+    assert made
+    assert tokens[0] >= tokens[-1]
 
 
 def test_the_model_is_as_it_was_afterwards(tasks: Any, tmp_path: Path) -> None:

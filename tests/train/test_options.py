@@ -1,0 +1,142 @@
+"""Rows with `options`: the loss among them, and the accuracy."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import train
+from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.load import load_rows
+from bishare_dsl.train.loss import are_likeliest, learned_logits, loss_of
+from tests.train.conftest import SMALL
+
+SPEC = "spec s\ntarget q_proj, v_proj\nshare x per module rank 4\n"
+LIBRARY = "spec s\ntarget q_proj, v_proj\nshare x  A per module  B per adapter, module  rank 4\n"
+OPTIONS = ["cab", "cabin", "cow", "dog"]
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def rows_of(*completions: str) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"{i} is a ", "completion": text, "options": OPTIONS}
+        for i, text in enumerate(completions)
+    ]
+
+
+def batch_of(path: Path, *rows: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    examples = encode(load_rows(write(path, *rows)), tiny_tokenizer(), max_length=64).examples
+    return examples, Collator.of(tiny_tokenizer())([*examples])
+
+
+def test_probabilities_of_the_options_add_up_to_one(tmp_path: Path) -> None:
+    """Also where an option begins as another, or with all of it."""
+    same = [{"prompt": "a ", "completion": text, "options": OPTIONS} for text in OPTIONS]
+    examples, batch = batch_of(tmp_path / "r.jsonl", *same)
+    model = tiny_model("llama").eval()
+    logits, learned = learned_logits(model, model.forward, batch)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), learned.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view(learned.shape)
+    torch.testing.assert_close((-losses.sum(1)).exp().sum(), torch.tensor(1.0))
+    # c or d; ca or co; after "cab" its end or "i". What must follow is not learned.
+    assert [len(example[ALLOWED]) for example in examples] == [3, 3, 2, 1]
+    assert are_likeliest(logits, learned).sum() == 1
+    assert loss_of(logits, learned, None).isfinite()
+
+
+def test_gradients_are_finite_where_rows_learn_at_different_places(tmp_path: Path) -> None:
+    _, batch = batch_of(tmp_path / "r.jsonl", *rows_of("cabin", "dog", "cow"))
+    model = tiny_model("llama")
+    loss_of(*learned_logits(model, model.forward, batch), None).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_learns_the_options_and_tells_how_many_are_right(
+    tmp_path: Path, several: bool
+) -> None:
+    rows = [
+        {
+            "prompt": f"{word} ",
+            "completion": "yes" if word < "n" else "no",
+            "options": ["no", "yes"],
+        }
+        for word in "abcdefnopqrs"
+    ]
+    file = write(tmp_path / "rows.jsonl", *rows)
+    how = SMALL | {"max_steps": 30, "eval_split": 4, "learning_rate": 3e-2, "quiet": True}
+    data, spec = ({"one": file, "two": file}, LIBRARY) if several else (file, SPEC)
+    model = tiny_model("llama")
+    made = train(spec, model, data, tmp_path / "out", tokenizer=tiny_tokenizer(), **how)
+    assert made.loss_first == pytest.approx(math.log(2), abs=0.1)
+    assert made.loss_last < 0.5
+    for task in made.tasks:
+        assert task.data["train"].trained_tokens == 8
+        assert task.accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert "among the options" in str(made)
+    assert ("correct" in str(made)) is several
+    assert json.loads(json.dumps(made.as_dict(), default=str))["accuracy"] == made.accuracy
+
+
+def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path: Path) -> None:
+    rows = rows_of(*(OPTIONS * 3))
+    held = write(tmp_path / "held.jsonl", *rows[::2])
+    how = SMALL | {"max_steps": 6, "eval_data": held, "eval_strategy": "epoch", "quiet": True}
+    file = write(tmp_path / "rows.jsonl", *rows)
+    made = train(
+        SPEC, tiny_model("llama"), file, tmp_path / "out", tokenizer=tiny_tokenizer(), **how
+    )
+    _, batch = batch_of(tmp_path / "again.jsonl", *rows[::2])
+    with torch.no_grad():
+        right = are_likeliest(*learned_logits(made.model, made.model.forward, batch))
+    assert made.accuracy == float(right.float().mean())
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"completion": "cat"}, "BS726.*the completion `cat` is none of them"),
+        ({"options": ["cow"]}, "BS726.*two different texts are needed"),
+        ({"options": ["cow", "cow"]}, "BS726.*two different texts"),
+        ({"options": "cow"}, "BS712.*a list of texts"),
+        ({"options": None}, "BS711.*`options` is missing"),
+        ({"prompt": None, "text": "x"}, "BS712"),
+    ],
+)
+def test_options_that_are_none(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    first, second = rows_of("cow", "cow")
+    with pytest.raises(BishareError, match=said):
+        batch_of(tmp_path / "r.jsonl", first, second | row)
+
+
+def test_options_of_other_formats_are_not_passed_over(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    with pytest.raises(BishareError, match=r"BS726.*they go with a `prompt` and a `completion`"):
+        batch_of(tmp_path / "r.jsonl", chat | {"options": ["b", "c"]})
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"packing": True}, "not packed"),
+        ({"loss_type": "dft"}, "a loss of their own"),
+        ({"train_on": "all"}, "`train_on` must be `completion`"),
+    ],
+)
+def test_what_does_not_go_with_them(tmp_path: Path, how: dict[str, Any], said: str) -> None:
+    file = write(tmp_path / "rows.jsonl", *rows_of(*OPTIONS))
+    how = SMALL | {"max_steps": 1, "quiet": True} | how
+    with pytest.raises(BishareError, match=said):
+        train(SPEC, tiny_model("llama"), file, tmp_path / "o", tokenizer=tiny_tokenizer(), **how)
