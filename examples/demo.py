@@ -1,9 +1,11 @@
-"""What sharing is worth, in two minutes on a laptop: one task three ways, then six tasks at once.
+"""Many customers, few examples each: what a library is worth, in two minutes on a laptop.
 
     make demo            # or: python examples/demo.py --cache .cache
 
-SmolLM2-135M-Instruct learns to form plurals, with `bishare_ke_ab`, with LoRA of rank 8, and with the LoRA
-of as many bytes as `bishare_ke_ab`. Then six adapters are trained in one pass, listed, and asked together.
+Customers call prices cheap, fair or dear, each in their own way. SmolLM2-135M-Instruct learns the words of
+sixteen customers in one run, as a library. Then six new customers come with eight examples each. Each gets an
+adapter of the library, a LoRA of rank 8, and the LoRA that comes nearest to the library's bytes. The new
+adapters are scored, listed, and asked together in one batch.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import argparse
 import json
 import logging
 import os
+import random
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -27,32 +30,74 @@ warnings.filterwarnings("ignore")
 
 import torch
 from smollm2 import smollm2_folder
-from words import PROMPTS, TASKS, Pair
 
-from bishare_dsl import compile_spec
-from bishare_dsl.adapter.inventory import list_adapters
 from bishare_dsl.cli.main import main as bishare
 from bishare_dsl.models import load_model
 from bishare_dsl.show.table import Table
+from bishare_dsl.train import train
+from bishare_dsl.train.result import TrainResult
 
-SPEC = "bishare_ke_ab"
-MAIN = "plural"
-HELD_OUT = 24
-BATCH = 16
-STEPS = 12
-MANY_STEPS = 10
+OPTIONS = (" cheap", " fair", " dear")
+PROMPT = "{} euros is"
+CUSTOMERS, EACH = 16, 24
+NEW, FEW, ASKED = 6, 8, 24
+STEPS, NEW_STEPS = 60, 30
 SECONDS = 110
 """On two idle cores, from the command to its end, with the model in the cache."""
+
+LORA = """spec lora_late
+param r = 8
+target layer in -2.. and (attention_inputs or mlp_ups or mlp_downs)
+scale 2
+share own  per module  rank r
+"""
+TINY = """spec lora_tiny
+target v_proj and layer == layers - 1
+scale 2
+share own  per module  rank 1
+"""
+
+
+class Row(NamedTuple):
+    """A price, and what a customer calls it."""
+
+    price: int
+    word: str
+
+
+def rows_of(customer: int, count: int, *, seed: int) -> list[Row]:
+    """Make a customer's rows, as many of each word: up to where a price is cheap, and from where it is dear,
+    is the customer's own."""
+    own = random.Random(customer)
+    cheap = own.randint(10, 55)
+    dear = own.randint(cheap + 12, 95)
+    ranges = ((1, cheap), (cheap, dear), (dear, 100))
+    draw = random.Random(1000 * customer + seed)
+    return [Row(draw.randrange(*ranges[i % 3]), OPTIONS[i % 3]) for i in range(count)]
+
+
+def write(folder: str, customers: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Write a file of examples for each customer."""
+    Path(folder).mkdir()
+    files = {}
+    for name, rows in customers.items():
+        lines = [
+            {"prompt": PROMPT.format(row.price), "completion": row.word, "options": OPTIONS}
+            for row in rows
+        ]
+        files[name] = f"{folder}/{name}.jsonl"
+        Path(files[name]).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return files
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--cache", type=Path, help="folder to keep the model in")
     arguments.add_argument(
-        "--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})"
+        "--steps", type=int, default=STEPS, help=f"of training the library (default: {STEPS})"
     )
     options = arguments.parse_args()
-    for name in ("transformers", "huggingface_hub", "kernels", "torch"):
+    for name in ("transformers", "huggingface_hub", "kernels", "torch", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     began = time.perf_counter()
     say(
@@ -64,186 +109,147 @@ def main() -> None:
         here = Path.cwd()
         os.chdir(scratch)
         try:
-            one_task_three_ways(checkpoint, options.steps)
-            six_tasks_in_one_pass(checkpoint)
+            run(Demo(checkpoint), options.steps)
         finally:
             os.chdir(here)
-    say(f"\nDone in {time.perf_counter() - began:.0f} s. Next: docs/tutorial.md, or your own spec:")
-    say("    bishare plan bishare_ke_ab --model llama-7b --adapters 200")
-
-
-def one_task_three_ways(checkpoint: str, steps: int) -> None:
-    """Train three methods on one task, and print what each scores and weighs."""
-    title("1. One task, three ways")
-    words = TASKS[MAIN]
-    held_out, training = words[:HELD_OUT], words[HELD_OUT:]
     say(
-        f"The task: write the plural. {len(training)} words are there to learn from. {HELD_OUT} others are "
-        "asked, such as " + ", ".join(f"{one.word} -> {one.answer}" for one in held_out[:3]) + "."
+        f"\nDone in {time.perf_counter() - began:.0f} s. Next: docs/few-examples.md, or what yours would cost:"
     )
-    rows, answers = [], {}
-    model, tokenizer = load_model(checkpoint, dtype=torch.float32)
-    answers["untrained"] = ask(model, tokenizer, held_out)
-    rows.append(["untrained", "", score(answers["untrained"], held_out), ""])
-    own = 0
-    for spec, params in ((SPEC, {}), ("lora", {"r": 8}), ("lora", None)):
-        if params is None:  # The LoRA of equal bytes.
-            params = {"r": max(1, round(own / lora_numbers(model, 1)))}
-        name = spec if spec == SPEC else f"LoRA r={params['r']}"
-        compile_spec(spec, model, params=params, seed=0)
-        plan = model.bishare.plan
-        own = own or plan.trainable
-        train(name, model, tokenizer, training, steps)
-        answers[name] = ask(model, tokenizer, held_out)
-        folder = Path("three-ways", name.replace(" ", "-").replace("=", ""))
-        model.bishare.save_pretrained(folder)
-        [listed] = list_adapters(folder)
-        rows.append(
-            [name, f"{plan.trainable:,}", score(answers[name], held_out), f"{listed.bytes:,}"]
+    say("    bishare plan library_core --model llama-7b --adapters 200")
+
+
+class Demo:
+    """The model, and what it has been taught."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.model, self.tokenizer = load_model(checkpoint, dtype=torch.float32)
+        self.words = [
+            self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in OPTIONS
+        ]
+
+    def teach(
+        self, spec: str | None, files: Mapping[str, str], out: str, what: str, **how: Any
+    ) -> TrainResult:
+        """Train an adapter for each file, in one run."""
+        if "bishare" in vars(self.model):
+            self.model = self.model.bishare.unload()
+        began = time.perf_counter()
+        found = train(
+            spec, self.model, files, out,
+            tokenizer=self.tokenizer, quiet=True, save_strategy="no", warmup_steps=4,
+            gradient_accumulation_steps=1, rows_at_once=128, weight_decay=0.0, **how,
+        )  # fmt: skip
+        self.model = found.model
+        say(
+            f"  {what}: {time.perf_counter() - began:.0f} s, loss {found.loss_first:.2f} to {found.loss_last:.2f}"
         )
-        model = model.bishare.unload()
-    say("")
-    say(str(Table(["method", "numbers", "correct", "bytes"], rows)))
-    asked = sorted(range(HELD_OUT), key=lambda i: answers["untrained"][i] == held_out[i].answer)[:5]
-    head = ["asked", *answers, "meant"]
-    shown = [
-        [held_out[i].word, *(found[i][:14] for found in answers.values()), held_out[i].answer]
-        for i in asked
+        return found
+
+    @torch.no_grad()
+    def ask(self, asked: Sequence[tuple[str | None, int]]) -> list[str]:
+        """Let each row of one batch be answered by its own adapter; None is the base."""
+        texts = [PROMPT.format(price) for _, price in asked]
+        self.tokenizer.padding_side = "right"
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
+        last = inputs.attention_mask.sum(1) - 1
+        names = [name for name, _ in asked]
+        self.model.eval()
+        if any(names):
+            with self.model.bishare.rows(names):
+                logits = self.model(**inputs).logits
+        else:
+            logits = self.model(**inputs).logits
+        chosen = logits[torch.arange(len(texts)), last][:, self.words].argmax(1)
+        return [OPTIONS[number] for number in chosen.tolist()]
+
+
+def run(demo: Demo, steps: int) -> None:
+    """Teach the customers' words, score, list, and ask."""
+    title("1. Sixteen customers make a library")
+    first = rows_of(0, EACH, seed=0)
+    say(
+        f"Each has {EACH} examples, such as {', '.join(f'{PROMPT.format(r.price)}{r.word}' for r in first[:3])}."
+    )
+    old = {f"customer{i}": rows_of(i, EACH, seed=0) for i in range(CUSTOMERS)}
+    how: dict[str, Any] = {"per_device_train_batch_size": 4, "max_steps": steps}
+    demo.teach(
+        "library_core", write("old", old), "old-out", "library_core", learning_rate=4e-3, **how
+    )
+
+    title(f"2. {NEW} new customers with {FEW} examples each")
+    new = {f"new{i}": rows_of(100 + i, FEW, seed=0) for i in range(NEW)}
+    questions = [
+        (name, row) for i, name in enumerate(new) for row in rows_of(100 + i, ASKED, seed=1)
     ]
-    say("\n" + str(Table(head, shown, left=range(len(head)))))
-    say(
-        f"\nA lower rank saves what {SPEC} saves: compare it with the LoRA of equal bytes, not with r=8."
-    )
-
-
-def six_tasks_in_one_pass(checkpoint: str) -> None:
-    """Train an adapter for each of six tasks together, list them, and ask all in one batch."""
-    title("2. Six tasks, trained in one pass, listed, and asked in one batch")
-    Path("tasks").mkdir()
-    for name, pairs in TASKS.items():
-        lines = (
-            json.dumps({"prompt": prompt(p.word, name), "completion": f" {p.answer}"})
-            for p in pairs
-        )
-        Path("tasks", f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    files = [f"tasks/{name}.jsonl" for name in TASKS]
-    command = ["train", SPEC, "--model", checkpoint, "--data", *files, "--output_dir", "adapters"]
-    command += [
-        "--max_steps",
-        str(MANY_STEPS),
-        "--learning_rate",
-        "5e-3",
-        "--per_device_train_batch_size",
-        "8",
-    ]
-    command += ["--gradient_accumulation_steps", "1", "--quiet"]
-    said = f"bishare train {SPEC} --model SmolLM2 --data tasks/*.jsonl --output_dir adapters"
-    run(command, f"{said} --max_steps {MANY_STEPS} ...", quiet=True)
-    run(["inspect", "adapters"])
-    say(
-        "\nOne batch of six rows, each with its own adapter (`adapter_names=` of PEFT), and the same word:"
-    )
-    from peft import PeftModel
-
-    import bishare_dsl.peft  # noqa: F401 - makes bishare a method of PEFT
-
-    base, tokenizer = load_model(checkpoint, dtype=torch.float32)
-    first, *others = TASKS
-    model = PeftModel.from_pretrained(base, f"adapters/{first}", adapter_name=first)
-    for name in others:
-        model.load_adapter(f"adapters/{name}", adapter_name=name)
-    model.eval()
-    asked = [prompt(pairs[0].word, name) for name, pairs in TASKS.items()]
-    found = generate(model, tokenizer, asked, adapter_names=[*TASKS])
-    rows = zip(TASKS, asked, found, (pairs[0].answer for pairs in TASKS.values()), strict=True)
-    say(str(Table(["adapter", "asked", "answer", "meant"], [*rows], left=range(4))))
-
-
-def prompt(word: str, task: str = MAIN) -> str:
-    return PROMPTS[task].format(word)
-
-
-def train(name: str, model: torch.nn.Module, tokenizer, pairs: Sequence[Pair], steps: int) -> None:
-    """Train what requires a gradient; the loss is over the answers and the end."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 4, (steps - step) / steps)
-    )
-    order = torch.Generator().manual_seed(0)
-    model.train()
-    for step in range(steps):
-        chosen = torch.randperm(len(pairs), generator=order)[:BATCH].tolist()
-        inputs, labels = batch(tokenizer, [pairs[i] for i in chosen])
-        loss = model(**inputs, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if sys.stdout.isatty() or step == steps - 1:
-            end = "\n" if step == steps - 1 else ""
-            back = "\r" if sys.stdout.isatty() else ""
-            sys.stdout.write(
-                f"{back}training {name:14} step {step + 1}/{steps}  loss {loss.item():.3f}{end}"
-            )
-            sys.stdout.flush()
-    model.eval()
-
-
-def batch(tokenizer, pairs: Sequence[Pair]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Pad prompts and answers on the right; only answers have labels."""
-    asked = [tokenizer(prompt(pair.word)).input_ids for pair in pairs]
-    answered = [[*tokenizer(f" {pair.answer}").input_ids, tokenizer.eos_token_id] for pair in pairs]
-    length = max(len(a) + len(b) for a, b in zip(asked, answered, strict=True))
-    ids = torch.full((len(pairs), length), tokenizer.eos_token_id)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for row, (a, b) in enumerate(zip(asked, answered, strict=True)):
-        ids[row, : len(a) + len(b)] = torch.tensor(a + b)
-        labels[row, len(a) : len(a) + len(b)] = torch.tensor(b)
-        mask[row, : len(a) + len(b)] = 1
-    return {"input_ids": ids, "attention_mask": mask}, labels
-
-
-def ask(model: torch.nn.Module, tokenizer, pairs: Sequence[Pair]) -> list[str]:
-    return generate(model, tokenizer, [prompt(pair.word) for pair in pairs])
-
-
-def generate(model: torch.nn.Module, tokenizer, prompts: Sequence[str], **how: object) -> list[str]:
-    """Answer some prompts in one batch, greedily; an answer is its first line."""
-    tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    inputs = tokenizer([*prompts], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        out = model.generate(
-            **inputs, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id, **how
-        )
-    texts = tokenizer.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
-
-
-def score(answers: Sequence[str], pairs: Sequence[Pair]) -> str:
-    right = sum(a == pair.answer for a, pair in zip(answers, pairs, strict=True))
-    return f"{right} of {len(pairs)}"
-
-
-def lora_numbers(model: torch.nn.Module, rank: int) -> int:
-    """Count a plain LoRA on the modules that the shipped spec adapts."""
-    from bishare_dsl import plan_spec
-
-    return plan_spec("lora", model, params={"r": rank}).trainable
-
-
-def run(arguments: Sequence[str], shown: str | None = None, *, quiet: bool = False) -> None:
-    """Run a command as one would type it, and show it; with ``quiet`` only its errors."""
-    say(f"\n$ {shown or 'bishare ' + ' '.join(arguments)}")
-    with (
-        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-        redirect_stdout(nowhere if quiet else sys.stdout),
+    files, table = write("new", new), []
+    how = {
+        "per_device_train_batch_size": FEW,
+        "max_steps": max(1, round(NEW_STEPS * steps / STEPS)),
+    }
+    if "bishare" in vars(demo.model):
+        demo.model = demo.model.bishare.unload()
+    answers = demo.ask([(None, row.price) for _, row in questions])
+    table.append(["untrained", "", "", score(answers, questions)])
+    for name, spec, rate, more in (
+        ("LoRA r=8", LORA, 1e-3, {}),
+        ("LoRA r=1 on one module", TINY, 8e-3, {}),
+        ("library_core", None, 1e-2, {"library": "old-out/library"}),
     ):
-        code = bishare(list(arguments))
-    if code:
-        raise SystemExit(code)
+        out = name.replace(" ", "-").replace("=", "")
+        found = demo.teach(spec, files, out, name, learning_rate=rate, **how, **more)
+        plan = demo.model.bishare[next(iter(files))].plan
+        size = own_bytes(str(found.tasks[0].folder))
+        answers = demo.ask([(name, row.price) for name, row in questions])
+        table.append(
+            [
+                name,
+                f"{plan.private if more else plan.trainable:,}",
+                f"{size:,}",
+                score(answers, questions),
+            ]
+        )
+    say("")
+    say(str(Table(["each new customer gets", "numbers", "bytes", "correct"], table)))
+    say(
+        f"\nChance is a third. Each of the {NEW} was asked about {ASKED} prices that it had not shown."
+    )
+
+    title("3. List them, and ask all in one batch")
+    say("$ bishare inspect library_core/library")
+    bishare(["inspect", "library_core/library", "--sort", "name"])
+    say("\nOne batch, each row with its own adapter:")
+    price = 45
+    found = demo.ask([(name, price) for name in new])
+    rows = [
+        [name, PROMPT.format(price), word.strip(), meant(100 + i, price)]
+        for i, (name, word) in enumerate(zip(new, found, strict=True))
+    ]
+    say(str(Table(["adapter", "asked", "answer", "meant"], rows, left=range(4))))
+
+
+def meant(customer: int, price: int) -> str:
+    """Return what a customer calls a price."""
+    own = random.Random(customer)
+    cheap = own.randint(10, 55)
+    dear = own.randint(cheap + 12, 95)
+    return OPTIONS[(price >= cheap) + (price >= dear)].strip()
+
+
+def own_bytes(place: str) -> int:
+    """Count the bytes of what an adapter has for itself: of one of a library, its file."""
+    folder, _, name = place.partition("#")
+    files = (
+        [Path(folder, "adapters", f"{name}.safetensors")]
+        if name
+        else [*Path(folder).glob("adapter_*")]
+    )
+    return sum(file.stat().st_size for file in files)
+
+
+def score(answers: Sequence[str], questions: Sequence[tuple[str, Row]]) -> str:
+    right = sum(answer == row.word for answer, (_, row) in zip(answers, questions, strict=True))
+    return f"{right} of {len(questions)}"
 
 
 def title(text: str) -> None:
