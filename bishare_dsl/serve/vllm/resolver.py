@@ -36,7 +36,8 @@ class FolderResolver(LoRAResolver):
             ValueError: it cannot be served; vLLM's server makes an answer of that.
         """
         folder = self._folder(lora_name)
-        inside = self._root in folder.parents or place_of(folder)[0] == self._root
+        place, member = place_of(folder)
+        inside = self._root in place.parents or (place == self._root and member is not None)
         if not inside or not is_ours(folder):
             return None
         await asyncio.to_thread(check_folder, lora_name, folder, base_model_name)
