@@ -113,7 +113,7 @@ def main() -> None:
         finally:
             os.chdir(here)
     say(
-        f"\nDone in {time.perf_counter() - began:.0f} s. Next: docs/few-examples.md, or what yours would cost:"
+        f"\nDone in {time.perf_counter() - began:.0f} s. Next: docs/few-examples.md, and what yours cost:"
     )
     say("    bishare plan library_core --model llama-7b --adapters 200")
 
@@ -140,9 +140,8 @@ class Demo:
             gradient_accumulation_steps=1, rows_at_once=128, weight_decay=0.0, **how,
         )  # fmt: skip
         self.model = found.model
-        say(
-            f"  {what}: {time.perf_counter() - began:.0f} s, loss {found.loss_first:.2f} to {found.loss_last:.2f}"
-        )
+        losses = f"loss {found.loss_first:.2f} to {found.loss_last:.2f}"
+        say(f"  {what}: {time.perf_counter() - began:.0f} s, {losses}")
         return found
 
     @torch.no_grad()
@@ -168,9 +167,8 @@ def run(demo: Demo, steps: int) -> None:
     """Teach the customers' words, score, list, and ask."""
     title("1. Sixteen customers make a library")
     first = rows_of(0, EACH, seed=0)
-    say(
-        f"Each has {EACH} examples, such as {', '.join(f'{PROMPT.format(r.price)}{r.word}' for r in first[:3])}."
-    )
+    shown = ", ".join(f"{PROMPT.format(row.price)}{row.word}" for row in first[:3])
+    say(f"Each has {EACH} examples, such as {shown}.")
     old = {f"customer{i}": rows_of(i, EACH, seed=0) for i in range(CUSTOMERS)}
     how: dict[str, Any] = {"per_device_train_batch_size": 4, "max_steps": steps}
     demo.teach(

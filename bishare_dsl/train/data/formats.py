@@ -163,8 +163,8 @@ def _prompt_completion(fields: _Fields, chat: bool) -> Plain | Chat:
         if not prompt:
             raise fields.bad(codes.EMPTY_FIELD, "prompt")
         return Chat([*prompt, *completion], len(prompt))
-    completion = fields.text("completion", empty=True)
-    return Plain(fields.text("prompt"), completion, fields.options(completion))
+    right = fields.text("completion", empty=True)
+    return Plain(fields.text("prompt"), right, fields.options(right))
 
 
 def _messages(fields: _Fields, chat: bool) -> Chat:
