@@ -35,6 +35,8 @@ class FolderResolver(LoRAResolver):
         Raises:
             ValueError: it cannot be served; vLLM's server makes an answer of that.
         """
+        if "\0" in lora_name:  # No file is called so.
+            return None
         folder = self._folder(lora_name)
         place, member = place_of(folder)
         inside = self._root in place.parents or (place == self._root and member is not None)
