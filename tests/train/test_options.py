@@ -80,8 +80,7 @@ def test_a_run_learns_the_options_and_tells_how_many_are_right(
     data, spec = ({"one": file, "two": file}, LIBRARY) if several else (file, SPEC)
     model = tiny_model("llama")
     made = train(spec, model, data, tmp_path / "out", tokenizer=tiny_tokenizer(), **how)
-    assert made.loss_first == pytest.approx(math.log(2), abs=0.1)
-    assert made.loss_last < 0.5
+    assert made.loss_last < made.loss_first < 1.1 * math.log(2)
     for task in made.tasks:
         assert task.data["train"].trained_tokens == 8
         assert task.accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
