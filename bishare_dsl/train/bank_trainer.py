@@ -159,7 +159,7 @@ class BankTrainer(RunTrainer):
         running, sums = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
         for parameter in self.bank.parameters:
             parameter.grad = None  # Trainer asks the model for them, which leaves them out.
-        for tasks, losses, _ in self._losses(inputs):
+        for tasks, losses, _right in self._losses(inputs):
             losses.sum().backward()
             sums[0].index_add_(0, tasks, losses.detach())
         for one in inputs:

@@ -298,12 +298,7 @@ def _task_result(
     named = task.name if several else None
     losses = [*logged(state.log_history, "loss", named).values()]
     held_out = logged(state.log_history, "eval_loss", named)
-    right = {
-        entry["step"]: found[task.name] if several else found
-        for entry in state.log_history
-        if (found := entry.get("eval_accuracies" if several else "eval_accuracy")) is not None
-        and (not several or task.name in found)
-    }
+    right = _accuracies(state.log_history, named)
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     done, why = steps.stopped.get(number, (steps.count(task), None))
     folder = request.output_dir
@@ -324,6 +319,14 @@ def _task_result(
         stopped=why,
         data=task.data,
     )
+
+
+def _accuracies(history: Sequence[Mapping[str, Any]], task: str | None) -> dict[int, float]:
+    """Return the accuracies among options of held-out rows, by step; of one of several tasks, if named."""
+    if task is None:
+        return {e["step"]: e["eval_accuracy"] for e in history if "eval_accuracy" in e}
+    of_tasks = ((e["step"], e["eval_accuracies"]) for e in history if "eval_accuracies" in e)
+    return {step: found[task] for step, found in of_tasks if task in found}
 
 
 def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
