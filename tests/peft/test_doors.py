@@ -222,7 +222,7 @@ def fit(model: Any, folder: Path) -> None:
 
 
 def serve(model: Any, folder: Path) -> None:
-    _, tensors = read_any(folder, architecture_of(model))
+    tensors = read_any(folder, architecture_of(model)).tensors
     tensors()
 
 

@@ -9,6 +9,7 @@ from vllm.config import CUDAGraphMode
 from bishare_dsl import compile_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.serve.vllm import plans
+from bishare_dsl.serve.vllm.folder import Read
 from bishare_dsl.serve.vllm.settings import Granted, granted
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY
@@ -65,7 +66,7 @@ def folders(tmp_path_factory):
     for spec in ("bishare_ke", "lora"):
         compile_spec(spec, model, params=TINY[spec])
         model.bishare.save_pretrained(root / spec)
-        found[spec] = str(root / spec), model.bishare.plan
+        found[spec] = str(root / spec), Read(model.bishare.plan, None, dict)
         model = model.bishare.unload()
     return model, found
 
@@ -74,7 +75,21 @@ def test_a_plan_is_added_when_its_adapter_comes(folders):
     model, found = folders
     served = plans.Plans(config_of({}, model), Granted(bishare_slots_gib=1.0))
     assert [served.number_of(*found[spec]) for spec in ("lora", "bishare_ke", "lora")] == [0, 1, 0]
-    assert served.held[1] is found["bishare_ke"][1]
+    assert served.held[1].plan is found["bishare_ke"][1].plan
+
+
+def test_each_library_of_a_plan_has_a_number(folders):
+    model, found = folders
+    folder, read = found["lora"]
+    one, other = (read._replace(library=digest) for digest in "ab")
+    served = plans.Plans(config_of({}, model), Granted(bishare_slots_gib=1.0))
+    numbers = [served.number_of(folder, each) for each in (read, one, other, one, read)]
+    assert numbers == [0, 1, 2, 1, 0]
+    served.grows = False
+    with pytest.raises(
+        AdapterError, match=r"BS650.*differs in the tensors that its library shares"
+    ):
+        served.number_of(folder, read._replace(library="c"))
 
 
 def test_not_where_steps_are_recorded(folders, monkeypatch):
