@@ -266,7 +266,8 @@ class Trunk:
         model.eval()
         try:
             first = model(**given, use_cache=False).logits
-            self.fill([given])
+            # Others last, so that nothing that blocks leave behind is of the same tokens.
+            self.fill([given, {**given, "input_ids": given["input_ids"].flip(0, 1)}])
             second = model(**given, use_cache=False).logits
         except Exception:  # noqa: BLE001 - the model is run as it is, and says what is wrong
             return False
