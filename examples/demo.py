@@ -4,7 +4,7 @@
 
 Customers call prices cheap, fair or dear, each in their own way. SmolLM2-135M-Instruct learns the words of
 sixteen customers in one run, as a library. Then six new customers come with eight examples each. Each gets an
-adapter of the library, a LoRA of rank 8, and the LoRA that comes nearest to the library's bytes. The new
+adapter of the library, a LoRA of rank 8, and a LoRA of about as few numbers as the library adds. The new
 adapters are scored, listed, and asked together in one batch.
 """
 
@@ -41,7 +41,7 @@ OPTIONS = (" cheap", " fair", " dear")
 PROMPT = "{} euros is"
 CUSTOMERS, EACH = 16, 24
 NEW, FEW, ASKED = 6, 8, 24
-STEPS, NEW_STEPS = 60, 30
+STEPS, NEW_STEPS = 60, 25
 SECONDS = 110
 """On two idle cores, from the command to its end, with the model in the cache."""
 
@@ -65,15 +65,26 @@ class Row(NamedTuple):
     word: str
 
 
-def rows_of(customer: int, count: int, *, seed: int) -> list[Row]:
-    """Make a customer's rows, as many of each word: up to where a price is cheap, and from where it is dear,
-    is the customer's own."""
+def limits(customer: int) -> tuple[int, int]:
+    """Return from which price on a customer finds things fair, and from which dear."""
     own = random.Random(customer)
-    cheap = own.randint(10, 55)
-    dear = own.randint(cheap + 12, 95)
-    ranges = ((1, cheap), (cheap, dear), (dear, 100))
+    fair = own.randint(10, 55)
+    return fair, own.randint(fair + 12, 95)
+
+
+def meant(customer: int, price: int) -> str:
+    """Return what a customer calls a price."""
+    return OPTIONS[sum(price >= limit for limit in limits(customer))].strip()
+
+
+def rows_of(customer: int, count: int, *, seed: int, unlike: Sequence[Row] = ()) -> list[Row]:
+    """Make a customer's rows, as many of each word, with prices that others do not have."""
+    fair, dear = limits(customer)
+    known = {row.price for row in unlike}
+    ranges = (range(1, fair), range(fair, dear), range(dear, 100))
+    prices = [[price for price in some if price not in known] for some in ranges]
     draw = random.Random(1000 * customer + seed)
-    return [Row(draw.randrange(*ranges[i % 3]), OPTIONS[i % 3]) for i in range(count)]
+    return [Row(draw.choice(prices[i % 3]), OPTIONS[i % 3]) for i in range(count)]
 
 
 def write(folder: str, customers: Mapping[str, Sequence[Row]]) -> dict[str, str]:
@@ -131,7 +142,7 @@ class Demo:
         self, spec: str | None, files: Mapping[str, str], out: str, what: str, **how: Any
     ) -> TrainResult:
         """Train an adapter for each file, in one run."""
-        if "bishare" in vars(self.model):
+        if hasattr(self.model, "bishare"):
             self.model = self.model.bishare.unload()
         began = time.perf_counter()
         found = train(
@@ -178,19 +189,21 @@ def run(demo: Demo, steps: int) -> None:
     title(f"2. {NEW} new customers with {FEW} examples each")
     new = {f"new{i}": rows_of(100 + i, FEW, seed=0) for i in range(NEW)}
     questions = [
-        (name, row) for i, name in enumerate(new) for row in rows_of(100 + i, ASKED, seed=1)
+        (name, row)
+        for i, name in enumerate(new)
+        for row in rows_of(100 + i, ASKED, seed=1, unlike=new[name])
     ]
     files, table = write("new", new), []
     how = {
         "per_device_train_batch_size": FEW,
         "max_steps": max(1, round(NEW_STEPS * steps / STEPS)),
     }
-    if "bishare" in vars(demo.model):
+    if hasattr(demo.model, "bishare"):
         demo.model = demo.model.bishare.unload()
     answers = demo.ask([(None, row.price) for _, row in questions])
     table.append(["untrained", "", "", score(answers, questions)])
     for name, spec, rate, more in (
-        ("LoRA r=8", LORA, 1e-3, {}),
+        ("LoRA r=8", LORA, 3e-3, {}),
         ("LoRA r=1 on one module", TINY, 8e-3, {}),
         ("library_core", None, 1e-2, {"library": "old-out/library"}),
     ):
@@ -224,14 +237,6 @@ def run(demo: Demo, steps: int) -> None:
         for i, (name, word) in enumerate(zip(new, found, strict=True))
     ]
     say(str(Table(["adapter", "asked", "answer", "meant"], rows, left=range(4))))
-
-
-def meant(customer: int, price: int) -> str:
-    """Return what a customer calls a price."""
-    own = random.Random(customer)
-    cheap = own.randint(10, 55)
-    dear = own.randint(cheap + 12, 95)
-    return OPTIONS[(price >= cheap) + (price >= dear)].strip()
 
 
 def own_bytes(place: str) -> int:

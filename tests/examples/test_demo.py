@@ -17,7 +17,6 @@ sys.path.insert(0, {examples!r})
 import smollm2
 smollm2.smollm2_folder = lambda cache=None: {model!r}
 import demo
-demo.MANY_STEPS = 2
 sys.argv = ["demo.py", "--steps", "2"]
 demo.main()
 """
@@ -39,31 +38,32 @@ def test_it_tells_the_time_first_and_says_nothing_else(run):
     assert run.stderr == ""
 
 
-def test_three_ways_have_a_score_and_bytes(run):
+def test_each_way_has_a_score_and_bytes(run):
     lines = [re.split(r" {2,}", line) for line in run.stdout.splitlines()]
-    rows = {line[0]: line for line in lines if len(line) == 4}
-    for name in ("bishare_ke_ab", "LoRA r=8"):
-        _, numbers, score, size = rows[name]
-        assert re.fullmatch(r"\d+ of 24", score)
-        assert int(numbers.replace(",", "")) * 4 <= int(size.replace(",", ""))
-    # LoRA r=8, and the LoRA of the rank that comes nearest in bytes.
-    own = int(rows["bishare_ke_ab"][1].replace(",", ""))
-    near = [int(row[1].replace(",", "")) for key, row in rows.items() if key.startswith("LoRA r=")]
-    assert len(near) == 2
-    assert min(abs(own - count) for count in near) < own / 10
+    rows = {line[0]: line for line in lines if len(line) == 4 and "of 144" in line[3]}
+    own = {}
+    for name in ("LoRA r=8", "LoRA r=1 on one module", "library_core"):
+        _, numbers, size, score = rows[name]
+        assert re.fullmatch(r"\d+ of 144", score)
+        own[name] = int(numbers.replace(",", ""))
+        assert own[name] * 4 <= int(size.replace(",", ""))
+    assert own["library_core"] < own["LoRA r=8"] / 10
 
 
 def test_six_adapters_are_listed_and_answer_in_one_batch(run):
-    listed = run.stdout[run.stdout.index("$ bishare inspect adapters") :]
-    for name in ("plural", "past", "opposite", "capital", "young", "shout"):
+    listed = run.stdout[run.stdout.index("$ bishare inspect library_core/library") :]
+    for name in (f"new{i}" for i in range(6)):
         assert listed.count(f"\n{name} ") == 2  # In the list, and among the answers.
-    assert "6 adapters, " in listed
+    assert "22 adapters, " in listed
 
 
-def test_words_are_asked_once_and_have_one_answer(monkeypatch):
+def test_what_is_asked_was_not_shown_and_words_are_the_customers_own(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    from words import TASKS
+    import demo
 
-    for pairs in TASKS.values():
-        assert len({pair.word for pair in pairs}) == len(pairs) >= 20
-    assert len(TASKS["plural"]) >= 24 + 32
+    for customer in range(100, 106):
+        shown = demo.rows_of(customer, 8, seed=0)
+        asked = demo.rows_of(customer, 24, seed=1, unlike=shown)
+        assert {row.price for row in shown}.isdisjoint(row.price for row in asked)
+        for row in (*shown, *asked):
+            assert demo.meant(customer, row.price) == row.word.strip()
