@@ -319,6 +319,7 @@ def test_libraries_with_other_shared_tensors_have_copies_of_their_own(base):
     first = Library(root, model, "library_core", 2)
     model = model.bishare.unload()
     second = Library(root, model, "library_core", 2, first=11)
+    model = model.bishare.unload()
     alone = Served(root, model, "library_core", 1, first=21)
     extra = {"additional_config": {"bishare_slots_gib": 1}}
     with engine(root.parent / "base", **CHUNKS, max_loras=5, max_cpu_loras=8, **extra) as llm:
