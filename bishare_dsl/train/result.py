@@ -57,6 +57,7 @@ class TrainResult:
         model: with the adapters, in eval mode.
         model_name: what named it.
         trainable: parameters of an adapter that were trained.
+        owned: what each adapter of a library owns, and what they share; empty if they are of no library.
         tasks: the adapters, in the order of the tasks.
         steps: optimizer steps of the whole run, and ``epochs`` what they were of the data; of several tasks
             the most.
@@ -70,6 +71,7 @@ class TrainResult:
     model: PreTrainedModel = field(repr=False)
     model_name: str
     trainable: int
+    owned: str
     tasks: tuple[TaskResult, ...]
     steps: int
     epochs: float
@@ -116,7 +118,10 @@ class TrainResult:
             ("loss", f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"),
             ("tokens", f"{self.tokens:,}"),
             ("time", f"{self.seconds:,.0f} s"),
-            ("adapter" + "s" * (len(self.tasks) > 1), f"{adapters}, {self.trainable:,} parameters"),
+            (
+                "adapter" + "s" * (len(self.tasks) > 1),
+                f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
+            ),
         ]
         if self.eval_loss is not None:
             rows.insert(2, ("held-out loss", f"{self.eval_loss:.4f}"))

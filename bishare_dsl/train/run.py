@@ -219,6 +219,7 @@ def run(
         model=model,
         model_name=request.model if isinstance(request.model, str) else "MODEL",
         trainable=handle.plan.trainable,
+        owned=owned,
         tasks=tuple(
             _task_result(trainer, steps, number, request, kept=best.get(task.group) == number)
             for number, task in enumerate(tasks)
