@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bishare_dsl.cli.report import CommandError
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import usage as codes
-from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
+from bishare_dsl.diagnostics.codes.adapter import CANNOT_WRITE, FOLDER_EXISTS
 from bishare_dsl.writing import is_half_written
 
 
@@ -36,3 +38,19 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
     if names and mark not in names:
         why = f"it has no {mark}, so the command did not write it"
         raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
+
+
+@contextmanager
+def saving(out: Path) -> Iterator[None]:
+    """Turn into our own error what the system refuses, which safetensors calls by another name.
+
+    Raises:
+        AdapterError: it refused (BS616).
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise AdapterError(CANNOT_WRITE(path=out, reason=reason)) from error

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import check_out
+from bishare_dsl.cli.files import check_out, saving
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.writing import new_folder
 
@@ -94,7 +94,7 @@ def command(
             stochastic_seed=seed if rounding == "stochastic" else None,
         )
     plain = handle.merge_and_unload(dequantize=dequantize)
-    with new_folder(out.resolve()) as new:
+    with saving(out), new_folder(out.resolve()) as new:
         if into:
             from bishare_dsl.adapter.requantise import requantise
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -107,6 +108,13 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
     return {path: str(name) for path, name in names.items()}
 
 
+class _Written(np.ndarray[Any, Any]):
+    """An array that says where a disk is full: numpy's own `tofile` does not."""
+
+    def tofile(self, file: Any, *_: Any) -> None:
+        file.write(self.tobytes())
+
+
 def write_gguf(
     path: Path, plan: Plan, model: nn.Module, pairs: Sequence[Pair], *, names: Mapping[str, str]
 ) -> None:
@@ -134,7 +142,7 @@ def write_gguf(
             up = up if rows is None else up[..., rows]
             for label, factor in (("a", down), ("b", up.mT)):
                 kind = GGMLQuantizationType[_GGML[factor.dtype]]
-                values = quantize(factor.float().contiguous().numpy(), kind)
+                values = quantize(factor.float().contiguous().numpy(), kind).view(_Written)
                 name = f"{names[of_weight[0].name]}.lora_{label}"
                 writer.add_tensor(name, values, raw_dtype=kind)
         writer.write_header_to_file()

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.export.effective import finite_factors
 from bishare_dsl.models.site import Site
+from bishare_dsl.writing import replace_file
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -78,5 +79,5 @@ def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenP
                         f"{site.path}:B": up.contiguous(),
                     }
             files[name] = Path(scratch, f"{number}.safetensors")
-            save_file(pairs, files[name])
+            replace_file(files[name], save(pairs))  # Its errors are the system's.
         yield GivenPairs(files)

@@ -1,5 +1,7 @@
 """`bishare verify` on a real vLLM: the eleven cases, in float32 and in bfloat16, each with its sentence.
 
+Copies have all of them in bfloat16, which everybody serves. In float32 they have those whose rules know the rounding,
+and folders of bishare's: that server has bishare's plug-in, the other has none.
 A faulty folder is what a faulty engine would have read: faults are put into what the client loads.
 """
 
@@ -19,7 +21,14 @@ from bishare_dsl.verify.copies import Copies
 from bishare_dsl.verify.judge import ask, judge
 from bishare_dsl.verify.reference import Reference
 from bishare_dsl.verify.server import VerifyError
-from tests.verify.served import FAULTS, FaultyServer, change, save_base, save_lora
+from tests.verify.served import (
+    FAULTS,
+    FaultyServer,
+    change,
+    save_base,
+    save_compiled,
+    save_lora,
+)
 from tests.verify.test_server import BY_COPIES, BY_REFERENCE, PARTS, WORDS
 
 
@@ -44,7 +53,7 @@ class Running:
         settings = {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-            "VLLM_PLUGINS": "",
+            "VLLM_PLUGINS": "bishare" if dtype == "float32" else "",
         }
         self.process = subprocess.Popen(
             [str(word) for word in command],
@@ -102,6 +111,9 @@ def test_what_is_said_of_a_fault(running, tmp_path, fault):
     else:
         assert by_reference == BY_REFERENCE[fault], (found.sentence, found.numbers)
         assert WORDS.get(fault, "") in found.sentence
+    if running.dtype == "float32" and fault not in ("none", "littered"):
+        server.call("/unload_lora_adapter", {"lora_name": name})
+        return
     Copies(server, running.contents, asked, "base", name, tmp_path, lambda text: None).test(found)
     words = {word for word, _ in found.faults} or {found.word}
     assert words >= ({BY_COPIES[fault]} if fault != "swapped" else {"AS IF"}), found.sentence
@@ -111,6 +123,24 @@ def test_what_is_said_of_a_fault(running, tmp_path, fault):
     server.call("/unload_lora_adapter", {"lora_name": name})
 
 
+@pytest.mark.parametrize("running", ["float32"], indirect=True)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_folder_of_bishare_and_its_copies(running, tmp_path, older):
+    folder = save_compiled(tmp_path / "compiled", running.base)
+    contents = read_contents(folder, meta_model(str(running.base)), "base")
+    server = running.client()
+    served = save_compiled(tmp_path / "older", running.base, seed=1) if older else folder
+    running.load(server, "compiled", served)
+    asked = ask(server, "compiled", "base", lambda text: None)
+    found = judge(asked, "compiled", contents, running.reference)
+    assert found.word == ("OTHER TENSORS" if older else "APPLIED"), (found.sentence, found.numbers)
+    Copies(server, contents, asked, "base", "compiled", tmp_path, lambda text: None).test(found)
+    words = {word for word, _ in found.faults}
+    assert words == ({"OTHER TENSORS", "STALE"} if older else set()), found.sentence
+    server.call("/unload_lora_adapter", {"lora_name": "compiled"})
+
+
+@pytest.mark.parametrize("running", ["bfloat16"], indirect=True)
 def test_copies_alone_say_that_they_are_blind_to_a_swap(running, tmp_path):
     server = running.client("swapped")
     running.load(server, "swap", shutil.copytree(running.lora, tmp_path / "served"))

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.verify.contents import read_contents
@@ -46,6 +47,25 @@ def save_lora(folder, base, size=0.1, seed=0, **settings):
                 up.normal_()
                 up.mul_(size * module.base_layer.weight.norm() / (2 * (up @ down).norm()))
     model.save_pretrained(folder)
+    return folder
+
+
+SPEC = f"""spec s
+target {", ".join(KINDS)}
+share a per layer, kind rank 2 via KE(size = 16)
+share b per module rank (2 if q_proj else 1)
+"""
+
+
+def save_compiled(folder, base, seed=0):
+    """A folder of bishare's, of two ranks."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    compile_spec(SPEC, model)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=random))
+    model.bishare.save_pretrained(folder)
     return folder
 
 

@@ -6,9 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from bishare_dsl import compile_spec
 from bishare_dsl.models.load import meta_model
 from bishare_dsl.verify.answers import TEXTS, distance
 from bishare_dsl.verify.contents import read_contents
@@ -17,11 +15,11 @@ from bishare_dsl.verify.judge import ask, judge
 from bishare_dsl.verify.server import Server, VerifyError
 from tests.verify.served import (
     FAULTS,
-    KINDS,
     Engine,
     FaultyServer,
     change,
     save_base,
+    save_compiled,
     serving,
 )
 
@@ -110,24 +108,9 @@ def test_by_copies_alone(engine, lora, contents, tmp_path, fault):
     assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
-SPEC = f"""spec s
-target {", ".join(KINDS)}
-share a per layer, kind rank 2 via KE(size = 16)
-share b per module rank (2 if q_proj else 1)
-"""
-
-
 @pytest.fixture(scope="module")
 def compiled(base):
-    """A folder of bishare's, of two ranks."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    compile_spec(SPEC, model)
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in model.bishare.tensors().values():
-            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=random))
-    model.bishare.save_pretrained(base.parent / "compiled")
-    return base.parent / "compiled"
+    return save_compiled(base.parent / "compiled", base)
 
 
 @pytest.mark.parametrize("fault", ["none", "prefix", "up", "half", "littered", "older"])

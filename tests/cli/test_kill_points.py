@@ -1,0 +1,238 @@
+"""Every command that writes, killed at each of its writes, and with a disk that is full at each of them.
+
+`tests/train` does the same to training. What stands at the place afterwards is what was there before, or all that
+the command writes; and the command can be given again.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save
+
+from bishare_dsl import compile_spec
+from bishare_dsl.adapter.files import CONFIG, TENSORS, names_in, read_adapter
+from bishare_dsl.cli.main import main
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.support.checks import randomize
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="forks")
+SPEC = "spec s\ntarget q_proj, v_proj\nshare a per layer rank 2 via KE(size = 4)\n"
+LIBRARY = "spec s\ntarget q_proj\nshare a A per layer  B per adapter, module rank 2\n"
+COMMANDS = {
+    "compile": "compile s.share --model base --out OUT",
+    "compile again": "compile s.share --model base --seed 1 --out OUT --force",
+    "merge": "merge adapter --model base --out OUT",
+    "export": "export adapter --model base --out OUT",
+    "export as gguf": "export adapter --model base --format gguf --out OUT",
+    "import": "import lora --model base --out OUT",
+    "import of several": "import lora other --model base --out OUT",
+    "fit of a library": "fit lora other --spec library.share --model base --out OUT",
+    "show": "show s.share --model base --html OUT",
+    "fmt": "fmt OUT",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the commands read."""
+    folder = tmp_path_factory.mktemp("made")
+    small = {"num_hidden_layers": 2}
+    tiny_model("llama", **small).save_pretrained(folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    (folder / "s.share").write_text(SPEC)
+    (folder / "library.share").write_text(LIBRARY)
+    model = tiny_model("llama", **small)
+    compile_spec(SPEC, model)
+    randomize(model)
+    model.bishare.save_pretrained(folder / "adapter")
+    for seed, name in enumerate(("lora", "other")):
+        model = get_peft_model(
+            tiny_model("llama", **small), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+        )
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                parameter.copy_(torch.randn(parameter.shape, generator=random))
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def content(path: Path) -> Any:
+    """All that stands at a path: of an adapter or a library what is read there, whatever a kill has left beside it."""
+    if path.is_file():
+        return path.read_bytes()
+    config = path / CONFIG
+    if config.is_file() and '"BISHARE"' in config.read_text():
+        found = (read_adapter(f"{path}{one}") for one in [f"#{n}" for n in names_in(path)] or [""])
+        return [(one.spec_text, one.config.seed, save(one.tensors())) for one in found]
+    parts = {p.name: content(p) for p in path.iterdir()} if path.exists() else {}
+    if CONFIG not in parts:
+        parts.pop(TENSORS, None)  # The first half of an adapter is none.
+    return {n: one for n, one in parts.items() if one and not n.endswith((".new", ".lock"))} or None
+
+
+CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
+
+
+def at_write(number: int, folder: Path, act: Callable[[str], None], events: Any = CHANGES) -> None:
+    """Do something when this process changes the folder for the ``number``-th time, before it does."""
+    left = [number]
+
+    def hook(event: str, arguments: Any) -> None:
+        if event not in events or str(folder) not in str(arguments[0]):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        left[0] -= 1
+        if left[0] == 0:
+            (folder.parent / "reached").touch()
+            act(arguments[0])
+
+    sys.addaudithook(hook)
+
+
+def run(command: list[str], log: Path, before: Callable[[], object]) -> int:
+    """Run a command in a child: its exit code, or the signal that ended it, below zero."""
+    if (pid := os.fork()) == 0:
+        with (
+            log.open("w") as said,
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(nowhere),
+        ):
+            before()
+            code = main(command)
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full(path: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def points(
+    name: str, made: Path, folder: Path, act: Callable[[str], None], events: Any = CHANGES
+) -> Iterator[tuple[Path, Any, Any, int, str]]:
+    """Yield what is there after a command to which something happened, at each of its writes in turn.
+
+    That is the place, what stood there before, what stands there if nothing happens, the exit code and the messages.
+    """
+    log, before, reached = folder / "log", folder / "before", folder / "reached"
+    words = COMMANDS[name].split()
+    names = {path.name: str(path) for path in made.iterdir()}
+
+    def command(out: Path) -> list[str]:
+        return [str(out) if word == "OUT" else names.get(word, word) for word in words]
+
+    if name == "fmt":
+        before.write_text(SPEC.replace("\nshare", " share"))
+    elif name.endswith("again"):
+        shutil.copytree(made / "adapter", before)
+    wanted = folder / "wanted" / "out"
+    for number in range(200):
+        place = folder / (str(number) if number else "wanted") / "out"
+        place.parent.mkdir()
+        if before.exists():
+            (shutil.copytree if before.is_dir() else shutil.copy)(before, place)
+        reached.unlink(missing_ok=True)
+        start = partial(at_write, number, place.parent, act, events) if number else str
+        code = run(command(place), log, start)
+        if not number:
+            assert code == 0, log.read_text()
+            assert content(wanted) != content(before)
+            continue
+        if not reached.exists():
+            assert code == 0, log.read_text()
+            assert number > 1
+            return
+        yield place, content(before), content(wanted), code, log.read_text()
+        again = run(command(place), log, str)  # It goes through, and leaves nothing else.
+        assert again == 0 or "BS618" in log.read_text()  # It was there already.
+        assert content(place) == content(wanted)
+        left = {p.relative_to(place.parent) for p in place.parent.rglob("*")}
+        more = left - {p.relative_to(wanted.parent) for p in wanted.parent.rglob("*")}
+        # Half of one file stays until somebody removes it, and so does the mark of what is complete.
+        left_by_kill = r"(\w+/)*\.[\w.]+\.\w{8}\.(lock|new)"
+        assert not [one for one in more if not re.fullmatch(left_by_kill, str(one))]
+    raise AssertionError("it never comes to an end")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_at_each_write_leaves_the_old_or_the_new(
+    name: str, made: Path, tmp_path: Path
+) -> None:
+    for place, before, wanted, code, said in points(name, made, tmp_path, kill):
+        assert code in (0, -signal.SIGKILL), said
+        found = content(place)
+        if name == "import of several":  # Each is whole, or not there.
+            assert (found or {}).items() <= wanted.items()
+        else:
+            assert found in (before, wanted)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_is_full_at_each_write_is_an_error_with_a_code(
+    name: str, made: Path, tmp_path: Path
+) -> None:
+    events = ("open", "os.mkdir")
+    for place, before, wanted, code, said in points(name, made, tmp_path, full, events):
+        found = content(place)
+        if code:
+            assert code != 70, said
+            assert "error[BS" in said
+            assert "No space left on device" in said
+        if name == "import of several":  # The first one may be there.
+            assert (found or {}).items() <= wanted.items()
+        else:  # What comes last, such as a card, may be what fails.
+            assert found in (before, wanted)
+        assert code or found == wanted
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"fmt"}))
+def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
+    name: str, made: Path, tmp_path: Path
+) -> None:
+    """The system names no file then."""
+    names = {path.name: str(path) for path in made.iterdir()}
+    log = tmp_path / "log"
+
+    def command(out: Path) -> list[str]:
+        out.parent.mkdir()
+        return [str(out) if w == "OUT" else names.get(w, w) for w in COMMANDS[name].split()]
+
+    wanted, place = tmp_path / "wanted" / "out", tmp_path / "limited" / "out"
+    assert run(command(wanted), log, str) == 0, log.read_text()
+    sizes = [path.stat().st_size for path in wanted.parent.rglob("*") if path.is_file()]
+
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) // 2, max(sizes) // 2))
+
+    code, said = run(command(place), log, limit), log.read_text()
+    assert code == 2, said
+    assert "error[BS" in said
+    assert "File too large" in said or "os error 27" in said
+    found = content(place)
+    if name == "import of several":
+        assert (found or {}).items() <= content(wanted).items()
+    else:
+        assert found is None
+        assert [path for path in place.parent.rglob("*") if path.is_file()] == []
