@@ -85,7 +85,9 @@ class CompactManager(LRUCacheLoRAModelManager):
         read = read_any(folder, self.plans.base, self._frozen.tensors)
         number, tensors = self.plans.number_of(folder, read), read.tensors()
         if number not in self.banks:
-            self._add_bank(number, tensors)
+            # A step runs in inference mode, and `write` writes into the slots outside of it too.
+            with torch.inference_mode(False):
+                self._add_bank(number, tensors)
         packed = _pack(folder, self.banks[number], tensors)
         self._awaited = SlotLoRA(lora_id, stamp, number, packed)
         return self._awaited
