@@ -130,6 +130,8 @@ def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
     except AdapterError as error:
         reasons = [problem.message.partition(": ")[2] for problem in error.problems]
         problems.append(codes.NOT_PLAIN(reason="; ".join(reasons)))
+    if config.use_dora:
+        problems.append(codes.NOT_PLAIN(reason="it has `use_dora`, which scales the base too"))
     tensors = lora_tensors(folder, architecture_of(model))
     factors: dict[str, dict[str, torch.Tensor]] = {}
     others = []

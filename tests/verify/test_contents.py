@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models.load import load_model, meta_model
 from bishare_dsl.verify import ENGINES
 from bishare_dsl.verify.contents import read_contents
@@ -108,6 +109,13 @@ def test_another_method_is_told_and_its_names_are_compared(base, copy):
     contents, problems = found_in(copy, base)
     assert "`use_dora`" in problems["BS867"].message
     assert (contents.complete, len(contents.pairs)) == (False, COUNT)
+
+
+def test_a_magnitude_is_refused(base, tmp_path):
+    model, _ = load_model(str(base))
+    compile_spec("dora", model).bishare.save_pretrained(tmp_path / "dora")
+    with pytest.raises(AdapterError, match=r"BS675.*verify"):
+        found_in(tmp_path / "dora", base)
 
 
 def test_an_adapter_of_bishare_adds_what_its_merge_adds(base, tmp_path):
