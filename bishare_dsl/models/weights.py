@@ -149,7 +149,7 @@ class Weight:
         bias, training = getattr(module, "bias", None), module.training
         module.training = True  # In eval mode bitsandbytes repacks four bits, with rounding.
         try:
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
                 unit = torch.eye(
                     self.d_in, dtype=dtype, device=None if held is None else held.device
                 )

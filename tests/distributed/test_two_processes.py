@@ -39,6 +39,7 @@ target q_proj, v_proj, fc1, fc2
 share local per module rank 2
 share intra per layer rank 3 via KE(size = 4)
 share inter per model rank 4 via SS(slice = trailing)
+magnitude per layer, out where layer == 0 or fc1
 """
 SPECS = {"llama": MIXED, "opt": OPT}
 CONFIGS = {"llama": {}, "opt": {"dropout": 0.0}}

@@ -311,6 +311,35 @@ def test_without_weights_neither_way_is_open(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_it_compiles_to_one_graph():
+    model = model_of("shared", tiny_model("qwen2"))
+    checks.randomize(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(IDS).logits
+    torch.testing.assert_close(compiled(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+    tensors = [*model.bishare.tensors().values()]
+    gradients = [
+        torch.autograd.grad(logits.square().sum(), tensors)
+        for logits in (compiled(IDS).logits, expected)
+    ]
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["dora", "some"])
+def test_a_quantised_base_has_the_lengths_of_what_it_stands_for(form):
+    """Forward, gradients, merging and PEFT's DoRA, all of a base whose q and up are eight bits wide."""
+    base = quantise(tiny_model("qwen2"), lambda path: path.endswith(("q_proj", "up_proj")))
+    checks.check_spec(parse_spec(FORMS[form]), base)
+    model = model_of(form, base).train()
+    before = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):
+        model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    assert all(not torch.equal(t, before[n]) for n, t in model.bishare.tensors().items())
+
+
 # What cannot be ---------------------------------------------------------------------------------------
 
 
