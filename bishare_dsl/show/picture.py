@@ -235,7 +235,11 @@ def _statements(spec: Spec | None) -> dict[str, tuple[str, str]]:
         data = _with_values(whole.model_dump(mode="json", exclude_unset=True), spec.values)
         # One at a time, so that the formatter does not align their columns.
         text = spec_text(spec.model_copy(update={"shares": (type(share).model_validate(data),)}))
-        statement = " ".join(text[text.rindex("\nshare ") :].split())
+        word = share.name if share.is_magnitude else "share"
+        statement = " ".join(text[text.rindex(f"\n{word} ") :].split())
+        if share.is_magnitude:
+            statements[share.name] = statement.partition(" ")[2], "scaling what modules give"
+            continue
         key, _, rest = statement.split(" ", 2)[2].partition("rank ")
         statements[share.name] = key.strip(), f"rank {rest}"
     return statements

@@ -159,3 +159,13 @@ def test_more_pools_than_letters(planned):
         drawn.splitlines()[4]
         == "           layer  0         10        20        30        40        50        60"
     )
+
+
+def test_a_magnitude_is_drawn_as_it_is_written(planned):
+    spec, plan = planned("share l per module rank 2 magnitude per kind plain")
+    _, magnitude = picture(plan, spec).sections
+    assert (magnitude.key, magnitude.settings) == ("per kind plain", "scaling what modules give")
+    [panel] = magnitude.panels
+    assert panel.roles == ("mu",)
+    assert panel.parameters == 64 + 16 + 96
+    assert "share magnitude per kind plain scaling what modules give" in text(picture(plan, spec))
