@@ -257,17 +257,17 @@ def _aligned(group: list[_Block]) -> dict[_Block, str]:
     rows = {block: cells for block in group if block.one_line and (cells := _cells(block))}
     columns = sorted({column for row in rows.values() for column in row})
     widths = {column: max(len(row.get(column, "")) for row in rows.values()) for column in columns}
-    made = {}
+    lines = {}
     for block, row in rows.items():
         padded = [row.get(column, "").ljust(widths[column]) for column in columns]
-        made[block] = (" " if block.kind == "param" else "  ").join(padded).rstrip()
-    if any(len(code) > WIDTH for code in made.values()):
+        lines[block] = (" " if block.kind == "param" else "  ").join(padded).rstrip()
+    if any(len(code) > WIDTH for code in lines.values()):
         return {}
     # Align the comments at the ends of neighbouring lines.
-    wide = max((len(code) for block, code in made.items() if block.after), default=0)
+    wide = max((len(code) for block, code in lines.items() if block.after), default=0)
     return {
         block: _line(code.ljust(wide) if block.after else code, block.after)
-        for block, code in made.items()
+        for block, code in lines.items()
     }
 
 

@@ -113,7 +113,7 @@ def is_keyword(word: str) -> bool:
 
 def spelled(kind: str) -> str | None:
     """Return the spelling of a keyword or sign, or None for names, numbers and others."""
-    return next((word for word, known in words().items() if known == kind), None)
+    return next((word for word, lark_name in words().items() if lark_name == kind), None)
 
 
 def expected(kinds: Collection[str]) -> str:
@@ -121,22 +121,22 @@ def expected(kinds: Collection[str]) -> str:
     left = set(kinds)
     if "PLUS" in left:  # After a name in an expression, which could be a function.
         left.discard("LPAR")
-    found = [text for kinds, text in _VALUES.items() if left.issuperset(kinds)][:1]
-    if found:
+    described = [text for kinds, text in _VALUES.items() if left.issuperset(kinds)][:1]
+    if described:
         left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT"}
         left -= {word.upper() for word in IN_EXPRESSIONS}
     if "WHERE" in left:
         whose = "the share (such as `per` or `rank`)" if "RANK" in left else "`magnitude`"
-        found.append(f"a clause of {whose}")
+        described.append(f"a clause of {whose}")
         left -= CLAUSE_KINDS | {"PLAIN"}
     if "TARGET" in left:
-        found.append("a statement (such as `share`)")
+        described.append("a statement (such as `share`)")
         left -= STATEMENT_KINDS | CLAUSE_KINDS
     # Omit operators, which may follow any value.
-    if found or left - OPERATORS:
+    if described or left - OPERATORS:
         left -= OPERATORS
     words = sorted(f"`{word}`" for kind in left if (word := spelled(kind)))
-    *others, last = words + found or ["the end of the file"]
+    *others, last = words + described or ["the end of the file"]
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -181,11 +181,11 @@ def validated(data: object, where: SourceMap) -> Spec:
         return Spec.model_validate(data)
     except ValidationError as error:
         problems: dict[Loc, Problem] = {}
-        known = {loc[:length] for loc in where.spans for length in range(len(loc) + 1)}
+        prefixes = {loc[:length] for loc in where.spans for length in range(len(loc) + 1)}
         for detail in error.errors(include_url=False, include_context=False, include_input=False):
             loc: Loc = ()
             for name in detail["loc"]:
                 # Drop the names of models that Pydantic adds to its paths.
-                loc = (*loc, name) if (*loc, name) in known else loc
+                loc = (*loc, name) if (*loc, name) in prefixes else loc
             problems.setdefault(loc, codes.INVALID(why=detail["msg"], loc=loc))
         raise SpecError(problems.values(), where) from error

@@ -92,10 +92,10 @@ class Problems:
 
     def sorted(self) -> list[Problem]:
         """Sort the problems by position, and append one that counts the problems left out."""
-        kept = sorted(self.kept, key=lambda problem: problem.span.start if problem.span else 0)
-        if self.count > len(kept):
-            kept.append(codes.MANY_MORE(count=self.count - len(kept)))
-        return kept
+        ordered = sorted(self.kept, key=lambda problem: problem.span.start if problem.span else 0)
+        if self.count > len(ordered):
+            ordered.append(codes.MANY_MORE(count=self.count - len(ordered)))
+        return ordered
 
 
 def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = None) -> Source:

@@ -52,10 +52,10 @@ def read(
     Raises:
         SpecError: every problem of the text and of used files (BS1xx), with its position.
     """
-    found = survey(text, name, allow_use=allow_use)
-    if found.spec is None:
-        raise SpecError(found.problems, found.where)
-    return found.spec, found.where
+    result = survey(text, name, allow_use=allow_use)
+    if result.spec is None:
+        raise SpecError(result.problems, result.where)
+    return result.spec, result.where
 
 
 @dataclass(frozen=True)

@@ -85,22 +85,22 @@ class Table(NamedTuple):
 @cache
 def _table() -> Table:
     """Read the table."""
-    found = Table([], {*words()}, {})
+    slips = Table([], {*words()}, {})
     for pattern, said in table("slips.txt"):
         pattern, *mend = re.split(r" (=>[!>]?)(?: |$)", pattern)
         named = pattern.split(" ")
         ahead = 2 if "..." in named or named[0] == "only" else named[0] == "NEWLINE"
         last = named.pop() if named[-1] in ("LINE", "REST") else ""
         if named[1:] == ["...", "@ANY"]:
-            found.such[words()[named[0]]] = said
+            slips.such[words()[named[0]]] = said
         else:
             arrow, texts = mend or ("", None)
             instead = None if texts is None else [_instead(text) for text in texts.split(" | ")]
             at = next(i for i, word in enumerate(named[ahead:]) if word[0] == "@")
             row = Row(named[:ahead], named[ahead:], at, last, instead, arrow, said)
-            found.known.append(row)
-            found.words.update(option for word in row.words for option in _plain(word).split("|"))
-    return found
+            slips.known.append(row)
+            slips.words.update(option for word in row.words for option in _plain(word).split("|"))
+    return slips
 
 
 def _instead(text: str) -> Instead:

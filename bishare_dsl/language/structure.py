@@ -57,21 +57,21 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
     after = span_of(syntax.tokens[-1]).end + 1
     ends = [*(statement.start for statement in statements[1:]), after]
-    said: list[tuple[str, Statement]] = []
+    keys: list[tuple[str, Statement]] = []
     for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
         if word in DEFAULTS and i < first_share:
-            said.append((f"the default `{word}`", statement))
+            keys.append((f"the default `{word}`", statement))
         elif word in DEFAULTS:
             help_line = f"move `{word}` above the first share, or to the share that it is meant for"
             place = span_of(statement.keyword)
             edits = _moved(syntax, statement, statements[first_share])
             yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
         elif word in SINGLE:
-            said.append((f"`{word}`", statement))
+            keys.append((f"`{word}`", statement))
             if word == "spec" and statement is not header:
                 break  # Ignore repetitions after a second header.
         elif word == "use":
-            said.append((f"`use {statement.name}`", statement))
+            keys.append((f"`use {statement.name}`", statement))
             if i > uses_end:
                 edits = _moved(syntax, statement, statements[uses_end])
                 yield codes.LATE_USE(span=statement.span, edits=edits)
@@ -81,7 +81,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
         for tree in statement.trees():
             yield from _check_tree(syntax, tree)
     yield from check_order(statements, statements, syntax)
-    yield from _twice(syntax, said)
+    yield from _twice(syntax, keys)
 
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
@@ -103,9 +103,9 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
 
 def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Iterator[Problem]:
     """Find repeated statements, and suggest the union of lists."""
-    given: dict[str, Statement | Words] = {}
+    first_of: dict[str, Statement | Words] = {}
     for what, part in said:
-        if (first := given.setdefault(what, part)) is not part:
+        if (first := first_of.setdefault(what, part)) is not part:
             help_line: str | None = None
             edits: tuple[Edit, ...] = ()
             if isinstance(first, Statement) and isinstance(part, Statement):
@@ -148,8 +148,8 @@ def _listed(syntax: Syntax, part: Statement) -> str:
 
 
 def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Problem]:
-    said = [(_word(clause), clause) for clause in share.clauses]
-    words = [word for word, _ in said]
+    named_clauses = [(_word(clause), clause) for clause in share.clauses]
+    words = [word for word, _ in named_clauses]
     lines = [c.role for c in share.clauses if c.role and c.name_token.column == 1]
     if lines and len(words) > len({*words}):
         # A statement without its keyword is parsed as a key of a tensor.
@@ -165,7 +165,7 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
         )
         return
     what = f"of share `{share.name}`"
-    yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in said])
+    yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in named_clauses])
     # A transform decides which other tensors it pools.
     factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
     keyed = any(clause.keyword == "per" for clause in share.clauses)
@@ -175,8 +175,8 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
             place, help_line = share.head, _ADVICE[word]
             others = [c for c in share.clauses if c.role and c.role not in ("A", "B")]
             if others and word in factors:
-                alike = (c for c in others if str(c.role).lower().endswith(word[0].lower()))
-                place = span_of(next(alike, others[0]).name_token)
+                similar = (c for c in others if str(c.role).lower().endswith(word[0].lower()))
+                place = span_of(next(similar, others[0]).name_token)
                 help_line = f"did you mean `{word}`? A plain share has the factors `A` and `B`"
             yield codes.NO_CLAUSE(span=place, share=share.name, clause=word, help=help_line)
 

@@ -105,8 +105,8 @@ def _said(word: str, value: Any) -> str:
             cases += [] if otherwise is None else [f"else: {_text(otherwise)}"]
             return f"match {_text(subject)} {{ {'; '.join(cases)} }}"
         case m.Via(transform=transform, options=options):
-            said = [f"{spelled_name(name)} = {_text(option)}" for name, option in options.items()]
-            return spelled_name(transform) + (f"({', '.join(said)})" if said else "")
+            pairs = [f"{spelled_name(name)} = {_text(option)}" for name, option in options.items()]
+            return spelled_name(transform) + (f"({', '.join(pairs)})" if pairs else "")
         case dict():
             return ", ".join(f"{_role(role)} {_text(start)}" for role, start in value.items())
         case m.Gain():
@@ -145,8 +145,8 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
         case m.Ref(ref=name):
             return (name if name in IN_EXPRESSIONS else spelled_name(name)), _ATOM
         case m.Match(attribute=attribute, pattern=pattern):
-            said = _quoted(pattern) if attribute == "path" else spelled_name(pattern)
-            return f"{attribute} {said}", _ATOM
+            spelled_pattern = _quoted(pattern) if attribute == "path" else spelled_name(pattern)
+            return f"{attribute} {spelled_pattern}", _ATOM
         case m.Call(function=function, arguments=arguments):
             return f"{function}({', '.join(map(_text, arguments))})", _ATOM
         case m.Binary(op=op, left=left, right=right):

@@ -146,8 +146,8 @@ class Reader:
         allowed = allowed or str(real) in map(realpath, shipped.values())
         if allowed and path.is_file():
             return path
-        if found := shipped.get(name.removesuffix(".share")):
-            return found
+        if shipped_path := shipped.get(name.removesuffix(".share")):
+            return shipped_path
         if not allowed:
             raise SpecError(codes.OUTSIDE(name=name, span=span, help=_ALLOW))
         help_line = nearest(name, [*(path.name for path in folder.glob("*.share")), *shipped])
@@ -227,8 +227,8 @@ class Joiner:
                     )
             elif not inherited:
                 edits = (Edit(Span(part.start, span_of(part.keyword).start), ""),)
-                known = [key[1] for key in used if key[0] == part.keyword]
-                help_line = nearest(part.name, known) or "leave `replace` out"
+                names = [key[1] for key in used if key[0] == part.keyword]
+                help_line = nearest(part.name, names) or "leave `replace` out"
                 self.problems(
                     codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits, help=help_line)
                 )
@@ -242,8 +242,8 @@ class Joiner:
         """Check that no name of a used file would refer to a param or let of another file."""
         present, declared = set(parts), _declared(parts)
         for _, other in file.uses:
-            known = _declared(self._joined[other])
-            new = {name: part for name, part in declared.items() if name not in known}
+            own_names = _declared(self._joined[other])
+            new = {name: part for name, part in declared.items() if name not in own_names}
             for part in self._joined[other] if new else ():
                 for name in names_used(part) if part in present else ():
                     if meant := new.pop(unquoted(name), None):
@@ -291,13 +291,13 @@ def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
 def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
     """Drop used params and lets that nothing refers to."""
     names: set[str] = set()
-    kept: set[Statement] = set()
+    needed: set[Statement] = set()
     places = {"param": 0, "let": 1}
     ordered = sorted(parts, key=lambda part: places.get(part.keyword, 2))
     for part in ordered[
         ::-1
     ]:  # A statement that refers to a part follows it, so it was seen already.
         if part in own or part.keyword not in places or part.name in names:
-            kept.add(part)
+            needed.add(part)
             names.update(unquoted(name) for name in names_used(part))
-    return [part for part in parts if part in kept]
+    return [part for part in parts if part in needed]

@@ -194,12 +194,12 @@ def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
 
 def _left_out(sites: Sites) -> Iterator[Problem]:
     """Warn of modules that match the target but are not sites."""
-    found: dict[tuple[str, str], list[LeftOut]] = {}
+    grouped: dict[tuple[str, str], list[LeftOut]] = {}
     for left in sites.left_out_of_target(sites.architecture.left_out):
-        alike = re.sub(r"\.\d+(?=\.)", ".*", left.path)
-        found.setdefault((alike, left.why), []).append(left)
-    for (alike, why), parts in found.items():
-        path = alike if len(parts) > 1 else parts[0].path
+        pattern = re.sub(r"\.\d+(?=\.)", ".*", left.path)
+        grouped.setdefault((pattern, left.why), []).append(left)
+    for (pattern, why), parts in grouped.items():
+        path = pattern if len(parts) > 1 else parts[0].path
         size = sum(part.parameters for part in parts)
         yield codes.LEFT_OUT(what=f"`{path}` ({size:,} parameters)", why=why, loc=("target",))
 
@@ -313,9 +313,9 @@ class _SharePlan:
         # Compute once per rank and width, of which a model has few.
         first: dict[tuple[int, Width], _Place] = {}
         for place in places:
-            if (alike := first.setdefault((place.rank, place.width), place)) is place:
+            if (equivalent := first.setdefault((place.rank, place.width), place)) is place:
                 self._own(place)
-            place.rows, place.own = alike.rows, alike.own
+            place.rows, place.own = equivalent.rows, equivalent.own
         # The pooled roles of a transform do not depend on the rank.
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
@@ -433,9 +433,9 @@ class _SharePlan:
             pool += "_"
         name = f"{pool}.{role}"
         self._taken.add(attribute(name))
-        alike = role, *((place.rank, place.width) for place in members)
-        shape = self._shapes.get(alike) or self._shape(pool, role, members, places)
-        self._shapes[alike] = shape
+        shape_key = role, *((place.rank, place.width) for place in members)
+        shape = self._shapes.get(shape_key) or self._shape(pool, role, members, places)
+        self._shapes[shape_key] = shape
         if members[0].resolved.starts[role].init in SINGULAR:
             self._singular(role, shape, members)
         self._tensor(name, role, shape, members)
@@ -455,8 +455,8 @@ class _SharePlan:
         """
         ranks = sorted({place.rank for place in members})
         if len(ranks) > 1:
-            found = ", ".join(map(str, ranks))
-            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=(*self.loc, "rank")))
+            rank_list = ", ".join(map(str, ranks))
+            raise PlanError(codes.RANK_VARIES(pool=pool, found=rank_list, loc=(*self.loc, "rank")))
         try:
             return self._shared_shape(role, members)
         except ValueError as error:
@@ -480,8 +480,8 @@ class _SharePlan:
             return shape
         widths = [side for place in members for side in place.width.sides(role)]
         with guard(transform, "shared_shape", ValueError):
-            found = transform.shared_shape(role, rank, widths)
-        rows_columns = shape_of(transform, "shared_shape", found)
+            common = transform.shared_shape(role, rank, widths)
+        rows_columns = shape_of(transform, "shared_shape", common)
         with guard(transform, "fan_in", ValueError):
             return Own(*rows_columns, transform.fan_in(role, rank, widths))
 
@@ -517,13 +517,13 @@ class _SharePlan:
         """Suggest a finer key under which all sites of each pool fit, or return None."""
         key, name = self.share.key(role), f"{role} " if role in self.share.keys else ""
         pooled = places[0].resolved.transform.pooled
-        alike = [role] if name else [role for role in pooled if role not in self.share.keys]
+        roles = [role] if name else [role for role in pooled if role not in self.share.keys]
         for more in (("kind",), ("parent",), ("kind", "parent"), ("in",), ("out",), ("in", "out")):
             finer = (*key, *(Ref(ref=word) for word in more))
             if len({*map(str, finer)}) < len(finer):
                 continue
             with suppress(ValueError):
-                for other in alike:
+                for other in roles:
                     for members in self._groups(other, finer, places).values():
                         self._shared_shape(other, members)
                 words = [part.ref for part in finer if isinstance(part, Ref)]
@@ -599,21 +599,21 @@ class _SharePlan:
 
     def _subtract(self, terms: Sequence[Term]) -> None:
         """Add frozen terms that subtract the initial values of these terms."""
-        known = {tensor.name: tensor for tensor in self.tensors}
-        kept: dict[str, Tensor] = {}
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        copies: dict[str, Tensor] = {}
         for term in terms:
             for name in term.tensors.values():
-                if known[name].trainable:  # A frozen tensor keeps its initial values anyway.
+                if by_name[name].trainable:  # A frozen tensor keeps its initial values anyway.
                     away = {"name": start_name(name), "share": start_name(term.share)}
-                    kept[name] = known[name].model_copy(
+                    copies[name] = by_name[name].model_copy(
                         update={**away, "like": name, "trainable": False}
                     )
-            tensors = {r: kept[n].name if n in kept else n for r, n in term.tensors.items()}
+            tensors = {r: copies[n].name if n in copies else n for r, n in term.tensors.items()}
             # Without dropout, like the part of the base that it subtracts.
             share, scale = start_name(term.share), -term.scale
             changed = {"share": share, "scale": scale, "dropout": 0.0, "tensors": tensors}
             self.terms.append(term.model_copy(update=changed))
-        self.tensors += kept.values()
+        self.tensors += copies.values()
 
     def _ranks(self, covered: Set[int]) -> dict[str, int]:
         """Return the rank of the share at each site, by path.
@@ -625,9 +625,9 @@ class _SharePlan:
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
         self.resolver.add(idle)
         ranks: dict[str, int] = {}
-        for alike in self.sites.site_sets.groups(match, "number", covered):
-            rank = self._rank(self.sites.site_sets.scopes[alike[0]])
-            ranks |= {self.sites.sites[i].path: rank for i in alike}
+        for group in self.sites.site_sets.groups(match, "number", covered):
+            rank = self._rank(self.sites.site_sets.scopes[group[0]])
+            ranks |= {self.sites.sites[i].path: rank for i in group}
         return {} if idle else ranks
 
     def _idle_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
@@ -710,9 +710,11 @@ class _SharePlan:
 
 
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
-    said = sorted({*transform.roles} - {*transform.pooled})
-    if sorted(own) != said:
-        found = sorted(own)
-        raise transform_error(transform, f"`own` gives the roles {found}, and `owned` says {said}")
+    expected = sorted({*transform.roles} - {*transform.pooled})
+    if sorted(own) != expected:
+        actual = sorted(own)
+        raise transform_error(
+            transform, f"`own` gives the roles {actual}, and `owned` says {expected}"
+        )
     for shape in own.values():
         shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)

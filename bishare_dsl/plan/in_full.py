@@ -84,21 +84,21 @@ def _selected(
     others = sites.architecture.others
     places = SiteSets([_scope(sites, other) for other in others], spec.lets)
     vocabulary = _vocabulary(sites, places)
-    asked = list(mentions(selection, None, (TRAIN,), domain="parameters"))
+    mentioned = list(mentions(selection, None, (TRAIN,), domain="parameters"))
     problems = [
         codes.TRAINS_SITE(kind=mention.part.ref, loc=mention.loc)
-        for mention in asked
+        for mention in mentioned
         if mention.loc[:-1] == (TRAIN, "include")
         and isinstance(mention.part, Ref)
         and mention.part.ref in {*sites.architecture.kinds} - sites.lets
     ]
-    problems += vocabulary.problems(asked)
+    problems += vocabulary.problems(mentioned)
     if not problems:
-        whole = (mention for mention in asked if len(mention.loc) == 3)
+        whole = (mention for mention in mentioned if len(mention.loc) == 3)
         problems = [problem for mention in whole for problem in _fits_none(mention, vocabulary)]
     if problems:
         return [], problems
-    for mention in asked:
+    for mention in mentioned:
         if mention.purpose == "condition":
             problems += constant(mention, places, places.all, "parameters")
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
@@ -109,8 +109,8 @@ def _selected(
     words = sites.words_of(selection)
     for other in chosen:
         kinds = {path: _module(path).rpartition(".")[2] for path in other.paths}
-        said = {p: {p, kind, *parts_outside(kind), *_parts(p)} for p, kind in kinds.items()}
-        problems += sites.partly_named(TRAIN, words, kinds, said, "trains it for all of them")
+        words_for = {p: {p, kind, *parts_outside(kind), *_parts(p)} for p, kind in kinds.items()}
+        problems += sites.partly_named(TRAIN, words, kinds, words_for, "trains it for all of them")
     return chosen, problems
 
 

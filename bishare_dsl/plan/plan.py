@@ -138,8 +138,8 @@ class Plan(_Data):
             for t in self.terms
         ]
         trained = [(t.parameter, t.tied, t.tensor) for t in self.trained]
-        said = (tensors, terms, trained) if trained else (tensors, terms)
-        text = json.dumps(said, sort_keys=True)
+        content = (tensors, terms, trained) if trained else (tensors, terms)
+        text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -164,8 +164,8 @@ class Plan(_Data):
     @property
     def stored(self) -> int:
         """Parameters in the adapter's file, without frozen tensors that the seed regenerates."""
-        kept = (tensor for tensor in self.tensors if tensor.trainable or not tensor.drawn)
-        return sum(tensor.size for tensor in kept)
+        in_file = (tensor for tensor in self.tensors if tensor.trainable or not tensor.drawn)
+        return sum(tensor.size for tensor in in_file)
 
     @property
     def all(self) -> int:
@@ -195,10 +195,10 @@ class Plan(_Data):
     @cached_property
     def terms_of(self) -> dict[str, tuple[Term, ...]]:
         """The terms of each site, by its path. A magnitude comes last."""
-        found: dict[str, list[Term]] = {site.path: [] for site in self.sites}
+        by_site: dict[str, list[Term]] = {site.path: [] for site in self.sites}
         for term in self.terms:
-            found[term.site].append(term)
-        return {path: tuple(terms) for path, terms in found.items()}
+            by_site[term.site].append(term)
+        return {path: tuple(terms) for path, terms in by_site.items()}
 
     @property
     def unscaled(self) -> list[Term]:
@@ -208,12 +208,12 @@ class Plan(_Data):
     @cached_property
     def first_site(self) -> dict[str, str]:
         """The path of the first site that uses each tensor, by the tensor's name."""
-        found: dict[str, str] = {}
+        sites_by_tensor: dict[str, str] = {}
         for path, terms in self.terms_of.items():
             for term in terms:
                 for name in term.tensors.values():
-                    found.setdefault(name, path)
-        return found
+                    sites_by_tensor.setdefault(name, path)
+        return sites_by_tensor
 
     @cached_property
     def shares(self) -> dict[str, int]:

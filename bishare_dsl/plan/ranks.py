@@ -21,7 +21,7 @@ def effective_ranks(plan: Plan) -> dict[str, int | None]:
         with guard(transforms[share], "reach"):
             return transforms[share].reach(rank, width)
 
-    found: dict[str, int | None] = {}
+    rank_of: dict[str, int | None] = {}
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
         reached = 0
@@ -31,5 +31,5 @@ def effective_ranks(plan: Plan) -> dict[str, int | None]:
                 transforms[term.share] = load_transform(term.transform, term.options)
             if term.linear:
                 reached += reach(term.share, term.rank, width)
-        found[site.path] = min(reached, *width) if all(term.linear for term in terms) else None
-    return found
+        rank_of[site.path] = min(reached, *width) if all(term.linear for term in terms) else None
+    return rank_of

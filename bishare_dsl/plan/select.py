@@ -76,14 +76,14 @@ class Sites:
 
     def _lets_in(self, selection: m.Selection) -> Set[str]:
         """Return the lets that a selection reads, directly or indirectly."""
-        found: set[str] = set()
+        lets_read: set[str] = set()
         waiting = [selection]
         while waiting:
             names = {name for name, _ in names_read(waiting.pop(), self.params)}
-            new = names & self.lets - found
-            found |= new
+            new = names & self.lets - lets_read
+            lets_read |= new
             waiting += (self._lets[name] for name in new)
-        return found
+        return lets_read
 
     def _places(self, sites: Iterable[Site]) -> SiteSets:
         """Add scopes to sites, which need not be the model's."""
@@ -120,12 +120,12 @@ class Sites:
         """Find tied weights of which the target names only some modules. A term acts in all of them."""
         for site in target:
             kinds = {path: path.rpartition(".")[2] for path in site.paths}
-            said = {path: {path, kind, *parts_outside(kind)} for path, kind in kinds.items()}
+            words_for = {path: {path, kind, *parts_outside(kind)} for path, kind in kinds.items()}
             does = (
                 "adapts it for all of them; to adapt one alone, give each a weight of its own before "
                 "(`tie_word_embeddings = false`, and a copy)"
             )
-            yield from self.partly_named("target", self.named, kinds, said, does)
+            yield from self.partly_named("target", self.named, kinds, words_for, does)
 
     def partly_named(
         self,

@@ -90,21 +90,21 @@ class Resolver:
     def add(self, problems: Iterable[Problem]) -> None:
         """Add problems, without repetitions from the ranks of one share."""
         for problem in problems:
-            said = {(other.code, other.message, other.loc) for other in self.problems}
-            if (problem.code, problem.message, problem.loc) not in said:
+            reported = {(other.code, other.message, other.loc) for other in self.problems}
+            if (problem.code, problem.message, problem.loc) not in reported:
                 self.problems.append(problem)
 
     def for_rank(self, index: int, rank: int) -> ShareSettings | None:
         """Return the settings of share number ``index`` at a rank, or None if they are wrong."""
         if (index, rank) not in self._found:
-            found: list[Problem] = []
+            new: list[Problem] = []
             try:
-                resolved = self._resolve(index, rank, found)
+                resolved = self._resolve(index, rank, new)
             except SpecError as error:  # a package's transform
                 resolved = None
-                found += at_via(self.spec, index, error)
-            self.add(found)
-            wrong = any(problem.severity == "error" for problem in found)
+                new += at_via(self.spec, index, error)
+            self.add(new)
+            wrong = any(problem.severity == "error" for problem in new)
             self._found[index, rank] = None if wrong else resolved
         return self._found[index, rank]
 
@@ -164,19 +164,19 @@ class Resolver:
             for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out"))
             if (given := getattr(share.gain, name)) is not None
         }
-        found: list[Problem] = []
-        transform = _transform(share, rank, self.params, found)
+        new: list[Problem] = []
+        transform = _transform(share, rank, self.params, new)
         resolved = None
         if transform is not None:
             starts |= gains | _own_starts(transform, starts)
             frozen = _frozen(share, starts, self.params)
             auto = _auto(share, type(transform), self.params)
             resolved = ShareSettings(transform, scale, dropout, starts, gains.keys(), frozen, auto)
-            if not any(problem.severity == "error" for problem in (*problems, *found)):
-                found += _roles(share, resolved)
+            if not any(problem.severity == "error" for problem in (*problems, *new)):
+                new += _roles(share, resolved)
                 problems += _singular(share, resolved, places)
                 zero = _zeros(resolved)
-                found += _start(share, resolved, zero)
+                new += _start(share, resolved, zero)
                 if not zero:
                     # Then ``scale * B A`` equals that part of the weight.
                     starts |= {
@@ -185,7 +185,7 @@ class Resolver:
                         if start.init in _OF_WEIGHT
                     }
                     resolved = replace(resolved, subtracted=not share.nonzero_start)
-        problems += (problem.within(*at) for problem in found)
+        problems += (problem.within(*at) for problem in new)
         return resolved
 
     def _initial(self, given: m.Expression, loc: Loc, problems: list[Problem]) -> Start:
@@ -207,13 +207,13 @@ def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value])
     return {loc: role for loc, role in named.items() if role != "none"}
 
 
-def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
+def _own_starts(transform: Transform, specified: Mapping[str, Start]) -> dict[str, Start]:
     """Return the transform's initial values for roles that the share does not mention."""
     with guard(transform, "start"):
         return {
             role: Start(*transform.start(role))
             for role in transform.roles
-            if role not in given or role in transform.fixed
+            if role not in specified or role in transform.fixed
         }
 
 
@@ -223,25 +223,25 @@ def at_via(spec: m.Spec, index: int, error: SpecError) -> list[Problem]:
     return [replace(problem, loc=loc) for problem in error.problems]
 
 
-def check_names(scope: Scope, given: object, loc: Loc, asked: Purpose = "number") -> None:
+def check_names(scope: Scope, expression: object, loc: Loc, asked: Purpose = "number") -> None:
     """Check every name of an expression that concerns no module, including unevaluated branches.
 
     Raises:
         EvaluationError: BS201 for a name without a meaning here, BS210 for an attribute of a module.
     """
-    known = {*scope.values, "none"}
-    for mention in mentions(given, asked, loc):
+    declared = {*scope.values, "none"}
+    for mention in mentions(expression, asked, loc):
         part, beside = mention.part, mention.compared_with
         match mention.purpose, part:
             case "number", m.Ref():
                 scope.number(part, mention.loc)
             case "condition" | "part", m.Ref() | m.Match():
                 scope.holds(part, mention.loc)
-            case "subject" | "side", m.Ref(ref=name) if name not in known:
+            case "subject" | "side", m.Ref(ref=name) if name not in declared:
                 if name in m.ATTRIBUTES:
                     scope.attribute(name, mention.loc)
-                if not isinstance(beside, m.Ref) or beside.ref not in known:
-                    help = nearest(name, known, few=0) or "compare a param with what it may be"
+                if not isinstance(beside, m.Ref) or beside.ref not in declared:
+                    help = nearest(name, declared, few=0) or "compare a param with what it may be"
                     raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=mention.loc, help=help))
 
 
@@ -397,9 +397,11 @@ def _transform(
         for fault in error.errors(include_url=False, include_context=False):
             option = str(fault["loc"][0]) if fault["loc"] else ""
             if fault["type"] == "extra_forbidden":
-                known = [field.alias or option for option, field in kind.model_fields.items()]
+                option_names = [
+                    field.alias or option for option, field in kind.model_fields.items()
+                ]
                 loc = ("via", "options", option, "name")
-                help = nearest(option, known)
+                help = nearest(option, option_names)
                 problems.append(
                     codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)
                 )

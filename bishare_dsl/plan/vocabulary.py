@@ -72,18 +72,18 @@ class Vocabulary:
 
         Parts of an expression that was already reported are skipped.
         """
-        found: list[Problem] = []
+        reported: list[Problem] = []
         for mention in asked:
-            if any(mention.loc[: len(problem.loc)] == problem.loc for problem in found):
+            if any(mention.loc[: len(problem.loc)] == problem.loc for problem in reported):
                 continue
             try:
                 new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
                 new = [error.problem]
             if new:  # Report one of two equal problems in a condition.
-                said = {(problem.loc[:-1], problem.help) for problem in found}
-                found += (one for one in new if (one.loc[:-1], one.help) not in said)
-        return found
+                seen = {(problem.loc[:-1], problem.help) for problem in reported}
+                reported += (one for one in new if (one.loc[:-1], one.help) not in seen)
+        return reported
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
         loc, beside = mention.loc, mention.compared_with
@@ -159,12 +159,12 @@ class Vocabulary:
             ):
                 yield self._outside(counted, what, loc)
                 return
-        asked = self.site_sets.all if among is None else among
+        considered = self.site_sets.all if among is None else among
         true, false = self.site_sets.partition(m.Member(value=subject, among=(item,)))
-        if true & asked or not asked:
+        if true & considered or not considered:
             return
-        if not (valued := false & asked):
-            scope = self.site_sets.scopes[min(asked)]
+        if not (valued := false & considered):
+            scope = self.site_sets.scopes[min(considered)]
             scope.includes(item, scope.value(subject, loc), subject, loc)  # Raises.
         if counted:
             yield self._outside(counted, what, loc)
@@ -183,9 +183,9 @@ class Vocabulary:
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         attribute, pattern = part.attribute, part.pattern
-        known = {str(scope.values[attribute]) for scope in self.site_sets.scopes}
+        site_values = {str(scope.values[attribute]) for scope in self.site_sets.scopes}
         globs = m.globs_of(pattern)
-        help = nearest(pattern, known) or self.hint
+        help = nearest(pattern, site_values) or self.hint
         if pattern in ("expert", "experts") and not self._most("expert"):
             help = f"{self.model} has no experts"
         if {*"|["} & {*pattern}:

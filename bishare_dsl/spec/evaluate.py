@@ -124,7 +124,7 @@ class Scope:
                 name = expression.ref
                 if name in m.ATTRIBUTES:
                     self.attribute(name, loc)
-                numbers = [known for known, v in self.values.items() if not isinstance(v, str)]
+                numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
                 if {"rank", "per", "keys"} & {*loc}:
                     numbers += ["layer", "layers", "in", "out", "expert"]
                 at = "rank" if "rank" in loc else "number"

@@ -57,10 +57,10 @@ class SiteSets:
 
     def partition(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
         """Return the sites where a condition is true, and where it is false. Elsewhere it has no value."""
-        known = self._partitions.get(id(condition))
-        if known is None:
-            known = self._partitions[id(condition)] = condition, *self._partition(condition)
-        return known[1:]
+        cached = self._partitions.get(id(condition))
+        if cached is None:
+            cached = self._partitions[id(condition)] = condition, *self._partition(condition)
+        return cached[1:]
 
     def _partition(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
         match condition:
@@ -80,11 +80,11 @@ class SiteSets:
             case m.Not(negated=inner):
                 true, false = self.partition(inner)
                 return false, true
-        found: tuple[set[int], set[int]] = set(), set()
+        result: tuple[set[int], set[int]] = set(), set()
         for group in self.groups(condition, "condition"):
             with suppress(EvaluationError):
-                found[not self.scopes[group[0]].holds(condition)].update(group)
-        return found
+                result[not self.scopes[group[0]].holds(condition)].update(group)
+        return result
 
     def _any(self, parts: Sequence[m.Expression]) -> tuple[Set[int], Set[int]]:
         found, left = frozenset[int](), self.all

@@ -200,16 +200,16 @@ class Spec(Node):
             SpecError: BS207 for an unknown name, BS211 for a value that is neither a finite number nor a
             word.
         """
-        known = [param.name for param in self.params]
+        names = [param.name for param in self.params]
         problems = [
             codes.UNKNOWN_PARAM_SET(
                 name=name,
                 spec=self.name,
-                help=nearest(name, known)
+                help=nearest(name, names)
                 or f"declare it, `param {name} = 8` below `spec`, and use its name in place of a number",
             )
             for name in values
-            if name not in known
+            if name not in names
         ]
         params: list[Param] = []
         for i, param in enumerate(self.params):
@@ -232,8 +232,8 @@ class Spec(Node):
             return Settings(init=share.init)
         own = {name: getattr(share, name) for name in Settings.model_fields}
         own["init"] = self.defaults.init | share.init
-        said = {name: value for name, value in own.items() if value is not None}
-        return self.defaults.model_copy(update=said)
+        specified = {name: value for name, value in own.items() if value is not None}
+        return self.defaults.model_copy(update=specified)
 
 
 def param_values(spec: Spec) -> tuple[dict[str, int | float | str], list[Problem]]:

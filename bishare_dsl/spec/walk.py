@@ -96,9 +96,9 @@ def mentions(
     Raises:
         TypeError: the tables have no purpose for the field of an expression.
     """
-    found: list[Mention] = []
-    _add(found, part, purpose, loc, domain)
-    return found
+    result: list[Mention] = []
+    _add(result, part, purpose, loc, domain)
+    return result
 
 
 def _add(
@@ -140,16 +140,18 @@ def _add(
             at = (*loc, "otherwise")
             _add(found, part.otherwise, "number", at, domain, None, assuming)
     elif isinstance(part, BaseModel):
-        for name, said, whose in _fields(type(part)):
+        for name, field_purpose, whose in _fields(type(part)):
             value = getattr(part, name)
-            if said is None and not isinstance(value, (BaseModel, tuple, dict)):
+            if field_purpose is None and not isinstance(value, (BaseModel, tuple, dict)):
                 continue
             compared_with = None
             if isinstance(part, m.Compare):
                 compared_with = part.left if name == "right" else part.right
             elif isinstance(part, m.Member):
                 compared_with = part.value if name == "among" else None
-            _add(found, value, said, (*loc, name), whose or domain, compared_with, assuming)
+            _add(
+                found, value, field_purpose, (*loc, name), whose or domain, compared_with, assuming
+            )
 
 
 @cache
