@@ -32,7 +32,7 @@ def test_a_notebook_shows_the_picture(plan):
     assert shown.startswith("<iframe srcdoc=")
     # Inside an attribute: no quote of the page ends it.
     assert shown.count('"') == 10
-    assert "inter.A" in shown
+    assert "&lt;b&gt;share&lt;/b&gt; inter" in shown
 
 
 def test_tensor_names_are_key_paths(plan):
