@@ -59,18 +59,22 @@ class ResolvedSpec:
 
     plan: Plan
     problems: tuple[Problem, ...]
-    spec: Spec
+    spec: Spec | None
     where: SourceMap | None
     changed: bool
 
     def text(self) -> str:
         """Return a text for the spec that needs no other file, for the adapter's config.
 
+        It is empty where a folder without a spec gave the plan.
+
         Raises:
             SpecError: no text can express the spec (BS140).
         """
         from bishare_dsl.language import own_text
 
+        if self.spec is None:
+            return ""
         return own_text(self.spec, self.where, changed=self.changed)
 
 

@@ -37,6 +37,7 @@ const KNOWN = {
   VectorBank: ['bank L_A L_B', 'vectors length top_k bank_bound logits_deviation'],
   Experts: ['A B G', 'count'],
 };
+const FEATURES = ['drawn', 'experts', 'full', 'library', 'parts', 'tied'];
 const WORDS = { slice: ['leading', 'centre', 'trailing'], cut: ['both', 'in', 'out'] };
 
 function unknown(what) {
@@ -50,30 +51,54 @@ function unknown(what) {
  */
 export async function read(config, files) {
   const { peft_type: type, bishare } = JSON.parse(config);
-  const [, seed] = config.match(/"seed":\s*(-?\d+)/); // Its digits: a number of JavaScript has 53 bits.
-  const sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
-  if (type !== 'BISHARE' || sharing.format !== 1) unknown('format');
+  let sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
+  // The digits of the seed: a number of JavaScript has 53 bits.
+  if (sharing.format === 1) sharing = ofFormat1(sharing, config.match(/"seed":\s*(-?\d+)/)[1]);
+  if (type !== 'BISHARE' || sharing.format !== 2) unknown('this format');
+  for (const word of sharing.needs) if (!KNOWN[word] && !FEATURES.includes(word)) unknown(word);
+  sharing.terms.forEach(check);
   const stored = Object.assign({}, ...files.map(safetensors));
-  const tensors = {}, updates = {}, full = {};
-  for (const [name, said] of Object.entries(sharing.tensors)) {
-    if (said.key) tensors[name] = stored[said.key];
-    else if (said.parts) tensors[name] = logits(said.shape[1], stored[said.parts.vectors], stored[said.parts.below]);
-    else if (said.draw) tensors[name] = await drawn(said, `${seed}:${said.like ?? name}`);
-    else unknown("a start from the base's weights");
-  }
+  const tensors = await Promise.all(sharing.tensors.map((entry) => values(entry, stored)));
+  const updates = {}, full = {};
   for (const { module, shape, terms } of sharing.modules) {
-    terms.forEach(check);
-    const update = (x) => sum(terms.map((term) => matrix(term, tensors, ...shape, x)));
-    updates[module] = terms.some((term) => term.transform === 'Experts') ? update : update();
+    const named = terms.map(([index, ...places]) => {
+      const term = sharing.terms[index];
+      return [term, Object.fromEntries(term.roles.map((role, i) => [role, tensors[places[i]]]))];
+    });
+    const update = (x) => sum(named.map(([term, t]) => matrix(term, t, ...shape, x)));
+    updates[module] = named.some(([term]) => term.transform === 'Experts') ? update : update();
   }
   for (const { parameter, tensor } of sharing.full) full[parameter] = [tensors[tensor].flat()];
   return { sharing, updates, full };
 }
 
+/** Returns format 2 of format 1: there terms stand at each module, and tensors have names. */
+function ofFormat1(sharing, seed) {
+  const names = Object.keys(sharing.tensors), terms = [], texts = [];
+  const modules = sharing.modules.map((module) => {
+    const here = module.terms.map(({ tensors, ...term }) => {
+      const text = JSON.stringify([term, Object.keys(tensors)]);
+      if (!texts.includes(text)) [texts.push(text), terms.push({ ...term, roles: Object.keys(tensors) })];
+      return [texts.indexOf(text), ...Object.values(tensors).map((name) => names.indexOf(name))];
+    });
+    return { ...module, terms: here };
+  });
+  const tensors = Object.entries(sharing.tensors).map(([name, entry]) => ({ ...entry, text: `${seed}:${entry.like ?? name}` }));
+  const full = sharing.full.map((each) => ({ ...each, tensor: names.indexOf(each.tensor) }));
+  return { format: 2, needs: [], tensors, terms, modules, full };
+}
+
+/** Returns the values of a tensor, wherever they are. */
+function values(entry, stored) {
+  if (entry.key) return stored[entry.key];
+  if (entry.parts) return logits(entry.shape[1], stored[entry.parts.vectors], stored[entry.parts.below]);
+  return entry.draw ? drawn(entry, entry.text) : unknown("a start from the base's weights");
+}
+
 /** Refuses a transform, a role, an option or a word that this reader does not know. */
-function check({ transform, options, tensors }) {
+function check({ transform, options, roles: used }) {
   const [roles, names] = (KNOWN[transform] ?? unknown(`the transform ${transform}`)).map((text) => text.split(' '));
-  for (const role of Object.keys(tensors)) if (![...roles, 'gain_rank', 'gain_out'].includes(role)) unknown(`the role ${role} of ${transform}`);
+  for (const role of used) if (![...roles, 'gain_rank', 'gain_out'].includes(role)) unknown(`the role ${role} of ${transform}`);
   for (const [option, value] of Object.entries(options)) {
     if (!names.includes(option) || !(WORDS[option] ?? [value]).includes(value)) unknown(`${option} = ${value} of ${transform}`);
   }
@@ -179,8 +204,7 @@ export function quantile(u) {
 
 // Terms.
 
-function matrix(term, tensors, dOut, dIn, x) {
-  const t = Object.fromEntries(Object.entries(term.tensors).map(([role, name]) => [role, tensors[name]]));
+function matrix(term, t, dOut, dIn, x) {
   let [rank, out] = [t.gain_rank?.[0], t.gain_out?.[0]];
   if (term.transform === 'Experts') {
     const logits = t.G.map((row) => row.reduce((total, g, i) => total + g * x[i], 0));

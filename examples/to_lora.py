@@ -1,19 +1,47 @@
-"""Write an adapter of shared factors as a plain LoRA of PEFT, with numpy alone: no bishare, no torch.
+"""Write an adapter of shared factors as a plain LoRA of PEFT: one file, numpy alone, no bishare, no torch.
 
 python examples/to_lora.py FOLDER OUT [NAME OF AN ADAPTER IN A LIBRARY]
 
-It reads the folder by `reader.py` beside it. A module gets the pairs of all its terms, one below the other,
-with their scales and gains in B.
+docs/format.md describes what it reads: both formats. A module gets the pairs of all its terms, one below the
+other, with their scales and gains in B.
 """
 
+import base64
+import functools
+import hashlib
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
-from reader import ONE, factor, known, open_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I32": "<i4"}
+ONE = np.ones((1, 1))
+# The roles of each transform except `gain_rank` and `gain_out`, and its options: all others are refused.
+KNOWN = {
+    "Identity": ("A B", ""),
+    "SS": ("A B", "slice"),
+    "KE": ("A B K_A K_B", "size kernel shared_rank rowwise"),
+    "GT": ("A B G_id G_iu G_od G_ou", "size gates gate_rank"),
+    "Basis": ("A B c_A c_B", "count"),
+    "Mix": ("A B m_A m_B", "count_A count_B"),
+    "Loadings": ("A B L_A L_B", "vectors"),
+    "Core": ("A B core core_2 core_3 c", "cores count"),
+    "BlockDiagonal": ("A B", "blocks cut"),
+    "Grid": ("A B", "blocks"),
+    "Hadamard": ("A B A_2 B_2", ""),
+    "MiSS": ("B", ""),
+    "Rotation": ("A B", "chunks_A chunks_B stride"),
+    "Shards": ("A B I_A I_B", "rows shards"),
+    "VectorBank": ("bank L_A L_B", "vectors length top_k bank_bound logits_deviation"),
+    "Experts": ("A B G", "count"),
+}
+WORDS = {"slice": ("leading", "centre", "trailing"), "cut": ("both", "in", "out")}
+
+
+FEATURES = ("drawn", "experts", "full", "library", "parts", "tied")
 
 
 def to_lora(folder, out, name=None):
@@ -23,15 +51,15 @@ def to_lora(folder, out, name=None):
     pairs = {}
     for module in sharing["modules"]:
         known(not module.get("tied"), f"a weight that {module['module']} shares, as a plain LoRA")
-        pairs[module["module"]] = pair_of(module, tensors)
+        pairs[module["module"]] = pair_of(module, sharing["terms"], tensors)
     stored = {}
     for path, (a, b) in pairs.items():
-        stored[f"base_model.model.{path}.lora_A.weight"] = a
-        stored[f"base_model.model.{path}.lora_B.weight"] = b
+        stored[f"base_model.model.{path}.lora_A.weight"] = a.astype("<f4")
+        stored[f"base_model.model.{path}.lora_B.weight"] = b.astype("<f4")
     highest = max(len(a) for a, _ in pairs.values())
     ranks = {f"^{path.replace('.', chr(92) + '.')}": len(a) for path, (a, _) in pairs.items()}
     ranks = {pattern: rank for pattern, rank in ranks.items() if rank != highest}
-    said = {
+    written = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.get("base_model_name_or_path"),
         "r": highest,
@@ -43,24 +71,236 @@ def to_lora(folder, out, name=None):
         "inference_mode": True,
     }
     Path(out).mkdir(parents=True)
-    Path(out, CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+    Path(out, CONFIG).write_text(json.dumps(written, indent=2) + "\n", "utf-8")
     Path(out, TENSORS).write_bytes(file_of(stored))
     return pairs
 
 
-def pair_of(module, tensors):
-    """Return the pair of a module, for which dW = B A."""
+def pair_of(module, terms, tensors, x=None):
+    """Return A and B of a module, dW = B A; of a module with a router for an input x."""
     d_out, d_in = module["shape"]
     downs, ups = [], []
-    for term in module["terms"]:
-        known(
-            term["transform"] != "Experts", "an update that depends on the input, as a plain LoRA"
-        )
-        t = {role: tensors[name] for role, name in term["tensors"].items()}
+    for number, *places in module["terms"]:
+        term = terms[number]
+        t = dict(zip(term["roles"], (tensors[place] for place in places), strict=True))
+        gain = t.get("gain_rank", ONE)
+        if term["transform"] == "Experts":
+            known(x is not None, "an update that depends on the input, as a plain LoRA")
+            chances = t["G"] @ x
+            chances = np.exp(chances - chances.max())
+            gain = np.repeat(chances / chances.sum(), term["rank"])
         up = factor(term, t, "B", d_out)[:, :d_out].T
         downs.append(factor(term, t, "A", d_in)[:, :d_in])
-        ups.append(term["scale"] * up * t.get("gain_rank", ONE) * t.get("gain_out", ONE).T)
-    return np.concatenate(downs).astype("<f4"), np.hstack(ups).astype("<f4")
+        ups.append(term["scale"] * up * gain * t.get("gain_out", ONE).T)
+    a, b = np.concatenate(downs), np.hstack(ups)
+    known(len(a) == module.get("rank", len(a)), f"another rank of {module['module']}")
+    return a, b
+
+
+def open_folder(folder, name=None):
+    """Return the config, `sharing` as format 2 has it, and the tensors."""
+    config = json.loads(Path(folder, CONFIG).read_text("utf-8"))
+    known(config["peft_type"] == "BISHARE", "the method of this folder")
+    sharing = config["bishare"]["sharing"]
+    if isinstance(sharing, str):
+        sharing = unpacked(sharing)
+    if sharing["format"] == 1:
+        sharing = of_format_1(sharing, config["seed"])
+    known(sharing["format"] == 2, "this format")
+    for word in sharing["needs"]:
+        known(word in KNOWN or word in FEATURES, word)
+    for term in sharing["terms"]:
+        check(term)
+    stored = safetensors(Path(folder, TENSORS))
+    stored |= safetensors(Path(folder, "adapters", f"{name}.safetensors")) if name else {}
+    return config, sharing, [values(entry, stored) for entry in sharing["tensors"]]
+
+
+def unpacked(text):
+    """Return what format 1 has compressed."""
+    return json.loads(zlib.decompress(base64.b64decode(text)))
+
+
+def of_format_1(sharing, seed):
+    """Return format 2 of format 1: there terms stand at each module, and tensors have names."""
+    names = {name: i for i, name in enumerate(sharing["tensors"])}
+    terms, modules = [], []
+    for module in sharing["modules"]:
+        here = []
+        for term in module["terms"]:
+            roles = term["tensors"]
+            term = {k: v for k, v in term.items() if k != "tensors"} | {"roles": [*roles]}
+            if term not in terms:
+                terms.append(term)
+            here.append([terms.index(term), *map(names.get, roles.values())])
+        modules.append(module | {"terms": here})
+    return {
+        "format": 2,
+        "needs": [],
+        "tensors": [
+            entry | {"text": f"{seed}:{entry.get('like', name)}"}
+            for name, entry in sharing["tensors"].items()
+        ],
+        "terms": terms,
+        "modules": modules,
+        "full": [each | {"tensor": names[each["tensor"]]} for each in sharing["full"]],
+    }
+
+
+def known(condition, what):
+    """Refuse what this reader does not know."""
+    if not condition:
+        raise SystemExit(f"this reader does not know: {what}")
+
+
+def check(term):
+    """Refuse a transform, a role, an option or a word that this reader does not know."""
+    known(term["transform"] in KNOWN, f"the transform {term['transform']}")
+    roles, options = (names.split() for names in KNOWN[term["transform"]])
+    for role in term["roles"]:
+        known(role in (*roles, "gain_rank", "gain_out"), f"the role {role} of {term['transform']}")
+    for option, value in term["options"].items():
+        named = f"{option} = {value} of {term['transform']}"
+        known(option in options and value in WORDS.get(option, (value,)), named)
+
+
+def safetensors(path):
+    content = path.read_bytes()
+    first = 8 + int.from_bytes(content[:8], "little")
+    found = json.loads(content[8:first])
+    found.pop("__metadata__", None)
+    for key, entry in found.items():
+        array = np.frombuffer(
+            content[first:][slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]
+        )
+        array = (array.astype("<u4") << 16).view("<f4") if entry["dtype"] == "BF16" else array
+        found[key] = array.reshape(entry["shape"]).astype(float)
+    return found
+
+
+def values(entry, stored):
+    """Return the values of a tensor, wherever they are."""
+    if "key" in entry:
+        return stored[entry["key"]]
+    if "parts" in entry:
+        below = stored[entry["parts"]["below"]]
+        logits = np.full(entry["shape"], -np.inf)
+        places = stored[entry["parts"]["vectors"]].astype(int)
+        np.put_along_axis(logits, places, np.pad(-below, ((0, 0), (1, 0))), 1)
+        return logits
+    known("draw" in entry, "a start from the base's weights")
+    drawn = draw(*entry["draw"].items(), entry["shape"], entry["text"])
+    if entry["dtype"] == "bfloat16":  # To the nearest, of two that are as near the even one.
+        bits = drawn.view("<u4")
+        drawn = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        check_digest(drawn.astype("<u2"), entry)
+        return (drawn << 16).astype("<u4").view("<f4").astype(float)
+    drawn = drawn.astype(entry["dtype"])
+    check_digest(drawn, entry)
+    return drawn.astype(float)
+
+
+def check_digest(drawn, entry):
+    """Refuse a tensor that comes out otherwise than it was."""
+    found = hashlib.sha256(np.ascontiguousarray(drawn).tobytes()).hexdigest()
+    known(found.startswith(entry.get("sha256", "")), f"how {entry['text']} was drawn")
+
+
+def draw(how, shape, text):
+    (kind, amount), count = how, shape[0] * shape[1]
+    known(kind in ("constant", "uniform", "normal", "choice"), kind)
+    key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], "<u8").astype("u8")
+    philox = np.random.Philox(key=key)
+    if kind == "choice":
+        places = np.argsort(philox.random_raw(amount), kind="stable")[: shape[0]]
+        return np.stack((places // 256, places % 256), 1)
+    words = philox.random_raw((count + 1) // 2).astype("<u8").view("<u4")[:count]
+    u = (words + 0.5) * 2.0**-32
+    low, high = amount if kind == "uniform" else (amount, amount)
+    made = amount * normal(u) if kind == "normal" else low + (high - low) * u
+    return made.astype("<f4").reshape(shape)
+
+
+def normal(u):
+    q = u - 0.5
+    t = 0.180625 - q * q
+    near = q * np.polyval([59.109374720, 159.29113202, 50.434271938, 3.3871327179], t)
+    near /= np.polyval([67.187563600, 78.757757664, 17.895169469, 1], t)
+    m, e = np.frexp(np.minimum(u, 1 - u))
+    y = (m - 1) / (m + 1)
+    p = np.polyval(1 / np.arange(21, 0, -2), y * y)
+    t = np.sqrt(-e * 0.6931471805599453 - 2 * y * p) - 1.6
+    far = np.polyval([0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777], t)
+    far /= np.polyval([0.12021132975, 0.73700164250, 1], t)
+    return np.where(abs(q) <= 0.425, near, np.copysign(far, q))
+
+
+def factor(term, t, x, d):
+    """Return the effective factor X of a term, whose side is d wide; what is more is cut off."""
+    o, r, own = term["options"], term["rank"], t.get(x)
+    match term["transform"]:
+        case "Identity":
+            return own
+        case "SS":
+            spare = own.shape[1] - d
+            return own[:, {"leading": 0, "trailing": spare, "centre": spare // 2}[o["slice"]] :]
+        case "KE":
+            k = t[f"K_{x}"]
+            return np.stack([*map(np.kron, k, own)]) if o["rowwise"] else np.kron(k, own)
+        case "GT":
+            p, q = t["A"] @ t["G_iu"].T, t["B"] @ t["G_od"].T
+            if r < o["gate_rank"]:
+                return p @ t["G_id"] if x == "A" else q @ t["G_ou"]
+            return t["G_id"] if x == "A" else p.T @ q @ t["G_ou"]
+        case "Basis" | "Mix":
+            return mixed(t.get(f"c_{x}", t.get(f"m_{x}", ONE)), own)
+        case "Loadings":
+            return t[f"L_{x}"] @ own
+        case "Core" if x == "A":
+            return own
+        case "Core":
+            cores = [mixed(t.get("c", ONE), t["core"]), t.get("core_2"), t.get("core_3")]
+            return functools.reduce(np.matmul, [*cores[: max(o["cores"], 1)], own])
+        case "BlockDiagonal":
+            return own if o["cut"] == {"A": "out", "B": "in"}[x] else diagonal(own, o["blocks"])
+        case "Grid":
+            parts = [own] if x == "A" else np.split(own, o["blocks"])
+            return np.concatenate([diagonal(part, o["blocks"]) for part in parts])
+        case "Hadamard":
+            return (own[:, None, :d] * t[f"{x}_2"]).reshape(r * r, d)
+        case "MiSS":
+            return np.tile(np.eye(r), -(-d // r)) if x == "A" else own
+        case "Rotation":
+            count = o[f"chunks_{x}"]
+            stride = max(r // count, 1) if o["stride"] is None else o["stride"]
+            return np.hstack([np.roll(own, k * stride, 0) for k in range(count)])
+        case "Shards":
+            high, low = t[f"I_{x}"].astype(int).T
+            pieces = own.reshape(r * o["shards"], -1)
+            return pieces[(256 * high + low) % len(pieces)].reshape(o["rows"], d)
+        case "VectorBank":
+            logits = t[f"L_{x}"]
+            # Of equal logits the first.
+            places = np.argsort(-logits, 1, kind="stable")[:, : o["top_k"]]
+            largest = np.take_along_axis(logits, places, 1)
+            weights = np.exp(largest - largest[:, :1])
+            weights /= weights.sum(1, keepdims=True)
+            return np.einsum("sk,skl->sl", weights, t["bank"][places]).reshape(r, d)
+        case "Experts":
+            return np.tile(own, (o["count"], 1)) if x == "A" else own
+        case other:
+            return known(False, f"the transform {other}")
+
+
+def mixed(weights, x):
+    """Add up the matrices that lie one below the other in x."""
+    return np.tensordot(weights[0], x.reshape(weights.size, -1, x.shape[1]), 1)
+
+
+def diagonal(x, k):
+    """Put k parts of the columns of x along a diagonal."""
+    parts = x.reshape(len(x), k, -1)
+    return np.einsum("kl,ilj->kilj", np.eye(k), parts).reshape(k * len(x), -1)
 
 
 def file_of(tensors):

@@ -6,8 +6,9 @@ import hashlib
 import importlib.metadata
 import json
 import zlib
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from bishare_dsl.version import __version__
 PEFT_TYPE = "BISHARE"
 """What PEFT calls the method."""
 
-FORMAT = 4
+FORMAT = 5
 """The format of an adapter's folder that this version writes, and the newest that it reads."""
 
 RECORD = "bishare"
@@ -52,8 +53,11 @@ _OF_PEFT = {
 }
 
 
-_PLAIN = 8192
-"""Characters of JSON beyond which a field of the file is packed."""
+_IN_SHARING = ("drawn", "compact", "of_base", "marks")
+"""What `sharing` states since format 5, and the config stated before."""
+
+STATED = 5
+"""The first format of that kind."""
 
 
 def text_of(value: Any) -> str:
@@ -61,19 +65,11 @@ def text_of(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _pack(value: Any) -> Any:
-    """Return JSON, or the text of some; of what is long the base64 of its compressed text."""
-    text = value if isinstance(value, str) else text_of(value)
-    if len(text) <= _PLAIN:
-        return json.loads(text)
-    return b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def _text_in(value: Any) -> str:
-    """Return the text of what `_pack` gives.
+def text_in(value: Any) -> str:
+    """Return the text of JSON, which formats up to 4 compress where it is long.
 
     Raises:
-        ValueError: it did not give this.
+        ValueError: it is neither JSON nor the base64 of its compressed text.
     """
     if not isinstance(value, str):
         return text_of(value)
@@ -93,7 +89,7 @@ def unpack(value: Any) -> Any:
     Raises:
         ValueError: it is none, or of a thing for each of more tensors than any adapter has.
     """
-    found = parse_json(_text_in(value)) if isinstance(value, str) else value
+    found = parse_json(text_in(value)) if isinstance(value, str) else value
     if isinstance(found, dict) and len(found) > MAX_SITES:
         raise ValueError(f"it has more than {MAX_SITES:,} tensors")
     return found
@@ -110,14 +106,14 @@ class DrawnTensor(BaseModel):
     """A frozen tensor that is not in the file: ``seed`` draws it, and it is rounded to ``dtype``.
 
     ``generator`` draws it: torch's for adapters of bishare 0.2. ``sha256`` are the first digits of that of
-    its bytes, row by row, little-endian.
+    its bytes, row by row, little-endian; other programs may leave it out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     generator: Literal["philox", "torch"] = "torch"
-    sha256: str = Field(min_length=8)
+    sha256: str = Field(default="", pattern="^([0-9a-f]{8,64})?$")
 
 
 class Marks(BaseModel):
@@ -153,8 +149,9 @@ class AdapterConfig(BaseModel):
 
     ``sharing`` is the plan as other readers take it (`bishare_dsl.adapter.sharing`), a text of JSON; None in
     what bishare wrote before that. ``marks`` are those of frozen tensors that loading makes again from the
-    base's weights (`bishare_dsl.adapter.recipes`). ``drawn``, ``marks`` and ``sharing`` are packed in the
-    file where they are long.
+    base's weights (`bishare_dsl.adapter.recipes`). ``drawn``, ``compact``, ``of_base`` and ``marks`` stand in
+    ``sharing`` alone: `bishare_dsl.adapter.contents.check_plan` finds them there. Without a ``spec`` the plan
+    is the one that ``sharing`` states.
 
     Of a library ``adapters`` are the digests of what each adapter has for itself, by its name. ``beside`` is
     the digest of the tensors of modules that PEFT has saved in the file, beside the adapter.
@@ -181,9 +178,9 @@ class AdapterConfig(BaseModel):
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
     beside: str | None = None
-    sharing: Annotated[str | None, BeforeValidator(_text_in)] = None
-    _right: list[bool] = PrivateAttr(default_factory=list)
-    """Not empty where `sharing` was found right: one list of all configs that were read from one text."""
+    sharing: Annotated[str | None, BeforeValidator(text_in)] = None
+    _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """What a checked `sharing` states: one dict of all configs that were read from one text."""
 
     def record(self) -> dict[str, Any]:
         """Return what stands in the field ``bishare`` of the file."""
@@ -191,15 +188,17 @@ class AdapterConfig(BaseModel):
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, and the order of a block's layers counts.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
-        packed = ("drawn", "marks", "sharing")
-        record |= {name: _pack(record[name]) for name in packed if name in record}
+        if self.sharing is not None:
+            record["sharing"] = json.loads(self.sharing)
+        if self.format >= STATED:
+            record = {name: value for name, value in record.items() if name not in _IN_SHARING}
         return record | {"digest": seal(self.spec, self.seed, record)}
 
     def text(self) -> str:
         """Return the text of the file, as PEFT would write it."""
         own = {theirs: getattr(self, ours) for ours, theirs in _OF_PEFT.items()}
         fields = {"peft_type": PEFT_TYPE, "task_type": None, "inference_mode": True, **own}
-        return json.dumps(fields | {RECORD: self.record()}, indent=1, sort_keys=True) + "\n"
+        return layout(fields | {RECORD: self.record()})
 
     @classmethod
     def of(cls, fields: Any) -> AdapterConfig:
@@ -212,6 +211,8 @@ class AdapterConfig(BaseModel):
             raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
         record = fields.get(RECORD)
         record = record if isinstance(record, dict) else {}
+        if not fields.get("spec") and "digest" not in record and "sharing" in record:
+            return _of_others(fields, record)
         if record.get("digest") != seal(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("it is not what was saved")
         said = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
@@ -219,6 +220,60 @@ class AdapterConfig(BaseModel):
         config = _config_of(json.dumps(said | own))
         of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
         return config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
+
+
+def layout(value: Any, depth: int = 4) -> str:
+    """Return JSON with a line for each entry down to a depth, so that a person and `diff` can read it."""
+
+    def lines(value: Any, depth: int, space: str) -> str:
+        if not depth or not value or not isinstance(value, (dict, list)):
+            return text_of(value)
+        inner = space + " "
+        if isinstance(value, list):
+            parts, ends = [lines(each, depth - 1, inner) for each in value], "[]"
+        else:
+            parts = [
+                f"{json.dumps(k)}: {lines(v, depth - 1, inner)}" for k, v in sorted(value.items())
+            ]
+            ends = "{}"
+        return f"{ends[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{space}{ends[1]}"
+
+    return lines(value, depth, "") + "\n"
+
+
+def is_compact(record: Mapping[str, Any] | None) -> bool:
+    """Tell whether a config that was read, and not checked yet, has tensors in parts."""
+    sharing = (record or {}).get("sharing")
+    tensors = sharing.get("tensors") if isinstance(sharing, dict) else None
+    parts = any("parts" in tensor for tensor in tensors) if isinstance(tensors, list) else False
+    return parts or bool((record or {}).get("compact"))
+
+
+def _of_others(fields: Mapping[str, Any], record: Mapping[str, Any]) -> AdapterConfig:
+    """Return the config of a folder that another program has written, by `docs/format.md`."""
+    from bishare_dsl.adapter.sharing import base_of, read_sharing
+
+    seed = fields.get("seed", 0)
+    text = text_in(record["sharing"])
+    if type(seed) is not int:
+        raise ValueError(f"`seed` is {seed!r}")
+    name = fields.get("base_model_name_or_path")
+    sharing = read_sharing(text, seed)
+    texts = [entry.text.partition(":")[0] for entry in sharing.tensors if entry.draw is not None]
+    with suppress(ValueError):
+        seed = int(texts[0]) if texts and str(int(texts[0])) == texts[0] else seed
+    members = record.get("adapters")
+    return AdapterConfig(
+        versions={},
+        spec="",
+        seed=seed,
+        base_model=name if isinstance(name, str) else None,
+        base=base_of(sharing, name if isinstance(name, str) and name else "its base"),
+        plan="",
+        rounded="bfloat16",  # Loaded, they are float32, in which bishare trains.
+        adapters=dict.fromkeys(members, "") if isinstance(members, dict) else None,
+        sharing=sharing.model_dump(mode="json", exclude_defaults=True),  # type: ignore[arg-type]
+    )
 
 
 @lru_cache(maxsize=16)
@@ -233,9 +288,11 @@ def _config_of(text: str) -> AdapterConfig:
 def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:
     """Return the digest of what a config says of an adapter; the base may be called otherwise.
 
-    ``sharing`` is not in it: it is compared with what the spec gives.
+    Up to format 4 ``sharing`` is not in it.
     """
-    others = {name: value for name, value in record.items() if name not in ("digest", "sharing")}
+    number = record.get("format")
+    left_out = ("digest",) if type(number) is int and number >= STATED else ("digest", "sharing")
+    others = {name: value for name, value in record.items() if name not in left_out}
     text = json.dumps([spec, seed, others], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,20 +12,24 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.config import (
+    STATED,
     AdapterConfig,
     Entries,
     attribute_in,
+    broken_config,
     installed_versions,
     is_seed,
     part_name,
 )
-from bishare_dsl.adapter.replan import check_transforms, plan_of_text
+from bishare_dsl.adapter.replan import check_transforms, missing_transforms, plan_of_text
+from bishare_dsl.adapter.sharing import contents_of, plan_of, read_sharing, sharing_of
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
@@ -223,14 +227,26 @@ def entries_in(content: bytes) -> Entries:
     return entries
 
 
-def check_plan(config: AdapterConfig) -> Plan:
-    """Make the plan that an adapter was saved with.
+def check_plan(
+    config: AdapterConfig, path: Path = Path("adapter_config.json")
+) -> tuple[Plan, AdapterConfig]:
+    """Make the plan that an adapter was saved with, and find in `sharing` which tensors are not stored whole.
 
     Raises:
         BishareError: the spec is none, or does not fit the base; a transform is not installed (BS619) or
-            cannot be used (BS214); or it is not the plan that the adapter was saved with (BS661).
+            cannot be used (BS214); it is not the plan that the adapter was saved with (BS661); `sharing` is
+            not what the spec gives (BS607), or, without a spec, is not what the page says (BS604).
         ValueError: the rest cannot be what was saved.
     """
+    if not config.spec:
+        try:
+            sharing = read_sharing(config.sharing or "{}", config.seed)
+            used = {term.transform for term in sharing.terms}
+            raise_errors(AdapterError, list(missing_transforms(used, config)))
+            plan = _plan_of(config.sharing or "{}", config.base, config.seed)
+        except ValueError as error:
+            raise broken_config(path, error) from error
+        return plan, config.model_copy(update=contents_of(plan, sharing, config.seed))
     shares = check_transforms(config)
     if len(config.base.sites) * shares > MAX_SITES:
         raise ValueError(f"its base has {len(config.base.sites):,} sites")
@@ -240,7 +256,25 @@ def check_plan(config: AdapterConfig) -> Plan:
         installed = installed_versions()["bishare"]
         help = f"load it with bishare {version}, which saved it" if version != installed else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
-    return plan
+    if config.format < STATED or config.sharing is None:
+        return plan, config
+    if not config._contents:
+        try:
+            stated = contents_of(plan, read_sharing(config.sharing, config.seed))
+        except ValueError:
+            stated = {}
+        if not stated or sharing_of(plan, config.model_copy(update=stated)) != config.sharing:
+            reason = "its `sharing` is not what its spec gives"
+            raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
+        config._contents.update(stated)
+    # Dicts of their own: thousands of adapters have this one.
+    stated = {n: {**v} if isinstance(v, dict) else v for n, v in config._contents.items()}
+    return plan, config.model_copy(update=stated)
+
+
+@lru_cache(maxsize=16)
+def _plan_of(text: str, base: Architecture, seed: int) -> Plan:
+    return plan_of(read_sharing(text, seed), base, seed)
 
 
 def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
@@ -311,7 +345,7 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
         if reason is not None:
             break
     else:
-        if architecture.layers != plan.base.layers:
+        if plan.base.complete and architecture.layers != plan.base.layers:
             reason = (
                 f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
             )
@@ -321,7 +355,7 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
         reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
     if reason is not None:
         yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
-    elif architecture.family != plan.base.family:
+    elif plan.base.family and architecture.family != plan.base.family:
         yield codes.OTHER_FAMILY(base=plan.base.family, model=architecture.family)
 
 

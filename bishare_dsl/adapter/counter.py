@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.plan import Tensor
@@ -44,7 +45,7 @@ def distribution(tensor: Tensor) -> dict[str, Any]:
     return known[tensor.init]
 
 
-def fill(values: ndarray, drawn_from: dict[str, Any], seed: int, name: str) -> None:
+def fill(values: ndarray, drawn_from: Mapping[str, Any], seed: int | str, name: str) -> None:
     """Fill an array of float32 with what a seed and a name draw from a `distribution`."""
     import numpy as np
 

@@ -34,6 +34,7 @@ from bishare_dsl.adapter.config import (
     attribute_in,
     broken_config,
     installed_versions,
+    is_seed,
     key_of,
     part_name,
     seed_key,
@@ -53,7 +54,7 @@ from bishare_dsl.adapter.contents import (
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
-from bishare_dsl.adapter.sharing import check_sharing, sharing_of
+from bishare_dsl.adapter.sharing import sharing_of
 from bishare_dsl.diagnostics import AdapterError, Problem, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
@@ -189,6 +190,7 @@ def save_library(
     }
     digests = {name: digest_of(entries_in(content)) for name, content in own.items()}
     config = config.model_copy(update={"adapters": digests})
+    config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     folder = Path(folder)
     with writing(folder):
         if folder.exists() and any(folder.iterdir()) and not names_in(folder):
@@ -234,7 +236,7 @@ def pack(
         round_tensor,
     )
 
-    if plan_of_text(spec_text, plan.base).digest != plan.digest:
+    if spec_text and plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     values, warnings = gather_tensors(plan, tensors), []
     left_out = find_drawn(plan, values, seed) if frozen != "tensors" else {}
@@ -378,12 +380,49 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
     config, entries = _read_files(place, name)
     path = place / CONFIG
     with reading(path):
-        plan = check_plan(config)
+        plan, config = check_plan(config, path)
+    if not config.tensors and not config.spec:
+        with reading(path):
+            entries = _of_keys(plan, config, entries)
     own, beside = split_entries(entries)
     check_entries(path, plan, config, own)
     check_beside(path, config, beside, by_peft=by_peft)
-    check_sharing(path, plan, config)
     return StoredAdapter(Path(folder), config, plan, own, beside)
+
+
+def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
+    """Return the tensors of a folder that another program has written, by the keys that bishare would use.
+
+    Raises:
+        ValueError: the files do not have the tensors that `sharing` names, and no others.
+    """
+    import numpy as np
+
+    from bishare_dsl.adapter.counter import fill
+    from bishare_dsl.adapter.sharing import read_sharing
+
+    stated = read_sharing(config.sharing or "", config.seed)
+    left, found = dict(entries), Entries()
+    left = {key: entry for key, entry in left.items() if not is_seed(key)}
+    for tensor, entry in zip(plan.tensors, stated.tensors, strict=True):
+        name = attribute(tensor.name)
+        keys = {name: entry.key} if entry.key else {}
+        keys |= {
+            attribute(part_name(tensor.name, p)): key for p, key in (entry.parts or {}).items()
+        }
+        for ours, key in keys.items():
+            if (value := entries.get(attribute_in(key))) is None:
+                raise ValueError(f"the files have no tensor `{key}`")
+            found[ours] = value
+            left.pop(attribute_in(key), None)
+        if entry.draw is not None and tensor.name not in config.drawn:
+            values = np.empty(entry.shape, np.float32)
+            seed, _, text = entry.text.partition(":")
+            fill(values, entry.draw, seed, text)
+            found[name] = {"dtype": "F32", "shape": [*entry.shape], "data": values.tobytes()}
+    if left:
+        raise ValueError(f"`sharing` does not name the tensor `{next(iter(left))}`")
+    return found
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
@@ -436,6 +475,8 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
                 if not found.keys().isdisjoint(entries):
                     raise ValueError("a tensor of it is in another file too")
                 found |= entries
+            if not wanted[file] and not config.spec:
+                continue  # Another program has written it.
             if (digest := digest_of(split_entries(entries)[0])) != wanted[file]:
                 wrong.append(folder / file)
                 later = _next_config(folder, digest)  # A kill may have left it there.

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.adapter.config import PEFT_TYPE, RECORD, unpack
+from bishare_dsl.adapter.config import PEFT_TYPE, RECORD, text_in
 from bishare_dsl.adapter.contents import own_file
 from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of
 from bishare_dsl.diagnostics import one_line
@@ -188,21 +188,21 @@ def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str
 
 def _ranks(sharing: Any) -> tuple[int, int] | None:
     """Return the least and the highest sum of the ranks of a module's terms, as ``sharing`` lists them."""
-    return _packed_ranks(sharing) if isinstance(sharing, str) else _plain_ranks(sharing)
+    try:
+        return _ranks_in(text_in(sharing))
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
 
 
 @lru_cache(maxsize=64)
-def _packed_ranks(sharing: str) -> tuple[int, int] | None:
-    """Return the ranks of what was packed: adapters of one spec have equal texts."""
-    return _plain_ranks(sharing)
-
-
-def _plain_ranks(sharing: Any) -> tuple[int, int] | None:
-    try:
-        said = unpack(sharing)
-        sums = [sum(int(term["rank"]) for term in m["terms"]) for m in said["modules"]]
-    except (ValueError, TypeError, KeyError):
-        return None
+def _ranks_in(text: str) -> tuple[int, int] | None:
+    """Return the ranks in a text of ``sharing``: adapters of one spec have equal texts."""
+    stated = json.loads(text)
+    terms = stated.get("terms", ())  # Format 1 has them at each module.
+    sums = [
+        sum(int((terms[t[0]] if isinstance(t, list) else t)["rank"]) for t in module["terms"])
+        for module in stated["modules"]
+    ]
     return (min(sums), max(sums)) if sums else None
 
 

@@ -23,7 +23,7 @@ def check_transforms(config: AdapterConfig) -> int:
     """
     spec = _spec_of(config.spec)
     used = {share.via.transform for share in spec.shares if share.via is not None}
-    raise_errors(AdapterError, list(_missing_transforms(used, config)))
+    raise_errors(AdapterError, list(missing_transforms(used, config)))
     return len(spec.shares)
 
 
@@ -44,7 +44,8 @@ def packages_of(plan: Plan) -> dict[str, str]:
     return {name: package for name, package in found.items() if package}
 
 
-def _missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
+def missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
+    """Find the transforms that an adapter uses and that are not installed (BS619)."""
     for name in sorted(used - {*transform_names(), MAGNITUDE}):
         if package := config.packages.get(name):
             help = f"install what it was saved with: {package}"

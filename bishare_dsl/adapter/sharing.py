@@ -1,95 +1,491 @@
-"""Who shares what, as it stands in a folder for readers that know no spec: `docs/format.md`."""
+"""``sharing``: the plan as a folder states it for readers that know no spec. `docs/format.md` is its page.
+
+bishare writes it into every folder, and compares it with the plan of the spec when it loads one. A folder
+without a spec, which another program has written, has its plan from here.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
-from bishare_dsl.adapter.config import AdapterConfig, key_of, part_name, text_of
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+
+from bishare_dsl.adapter.config import (
+    AdapterConfig,
+    DrawnTensor,
+    Marks,
+    attribute_in,
+    key_of,
+    part_name,
+    text_of,
+)
 from bishare_dsl.adapter.counter import distribution
-from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.plan import Plan, Tensor, Term
-from bishare_dsl.plan.plan import Trained
-from bishare_dsl.transforms import load_transform
+from bishare_dsl.diagnostics import SpecError
+from bishare_dsl.models.site import MAX_SITES, Architecture, Parameter, Site
+from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan.names import attribute, owner
+from bishare_dsl.plan.plan import Pool, Term, Trained
+from bishare_dsl.spec.spec import SINGULAR
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Transform, Width, check_term, load_transform
+from bishare_dsl.transforms.registry import transform_names
 
-FORMAT = 1
-"""That of the page."""
+FORMAT = 2
+"""The format of `sharing` that this version writes."""
+
+FEATURES = ("base", "drawn", "experts", "full", "library", "parts", "tied", "torch")
+"""Words of ``needs`` that are no transforms."""
+
+
+# Writing ------------------------------------------------------------------------------------------------
 
 
 def sharing_of(plan: Plan, config: AdapterConfig) -> str:
-    """Return the plan as a reader needs it: a text of JSON, with all that a spec leaves to defaults."""
-    alike = {(term.share, term.rank): term for term in plan.terms}  # Few, whose transforms are one.
-    options = {key: _options(term) for key, term in alike.items()}
-    said = {
-        "format": FORMAT,
-        "tensors": {
-            tensor.name: _tensor(plan, config, tensor)
-            for tensor in plan.tensors
-            if tensor.name not in config.of_base
-        },
-        "modules": [
-            {"module": site.path, "shape": [site.d_out, site.d_in]}
-            | ({"tied": [*site.tied]} if site.tied else {})
-            | ({} if site.expert is None else {"expert": site.expert})
-            | {"terms": [_term(t, options[t.share, t.rank]) for t in plan.terms_of[site.path]]}
-            for site in plan.sites
-            if plan.terms_of[site.path]
-        ],
-        "full": [
-            _full(trained) for trained in plan.trained if trained.tensor not in config.of_base
-        ],
-    }
-    return text_of(said)
+    """Return what a folder states of a plan: a text of JSON, with every default of the spec resolved."""
+    listed = [tensor for tensor in plan.tensors if tensor.name not in config.of_base]
+    place = {tensor.name: i for i, tensor in enumerate(listed)}
+    entries = [_entry(plan, config, tensor) for tensor in listed]
+    terms: dict[str, int] = {}
+    modules, needs = [], set[str]()
+    options: dict[tuple[str, int], dict[str, Any]] = {}
+    for site in (site for site in plan.sites if plan.terms_of[site.path]):
+        here = []
+        for term in plan.terms_of[site.path]:
+            kind = (term.share, term.rank)  # Of equal options.
+            options[kind] = options.get(kind) or _options(term)
+            text = text_of(
+                {
+                    "transform": term.transform,
+                    "options": options[kind],
+                    "rank": term.rank,
+                    "scale": term.scale,
+                    "roles": [*term.tensors],
+                }
+            )
+            here.append(
+                [terms.setdefault(text, len(terms)), *map(place.get, term.tensors.values())]
+            )
+            needs.add(term.transform)
+        module: dict[str, Any] = {"module": site.path, "shape": [site.d_out, site.d_in]}
+        if all(term.linear for term in plan.terms_of[site.path]):
+            module["rank"] = plan.rows(site.path)
+        if site.tied:
+            module["tied"] = [*site.tied]
+        if site.expert is not None:
+            module["expert"] = site.expert
+        modules.append(module | {"terms": here})
+        needs |= {word for word, key in (("tied", "tied"), ("experts", "expert")) if key in module}
+    full = [_full(t) | {"tensor": place[t.tensor]} for t in plan.trained if t.tensor in place]
+    ways = (("draw", "drawn"), ("base", "base"), ("parts", "parts"))
+    needs |= {word for key, word in ways if any(key in entry for entry in entries)}
+    needs |= {"torch"} if any("torch" in entry.get("draw", {}) for entry in entries) else set()
+    needs |= {"full"} if full else set()
+    needs |= {"tied"} if any("tied" in each for each in full) else set()
+    needs |= {"library"} if config.adapters else set()
+    stated = {"format": FORMAT, "needs": sorted(needs), "tensors": entries}
+    stated |= {"terms": [json.loads(text) for text in terms], "modules": modules, "full": full}
+    return text_of(stated)
 
 
-def check_sharing(path: Path, plan: Plan, config: AdapterConfig) -> None:
-    """Check that what the config says to other readers is what its spec gives.
-
-    Raises:
-        AdapterError: it is not (BS607).
-    """
-    if not config._right and config.sharing not in (None, sharing_of(plan, config)):
-        reason = "its `sharing` is not what its spec gives"
-        raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
-    config._right[:] = [True]
-
-
-def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]:
-    said: dict[str, Any] = {"shape": [*tensor.shape]}
+def _entry(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]:
+    entry: dict[str, Any] = {"shape": [*tensor.shape]}
     if (drawn := config.drawn.get(tensor.name)) is not None:
         how = distribution(tensor)
-        if tensor.like:
-            said["like"] = tensor.like
-        return said | {
-            "dtype": drawn.dtype,
-            "draw": {"torch": how} if drawn.generator == "torch" else how,
-        }
+        return (
+            entry
+            | {
+                "draw": {"torch": how} if drawn.generator == "torch" else how,
+                "text": f"{config.seed}:{tensor.like or tensor.name}",
+                "dtype": drawn.dtype,
+            }
+            | ({"sha256": drawn.sha256} if drawn.sha256 else {})
+        )
     if (labels := config.compact.get(tensor.name)) is not None:
-        return said | {"parts": {p: key_of(plan, part_name(tensor.name, p)) for p in labels}}
-    if tensor.name in config.marks:
-        return said | {"base": {tensor.init: tensor.amount}}
-    return said | {"key": key_of(plan, tensor.name)}
+        return entry | {"parts": {p: key_of(plan, part_name(tensor.name, p)) for p in labels}}
+    if (marks := config.marks.get(tensor.name)) is not None:
+        return entry | {"base": {tensor.init: tensor.amount}} | marks.model_dump(mode="json")
+    return entry | {"key": key_of(plan, tensor.name)}
 
 
 def _options(term: Term) -> dict[str, Any]:
     return load_transform(term.transform, term.options).model_dump(mode="json", by_alias=True)
 
 
-def _term(term: Term, options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "transform": term.transform,
-        "options": options,
-        "rank": term.rank,
-        "scale": term.scale,
-        "tensors": term.tensors,
+def _full(trained: Trained) -> dict[str, Any]:
+    tied = {"tied": [*trained.tied]} if trained.tied else {}
+    return {"parameter": trained.parameter, "shape": [*trained.shape]} | tied
+
+
+# Reading ------------------------------------------------------------------------------------------------
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Draw = dict[Literal["constant", "uniform", "normal", "choice", "torch"], Any]
+_Start = dict[
+    Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"], float
+]
+_One = Field(min_length=1, max_length=1)
+
+
+class Entry(_Closed):
+    """A tensor: in a file under its ``key``, drawn, made of the base's weights, or in a file in ``parts``."""
+
+    shape: tuple[PositiveInt, PositiveInt]
+    key: str | None = None
+    draw: Annotated[_Draw, _One] | None = None
+    text: str = ""
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{8,64})?$")] = ""
+    base: Annotated[_Start, _One] | None = None
+    signs: str = ""
+    sums: tuple[FiniteFloat, FiniteFloat] = (0.0, 0.0)
+    parts: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Entry:
+        if sum(way is not None for way in (self.key, self.draw, self.base, self.parts)) != 1:
+            raise ValueError("a tensor has one of `key`, `draw`, `base` and `parts`")
+        if self.draw is not None and (self.dtype is None or ":" not in self.text):
+            raise ValueError("a drawn tensor has `dtype` and `text`, which is SEED:NAME")
+        for kind, amount in _plain_draw(self.draw or {}):
+            numbers = amount if kind == "uniform" and isinstance(amount, list) else [amount]
+            kinds = (int,) if kind == "choice" else (int, float)
+            if len(numbers) != 1 + (kind == "uniform") or any(
+                type(n) not in kinds for n in numbers
+            ):
+                raise ValueError(f"a draw cannot be {kind} {amount}")
+        return self
+
+
+def _plain_draw(draw: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what is drawn, whichever generator draws it."""
+    inner = draw.get("torch", draw)
+    if not isinstance(inner, dict) or "torch" in inner:
+        raise ValueError("`torch` has a draw")
+    return [*inner.items()]
+
+
+class Shape(_Closed):
+    """A term without its tensors, which `Module` has in the order of ``roles``."""
+
+    transform: str
+    options: dict[str, Any]
+    rank: PositiveInt
+    scale: FiniteFloat
+    roles: tuple[str, ...]
+
+
+class Module(_Closed):
+    """The terms at a linear map: each the index of its `Shape` and those of its tensors."""
+
+    module: str
+    shape: tuple[PositiveInt, PositiveInt]
+    rank: int | None = None
+    tied: tuple[str, ...] = ()
+    expert: int | None = None
+    terms: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
+
+
+class Full(_Closed):
+    """A parameter that is trained in full."""
+
+    parameter: str
+    shape: tuple[PositiveInt, ...]
+    tied: tuple[str, ...] = ()
+    tensor: Annotated[int, Field(ge=0)]
+
+
+class Sharing(_Closed):
+    """All of ``sharing``."""
+
+    format: Literal[2]
+    needs: tuple[str, ...]
+    tensors: Annotated[tuple[Entry, ...], Field(max_length=4 * MAX_SITES)]
+    terms: tuple[Shape, ...]
+    modules: Annotated[tuple[Module, ...], Field(max_length=MAX_SITES)]
+    full: tuple[Full, ...] = ()
+
+
+@lru_cache(maxsize=16)
+def read_sharing(text: str, seed: int = 0) -> Sharing:
+    """Check what a folder states, whose text many adapters may have in common.
+
+    Args:
+        text: of format 2 or 1.
+        seed: of the config, which a folder of format 1 draws from.
+
+    Raises:
+        ValueError: it is not what the page says.
+    """
+    stated = json.loads(text)
+    if isinstance(stated, dict) and stated.get("format") == 1:
+        stated = _of_format_1(stated, seed)
+    return Sharing.model_validate(stated)
+
+
+def _of_format_1(stated: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return format 2 of format 1, in which terms stand at each module and tensors have names."""
+    try:
+        names = {name: i for i, name in enumerate(stated["tensors"])}
+        entries = []
+        for name, entry in stated["tensors"].items():
+            kept = {key: value for key, value in entry.items() if key != "like"}
+            entries.append(
+                kept | ({"text": f"{seed}:{entry.get('like', name)}"} if "draw" in entry else {})
+            )
+        terms: list[dict[str, Any]] = []
+        modules = []
+        for module in stated["modules"]:
+            here = []
+            for term in module["terms"]:
+                tensors = term["tensors"]
+                one = {k: v for k, v in term.items() if k != "tensors"} | {"roles": [*tensors]}
+                if one not in terms:
+                    terms.append(one)
+                here.append([terms.index(one), *(names[name] for name in tensors.values())])
+            modules.append(module | {"terms": here})
+        full = [each | {"tensor": names[each["tensor"]]} for each in stated["full"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"`sharing` lacks or has what it should not: {error!r}") from error
+    return {"format": 2, "needs": [], "tensors": entries, "terms": terms} | {
+        "modules": modules,
+        "full": full,
     }
 
 
-def _full(trained: Trained) -> dict[str, Any]:
-    tied = {"tied": [*trained.tied]} if trained.tied else {}
-    return {
-        "parameter": trained.parameter,
-        "shape": [*trained.shape],
-        "tensor": trained.tensor,
-    } | tied
+def contents_of(plan: Plan, sharing: Sharing, by_entry: int | None = None) -> dict[str, Any]:
+    """Return which tensors of a plan are drawn, marked, in parts or the base's: fields of `AdapterConfig`.
+
+    The tensors of `sharing` are those of the plan in its order.
+
+    Args:
+        plan: of the spec, or of `sharing`.
+        sharing: of the folder.
+        by_entry: the seed, where `sharing` gives the plan: then what the plan does not draw is stored.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    listed = {full.parameter for full in sharing.full}
+    of_base = tuple(t.tensor for t in plan.trained if t.parameter not in listed)
+    names = [tensor.name for tensor in plan.tensors if tensor.name not in of_base]
+    if len(names) != len(sharing.tensors):
+        raise ValueError("`sharing` has not the tensors that its spec gives")
+    drawn: dict[str, DrawnTensor] = {}
+    marks: dict[str, Marks] = {}
+    compact: dict[str, tuple[str, ...]] = {}
+    for name, entry in zip(names, sharing.tensors, strict=True):
+        if entry.draw is not None:
+            if by_entry is not None and not is_drawn_by_plan(entry, name, by_entry):
+                continue
+            assert entry.dtype is not None
+            generator: Literal["torch", "philox"] = "torch" if "torch" in entry.draw else "philox"
+            drawn[name] = DrawnTensor(dtype=entry.dtype, generator=generator, sha256=entry.sha256)
+        elif entry.base is not None:
+            marks[name] = Marks(signs=entry.signs, sums=entry.sums)
+        elif entry.parts is not None:
+            compact[name] = tuple(entry.parts)
+    return {"drawn": drawn, "marks": marks, "compact": compact, "of_base": of_base}
+
+
+# Plans of folders without a spec ------------------------------------------------------------------------
+
+
+def names_in(sharing: Sharing) -> list[str]:
+    """Return names for the tensors of a folder, by their keys: a plan has names, and a folder keys alone."""
+    taken, names = set[str](), []
+    for i, entry in enumerate(sharing.tensors):
+        if entry.draw is not None:
+            source = entry.text.partition(":")[2]
+        else:
+            key = entry.key or next(iter((entry.parts or {}).values()), f"tensor.{i}")
+            source = attribute_in(key).partition(":")[0].replace("__", ".")
+        name = re.sub(r"[^\w.]+", "_", source).strip(".") or "tensor"
+        name = name if "." in name else f"tensor.{name}"
+        while attribute(name) in taken:
+            name += "_"
+        taken.add(attribute(name))
+        names.append(name)
+    return names
+
+
+def is_drawn_by_plan(entry: Entry, name: str, seed: int) -> bool:
+    """Tell whether a plan can state how a tensor is drawn; else its values are drawn once, and stored."""
+    return entry.draw is not None and entry.text == f"{seed}:{name}" and _start(entry) is not None
+
+
+def base_of(sharing: Sharing, name: str) -> Architecture:
+    """Return what a folder tells of its base: the modules and parameters that it names.
+
+    Raises:
+        ValueError: an expert is not where its path says.
+    """
+    sites = []
+    for module in sharing.modules:
+        d_out, d_in = module.shape
+        site = Site.outside(module.module, d_in, d_out, module.tied)
+        if site.expert != module.expert:
+            raise ValueError(f"`{site.path}` is not a path of expert {module.expert}")
+        sites.append(site)
+    others = [Parameter(path=f.parameter, shape=f.shape, tied=f.tied) for f in sharing.full]
+    layers = [site.layer for site in sites if site.layer is not None]
+    return Architecture(
+        name=name,
+        family="",
+        layers=max(layers, default=-1) + 1,
+        parameters=sum(site.d_in * site.d_out for site in sites) + sum(o.size for o in others) or 1,
+        sites=tuple(site for site in sites if site.layer is not None),
+        outside=tuple(site for site in sites if site.layer is None),
+        others=tuple(others),
+        complete=False,
+    )
+
+
+def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
+    """Make the plan of a folder without a spec. What a file holds trains, and what is drawn is frozen.
+
+    Raises:
+        BishareError: a transform fails.
+        ValueError: `sharing` names what there is not, or what does not fit.
+    """
+    names, users = names_in(sharing), dict[int, list[str]]()
+    _check_needs(sharing)
+    terms: list[Term] = []
+    for module in sharing.modules:
+        d_out, d_in = module.shape
+        here = []
+        for first, *tensors in module.terms:
+            shape = _at(sharing.terms, first)
+            transform = _transform(shape)
+            if len(tensors) != len(shape.roles) or {*shape.roles} != {
+                *transform.roles,
+                *({*shape.roles} & {GAIN_RANK, GAIN_OUT}),
+            }:
+                raise ValueError(f"the roles of {shape.transform} at `{module.module}` are others")
+            shapes = {
+                r: _at(sharing.tensors, t).shape for r, t in zip(shape.roles, tensors, strict=True)
+            }
+            _check_shapes(transform, shape.rank, Width(d_in, d_out), shapes, module.module)
+            for tensor in tensors:
+                users.setdefault(tensor, []).append(module.module)
+            here.append(
+                Term(
+                    share=f"term_{first}",
+                    site=module.module,
+                    transform=shape.transform,
+                    options=transform.options(),
+                    rank=shape.rank,
+                    rows=transform.rows(shape.rank, Width(d_in, d_out)) if transform.linear else 0,
+                    scale=shape.scale,
+                    dropout=0.0,
+                    linear=transform.linear,
+                    tensors={r: names[t] for r, t in zip(shape.roles, tensors, strict=True)},
+                )
+            )
+        rank = sum(term.rows for term in here)
+        if module.rank not in (None, rank):
+            raise ValueError(f"`{module.module}` has rank {rank}, and not {module.rank}")
+        terms += here
+    trained = []
+    for full in sharing.full:
+        _at(sharing.tensors, full.tensor)
+        users.setdefault(full.tensor, []).append(full.parameter)
+        named = {"parameter": full.parameter, "tied": full.tied, "shape": full.shape}
+        trained.append(Trained(tensor=names[full.tensor], **named))
+    in_full = {each.tensor for each in trained}
+    return Plan(
+        spec="sharing",
+        params={},
+        base=base,
+        sites=base.every_site,
+        tensors=tuple(
+            _tensor(entry, name, users.get(i, []), name in in_full, seed)
+            for i, (entry, name) in enumerate(zip(sharing.tensors, names, strict=True))
+        ),
+        pools=tuple(_pools(terms)),
+        terms=tuple(terms),
+        trained=tuple(trained),
+    )
+
+
+def _check_needs(sharing: Sharing) -> None:
+    known = {*transform_names(), *FEATURES}
+    if unknown := next((word for word in sharing.needs if word not in known), None):
+        raise ValueError(f"it needs `{unknown}`, which this version of bishare does not know")
+
+
+def _transform(shape: Shape) -> Transform:
+    try:
+        return load_transform(shape.transform, shape.options)
+    except SpecError as error:
+        raise ValueError(f"{shape.transform}: {_why(error)}") from error
+
+
+def _check_shapes(
+    transform: Transform, rank: int, width: Width, shapes: dict[str, tuple[int, int]], path: str
+) -> None:
+    try:
+        transform.check_rank(rank)
+        check_term(transform, rank, width, shapes)
+        rows = transform.rows(rank, width) if transform.linear else 0
+        gains = {GAIN_RANK: (1, rows), GAIN_OUT: (1, width.d_out)}
+        wrong = [role for role in shapes.keys() & gains.keys() if shapes[role] != gains[role]]
+        if wrong and (transform.linear or wrong != [GAIN_RANK]):
+            raise ValueError(f"`{wrong[0]}` has the shape {shapes[wrong[0]]}")
+    except (ValueError, SpecError) as error:
+        reason = _why(error) if isinstance(error, SpecError) else error
+        raise ValueError(
+            f"the tensors at `{path}` do not fit {transform.name}: {reason}"
+        ) from error
+
+
+def _why(error: SpecError) -> str:
+    """Return what a transform refuses: it is no fault of its package where a stranger's folder is read."""
+    return error.problems[0].message.partition("cannot be used: ")[2] or str(error)
+
+
+def _at(entries: tuple[Any, ...], index: int) -> Any:
+    if index >= len(entries):
+        raise ValueError(f"`sharing` refers to entry {index} of {len(entries)}")
+    return entries[index]
+
+
+def _start(entry: Entry) -> dict[str, Any] | None:
+    """Return how a drawn tensor starts, in the words of a plan; None where it has none for it."""
+    [(kind, amount)] = _plain_draw(entry.draw or {})
+    if kind in ("constant", "normal"):
+        return {"init": kind, "amount": float(amount)}
+    if kind == "choice":
+        return {"init": kind, "fan_in": int(amount)}
+    if kind == "uniform" and amount[0] in (0.0, -amount[1]):
+        return {"init": "positive" if amount[0] == 0.0 else "uniform", "amount": float(amount[1])}
+    return None
+
+
+def _tensor(entry: Entry, name: str, users: list[str], in_full: bool, seed: int) -> Tensor:
+    start: dict[str, Any] = {"init": "base" if in_full else "zeros"}
+    if is_drawn_by_plan(entry, name, seed):
+        start = _start(entry) or start
+    elif entry.base is not None:
+        [(init, amount)] = entry.base.items()
+        start = {"init": init, "amount": amount}
+        assert init in SINGULAR
+    frozen = entry.draw is not None or entry.base is not None
+    place = "" if in_full else owner(tuple(users)) if users else ""
+    fields = {"fan_in": 1, "trainable": not frozen} | start
+    return Tensor(name=name, share="sharing", shape=entry.shape, owner=place, **fields)
+
+
+def _pools(terms: list[Term]) -> Iterator[Pool]:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for term in terms:
+        for role in load_transform(term.transform, term.options).pooled:
+            found.setdefault((term.share, role, term.tensors[role]), []).append(term.site)
+    for (share, role, tensor), members in found.items():
+        yield Pool(share=share, role=role, key=(), tensor=tensor, members=tuple(members))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,13 @@ from typing import Any
 from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import RECORD, AdapterConfig, broken_config, split_entries
+from bishare_dsl.adapter.config import (
+    RECORD,
+    AdapterConfig,
+    broken_config,
+    layout,
+    split_entries,
+)
 from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
@@ -23,6 +30,7 @@ from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import Spec
+from bishare_dsl.writing import replace_file
 
 
 class Beside(list[str]):
@@ -172,7 +180,8 @@ class BishareConfig(PeftConfig):
             AdapterError: it is not what bishare writes (BS604).
         """
         try:
-            return AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
+            found = AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
+            return found and check_plan(found)[1]
         except ValueError as error:
             raise broken_config(CONFIG, error) from error
 
@@ -184,9 +193,11 @@ class BishareConfig(PeftConfig):
             noted = {"beside": digest_of(beside) if beside else None}
             self._record = self._record.model_copy(update=noted)
         super().save_pretrained(save_directory, **kwargs)
+        if (config := Path(save_directory, CONFIG)).is_file():  # PEFT gives each number a line.
+            replace_file(config, layout(json.loads(config.read_text("utf-8"))).encode())
         self.write_card(save_directory)
 
     def write_card(self, folder: str) -> None:
         """Write the model card of an adapter that was saved, unless somebody has written one of their own."""
         if (stored := self._record or self.stored()) is not None:
-            write_card(Path(folder), check_plan(stored), stored.spec)
+            write_card(Path(folder), check_plan(stored)[0], stored.spec)

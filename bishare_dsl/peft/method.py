@@ -27,7 +27,14 @@ from peft.utils import (
 )
 from torch import nn
 
-from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig, Entries, attribute_in, seed_key
+from bishare_dsl.adapter.config import (
+    PEFT_TYPE,
+    AdapterConfig,
+    Entries,
+    attribute_in,
+    is_compact,
+    seed_key,
+)
 from bishare_dsl.adapter.contents import (
     StoredAdapter,
     base_problems,
@@ -37,13 +44,12 @@ from bishare_dsl.adapter.contents import (
     digest_of,
 )
 from bishare_dsl.adapter.devices import devices
-from bishare_dsl.adapter.files import CONFIG, pack
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
+from bishare_dsl.adapter.files import pack
 from bishare_dsl.adapter.handle import Handle, adapter_keys
 from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
 from bishare_dsl.adapter.recipes import check_reproduced
-from bishare_dsl.adapter.sharing import check_sharing
 from bishare_dsl.adapter.stored import entries_of
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
 from bishare_dsl.diagnostics import (
@@ -99,7 +105,7 @@ def install(
         else (made.spec_text, made.config.seed)
     )
     # Of one line it would be taken for a name.
-    config = BishareConfig(spec=text if "\n" in text else f"{text}\n", seed=seed)
+    config = BishareConfig(spec=text if "\n" in text or not text else f"{text}\n", seed=seed)
     config.base_model_name_or_path = vars(model).get("name_or_path") or None
     notes = _put(model, made, config, name or DEFAULT)
     put_methods(model, SAVING)
@@ -186,7 +192,7 @@ class BishareModel(BaseTuner):
         # transformers, which fills the tensors in by itself, gives the config alone; `PeftModel` gives a
         # dict.
         if isinstance(peft_config, BishareConfig):
-            if (peft_config.bishare or {}).get("compact"):
+            if is_compact(peft_config.bishare):
                 raise AdapterError(codes.COMPACT_BY_TRANSFORMERS())
             peft_config = {adapter_name: peft_config}
         super().__init__(model, {**peft_config}, adapter_name, *args, **kwargs)
@@ -226,7 +232,7 @@ class BishareModel(BaseTuner):
     def _inject(
         self, model: nn.Module, name: str, config: BishareConfig, low_cpu_mem_usage: bool
     ) -> None:
-        compact = bool((config.bishare or {}).get("compact"))
+        compact = is_compact(config.bishare)
         if compact and not config.inference_mode:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
         found = _planned(config, model)
@@ -464,11 +470,11 @@ def _check_state(
         versions={}, spec=spec_text, seed=seed, base=plan.base, plan=plan.digest
     )
     check_entries(_IN_MEMORY, plan, known, entries, is_file=record is not None)
-    if record is not None:
-        if len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors:
-            reason = "it does not belong to the adapter_config.json beside it"
-            raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
-        check_sharing(Path(CONFIG), plan, record)
+    if record is not None and (
+        len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors
+    ):
+        reason = "it does not belong to the adapter_config.json beside it"
+        raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
     return complete(_IN_MEMORY, plan, known, stored), others
 
 
@@ -508,10 +514,10 @@ def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     """Return the plan of a config for a model: of one that was saved, the plan that it was saved with."""
     if (stored := config.stored()) is None:
         return make_plan(str(config.spec), model, where=config._where)
-    plan = check_plan(stored)
+    plan, _ = check_plan(stored)
     problems = list(base_problems(plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
-    spec, where = read_spec(stored.spec)
+    spec, where = read_spec(stored.spec) if stored.spec else (None, None)
     return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
 
 

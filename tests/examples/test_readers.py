@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.adapter.sharing import FEATURES
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
 
@@ -40,10 +41,14 @@ def imported(path: Path) -> Any:
 
 
 MAKE = imported(FOLDER / "make.py")
-READER = imported(ROOT / "examples" / "reader.py")
-sys.modules["reader"] = READER
 TO_LORA = imported(ROOT / "examples" / "to_lora.py")
-EXPECTED = sorted(FOLDER.glob("*/expected*.safetensors"))
+sys.modules["to_lora"] = TO_LORA
+READER = imported(ROOT / "examples" / "reader.py")
+EXPECTED = sorted(FOLDER.glob("**/expected*.safetensors"))  # Of both formats.
+
+
+def named(path: Path) -> str:
+    return f"{path.parent.relative_to(FOLDER)}/{path.stem}"
 
 
 def near(found: Any, expected: torch.Tensor) -> None:
@@ -52,7 +57,7 @@ def near(found: Any, expected: torch.Tensor) -> None:
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("path", EXPECTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", EXPECTED, ids=named)
 def test_numpy_alone_reads_it(path: Path) -> None:
     updates, full = READER.read(path.parent, path.stem.partition("-")[2] or None)
     expected = load_file(path)
@@ -68,19 +73,22 @@ def test_numpy_alone_reads_it(path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_javascript_alone_reads_them() -> None:
-    command = ["node", str(Path(__file__).with_name("read.mjs")), str(FOLDER)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {(row["folder"], row["file"]) for row in rows} == {
-        (path.parent.name, path.name) for path in EXPECTED
-    }
+    rows = []
+    for root in (FOLDER, FOLDER / "format_1"):
+        command = ["node", str(Path(__file__).with_name("read.mjs")), str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {(row["folder"], row["file"]) for row in found} == {
+            (path.parent.name, path.name) for path in EXPECTED if path.parents[1] == root
+        }
+        rows += found
     for row in rows:
         assert row["worst"] is not None, row
         assert row["worst"] <= 1e-5, row
         assert not row["left"], row
 
 
-@pytest.mark.parametrize("path", EXPECTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", EXPECTED, ids=named)
 def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> None:
     """The pairs give each dW; what is no plain LoRA is refused, and named."""
     name = path.stem.partition("-")[2] or None
@@ -109,14 +117,14 @@ def test_peft_loads_the_plain_lora(tmp_path: Path) -> None:
 def changed(folder: Path, change: Any) -> Path:
     """Copy an adapter with several terms, and change its first term."""
     shutil.copytree(FOLDER / "slice_sharing", folder)
-    config = unpacked(folder / "adapter_config.json")
-    change(config["bishare"]["sharing"]["modules"][0]["terms"][0])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    change(config["bishare"]["sharing"]["terms"][0])
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
 STRANGE = {
-    "role": lambda term: term["tensors"].update(gain_in=term["tensors"]["A"]),
+    "role": lambda term: term["roles"].append("gain_in"),
     "option": lambda term: term["options"].update(mirror=True),
     "word": lambda term: term["options"].update(slice="middle"),
     "transform": lambda term: term.update(transform="Mirror"),
@@ -141,14 +149,18 @@ def test_what_is_not_on_the_page_is_refused_by_page_schema_and_readers(
 
 
 def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() -> None:
-    assert {*READER.KNOWN} == OURS
-    for name, (roles, options) in READER.KNOWN.items():
+    assert {*TO_LORA.KNOWN} == OURS
+    assert {*SCHEMA["$defs"]["sharing"]["properties"]["needs"]["items"]["enum"]} == OURS | {
+        *FEATURES
+    }
+    for name, (roles, options) in TO_LORA.KNOWN.items():
         kind = transform_kind(name)
         assert {*roles.split()} == {*kind.pooled, *kind.owned}
         assert {*options.split()} == {f.alias or n for n, f in kind.model_fields.items()}
         closed = SCHEMA["$defs"][name]["properties"]
         assert closed["options"]["properties"].keys() == {*options.split()}
-        assert {*closed["tensors"]["propertyNames"]["enum"]} == {
+        assert {*closed["options"]["required"]} == {*options.split()}
+        assert {*closed["roles"]["items"]["enum"]} == {
             *roles.split(),
             "gain_rank",
             "gain_out",
@@ -170,7 +182,7 @@ def test_a_seed_of_any_size_draws_the_same_in_javascript(seed: int, tmp_path: Pa
 
 
 def test_neither_imports_torch_or_bishare() -> None:
-    code = "import sys; sys.path.insert(0, 'examples'); import reader; print(*sys.modules)"
+    code = "import sys; sys.path.insert(0, 'examples'); import reader, to_lora; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -203,8 +215,7 @@ def test_every_transform_is_in_one() -> None:
     used = {
         term["transform"]
         for path in FOLDER.glob("*/adapter_config.json")
-        for module in unpacked(path)["bishare"]["sharing"]["modules"]
-        for term in module["terms"]
+        for term in json.loads(path.read_text())["bishare"]["sharing"]["terms"]
     }
     assert used == OURS
 
@@ -213,33 +224,45 @@ def test_the_page_has_all_of_them_and_its_example_keeps_to_the_schema() -> None:
     page = (ROOT / "docs" / "format.md").read_text("utf-8")
     assert not [name for name in OURS if f"- **{name}**" not in page]
     example = page.partition("```json\n")[2].partition("```")[0]
-    config = {"peft_type": "BISHARE", "seed": 0, "bishare": {"sharing": json.loads(example)}}
-    jsonschema.validate(config, SCHEMA)
+    jsonschema.validate(json.loads(example), SCHEMA)
 
 
-def unpacked(path: Path) -> Any:
-    """Return a config with `sharing` as an object."""
-    config = json.loads(path.read_text("utf-8"))
-    config["bishare"]["sharing"] = json.loads(AdapterConfig.of(config).sharing or "")
-    return config
+def stated(name: str) -> Any:
+    return json.loads((FOLDER / name / "adapter_config.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", MAKE.ADAPTERS)
-def test_it_keeps_to_the_schema(name: str) -> None:
-    jsonschema.validate(unpacked(FOLDER / name / "adapter_config.json"), SCHEMA)
+def test_the_file_as_it_lies_keeps_to_the_schema(name: str) -> None:
+    jsonschema.validate(stated(name), SCHEMA)
+
+
+@pytest.mark.parametrize("name", MAKE.ADAPTERS)
+def test_what_a_folder_needs_is_stated(name: str) -> None:
+    """It has a word for each transform and each feature that is in it, and no other."""
+    sharing = stated(name)["bishare"]["sharing"]
+    text = json.dumps(sharing)
+    words = {"draw": "drawn", "base": "base", "parts": "parts", "tied": "tied", "expert": "experts"}
+    wanted = {term["transform"] for term in sharing["terms"]}
+    wanted |= {word for key, word in words.items() if f'"{key}":' in text}
+    wanted |= ({"full"} if sharing["full"] else set()) | (
+        {"library"} if name == "library" else set()
+    )
+    assert {*sharing["needs"]} == wanted
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda sharing: sharing.update(format=2),
+        lambda sharing: sharing.update(format=3),
+        lambda sharing: sharing["needs"].append("Fold"),
         lambda sharing: sharing["modules"][0].pop("shape"),
-        lambda sharing: sharing["modules"][0]["terms"][0].update(scale="2"),
-        lambda sharing: next(iter(sharing["tensors"].values())).update(draw={"cauchy": 1}),
+        lambda sharing: sharing["terms"][0].update(scale="2"),
+        lambda sharing: sharing["terms"][0].update(options={}),
+        lambda sharing: sharing["tensors"][0].update(draw={"cauchy": 1}),
     ],
 )
 def test_the_schema_refuses(change: Any) -> None:
-    config = unpacked(FOLDER / "identity" / "adapter_config.json")
+    config = stated("slice_sharing")
     change(config["bishare"]["sharing"])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(config, SCHEMA)
@@ -248,18 +271,21 @@ def test_the_schema_refuses(change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda s: s.update(format=2), "format"),
-        (lambda s: s["modules"][0]["terms"][0].update(transform="Fold"), "the transform Fold"),
-        (lambda s: s["tensors"]["s.A"].update(draw={"torch": {"normal": 1}}), "torch"),
+        (lambda s: s.update(format=3), "this format"),
+        (lambda s: s["needs"].append("Fold"), "Fold"),
+        (lambda s: s["terms"][0].update(transform="Fold"), "the transform Fold"),
+        (lambda s: s["tensors"][0].update(draw={"torch": {"normal": 1}}), "torch"),
+        (lambda s: s["tensors"][0].update(sha256="00000000"), "how 5:s.A was drawn"),
+        (lambda s: s["modules"][0].update(rank=7), "another rank"),
         (
-            lambda s: s["tensors"].update({"s.A": {"shape": [2, 48], "base": {"svd": 1}}}),
+            lambda s: s["tensors"].__setitem__(0, {"shape": [2, 48], "base": {"svd": 1}}),
             "a start from",
         ),
     ],
 )
 def test_a_reader_refuses_what_it_does_not_know(change: Any, says: str, tmp_path: Path) -> None:
     shutil.copytree(FOLDER / "random_basis", folder := tmp_path / "adapter")
-    config = unpacked(folder / "adapter_config.json")
+    config = json.loads((folder / "adapter_config.json").read_text())
     change(config["bishare"]["sharing"])
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match=f"does not know: {says}"):
