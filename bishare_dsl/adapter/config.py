@@ -8,7 +8,6 @@ import json
 import zlib
 from base64 import b64decode
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -211,8 +210,10 @@ class AdapterConfig(BaseModel):
             raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
         record = fields.get(RECORD)
         record = record if isinstance(record, dict) else {}
-        if not fields.get("spec") and "digest" not in record and "sharing" in record:
-            return _of_others(fields, record)
+        if is_of_others(fields):
+            raise ValueError(
+                "it has no spec: load the folder by `bishare_dsl.load_adapter`, and save it again"
+            )
         if record.get("digest") != seal(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("it is not what was saved")
         said = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
@@ -249,30 +250,14 @@ def is_compact(record: Mapping[str, Any] | None) -> bool:
     return parts or bool((record or {}).get("compact"))
 
 
-def _of_others(fields: Mapping[str, Any], record: Mapping[str, Any]) -> AdapterConfig:
-    """Return the config of a folder that another program has written, by `docs/format.md`."""
-    from bishare_dsl.adapter.sharing import base_of, read_sharing
-
-    seed = fields.get("seed", 0)
-    text = text_in(record["sharing"])
-    if type(seed) is not int:
-        raise ValueError(f"`seed` is {seed!r}")
-    name = fields.get("base_model_name_or_path")
-    sharing = read_sharing(text, seed)
-    texts = [entry.text.partition(":")[0] for entry in sharing.tensors if entry.draw is not None]
-    with suppress(ValueError):
-        seed = int(texts[0]) if texts and str(int(texts[0])) == texts[0] else seed
-    members = record.get("adapters")
-    return AdapterConfig(
-        versions={},
-        spec="",
-        seed=seed,
-        base_model=name if isinstance(name, str) else None,
-        base=base_of(sharing, name if isinstance(name, str) and name else "its base"),
-        plan="",
-        rounded="bfloat16",  # Loaded, they are float32, in which bishare trains.
-        adapters=dict.fromkeys(members, "") if isinstance(members, dict) else None,
-        sharing=sharing.model_dump(mode="json", exclude_defaults=True),  # type: ignore[arg-type]
+def is_of_others(fields: Any) -> bool:
+    """Tell whether another program has written a config: with `sharing` alone, and neither spec nor digest."""
+    record = fields.get(RECORD) if isinstance(fields, dict) else None
+    return (
+        isinstance(record, dict)
+        and not fields.get("spec")
+        and "digest" not in record
+        and "sharing" in record
     )
 
 

@@ -34,6 +34,7 @@ from bishare_dsl.adapter.config import (
     attribute_in,
     broken_config,
     installed_versions,
+    is_of_others,
     is_seed,
     key_of,
     part_name,
@@ -54,7 +55,7 @@ from bishare_dsl.adapter.contents import (
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
-from bishare_dsl.adapter.sharing import sharing_of
+from bishare_dsl.adapter.sharing import config_of_others, sharing_of
 from bishare_dsl.diagnostics import AdapterError, Problem, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
@@ -515,7 +516,7 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
             )
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
-        return AdapterConfig.of(fields)
+        return config_of_others(fields) if is_of_others(fields) else AdapterConfig.of(fields)
     except ValueError as error:
         raise broken_config(path, error) from error
 

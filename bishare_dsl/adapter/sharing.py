@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
 from bishare_dsl.adapter.config import (
+    PEFT_TYPE,
+    RECORD,
     AdapterConfig,
     DrawnTensor,
     Marks,
     attribute_in,
     key_of,
     part_name,
+    text_in,
     text_of,
 )
 from bishare_dsl.adapter.counter import distribution
@@ -318,6 +322,38 @@ def names_in(sharing: Sharing) -> list[str]:
 def is_drawn_by_plan(entry: Entry, name: str, seed: int) -> bool:
     """Tell whether a plan can state how a tensor is drawn; else its values are drawn once, and stored."""
     return entry.draw is not None and entry.text == f"{seed}:{name}" and _start(entry) is not None
+
+
+def config_of_others(fields: Mapping[str, Any]) -> AdapterConfig:
+    """Return the config of a folder that another program has written, by `docs/format.md`.
+
+    Raises:
+        ValueError: it is not what the page says.
+    """
+    record = fields[RECORD]
+    if fields.get("peft_type") != PEFT_TYPE:
+        raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
+    seed = fields.get("seed", 0)
+    text = text_in(record["sharing"])
+    if type(seed) is not int:
+        raise ValueError(f"`seed` is {seed!r}")
+    name = fields.get("base_model_name_or_path")
+    sharing = read_sharing(text, seed)
+    texts = [entry.text.partition(":")[0] for entry in sharing.tensors if entry.draw is not None]
+    with suppress(ValueError):
+        seed = int(texts[0]) if texts and str(int(texts[0])) == texts[0] else seed
+    members = record.get("adapters")
+    return AdapterConfig(
+        versions={},
+        spec="",
+        seed=seed,
+        base_model=name if isinstance(name, str) else None,
+        base=base_of(sharing, name if isinstance(name, str) and name else "its base"),
+        plan="",
+        rounded="bfloat16",  # Loaded, they are float32, in which bishare trains.
+        adapters=dict.fromkeys(members, "") if isinstance(members, dict) else None,
+        sharing=sharing.model_dump(mode="json", exclude_defaults=True),  # type: ignore[arg-type]
+    )
 
 
 def base_of(sharing: Sharing, name: str) -> Architecture:
