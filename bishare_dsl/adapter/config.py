@@ -251,7 +251,7 @@ def is_compact(record: Mapping[str, Any] | None) -> bool:
 
 
 def is_of_others(fields: Any) -> bool:
-    """Tell whether another program has written a config: with `sharing` alone, and neither spec nor digest."""
+    """Tell whether another program has written a config: it has `sharing`, and neither spec nor digest."""
     record = fields.get(RECORD) if isinstance(fields, dict) else None
     return (
         isinstance(record, dict)
