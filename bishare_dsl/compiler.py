@@ -59,21 +59,21 @@ class ResolvedSpec:
 
     plan: Plan
     problems: tuple[Problem, ...]
-    spec: Spec | None
+    spec: Spec
     where: SourceMap | None
     changed: bool
 
     def text(self) -> str:
         """Return a text for the spec that needs no other file, for the adapter's config.
 
-        It is empty where a folder without a spec gave the plan.
+        It is empty where a folder without a spec gave the plan, so that nothing is in the spec.
 
         Raises:
             SpecError: no text can express the spec (BS140).
         """
         from bishare_dsl.language import own_text
 
-        if self.spec is None:
+        if not self.spec.shares and not self.spec.train:
             return ""
         return own_text(self.spec, self.where, changed=self.changed)
 

@@ -130,7 +130,7 @@ class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_Draw = dict[Literal["constant", "uniform", "normal", "choice", "torch"], Any]
+_DRAWS = ("constant", "uniform", "normal", "choice")
 _Start = dict[
     Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"], float
 ]
@@ -142,7 +142,7 @@ class Entry(_Closed):
 
     shape: tuple[PositiveInt, PositiveInt]
     key: str | None = None
-    draw: Annotated[_Draw, _One] | None = None
+    draw: Annotated[dict[str, Any], _One] | None = None
     text: str = ""
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{8,64})?$")] = ""
@@ -160,8 +160,10 @@ class Entry(_Closed):
         for kind, amount in _plain_draw(self.draw or {}):
             numbers = amount if kind == "uniform" and isinstance(amount, list) else [amount]
             kinds = (int,) if kind == "choice" else (int, float)
-            if len(numbers) != 1 + (kind == "uniform") or any(
-                type(n) not in kinds for n in numbers
+            if (
+                kind not in _DRAWS
+                or len(numbers) != 1 + (kind == "uniform")
+                or any(type(n) not in kinds for n in numbers)
             ):
                 raise ValueError(f"a draw cannot be {kind} {amount}")
         return self
@@ -432,8 +434,8 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
     for full in sharing.full:
         _at(sharing.tensors, full.tensor)
         users.setdefault(full.tensor, []).append(full.parameter)
-        named = {"parameter": full.parameter, "tied": full.tied, "shape": full.shape}
-        trained.append(Trained(tensor=names[full.tensor], **named))
+        fields = full.model_dump() | {"tensor": names[full.tensor]}
+        trained.append(Trained.model_validate(fields))
     in_full = {each.tensor for each in trained}
     return Plan(
         spec="sharing",

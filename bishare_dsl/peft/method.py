@@ -72,6 +72,7 @@ from bishare_dsl.peft.weighted import weighted_spec, weighted_tensors
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
+from bishare_dsl.spec import Spec
 
 
 def install(
@@ -517,7 +518,7 @@ def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     plan, _ = check_plan(stored)
     problems = list(base_problems(plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
-    spec, where = read_spec(stored.spec) if stored.spec else (None, None)
+    spec, where = read_spec(stored.spec) if stored.spec else (Spec(name=plan.spec), None)
     return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
 
 
