@@ -188,10 +188,11 @@ def read_fitting(
     """
     from bishare_dsl.adapter.contents import base_problems
     from bishare_dsl.adapter.files import is_peft, read_adapter
+    from bishare_dsl.export.layouts import layout_of
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
-    if is_peft(folder):
+    if is_peft(folder) or layout_of(folder) in ("mlx", "gguf"):
         with TemporaryDirectory() as scratch:
             import_peft(folder, model, scratch, named)
             stored = replace(read_adapter(scratch), folder=Path(folder))

@@ -33,6 +33,7 @@ COMMANDS = {
     "import": "Convert plain LoRAs of PEFT into adapters.",
     "analyse": "Measure what the modules of adapters have in common.",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
+    "convert": "Convert an adapter into the layout of another program.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
     "generate": "Answer a prompt with adapters.",
     "specs": "List the specs that ship with bishare.",

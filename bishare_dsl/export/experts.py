@@ -149,7 +149,7 @@ def each_expert(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
     """Return a pair for each map of each expert: vLLM wants all; of one kind in a layer all of one rank."""
-    names = _in_checkpoints(model, maps)
+    names = in_checkpoints(model, maps)
     return [
         Named(names[f"{owner}.{expert}.{kind}"], kind, *one)
         for owner, kind, weight, given in _by_kind(pairs, maps)
@@ -165,7 +165,7 @@ def shared_outer(
     Raises:
         AdapterError: that factor is not the same for all experts (BS685).
     """
-    names = _in_checkpoints(model, maps)
+    names = in_checkpoints(model, maps)
     found, problems = [], []
     for owner, kind, weight, given in _by_kind(pairs, maps):
         down, up = _of_all(given, weight)
@@ -213,7 +213,7 @@ def _of_all(given: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
     return of_all(given or nothing, count, weight.d_in, weight.d_out)
 
 
-def _in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:
+def in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:
     """Return the names that checkpoints have for the maps of experts, whose names engines go by.
 
     transformers itself tells: it writes checkpoints in which experts are one by one. It is given a tensor in

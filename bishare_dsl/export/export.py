@@ -13,7 +13,7 @@ from torch import nn
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
-from bishare_dsl.export.effective import check_linear
+from bishare_dsl.export.effective import check_linear, check_low_rank
 from bishare_dsl.export.gguf import gguf_names, write_gguf
 from bishare_dsl.export.lora import Pair, plain_lora, total_error
 from bishare_dsl.export.mlx import check_mlx, write_mlx
@@ -80,7 +80,10 @@ def export_adapter(
     check_linear(plan.terms if plain else plan.unscaled, "export the adapter as a plain LoRA")
     write: Callable[[Sequence[Pair]], int | None]
     if format == "gguf":
-        write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
+        check_low_rank(plan, "export the adapter in GGUF")
+        sites = [site for site in plan.sites if plan.rows(site.path) or site.tied]
+        names = gguf_names(sites, plan.base.layers, model)
+        write = partial(write_gguf, out, plan, model, names=names)
     elif format == "mlx":
         check_mlx(plan, model)
         write = partial(write_mlx, out, plan)

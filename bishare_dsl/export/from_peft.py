@@ -12,26 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import Stacked, stacked_in
+from bishare_dsl.export.layouts import FACTOR, expand_experts, read_lora
 from bishare_dsl.export.peft import TENSORS
 from bishare_dsl.export.peft_config import PeftConfig, read_config
-from bishare_dsl.models.site import Architecture, Site, most_parameters, runs_of
+from bishare_dsl.models.site import Architecture, Site, runs_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.in_full import NONE
-from bishare_dsl.reading import read_file
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_BYTES_EACH = 8  # float64
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
 
 _VECTOR = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
-FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
 def read_peft(
@@ -56,10 +54,8 @@ def read_peft(
         PlanError: it is a DoRA of what has no output to scale (BS323).
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config, tensors = read_lora(folder, architecture, model)
     config.check_plain(folder)
-    stored = lora_tensors(folder, architecture)
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
     saved = _saved(folder, config, tensors, architecture)
     pairs = _pairs(folder, config, tensors, architecture, model)
     if not pairs and not saved:
@@ -118,28 +114,6 @@ def _relative(
             found[term.tensors["mu"]] = mu.float().view(1, -1).cpu()
     raise_errors(AdapterError, problems[:5])
     return found
-
-
-def lora_tensors(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
-    """Return the tensors of a folder of PEFT by their names.
-
-    Raises:
-        AdapterError: they cannot be read, or are more than a base of these shapes can have (BS608).
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = folder / TENSORS
-    try:
-        tensors = load(read_file(folder, TENSORS, _BYTES_EACH * most_parameters(architecture)))
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():  # float32 would hold no imaginary part.
-            kind = str(tensor.dtype).removeprefix("torch.")
-            reason = f"the tensor `{name}` is {kind}"
-            raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
-    return tensors
 
 
 def _saved(
@@ -208,10 +182,13 @@ def _pairs(
             factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     _join_tied(folder, factors, architecture)
     stacked = _stacked(folder, config, architecture, model)
-    raise_errors(AdapterError, [*_missing(config, factors, architecture)] if factors else [])
-    named = {path: stacked[path].path if path in stacked else path for path in factors}
-    settings = config.settings(folder, named.values())
     sites = {site.path: site for site in architecture.every_site}
+    origins = expand_experts(factors, {*stacked, *sites}, model)
+    raise_errors(AdapterError, [*_missing(config, factors, architecture)] if factors else [])
+    named = {
+        path: stacked[path].path if path in stacked else origins.get(path, path) for path in factors
+    }
+    settings = config.settings(folder, {*named.values()})
     found: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
 
     def other_base(reason: str) -> AdapterError:

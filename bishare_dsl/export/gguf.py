@@ -22,7 +22,6 @@ from torch import nn
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
-from bishare_dsl.export.effective import check_low_rank
 from bishare_dsl.export.experts import of_all
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.models.inspect import linear_maps
@@ -77,8 +76,16 @@ FAMILIES: Mapping[str, tuple[str, _Order]] = {
 """llama.cpp's architecture of a family, and the order in which it has the rows of a weight."""
 
 
-def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
+def gguf_names(
+    sites: Sequence[Site], layers: int, model: nn.Module, *, strict: bool = True
+) -> dict[str, str]:
     """Return the names of llama.cpp's weights by the paths of the modules.
+
+    Args:
+        sites: the modules.
+        layers: how many blocks the base has.
+        model: the base.
+        strict: whether a module without a name is an error; else it is left out.
 
     Raises:
         AdapterError: it does not know the family (BS647), or a module (BS648); or the package `gguf` is not
@@ -87,22 +94,22 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
     if find_spec("gguf") is None:
         help = "run `pip install 'bishare[gguf]'`"
         raise AdapterError(NEEDS_PACKAGE(what="writing GGUF", package="gguf", help=help))
-    check_low_rank(plan, "export the adapter in GGUF")
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     config: Any = getattr(model, "config", None)
     family = getattr(config, "model_type", type(model).__name__)
     if family not in FAMILIES:
         raise AdapterError(codes.GGUF_FAMILY(family=family, known=", ".join(sorted(FAMILIES))))
-    known = get_tensor_name_map(MODEL_ARCH[FAMILIES[family][0].upper()], plan.base.layers)
+    known = get_tensor_name_map(MODEL_ARCH[FAMILIES[family][0].upper()], layers)
     maps = linear_maps(model)
     names = {
         site.path: known.get_name(f"{_weight_of(site, maps)}.weight", (".weight",))
-        for site in plan.sites
-        if plan.rows(site.path)
+        for site in sites
     }
     # Of an embedding llama.cpp has no LoRA, and a head that is tied to one is not a weight of its file.
-    names |= {s.path: None for s in plan.sites if s.tied or maps[s.path].looks_up}
+    names |= {s.path: None for s in sites if s.tied or maps[s.path].looks_up}
+    if not strict:
+        return {path: name for path, name in names.items() if name is not None}
     if missing := [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]:
         raise AdapterError(missing[:5])
     return {path: str(name) for path, name in names.items()}
@@ -113,6 +120,12 @@ class _Written(np.ndarray[Any, Any]):
 
     def tofile(self, file: Any, *_: Any) -> None:
         file.write(self.tobytes())
+
+
+def row_order(model: nn.Module, site: Site) -> torch.Tensor | None:
+    """Return the order in which llama.cpp has the rows of a weight; None where it is the base's."""
+    config: Any = model.config
+    return FAMILIES[config.model_type][1](config, site)
 
 
 def write_gguf(
@@ -127,7 +140,7 @@ def write_gguf(
     from gguf.quants import quantize
 
     config: Any = model.config
-    architecture, order = FAMILIES[config.model_type]
+    architecture, _ = FAMILIES[config.model_type]
     maps = linear_maps(model)
     with TemporaryDirectory() as scratch:
         made = Path(scratch) / "lora.gguf"
@@ -137,7 +150,7 @@ def write_gguf(
         writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
         writer.add_name(plan.spec)
         for of_weight in _by_weight(pairs, names):
-            rows = order(config, of_weight[0].site)
+            rows = row_order(model, of_weight[0].site)
             down, up = _factors(of_weight, maps)
             up = up if rows is None else up[..., rows]
             for label, factor in (("a", down), ("b", up.mT)):

@@ -89,8 +89,8 @@ def plain_lora(
             raise AdapterError(codes.NOT_FINITE(action=action, path=site.path))
         norm = lost = 0.0
         if rank is not None or dtype != torch.float32:
-            norm = _norm(down, up)
-            lost = _norm(torch.cat([down, a]), torch.cat([up, -b]))
+            norm = product_norm(down, up)
+            lost = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
         yield Pair(site, a, b, len(down), norm, lost)
 
 
@@ -120,7 +120,7 @@ def _shortened(
     return a.float(), b.float()
 
 
-def _norm(down: torch.Tensor, up: torch.Tensor) -> float:
+def product_norm(down: torch.Tensor, up: torch.Tensor) -> float:
     """Return the Frobenius norm of ``B^T A``, which is not made."""
     rests = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
     out_rest, in_rest = rests

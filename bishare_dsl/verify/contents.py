@@ -18,7 +18,9 @@ from bishare_dsl.diagnostics.codes import adapter as adapter_codes
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.export.effective import check_linear, effective_factors
 from bishare_dsl.export.experts import stacked_in
-from bishare_dsl.export.from_peft import FACTOR, PREFIX, lora_tensors
+from bishare_dsl.export.from_peft import PREFIX
+from bishare_dsl.export.layouts import FACTOR, read_tensors
+from bishare_dsl.export.peft import TENSORS as PEFT_TENSORS
 from bishare_dsl.export.peft_config import PeftConfig, read_config
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.models import architecture_of
@@ -132,7 +134,7 @@ def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
         problems.append(codes.NOT_PLAIN(reason="; ".join(reasons)))
     if config.use_dora:
         problems.append(codes.NOT_PLAIN(reason="it has `use_dora`, which scales the base too"))
-    tensors = lora_tensors(folder, architecture_of(model))
+    tensors = read_tensors(folder, PEFT_TENSORS, architecture_of(model))
     factors: dict[str, dict[str, torch.Tensor]] = {}
     others = []
     for full in sorted(tensors):

@@ -1,0 +1,117 @@
+"""Convert an adapter into another layout, and prove that it adds the same to the base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from bishare_dsl.diagnostics import AdapterError, nearest
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export import TARGETS
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.export import export_adapter
+from bishare_dsl.export.from_peft import read_peft
+from bishare_dsl.export.layouts import LAYOUTS
+from bishare_dsl.export.lora import product_norm
+from bishare_dsl.export.report import ExportReport
+from bishare_dsl.models import architecture_of
+from bishare_dsl.models.site import Site
+from bishare_dsl.plan import Plan
+
+_NEAR = 1e-5
+"""How far dW may be off after a conversion in float32, relative to its norm."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written, and how it compares with the source.
+
+    Attributes:
+        export: what was exported.
+        sites: how many modules were compared.
+        worst: the largest relative difference of dW.
+        where: the module that has it.
+    """
+
+    export: ExportReport
+    sites: int
+    worst: float
+    where: str
+
+    def data(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        proof = {"sites_compared": self.sites, "worst_difference": self.worst}
+        return self.export.data() | proof | {"worst_module": self.where}
+
+    def __str__(self) -> str:
+        return f"{self.export}\ndW compared at {self.sites:,} modules: largest difference {self.worst:.2g}"
+
+
+def convert(
+    out: str | os.PathLike[str],
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    target: str,
+    **options: Any,
+) -> Converted:
+    """Write an adapter in another layout, read it again, and compare dW at every module.
+
+    Args:
+        out: the folder, or the file of GGUF, to write.
+        plan: the adapter's.
+        tensors: its tensors by name.
+        model: the base, perhaps on the meta device.
+        target: one of `TARGETS`.
+        **options: ``rank``, ``dtype`` and ``uniform_rank`` of `export_adapter`.
+
+    Raises:
+        AdapterError: as `export_adapter`, or dW differs at a module (BS607).
+    """
+    if target not in TARGETS:
+        raise AdapterError(codes.UNKNOWN_FORMAT(format=target, help=nearest(target, TARGETS)))
+    settings = cast("dict[str, Any]", LAYOUTS[target].target)
+    report = export_adapter(out, plan, tensors, model, **settings, **options)
+    _, again, values = read_peft(out, architecture_of(model), lambda: model)
+    lossy = options.get("rank") is not None or options.get("dtype", "float32") != "float32"
+    worst, where, compared = 0.0, "", 0
+    sites, sites_again = ({s.path: s for s in p.sites if p.rows(s.path)} for p in (plan, again))
+    for path, site in (sites_again | sites).items():
+        one = _factors(plan, tensors, sites.get(path))
+        other = _factors(again, values, sites_again.get(path))
+        difference, norm = _apart(one, other, site)
+        compared += 1
+        if difference > (max(report.worst.error, 0.0) * 1.01 if lossy else 0.0) + _NEAR:
+            reason = f"dW of `{path}` differs by {difference:.2g} of its norm {norm:.3g}"
+            raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
+        worst, where = max((worst, where), (difference, path))
+    for trained in plan.trained if target == "peft" else ():
+        saved = next((t.tensor for t in again.trained if t.parameter == trained.parameter), None)
+        if saved is None or not torch.allclose(values[saved], tensors[trained.tensor].float()):
+            reason = f"`{trained.parameter}`, which is trained in full, differs"
+            raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
+    return Converted(report, compared, worst, where)
+
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _factors(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site | None) -> _Pair | None:
+    if site is None:
+        return None
+    down, up = effective_factors(plan, tensors, site)
+    return down.cpu(), up.cpu()
+
+
+def _apart(one: _Pair | None, other: _Pair | None, site: Site) -> tuple[float, float]:
+    """Return the norm of the difference of two updates, relative to the first, and that one's norm."""
+    nothing = torch.empty(0, site.d_in), torch.empty(0, site.d_out)
+    (down, up), (other_down, other_up) = one or nothing, other or nothing
+    norm = product_norm(down, up)
+    apart = product_norm(torch.cat([down, other_down]), torch.cat([up, -other_up]))
+    return (apart / norm if norm else apart), norm

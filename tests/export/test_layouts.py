@@ -1,0 +1,163 @@
+"""Each row of the table of layouts is written and read: nothing is left over, and dW is equal at every module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bishare_dsl import parse_spec, plan_spec
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.cli.main import main
+from bishare_dsl.compiler import read_fitting
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export import TARGETS
+from bishare_dsl.export.convert import convert
+from bishare_dsl.export.effective import delta
+from bishare_dsl.export.layouts import LAYOUTS, layout_of
+from tests.support.families import tiny_model
+
+ROOT = Path(__file__).parents[2]
+DENSE = "spec s\ntarget q_proj, k_proj, down_proj\nshare x per layer, kind rank 3 scale 0.5\n"
+EXPERTS = """
+spec s
+target parent experts, q_proj
+share x  A per layer, kind  B per layer, kind, expert  rank 2  where kind in gate_proj, up_proj
+share y  A per layer, kind, expert  B per layer, kind  rank 2  where kind == down_proj
+share z  per module  rank 3 scale 2.0  where kind == q_proj
+"""
+HEAD = "spec s\ntarget lm_head, q_proj\nshare x per module rank 2\n"
+CASES = [
+    *[("llama", DENSE, target) for target in TARGETS],
+    *[("mixtral", EXPERTS, target) for target in TARGETS if target != "mlx"],
+    ("qwen3_moe", EXPERTS, "vllm"),
+    ("qwen3_moe", EXPERTS, "sglang"),
+]
+
+
+def adapter(family: str, text: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+    model = tiny_model(family)
+    plan = plan_spec(parse_spec(text), model)
+    torch.manual_seed(1)
+    return model, plan, {n: t + 0.2 * torch.randn(t.shape) for n, t in draw(plan, 0).items()}
+
+
+def place(tmp_path: Path, target: str, name: str = "out") -> Path:
+    return tmp_path / (f"{name}.gguf" if target == "gguf" else name)
+
+
+def same(model: Any, plan: Any, tensors: dict[str, torch.Tensor], found: Path) -> None:
+    """What is read adds dW to each module, and nothing to any other."""
+    stored, _ = read_fitting(found, model)
+    values = stored.tensors()
+    again = {site.path: site for site in stored.plan.sites}
+    for site in plan.sites:
+        wanted = delta(plan, tensors, site)
+        torch.testing.assert_close(
+            delta(stored.plan, values, again.pop(site.path)), wanted, atol=1e-6, rtol=1e-5
+        )
+    for path in again:
+        assert not delta(stored.plan, values, again[path]).any(), path
+
+
+@pytest.mark.parametrize(("family", "text", "target"), CASES)
+def test_what_is_written_is_read(family: str, text: str, target: str, tmp_path: Path) -> None:
+    model, plan, tensors = adapter(family, text)
+    out = place(tmp_path, target)
+    found = convert(out, plan, tensors, model, target)
+    assert found.sites >= len(plan.sites)
+    assert found.worst < 1e-5
+    assert layout_of(out) == (
+        "peft" if LAYOUTS[target].tensors == LAYOUTS["peft"].tensors else target
+    )
+    same(model, plan, tensors, out)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_layout_leads_back(target: str, tmp_path: Path) -> None:
+    """PEFT's folder, converted to each layout and from there to PEFT's."""
+    model, plan, tensors = adapter("llama", DENSE)
+    convert(tmp_path / "peft", plan, tensors, model, "peft")
+    stored, _ = read_fitting(tmp_path / "peft", model)
+    middle = place(tmp_path, target)
+    convert(middle, stored.plan, stored.tensors(), model, target)
+    stored, _ = read_fitting(middle, model)
+    convert(tmp_path / "back", stored.plan, stored.tensors(), model, "peft")
+    same(model, plan, tensors, tmp_path / "back")
+
+
+def test_a_head_of_tinker_is_read(tmp_path: Path) -> None:
+    model, plan, tensors = adapter("llama", HEAD)
+    convert(tmp_path / "out", plan, tensors, model, "peft")
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    values = load_file(file)
+    save_file({k.replace("lm_head", "model.unembed_tokens"): v for k, v in values.items()}, file)
+    same(model, plan, tensors, tmp_path / "out")
+
+
+def test_an_alpha_of_llama_cpp_is_read(tmp_path: Path) -> None:
+    """Other programs write an alpha, over the rank of each pair."""
+    from gguf import GGUFType, GGUFWriter
+
+    model, plan, tensors = adapter("llama", "spec s\ntarget down_proj\nshare x per module rank 4\n")
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_type(GGUFType.ADAPTER)
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    for i, site in enumerate(plan.sites):
+        a, b = (tensors[plan.terms_of[site.path][0].tensors[role]] for role in "AB")
+        writer.add_tensor(f"blk.{i}.ffn_down.weight.lora_a", a.numpy())
+        writer.add_tensor(f"blk.{i}.ffn_down.weight.lora_b", (b.t() / 2).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    same(model, plan, tensors, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "gguf"])
+def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
+    family, text = ("llama", DENSE) if target == "mlx" else ("mixtral", EXPERTS)
+    model, plan, tensors = adapter(family, text)
+    convert(tmp_path / "out", plan, tensors, model, target)
+    file = tmp_path / "out" / LAYOUTS[target].tensors
+    values = load_file(file)
+    key, value = next(iter(values.items()))
+    for more in (key.replace("layers.0", "layers.77"), "strange.tensor"):
+        save_file(values | {more: value}, file)
+        with pytest.raises(AdapterError) as caught:
+            read_fitting(tmp_path / "out", model)
+        assert more.removeprefix("base_model.model.").rpartition(".lora")[0] in str(caught.value)
+
+
+def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a reader takes a tensor otherwise than the writer, the module is named."""
+    from bishare_dsl.export import layouts
+
+    monkeypatch.setitem(layouts._KINDS, "w1", "up_proj")
+    monkeypatch.setitem(layouts._KINDS, "w3", "gate_proj")
+    model, plan, tensors = adapter("mixtral", EXPERTS)
+    with pytest.raises(AdapterError, match=r"BS607.*experts\.0\.(up|gate)_proj` differs"):
+        convert(tmp_path / "out", plan, tensors, model, "sglang")
+
+
+def test_the_page_has_the_table() -> None:
+    page = (ROOT / "docs" / "layouts.md").read_text("utf-8")
+    for name, layout in LAYOUTS.items():
+        row = f"| `{name}` | {layout.title} | `{layout.tensors or 'one file'}` | {layout.modules} | {layout.experts} |"
+        assert row in page, row
+    assert {name for name, layout in LAYOUTS.items() if layout.target} == {*TARGETS}
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, plan, tensors = adapter("llama", DENSE)
+    model.save_pretrained(tmp_path / "base")
+    convert(tmp_path / "peft", plan, tensors, model, "peft")
+    places = [str(tmp_path / name) for name in ("peft", "base", "mlx")]
+    words = ["convert", places[0], "--for", "mlx", "--model", places[1], "--out", places[2]]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sites_compared"] == len(plan.sites)
+    same(model, plan, tensors, tmp_path / "mlx")
