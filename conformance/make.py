@@ -21,7 +21,9 @@ from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import save_adapter, save_library
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.models import architecture_of
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan, Term, build_plan
 from bishare_dsl.testing.reference import REFERENCES, TermValues
 
@@ -31,6 +33,10 @@ from tests.support.families import tiny_model
 from tests.support.references import dense_delta
 
 SEED = 5
+WEIGHTS = "base.safetensors"
+"""The weights of the modules, from which the tensors of `base` are computed."""
+PARAMETERS = "parameters.safetensors"
+"""The updates of `gpt_oss` as its base keeps its parameters."""
 
 ADAPTERS = {
     "identity": "share s per module rank 4",
@@ -88,7 +94,13 @@ share s per model rank 4
 share s per model rank 4
     via SS freeze A, B init B kaiming_normal gain rank init 0.1, out init 0
 """,
+    # What the base's weights give.
+    "base": """
+share s c per model rank 2 via Core(count = 5)
+    init A svd_vectors, B svd_scaled freeze A, B, core per module
+""",
     # Where it is.
+    "gpt_oss": "share s A per layer B per module rank 2 via SS",
     "experts": "share s A per layer B per module rank 2 via SS",
     "head_and_full": "share s per module rank 2",
     "several_terms": """
@@ -110,6 +122,8 @@ HOW: dict[str, dict[str, Any]] = {
         "target": "lm_head, embed_tokens, q_proj",
         "train": "train norms",
     },
+    "gpt_oss": {"family": "gpt_oss", "target": "parent experts"},
+    "base": {"frozen": "base"},
     "library": {"names": ("law", "maths")},
 }
 """What of them is otherwise: the family of the base, the target, what is trained in full, how it is saved."""
@@ -121,7 +135,8 @@ def make(folder: Path, name: str) -> None:
     family, target = how.pop("family", "llama"), how.pop("target", "q_proj, down_proj")
     dtype, names = how.pop("type", torch.float32), how.pop("names", None)
     text = f"spec {name}\ntarget {target}\n{ADAPTERS[name].strip()}\n{how.pop('train', '')}\n"
-    plan, _ = build_plan(parse_spec(text), architecture_of(tiny_model(family)))
+    model = tiny_model(family)
+    plan, _ = build_plan(parse_spec(text), architecture_of(model))
     shutil.rmtree(folder / name, ignore_errors=True)
     (folder / name).mkdir(parents=True)
     if names:
@@ -133,11 +148,35 @@ def make(folder: Path, name: str) -> None:
             save_file(expected(plan, tensors), folder / name / f"expected-{label}.safetensors")
     else:
         tensors = trained(plan, dtype)
+        if how.get("frozen") == "base":
+            tensors |= singular_starts(plan, model)
+            how["reproduced"] = singular_starts(plan, model, torch.float64)
+            paths = {site.path for site in plan.sites}
+            maps = {path: w.matrix() for path, w in linear_maps(model).items() if path in paths}
+            save_file(
+                {p: w.detach().contiguous() for p, w in maps.items()}, folder / name / WEIGHTS
+            )
         save_adapter(folder / name, plan, tensors, text, seed=SEED, **how)
         if how.get("dtype"):
             tensors = {n: tensor.bfloat16() for n, tensor in tensors.items()}
-        save_file(expected(plan, tensors), folder / name / "expected.safetensors")
+        found = expected(plan, tensors)
+        save_file(found, folder / name / "expected.safetensors")
+        if family == "gpt_oss":
+            save_file(as_parameters(model, found), folder / name / PARAMETERS)
     (folder / name / CARD).unlink()
+
+
+def as_parameters(
+    model: torch.nn.Module, updates: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return what is added to the parameters of experts, as the model keeps them."""
+    found: dict[str, torch.Tensor] = {}
+    for path, weight in linear_maps(model).items():
+        if path in updates:
+            name = f"{weight.owner}.{weight.parameter}"
+            shape = weight.module.get_parameter(weight.parameter).shape
+            weight.part(found.setdefault(name, torch.zeros(shape))).copy_(updates[path])
+    return found
 
 
 def trained(plan: Plan, dtype: torch.dtype, number: int = 0) -> dict[str, torch.Tensor]:

@@ -12,12 +12,13 @@ import numpy as np
 from to_lora import open_folder, pair_of
 
 
-def read(folder, name=None):
+def read(folder, name=None, weights=None):
     """Return dW `(d_out, d_in)` by the path of a module, and what is trained in full by its parameter.
 
     Where a router makes dW depend on x `(d_in)`, a function of x stands in its place.
+    `weights` are W `(d_out, d_in)` of the base by module, for tensors that start from them.
     """
-    _, sharing, tensors = open_folder(folder, name)
+    _, sharing, tensors = open_folder(folder, name, weights)
     updates = {}
     for module in sharing["modules"]:
         update = functools.partial(update_of, module, sharing["terms"], tensors)

@@ -97,8 +97,11 @@ def pair_of(module, terms, tensors, x=None):
     return a, b
 
 
-def open_folder(folder, name=None):
-    """Return the config, `sharing` as format 2 has it, and the tensors."""
+def open_folder(folder, name=None, weights=None):
+    """Return the config, `sharing` as format 2 has it, and the tensors.
+
+    `weights` are W (d_out, d_in) of the base by module, for tensors that start from them.
+    """
     config = json.loads(Path(folder, CONFIG).read_text("utf-8"))
     known(config["peft_type"] == "BISHARE", "the method of this folder")
     sharing = config["bishare"]["sharing"]
@@ -108,12 +111,16 @@ def open_folder(folder, name=None):
         sharing = of_format_1(sharing, config["seed"])
     known(sharing["format"] == 2, "this format")
     for word in sharing["needs"]:
-        known(word in KNOWN or word in FEATURES, word)
+        known(word in KNOWN or word in FEATURES or (word == "base" and weights), word)
     for term in sharing["terms"]:
         check(term)
     stored = safetensors(Path(folder, TENSORS))
     stored |= safetensors(Path(folder, "adapters", f"{name}.safetensors")) if name else {}
-    return config, sharing, [values(entry, stored) for entry in sharing["tensors"]]
+    tensors = [
+        from_base(i, sharing, weights) if "base" in entry and weights else values(entry, stored)
+        for i, entry in enumerate(sharing["tensors"])
+    ]
+    return config, sharing, tensors
 
 
 def unpacked(text):
@@ -198,6 +205,31 @@ def values(entry, stored):
     drawn = drawn.astype(entry["dtype"])
     check_digest(drawn, entry)
     return drawn.astype(float)
+
+
+def from_base(place, sharing, weights):
+    """Return a tensor that the base's weights give."""
+    entry, users = sharing["tensors"][place], {}
+    for module in sharing["modules"]:
+        for number, *places in module["terms"]:
+            if place in places:
+                weight = weights[module["module"]]
+                role = sharing["terms"][number]["roles"][places.index(place)]
+                users[module["module"]] = weight if role == "A" else weight.T
+    [(start, amount)] = entry["base"].items()
+    _, values, vectors = np.linalg.svd(np.concatenate([*users.values()]), full_matrices=False)
+    count = entry["shape"][0]
+    rows = slice(len(values) - count, None) if start.endswith("_bottom") else slice(count)
+    power = {"svd": 0.5, "svd_bottom": 0.5, "svd_scaled": 1}.get(start, 0)
+    made = amount * values[rows, None] ** power * vectors[rows]
+    random = draw(("normal", 1), (2 * count, made.shape[1]), "0:marks").astype(float)
+    products = np.einsum("icj,ij->ic", random.reshape(count, 2, -1), made)
+    signs = np.array([(1 - 2 * (int(k) // 2), 1 - 2 * (int(k) % 2)) for k in entry["signs"]])
+    sure = abs(products).sum(1) >= 0.008 * np.linalg.norm(made, axis=1)
+    turn = np.where((products * signs).sum(1, keepdims=True) < 0, -1, 1)
+    apart = abs((turn * products).sum(0) - entry["sums"]).max()
+    known(sure.all() and apart <= 0.002 * np.linalg.norm(made), "these weights of the base")
+    return turn * made
 
 
 def check_digest(drawn, entry):

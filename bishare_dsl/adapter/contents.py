@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
@@ -259,11 +259,12 @@ def check_plan(
     if config.format < STATED or config.sharing is None:
         return plan, config
     if not config._contents:
-        try:
+        stated: dict[str, Any] = {}
+        again = None
+        with suppress(ValueError):
             stated = contents_of(plan, read_sharing(config.sharing, config.seed))
-        except ValueError:
-            stated = {}
-        if not stated or sharing_of(plan, config.model_copy(update=stated)) != config.sharing:
+            again = sharing_of(plan, config.model_copy(update=stated))
+        if again != config.sharing:
             reason = "its `sharing` is not what its spec gives"
             raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
         config._contents.update(stated)

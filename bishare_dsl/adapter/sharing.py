@@ -521,9 +521,10 @@ def _tensor(entry: Entry, name: str, users: list[str], in_full: bool, seed: int)
 
 
 def _pools(terms: list[Term]) -> Iterator[Pool]:
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for term in terms:
         for role in load_transform(term.transform, term.options).pooled:
-            found.setdefault((term.share, role, term.tensors[role]), []).append(term.site)
-    for (share, role, tensor), members in found.items():
+            found.setdefault((role, term.tensors[role]), {}).setdefault(term.site, term.share)
+    for (role, tensor), members in found.items():
+        share = next(iter(members.values()))
         yield Pool(share=share, role=role, key=(), tensor=tensor, members=tuple(members))

@@ -58,6 +58,7 @@ def singular_starts(
 ) -> dict[str, torch.Tensor]:
     """Compute the tensors of a plan that start as directions of the base's weights, by name, in this type.
 
+    In float64 the weights get noise as small as the rounding of float32, which shows what is not determined.
     Each is on the device of the first weight that it is read from; on the meta device it has its shape only.
     The same weights give the same tensors. A bar on a terminal tells how far it is.
 
@@ -126,7 +127,13 @@ class _Starts:
         return _scaled(tensor, found.values, found.right if is_down else found.left)
 
     def _weight(self, path: str) -> torch.Tensor:
-        return read_weight(self.maps[path]).to(self.dtype)
+        weight = read_weight(self.maps[path]).to(self.dtype)
+        if self.dtype != torch.float64 or weight.is_meta:
+            return weight
+        # Whoever asks for float64 wants to know whether float32 determines the directions: those of equal
+        # singular values turn with the rounding, and with this noise.
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        return weight + torch.finfo(torch.float32).eps * weight.abs().max() * noise
 
 
 def read_weight(weight: Weight) -> torch.Tensor:

@@ -276,8 +276,9 @@ def _read_gguf(
                     one = torch.empty_like(one).index_copy_(0, rows, one)
             ranks[f"^{re.escape(each.path)}"] = rank
             found[f"{each.path}.lora_{label[-1].upper()}.weight"] = one
+    alphas: dict[str, float] = {**ranks}
     config = PeftConfig(
-        peft_type="LORA", r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=ranks
+        peft_type="LORA", r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=alphas
     )
     return config, found
 

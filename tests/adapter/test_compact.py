@@ -16,7 +16,7 @@ from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms.vector_bank import VectorBank
 from tests.adapter.conftest import logits
-from tests.adapter.test_files import edit_tensors, refused, reseal
+from tests.adapter.test_files import config_of, edit_tensors, refused, reseal
 from tests.support.checks import randomize
 from tests.support.stored import load_stored
 
@@ -173,10 +173,11 @@ def test_a_tensor_in_parts_that_is_drawn_too(tmp_path: Path) -> None:
     compile_spec(parse_spec(text), tiny_model("llama")).bishare.save_pretrained(
         tmp_path, compact=True
     )
-    compact = read_adapter(tmp_path).config.compact
-    labels = next(iter(compact.values()))
-    reseal(tmp_path, compact={**compact, NAME: labels})
-    refused(tmp_path, "BS604", NAME, "must be in the file")
+    sharing = config_of(tmp_path)["bishare"]["sharing"]
+    entry = next(entry for entry in sharing["tensors"] if "draw" in entry)
+    entry["parts"] = {"vectors": "a", "below": "b"}
+    reseal(tmp_path, sharing=sharing)
+    refused(tmp_path, "BS607", "not what its spec gives")
 
 
 def test_the_tensor_beside_its_parts(folder: Path) -> None:

@@ -200,8 +200,8 @@ def test_a_base_with_something_else_in_it(folder: Path, part: str, value: Any) -
 
 
 def test_a_newer_format(folder: Path) -> None:
-    reseal(folder, format=5, something_new=True)
-    error = refused(folder, "BS605", "format 5")
+    reseal(folder, format=6, something_new=True)
+    error = refused(folder, "BS605", "format 6")
     assert "upgrade" in str(error)
 
 

@@ -16,6 +16,7 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stored import find_drawn
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models import preset
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
 from tests.adapter.test_files import config_of, edit_tensors, refused, reseal
@@ -193,21 +194,34 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     reseal(folder, **config["bishare"])
 
 
+def drawn_in(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of the tensor that is drawn."""
+    found: dict[str, Any] = next(t for t in config["sharing"]["tensors"] if "draw" in t)
+    return found
+
+
 def test_another_seed(folder: Path) -> None:
     config = config_of(folder) | {"seed": 4}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     refused(folder, "BS604", "not what was saved")
     reseal(folder)
-    refused(folder, "BS695", "seed 3")
+    refused(folder, "BS607", "not what its spec gives")
 
 
 def test_a_tensor_that_is_drawn_otherwise(folder: Path) -> None:
-    edit_config(folder, lambda config: config["drawn"]["s.A"].update(sha256="00000000"))
+    edit_config(folder, lambda config: drawn_in(config).update(sha256="00000000"))
     refused(folder, "BS634", "`s.A`")
 
 
 def test_a_tensor_that_is_neither_stored_nor_drawn(folder: Path) -> None:
-    edit_config(folder, lambda config: config["drawn"].pop("s.A"))
+    def store(config: dict[str, Any]) -> None:
+        entry = drawn_in(config)
+        for word in ("draw", "text", "dtype", "sha256"):
+            del entry[word]
+        entry["key"] = "base_model.model.bishare_tensors.s__A"
+        config["sharing"]["needs"].remove("drawn")
+
+    edit_config(folder, store)
     refused(folder, "BS609", "s.A")
 
 
@@ -218,13 +232,18 @@ def test_a_tensor_that_is_both(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["s.C", "s.layers.0.self_attn.q_proj.gain_out"])
 def test_what_must_not_be_drawn(folder: Path, name: str) -> None:
-    edit_config(folder, lambda c: c["drawn"].update({name: c["drawn"]["s.A"]}))
-    refused(folder, "BS604", name)
+    def draw_it(config: dict[str, Any]) -> None:
+        tensors, drawn = config["sharing"]["tensors"], drawn_in(config)
+        place = next(i for i, t in enumerate(tensors) if t.get("key", "").endswith(attribute(name)))
+        tensors[place] = drawn | {"shape": tensors[place]["shape"], "text": f"3:{name}"}
+
+    edit_config(folder, draw_it)
+    refused(folder, "BS607", "not what its spec gives")
 
 
 def test_a_type_that_does_not_exist(folder: Path) -> None:
-    edit_config(folder, lambda config: config["drawn"]["s.A"].update(dtype="float8"))
-    refused(folder, "BS604", "drawn.s.A.dtype")
+    edit_config(folder, lambda config: drawn_in(config).update(dtype="float8"))
+    refused(folder, "BS607", "not what its spec gives")
 
 
 # The sizes of the papers ----------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_what_is_drawn_is_said(tmp_path: Path) -> None:
 # Folders that other programs write ----------------------------------------------------------------------
 
 HERE = Path(__file__).parents[2] / "conformance"
-FAMILIES = {"experts": "mixtral", "head_and_full": "gemma2"}
+FAMILIES = {"experts": "mixtral", "head_and_full": "gemma2", "gpt_oss": "gpt_oss"}
 OTHERS = [folder.relative_to(HERE) for folder in sorted(HERE.glob("**/adapter_config.json"))]
 
 

@@ -23,7 +23,7 @@ from bishare_dsl.export.effective import delta
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.models.inspect import inspect_model, linear_maps
-from tests.adapter.test_files import refused, reseal
+from tests.adapter.test_files import config_of, refused, reseal
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
@@ -214,9 +214,11 @@ def test_it_is_stored_and_never_computed_again(
 
 def test_what_the_base_says_is_not_drawn(tmp_path: Path) -> None:
     adapted(XS).bishare.save_pretrained(tmp_path)
-    entry = {"dtype": "float32", "sha256": "0" * 64}
-    reseal(tmp_path, drawn={"s.layers.0.self_attn.q_proj.A": entry})
-    refused(tmp_path, "BS604", "must be in the file")
+    sharing = config_of(tmp_path)["bishare"]["sharing"]
+    entry = {"shape": sharing["tensors"][0]["shape"], "dtype": "float32", "text": "0:x"}
+    sharing["tensors"][0] = entry | {"draw": {"normal": 1}}
+    reseal(tmp_path, sharing=sharing)
+    refused(tmp_path, "BS607", "not what its spec gives")
 
 
 def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def near(found: Any, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("path", EXPECTED, ids=named)
 def test_numpy_alone_reads_it(path: Path) -> None:
-    updates, full = READER.read(path.parent, path.stem.partition("-")[2] or None)
+    updates, full = READER.read(path.parent, path.stem.partition("-")[2] or None, weights_of(path))
     expected = load_file(path)
     places = {place.removesuffix(".x").removesuffix(".y") for place in expected}
     assert places == {*updates, *full}
@@ -69,6 +69,38 @@ def test_numpy_alone_reads_it(path: Path) -> None:
             near(np.stack([value(x) @ x for x in rows]), expected[f"{place}.y"])
         else:
             near(value, expected[place])
+
+
+def weights_of(path: Path) -> dict[str, Any] | None:
+    file = path.with_name(MAKE.WEIGHTS)
+    return {k: v.double().numpy() for k, v in load_file(file).items()} if file.is_file() else None
+
+
+def test_the_parameters_of_gpt_oss_by_the_page() -> None:
+    """Transposed, the columns of gate and up in turn."""
+    folder = FOLDER / "gpt_oss"
+    updates, _ = READER.read(folder)
+    wanted = load_file(folder / MAKE.PARAMETERS)
+    assert wanted
+    for name, value in wanted.items():
+        owner, _, parameter = name.rpartition(".")
+        found = np.zeros(value.shape)
+        for expert in range(len(found)):
+            if parameter == "down_proj":
+                found[expert] = updates[f"{owner}.{expert}.down_proj"].T
+            else:
+                found[expert][:, 0::2] = updates[f"{owner}.{expert}.gate_proj"].T
+                found[expert][:, 1::2] = updates[f"{owner}.{expert}.up_proj"].T
+        near(found, value)
+
+
+def test_another_base_is_refused() -> None:
+    weights = weights_of(FOLDER / "base" / "expected.safetensors")
+    assert weights is not None
+    with pytest.raises(SystemExit, match="these weights"):
+        READER.read(FOLDER / "base", None, {k: v[::-1, ::-1] for k, v in weights.items()})
+    with pytest.raises(SystemExit, match="does not know: base"):
+        READER.read(FOLDER / "base")
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -92,8 +124,8 @@ def test_javascript_alone_reads_them() -> None:
 def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> None:
     """The pairs give each dW; what is no plain LoRA is refused, and named."""
     name = path.stem.partition("-")[2] or None
-    if path.parent.name in ("router", "head_and_full"):
-        with pytest.raises(SystemExit, match="as a plain LoRA"):
+    if path.parent.name in ("router", "head_and_full", "base"):
+        with pytest.raises(SystemExit, match=r"as a plain LoRA|does not know: base"):
             TO_LORA.to_lora(path.parent, tmp_path / "lora", name)
         return
     pairs = TO_LORA.to_lora(path.parent, tmp_path / "lora", name)

@@ -26,9 +26,9 @@ DENSE = "spec s\ntarget q_proj, k_proj, down_proj\nshare x per layer, kind rank 
 EXPERTS = """
 spec s
 target parent experts, q_proj
-share x  A per layer, kind  B per layer, kind, expert  rank 2  where kind in gate_proj, up_proj
-share y  A per layer, kind, expert  B per layer, kind  rank 2  where kind == down_proj
-share z  per module  rank 3 scale 2.0  where kind == q_proj
+share x  A per layer, kind  B per layer, kind, expert  rank 2  where gate_proj, up_proj
+share y  A per layer, kind, expert  B per layer, kind  rank 2  where down_proj
+share z  per module  rank 3 scale 2.0  where q_proj
 """
 HEAD = "spec s\ntarget lm_head, q_proj\nshare x per module rank 2\n"
 CASES = [
@@ -127,7 +127,7 @@ def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
     values = load_file(file)
     key, value = next(iter(values.items()))
     for more in (key.replace("layers.0", "layers.77"), "strange.tensor"):
-        save_file(values | {more: value}, file)
+        save_file(values | {more: value.clone()}, file)
         with pytest.raises(AdapterError) as caught:
             read_fitting(tmp_path / "out", model)
         assert more.removeprefix("base_model.model.").rpartition(".lora")[0] in str(caught.value)

@@ -127,7 +127,7 @@ def other_seed(folder: Path) -> None:
     fields = json.loads((folder / CONFIG).read_text())
     drawn = json.loads((saved(folder.with_name("other"), seed=1) / CONFIG).read_text())
     fields |= {"seed": 1}
-    fields["bishare"]["drawn"] = drawn["bishare"]["drawn"]
+    fields["bishare"]["sharing"] = drawn["bishare"]["sharing"]
     (folder / CONFIG).write_text(json.dumps(fields))
     reseal(folder)
 
