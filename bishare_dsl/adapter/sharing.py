@@ -33,7 +33,7 @@ from bishare_dsl.models.site import MAX_SITES, Architecture, Parameter, Site
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.names import attribute, owner
 from bishare_dsl.plan.plan import Pool, Term, Trained
-from bishare_dsl.spec.spec import SINGULAR
+from bishare_dsl.spec.spec import MAGNITUDE, SINGULAR
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Transform, Width, check_term, load_transform
 from bishare_dsl.transforms.registry import transform_names
 
@@ -453,7 +453,7 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
 
 
 def _check_needs(sharing: Sharing) -> None:
-    known = {*transform_names(), *FEATURES}
+    known = {*transform_names(), *FEATURES, MAGNITUDE}
     if unknown := next((word for word in sharing.needs if word not in known), None):
         raise ValueError(f"it needs `{unknown}`, which this version of bishare does not know")
 
@@ -468,6 +468,8 @@ def _transform(shape: Shape) -> Transform:
 def _check_shapes(
     transform: Transform, rank: int, width: Width, shapes: dict[str, tuple[int, int]], path: str
 ) -> None:
+    if transform.name == MAGNITUDE and shapes["mu"] == (1, width.d_out):
+        return  # It has no factors to check.
     try:
         transform.check_rank(rank)
         check_term(transform, rank, width, shapes)
