@@ -156,9 +156,10 @@ async function shown(files) {
   if (!config || !tensors.length) throw new Error('choose both files');
   const bytes = await Promise.all(tensors.map(async (file) => new Uint8Array(await file.arrayBuffer())));
   const { sharing, updates, full } = await read(await config.text(), bytes);
-  const uses = Object.keys(sharing.tensors).map((name) => {
-    const { shape, draw } = sharing.tensors[name];
-    const users = sharing.modules.filter(({ terms }) => terms.some((term) => Object.values(term.tensors).includes(name)));
+  const uses = sharing.tensors.map(({ key, parts, text, shape, draw }, index) => {
+    const place = key ?? Object.values(parts ?? {})[0]?.replace(/:.*/, '') ?? `tensor ${index}`;
+    const name = text?.replace(/^[^:]*:/, '') ?? place.replace(/^.*bishare_tensors\./, '').replaceAll('__', '.');
+    const users = sharing.modules.filter(({ terms }) => terms.some(([, ...tensors]) => tensors.includes(index)));
     return `${name}  ${shape.join(' x ')}${draw ? ', drawn' : ''}: ${users.length} module${users.length === 1 ? '' : 's'}`;
   });
   const norm = (value) => (typeof value === 'function' ? 'by its input' : Math.hypot(...value.map((row) => Math.hypot(...row))).toPrecision(4));
