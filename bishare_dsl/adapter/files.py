@@ -417,6 +417,8 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
             found[ours] = value
             left.pop(attribute_in(key), None)
         if entry.draw is not None and tensor.name not in config.drawn:
+            if tensor.size > most_parameters(config.base):
+                raise ValueError(f"the drawn tensor `{entry.text}` is larger than its base")
             values = np.empty(entry.shape, np.float32)
             seed, _, text = entry.text.partition(":")
             fill(values, entry.draw, seed, text)

@@ -165,7 +165,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         from bishare_dsl.language import parse_spec
         from bishare_dsl.show.page import frame
 
-        return frame(self.plan, parse_spec(self.spec_text))
+        return frame(self.plan, parse_spec(self.spec_text) if self.spec_text else None)
 
     @property
     def running(self) -> Adapter:
