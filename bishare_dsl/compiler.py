@@ -220,6 +220,7 @@ def import_peft(
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.stored import check_finite
     from bishare_dsl.export.from_peft import read_peft
+    from bishare_dsl.export.layouts import layout_of
     from bishare_dsl.export.peft_config import read_config
     from bishare_dsl.language import spec_text
     from bishare_dsl.models.load import load_model, meta_model
@@ -229,7 +230,7 @@ def import_peft(
     live = None
     if source is not None:
         # A DoRA is relative to the weights themselves.
-        whole = read_config(Path(folder)).use_dora
+        whole = layout_of(folder) == "peft" and read_config(Path(folder)).use_dora
         load = partial(load_model, causal=False) if whole else lambda named: (meta_model(named),)
         live = (lambda: load(source)[0]) if isinstance(source, (str, Source)) else lambda: source
     spec, plan, tensors = read_peft(folder, architecture_of(model), live)

@@ -13,7 +13,7 @@ from torch import nn
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export import TARGETS
-from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.effective import check_linear, effective_factors
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.from_peft import read_peft
 from bishare_dsl.export.layouts import LAYOUTS
@@ -75,6 +75,7 @@ def convert(
     """
     if target not in TARGETS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=target, help=nearest(target, TARGETS)))
+    check_linear(plan.terms, "convert the adapter")
     settings = cast("dict[str, Any]", LAYOUTS[target].target)
     report = export_adapter(out, plan, tensors, model, **settings, **options)
     _, again, values = read_peft(out, architecture_of(model), lambda: model)

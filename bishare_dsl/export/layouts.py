@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,12 @@ Base = Callable[[], "nn.Module"]
 def layout_of(path: str | os.PathLike[str]) -> str | None:
     """Return the row of the file or folder of a plain LoRA; those of PEFT's files are one."""
     path = Path(path)
+    with suppress(OSError):  # A name that is too long, say.
+        return _layout_of(path)
+    return None
+
+
+def _layout_of(path: Path) -> str | None:
     if path.suffix == ".gguf" and path.is_file():
         return "gguf"
     if (path / LAYOUTS["mlx"].tensors).is_file():

@@ -118,7 +118,7 @@ def test_the_folder_is_small_at_135m(tmp_path: Path) -> None:
     save_adapter(tmp_path / "whole", plan, tensors, spec_text(spec), seed=0)
     save_adapter(tmp_path / "half", plan, tensors, spec_text(spec), seed=0, dtype="bfloat16")
     size = {f: sum(p.stat().st_size for p in (tmp_path / f).iterdir()) for f in ("whole", "half")}
-    assert size["whole"] <= 1.1 * 4 * plan.trainable
+    assert size["whole"] <= 1.2 * 4 * plan.trainable
     assert size["whole"] - size["half"] == pytest.approx(2 * plan.trainable, rel=0.001)
 
 
