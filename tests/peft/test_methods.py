@@ -421,8 +421,8 @@ def test_a_lora_config_becomes_a_spec(base: Any, ids: torch.Tensor, given: dict[
         for name, layer in theirs.named_modules()
         if hasattr(layer, "lora_A") and layer.r
     }
-    with pytest.raises(AdapterError, match=r"BS656.*use_dora"):
-        compile_spec(LoraConfig(target_modules=["q_proj"], use_dora=True), base)
+    with pytest.raises(AdapterError, match=r"BS656.*lora_bias"):
+        compile_spec(LoraConfig(target_modules=["q_proj"], lora_bias=True), base)
 
 
 WHOLE = "spec s\ntarget q_proj, v_proj, lm_head\ntrain norms\nshare a per model rank 2 via SS\n"
