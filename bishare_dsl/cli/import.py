@@ -48,8 +48,10 @@ def command(
     """
     from bishare_dsl.adapter.files import is_peft
     from bishare_dsl.adapter.inventory import find_adapters
+    from bishare_dsl.export.layouts import layout_of
 
-    if len(folders) == 1 and (is_peft(folders[0]) or not find_adapters(folders[0])):
+    single = is_peft(folders[0]) or layout_of(folders[0]) in ("mlx", "gguf")
+    if len(folders) == 1 and (single or not find_adapters(folders[0])):
         _import_one(folders[0], model, out, force, report)
         return
     found = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]

@@ -10,11 +10,12 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bishare_dsl import load_adapter, parse_spec, plan_spec
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter.config import AdapterConfig, key_of, seal
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import pack, read_adapter, save_adapter
@@ -25,6 +26,7 @@ from bishare_dsl.models import preset
 from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.test_files import CONFIG, TEXT, config_of, refused, saved
+from tests.support.checks import randomize
 from tests.support.families import tiny_model as family_of
 
 
@@ -183,6 +185,7 @@ def test_what_is_drawn_is_said(tmp_path: Path) -> None:
 # Folders that other programs write ----------------------------------------------------------------------
 
 HERE = Path(__file__).parents[2] / "conformance"
+SCHEMA = json.loads((HERE.parent / "docs" / "format.schema.json").read_text("utf-8"))
 FAMILIES = {"experts": "mixtral", "head_and_full": "gemma2", "gpt_oss": "gpt_oss"}
 OTHERS = [folder.relative_to(HERE) for folder in sorted(HERE.glob("**/adapter_config.json"))]
 
@@ -240,6 +243,22 @@ def test_peft_loads_what_was_saved_of_it(tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path / "by_peft"))
     once_more = load_adapter(tmp_path / "by_peft", family_of("llama")).eval()
     assert torch.equal(once_more(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_magnitude_is_stated_and_read(plain: bool, tmp_path: Path) -> None:
+    text = f"spec m\ntarget q_proj, down_proj\nshare s per module rank 2\nmagnitude per module{' plain' * plain}\n"
+    model = compile_spec(text, family_of("llama"))
+    randomize(model, 1, frozen=False)
+    model.bishare.save_pretrained(tmp_path / "ours")
+    sharing = config_of(tmp_path / "ours")["bishare"]["sharing"]
+    jsonschema.validate(config_of(tmp_path / "ours"), SCHEMA)
+    assert "magnitude" in sharing["needs"]
+    assert {"plain": plain} in [term["options"] for term in sharing["terms"]]
+    assert not any("rank" in module for module in sharing["modules"])
+    theirs = load_adapter(by_others(tmp_path / "ours", tmp_path / "theirs"), family_of("llama"))
+    ids = torch.arange(12).view(2, 6)
+    assert torch.equal(theirs.eval()(ids).logits, model.eval()(ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,20 @@ def test_the_page_has_the_table() -> None:
     assert {name for name, layout in LAYOUTS.items() if layout.target} == {*TARGETS}
 
 
+def test_one_of_another_program_is_imported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, plan, tensors = adapter("llama", DENSE)
+    model.save_pretrained(tmp_path / "base")
+    for target in ("mlx", "gguf"):
+        source = place(tmp_path, target)
+        convert(source, plan, tensors, model, target)
+        words = ["import", str(source), "--model", str(tmp_path / "base")]
+        assert main([*words, "--out", str(tmp_path / f"from_{target}")]) == 0
+        same(model, plan, tensors, tmp_path / f"from_{target}")
+    assert "share lora" in capsys.readouterr().out
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model, plan, tensors = adapter("llama", DENSE)
     model.save_pretrained(tmp_path / "base")
