@@ -38,7 +38,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @click.option(
     "--emit",
     type=click.Choice(STAGES),
-    help="Print this stage and write nothing; syntax and spec need no model.",
+    help="Print this stage instead; syntax and spec need no model.",
 )
 @options.stored_dtype
 @options.force

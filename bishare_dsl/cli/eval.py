@@ -33,22 +33,24 @@ _LIMIT = click.FloatRange(min=0, min_open=True)
 )
 @click.argument("folders", nargs=-1, type=_PATH, metavar="[DIR]...")
 @options.model(weights=True)
-@click.option("--tasks", metavar="NAMES", help="Of lm_eval, with commas between.")
+@click.option("--tasks", metavar="NAMES", help="Tasks of lm_eval, separated by commas.")
 @click.option(
     "--data",
     type=_PATH,
     metavar="FILE",
     help="Rows with `options`: count how often the right one is the likeliest.",
 )
-@click.option("--base", is_flag=True, help="Evaluate the base without an adapter too, first.")
-@click.option("--include_path", type=_TASKS, metavar="DIR", help="Task files, whose code is run.")
+@click.option("--base", is_flag=True, help="Also evaluate the base, first.")
+@click.option(
+    "--include_path", type=_TASKS, metavar="DIR", help="Folder of task files; their code is run."
+)
 @click.option("--num_fewshot", type=int, metavar="N", help="Examples in each prompt.")
 @click.option("--limit", type=_LIMIT, metavar="N", help="The first N rows; below 1 a fraction.")
 @click.option(
     "--batch_size", default="1", metavar="N|auto", help="Sequences at a time; by default 1."
 )
-@click.option("--output_path", type=_PATH, metavar="DIR", help="Write lm_eval's files there.")
-@click.option("--log_samples", is_flag=True, help="Write prompts and answers there too.")
+@click.option("--output_path", type=_PATH, metavar="DIR", help="Folder for lm_eval's files.")
+@click.option("--log_samples", is_flag=True, help="Also write prompts and answers.")
 @click.option("--apply_chat_template", is_flag=True, help="Put prompts into the chat template.")
 @options.keywords
 @options.dtype

@@ -61,9 +61,9 @@ def command(
 ) -> None:
     """Write an adapter as one plain LoRA, for PEFT and vLLM, llama.cpp or mlx-lm.
 
-    The LoRA adds to the base exactly what the adapter adds, unless a rank or a type is asked for that cannot.
-    Every module has the rank that it needs. Scales are folded into B. The model's shapes are enough;
-    an adapter with `magnitude` needs its weights, and becomes a DoRA of PEFT.
+    The LoRA equals the adapter exactly, unless --rank or --dtype limits it. Every module has the rank that it
+    needs. Scales are folded into B. The model's shapes are enough; an adapter with `magnitude` needs its
+    weights, and becomes a DoRA of PEFT.
     """
     from bishare_dsl.cli.reading import read_adapter_for
 

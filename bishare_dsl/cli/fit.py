@@ -126,7 +126,7 @@ def command(
     DIR is an adapter of bishare, or a LoRA that PEFT has saved. The tensors are found by alternating least
     squares that start at the leading eigenvectors, from the small factors alone. The report has the relative
     error by layer, kind and adapter, and the bytes before and after.
-    The base is the one that DIR names, unless another one is given; its shapes are enough.
+    By default the base is the model that DIR names. Its shapes are enough.
 
     A DIR may also be a folder of adapters, or a library, for all that are in it.
 
@@ -405,7 +405,7 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
-    """Return the shapes and the name of the base: the one that is named, or that the adapter names."""
+    """Return the shapes and the name of the base: ``model``, or else the model that the adapter names."""
     from bishare_dsl.adapter.files import is_peft, read_adapter
     from bishare_dsl.export.peft_config import read_config
     from bishare_dsl.hub import adapter_folder

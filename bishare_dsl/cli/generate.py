@@ -25,13 +25,15 @@ from bishare_dsl.diagnostics.codes.usage import WRONG_USAGE
 )
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
 @options.model(weights=True)
+@click.option("--prompt", required=True, metavar="TEXT", help="Text to answer or continue.")
+@click.option("--base", is_flag=True, help="Also answer with the base, first.")
 @click.option(
-    "--prompt", required=True, metavar="TEXT", help="What the model answers, or goes on from."
+    "--chat/--no-chat", default=None, help="Use the chat template; by default if there is one."
 )
-@click.option("--base", is_flag=True, help="Let the base without an adapter answer too, first.")
-@click.option("--chat/--no-chat", default=None, help="Use the chat template; by default if any.")
-@click.option("--system", metavar="TEXT", help="What the chat template says before.")
-@click.option("--max_new_tokens", default=256, metavar="N", help="The most; by default 256.")
+@click.option("--system", metavar="TEXT", help="System message of the chat.")
+@click.option(
+    "--max_new_tokens", default=256, metavar="N", help="Limit of the answer; by default 256."
+)
 @options.keywords
 @options.seed
 @options.dtype

@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Make adapters of plain LoRAs that PEFT has saved.
 
-    An adapter adds to every module exactly what its LoRA adds. The base is the one that the LoRA names,
-    unless another one is given; its shapes are enough.
+    An adapter adds to every module exactly what its LoRA adds. By default the base is the model that the LoRA
+    names. Its shapes are enough.
 
     Of one DIR the spec is printed. Several DIRs, or a folder of LoRAs, become one folder each in the folder
     of --out; each is read again and compared with its LoRA. A LoRA that cannot be imported is reported, and

@@ -47,8 +47,8 @@ _BAR_FROM = 50
 def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None:
     """Show what is in an adapter: its plan, its base, how large its updates are. Or list many adapters.
 
-    Of one adapter every file is compared with its digest, and every tensor's name and shape with the plan.
-    What differs is an error.
+    For one adapter, every file is compared with its digest, and every tensor's name and shape with the
+    plan. A difference is an error.
 
     A folder of adapters, a library, or several adapters become a table. Plain LoRAs of PEFT are listed
     too. A list reads sizes and configs alone, and verifies nothing.

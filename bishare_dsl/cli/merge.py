@@ -26,20 +26,18 @@ from bishare_dsl.writing import new_folder
 @options.model(weights=True)
 @options.out("The folder to write.")
 @options.dtype
-@click.option(
-    "--dequantize", is_flag=True, help="Make quantised layers dense; else they are refused."
-)
+@click.option("--dequantize", is_flag=True, help="Convert quantised layers to dense layers.")
 @options.choice(
     *("--round", "rounding"),
     among=("nearest", "stochastic"),
     default="nearest",
-    help="Round each weight to the nearest value, or up or down at random so that the mean is exact.",
+    help="Round weights to the nearest value, or at random so that the average is exact.",
 )
 @options.seed
 @options.choice(
     "--into",
     among=("int8", "nf4"),
-    help="Quantise the merged checkpoint by bitsandbytes.",
+    help="Quantise the merged checkpoint with bitsandbytes.",
 )
 @click.pass_obj
 def command(

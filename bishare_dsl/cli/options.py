@@ -41,11 +41,11 @@ def _switch(name: str, *words: str, help: str, is_eager: bool = False) -> click.
     )
 
 
-quiet = _switch("quiet", "-q", "--quiet", help="Say nothing but results and problems.")
+quiet = _switch("quiet", "-q", "--quiet", help="Print only results and problems.")
 as_json = _switch(
     "as_json",
     "--json",
-    help="Write one JSON object, problems included, on standard output.",
+    help="Write one JSON object, including problems, to standard output.",
     is_eager=True,
 )
 
@@ -64,7 +64,7 @@ table_form = click.Option(
     expose_value=False,
     is_eager=True,
     callback=_choose_form,
-    help="Of the tables: table, markdown, csv, latex; or json, as --json.",
+    help="Format of tables: table, markdown, csv, latex; or json, as --json.",
 )
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
@@ -89,7 +89,7 @@ spec_transform = click.Option(
     expose_value=False,
     is_eager=True,
     callback=_run_transforms,
-    help="Run a Python file, or those of a folder, that has transforms; may be repeated.",
+    help="Run a Python file with transforms, or all files of a folder; may be repeated.",
 )
 """`bishare_dsl.cli.main` adds these four to the commands that take them."""
 
@@ -103,26 +103,26 @@ def choice(
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
-dtype = choice("--dtype", among=_DTYPES, help="Of the weights; by default the checkpoint's.")
+dtype = choice("--dtype", among=_DTYPES, help="Dtype of the weights; by default the checkpoint's.")
 device = click.option(
     "--device",
     metavar="NAME",
-    help="Such as cuda, cuda:1, cpu or auto; by default the GPU if there is one.",
+    help="cuda, cuda:1, cpu or auto; by default the GPU if there is one.",
 )
 stored_dtype = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
-    help="Of the tensors in the file; loaded, they are float32 in any case.",
+    help="Dtype in the file; loaded tensors are float32.",
 )
-force = click.option("--force", is_flag=True, help="Replace what the command wrote there before.")
+force = click.option("--force", is_flag=True, help="Replace an earlier result of the command.")
 
 seed = click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     metavar="N",
-    help="Of all that is drawn at random; by default 0.",
+    help="Seed of all random numbers; by default 0.",
 )
 
 
@@ -226,7 +226,7 @@ values = click.option(
     multiple=True,
     metavar="NAME=VALUE",
     callback=lambda ctx, parameter, given: read_values(given),
-    help="Give a param of the spec another value; may be repeated.",
+    help="Set a param of the spec; may be repeated.",
 )
 many_values = click.option(
     "-s",
@@ -235,7 +235,7 @@ many_values = click.option(
     multiple=True,
     metavar="NAME=VALUE[,VALUE...]",
     callback=lambda ctx, parameter, given: _settings(given, lambda text: text.split(",")),
-    help="Give a param other values, each compared; may be repeated.",
+    help="Set a param to several values and compare; may be repeated.",
 )
 
 

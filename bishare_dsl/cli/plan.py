@@ -37,29 +37,29 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
 @options.model(many=True)
 @options.many_values
 @click.option(
-    "--sort", type=click.Choice(SORTS), help="Order the rows of a comparison; least first."
+    "--sort", type=click.Choice(SORTS), help="Sort the rows of a comparison, smallest first."
 )
 @click.option(
     "--budget",
     metavar="AMOUNT",
-    help="Parameters (3M), a size (12MiB) or a part of another spec's (44% of lora); with --solve.",
+    help="Parameters (3M), a size (12MiB) or a part of another spec (44% of lora); with --solve.",
 )
 @click.option(
     "--solve",
     "name",
     metavar="NAME",
-    help="Find the largest value of this param in the budget.",
+    help="Find the largest value of this param within the budget.",
 )
 @click.option(
     "--adapters",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Show what N adapters of this spec cost: on disk, in memory, in an engine's slots.",
+    help="Show the cost of N adapters: on disk, in memory, in an engine's slots.",
 )
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="Of the device, such as 80GB; with --adapters, to count how many fit beside the base.",
+    help="Memory of the device, such as 80GB, to count the adapters that fit with the base; with --adapters.",
 )
 @click.pass_obj
 def command(

@@ -13,7 +13,7 @@ from bishare_dsl.cli.report import Report
 @click.command(
     "specs", epilog=options.examples("bishare specs", "cat $(bishare specs --path bishare_ke)")
 )
-@click.option("--path", metavar="NAME", help="Print where the file of this spec is.")
+@click.option("--path", metavar="NAME", help="Print the path of this spec.")
 @click.pass_obj
 def command(report: Report, path: str | None) -> None:
     """List the specs that ship with bishare. A name works wherever a command takes a FILE."""
