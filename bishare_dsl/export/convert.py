@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
 from typing import Any, cast
 
 import torch
@@ -71,15 +73,35 @@ def convert(
         **options: ``rank``, ``dtype`` and ``uniform_rank`` of `export_adapter`.
 
     Raises:
-        AdapterError: as `export_adapter`, or dW differs at a module (BS607).
+        AdapterError: as `export_adapter`, or dW differs at a module (BS607). Then nothing is left of it.
     """
     if target not in TARGETS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=target, help=nearest(target, TARGETS)))
     check_linear(plan.terms, "convert the adapter")
     settings = cast("dict[str, Any]", LAYOUTS[target].target)
     report = export_adapter(out, plan, tensors, model, **settings, **options)
+    try:
+        return _compared(report, plan, tensors, model, lossy=_is_lossy(**options))
+    except BaseException:  # Nobody shall take for converted what was not compared.
+        rmtree(out) if Path(out).is_dir() else Path(out).unlink(missing_ok=True)
+        raise
+
+
+def _is_lossy(rank: int | None = None, dtype: str = "float32", **_: Any) -> bool:
+    return rank is not None or dtype != "float32"
+
+
+def _compared(
+    report: ExportReport,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    *,
+    lossy: bool,
+) -> Converted:
+    """Read what was exported, and compare it with its source."""
+    out = report.out
     _, again, values = read_peft(out, architecture_of(model), lambda: model)
-    lossy = options.get("rank") is not None or options.get("dtype", "float32") != "float32"
     worst, where, compared = 0.0, "", 0
     sites, sites_again = ({s.path: s for s in p.sites if p.rows(s.path)} for p in (plan, again))
     for path, site in (sites_again | sites).items():
@@ -91,9 +113,11 @@ def convert(
             reason = f"dW of `{path}` differs by {difference:.2g} of its norm {norm:.3g}"
             raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
         worst, where = max((worst, where), (difference, path))
-    for trained in plan.trained if target == "peft" else ():
+    for trained in (t for t in plan.trained if t.tensor in tensors):
         saved = next((t.tensor for t in again.trained if t.parameter == trained.parameter), None)
-        if saved is None or not torch.allclose(values[saved], tensors[trained.tensor].float()):
+        # It is stored in the type of the base.
+        wanted = tensors[trained.tensor].to(model.get_parameter(trained.parameter).dtype).cpu()
+        if saved is None or not torch.equal(values[saved], wanted.float()):
             reason = f"`{trained.parameter}`, which is trained in full, differs"
             raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
     return Converted(report, compared, worst, where)

@@ -90,6 +90,17 @@ def test_a_layout_leads_back(target: str, tmp_path: Path) -> None:
     same(model, plan, tensors, tmp_path / "back")
 
 
+def test_what_is_trained_in_full_is_compared(tmp_path: Path) -> None:
+    model, plan, tensors = adapter("llama", f"{DENSE}train norms\n")
+    tensors |= {t.tensor: torch.randn(plan.tensor[t.tensor].shape) for t in plan.trained}
+    convert(tmp_path / "out", plan, tensors, model.bfloat16(), "peft")
+    stored, _ = read_fitting(tmp_path / "out", model)
+    values = stored.tensors()
+    assert plan.trained
+    for trained, again in zip(plan.trained, stored.plan.trained, strict=True):
+        assert torch.equal(values[again.tensor], tensors[trained.tensor].bfloat16().float())
+
+
 def test_a_head_of_tinker_is_read(tmp_path: Path) -> None:
     model, plan, tensors = adapter("llama", HEAD)
     convert(tmp_path / "out", plan, tensors, model, "peft")
@@ -142,6 +153,7 @@ def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     model, plan, tensors = adapter("mixtral", EXPERTS)
     with pytest.raises(AdapterError, match=r"BS607.*experts\.0\.(up|gate)_proj` differs"):
         convert(tmp_path / "out", plan, tensors, model, "sglang")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_has_the_table() -> None:
