@@ -204,7 +204,7 @@ class _Parser:
         # Kinds of token that can follow it.
         self.starters = STATEMENT_KINDS | DEFAULT_KINDS
         self.too_deep = False
-        self.told: int | None = 0  # the line of the last report
+        self.reported_line: int | None = 0
         self.held = 0  # number of mistakes, reported or not
         self.trials = _TRIALS
 
@@ -368,11 +368,11 @@ class _Parser:
         In that case the edits are added to the other problem.
         """
         kept = self.problems.kept
-        if token.line != self.told or not kept:
+        if token.line != self.reported_line or not kept:
             self.problems(problem)
         elif kept[-1].edits:
             kept[-1] = replace(kept[-1], edits=(*kept[-1].edits, *problem.edits))
-        self.told = token.line
+        self.reported_line = token.line
 
     def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
         """Return whether an incomplete statement ends because a token begins something new."""

@@ -81,7 +81,7 @@ _DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
 _PREDICATES = (m.Match, m.Member, m.Compare, m.And, m.Or, m.Not)
 _EXPRESSIONS = (*_PREDICATES, m.Ref, m.Binary, m.Call, m.Range, m.If, int, float)
 _Part = TypeVar("_Part", bound=BaseModel)
-_Given = tuple[tuple[m.Expression, bool], ...]
+_Assumptions = tuple[tuple[m.Expression, bool], ...]
 
 
 def mentions(
@@ -108,7 +108,7 @@ def _add(
     loc: Loc,
     domain: Domain | None,
     compared_with: m.Expression | None = None,
-    assuming: _Given = (),
+    assuming: _Assumptions = (),
 ) -> None:
     """Add every expression in a part of a spec."""
     if isinstance(part, tuple | dict):
