@@ -245,7 +245,8 @@ def disabling(folder: Path) -> None:
 def switching(folder: Path) -> None:
     """Refused, for FSDP does not know what else runs; before it shards, any adapter may be chosen."""
     model = get_peft_model(tiny_model("llama"), BishareConfig(spec=MIXED, seed=3))
-    model.add_adapter("other", BishareConfig(spec=OPT.replace("fc1, fc2", "up_proj"), seed=4))
+    other = OPT.replace("fc1, fc2", "up_proj").replace("fc1", "up_proj")
+    model.add_adapter("other", BishareConfig(spec=other, seed=4))
     model.set_adapter("other")
     expected = logits(model)
     sharded(model)
