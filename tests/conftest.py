@@ -6,6 +6,7 @@ HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -28,10 +29,25 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+frozen = 0
+"""The modules whose objects the collector looks at no more."""
+
+
 def pytest_collection_finish() -> None:
     """Look no more at what lives until the end: a million and more objects of torch, transformers and the tests."""
+    global frozen
     gc.freeze()
     gc.enable()
+    frozen = len(sys.modules)
+
+
+def pytest_runtest_teardown() -> None:
+    """Nor at what a test was the first to import: each run of a trainer collects all garbage, which took it half."""
+    global frozen
+    if len(sys.modules) > frozen + 100:
+        gc.collect()
+        gc.freeze()
+        frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -156,14 +156,6 @@ def without_fsdp(arguments: Mapping[str, Any], **more: Any) -> Any:
 
 
 @together
-def ddp(folder: Path) -> None:
-    result = without_fsdp(asked(folder, "ddp", gradient_checkpointing=True))
-    assert type(result.model).__name__ == "LlamaForCausalLM"
-    assert_as_one_process(folder, "ddp")
-    assert_same_everywhere(result.model.bishare.tensors())
-
-
-@together
 def ddp_of_many_tasks(folder: Path) -> None:
     result = without_fsdp(many(folder, "many"))
     assert_same_everywhere(
@@ -186,8 +178,10 @@ def a_signal_to_one_process(folder: Path) -> None:
     with pytest.raises(TrainingInterrupted) as stopped:
         without_fsdp(arguments, callbacks=[stop])
     assert stopped.value.step == 3
-    without_fsdp({"resume": folder / "stopped"})
+    result = without_fsdp({"resume": folder / "stopped"})
     assert_as_one_process(folder, "stopped")
+    assert type(result.model).__name__ == "LlamaForCausalLM"
+    assert_same_everywhere(result.model.bishare.tensors())
 
 
 @together
@@ -202,7 +196,7 @@ def the_command(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setenv("ACCELERATE_USE_FSDP", "false")
         patch.setattr(DistributedDataParallel, "__init__", wrapped)
-        assert main(command(asked(folder, "command"))) == 0
+        assert main(command(asked(folder, "command", gradient_checkpointing=True))) == 0
     assert looked == [False]
     assert printed.getvalue().count("adapter  ") == (os.environ["RANK"] == "0")
     assert_as_one_process(folder, "command")

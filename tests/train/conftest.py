@@ -1,6 +1,5 @@
 """Runs on a tiny model, small enough that a step takes milliseconds."""
 
-import gc
 import json
 import random
 from collections.abc import Callable
@@ -50,17 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Start = Callable[..., "TrainResult"]
 
 
-@pytest.fixture(scope="session")
-def _imported() -> None:
-    """Every run looks for garbage; in what imports have left there is none."""
-    import bishare_dsl.train.run  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture
-def start(files: Path, _imported: None) -> Start:
+def start(files: Path) -> Start:
     """Train a tiny Llama into a folder."""
     from bishare_dsl.testing.tokenizer import tiny_tokenizer
     from bishare_dsl.train import train

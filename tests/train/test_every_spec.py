@@ -61,7 +61,7 @@ def test_every_command(name: str, base: str, tmp_path, capsys, monkeypatch) -> N
     params = [word for key, value in TINY[name].items() for word in ("--set", f"{key}={value}")]
     train = ["train", name, "--model", base, *params, *SHORT]
     rows = f"{base}/one.jsonl"
-    saves = ["--save_steps", "1", "--max_steps", "2"]
+    saves = ["--save_steps", "2", "--max_steps", "2"]
     bishare(*train, "--data", rows, "--output_dir", "alone", *saves)
     bishare("train", "--resume", "alone", "--max_steps", "3", "-q")
     assert json.loads((tmp_path / "alone" / "trainer_state.json").read_text())["global_step"] == 3
@@ -88,6 +88,8 @@ def test_every_command(name: str, base: str, tmp_path, capsys, monkeypatch) -> N
         base,
         "--out",
         "fitted",
+        "--sweeps",
+        "1",
         "-q",
         what="fit",
     )
