@@ -23,6 +23,8 @@ REFUSED = {
     "hydralora": {"several": "BS673", "merge": "BS633", "export": "BS633", "fit": "BS633"},
     # They start as the weights of the base say, which a fit does not load.
     **{key: {"fit": "BS688"} for key in ["lora_xs", "pissa", "tiny_lora"]},
+    # A magnitude scales the base's weights, too, which no product of factors does.
+    **{key: {"fit": "BS675"} for key in ["bishare_ke_lengths", "dora", "ia3"]},
 }
 SHORT = [
     *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"),
