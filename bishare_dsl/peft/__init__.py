@@ -1,8 +1,8 @@
-"""bishare as a method of PEFT: importing this registers it.
+"""The PEFT method of bishare, registered on import.
 
     model = get_peft_model(model, BishareConfig(spec="bishare_ke_ab", task_type="CAUSAL_LM"))
 
-Whatever takes a `PeftConfig`, a `PeftModel` or the folder of one then takes bishare's.
+PEFT then handles bishare's configs, models and folders like those of any other method.
 """
 
 import peft

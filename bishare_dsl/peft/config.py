@@ -1,4 +1,4 @@
-"""`BishareConfig`: what PEFT knows of an adapter, and what it keeps in ``adapter_config.json``."""
+"""`BishareConfig`: PEFT's configuration of an adapter, stored in ``adapter_config.json``."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ from bishare_dsl.writing import replace_file
 
 
 class Beside(list[str]):
-    """Modules that PEFT trains beside a spec. For some tasks it adds the names of heads when the adapter is
-    in the model already, and would wrap a head that the spec trains: that one gets a name of no module. Left
-    out, it might leave the list empty, which PEFT takes for None, and cannot go through.
+    """Modules that PEFT trains in addition to a spec.
+
+    For some tasks PEFT adds the names of heads after the adapter is in the model, and would wrap a head
+    that the spec trains. Such a head gets a placeholder name, because PEFT crashes on an empty list.
     """
 
     of_spec: frozenset[str] = frozenset()
@@ -52,25 +53,26 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "modules_to_save": (list, tuple, set, type(None)),
     "bishare": (dict, type(None)),
 }
-"""What the fields of a config may be: a stranger's file may have anything."""
+"""Types allowed for the fields of a config, which may come from an untrusted file."""
 
 
 @dataclass
 class BishareConfig(PeftConfig):
-    """A spec, the values of its params, and the seed that draws its tensors.
+    """A spec, the values of its params, and the seed for its tensors.
 
     Args:
-        spec: a spec, its text (of several lines), the path of a file that ends in ``.share``, or the name of
-            a spec that ships with bishare. The config keeps the text, so that a folder needs no other file.
+        spec: a spec, its text (several lines), the path of a ``.share`` file, or the name of a spec
+            shipped with bishare. The config stores the text, so the folder needs no other file.
         params: values to use instead of those in the spec.
-        seed: of the tensors; the same seed gives the same adapter on any device.
-        modules_to_save: modules that PEFT copies and trains beside the spec, such as a new classifier.
-        trainable_token_indices: rows of the embedding that PEFT trains beside the spec, as for `LoraConfig`.
-        bishare: what bishare keeps of an adapter that was saved; nobody gives it by hand.
+        seed: for the tensors; the same seed gives the same adapter on any device.
+        modules_to_save: modules that PEFT copies and trains in addition to the spec, such as a new
+            classifier.
+        trainable_token_indices: rows of the embedding that PEFT trains in addition, as for `LoraConfig`.
+        bishare: bishare's record of a saved adapter; do not set it.
 
     Raises:
-        BishareError: the text is not a spec; every problem, each at its place.
-        FileNotFoundError: there is no such spec.
+        BishareError: the text is not a spec; lists every problem with its position.
+        FileNotFoundError: no such spec.
     """
 
     spec: str | Spec | os.PathLike[str] = field(
@@ -92,7 +94,7 @@ class BishareConfig(PeftConfig):
     bishare: dict[str, Any] | None = None
 
     def __new__(cls, *_: Any, **given: Any) -> BishareConfig:
-        """Name the way to say it, where a setting of the spec is given as one of the config."""
+        """Explain how to specify a setting that belongs in the spec, not in the config."""
         for name in given.keys() - signature(cls.__init__).parameters.keys():
             value = f'`params={{"{name}": {given[name]!r}}}`'
             raise TypeError(f"{cls.__name__} has no `{name}`: {value} sets a param of the spec")
@@ -112,14 +114,14 @@ class BishareConfig(PeftConfig):
             help = f'`bishare_dsl.load_adapter("FOLDER#{name}", model)` loads one of them'
             folder = "what PEFT loads"
             raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
-        # Of an adapter that was read: whether its tensors are still to be compared with the record.
+        # For a loaded adapter: whether its tensors still have to be compared with the record.
         self._unchecked = self.bishare is not None
         self.seed_checked = self.task_adds_heads = False
         self._where = None
         self._record: AdapterConfig | None = None
         if self.spec:
             name = "\n" if isinstance(self.spec, Spec) else os.fspath(self.spec)
-            # The config may be a stranger's, and an error shows lines of the file that is read.
+            # The config may be untrusted, and errors quote lines of the file.
             if not ("\n" in name or name.endswith(".share") or name in shipped_specs()):
                 reason = "neither a `.share` file nor a spec that ships (a text has several lines)"
                 if meant := nearest(name, shipped_specs(), few=0):
@@ -129,10 +131,10 @@ class BishareConfig(PeftConfig):
             spec = spec.with_params(self.params)
             self.spec = own_text(spec, self._where, changed=bool(self.params))
             if self.params:
-                self._where = None  # Of the text that was given, which this is no longer.
+                self._where = None  # It refers to the replaced text.
 
     def __getattr__(self, name: str) -> Any:
-        """Say of what only other methods of PEFT have that this is none of them, such as for X-LoRA or Arrow.
+        """Report attributes that only other PEFT methods have, such as X-LoRA's or Arrow's, as missing.
 
         Raises:
             AttributeError: always.
@@ -145,7 +147,7 @@ class BishareConfig(PeftConfig):
         )
 
     def own(self) -> BishareConfig:
-        """Return a copy for a model, which changes with the adapter: the user's stays as it is."""
+        """Return a copy that changes with the adapter in a model; the user's config stays unchanged."""
         made = copy.copy(self)
         made.modules_to_save = copy.copy(self.modules_to_save)
         made._record = None
@@ -153,31 +155,31 @@ class BishareConfig(PeftConfig):
 
     @property
     def record(self) -> AdapterConfig | None:
-        """What the adapter was when it was loaded or saved last."""
+        """The adapter's record when it was last loaded or saved."""
         return self._record
 
     def note(self, record: AdapterConfig) -> None:
-        """Keep for the file what an adapter is, as it is saved; the fields stay what they are."""
+        """Store the record of an adapter being saved; the fields do not change."""
         self._record = record
 
     def settle(self) -> None:
-        """Be the config of an adapter that is in a model, whole: it is bound to no base any more."""
+        """Accept the loaded record as verified, once the whole adapter is in a model."""
         if self._unchecked:
             self._record, self._unchecked = self.stored(), False
             self.bishare = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what stands in ``adapter_config.json``."""
+        """Return the contents of ``adapter_config.json``."""
         fields: dict[str, Any] = super().to_dict()
         if (record := self._record) is not None:
             fields |= {"spec": record.spec, "seed": record.seed, RECORD: record.record()}
         return fields
 
     def stored(self) -> AdapterConfig | None:
-        """Return what is known of an adapter that was saved and is to be loaded; None of any other.
+        """Return the record of a saved adapter to be loaded, or None for any other.
 
         Raises:
-            AdapterError: it is not what bishare writes (BS604).
+            AdapterError: the record is not in bishare's format (BS604).
         """
         try:
             found = AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
@@ -186,7 +188,7 @@ class BishareConfig(PeftConfig):
             raise broken_config(CONFIG, error) from error
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write ``adapter_config.json``, and a model card where PEFT has left its empty one."""
+        """Write ``adapter_config.json``, and replace PEFT's empty model card."""
         tensors = Path(save_directory, TENSORS)
         if self._record is not None and tensors.is_file():
             _, beside = split_entries(entries_in(tensors.read_bytes()))
@@ -198,6 +200,6 @@ class BishareConfig(PeftConfig):
         self.write_card(save_directory)
 
     def write_card(self, folder: str) -> None:
-        """Write the model card of an adapter that was saved, unless somebody has written one of their own."""
+        """Write the model card of a saved adapter, unless the folder has a custom card."""
         if (stored := self._record or self.stored()) is not None:
             write_card(Path(folder), check_plan(stored)[0], stored.spec)

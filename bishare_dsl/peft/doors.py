@@ -1,8 +1,8 @@
-"""The methods of PEFT and transformers that load or save a folder, each behind a check of the folder.
+"""Folder checks in front of every PEFT and transformers method that loads or saves an adapter.
 
-PEFT puts an adapter into a model before it reads the adapter's file, and transformers compares the tensors
-of the file with nothing. So what loads a folder of bishare's first reads and checks it: where it refuses, the
-model is as it was. `tests/peft/test_private.py` notices where the methods take other arguments.
+PEFT changes the model before it reads the adapter's file, and transformers does not compare the file's
+tensors with anything. These wrappers read and check a bishare folder first, so a rejected folder leaves
+the model unchanged. `tests/peft/test_private.py` detects changed signatures.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _Tensors = dict[str, torch.Tensor]
 StateCheck = Callable[
     [BishareConfig, nn.Module, Mapping[str, torch.Tensor]], tuple[Plan, _Tensors, _Tensors]
 ]
-"""Checks a state dict against a config: gives the plan, its tensors by name, and the other tensors by key."""
+"""Checks a state dict against a config; returns the plan, its tensors by name, and the others by key."""
 
 
 def guard_doors(check_state: StateCheck) -> None:
-    """Let each method that loads a folder check it first."""
+    """Make each method that loads a folder check it first."""
     by_class = PeftModel.__dict__["from_pretrained"].__func__
     PeftModel.from_pretrained = classmethod(_checked(by_class))  # type: ignore[assignment]
     PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
@@ -65,7 +65,7 @@ def guard_doors(check_state: StateCheck) -> None:
 
 
 def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``load`` of PEFT, which gives the file's tensors to `BishareModel`, to be checked again."""
+    """Wrap ``load`` of PEFT to check the folder first; `BishareModel` checks the tensors again."""
     signature = inspect.signature(load)
 
     @wraps(load)
@@ -77,7 +77,7 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(there, BishareConfig) and there.stored() is not None:
             return load(
                 *args, **kwargs
-            )  # `from_pretrained` calls `load_adapter`, and has checked it.
+            )  # `from_pretrained` has checked the folder before it calls `load_adapter`.
         if (folder := _folder_of(asked["model_id"], asked.get("kwargs", {}))) is None:
             return load(*args, **kwargs)
         for last in (False, True):
@@ -85,11 +85,11 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 _read_for(folder, model, name, asked.get("config"))
                 if isinstance(there, BishareConfig):
-                    there.seed_checked = True  # In folders of bishare 0.3 the config alone has it.
+                    there.seed_checked = True  # bishare 0.3 stores it in the config only.
                 return load(*args, **kwargs)
             except (
                 Exception
-            ):  # PEFT reads the files again, one after the other; a writer may come between.
+            ):  # PEFT reads the files again, one by one; another process may write in between.
                 if there is None:
                     _take_out(model, name)
                 if last or _state_of(folder) == state:
@@ -100,7 +100,7 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
-    """Return what changes where somebody writes an adapter."""
+    """Return file metadata that changes when an adapter is written."""
     found = [
         path.stat() if (path := folder / name).exists() else None for name in (CONFIG, TENSORS)
     ]
@@ -108,7 +108,7 @@ def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
 
 
 def _take_out(model: Any, name: str) -> None:
-    """Take out of a model what PEFT has put there before it read the file."""
+    """Remove from a model the adapter that PEFT added before reading its file."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     handle: Any = getattr(base, "bishare", None)
     if name in getattr(handle, "adapters", {}):
@@ -119,7 +119,7 @@ def _take_out(model: Any, name: str) -> None:
 
 
 def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``method`` of PEFT, which adds the heads of a task to the config that it is given."""
+    """Wrap ``method`` of PEFT, which adds a task's heads to the config it receives, to use a copy."""
     signature = inspect.signature(method)
 
     @wraps(method)
@@ -136,7 +136,7 @@ def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``write`` of PEFT, the first to write in a folder, which would wait for a pipe in its place."""
+    """Wrap ``write`` of PEFT, its first write to a folder, which would block on a pipe of that name."""
 
     @wraps(write)
     def written(model: Any, output_dir: Any) -> Any:
@@ -153,7 +153,7 @@ def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., Any]:
-    """Wrap ``load`` of transformers, and let the model have the tensors that were checked."""
+    """Wrap ``load`` of transformers so that the model receives the checked tensors."""
     signature = inspect.signature(load)
 
     @wraps(load)
@@ -195,24 +195,24 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
 def _read_for(
     folder: Path, model: Any, name: str, config: PeftConfig | None
 ) -> tuple[StoredAdapter, dict[str, torch.Tensor]]:
-    """Read a folder that a model is to have as an adapter, and return its tensors by name.
+    """Read the folder of an adapter for a model, and return its tensors by name.
 
     Args:
         folder: of an adapter of bishare.
         model: the base, or PEFT's model of it.
         name: of the adapter; it may be in the model already.
-        config: what it is to be loaded with in place of its own.
+        config: overrides the folder's config.
 
     Raises:
-        AdapterError: it is damaged (BS601 to BS612, BS694, BS695), of another base (BS613, BS699), or not
-            what the config or the adapter in the model says (BS696).
+        AdapterError: the folder is damaged (BS601 to BS612, BS694, BS695), belongs to another base
+            (BS613, BS699), or differs from the config or from the adapter in the model (BS696).
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     try:
         stored = read_adapter(folder, by_peft=True)
     except AdapterError as error:
         if error.problems[0].code == codes.NEEDS_NAME.code:
-            PeftConfig.from_pretrained(str(folder))  # Says how one adapter of a library is loaded.
+            PeftConfig.from_pretrained(str(folder))  # Its error says how to load one adapter.
         raise
     raise_errors(AdapterError, list(base_problems(stored.plan, architecture_of(base))))
     if stored.beside:
@@ -222,7 +222,7 @@ def _read_for(
             key
             for key in stored.beside
             if not _is_saved(key, own)
-            # bishare 0.3 does not note what is saved beside an adapter.
+            # bishare 0.3 does not record the modules saved with an adapter.
             and not (stored.config.beside and key.startswith(tables))
         ]
         raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in others[:10]])
@@ -255,7 +255,7 @@ def _is_saved(key: str, config: PeftConfig) -> bool:
 
 
 def tables_of(model: Any) -> tuple[str, ...]:
-    """Return the beginnings of the keys of a model's tables of tokens: PEFT saves what has grown."""
+    """Return the key prefixes of a model's token tables: PEFT saves a resized one."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     get = (getattr(base, f"get_{side}_embeddings", lambda: None) for side in ("input", "output"))
     tables = [table for table in (each() for each in get) if table is not None]
@@ -265,7 +265,7 @@ def tables_of(model: Any) -> tuple[str, ...]:
 
 
 def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
-    """Return the folder of an adapter of bishare, fetched if it is on the Hub; None of another's."""
+    """Return the folder of a bishare adapter, downloaded from the Hub if needed; None for other methods."""
     folder = Path(place, where.get("subfolder") or "")
     if not (folder / CONFIG).exists():
         known = inspect.signature(hf_hub_download).parameters
@@ -277,5 +277,5 @@ def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
         except Exception:  # noqa: BLE001 - who loads it asks the Hub again, and says what is wrong
             return None
     if not (folder / TENSORS).exists() and (folder / "adapter_model.bin").exists():
-        return None  # Pickled: PEFT reads it, and `set_peft_model_state_dict` checks what it gives.
+        return None  # A pickled file: PEFT reads it, and `set_peft_model_state_dict` checks the result.
     return folder if is_ours(folder) else None

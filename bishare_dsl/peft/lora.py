@@ -1,4 +1,4 @@
-"""The spec of a `LoraConfig`: what PEFT would adapt, at which ranks and scales."""
+"""Convert a `LoraConfig` into a spec: the modules PEFT would adapt, with their ranks and scales."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bishare_dsl.spec import Spec
 
 
 def spec_of_lora(config: LoraConfig, model: nn.Module) -> Spec:
-    """Translate a LoRA of PEFT into a spec; PEFT itself says what the config means for the model.
+    """Translate a LoRA of PEFT into a spec, by letting PEFT apply the config to a copy of the model.
 
     Args:
         config: of a LoRA that adds a matrix to each module, and changes nothing else.
-        model: stays as it is; a copy without values is adapted.
+        model: not changed; a copy without values is adapted.
 
     Raises:
-        AdapterError: the LoRA is more than a plain one (BS656).
+        AdapterError: the config uses more than plain LoRA (BS656).
         ValueError: PEFT finds nothing to adapt.
     """
     kept = chain(model.parameters(), model.buffers())

@@ -1,8 +1,8 @@
-"""Put adapters into models, by PEFT's tuner: what `compile_spec`, `get_peft_model` and transformers call.
+"""The PEFT tuner that `compile_spec`, `get_peft_model` and transformers use to add adapters to models.
 
-What is private to PEFT stands here, in `types` and in `adapter.handle`; `tests/peft/test_private.py`
-notices a change. The state of a model's adapters is in ``model.bishare``, which is a tuner layer of PEFT:
-`inject_adapter_in_model`, by which transformers takes adapters in, keeps nothing but the model.
+Code that uses PEFT's private names is here, in `types` and in `adapter.handle`;
+`tests/peft/test_private.py` detects changes. The adapters' state is in ``model.bishare``, a tuner layer
+of PEFT, because `inject_adapter_in_model`, which transformers calls, keeps only the model.
 """
 
 from __future__ import annotations
@@ -78,23 +78,22 @@ from bishare_dsl.spec import Spec
 def install(
     model: nn.Module, made: ResolvedSpec | StoredAdapter, seed: int = 0, name: str | None = None
 ) -> tuple[str, ...]:
-    """Put into a model what `get_peft_model` would put there, or, under a name, beside what it has.
+    """Add an adapter to a model as `get_peft_model` does or, with a name, next to existing ones.
 
-    The model stays the object that it is, and writes its adapter where it is saved, as transformers does with
-    a model that has adapters of PEFT.
+    The model object stays the same. Saving it writes the adapter, as transformers does for PEFT adapters.
 
     Args:
-        model: that it fits.
-        made: a plan, whose tensors are drawn, or an adapter that was saved.
-        seed: of the tensors that are drawn.
-        name: of the adapter; ``default`` for one alone.
+        model: must fit the plan.
+        made: a plan with random initial values, or a saved adapter.
+        seed: for random initial values.
+        name: of the adapter; ``default`` for a single one.
 
     Returns:
-        What is done in another way than asked, to be told.
+        Notes on anything done differently from the request.
 
     Raises:
-        BishareError: the model takes no other adapter; nothing was changed.
-        TypeError: the seed is not a whole number.
+        BishareError: the model cannot take another adapter; nothing was changed.
+        TypeError: the seed is not an integer.
     """
     if name is None and in_model(model) is not None:
         raise ModelError(ADAPTED_ALREADY())
@@ -105,7 +104,7 @@ def install(
         if isinstance(made, ResolvedSpec)
         else (made.spec_text, made.config.seed)
     )
-    # Of one line it would be taken for a name.
+    # A text of one line would be taken for a name.
     config = BishareConfig(spec=text if "\n" in text or not text else f"{text}\n", seed=seed)
     config.base_model_name_or_path = vars(model).get("name_or_path") or None
     notes = _put(model, made, config, name or DEFAULT)
@@ -120,9 +119,9 @@ def in_model(model: nn.Module) -> Handle | None:
 
 
 def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
-    """Return the `PeftModel` of a model that has adapters already, of which one runs.
+    """Return the `PeftModel` of a model with one running adapter.
 
-    `get_peft_model` would put another adapter there, unless it is given the model's own config.
+    `get_peft_model` would add another adapter unless it receives the model's current config.
     """
     handle = cast(Handle, in_model(model))
     handle.running.config.task_type = task_type
@@ -140,17 +139,17 @@ def _put(
     name: str,
     unfilled: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Put an adapter into a model; one of this name makes room for it.
+    """Put an adapter into a model, replacing any adapter of the same name.
 
     Args:
-        unfilled: tensors that the caller fills: they are on the meta device.
+        unfilled: tensors on the meta device, which the caller fills.
     """
     paths = (path for path, *_ in (*model.named_modules(), *model.named_parameters()))
     taken = module_names(path for path in paths if not in_adapter(path))
     if fault := name_fault(name, taken):
         raise AdapterError(codes.NO_NAME(name=name, reason=fault))
     plan, where = made.plan, devices(made.plan, model)
-    with torch.inference_mode(False):  # In which it could never train.
+    with torch.inference_mode(False):  # Tensors created in inference mode could never train.
         if isinstance(made, ResolvedSpec):
             text, compact = made.text(), False
             on_meta = all(device.type == "meta" for device in where.values())
@@ -190,7 +189,7 @@ class BishareModel(BaseTuner):
     def __init__(
         self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        # transformers, which fills the tensors in by itself, gives the config alone; `PeftModel` gives a
+        # transformers fills the tensors itself and passes only the config; `PeftModel` passes a
         # dict.
         if isinstance(peft_config, BishareConfig):
             if is_compact(peft_config.bishare):
@@ -206,7 +205,7 @@ class BishareModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Compile the spec of an adapter into the model, or beside the adapters that it has.
+        """Compile an adapter's spec into the model, next to any existing adapters.
 
         Raises:
             BishareError: the spec does not fit the model, or the model takes no other adapter; nothing
@@ -216,14 +215,14 @@ class BishareModel(BaseTuner):
         config, handle = configs[adapter_name], in_model(model)
         there = None if handle is None else handle.adapters.get(adapter_name)
         if there is not None and there.config is config:
-            return  # `as_peft_model`, or whoever gives the model's own config, wraps what is there.
+            return  # From `as_peft_model`, or with the model's current config: wrap it only.
         given, config = config, config.own()
         config.task_adds_heads = False
         configs[adapter_name] = config
         try:
             self._inject(model, adapter_name, config, low_cpu_mem_usage)
             if given.task_adds_heads:
-                # PEFT reads them once more, from the copy that `guard_doors` gives it.
+                # PEFT reads these again, from the copy that `guard_doors` passes to it.
                 given.modules_to_save = config.modules_to_save
         except BaseException:
             if there is not None:
@@ -237,7 +236,7 @@ class BishareModel(BaseTuner):
         if compact and not config.inference_mode:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
         found = _planned(config, model)
-        stored = frozenset[str]()  # What comes from a file needs no first values.
+        stored = frozenset[str]()  # Tensors from a file need no initial values.
         if low_cpu_mem_usage and (record := config.stored()) is not None:
             names = frozenset(found.plan.tensor)
             stored = names.difference(record.drawn, record.of_base, record.marks)
@@ -247,7 +246,7 @@ class BishareModel(BaseTuner):
         copied = tuple(module for c in configs for module in c.modules_to_save or ())
         for path in (site.path for plan in plans for site in plan.sites):
             modules = accumulate(path.split("."), "{}.{}".format)
-            if any(module.endswith(copied) for module in modules):  # So does PEFT find them.
+            if any(module.endswith(copied) for module in modules):  # PEFT matches names this way.
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
         notes = _put(model, found, config, name, stored)
         _warn(*(render(problem, found.where) for problem in found.problems), *notes)
@@ -301,14 +300,14 @@ class BishareModel(BaseTuner):
 
         Args:
             adapters: the names of adapters of one spec, linear in their inputs.
-            weights: of each, which is not 0.
-            adapter_name: of the sum, which does not run before `set_adapter`.
-            combination_type: ``"cat"``; PEFT's others are approximations for LoRA.
-            **settings: PEFT's for its other types are refused.
+            weights: one for each adapter, nonzero.
+            adapter_name: of the sum, which is inactive until `set_adapter`.
+            combination_type: must be ``"cat"``; PEFT's other types are approximations for LoRA.
+            **settings: of PEFT's other types; rejected.
 
         Raises:
-            AdapterError: there is no such sum (BS672), no such adapter (BS640), or the name is in use (BS641)
-                or that of no adapter (BS638).
+            AdapterError: the sum does not exist (BS672), an adapter does not exist (BS640), or the name
+                is taken (BS641) or invalid (BS638).
         """
         handle = _handle_of(self.model)
         if combination_type != "cat" or any(v is not None for v in settings.values()):
@@ -332,10 +331,10 @@ class BishareModel(BaseTuner):
                 tensor.copy_(values[name])
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing is left to do: `install` lets the base train no more."""
+        """Do nothing: `install` has frozen the base."""
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Let the tensors have the type of the base, where they are not to be float32, as they are drawn."""
+        """Cast the tensors to the dtype of the base, unless they are to stay float32."""
         if autocast_adapter_dtype:
             return
         base = next(p for p in self.model.parameters() if p.is_floating_point())
@@ -346,7 +345,7 @@ class BishareModel(BaseTuner):
         raise NotImplementedError("bishare compiles a whole model")
 
     def _check_merge_allowed(self) -> None:
-        """Nothing is checked here: `merge` checks each weight."""
+        """Check nothing here: `merge` checks each weight."""
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -366,14 +365,12 @@ class BishareModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """Return what is stored of an adapter by the keys of the model, and note in the config what that
-        is.
-        """
+        """Return an adapter's stored tensors by the model's keys, and record them in the config."""
         config = cast(BishareConfig, config)
         adapter = _handle_of(model)[adapter_name]
         keys = {name: key for key, name in adapter_keys(model, adapter).items()}
         tensors = {name: state_dict[key] for name, key in keys.items()}
-        was = config.record  # Of one that was loaded, or saved before: how that was done holds.
+        was = config.record  # A loaded or saved adapter is saved again in the same way.
         drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
         stored, record, problems = pack(
             adapter.saved_plan,
@@ -409,10 +406,10 @@ class BishareModel(BaseTuner):
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Return the values of an adapter by the keys of the model, if they are what its config says.
+        """Return an adapter's values by the model's keys, checked against its config.
 
         Raises:
-            AdapterError: they are not (BS607, BS609 to BS612), or as `StoredAdapter.tensors`.
+            AdapterError: the values do not match (BS607, BS609 to BS612), or as `StoredAdapter.tensors`.
         """
         config = cast(BishareConfig, config)
         adapter = _handle_of(model)[adapter_name]
@@ -428,7 +425,8 @@ class BishareModel(BaseTuner):
             missing = [name for name in (*record.marks, *record.of_base) if there[name].is_meta]
             base = _handle_of(model).model
             if missing and not all(p.is_meta for p in base.parameters()):
-                # `low_cpu_mem_usage` made them on the meta device, where the base says nothing.
+                # `low_cpu_mem_usage` created them on the meta device, without access to the base's
+                # values.
                 made = start_of_base(plan, base, missing)
                 there = {**there, **made}
                 values |= {name: made[name] for name in record.of_base if name in made}
@@ -445,17 +443,17 @@ def _check_state(
     record: AdapterConfig | None,
     state_dict: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return an adapter's tensors by name, checked, and the other tensors of a state dict by their keys.
+    """Return an adapter's checked tensors by name, and the other tensors of a state dict by key.
 
     Args:
         plan: the adapter's.
         spec_text: of its spec.
-        seed: that drew it.
-        record: of an adapter that was saved; None of one that is in a model.
-        state_dict: by PEFT's keys.
+        seed: of the adapter.
+        record: of a saved adapter; None for an adapter in a model.
+        state_dict: with PEFT's keys.
 
     Raises:
-        AdapterError: they are not those of the adapter (BS607 to BS612, BS694, BS695).
+        AdapterError: the tensors do not match the adapter (BS607 to BS612, BS694, BS695).
     """
     own = {key: value for key, value in state_dict.items() if f"{TENSORS}." in key}
     others = {key: value for key, value in state_dict.items() if key not in own}
@@ -482,10 +480,10 @@ def _check_state(
 def _check_others(
     model: nn.Module, name: str, record: AdapterConfig | None, others: Mapping[str, torch.Tensor]
 ) -> None:
-    """Check that what stands beside an adapter is what PEFT trains there, or the table of a grown vocabulary.
+    """Check that extra tensors belong to modules trained by PEFT, or to the table of a grown vocabulary.
 
     Raises:
-        AdapterError: it would take the place of weights of the base (BS610).
+        AdapterError: they would replace weights of the base (BS610).
     """
     allowed = {
         f"{path}.{key}"
@@ -501,7 +499,7 @@ def _check_others(
 def _check_new(
     config: BishareConfig, model: nn.Module, state_dict: Mapping[str, torch.Tensor]
 ) -> tuple[Plan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the plan, the tensors and what is beside them of an adapter that a config is to make."""
+    """Return the plan, the tensors and the extra tensors of the adapter that a config describes."""
     plan, record = _planned(config, model).plan, config.stored()
     found, others = _check_state(plan, str(config.spec), config.seed, record, state_dict)
     missing = [t for t in plan.tensors if t.drawn and t.name not in found]
@@ -512,7 +510,7 @@ _IN_MEMORY = Path(TENSORS_FILE)
 
 
 def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
-    """Return the plan of a config for a model: of one that was saved, the plan that it was saved with."""
+    """Return a config's plan for a model; a saved adapter keeps the plan it was saved with."""
     if (stored := config.stored()) is None:
         return make_plan(str(config.spec), model, where=config._where)
     plan, _ = check_plan(stored)
@@ -533,7 +531,7 @@ def _warn(*texts: str) -> None:
 
 
 def register() -> None:
-    """Make bishare a method of PEFT, once."""
+    """Register bishare as a method of PEFT, once."""
     if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(
             name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel
@@ -548,7 +546,7 @@ def register() -> None:
 
 
 def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[str]]:
-    """Let PEFT tell the adapters' tensors from the base's: it looks for its own layers alone."""
+    """Make PEFT recognise the adapters' tensors, since it searches only for its own layers."""
 
     def prefixes(model: Any) -> set[str]:
         paths = (path for path, _ in model.base_model.model.named_modules())
@@ -558,7 +556,7 @@ def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[s
 
 
 def _with_card(upload: Callable[..., Any]) -> Callable[..., Any]:
-    """Write the card of the adapter again: `push_to_hub` of transformers puts an empty one over it."""
+    """Rewrite the adapter's card: `push_to_hub` of transformers overwrites it with an empty one."""
 
     def uploads(model: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
         if isinstance(config := model.peft_config.get("default"), BishareConfig):

@@ -1,7 +1,8 @@
-"""Functions of PEFT for LoRA that find its tensors by their names, for adapters of bishare.
+"""PEFT's functions for LoRA that find tensors by name, adapted to bishare.
 
-Each has the name and the arguments of PEFT's. `bishare_dsl.peft` puts them in the place of PEFT's own, which
-they call for any other model: PEFT's would train with wrong rates, or freeze nothing, without a word.
+Each has the name and the arguments of PEFT's function, and calls it for any other model.
+`bishare_dsl.peft` replaces PEFT's functions, which would silently use wrong learning rates or freeze
+nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 
 _RIDGE = 1e-8
-"""What PEFT's LoRA-FA adds to the diagonal of ``A A^T`` before it is inverted."""
+"""Ridge added by PEFT's LoRA-FA to the diagonal of ``A A^T`` before inversion."""
 
 
 def handle_in(model: nn.Module) -> Handle | None:
-    """Return the handle of a model, or of the one that is wrapped in a `PeftModel`."""
+    """Return the handle of a model, or of the model wrapped in a `PeftModel`."""
     return next((module for module in model.modules() if isinstance(module, Handle)), None)
 
 
@@ -41,16 +42,16 @@ def create_loraplus_optimizer(
 ) -> torch.optim.Optimizer:
     """Make an optimizer that learns B faster than A (LoRA+, https://arxiv.org/abs/2402.12354).
 
-    Of adapters of bishare the fast tensors are B, those that start at 0, and vectors.
+    For bishare, the fast tensors are B, tensors that start at 0, and vectors.
 
     Args:
         model: a `PeftModel`, or a model that `compile_spec` has adapted.
         optimizer_cls: such as `torch.optim.AdamW`.
-        lr: the learning rate of all that is not fast.
-        loraplus_lr_ratio: the rate of fast tensors relative to it.
-        loraplus_weight_decay: of all tensors of the adapters.
-        loraplus_lr_embedding: the rate of tensors whose terms all stand at embeddings.
-        **settings: of the optimizer.
+        lr: the learning rate of all other tensors.
+        loraplus_lr_ratio: the fast tensors' learning rate relative to ``lr``.
+        loraplus_weight_decay: for all tensors of the adapters.
+        loraplus_lr_embedding: the learning rate of tensors used only at embeddings.
+        **settings: for the optimizer.
     """
     handle = handle_in(model)
     assert handle is not None
@@ -87,18 +88,18 @@ def create_lorafa_optimizer(
     weight_decay: float = 0.0,
     use_rslora: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """Freeze A, and make an AdamW for B with its gradient as LoRA-FA projects it.
+    """Freeze A, and create an AdamW for B that projects its gradient as LoRA-FA does.
 
-    ``(A A^T)^-1 g / s^2`` (https://arxiv.org/abs/2308.03303), for each B that has one A.
+    The gradient is ``(A A^T)^-1 g / s^2`` (https://arxiv.org/abs/2308.03303), for each B with a single A.
 
     Args:
         model: a `PeftModel`, or a model that `compile_spec` has adapted.
-        r, lora_alpha, use_rslora: not used: ranks and scales s are the plan's.
+        r, lora_alpha, use_rslora: ignored; ranks and scales s come from the plan.
         lr: the learning rate.
         weight_decay: of AdamW.
 
     Raises:
-        AdapterError: an adapter that runs has terms for which this is not defined (BS669).
+        AdapterError: a running adapter has terms for which this is undefined (BS669).
     """
     handle = handle_in(model)
     assert handle is not None
@@ -135,11 +136,11 @@ def create_lorafa_optimizer(
 
 @contextmanager
 def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]:
-    """Multiply what the adapters that run add by a number, in a block.
+    """Multiply the updates of the running adapters by a number inside a block.
 
     Raises:
         AdapterError: as `Handle.set_scale`.
-        TypeError: ``multiplier`` is no number.
+        TypeError: ``multiplier`` is not a number.
     """
     handle = handle_in(model)
     assert handle is not None
@@ -155,7 +156,7 @@ def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]
 
 
 def _for_both(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what calls ours for a model with adapters of bishare, and PEFT's for any other."""
+    """Return a function that calls ours for models with bishare adapters, and PEFT's otherwise."""
 
     @functools.wraps(theirs)
     def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +166,7 @@ def _for_both(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[
 
 
 def replace_named() -> None:
-    """Put the functions in the place of PEFT's. Whoever has imported PEFT's before keeps PEFT's own."""
+    """Replace PEFT's functions; names imported from PEFT earlier still refer to PEFT's versions."""
     places: Mapping[Callable[..., Any], tuple[Any, ...]] = {
         create_loraplus_optimizer: (optimizers, loraplus),
         create_lorafa_optimizer: (optimizers, lorafa),

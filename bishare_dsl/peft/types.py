@@ -1,7 +1,7 @@
-"""The name of the method among PEFT's.
+"""The name of the method in PEFT.
 
-Private to PEFT: `PeftType` is an enum, to which a member is added. `tests/peft/test_private.py` notices a
-change.
+This uses a private name: it adds a member to PEFT's enum `PeftType`. `tests/peft/test_private.py` detects
+a change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bishare_dsl.adapter.config import PEFT_TYPE
 
 
 def peft_type() -> PeftType:
-    """Return the member of `PeftType` that is bishare's, and add it the first time."""
+    """Return bishare's member of `PeftType`, adding it on the first call."""
     if PEFT_TYPE not in PeftType.__members__:
         member = str.__new__(PeftType, PEFT_TYPE)
         of_enum = {"_name_": PEFT_TYPE, "_value_": PEFT_TYPE, "__objclass__": PeftType}

@@ -1,4 +1,4 @@
-"""A sum of adapters of one spec, each with a weight, as an adapter of its own."""
+"""A weighted sum of adapters of one spec, as a new adapter."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec:
-    """Return a spec with each share once for each adapter, multiplied by its weight.
+    """Return a spec with each share repeated for each adapter, multiplied by its weight.
 
-    What its adapter adds is ``sum of w_i dW_i`` exactly, at the sum of the ranks.
+    The new adapter adds exactly ``sum of w_i dW_i``; its rank is the sum of the ranks.
 
     Raises:
-        AdapterError: the adapters are of several specs, not linear, or train parameters in full, or a weight
-            is not a number other than 0 (BS672).
+        AdapterError: the adapters have different specs, are not linear, or train parameters in full, or a
+            weight is zero or not a number (BS672).
     """
     first = adapters[0]
     reason = None
@@ -55,7 +55,7 @@ def weighted_tensors(
     """Yield the tensors of the sum by name.
 
     Raises:
-        AdapterError: the plan of the sum is not that of its parts (BS672).
+        AdapterError: the plan of the sum does not match its parts (BS672).
     """
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         tensors, sums = adapter.tensors(), {(t.share, t.site): t for t in plan.terms}
@@ -74,7 +74,7 @@ def weighted_tensors(
 
 
 def _name(share: str, number: int) -> str:
-    base, dot, start = share.partition(".")  # A start that is taken away is a share of its own.
+    base, dot, start = share.partition(".")  # A subtracted initial value is a separate share.
     return f"{base}_{number + 1}{dot}{start}"
 
 
