@@ -1,4 +1,4 @@
-"""Adapters: first values, the folder they are saved in, merging, and the handle in a model.
+"""Adapters: initial values, folders, merging, and the handle in a model.
 
-`files` reads and writes without torch, so that `bishare inspect` answers at once.
+`files` reads and writes without torch, so that `bishare inspect` starts quickly.
 """

@@ -32,10 +32,10 @@ model = load_adapter("path/to/this/folder#{name}", model)"""
 
 
 def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> None:
-    """Write the card of an adapter into its folder, unless somebody has written one of their own.
+    """Write an adapter's model card into its folder, unless the folder has a custom card.
 
     Args:
-        names: of the adapters of a library.
+        names: the adapters of a library.
     """
     path = folder / CARD
     if path.is_file():
@@ -46,8 +46,8 @@ def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] 
 
 
 def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
-    """Return the card, with the front matter that the Hub reads; ``names`` are those of a library."""
-    # The Hub takes a `base_model` that is an id there, and rejects the card for any other.
+    """Return the card, with the Hub's front matter; ``names`` lists the adapters of a library."""
+    # The Hub rejects a card whose `base_model` is not an id on the Hub.
     known = plan.base.model_id
     front_matter = [
         f"library_name: {'bishare' if names else 'peft'}",

@@ -1,4 +1,4 @@
-"""``adapter_config.json``: what PEFT reads of any adapter, and what bishare needs to read its own."""
+"""``adapter_config.json``: the fields PEFT requires, and bishare's record of the adapter."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from bishare_dsl.reading import MAX_CONFIG, parse_json
 from bishare_dsl.version import __version__
 
 PEFT_TYPE = "BISHARE"
-"""What PEFT calls the method."""
+"""PEFT's name of the method."""
 
 FORMAT = 5
-"""The format of an adapter's folder that this version writes, and the newest that it reads."""
+"""The format of adapter folders that this version writes, and the newest that it reads."""
 
 RECORD = "bishare"
-"""The field of the config with what is bishare's own."""
+"""The config field that contains bishare's record."""
 
 PREFIX = "base_model.model."
-"""What PEFT puts before each key."""
+"""Prefix that PEFT adds to each key."""
 
 Entries = dict[str, dict[str, Any]]
-"""``dtype``, ``shape`` and ``data`` of the tensors in a file, by the last words of their keys."""
+"""``dtype``, ``shape`` and ``data`` of a file's tensors, by the last component of their keys."""
 
 NAME = r"^\w[\w.-]*$"
-"""What an adapter of a library may be called: it is the name of a file."""
+"""Valid names of adapters in a library; each is also a file name."""
 
 _DICTS = ("linears", "shapes")
 
@@ -53,22 +53,22 @@ _OF_PEFT = {
 
 
 _IN_SHARING = ("drawn", "compact", "of_base", "marks")
-"""What `sharing` states since format 5, and the config stated before."""
+"""Fields that formats before `STATED` store in the record, and later formats in `sharing`."""
 
 STATED = 5
-"""The first format of that kind."""
+"""The first format with these fields in `sharing`."""
 
 
 def text_of(value: Any) -> str:
-    """Return JSON as its one text."""
+    """Return a value as canonical JSON text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def text_in(value: Any) -> str:
-    """Return the text of JSON, which formats up to 4 compress where it is long.
+    """Return JSON text, decompressing it if necessary: formats up to 4 compress long texts.
 
     Raises:
-        ValueError: it is neither JSON nor the base64 of its compressed text.
+        ValueError: the value is neither JSON nor base64 of its compressed text.
     """
     if not isinstance(value, str):
         return text_of(value)
@@ -83,10 +83,10 @@ def text_in(value: Any) -> str:
 
 
 def unpack(value: Any) -> Any:
-    """Return a field of the file as JSON, whether it is packed or not.
+    """Return a field of the file as JSON, decompressed if necessary.
 
     Raises:
-        ValueError: it is none, or of a thing for each of more tensors than any adapter has.
+        ValueError: it is not valid JSON, or has more entries than any adapter has tensors.
     """
     found = parse_json(text_in(value)) if isinstance(value, str) else value
     if isinstance(found, dict) and len(found) > MAX_SITES:
@@ -95,17 +95,17 @@ def unpack(value: Any) -> Any:
 
 
 def broken_config(path: str | Path, error: ValueError) -> AdapterError:
-    """Make the error of a config that is none: the first ten things that are wrong with it (BS604)."""
+    """Create the error for an invalid config, with its first ten problems (BS604)."""
     return AdapterError(
         codes.BROKEN_CONFIG(path=path, reason=reason) for reason in lines_of(error, 10)
     )
 
 
 class DrawnTensor(BaseModel):
-    """A frozen tensor that is not in the file: ``seed`` draws it, and it is rounded to ``dtype``.
+    """A frozen tensor that is not stored: it is regenerated from ``seed`` and rounded to ``dtype``.
 
-    ``generator`` draws it: torch's for adapters of bishare 0.2. ``sha256`` are the first digits of that of
-    its bytes, row by row, little-endian; other programs may leave it out.
+    ``generator`` is the random generator: torch's for adapters of bishare 0.2. ``sha256`` is the start of
+    the SHA-256 of the tensor's bytes, row by row, little-endian; other programs may omit it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,10 +116,10 @@ class DrawnTensor(BaseModel):
 
 
 class Marks(BaseModel):
-    """What tells the rows of a tensor that the base's weights give again: `bishare_dsl.adapter.recipes`.
+    """Fingerprint of a tensor that is recomputed from the base's weights (`bishare_dsl.adapter.recipes`).
 
-    ``signs`` has for each row 0 to 3: 2 where its first product is negative, and 1 where its second is.
-    ``sums`` are those of both products over the rows.
+    ``signs`` has a digit from 0 to 3 for each row: 2 if its first product is negative, plus 1 if its
+    second is. ``sums`` are the sums of both products over the rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,29 +131,28 @@ class Marks(BaseModel):
 class AdapterConfig(BaseModel):
     """The config of an adapter.
 
-    In the file ``spec``, ``seed``, ``auto_mapping``, ``base_model`` (``base_model_name_or_path``) and
-    ``base_revision`` (``revision``) stand among the fields of PEFT, and the others in the field ``bishare``.
+    ``spec``, ``seed``, ``auto_mapping``, ``base_model`` (``base_model_name_or_path``) and
+    ``base_revision`` (``revision``) are PEFT fields of the file. The others are in the field ``bishare``.
 
-    ``spec`` is the whole text of the spec and ``seed`` drew the first values; ``base_model`` is the
-    base's id on the Hub, or else what the user called it, and ``base_revision`` its commit there, where
-    they are known. ``base`` are its shapes: with the spec they make the plan, of which ``plan`` is the
-    digest. ``tensors`` is the digest of the file of tensors (`digest_of`), and ``digest`` in the
-    file that of all this.
+    ``spec`` is the text of the spec and ``seed`` the seed of the initial values. ``base_model`` is the
+    base's id on the Hub, or the name that the user passed, and ``base_revision`` its commit, if known.
+    ``base`` contains the base's shapes, which together with the spec determine the plan; ``plan`` is the
+    plan's digest. ``tensors`` is the digest of the tensor file (`digest_of`), and ``digest`` in the file
+    covers all these fields.
 
-    ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for
-    a tensor, each as ``TENSOR:PART``. ``of_base`` are those that are what the base has, and that nobody has
-    trained. ``packages`` says for each transform that is not bishare's own which package, and which
-    version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
-    the file; loaded, they are float32 again.
+    ``drawn`` are tensors regenerated from the seed. ``compact`` names the parts that are stored instead
+    of a tensor, as ``TENSOR:PART``. ``of_base`` are untrained tensors equal to the base's. ``packages``
+    gives the package and version of each third-party transform. ``rounded`` is the type to which float32
+    tensors were rounded for the file; loading converts them back to float32.
 
-    ``sharing`` is the plan as other readers take it (`bishare_dsl.adapter.sharing`), a text of JSON; None in
-    what bishare wrote before that. ``marks`` are those of frozen tensors that loading makes again from the
-    base's weights (`bishare_dsl.adapter.recipes`). ``drawn``, ``compact``, ``of_base`` and ``marks`` stand in
-    ``sharing`` alone: `bishare_dsl.adapter.contents.check_plan` finds them there. Without a ``spec`` the plan
-    is the one that ``sharing`` states.
+    ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text; None in older
+    formats. ``marks`` are fingerprints of frozen tensors that loading recomputes from the base's weights
+    (`bishare_dsl.adapter.recipes`). ``drawn``, ``compact``, ``of_base`` and ``marks`` are stored in
+    ``sharing`` only: `bishare_dsl.adapter.contents.check_plan` reads them from it. Without a ``spec``,
+    ``sharing`` defines the plan.
 
-    Of a library ``adapters`` are the digests of what each adapter has for itself, by its name. ``beside`` is
-    the digest of the tensors of modules that PEFT has saved in the file, beside the adapter.
+    In a library ``adapters`` has the digest of each adapter's private tensors, by name. ``beside`` is the
+    digest of the modules that PEFT has saved in the same file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -165,7 +164,7 @@ class AdapterConfig(BaseModel):
     base_model: str | None = None
     base_revision: str | None = None
     auto_mapping: dict[str, str | None] | None = None
-    """The class of the base, by which `AutoPeftModelForCausalLM` finds it."""
+    """The class of the base, which `AutoPeftModelForCausalLM` looks up."""
     base: Architecture
     plan: str
     tensors: str = ""
@@ -179,13 +178,13 @@ class AdapterConfig(BaseModel):
     beside: str | None = None
     sharing: Annotated[str | None, BeforeValidator(text_in)] = None
     _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
-    """What a checked `sharing` states: one dict of all configs that were read from one text."""
+    """Contents of a checked `sharing`: one dict for all configs with the same text."""
 
     def record(self) -> dict[str, Any]:
-        """Return what stands in the field ``bishare`` of the file."""
+        """Return the contents of the file's field ``bishare``."""
         record = self.model_dump(mode="json", exclude_none=True, exclude={*_OF_PEFT})
         for run in (*record["base"]["sites"], *record["base"]["others"]):
-            # PEFT sorts the keys of its config, and the order of a block's layers counts.
+            # PEFT sorts the keys of its config, but the order of a block's layers matters.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
         if self.sharing is not None:
             record["sharing"] = json.loads(self.sharing)
@@ -194,17 +193,17 @@ class AdapterConfig(BaseModel):
         return record | {"digest": seal(self.spec, self.seed, record)}
 
     def text(self) -> str:
-        """Return the text of the file, as PEFT would write it."""
+        """Return the text of the file, in PEFT's layout."""
         own = {theirs: getattr(self, ours) for ours, theirs in _OF_PEFT.items()}
         fields = {"peft_type": PEFT_TYPE, "task_type": None, "inference_mode": True, **own}
         return layout(fields | {RECORD: self.record()})
 
     @classmethod
     def of(cls, fields: Any) -> AdapterConfig:
-        """Check what stands in the file.
+        """Validate the fields of the file.
 
         Raises:
-            ValueError: it is not the config of an adapter of bishare.
+            ValueError: this is not the config of a bishare adapter.
         """
         if not isinstance(fields, dict) or fields.get("peft_type") != PEFT_TYPE:
             raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
@@ -224,7 +223,7 @@ class AdapterConfig(BaseModel):
 
 
 def layout(value: Any, depth: int = 4) -> str:
-    """Return JSON with a line for each entry down to a depth, so that a person and `diff` can read it."""
+    """Return JSON with one line for each entry down to a depth, to be readable and to diff well."""
 
     def lines(value: Any, depth: int, space: str) -> str:
         if not depth or not value or not isinstance(value, (dict, list)):
@@ -243,7 +242,7 @@ def layout(value: Any, depth: int = 4) -> str:
 
 
 def is_compact(record: Mapping[str, Any] | None) -> bool:
-    """Tell whether a config that was read, and not checked yet, has tensors in parts."""
+    """Tell whether an unchecked config has tensors stored in parts."""
     sharing = (record or {}).get("sharing")
     tensors = sharing.get("tensors") if isinstance(sharing, dict) else None
     parts = any("parts" in tensor for tensor in tensors) if isinstance(tensors, list) else False
@@ -251,7 +250,7 @@ def is_compact(record: Mapping[str, Any] | None) -> bool:
 
 
 def is_of_others(fields: Any) -> bool:
-    """Tell whether another program has written a config: it has `sharing`, and neither spec nor digest."""
+    """Tell whether another program wrote a config: it has `sharing`, but neither spec nor digest."""
     record = fields.get(RECORD) if isinstance(fields, dict) else None
     return (
         isinstance(record, dict)
@@ -263,17 +262,17 @@ def is_of_others(fields: Any) -> bool:
 
 @lru_cache(maxsize=16)
 def _config_of(text: str) -> AdapterConfig:
-    """Return a config without the digest of its tensors: thousands of adapters may say the same.
+    """Return a config without its tensors' digest, parsed once for adapters with equal configs.
 
-    It is kept, so whoever asks for one gets what nobody can change, and dicts of their own.
+    The result is cached, so the caller must copy its dicts before changing them.
     """
     return AdapterConfig.model_validate(json.loads(text))
 
 
 def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:
-    """Return the digest of what a config says of an adapter; the base may be called otherwise.
+    """Return the digest of a config's description of an adapter, without the name of the base.
 
-    Up to format 4 ``sharing`` is not in it.
+    Formats up to 4 exclude ``sharing``.
     """
     number = record.get("format")
     left_out = ("digest",) if type(number) is int and number >= STATED else ("digest", "sharing")
@@ -283,7 +282,7 @@ def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Return the versions of what writes an adapter; None for a package that is not installed."""
+    """Return the versions of the packages that write an adapter; None for one that is not installed."""
     found: dict[str, str | None] = {"bishare": __version__}
     for package in ("torch", "transformers"):
         try:
@@ -294,33 +293,33 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def part_name(tensor: str, part: str) -> str:
-    """Return the name in the file of a part of a tensor; no tensor has a colon in its name."""
+    """Return the name of a tensor's part in the file; tensor names never contain a colon."""
     return f"{tensor}:{part}"
 
 
 def attribute_in(key: str) -> str:
-    """Return the last word of a tensor's key, by which `names_of` knows it; of no adapter's the whole key."""
+    """Return the last component of a tensor's key (see `names_of`), or the whole key of a foreign tensor."""
     _, mark, name = key.rpartition(f"{CHILD}.")
     return attribute(name) if mark else key
 
 
 def is_seed(name: str) -> bool:
-    """Tell whether the last word of a key stands for the seed: no tensor's name is without a dot."""
+    """Tell whether the last component of a key represents the seed: every tensor's name has a dot."""
     return name.startswith("seed_") and "__" not in name
 
 
 def seed_key(seed: int) -> str:
-    """Return the key of the empty tensor that stands for a seed."""
+    """Return the key of the empty tensor that represents a seed."""
     return f"{PREFIX}{CHILD}.seed_{seed}"
 
 
 def split_entries(entries: Entries) -> tuple[Entries, Entries]:
-    """Return the entries of an adapter, and those that PEFT has saved beside it, whose keys have dots."""
+    """Split entries into the adapter's and those of modules saved by PEFT, whose keys have dots."""
     own = {name: entry for name, entry in entries.items() if "." not in name}
     return own, {name: entry for name, entry in entries.items() if name not in own}
 
 
 def key_of(plan: Plan, name: str) -> str:
-    """Return the key of a tensor in the file, or that of a part of it."""
+    """Return the key of a tensor, or of a part of it, in the file."""
     owner = plan.tensor[name.partition(":")[0]].owner
     return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))

@@ -1,9 +1,9 @@
-"""What is in an adapter's folder: its tensors by their keys, and whether they are what its config says.
+"""The tensors in an adapter's folder by their keys, checked against its config.
 
-A tensor's key is ``base_model.model.OWNER.bishare_tensors.TENSOR``, as PEFT names it, with ``__`` for each
-dot of the tensor's name in the plan. If the seed draws tensors that are not there, an empty tensor stands for
-the seed: ``seed_7``, in the place of ``TENSOR``, for seed 7. Keys without ``bishare_tensors`` are of modules
-that PEFT saves beside an adapter.
+A tensor's key is ``base_model.model.OWNER.bishare_tensors.TENSOR``, as PEFT names it, with ``__`` for
+each dot of the tensor's name in the plan. If tensors are regenerated from the seed, an empty tensor
+represents it: ``seed_7`` as ``TENSOR`` for seed 7. Keys without ``bishare_tensors`` belong to modules
+that PEFT saves with an adapter.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 MEMBERS = "adapters"
-"""The folder, in that of a library, of what each adapter has for itself."""
+"""Subfolder of a library for the private tensors of its adapters."""
 
 _DTYPES = ("F64", "F32", "BF16", "F16")
 
@@ -59,37 +59,37 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter that was read, once, and found whole."""
+    """An adapter that was read once and verified."""
 
     folder: Path
     config: AdapterConfig
     plan: Plan
     entries: Entries = field(repr=False)
-    """What stands in its files of tensors."""
+    """The contents of its tensor files."""
 
     beside: Entries = field(repr=False, default_factory=dict)
-    """What PEFT has saved beside it, by the whole keys."""
+    """Modules that PEFT has saved with it, by their full keys."""
 
     @property
     def spec_text(self) -> str:
-        """The text of its spec."""
+        """The text of the adapter's spec."""
         return self.config.spec
 
     @property
     def compact(self) -> bool:
-        """Whether there are tensors of which only what running needs was saved."""
+        """Whether some tensors were saved only as far as inference needs them."""
         return bool(self.config.compact)
 
     def tensors(self, *, with_base: bool = False) -> dict[str, torch.Tensor]:
-        """Return the tensors by name, as they were saved; those that were not are drawn again.
+        """Return the tensors by name as they were saved, regenerating those that were not stored.
 
         Args:
-            with_base: whether the caller makes those that come from the base's weights.
+            with_base: whether the caller computes the tensors that come from the base's weights.
 
         Raises:
-            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), parts of a
-                tensor do not make it (BS608), or this torch draws other numbers than the one that saved the
-                adapter (BS634).
+            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), a
+                tensor cannot be restored from its parts (BS608), or this torch generates other random
+                numbers than the one that saved the adapter (BS634).
             SpecError: a package's transform fails to restore a compact tensor (BS214).
         """
         if self.config.marks and not with_base:
@@ -109,19 +109,19 @@ class StoredAdapter:
 def complete(
     folder: Path, plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of a plan by name: those that are stored, those in parts, and those that are drawn.
+    """Return a plan's tensors by name: stored, restored from parts, or regenerated from the seed.
 
-    The second half of the check at every door; `check_entries` is the first.
+    This is the second half of the check on loading; `check_entries` is the first.
 
     Args:
-        folder: to be named in errors.
+        folder: for error messages.
         plan: the adapter's.
-        config: says what is stored in parts, and what is drawn.
-        stored: tensors and parts of them, by the last words of their keys.
+        config: specifies which tensors are stored in parts and which come from the seed.
+        stored: tensors and parts of them, by the last component of their keys.
 
     Raises:
         AdapterError, SpecError: as `StoredAdapter.tensors`.
-        ValueError: parts of a tensor do not make it.
+        ValueError: a tensor cannot be restored from its parts.
     """
     from bishare_dsl.adapter.stored import (
         check_finite,
@@ -146,22 +146,21 @@ def complete(
 def check_entries(
     path: Path, plan: Plan, config: AdapterConfig, entries: Entries, *, is_file: bool = True
 ) -> None:
-    """Check that tensors are those of an adapter, none missing and none too many, before a model has them.
+    """Check for missing and unexpected tensors of an adapter, before it is added to a model.
 
-    Every door calls this, and then `complete`, which looks at the values: whatever reads a folder, and what
-    takes the tensors of PEFT's state dict.
+    Every loader of a folder or of PEFT's state dict calls this, and then `complete`, which checks the values.
 
     Args:
-        path: of the config, to be named in errors.
+        path: of the config, for error messages.
         plan: the adapter's.
-        config: says which tensors are not stored, or in parts.
-        entries: the shapes and types of tensors, by the last words of their keys.
-        is_file: whether all that the config says to be stored must be there; else what the seed draws may
-            be left out, if the seed is there.
+        config: specifies which tensors are not stored, or stored in parts.
+        entries: the shapes and types of tensors, by the last component of their keys.
+        is_file: whether everything that the config lists as stored must be present. Otherwise
+            seed-generated tensors may be missing if the seed is present.
 
     Raises:
-        AdapterError: all that is wrong with them (BS609 to BS612, BS695), or what the config says to be
-            left out may not be (BS604).
+        AdapterError: lists all problems (BS609 to BS612, BS695); or the config omits a tensor that must
+            be stored (BS604).
     """
     check_names(path, plan, config)
     wanted, problems = expected(plan, config), list[Problem]()
@@ -180,17 +179,17 @@ def check_entries(
 
 
 def names_of(plan: Plan, config: AdapterConfig) -> dict[str, str]:
-    """Return the names of the tensors of a plan, and of parts of such, by the last words of their keys."""
+    """Return the names of a plan's tensors and of their parts, by the last component of their keys."""
     parts = (part_name(name, label) for name, labels in config.compact.items() for label in labels)
     return {attribute(name): name for name in (*plan.tensor, *parts)}
 
 
 def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft: bool) -> None:
-    """Check the tensors in a file that are not an adapter's.
+    """Check the tensors in a file that do not belong to the adapter.
 
     Raises:
-        AdapterError: there are some, and PEFT does not load the folder (BS610); or they are not what was
-            saved (BS607).
+        AdapterError: there are some, but PEFT is not loading the folder (BS610); or they differ from what
+            was saved (BS607).
     """
     if beside and not by_peft:
         help = "if PEFT has saved it beside the adapter, load the folder by `PeftModel.from_pretrained`"
@@ -203,8 +202,10 @@ def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft:
 
 
 def digest_of(entries: Entries) -> str:
-    """Return the SHA-256 of what stands in a file of tensors: that of their names (the last words of their
-    keys), types, shapes and bytes, in the order of the names.
+    """Return the SHA-256 of a tensor file's contents.
+
+    It covers the tensors' names (the last component of their keys), types, shapes and bytes, in the order
+    of the names.
     """
     digest = hashlib.sha256()
     for name, entry in sorted(entries.items()):
@@ -214,11 +215,11 @@ def digest_of(entries: Entries) -> str:
 
 
 def entries_in(content: bytes) -> Entries:
-    """Return what stands in a file of tensors.
+    """Return the contents of a tensor file.
 
     Raises:
-        SafetensorError: it is not a file of tensors.
-        ValueError: two of its tensors have one name.
+        SafetensorError: this is not a tensor file.
+        ValueError: two tensors have the same name.
     """
     stored = deserialize(content)  # type: ignore[no-untyped-call]
     entries = {attribute_in(key): entry for key, entry in stored}
@@ -230,13 +231,13 @@ def entries_in(content: bytes) -> Entries:
 def check_plan(
     config: AdapterConfig, path: Path = Path("adapter_config.json")
 ) -> tuple[Plan, AdapterConfig]:
-    """Make the plan that an adapter was saved with, and find in `sharing` which tensors are not stored whole.
+    """Rebuild an adapter's plan, and read from `sharing` which tensors are not stored whole.
 
     Raises:
-        BishareError: the spec is none, or does not fit the base; a transform is not installed (BS619) or
-            cannot be used (BS214); it is not the plan that the adapter was saved with (BS661); `sharing` is
-            not what the spec gives (BS607), or, without a spec, is not what the page says (BS604).
-        ValueError: the rest cannot be what was saved.
+        BishareError: the spec is invalid or does not fit the base; a transform is not installed (BS619)
+            or cannot be used (BS214); the plan differs from the saved one (BS661); `sharing` does not
+            match the spec (BS607) or, without a spec, is invalid (BS604).
+        ValueError: the other fields are inconsistent.
     """
     if not config.spec:
         try:
@@ -268,7 +269,7 @@ def check_plan(
             reason = "its `sharing` is not what its spec gives"
             raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
         config._contents.update(stated)
-    # Dicts of their own: thousands of adapters have this one.
+    # Copy the dicts: thousands of adapters share this one.
     stated = {n: {**v} if isinstance(v, dict) else v for n, v in config._contents.items()}
     return plan, config.model_copy(update=stated)
 
@@ -279,10 +280,10 @@ def _plan_of(text: str, base: Architecture, seed: int) -> Plan:
 
 
 def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
-    """Check that what the config says is not stored whole are tensors that need not be.
+    """Check that the tensors that the config omits or stores in parts may be treated so.
 
     Raises:
-        AdapterError: one must be (BS604).
+        AdapterError: a tensor must be stored whole (BS604).
     """
     frozen = {tensor.name for tensor in plan.tensors if tensor.drawn and not tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
@@ -300,19 +301,19 @@ def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
 
 
 def expected(plan: Plan, config: AdapterConfig) -> dict[str, Tensor | None]:
-    """Return what is stored, by the last words of its keys: a tensor, or None for a part of one."""
+    """Return the stored tensors by the last component of their keys, with None for a part of a tensor."""
     elsewhere = {*config.drawn, *config.compact, *config.of_base, *config.marks}
     whole = {attribute(t.name): t for t in plan.tensors if t.name not in elsewhere}
     parts = [f"{attribute(n)}:{label}" for n, labels in config.compact.items() for label in labels]
-    return whole | dict.fromkeys(parts)  # Who restores a part looks at its shape.
+    return whole | dict.fromkeys(parts)  # The code that restores a part checks its shape.
 
 
 def tensor_problems(wanted: Mapping[str, Tensor | None], found: Entries) -> Iterator[Problem]:
-    """Find everything that is wrong with the shapes and types in a file of tensors.
+    """Find all problems with the shapes and types in a tensor file.
 
     Args:
-        wanted: as `expected` gives it.
-        found: in the file.
+        wanted: the result of `expected`.
+        found: the entries of the file.
     """
     for name, tensor in wanted.items():
         if name not in found:
@@ -329,7 +330,7 @@ def tensor_problems(wanted: Mapping[str, Tensor | None], found: Entries) -> Iter
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
-    """Say why an adapter with this plan does not fit a model (BS613), or may not be meant for it (BS614)."""
+    """Report why an adapter with this plan does not fit a model (BS613), or may not belong to it (BS614)."""
     here = {site.path: site for site in architecture.every_site}
     reason = None
     for site in plan.sites:
@@ -350,7 +351,7 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
             reason = (
                 f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
             )
-    # What a seed draws, or a part stands for, is not in the file, and may be of any size.
+    # The file's size does not limit tensors generated from a seed or from parts.
     size = sum(tensor.size for tensor in plan.tensors)
     if reason is None and size > most_parameters(architecture):
         reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
@@ -361,16 +362,15 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
 
 
 def own_file(name: str) -> str:
-    """Return the name of the file of what one adapter of a library has for itself."""
+    """Return the file name of the private tensors of one adapter in a library."""
     return f"{MEMBERS}/{name}.safetensors"
 
 
 def own_of(folder: Path, name: str | None, members: Mapping[str, _T]) -> dict[str, _T]:
-    """Return the file of one adapter of a library, with what the config has of it; none of an adapter that
-    stands alone.
+    """Return the file of one adapter of a library with its config entry; empty for a single adapter.
 
     Raises:
-        AdapterError: no name (BS676), none of these (BS678), or it is no library (BS677).
+        AdapterError: no name (BS676), unknown name (BS678), or the folder is not a library (BS677).
     """
     if name is None and members:
         raise AdapterError(
@@ -395,7 +395,7 @@ def _named(folder: Path, names: Mapping[str, object]) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say that a file is broken (BS608) where what is made of it fails, but for what has its own words."""
+    """Convert errors while a file is read to BS608, except those that have a specific code."""
     try:
         yield
     except (OSError, ValueError, SafetensorError, BishareError) as error:

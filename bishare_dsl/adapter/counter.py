@@ -1,8 +1,8 @@
-"""Numbers that a seed and a name give in any language: `docs/format.md` states them to the bit.
+"""Random numbers from a seed and a name, reproducible in any language: `docs/format.md` defines every bit.
 
-Philox-4x64-10 of a key gives words (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"). All
-else is additions, products, quotients and square roots of doubles, which IEEE 754 rounds in one way, and one
-rounding to float32 at the end.
+Philox-4x64-10 generates words from a key (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2,
+3"). The rest is addition, multiplication, division and square root of doubles, which IEEE 754 rounds in
+one way, and one rounding to float32 at the end.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 _CHUNK = 2**16
-"""Words that are drawn at once, which bounds what is in memory."""
+"""Words generated at once, to limit memory use."""
 
 
 def distribution(tensor: Tensor) -> dict[str, Any]:
-    """Return what the start of a tensor is drawn from, as it stands in a folder.
+    """Return the distribution of a tensor's initial values, as stored in a folder.
 
     ``constant``: its value; ``uniform``: its bounds; ``normal``: its standard deviation; ``choice``: the
-    number below which all are.
+    exclusive upper bound.
     """
     a, n = tensor.amount, tensor.fan_in
     bound = 1.0 / math.sqrt(n)
@@ -46,7 +46,7 @@ def distribution(tensor: Tensor) -> dict[str, Any]:
 
 
 def fill(values: ndarray, drawn_from: Mapping[str, Any], seed: int | str, name: str) -> None:
-    """Fill an array of float32 with what a seed and a name draw from a `distribution`."""
+    """Fill a float32 array with random values from a `distribution`, determined by a seed and a name."""
     import numpy as np
 
     [(kind, amount)] = drawn_from.items()

@@ -1,18 +1,18 @@
-"""The folder of an adapter, which is a folder of PEFT: written in one step, read strictly.
+"""Adapter folders, which are PEFT folders: written in one step, read strictly.
 
 | file | |
 |---|---|
 | ``adapter_config.json`` | `AdapterConfig`: the spec's text, the seed, the base's shapes, digests |
-| ``adapter_model.safetensors`` | each tensor of the plan once; but for those that the config says are drawn |
-| | from the seed, or stored in parts |
-| ``README.md`` | a model card; no part of the adapter |
+| ``adapter_model.safetensors`` | each tensor of the plan once, unless the config omits it (regenerated from |
+| | the seed) or stores it in parts |
+| ``README.md`` | a model card; not part of the adapter |
 
-Renaming the file of tensors is the one step in which an adapter is saved. Its config is written before, under
-a name that has the tensors' digest, and renamed after: where a kill leaves the config of the adapter before,
-a reader finds the new one by what the tensors are.
+Renaming the tensor file is the one step that saves an adapter. The new config is written first, under a
+temporary name that contains the tensors' digest, and renamed last. If the process is killed in between, a
+reader finds the new config by that digest.
 
-A library has the tensors that all its adapters share in ``adapter_model.safetensors``, and those of each in
-``adapters/NAME.safetensors``; ``FOLDER#NAME`` is read as an adapter.
+A library stores common tensors once in ``adapter_model.safetensors``, and each adapter's private tensors
+in ``adapters/NAME.safetensors``. ``FOLDER#NAME`` is read as an adapter.
 """
 
 from __future__ import annotations
@@ -82,18 +82,18 @@ TENSORS = "adapter_model.safetensors"
 
 
 class Saving(TypedDict, total=False):
-    """How an adapter is saved.
+    """Options for saving an adapter.
 
     Attributes:
-        seed: that drew the tensors.
-        base_revision: the commit of the base on the Hub, where it is known.
-        auto_mapping: the class of the base in the words of PEFT, where it is known.
-        frozen: ``"seed"`` leaves out the frozen tensors that the seed draws again, and a loader checks
-            that it does; ``"tensors"`` stores them.
-        compact: store of each tensor only what running needs, where its transform knows how. What is
-            loaded from that gives the same updates, and cannot train.
-        dtype: ``"bfloat16"`` rounds float32 tensors to it, for a file of half the size.
-        reproduced: what the base's weights give in float64; frozen tensors that are this are left out.
+        seed: of the initial values.
+        base_revision: the commit of the base on the Hub, if known.
+        auto_mapping: the class of the base, in PEFT's form, if known.
+        frozen: ``"seed"`` omits frozen tensors that the seed reproduces, which loading verifies;
+            ``"tensors"`` stores them.
+        compact: store only what inference needs, for transforms that support it. The loaded adapter gives
+            the same updates, but cannot train.
+        dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the file.
+        reproduced: tensors computed from the base's weights in float64; equal frozen tensors are omitted.
     """
 
     seed: Required[int]
@@ -114,23 +114,22 @@ def save_adapter(
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
 
-    A kill at any moment leaves the adapter that was there, or the new one. Other files in the folder
-    are not touched.
+    If the process is killed, the folder has the old adapter or the new one. Other files are not touched.
 
     Args:
-        folder: made with its parents where it does not exist.
-        plan: names the tensors.
-        tensors: values by name, on any device; written in the type that they have.
-        spec_text: what the plan was made from.
-        **how: as `Saving` has it.
+        folder: created with its parents if missing.
+        plan: of the adapter.
+        tensors: values by name, on any device; stored in their dtype.
+        spec_text: the spec that the plan was built from.
+        **how: see `Saving`.
 
     Returns:
-        What to warn of: frozen tensors that had to be stored (BS635), nothing to be made compact (BS636),
-        values that are not finite (BS660).
+        Warnings: frozen tensors that had to be stored (BS635), nothing to store compactly (BS636), values
+        that are not finite (BS660).
 
     Raises:
-        AdapterError: a file that is not an adapter's is in the way (BS615), the system refuses (BS616), a
-            tensor has no values (BS617), or the text does not give the plan (BS661).
+        AdapterError: a foreign file is in the way (BS615), the system refuses (BS616), a tensor has no
+            values (BS617), or the text does not give the plan (BS661).
         SpecError: a package's transform fails to make a tensor compact (BS214).
     """
     values, config, problems = pack(plan, tensors, spec_text, **how)
@@ -146,7 +145,7 @@ def save_adapter(
             replace_file(_next_config(folder, config.tensors), text)
             replace_file(folder / TENSORS, content)
             replace_file(folder / CONFIG, text)
-            # Of this save, and of saves that were killed while they wrote it.
+            # From this save, and from earlier saves that were killed.
             remove_leftovers(folder / CONFIG)
             remove_leftovers(_next_config(folder, "*"))
             write_card(folder, plan, spec_text)
@@ -163,19 +162,19 @@ def save_library(
     base_revision: str | None = None,
     dtype: Rounded = None,
 ) -> None:
-    """Write a library, or replace the one in a folder, in one step.
+    """Write a library to a folder, or replace the library there, in one step.
 
     Args:
-        folder: made with its parents where it does not exist.
-        plan: of each adapter. Those of its tensors that are `Plan.common` are taken from the first one.
-        adapters: the tensors of each by their names in the plan, by the name of the adapter.
-        spec_text: what the plan was made from.
-        seed: that drew what is frozen.
-        base_revision: the commit of the base on the Hub, where it is known.
-        dtype: ``"bfloat16"`` rounds float32 tensors to it, for files of half the size.
+        folder: created with its parents if missing.
+        plan: of each adapter. Tensors in its `Plan.common` are taken from the first adapter.
+        adapters: each adapter's tensors by name, by the name of the adapter.
+        spec_text: the spec that the plan was built from.
+        seed: of the frozen tensors.
+        base_revision: the commit of the base on the Hub, if known.
+        dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the files.
 
     Raises:
-        AdapterError: something else is in the folder (BS615), the system refuses (BS616), or the text does
+        AdapterError: the folder has other contents (BS615), the system refuses (BS616), or the text does
             not give the plan (BS661).
     """
     packed = {
@@ -197,7 +196,7 @@ def save_library(
         if folder.exists() and any(folder.iterdir()) and not names_in(folder):
             raise in_the_way(folder)
         with new_folder(folder) as new:
-            if folder.exists():  # What else is in it stays.
+            if folder.exists():  # Keep other files in the folder.
                 ours = shutil.ignore_patterns(TENSORS, CONFIG, MEMBERS)
                 shutil.copytree(folder, new, symlinks=True, ignore=ours, dirs_exist_ok=True)
             content, config = _content_of(shared, config)
@@ -222,7 +221,7 @@ def pack(
     dtype: Rounded = None,
     reproduced: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], AdapterConfig, tuple[Problem, ...]]:
-    """Return what stands in an adapter's file, by its keys there, with the config and what to warn of.
+    """Return the contents of an adapter's tensor file by key, the config, and warnings.
 
     Args, Raises: as `save_adapter` and `Saving`.
     """
@@ -289,28 +288,28 @@ def pack(
 def _content_of(
     values: Mapping[str, torch.Tensor], config: AdapterConfig
 ) -> tuple[bytes, AdapterConfig]:
-    """Return the file of tensors, and the config with its digest."""
+    """Return the bytes of the tensor file, and the config with its digest."""
     content = _file_of(values)
     return content, config.model_copy(update={"tensors": digest_of(entries_in(content))})
 
 
 def _file_of(values: Mapping[str, torch.Tensor]) -> bytes:
-    """Return a file of tensors."""
+    """Return the bytes of a tensor file."""
     from safetensors.torch import save
 
     return save(dict(values), {"format": "pt"})
 
 
 def _next_config(folder: Path, digest: str) -> Path:
-    """Return where the config of the tensors with this digest stands until it takes the place of another."""
+    """Return the temporary path of a new config, which contains the tensors' digest."""
     return folder / f".{CONFIG}.{digest[:8]}.new"
 
 
 def _check_free(folder: Path) -> None:
-    """See that nothing of somebody else's is in the way.
+    """Check that a folder has no files of another kind.
 
     Raises:
-        AdapterError: there is (BS615).
+        AdapterError: it has some (BS615).
     """
     found, tensors, card = _type_in(folder), folder / TENSORS, folder / CARD
     if os.path.lexists(card) and not card.is_file():
@@ -321,15 +320,15 @@ def _check_free(folder: Path) -> None:
         return
     ours = tensors.is_file() and f"{CHILD}.".encode() in tensors.read_bytes()
     if (found is not None or os.path.lexists(tensors)) and not ours:
-        # A broken adapter of ours may be replaced.
+        # A damaged bishare adapter may be replaced.
         raise in_the_way(tensors if found is None else folder / CONFIG)
 
 
 def check_place(folder: Path, *, library: bool = False) -> None:
-    """Check that an adapter or a library can be saved in a folder, long before it is. Nothing is left.
+    """Check in advance that an adapter or a library can be saved in a folder; leaves no file.
 
     Raises:
-        AdapterError: something else is there (BS615), or the system refuses (BS616).
+        AdapterError: the folder has other contents (BS615), or the system refuses (BS616).
     """
     with writing(folder):
         if library and folder.is_dir() and any(folder.iterdir()) and not names_in(folder):
@@ -340,7 +339,7 @@ def check_place(folder: Path, *, library: bool = False) -> None:
 
 
 def in_the_way(path: Path) -> AdapterError:
-    """Make the error that something of another kind is there (BS615)."""
+    """Create the error for a file of another kind in the way (BS615)."""
     return AdapterError(codes.FOREIGN_FILE(path=path, help="choose another folder"))
 
 
@@ -348,18 +347,18 @@ def in_the_way(path: Path) -> AdapterError:
 
 
 def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """Return the folder that is meant, and the adapter of a library in it: ``FOLDER#NAME``.
+    """Split ``FOLDER#NAME`` into the folder and the name of an adapter in its library.
 
-    A folder that has ``#`` in its own name wins.
+    A folder whose own name contains ``#`` takes precedence.
     """
     text = os.fspath(folder)
     library, sign, name = text.rpartition("#")
-    named = sign and not os.path.exists(text)  # noqa: PTH110 - a name too long is none
+    named = sign and not os.path.exists(text)  # noqa: PTH110 - a name too long does not exist
     return (Path(library), name) if named else (Path(text), None)
 
 
 def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the names of the adapters of a library; none where a folder is not a library."""
+    """Return the names of the adapters of a library; empty if a folder is not a library."""
     path = Path(folder)
     if not is_ours(path):
         return ()
@@ -367,14 +366,14 @@ def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> StoredAdapter:
-    """Read an adapter folder and check all of it: each file once, so that what is checked is what is used.
+    """Read and check an adapter folder; each file is read once, so the checked bytes are those used.
 
     Args:
-        folder: of an adapter; ``FOLDER#NAME`` is one of a library.
-        by_peft: whether the caller loads, through PEFT, the modules that PEFT has saved beside an adapter.
+        folder: of an adapter; ``FOLDER#NAME`` selects an adapter of a library.
+        by_peft: whether the caller uses PEFT to load the modules saved with the adapter.
 
     Raises:
-        AdapterError: BS601 to BS612, BS619, BS661, BS695: all that is wrong with the tensors at once.
+        AdapterError: BS601 to BS612, BS619, BS661, BS695; lists all problems with the tensors.
         SpecError: a package's transform cannot be used (BS214).
     """
     place, name = place_of(folder)
@@ -392,10 +391,10 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
 
 
 def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
-    """Return the tensors of a folder that another program has written, by the keys that bishare would use.
+    """Return the tensors of a folder that another program wrote, by bishare's keys.
 
     Raises:
-        ValueError: the files do not have the tensors that `sharing` names, and no others.
+        ValueError: the files do not have exactly the tensors that `sharing` lists.
     """
     import numpy as np
 
@@ -429,15 +428,15 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder has an adapter of another method of PEFT; one out of reach has none."""
+    """Tell whether a folder has an adapter of another PEFT method; False if it cannot be read."""
     try:
         return _type_in(Path(folder)) not in (None, "", PEFT_TYPE)
-    except OSError:  # Its name is too long, say.
+    except OSError:  # For example, the name is too long.
         return False
 
 
 def is_ours(folder: Path) -> bool:
-    """Tell whether a folder has an adapter of bishare, a damaged one too; one out of reach has none."""
+    """Tell whether a folder has a bishare adapter, possibly damaged; False if it cannot be read."""
     try:
         return _type_in(folder) in (PEFT_TYPE, "")
     except OSError:
@@ -445,9 +444,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def _type_in(folder: Path) -> Any:
-    """Return the method that the config in a folder is of, ``""`` if that is unknown; None where there is
-    none.
-    """
+    """Return the method in a folder's config, ``""`` if unknown, or None without a config."""
     if not os.path.lexists(folder / CONFIG):
         return None
     try:
@@ -458,7 +455,7 @@ def _type_in(folder: Path) -> Any:
 
 
 def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]:
-    """Read the config of an adapter, or of its library, and the files of tensors, which belong together."""
+    """Read the matching config and tensor files of an adapter, or of its library."""
     before = None
     while True:
         try:
@@ -479,10 +476,10 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
                     raise ValueError("a tensor of it is in another file too")
                 found |= entries
             if not wanted[file] and not config.spec:
-                continue  # Another program has written it.
+                continue  # Written by another program.
             if (digest := digest_of(split_entries(entries)[0])) != wanted[file]:
                 wrong.append(folder / file)
-                later = _next_config(folder, digest)  # A kill may have left it there.
+                later = _next_config(folder, digest)  # A killed save may have left it there.
                 try:
                     return _config_of(folder, later.name), found
                 except AdapterError:
@@ -493,7 +490,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
         if before == config:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=wrong[0], reason=reason))
-        before = config  # Once more: an adapter may have been saved in the meantime.
+        before = config  # Try again: an adapter may have been saved in the meantime.
 
 
 def _config_of(folder: Path, file: str) -> AdapterConfig:
@@ -501,7 +498,7 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
     text = _content(folder, file)
     try:
         fields = parse_json(text)
-        # A newer format may have fields that this version does not know, so this comes first.
+        # Check first: a newer format may have fields that this version does not know.
         record = fields.get(RECORD) if isinstance(fields, dict) else None
         found = record.get("format") if isinstance(record, dict) else None
         if isinstance(record, dict) and type(found) is int and found > FORMAT:
@@ -544,14 +541,14 @@ def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Show the first names of a list that may be long."""
+    """Format the first names of a list that may be long."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"`{name}`" for name in names[:3]) + more
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Say that the system refuses to write a folder (BS616)."""
+    """Convert errors of the system while a folder is written (BS616)."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""``model.bishare``: what a user does with an adapted model, and the tuner layer by which PEFT does the same.
+"""``model.bishare``: the user's interface to an adapted model, and the tuner layer that PEFT calls.
 
-It is the one tuner layer of PEFT that has all adapters of a model: PEFT, transformers and TRL switch, merge,
-disable and delete adapters by its methods, which have the names that they have in PEFT.
+It is a single PEFT tuner layer for all adapters of a model. PEFT, transformers and TRL switch, merge,
+disable and delete adapters through its methods, which have PEFT's names.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SWITCHING = threading.RLock()
-"""Held while what runs in a model is exchanged."""
+"""Held while the running adapter of a model is replaced."""
 
 
 @dataclass(eq=False)
 class Adapter:
-    """An adapter of a model: what it says, and the modules in which its tensors are."""
+    """An adapter of a model: its plan and settings, and the modules that contain its tensors."""
 
     name: str
     plan: Plan
@@ -63,25 +63,25 @@ class Adapter:
     compiled: PlanCode
     parts: AdapterParts
     sources: Mapping[str, tuple[OwnedTensors, int]]
-    """Where each tensor is, by its name in the plan, and its number there."""
+    """The module of each tensor and its index there, by the tensor's name in the plan."""
     compact: bool = False
     bank: tuple[Bank, int] | None = None
     config: Any = None
-    """PEFT's, which stands in ``model.peft_config`` too; None of several that run together."""
+    """PEFT's config, also in ``model.peft_config``; None for several adapters running together."""
     scale: float = 1.0
-    """By what the terms of the plan that it was trained with are multiplied."""
+    """The multiplier of all terms, relative to the trained plan."""
     trained: Plan | None = None
-    """That plan, where it is another than the one that runs."""
+    """The plan it was trained with, if it differs from the running plan."""
 
     @property
     def saved_plan(self) -> Plan:
-        """The plan that a folder has: no scale is saved."""
+        """The plan to save: scales are not saved."""
         return self.trained or self.plan
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by their names in the plan: the parameters themselves, each once.
+        """Return the parameters themselves by their names in the plan, each once.
 
-        Under accelerate's offload these are the tensors that hold the values.
+        With accelerate's offload, return the tensors that hold the values.
         """
         found = {}
         for name in self.plan.tensor:
@@ -93,11 +93,11 @@ class Adapter:
 
     @property
     def drops(self) -> bool:
-        """Whether its terms drop values of their inputs in training."""
+        """Whether dropout is active in its terms."""
         return any(store.drops for _, store in self.parts.owned)
 
     def set_trainable(self, trainable: bool) -> None:
-        """Let those of its tensors train that the spec trains, or none.
+        """Enable or disable training of the tensors that the spec trains.
 
         Raises:
             AdapterError: it was saved compactly (BS637).
@@ -110,24 +110,24 @@ class Adapter:
 
 
 class Handle(AdapterRoot, BaseTunerLayer):
-    """The adapters of a model, of which one runs: the others' tensors stand in the model beside its.
+    """The adapters of a model, of which one runs; the tensors of all are in the model.
 
     Attributes:
-        adapters: by name, in the order in which they came.
-        active: the names of those that run.
+        adapters: by name, in order of addition.
+        active: the names of the running adapters.
     """
 
     adapter_layer_names = ("by_adapter",)
     other_param_names = ()
-    cast_input_dtype_enabled = False  # What a term reads is never cast, whoever asks for that.
+    cast_input_dtype_enabled = False  # Never cast the input of a term.
 
-    # A tuner layer gives the weight of the layer that it wraps. This one wraps none.
+    # PEFT expects the weight of a wrapped layer. This layer wraps none.
     weight = property()
     bias = property()
 
     adapters: dict[str, Adapter]
     active: tuple[str, ...] = ()
-    # In a tuple, where `nn.Module` does not register it: the model is not a child of its own child.
+    # In a tuple, so that `nn.Module` does not register the model as a child of its child.
     _model: tuple[PreTrainedModel, ...] = ()
     _running: Adapter | None = None
     _merged: Merged | None = None
@@ -138,9 +138,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _head: tuple[RemovableHandle, ...] = ()
 
     def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
-        """Make this the handle of the adapter that was put into a model. Whoever puts it there does so
-        once.
-        """
+        """Attach this handle to the first adapter that was put into a model; call this once."""
         self._model = (cast("PreTrainedModel", model),)
         sources = self.parts.sources()
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
@@ -149,7 +147,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         self._watch_head(plan)
 
     def _watch_head(self, plan: Plan) -> None:
-        """Refuse losses that others compute from the head's weight, if a plan has a term at the head."""
+        """Reject losses computed elsewhere from the head's weight, if a plan has a term at the head."""
         if not self._head and self.at_head(plan):
             self._head = (self.model.register_forward_pre_hook(_check_head, with_kwargs=True),)
 
@@ -161,7 +159,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return next((p for p, module in modules if module is head and p in paths), None)
 
     def _repr_html_(self) -> str:
-        """Draw who shares what with whom, in a notebook."""
+        """Draw the sharing structure in a notebook."""
         from bishare_dsl.language import parse_spec
         from bishare_dsl.show.page import frame
 
@@ -169,10 +167,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     @property
     def running(self) -> Adapter:
-        """The adapter that runs; several that run together are one.
+        """The running adapter; several running together are combined into one.
 
         Raises:
-            AdapterError: none does, for the last was deleted (BS627).
+            AdapterError: none is running, because the last was deleted (BS627).
         """
         if self._running is None:
             raise AdapterError(codes.UNLOADED())
@@ -180,26 +178,26 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     @property
     def plan(self) -> Plan:
-        """The plan of the adapter that runs."""
+        """The plan of the running adapter."""
         return self.running.plan
 
     @property
     def spec_text(self) -> str:
-        """The text of its spec."""
+        """The text of the running adapter's spec."""
         return self.running.spec_text
 
     @property
     def seed(self) -> int:
-        """The seed that drew it."""
+        """The seed of the running adapter."""
         return self.running.seed
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the running adapter."""
         return self.running.name
 
     def train(self, mode: bool = True) -> Self:
-        """Train, or not, as any module does.
+        """Set training or evaluation mode, like any module.
 
         Raises:
             AdapterError: the adapter was saved compactly (BS637), or a mixed batch is open (BS674).
@@ -210,12 +208,12 @@ class Handle(AdapterRoot, BaseTunerLayer):
                     if self._running.compact:
                         raise AdapterError(codes.COMPACT_FOR_GOOD())
             except AdapterError:
-                self.model.eval()  # The other modules of the model have been told to train already.
+                self.model.eval()  # The other modules of the model are already in training mode.
                 raise
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to copy or pickle a disabled adapter: nothing would enable the copy again.
+        """Reject copying or pickling a disabled adapter, because the copy could not be re-enabled.
 
         Raises:
             AdapterError: it is disabled (BS626).
@@ -237,27 +235,27 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     @property
     def merged_adapters(self) -> list[str]:  # type: ignore[override]
-        """The names of the adapters that are in the base's weights now."""
+        """The names of the adapters currently merged into the base's weights."""
         return [] if self._merged is None else [*self.active]
 
     @property
     def active_adapter(self) -> list[str]:
-        """The names of those that run."""
+        """The names of the running adapters."""
         return [*self.active]
 
     @property
     def disabled(self) -> bool:
-        """Whether the model runs as its base now."""
+        """Whether the model currently runs as its base."""
         return self._off or self._blocks > 0
 
     @property
     def disable_adapters(self) -> bool:
-        """Whether the model runs as its base now."""
+        """Whether the model currently runs as its base."""
         return self.disabled
 
     @property
     def by_adapter(self) -> nn.ModuleDict:
-        """The parameters of each adapter that the spec trains, for PEFT's reports."""
+        """Each adapter's trainable parameters, for PEFT's reports."""
         return nn.ModuleDict(
             {
                 name: nn.ParameterList(
@@ -268,31 +266,31 @@ class Handle(AdapterRoot, BaseTunerLayer):
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
+        """Return the adapter's parameters themselves by their names in the plan, each once.
 
-        Under accelerate's offload these are the tensors that hold the values. Under FSDP2 they are the
-        sharded tensors, which the model gets back first, so do not call this while a forward runs.
+        With accelerate's offload, return the tensors that hold the values. With FSDP2, return the sharded
+        tensors. These are first restored to the model, so do not call this during a forward.
         """
         reshard(self.model)
         return self.running.tensors()
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Yield the adapter's tensors, each once, wherever in the model they live, for an optimizer.
+        """Yield the adapter's parameters, each once, wherever they are in the model, for an optimizer.
 
-        The handle itself owns none: without ``recurse`` there are none.
+        The handle itself owns none: without ``recurse`` it yields nothing.
         """
         if recurse:
             for name in self.active:
                 yield from self.adapters[name].parts.tensors().values()
 
     def print_trainable_parameters(self) -> None:
-        """Print how many parameters train, counted in the model, in the words of the field."""
+        """Print the number of trainable parameters in the model, in PEFT's format."""
         model = self._enabled("count what trains", disabled=True)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        # `inspect_model` counts a quantised weight as what it stands for.
+        # `inspect_model` counts the parameters that a quantised weight represents.
         everything = inspect_model(model).parameters
         everything += sum(tensor.numel() for tensor in self.tensors().values())
-        print(  # noqa: T201 - what it is for
+        print(  # noqa: T201 - its purpose
             f"trainable params: {trainable:,} || all params: {everything:,} || "
             f"trainable%: {100 * trainable / everything:.4f}"
         )
@@ -308,25 +306,25 @@ class Handle(AdapterRoot, BaseTunerLayer):
     ) -> None:
         """Save the adapter, without its base, as a folder that `load_adapter` and PEFT load.
 
-        An adapter that is in the folder is replaced, other files are left alone. A kill at any moment
-        leaves the old adapter or the new one.
+        Saving replaces an adapter in the folder and leaves other files alone. If the process is killed,
+        the folder has the old adapter or the new one.
 
-        Under FSDP2 every process calls this, and the first writes. Otherwise whoever calls it writes: of
-        several processes with copies of the adapter (DDP), let one do so.
+        With FSDP2 every process must call this, and the first writes. Otherwise every caller writes: with
+        copies of the adapter in several processes (DDP), call it in one of them.
 
         Args:
-            folder: made where it does not exist.
-            frozen: frozen tensors are stored as the ``"seed"`` that draws them, or as ``"tensors"``. Those
-                that are not what the seed draws are stored in any case, with a warning. ``"base"`` also
-                leaves out those that the base's weights give, which loading makes again from them.
-            compact: store only what running needs, where a transform (VectorBank) trains more: the same
-                logits, and no more training. An adapter that was loaded compact is saved compact again.
-            dtype: ``"bfloat16"`` or ``torch.bfloat16`` rounds the tensors to it, for a file of half the size.
-                Loaded, they are float32 again.
-            state_dict: of the whole model, where the caller has gathered it; values are taken from there.
+            folder: created if missing.
+            frozen: store frozen tensors as the ``"seed"`` that reproduces them, or as ``"tensors"``.
+                Those that the seed does not reproduce are stored anyway, with a warning. ``"base"`` also
+                omits tensors that loading recomputes from the base's weights.
+            compact: store only what inference needs, if a transform (VectorBank) trains more: the logits
+                are equal, but training cannot continue. A compact adapter is saved compactly again.
+            dtype: ``"bfloat16"`` or ``torch.bfloat16`` rounds the tensors to it, which halves the file.
+                Loading converts them back to float32.
+            state_dict: of the whole model, if the caller has gathered it; used as the source of values.
 
         Raises:
-            AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
+            AdapterError: see `bishare_dsl.adapter.files.save_adapter`.
         """
         adapter, reproduced, model = self.running, None, self.model
         kind = base_class(type(model))
@@ -369,19 +367,19 @@ class Handle(AdapterRoot, BaseTunerLayer):
     ) -> ExportReport:
         """Write the adapter as a plain LoRA: a folder for PEFT and vLLM, or a file for llama.cpp.
 
-        Under FSDP2 every process calls this, and the first writes.
+        With FSDP2 every process must call this, and the first writes.
 
         Args:
-            out: the folder or file, which is not there or an empty folder.
+            out: the folder or file; must not exist, or be an empty folder.
             format: ``"peft"``, ``"gguf"`` or ``"mlx"``.
-            rank: cut off what exceeds this rank; the report tells what that loses.
+            rank: truncate to this rank; the report contains the loss.
             dtype: of the values: float32, bfloat16 or float16.
-            uniform_rank: one rank for all modules, for engines that know no ``rank_pattern``.
-            experts: how a folder has experts of one parameter: ``"fused"`` for PEFT, ``"each"`` or
+            uniform_rank: use one rank for all modules, for engines without ``rank_pattern``.
+            experts: layout of experts stored in one parameter: ``"fused"`` for PEFT, ``"each"`` or
                 ``"shared-outer"`` for vLLM and SGLang.
 
         Raises:
-            AdapterError: as `bishare_dsl.export.export.export_adapter` does.
+            AdapterError: see `bishare_dsl.export.export.export_adapter`.
         """
         how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "experts": experts}
         report = self._by_one(
@@ -392,16 +390,16 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return report
 
     def _by_one(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
-        """Return what ``write`` returns for whole tensors; of several processes with parts, one calls it."""
+        """Call ``write`` with complete tensors and return its result; if sharded, in one process only."""
         tensors = self.tensors()
         values = gather_tensors(self.plan, tensors)
         return on_first_process(tensors, lambda: write(values))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Make the model its base in a block, merged or not; blocks may be nested.
+        """Run the model as its base inside the block, merged or not; blocks may be nested.
 
-        The adapter is disabled for all threads, from the first block in any thread to the end of the last.
+        The adapter is disabled in all threads, from the start of the first block to the end of the last.
 
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629), or a mixed batch is open
@@ -414,9 +412,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
             self._turn("enable the adapter", blocks=-1)
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Make the model its base, or let the adapter run again, as if there were no other call of this.
+        """Disable or enable the adapter; repeated calls do not nest.
 
-        In a block of `disable_adapter` it stays disabled until the block ends.
+        Inside a block of `disable_adapter` the adapter stays disabled until the block ends.
 
         Raises:
             AdapterError: as `disable_adapter`.
@@ -446,20 +444,20 @@ class Handle(AdapterRoot, BaseTunerLayer):
     ) -> MergeReport:
         """Merge adapters into the base's weights, in float32, and report how the sums were rounded.
 
-        A warning says where rounding loses more than a tenth of the update (BS639).
+        Warn if rounding loses more than a tenth of the update (BS639).
 
         Args:
-            safe_merge: name values that are not finite as PEFT does; they are refused in any case.
-            adapter_names: to merge others than those that run; they run until `unmerge`. Adapters that are
-                merged already stay so.
-            keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
+            safe_merge: report values that are not finite as PEFT does; they are rejected in any case.
+            adapter_names: the adapters to merge instead of the running ones, which run again after
+                `unmerge`. Adapters that are already merged stay merged.
+            keep_base: keep copies of the weights on the CPU, required for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
-            stochastic_seed: round up or down at random, so that on average nothing is lost.
+            stochastic_seed: round up or down at random, so that the result is exact on average.
 
         Raises:
-            AdapterError: disabled (BS626), no such adapter (BS640), an update is not a matrix (BS633), or as
-                `bishare_dsl.adapter.merge` does; the model is as it was.
-            ValueError: values are not finite, and ``safe_merge`` is set; its cause is BS628.
+            AdapterError: disabled (BS626), no such adapter (BS640), an update is not a matrix (BS633), or
+                see `bishare_dsl.adapter.merge`; the model is not changed.
+            ValueError: values are not finite and ``safe_merge`` is set; caused by BS628.
         """
         with self._exchange("merge"):
             self._enabled("merge")
@@ -502,7 +500,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return self._merged.report
 
     def unmerge(self) -> None:
-        """Restore the base's weights, bit for bit, and let the adapters that ran before run beside them.
+        """Restore the base's weights, bit for bit, and run the adapters that ran before `merge`.
 
         Raises:
             AdapterError: disabled (BS626), or the base was not kept (BS629).
@@ -516,7 +514,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             self._switch([name for name in self._before_merge if name in self.adapters])
 
     def _restore(self, action: str) -> None:
-        """Let what is merged run beside the base's weights again."""
+        """Restore the base's weights, and run the merged adapters unmerged."""
         self._to_base(action)
         self._merged = None
         self.parts.enable(True)
@@ -528,25 +526,25 @@ class Handle(AdapterRoot, BaseTunerLayer):
         *,
         dequantize: bool = False,
     ) -> PreTrainedModel:
-        """Merge for good, and return the model without any trace of bishare.
+        """Merge permanently, and return the model without bishare.
 
-        Other adapters of the model are dropped. Where layers are dequantised, so are those that the
-        adapter does not touch: the model saves and loads as a dense one.
+        The model's other adapters are dropped. If layers are dequantised, all others are too, so that the
+        model saves and loads as a dense one.
 
         Raises:
-            AdapterError, ValueError: as `merge` does.
+            AdapterError, ValueError: see `merge`.
         """
         with self._exchange("merge"):
             model = self._enabled("merge")
             if self._merged is None or adapter_names is not None:
-                keep = self._merged is not None  # To undo it where another cannot be merged.
+                keep = self._merged is not None  # To undo it if another merge fails.
                 self.merge(safe_merge, adapter_names, keep_base=keep, dequantize=dequantize)
             if dequantize or (self._merged and self._merged.report.dequantized):
                 merging.make_dense(model)
             return self._leave(model)
 
     def unload(self) -> PreTrainedModel:
-        """Take the adapters out, and return the base as it was before.
+        """Remove the adapters, and return the unchanged base.
 
         Raises:
             AdapterError: disabled (BS626), or merged without keeping the base (BS629).
@@ -562,15 +560,15 @@ class Handle(AdapterRoot, BaseTunerLayer):
     def add(
         self, name: str, plan: Plan, tensors: Mapping[str, torch.Tensor], spec_text: str, seed: int
     ) -> tuple[str, ...]:
-        """Put an adapter into the model, beside the others or in the place of one of this name.
+        """Add an adapter to the model, replacing any adapter of this name.
 
         Returns:
-            Notes, as `adapt` gives them, for the first adapter of a plan.
+            Notes from `adapt`, for the first adapter of a plan.
 
         Raises:
-            AdapterError: the model is merged (BS643, BS629) or sharded (BS645), or a mixed batch is open, if
-                there is one of this name (BS674).
-            ModelError, SpecError: as `compile_plan` does.
+            AdapterError: the model is merged (BS643, BS629) or sharded (BS645), or the name exists while
+                a mixed batch is open (BS674).
+            ModelError, SpecError: see `compile_plan`.
         """
         self._apart("load another adapter")
         with self._exchange("replace an adapter") if name in self.adapters else _SWITCHING:
@@ -589,10 +587,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return () if alike else compiled.notes
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Let other adapters run, several together or none, and train unless ``inference_mode``.
+        """Run other adapters, several together or none, and train them unless ``inference_mode`` is set.
 
-        A forward that runs meanwhile in another thread, and is of no mixed batch, is of no one adapter: let
-        it end first. Adapters that are saved compactly never train, and in a `bank` the bank trains.
+        Wait for forwards in other threads to end first: outside a mixed batch they could use a mixture of
+        adapters. Compact adapters never train, and in a `bank` the bank trains.
 
         Raises:
             AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), a mixed
@@ -609,22 +607,22 @@ class Handle(AdapterRoot, BaseTunerLayer):
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
     ) -> None:
-        """Let the tensors of adapters train, or not.
+        """Enable or disable training of adapters' tensors.
 
         Raises:
-            AdapterError: no such name (BS640), or it was saved compactly (BS637).
+            AdapterError: no such name (BS640), or the adapter was saved compactly (BS637).
         """
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             self[name].set_trainable(requires_grad)
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Multiply by a number what an adapter adds, as it was trained; 1 is as it was trained.
+        """Scale an adapter's update relative to its trained plan, where the scale is 1.
 
-        The forwards are compiled again, and merging, mixed batches and exports follow. No scale is saved.
+        This recompiles the forwards, and applies to merging, mixed batches and exports. Scales are not saved.
 
         Raises:
-            AdapterError: no such adapter (BS640), it trains parameters in full (BS667), the model is merged
-                (BS643, BS629) or sharded (BS645), or a mixed batch is open (BS674).
+            AdapterError: no such adapter (BS640), the adapter trains parameters in full (BS667), the
+                model is merged (BS643, BS629) or sharded (BS645), or a mixed batch is open (BS674).
         """
         member = self[adapter]
         if scale == member.scale:
@@ -648,7 +646,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 self._switch(self.active)
 
     def scale_layer(self, scale: float) -> None:
-        """Multiply by a number what the adapters that run add. Errors as in `set_scale`."""
+        """Multiply the updates of the running adapters by a number. Errors as in `set_scale`."""
         for name in self.active:
             self.set_scale(name, self[name].scale * scale)
 
@@ -672,7 +670,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             self.parts.enable(False)
 
     def _mine(self, names: Sequence[str]) -> list[str]:
-        """Return those of some names that are adapters here: others may be of another method of PEFT.
+        """Return the names that are bishare adapters: others may belong to another PEFT method.
 
         Raises:
             AdapterError: the model has no such adapter (BS640).
@@ -695,7 +693,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return self.adapters[name]
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an adapter out of the model. If it runs alone, the first of the others runs in its place.
+        """Remove an adapter from the model. If it runs alone, the first remaining adapter replaces it.
 
         Raises:
             AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), or a
@@ -713,7 +711,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                         f"to {others[0]}.",
                         stacklevel=2,
                     )
-                # One that was saved compactly never trains, and says nothing of those that run after it.
+                # A compact adapter is frozen; do not infer the next adapter's mode from it.
                 compact = self[adapter_name].compact
                 trains = compact or any(p.requires_grad for p in self.parameters())
                 self.set_adapter(rest or others[:1], inference_mode=not trains)
@@ -728,16 +726,16 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     @contextmanager
     def rows(self, adapter_names: Iterable[str | None]) -> Iterator[None]:
-        """Open a block in which each row of the model's input has an adapter of its own, in this thread.
+        """Run each row of the model's input with a separate adapter inside the block, in this thread.
 
-        In training mode each row's adapter gets the gradients of its rows, if it trains: adapters that do not
-        run are frozen until ``handle[name].set_trainable(True)``. Dropout drops other values in each row.
+        In training mode each row's adapter receives its gradients, if it trains: inactive adapters are
+        frozen until ``handle[name].set_trainable(True)``. Dropout masks differ between rows.
 
         Args:
-            adapter_names: for each row an adapter's name, or None (``"__base__"`` in PEFT) for the base.
+            adapter_names: the adapter of each row; None (``"__base__"`` in PEFT) for the base.
 
         Raises:
-            AdapterError: as `MixedBatches.batch` does.
+            AdapterError: see `MixedBatches.batch`.
         """
         with _SWITCHING:
             if self._mixed is None:
@@ -752,15 +750,16 @@ class Handle(AdapterRoot, BaseTunerLayer):
         shared: frozenset[str] = frozenset(),
         fixed: frozenset[str] = frozenset(),
     ) -> Iterator[Bank]:
-        """Let adapters train together in a block, in the rows of mixed batches.
+        """Train adapters together inside the block, as rows of mixed batches.
 
-        Their parameters are views of the bank, which trains in their place: to be saved, merged and switched
-        they are what they were.
+        Their parameters become views of the bank, which trains instead of them; they can still be saved,
+        merged and switched.
 
         Args:
             names: of the adapters.
-            shared: the names of tensors that are to be one for all; then all have one plan. The first's stay.
-            fixed: of tensors that do not train.
+            shared: the names of tensors to share between all adapters, which must have one plan. The
+                first adapter's values are used.
+            fixed: the names of tensors to freeze.
         """
         members = [self[name] for name in names]
         for member in members:
@@ -778,11 +777,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 member.set_trainable(member.name in self.active)
 
     def _check_mixed(self) -> None:
-        """See that nothing about the adapter that runs keeps rows from having others.
+        """Check that the running adapter permits mixed batches.
 
         Raises:
-            AdapterError: it is disabled (BS626), merged (BS643, BS629), or trains parameters in full (BS687);
-                or the model is sharded (BS645).
+            AdapterError: it is disabled (BS626), merged (BS643, BS629), or trains parameters in full
+                (BS687); or the model is sharded (BS645).
         """
         self._enabled("run a mixed batch")
         self._apart("run a mixed batch")
@@ -791,7 +790,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             raise AdapterError(codes.MIXED_WHOLE(name=self.name, path=path))
 
     def _together(self, adapters: Sequence[Adapter]) -> Adapter | None:
-        """Make one adapter of several, of their own tensors."""
+        """Combine several adapters into one that uses their tensors."""
         if not adapters:
             return None
         if adapters[1:]:
@@ -827,13 +826,13 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, {state}"
 
     def _enabled(self, action: str, *, disabled: bool = False) -> PreTrainedModel:
-        """Return the model, if its adapter is not disabled, or may be."""
+        """Return the model; fail if the adapter is disabled, unless ``disabled`` permits it."""
         if self.disabled and not disabled:
             raise AdapterError(codes.DISABLED(action=action))
         return self.model
 
     def _apart(self, action: str) -> None:
-        """See that the adapter is not in the base's weights, and the model in one process.
+        """Check that the adapter is not merged, and the model not sharded.
 
         Raises:
             AdapterError: it is merged (BS643, BS629), or the model is sharded (BS645).
@@ -846,7 +845,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     @contextmanager
     def _exchange(self, action: str) -> Iterator[None]:
-        """Open a block in which what runs in the model is exchanged, by one thread at a time.
+        """Permit one thread at a time to replace the running adapter inside the block.
 
         Raises:
             AdapterError: the adapter was unloaded (BS627), or a mixed batch is open (BS674).
@@ -878,10 +877,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
 
 def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-    """See that the adapter that runs adds nothing at a head from whose weight a loss is computed.
+    """Check that the running adapter has no term at a head whose weight is used to compute the loss.
 
     Raises:
-        AdapterError: it does (BS668).
+        AdapterError: it has one (BS668).
     """
     if kwargs.get(FUSED_HEAD):
         handle = cast(Handle, model.get_submodule(ADAPTER))
@@ -892,10 +891,10 @@ def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _in_words_of_peft(names: Sequence[str]) -> Iterator[None]:
-    """Raise what PEFT raises of values that are not finite.
+    """Convert the error for non-finite values to PEFT's.
 
     Raises:
-        ValueError: they are not; its cause is the error of bishare (BS628).
+        ValueError: values are not finite; caused by bishare's error (BS628).
     """
     try:
         yield
@@ -908,8 +907,8 @@ def _in_words_of_peft(names: Sequence[str]) -> Iterator[None]:
 
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
-    """Return the names in the plan of an adapter's tensors, by their keys in the model's `state_dict`."""
-    # torch leaves the wrappers out that shard a layer or compute its activations twice.
+    """Return the names of an adapter's tensors in the plan, by their keys in the model's `state_dict`."""
+    # torch omits the wrappers for sharding and for activation checkpointing.
     wrappers = re.compile(r"\b_(checkpoint|fsdp)_wrapped_module\.")
     paths = {id(module): wrappers.sub("", path) for path, module in model.named_modules()}
     return {
@@ -919,15 +918,15 @@ def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
 
 
 def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:
-    """Check that no adapter has a magnitude, which is no sum of terms.
+    """Check that no adapter has a magnitude, because it is not a sum of terms.
 
     Args:
         adapters: of a model.
-        action: what cannot be done with such an adapter, ``{}`` for its name.
-        help: what can.
+        action: the unsupported action, with ``{}`` for the adapter's name.
+        help: an alternative.
 
     Raises:
-        AdapterError: one has (BS675).
+        AdapterError: an adapter has one (BS675).
     """
     found = [a.name for a in adapters if any(term.is_magnitude for term in a.plan.terms)]
     if found:

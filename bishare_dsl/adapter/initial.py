@@ -1,4 +1,4 @@
-"""The first values of an adapter's tensors."""
+"""Initial values of an adapter's tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bishare_dsl.spec import SINGULAR
 def first_values(
     plan: Plan, model: nn.Module, seed: int, device: str, unfilled: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """Return the first values of a plan's tensors: drawn from the seed, or as the base says."""
+    """Return the initial values of a plan's tensors: random from the seed, or computed from the base."""
     tensors = draw(plan, seed, device, unfilled)
     missing = plan.tensor.keys() - tensors.keys()
     return {**tensors, **start_of_base(plan, model, missing)} if missing else tensors
 
 
 def start_of_base(plan: Plan, model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return the first values of tensors that start as the base says."""
+    """Return the initial values of tensors that depend on the base."""
     from bishare_dsl.adapter.singular import singular_starts
 
     base = copy_base(plan, model)
@@ -40,17 +40,17 @@ def draw(
     device: torch.device | str = "cpu",
     unfilled: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Draw the plan's tensors, by name, float32, each by itself; but for those that start as the base says.
+    """Generate a plan's random tensors in float32, by name, independently of each other.
 
-    The run's seed and the tensor's name give its values, so neither the order nor the number of the other
-    tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives the same adapter
-    on every device. On the meta device tensors have shapes only.
+    Each tensor depends only on the run's seed and its name, not on the order or the number of other
+    tensors. Numbers are always generated on the CPU, so the same seed gives the same adapter on every
+    device. On the meta device tensors have only shapes.
 
     Args:
-        plan: says shape, start and fan-in of each tensor.
+        plan: specifies shape, initialisation and fan-in of each tensor.
         seed: any integer.
         device: where the tensors go.
-        unfilled: tensors that have shapes only.
+        unfilled: tensors to create without values.
     """
     on_meta = torch.device(device).type == "meta"
     return {
@@ -63,10 +63,10 @@ def draw(
 
 
 def check_drawn(plan: Plan, action: str) -> None:
-    """See that the seed draws all that the terms use, which an action without the base needs.
+    """Check that the seed determines every tensor in use, for actions without access to the base.
 
     Raises:
-        AdapterError: something starts as the base's weights say (BS688).
+        AdapterError: some initial values depend on the base's weights (BS688).
     """
     for tensor in plan.tensors:
         if tensor.init in SINGULAR:
@@ -76,9 +76,9 @@ def check_drawn(plan: Plan, action: str) -> None:
 
 
 def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the first values of what is trained in full, by the names of the tensors: the base's.
+    """Return copies of the base's parameters that are trained in full, by the names of the tensors.
 
-    Float32, or wider where the base is.
+    In float32, or in the base's dtype if wider.
     """
     found = {}
     for trained in plan.trained:
@@ -92,15 +92,14 @@ def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
-    """Draw the first values of one tensor, float32 on the CPU.
+    """Generate the initial values of one tensor, float32 on the CPU.
 
-    ``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
-    U(-a, a), ``positive``: U(0, a); and by its fan-in n, ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as
-    LoRA and `nn.Linear` start (a = sqrt(5)), and ``kaiming_normal``: N(0, 2/n). ``choice``: whole numbers
-    below n, a row each, none of them twice; the two columns are digits to the base 256, which also a type
-    of 16 bits, in which tensors may be served, has exactly.
+    ``zeros``, ``ones``; with the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
+    U(-a, a), ``positive``: U(0, a). With its fan-in n, ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as
+    in LoRA and `nn.Linear` (a = sqrt(5)), ``kaiming_normal``: N(0, 2/n). ``choice``: distinct integers
+    below n, one for each row. Its two columns are base-256 digits, which 16-bit types represent exactly.
     """
-    # In torch's memory, which is aligned as kernels like it: others give other last bits.
+    # Allocate by torch, because kernels round differently at other alignments.
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
     fill(values.numpy(), distribution(tensor), seed, tensor.like or tensor.name)
     return values

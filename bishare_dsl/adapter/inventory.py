@@ -1,7 +1,7 @@
-"""Lists of adapters: what each folder says of itself, read from configs and from the heads of tensor files.
+"""Listings of adapters, read from configs and from the headers of tensor files.
 
-No tensor is read and no plan is made, so a thousand adapters take seconds. The contents are not verified:
-`read_adapter` does that for one adapter.
+Listing reads no tensors and builds no plans, so a thousand adapters take seconds. It does not verify the
+contents: `read_adapter` does that for one adapter.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from bishare_dsl.reading import MAX_CONFIG, read_file
 _RUN, _STATE = "run.json", "trainer_state.json"
 _SPEC = re.compile(r"^\s*spec\s+(\"[^\"\n]+\"|[\w.-]+)", re.MULTILINE)
 _HEAD = 100_000_000
-"""The most bytes that the head of a file of tensors may have, by the format."""
+"""Maximum size of a tensor file's header in bytes, by the format."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One adapter as its folder describes it.
+    """One adapter as described by its folder.
 
     Attributes:
-        name: the folder's, or the adapter's in a library.
-        place: what names it on a command line.
-        method: the name of its spec, or a method of PEFT in lower case.
-        base: the base model's name; None where the config has none.
-        revision: of the base on the Hub.
-        rank: the least and the highest rank of a module's update, as declared: the sum over its terms.
-        parameters: stored for this adapter; of a library without what its adapters share.
-        bytes: of its files, likewise.
-        date: seconds since 1970 when its tensors were written.
-        steps: of the run that trained it, and its last ``loss``; None where the folder has no run.
-        library: the folder of the library that it belongs to.
-        spec: the text of its spec, by which adapters are compared.
-        error: why the folder could not be read; then the fields above are empty.
+        name: of the folder, or of the adapter in a library.
+        place: the path to pass on a command line.
+        method: the name of its spec, or of another PEFT method in lower case.
+        base: the base model's name; None if the config has no name.
+        revision: the commit of the base on the Hub.
+        rank: the minimum and maximum rank of a module's update, as declared: the sum over its terms.
+        parameters: stored for this adapter, without those shared with a library.
+        bytes: of its files, without those shared with a library.
+        date: when its tensors were written, in seconds since 1970.
+        steps: of the run that trained it, and its last ``loss``; None without a run in the folder.
+        library: the folder of its library.
+        spec: the text of its spec, to compare adapters.
+        error: why the folder could not be read; the fields above are then empty.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the adapters of a library have in common, stored once."""
+    """The common part of a library's adapters, stored once."""
 
     library: str
     adapters: int
@@ -75,8 +75,10 @@ class Shared:
 
 
 def find_adapters(folder: Path) -> list[Path]:
-    """Return the folders of adapters and libraries that a path means: itself, or those one or two levels
-    below it, in the order of their names. Checkpoints of runs are left out."""
+    """Return the folders of adapters and libraries at a path, or one or two levels below it.
+
+    They are sorted by name; checkpoints of runs are omitted.
+    """
     place, _ = place_of(folder)
     if (place / CONFIG).is_file():
         return [folder]
@@ -99,7 +101,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
-    """Describe the adapter in a folder, or each one of a library and what they share."""
+    """Describe the adapter in a folder, or each adapter of a library and their common part."""
     place, member = place_of(folder)
     try:
         fields = _json(place, CONFIG)
@@ -156,7 +158,7 @@ def _library(
 
 
 def _lora(folder: Path, fields: Mapping[str, Any]) -> Listed:
-    """Describe an adapter of another method of PEFT."""
+    """Describe an adapter of another PEFT method."""
     numbers, size = _tensors(folder, TENSORS)
     ranks = [fields.get("r"), *_values(fields.get("rank_pattern"))]
     known = [rank for rank in ranks if type(rank) is int]
@@ -187,7 +189,7 @@ def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str
 
 
 def _ranks(sharing: Any) -> tuple[int, int] | None:
-    """Return the least and the highest sum of the ranks of a module's terms, as ``sharing`` lists them."""
+    """Return the minimum and maximum sum of the ranks of a module's terms listed in ``sharing``."""
     try:
         return _ranks_in(text_in(sharing))
     except (ValueError, TypeError, KeyError, IndexError):
@@ -196,9 +198,9 @@ def _ranks(sharing: Any) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=64)
 def _ranks_in(text: str) -> tuple[int, int] | None:
-    """Return the ranks in a text of ``sharing``: adapters of one spec have equal texts."""
+    """Return the ranks in a text of ``sharing``; cached, because adapters of one spec have equal texts."""
     stated = json.loads(text)
-    terms = stated.get("terms", ())  # Format 1 has them at each module.
+    terms = stated.get("terms", ())  # Format 1 lists terms in each module.
     sums = [
         sum(int((terms[t[0]] if isinstance(t, list) else t)["rank"]) for t in module["terms"])
         for module in stated["modules"]
@@ -207,7 +209,7 @@ def _ranks_in(text: str) -> tuple[int, int] | None:
 
 
 def _run(folder: Path, task: str | None = None) -> dict[str, Any]:
-    """Find the steps of a run and its last loss, in the folder or in the one above: that of many tasks."""
+    """Find the steps and the last loss of a run, in the folder or, for a run of many tasks, its parent."""
     name = task or folder.resolve().name
     for place in (folder, folder.resolve().parent):
         if not (place / _RUN).is_file() and not (place / _STATE).is_file():
@@ -230,11 +232,11 @@ def _run(folder: Path, task: str | None = None) -> dict[str, Any]:
 
 
 def _tensors(folder: Path, name: str) -> tuple[int, int]:
-    """Return how many numbers a file of tensors has, and its bytes, from its head alone.
+    """Return the number of values in a tensor file, and its bytes, from the header alone.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is not a file of tensors.
+        ValueError: this is not a tensor file.
     """
     path = folder / name
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Adding adapters to a library: what it shares stays, and so do the files of the adapters that are there."""
+"""Add adapters to a library without changing its common tensors or its other adapters."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def add_to_library(
     adapters: Mapping[str, Mapping[str, torch.Tensor]],
     out: Path | None = None,
 ) -> Path:
-    """Add adapters to a library, or replace those of the same names.
+    """Add adapters to a library, replacing those with the same names.
 
-    The config is replaced last and in one step, so that a kill leaves the library as it was, but for an
-    adapter that is being replaced.
+    The config is replaced last, in one step. If the process is killed, the library is unchanged, except
+    for an adapter that was being replaced.
 
     Args:
         folder: the library.
-        adapters: the tensors of each by their names in the plan, by the name of the adapter. Those that the
-            library shares are left out.
-        out: write a copy of the library there, and leave this one as it is.
+        adapters: each adapter's tensors by name, by the name of the adapter. Tensors shared by the
+            library are ignored.
+        out: write a copy of the library to this folder instead of changing the original.
 
     Returns:
-        The folder that has been written.
+        The folder that was written.
 
     Raises:
         AdapterError: the library is damaged, or the system refuses (BS616).

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base's weights, and back."""
+"""Merge an adapter into its base's weights, and undo it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class MergeReport:
-    """What was merged, and how exactly.
+    """The result of a merge, with its rounding errors.
 
     Attributes:
         modules: how many layers were merged.
-        dequantized: how many of them were quantised and are now dense.
-        max_rounding: the largest difference between a merged weight and its sum in float32.
-        survival: which share of the update the weights keep.
+        dequantized: how many of them were quantised before and are now dense.
+        max_rounding: the largest difference between a merged weight and its exact sum in float32.
+        survival: the fraction of the update that the weights keep.
     """
 
     modules: int
@@ -55,12 +55,12 @@ class MergeReport:
 
 @dataclass
 class Survival:
-    """Which share of an update survives rounding: ``<W' - W, dW> / |dW|^2``, 1 where nothing is lost.
+    """The fraction of an update that survives rounding: ``<W' - W, dW> / |dW|^2``, 1 without loss.
 
     Attributes:
-        form: what weights are rounded to.
-        projections: the sums of ``<W' - W, dW>``, by the kind of the module.
-        energies: those of ``|dW|^2``.
+        form: the type to which weights are rounded.
+        projections: the sums of ``<W' - W, dW>``, by kind of module.
+        energies: the sums of ``|dW|^2``, by kind of module.
     """
 
     form: str = ""
@@ -68,17 +68,17 @@ class Survival:
     energies: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, kind: str, change: torch.Tensor, update: torch.Tensor) -> None:
-        """Count a module whose weights have changed by ``change`` where ``update`` is added."""
+        """Record a module whose weights changed by ``change`` when ``update`` was added."""
         self.projections[kind] += (change * update).sum(dtype=torch.float64).item()
         self.energies[kind] += update.square().sum(dtype=torch.float64).item()
 
     @property
     def kept(self) -> dict[str, float]:
-        """The share by kind; kinds to which nothing is added are left out."""
+        """The fraction by kind, without kinds that have no update."""
         return {kind: self.projections[kind] / e for kind, e in self.energies.items() if e}
 
     def problems(self) -> list[Problem]:
-        """Warn where a kind keeps less than `ENOUGH` of its update (BS639)."""
+        """Warn if a kind keeps less than `ENOUGH` of its update (BS639)."""
         kind, share = min(self.kept.items(), key=lambda pair: pair[1], default=("", math.inf))
         if share >= ENOUGH:
             return []
@@ -91,21 +91,20 @@ class Survival:
 
 
 ENOUGH = 0.9
-"""The share of an update below which merging warns."""
+"""The fraction of an update below which merging warns."""
 
 
 def _percent(share: float) -> str:
-    # Rounded down: 100% is all of it.
+    # Round down, so that 100% means no loss.
     return f"{math.floor(share * 1000 + 1e-3) / 10:.4g}%"
 
 
 @dataclass
 class Merged:
-    """What a merged model was before: `swap` exchanges that with what it is.
+    """The original state of a merged model; `swap` exchanges it with the merged state.
 
-    ``weights`` are exact copies on the CPU, by the path of a site or of a parameter that was trained in full,
-    and ``layers`` the quantised layers that dense ones replace. Both are empty where the base was not to be
-    kept.
+    ``weights`` are exact copies on the CPU, by the path of a site or of a parameter trained in full.
+    ``layers`` are the quantised layers that dense layers replace. Both are empty if the base is not kept.
     """
 
     kept: bool
@@ -116,7 +115,7 @@ class Merged:
     def write(
         self, path: str, kept: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor
     ) -> None:
-        """Write a merged value, rounded, and note what it was before."""
+        """Write a rounded merged value, and store the original if the base is kept."""
         self.note(exact, rounded)
         if self.kept:
             self.weights[path] = kept.detach().to("cpu", copy=True)
@@ -124,12 +123,12 @@ class Merged:
             kept.copy_(rounded)
 
     def note(self, exact: torch.Tensor, rounded: torch.Tensor) -> None:
-        """Report by how much a value is rounded."""
+        """Record the rounding error of a value."""
         lost = (exact - rounded).abs().max().item()
         self.report.max_rounding = max(self.report.max_rounding, lost)
 
     def swap(self, model: PreTrainedModel) -> None:
-        """Exchange, bit by bit, the merged weights and the base's."""
+        """Exchange the merged weights and the base's, bit for bit."""
         maps = linear_maps(model) if self.weights else {}
         for path, other in self.weights.items():
             kept = maps[path].matrix() if path in maps else _kept(model, path)
@@ -151,14 +150,15 @@ def merge(
 ) -> Merged:
     """Add each site's ``dW`` to its weight, in float32, and round the sum to the weight's type.
 
-    Quantised layers are replaced by dense ones. `check` has passed, and the regions are disabled.
+    Replace quantised layers by dense layers. Call `check` and disable the regions first.
 
     Args:
         model: an adapted model.
         plan: its adapter's.
         tensors: the adapter's tensors by name, with values.
-        keep_base: whether to keep copies of the weights, for the way back.
-        stochastic_seed: round up or down at random, so that the mean is exact; None rounds to the nearest.
+        keep_base: whether to keep copies of the weights, to undo the merge.
+        stochastic_seed: round up or down at random, so that the result is exact on average; None rounds
+            to nearest.
     """
     targets = _targets(model, plan)
     merged = Merged(keep_base, MergeReport(len(targets)))
@@ -169,7 +169,7 @@ def merge(
             kept = _kept(model, trained.parameter)
             exact = tensors[trained.tensor].view(kept.shape).to(kept.device)
             merged.write(trained.parameter, kept, exact, exact.to(kept.dtype))
-    except BaseException:  # out of memory, interrupted: what was changed goes back
+    except BaseException:  # Even if interrupted, restore the weights.
         merged.swap(model)
         raise
     return merged
@@ -178,13 +178,12 @@ def merge(
 def check(
     model: PreTrainedModel, plan: Plan, tensors: Mapping[str, torch.Tensor], *, dequantize: bool
 ) -> None:
-    """Find everything that would stop `merge`; changes nothing.
+    """Check for everything that would make `merge` fail; changes nothing.
 
     Raises:
-        AdapterError: an update is not a matrix (BS633), a weight is quantised and ``dequantize`` is
-            false (BS622), cannot be dequantised
-            (BS623), is not in memory (BS624) or belongs to others too (BS625), or a merged weight would
-            not be finite (BS628).
+        AdapterError: an update is not a matrix (BS633); a weight is quantised and ``dequantize`` is false
+            (BS622), cannot be dequantised (BS623), is not in memory (BS624) or is used by other modules
+            too (BS625); or a merged weight would not be finite (BS628).
     """
     check_linear(plan.unscaled, "merge the adapter")
     targets = _targets(model, plan)
@@ -202,9 +201,9 @@ def check(
 
 
 def make_dense(model: PreTrainedModel) -> None:
-    """Make dense what a merge left quantised, so that the model saves and loads as a dense one.
+    """Dequantise the layers that a merge left quantised, so that the model saves and loads as a dense one.
 
-    A checkpoint's config tells of all its layers at once whether, and how, they are quantised.
+    A checkpoint's config specifies quantisation for all its layers at once.
 
     Raises:
         AdapterError: a layer cannot be dequantised (BS623).
@@ -212,7 +211,7 @@ def make_dense(model: PreTrainedModel) -> None:
     for path, weight in linear_maps(model).items():
         if (found := weight.replacement()) is None or weight.is_computed():
             continue
-        if weight.owner != path or weight.looks_up:  # No linear layer could stand there.
+        if weight.owner != path or weight.looks_up:  # Cannot be replaced by a linear layer.
             raise AdapterError(codes.NOT_DENSE(path=path, found=found))
         value = weight.dense().to(_compute_dtype(model))
         model.set_submodule(path, _dense_layer(weight.module, value))
@@ -222,7 +221,7 @@ def make_dense(model: PreTrainedModel) -> None:
 
 
 def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
-    """Return the sites that the adapter adds something to, each with its weight."""
+    """Return the sites with terms, each with its weight."""
     maps = linear_maps(model)
     return [(site, maps[site.path]) for site in plan.sites if plan.terms_of[site.path]]
 
@@ -241,7 +240,7 @@ def _merge_site(
     exact, rounded = _summed(weight, base, added, seed)
     survival, added = merged.report.survival, added.to(exact.device)
     survival.form = str(rounded.dtype).removeprefix("torch.")
-    # What was lost is small, so that the share is exact where all is kept.
+    # Subtract the small loss, so that the fraction is exact if nothing is lost.
     survival.add(weight.path.rpartition(".")[2], added - (exact - rounded), added)
     if weight.replacement() is None:
         merged.write(weight.path, weight.matrix(), exact, rounded)
@@ -254,7 +253,7 @@ def _merge_site(
 
 
 def _kept(model: PreTrainedModel, path: str) -> torch.Tensor:
-    """Return the tensor that holds the values of a parameter of the base."""
+    """Return the tensor that holds the values of one of the base's parameters."""
     module, _, name = path.rpartition(".")
     kept = resident_tensor(model.get_submodule(module), name)
     assert kept is not None, path
@@ -297,13 +296,13 @@ def _check_weights(
 
 
 def _is_one(model: PreTrainedModel, path: str, weight: Weight) -> bool:
-    """Tell whether a path leads to a weight's own module, by the same parent: the adapter runs there too."""
+    """Tell whether a path leads to a weight's module through the same parent, where the adapter runs."""
     parents = [model.get_submodule(p.rpartition(".")[0]) for p in (path, weight.owner)]
     return model.get_submodule(path) is weight.module and parents[0] is parents[1]
 
 
 def _shared(model: PreTrainedModel, weight: Weight, other: str) -> Problem:
-    """Say how a weight is untied from that of another module."""
+    """Describe how to untie a weight from another module's."""
     help_line = f"untie it first: `layer = model.get_submodule('{weight.owner}')`, then "
     help_line += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), False)`"
     if model.get_submodule(other) is weight.module:
@@ -326,15 +325,15 @@ def _users(model: PreTrainedModel) -> dict[int, list[str]]:
 
 
 def _identity(tensor: torch.Tensor) -> int:
-    """Return a number that is equal for tensors with the same values in the same memory."""
+    """Return a key that is equal for tensors with the same values in the same memory."""
     try:
         return tensor.data_ptr() or id(tensor)
-    except (RuntimeError, NotImplementedError):  # a subclass with no memory of its own
+    except (RuntimeError, NotImplementedError):  # A tensor subclass without memory.
         return id(tensor)
 
 
 def _base(model: PreTrainedModel, weight: Weight) -> torch.Tensor:
-    """Return a weight ``(d_out, d_in)``, dense."""
+    """Return a dense weight ``(d_out, d_in)``."""
     quantised = weight.replacement() is not None
     return weight.dense().to(_compute_dtype(model)) if quantised else weight.matrix()
 
@@ -342,7 +341,7 @@ def _base(model: PreTrainedModel, weight: Weight) -> torch.Tensor:
 def _summed(
     weight: Weight, base: torch.Tensor, added: torch.Tensor, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make a merged weight, exact in float32 (or float64) and rounded to the weight's type."""
+    """Compute a merged weight: exact, in float32 (or float64), and rounded to the weight's type."""
     exact = base.to(torch.promote_types(base.dtype, torch.float32)) + added.to(base.device)
     rounded = exact.to(base.dtype)
     if seed is not None:
@@ -357,7 +356,7 @@ def _summed(
 def _rounded_at_random(
     exact: torch.Tensor, nearest: torch.Tensor, random: torch.Generator
 ) -> torch.Tensor:
-    """Return the nearest value or the next one beyond the exact one, so that the mean is the exact one."""
+    """Round at random to the value below or above the exact value, so that it is exact on average."""
     lost = exact - nearest
     towards = torch.full_like(lost, math.inf).copysign(lost).to(nearest.dtype)
     other = torch.nextafter(nearest, towards)
@@ -367,7 +366,7 @@ def _rounded_at_random(
 
 
 def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
-    """Make a dense layer for the place of a quantised one."""
+    """Create a dense layer to replace a quantised one."""
     bias = getattr(layer, "bias", None)
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     dense.weight = nn.Parameter(weight, requires_grad=False)
@@ -377,6 +376,6 @@ def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
 
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """Return the type of the activations, which a dense layer must share."""
+    """Return the dtype of the activations, which a dense layer must use."""
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floating, torch.float32)

@@ -1,11 +1,11 @@
-"""Methods that an adapted model has in the place of its class's, where transformers has no hook.
+"""Methods of an adapted model that replace its class's, because transformers has no hook for them.
 
-transformers and its Trainer write all tensors that a model has, unless PEFT has put its own saving there: an
-adapted model writes its adapter. And it refuses to resize a table of tokens at which an adapter has
-something, for an adapter does not follow.
+Without PEFT's saving, transformers and its Trainer write all tensors of a model; an adapted model writes
+its adapter instead. Resizing the token table is rejected if an adapter has a term there, because the
+adapter cannot follow.
 
-The name on the instance, and nothing of its class, leads through here. The functions are of this module and
-know their model as an argument, so that copies and pickles of a model have their own.
+The override is set on the instance; the class is untouched. The functions are in this module and take the
+model as an argument, so that copies and pickles of a model work.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ RESIZING = "resize_token_embeddings"
 
 
 def put_methods(model: nn.Module, *names: str) -> None:
-    """Put methods on a model whose class has such, but for those that somebody else looks after.
+    """Override methods that the model's class has, unless the instance already overrides them.
 
     Args:
-        model: that is adapted.
-        names: `SAVING` and `RESIZING`, or one of them.
+        model: the adapted model.
+        names: `SAVING`, `RESIZING`, or both.
     """
     for name in names:
         if hasattr(model, name):
@@ -60,9 +60,9 @@ def _save(
     push_to_hub: bool = False,
     **settings: Any,
 ) -> None:
-    """Write the adapter to a folder, and upload that as transformers does.
+    """Write the adapter to a folder, and upload it as transformers does.
 
-    What specifies how a base is written, such as ``max_shard_size``, does not matter to an adapter.
+    Options for writing a base model, such as ``max_shard_size``, are ignored.
     """
     if is_main_process:
         with uploaded(model, save_directory, settings) if push_to_hub else nullcontext():
@@ -92,7 +92,7 @@ def _resize(
 
 
 def _at(plan: Plan, paths: set[str]) -> str | None:
-    """Return one of some modules at which an adapter has a term or a parameter of its own."""
+    """Return one of several modules at which an adapter has a term or trains a parameter in full."""
     used = {path for site in plan.sites if plan.terms_of[site.path] for path in site.paths}
     used |= {path.rpartition(".")[0] for trained in plan.trained for path in trained.paths}
     return next(iter(sorted(paths & used)), None)

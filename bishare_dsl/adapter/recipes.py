@@ -1,8 +1,7 @@
-"""Frozen tensors that start from the base's weights, left out of the file: loading makes them again.
+"""Omit frozen tensors that are computed from the base's weights; loading recomputes them.
 
-The config has their `Marks`, of the products of each row with two random vectors of its own. Another machine
-may turn the sign of a direction, which the signs of the products turn back. Another base gives other sums of
-them.
+The config stores their `Marks`: products of each row with two random vectors. SVD signs differ between
+machines: stored signs restore them, and stored sums detect another base.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan
 
 _NEAR = 2e-3
-"""How far sums may be apart, of the tensor's norm; they have four digits.
+"""Tolerance of the sums, relative to the tensor's norm; they have four digits.
 
-What is left out is first made in float64 and must be a tenth of this near. So float32 determines it, on
-another machine too: directions of almost equal singular values, which are any in their plane, are stored.
+A tensor is omitted only if float64 reproduces it ten times closer, so that float32 on another machine
+determines it too. Directions with almost equal singular values are ambiguous, and are stored.
 """
 
 
 def marks_of(tensor: torch.Tensor) -> Marks:
-    """Return the marks of a tensor."""
+    """Return the fingerprint of a tensor."""
     products = _products(tensor)
     signs = "".join(str(2 * (a < 0) + (b < 0)) for a, b in products.tolist())
     a, b = products.sum(0).tolist()
@@ -37,12 +36,12 @@ def marks_of(tensor: torch.Tensor) -> Marks:
 def find_reproduced(
     plan: Plan, tensors: Mapping[str, torch.Tensor], reproduced: Mapping[str, torch.Tensor]
 ) -> dict[str, Marks]:
-    """Find the frozen tensors that the base gives again, with their marks; but for those that are fitted.
+    """Find frozen tensors that can be recomputed from the base, except fitted tensors, with their marks.
 
     Args:
-        plan: names the tensors.
-        tensors: the adapter's.
-        reproduced: what the base gives, in float64.
+        plan: of the adapter.
+        tensors: of the adapter.
+        reproduced: the tensors computed from the base, in float64.
     """
     found, stored = {}, fitted(plan)
     frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
@@ -58,14 +57,14 @@ def find_reproduced(
 def check_reproduced(
     marks: Mapping[str, Marks], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return tensors that were reproduced, with the signs that they had.
+    """Check recomputed tensors, and restore the signs of their rows.
 
     Args:
-        marks: of those that were saved.
-        tensors: as the base gives them here.
+        marks: of the saved tensors.
+        tensors: as computed from this base.
 
     Raises:
-        AdapterError: one is another (BS699).
+        AdapterError: a tensor differs (BS699).
     """
     found = {}
     for name, saved in marks.items():
@@ -84,7 +83,7 @@ def _products(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _aligned(tensor: torch.Tensor, marks: Marks) -> torch.Tensor | None:
-    """Return a tensor with the signs that give its marks; None where none do, or both."""
+    """Return a tensor with the signs that match its marks; None if they are ambiguous or do not match."""
     if len(marks.signs) != len(tensor):
         return None
     products, norms = _products(tensor), tensor.detach().cpu().double().norm(dim=1)

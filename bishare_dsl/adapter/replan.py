@@ -16,10 +16,10 @@ from bishare_dsl.transforms.registry import package_version, transform_names
 
 
 def check_transforms(config: AdapterConfig) -> int:
-    """See that the transforms of an adapter are here, and return how many shares its spec has.
+    """Check that an adapter's transforms are installed, and return the number of shares in its spec.
 
     Raises:
-        BishareError: the spec is none, or a transform is not installed (BS619).
+        BishareError: the spec is invalid, or a transform is not installed (BS619).
     """
     spec = _spec_of(config.spec)
     used = {share.via.transform for share in spec.shares if share.via is not None}
@@ -29,23 +29,23 @@ def check_transforms(config: AdapterConfig) -> int:
 
 @lru_cache(maxsize=16)
 def plan_of_text(spec_text: str, base: Architecture) -> Plan:
-    """Resolve a spec's text. Of thousands of adapters many have one plan, which is in memory once.
+    """Build the plan of a spec's text, cached because many adapters have the same plan.
 
     Raises:
-        BishareError: as `build_plan` does.
-        ValueError: the text uses others.
+        BishareError: see `build_plan`.
+        ValueError: the text uses other specs.
     """
     return build_plan(_spec_of(spec_text), base)[0]
 
 
 def packages_of(plan: Plan) -> dict[str, str]:
-    """Return the packages that the plan's transforms are from, but for our own."""
+    """Return the third-party packages of the plan's transforms."""
     found = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
     return {name: package for name, package in found.items() if package}
 
 
 def missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
-    """Find the transforms that an adapter uses and that are not installed (BS619)."""
+    """Find transforms of an adapter that are not installed (BS619)."""
     for name in sorted(used - {*transform_names(), MAGNITUDE}):
         if package := config.packages.get(name):
             help = f"install what it was saved with: {package}"

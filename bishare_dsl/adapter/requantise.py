@@ -1,4 +1,4 @@
-"""Quantise a merged checkpoint, and measure what that leaves of the update."""
+"""Quantise a merged checkpoint, and measure how much of the update remains."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BITS = {"int8": 8, "nf4": 4}
-"""What bitsandbytes quantises to, and in how many bits."""
+"""Quantised types of bitsandbytes, and their bits."""
 
 
 def requantise(
     merged: Path, base: Source, form: str, plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> tuple[PreTrainedModel, Survival]:
-    """Quantise a merged checkpoint and its base alike, and compare the two.
+    """Quantise a merged checkpoint and its base in the same way, and compare the two.
 
-    The change of a weight is the difference between what both dequantise to, so that it has no part of what
-    quantising the base alone loses.
+    The change of a weight is the difference of the two dequantised values, which excludes the base's own
+    quantisation error.
 
     Args:
         merged: the folder of a dense checkpoint.
-        base: what it was merged from.
+        base: the base model of the merge.
         form: one of `BITS`.
-        plan: the adapter's.
-        tensors: its tensors by name, with values.
+        plan: of the adapter.
+        tensors: the adapter's tensors by name, with values.
 
     Returns:
-        The quantised model, and what it keeps of the update.
+        The quantised model, and the fraction of the update that it keeps.
 
     Raises:
-        ModelError: bitsandbytes is not installed, or does not quantise this model (BS513).
+        ModelError: bitsandbytes is not installed, or cannot quantise this model (BS513).
         AdapterError: a layer cannot be dequantised (BS623).
     """
     before = linear_maps(load_model(base, bits=BITS[form], causal=False)[0])
@@ -58,6 +58,6 @@ def requantise(
 
 
 def _value(weight: Weight) -> torch.Tensor:
-    """Return a weight, quantised or not, float32."""
+    """Return a weight in float32, dequantised if necessary."""
     kept = weight.matrix() if weight.replacement() is None else weight.dense()
     return kept.float()

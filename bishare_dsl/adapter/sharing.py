@@ -1,7 +1,7 @@
-"""``sharing``: the plan as a folder states it for readers that know no spec. `docs/format.md` is its page.
+"""``sharing``: the plan in a folder, for readers without the spec; specified in `docs/format.md`.
 
-bishare writes it into every folder, and compares it with the plan of the spec when it loads one. A folder
-without a spec, which another program has written, has its plan from here.
+bishare writes it to every folder, and compares it with the plan of the spec on loading. For a folder of
+another program, which has no spec, it defines the plan.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ FORMAT = 2
 """The format of `sharing` that this version writes."""
 
 FEATURES = ("base", "drawn", "experts", "full", "library", "parts", "tied", "torch")
-"""Words of ``needs`` that are no transforms."""
+"""Values of ``needs`` other than transforms."""
 
 
 # Writing ------------------------------------------------------------------------------------------------
 
 
 def sharing_of(plan: Plan, config: AdapterConfig) -> str:
-    """Return what a folder states of a plan: a text of JSON, with every default of the spec resolved."""
+    """Return a plan as JSON text, with all defaults of the spec resolved."""
     listed = [tensor for tensor in plan.tensors if tensor.name not in config.of_base]
     place = {tensor.name: i for i, tensor in enumerate(listed)}
     entries = [_entry(plan, config, tensor) for tensor in listed]
@@ -58,7 +58,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
     for site in (site for site in plan.sites if plan.terms_of[site.path]):
         here = []
         for term in plan.terms_of[site.path]:
-            kind = (term.share, term.rank)  # Of equal options.
+            kind = (term.share, term.rank)  # With equal options.
             options[kind] = options.get(kind) or _options(term)
             text = text_of(
                 {
@@ -138,7 +138,7 @@ _One = Field(min_length=1, max_length=1)
 
 
 class Entry(_Closed):
-    """A tensor: in a file under its ``key``, drawn, made of the base's weights, or in a file in ``parts``."""
+    """A tensor: stored under ``key`` or in ``parts``, random, or computed from the base's weights."""
 
     shape: tuple[PositiveInt, PositiveInt]
     key: str | None = None
@@ -170,7 +170,7 @@ class Entry(_Closed):
 
 
 def _plain_draw(draw: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return what is drawn, whichever generator draws it."""
+    """Return the parameters of a random tensor, in a form common to all generators."""
     inner = draw.get("torch", draw)
     if not isinstance(inner, dict) or "torch" in inner:
         raise ValueError("`torch` has a draw")
@@ -178,7 +178,7 @@ def _plain_draw(draw: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 class Shape(_Closed):
-    """A term without its tensors, which `Module` has in the order of ``roles``."""
+    """A term without its tensors, which `Module` lists in the order of ``roles``."""
 
     transform: str
     options: dict[str, Any]
@@ -188,7 +188,7 @@ class Shape(_Closed):
 
 
 class Module(_Closed):
-    """The terms at a linear map: each the index of its `Shape` and those of its tensors."""
+    """The terms at a linear map, each with the index of its `Shape` and of its tensors."""
 
     module: str
     shape: tuple[PositiveInt, PositiveInt]
@@ -199,7 +199,7 @@ class Module(_Closed):
 
 
 class Full(_Closed):
-    """A parameter that is trained in full."""
+    """A parameter trained in full."""
 
     parameter: str
     shape: tuple[PositiveInt, ...]
@@ -208,7 +208,7 @@ class Full(_Closed):
 
 
 class Sharing(_Closed):
-    """All of ``sharing``."""
+    """The contents of ``sharing``."""
 
     format: Literal[2]
     needs: tuple[str, ...]
@@ -220,14 +220,14 @@ class Sharing(_Closed):
 
 @lru_cache(maxsize=16)
 def read_sharing(text: str, seed: int = 0) -> Sharing:
-    """Check what a folder states, whose text many adapters may have in common.
+    """Parse and check a folder's ``sharing``; cached, because many adapters may have the same text.
 
     Args:
-        text: of format 2 or 1.
-        seed: of the config, which a folder of format 1 draws from.
+        text: in format 2 or 1.
+        seed: from the config; format 1 uses it for random tensors.
 
     Raises:
-        ValueError: it is not what the page says.
+        ValueError: it does not conform to the page.
     """
     stated = json.loads(text)
     if isinstance(stated, dict) and stated.get("format") == 1:
@@ -236,7 +236,7 @@ def read_sharing(text: str, seed: int = 0) -> Sharing:
 
 
 def _of_format_1(stated: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return format 2 of format 1, in which terms stand at each module and tensors have names."""
+    """Convert format 1 to format 2; format 1 lists terms in each module, and names tensors."""
     try:
         names = {name: i for i, name in enumerate(stated["tensors"])}
         entries = []
@@ -266,17 +266,18 @@ def _of_format_1(stated: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def contents_of(plan: Plan, sharing: Sharing, by_entry: int | None = None) -> dict[str, Any]:
-    """Return which tensors of a plan are drawn, marked, in parts or the base's: fields of `AdapterConfig`.
+    """Return the plan's tensors that are random, recomputed, in parts or the base's, for `AdapterConfig`.
 
-    The tensors of `sharing` are those of the plan in its order.
+    `sharing` lists the tensors in the order of the plan.
 
     Args:
         plan: of the spec, or of `sharing`.
         sharing: of the folder.
-        by_entry: the seed, where `sharing` gives the plan: then what the plan does not draw is stored.
+        by_entry: the seed, if `sharing` defines the plan: random tensors that the plan cannot express are
+            then stored.
 
     Raises:
-        ValueError: there are not as many.
+        ValueError: the numbers of tensors differ.
     """
     listed = {full.parameter for full in sharing.full}
     of_base = tuple(t.tensor for t in plan.trained if t.parameter not in listed)
@@ -304,7 +305,7 @@ def contents_of(plan: Plan, sharing: Sharing, by_entry: int | None = None) -> di
 
 
 def names_in(sharing: Sharing) -> list[str]:
-    """Return names for the tensors of a folder, by their keys: a plan has names, and a folder keys alone."""
+    """Create tensor names for a plan from a folder's keys, since such a folder has no names."""
     taken, names = set[str](), []
     for i, entry in enumerate(sharing.tensors):
         if entry.draw is not None:
@@ -322,15 +323,15 @@ def names_in(sharing: Sharing) -> list[str]:
 
 
 def is_drawn_by_plan(entry: Entry, name: str, seed: int) -> bool:
-    """Tell whether a plan can state how a tensor is drawn; else its values are drawn once, and stored."""
+    """Tell whether a plan can express how a tensor is generated; if not, its values are stored."""
     return entry.draw is not None and entry.text == f"{seed}:{name}" and _start(entry) is not None
 
 
 def config_of_others(fields: Mapping[str, Any]) -> AdapterConfig:
-    """Return the config of a folder that another program has written, by `docs/format.md`.
+    """Return the config of a folder written by another program, following `docs/format.md`.
 
     Raises:
-        ValueError: it is not what the page says.
+        ValueError: it does not conform to the page.
     """
     record = fields[RECORD]
     if fields.get("peft_type") != PEFT_TYPE:
@@ -352,17 +353,17 @@ def config_of_others(fields: Mapping[str, Any]) -> AdapterConfig:
         base_model=name if isinstance(name, str) else None,
         base=base_of(sharing, name if isinstance(name, str) and name else "its base"),
         plan="",
-        rounded="bfloat16",  # Loaded, they are float32, in which bishare trains.
+        rounded="bfloat16",  # Loading converts them to float32, in which bishare trains.
         adapters=dict.fromkeys(members, "") if isinstance(members, dict) else None,
         sharing=sharing.model_dump(mode="json", exclude_defaults=True),  # type: ignore[arg-type]
     )
 
 
 def base_of(sharing: Sharing, name: str) -> Architecture:
-    """Return what a folder tells of its base: the modules and parameters that it names.
+    """Return a folder's description of its base: the modules and parameters it names.
 
     Raises:
-        ValueError: an expert is not where its path says.
+        ValueError: an expert is not at the position that its path implies.
     """
     sites = []
     for module in sharing.modules:
@@ -386,11 +387,11 @@ def base_of(sharing: Sharing, name: str) -> Architecture:
 
 
 def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
-    """Make the plan of a folder without a spec. What a file holds trains, and what is drawn is frozen.
+    """Build the plan of a folder without a spec. Stored tensors are trainable, random tensors are frozen.
 
     Raises:
         BishareError: a transform fails.
-        ValueError: `sharing` names what there is not, or what does not fit.
+        ValueError: `sharing` names missing or inconsistent tensors.
     """
     names, users = names_in(sharing), dict[int, list[str]]()
     _check_needs(sharing)
@@ -469,7 +470,7 @@ def _check_shapes(
     transform: Transform, rank: int, width: Width, shapes: dict[str, tuple[int, int]], path: str
 ) -> None:
     if transform.name == MAGNITUDE and shapes["mu"] == (1, width.d_out):
-        return  # It has no factors to check.
+        return  # No factors to check.
     try:
         transform.check_rank(rank)
         check_term(transform, rank, width, shapes)
@@ -486,7 +487,7 @@ def _check_shapes(
 
 
 def _why(error: SpecError) -> str:
-    """Return what a transform refuses: it is no fault of its package where a stranger's folder is read."""
+    """Return a transform's reason for rejecting a folder, which is not a fault of its package."""
     return error.problems[0].message.partition("cannot be used: ")[2] or str(error)
 
 
@@ -497,7 +498,7 @@ def _at(entries: tuple[Any, ...], index: int) -> Any:
 
 
 def _start(entry: Entry) -> dict[str, Any] | None:
-    """Return how a drawn tensor starts, in the words of a plan; None where it has none for it."""
+    """Return a random tensor's initialisation in the plan's terms, or None if the plan has no such term."""
     [(kind, amount)] = _plain_draw(entry.draw or {})
     if kind in ("constant", "normal"):
         return {"init": kind, "amount": float(amount)}

@@ -1,14 +1,14 @@
-"""Starts that read the base: singular directions of its weights.
+"""Initial values from singular directions of the base's weights.
 
-Of a weight ``W = U diag(S) V^T`` a factor A starts as rows of V^T, and B, as it is stored, as rows of U^T:
-those of the largest singular values, or of the smallest.
+For a weight ``W = U diag(S) V^T`` a factor A is initialised with rows of V^T, and B, as stored, with rows
+of U^T. They belong to the largest or the smallest singular values.
 
 | start | the rows are multiplied by | |
 |---|---|---|
-| ``svd``, ``svd_bottom`` | ``sqrt(S / scale)`` | so that ``scale * B A`` is that part of W (PiSSA, MiLoRA); |
-| | | ``sqrt(S)`` where the term starts at zero, whose scale is free then |
+| ``svd``, ``svd_bottom`` | ``sqrt(S / scale)`` | ``scale * B A`` is then that part of W (PiSSA, MiLoRA); |
+| | | ``sqrt(S)`` if the term starts at zero, because its scale is then free |
 | ``svd_vectors``, ``svd_vectors_bottom`` | 1 | |
-| ``svd_scaled`` | ``S`` | so that ``B A`` is, where the other starts as ``svd_vectors`` (LoRA-XS) |
+| ``svd_scaled`` | ``S`` | ``B A`` is then that part, if the other starts as ``svd_vectors`` (LoRA-XS) |
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from bishare_dsl.plan import Plan, Pool, Tensor
 from bishare_dsl.spec import SINGULAR
 
 _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
-"""Of the singular values; of the others it is a half."""
+"""Exponent of the singular values; one half for other initialisations."""
 
 _ROUNDS = 12
-"""Of Krylov iteration; `benchmarks/singular.py` says how near they come."""
+"""Rounds of Krylov iteration; `benchmarks/singular.py` measures the accuracy."""
 
 _SMALL = 1024
-"""A matrix with a side no longer is decomposed whole.
+"""Matrices with no longer side are decomposed completely.
 
-Iteration leaves directions with values 1% apart uncertain by 4e-3, in float32 otherwise than in float64: too
-much to make them again (`bishare_dsl.adapter.recipes`).
+For directions with singular values 1% apart, iteration leaves errors of 4e-3, which differ between
+float32 and float64. This is too much for recomputing them on loading (`bishare_dsl.adapter.recipes`).
 """
 
 _SPARE = 8
-"""Directions beyond those wanted, which such iteration is carried out with."""
+"""Extra directions in the iteration, to improve the accuracy."""
 
 
 class Directions(NamedTuple):
@@ -56,17 +56,18 @@ class Directions(NamedTuple):
 def singular_starts(
     plan: Plan, model: nn.Module, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Compute the tensors of a plan that start as directions of the base's weights, by name, in this type.
+    """Compute the tensors of a plan that start as singular directions of the base's weights, by name.
 
-    In float64 the weights get noise as small as the rounding of float32, which shows what is not determined.
-    Each is on the device of the first weight that it is read from; on the meta device it has its shape only.
-    The same weights give the same tensors. A bar on a terminal tells how far it is.
+    In float64 the weights get noise of the size of float32 rounding, to expose ambiguous directions. Each
+    tensor is on the device of the first weight it is computed from; on the meta device it has only a
+    shape. The same weights give the same tensors. Terminals show a progress bar.
 
-    - A factor of one site: directions of its weight.
-    - One that several share: those of their weights side by side, ``[W_1; W_2; ...]`` for A and
-      ``[W_1, W_2, ...]`` for B.
-    - If a site's own factor and one that it shares both start as ``svd``, its own is fitted to the shared
-      one: ``scale * B A = W V V^T``, the part of W along the shared directions, and for A likewise.
+    - The factor of a single site: directions of its weight.
+    - A shared factor: directions of the concatenated weights, ``[W_1; W_2; ...]`` for A and ``[W_1, W_2,
+      ...]`` for B.
+    - If a site's private factor and its shared one both start as ``svd``, the private one is fitted to
+      the shared one. For B: ``scale * B A = W V V^T``, the part of W along the shared directions; for A
+      likewise.
 
     Raises:
         AdapterError: a weight is not in memory (BS624), or cannot be dequantised (BS623).
@@ -76,7 +77,7 @@ def singular_starts(
     pools = [pool for pool in plan.pools if plan.tensor[pool.tensor].init in SINGULAR]
     pools.sort(key=lambda pool: (len(pool.members) == 1, order[pool.members[0]]))
     for pool in tqdm(pools, "reading the base's weights", disable=None, leave=False):
-        # As a loaded one lies in memory, so that kernels give the same last bits.
+        # Contiguous like a loaded tensor, so that kernels give the same last bits.
         starts.found[pool.tensor] = starts.make(pool).contiguous()
     found = starts.found
     copies = {t.name: found[t.like].clone() for t in plan.tensors if t.like in found}
@@ -84,7 +85,7 @@ def singular_starts(
 
 
 def fitted(plan: Plan) -> dict[str, str]:
-    """Return the sites' own factors that are fitted to a shared one, with the name of that."""
+    """Return the private factors that are fitted to a shared factor, with its name."""
     shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
     found = {}
     for pool in plan.pools:
@@ -99,7 +100,7 @@ def fitted(plan: Plan) -> dict[str, str]:
 
 
 class _Starts:
-    """The starts that are known so far, and what they are made from."""
+    """Computes initial values, and stores them for factors fitted to them."""
 
     def __init__(self, plan: Plan, model: nn.Module, dtype: torch.dtype):
         self.plan, self.maps, self.dtype = plan, linear_maps(model), dtype
@@ -108,7 +109,7 @@ class _Starts:
         self._last: tuple[object, Directions] | None = None  # A and B of a site follow each other.
 
     def make(self, pool: Pool) -> torch.Tensor:
-        """Make the tensor of a pool; those of pools with several members come first."""
+        """Compute the tensor of a pool; call this for pools with several members first."""
         tensor, path = self.plan.tensor[pool.tensor], pool.members[0]
         is_down = pool.role == "A"
         if len(pool.members) > 1:
@@ -130,14 +131,14 @@ class _Starts:
         weight = read_weight(self.maps[path]).to(self.dtype)
         if self.dtype != torch.float64 or weight.is_meta:
             return weight
-        # Whoever asks for float64 wants to know whether float32 determines the directions: those of equal
-        # singular values turn with the rounding, and with this noise.
+        # Callers use float64 to check whether float32 determines the directions: with equal
+        # singular values they change with the rounding, and with this noise.
         noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
         return weight + torch.finfo(torch.float32).eps * weight.abs().max() * noise
 
 
 def read_weight(weight: Weight) -> torch.Tensor:
-    """Return the ``(d_out, d_in)`` weight of a linear map, or what a quantised one stands for.
+    """Return the ``(d_out, d_in)`` weight of a linear map, dequantised if necessary.
 
     Raises:
         AdapterError: it is not in memory (BS624), or cannot be dequantised (BS623).
@@ -151,10 +152,10 @@ def read_weight(weight: Weight) -> torch.Tensor:
 
 
 def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:
-    """Find the singular directions of the ``count`` largest singular values of a matrix, or the smallest.
+    """Find the singular directions of the ``count`` largest or smallest singular values of a matrix.
 
-    Exactly, where these are the smallest or many, or the matrix is small; else by block Krylov iteration,
-    which begins with the same random numbers each time (Musco and Musco 2015, Algorithm 2).
+    The result is exact for the smallest or many values, or a small matrix. Otherwise use block Krylov
+    iteration, seeded with fixed random numbers (Musco and Musco 2015, Algorithm 2).
     """
     if bottom or is_exact(matrix, count):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -171,15 +172,15 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
 
 
 def is_exact(matrix: torch.Tensor, count: int) -> bool:
-    """Tell whether so many of the largest directions of a matrix come from its whole decomposition."""
+    """Tell whether a matrix is decomposed completely for this number of its largest directions."""
     return min(matrix.shape) <= max(_SMALL, 2 * _ROUNDS * (count + _SPARE))
 
 
 def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return a matrix with the right singular directions and values of all of these, one below the other."""
+    """Return a matrix with the same right singular directions and values as these matrices stacked."""
     first, *others = matrices
     for matrix in others:
-        # What rotates rows changes neither, and R has no more of them than columns.
+        # Rotating rows preserves both, and R has at most as many rows as columns.
         first = torch.linalg.qr(torch.cat([first, matrix.to(first.device)]), mode="r").R
     return first
 
@@ -195,9 +196,9 @@ def _fitted(tensor: Tensor, shared: torch.Tensor, weight: torch.Tensor) -> torch
     Args:
         tensor: F; its amount is ``scale ** -0.5``.
         shared: the other factor, ``(rank, m)``.
-        weight: ``(m, n)``, on whose rows the other factor stands.
+        weight: ``(m, n)``, whose rows correspond to the columns of the other factor.
     """
-    squares = shared.square().sum(1, keepdim=True)  # 0 where the weights have no direction more.
+    squares = shared.square().sum(1, keepdim=True)  # 0 if the weights have no further direction.
     return tensor.amount**2 * (shared @ weight) / squares.clamp(min=torch.finfo().tiny)
 
 

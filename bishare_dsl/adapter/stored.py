@@ -1,4 +1,4 @@
-"""What stands in the file for a tensor: the tensor, parts of it, or nothing, where its seed draws it."""
+"""How a tensor is stored: whole, in parts, or not at all if the seed reproduces it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.transforms import Transform, guard, load_transform
 
 Frozen = Literal["seed", "tensors", "base"]
-"""How frozen tensors are saved: as the seed that draws them, as tensors, or, where they start from the base's
-weights too, as what loading makes of it again."""
+"""How frozen tensors are saved; ``"base"`` is ``"seed"``, and omits those that loading recomputes."""
 
 Rounded = Literal["bfloat16"] | torch.dtype | None
-"""The type that float32 tensors are rounded to for the file, or its name; None for none."""
+"""The type to which float32 tensors are rounded for the file, or its name; None to keep float32."""
 
 
 def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
-    """Round a float32 tensor for the file; any other stays as it is.
+    """Round a float32 tensor for the file; tensors of other types are unchanged.
 
     Raises:
-        AdapterError: there is no such type (BS662).
+        AdapterError: unsupported type (BS662).
     """
     if dtype not in (None, "bfloat16", torch.bfloat16):
         raise AdapterError(codes.UNKNOWN_DTYPE(dtype=dtype))
@@ -38,33 +37,33 @@ def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
 
 
 def never_rounded(plan: Plan) -> set[str]:
-    """Return the tensors that say which numbers are used: rounded, some of them would say others."""
+    """Return tensors that contain indices, because rounding would change which values they select."""
     return {name for name, (transform, role) in _users(plan).items() if role in transform.exact}
 
 
 def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
-    """Widen a tensor that `round_tensor` rounded to the type that it had."""
+    """Undo the type change of `round_tensor`."""
     return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor
 
 
 def tensor_of(entry: Mapping[str, Any]) -> torch.Tensor:
-    """Return a tensor of a file (`Entries`).
+    """Convert an entry of a file (`Entries`) to a tensor.
 
-    A copy: in the file's memory it is not aligned as torch aligns its own, and kernels give other last bits.
+    This copies the data: the file's memory is not aligned as torch's, and kernels would round differently.
 
     Raises:
-        ValueError: it is of a type that torch does not sum.
+        ValueError: torch cannot compute with its type.
     """
     name = entry["dtype"].lower().replace("f", "float").replace("i", "int").replace("u", "uint")
-    if "_" in name or (dtype := getattr(torch, name, None)) is None:  # As in `F8_E5M2`.
+    if "_" in name or (dtype := getattr(torch, name, None)) is None:  # Such as `F8_E5M2`.
         raise ValueError(f"torch does not sum values of type {entry['dtype']}")
-    if not entry["data"]:  # torch makes no tensor of nothing.
+    if not entry["data"]:  # torch rejects an empty buffer.
         return torch.empty(entry["shape"], dtype=dtype)
     return torch.frombuffer(entry["data"], dtype=dtype).view(entry["shape"]).clone()
 
 
 def entries_of(tensors: Mapping[str, torch.Tensor]) -> Entries:
-    """Return what a file of some tensors has of each, by their keys; the data are theirs, not copies."""
+    """Return the entries of tensors by key; the data are views, not copies."""
     found = {}
     for key, tensor in tensors.items():
         name = str(tensor.dtype).removeprefix("torch.").replace("float", "f")
@@ -75,16 +74,16 @@ def entries_of(tensors: Mapping[str, torch.Tensor]) -> Entries:
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
-    """Warn of values that are not finite (BS660)."""
+    """Warn of non-finite values (BS660)."""
     values = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-    # A sum is finite only where all of it is, and takes a quarter of the time of asking for each value.
+    # A sum is finite only if all values are, and is four times faster than testing each value.
     unsure = {name: t for name, t in values.items() if not math.isfinite(t.sum().item())}
     names = [name for name, tensor in unsure.items() if not torch.isfinite(tensor).all()]
     return [codes.NOT_FINITE_TENSORS(count=len(names), name=names[0])] if names else []
 
 
 def check_finite(folder: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise AdapterError (BS694) where values of the adapter in a folder are not finite."""
+    """Raise AdapterError (BS694) if values of the adapter in a folder are not finite."""
     for problem in not_finite(tensors):
         raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
 
@@ -92,7 +91,7 @@ def check_finite(folder: str | os.PathLike[str], tensors: Mapping[str, torch.Ten
 def find_drawn(
     plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int
 ) -> dict[str, DrawnTensor]:
-    """Find the frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
+    """Find frozen tensors that the seed reproduces bit for bit, generating one at a time."""
     found = {}
     for tensor in plan.tensors:
         if tensor.drawn and not tensor.trainable:
@@ -112,10 +111,10 @@ def _drawn(tensor: Tensor, seed: int, generator: str) -> torch.Tensor:
 
 
 def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """Draw the tensors that were not stored, by name.
+    """Regenerate the random tensors that were not stored, by name.
 
     Raises:
-        AdapterError: one comes out different (BS634).
+        AdapterError: a tensor differs from the original (BS634).
     """
     for name, expected in config.drawn.items():
         value = _drawn(plan.tensor[name], config.seed, expected.generator)
@@ -135,7 +134,7 @@ def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, tor
 def compact_tensors(
     plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Make the parts of those tensors that have a compact form. A gain, which is no transform's, has none.
+    """Create the parts of tensors that have a compact form. Magnitudes do not: they have no transform.
 
     Raises:
         SpecError: a package's transform fails (BS214).
@@ -153,11 +152,11 @@ def compact_tensors(
 def restore_tensors(
     plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Restore the tensors that were stored in parts, by name.
+    """Restore tensors that were stored in parts, by name.
 
     Raises:
         SpecError: a package's transform fails (BS214).
-        ValueError: the parts are none of such a tensor.
+        ValueError: the parts do not fit the tensor.
     """
     users = _users(plan) if config.compact else {}
     for name, labels in config.compact.items():
