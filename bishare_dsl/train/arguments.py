@@ -1,6 +1,6 @@
-"""The Trainer's arguments: the names and meanings of transformers and TRL, the paper's recipe by default.
+"""The Trainer's arguments, with the names and meanings of transformers and TRL and the paper's defaults.
 
-A value may be text, as on the command line and as YAML reads ``2e-4``.
+A value may be text, as on the command line or as YAML reads ``2e-4``.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
 BATCH = 64
-"""Examples in an optimizer step, of all processes together."""
+"""Examples per optimizer step, over all processes."""
 PER_DEVICE = 4
-"""Examples that go through the model at once, at most."""
+"""The largest number of examples in one forward pass."""
 WARM_UP = 100
-"""Steps over which the paper's learning rate rises; by default no more than a quarter of the run's.
+"""Warm-up steps of the paper's learning rate; by default at most a quarter of the run.
 
-With a tenth single runs at high rates fall in their first steps (benchmarks/notes/2026-11-27-falling.md).
+With a tenth of the run instead, some runs at high learning rates diverge early
+(benchmarks/notes/2026-11-27-falling.md).
 """
 
 DEFAULTS: Mapping[str, Any] = {
-    # The paper's, with transformers' AdamW.
+    # The paper's values, with transformers' AdamW.
     "learning_rate": 1e-4,
     "num_train_epochs": 1,
-    # Where TRL has others than transformers; the loss of experts' routing is in none of the paper's runs.
+    # TRL's defaults differ here. None of the paper's runs has a router loss.
     "bf16": False,
     "gradient_checkpointing": False,
     "router_aux_loss_coef": 0.0,
-    # That of `bishare compile`: with it, training starts from the very same tensors.
+    # The seed of `bishare compile`, so that training starts from the same tensors.
     "seed": 0,
     "logging_steps": 10,
     "logging_first_step": True,
@@ -52,12 +53,13 @@ DEFAULTS: Mapping[str, Any] = {
     "save_steps": 100,
     "save_total_limit": 2,
     "report_to": "none",
-    # Every tensor of an adapter has a gradient in every step, and looking for those without takes time.
+    # Every tensor of an adapter has a gradient in every step, and searching for unused ones is
+    # slow.
     "ddp_find_unused_parameters": False,
 }
-"""Where they are not SFTConfig's own."""
+"""Defaults that differ from SFTConfig's."""
 _FIXED: Mapping[str, Any] = {
-    # The bar is our own; a bad loss would be hidden; rows have become examples before.
+    # The bar is our own; a bad loss must not be hidden; rows are already encoded.
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
     "remove_unused_columns": False,
@@ -79,7 +81,7 @@ _NOT_TAKEN = {
 
 @cache
 def argument_types() -> Mapping[str, Any]:
-    """Return the types of all arguments that are taken, by name."""
+    """Return the types of all accepted arguments by name."""
     from trl import SFTConfig
 
     types = get_type_hints(SFTConfig)
@@ -88,7 +90,7 @@ def argument_types() -> Mapping[str, Any]:
 
 
 def is_flag(name: str) -> bool:
-    """Tell whether an argument may stand on the command line without a value: it is true or false."""
+    """Return whether an argument is boolean, so that its option needs no value."""
     return name == "fsdp" or argument_types().get(name) in (bool, bool | None)
 
 
@@ -96,12 +98,12 @@ def convert(name: str, value: Any) -> Any:
     """Convert a value to what `TrainingArguments` wants.
 
     Raises:
-        TrainError: it is none of that argument (BS731).
+        TrainError: the value is invalid for this argument (BS731).
     """
     if name == "fsdp" and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"  # It was a list of words once.
+        return str(value).lower() == "true"  # Formerly a list of words.
     if value is False and is_flag(name) is False:
-        value = "no"  # As YAML reads a bare `no`.
+        value = "no"  # YAML reads a bare `no` as False.
     kind = argument_types()[name]
     enums: list[Any] = [each for each in get_args(kind) if isinstance(each, EnumMeta)]
     words = [word.value for enum in enums for word in enum]
@@ -116,15 +118,15 @@ def convert(name: str, value: Any) -> Any:
 
 
 def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: bool) -> SFTConfig:
-    """Make the arguments of a run; under `torchrun` and the like this joins the processes.
+    """Build the arguments of a run. Under `torchrun` and similar launchers, this joins the processes.
 
     Args:
-        given: by name, each converted by `convert`.
-        output_dir: of the run.
+        given: values by name, converted by `convert`.
+        output_dir: the run's folder.
         evaluates: whether there is held-out data.
 
     Raises:
-        TrainError: arguments do not go together (BS732), or ask one process to shard the model (BS754).
+        TrainError: arguments conflict (BS732), or request sharding in one process (BS754).
     """
     from trl import SFTConfig
 
@@ -134,7 +136,7 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
             help = "give `eval_data`, or `eval_split` to hold some rows out"
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     chosen = {**DEFAULTS, **given, **_FIXED}
-    if "activation_checkpointing" in argument_types():  # As transformers calls it since 5.23 or so.
+    if "activation_checkpointing" in argument_types():  # The name since transformers 5.23.
         old, new = "gradient_checkpointing", "activation_checkpointing"
         chosen = {name.replace(old, new): value for name, value in chosen.items()}
     if not torch.accelerator.is_available():
@@ -153,22 +155,22 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
 
 
 def effective_batch(args: TrainingArguments) -> int:
-    """Count the examples in an optimizer step, of all processes together."""
+    """Count the examples per optimizer step, over all processes."""
     at_once: int = args.per_device_train_batch_size * args.world_size
     return at_once * args.gradient_accumulation_steps
 
 
 def warm_up(args: TrainingArguments, given: Mapping[str, Any], steps: int) -> int:
-    """Count the steps over which the rate of a run of so many steps rises, by what was given."""
+    """Count the warm-up steps of a run with this many steps, from the arguments."""
     return args.get_warmup_steps(steps) if "warmup_steps" in given else min(WARM_UP, steps // 4)
 
 
 @contextmanager
 def catch_refusals() -> Iterator[None]:
-    """Let transformers look at its arguments in a block, and turn what it refuses into our own errors.
+    """Convert errors that transformers raises about its arguments within a block to our own.
 
     Raises:
-        TrainError: it does not like them (BS732).
+        TrainError: transformers rejects an argument (BS732).
     """
     try:
         yield
@@ -177,10 +179,10 @@ def catch_refusals() -> Iterator[None]:
 
 
 def check_sharding(trainer: Trainer) -> None:
-    """Check that a run which asks for FSDP, itself or by the config of accelerate, gets FSDP2.
+    """Check that a run that requests FSDP, directly or by accelerate's config, gets FSDP2.
 
     Raises:
-        TrainError: it would not, or gets DeepSpeed (BS754).
+        TrainError: it would get DeepSpeed, FSDP1 or no sharding (BS754).
     """
     if trainer.is_deepspeed_enabled:
         raise TrainError(codes.NOT_SHARDED(reason="this is DeepSpeed"))
@@ -193,17 +195,17 @@ def check_sharding(trainer: Trainer) -> None:
 
 
 def check_processes(args: TrainingArguments, model: PreTrainedModel) -> None:
-    """Check that a run has the processes that were asked for, each with one device.
+    """Check that a run has the requested processes, each with one device.
 
     Raises:
-        TrainError: one process sees several GPUs, or accelerate has started one where it was asked for
-            several (BS732).
+        TrainError: one process sees several GPUs, or accelerate started one process instead of several
+            (BS732).
     """
     if args.n_gpu > 1 and len({*(getattr(model, "hf_device_map", None) or {}).values()}) < 2:
         reason = f"one process sees {args.n_gpu} GPUs"
         help = "start with `torchrun --nproc_per_node N`, or show one: CUDA_VISIBLE_DEVICES=0"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    # `accelerate launch --cpu --num_processes 2` sets an address to meet at, and starts one process.
+    # `accelerate launch --cpu --num_processes 2` sets a rendezvous address, but starts one process.
     launched = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         reason = "several processes were asked for, and accelerate has started one"
@@ -212,7 +214,7 @@ def check_processes(args: TrainingArguments, model: PreTrainedModel) -> None:
 
 
 def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
-    """Let what was not given follow, so that an optimizer step sees `BATCH` examples."""
+    """Choose unset arguments so that an optimizer step sees `BATCH` examples."""
     size = given.get("per_device_train_batch_size")
     steps = given.get("gradient_accumulation_steps")
     if any(given is not None and given < 1 for given in (size, steps)):

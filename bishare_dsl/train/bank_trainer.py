@@ -31,13 +31,13 @@ DIVERGED = "a gradient was no number"
 
 
 class BankModel(nn.Module):
-    """An adapted model of which the bank is what trains, and all that a checkpoint has."""
+    """An adapted model whose only parameters and checkpoint contents are those of the bank."""
 
     def __init__(self, adapted: nn.Module, bank: Bank) -> None:
         super().__init__()
         self.adapted, self.own = adapted, bank.own
         self.gradients: Callable[[], Iterator[tuple[str, Tensor]]]
-        # An empty one has no gradient, which callbacks would tell.
+        # An empty parameter has no gradient, which callbacks would report.
         self.register_parameter("common", bank.common if bank.common.numel() else None)
 
     def forward(self, **inputs: Any) -> Any:
@@ -45,16 +45,18 @@ class BankModel(nn.Module):
         return self.adapted(**inputs)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Leave out the bank: Trainer would clip the gradients of all tasks by one norm."""
+        """Omit the bank: Trainer would clip the gradients of all tasks by one norm."""
         return self.adapted.parameters(recurse)
 
     def state_dict(self, *_: Any, **__: Any) -> Any:
-        """Return the bank: Trainer saves it, and loads it again."""
+        """Return the bank, which Trainer saves and loads."""
         found = {"own": self.own, "common": self.common}
         return {name: part.detach().clone() for name, part in found.items() if part is not None}
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the adapted model has: its config, where it is, how it saves memory."""
+        """Forward attributes such as the config, the device and gradient checkpointing to the adapted
+        model.
+        """
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -62,17 +64,17 @@ class BankModel(nn.Module):
 
 
 class BankTrainer(RunTrainer):
-    """Trains the adapters of a bank. An item of its data set is all of a step.
+    """A Trainer for the adapters of a bank. An item of its data set is a whole step.
 
     Args:
-        steps: of all tasks, each an adapter of the model.
-        rates: of shares and factors, as ``lr_of`` has them.
-        handle: the adapters.
-        bank: their tensors.
+        steps: the steps of all tasks; each task is an adapter of the model.
+        rates: learning rates of shares and factors, as in ``lr_of``.
+        handle: the handle of the adapters.
+        bank: the tensors of the adapters.
         **arguments: as for `RunTrainer`.
 
     Attributes:
-        write: writes the adapters when the run is through.
+        write: writes the adapters at the end of the run.
     """
 
     write: Callable[[], None]
@@ -101,17 +103,17 @@ class BankTrainer(RunTrainer):
         data = cast(Any, steps)
         super().__init__(model=model, args=args, train_dataset=data, **arguments)
         model.gradients = self._gradients
-        # The gradients of all processes are summed here, and not by DDP.
+        # DDP must not sum gradients: this class does it for all processes.
         accelerator = cast(Any, self.accelerator)
         accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
         self._sums = torch.zeros(2, len(steps.tasks), device=args.device)
 
     def get_train_dataloader(self) -> Any:
-        """Give the steps as they are."""
+        """Return the steps unchanged."""
         return torch.utils.data.DataLoader(cast(Any, self.steps), batch_size=1, collate_fn=_only)
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
-        """Make AdamW with a rate and a schedule for each row."""
+        """Create an AdamW with a learning rate and a schedule per row."""
         tasks = self.steps.tasks
         own = self._own = [self._rate(task.rate, self.steps.count(task)) for task in tasks]
         top = max(task.rate for task in tasks)
@@ -131,7 +133,7 @@ class BankTrainer(RunTrainer):
         return lambda step: rate * factor(step)
 
     def _scale(self, slab: Tensor, tops: Sequence[float]) -> Tensor:
-        """Return what the rates of the columns are of those of the rows, ``(rows or 1, values or 1)``."""
+        """Return the ratio of the columns' learning rates to their rows', ``(rows or 1, values or 1)``."""
         if not self._rates:
             return torch.ones(1, 1, device=slab.device)
         scale = torch.ones(len(tops), slab.shape[1])
@@ -146,7 +148,7 @@ class BankTrainer(RunTrainer):
         return scale.to(slab.device)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make a schedule that changes nothing: each row has its own in the optimizer."""
+        """Create a constant schedule: the optimizer has a schedule per row."""
         if self.lr_scheduler is None:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 cast(Any, self.optimizer), lambda _: 1.0
@@ -158,7 +160,7 @@ class BankTrainer(RunTrainer):
         model.train()
         running, sums = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
         for parameter in self.bank.parameters:
-            parameter.grad = None  # Trainer asks the model for them, which leaves them out.
+            parameter.grad = None  # Trainer clears the model's parameters, without the bank.
         for tasks, losses, _right in self._losses(inputs):
             losses.sum().backward()
             sums[0].index_add_(0, tasks, losses.detach())
@@ -176,7 +178,7 @@ class BankTrainer(RunTrainer):
         return sums[0].sum() / max(len(running), 1)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the gradient of each tensor of the tasks that run, and of what they share."""
+        """Yield the gradients of the running tasks' tensors and of the shared tensors."""
         running = self.steps.running(self.state.global_step)
         for slab, rows in ((self.bank.own, running), (self.bank.common, running[:1])):
             grad = cast(Tensor, slab.grad)
@@ -187,14 +189,15 @@ class BankTrainer(RunTrainer):
                     yield f"{of_task}{name}", grad[row if own else 0, place]
 
     def _together(self, part: Tensor) -> Tensor:
-        """Return the sum of what all processes have."""
+        """Sum a tensor over all processes."""
         if self.args.world_size == 1:
             return part
         return cast(Tensor, self.accelerator.reduce(part, "sum"))
 
     def _losses(self, passes: Sequence[MicroBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield for each pass of this process the numbers of its rows' tasks, what each row adds to its
-        task's loss, and whether its learned tokens are the likeliest ones, ``(rows,)`` each."""
+        """Yield, for each pass of this process, three ``(rows,)`` tensors: task numbers, each row's part of
+        its task's loss, and whether its learned tokens are the likeliest.
+        """
         device = self.args.device
         for one in passes[self.args.process_index :: self.args.world_size]:
             inputs = {name: tensor.to(device) for name, tensor in one.inputs.items()}
@@ -208,7 +211,7 @@ class BankTrainer(RunTrainer):
             yield tasks, losses.view(learned.shape).sum(1) / counts, are_likeliest(logits, learned)
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
-        """Log, and note the loss of each task since the last time; rows that are no numbers stop."""
+        """Log the loss of each task since the last log, and stop rows with non-finite values."""
         if "loss" in logs:
             totals, counts = self._sums.tolist()
             self._sums.zero_()
@@ -262,13 +265,14 @@ class BankTrainer(RunTrainer):
         return mean
 
     def held_out(self, task: int) -> float:
-        """Return the last held-out loss of a task; infinity if there is none, or it is no number."""
+        """Return the last held-out loss of a task; infinity if it is missing or not finite."""
         found = [*logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()]
         return found[-1] if found and not math.isnan(found[-1]) else math.inf
 
     def ranked(self, group: str) -> list[int]:
-        """Return the tasks that are tried for an adapter, the best first: those that still run, by held-out
-        loss; those that lost; those of which a gradient was no number."""
+        """Return the candidates of an adapter, best first: running ones by held-out loss, then eliminated
+        ones, then those with a non-finite gradient.
+        """
         rank, tasks, stopped = {None: 0, DIVERGED: 2}, self.steps.tasks, self.steps.stopped
         found = (i for i, task in enumerate(tasks) if task.group == group)
         return sorted(
@@ -276,7 +280,7 @@ class BankTrainer(RunTrainer):
         )
 
     def kept(self) -> dict[str, int]:
-        """Return the task whose adapter is kept, by name: the best with finite values, where one has them."""
+        """Return the task whose adapter is kept, by name: if possible, the best with finite values."""
         if not self.bank.common.isfinite().all():
             return {}
         finite = self.bank.own.isfinite().all(dim=1).tolist()
@@ -287,7 +291,7 @@ class BankTrainer(RunTrainer):
         return {group: number for group, number in best.items() if number is not None}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the bank into a checkpoint, or the adapters when the run is through."""
+        """Write the bank into a checkpoint, or the adapters at the end of the run."""
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
@@ -303,19 +307,19 @@ def _only(items: Sequence[list[MicroBatch]]) -> list[MicroBatch]:
 
 
 class BankWatch(Watch, ExportableState):
-    """Sees whether the run was asked to stop: losses that are no numbers stop their task alone."""
+    """Stops the run on request. A non-finite loss stops only its task."""
 
     def __init__(self, steps: Steps) -> None:
         super().__init__()
         self._stopped = steps.stopped
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint has of it: the tasks without more steps, after which one, and why."""
+        """Return what a checkpoint stores: the stopped tasks, their last steps and the reasons."""
         stopped = [(task, *why) for task, why in self._stopped.items()]
         return {"args": {}, "attributes": {"stopped": stopped}}
 
     def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        self.trainer.bank.attach()  # accelerate has placed the model.
+        self.trainer.bank.attach()  # accelerate has moved the model.
         before = cast(Any, state.stateful_callbacks)[type(self).__name__]
         stopped = before["attributes"]["stopped"]
         self._stopped.update({task: (step, why) for task, step, why in stopped})
@@ -327,10 +331,10 @@ class BankWatch(Watch, ExportableState):
 
 
 class Halving(TrainerCallback):
-    """Stops half of the tasks that are tried against each other, by held-out loss, again and again.
+    """Successive halving of candidate tasks by held-out loss.
 
-    (Successive halving, Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943.) The better half goes
-    on after the first half of the steps, after a quarter before, and so on: one is left for the second half.
+    (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943.) The last halving, at half of the steps,
+    leaves one candidate. The halving before it is at a quarter of the steps, and so on.
     """
 
     def __init__(self, trainer: BankTrainer) -> None:

@@ -1,4 +1,4 @@
-"""What the trainers of one adapter and of several have in common: schedule, checkpoints, early stop."""
+"""Shared parts of the trainers of one and of several adapters: schedule, checkpoints, early stop."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from bishare_dsl.train.arguments import catch_refusals
 from bishare_dsl.train.errors import TrainError
 
 Schedule = Callable[[int], float]
-"""A factor of the learning rate, by how many steps are done."""
+"""A factor of the learning rate, as a function of the number of steps done."""
 
 
 class RunTrainer(Trainer):
-    """A Trainer whose checkpoints are sealed, whose schedule has no step at rate 0, and that can end at once.
+    """A Trainer with sealed checkpoints, no step at learning rate 0, and early stopping.
 
     Args:
-        warm_up: counts the steps over which the rate rises, of so many.
-        tasks: the name and the plan's digest of each of several tasks; empty for one adapter.
+        warm_up: maps the number of steps of a run to its warm-up steps.
+        tasks: the name and plan digest of each of several tasks; empty for one adapter.
 
     Attributes:
-        done: the steps of the checkpoint that training goes on from.
-        keep: the checkpoints that are kept at most.
+        done: the steps of the checkpoint that training resumes from.
+        keep: the maximum number of checkpoints.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class RunTrainer(Trainer):
         super().__init__(args=args, **arguments)
 
     def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
-        """Count epochs and steps: no epoch for a run that is through, or the loop would do one more step."""
+        """Count epochs and steps. A finished run has no epochs left, or the loop would do one more step."""
         epochs, *others, steps = super().set_initial_training_values(*arguments)
         return (0 if self.done >= steps else epochs, *others, steps)
 
     def schedule(self, steps: int) -> Schedule | None:
-        """Return the schedule of a run of so many steps; None if it depends on more than the step.
+        """Return the schedule of a run with this many steps; None if it depends on more than the step.
 
-        In a warm-up of n steps the k-th has k / n of the rate: the first one learns too.
+        The k-th of n warm-up steps has k / n of the learning rate, so the first one learns too.
         """
         args, warm_up = self.args, self.warm_up(steps)
         probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -70,7 +70,7 @@ class RunTrainer(Trainer):
         return lambda step: factor(step + 1 if step < warm_up else step)
 
     def seal(self) -> None:
-        """Record what is in the checkpoint of this step, and remove older ones that are too many."""
+        """Record the contents of this step's checkpoint, and remove excess older ones."""
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
@@ -79,12 +79,13 @@ class RunTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Sees, right before a step is applied, that it may be, and whether any process was asked to stop.
+    """Checks, right before each step is applied, for non-finite values and for a stop request in any
+    process.
 
     Attributes:
-        trainer: whose steps they are; it is made after the callback.
-        asked: whether the user wants the run to stop.
-        stopping: whether all processes know that the run is to stop after this step.
+        trainer: the trainer, created after the callback.
+        asked: whether the user requested a stop.
+        stopping: whether all processes have agreed to stop after this step.
     """
 
     trainer: Any
@@ -97,7 +98,7 @@ class Watch(TrainerCallback):
         self, args: Args, state: State, control: Control, **more: Any
     ) -> None:
         accelerator, loss, gradient = self.trainer.accelerator, self.trainer.take_loss(), 0.0
-        # A scaled gradient may be infinite; the scaler then leaves the step out, and scales less.
+        # A scaled gradient may be infinite; the scaler then skips the step and reduces the scale.
         if accelerator.scaler is None:
             gradient = _norm(more["optimizer"])
         flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]
@@ -106,7 +107,7 @@ class Watch(TrainerCallback):
             raise _not_finite(args, state, "loss" if bad_loss else "gradient", (loss, gradient))
 
     def _of_any(self, args: Args, flags: Sequence[bool]) -> Sequence[bool]:
-        """Return which of the flags are up in any process."""
+        """Return which of the flags are set in any process."""
         if args.world_size == 1:
             return flags
         together = torch.tensor(flags, dtype=torch.int32, device=args.device)
@@ -117,10 +118,10 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if state.global_step >= state.max_steps:
-            control.should_log = True  # The last loss is what everybody asks for.
+            control.should_log = True  # Users want to see the last loss.
         elif self.stopping:
             control.should_training_stop = True
-            # At the end of an epoch more may be logged and evaluated: the checkpoint waits for it.
+            # At the end of an epoch, the checkpoint waits for logging and evaluation.
             control.should_save = not float(state.epoch or 0).is_integer()
 
     def on_epoch_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
@@ -132,10 +133,10 @@ class Watch(TrainerCallback):
 
 
 def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> dict[int, float]:
-    """Return the losses of a run's history, by step; of one of several tasks, where ``task`` names it.
+    """Return the losses in a run's history by step, for one ``task`` if there are several.
 
     Args:
-        history: as Trainer logs it.
+        history: Trainer's log.
         key: ``"loss"`` or ``"eval_loss"``.
         task: None for a run of one adapter.
     """
@@ -147,7 +148,7 @@ def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> 
 
 
 def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]) -> TrainError:
-    """Say that a step is no number, and what there is to go on from."""
+    """Build the error for a non-finite step, with the checkpoint to resume from."""
     value = next((value for value in values if not math.isfinite(value)), math.nan)
     try:
         kept = f"`{folders.find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
@@ -159,7 +160,7 @@ def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]
 
 @torch.no_grad()
 def _norm(optimizer: Any) -> float:
-    """Compute the norm of the gradient's part that this process has."""
+    """Compute the norm of this process's part of the gradient."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = [own_part(p.grad).float() for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(part) for part in parts]

@@ -1,4 +1,6 @@
-"""Callbacks for any Trainer of transformers or TRL: is each tensor trained, and what is trained served?"""
+"""Callbacks for any Trainer of transformers or TRL: check that all tensors train and that rollouts use
+them.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,17 @@ def _warn(problem: Problem, where: SourceMap | None) -> None:
 
 
 class GradientCheck(TrainerCallback):
-    """Names the trainable tensors that have no gradient (BS873).
+    """Reports trainable tensors that have no gradient (BS873).
 
-    In the first step these are tensors whose gradient is missing. After two steps at a learning rate above 0
-    they are those whose gradient is all zero: before that every A has one of zeros, since its B is zero. In
-    a run of several tasks each of them is looked at, by its name.
+    The first step is checked for missing gradients. After two steps at a learning rate above 0, gradients
+    that are all zero are reported too; before, A's gradient is zero because B is. In a run of several
+    tasks, each task is checked.
 
         trainer = SFTTrainer(model, ..., callbacks=[GradientCheck()])
 
     Args:
-        stop: raise an error instead of warning.
-        report: takes the problem; by default it becomes a warning.
+        stop: whether to raise an error instead of warning.
+        report: receives the problem; by default, it becomes a warning.
     """
 
     def __init__(
@@ -55,12 +57,12 @@ class GradientCheck(TrainerCallback):
         model: nn.Module | None = None,
         **more: Any,
     ) -> None:
-        """Look at the gradients of the first step, and at those of the first after two updates."""
+        """Check the gradients of the first step, and those after two updates."""
         first, zeros = self._calls == 0, self._updates == 2
         self._calls += 1
         groups = getattr(more.get("optimizer"), "param_groups", ())
         self._updates += any(group["lr"] for group in groups) and self._updates < 3
-        sharded = getattr(args, "deepspeed", None)  # It keeps gradients elsewhere.
+        sharded = getattr(args, "deepspeed", None)  # DeepSpeed keeps gradients elsewhere.
         if model is None or sharded or not (first or zeros):
             return
         if isinstance(model, BankModel):
@@ -84,20 +86,20 @@ class GradientCheck(TrainerCallback):
 
 
 class SyncCheck(TrainerCallback):
-    """Stops training when the engine that writes the rollouts answers as the base (BS874).
+    """Stops training if the engine that generates the rollouts answers like the base (BS874).
 
         SyncCheck("http://localhost:8000/v1", name="policy")
         SyncCheck(llm, lora_request=LoRARequest("policy", 1, folder))
 
     Args:
         engine: the URL of a server, or vLLM's ``LLM`` in this process.
-        every: how many steps lie between two checks.
-        name: what the adapter is called by the server.
-        base: what the base is called there; by default the first model that is listed.
+        every: the number of steps between two checks.
+        name: the server's name for the adapter.
+        base: the server's name for the base; by default, the first listed model.
         lora_request: the adapter, for vLLM's ``LLM``.
 
     Raises:
-        TrainError: after such a step, the engine gives the base's log-probabilities to the last bit.
+        TrainError: the engine returns exactly the base's log-probabilities.
         VerifyError: the server does not answer (BS872).
     """
 
@@ -122,14 +124,14 @@ class SyncCheck(TrainerCallback):
             self._ask = lambda adapted: _answers(engine, TEXTS, lora_request if adapted else None)
 
     def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        """Ask the engine, in the first process."""
+        """Query the engine from the first process."""
         due = state.global_step % self._every == 0 and state.is_world_process_zero
         if due and self._ask(True) == self._ask(False):
             raise TrainError(codes.ENGINE_IS_BASE(step=state.global_step, name=self._name))
 
 
 def _answers(llm: Any, texts: Sequence[str], lora_request: Any) -> list[Answer]:
-    """Return what vLLM's ``LLM`` holds likely after each text."""
+    """Return vLLM's log-probabilities of the token after each text."""
     from vllm import SamplingParams
 
     asked = SamplingParams(max_tokens=1, temperature=0, logprobs=20)

@@ -1,4 +1,4 @@
-"""How often a model prefers the right option of a row."""
+"""Measure how often a model prefers the correct option of an example."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def encode_choices(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Encode rows that have options, at whole length.
+    """Encode rows that have options, without truncation.
 
     Raises:
-        DataError: as `encode`; or rows have no options (BS711).
+        DataError: see `encode`; or rows have no options (BS711).
     """
     found = encode(rows, tokenizer, max_length=2**31 - 1).examples
     if not among_options(found):
@@ -36,13 +36,13 @@ def encode_choices(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 def choice_accuracy(
     model: PreTrainedModel, examples: Dataset, collator: Collator, batch: int = 16
 ) -> float:
-    """Return the part of rows whose right option is the likeliest, written token by token.
+    """Return the fraction of examples whose correct option is decoded greedily among the options.
 
     Args:
         model: in eval mode.
-        examples: as `encode_choices` gives them.
+        examples: from `encode_choices`.
         collator: makes batches.
-        batch: rows at a time.
+        batch: the batch size.
     """
     right, device = 0, next(model.parameters()).device
     for start in range(0, len(examples), batch):

@@ -1,4 +1,4 @@
-"""The exceptions of this package."""
+"""The exceptions of training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bishare_dsl.diagnostics.codes import train as codes
 
 
 class TrainError(BishareError):
-    """A run cannot be started, resumed or gone on with (BS730 to BS799)."""
+    """A run cannot start, resume or continue (BS730 to BS799)."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A run was asked to stop (SIGINT or SIGTERM), and has saved a checkpoint to go on from.
+    """A run stopped on request (SIGINT or SIGTERM) after saving a checkpoint.
 
     Attributes:
-        step: optimizer steps that are done.
-        steps: that the whole run has.
-        checkpoint: where they are saved.
+        step: optimizer steps done.
+        steps: optimizer steps of the whole run.
+        checkpoint: the folder of the checkpoint.
     """
 
     def __init__(self, step: int, steps: int, checkpoint: Path):
@@ -31,10 +31,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @contextmanager
 def translate_refusals(folder: Path) -> Iterator[None]:
-    """Turn into our own error what the system refuses to do with a folder.
+    """Convert errors of the operating system for a folder to our own.
 
     Raises:
-        TrainError: it refused (BS747).
+        TrainError: the system refused (BS747).
     """
     try:
         yield
@@ -48,7 +48,7 @@ def translate_refusals(folder: Path) -> Iterator[None]:
 
 
 def _is_of_saving(error: Exception) -> bool:
-    """Tell whether torch or safetensors failed to write: each has many errors of its own for a full disk."""
+    """Return whether torch or safetensors failed to write; each raises many errors for a full disk."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     places = ((frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames)
     return any(place in _SAVING for place in places)

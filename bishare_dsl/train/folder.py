@@ -1,13 +1,13 @@
-"""The folder of a run: whether a run may begin in it or go on, and the record of what was asked.
+"""The folder of a run: its checkpoints, its lock and the record of its arguments.
 
 | | |
 |---|---|
-| the adapter's files | once the run is finished, so that the folder is an adapter's |
-| ``checkpoint-N/`` | transformers' Trainer's, with the adapter alone; ``digests.json`` seals it |
-| ``run.json`` | what was asked, as a config takes it |
-| ``trainer_state.json``, ``runs/`` | what was logged, and told to TensorBoard |
+| the adapter's files | written at the end of the run |
+| ``checkpoint-N/`` | written by transformers' Trainer, with only the adapter; sealed by ``digests.json`` |
+| ``run.json`` | the arguments, as in a config |
+| ``trainer_state.json``, ``runs/`` | the log, and the log for TensorBoard |
 
-Several tasks have their adapters in folders of their names, or in a library.
+Adapters of several tasks are in folders with the tasks' names, or in a library.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from bishare_dsl.writing import check_writable, discard, replace_file
 
 RUN_FILE, STATE, DIGESTS = "run.json", "trainer_state.json", "digests.json"
 LIBRARY = "library"
-"""The folder in a run's of adapters that share tensors."""
+"""The subfolder with adapters that share tensors."""
 
 
 def check_new(folder: Path, *, force: bool) -> None:
     """Check that a run may begin in a folder.
 
     Args:
-        folder: that need not exist.
+        folder: the folder, which need not exist.
         force: whether an earlier run may be removed.
 
     Raises:
-        TrainError: it holds a run (BS740), or other files of a run's names (BS741), or cannot be
+        TrainError: it contains a run (BS740) or other files with a run's names (BS741), or cannot be
             written (BS747).
     """
     with translate_refusals(folder):
@@ -65,26 +65,26 @@ def hold(
     force: bool = False,
     earlier: Collection[str] = (),
 ) -> Iterator[None]:
-    """Hold a folder for the one run that writes into it; after a kill nobody holds it.
+    """Lock a folder for the run that writes into it. A killed process loses its lock.
 
-    The checkpoints after ``resumed`` are removed: training makes them again. A run that begins first removes
-    all that an earlier one has written, and then writes what was asked: a kill in between leaves the earlier
-    run's record with what is left of it.
+    Checkpoints after ``resumed`` are removed, because training rewrites them. A new run removes all files
+    of an earlier one before it writes its own record. After a kill in between, the earlier record describes
+    the remaining files.
 
     Args:
-        folder: made where it does not exist.
-        asked: of the run that begins.
-        resumed: the checkpoint that a run goes on from.
+        folder: created if missing.
+        asked: the arguments of a new run.
+        resumed: the checkpoint that a run resumes from.
         force: whether an earlier run may be removed.
-        earlier: the folders of that run's adapters.
+        earlier: the folders of the earlier run's adapters.
 
     Raises:
-        TrainError: another training is at work in it (BS741), or was since it was checked (BS740), or it
-            cannot be written (BS747).
+        TrainError: another run is using it (BS741) or has used it since the check (BS740), or it cannot be
+            written (BS747).
     """
     with translate_refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / RUN_FILE).open("ab", buffering=0)  # Else closing it writes, and may fail.
+        file = (folder / RUN_FILE).open("ab", buffering=0)  # Closing a buffered file may fail.
     with file:
         _lock(file, folder, force=force or resumed is not None)
         with translate_refusals(folder):
@@ -105,10 +105,10 @@ def hold(
 
 
 def _lock(file: RawIOBase | BufferedIOBase, folder: Path, *, force: bool) -> None:
-    """Take the record of a run for this process alone; Windows and some network folders have no such lock.
+    """Lock the record of a run for this process; Windows and some network folders have no such lock.
 
     Raises:
-        TrainError: another process has it (BS741), or it is of a run that is not to be gone on with (BS740).
+        TrainError: another process has the lock (BS741), or it is the record of an earlier run (BS740).
     """
     if os.name != "nt":
         import fcntl
@@ -119,7 +119,7 @@ def _lock(file: RawIOBase | BufferedIOBase, folder: Path, *, force: bool) -> Non
             reason = "another training is at work in it"
             help = "wait until it is through, or give another `--output_dir`"
             raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason, help=help)) from None
-        except OSError:  # There is none here.
+        except OSError:  # The system has no locks.
             pass
     if file.tell() and not force:
         help = f"`bishare train --resume {folder}` goes on with it, `--force` begins anew"
@@ -130,7 +130,7 @@ def _lock(file: RawIOBase | BufferedIOBase, folder: Path, *, force: bool) -> Non
 
 
 def seal(checkpoint: Path, tasks: Sequence[Sequence[str]]) -> None:
-    """Record each file of a checkpoint that is written, and of several tasks each with its plan's digest."""
+    """Record each file of a finished checkpoint, and the plan digests of several tasks."""
     files = [
         path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != DIGESTS
     ]
@@ -140,7 +140,7 @@ def seal(checkpoint: Path, tasks: Sequence[Sequence[str]]) -> None:
 
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints until there are ``keep``: never the last one, nor the best."""
+    """Remove the oldest checkpoints until ``keep`` remain, never the last or the best."""
     found = checkpoints(folder)
     spared = [path for path in found[:-1] if path.name != Path(best or "").name]
     for path in spared[: max(len(found) - keep, 0) if keep else 0]:
@@ -148,14 +148,14 @@ def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
 
 
 def keep_only(folder: Path, best: str) -> None:
-    """Remove all checkpoints but the best, when a run that keeps one is through."""
+    """Remove all checkpoints but the best, at the end of a run that keeps one."""
     for path in checkpoints(folder):
         if path.name != Path(best).name:
             discard(path)
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """Return why a run cannot go on from a checkpoint: it was not sealed, or is not as it was then."""
+    """Return why a run cannot resume from a checkpoint: it is unsealed, or its files have changed."""
     try:
         record = json.loads((checkpoint / DIGESTS).read_bytes())
         files, step, _ = dict(record["files"]), record["step"], [*record["tasks"]]
@@ -180,16 +180,16 @@ def fault_of(checkpoint: Path) -> str | None:
 
 
 def tasks_of(checkpoint: Path) -> list[list[str]]:
-    """Return the name and the plan's digest of each of several tasks of a checkpoint; none if it has one."""
+    """Return the name and plan digest of each of several tasks in a checkpoint; empty for one adapter."""
     found: list[list[str]] = json.loads((checkpoint / DIGESTS).read_bytes())["tasks"]
     return found
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Find the checkpoint to go on from: the last whole one in the folder of a run, or the one that is named.
+    """Find the checkpoint to resume from: the last intact one in a run's folder, or the named one.
 
     Raises:
-        TrainError: there is none (BS742), or it is not whole (BS743).
+        TrainError: there is none (BS742), or it is damaged (BS743).
     """
     if is_checkpoint(path):
         if fault := fault_of(path):
@@ -210,12 +210,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether a path is called as a checkpoint is."""
+    """Return whether a path has a checkpoint's name."""
     return re.fullmatch(r"checkpoint-\d+", path.name) is not None
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return how many steps are done in a checkpoint."""
+    """Return the number of steps done in a checkpoint."""
     return int(checkpoint.name.partition("-")[2])
 
 
@@ -225,13 +225,13 @@ def _digest(path: Path) -> str:
 
 
 def _written(folder: Path) -> list[Path]:
-    """Find what a run has written into a folder, but for what was asked."""
+    """Find the files of a run in a folder, except its record."""
     named = (folder / name for name in (TENSORS, CONFIG, STATE))
     return [*(path for path in named if path.exists()), *checkpoints(folder)]
 
 
 def _remove_adapter(folder: Path) -> None:
-    """Remove an adapter or a library of ours, and its folder if nothing else is in it."""
+    """Remove an adapter or a library of ours, and its folder if it becomes empty."""
     if not is_ours(folder):
         return
     for name in (CONFIG, TENSORS, CARD, MEMBERS):

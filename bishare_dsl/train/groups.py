@@ -1,4 +1,4 @@
-"""Learning rates of their own, for shares and factors: `lr_of`.
+"""Separate learning rates for shares and factors: `lr_of`.
 
 (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, learns B faster than A: ``lr_of B=16x``.)
 """
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def names_of(plan: Plan) -> dict[str, set[str]]:
-    """Return what may name each tensor that trains: its share, its role, or both as ``share.role``; ``train``
-    for what is trained in full."""
+    """Return the names of each tensor that trains: its share, its role and ``share.role``; ``train`` for
+    tensors trained in full.
+    """
     roles = {tensor: role for term in plan.terms for role, tensor in term.tensors.items()}
     return {
         t.name: {t.share, roles[t.name], f"{t.share}.{roles[t.name]}"}
@@ -31,10 +32,10 @@ def names_of(plan: Plan) -> dict[str, set[str]]:
 
 
 def check_names(plan: Plan, rates: Mapping[str, str]) -> None:
-    """Check that each name of ``lr_of`` names a tensor.
+    """Check that each name in ``lr_of`` matches a tensor.
 
     Raises:
-        TrainError: one does not (BS731).
+        TrainError: a name matches none (BS731).
     """
     known = set().union(*names_of(plan).values())
     for name in rates.keys() - known:
@@ -44,7 +45,7 @@ def check_names(plan: Plan, rates: Mapping[str, str]) -> None:
 
 
 def rates_of(plan: Plan, rates: Mapping[str, str]) -> dict[str, str]:
-    """Return what was said last of each tensor that ``lr_of`` names."""
+    """Return the last value in ``lr_of`` for each tensor that it names."""
     called = names_of(plan).items()
     return {t: said for t, names in called for name, said in rates.items() if name in names}
 
@@ -55,14 +56,14 @@ def regroup(
     plan: Plan,
     rates: Mapping[str, str],
 ) -> None:
-    """Set a learning rate for the tensors that are named.
+    """Set the learning rates of named tensors.
 
     Args:
-        optimizer: that has not done a step yet.
-        tensors: the adapter's, by name.
-        plan: theirs.
-        rates: of a share, a role or ``share.role``: a rate (``5e-4``), or a factor of the run's (``16x``). Of
-            several that name a tensor the last one counts.
+        optimizer: an optimizer without any step done.
+        tensors: the adapter's tensors by name.
+        plan: the adapter's plan.
+        rates: the learning rate (``5e-4``), or a multiple of the run's (``16x``), of each share, role or
+            ``share.role``. The last match for a tensor counts.
     """
     if not rates:
         return
@@ -76,6 +77,6 @@ def regroup(
             if said is not None:
                 rate = rate * float(said[:-1]) if said[-1] in "xX" else float(said)
             parts.setdefault(rate, []).append(parameter)
-        # The rate that is logged is the first group's: the run's own, where any tensor has it.
+        # Trainer logs the first group's learning rate: the run's own, if any tensor has it.
         for rate in sorted(parts, key=lambda rate: rate != group["lr"]):
             optimizer.add_param_group(group | {"params": parts[rate], "lr": rate})

@@ -1,4 +1,4 @@
-"""The loop of a run: signals, progress, and what goes wrong in it."""
+"""The training loop, with signals, progress and errors."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def run_loop(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let transformers and TRL speak of errors alone; else they tell of the tokenizer's tokens."""
+    """Silence transformers and TRL except for errors; they would report the tokenizer's tokens."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of names in transformers.
+            warnings.simplefilter("ignore", FutureWarning)  # From PEFT.
             yield
     finally:
         logging.set_verbosity(before)
@@ -78,9 +78,9 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C or SIGTERM ask for a stop, for a block; gives what tells whether there was one.
+    """Let the first Ctrl-C or SIGTERM within a block request a stop; yield a function that reports it.
 
-    The second stops at once. Outside of a main thread nothing changes.
+    The second stops at once. Outside of the main thread, signals are not changed.
 
     Args:
         says: whether to confirm the request on standard error.
@@ -89,14 +89,14 @@ def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
 
     def restore() -> None:
         for which, handler in before.items():
-            # None: it was installed by something that is not Python.
+            # None: installed by something other than Python.
             signal.signal(which, signal.SIG_DFL if handler is None else handler)
 
     def hear(number: int, frame: FrameType | None) -> None:
         heard.append(number)
         restore()
         if says:
-            os.write(2, _SAID)  # `print` may be what was interrupted.
+            os.write(2, _SAID)  # The signal may have interrupted `print`.
 
     main = threading.current_thread() is threading.main_thread()
     before = {which: signal.signal(which, hear) for which in _SIGNALS} if main else {}

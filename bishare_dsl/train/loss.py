@@ -1,7 +1,7 @@
-"""The loss of tokens that are learned, from logits that are made for these alone.
+"""The loss of trained tokens, without computing the logits of other tokens.
 
-Most tokens of a prompt are not learned, and the vocabulary is by far the widest layer: 2,048 tokens of which
-300 are learned need a seventh of its products.
+Most tokens of a prompt have no loss, and the output layer is by far the widest. If 300 of 2,048 tokens have
+a loss, it needs a seventh of the operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def head_is_plain(model: PreTrainedModel) -> bool:
-    """Tell whether the head has no adapter, which TRL's product with its weight would leave out."""
+    """Return whether the head has no adapter, which TRL's product with the head's weight would omit."""
     head, handle = model.get_output_embeddings(), cast("Any", model).bishare
     adapted = {term.site for term in handle.plan.terms}
     return not any(m is head and name in adapted for name, m in model.named_modules())
@@ -31,15 +31,15 @@ def loss_of_learned(
 ) -> torch.Tensor:
     """Compute the mean cross-entropy of a batch's ``labels`` (batch, tokens).
 
-    Where the model takes ``logits_to_keep``, it makes logits of the columns alone in which any row learns.
-    They are an index tensor: of a slice, the product with the vocabulary would be made row by row of the
-    batch, from copies of the whole matrix.
+    If the model supports ``logits_to_keep``, it computes logits only for columns with a loss in any row.
+    They are given as an index tensor: with a slice, the output layer would copy its whole matrix for each
+    row.
 
     Args:
-        model: what is called; it may be wrapped.
-        forward: of the model itself, whose signature is read.
-        inputs: of the model.
-        count: learned tokens in all of an optimizer step; by default this batch's.
+        model: the model to call, perhaps wrapped.
+        forward: the unwrapped model's forward, for its signature.
+        inputs: the model's inputs.
+        count: trained tokens per optimizer step; by default, those of this batch.
     """
     return loss_of(*learned_logits(model, forward, inputs), count)
 
@@ -47,7 +47,7 @@ def loss_of_learned(
 def loss_of(
     logits: torch.Tensor, learned: torch.Tensor, count: torch.Tensor | None
 ) -> torch.Tensor:
-    """Compute the mean cross-entropy of what `learned_logits` gives."""
+    """Compute the mean cross-entropy of the result of `learned_logits`."""
     width = logits.shape[-1]
     return ForCausalLMLoss(logits, None, width, num_items_in_batch=count, shift_labels=learned)
 
@@ -55,12 +55,11 @@ def loss_of(
 def learned_logits(
     model: nn.Module, forward: Any, inputs: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (batch, positions, vocabulary) of tokens that are learned, and what these are.
+    """Return the logits (batch, positions, vocabulary) of trained tokens, and their labels.
 
-    Tokens that are learned among options have logits (batch, positions, options) of these alone, and are
-    numbers of options.
+    For examples with options, the logits are (batch, positions, options) and the labels are option numbers.
 
-    Args are as for `loss_of_learned`.
+    The arguments are those of `loss_of_learned`.
     """
     labels, allowed = inputs["labels"][:, 1:], inputs.get(ALLOWED)
     positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
@@ -79,26 +78,27 @@ def learned_logits(
 
 
 def among_options(examples: Any) -> bool:
-    """Tell whether examples are learned among options."""
+    """Return whether examples have options."""
     return ALLOWED in (getattr(examples, "column_names", None) or ())
 
 
 def are_likeliest(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Tell of each row whether all its learned tokens have the largest logits: among options, whether the
-    right one would be written."""
+    """Return for each row whether all its trained tokens have the largest logits: with options, whether the
+    correct one would be decoded.
+    """
     return ((logits.argmax(-1) == learned) | (learned == IGNORED)).all(1)
 
 
 def _among(
     logits: torch.Tensor, learned: torch.Tensor, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of the tokens that are allowed, and which of these are learned.
+    """Return the logits of the allowed tokens, and the index of the correct one.
 
-    Where an option ends or differs from the others, the loss is that among the options that are left. The sum
-    over the tokens of a completion is then minus the logarithm of its probability among the options.
+    Where an option ends or diverges, the loss is over the remaining options. Summed over the tokens of a
+    completion, it is minus the log-probability of the completion among the options.
     """
     none = (learned == IGNORED).unsqueeze(-1)
     found = logits.gather(-1, allowed.clamp(min=0)).masked_fill(allowed < 0, -torch.inf)
     numbers = (allowed == learned.unsqueeze(-1)).int().argmax(-1)
-    # Not infinite where nothing is learned, or gradients would be no numbers.
+    # Not infinite where there is no loss, or gradients would be NaN.
     return found.masked_fill(none, 0.0), numbers.masked_fill(none.squeeze(-1), IGNORED)

@@ -1,4 +1,4 @@
-"""AdamW for adapters that train together: one step of it is a step of an optimizer for each.
+"""AdamW for adapters that train together: one step is a separate optimizer step for each.
 
 (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", Algorithm 2.)
 """
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 Rate = Callable[[int], float]
-"""The learning rate of an adapter, by how many steps it has done."""
+"""The learning rate of an adapter, as a function of its number of steps done."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What AdamW is told, as in `TrainingArguments`; ``max_norm`` 0 does not clip."""
+    """The settings of AdamW, as in `TrainingArguments`; a ``max_norm`` of 0 disables clipping."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -27,16 +27,16 @@ class Settings:
 
 
 class RowAdamW(torch.optim.Optimizer):
-    """AdamW of which each row of each parameter ``(rows, values)`` is an adapter's.
+    """AdamW in which each row of each parameter ``(rows, values)`` belongs to one adapter.
 
-    State, rate, clipping and the number of the step are a row's own. A row whose gradient is no number stays
-    as it is from then on; so do the others not.
+    Each row has a separate state, learning rate, clipping norm and step count. A row with a non-finite
+    gradient is frozen from then on; other rows are not affected.
 
     Args:
         parameters: ``(rows, values)`` each.
-        rates: of each parameter, one for each row.
-        scales: of each parameter, factors of the rate, ``(rows or 1, values or 1)``.
-        settings: of all rows.
+        rates: for each parameter, the schedule of each row.
+        scales: for each parameter, learning rate factors, ``(rows or 1, values or 1)``.
+        settings: the settings of all rows.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class RowAdamW(torch.optim.Optimizer):
             finite = torch.ones(len(p), dtype=p.dtype, device=p.device)
             self.state[p] = {**moments, "finite": finite, "done": [0] * len(p)}
         self.stepping: list[Sequence[int]] = [range(len(p)) for p in parameters]
-        """Of each parameter the rows that have a step now."""
+        """For each parameter, the rows that are active in this step."""
 
     def stopped(self) -> list[list[int]]:
-        """Return the rows of each parameter that were stopped; waits for the device."""
+        """Return the frozen rows of each parameter; waits for the device."""
         flags = [self.state[g["params"][0]]["finite"].tolist() for g in self.param_groups]
         return [[row for row, finite in enumerate(these) if not finite] for these in flags]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do a step of the rows that have one."""
+        """Do a step of the active rows."""
         how = self._settings
         beta1, beta2 = how.betas
         for i, group in enumerate(self.param_groups):
@@ -94,5 +94,5 @@ class RowAdamW(torch.optim.Optimizer):
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """Return a value for each row, without waiting for the device."""
+    """Return a column with a value per row, without waiting for the device."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).unsqueeze(1)

@@ -1,6 +1,6 @@
-"""What a run needs before it begins: its arguments, what is trained, the tokenizer, every row, the base.
+"""Prepare a run: its arguments, spec variants, tokenizer, rows and base model.
 
-Nothing is written: what stops the run is raised, and what to know is told to the reporter.
+Nothing is written. Errors are raised, and notes go to the reporter.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ if TYPE_CHECKING:
     from bishare_dsl.train.request import Request, Settings
 
 Made = ResolvedSpec | StoredAdapter | Handle
-"""What is to be trained: planned, read from a folder, or in the model already."""
+"""The object to train: planned, read from a folder, or already in the model."""
 
 _FEW, _LOW = 10_000, 1e-3
-"""Parameters so few that a rate below this is a slip: PEFT's entry for UniLoRA learnt nothing by it."""
+"""A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
 
 
 def begin(
     request: Request, reporter: Reporter, *, force: bool
 ) -> tuple[SFTConfig, PreTrainedModel | Source]:
-    """Return the Trainer's arguments, and the base or where it is; see that the folder is free.
+    """Return the Trainer's arguments and the base or its location, after checking that the folder is free.
 
     Raises:
-        BishareError: an argument is wrong, the folder holds a run (BS740), or there is no such base.
+        BishareError: an argument is invalid, the folder contains a run (BS740), or there is no such base.
     """
     settings, folder = request.settings, request.output_dir
     evaluates = settings.eval_data is not None or settings.eval_split is not None
@@ -74,7 +74,7 @@ def begin(
     if args.process_index > 0:
         reporter.silence()
     set_seed(args.seed)
-    if args.should_save:  # Another process may find what this one has written.
+    if args.should_save:  # Another process may see files of this one.
         check_new(folder, force=force or request.resume is not None)
     return args, resolve(request.model) if isinstance(request.model, str) else request.model
 
@@ -82,9 +82,9 @@ def begin(
 def spec_variants(
     request: Request, base: PreTrainedModel | Source, reporter: Reporter
 ) -> list[Made]:
-    """Return what is to be trained: one thing, or the spec with each of the values that are tried.
+    """Return the object to train, or one variant of the spec for each candidate value.
 
-    Plans the spec, reads the adapter or finds it in the model; reads the checkpoint of a run that goes on.
+    Plan the spec, read the adapter or find it in the model. To resume a run, read its checkpoint.
 
     Raises:
         BishareError: it cannot be trained.
@@ -93,7 +93,7 @@ def spec_variants(
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
     variants: list[Made] = []
-    told: list[tuple[Problem, SourceMap | None]] = []  # The source of a text has no hash.
+    told: list[tuple[Problem, SourceMap | None]] = []  # The source of a text is not hashable.
     for params in request.settings.params_tried:
         asked = replace(request, params={**request.params, **params})
         made, problems = _make(asked, getattr(base, "bishare", None), base)
@@ -141,11 +141,11 @@ def _make(
 
 
 def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
-    """Refuse what only one adapter's run can do, and names and folders that adapters cannot have.
+    """Reject options that need a single adapter, and invalid names and folders of adapters.
 
     Raises:
-        BishareError: something was asked for that is for one task (BS732), a task has an impossible name
-            (BS638), terms are in no mixed batch (BS673), or a folder cannot take an adapter (BS615, BS616).
+        BishareError: an option needs a single task (BS732), a task's name is invalid (BS638), terms do not
+            support mixed batches (BS673), or a folder cannot be used (BS615, BS616).
     """
     settings = request.settings
     refused = {
@@ -179,10 +179,10 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
 
 
 def check_resumed(request: Request, contents: list[list[str]], reporter: Reporter) -> None:
-    """See that a checkpoint is of the same tasks, and say which later ones are replaced.
+    """Check that a checkpoint has the same tasks, and report which later ones are replaced.
 
     Raises:
-        TrainError: it is of others (BS732).
+        TrainError: it has other tasks (BS732).
     """
     assert request.resume is not None
     if tasks_of(request.resume) != contents:
@@ -199,7 +199,8 @@ def read_library(request: Request, plan: Plan) -> dict[str, StoredAdapter]:
     """Read the library that tasks are added to.
 
     Raises:
-        TrainError: it is none, or has another plan, or an adapter of a task's name (BS732).
+        TrainError: it is not a library, has another plan, or already has an adapter with a task's name
+            (BS732).
     """
     folder = request.settings.library
     if folder is None:
@@ -218,17 +219,17 @@ def read_library(request: Request, plan: Plan) -> dict[str, StoredAdapter]:
 
 
 def is_adapter(spec: str) -> bool:
-    """Tell whether a word names an adapter's folder: what does not is a spec."""
+    """Return whether a word names an adapter's folder; otherwise it names a spec."""
     return (place_of(spec)[0] / CONFIG).is_file()
 
 
 def read_tasks(
     request: Request, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
 ) -> list[Task]:
-    """Read and encode the rows of each task; of several there is one for each seed and value that is tried.
+    """Read and encode the rows of each task; several tasks are repeated for each seed and candidate value.
 
     Raises:
-        DataError: rows cannot be read (BS70x), are wrong (BS71x), or leave nothing to learn (BS723).
+        DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
     """
     settings, tasks = request.settings, list[Task]()
     for name, source in request.tasks.items():
@@ -267,7 +268,7 @@ def read_tasks(
 def _candidates(
     name: str, data: dict[str, Any], settings: Settings, args: SFTConfig
 ) -> Iterator[Task]:
-    """Make the tasks of a file: one for each seed, each choice of params and each rate."""
+    """Create the tasks of a file: one for each seed, each choice of params and each learning rate."""
     rates = settings.search.get("learning_rate", (None,))
     for group, seed in groups_of(name, settings.seeds, args.seed).items():
         for (variant, params), rate in product(enumerate(settings.params_tried), rates):
@@ -279,7 +280,7 @@ def _candidates(
 
 
 def _read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
-    """Read the rows to train on, ``"train"``, and those held out, ``"eval"``."""
+    """Read the training rows, ``"train"``, and the held-out rows, ``"eval"``."""
     assert isinstance(settings.data, str)
     rows = load_rows(settings.data, split=settings.data_split, subset=settings.data_subset)
     if settings.eval_data is not None:
@@ -295,7 +296,7 @@ def _read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
 def find_tokenizer(
     request: Request, base: PreTrainedModel | Source, given: PreTrainedTokenizerBase | None
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that was given, or the checkpoint's.
+    """Return the given tokenizer, or the checkpoint's.
 
     Raises:
         TrainError: there is none (BS805).
@@ -310,7 +311,7 @@ def find_tokenizer(
 
 
 def note_steps(args: SFTConfig, request: Request, steps: Steps, reporter: Reporter) -> None:
-    """Say how many steps there are, and warn if a step has no fewer examples than a task (BS752)."""
+    """Report the number of steps, and warn if a step is larger than a task (BS752)."""
     batch, passes = steps.batch, args.world_size * args.gradient_accumulation_steps
     of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
     said = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {batch:,} examples"
@@ -331,7 +332,7 @@ def note_steps(args: SFTConfig, request: Request, steps: Steps, reporter: Report
 def load_base(
     request: Request, base: PreTrainedModel | Source, reporter: Reporter
 ) -> PreTrainedModel:
-    """Return the model that was given, or load the one that was named."""
+    """Return the given model, or load the named one."""
     if not isinstance(base, Source):
         return base
     settings = request.settings
@@ -341,7 +342,7 @@ def load_base(
 
 
 def note_low_rate(reporter: Reporter, learned: int, rate: float, settings: Settings) -> None:
-    """Say that few parameters learn little at a low rate, where no share has a rate of its own."""
+    """Warn that few parameters learn little at a low learning rate, unless ``lr_of`` sets another."""
     if learned < _FEW and rate < _LOW and not settings.lr_of:
         advice = "try --learning_rate 2e-3"
         reporter.note(f"so few parameters learn little at a rate of {rate:g}: {advice}")

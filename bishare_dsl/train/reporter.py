@@ -1,4 +1,4 @@
-"""What a person sees of a run: notes, findings, and how far it is."""
+"""Output of a run for people: notes, problems and progress."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _warn(text: str) -> None:
 
 @dataclass
 class Reporter:
-    """By default notes go to standard error, and findings become warnings, as of any call from Python.
+    """Reports notes on standard error and problems as warnings, by default.
 
     Attributes:
-        quiet: whether notes and the progress bar are left out.
-        say: takes a note.
-        report: takes a problem that stops nothing.
-        warn: takes a warning that has been rendered already.
+        quiet: whether to hide notes and the progress bar.
+        say: receives a note.
+        report: receives a problem that does not stop the run.
+        warn: receives a rendered warning.
     """
 
     quiet: bool = False
@@ -47,18 +47,18 @@ class Reporter:
     warn: Callable[[str], None] = _warn
 
     def silence(self) -> None:
-        """Say nothing any more: another process does."""
+        """Stop all output, because another process reports."""
         self.quiet = True
         self.report, self.warn = (lambda *_: None), (lambda _: None)
 
     def note(self, text: str) -> None:
-        """Say what happens, or what to know."""
+        """Report an event or a fact."""
         if not self.quiet:
             self.say(text)
 
 
 class Progress(TrainerCallback):
-    """Shows steps, loss, tokens a second and the time left: a bar on a terminal, lines elsewhere."""
+    """Shows steps, loss, tokens per second and the remaining time: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -71,7 +71,7 @@ class Progress(TrainerCallback):
             total=state.max_steps,
             initial=state.global_step,
             file=self._stream,
-            disable=None,  # Where there is no terminal.
+            disable=None,  # Disables it without a terminal.
             dynamic_ncols=True,
         )
 
@@ -94,7 +94,7 @@ class Progress(TrainerCallback):
         self._write(state, "checkpoint saved")
 
     def close(self) -> None:
-        """Leave the terminal as it was found; also after an error."""
+        """Restore the terminal, also after an error."""
         if self._bar is not None:
             self._bar.close()
 

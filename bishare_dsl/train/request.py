@@ -1,4 +1,4 @@
-"""What a run is asked to do: from a config file, from flags or from Python, by the same names."""
+"""The arguments of a run, with the same names in a config file, as flags and in Python."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _VALUE = re.compile(_NUMBER.pattern + r"|[A-Za-z]\w*", re.IGNORECASE)
 
 
 class Settings(BaseModel):
-    """The data, how the base is loaded, and what of the adapter learns at another rate.
+    """Settings of the data, the base's loading and the learning rates of parts of the adapter.
 
-    Each field is an argument of `train`, an option of ``bishare train`` and a line of a config, by one name.
-    What stands below it is shown by ``--help``: a word for the value, but for a switch, and what it does.
+    Each field is an argument of `train`, an option of ``bishare train`` and a key of a config. ``--help``
+    shows the docstring of a field: a placeholder for the value, unless it is a switch, and a description.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -85,7 +85,7 @@ class Settings(BaseModel):
     @field_validator("data", mode="before")
     @classmethod
     def _tasks(cls, value: Any) -> Any:
-        """Take several files, or a folder of files, for tasks by their names."""
+        """Convert several files, or a folder of files, to tasks by name."""
         words = [value] if isinstance(value, str) else value
         if isinstance(value, Mapping):
             if not value:
@@ -103,19 +103,19 @@ class Settings(BaseModel):
 
     @property
     def tasks(self) -> dict[str, str]:
-        """The data of each task, by name; one file alone is called by its name."""
+        """The data of each task by name; a single file has its own name."""
         if isinstance(self.data, dict):
             return self.data
         return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): self.data}
 
     @property
     def several(self) -> bool:
-        """Whether adapters are trained together, each in a folder of its own."""
+        """Whether several adapters are trained together, each into a separate folder."""
         return isinstance(self.data, dict) or bool(self.seeds > 1 or self.search or self.library)
 
     @property
     def params_tried(self) -> list[dict[str, int | float | str]]:
-        """Each choice of values for the params of the spec that are tried: an empty one where none are."""
+        """All combinations of candidate values for the spec's params; one empty combination without any."""
         tried = {name: said for name, said in self.search.items() if name != "learning_rate"}
         values = ([_value(one) for one in said] for said in tried.values())
         return [dict(zip(tried, chosen, strict=True)) for chosen in product(*values)]
@@ -123,7 +123,7 @@ class Settings(BaseModel):
     @field_validator("search", mode="before")
     @classmethod
     def _searched(cls, value: Any) -> Any:
-        """Take ``["learning_rate=1e-4,5e-4", "r=4,8"]``, as on the command line, and numbers."""
+        """Parse ``["learning_rate=1e-4,5e-4", "r=4,8"]`` from the command line; also accept numbers."""
         if not isinstance(value, Mapping):
             value = [value] if isinstance(value, str) else value
             value = {name: said.split(",") for name, _, said in (v.partition("=") for v in value)}
@@ -146,7 +146,7 @@ class Settings(BaseModel):
     @field_validator("lr_of", mode="before")
     @classmethod
     def _rates(cls, value: Any) -> Any:
-        """Take ``["B=16x"]``, as it stands on the command line, for ``{"B": "16x"}``."""
+        """Parse ``["B=16x"]`` from the command line as ``{"B": "16x"}``."""
         value = [value] if isinstance(value, str) else value
         pairs = value.items() if isinstance(value, Mapping) else [v.split("=", 1) for v in value]
         if not all(len(pair) == 2 for pair in pairs):
@@ -165,8 +165,8 @@ def _value(text: str) -> int | float | str:
 
 
 def is_tasks(word: str) -> bool:
-    """Tell whether a word of ``data`` stands for tasks: NAME=FILE, or a folder."""
-    # `Path` raises where a folder may not be read, which is left to what reads the data to tell.
+    """Return whether a word of ``data`` means tasks: NAME=FILE, or a folder."""
+    # `Path` raises for an unreadable folder, which is reported when the data is read.
     path = Path(word).expanduser()
     return ("=" in word and not os.path.exists(word)) or os.path.isdir(path)  # noqa: PTH110, PTH112
 
@@ -184,17 +184,17 @@ def _tasks_of(word: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Request:
-    """All that a run was asked to do.
+    """All arguments of a run.
 
     Attributes:
-        spec: a spec, a file or a shipped name; or an adapter's folder; None for a model that is adapted, for
-            a library's spec, and for a run whose checkpoint has the adapter.
+        spec: a spec, a file, a shipped name or an adapter's folder; None if the model is adapted, or if a
+            library or a checkpoint contains the spec.
         model: a name, or a model.
-        output_dir: where everything goes.
-        params: other values for the spec's.
-        resume: the checkpoint to go on from; None to begin.
-        settings: of the data and the adapter.
-        arguments: of transformers' Trainer, as they were given.
+        output_dir: the run's folder.
+        params: values for params of the spec.
+        resume: the checkpoint to resume from; None for a new run.
+        settings: settings of the data and the adapter.
+        arguments: arguments of transformers' Trainer, unconverted.
     """
 
     spec: Spec | str | None
@@ -207,21 +207,21 @@ class Request:
 
     @property
     def several(self) -> bool:
-        """Whether adapters are trained together, each in a folder of its own."""
+        """Whether several adapters are trained together, each into a separate folder."""
         return self.settings.several
 
     @property
     def tasks(self) -> Mapping[str, str]:
-        """The data of each task, by name."""
+        """The data of each task by name."""
         return self.settings.tasks
 
     @property
     def groups(self) -> list[str]:
-        """The names of the adapters that are kept: one of each task and seed."""
+        """The names of the kept adapters: one for each task and seed."""
         return _groups(self.settings, self.arguments)
 
     def as_dict(self, spec: str | None) -> dict[str, Any]:
-        """Return what asks for the same run from any folder; ``spec`` is a text or a path."""
+        """Return arguments for the same run from any folder; ``spec`` is a text or a path."""
         plain = self.settings.model_dump(exclude_defaults=True)
         named = {"model": self.model, **plain} if isinstance(self.model, str) else plain
         places = {n: _absolute(named[n]) for n in _PATHS if n in named}
@@ -231,7 +231,7 @@ class Request:
 
 
 def groups_of(task: str, seeds: int, first: int) -> dict[str, int]:
-    """Return the names of the adapters of a task, one for each seed, with the seed."""
+    """Return the names of a task's adapters, with the seed of each."""
     if seeds == 1:
         return {task: first}
     return {f"{task}-seed{seed}": seed for seed in range(first, first + seeds)}
@@ -243,7 +243,7 @@ def _groups(settings: Settings, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def result_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in which the run in a folder has its adapters; none of one adapter."""
+    """Return the names of the adapter folders in a run's folder; empty for a run of one adapter."""
     from bishare_dsl.train.folder import LIBRARY, RUN_FILE
 
     try:
@@ -251,13 +251,13 @@ def result_folders(folder: Path) -> list[str]:
         own = {name: asked[name] for name in Settings.model_fields if name in asked}
         settings = Settings.model_validate(own)
         names = [*_groups(settings, asked), LIBRARY] if settings.several else []
-    except (TrainError, ValueError, TypeError):  # It says nothing that can be read.
+    except (TrainError, ValueError, TypeError):  # The record is unreadable.
         return []
     return [name for name in names if name_fault(name) is None]
 
 
 def _absolute(value: Any) -> Any:
-    """Return a path that is there as it is from anywhere; of several by name, each."""
+    """Return the absolute path of an existing file or folder; other values are unchanged."""
     if isinstance(value, dict):
         return {name: _absolute(path) for name, path in value.items()}
     path = Path(value).expanduser().absolute()
@@ -275,21 +275,21 @@ _SUCH = {
 
 
 def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
-    """Make the problem of an argument that is none (BS730), with what it may have been meant to be."""
+    """Build the error for an unknown argument (BS730), with the nearest name."""
     help = advise("argument", name, known)
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
-    """Put together what was given, what a config file says, and what an earlier run was asked.
+    """Merge the given arguments, a config file and the record of an earlier run.
 
-    What was given wins over the file, and the file over the run that ``resume`` names.
+    Given arguments override the file, which overrides the run that ``resume`` names.
 
     Raises:
-        TrainError: every argument that is unknown (BS730), wrong (BS731, BS732) or missing (BS736); the
-            file cannot be read (BS734); there is no run to resume (BS742, BS743).
+        TrainError: arguments are unknown (BS730), invalid (BS731, BS732) or missing (BS736), all of them
+            listed; the file is unreadable (BS734); there is no run to resume (BS742, BS743).
     """
-    # What transformers takes is known to transformers, which takes seconds to import.
+    # Checking transformers' arguments requires importing it, which takes seconds.
     from bishare_dsl.train.arguments import argument_types, convert
 
     plain = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
@@ -345,7 +345,7 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
 
 
 def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict[str, Any]]:
-    """Return the checkpoint that a run is to go on from, and what the run was asked."""
+    """Return the checkpoint that a run resumes from, and the run's arguments."""
     if where is None:
         return None, {}
     from bishare_dsl.train.folder import RUN_FILE, find_checkpoint, is_checkpoint, tasks_of
@@ -358,7 +358,7 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     if not asked:
         reason = f"`{folder / RUN_FILE}` is empty: a run was about to begin"
         raise TrainError(codes.NO_CHECKPOINT(reason=reason, help="begin anew, with all arguments"))
-    # The spec of the run is the checkpoint's; its file may have changed since.
+    # The checkpoint has the run's spec; the spec's file may have changed since.
     found = find_checkpoint(path)
     spec = asked.get("spec") if tasks_of(found) else None
     return found, {**asked, "spec": spec, "output_dir": str(folder)}
@@ -368,7 +368,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the arguments in a YAML file.
 
     Raises:
-        TrainError: it cannot be read, or is not a mapping (BS734).
+        TrainError: it is unreadable or not a mapping (BS734).
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""What became of a run."""
+"""Results of a run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of one adapter.
+    """The result of one adapter.
 
     Attributes:
-        name: the task's; of several seeds or values that are tried, with these.
-        folder: the adapter's, as `load_adapter` takes it; None if it is not written.
+        name: the task's name, with the seed or candidate values if there are several.
+        folder: the adapter's folder for `load_adapter`; None if it was not written.
         steps: optimizer steps.
-        loss_first: the first loss that was logged; None if none was.
-        loss_last: the last one.
-        eval_loss: the held-out loss of the adapter as it is written; None without held-out rows.
-        accuracy: the part of the held-out rows whose right option is the likeliest; None if rows have none.
-        stopped: why it ended early: a gradient was no number, or another one was better. None if it did not.
-        data: what became of the rows, by ``"train"`` and ``"eval"``.
+        loss_first: the first logged loss, if any.
+        loss_last: the last logged loss.
+        eval_loss: the held-out loss of the written adapter; None without held-out rows.
+        accuracy: the fraction of held-out rows whose correct option is the likeliest; None without options.
+        stopped: the reason for an early end (a non-finite gradient, or a better candidate), or None.
+        data: reports on the rows, by ``"train"`` and ``"eval"``.
     """
 
     name: str
@@ -44,27 +44,27 @@ class TaskResult:
 
     @property
     def rows(self) -> int:
-        """The examples that were trained on."""
+        """The number of training examples."""
         return self.data["train"].kept
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run, of one task or of several.
+    """A finished run of one or several tasks.
 
     Attributes:
-        folder: of the run: the adapter's, or that of the adapters' folders.
-        model: with the adapters, in eval mode.
-        model_name: what named it.
-        trainable: parameters of an adapter that were trained.
-        owned: what each adapter of a library owns, and what they share; empty if they are of no library.
-        tasks: the adapters, in the order of the tasks.
-        steps: optimizer steps of the whole run, and ``epochs`` what they were of the data; of several tasks
-            the most.
-        batch: examples of a task in a step.
-        tokens: that were trained on, padding apart, in the whole run.
-        seconds: since the run was started or resumed.
-        history: what was logged, as the Trainer has it.
+        folder: the run's folder: the adapter's, or the parent of several.
+        model: the adapted model, in eval mode.
+        model_name: the name of the model.
+        trainable: trained parameters per adapter.
+        owned: private and shared parameters of a library's adapters; empty without a library.
+        tasks: results in the order of the tasks.
+        steps: optimizer steps of the whole run, and ``epochs`` the passes over the data; the maximum of
+            several tasks.
+        batch: examples per task and step.
+        tokens: input tokens of the whole run, without padding.
+        seconds: time since the run started or resumed.
+        history: the Trainer's log.
     """
 
     folder: Path
@@ -82,23 +82,23 @@ class TrainResult:
 
     @property
     def loss_first(self) -> float:
-        """The first loss that was logged, on average over the tasks."""
+        """The first logged loss, averaged over the tasks."""
         return float(next(entry["loss"] for entry in self.history if "loss" in entry))
 
     @property
     def loss_last(self) -> float:
-        """The last loss that was logged, on average over the tasks that had a step then."""
+        """The last logged loss, averaged over the tasks that were running then."""
         return float(next(entry["loss"] for entry in reversed(self.history) if "loss" in entry))
 
     @property
     def eval_loss(self) -> float | None:
-        """The held-out loss of the adapters that are written, on average; None without held-out rows."""
+        """The mean held-out loss of the written adapters; None without held-out rows."""
         losses = [t.eval_loss for t in self.tasks if t.folder and t.eval_loss is not None]
         return sum(losses) / len(losses) if losses else None
 
     @property
     def accuracy(self) -> float | None:
-        """The accuracy among options of the adapters that are written, on average; None without options."""
+        """The mean accuracy of the written adapters among options; None without options."""
         found = [t.accuracy for t in self.tasks if t.folder and t.accuracy is not None]
         return sum(found) / len(found) if found else None
 

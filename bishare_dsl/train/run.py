@@ -1,4 +1,4 @@
-"""Training from Python, and what the command does: prepare, load, train, save."""
+"""Train from Python or from the command line: prepare, load, train, save."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from bishare_dsl.train.trainer import AdapterTrainer
 
 COSTS = {"cpu": 64, "cuda": 16_384}
-"""What a micro-batch takes however few rows it has, in tokens, by the kind of device."""
+"""The fixed cost of a micro-batch in tokens, by device type."""
 
 
 def train(
@@ -75,46 +75,46 @@ def train(
     quiet: bool = False,
     **arguments: Any,
 ) -> TrainResult:
-    """Train an adapter by TRL's SFTTrainer, or one for each of several tasks, and save it in a folder.
+    """Train an adapter with TRL's SFTTrainer, or one for each of several tasks, and save it in a folder.
 
-    The recipe is the paper's where nothing else is said: AdamW at 1e-4, then linear to 0; 64 examples in an
-    optimizer step, by accumulation; one epoch; dropout and alpha as in the spec. The rate warms up over 100
-    steps, but over no more than a quarter of the run. Loss is on the completions alone. Settings have the
-    names that they have in `TrainingArguments`; those of the data, and of shares with a rate of their own,
-    are the fields of `bishare_dsl.train.request.Settings`.
+    The defaults are the paper's recipe: AdamW at 1e-4 with linear decay to 0, 64 examples per optimizer
+    step by accumulation, one epoch, dropout and alpha of the spec. The learning rate warms up over 100
+    steps, but at most a quarter of the run. Only completions have a loss. Settings have their names in
+    `TrainingArguments`; those of the data and of separate learning rates are fields of
+    `bishare_dsl.train.request.Settings`.
 
-    The base's weights never change and are never saved. Everything that can be checked without these weights
-    is checked before they are loaded.
+    The base's weights never change and are never saved. All checks that need no weights run before they are
+    loaded.
 
     Args:
-        spec: a spec, its text, the path of a ``.share`` file, the name of one that ships with bishare, or the
-            folder of an adapter to train further. None for a model that is adapted, which is trained further,
-            and for ``library``, whose spec it then is.
-        model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model, which is adapted in place.
-        data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub. Several by name, or a folder of
-            files, are tasks that are trained together: each has an adapter of its own, in a folder of its
-            name in ``output_dir``.
-        output_dir: the folder of the run, which must not hold a run yet.
-        params: other values for the spec's.
-        tokenizer: needed for a model that is given; by default the checkpoint's.
-        config: a YAML file with any of these arguments, which win over it.
-        resume: go on with the run in this folder, or from this checkpoint of one. All else is in its
-            ``run.json``, but for a model that was given; arguments that are given here win. On the CPU it
-            ends bit for bit as an uninterrupted run.
-        force: remove the run that is in ``output_dir`` first.
+        spec: a spec, its text, the path of a ``.share`` file, the name of a shipped spec, or the folder of
+            an adapter to train further. None if the model is already adapted, or to use the spec of
+            ``library``.
+        model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model to adapt in place.
+        data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub. Several by name, or a folder
+            of files, are tasks trained together: each gets an adapter, in a folder with its name in
+            ``output_dir``.
+        output_dir: the folder of the run, without an earlier run.
+        params: values for params of the spec.
+        tokenizer: required if ``model`` is a model; by default the checkpoint's.
+        config: a YAML file with any of these arguments; arguments override it.
+        resume: resume the run in this folder, or from this checkpoint. Its ``run.json`` has all arguments
+            except a model object; arguments given here override it. On the CPU, the result equals an
+            uninterrupted run's bit for bit.
+        force: first remove the run in ``output_dir``.
         callbacks: transformers' callbacks.
-        quiet: neither notes nor a progress bar.
-        **arguments: of `Settings` and of `TrainingArguments`, such as ``max_length=2048``,
+        quiet: show no notes and no progress bar.
+        **arguments: fields of `Settings` and `TrainingArguments`, such as ``max_length=2048``,
             ``learning_rate=2e-4`` or ``eval_split=0.05``.
 
     Returns:
-        The trained model, and what was measured of each task. ``print`` it for a summary.
+        The trained model and the measurements of each task. ``print`` it for a summary.
 
     Raises:
-        BishareError: the arguments, the spec, the model or the data are wrong (BS7xx and those of their
-            stage), or a loss or a gradient is not a number (BS750): then the last checkpoint is kept.
-        FileNotFoundError: there is no such spec.
-        TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint is saved.
+        BishareError: the arguments, the spec, the model or the data are invalid (BS7xx and earlier stages),
+            or a loss or gradient is not finite (BS750), in which case the last checkpoint is kept.
+        FileNotFoundError: the spec does not exist.
+        TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
     """
     given = {
         "spec": spec,
@@ -137,7 +137,7 @@ def run(
     force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> TrainResult:
-    """Do what was asked for, and tell ``reporter``. Arguments and errors are as for `train`."""
+    """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
     began = time.monotonic()
     settings, folder, several = request.settings, request.output_dir, request.several
     args, base = begin(request, reporter, force=force)
@@ -151,7 +151,7 @@ def run(
     if request.resume is not None:
         check_resumed(request, contents, reporter)
     batch, steps = effective_batch(args), _steps(args, request, tasks, tokenizer)
-    warm = partial(warm_up, args, request.arguments)  # Before a trainer changes the arguments.
+    warm = partial(warm_up, args, request.arguments)  # A trainer changes the arguments.
     note_steps(args, request, steps, reporter)
     model = load_base(request, base, reporter)
     check_processes(args, model)
@@ -162,7 +162,7 @@ def run(
             reporter.warn(note)
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     if several and args.place_model_on_device and not placed:
-        model.to(args.device)  # The bank is made where it trains.
+        model.to(args.device)  # The bank is created on the training device.
     handle: Handle = model.bishare  # type: ignore[assignment]
     adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
     owned = handle.plan.owned + " and frozen" * bool(library) if several else ""
@@ -200,7 +200,7 @@ def run(
             how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
             trainer = _one_trainer(handle, tasks[0], tokenizer, packed=settings.packing, **how)
         watch.trainer = trainer
-        trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
+        trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
             asked, earlier = request.as_dict(spec), result_folders(folder)
             held = folders.hold(folder, asked, request.resume, force=force, earlier=earlier)
@@ -236,7 +236,7 @@ def run(
 def _steps(
     args: SFTConfig, request: Request, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase
 ) -> Steps:
-    """Return the steps of the tasks; of one alone, Trainer and its data loader make them."""
+    """Return the steps of the tasks; for a single task, Trainer and its data loader create them."""
     return Steps(
         tasks,
         Collator.of(tokenizer),
@@ -250,9 +250,9 @@ def _steps(
 
 
 def _share(adapters: Sequence[Any], library: Mapping[str, StoredAdapter]) -> frozenset[str]:
-    """Return the tensors of which there is one for all adapters, and let them have the library's values.
+    """Return the tensors that all adapters share, after loading the library's values into them.
 
-    Frozen tensors of a library are drawn from one seed: its own, or the first adapter's.
+    Frozen tensors are generated from one seed: the library's, or the first adapter's.
     """
     plan: Plan = adapters[0].plan
     if not plan.is_library:
@@ -269,7 +269,7 @@ def _share(adapters: Sequence[Any], library: Mapping[str, StoredAdapter]) -> fro
 def _one_trainer(
     handle: Handle, task: Task, tokenizer: PreTrainedTokenizerBase, *, packed: bool, **how: Any
 ) -> AdapterTrainer:
-    """Make the trainer of one adapter: TRL's, of a model of PEFT."""
+    """Create the trainer of one adapter: TRL's, on a PEFT model."""
     from bishare_dsl.train.trainer import AdapterTrainer
 
     model: Any = handle.model
@@ -294,7 +294,7 @@ def _task_result(
     *,
     kept: bool,
 ) -> TaskResult:
-    """Return what became of a task, by what was logged."""
+    """Build a task's result from the log."""
     task, state, several = steps.tasks[number], trainer.state, request.several
     named = task.name if several else None
     losses = [*logged(state.log_history, "loss", named).values()]
@@ -323,7 +323,7 @@ def _task_result(
 
 
 def _accuracies(history: Sequence[Mapping[str, Any]], task: str | None) -> dict[int, float]:
-    """Return the accuracies among options of held-out rows, by step; of one of several tasks, if named."""
+    """Return the held-out accuracies among options by step, for one task if named."""
     if task is None:
         return {e["step"]: e["eval_accuracy"] for e in history if "eval_accuracy" in e}
     of_tasks = ((e["step"], e["eval_accuracies"]) for e in history if "eval_accuracies" in e)
@@ -331,7 +331,7 @@ def _accuracies(history: Sequence[Mapping[str, Any]], task: str | None) -> dict[
 
 
 def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
-    """Make the problem of adapters that are not kept, because they have no finite values (BS750)."""
+    """Build the error for adapters that are not kept because of non-finite values (BS750)."""
     whys = (steps.stopped.get(i) for i, task in enumerate(steps.tasks) if task.group == groups[0])
     step = max((why[0] for why in whys if why), default=len(steps))
     kept = f"no adapter is written for {', '.join(f'`{name}`' for name in groups)}"
@@ -339,7 +339,7 @@ def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
 
 
 def _write(trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapter]) -> None:
-    """Write each adapter into a folder of its name, or all that share tensors into a library."""
+    """Write each adapter into a folder with its name, or adapters that share tensors into a library."""
     names = {group: trainer.steps.tasks[i].name for group, i in trainer.kept().items()}
     adapters = {group: trainer.handle[name] for group, name in names.items()}
     if not adapters:

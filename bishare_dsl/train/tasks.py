@@ -1,4 +1,4 @@
-"""The steps of several tasks that are trained together, and the batches that the base runs for all."""
+"""Optimizer steps of several tasks trained together, and the batches that they share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """An adapter that is trained with others, and its rows.
+    """An adapter that is trained with others, and its examples.
 
     Attributes:
-        name: the adapter's.
-        group: what the adapter is called that is kept; tasks of one group are tried against each other.
-        examples: to train on.
-        held_out: to evaluate on; empty where there are none.
-        rate: its learning rate at most.
-        seed: of its first values.
-        order: the seed by which its examples are shuffled.
-        variant: which of the variants of the spec it has, where several are tried.
-        data: what became of its rows, by ``"train"`` and ``"eval"``.
+        name: the adapter's name.
+        group: the name of the kept adapter; tasks of one group are candidates for it.
+        examples: the training examples.
+        held_out: the held-out examples, perhaps empty.
+        rate: the peak learning rate.
+        seed: the seed of the initial values.
+        order: the seed for shuffling the examples.
+        variant: the index of its spec variant, if there are several.
+        data: reports on the rows, by ``"train"`` and ``"eval"``.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Task:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the base runs at once.
+    """One forward and backward pass.
 
     Attributes:
         inputs: ``input_ids``, ``attention_mask`` and ``labels``, (rows, longest).
-        tasks: of each row, the number of its task.
-        learned: of each row, how many tokens its task learns in the step, in all of its rows.
+        tasks: the task number of each row.
+        learned: for each row, the trained tokens of its task in all rows of the step.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -62,16 +62,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Steps(Sequence[list[MicroBatch]]):
-    """The passes of each optimizer step. A task sees in each of its steps what it would see alone.
+    """The passes of each optimizer step. Each task sees the same examples as if it trained alone.
 
     Args:
-        tasks: which may have different numbers of rows, and end at different steps.
-        collator: makes batches.
-        batch: rows of each task in a step.
-        epochs: how often each task sees its rows; ``most`` cuts its steps, where it is not None.
-        at_once: rows in a pass, at most.
-        processes: that have passes in each step, where there are as many rows.
-        cost: what a pass takes however few rows it has, in tokens.
+        tasks: tasks, perhaps with different numbers of rows and steps.
+        collator: builds batches.
+        batch: rows per task and step.
+        epochs: passes over each task's rows; ``most`` limits its steps unless it is None.
+        at_once: the maximum number of rows per pass.
+        processes: the number of processes, each with passes in every step if there are enough rows.
+        cost: the fixed cost of a pass in tokens.
     """
 
     tasks: Sequence[Task]
@@ -83,11 +83,11 @@ class Steps(Sequence[list[MicroBatch]]):
     processes: int = 1
     cost: int = 64
     stopped: dict[int, tuple[int, str]] = field(default_factory=dict)
-    """Tasks that have no more steps, by number: after which step, and why."""
+    """Stopped tasks by number, with their last step and the reason."""
 
     @property
     def groups(self) -> list[str]:
-        """The names of the adapters that are kept."""
+        """The names of the kept adapters."""
         return [*dict.fromkeys(task.group for task in self.tasks)]
 
     def count(self, task: Task) -> int:
@@ -97,7 +97,7 @@ class Steps(Sequence[list[MicroBatch]]):
         return ceil(self.epochs * ceil(len(task.examples) / self.batch))
 
     def epochs_of(self, number: int) -> float:
-        """Return how often a task sees its rows."""
+        """Return the number of epochs of a task."""
         task = self.tasks[number]
         done, _ = self.stopped.get(number, (self.count(task), ""))
         return done / ceil(len(task.examples) / self.batch)
@@ -106,7 +106,7 @@ class Steps(Sequence[list[MicroBatch]]):
         return max(map(self.count, self.tasks))
 
     def running(self, step: int) -> list[int]:
-        """List the tasks that have a step of this number, from 0 on."""
+        """List the tasks that are active in the step of this number, from 0."""
         tasks = enumerate(self.tasks)
         return [i for i, t in tasks if i not in self.stopped and step < self.count(t)]
 
@@ -116,15 +116,15 @@ class Steps(Sequence[list[MicroBatch]]):
         return self.passes([(i, self._rows(self.tasks[i], step)) for i in self.running(step)])
 
     def _rows(self, task: Task, step: int) -> list[Example]:
-        """Return what a task learns in a step: its rows are shuffled anew in each epoch."""
+        """Return a task's rows for a step; they are reshuffled in each epoch."""
         epoch, number = divmod(step, ceil(len(task.examples) / self.batch))
         order = _order(len(task.examples), task.order, epoch)
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
-        """Fill passes with the rows of some tasks, so that little is padded and there are not many."""
+        """Divide the rows of some tasks into few passes with little padding."""
         found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
-        # By the ids last: a step with all rows has the same passes in each epoch.
+        # Token ids break ties, so that a step with all rows has the same passes in each epoch.
         found.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
         most = min(self.at_once, ceil(len(found) / self.processes))
         cuts = cut_by_length([len(row["input_ids"]) for *_, row in found], most, self.cost)
@@ -136,9 +136,9 @@ class Steps(Sequence[list[MicroBatch]]):
 
 
 def cut_by_length(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:
-    """Cut rows, the short ones first, where all parts together take least.
+    """Divide rows, sorted by length, into consecutive parts of minimal total cost; return their bounds.
 
-    Each takes as many tokens as its longest row has, for each of its rows, and ``cost`` beside.
+    A part costs its number of rows times the length of its longest row, plus ``cost``, in tokens.
     """
     least, starts = [0], [0]
     for end in range(1, len(lengths) + 1):
@@ -161,5 +161,5 @@ def _order(rows: int, seed: int, epoch: int) -> list[int]:
 
 
 def count_learned(example: Example) -> int:
-    """Count the tokens of an example that are learned: the first is not predicted."""
+    """Count the trained tokens of an example; the first token is not predicted."""
     return sum(label != IGNORED for label in example["labels"][1:])

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer for an adapter: rates by share, and the model's own loss."""
+"""TRL's SFTTrainer for an adapter, with separate learning rates and the model's own loss."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
-    """Trains the adapter of a model of PEFT; the loop and the checkpoints are transformers', the loss TRL's.
+    """A Trainer for the adapter of a PEFT model, with transformers' loop and checkpoints and TRL's loss.
 
     Args:
-        rates: of shares and factors, as `regroup` takes them.
+        rates: learning rates of shares and factors, for `regroup`.
         **arguments: as for `RunTrainer` and SFTTrainer.
 
     Attributes:
-        fused: whether TRL's loss is taken, which has a kernel on a GPU and never makes the logits.
+        fused: whether TRL's loss is used, which has a GPU kernel and never stores the logits.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         before = [(p, p.data) for p in model.parameters() if p.requires_grad]
         super().__init__(model=model, args=args, **arguments)
         for parameter, data in before:
-            if parameter.dtype != data.dtype:  # TRL rounds what trains on a quantised base.
+            if parameter.dtype != data.dtype:  # TRL rounds trainable tensors on a quantised base.
                 parameter.data = data.to(parameter.device)
         check_sharding(self)
         asked = args.loss_type != "nll" or args.router_aux_loss_coef or args.label_smoothing_factor
@@ -68,7 +68,7 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         self.fused = not among and (bool(asked) or (plain and kernel))
 
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
-        """Make the optimizer as transformers does, with the rates of shares and factors."""
+        """Create transformers' optimizer, with the learning rates of shares and factors."""
         made = self.optimizer is not None
         with catch_refusals():
             optimizer = super().create_optimizer(*arguments, **keywords)
@@ -78,7 +78,7 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make the schedule as transformers does, but for a first step at rate 0."""
+        """Create transformers' schedule, without a first step at learning rate 0."""
         layerwise = "layerwise" in str(self.args.optim)
         self.args.warmup_steps = self.warm_up(num_training_steps)
         if self.lr_scheduler is None and not layerwise:
@@ -89,13 +89,13 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
             return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        """Do a part of a step; its loss is kept, without waiting for the device."""
+        """Do a part of a step, and store its loss without waiting for the device."""
         loss: torch.Tensor = super().training_step(model, inputs, *rest)
         self._step_loss = self._step_loss.to(loss.device) + loss.detach().float().sum()
         return loss
 
     def take_loss(self) -> float:
-        """Return the loss of the step so far, of this process; the next step begins anew."""
+        """Return and reset the loss of the current step in this process."""
         loss, self._step_loss = float(self._step_loss), torch.zeros(())
         return loss
 
@@ -106,7 +106,7 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute the loss by TRL, or of logits that are made only where something is learned."""
+        """Compute the loss by TRL, or from logits of trained tokens only."""
         if self.fused or (return_outputs and ALLOWED not in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         forward = cast(Any, self.model).get_base_model().forward
@@ -118,12 +118,12 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
                 [right.sum(), right.new_tensor(len(right), dtype=torch.long)]
             ).cpu()
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # They count the tokens of all, and DDP averages.
+            # The loss is divided by the tokens of all processes, and DDP averages.
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
-        """Evaluate; whatever that draws, training draws the same as if nothing had been evaluated."""
+        """Evaluate, without changing the random numbers of the training that follows."""
         self._right = torch.zeros(2, dtype=torch.long)
         with torch.random.fork_rng():
             found = super().evaluate(*arguments, **keywords)
@@ -133,4 +133,4 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         return found
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write none: PEFT writes the adapter's."""
+        """Write no card, because PEFT writes the adapter's."""

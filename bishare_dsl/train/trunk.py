@@ -1,11 +1,11 @@
-"""The hidden states below the first adapted block, computed once for each example and kept.
+"""Cache the hidden states below the first adapted block, computed once for each example.
 
-Blocks below all adapters never change, so an example has the same hidden states there in every epoch. An
-adapter on the last two of thirty blocks needs two blocks a step.
+Blocks below all adapters never change, so the hidden states of an example are the same in every epoch. With
+an adapter on the last two of thirty blocks, a step runs only two blocks.
 
-All are computed before the first step, in batches that depend on the examples alone, so that a resumed run
-has the same ones. Results are those of a run that keeps nothing: bit for bit if the steps have these batches,
-as steps of several tasks that take all examples do; otherwise up to the rounding of products of other shapes.
+All states are computed before the first step, in batches that depend only on the examples, so a resumed run
+has the same states. Results equal those without the cache: bit for bit if the steps use the same batches,
+as steps with all examples of several tasks do. Otherwise they differ by rounding.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from bishare_dsl.train.tasks import Steps
 
 MEMORY = 2**30
-"""Bytes of hidden states in memory; those of later examples are on the disk."""
+"""Bytes of hidden states in memory; the rest is stored on disk."""
 
 _AT_ONCE = 4096
-"""Rows that are put into batches together."""
+"""The number of rows that are sorted into batches together."""
 
 _FREE = 0.5
-"""The part of a disk's free space that may be used."""
+"""The usable fraction of a disk's free space."""
 
 _TRIED = (2, 6)
-"""Rows and tokens on which a model is tried before anything is kept."""
+"""Rows and tokens of the trial that precedes caching."""
 
 Row = tuple[int, ...]
 """The token ids of an example."""
@@ -52,17 +52,17 @@ def kept_trunk(
     context: Callable[[], AbstractContextManager[Any]],
     reporter: Reporter,
 ) -> Iterator[None]:
-    """Keep the hidden states below the first adapted block, in a block of code.
+    """Cache the hidden states below the first adapted block within a block of code.
 
-    Nothing is kept if examples come once only, if the model drops activations there, if something below is
-    trained, or if a trial shows that the blocks above need more than the hidden states.
+    Caching is off if examples occur only once, or if lower blocks train or use dropout. It is also off if a
+    trial shows that the upper blocks need more than the hidden states.
 
     Args:
-        model: adapted, on its device.
-        plans: of all adapters that run.
-        steps: have the examples.
-        context: in which the model runs, such as autocast.
-        reporter: is told what is kept.
+        model: the adapted model, on its device.
+        plans: the plans of all running adapters.
+        steps: the steps with the examples.
+        context: a context for running the model, such as autocast.
+        reporter: reports what is cached.
     """
     again = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
     found = _blocks_below(model, [*plans]) if again else None
@@ -80,7 +80,7 @@ def kept_trunk(
 
 
 def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
-    """Yield all examples as inputs of the model: in the passes of a step, if that has all of them."""
+    """Yield all examples as model inputs, in the passes of a step if it has all examples."""
     parts = [
         (i, rows) for i, task in enumerate(steps.tasks) for rows in (task.examples, task.held_out)
     ]
@@ -96,7 +96,7 @@ def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
 def _blocks_below(
     model: PreTrainedModel, plans: Sequence[Plan]
 ) -> tuple[nn.Module, list[nn.Module], nn.Module] | None:
-    """Return the module that calls the blocks, those below all adapters, and the first that is adapted."""
+    """Return the module that calls the blocks, those below all adapters, and the first adapted block."""
     adapted = {site for plan in plans for site, terms in plan.terms_of.items() if terms}
     adapted |= {parameter.parameter for plan in plans for parameter in plan.trained}
     places = set()
@@ -127,13 +127,13 @@ def _module(model: nn.Module, words: Sequence[str]) -> nn.Module | None:
 
 
 def _drops(module: nn.Module) -> bool:
-    """Tell whether a module drops activations while it trains."""
+    """Return whether a module uses dropout in training."""
     rates = [getattr(module, name, 0) for name in ("p", "attention_dropout", "dropout")]
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 class _Kept:
-    """Hidden states by example, ``(tokens, width)`` each: in memory, or where they are in a file."""
+    """Hidden states by example, ``(tokens, width)`` each, in memory or in a file."""
 
     def __init__(self) -> None:
         self._rows: dict[Row, Tensor | tuple[int, int, tuple[int, ...], torch.dtype]] = {}
@@ -144,7 +144,7 @@ class _Kept:
         return row in self._rows
 
     def add(self, row: Row, states: Tensor) -> None:
-        """Keep the states of an example, unless there is no room for them."""
+        """Store the states of an example, if there is room."""
         states = states.detach().to("cpu", copy=True).contiguous()
         self._bytes += states.nbytes
         if self._bytes <= MEMORY:
@@ -178,7 +178,7 @@ class _Kept:
 
 
 class _EnoughError(Exception):
-    """The states that are to be kept have been computed."""
+    """Raised to stop a forward once the states to cache are computed."""
 
 
 class Trunk:
@@ -186,23 +186,23 @@ class Trunk:
 
     Args:
         owner: the module that calls the blocks.
-        below: these blocks.
-        first: the block above them.
+        below: the blocks.
+        first: the first block above them.
     """
 
     def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
         self._owner, self._below, self._first = owner, below, first
         self._kept = _Kept()
-        self._rows: list[Row] = []  # Of the batch whose states are to be kept.
+        self._rows: list[Row] = []  # Of the batch whose states are cached.
         self._filling = False
         self._known: Tensor | None = None
-        self._form = 0  # Of a block's output: how long a tuple it is; 0 for a tensor.
+        self._form = 0  # Length of a block's output tuple; 0 for a tensor.
         self.hits = 0
-        """How many batches were run from what is kept."""
+        """The number of batches that used cached states."""
 
     @contextmanager
     def installed(self) -> Iterator[Trunk]:
-        """Let the blocks return what is kept, in a block of code."""
+        """Let the blocks return cached states within a block of code."""
         with ExitStack() as stack:
             stack.callback(self._kept.close)
             for hook in (
@@ -238,7 +238,7 @@ class Trunk:
 
     @torch.no_grad()
     def fill(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Compute the hidden states of all examples, and go no further up."""
+        """Compute the hidden states of all examples, without running higher blocks."""
         training, device = self._owner.training, next(self._owner.parameters()).device
         self._owner.eval()
         self._filling = True
@@ -253,7 +253,7 @@ class Trunk:
 
     @torch.no_grad()
     def fits(self, model: PreTrainedModel) -> bool:
-        """Tell whether the model computes the same from kept states, by trying it on a few tokens."""
+        """Test on a few tokens whether the model's output from cached states is the same."""
         count, length = _TRIED
         vocabulary: Any = model.get_input_embeddings().num_embeddings
         drawn = torch.randint(
@@ -266,7 +266,8 @@ class Trunk:
         model.eval()
         try:
             first = model(**given, use_cache=False).logits
-            # Others last, so that nothing that blocks leave behind is of the same tokens.
+            # Different tokens come last, so that no state left in blocks belongs to the tested
+            # tokens.
             self.fill([given, {**given, "input_ids": given["input_ids"].flip(0, 1)}])
             second = model(**given, use_cache=False).logits
         except Exception:  # noqa: BLE001 - the model is run as it is, and says what is wrong
@@ -303,7 +304,7 @@ class Trunk:
 
 
 def _rows_of(given: dict[str, Any]) -> list[Row]:
-    """Return the token ids of each row of a batch; none if they do not determine the hidden states."""
+    """Return the token ids of each row of a batch; empty if other inputs affect the hidden states."""
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     others = {name: v for name, v in given.items() if name not in ("input_ids", "attention_mask")}
     if not isinstance(ids, Tensor) or ids.dim() != 2:

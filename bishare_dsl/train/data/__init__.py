@@ -1,1 +1,1 @@
-"""Training data: read, checked row by row, encoded with the loss where it belongs, packed, collated."""
+"""Training data: read, check, encode with a loss mask, pack and collate."""

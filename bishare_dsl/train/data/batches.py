@@ -1,4 +1,4 @@
-"""Encoded examples, in eight bytes a token; batches; and a model's word that it keeps packed ones apart."""
+"""Encoded examples, batches of them, and a check that a model separates packed examples."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
-"""The label of a token that is not trained on."""
+"""The label of tokens without loss."""
 
 ALLOWED = "allowed"
 
 Example = dict[str, Any]
-"""``input_ids``, and ``labels``: the ids of the trained tokens, and -100 elsewhere, unshifted. A packed one
-has the ``seq_lengths`` of the examples in it. One that is learned among options has ``allowed``: of each
-trained token, the ids that may stand there."""
+"""``input_ids`` and ``labels``: the ids of the trained tokens, and -100 elsewhere, unshifted. Packed
+examples have ``seq_lengths``. Examples with options have ``allowed``: for each trained token, the ids that
+an option allows there.
+"""
 
 
 def dataset_of(
     ids: NDArray[np.int32], labels: NDArray[np.int32], lengths: Sequence[int]
 ) -> Dataset:
-    """Return examples as a data set of `datasets`, in the memory that they have.
+    """Return examples as a data set of `datasets`, without copying them.
 
     Args:
-        ids: of all tokens, one example after the other.
-        labels: of the same tokens.
-        lengths: of the examples, in tokens.
+        ids: the token ids of all examples, concatenated.
+        labels: the labels of these tokens.
+        lengths: the lengths of the examples in tokens.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
@@ -48,24 +49,24 @@ def dataset_of(
         name: pa.LargeListArray.from_arrays(starts, pa.array(values))
         for name, values in (("input_ids", ids), ("labels", labels))
     }
-    return Dataset(pa.table(columns), fingerprint="bishare")  # Else it would hash all of it.
+    return Dataset(pa.table(columns), fingerprint="bishare")  # Avoids hashing all of it.
 
 
 @dataclass(frozen=True)
 class Collator:
     """A `data_collator` for Trainer.
 
-    Plain examples are padded on the right: ``input_ids``, ``attention_mask`` and ``labels`` (-100
-    where padded), each of shape (batch, longest).
+    Plain examples are padded on the right: ``input_ids``, ``attention_mask`` and ``labels`` (-100 where
+    padded), each of shape (batch, longest).
 
-    Packed examples have ``position_ids`` and no ``attention_mask``: from that transformers masks each
-    example from the others, if there is no cache; so ``use_cache=False`` is in the batch too. Padding
-    is one more example, of which no token is trained on.
+    Packed examples have ``position_ids`` and no ``attention_mask``. transformers then separates the
+    examples, but only without a cache, so the batch sets ``use_cache=False``. Padding is one more example
+    without trained tokens.
 
     Args:
-        pad_token_id: any id that the model's embedding has.
-        flatten: put a packed batch into one row of shape (1, all tokens), without padding. Flash
-            attention needs it: it looks for packed examples in batches of one row alone.
+        pad_token_id: any id in the model's embedding.
+        flatten: put a packed batch into one row of shape (1, all tokens), without padding. Flash attention
+            needs it, since it detects packed examples only in batches of one row.
     """
 
     pad_token_id: int
@@ -73,12 +74,12 @@ class Collator:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, *, flatten: bool = False) -> Collator:
-        """Make one with the tokenizer's padding token, or another that it has."""
+        """Create a collator with the tokenizer's padding token, or another of its tokens."""
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return cls(next(i for i in ids if isinstance(i, int)), flatten)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Make tensors of int64, as the model's forward takes them."""
+        """Return int64 tensors for the model's forward."""
         columns = {name: [e[name] for e in examples] for name in ("input_ids", "labels")}
         packed = "seq_lengths" in examples[0]
         if packed:
@@ -99,36 +100,36 @@ class Collator:
             batch[ALLOWED] = _allowed(examples, longest)
         if not packed:
             return batch
-        # Its first token is not predicted from the example before.
+        # The first token must not be predicted from the previous example.
         batch["labels"][batch["position_ids"] == 0] = IGNORED
         return batch | {"use_cache": False}
 
 
 def _allowed(examples: Sequence[Example], longest: int) -> torch.Tensor:
-    """Return the ids that may stand at each place, ``(batch, longest, most)``, -1 behind them."""
+    """Return the allowed ids per position, ``(batch, longest, most)``, padded with -1."""
     most = max(len(ids) for example in examples for ids in example[ALLOWED])
     found = torch.full((len(examples), longest, most), -1)
     for row, example in enumerate(examples):
         places = [i for i, label in enumerate(example["labels"]) if label != IGNORED]
-        for place, ids in zip(places, example[ALLOWED], strict=False):  # The end may be cut off.
+        for place, ids in zip(places, example[ALLOWED], strict=False):  # The end may be truncated.
             found[row, place, : len(ids)] = torch.tensor(ids)
     return found
 
 
 _SAME = 6
 _TOLERANCE = 0.5
-"""Of the logits' standard deviation. Rounding in bfloat16 gives up to 0.08, a leak 1.7 and more."""
+"""In standard deviations of the logits. Rounding in bfloat16 causes up to 0.08, a leak at least 1.7."""
 
 
 @torch.no_grad()
 def check_packing(model: PreTrainedModel, collator: Collator) -> None:
-    """Check on a few tokens that the model keeps packed examples apart. To be called before training.
+    """Check on a few tokens that the model separates packed examples. Call it before training.
 
-    The same example is put after two others of different lengths, in batches of two rows. What the
-    model says about it must be the same, but for rounding.
+    The same example follows two others of different lengths, in batches of two rows. Its logits must be
+    equal up to rounding.
 
     Raises:
-        DataError: it is not (BS725).
+        DataError: they differ (BS725).
     """
 
     def leaks(reason: str) -> DataError:

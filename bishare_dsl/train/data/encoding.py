@@ -1,4 +1,4 @@
-"""From rows to examples: what the model reads, which tokens it is trained on, what became of the rows."""
+"""Encode rows as examples: token ids, loss mask and a report."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts of an encoded set.
+    """Counts for an encoded data set.
 
     Attributes:
-        name: of the set.
-        format: of the rows.
-        rows: that were read.
-        kept: examples that are trained on; of the other rows no token is: no assistant turn, an empty
-            completion, or all that was to be trained on lies beyond ``max_length``.
-        cut: rows kept of which the end was cut off at ``max_length``.
-        tokens: in the kept examples.
-        trained_tokens: those of them that count in the loss.
-        max_length: the limit.
+        name: the name of the data set.
+        format: the format of the rows.
+        rows: the number of rows read.
+        kept: the number of examples. Other rows have no trained token: no assistant turn, an empty
+            completion, or nothing trained within ``max_length``.
+        cut: the number of examples truncated at ``max_length``.
+        tokens: the number of tokens in the examples.
+        trained_tokens: the number of tokens with a loss.
+        max_length: the limit in tokens.
     """
 
     name: str
@@ -54,7 +54,7 @@ class DataReport:
     max_length: int
 
     def __str__(self) -> str:
-        """Write one paragraph."""
+        """Describe the counts in one paragraph."""
         said = (
             f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
             f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are trained on."
@@ -68,7 +68,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is trained on, and what became of the rows."""
+    """Encoded examples and their report."""
 
     examples: Dataset
     report: DataReport
@@ -85,17 +85,17 @@ def encode(
     """Check and encode every row.
 
     Args:
-        rows: of one format.
-        tokenizer: with a chat template, if the rows are chats.
-        max_length: the longest example, in tokens; what is longer loses its end.
-        train_on: ``"completion"`` trains on the completion, or on all turns of the assistant, each with
-            what ends it; ``"all"`` on every token. Plain text is trained on whole either way.
-        format: which of the formats, where the columns fit several.
+        rows: rows of one format.
+        tokenizer: a tokenizer, with a chat template if the rows are chats.
+        max_length: the maximum length in tokens; longer examples are truncated.
+        train_on: ``"completion"`` trains on the completion, or on all assistant turns with their end
+            tokens; ``"all"`` trains on every token. Plain text is always trained on in full.
+        format: the format, if the columns fit several.
 
     Raises:
-        DataError: the format is unknown or ambiguous (BS709, BS710), rows are bad (the first ones are
-            named: BS711 to BS714, BS719, BS720), the tokenizer lacks what is needed (BS718, BS721), or no
-            row has anything to learn (BS723).
+        DataError: the format is unknown or ambiguous (BS709, BS710), rows are invalid (BS711 to BS714,
+            BS719, BS720; the first are listed), the tokenizer lacks a template or token (BS718, BS721), or
+            no row has a trained token (BS723).
     """
     format, chats = format or find_format(rows), tokenizer.chat_template is not None
     encoder = Encoder(rows.name, tokenizer, whole=train_on == "all")
@@ -144,12 +144,12 @@ def encode(
 def _among_options(
     encoder: Encoder, row: Plain | Chat, tokens: Tokens | None, place: str, train_on: str
 ) -> tuple[Tokens | None, list[list[int]]]:
-    """Return the tokens of a row, and of each that is learned which may stand there, if it has options.
+    """Return the tokens of a row and, if it has options, the allowed ids for each trained token.
 
-    Where one token alone may stand, nothing is learned.
+    A token without an alternative is not trained on.
 
     Raises:
-        BadRow: the options cannot be told apart (BS726).
+        BadRow: the options are indistinguishable (BS726).
     """
     if not isinstance(row, Plain) or not row.options or tokens is None:
         return tokens, []

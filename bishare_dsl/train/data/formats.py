@@ -1,9 +1,9 @@
-"""The formats of rows: known by their columns, checked for every row, and what is held out of a set.
+"""Detect and check the formats of rows, and split off held-out rows.
 
 | format | columns |
 |---|---|
-| ``alpaca`` | ``instruction``, ``output``, and ``input`` where there is one |
-| ``prompt-completion`` | ``prompt``, ``completion``: both texts, or both lists of messages |
+| ``alpaca`` | ``instruction``, ``output``, and optionally ``input`` |
+| ``prompt-completion`` | ``prompt``, ``completion``: two texts, or two lists of messages |
 | ``messages`` | ``messages`` or ``conversations``: each with ``role``, ``content`` (or ``from``, ``value``) |
 | ``text`` | ``text`` |
 
@@ -28,7 +28,7 @@ Format = Literal["alpaca", "prompt-completion", "messages", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A text of which the end is trained on: what follows ``prompt``; one of ``options`` if there are any."""
+    """A text whose end, after ``prompt``, is trained on. With ``options``, it is one of them."""
 
     prompt: str
     completion: str
@@ -37,14 +37,14 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Messages as a chat template takes them. The assistant's are trained on from ``trained_from`` on."""
+    """Messages for a chat template. Assistant messages from index ``trained_from`` are trained on."""
 
     messages: list[dict[str, Any]]
     trained_from: int = 0
 
 
 OPTIONS = "options"
-"""The column of the texts among which the completion is the right one."""
+"""The column of the options, one of which is the completion."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT = {"human": "user", "gpt": "assistant", **{role: role for role in _ROLES}}
@@ -60,7 +60,7 @@ _KINDS = {
     dict: "an object",
 }
 
-# https://github.com/tatsu-lab/stanford_alpaca, with the line break that alpaca-lora puts at the end.
+# https://github.com/tatsu-lab/stanford_alpaca, with alpaca-lora's final line break.
 _ALPACA = (
     "Below is an instruction that describes a task{context}. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
@@ -68,12 +68,12 @@ _ALPACA = (
 
 
 class BadRow(DataError):
-    """A row that is not as its format says."""
+    """A row that violates its format."""
 
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields of a row, or of a message in it, and how they are called in a problem."""
+    """The fields of a row or of one of its messages, and their names in error messages."""
 
     values: Row
     place: str
@@ -105,7 +105,7 @@ class _Fields:
         return value
 
     def options(self, right: str) -> tuple[str, ...]:
-        """Return the texts of which the completion, ``right``, is one; none if the row has no such column."""
+        """Return the options, which must contain the completion ``right``; empty without such a column."""
         values = self.values.get(OPTIONS)
         if values is None:
             return ()
@@ -139,7 +139,7 @@ class _Fields:
         if role not in roles:
             raise self.bad(codes.UNKNOWN_ROLE, by, found=role, help=nearest(role, roles))
         content = self.text(says, empty=roles[role] in _MAY_BE_EMPTY)
-        # Templates read other keys too, such as `reasoning_content`; null stands for none of them.
+        # Templates read other keys too, such as `reasoning_content`; null means absent.
         others = {k: v for k, v in self.values.items() if k not in (by, says) and v is not None}
         return {**others, "role": roles[role], "content": content}
 
@@ -174,7 +174,7 @@ def _messages(fields: _Fields, chat: bool) -> Chat:
 
 class _Format(NamedTuple):
     columns: tuple[tuple[str, ...], ...]
-    """Those that a row must have, of which there may be several choices."""
+    """Required columns; there may be alternatives."""
     read: Callable[[_Fields, bool], Plain | Chat]
     optional: tuple[str, ...] = ()
 
@@ -188,10 +188,10 @@ _FORMATS: Mapping[Format, _Format] = {
 
 
 def find_format(rows: Rows) -> Format:
-    """Return the format that the columns of the first row have.
+    """Return the format that fits the columns of the first row.
 
     Raises:
-        DataError: they have none (BS709) or several (BS710).
+        DataError: no format fits (BS709), or several do (BS710).
     """
     first = rows[0].keys()
     found = [name for name, f in _FORMATS.items() if any(first >= {*c} for c in f.columns)]
@@ -204,10 +204,10 @@ def find_format(rows: Rows) -> Format:
 
 
 def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Chat:
-    """Check a row, and return what is to be encoded; Alpaca's as a chat where ``chats`` says so.
+    """Check a row and return its content; Alpaca rows become chats if ``chats`` is true.
 
     Raises:
-        BadRow: with the problem, at ``place``.
+        BadRow: the row is invalid; ``place`` locates it.
     """
     fields = _Fields(row, place)
     read = _FORMATS[format].read(fields, chats)
@@ -221,20 +221,19 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
 def split_off(
     rows: Rows, size: int | float, seed: int, *, format: Format | None = None
 ) -> tuple[Rows, Rows]:
-    """Split rows into those to train on and those held out; each side keeps their order.
+    """Split rows into a training set and a held-out set; both keep their order.
 
-    Rows with the same content come together; a group of them that is larger than what is still wanted
-    is left to train on, so that never more than ``size`` are held out. The choice depends on the
-    content and the seed alone, not on the order of the rows.
+    Rows with the same content stay together. A group larger than the remaining size is skipped, so at most
+    ``size`` rows are held out. The choice depends only on content and seed, not on the order of rows.
 
     Args:
-        rows: of one format; columns that the format does not know do not count as content.
-        size: how many rows to hold out (int, at least 1), or which part of them (float between 0 and 1).
-        seed: another seed, other rows.
+        rows: rows of one format; columns outside the format do not count as content.
+        size: the number of held-out rows (int, at least 1), or their fraction (float between 0 and 1).
+        seed: selects the rows.
         format: as in `encode`.
 
     Returns:
-        The rows to train on, and those held out.
+        The training rows and the held-out rows.
 
     Raises:
         DataError: the format is unknown or ambiguous (BS709, BS710), or one side would be empty (BS724).

@@ -1,4 +1,4 @@
-"""Read a set of rows: from a file, of which nothing can run, or from a data set on the Hub."""
+"""Read rows from a file, without executing its contents, or from a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
 from bishare_dsl.train.data.rows import Findings, Rows, place_of
 
 _Bad = Callable[[int, str], None]
-"""Notes what is wrong with the row of a number."""
+"""Records a problem with the row of a number."""
 
 
 def load_rows(
@@ -26,20 +26,18 @@ def load_rows(
     """Read rows from a file, or from a data set on the Hub.
 
     Args:
-        source: a file whose ending says what it is (.json, .jsonl, .ndjson, .csv, .parquet), or
-            else the id of a data set on the Hub. JSON is an array of objects, or an object with
-            one in ``data``.
-        split: the split of a Hub data set, ``"train[:1000]"`` and the like included. A file has no
-            splits, and this is ignored.
-        subset: the configuration of a Hub data set that has several.
+        source: a file (.json, .jsonl, .ndjson, .csv, .parquet), or the id of a data set on the Hub. JSON is
+            an array of objects, or an object with such an array in ``data``.
+        split: the split of a Hub data set, such as ``"train[:1000]"``; ignored for files.
+        subset: the configuration of a Hub data set with several.
 
     Raises:
-        DataError: there is no such file (BS701) and no such data set that can be reached (BS504, BS505,
-            BS703), it cannot be read (BS704, BS705), some of its rows cannot (the first ones are
-            named: BS706), or it is empty (BS707).
+        DataError: there is no such file (BS701) or reachable data set (BS504, BS505, BS703), it is
+            unreadable (BS704, BS705), rows are unreadable (BS706; the first are listed), or it is empty
+            (BS707).
     """
     path = Path(source)
-    # `datasets` would take `csv` for all CSV files in the current folder, so an id has an owner.
+    # `datasets` reads `csv` as all CSV files in the current folder, so an id needs an owner.
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
     if path.is_file():
         rows = _read_file(path)
@@ -60,7 +58,7 @@ def _read_file(path: Path) -> Rows:
         raise DataError(codes.UNKNOWN_FILE(path=path, help=help))
     findings = Findings(str(path))
     try:
-        if kind == ".json" and _is_lines(path):  # JSON Lines are often called .json.
+        if kind == ".json" and _is_lines(path):  # JSON Lines are often named .json.
             kind = ".jsonl"
         by_line = kind not in (".json", ".parquet")
 
@@ -85,7 +83,7 @@ def _read_file(path: Path) -> Rows:
 
 
 def _is_lines(path: Path) -> bool:
-    """Tell whether there is an object in the first line, and something after it."""
+    """Return whether the first line is an object and more lines follow."""
     first, _, rest = path.read_bytes().strip().partition(b"\n")
     try:
         return bool(rest) and isinstance(json.loads(first), dict)
@@ -103,7 +101,7 @@ def _read_json(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
 
 
 def _read_lines(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
-    # Not `splitlines`: U+2028 and the like may stand unescaped inside a JSON string.
+    # Not `splitlines`: a JSON string may contain U+2028 and similar characters unescaped.
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             if line.strip():
@@ -115,8 +113,8 @@ def _read_lines(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
-    """Return the rows, blank ones left out, each with its first line."""
-    limit = csv.field_size_limit(2**31 - 1)  # Otherwise 128 KiB a field.
+    """Return the nonblank rows, each with its first line number."""
+    limit = csv.field_size_limit(2**31 - 1)  # The default is 128 KiB per field.
     text = path.read_bytes().decode("utf-8-sig")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     number, header = 1, list[str]()
@@ -157,11 +155,11 @@ _READERS: dict[str, Any] = {
 }
 
 ENDINGS = tuple(_READERS)
-"""Of the files that hold rows."""
+"""The suffixes of data files."""
 
 
 def _read_hub(name: str, split: str, subset: str | None) -> Rows:
-    """Read the rows of a split by `datasets`, memory-mapped from its cache."""
+    """Read the rows of a split with `datasets`, memory-mapped from its cache."""
     import datasets
 
     try:
@@ -172,7 +170,7 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
         help = "there is no file of this name either; data sets in the cache (`HF_HOME`) work"
         raise DataError(HUB_UNREACHABLE(name=name, reason=one_line(error), help=help)) from error
     except Exception as error:
-        # `datasets`, the file systems below it and the formats have exceptions of their own each.
+        # `datasets`, its file systems and its formats raise exceptions of many types.
         raise DataError(codes.NO_SUCH_PART(name=name, reason=one_line(error))) from error
     numbers = range(1, len(table) + 1)
     return Rows(f"{name} ({split})", table, numbers, False, range(len(table)))

@@ -1,4 +1,4 @@
-"""Rows as they were read: plain values by column, and where each of them is."""
+"""Rows as read: plain values by column, and the location of each row."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Rows:
-    """A set of rows, in order.
+    """An ordered set of rows.
 
     Attributes:
-        name: the file, or the Hub data set with its split.
+        name: the file, or the Hub data set and split.
         table: all rows of the source.
-        numbers: of those rows, for `place`.
-        by_line: whether they are numbers of lines.
-        picked: which of those rows are in this set.
+        numbers: the numbers of all rows, for `place`.
+        by_line: whether these are line numbers.
+        picked: the indices of the rows in this set.
     """
 
     name: str
@@ -39,21 +39,21 @@ class Rows:
         return self.table[self.picked[index]]
 
     def place(self, index: int) -> str:
-        """Return where a row is, from 1 on: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``."""
+        """Return a row's location, from 1: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``."""
         return place_of(self.name, self.numbers[self.picked[index]], by_line=self.by_line)
 
     def select(self, indices: Iterable[int]) -> Rows:
-        """Return some of the rows, in the order given; no row is copied."""
+        """Return some of the rows in the given order, without copying."""
         return replace(self, picked=[self.picked[index] for index in indices])
 
 
 def place_of(name: str, number: int, *, by_line: bool) -> str:
-    """Write where a row is, for a person."""
+    """Format the location of a row."""
     return f"{name}:{number}" if by_line else f"{name}, row {number}"
 
 
 class Findings:
-    """Problems of rows: the first few are kept, all are counted."""
+    """Problems with rows: all are counted, and the first few are kept."""
 
     def __init__(self, name: str):
         self._name = name
@@ -61,13 +61,13 @@ class Findings:
         self.count = 0
 
     def add(self, problem: Problem) -> None:
-        """Note a problem."""
+        """Record a problem."""
         self.count += 1
         if self.count <= _SHOWN:
             self._first.append(problem)
 
     def raise_any(self) -> None:
-        """Raise a `DataError` if there was a problem."""
+        """Raise a `DataError` if there is a problem."""
         if more := self.count - len(self._first):
             self._first.append(codes.MORE_PROBLEMS(count=more, name=self._name))
         if self._first:

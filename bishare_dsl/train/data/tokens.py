@@ -1,8 +1,8 @@
-"""Rows to tokens, and which of them are trained on: what the model has to write.
+"""Tokenise rows and mark the trained tokens.
 
-What a chat template encloses by ``{% generation %}`` is the assistant's turn; of the templates that TRL knows
-it has versions with these markers. By any other template a turn begins where the generation prompt ends, and
-ends where the chat up to it does, as long as a chat that goes on begins as the template wrote it before.
+The assistant's turn is the text within ``{% generation %}`` in a chat template; TRL has such versions of
+the templates it knows. With any other template, a turn begins after the generation prompt and ends where
+the chat up to it ends. Extending the chat must not change its earlier text.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
 Tokens = tuple[list[int], list[bool]]
-"""The ids of a text, and which of them are trained on; the first never is, since nothing predicts it."""
+"""Token ids and whether each is trained on; the first never is, since nothing predicts it."""
 
-# What a template in the sandbox can fail with; `raise_exception` in it gives a TemplateError.
+# The errors of a sandboxed template; its `raise_exception` raises TemplateError.
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 class Encoder:
-    """Encodes rows: chats by the chat template of a tokenizer, others as they are.
+    """Encodes rows: chats by the tokenizer's chat template, other rows unchanged.
 
     Args:
-        name: of the rows.
-        tokenizer: has a chat template, if any row is a chat.
-        whole: learn all of the text, and look for no turns.
+        name: the name of the rows.
+        tokenizer: a tokenizer, with a chat template if any row is a chat.
+        whole: train on all of the text.
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, whole: bool):
         self._name, self._tokenizer, self._whole = name, tokenizer, whole
 
     def __call__(self, row: Plain | Chat, place: str) -> Tokens | None:
-        """Encode a row; None where there is nothing to learn.
+        """Encode a row; return None if it has no trained token.
 
         Raises:
-            BadRow: the template refuses it (BS719), or hides the turns (BS720).
-            DataError: there is no template (BS718), or no token to end a text with (BS721).
+            BadRow: the template rejects it (BS719) or hides the turns (BS720).
+            DataError: the template (BS718) or the end token (BS721) is missing.
         """
         if isinstance(row, Plain):
             text = row.prompt + row.completion
@@ -68,15 +68,15 @@ class Encoder:
             raise BadRow(codes.TEMPLATE_REFUSES(place=place, reason=one_line(error))) from error
         if len(messages) - 1 not in turns or text.rstrip().endswith(self._ends):
             return self._without_first(*self._tokens(text, spans))
-        text = text.rstrip()  # The template does not end it.
+        text = text.rstrip()  # The template adds no end.
         return self._ended(*self._tokens(text, [(a, min(b, len(text))) for a, b in spans]))
 
     def choices(self, row: Plain, ids: list[int], trained: list[bool]) -> list[list[int]]:
-        """Return for each learned token which tokens may stand there: those with which an option goes on that
-        has been like the completion so far.
+        """Return the allowed tokens at each trained position: continuations of the options that match the
+        completion so far.
 
         Raises:
-            ValueError: two options are the same tokens, or a prompt is other tokens before one of them.
+            ValueError: two options have the same tokens, or an option changes the tokens of the prompt.
         """
         start = trained.index(True)
         found = []
@@ -97,11 +97,10 @@ class Encoder:
         ]
 
     def _tokens(self, text: str, spans: list[Span], *, special: bool = False) -> Tokens:
-        """Tokenise a text; ``special`` with what the tokenizer puts before any text.
+        """Tokenise a text; with ``special``, add the tokenizer's initial tokens.
 
-        Where a token has characters of what is learned and of what is not, both are tokenised apart, as the
-        model meets them when it generates; unless that gives another text (some tokenizers put a space before
-        each).
+        A token never spans trained and untrained text, as in generation: the parts are tokenised
+        separately. The exception is a tokenizer that would change the text, such as by adding spaces.
         """
         ids, trained = self._ids("", special), [False] * len(self._ids("", special))
         for start, end in pairwise(sorted({0, len(text), *(edge for s in spans for edge in s)})):
@@ -119,7 +118,7 @@ class Encoder:
         return ids, trained
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        """Tokenise a text, without what the tokenizer adds after it."""
+        """Tokenise a text without adding end tokens."""
         found = self._tokenizer(
             text, add_special_tokens=special, return_special_tokens_mask=True, verbose=False
         )
@@ -129,7 +128,7 @@ class Encoder:
         return list(ids)
 
     def _ended(self, ids: list[int], trained: list[bool]) -> Tokens:
-        """Add an end after a text, which is learned; one that is there already is not doubled."""
+        """Add a trained end token to a text, unless it is there already."""
         eos = self._tokenizer.eos_token_id
         if eos is None:
             raise DataError(codes.NO_END_TOKEN())
@@ -138,13 +137,13 @@ class Encoder:
         return self._without_first([*ids, eos], [*trained, True])
 
     def _without_first(self, ids: list[int], trained: list[bool]) -> Tokens:
-        """Learn all but the first token, and drop a second beginning: the tokenizer's, before the text's."""
+        """Mask the first token, and drop a duplicate beginning-of-text token."""
         if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
             ids, trained = ids[1:], trained[1:]
         return ids, [False, *trained[1:]]
 
     def _render(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
-        """Write a chat, and find the turns that are trained on."""
+        """Render a chat, and find the trained turns."""
         text = self._apply(messages)
         if self._whole:
             return text, [(0, len(text))]
@@ -158,7 +157,7 @@ class Encoder:
                 reason = f"turn {turn + 1} does not begin as the model is prompted to begin it"
                 raise _HiddenError(reason)
             start, said = len(prompt), through[len(prompt) :]
-            if not text.startswith(through):  # As where a system prompt moves to the last turn.
+            if not text.startswith(through):  # Such as a system prompt that moves to the last turn.
                 start = text.find(said, spans[-1][1] if spans else 0)
                 if start < 0 or not said.endswith(self._ends):
                     raise _HiddenError(f"turn {turn + 1} is written otherwise where more follows")
@@ -166,9 +165,9 @@ class Encoder:
         return text, spans
 
     def _generated(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
-        """Write a chat by a template with markers, and find what they enclose and what ends it."""
+        """Render a chat by a template with markers, and find the marked spans and their end tokens."""
         options: dict[str, Any] = {**self._tokenizer.special_tokens_map}
-        # It is annotated as giving a text.
+        # Its return annotation is wrong.
         result: Any = render_jinja_template(
             [messages], chat_template=self._template, return_assistant_tokens_mask=True, **options
         )
@@ -208,13 +207,13 @@ class Encoder:
 
     @cached_property
     def _ends(self) -> tuple[str, ...]:
-        """What may end a turn: any special token but the one that begins a text."""
+        """The tokens that may end a turn: all special tokens except the beginning-of-text token."""
         special = {t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special}
         return tuple({*special, str(self._tokenizer.eos_token)} - {str(self._tokenizer.bos_token)})
 
 
 class _HiddenError(Exception):
-    """A template does not show where a turn is."""
+    """A template hides where a turn is."""
 
 
 def _has_markers(template: str) -> bool:
