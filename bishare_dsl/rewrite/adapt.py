@@ -1,4 +1,4 @@
-"""Adapt a model: put a plan's tensors where they belong and rewrite the forwards that use them."""
+"""Adapt a model: add a plan's tensors to it and rewrite the forwards that use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bishare_dsl.rewrite.whole import TrainedInFull
 from bishare_dsl.transforms import Width, check_term, load_transform
 
 DEFAULT = "default"
-"""The name of an adapter that was given none, as in PEFT."""
+"""The default name of an adapter, as in PEFT."""
 
 
 def adapt(
@@ -34,24 +34,24 @@ def adapt(
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
     name: str = DEFAULT,
 ) -> tuple[str, ...]:
-    """Put the adapter of a plan into a model; the base's parameters stop training.
+    """Add the adapter of a plan to a model, and freeze the base.
 
     Args:
-        model: the model that the plan was made for; it stays the same object of the same class.
-        tensors: the plan's tensors by name; they become parameters where they are.
+        model: must match the plan; it stays the same object of the same class.
+        tensors: the plan's tensors by name; they become parameters of the model.
         root: the class of ``model.bishare``.
-        optimisations: the passes that run after `ExpandTerms`; what is computed does not depend on them.
-        name: of the adapter, under which its tensors stand in the model.
+        optimisations: the passes that run after `ExpandTerms`; they do not change the outputs.
+        name: of the adapter, part of its tensors' paths in the model.
 
     Returns:
-        Notes: which parents could not be traced, so that their linears were adapted one by one; and that
-        the model is sharded already (BS404).
+        Notes: which parents could not be traced, so that their linear layers were adapted one by one; and
+        whether the model is already sharded (BS404).
 
     Raises:
-        ModelError: the model is adapted already (BS401), is another than the plan's (BS402), or is a list of
-            layers itself (BS406).
-        SpecError: a package's transform is not what the plan was made with (BS214).
-        Nothing is changed in any case.
+        ModelError: the model is already adapted (BS401), does not match the plan (BS402), or is a bare
+            list of layers (BS406).
+        SpecError: a package's transform differs from the one in the plan (BS214).
+        The model is unchanged after an error.
     """
     if any(isinstance(module, OwnedTensors) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
@@ -74,13 +74,13 @@ def compile_plan(
     observe: Observer | None = None,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
 ) -> PlanCode:
-    """Work out what a plan makes of a model's forwards; the model may have an adapter, and stays as it is.
+    """Compile the rewritten forwards of a plan for a model, which may be adapted and is not changed.
 
     Returns:
-        The code, and with it notes, as `adapt` gives them.
+        The code, with notes as in `adapt`.
 
     Raises:
-        ModelError, SpecError: as `adapt` does, but for BS401.
+        ModelError, SpecError: as `adapt`, except BS401.
     """
     _check_sites(model, plan)
     check_terms(plan)
@@ -92,10 +92,10 @@ def compile_plan(
 
 
 def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -> AdapterParts:
-    """Make the modules of an adapter, and say where they belong; none is put there yet.
+    """Create the modules of an adapter and determine their owners, without adding them to the model.
 
     Args:
-        tensors: the plan's tensors by name, whose memory becomes that of the parameters.
+        tensors: the plan's tensors by name; the parameters use their memory.
     """
     owned: dict[str, dict[str, nn.Parameter]] = {}
     plan = compiled.plan
@@ -119,10 +119,10 @@ def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -
 def attach(
     model: nn.Module, compiled: PlanCode, sources: Mapping[str, tuple[OwnedTensors, int]]
 ) -> AdapterParts:
-    """Make what runs the code of a plan on tensors that are in modules already.
+    """Connect the code of a plan to tensors that are already in modules.
 
     Args:
-        sources: where each tensor of the plan is, by name, and its number there.
+        sources: the module of each tensor and its index there, by the tensor's name.
     """
     return AdapterParts(
         regions=tuple(
@@ -136,7 +136,7 @@ def attach(
 def _whole_tensors(
     model: nn.Module, plan: Plan, sources: Mapping[str, tuple[OwnedTensors, int]]
 ) -> Iterator[tuple[nn.Module, TrainedInFull]]:
-    """Make what gives the tensors in the place of parameters, of each module that has some."""
+    """Create a module that returns the trained tensors, for each module with parameters trained in full."""
     found: dict[str, dict[str, tuple[OwnedTensors, int]]] = {}
     for trained in plan.trained:
         for path in trained.paths:
@@ -147,10 +147,10 @@ def _whole_tensors(
 
 
 def check_terms(plan: Plan) -> None:
-    """Check that the transforms do with a plan's tensors what the plan says.
+    """Check that the transforms agree with a plan about its tensors.
 
     Raises:
-        SpecError: a package's transform does not (BS214).
+        SpecError: a package's transform does not agree (BS214).
     """
     distinct = {}
     for site in plan.sites:
@@ -165,7 +165,7 @@ def check_terms(plan: Plan) -> None:
 
 
 def unadapt(model: nn.Module) -> None:
-    """Take everything out again that `adapt` put in: the model is its base, as it was."""
+    """Undo `adapt`, restoring the base."""
     top = cast(AdapterRoot, model.get_submodule(ADAPTER))
     top.parts.remove()
     for module in list(model.modules()):
@@ -178,7 +178,7 @@ def unadapt(model: nn.Module) -> None:
 
 
 def _home(model: nn.Module, owner: str) -> str:
-    """Find where an owner's tensors can live: a list would take one more child for one of its own."""
+    """Find a module to hold an owner's tensors: a container would treat them as one more child."""
     while isinstance(model.get_submodule(owner), CONTAINERS):
         owner = owner.rpartition(".")[0]
     return owner

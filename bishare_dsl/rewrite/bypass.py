@@ -1,4 +1,4 @@
-"""Whether a module computes with a layer's weight itself, so that what is added to the layer is not heard."""
+"""Detect parents that read `child.weight` directly, bypassing a rewritten forward."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from bishare_dsl.rewrite.rewritten import base_class
 
-# What a forward may ask of a weight without computing with it.
+# Metadata that a forward may read from a weight without computing with it.
 _FACTS = frozenset({"dtype", "device", "shape", "ndim", "size", "dim", "is_meta", "requires_grad"})
 _QUESTIONS = frozenset({"isinstance", "hasattr", "getattr", "type"})
-# What a test consists of that settings of the module decide.
+# Syntax of conditions that depend on the module's settings only.
 _SETTLED = (
     *(ast.Attribute, ast.Name, ast.Load, ast.Constant),
     *(ast.BoolOp, ast.boolop, ast.UnaryOp, ast.Not, ast.Compare, ast.cmpop),
@@ -26,11 +26,11 @@ _SETTLED = (
 
 
 def reads_tensors(model: nn.Module, path: str, child: str) -> bool:
-    """Tell whether a module computes, in training or in evaluation, with the weight or the bias of a child.
+    """Tell whether a module computes with the weight or bias of a child, in training or evaluation mode.
 
-    Its code is looked at: its forward, the methods that the modules around it call in its stead (as AltUp's
-    `predict` and `correct`), and what these call; without branches that its settings rule out. What has no
-    source is believed to be harmless.
+    This inspects the source of the module's forward, of methods that enclosing modules call instead (such
+    as AltUp's `predict` and `correct`), and of methods called by these. Branches that its settings
+    exclude are skipped. Code without source is assumed to be harmless.
     """
     called, module = {"forward"}, model
     for name in path.split(".") if path else ():
@@ -41,7 +41,7 @@ def reads_tensors(model: nn.Module, path: str, child: str) -> bool:
 
 
 def _reached(module: nn.Module, called: Set[str]) -> list[tuple[ast.AST, list[ast.AST]]]:
-    """List the methods of some names and those that they call, with what of each may run, for each mode."""
+    """List the named methods and those that they call, with the code of each that may run, for each mode."""
     return [code for training in (True, False) for code in _in_mode(module, called, training)]
 
 
@@ -63,7 +63,7 @@ def _in_mode(
 
 
 def _computes(tree: ast.AST, live: Sequence[ast.AST], child: str) -> bool:
-    """Tell whether code that runs in a module computes with the weight or the bias of a child."""
+    """Tell whether code that runs in a module computes with the weight or bias of a child."""
     above = {below: node for node in ast.walk(tree) for below in ast.iter_child_nodes(node)}
     return any(
         isinstance(node, ast.Attribute)
@@ -76,7 +76,7 @@ def _computes(tree: ast.AST, live: Sequence[ast.AST], child: str) -> bool:
 
 
 def _is_own(node: ast.AST) -> TypeGuard[ast.Attribute]:
-    """Tell whether an expression is an attribute of the module."""
+    """Tell whether an expression is an attribute of `self`."""
     match node:
         case ast.Attribute(ast.Name("self")):
             return True
@@ -92,7 +92,7 @@ def _tree(function: FunctionType) -> ast.AST:
 
 
 def _live(node: ast.AST, module: nn.Module, training: bool) -> Iterator[ast.AST]:
-    """Walk over what may run in a module."""
+    """Walk over the code that may run in a module."""
     yield node
     below = list(ast.iter_child_nodes(node))
     if isinstance(node, ast.If) and (holds := _holds(node.test, module, training)) is not None:
@@ -102,19 +102,19 @@ def _live(node: ast.AST, module: nn.Module, training: bool) -> Iterator[ast.AST]
 
 
 def _holds(test: ast.expr, module: nn.Module, training: bool) -> bool | None:
-    """Decide a test by the settings of a module and its mode; None where they do not."""
+    """Evaluate a condition from the module's settings and mode; None if they do not determine it."""
     if not all(isinstance(node, _SETTLED) for node in ast.walk(test)):
         return None
-    # Only the module itself is asked: its children are in its mode.
+    # Only the module's own mode has to be replaced: its children are in the same mode.
     settled = _Mode(training).visit(copy.deepcopy(test))
     try:
         return bool(eval(compile(ast.Expression(settled), "<test>", "eval"), {"self": module}))
-    except Exception:  # noqa: BLE001 - it is about something else than settings
+    except Exception:  # noqa: BLE001 - it depends on more than settings
         return None
 
 
 class _Mode(ast.NodeTransformer):
-    """Puts a mode in the place of every `training`."""
+    """Replaces every `training` by a constant."""
 
     def __init__(self, training: bool) -> None:
         self.training = training
@@ -125,7 +125,7 @@ class _Mode(ast.NodeTransformer):
 
 
 def _only_asks(read: ast.AST, above: Mapping[ast.AST, ast.AST]) -> bool:
-    """Tell whether code that reads a weight asks for facts about it only, or changes it and no more."""
+    """Tell whether code that reads a weight only reads metadata, or only modifies the weight."""
     top, user = read, above.get(read)
     match user:
         case ast.Attribute(_, attr) if attr in _FACTS:

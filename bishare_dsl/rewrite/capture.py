@@ -1,14 +1,14 @@
-"""One graph for all variants of a forward, or the reason why there is none.
+"""Capture a forward as one graph that is valid for all its variants, or explain why this is impossible.
 
-A trace cannot see a branch on `is None`, and sees only one side of `if self.training`. So the
-forward is traced again for each variant that differs from the ordinary one, and the graphs are compared:
+A trace cannot see a branch on `is None`, and follows only one side of `if self.training`. So the forward
+is traced again for each variant, and the graphs are compared:
 
-- an argument that is None must leave the graph as it is, save that a cache's `update` falls away;
-  `leaves.update_cache` decides that at run time;
-- training may change constants (a dropout), which become `leaves.select_training`.
+- An argument that is None must not change the graph, except that a cache's `update` is skipped;
+  `leaves.update_cache` decides this at run time.
+- Training may change constants (a dropout), which become `leaves.select_training`.
 
-Anything else that differs makes the region untraceable, so a graph that is returned is right for
-every call. What is read behind an in-place operation has a node of its own (`effects`).
+Any other difference makes the region untraceable, so a returned graph is correct for every call. Values
+read after an in-place operation have separate nodes (`effects`).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from bishare_dsl.rewrite.trace import (
 
 
 def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
-    """Make a graph of the forward of `module`'s class, with each call of a target a `call_module` node.
+    """Trace the forward of `module`'s class into a graph in which each target is a `call_module` node.
 
     Args:
-        module: a parent of linear layers, such as a `LlamaAttention`; its weights are not read, so
-            that it may be on the meta device. A graph installed in it is ignored.
+        module: a parent of linear layers, such as a `LlamaAttention`. Its weights are not read, so it may
+            be on the meta device. An installed graph is ignored.
         targets: the linear layers to be adapted, as paths below `module`, such as `"q_proj"`.
 
     Returns:
-        A graph that may be installed in every module with the same `structure_key`.
+        A graph that fits every module with the same `structure_key`.
 
     Raises:
-        UntraceableRegion: the forward cannot be a graph, or it does not call each target, each time
-            with one tensor.
+        UntraceableRegion: the forward cannot be a graph, or does not call each target with exactly one
+            tensor.
     """
     try:
         graph = _capture(module)
@@ -54,13 +54,13 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
         _check_targets(graph, targets)
     except UntraceableRegion:
         raise
-    except Exception as error:  # whatever a forward does, its linears can be adapted one by one
+    except Exception as error:  # the linear layers can still be adapted one by one
         raise UntraceableRegion(_reason(error)) from error
     return graph
 
 
 def _check_names(graph: fx.Graph) -> None:
-    """Check that code can name each child and attribute: torch.fx writes them down as they are."""
+    """Check that each child and attribute has a valid Python name, because torch.fx writes it into code."""
     for node in graph.nodes:
         if node.op == "call_module" or (node.op == "get_attr" and node.target != "bishare_self"):
             for name in node.target.split("."):
@@ -77,15 +77,15 @@ def _capture(module: nn.Module) -> fx.Graph:
     _merge_training(graph, RegionTracer(module, Variant(training=True)).trace())
     _, *others = (str(node.target) for node in graph.find_nodes(op="placeholder"))
     optional = [n for n in others if not n.startswith("*") and _may_be_none(module, graph, n)]
-    # Training and absence could depend on each other, and one absence on another; each alone, in eval mode,
-    # `_may_be_none` has checked.
+    # Check combinations, because training and absent arguments could depend on each other.
+    # `_may_be_none` has checked each absence alone, in eval mode.
     variants = [Variant(frozenset({name}), training=True) for name in optional]
     if len(optional) > 1:
         variants += [Variant(frozenset(optional), training) for training in (False, True)]
     for variant in variants:
         _check_variant(module, graph, variant)
     for node in reversed(graph.nodes):
-        # Not `eliminate_dead_code`, which drops calls that the forward makes for their effect.
+        # Not `eliminate_dead_code`, which removes calls with side effects.
         if is_read(node) and not node.users:
             graph.erase_node(node)
     order_writes(module, graph)
@@ -94,18 +94,18 @@ def _capture(module: nn.Module) -> fx.Graph:
 
 
 def _may_be_none(module: nn.Module, graph: fx.Graph, name: str) -> bool:
-    """Tell whether the forward takes None for an argument; where it does, the graph is right for it."""
+    """Tell whether the forward accepts None for an argument; if so, check the graph for this case."""
     try:
         _check_variant(module, graph, Variant(frozenset({name})))
     except Exception as error:
         if "NoneType" not in str(error):
             raise
-        return False  # None is an error of the forward itself, so no call has it
+        return False  # The forward itself fails with None, so this case never occurs.
     return True
 
 
 def _check_variant(module: nn.Module, graph: fx.Graph, variant: Variant) -> None:
-    """Prove the graph right for one variant of the forward."""
+    """Check that the graph is correct for one variant of the forward."""
     traced = RegionTracer(module, variant).trace()
     expected = graph_signature(traced, variant.absent, variant.training)
     if graph_signature(graph, variant.absent, variant.training) != expected:
@@ -116,7 +116,7 @@ def _check_variant(module: nn.Module, graph: fx.Graph, variant: Variant) -> None
 
 
 def _merge_training(graph: fx.Graph, trained: fx.Graph) -> None:
-    """Make `graph`, traced in eval mode, right in training mode too."""
+    """Make `graph`, traced in eval mode, correct in training mode too."""
     nodes, others = list(graph.nodes), list(trained.nodes)
     if [(n.op, n.target) for n in nodes] != [(n.op, n.target) for n in others]:
         raise UntraceableRegion("it goes another way in training")

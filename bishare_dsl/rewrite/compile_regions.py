@@ -1,4 +1,4 @@
-"""From a plan to the code of each region of a model."""
+"""Compile a plan to the code of each region of a model."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
 from bishare_dsl.transforms import Transform, Width, load_transform
 
 Observer = Callable[[str, str, RegionGraphs], None]
-"""Is shown, once for each distinct region, its path, the pass that just ran, and its graphs."""
+"""Called once for each distinct region and pass with its path, the pass that just ran, and its graphs."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-"""Modules without a forward of their own, or whose forward is to call their children in turn."""
+"""Modules without a forward, or whose forward only calls their children in sequence."""
 
 
 NO_MATRIX = "what the share adds to {} must be a matrix"
 
 
 class RegionCompiler:
-    """Works out the regions of a plan: each distinct one is traced and transformed once."""
+    """Compiles the regions of a plan, tracing and transforming each distinct region once."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RegionCompiler:
         self._transforms: dict[tuple[str, int], Transform] = {}
 
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
-        """Yield each region: its path, its code, and the names of the tensors it reads, by slot."""
+        """Yield each region's path, its code, and the names of the tensors it reads, by slot."""
         named = any(s.expert is not None or s.layer is None for s in self.plan.sites)
         maps = linear_maps(self.model) if named else {}
         experts: dict[str, list[tuple[Weight, Term]]] = {}
@@ -78,7 +78,7 @@ class RegionCompiler:
                 parent, _, child = site.path.rpartition(".")
                 width = Width(site.d_in, site.d_out)
                 if parents[id(self.model.get_submodule(site.path))] > 1:
-                    # Each of its parents must hear the terms, and only one is where the plan says.
+                    # Terms must apply in each of its parents, but the plan lists only one.
                     self.notes[
                         f"`{site.path}` is a layer of other modules, too, and adapted alone"
                     ] = None
@@ -104,7 +104,7 @@ class RegionCompiler:
     def _alone(
         self, path: str, site: str, width: Width, lookup: Lookup | None = None
     ) -> tuple[str, RegionCode, list[str]]:
-        """Return the region of one linear or embedding, with the terms of a site, which may be tied to it."""
+        """Return the region of one linear layer or embedding, with the terms of a site, possibly tied."""
         slots: dict[str, int] = {}
         uses = self._uses(site, slots)
         compiled = self._compiled_region(path, (Target("", width, uses, lookup),), slots)
@@ -115,7 +115,7 @@ class RegionCompiler:
     def _outside(
         self, path: str, site: Site, maps: Mapping[str, Weight]
     ) -> tuple[str, RegionCode, list[str]]:
-        """Return the region of a head or an embedding, of a site that is tied to others or not."""
+        """Return the region of a head or an embedding, whose site may be tied to others."""
         weight, parent = maps[path], path.rpartition(".")[0]
         if reads_tensors(self.model, parent, weight.path.removeprefix(f"{parent}.")):
             why = "its parent computes with its weight itself"
@@ -159,7 +159,7 @@ class RegionCompiler:
     def _experts(
         self, path: str, of_module: list[tuple[Weight, Term]]
     ) -> tuple[RegionCode, list[str]]:
-        """Return the region of a module that keeps its experts' weights itself."""
+        """Return the region of a module that stores all its experts' weights."""
         module = self.model.get_submodule(path)
         if has_own_forward(module):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why="its forward was replaced"))
@@ -177,7 +177,7 @@ class RegionCompiler:
         return code, list(slots)
 
     def _uses(self, path: str, slots: dict[str, int]) -> tuple[TermUse, ...]:
-        """Return the terms of a site; of several plans together, those of each come one after the other."""
+        """Return the terms of a site; those of several combined plans follow each other plan by plan."""
         uses: list[TermUse] = []
         counts: Counter[str] = Counter()
         for term in self.plan.terms_of[path]:

@@ -1,8 +1,8 @@
 """Put a new function inside the decorators of an old one.
 
-transformers decorates forwards (`deprecate_kwarg` renames arguments), and a generated forward must
-behave the same. A decorator made with `functools.wraps` keeps the function it wraps in a closure
-cell; a copy of it with another function in that cell is the same decorator round the new function.
+transformers decorates forwards (`deprecate_kwarg` renames arguments), and a generated forward must behave
+the same. A decorator made with `functools.wraps` keeps the wrapped function in a closure cell. A copy
+with another function in that cell is the same decorator around the new function.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 
 
 class UnknownDecorator(Exception):
-    """A decorator that does not hold what it wraps in a closure cell."""
+    """A decorator without the wrapped function in a closure cell."""
 
 
 def rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> types.FunctionType:
     """Put `function` inside the decorators of `decorated`, with its name, annotations and docstring.
 
-    With the same parameters it then has the same signature, which Trainer and generate() ask for.
-    (Not by `__signature__`: accelerate would copy that, `self` and all, on to a bound forward.)
+    With equal parameters it then has the same signature, which Trainer and generate() inspect. (Do not
+    set `__signature__`: accelerate would copy it, including `self`, to a bound forward.)
 
     Raises:
-        UnknownDecorator: one of the decorators is a class, say, so that it cannot be copied.
+        UnknownDecorator: a decorator cannot be copied, for example because it is a class.
     """
     result = _rewrap(decorated, function)
     for name in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
@@ -45,9 +45,9 @@ def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> type
     holds = [cell.cell_contents is inner for cell in cells]
     if holds.count(True) != 1:
         raise UnknownDecorator(f"{decorated.__code__.co_qualname} hides what it wraps")
-    # The same code with the same cells but one is the same decorator, whatever it does, as long as it reaches
-    # what it wraps through that cell. `__wrapped__` says which cell that is; if no cell or several hold it,
-    # there is no telling what the decorator would call, and it is refused above.
+    # Code with the same cells except one is the same decorator, if it reaches the wrapped function
+    # through that cell. `__wrapped__` identifies the cell. If no cell or several contain it, the
+    # check above rejects the decorator, because its callee is unknown.
     closure = (
         types.CellType(new) if hold else cell for hold, cell in zip(holds, cells, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The module that gives a region its effective factors, or the tensors that they are made of."""
+"""The module that computes a region's effective factors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from bishare_dsl.transforms.factor import Factor
 
 
 class EffectiveFactors(nn.Module):
-    """A region's factors, made at each call from tensors that it calls their modules for. None lives in it.
+    """Computes a region's factors on each call, from tensors that other modules own.
 
-    Nothing is kept from one call to the next, so that nothing can be out of date, whoever writes to a tensor
-    and however.
+    Factors are rebuilt on every call; there is no cache to invalidate.
 
     Args:
-        code: of the region that calls this module; its assembly makes the factors of the sources.
-        sources: where each tensor of the region lives, and its number there.
+        code: of the region that calls this module; its assembly makes the factors from the sources.
+        sources: the module of each of the region's tensors, and the tensor's index there.
     """
 
     def __init__(self, code: RegionCode, sources: Sequence[tuple[OwnedTensors, int]]) -> None:
         super().__init__()
         self.code = code
-        # In a tuple, where `nn.Module` does not register them: they have one owner each, and are no
-        # part of the regions that use them.
+        # In a tuple, so that `nn.Module` does not register them: each has one owner and is not part
+        # of the regions that use it.
         self._owned = tuple(dict.fromkeys(owned for owned, _ in sources))
         self._slots = tuple((self._owned.index(owned), number) for owned, number in sources)
         self._assemble = code.assembly.function()
@@ -37,8 +36,8 @@ class EffectiveFactors(nn.Module):
     def forward(self) -> tuple[Factor, ...]:
         """Return the factors."""
         tensors = alike(self._tensors())
-        # What a transform computes is small, and made in the precision it is trained in: what runs, what
-        # merges and what is exported are then the same numbers.
+        # Transforms are cheap, so they run in the dtype of training: running, merging and exporting
+        # then use the same numbers.
         if not autocasts(tensors[0].device):
             return self._assemble(self, *tensors)  # type: ignore[no-any-return]
         with without_autocast(tensors[0].device):
@@ -46,11 +45,11 @@ class EffectiveFactors(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether terms drop values of their inputs."""
+        """Whether dropout is active in some terms."""
         return self.training and any(owned.drops for owned in self._owned)
 
     def _tensors(self) -> list[Tensor]:
-        # A call that nobody sees is left out: with one token, it takes as long as two small products.
+        # Skip calls without hooks: with one token, a call takes as long as two small products.
         given = [owned.forward() if is_unwatched(owned) else owned() for owned in self._owned]
         return [given[index][number] for index, number in self._slots]
 
@@ -66,9 +65,9 @@ class EffectiveFactors(nn.Module):
 
 
 def alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return tensors of one dtype, the first's, on one device; those of integers stay so."""
+    """Return tensors in the dtype and on the device of the first; integer tensors keep their dtype."""
     dtype, device = tensors[0].dtype, tensors[0].device
-    for tensor in tensors:  # No generator: with one token, it would be felt.
+    for tensor in tensors:  # Not a generator, whose overhead is noticeable with one token.
         if tensor.dtype is not dtype or tensor.device != device:
             break
     else:

@@ -1,7 +1,7 @@
-"""In-place operations in a graph: what is read behind one is not what was read before it.
+"""Order reads after in-place writes, so that passes do not merge them.
 
-Passes know a value by its node: layers that read one node read one input, and are called together. So
-behind what may write to a value, the layers that read it get a node of their own.
+Passes identify a value with its node: layers that read one node are assumed to read one input, and are
+called together. After a possible write, the layers that read the value therefore get a separate node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.rewritten import base_class
 
 WRITES = "bishare_writes"
-"""Metadata of a node that may write to what it reads."""
+"""Metadata of a node that may write to its inputs."""
 
 _FACTS = frozenset({"shape", "dtype", "device", "ndim"})
 _PURE = (
@@ -27,14 +27,14 @@ _PURE_LEAVES = (leaves.select_training, leaves.shape_of_rank)
 
 
 def order_writes(module: nn.Module, graph: fx.Graph) -> None:
-    """Let linear layers that read one node read the same values, in a graph of the forward of ``module``.
+    """Ensure that linear layers that read one node read the same values, in a graph of ``module``'s forward.
 
-    Where one reads behind an operation that may have written to its input, or to what that is a view of, it
-    reads `leaves.behind`, which depends on both. What is not known to leave what it reads as it is may
-    write, and what is not known to make something new may give a view of what it reads.
+    A layer that reads a possibly mutated value gets its own node, `leaves.behind`, which depends on the
+    value and on the writer. Unknown operations are assumed to mutate their inputs and to return views of
+    them.
     """
-    memory: dict[fx.Node, frozenset[fx.Node]] = {}  # Whose values a node may have.
-    written: dict[fx.Node, fx.Node] = {}  # By whom, last.
+    memory: dict[fx.Node, frozenset[fx.Node]] = {}  # Values that a node may alias.
+    written: dict[fx.Node, fx.Node] = {}  # The last writer of each value.
     again: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
     for node in list(graph.nodes):
         read = frozenset(m for x in node.all_input_nodes for m in memory[x])
@@ -60,19 +60,19 @@ def order_writes(module: nn.Module, graph: fx.Graph) -> None:
 
 
 def _is_fact(node: fx.Node) -> bool:
-    """Tell whether a node gives what nobody can write to."""
+    """Tell whether a node returns metadata, which cannot be written to."""
     if node.target is getattr:
         return node.args[1] in _FACTS
     return node.target is leaves.shape_of_rank or (node.op, node.target) == ("call_method", "size")
 
 
 def _is_linear(module: nn.Module, node: fx.Node) -> bool:
-    """Tell whether a node calls a linear layer, which gives a tensor that nothing else has."""
+    """Tell whether a node calls a linear layer, which returns a new tensor."""
     return node.op == "call_module" and linear_widths(_child(module, node)) is not None
 
 
 def _may_write(module: nn.Module, node: fx.Node) -> bool:
-    """Tell whether a node may write to what it reads: all do but those that are known not to."""
+    """Tell whether a node may write to its inputs; assume so unless it is known to be pure."""
     name = str(getattr(node.target, "__name__", node.target))
     if node.kwargs.get("inplace") or "out" in node.kwargs or name.endswith("_"):
         return True

@@ -1,9 +1,8 @@
-"""Experts whose weights are one parameter: terms for the tokens that were routed to each, and no others.
+"""Experts stored in one parameter: compute terms only for the tokens routed to each expert.
 
-The base's forward runs as it is, on a view of the module whose parameters are `ExpertWeight`s. Such a tensor
-gives the products that the parameter gives, and adds to each what the terms of the same experts make of the
-same input. So it does not matter which of its implementations transformers runs: one expert at a time,
-batched or grouped.
+The base's forward runs unchanged on a view of the module, whose parameters are `ExpertWeight`s. Such a
+tensor computes the parameter's products and adds the terms of the same experts for the same input. This
+works with any implementation in transformers: one expert at a time, batched or grouped.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from bishare_dsl.transforms.factor import Dense, Factor
 
 @dataclass(frozen=True)
 class Addition:
-    """What is added to the product of an input and the weight of one expert, or of each of several.
+    """The update added to the product of an input and the weight of one expert or several.
 
     Attributes:
-        a: ``(rows, d_in)``, or with the experts in front.
-        b: ``(rows, d_out)``, likewise.
-        dropout: which fraction of the input's values is dropped before it.
+        a: ``(rows, d_in)``, or with a leading axis of experts.
+        b: ``(rows, d_out)``, or with a leading axis of experts.
+        dropout: the fraction of the factor's input to drop.
     """
 
     a: Tensor
@@ -41,33 +40,33 @@ class Addition:
     dropout: float
 
     def at(self, index: Any) -> Addition:
-        """Return the addition to the weight of one expert, or of one expert for each row."""
+        """Return the addition of one expert, or of one expert for each row."""
         a, b = self._each[index] if isinstance(index, int) else (self.a[index], self.b[index])
         return Addition(a, b, self.dropout)
 
     @cached_property
     def _each(self) -> Sequence[tuple[Tensor, Tensor]]:
-        # Taken apart at once: the gradient of an index would be as large as all experts, for each of them.
+        # Unbind once: the gradient of each index would be as large as all experts.
         return list(zip(self.a.unbind(0), self.b.unbind(0), strict=True))
 
     def read(self, x: Tensor) -> Tensor:
-        """Return what the factors read."""
+        """Return the input of the factors, after dropout."""
         return F.dropout(x, self.dropout) if self.dropout else x
 
 
 class UnknownProductError(Exception):
-    """An implementation of experts does something with a weight that nothing can be added to."""
+    """An implementation of experts uses a weight in an operation that terms cannot be added to."""
 
 
 class ExpertWeight(Tensor):
-    """A parameter of experts, or a part of it, with what is added to its products."""
+    """A parameter of experts, or a part of it, that adds terms to its products."""
 
     plain: Tensor
     additions: tuple[Addition, ...]
 
     @classmethod
     def of(cls, plain: Tensor, additions: Sequence[Addition]) -> ExpertWeight:
-        # Without values of its own: `torch.export` allows no second tensor of those it traces.
+        # Without storage: `torch.export` rejects a second tensor of those it traces.
         made: ExpertWeight = torch.Tensor._make_wrapper_subclass(
             cls, plain.shape, dtype=plain.dtype, device=plain.device
         )
@@ -75,7 +74,7 @@ class ExpertWeight(Tensor):
         return made
 
     def of_expert(self, number: int) -> Tensor:
-        """Return the weight of one expert. In a mixed batch several have the same, and own additions."""
+        """Return the weight of an expert; in a mixed batch several numbers share a weight, not additions."""
         part = self.plain[number % len(self.plain)]
         additions = [addition.at(number) for addition in self.additions]
         return ExpertWeight.of(part, additions) if additions else part
@@ -89,7 +88,7 @@ class ExpertWeight(Tensor):
         if weight is None:
             raise UnknownProductError(f"hands a weight to `{func.__name__}` by keyword")
         if func.__name__ == "__getitem__" and isinstance(args[1], Tensor) and args[1].dim() == 0:
-            # Which the index does in any case, and so does it once.
+            # The index would synchronise as well; do it once.
             return weight.of_expert(int(args[1]))
         y = func(*(arg.plain if isinstance(arg, cls) else arg for arg in args), **kwargs)
         if not isinstance(y, Tensor):
@@ -120,31 +119,31 @@ class ExpertWeight(Tensor):
 
 
 def _add_one(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add to ``x W^T`` of one expert."""
+    """Add to ``x W^T`` for one expert."""
     return ops.up(y, ops.down(x, Dense(a)), Dense(b))
 
 
 def _add_rows(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add to ``(S, 1, d_in)`` times ``(S, d_in, d_out)``, a weight for each row."""
+    """Add to ``(S, 1, d_in)`` times ``(S, d_in, d_out)``, with a weight for each row."""
     z = Dense(a.to(x)).down(x)
     return Dense(b.to(y)).add_up(torch.clone(y), z.to(y))
 
 
 def _add_columns(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add to ``(S, d_out, d_in)`` times ``(S, d_in, 1)``, a weight for each row."""
+    """Add to ``(S, d_out, d_in)`` times ``(S, d_in, 1)``, with a weight for each row."""
     return _add_rows(y.mT, x.mT, a, b).mT
 
 
 def _add_groups(
     grouped: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, a: Tensor, b: Tensor
 ) -> Tensor:
-    """Add to a grouped product: of the first rows of ``x`` and the first expert, and so on."""
-    # Kernels want rows of whole 16 bytes.
+    """Add to a grouped product, in which consecutive rows of ``x`` belong to consecutive experts."""
+    # Kernels require rows of a multiple of 16 bytes.
     a, b = (F.pad(factor.to(x), (0, 0, 0, -factor.shape[1] % 8)) for factor in (a, b))
     return y + grouped(grouped(x, a.mT), b)
 
 
-# Compiled code would multiply by the weights alone, and leave out what is added to the products.
+# Compiled code would multiply by the weights alone and omit the terms.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def experts_forward(
     module: nn.Module,
@@ -158,12 +157,12 @@ def experts_forward(
     """Run the base's forward of a module of experts, with terms.
 
     Args:
-        factors: of each part ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``.
-        parts: parameters and dropouts.
-        args: of the base's forward.
-        kwargs: of it.
-        drops: whether values are dropped; None for what the adapter says.
-        copies: how often each expert stands there, each time with factors of its own.
+        factors: for each part ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``.
+        parts: parameters and their dropouts.
+        args: for the base's forward.
+        kwargs: for the base's forward.
+        drops: whether dropout is active; None to use the adapter's setting.
+        copies: the number of copies of each expert, each with separate factors.
     """
     base = base_class(type(module))
     one_by_one = inspect.unwrap(base.forward)
@@ -179,14 +178,14 @@ def experts_forward(
         if name in additions or (copies > 1 and parameter is not None)
     }
     view: nn.Module = object.__new__(base)
-    # Read of the module: a tensor of the adapter may stand in the place of a bias.
+    # Read from the module, because a tensor of the adapter may replace a bias.
     read = {name: getattr(module, name) for name in module._parameters}
     state = {**vars(module), "_parameters": {**read, **weights}}
     if copies > 1:
         state["num_experts"] *= copies
     object.__setattr__(view, "__dict__", state)
     try:
-        # Others than one by one multiply by the weights of all experts.
+        # Implementations other than one by one multiply by the weights of all experts.
         return (base.forward if copies == 1 else one_by_one)(view, *args, **kwargs)
     except UnknownProductError as error:
         if one_by_one is base.forward:

@@ -1,4 +1,4 @@
-"""The factors of all experts of a module, made together."""
+"""Compute the factors of all experts of a module together."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Slots = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ExpertTerms:
-    """The terms of one share at one map of some experts.
+    """The terms of one share at the same map of several experts.
 
     Attributes:
-        parameter: which keeps the map's weights.
-        outputs: which of the parameter's outputs are the map's: start, stop and step.
-        shapes: by role, of the tensors: a pool of narrow maps stores less than one that has wide ones, too.
+        parameter: contains the map's weights.
+        outputs: start, stop and step of the map's outputs within the parameter's.
+        shapes: of the tensors, by role; they differ between pools of narrow maps and pools with wide ones.
         experts: the experts.
-        slots: by role, which of the region's tensors each expert reads.
+        slots: by role, the region's tensor that each expert reads.
     """
 
     parameter: str
@@ -47,11 +47,11 @@ class ExpertTerms:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What terms have in common whose rows stand in one place, for each is of other experts."""
+        """Terms with equal keys occupy the same rows, for disjoint experts."""
         return self.parameter, self.outputs, self.share
 
     def factors(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Make ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``."""
+        """Compute ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``."""
         given = {role: stacked([tensors[slot] for slot in slots]) for role, slots in self.slots}
         return effective_pairs(
             self.transform, given, len(self.experts), self.rank, self.width, self.scale
@@ -60,12 +60,12 @@ class ExpertTerms:
 
 @dataclass(frozen=True)
 class ExpertsAssembly:
-    """Makes the factors of a module's experts: of each part A, then B.
+    """Computes the factors of a module's experts: A, then B, of each part.
 
     Attributes:
-        experts: how many there are.
-        outputs: how many each parameter has.
-        terms: side by side those whose rows stand below each other.
+        experts: the number of experts.
+        outputs: the number of outputs of each parameter.
+        terms: sorted so that terms of the same rows are adjacent.
     """
 
     experts: int
@@ -74,17 +74,17 @@ class ExpertsAssembly:
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """The parameters with terms, and the dropouts of these."""
+        """The parameters with terms, and their dropouts."""
         return tuple(dict.fromkeys((term.parameter, term.dropout) for term in self.terms))
 
     @property
     def source(self) -> str:
-        """Say what is made, a line for each part."""
+        """Describe each part on a line."""
         lines = [f"# {name}: A and B of {self.experts} experts" for name, _ in self.parts]
         return "\n".join(lines) + "\n"
 
     def function(self) -> Callable[..., tuple[Factor, ...]]:
-        """Return what makes the factors, of the module and the tensors of the region."""
+        """Return a function of the module and the region's tensors that computes the factors."""
         return lambda _, *tensors: tuple(
             Dense(f) for part in self.parts for f in self._part(part, tensors)
         )
@@ -102,7 +102,7 @@ class ExpertsAssembly:
         return _below(downs), _below(ups)
 
     def _of_all(self, factor: Tensor, terms: ExpertTerms, rows: int) -> Tensor:
-        """Return a factor of some experts as one of all, with zeros where they have none."""
+        """Extend a factor to all experts, with zeros for those without the term."""
         if spare := rows - factor.shape[1]:
             factor = F.pad(factor, (0, 0, 0, spare))
         if terms.experts == tuple(range(self.experts)):
@@ -112,7 +112,7 @@ class ExpertsAssembly:
 
 
 def _widened(b: Tensor, terms: ExpertTerms, outputs: int) -> Tensor:
-    """Return B with a column for each output of the parameter."""
+    """Extend B to a column for each output of the parameter."""
     if b.shape[-1] == outputs:
         return b
     wide = b.new_zeros(*b.shape[:-1], outputs)
@@ -129,11 +129,11 @@ def experts_assembly(
     uses: Sequence[tuple[Weight, str, TermUse]],
     shapes: Sequence[tuple[int, int]],
 ) -> ExpertsAssembly:
-    """Put the terms of a module's experts together: those that one share adds at one map are one.
+    """Group the terms of a module's experts: one share's terms at the same map become one.
 
     Args:
-        uses: each with the weight that it is added to and its share.
-        shapes: of the region's tensors, by slot.
+        uses: each with its weight and its share.
+        shapes: the shapes of the region's tensors, by slot.
     """
     groups: dict[ExpertTerms, list[tuple[Weight, TermUse]]] = {}
     for weight, share, use in uses:
@@ -164,7 +164,7 @@ def experts_assembly(
 
 
 def experts_code(assembly: ExpertsAssembly) -> GraphCode:
-    """Write the forward of the module."""
+    """Generate the forward of the module."""
     source = (
         "def forward(self, *args, **kwargs):\n"
         f"    return experts_forward(self, self.{FACTORS}(), {assembly.parts!r}, args, kwargs)\n"

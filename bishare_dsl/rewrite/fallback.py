@@ -1,4 +1,4 @@
-"""One region for one linear layer, where its parent cannot be traced."""
+"""A region for a single linear layer, used if its parent cannot be traced."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bishare_dsl.rewrite.trace import UntraceableRegion, check_decorators
 
 
 def linear_region(module: nn.Module) -> fx.Graph:
-    """Make the graph `y = base_forward(self, x)`, the forward of the linear layer itself.
+    """Build the graph `y = base_forward(self, x)`, the forward of the linear layer itself.
 
-    The layer stays an opaque call, so that it may be an `nn.Linear`, transformers' `Conv1D` or any
-    quantised layer. The first placeholder is x, named as the layer's own forward names it since
-    callers may pass it by keyword; other arguments that the forward may take are handed on.
+    The layer stays an opaque call, so it may be an `nn.Linear`, transformers' `Conv1D` or any quantised
+    layer. The first placeholder has the name of the layer's own parameter, because callers may pass it by
+    keyword. Other arguments are passed through.
 
     Raises:
-        UntraceableRegion: the layer's forward does not take one tensor, or was replaced on the
-            instance, so that no class could have a say.
+        UntraceableRegion: the layer's forward does not take one tensor, or was replaced on the instance,
+            where a generated class cannot override it.
     """
     if has_own_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
@@ -45,7 +45,7 @@ def linear_region(module: nn.Module) -> fx.Graph:
                 kwargs[other.name] = graph.placeholder(other.name, default_value=other.default)
             case _:
                 args.append(graph.placeholder(other.name, default_value=other.default))
-    # Behind the placeholders, where the passes look for the first thing that is computed.
+    # After the placeholders, because passes look for the first computation.
     itself = graph.get_attr("bishare_self")
     graph.output(graph.call_function(base_forward, (itself, *args), kwargs))
     graph.lint()

@@ -1,8 +1,8 @@
-"""The island behind a gated product, ``down(act(gate) * up)``, for which less is kept for the backward.
+"""The island after a gated product, ``down(act(gate) * up)``, which saves less for the backward.
 
-Module by module, four tensors ``(tokens, d_ff)`` are kept: both inputs of the product, what the activation
-reads, and the product. ``gate`` and ``up`` are enough. The others are recomputed, which costs two passes over
-memory next to three large products.
+Module by module, autograd saves four tensors ``(tokens, d_ff)``: both inputs of the product, the input of
+the activation, and the product. ``gate`` and ``up`` are enough. Recomputing the others costs two passes
+over memory, little compared with three large products.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bishare_dsl.rewrite.island import (
     rows_of,
 )
 
-# Functions of their input alone: called again, they give the same.
+# Deterministic functions of their input, which can be called again.
 _PURE = (
     nn.SiLU,
     nn.GELU,
@@ -47,7 +47,7 @@ def gated_island(
     uses: Sequence[Uses],
     ups: Sequence[Sequence[ops.Applied]],
 ) -> tuple[Tensor, ...]:
-    """Compute ``island(h, h, downs, linears, uses, ups)`` of ``h = act(gate) * up``, all ``(..., d_ff)``."""
+    """Compute ``island(h, h, downs, linears, uses, ups)`` for ``h = act(gate) * up``, all ``(..., d_ff)``."""
     rows = rows_of(downs)
     if ops.is_decode_step(gate, rows):
         h = act(gate) * up
@@ -64,7 +64,7 @@ def gated_island(
 
 
 def _is_pure(act: nn.Module) -> bool:
-    """Tell whether an activation gives the same when it is called again, and no one sees that it is."""
+    """Tell whether an activation can be called again with the same result, and without hooks."""
     return type(act) in _PURE and is_unwatched(act) and not getattr(act, "inplace", False)
 
 
@@ -78,7 +78,7 @@ def _product(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """``act(gate) * up``, which keeps its two inputs alone."""
+    """Computes ``act(gate) * up``, saving only its two inputs."""
 
     @staticmethod
     def forward(ctx: Any, act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
@@ -97,5 +97,5 @@ class _Product(torch.autograd.Function):
             pre = gate.detach().requires_grad_()
             s = ctx.act(pre)
         (dgate,) = torch.autograd.grad(s, pre, dh * up)
-        # Written to again, since a new tensor this wide costs a pass: nobody reads `s` any more.
+        # Reuse `s`, which is no longer read: a new tensor of this width costs a pass over memory.
         return None, dgate, s.detach().mul_(dh)

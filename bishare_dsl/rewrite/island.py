@@ -1,10 +1,10 @@
-"""An island: the linear layers that read one input, with what the adapter adds to them, run as one.
+"""An island: the linear layers that read one input and their terms, computed as one function.
 
-Module by module, autograd makes a gradient of the input for each layer and for each factor and then adds
-them up; as one function, each product is accumulated into the same tensor. What the layers give is written
-to in place: no one else has seen it yet. Both hold only where nothing looks at the layers one by one, which
-is decided at each call. Where something does, the layers are called as they stand. In a decode step factors
-multiply as they are; otherwise the dense ones of all terms stand below each other, and there is one product.
+Module by module, autograd creates an input gradient for each layer and factor, and then adds them up. A
+single function accumulates them in one tensor, and writes terms into the layers' outputs in place, which
+nothing else has seen yet. This requires that nothing observes the layers one by one, which is checked at
+each call; otherwise the layers are called as modules. Decode steps multiply by the factors as they are.
+With more tokens the dense factors of all terms are concatenated, for a single product.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from bishare_dsl.rewrite import ops
 from bishare_dsl.transforms.factor import Factor, add_product, map_tensors
 
 Spans = tuple[tuple[int, int], ...]
-"""Which rows of an island's ``A`` a layer uses: the first and how many, for each run of them."""
+"""Runs of rows of an island's ``A`` that a layer uses, as start and length."""
 
 
 Use = tuple[int, int, int, float]
-"""A term of a layer: the number of its A among the island's, the first of that A's rows where all stand below
-each other, how many there are, and the scale of the term."""
+"""A term of a layer.
+
+It has the index of its A in the island, the first row and the number of rows of that A in the
+concatenation, and the term's scale.
+"""
 
 Uses = tuple[Use, ...]
 
@@ -44,9 +47,9 @@ def island(
     """Compute ``linear_i(x) + sum_t scale_t (read A_t^T) B_t`` for each layer, over its terms.
 
     Args:
-        x: ``(..., d_in)``, what the layers read.
-        read: ``(..., d_in)``, what the factors read: ``x``, or its dropout.
-        downs: each A of the island once; none where it has no terms.
+        x: ``(..., d_in)``, the input of the layers.
+        read: ``(..., d_in)``, the input of the factors: ``x``, or its dropout.
+        downs: each A of the island once; empty without terms.
         linears: the layers.
         uses: for each layer, its terms, in the order of their rows.
         ups: for each layer, the B of its terms.
@@ -68,7 +71,7 @@ def island(
 def add_terms(
     y: Tensor, read: Tensor, downs: Sequence[ops.Applied], uses: Uses, ups: Sequence[ops.Applied]
 ) -> Tensor:
-    """Compute what `island` does for one layer that has run and gave ``y``, out of place."""
+    """Compute `island` for one layer that has already returned ``y``, out of place."""
     rows = rows_of(downs)
     if ops.is_decode_step(read, rows):
         own = torch.clone(y if rows is None else rows.repeat(y))
@@ -78,12 +81,12 @@ def add_terms(
 
 
 def rows_of(factors: Sequence[ops.Applied]) -> ops.Rows | None:
-    """Return whose each row is in a mixed batch; None for one adapter."""
+    """Return the row assignment of a mixed batch; None for one adapter."""
     first = factors[0] if factors else None
     return first.rows if isinstance(first, ops.OfRows) else None
 
 
-# A decode step: factors multiply as they are ----------------------------------------------------------
+# Decode steps: multiply by the factors as they are ----------------------------------------------------
 
 
 def decode(
@@ -95,7 +98,7 @@ def decode(
     ups: Sequence[Sequence[Any]],
     rows: ops.Rows | None,
 ) -> tuple[Tensor, ...]:
-    """Compute `island` for few tokens: the calls of torch are what takes the time, not arithmetic."""
+    """Compute `island` for few tokens, for which launch overhead dominates."""
     z = _products(read, downs, rows) if downs else []
     ys = []
     for linear, mine, bs in zip(linears, uses, ups, strict=True):
@@ -105,7 +108,7 @@ def decode(
 
 
 def own_output(linear: nn.Module, x: Tensor) -> Tensor:
-    """Call a layer of the base, and return what nobody else has: terms are added to it in place."""
+    """Return the layer's output as a fresh tensor that may be written to."""
     if type(linear) is nn.Linear and is_unwatched(linear):
         own = linear._parameters
         return F.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
@@ -113,7 +116,7 @@ def own_output(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def _products(x: Tensor, downs: Sequence[Any], rows: ops.Rows | None) -> list[Tensor]:
-    """Multiply few tokens by each A, in the dtype of the factors: tokens are less than these."""
+    """Multiply few tokens by each A, in the dtype of the factors, because converting tokens is cheaper."""
     if rows is None:
         flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
     else:
@@ -129,7 +132,7 @@ def _products(x: Tensor, downs: Sequence[Any], rows: ops.Rows | None) -> list[Te
 def _add_in_place(
     y: Tensor, z: Sequence[Tensor], uses: Uses, ups: Sequence[Any], rows: ops.Rows | None
 ) -> Tensor:
-    """Add the terms of a layer to what it gave, or to a copy in a wider dtype or in another order."""
+    """Add a layer's terms to its output, or to a copy if dtype or row order differ."""
     flat = y.view(-1, y.shape[-1]) if rows is None else rows.gather(y)
     if rows is not None:
         ups = [up.factor for up in ups]
@@ -152,20 +155,20 @@ def _first_tensor(factor: Any) -> Tensor:
 
 
 def _met(x: Tensor, factors: Sequence[Any], like: Tensor) -> tuple[Tensor, list[Any]]:
-    """Return few tokens and factors on one device, in the wider of their dtypes."""
+    """Return tokens and factors on one device, in the wider of their dtypes."""
     dtype, device = torch.promote_types(like.dtype, x.dtype), x.device
     if like.dtype is not dtype or like.device != device:
         factors = [map_tensors(factor, lambda t: t.to(device, dtype)) for factor in factors]
     return x.to(dtype), [*factors]
 
 
-# Many tokens: the dense factors of all terms in one product -------------------------------------------
+# Many tokens: concatenate the dense factors of all terms ----------------------------------------------
 
 
 def joined(
     downs: Sequence[ops.Applied], uses: Sequence[Uses], ups: Sequence[Sequence[ops.Applied]]
 ) -> list[Tensor | None]:
-    """Make the A of all terms, below each other, and each layer's B, scaled; None where there is none."""
+    """Concatenate the A of all terms, and each layer's scaled B; None if there is none."""
     return [
         _below([down.dense() for down in downs]),
         *(
@@ -191,12 +194,12 @@ def _low(
     uses: Sequence[Uses],
     ups: Sequence[Sequence[ops.Applied]],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Multiply an input by the A of all terms, and return each layer's B."""
+    """Multiply an input by the A of all terms, and return the result with each layer's B."""
     if not downs:
         return None, [None] * len(uses)
     rows = rows_of(downs)
-    # Factors are small, and made in the precision they are trained in: what runs, what merges and what is
-    # exported are then the same numbers.
+    # Factors are small, so they are computed in the dtype of training: running, merging and
+    # exporting then use the same numbers.
     with ops.without_autocast(read.device):
         a, *bs = joined(downs, uses, ups)
     if rows is not None:
@@ -217,7 +220,7 @@ def _added(
 
 @lru_cache(4096)
 def spans_of(uses: Uses) -> Spans:
-    """Return the rows of an island's A that a layer uses; neighbours are one span."""
+    """Return the rows of an island's A that a layer uses, merging adjacent runs."""
     spans: list[tuple[int, int]] = []
     for _, start, rows, _ in uses:
         if spans and sum(spans[-1]) == start:
@@ -236,12 +239,13 @@ def fused_island(
     ups: Sequence[Sequence[ops.Applied]],
     gated: tuple[Any, Any, Any] = (None, None, None),
 ) -> tuple[Tensor, ...]:
-    """Compute `island` in one function.
+    """Compute `island` as one autograd function.
 
     Args:
-        read: None where it is ``x``.
-        layers: the weights, then the biases of the layers.
-        gated: of an ``x`` that is ``act(gate) * up``, these three: it is recomputed for the backward.
+        read: None if it equals ``x``.
+        layers: the weights of the layers, then their biases.
+        gated: activation, gate and up if ``x`` is ``act(gate) * up``, which is then recomputed in the
+            backward.
     """
     rows, spans = rows_of(downs), tuple(map(spans_of, uses))
     if rows is not None:
@@ -256,7 +260,7 @@ def fused_island(
 def _recompute(
     downs: Sequence[ops.Applied], uses: Sequence[Uses], ups: Sequence[Sequence[ops.Applied]]
 ) -> Callable[[], list[Tensor | None]] | None:
-    """Return what makes the joined factors again for a backward; None where they are kept."""
+    """Return a function that recomputes the joined factors in the backward; None if they are saved."""
     if not downs or getattr(downs[0], "recompute", None) is None:
         return None
 
@@ -269,12 +273,12 @@ def _recompute(
 def frozen_parameters(
     x: Tensor, rows: ops.Rows | None, linears: Sequence[nn.Module]
 ) -> list[Any] | None:
-    """Return the weights, then the biases of ``linears``, if a function of our own may run in their place.
+    """Return the weights, then the biases of ``linears``, if one function may replace their calls.
 
-    That is so for eager calls on plain tensors in their own dtype, where each layer is ``x W^T + b`` with
-    frozen ``W`` and ``b``, and nothing looks at its calls. Hooks, which also move offloaded weights;
-    quantised and sharded weights; a weight that trains; a class or a forward of someone's own: all are
-    seen here, at each call. With one token, what that takes is felt, so that it is written out.
+    This requires eager calls on plain tensors in the layers' dtype, where each layer is ``x W^T + b``
+    with frozen ``W`` and ``b``, without hooks. Offloaded, quantised and sharded weights, trainable
+    weights, and subclasses or replaced forwards are all detected here, at each call. The checks are
+    written inline, because their time matters with one token.
     """
     if not _is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
         return None
@@ -300,17 +304,17 @@ def frozen_parameters(
 
 
 def _is_eager(x: Tensor) -> bool:
-    """Tell whether a call on a tensor runs as it is written, under autograd's backward at most."""
+    """Tell whether a call on a tensor runs eagerly, recorded by reverse-mode autograd at most."""
     return (
         type(x) is Tensor
-        and not torch.compiler.is_compiling()  # which fuses by itself
+        and not torch.compiler.is_compiling()  # it fuses anyway
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )
 
 
 def is_unwatched(module: nn.Module) -> bool:
-    """Tell whether calling a module is running its class's forward and nothing else."""
+    """Tell whether calling a module only runs its class's forward."""
     return not (_is_watched(module) or _has_any_global_hook())
 
 
@@ -327,7 +331,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
     """Return factors in the dtype and on the device of ``x``."""
-    # Not asked of torch where there is nothing to do: with one token, each call to it is felt.
+    # Checked first, because each call of torch is noticeable with one token.
     dtype, device = x.dtype, x.device
     return [
         factor
@@ -340,24 +344,25 @@ def _cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
 def _run(
     spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Compute what `island` gives, and its ``z^T``, ``(rows, tokens)``.
+    """Compute the outputs of `island`, and its ``z^T``, ``(rows, tokens)``.
 
-    Factors of several adapters, ``(adapters, rows, width)``, each add to their own part of the tokens:
-    so ``z^T`` is ``(adapters, rows, tokens)``.
+    Factors of several adapters, ``(adapters, rows, width)``, each add to their own part of the tokens.
+    Then ``z^T`` is ``(adapters, rows, tokens)``.
 
     Args:
-        read: None where it is ``x``.
-        rest: of the layers, the weights, then the biases, then each ``B``.
+        read: None if it equals ``x``.
+        rest: the layers' weights, then their biases, then each ``B``.
     """
     n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    # On its side: with few columns a product takes longer, and what belongs to a layer lies apart.
+    # Transposed, because products with few columns are slower and a layer's columns would not be
+    # contiguous.
     z = None if a is None else a @ _tokens_of(a, x if read is None else read).mT
     ys = []
     for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
-            # No reshape, which may copy: this is to be written to.
+            # Not `reshape`, which may copy: the view is written to.
             add_product(y.view(*b.shape[:-2], -1, y.shape[-1]), part_of(z, mine, -2).mT, b)
         ys.append(y)
     return tuple(ys), z
@@ -369,12 +374,12 @@ def gradients_with_history(
     ctx: Any,
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Find the gradients of ``forward(*inputs)``, with a history: someone differentiates twice.
+    """Compute differentiable gradients of ``forward(*inputs)``, for double backward.
 
-    What was saved of the forward has none, so it is run again, under autograd.
+    The saved results have no history, so the forward runs again under autograd.
     """
     needed = ctx.needs_input_grad[-len(inputs) :]
-    # Aliases: one input may be made from another, and each is to get its own part alone.
+    # Aliases separate the gradients of inputs that are computed from each other.
     pairs = zip(inputs, needed, strict=True)
     inputs = [t.view_as(t) if t is not None and need else t for t, need in pairs]
     wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
@@ -385,17 +390,17 @@ def gradients_with_history(
 
 
 def _flat(x: Tensor) -> Tensor:
-    """View ``(..., d)`` as ``(tokens, d)``."""
+    """Reshape ``(..., d)`` to ``(tokens, d)``."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _tokens_of(factor: Tensor, x: Tensor) -> Tensor:
-    """View ``(..., d)`` as ``(tokens, d)``, or ``(adapters, tokens, d)`` where a factor has adapters."""
+    """Reshape ``(..., d)`` to ``(tokens, d)``, or to ``(adapters, tokens, d)`` for factors of adapters."""
     return x.reshape(*factor.shape[:-2], -1, x.shape[-1])
 
 
 def part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
-    """Take of ``z`` what belongs to some rows of ``A``, which lie along a dimension of it."""
+    """Select the part of ``z`` that belongs to some rows of ``A``, along a dimension."""
     assert z is not None
     if len(spans) == 1:
         start, rows = spans[0]
@@ -410,11 +415,11 @@ def _factor_gradients(
     bs: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Find ``dz_i^T = sum of B_i dy_i^T``, and ``dB_i = z_i^T dy_i`` where it is wanted.
+    """Compute ``dz_i^T = sum of B_i dy_i^T``, and ``dB_i = z_i^T dy_i`` if wanted.
 
     Args:
         dys: ``(tokens, d_out)``, or ``(adapters, tokens, d_out)``.
-        z: ``(rows, tokens)``, or ``(adapters, rows, tokens)``, as is what is returned.
+        z: ``(rows, tokens)``, or ``(adapters, rows, tokens)``; the results have the same layout.
     """
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
@@ -424,7 +429,7 @@ def _factor_gradients(
             continue
         first = 0
         for start, rows in mine:
-            # Several layers may use the same rows: each adds to them.
+            # Accumulate, because several layers may use the same rows.
             add_product(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
             first += rows
         dbs.append(part_of(z, mine, -2) @ dy if want else None)
@@ -443,8 +448,8 @@ def _input_gradient(dys: Sequence[Tensor | None], weights: Sequence[Tensor]) -> 
 class _Island(torch.autograd.Function):
     """`island` with gradients for ``x``, ``read``, ``A`` and each ``B``; the layers are frozen.
 
-    Where ``read`` is ``x``, ``x`` takes both gradients and ``read`` none. Of an ``x`` that is
-    ``act(gate) * up`` only ``gate`` and ``up`` are kept; of factors that can be recomputed, none.
+    If ``read`` is ``x``, ``x`` receives both gradients and ``read`` none. If ``x`` is ``act(gate) * up``,
+    only ``gate`` and ``up`` are saved. Factors that can be recomputed are not saved.
     """
 
     @staticmethod
@@ -465,7 +470,7 @@ class _Island(torch.autograd.Function):
             n = len(spans)
             rest = rest[0], None, *rest[2 : 2 + 2 * n], *[None] * n
         ctx.save_for_backward(gate, up, None if act else x, *rest, z)
-        # No views, such as a product with a bias gives: who reads them may write to them.
+        # Not views, such as a product with a bias: callers may write to the outputs.
         return tuple(y.data for y in ys)
 
     @staticmethod
@@ -478,7 +483,7 @@ class _Island(torch.autograd.Function):
         _, _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
         if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
             s = ctx.act(gate)
-            # In place where it can be: a new tensor this wide takes as long as a pass.
+            # In place if possible: a new tensor of this width takes as long as a pass over memory.
             inputs[0] = s * up if torch.is_grad_enabled() else s.mul_(up)
         if torch.is_grad_enabled():
             return *[None] * 5, *gradients_with_history(

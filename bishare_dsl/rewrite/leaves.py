@@ -1,8 +1,8 @@
-"""What a traced graph calls at run time, where Python would have branched or looked something up.
+"""Functions that a traced graph calls at run time in place of branches and lookups.
 
-Every function here is importable by name, so that a graph that calls it can be pickled. Module-level
-functions are looked up in their module at each call, as the original forward does, so that a
-kernel library that patches `transformers.models.llama.modeling_llama` still has its way.
+Every function here can be imported by name, so graphs that call it can be pickled. Module-level functions
+are looked up in their module at each call, as in the original forward. Kernel libraries that patch
+`transformers.models.llama.modeling_llama` therefore keep working.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The keywords under which a forward's whole `**kwargs` or `*args` travels as one argument of a node.
+# Keywords that pass a forward's whole `**kwargs` or `*args` as one argument of a node.
 OPAQUE_KWARGS = "opaque_kwargs"
 OPAQUE_ARGS = "opaque_args"
 
@@ -28,7 +28,7 @@ def call_global(
     opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Call the function `name` of the Python module `module_name`, as it stands now."""
+    """Call the function `name` of the Python module `module_name`, looked up now."""
     return getattr(sys.modules[module_name], name)(*args, **kwargs, **(opaque_kwargs or {}))
 
 
@@ -48,12 +48,12 @@ def attend(
     opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Call the attention that `implementation` names, so that `set_attn_implementation` works later.
+    """Call the attention named by `implementation`, so that a later `set_attn_implementation` works.
 
     Args:
-        module_name: the modeling module, whose `ALL_ATTENTION_FUNCTIONS` decides.
-        eager: the name of that module's own eager attention.
-        implementation: what the configuration says now, such as `"sdpa"`.
+        module_name: the modeling module, whose `ALL_ATTENTION_FUNCTIONS` is used.
+        eager: the name of that module's eager attention.
+        implementation: the configuration's current value, such as `"sdpa"`.
     """
     modeling = sys.modules[module_name]
     choose = modeling.ALL_ATTENTION_FUNCTIONS.get_interface
@@ -65,7 +65,7 @@ def attend(
 def update_cache(
     cache: Any, keys: Tensor, values: Tensor, /, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Return the keys and values to attend to: the cache's after adding these, or these without one."""
+    """Return the keys and values to attend to: after updating the cache, or unchanged without a cache."""
     if cache is None:
         return keys, values
     updated: tuple[Tensor, Tensor] = cache.update(keys, values, *args, **kwargs)
@@ -78,24 +78,24 @@ def select_training(module: nn.Module, training: Any, evaluation: Any, /) -> Any
 
 
 def augment(name: str, value: Any, other: Any, /) -> Any:
-    """Run an augmented assignment, such as ``value += other``, and return what stands for ``value`` then.
+    """Run an augmented assignment, such as ``value += other``, and return the new value.
 
     Args:
-        name: of its function in `operator`.
+        name: of the function in `operator`.
     """
     return getattr(operator, name)(value, other)
 
 
 def behind(value: Any, written: Any, /) -> Any:
-    """Return ``value`` as it is once that was done which may have written to it, and gave ``written``."""
+    """Return ``value`` after a possible write; ``written`` is the writer's result."""
     return value
 
 
 def shape_of_rank(hidden_states: Tensor, rank: int, /) -> torch.Size:
-    """Return the shape of `hidden_states`, once it is sure that it is as long as the graph was traced for.
+    """Return the shape of `hidden_states`, after checking its rank against the traced rank.
 
     Raises:
-        ValueError: they have another rank.
+        ValueError: the rank differs.
     """
     if hidden_states.dim() != rank:
         raise ValueError(
@@ -113,6 +113,6 @@ def base_forward(
     opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Run the forward that `module` had before a graph's took its place."""
+    """Run the forward that `module` had before it was rewritten."""
     forward = module.bishare_base.forward  # type: ignore[union-attr]
     return forward(module, *args, *opaque_args, **kwargs, **(opaque_kwargs or {}))

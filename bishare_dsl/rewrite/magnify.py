@@ -1,4 +1,4 @@
-"""Scale what a linear layer gives with all its terms, row by row of its weight: what `magnitude` computes."""
+"""Scale a linear layer's output with all terms, by row of its weight, as `magnitude` requires."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def magnify(
 ) -> Tensor:
     """Compute ``g (y - bias) + bias``, with ``g = (1 + mu) |W_i| / |W_i + dW_i|``; without terms ``1 + mu``.
 
-    As ``y + (g - 1) (y - bias)``: where g is 1 the result is y, bit for bit. The lengths have no gradient, as
-    in DoRA's Sec. 4.3.
+    Computed as ``y + (g - 1) (y - bias)``: if g is 1 the result is y, bit for bit. The lengths have no
+    gradient, as in DoRA, Sec. 4.3.
 
     Args:
-        y: ``(..., d_out)``, what the layer gives with all its terms.
+        y: ``(..., d_out)``, the layer's output with all terms.
         layer: of the base; its bias is not scaled.
-        mu: ``(1, d_out)``; in a mixed batch, like the factors, of each adapter.
-        downs: the A of each term that counts in the length, ``(rows, d_in)``.
-        ups: the B of these, ``(rows, d_out)``.
-        scales: theirs.
+        mu: ``(1, d_out)``; in a mixed batch, as for factors, of each adapter.
+        downs: the A of each term included in the length, ``(rows, d_in)``.
+        ups: the B of these terms, ``(rows, d_out)``.
+        scales: of these terms.
     """
     rows = mu.rows if isinstance(mu, ops.OfRows) else None
     with ops.without_autocast(y.device):
@@ -54,16 +54,17 @@ def magnify(
 def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute ``|W_i| / |W_i + dW_i|`` of each row, for ``dW = B^T A``: ``(..., d_out)``.
 
-    ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A A^T) B_i``: there is no ``(d_out, d_in)``.
+    Without a ``(d_out, d_in)`` matrix: ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A
+    A^T) B_i``.
 
     Args:
         layer: with W.
-        a: ``(..., rows, d_in)``, of one adapter or of several.
+        a: ``(..., rows, d_in)``, of one adapter or several.
         b: ``(..., rows, d_out)``.
-        dtype: in which the layer is called where its weight is not plain.
+        dtype: used to call the layer if its weight is not plain.
     """
     base = row_norms(layer).to(b).square()
     more = (b * (2 * products(layer, a.to(dtype)).to(b) + (a @ a.mT) @ b)).sum(-2)
-    # Rounding may leave less than nothing of a row that the terms take away.
+    # Rounding may give a negative square for a row that the terms cancel.
     ratio = (base / (base + more).maximum(torch.finfo(base.dtype).eps * base)).sqrt()
-    return torch.where(more == 0, 1, ratio)  # a row of zeros, too
+    return torch.where(more == 0, 1, ratio)  # including rows of zeros

@@ -1,7 +1,7 @@
-"""What a rewritten forward adds to the base's: the leaves that apply factors.
+"""Operations that a rewritten forward uses to apply factors.
 
-Factors are trained in their own dtype, float32 as a rule, and applied in the activations'. Everything here is
-out of place, so that a hook on a base linear keeps the output it was given.
+Factors are trained in their own dtype, usually float32, and applied in the dtype of the activations.
+Everything here is out of place, so that hooks on a base layer can keep its output.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor
 
 
 class Rows(Protocol):
-    """Whose adapter each row of a mixed batch has, as a region that reads them knows it."""
+    """The adapter of each row of a mixed batch, as known to a region."""
 
     @property
     def adapters(self) -> int:
-        """How many adapters there are."""
+        """The number of adapters."""
         ...
 
     @property
     def in_order(self) -> bool:
-        """Whether rows come adapter by adapter, equally many of each."""
+        """Whether rows are sorted by adapter, with equally many for each."""
         ...
 
     def check(self, x: Tensor, /) -> None:
-        """Refuse an input of which it cannot be known whose each row is."""
+        """Reject an input whose rows cannot be assigned to adapters."""
         ...
 
     def gather(self, x: Tensor, /) -> Tensor:
@@ -39,22 +39,22 @@ class Rows(Protocol):
         ...
 
     def scatter(self, sorted_: Tensor, y: Tensor, /) -> Tensor:
-        """Undo `gather`, in the shape of ``y``."""
+        """Undo `gather`, returning the shape of ``y``."""
         ...
 
     def spread(self, ids: Tensor, /) -> Tensor:
-        """Repeat indices that all rows have in common for each row."""
+        """Repeat indices that all rows share for each row."""
         ...
 
     def repeat(self, y: Tensor, /) -> Tensor:
-        """Repeat a ``y`` that all rows have in common for each row."""
+        """Repeat a ``y`` that all rows share for each row."""
         ...
 
 
 class OfRows(NamedTuple):
-    """A factor of each adapter of a mixed batch, ``(adapters, rows, side)``, and whose each row is.
+    """A factor for each adapter of a mixed batch, ``(adapters, rows, side)``, with the row assignment.
 
-    ``recompute`` makes it again for a backward; None where it is there anyway.
+    ``recompute`` recomputes it in the backward; None if it is saved.
     """
 
     factor: Factor
@@ -62,17 +62,17 @@ class OfRows(NamedTuple):
     recompute: Callable[[], Factor] | None = None
 
     def dense(self) -> Tensor:
-        """Return the factors of all adapters."""
+        """Return the dense factors of all adapters."""
         return self.factor.dense()
 
 
 Applied = Factor | OfRows
-"""A factor of one adapter, or of each of a mixed batch."""
+"""A factor of one adapter, or of each adapter of a mixed batch."""
 
 
 def autocasts(device: torch.device) -> bool:
-    """Tell whether autocast changes dtypes on a device now."""
-    # First, what takes a tenth of the time: with one token this is felt.
+    """Tell whether autocast is active on a device."""
+    # Checked first: it takes a tenth of the time, which matters with one token.
     if not torch._C._is_any_autocast_enabled():
         return False
     kind = device.type
@@ -80,27 +80,27 @@ def autocasts(device: torch.device) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Open a block in which autocast leaves dtypes as they are."""
+    """Disable autocast inside the block."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def is_decode_step(x: Tensor, rows: Rows | None = None) -> bool:
-    """Tell whether few tokens of each adapter are read, with no gradients to find."""
+    """Tell whether each adapter has few tokens, and no gradients are needed."""
     return (
         type(x) is Tensor
         and not torch.is_grad_enabled()
         and x.numel() <= DECODE_TOKENS * x.shape[-1] * (1 if rows is None else rows.adapters)
-        and not torch.compiler.is_exporting()  # which is to hold for any number
-        and not torch._C._are_functorch_transforms_active()  # which may refuse to write
+        and not torch.compiler.is_exporting()  # an exported graph must hold for any number
+        and not torch._C._are_functorch_transforms_active()  # in-place writes may be rejected
         and not autocasts(x.device)
     )
 
 
 def down(x: Tensor, a: Applied) -> Tensor:
-    """Compute ``x A^T``: ``(..., d_in)`` to ``(..., rows)``; of a mixed batch ``(tokens, rows)``, sorted.
+    """Compute ``x A^T``: ``(..., d_in)`` to ``(..., rows)``; in a mixed batch ``(tokens, rows)``, sorted.
 
     Raises:
-        AdapterError: whose a row is cannot be known (BS682).
+        AdapterError: the adapter of a row is unknown (BS682).
     """
     if isinstance(a, OfRows):
         a.rows.check(x)
@@ -109,16 +109,16 @@ def down(x: Tensor, a: Applied) -> Tensor:
 
 
 def look_up(ids: Tensor, a: Applied, padding: int | None, keep: Tensor | None = None) -> Tensor:
-    """Compute ``x A^T`` for the one-hot rows x of ``ids (...)``: columns of A, as `down` gives them.
+    """Compute ``x A^T`` for one-hot rows x with indices ``ids (...)``: columns of A, in the form of `down`.
 
     Args:
         ids: indices.
         a: the factor.
-        padding: an index from which no gradient comes.
-        keep: ``(...)``, what dropout has made of the ones in x.
+        padding: an index without gradient.
+        keep: ``(...)``, dropout applied to the ones of x.
 
     Raises:
-        AdapterError: whose a row is cannot be known (BS682).
+        AdapterError: the adapter of a row is unknown (BS682).
     """
     if not isinstance(a, OfRows):
         z = F.embedding(ids, a.dense().t(), padding)
@@ -134,28 +134,28 @@ def look_up(ids: Tensor, a: Applied, padding: int | None, keep: Tensor | None = 
 
 
 def kept_ones(ids: Tensor, p: float, training: bool) -> Tensor | None:
-    """Drop a fraction ``p`` of the ones of one-hot rows: give what is left of them, None where all is."""
+    """Return dropout with probability ``p`` of the ones in one-hot rows; None outside training."""
     return F.dropout(torch.ones(ids.shape, device=ids.device), p) if training else None
 
 
 def times(z: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
-    """Multiply ``z`` by the scale that an embedding has rounded to the dtype of its weight."""
+    """Multiply ``z`` by an embedding's scale, rounded to the dtype of its weight."""
     return z * (scale.to(weight).to(z) if isinstance(scale, Tensor) else scale)
 
 
 def up(y: Tensor, z: Tensor, b: Applied, scale: float = 1.0) -> Tensor:
-    """Compute ``y + s z B`` for ``y (..., d_out)`` and a ``z`` that `down` or `look_up` gives.
+    """Compute ``y + s z B`` for ``y (..., d_out)`` and a ``z`` from `down` or `look_up`.
 
-    One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit. In a mixed batch
-    a ``y`` that all rows have in common becomes one for each.
+    This is one product that starts from ``y``: if ``B`` is zero the result is ``y``, bit for bit. In a
+    mixed batch a ``y`` that all rows share is repeated for each.
     """
-    # Autocast would round a float32 ``y`` that a quantised linear gives.
+    # Autocast would round the float32 ``y`` of a quantised layer.
     with without_autocast(y.device):
         return add_dense(y, z, b.dense().to(y), scale, b.rows if isinstance(b, OfRows) else None)
 
 
 def add_dense(y: Tensor, z: Tensor, b: Tensor, scale: float, rows: Rows | None) -> Tensor:
-    """Compute ``y + s z B`` out of place, of a B ``(..., rows, d_out)`` in the dtype of ``y``."""
+    """Compute ``y + s z B`` out of place, for B ``(..., rows, d_out)`` in the dtype of ``y``."""
     if rows is None:
         flat, low = (t.reshape(-1, t.shape[-1]) for t in (y, z))
         return torch.addmm(flat, low.to(y), b, alpha=scale).view(y.shape)
@@ -168,7 +168,7 @@ def add_dense(y: Tensor, z: Tensor, b: Tensor, scale: float, rows: Rows | None) 
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:
-    """Return a tensor of the adapter in the dtype and on the device of the activations ``x``."""
+    """Return an adapter's tensor in the dtype and on the device of the activations ``x``."""
     return tensor.to(x)
 
 

@@ -1,4 +1,4 @@
-"""The modules in which an adapter's tensors live."""
+"""Modules that own an adapter's tensors."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from bishare_dsl.plan.names import attribute
 
 ALIGNED = 64
-"""Of how many bytes the addresses are multiples at which torch lays tensors on a CPU."""
+"""Alignment of tensors allocated by torch on a CPU, in bytes."""
 
 
 class OwnedTensors(nn.Module):
     """Holds the tensors of one adapter that belong to one module: ``OWNER.bishare_tensors.ADAPTER``.
 
-    Calling it gives them, in order: whoever uses a tensor *calls* the module that owns it, so that the
-    hooks of accelerate (offload) and FSDP (gather) fire. A tensor is registered here and nowhere else.
+    Calling it returns the tensors in order. Code that uses a tensor *calls* its owner, so that the hooks
+    of accelerate (offload) and FSDP (gather) run. Each tensor is registered only here.
     """
 
     def __init__(self, tensors: Mapping[str, nn.Parameter], dropout: float = 0.0):
-        """Own tensors.
+        """Register the tensors.
 
         Args:
             tensors: by their names in the plan.
-            dropout: the largest of the terms that use them. It stands in a module, by which others find and
-                turn off whatever drops, as TRL does; of an adapter that does not run, too.
+            dropout: the maximum over the terms that use them. It is a module so that other libraries,
+                such as TRL, can find and disable dropout, also for inactive adapters.
         """
         super().__init__()
         self.names = tuple(tensors)
@@ -38,7 +38,7 @@ class OwnedTensors(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether terms that use the tensors drop values of their inputs in training."""
+        """Whether terms that use the tensors apply dropout in training."""
         dropout = self._modules.get("dropout")
         return bool(dropout is not None and dropout.p)
 
@@ -46,14 +46,14 @@ class OwnedTensors(nn.Module):
         own = self._parameters
         if tuple(own) == self.attributes:
             return tuple(own.values())  # type: ignore[arg-type]
-        # Some are in another order, or given by something else: a parametrization, say.
+        # The order differs, or tensors are computed, for example by a parametrization.
         return tuple(getattr(self, name) for name in self.attributes)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        # A tensor of a mapped file lies at any address, and a product of it rounds otherwise than one of
-        # the same numbers where torch lays them.
+        # Tensors in a mapped file can be unaligned, and products of unaligned tensors round
+        # differently.
         if local_metadata.get("assign_to_params_buffers"):
             for name in self._parameters:
                 given = state_dict.get(prefix + name)

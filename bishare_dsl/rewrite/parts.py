@@ -1,4 +1,4 @@
-"""Where the modules of an adapter belong in its model, to put them in and take them out."""
+"""Modules of an adapter with their positions in the model, to insert and remove them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from bishare_dsl.rewrite.whole import WHOLE, TrainedInFull
 
 @dataclass(frozen=True)
 class AdapterParts:
-    """Each owner beside the tensors that it owns, each region beside its factors, and each module of which
-    parameters are trained in full beside what gives these.
+    """Modules of the model, each with its part of an adapter: tensors, factors, or full replacements.
 
-    The tensors of every adapter stay in the model, each under the adapter's name; the regions run the code of
+    The tensors of every adapter stay in the model under the adapter's name; the regions run the code of
     one adapter at a time.
     """
 
@@ -35,12 +34,12 @@ class AdapterParts:
         return {name: store.get_parameter(store.attributes[i]) for name, (store, i) in places}
 
     def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
-        """Return where each tensor is, by its name in the plan, and its number there."""
+        """Return the module of each tensor and its index there, by the tensor's name in the plan."""
         stores = (store for _, store in self.owned)
         return {name: (store, i) for store in stores for i, name in enumerate(store.names)}
 
     def join(self, name: str) -> None:
-        """Put the tensors into the model as ``OWNER.bishare_tensors.NAME``."""
+        """Add the tensors to the model as ``OWNER.bishare_tensors.NAME``."""
         for owner, owned in self.owned:
             if TENSORS not in owner._modules:
                 owner.add_module(TENSORS, nn.ModuleDict())
@@ -48,7 +47,7 @@ class AdapterParts:
             cast(nn.ModuleDict, owner.get_submodule(TENSORS))[name] = owned
 
     def leave(self, name: str) -> None:
-        """Take the tensors out of the model."""
+        """Remove the tensors from the model."""
         for owner, _ in self.owned:
             adapters = cast(nn.ModuleDict, owner.get_submodule(TENSORS))
             del adapters[name]
@@ -56,7 +55,7 @@ class AdapterParts:
                 _take_out(owner, TENSORS)
 
     def insert(self) -> None:
-        """Let the adapter run: its regions train or not as their modules do."""
+        """Insert and run the adapter; its regions take the training mode of their modules."""
         for region, factors in self.regions:
             region.add_module(FACTORS, factors.train(region.training))
         for module, tensors in self.whole:
@@ -64,7 +63,7 @@ class AdapterParts:
         self.enable(True)
 
     def remove(self) -> None:
-        """Let the model run as its base, and take out what `insert` put in."""
+        """Run the model as its base, and undo `insert`."""
         self.enable(False)
         for region, _ in self.regions:
             _take_out(region, FACTORS)
@@ -72,7 +71,7 @@ class AdapterParts:
             _take_out(module, WHOLE)
 
     def enable(self, enabled: bool) -> None:
-        """Let the adapter run, or the base's own forwards and parameters, as if there were no adapter."""
+        """Run the adapter or, if not ``enabled``, the base's own forwards and parameters."""
         for region, factors in self.regions:
             if enabled:
                 set_code(region, factors.code.forward)
@@ -83,13 +82,13 @@ class AdapterParts:
 
 
 def _take_out(module: nn.Module, name: str) -> None:
-    """Take a child out of a module. PEFT does so while it walks over the children, which stay as they are."""
+    """Remove a child of a module without changing the dict of children, over which PEFT may be iterating."""
     module._modules = {key: child for key, child in module._modules.items() if key != name}
 
 
 @dataclass(frozen=True)
 class PlanCode:
-    """A plan with the code of its regions, for one model: each with its path and the tensors it reads."""
+    """A plan with the code of its regions for one model: the path, code and tensor names of each."""
 
     plan: Plan
     regions: tuple[tuple[str, RegionCode, list[str]], ...]
@@ -97,12 +96,12 @@ class PlanCode:
 
 
 class AdapterRoot(nn.Module):
-    """``model.bishare``: where the parts of the adapter that runs are. It owns no tensor.
+    """``model.bishare``: holds the parts of the running adapter, but owns no tensor.
 
     Attributes:
-        frozen: the base's parameters that trained before they were frozen.
-        parts: what the adapter that runs has put into the model.
-        compiled: what the parts were made from.
+        frozen: parameters of the base that were trainable before they were frozen.
+        parts: inserted into the model by the running adapter.
+        compiled: the code of these parts.
     """
 
     frozen: tuple[str, ...] = ()

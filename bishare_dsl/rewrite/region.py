@@ -1,4 +1,4 @@
-"""What the passes work on: a region's forward, and the graph that makes the factors it uses."""
+"""Input of the passes: the graphs of a region's forward and of the factors it uses."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.transforms import Transform, Width
 
 FACTORS = "bishare_factors"
-"""The child of a region that its forward calls for the factors."""
+"""The child that a region's forward calls to get the factors."""
 
 DROPS = f"{FACTORS}.drops"
-"""Whether terms drop values of their inputs: in training, unless somebody turns dropout off."""
+"""Whether dropout is active in terms: in training, unless it is turned off."""
 
 ADDED = "bishare_added"
-"""Metadata of a node that is not the base's."""
+"""Metadata of a node that a pass has added to the base's graph."""
 
 ROWS = "bishare_rows"
-"""Metadata of a node that gives a tensor ``(..., rows)``: how many rows its factor has."""
+"""Metadata of a node with a tensor ``(..., rows)``: the number of rows of its factor."""
 
 
 @dataclass(frozen=True)
 class TermUse:
-    """A term as a region applies it: ``slots`` says, by role, which of the region's tensors it reads.
+    """A term in a region: ``slots`` maps roles to the region's tensors.
 
-    ``scaled`` says of a magnitude how many of the terms before it it scales, and is 0 of others.
+    For a magnitude ``scaled`` is the number of preceding terms that it scales; for other terms it is 0.
     """
 
     transform: Transform
@@ -42,12 +42,12 @@ class TermUse:
 
 @dataclass(frozen=True)
 class Lookup:
-    """How an embedding reads its factors.
+    """How an embedding applies its factors.
 
     Attributes:
-        padding: the index that gets no gradient.
-        scaled: whether what it gives is multiplied by its ``embed_scale``.
-        swapped: whether the terms are of a head that it is tied with: it gives rows of ``dW (d_out, d_in)``.
+        padding: the index without gradient.
+        scaled: whether its output is multiplied by its ``embed_scale``.
+        swapped: whether the terms belong to a tied head: the output has rows of ``dW (d_out, d_in)``.
     """
 
     padding: int | None
@@ -57,7 +57,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer or embedding of a region, by its path below it; ``""`` where the region is the layer."""
+    """A linear layer or embedding by its path in the region; ``""`` if the region is the layer."""
 
     path: str
     width: Width
@@ -69,9 +69,9 @@ class Target:
 class RegionGraphs:
     """The graphs of a region, changed in place by the passes.
 
-    ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what ``assembly``
-    makes of the region's tensors: at first the tensors as they are. ``linears`` are the children that are
-    linear layers, targets or not.
+    ``forward`` replaces the region's forward. It calls the child `FACTORS`, which returns the output of
+    ``assembly`` for the region's tensors, initially the tensors unchanged. ``linears`` are all children
+    that are linear layers, targets or not.
     """
 
     forward: fx.Graph
@@ -80,18 +80,18 @@ class RegionGraphs:
 
     @classmethod
     def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionGraphs:
-        """Begin with the base's forward, which does not yet call for its ``tensors`` tensors."""
+        """Start from the base's forward, with an assembly that returns ``tensors`` tensors."""
         assembly = fx.Graph()
         assembly.output(tuple(assembly.placeholder(f"tensor_{i}") for i in range(tensors)))
         return cls(forward, assembly, frozenset(linears))
 
     def factors_call(self) -> fx.Node:
-        """Find the node of the forward that calls for the factors."""
+        """Find the node of the forward that calls `FACTORS`."""
         calls = self.forward.find_nodes(op="call_module", target=FACTORS)
         return cast(fx.Node, calls[0])
 
     def factor_nodes(self) -> list[fx.Node]:
-        """List the nodes of the forward that depend on tensors of the adapter and on nothing else."""
+        """List the nodes of the forward that depend only on tensors of the adapter."""
         call = self.factors_call()
         found: dict[fx.Node, None] = {call: None}
         for node in self.forward.nodes:
@@ -103,13 +103,13 @@ class RegionGraphs:
 
 
 class Pass(Protocol):
-    """One step: a frozen dataclass whose fields are its options. Both graphs are valid after it."""
+    """A step on the graphs: a frozen dataclass whose fields are options. Both graphs are valid afterwards."""
 
     def run(self, region: RegionGraphs) -> None: ...
 
 
 def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node]]:
-    """Yield each call of a child in the forward, or of the region where that is a layer, with its path."""
+    """Yield each call of a child in the forward, or of the region if it is a layer, with its path."""
     for node in forward.nodes:
         if node.op == "call_module":
             yield str(node.target), node
@@ -118,5 +118,5 @@ def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node]]:
 
 
 def read_by(call: fx.Node) -> fx.Node:
-    """Return the tensor that a target is called on, as the graph has it now."""
+    """Return the current input of a target's call."""
     return cast(fx.Node, call.args[1 if call.target is base_forward else 0])

@@ -1,11 +1,11 @@
-"""Put a graph in the place of a module's forward, and take it out again.
+"""Replace a module's forward by a graph, and restore it.
 
-The module's class is swapped for a generated subclass of it, whose forward is the graph's code. So
-`isinstance`, hooks, `torch.compile`, gradient checkpointing and everything else that looks at the
-module find what they expect, and `restore_forward` leaves exactly the class that was there before.
+The module gets a generated subclass of its class, whose forward is the graph's code. So `isinstance`,
+hooks, `torch.compile`, gradient checkpointing and other code that inspects the module work as usual.
+`restore_forward` restores exactly the original class.
 
-Two modules with the same class and the same code share one generated class. A pickled module
-carries the source of its forward, and makes the class again where it is loaded.
+Modules with the same class and code share one generated class. A pickled module carries the source of its
+forward, and regenerates the class when it is loaded.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import rewrap
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Makes a forward of a forward."""
+"""A function that wraps a forward."""
 
 
 @dataclass(frozen=True)
 class GraphCode:
-    """The Python of one graph.
+    """The Python code of one graph.
 
     Attributes:
         source: Python that defines `forward`.
-        names: the functions and types that the source uses, which pickle by reference.
-        modules: the Python modules that it uses, by the name it gives them.
-        outermost: whether it stands in the place of the decorators of a forward, too.
+        names: the functions and types in the source, which are pickled by reference.
+        modules: the Python modules in the source, by the names used there.
+        outermost: whether it replaces the decorators of a forward, too.
     """
 
     source: str
@@ -48,7 +48,7 @@ class GraphCode:
 
     @classmethod
     def of(cls, graph: fx.Graph) -> GraphCode:
-        """Write the code of a graph."""
+        """Generate the code of a graph."""
         code = graph.python_code("self")
         found = dict(code.globals)
         modules = {k: v.__name__ for k, v in found.items() if isinstance(v, types.ModuleType)}
@@ -56,10 +56,10 @@ class GraphCode:
         return cls(code.src.strip() + "\n", names, modules)
 
     def function(self, name: str = "forward") -> types.FunctionType:
-        """Make a function of the code; `name` says in tracebacks what it is the forward of."""
+        """Create a function from the code; tracebacks show `name` as the owner of the forward."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
         filename = f"<bishare {name} {digest}>"
-        # With the source in linecache, tracebacks and debuggers show the generated lines.
+        # With the source in linecache, tracebacks and debuggers show the generated code.
         linecache.cache[filename] = (
             len(self.source),
             None,
@@ -76,7 +76,7 @@ class GraphCode:
 
 
 class Assembly(Protocol):
-    """What makes the factors of a region, such as the code of a graph."""
+    """A description of how a region's factors are computed, such as the code of a graph."""
 
     @property
     def source(self) -> str: ...
@@ -86,7 +86,7 @@ class Assembly(Protocol):
 
 @dataclass(frozen=True)
 class RegionCode:
-    """The code of a region's forward and of what makes its factors, shared by all regions alike."""
+    """The code of a region's forward and of its assembly, shared by all equal regions."""
 
     forward: GraphCode
     assembly: Assembly
@@ -94,12 +94,12 @@ class RegionCode:
 
 @lru_cache(maxsize=256)
 def _code(source: str, filename: str) -> types.CodeType:
-    """Compile once for all the layers of a model: that is most of what a new forward costs."""
+    """Compile code once for all layers of a model, because this is the main cost of a new forward."""
     return compile(source, filename, "exec")
 
 
 class RewrittenModule(nn.Module):
-    """What every generated class inherits, beside the class it replaces."""
+    """Base class of every generated class, in addition to the replaced class."""
 
     bishare_base: type[nn.Module]
     bishare_code: GraphCode | None
@@ -118,45 +118,45 @@ class RewrittenModule(nn.Module):
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
                 "take the adapter out before copying or pickling the module"
             )
-        cls = type(self)  # Of which `bishare_wrap` is not a method.
+        cls = type(self)  # Not the instance, of which `bishare_wrap` would be a method.
         how = (cls.bishare_base, cls.bishare_code, cls.bishare_wrap, cls.bishare_names)
         return (_restore, how, *reduced[2:])
 
 
-# A class lives as long as a module uses it.
+# A class lives as long as some module uses it.
 _classes: WeakValueDictionary[Hashable, type[RewrittenModule]] = WeakValueDictionary()
 
 
 def set_code(module: nn.Module, code: GraphCode) -> None:
-    """Make the code of a graph the forward of `module`, in place of its own or of an earlier graph's.
+    """Replace the forward of `module`, original or rewritten, by the code of a graph.
 
-    The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
-    module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
+    The graph's placeholders are the parameters of the replaced forward. Its nodes may call the module's
+    children (`call_module`), read its attributes (`get_attr`) and call importable functions.
     """
     _change(module, code, None, _names(module))
 
 
 def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
-    """Let what `module` reads under the names of its parameters be given by its child ``bishare_whole``."""
+    """Make reads of the named parameters of `module` return tensors of its child ``bishare_whole``."""
     cls = type(module)
     code, wrap = getattr(cls, "bishare_code", None), getattr(cls, "bishare_wrap", None)
     _change(module, code, wrap, names)
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
-    """Put `wrap`, once, round what a module runs now; it pickles by its name."""
+    """Wrap the current forward of a module in `wrap`, once; `wrap` is pickled by its name."""
     if getattr(type(module), "bishare_wrap", None) is not wrap:
         _change(module, getattr(type(module), "bishare_code", None), wrap, _names(module))
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
-    """Return the forward that a module has with some code, or without any."""
+    """Return the forward of a module with the given code, or the original one without any."""
     base = base_class(type(module))
     return base.forward if code is None else _generated_class(base, code).forward
 
 
 def restore_forward(module: nn.Module) -> None:
-    """Restore the class and the forward that `module` had; without a graph, do nothing."""
+    """Restore the original class and forward of `module`; do nothing without a graph."""
     _change(module, None, None, _names(module))
 
 
@@ -167,7 +167,7 @@ def _names(module: nn.Module) -> tuple[str, ...]:
 def _change(
     module: nn.Module, code: GraphCode | None, wrap: Wrap | None, names: tuple[str, ...]
 ) -> None:
-    """Let a module run these, or nothing of an adapter: then its class is the one that it had before."""
+    """Generate and set the class of a module for these settings; without any, the original class."""
     base, any_of = base_class(type(module)), code or wrap or names
     _swap(module, _generated_class(base, code, wrap, names) if any_of else base)
 
@@ -189,18 +189,18 @@ def base_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
-    """Make the class that `fully_shard` made over a generated one, over the one that this replaced."""
+    """Replace the generated class in a class made by `fully_shard` by its original."""
     sharded, generated = cls.__bases__
-    # Not the forward: where there is one, transformers has put it there, round the generated one.
+    # Omit the forward: transformers has set it, if present, as a wrapper of the generated one.
     members = {name: vars(cls)[name] for name in ("__module__", "__deepcopy__")}
     return type(cls.__name__, (sharded, base_class(generated)), members)
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Tell whether `module` runs a forward that is not its class's.
+    """Tell whether `module` runs a forward other than its class's.
 
-    accelerate's hooks do not count: they call the forward that they wrap, and their removal leaves on the
-    instance the class's own forward, bound.
+    Hooks of accelerate do not count: they call the forward that they wrap. Removing them leaves the
+    class's own forward, bound, on the instance.
     """
     own = own_forward(module)
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
@@ -209,7 +209,7 @@ def has_own_forward(module: nn.Module) -> bool:
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
     old = type(module)
     module.__class__ = cls
-    # A bound forward that accelerate keeps on the instance would go on running as the old class's.
+    # A forward that accelerate has bound to the instance would still run the old class's code.
     for name in FORWARDS:
         bound = module.__dict__.get(name)
         if isinstance(bound, types.MethodType) and bound.__func__ is old.forward:
@@ -238,7 +238,7 @@ def _generated_class(
             "bishare_wrap": wrap,
             "bishare_names": names,
             **{name: _read_whole(name) for name in names},
-            # The name stays, because `_no_split_modules` and its like go by it.
+            # Keep the name, because `_no_split_modules` and similar settings use it.
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
@@ -248,7 +248,7 @@ def _generated_class(
 
 
 def _read_whole(name: str) -> property:
-    """Make the property that gives what stands in the place of a parameter."""
+    """Create a property that returns the replacement of a parameter."""
 
     def read(self: Any) -> Any:
         return self.bishare_whole(name, self._parameters[name])
@@ -257,6 +257,6 @@ def _read_whole(name: str) -> property:
 
 
 def _restore(base: type[nn.Module], *parts: Any) -> RewrittenModule:
-    """Make an empty module of the generated class; unpickling and copying fill it."""
+    """Create an empty module of the generated class, to be filled by unpickling or copying."""
     cls = _generated_class(base, *parts)
     return cls.__new__(cls)

@@ -1,4 +1,4 @@
-"""When the graph of one module fits another."""
+"""Decide whether the graph of one module fits another."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 from bishare_dsl.rewrite.whole import WHOLE
 
-# What every module has, and what accelerate adds: none of it is seen by a forward.
+# Attributes that every module has, or that accelerate adds; no forward reads them.
 _BOOKKEEPING = frozenset(vars(nn.Module())) | ADDED
-# Read at run time through the module, so that it may differ between modules with one graph.
+# Read from the module at run time, so it may differ between modules with one graph.
 _SYMBOLIC = frozenset({"layer_idx"})
 
 
 def structure_key(module: nn.Module) -> Hashable:
-    """Return a value that is equal for two modules only if one's traced graph is right for the other.
+    """Return a value that is equal for two modules only if the graph of one is correct for the other.
 
-    It holds the class, whether the instance has a forward of its own, every attribute but
-    `layer_idx`, and the same of all children. Weights do not
-    count, only which of them there are; an attribute that cannot be compared counts as different
-    unless it is the same object, as a configuration is. So keys are compared while their modules live.
+    It contains the class, whether the instance overrides the forward, every attribute but `layer_idx`,
+    and the same of all children. Of the weights only their presence counts. Other objects, such as
+    configurations, are compared by identity, so compare keys only while their modules exist.
     """
     return has_own_forward(module), *_describe(module)
 

@@ -1,16 +1,16 @@
 """Trace the forward of one parent module into an fx graph.
 
-fx's own tracer cannot follow a transformers attention: it meets `*x.shape[:-1]`, `**kwargs`, a cache
-that may be None and a table of attention functions. `RegionTracer` follows exactly one forward, and
-makes a leaf of each thing it calls: child modules become `call_module` nodes, module-level functions
-become calls of `leaves.call_global`.
+fx's own tracer cannot follow an attention of transformers: it meets `*x.shape[:-1]`, `**kwargs`, a cache
+that may be None and a table of attention functions. `RegionTracer` follows exactly one forward and makes
+every callee a leaf. Child modules become `call_module` nodes, and module-level functions become calls of
+`leaves.call_global`.
 
-The forward runs on a *view* of the module: an instance of a throw-away subclass whose children,
-parameters and configuration are stand-ins that record. Nothing of torch or transformers is patched,
-so that tracing is safe beside other threads. What tracing cannot see is refused, never guessed:
-`isinstance` of a traced value, a look inside `**kwargs`, an attribute that the forward sets.
+The forward runs on a *view* of the module: an instance of a temporary subclass whose children, parameters
+and configuration are stand-ins that record. It patches nothing in torch or transformers, so tracing is
+safe while other threads run. Code that tracing cannot see is rejected: `isinstance` of a traced value, a
+look inside `**kwargs`, an attribute that the forward sets.
 
-One trace follows one variant of `is None` and `if self.training`; `capture` traces several variants.
+A trace follows one variant of `is None` and `if self.training`; `capture` traces several variants.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
 from bishare_dsl.rewrite.rewritten import base_class
 
-# Hidden states are (batch, tokens, width) in every decoder; `leaves.shape_of_rank` checks at run time.
+# Hidden states are (batch, tokens, width) in every decoder; `leaves.shape_of_rank` checks this at
+# run time.
 HIDDEN_RANK = 3
 IMPLEMENTATION = "_attn_implementation"
-# An attribute of the configuration, and the name that reads it from inside the forward.
+# The attention implementation in the configuration, as an attribute path in the forward.
 _IMPLEMENTATION_PATH = f"config.{IMPLEMENTATION}"
 _TAKES_OPAQUE_KWARGS = {leaves.call_global, leaves.call_child, leaves.attend}
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
 _LITERALS = (bool, int, float, str, types.NoneType)
-# What torch answers from its state at the time of tracing; an answer must not be frozen in a graph.
+# Functions of torch that depend on its state while tracing; a graph must not freeze their results.
 _STATEFUL = {
     "compiler", "get_autocast_dtype", "get_default_dtype", "is_autocast_enabled",
     "is_grad_enabled", "is_inference_mode_enabled", "jit", "_dynamo", "cuda", "distributed",
@@ -51,7 +52,7 @@ _STATEFUL = {
 
 
 class UntraceableRegion(Exception):
-    """A parent module's forward cannot be turned into a graph; `reason` says why, in a clause."""
+    """A parent module's forward cannot be converted to a graph; `reason` explains why, in a clause."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -59,7 +60,7 @@ class UntraceableRegion(Exception):
 
 
 class BypassedTarget(UntraceableRegion):
-    """A parent computes with a target's weight itself, so that what is added to the target is not heard."""
+    """A parent computes with a target's weight directly, so that terms added to the target have no effect."""
 
     def __init__(self, target: str) -> None:
         super().__init__(f"the layer around it computes with the weight of {target} itself")
@@ -68,11 +69,11 @@ class BypassedTarget(UntraceableRegion):
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of a forward: what its branches see while it is traced.
+    """A variant of a forward: the conditions under which it is traced.
 
     Attributes:
         absent: the arguments that are None.
-        training: what `self.training` says.
+        training: the value of `self.training`.
     """
 
     absent: frozenset[str] = frozenset()
@@ -80,7 +81,7 @@ class Variant:
 
 
 def forward_function(module: nn.Module) -> types.FunctionType:
-    """Find the innermost function of the forward of `module`'s own class, under its decorators."""
+    """Find the innermost function of the forward of `module`'s class, under its decorators."""
     function = inspect.unwrap(base_class(type(module)).forward)
     if not isinstance(function, types.FunctionType):
         raise UntraceableRegion("its forward is not a Python function")
@@ -88,7 +89,7 @@ def forward_function(module: nn.Module) -> types.FunctionType:
 
 
 def check_decorators(module: nn.Module) -> None:
-    """Make sure that the decorators of the forward of `module` can be put round another.
+    """Check that the decorators of `module`'s forward can be applied to another function.
 
     Raises:
         UntraceableRegion: they cannot, or the forward is not a Python function.
@@ -100,7 +101,7 @@ def check_decorators(module: nn.Module) -> None:
 
 
 class RegionProxy(fx.Proxy):
-    """A traced value. The shape of hidden states is a tuple, since their rank is known."""
+    """A traced value. The shape of hidden states is a tuple, because their rank is known."""
 
     tracer: RegionTracer
 
@@ -112,9 +113,10 @@ class RegionProxy(fx.Proxy):
         return super().__getattr__(name)
 
     def __iter__(self) -> Iterator[Any]:
-        # A value does not know how many there are of it; `a, b = value` does, in the argument of the
-        # instruction that the caller stands at. fx asks that too, and disassembles the whole caller for it: a
-        # third of a trace. (Of over 255 names the argument is the last byte; unpacking fails, and is told.)
+        # A value does not know its length, but `a, b = value` encodes it in the caller's
+        # instruction. fx reads it too, but disassembles the whole caller, which is a third of a
+        # trace. (For over 255 names the argument is the last byte, so unpacking fails with an
+        # error.)
         caller = sys._getframe(1)
         code, at = caller.f_code.co_code, caller.f_lasti
         if code[at] == dis.opmap["UNPACK_SEQUENCE"]:
@@ -130,13 +132,13 @@ def _augment(name: str) -> Callable[[RegionProxy, Any], Any]:
     return augment
 
 
-# fx would make `x += y` of `x = x + y`, and who else has x would not see it.
+# fx would replace `x += y` by `x = x + y`, which other references to x would not see.
 for _name in inplace_methods:
     setattr(RegionProxy, f"__{_name}__", _augment(_name))
 
 
 class KwargsProxy(fx.Proxy):
-    """A forward's `**kwargs`: it can be handed on, whole, and not looked into."""
+    """A forward's `**kwargs`: it can be passed on as a whole, but not inspected."""
 
     def keys(self) -> Any:
         return [leaves.OPAQUE_KWARGS]
@@ -151,13 +153,13 @@ class KwargsProxy(fx.Proxy):
 
 
 class View:
-    """Stands in for what a module has, and says that it is of the same class."""
+    """A stand-in for a part of the module, with the class of the original."""
 
     def __init__(self, tracer: RegionTracer, real: Any) -> None:
         self._tracer, self._real = tracer, real
 
     @property
-    def __class__(self) -> type:  # so that isinstance(self.q_proj, nn.Linear) says yes
+    def __class__(self) -> type:  # so that isinstance(self.q_proj, nn.Linear) is true
         return type(self._real)
 
     @__class__.setter
@@ -166,7 +168,7 @@ class View:
 
 
 class ChildView(View):
-    """A child module: a call is a node, its tensors are nodes, and the rest is as it is."""
+    """A child module: calls and tensors become nodes; other attributes are unchanged."""
 
     def __init__(self, tracer: RegionTracer, path: str, module: nn.Module) -> None:
         super().__init__(tracer, module)
@@ -193,16 +195,16 @@ class ChildView(View):
 
 
 class ConfigView(View):
-    """A configuration, whose attention implementation a graph reads when it runs."""
+    """A configuration whose attention implementation the graph reads at run time."""
 
     def __getattr__(self, name: str) -> Any:
         return Implementation() if name == IMPLEMENTATION else getattr(self._real, name)
 
 
 class Implementation:
-    """Stands for the name of any attention implementation, to be handed on: whoever looks at it is refused.
+    """A stand-in for the name of any attention implementation; it can be passed on, but not inspected.
 
-    So a forward that was traced goes the same way with each.
+    A traced forward therefore does not depend on the implementation.
     """
 
     def _look(self, *_: object) -> NoReturn:
@@ -214,7 +216,7 @@ class Implementation:
 
 
 class AttentionFunctions:
-    """Stands in for a modeling module's `ALL_ATTENTION_FUNCTIONS`."""
+    """A stand-in for a modeling module's `ALL_ATTENTION_FUNCTIONS`."""
 
     def __init__(self, tracer: RegionTracer, module_name: str) -> None:
         self._tracer, self._module_name = tracer, module_name
@@ -230,7 +232,7 @@ class AttentionFunctions:
 
 
 class TorchView:
-    """`torch`, less what depends on the state of the process while it is traced."""
+    """`torch` without functions that depend on the state of the process while tracing."""
 
     def __getattr__(self, name: str) -> Any:
         if name in _STATEFUL:
@@ -239,7 +241,7 @@ class TorchView:
 
 
 class RegionTracer(GraphAppendingTracer):
-    """Traces one variant of the forward of a module, once. Every value it meets is a node of `graph`."""
+    """Traces one variant of a module's forward, once. Every traced value is a node of `graph`."""
 
     def __init__(self, module: nn.Module, variant: Variant) -> None:
         super().__init__(fx.Graph())
@@ -253,7 +255,7 @@ class RegionTracer(GraphAppendingTracer):
         """Return the graph.
 
         Raises:
-            TraceError, or whatever the forward raises when it meets a traced value it cannot use.
+            TraceError, or any error of the forward when it cannot use a traced value.
         """
         function = forward_function(self.module)
         args, kwargs = self._placeholders(function)
@@ -262,14 +264,15 @@ class RegionTracer(GraphAppendingTracer):
         self.graph.output(self.create_arg(output))
         return self.graph
 
-    # What fx asks of a tracer -------------------------------------------------------------------
+    # Interface of fx tracers
+    # -----------------------------------------------------------------------
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return RegionProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
         if a is self._view and a is not None:
-            # Not a `self` placeholder: the code fx writes would free it after its last use.
+            # Not a `self` placeholder: fx's generated code would free it after its last use.
             return self.create_node("get_attr", "bishare_self", (), {})
         if type(a) is ChildView:
             return self.create_node("get_attr", a._path, (), {})
@@ -291,7 +294,7 @@ class RegionTracer(GraphAppendingTracer):
     # Stand-ins ----------------------------------------------------------------------------------
 
     def attribute(self, path: str) -> Any:
-        """Read `self.<path>` at run time."""
+        """Return a node that reads `self.<path>` at run time."""
         return self.create_proxy("get_attr", path, (), {})
 
     def attend(self, module_name: str, eager: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -320,7 +323,7 @@ class RegionTracer(GraphAppendingTracer):
         return args, kwargs
 
     def _make_view(self) -> nn.Module:
-        """Make what the forward sees as `self`."""
+        """Create the stand-in for `self`."""
         state = dict(self.module.__dict__)
         for name in FORWARDS:
             state.pop(name, None)
@@ -337,9 +340,9 @@ class RegionTracer(GraphAppendingTracer):
         if "config" in state:
             state["config"] = ConfigView(self, state["config"])
         for name, value in self.module.__dict__.items():
-            # `layer_idx` differs in every layer; a float (`scaling`, `attention_dropout`) is only
-            # ever data, and whoever changes one later expects the change to count; a function kept
-            # as an attribute (`self.act_fn`) is called, not traced.
+            # `layer_idx` differs between layers. Floats (`scaling`, `attention_dropout`) are always
+            # data, and later changes must take effect. Functions stored as attributes
+            # (`self.act_fn`) are called, not traced.
             is_index = name == "layer_idx" and value is not None
             if name in state and (is_index or isinstance(value, (float, *_FUNCTIONS))):
                 state[name] = self.attribute(name)
@@ -348,7 +351,7 @@ class RegionTracer(GraphAppendingTracer):
         return view
 
     def _view_class(self) -> type[nn.Module]:
-        """Make a subclass of the module's class whose methods see the stand-ins too, and set nothing."""
+        """Create a subclass of the module's class whose methods use the stand-ins, and set no attributes."""
 
         def refuse_to_set(_: object, name: str, *value: object) -> NoReturn:
             _refuse(f"it sets self.{name}")
@@ -370,7 +373,7 @@ class RegionTracer(GraphAppendingTracer):
         return call
 
     def _retarget(self, function: types.FunctionType) -> Callable[..., Any]:
-        """Copy `function`, with stand-ins for its globals and for what is inside its `**kwargs`."""
+        """Copy `function`, with stand-ins for its globals and for its `**kwargs`."""
         code = function.__code__
         if "__class__" in code.co_freevars:
             raise TraceError("it calls super()")
@@ -378,8 +381,8 @@ class RegionTracer(GraphAppendingTracer):
         if takes_kwargs:
             if code.co_flags & inspect.CO_VARARGS:
                 raise TraceError(f"{function.__name__} takes *args and **kwargs")
-            # Python builds a plain dict for `**kwargs`, which would answer `.get(...)` with a lie.
-            # As a keyword-only argument in the same slot it can be a KwargsProxy.
+            # Python builds a plain dict for `**kwargs`, whose `.get(...)` would return a wrong
+            # answer. As a keyword-only argument in the same slot it can be a KwargsProxy.
             code = code.replace(
                 co_flags=code.co_flags & ~inspect.CO_VARKEYWORDS,
                 co_kwonlyargcount=code.co_kwonlyargcount + 1,
@@ -431,7 +434,7 @@ class RegionTracer(GraphAppendingTracer):
 
 
 def _refuse_proxies(name: str) -> Callable[..., Any]:
-    """Refuse values in the builtin `name`, which would answer for the stand-in."""
+    """Make the builtin `name` reject traced values, because it would inspect the stand-in."""
     builtin = getattr(builtins, name)
 
     def call(*args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The passes, in the order in which they run. Each is a step on a region's graphs; one file each."""
+"""The passes, in the order in which they run. Each changes a region's graphs and has one file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     FuseGatedMlp(),
     HoistFactors(),
 )
-"""What runs behind `ExpandTerms`, in an order in which each finds what those before it made: equal products
-are one before islands are looked for, a gated product needs the island that reads it, and factors are hoisted
-when all are made. None of it changes what is computed."""
+"""Passes that run after `ExpandTerms`.
+
+The order matters: equal products are merged before islands are
+formed, a gated product needs the island that reads it, and factors are hoisted once all exist. No pass
+changes the outputs.
+"""
 
 
 def run_passes(
     region: RegionGraphs, expand: ExpandTerms, optimisations: Sequence[Pass] = OPTIMISATIONS
 ) -> Iterator[str]:
-    """Run the passes over a region's graphs, which are valid after each, and give its name then."""
+    """Run the passes over a region's graphs, and yield the name of each pass after it ran."""
     for step in (expand, *optimisations):
         step.run(region)
         region.forward.lint()

@@ -1,4 +1,4 @@
-"""Write the terms into the base's forward, one by one, as the paper's Equation 2 does."""
+"""Add the terms to the base's forward, one by one, as in the paper's Equation 2."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from bishare_dsl.transforms.magnitude import Magnitude
 
 @dataclass(frozen=True)
 class ExpandTerms(Pass):
-    """Before: the forward is the base's. After: each target's output has its terms added to it.
+    """Before: the forward is the base's. After: each target's terms are added to its output.
 
-    ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
-    has put its effective factors into the graph. A term that is not linear in x puts in its update, and
-    that is added; a magnitude comes last, and is `magnify` of it all. Of an embedding, x are the one-hot
-    rows of its indices, and ``down`` is `ops.look_up`. Terms of one dropout on one input see one mask. A
-    layer that is called twice has its terms added to each call.
+    ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where the transforms
+    compute the effective factors in the graph. A term that is not linear in x adds its update instead. A
+    magnitude comes last, and applies `magnify` to the sum. For an embedding, x are the one-hot rows of
+    its indices, and ``down`` is `ops.look_up`. Terms with equal dropout on one input share a mask. If a
+    layer is called twice, its terms are added to each call.
 
     Args:
         targets: the linear layers, with their terms.
-        shapes: of the region's tensors, by slot.
+        shapes: the shapes of the region's tensors, by slot.
     """
 
     targets: tuple[Target, ...]
@@ -51,7 +51,7 @@ class ExpandTerms(Pass):
         graph, targets = region.forward, {target.path: target for target in self.targets}
         base = set(graph.nodes)
         terms = _Terms(graph, self.shapes)
-        # In the order of the calls: what one reads has the terms of those before it by then.
+        # In call order: inputs computed by earlier calls then already include those calls' terms.
         for path, call in list(target_calls(graph)):
             if path in targets:
                 terms.add(targets[path], call)
@@ -61,9 +61,9 @@ class ExpandTerms(Pass):
 
 
 class _Shaped(fx.Proxy):
-    """A proxy of a tensor whose shape is known, so that a window of it has constant bounds.
+    """A proxy of a tensor with a known shape, so that slices of it have constant bounds.
 
-    Proxies stand in for tensors: a transform is written in plain tensor methods.
+    Transforms are written with plain tensor methods, so proxies can replace tensors.
     """
 
     def __init__(self, node: fx.Node, shape: tuple[int, int], tracer: fx.proxy.TracerBase):
@@ -72,17 +72,17 @@ class _Shaped(fx.Proxy):
 
 
 class _Terms:
-    """Writes terms into a forward.
+    """Adds terms to a forward.
 
     Attributes:
-        first: the first node that computes, in front of which factors are made.
-        tensors: of the region, by slot.
+        first: the first computing node; factors are computed before it.
+        tensors: the region's tensors, by slot.
     """
 
     def __init__(self, graph: fx.Graph, shapes: tuple[tuple[int, int], ...]) -> None:
         self.graph, self.call = graph, graph.call_function
         self.first = next(node for node in graph.nodes if node.op != "placeholder")
-        # One: torch takes no proxies of several.
+        # Use one tracer, because torch does not mix proxies of several.
         self.tracer = fx.proxy.GraphAppendingTracer(graph)
         with graph.inserting_before(self.first):
             given = graph.call_module(FACTORS)
@@ -92,7 +92,7 @@ class _Terms:
             ]
 
     def add(self, target: Target, call: fx.Node) -> None:
-        """Add the terms of a target to what a call of it gives."""
+        """Add the terms of a target to the result of a call of it."""
         x, total = read_by(call), call
         ups: list[fx.Node] = []
         for use in target.terms:
@@ -116,13 +116,13 @@ class _Terms:
         return {role: self.tensors[slot] for role, slot in use.slots}
 
     def factors(self, use: TermUse, width: Width) -> tuple[fx.Node, fx.Node]:
-        """Make the factors of a term, in front of everything."""
+        """Compute the factors of a term, at the start of the graph."""
         with self.graph.inserting_before(self.first), guard(use.transform, "factors"):
             a, b = term_factors(use.transform, self.of(use), use.rank, width)
             return self.node(a), self.node(b)
 
     def node(self, factor: Any) -> fx.Node:
-        """Return a factor of proxies as a value of the graph."""
+        """Convert a factor of proxies to a node of the graph."""
         parts = (self.node(part) if isinstance(part, tuple) else part for part in factor)
         return self.call(
             type(factor), tuple(p.node if isinstance(p, fx.Proxy) else p for p in parts)
@@ -139,7 +139,7 @@ class _Terms:
             return self.call(drop, (x, p, self.graph.get_attr(DROPS)))
 
     def pair(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
-        """Make ``up(total, down(x, A), B, scale)``, with the factors made in front of everything."""
+        """Create ``up(total, down(x, A), B, scale)``, with the factors at the start of the graph."""
         a, b = self.factors(use, width)
         z = self.call(ops.down, (x, a))
         z.meta[ROWS] = use.rows
@@ -148,7 +148,7 @@ class _Terms:
     def looked_up(
         self, lookup: Lookup, use: TermUse, width: Width, total: fx.Node, ids: fx.Node
     ) -> fx.Node:
-        """Make ``up(total, look_up(ids, A), B, scale)``; of a head's terms the same with A for B."""
+        """Create ``up(total, look_up(ids, A), B, scale)``; for a tied head's terms A and B are swapped."""
         a, b = self.factors(use, width)
         if lookup.swapped:
             a, b = b, a
@@ -163,7 +163,7 @@ class _Terms:
         return self.call(ops.up, (total, z, b, *_scale(use)))
 
     def magnified(self, use: TermUse, call: fx.Node, total: fx.Node, ups: list[fx.Node]) -> fx.Node:
-        """Make ``magnify(total, layer, mu)``, with the factors of the terms that ``ups`` add."""
+        """Create ``magnify(total, layer, mu)``, with the factors of the terms in ``ups``."""
         alone = call.target is base_forward
         layer = call.args[0] if alone else self.graph.get_attr(str(call.target))
         with self.graph.inserting_before(self.first):
@@ -176,7 +176,7 @@ class _Terms:
         return self.call(magnify, given)
 
     def update(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
-        """Make ``total + update(x)``, with the tensors in the dtype of x."""
+        """Create ``total + update(x)``, with the tensors in the dtype of x."""
         cast: Any = {
             role: _Shaped(self.call(ops.cast, (tensor.node, x)), tensor.shape, self.tracer)
             for role, tensor in self.of(use).items()

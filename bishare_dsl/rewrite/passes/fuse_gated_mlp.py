@@ -1,4 +1,4 @@
-"""One call for a gated product and the island that reads it, which keeps less for its backward."""
+"""Fuse a gated product and the island that reads it into one call, which saves less for the backward."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FuseGatedMlp(Pass):
     """Before: ``h = act(gate) * up``, ``ys = island(h, h, ...)``.
     After: ``ys = gated_island(act, gate, up, ...)``.
 
-    Only where nothing else reads ``act(gate)`` or ``h``, as a dropout of ``h`` does, and nothing may be
-    written by ``act`` or between it and the island.
+    This requires that nothing else reads ``act(gate)`` or ``h``, as a dropout of ``h`` would, and that no
+    node between ``act`` and the island may write to them.
     """
 
     def run(self, region: RegionGraphs) -> None:
@@ -38,7 +38,7 @@ class FuseGatedMlp(Pass):
 
 
 def _is_gated(product: fx.Node, act: Any, up: Any) -> bool:
-    """Tell whether an island reads ``product``, which is ``act(gate) * up``, and nothing else does."""
+    """Tell whether only an island reads ``product``, which is ``act(gate) * up``."""
     if not (isinstance(act, fx.Node) and isinstance(up, fx.Node) and act.op == "call_module"):
         return False
     if len(act.args) != 1 or act.kwargs or any(len(n.users) != 1 for n in (act, product)):

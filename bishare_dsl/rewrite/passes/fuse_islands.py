@@ -1,4 +1,4 @@
-"""One call for all the linear layers that read one input, with all that is added to them."""
+"""Fuse all linear layers that read one input, with their terms, into one call."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class FuseIslands(Pass):
     """Before: for each layer ``up(... up(layer_i(x), down(x, A_1), B_1) ..., down(x, A_n), B_n)``.
     After: ``island(x, x, (A_1, ...), layers, uses, ((B_1, ...), ...))``, and its results.
 
-    Each skinny product costs a pass over ``x`` or over what a layer gives: an island has one for all ``A``,
-    and one for a layer's ``B``, in the order of their rows in ``A``. Layers that the adapter leaves alone are
-    in the island of their siblings. A layer that is a region itself becomes ``add_terms(layer(x), x, ...)``.
-    A target whose terms read several inputs (dropouts of different probability) stays as it is, with its
+    Each skinny product costs a pass over ``x`` or over a layer's output. An island has one product for
+    all ``A``, and one for each layer's ``B``, in the order of their rows in ``A``. Layers without terms
+    join the island of their siblings. A layer that is itself a region becomes ``add_terms(layer(x), x,
+    ...)``. A target whose terms read several inputs (different dropouts) is not fused, nor are its
     siblings.
     """
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward
-        # As the graph is at each step: what one island gives is what the next one reads.
+        # Iterate over the changing graph, because one island's output is the next one's input.
         for x in graph.nodes:
             calls = sorted(u for u in x.users if _is_layer(u, x, region.linears))
             ups = [_ups_of(call) for call in calls]
@@ -48,7 +48,7 @@ def _is_layer(node: fx.Node, x: fx.Node, linears: frozenset[str]) -> bool:
 
 
 def _ups_of(call: fx.Node) -> list[fx.Node]:
-    """Find what adds the adapter's products to the result of a layer, one after the other."""
+    """Find the sequence of nodes that add the terms to a layer's output."""
     found: list[fx.Node] = []
     total = call
     while up := next((u for u in total.users if u.target is ops.up and u.args[0] is total), None):
@@ -100,6 +100,6 @@ def _down_of(up: fx.Node) -> fx.Node:
 
 
 def _use(up: fx.Node, number: int, start: int) -> Use:
-    """Say which factors of the island a term is of."""
+    """Describe which factors of the island a term uses."""
     scale = cast(float, up.args[3]) if len(up.args) > 3 else 1.0
     return number, start, _down_of(up).meta[ROWS], scale

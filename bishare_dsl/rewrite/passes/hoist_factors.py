@@ -1,4 +1,4 @@
-"""Move the making of factors out of the forward."""
+"""Move the computation of factors out of the forward."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 @dataclass(frozen=True)
 class HoistFactors(Pass):
-    """Before: the forward makes the factors it applies. After: the assembly does; the forward calls it.
+    """Before: the forward computes the factors it applies. After: the assembly does; the forward calls it.
 
-    The forward keeps what depends on activations, and asks the assembly for exactly what that reads. So the
-    factors of many adapters can be made together, and autocast leaves them alone.
+    Nodes that depend on activations stay in the forward, and the assembly returns exactly their inputs.
+    The factors of many adapters can then be computed together, without autocast.
     """
 
     def run(self, region: RegionGraphs) -> None:

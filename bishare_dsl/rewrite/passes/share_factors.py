@@ -1,4 +1,4 @@
-"""Do once what siblings do alike."""
+"""Compute once what siblings compute equally."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bishare_dsl.rewrite.signature import freeze
 
 @dataclass(frozen=True)
 class ShareFactors(Pass):
-    """Before: each term makes its own factors and its own ``down``. After: equal ones are one node.
+    """Before: each term computes its factors and its ``down``. After: equal computations are one node.
 
-    A factor that siblings use alike (a window of equal width, a factor without transform) is made
-    once, and so is its product with the input that they share.
+    A factor that siblings use in the same form (a window of equal width, a factor without transform) is
+    computed once. So is its product with their common input.
     """
 
     def run(self, region: RegionGraphs) -> None:
