@@ -1,1 +1,1 @@
-"""Serving many adapters by an engine: a plug-in of vLLM. The arithmetic is in `bishare_dsl.batched`."""
+"""A vLLM plug-in that serves many adapters. `bishare_dsl.batched` does the arithmetic."""

@@ -1,8 +1,7 @@
-"""Whether an adapter can be served, asked before its request reaches the engine.
+"""Check that an adapter can be served before its request reaches the engine.
 
-vLLM reads an adapter in the middle of a step when it has left the host's cache, and a folder that is damaged
-by then would stop the engine. So each request looks at the files first; those that are as they were when they
-were found good are not read again.
+vLLM rereads an evicted adapter in the middle of a step, where a damaged folder would stop the engine. So
+each request first checks the files. Files unchanged since the last successful check are not read again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Server:
-    """What the adapters of a server are held against, and which of them were found good."""
+    """The base and plans of a server, and the adapter folders that passed the check."""
 
     def __init__(self, config: Any):
         given, self._config = granted(config), config
@@ -35,7 +34,7 @@ class _Server:
 
     @cached_property
     def base(self) -> Architecture:
-        """The shapes of the base: asked for its adapters of bishare alone, for not every model has them."""
+        """The shapes of the base; computed only for bishare's adapters, since some models have none."""
         return inspect_config(self._config.model_config.hf_config)
 
 
@@ -43,20 +42,20 @@ _servers: dict[str, _Server] = {}
 
 
 def start_checks(config: Any) -> None:
-    """Let `check_folder` know a server by vLLM's config."""
+    """Register a server for `check_folder` by vLLM's config."""
     _servers[config.model_config.model] = _Server(config)
 
 
 def check_folder(name: str, folder: str | Path, base: str) -> None:
-    """Check that an adapter, bishare's or PEFT's, can be served as it stands in its folder.
+    """Check that an adapter of bishare or PEFT can be served from its folder.
 
     Args:
-        name: of the adapter.
-        folder: one of this machine; what is not there and never was is left to vLLM.
-        base: the name or the folder of what is served.
+        name: the name of the adapter.
+        folder: a local folder; vLLM handles folders that never existed.
+        base: the name or the folder of the served model.
 
     Raises:
-        ValueError: it cannot be served; vLLM's server makes an answer of that.
+        ValueError: it cannot be served; vLLM's server returns this error.
     """
     server, key, stamp = _servers[base], os.fspath(folder), stamp_of(folder)
     if server.good.get(key) == stamp or not (any(stamp) or key in server.good):
@@ -64,11 +63,11 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
     try:
         if server.plans is None and not is_ours(folder):
             if not (file := Path(folder, peft.TENSORS)).is_file():
-                raise OSError(f"{file} is no file")  # A pipe would be waited for.
+                raise OSError(f"{file} is no file")  # Opening a pipe would block.
             with safe_open(file, framework="pt"):
-                pass  # Its header fits its size. The rest is vLLM's to read.
+                pass  # Its header is valid. vLLM reads the rest.
         else:
-            # What the base's weights give is made where they are.
+            # Tensors computed from the base's weights are created in the workers.
             read = read_any(folder, server.base, lambda s: s.tensors(with_base=True))
             read.tensors()
             if server.plans is not None:

@@ -1,6 +1,6 @@
-"""Adapters in slots that hold their own tensors and nothing else: slots for each plan, each adapter once.
+"""Compact mode: each plan has slots that hold only the adapters' tensors.
 
-Adapters of one library have slots of their own, behind which what they share stands once.
+Each library has separate slots, and its shared tensors are stored once.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 class SlotLoRA(LoRAModel):
-    """An adapter that waits in host memory; while it is in a slot, ``packed`` is None.
+    """An adapter in host memory; ``packed`` is None while it is in a slot.
 
-    ``number`` is that of its plan and library. One that adds nothing has neither.
+    ``number`` identifies its plan and library. An empty adapter has neither.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class SlotLoRA(LoRAModel):
 
 
 class CompactManager(LRUCacheLoRAModelManager):
-    """vLLM's manager of adapters, with a `Slots` for the adapters of each plan.
+    """vLLM's adapter manager, with `Slots` for the adapters of each plan.
 
     Args:
-        plans: that are served.
-        vllm_config: vLLM's.
+        plans: the served plans.
+        vllm_config: vLLM's config.
         settings: the other arguments of vLLM's manager.
     """
 
@@ -78,14 +78,14 @@ class CompactManager(LRUCacheLoRAModelManager):
         """Read an adapter folder.
 
         Raises:
-            AdapterError: as `read_any`; or one of its layers is not adapted here (BS652), there are no slots
-                for its plan (BS650, BS657), or it has other frozen tensors (BS653).
+            AdapterError: see `read_any`; or vLLM cannot adapt one of its layers (BS652), its plan has no
+                slots (BS650, BS657), or its frozen tensors differ (BS653).
         """
         stamp = stamp_of(folder)
         read = read_any(folder, self.plans.base, self._frozen.tensors)
         number, tensors = self.plans.number_of(folder, read), read.tensors()
         if number not in self.banks:
-            # A step runs in inference mode, and `write` writes into the slots outside of it too.
+            # Steps run in inference mode, but `write` updates the slots outside of it too.
             with torch.inference_mode(False):
                 self._add_bank(number, tensors)
         packed = _pack(folder, self.banks[number], tensors)
@@ -93,22 +93,22 @@ class CompactManager(LRUCacheLoRAModelManager):
         return self._awaited
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a loaded adapter other tensors, those of its plan by name.
+        """Replace the tensors of a loaded adapter, given by their names in its plan.
 
         Raises:
-            AdapterError: it has other frozen tensors, or its library shares others (BS653).
+            AdapterError: the frozen or the library's shared tensors differ (BS653).
         """
         lora = self._registered_adapters[lora_id]
         bank = self.banks[lora.number]
         packed = _pack(f"adapter {lora_id}", bank, tensors)
-        lora.stamp = None  # It is no folder's any more.
+        lora.stamp = None  # It no longer matches its folder.
         if lora_id in self.lora_index_to_id:
             bank.put(self.lora_index_to_id.index(lora_id), packed)
         else:
             lora.packed = packed
 
     def create_empty(self, lora_id: int) -> SlotLoRA:
-        """Make an adapter that adds nothing."""
+        """Create an adapter that adds nothing."""
         return SlotLoRA(lora_id)
 
     def _add_bank(self, number: int, tensors: Mapping[str, Tensor]) -> None:
@@ -131,7 +131,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.banks[number] = bank
 
     def _drop_banks(self) -> None:
-        """Free the slots, and what is shared, of each library whose last adapter has gone."""
+        """Free the slots and shared tensors of libraries without loaded adapters."""
         used = {lora.number for lora in self._registered_adapters.cache.values()} | self._kept
         used |= {self._awaited.number} if self._awaited else set()
         for number in self.banks.keys() - used:
@@ -141,18 +141,18 @@ class CompactManager(LRUCacheLoRAModelManager):
                 for kernels in self._kernels.values():
                     kernels.drop(number)
 
-    # What vLLM calls ------------------------------------------------------------------------------
+    # Called by vLLM -------------------------------------------------------------------------------
 
     @property
     def lora_slots(self) -> int:
-        # While layers are wrapped there are none, so that vLLM makes no room for plain LoRA in them.
+        # No slots while layers are wrapped, so that vLLM allocates no memory for plain LoRA.
         return 0 if self._wrapping else super().lora_slots
 
     def _create_lora_modules(self) -> None:
         self._wrapping = True
         super()._create_lora_modules()
         self._wrapping = False
-        # To those that stand in `modules` vLLM would give factors when an adapter becomes active.
+        # vLLM would give factors to the layers in `modules` when an adapter becomes active.
         layers, self.modules = self.modules, {}
         self._kernels = {name: Kernels(name, self, layer) for name, layer in layers.items()}
         for name, kernels in self._kernels.items():
@@ -165,12 +165,12 @@ class CompactManager(LRUCacheLoRAModelManager):
         return self.create_empty(lora_id)
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
-        """Do nothing: there are no factors to put together."""
+        """Do nothing: there are no factors to merge."""
 
     def add_adapter(self, lora: LoRAModel) -> bool:
         added: bool = super().add_adapter(lora)
         self._awaited = None
-        self._drop_banks()  # Whoever made room for it has gone by now.
+        self._drop_banks()  # Evicted adapters are gone by now.
         return added
 
     def remove_adapter(self, lora_id: int) -> bool:
@@ -198,7 +198,7 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def _set_adapter_mapping(self, mapping: Any) -> None:
         super()._set_adapter_mapping(mapping)
-        # Not of the cache itself, for which each look is a use: the least used would leave in another order.
+        # Reading the LRU cache itself would count as a use and change the order of eviction.
         registered = self._registered_adapters.cache
         used = {lora_id for lora_id in mapping.index_mapping if lora_id}
         self.batches = {}
@@ -216,10 +216,10 @@ class CompactManager(LRUCacheLoRAModelManager):
 
 
 class Kernels:
-    """What a layer calls in the place of vLLM's kernels for plain LoRA: the terms of each plan that has some.
+    """Replaces vLLM's LoRA kernels in a layer: adds the terms of each plan that has some there.
 
-    On a CPU the tokens are grouped by their adapters. Elsewhere a step may be recorded and run again: it is
-    for Triton's kernels, or in torch.
+    On a CPU, tokens are grouped by adapter. Elsewhere, steps may be recorded as graphs, so terms run in
+    Triton kernels or in torch operations that suit recording.
     """
 
     def __init__(self, name: str, manager: CompactManager, layer: Any):
@@ -227,21 +227,21 @@ class Kernels:
         self._plans: list[tuple[int, LayerTerms, KernelTerms | None]] = []
 
     def serve(self, number: int, bank: Slots, terms: LayerTerms) -> None:
-        """Add the terms that a plan has in this layer."""
+        """Add the terms of a plan in this layer."""
         kernels = None
         if self._manager.device.type == "cuda" and HAS_TRITON:
             from bishare_dsl.batched.kernels import KernelTerms
 
-            with suppress(ValueError):  # Of features that do not lie side by side, in torch.
+            with suppress(ValueError):  # torch handles features that are not contiguous.
                 kernels = KernelTerms(bank, terms)
         self._plans.append((number, terms, kernels))
 
     def drop(self, number: int) -> None:
-        """Leave out the terms of a plan."""
+        """Remove the terms of a plan."""
         self._plans = [plan for plan in self._plans if plan[0] != number]
 
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
-        """Add what the adapters of the batch make of ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
+        """Add the batch's adapter outputs for ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
         if torch.compiler.is_compiling():
             torch.ops.bishare.add_terms(y, x, self.name)
         else:
@@ -261,10 +261,10 @@ class Kernels:
 
 
 def _pack(what: str, bank: Slots, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the numbers of an adapter, whose other tensors must be those that the bank has once.
+    """Pack an adapter's tensors for a slot; all others must equal those that the bank shares.
 
     Raises:
-        AdapterError: one of them is another (BS653).
+        AdapterError: a tensor differs (BS653).
     """
     for name, value in bank.common.items():
         if not torch.equal(tensors[name].to(value), value):
@@ -274,7 +274,7 @@ def _pack(what: str, bank: Slots, tensors: Mapping[str, Tensor]) -> Tensor:
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))
 def add_terms(y: Tensor, x: Tensor, layer: str) -> None:
-    """Run `Kernels.add` of a layer as one opaque step of a compiled graph."""
+    """Run `Kernels.add` of a layer as one opaque operation of a compiled graph."""
     layer_of(layer).add(y, x)
 
 

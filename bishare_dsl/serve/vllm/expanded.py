@@ -1,6 +1,6 @@
-"""Any adapter, and plain LoRA beside it: the effective factors are made when the adapter becomes active.
+"""Expanded mode, for any adapter and plain LoRA: effective factors are computed on activation.
 
-What waits in host memory is the compact adapter.
+Host memory holds the compact adapters.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class StoredLoRA(LoRAModel):
-    """An adapter in host memory: its plan and its tensors, and no effective factors.
+    """An adapter in host memory: its plan and tensors, without effective factors.
 
-    ``layers`` says which layers of vLLM's model hold its sites. One that adds nothing has neither.
+    ``layers`` maps vLLM's layers to the adapter's sites. An empty adapter has neither.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class StoredLoRA(LoRAModel):
 
 
 class ExpandedManager(LRUCacheLoRAModelManager):
-    """vLLM's manager of adapters, which takes ours too."""
+    """vLLM's adapter manager, extended to bishare's adapters."""
 
     _wrapping = False
 
@@ -62,15 +62,15 @@ class ExpandedManager(LRUCacheLoRAModelManager):
 
     @cached_property
     def base(self) -> Architecture:
-        """The shapes of the model that vLLM serves."""
+        """The shapes of the served model."""
         return inspect_config(self._hf_config)
 
     def read(self, lora_id: int, folder: str) -> StoredLoRA:
         """Read an adapter folder.
 
         Raises:
-            AdapterError: as `read_for`; or its rank is more than the server takes (BS651), or one of its
-                layers is not adapted here (BS652).
+            AdapterError: see `read_for`; or its rank exceeds the server's limit (BS651), or vLLM cannot
+                adapt one of its layers (BS652).
         """
         stamp, stored = stamp_of(folder), read_for(folder, self.base)
         plan, limit = stored.plan, self.lora_config.max_lora_rank
@@ -85,22 +85,22 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         return StoredLoRA(lora_id, stamp, plan, self._frozen.tensors(stored), layers)
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
-        """Give a loaded adapter other tensors, those of its plan by name."""
+        """Replace the tensors of a loaded adapter, given by their names in its plan."""
         lora = self._registered_adapters[lora_id]
-        lora.tensors, lora.stamp = dict(tensors), None  # It is no folder's any more.
+        lora.tensors, lora.stamp = dict(tensors), None  # It no longer matches its folder.
         if self.deactivate_adapter(lora_id):
             self.activate_adapter(lora_id)
 
     def create_empty(self, lora_id: int) -> StoredLoRA:
-        """Make an adapter that adds nothing."""
+        """Create an adapter that adds nothing."""
         return StoredLoRA(lora_id)
 
-    # What vLLM calls ------------------------------------------------------------------------------
+    # Called by vLLM -------------------------------------------------------------------------------
 
     @property
     def lora_slots(self) -> int:
-        # On the CPU vLLM takes row -1 for a token without an adapter, which is the last slot: a request to
-        # the base got what that adds. One more row, which stays zero, is there for it.
+        # On the CPU, vLLM uses row -1, the last slot, for tokens without an adapter, so requests to
+        # the base got another adapter's terms. An extra row of zeros prevents this.
         slots: int = super().lora_slots
         return slots + (self._wrapping and self.device.type == "cpu")
 

@@ -1,4 +1,4 @@
-"""An adapter folder, read and held against the base that the server has."""
+"""Read an adapter folder and check it against the served base."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
-"""Which writing of a folder this is: the inode, the time and the size of each of its files."""
+"""The version of a folder: inode, modification time and size of each file."""
 
 
 def stamp_of(folder: str | Path) -> Stamp:
-    """Return the stamp of a folder, or of an adapter of a library: one that is saved again has another."""
+    """Return the stamp of a folder or of a library's adapter; saving it again changes the stamp."""
     place, name = place_of(folder)
     files = [CONFIG, TENSORS, *([] if name is None else [own_file(name)])]
     return tuple(_mark(place / file) for file in files)
@@ -42,16 +42,16 @@ def _mark(path: Path) -> tuple[int, int, int] | None:
 
 
 def is_ours(folder: str | Path) -> bool:
-    """Tell whether a folder, or an adapter of a library, is bishare's; one out of reach is not."""
+    """Return whether a folder or library belongs to bishare; False if it is inaccessible."""
     return has_ours(place_of(folder)[0])
 
 
 def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
-    """Read a folder that is to be served with a base.
+    """Read a folder of bishare for serving with a base.
 
     Raises:
-        AdapterError: it is damaged (BS601 to BS612, BS619), of another base (BS613), or not linear in its
-            input (BS633), or of heads or embeddings (BS680).
+        AdapterError: it is damaged (BS601 to BS612, BS619), belongs to another base (BS613), is nonlinear
+            in its input (BS633), or adapts heads or embeddings (BS680).
     """
     stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
@@ -61,13 +61,12 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
 
 class Read(NamedTuple):
-    """An adapter folder that was read.
+    """The contents of an adapter folder.
 
     Attributes:
-        plan: the adapter's.
-        library: the digest of the tensors that it shares with the others of its library; None if there are
-            none.
-        tensors: gives the plan's tensors by name.
+        plan: the adapter's plan.
+        library: the digest of its library's shared tensors; None without any.
+        tensors: returns the plan's tensors by name.
     """
 
     plan: Plan
@@ -80,16 +79,16 @@ def read_any(
     base: Architecture,
     tensors_of: Callable[[StoredAdapter], dict[str, Tensor]] = StoredAdapter.tensors,
 ) -> Read:
-    """Read a folder of bishare's, or of plain LoRA.
+    """Read a folder of bishare or of plain LoRA.
 
     Args:
-        folder: that is read.
-        base: that is served.
-        tensors_of: gives the tensors of a folder of bishare's.
+        folder: the folder.
+        base: the served base.
+        tensors_of: returns the tensors of a folder of bishare.
 
     Raises:
-        AdapterError: as `read_for`; or a plain LoRA is damaged (BS608), of another base (BS613), more than a
-            plain one (BS656), or has values that are not finite (BS694).
+        AdapterError: see `read_for`; or a LoRA is damaged (BS608), belongs to another base (BS613), is not
+            plain (BS656), or has non-finite values (BS694).
     """
     if is_ours(folder):
         stored = read_for(folder, base)
@@ -104,7 +103,7 @@ def read_any(
 
 
 def _check_outside(folder: str | Path, plan: Plan) -> None:
-    """Check that vLLM has a layer for all that the adapter adds."""
+    """Check that vLLM has a layer for every part of the adapter."""
     paths = [site.path for site in plan.sites if site.layer is None and plan.terms_of[site.path]]
     if plan.trained:
         what = f"`{plan.trained[0].parameter}`, trained in full"

@@ -1,4 +1,4 @@
-"""Frozen tensors that a folder leaves out: drawn, or made of the weights that are served."""
+"""Recreate the frozen tensors that a folder omits, from seeds or from the served weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FrozenCache:
-    """The tensors of adapters on one base: one after the other, they have equal frozen tensors in common.
+    """Returns adapters' tensors; consecutive adapters with equal frozen tensors share them.
 
     Args:
-        base: the folder or the name of what is served. Its weights are read from there, on the CPU.
+        base: the folder or name of the served model, from which weights are read on the CPU.
     """
 
     def __init__(self, base: str):
@@ -25,10 +25,11 @@ class FrozenCache:
         self._last: tuple[object, dict[str, Tensor]] = None, {}
 
     def tensors(self, stored: StoredAdapter) -> dict[str, Tensor]:
-        """Return the tensors of an adapter by name, all of them.
+        """Return all tensors of an adapter by name.
 
         Raises:
-            AdapterError: as `StoredAdapter.tensors`; or the base gives others than were saved (BS699).
+            AdapterError: see `StoredAdapter.tensors`; or the base reproduces other tensors than were saved
+                (BS699).
             ModelError: the base's weights cannot be read (BS501 to BS514).
         """
         found = stored.tensors(with_base=True)

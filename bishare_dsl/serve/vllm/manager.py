@@ -1,4 +1,4 @@
-"""The manager of adapters in each of vLLM's workers."""
+"""The adapter manager in each vLLM worker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerManager(LRUCacheWorkerLoRAManager):
-    """vLLM's manager in a worker, which reads the adapter folders of bishare too."""
+    """vLLM's worker manager, extended to the adapter folders of bishare."""
 
     _manager_cls: Any
     lora_config: Any
@@ -52,14 +52,14 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             plans = Plans(vllm_config, given)
             self._manager_cls = partial(CompactManager, plans)
             layers = linear_layers(model, self.lora_config)
-            if not plans.grows:  # Others cost time, and there is nothing to add.
+            if not plans.grows:  # Wrapping other layers costs time.
                 sites = {path for held in plans.held for path in held.plan.terms_of}
                 layers = [*layers_of(model, sorted(sites)).keys() & layers]
             self.lora_config = only_layers(self.lora_config, layers)
         return super().create_lora_manager(model, vllm_config)
 
     def list_adapters(self) -> set[int]:
-        # vLLM copies the cache to see, and does so for each request of each step.
+        # vLLM copies the whole cache here, for each request in each step.
         return set(self._adapter_manager._registered_adapters)
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
@@ -69,7 +69,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         except Exception as error:
             if number not in self._in_a_step:
                 raise
-            # An error would stop the engine, and with it all other requests.
+            # An error would stop the engine, and all other requests with it.
             _log.error(
                 "LoRA adapter '%s' cannot be read again. Requests for it that were taken before it was "
                 "damaged go on with the base alone: %s",
@@ -94,7 +94,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         return lora
 
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
-        # One that never was read has not been taken by a server either.
+        # Only adapters that were read before can belong to accepted requests.
         self._in_a_step = {r.lora_int_id for r in lora_requests} & self._read_once
         try:
             super()._apply_adapters({self._once(request) for request in lora_requests})
@@ -102,11 +102,12 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             self._in_a_step = set()
 
     def _once(self, request: LoRARequest) -> LoRARequest:
-        """Return the request, but not to load again what it has loaded already.
+        """Return a request without the flag to reload an adapter that is already loaded from unchanged
+        files.
 
-        What could not be read is tried again.
+        Adapters that failed to load are tried again.
 
-        vLLM repeats the wish to replace an adapter with each request for it, in each step.
+        vLLM repeats the flag with each request for the adapter, in each step.
         """
         if request.lora_int_id in self._empty and not request.load_inplace:
             request = copy(request)
@@ -122,7 +123,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
 
 
 def _place(path: str) -> str:
-    """Return the place that a request means, fetched where the Hub has it. vLLM knows no libraries."""
+    """Return the folder of a request, fetched from the Hub if necessary. vLLM has no libraries."""
     if is_ours(path):
         return path
     return str(adapter_folder(path)) if "#" in path else get_adapter_absolute_path(path)

@@ -1,4 +1,4 @@
-"""Give an adapter that vLLM has loaded other tensors, from memory, as a trainer does after each step."""
+"""Replace the tensors of an adapter in vLLM from memory, as a trainer does after each step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from bishare_dsl.serve.vllm.private import manager_of
 
 
 def write_adapter(worker: Any, number: int, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors of an adapter into one of vLLM's workers, without a file.
+    """Write the tensors of an adapter into a vLLM worker, without a file.
 
         llm.collective_rpc(write_adapter, args=(1, model.bishare.tensors()))
         llm.reset_prefix_cache()
 
-    No request for the adapter may be under way. Those that come are answered with the new tensors, once the
-    cache of prefixes has forgotten what the old ones computed. vLLM must not drop the adapter from its host's
-    cache, for it would read the folder again.
+    No request for the adapter may be running. Later requests use the new tensors once the prefix cache is
+    reset. vLLM must not evict the adapter from host memory, or it would read the folder again.
 
     Args:
-        worker: vLLM gives it.
-        number: of the adapter, ``lora_int_id`` of its requests; it has been loaded from a folder.
-        tensors: of its plan, by name.
+        worker: the worker, passed by vLLM.
+        number: the ``lora_int_id`` of an adapter that was loaded from a folder.
+        tensors: the tensors by their names in the plan.
 
     Raises:
         AdapterError: a value is not finite (BS694).

@@ -1,4 +1,4 @@
-"""The plans and libraries that a server in compact mode has slots for, within the bytes that were granted."""
+"""The plans and libraries with slots in compact mode, within the memory limit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """Adapters that have slots in common.
+    """Adapters that share slots.
 
     Attributes:
-        plan: of each.
-        library: the digest of what they share; None for adapters that stand alone.
+        plan: their plan.
+        library: the digest of their library's shared tensors; None without any.
     """
 
     plan: Plan
@@ -30,21 +30,21 @@ class Held(NamedTuple):
 
 
 class Plans:
-    """The plans of a server's adapters, numbered as they came; each library of a plan has another number.
+    """The plans of a server's adapters, numbered by arrival; each library of a plan has a separate number.
 
-    Those of the folders that the settings name are there from the start. Others are added while they come,
-    unless steps are recorded, which have the kernels of the plans that there were. A number that was given
-    keeps its room: the processes of a server give the same ones, and do not tell each other who has left.
+    Plans of the folders in the settings are added at the start. Later plans are added on arrival, unless
+    steps are recorded as CUDA graphs, which contain the kernels of fixed plans. A number is never reused:
+    each process of a server assigns the same numbers without communication.
 
     Args:
-        config: vLLM's.
-        granted: what its settings say.
+        config: vLLM's config.
+        granted: bishare's settings.
 
     Attributes:
-        base: the shapes of the model that is served.
-        folders: that the settings name.
+        base: the shapes of the served model.
+        folders: the folders in the settings.
         held: the plans and libraries.
-        grows: whether others are added.
+        grows: whether plans can be added.
     """
 
     def __init__(self, config: Any, granted: Granted):
@@ -59,10 +59,10 @@ class Plans:
         self.grows = self._left is not None and not records_steps(config)
 
     def number_of(self, folder: str | Path, read: Read) -> int:
-        """Return the number of an adapter's plan and library, which is added if it is a new one.
+        """Return the number of an adapter's plan and library, after adding them if they are new.
 
         Raises:
-            AdapterError: no plan is added any more (BS650), or its slots take more than is left (BS657).
+            AdapterError: no plan can be added (BS650), or the slots exceed the remaining memory (BS657).
         """
         new = Held(read.plan, read.library)
         others = [_difference(new, held) for held in self.held]
@@ -82,7 +82,7 @@ class Plans:
 
 
 def _difference(new: Held, served: Held) -> str | None:
-    """Say how the plan or the library of an adapter differs from one that is served; None if it does not."""
+    """Describe how an adapter's plan or library differs from a served one; None if they are equal."""
     if new.plan is not served.plan:
         mine, theirs = _parts(new.plan), _parts(served.plan)
         for part in {**mine, **theirs}:

@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes, by the entry points of the group ``vllm.general_plugins``."""
+"""The entry points in the group ``vllm.general_plugins``, which vLLM calls in each process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bishare_dsl.serve.vllm.settings import unsupported
 def register() -> None:
     """Let vLLM's workers load adapter folders of bishare.
 
-    In a vLLM that is not supported this changes nothing and logs why, for plain LoRA is served by it still.
+    In an unsupported vLLM, this only logs the reason, so plain LoRA is still served.
     """
     if reason := unsupported():
         logging.getLogger(__name__).error(reason)
@@ -24,12 +24,12 @@ def register() -> None:
 
 
 def register_resolver() -> None:
-    """Let vLLM's server find adapter folders of bishare by their names.
+    """Let vLLM's server find bishare's adapter folders by name.
 
-    They stand in the folder that vLLM's own resolver looks into, ``VLLM_LORA_RESOLVER_CACHE_DIR``.
+    They are in the folder of vLLM's own resolver, ``VLLM_LORA_RESOLVER_CACHE_DIR``.
 
     Raises:
-        ValueError: that is not a folder.
+        ValueError: this is not a folder.
     """
     from vllm import envs
     from vllm.lora.resolver import LoRAResolverRegistry
@@ -41,4 +41,4 @@ def register_resolver() -> None:
         resolvers = LoRAResolverRegistry.resolvers
         others = {name: resolvers.pop(name) for name in [*resolvers]}
         LoRAResolverRegistry.register_resolver("bishare", FolderResolver(root))
-        resolvers.update(others)  # vLLM's own opens whatever is there, and would wait for a pipe.
+        resolvers.update(others)  # vLLM's resolver opens any file, and would block on a pipe.

@@ -1,7 +1,7 @@
-"""Every name of vLLM's that is not public, and every method of it that the plug-in takes over.
+"""All uses of private names of vLLM, and all methods of vLLM that the plug-in replaces.
 
-`tests/serve_vllm/test_private.py` holds what is relied on to what it was in the version that is served: where
-vLLM changes it, that test fails before a server does.
+`tests/serve_vllm/test_private.py` compares the code that is relied on with the supported version, so that a
+change in vLLM fails a test before it fails a server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 if TYPE_CHECKING:
     from torch import nn
 
-# What other modules take from here that vLLM made.
+# Names of vLLM that other modules import from here.
 __all__ = [
     "HAS_TRITON",
     "LRUCacheLoRAModelManager",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Part(NamedTuple):
-    """Where a site is in vLLM's model: part ``number`` of the ``total`` that one layer is made of."""
+    """The location of a site in vLLM's model: part ``number`` of the ``total`` parts of a layer."""
 
     path: str
     number: int
@@ -56,17 +56,17 @@ class Part(NamedTuple):
 
 
 def install_manager(manager: type[Any]) -> None:
-    """Make vLLM's workers use a manager of adapters in the place of their own."""
+    """Replace the adapter manager of vLLM's workers."""
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager
 
 
 def install_check(start: Callable[[Any], None], check: Callable[[str, str, str], None]) -> None:
-    """Let each request for an adapter pass a check before the engine has it: of name, folder and base.
+    """Check each adapter request by name, folder and base before it reaches the engine.
 
-    A ValueError that it raises is the answer to the request.
+    The request is answered with any ValueError of the check.
 
     Args:
-        start: is called with vLLM's config where an engine comes up that serves adapters.
+        start: called with vLLM's config when an engine that serves adapters starts.
         check: the check.
     """
     begin, validate = InputProcessor.__init__, InputProcessor._validate_lora
@@ -88,10 +88,10 @@ def install_check(start: Callable[[Any], None], check: Callable[[str, str, str],
 
 
 def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
-    """Return the layers of vLLM's model that hold sites, by name, with the sites that each holds.
+    """Return the layers of vLLM's model that contain sites, by name, with the sites in each.
 
-    vLLM keeps ``q_proj``, ``k_proj`` and ``v_proj`` as one layer, ``qkv_proj``, and may call modules
-    otherwise than the checkpoint does.
+    vLLM merges ``q_proj``, ``k_proj`` and ``v_proj`` into one layer, ``qkv_proj``, and renames some modules
+    of the checkpoint.
 
     Raises:
         AdapterError: there is no layer for a site (BS652).
@@ -119,12 +119,12 @@ def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
 
 
 def manager_of(worker: Any) -> Any:
-    """Return what holds the adapters of a worker."""
+    """Return the adapter manager of a worker."""
     return worker.model_runner.lora_manager._adapter_manager
 
 
 def linear_layers(model: nn.Module, config: Any) -> list[str]:
-    """Return the linear layers that vLLM's LoRA config lets be adapted, by name."""
+    """Return the names of the linear layers that vLLM's LoRA config selects."""
     packed = process_packed_modules_mapping(model)
     return [
         name
@@ -141,12 +141,12 @@ def records_steps(config: Any) -> bool:
 
 
 def only_layers(config: Any, layers: Sequence[str]) -> Any:
-    """vLLM's LoRA config with these layers as the ones that can be adapted."""
+    """vLLM's LoRA config, restricted to these layers."""
     return replace(config, target_modules=list(layers))
 
 
 def tensors_of(lora: Any) -> dict[str, Tensor]:
-    """Return the tensors of plain LoRA that vLLM has read, by name."""
+    """Return the tensors of a plain LoRA in vLLM by name."""
     return {
         f"{layer}.{label}": tensor
         for layer, weights in lora.loras.items()
@@ -159,7 +159,7 @@ def tensors_of(lora: Any) -> dict[str, Tensor]:
 def layer_weights(
     name: str, pairs: Sequence[tuple[Tensor, Tensor] | None], dtype: torch.dtype
 ) -> Any:
-    """Make plain LoRA for one layer: for each site in it a pair, ``(R, d_in)`` and ``(R, d_out)``."""
+    """Build a layer's plain LoRA from a pair for each of its sites, ``(R, d_in)`` and ``(R, d_out)``."""
     weights = [
         pair
         and LoRALayerWeights(
@@ -171,20 +171,21 @@ def layer_weights(
 
 
 def local_inputs(layer: Any, width: int) -> Tensor | None:
-    """Return which of a site's inputs a layer has, where several processes share it; None for all."""
+    """Return the indices of a site's inputs in this process's part of a layer; None for all."""
     if layer.input_size == width:
         return None
-    # vLLM's own rule, applied to the numbers of the columns.
+    # Apply vLLM's own sharding to the column numbers.
     columns: Tensor = layer.slice_lora_a(torch.arange(width).unsqueeze(0))
     return columns.squeeze(0).to(layer.device)
 
 
 def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slice, Tensor | None]]:
-    """Return where in a layer's output each part is, and which outputs of the site it has; None for all.
+    """Return the slice of each part in a layer's output, and the indices of the site's outputs; None for
+    all.
 
     Args:
-        layer: vLLM's, with an adapter's wrapper.
-        widths: of the sites in it, by the number of the part.
+        layer: vLLM's LoRA wrapper of the layer.
+        widths: the output widths of its sites by part number.
     """
     rows = [
         torch.arange(widths[number]).unsqueeze(1) if number in widths else None
@@ -203,18 +204,18 @@ def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slic
 
 
 def set_kernels(config: Any, name: str, layer: Any, kernels: Any) -> None:
-    """Let ``kernels.add_lora_linear`` add what a layer's adapters do, in the place of vLLM's own kernels.
+    """Replace vLLM's LoRA kernels in a layer by ``kernels.add_lora_linear``.
 
     Args:
-        config: vLLM's; through it `layer_of` finds them again.
-        name: of the layer.
+        config: vLLM's config, in which `layer_of` finds the kernels.
+        name: the name of the layer.
         layer: the layer.
-        kernels: for it.
+        kernels: the kernels of the layer.
     """
     layer.set_mapping(kernels)
     config.compilation_config.static_forward_context[f"{name}.bishare"] = kernels
 
 
 def layer_of(name: str) -> Any:
-    """Return the kernels that were set for a layer, while a forward of its model runs."""
+    """Return the kernels of a layer, during a forward of its model."""
     return get_forward_context().no_compile_layers[f"{name}.bishare"]

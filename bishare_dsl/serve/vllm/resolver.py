@@ -1,4 +1,4 @@
-"""An adapter by its name, from a folder of folders: thousands of adapters need no list."""
+"""Find adapters by name in a folder, without a list of adapters."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bishare_dsl.serve.vllm.folder import is_ours
 
 
 class FolderResolver(LoRAResolver):
-    """Finds ``root/NAME`` where that is an adapter of bishare; others are left to vLLM's own resolver.
+    """Finds bishare's adapters at ``root/NAME``; vLLM's own resolver handles others.
 
-    ``root`` may be a library, and ``NAME`` an adapter of one: ``LIBRARY#NAME``.
+    If ``root`` is a library, ``NAME`` is one of its adapters: ``LIBRARY#NAME``.
     """
 
     def __init__(self, root: str):
@@ -28,14 +28,14 @@ class FolderResolver(LoRAResolver):
             raise ValueError(f"VLLM_LORA_RESOLVER_CACHE_DIR is not a folder: {root}")
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """Return the request for an adapter, or None where there is none of that name.
+        """Return the request for an adapter, or None if there is none with this name.
 
-        What is wrong with it is told here, for vLLM itself keeps a worker's error to the log.
+        Report errors here, because vLLM only logs a worker's errors.
 
         Raises:
-            ValueError: it cannot be served; vLLM's server makes an answer of that.
+            ValueError: it cannot be served; vLLM's server returns this error.
         """
-        if "\0" in lora_name:  # No file is called so.
+        if "\0" in lora_name:  # Invalid in a file name.
             return None
         folder = self._folder(lora_name)
         place, member = place_of(folder)
@@ -43,11 +43,11 @@ class FolderResolver(LoRAResolver):
         if not inside or not is_ours(folder):
             return None
         await asyncio.to_thread(check_folder, lora_name, folder, base_model_name)
-        # vLLM gives it its number.
+        # vLLM assigns the actual number.
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
 
     def _folder(self, name: str) -> Path:
-        # By its file: the config of a library may list 10,000 names.
+        # Look for the file, because the config of a library may list 10,000 names.
         if re.fullmatch(NAME, name) and (self._root / own_file(name)).is_file():
             return self._root.with_name(f"{self._root.name}#{name}")
         return (self._root / name).resolve()

@@ -1,4 +1,4 @@
-"""What a server is told, and the versions of vLLM that are served."""
+"""The settings of a server, and the supported versions of vLLM."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 
 SUPPORTED = ("0.31", "0.32")
-"""The versions of vLLM that the plug-in was written for and is tested with; as in the extra ``vllm``."""
+"""The tested versions of vLLM, as in the extra ``vllm``."""
 
 
 class Granted(BaseModel):
-    """What vLLM's ``--additional-config`` grants to compact mode.
+    """The settings of compact mode in vLLM's ``--additional-config``.
 
     Attributes:
-        bishare_plans: adapter folders whose plans are served from the start.
-        bishare_slots_gib: what the slots of all plans may take; with it plans are added while they come.
+        bishare_plans: adapter folders whose plans get slots at the start.
+        bishare_slots_gib: the memory limit of the slots of all plans; if set, plans are added on arrival.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -29,10 +29,10 @@ class Granted(BaseModel):
 
 
 def granted(config: Any) -> Granted | None:
-    """Return what vLLM's config grants to compact mode; None in expanded mode.
+    """Return the settings of compact mode from vLLM's config; None in expanded mode.
 
     Raises:
-        AdapterError: a setting is none (BS658), or does not go with the mode (BS654).
+        AdapterError: a setting is invalid (BS658) or conflicts with the mode (BS654).
     """
     extra = config.additional_config if isinstance(config.additional_config, dict) else {}
     given = {**os.environ, **extra}
@@ -57,7 +57,7 @@ def granted(config: Any) -> Granted | None:
 
 
 def unsupported() -> str | None:
-    """Say why this version of vLLM is not served; None where it is."""
+    """Return why this version of vLLM is not supported, or None."""
     from vllm import __version__
 
     if __version__.startswith(tuple(f"{version}." for version in SUPPORTED)):
