@@ -1,10 +1,12 @@
-"""Exports: an adapter in the forms of programs that know only plain LoRA."""
+"""Export adapters to programs that support only plain LoRA."""
 
 FORMATS = ("peft", "gguf", "mlx")
 EXPERTS = ("fused", "each", "shared-outer")
-"""How a folder has experts: as PEFT does, expert by expert, or with one factor for all where that is so."""
+"""Layouts for experts: PEFT's, one module per expert, or one shared factor if all experts have it in
+common.
+"""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 TARGETS = ("peft", "vllm", "sglang", "mlx", "gguf")
-"""The layouts that are written: rows of `bishare_dsl.export.layouts`."""
+"""The layouts that can be written: rows of `bishare_dsl.export.layouts`."""

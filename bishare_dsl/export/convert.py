@@ -1,4 +1,4 @@
-"""Convert an adapter into another layout, and prove that it adds the same to the base."""
+"""Convert an adapter to another layout, and verify that dW is unchanged."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
 
 _NEAR = 1e-5
-"""How far dW may be off after a conversion in float32, relative to its norm."""
+"""The tolerance for dW after a float32 conversion, relative to its norm."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, and how it compares with the source.
+    """The result of a conversion and its comparison with the source.
 
     Attributes:
-        export: what was exported.
-        sites: how many modules were compared.
+        export: the report of the export.
+        sites: the number of compared modules.
         worst: the largest relative difference of dW.
-        where: the module that has it.
+        where: the module with this difference.
     """
 
     export: ExportReport
@@ -46,7 +46,7 @@ class Converted:
     where: str
 
     def data(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the result as plain values."""
         proof = {"sites_compared": self.sites, "worst_difference": self.worst}
         return self.export.data() | proof | {"worst_module": self.where}
 
@@ -62,18 +62,18 @@ def convert(
     target: str,
     **options: Any,
 ) -> Converted:
-    """Write an adapter in another layout, read it again, and compare dW at every module.
+    """Write an adapter in another layout, read it back, and compare dW at every module.
 
     Args:
-        out: the folder, or the file of GGUF, to write.
-        plan: the adapter's.
+        out: the folder or GGUF file to write.
+        plan: the adapter's plan.
         tensors: its tensors by name.
         model: the base, perhaps on the meta device.
         target: one of `TARGETS`.
         **options: ``rank``, ``dtype`` and ``uniform_rank`` of `export_adapter`.
 
     Raises:
-        AdapterError: as `export_adapter`, or dW differs at a module (BS607). Then nothing is left of it.
+        AdapterError: see `export_adapter`; or dW differs at a module (BS607). The output is then removed.
     """
     if target not in TARGETS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=target, help=nearest(target, TARGETS)))
@@ -82,7 +82,7 @@ def convert(
     report = export_adapter(out, plan, tensors, model, **settings, **options)
     try:
         return _compared(report, plan, tensors, model, lossy=_is_lossy(**options))
-    except BaseException:  # Nobody shall take for converted what was not compared.
+    except BaseException:  # Remove output that was not verified.
         rmtree(out) if Path(out).is_dir() else Path(out).unlink(missing_ok=True)
         raise
 
@@ -99,7 +99,7 @@ def _compared(
     *,
     lossy: bool,
 ) -> Converted:
-    """Read what was exported, and compare it with its source."""
+    """Read the exported files, and compare them with the source."""
     out = report.out
     _, again, values = read_peft(out, architecture_of(model), lambda: model)
     worst, where, compared = 0.0, "", 0
@@ -115,7 +115,7 @@ def _compared(
         worst, where = max((worst, where), (difference, path))
     for trained in (t for t in plan.trained if t.tensor in tensors):
         saved = next((t.tensor for t in again.trained if t.parameter == trained.parameter), None)
-        # It is stored in the type of the base.
+        # The value is stored in the base's dtype.
         wanted = tensors[trained.tensor].to(model.get_parameter(trained.parameter).dtype).cpu()
         if saved is None or not torch.equal(values[saved], wanted.float()):
             reason = f"`{trained.parameter}`, which is trained in full, differs"
@@ -134,7 +134,7 @@ def _factors(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site | None)
 
 
 def _apart(one: _Pair | None, other: _Pair | None, site: Site) -> tuple[float, float]:
-    """Return the norm of the difference of two updates, relative to the first, and that one's norm."""
+    """Return the norm of the difference of two updates relative to the first, and the norm of the first."""
     nothing = torch.empty(0, site.d_in), torch.empty(0, site.d_out)
     (down, up), (other_down, other_up) = one or nothing, other or nothing
     norm = product_norm(down, up)

@@ -1,4 +1,4 @@
-"""What an adapter adds to a site, as one plain low-rank pair."""
+"""The update of a site as a single low-rank pair."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
 
 MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
-"""What helps where something low-rank is needed, and the adapter has a magnitude."""
+"""Advice for operations that need low-rank updates, if the adapter has a magnitude."""
 
 
 def effective_factors(
     plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, *, scaled: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return all terms of a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T A``.
+    """Return the sum of all terms at a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T
+    A``.
 
-    Float32 on the device of the first tensor, the scales folded into B. R is `Plan.rows`; it is 0 where no
-    term covers the site.
+    The result is float32 on the device of the first tensor, with the scales folded into B. R is
+    `Plan.rows`, which is 0 if no term covers the site.
 
     Args:
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
-        site: one of the plan's.
-        scaled: whether the caller scales their sum with W by the site's magnitude.
+        site: a site of the plan.
+        scaled: whether the caller applies the site's magnitude to W + dW.
 
     Raises:
-        AdapterError: a term there is not linear in its input, so that there are no factors (BS633).
-        SpecError: a package's transform fails, or gives something of another shape (BS214).
+        AdapterError: a term is nonlinear in its input and has no factors (BS633).
+        SpecError: a package's transform fails, or returns a wrong shape (BS214).
     """
     width = Width(site.d_in, site.d_out)
     terms = [term for term in plan.terms_of[site.path] if not (scaled and term.is_magnitude)]
     check_linear(terms, f"give the factors of `{site.path}`")
-    # A model may be spread over devices, and a pool with it.
+    # The model, and so its pools, may span several devices.
     device = next((tensors[name].device for t in terms for name in t.tensors.values()), "cpu")
     downs = [torch.empty(0, width.d_in, device=device)]
     ups = [torch.empty(0, width.d_out, device=device)]
@@ -58,19 +59,19 @@ def effective_factors(
 def finite_factors(
     plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, action: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `effective_factors` of a site, whose update is numbers of float32.
+    """Return the `effective_factors` of a site, after checking that dW does not overflow float32.
 
     Args:
-        plan: as in `effective_factors`, and so are the next ones.
-        tensors: those of the plan.
-        site: one of the plan's.
-        action: what they are for.
+        plan: the adapter's plan.
+        tensors: the plan's tensors by name.
+        site: a site of the plan.
+        action: the operation, for the message.
 
     Raises:
-        AdapterError: as `effective_factors`; or their product overflows (BS628).
+        AdapterError: see `effective_factors`; or the product overflows (BS628).
     """
     down, up = effective_factors(plan, tensors, site)
-    bound = down.double().norm() * up.double().norm()  # No entry of the product is larger.
+    bound = down.double().norm() * up.double().norm()  # An upper bound of all entries.
     if not bound.float().isfinite():
         raise AdapterError(codes.NOT_FINITE(action=action, path=site.path))
     return down, up
@@ -79,10 +80,10 @@ def finite_factors(
 def delta(
     plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute ``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`.
+    """Compute ``dW (d_out, d_in)`` of a site in float32. Other arguments are those of `effective_factors`.
 
     Args:
-        weight: the base's, ``(d_out, d_in)``, which a magnitude scales along; without it there may be none.
+        weight: the base's W, ``(d_out, d_in)``, required if the site has a magnitude.
     """
     down, up = effective_factors(plan, tensors, site, scaled=weight is not None)
     added = up.t() @ down
@@ -100,12 +101,13 @@ def magnitude_vector(
     added: torch.Tensor,
     base: torch.Tensor,
 ) -> torch.Tensor:
-    """Return DoRA's ``m (d_out)`` of a site, float32: its weight is ``diag(m / |W + dW|) (W + dW)``.
+    """Return DoRA's ``m (d_out)`` of a site in float32. The adapted weight is ``diag(m / |W + dW|) (W +
+    dW)``.
 
     Args:
-        plan: the adapter's.
-        tensors: of the plan.
-        path: the site's; one without a magnitude gets the m that scales by 1.
+        plan: the adapter's plan.
+        tensors: the plan's tensors by name.
+        path: the site's path; without a magnitude, m scales by 1.
         added: dW, ``(d_out, d_in)``.
         base: W.
     """
@@ -122,10 +124,10 @@ def magnitude_vector(
 def scale_changes(
     term: Term, mu: torch.Tensor, base: torch.Tensor, whole: torch.Tensor
 ) -> torch.Tensor:
-    """Compute ``g - 1`` of each row for a magnitude, of the weights themselves.
+    """Compute ``g - 1`` of each row for a magnitude from the weights.
 
     Args:
-        term: the magnitude.
+        term: the magnitude's term.
         mu: its values, ``(d_out)``.
         base: W, ``(d_out, d_in)``.
         whole: W + dW.
@@ -137,21 +139,20 @@ def scale_changes(
 
 
 def check_low_rank(plan: Plan, action: str) -> None:
-    """See that nothing is trained in full, which an action cannot have.
+    """Check that no parameter is trained in full, which an action does not support.
 
     Raises:
-        AdapterError: something is (BS686).
+        AdapterError: a parameter is trained in full (BS686).
     """
     if plan.trained:
         raise AdapterError(codes.NOT_LOW_RANK(action=action, path=plan.trained[0].parameter))
 
 
 def check_linear(terms: Sequence[Term], action: str) -> None:
-    """Check that what terms add is a matrix of low rank, which an action needs.
+    """Check that the update is a low-rank matrix, which an action requires.
 
     Raises:
-        AdapterError: it is no matrix; every share of which it is not is named (BS633). Or a magnitude is
-            among them (BS675).
+        AdapterError: shares are nonlinear (BS633, all listed), or there is a magnitude (BS675).
     """
     linear = [term for term in terms if not term.is_magnitude]
     shares = {term.share: term.transform for term in linear if not term.linear}
@@ -159,6 +160,6 @@ def check_linear(terms: Sequence[Term], action: str) -> None:
         codes.NOT_A_MATRIX(action=action, share=share, transform=transform)
         for share, transform in shares.items()
     ]
-    if len(linear) < len(terms) and not problems:  # Merging is no remedy for these.
+    if len(linear) < len(terms) and not problems:  # Merging does not help here.
         problems.append(codes.SCALES_BASE(action=action, help=MERGE))
     raise_errors(AdapterError, problems)

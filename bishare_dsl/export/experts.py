@@ -1,8 +1,8 @@
-"""The pairs of experts whose weights are one parameter, in the forms that programs know.
+"""Pairs for experts whose weights are one parameter, in the layouts of several programs.
 
-PEFT has for each parameter the pairs of all experts, of one rank (`stacks`). vLLM and SGLang have a pair for
-each map of each expert (`each_expert`), or three for all experts, in which the factor on the side of the
-hidden state, A of gate and up and B of down, is there once for all of them (`shared_outer`).
+For each parameter, PEFT has stacked pairs of all experts with one rank (`stacks`). vLLM and SGLang have a
+pair for each map of each expert (`each_expert`), or three stacked pairs. In these, the outer factor, next
+to the hidden state, exists once for all experts: A of gate and up, B of down (`shared_outer`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stack:
-    """What is exported for a parameter of experts.
+    """The export of one parameter of experts.
 
     Attributes:
-        owner: the path of the module that has the parameter.
+        owner: the path of the parameter's module.
         down: A of each expert, ``(experts, rank, d_in)``.
-        up: B of each, ``(experts, rank, d_out)``, of all that the parameter holds, such as gate and up.
+        up: B of each expert, ``(experts, rank, d_out)``, over all maps in the parameter, such as gate and
+            up.
     """
 
     owner: str
@@ -52,11 +53,11 @@ class Stack:
 
 @dataclass(frozen=True)
 class Named:
-    """A pair under the name that it is written by, with the experts in front where it is of several.
+    """A pair with its name in the file; a leading dimension counts experts if there are several.
 
     Attributes:
-        name: of a module, as the checkpoint has it.
-        kind: of its map.
+        name: the module's name in checkpoints.
+        kind: the kind of its map.
         down: A ``(rank, d_in)``.
         up: B ``(rank, d_out)``.
     """
@@ -72,7 +73,7 @@ class Named:
 
 
 def stacks(pairs: Iterable[tuple[Pair, Weight]]) -> list[Stack]:
-    """Join the pairs of experts: those of one parameter in a stack, with zeros for who has none."""
+    """Stack the pairs of the experts of each parameter, with zeros for experts without a pair."""
     found: dict[tuple[str, str], dict[int, list[tuple[Pair, Weight]]]] = {}
     for pair, weight in pairs:
         assert weight.expert is not None
@@ -82,13 +83,13 @@ def stacks(pairs: Iterable[tuple[Pair, Weight]]) -> list[Stack]:
 
 
 def wrappers_of(model: nn.Module, places: Collection[tuple[str, str]]) -> dict[str, str]:
-    """Return the path of the wrapper that PEFT makes for each parameter, which has its factors.
+    """Return the path of PEFT's wrapper for each parameter, which contains its factors.
 
-    It wraps a module's parameters in their order there, the last one outermost.
+    Wrappers follow the order of the module's parameters, the last one outermost.
 
     Args:
         model: the base.
-        places: each parameter by its module's path and its name there.
+        places: the module path and the name of each parameter.
     """
     found: dict[str, str] = {}
     for owner in dict.fromkeys(owner for owner, _ in places):
@@ -102,13 +103,13 @@ def wrappers_of(model: nn.Module, places: Collection[tuple[str, str]]) -> dict[s
 
 @dataclass(frozen=True)
 class Stacked:
-    """A parameter of experts that PEFT adapts, and the maps that it holds."""
+    """A parameter of experts that PEFT adapts, and its maps."""
 
     path: str
     maps: Sequence[Weight]
 
     def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the shapes of A and B of all experts, as `write_peft` says them."""
+        """Return the shapes of A and B for all experts, as in `write_peft`."""
         count, d_in, d_out = _sizes(self.maps[0])
         if _other_way_round(self.maps[0]):
             d_in, d_out = d_out, d_in
@@ -148,7 +149,7 @@ def stacked_in(model: nn.Module, targets: Collection[str]) -> dict[str, Stacked]
 def each_expert(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
-    """Return a pair for each map of each expert: vLLM wants all; of one kind in a layer all of one rank."""
+    """Return a pair for each map of each expert. vLLM requires all, with one rank per kind and layer."""
     names = in_checkpoints(model, maps)
     return [
         Named(names[f"{owner}.{expert}.{kind}"], kind, *one)
@@ -160,10 +161,10 @@ def each_expert(
 def shared_outer(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
-    """Return three pairs for all experts of a layer, in which the outer factor is there once.
+    """Return three pairs for all experts of a layer, with a single outer factor each.
 
     Raises:
-        AdapterError: that factor is not the same for all experts (BS685).
+        AdapterError: the outer factor differs between experts (BS685).
     """
     names = in_checkpoints(model, maps)
     found, problems = [], []
@@ -183,9 +184,9 @@ def shared_outer(
 
 
 _OUTER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
-"""Which factor, A or B, is on the side of the hidden state."""
+"""The factor, A or B, next to the hidden state."""
 _IN_ALL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-"""What vLLM and SGLang call the maps of all experts together."""
+"""Names of vLLM and SGLang for the maps of all experts together."""
 
 _Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -193,7 +194,7 @@ _Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 def _by_kind(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight]
 ) -> list[tuple[str, str, Weight, _Pairs]]:
-    """Return for each kind of map of a layer's experts a weight of it, and their pairs by the expert."""
+    """Return, for each kind of map in a layer's experts, one of its weights and the pairs by expert."""
     given: dict[tuple[str, str], _Pairs] = {}
     for pair, weight in pairs:
         experts = given.setdefault((weight.owner, pair.site.kind), {})
@@ -214,10 +215,10 @@ def _of_all(given: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:
-    """Return the names that checkpoints have for the maps of experts, whose names engines go by.
+    """Return the checkpoint names of the maps of experts, which engines use.
 
-    transformers itself tells: it writes checkpoints in which experts are one by one. It is given a tensor in
-    which each map is a number, and what comes out with one number in it is that map's.
+    transformers splits experts when it writes a checkpoint. Give it tensors in which each map is a number:
+    an output with a single number belongs to that map.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -239,7 +240,7 @@ def in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, st
 def of_all(
     pairs: Mapping[int, tuple[torch.Tensor, torch.Tensor]], count: int, d_in: int, d_out: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack the pairs of experts, by their numbers: all of one rank, and zeros for who has none."""
+    """Stack the pairs of experts by number, padded to one rank, with zeros for experts without a pair."""
     rank = max(len(down) for down, _ in pairs.values())
     dtype = next(down.dtype for down, _ in pairs.values())
     nothing = torch.zeros(0, d_in, dtype=dtype), torch.zeros(0, d_out, dtype=dtype)
@@ -262,20 +263,24 @@ def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weigh
 
 
 def _sizes(weight: Weight) -> tuple[int, int, int]:
-    """Return how many experts a parameter has, and the features and outputs of its matrices."""
+    """Return the number of experts in a parameter, and the input and output widths of its matrices."""
     count, one, other = weight.module.get_parameter(weight.parameter).shape
     return (count, one, other) if weight.transposed else (count, other, one)
 
 
 def _other_way_round(weight: Weight) -> bool:
-    """Tell whether PEFT takes outputs for features: it goes by an attribute that some modules have not."""
+    """Return whether PEFT swaps inputs and outputs, because the module lacks the
+    attribute that it checks.
+    """
     return weight.transposed and not getattr(weight.module, "is_transposed", False)
 
 
 def _joined(
     members: Sequence[tuple[Pair, Weight]], d_out: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make one pair of those of an expert's maps: each gives its own outputs, from equal rows but once."""
+    """Merge the pairs of an expert's maps into one. Each map has separate outputs, and
+    equal A are merged.
+    """
     downs: list[torch.Tensor] = []
     ups: list[torch.Tensor] = []
     for pair, weight in members:

@@ -1,4 +1,4 @@
-"""From an adapter to a plain LoRA on the disk."""
+"""Write an adapter as a plain LoRA."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def export_adapter(
     uniform_rank: bool = False,
     experts: str = "fused",
 ) -> ExportReport:
-    """Write a plain LoRA that adds to the base what the adapter adds: exactly, or as nearly as is asked.
+    """Write a plain LoRA with the same update as the adapter, exact unless ``rank`` or ``dtype`` limits it.
 
-    Every module has the rank that it needs. Scales are folded into B. Dropout is left out: it is for
-    training. What is written appears in one step.
+    Each module has the rank that it needs. Scales are folded into B. Dropout is omitted, since it only
+    affects training. The output appears in one step.
 
     Args:
-        out: the folder (``peft``, ``mlx``) or file (``gguf``) to write, which is new, or an empty folder.
+        out: the folder (``peft``, ``mlx``) or file (``gguf``) to write; new, or an empty folder.
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
-        model: the base, adapted or not, with weights or on the meta device: its config, and its modules'
-            names and classes are looked at; where the adapter has a magnitude, its weights too.
+        model: the base, adapted or not, on any device including meta. Its config and modules are read, and
+            for a magnitude also its weights.
         format: one of `FORMATS`.
-        rank: cut off what exceeds this rank, by the best approximation, and tell what that loses.
-        dtype: of the values: float32, bfloat16 or float16.
-        uniform_rank: write the highest rank for all modules, for engines that know no ``rank_pattern``.
-        experts: how a folder has experts of one parameter: ``fused`` as PEFT does, with its
-            ``target_parameters``; ``each`` as vLLM and SGLang do, expert by expert; ``shared-outer`` as
-            they do where A of gate and up, and B of down, are the same for all experts of a layer.
+        rank: truncate to the best approximation of this rank, and report the error.
+        dtype: float32, bfloat16 or float16.
+        uniform_rank: write the highest rank for all modules, for engines without ``rank_pattern``.
+        experts: the layout of experts in one parameter: ``fused`` with PEFT's ``target_parameters``;
+            ``each`` with a module per expert for vLLM and SGLang; ``shared-outer`` for them if A of gate
+            and up, and B of down, are equal for all experts of a layer.
 
     Raises:
-        AdapterError: it exists (BS618) or cannot be written (BS616); the format is unknown (BS631), or an
-            option makes no sense (BS646); the adapter is not a matrix (BS633), or has a magnitude that the
-            format cannot have (BS675), or for which a weight is missing (BS624); llama.cpp does not know the
-            family (BS647) or a module (BS648); experts do not share their outer factors (BS685); or a value
-            is not finite (BS628).
+        AdapterError: ``out`` exists (BS618) or cannot be written (BS616); the format is unknown (BS631) or
+            an option is invalid (BS646); the update is nonlinear (BS633), or has a magnitude that the
+            format does not support (BS675) or for which a weight is missing (BS624); llama.cpp does not
+            support the family (BS647) or a module (BS648); experts do not share their outer factors
+            (BS685); or a value is not finite (BS628).
     """
     out = Path(out)
     named = str(dtype).removeprefix("torch.")
@@ -115,6 +115,6 @@ def export_adapter(
         total_error(pairs) if inexact else None,
         warnings=tuple(taken_for_others(model, [pair.site for pair in pairs]) if for_peft else ()),
     )
-    # vLLM takes low-rank terms alone.
+    # vLLM supports low-rank terms only.
     alone = not plan.trained and len(plan.unscaled) == len(plan.terms)
     return served_by_vllm(report, highest) if highest is not None and alone else report

@@ -1,6 +1,6 @@
-"""A LoRA of PEFT as an adapter of bishare: an exact spec, each module's pair a pool of its own.
+"""Convert a LoRA of PEFT to an adapter of bishare: an exact spec with a private pool for each pair.
 
-What PEFT has trained in full beside it (``modules_to_save``, ``bias``) is what the spec trains in full.
+The spec also trains in full what PEFT trained in full (``modules_to_save``, ``bias``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of the base's modules."""
+"""PEFT's prefix for the names of the base's modules."""
 
 _VECTOR = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 
@@ -37,21 +37,21 @@ def read_peft(
     architecture: Architecture,
     model: Callable[[], nn.Module] | None = None,
 ) -> tuple[m.Spec, Plan, dict[str, torch.Tensor]]:
-    """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
+    """Read a LoRA of PEFT as a spec, its plan and tensors with the same update.
 
-    A share for each rank and scale that there is, ``train`` for what PEFT has saved whole, and ``magnitude``
-    for DoRA. Values become float32, which holds them all.
+    The spec has a share for each rank and scale, ``train`` for modules that PEFT saved whole, and
+    ``magnitude`` for DoRA. Values become float32, which is lossless.
 
     Args:
-        folder: that PEFT has written.
-        architecture: of the base.
-        model: gives the base, perhaps on the meta device, where the LoRA adapts parameters of experts: how
-            these are kept is no part of the architecture. Of a DoRA it gives the base with its weights.
+        folder: the folder written by PEFT.
+        architecture: the architecture of the base.
+        model: returns the base, for a LoRA on parameters of experts, whose layout is not part of the
+            architecture. It may be on the meta device, except for a DoRA.
 
     Raises:
-        AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is more than a plain one
-            (BS656), or is of another base (BS613); or it is a DoRA, and a weight is not here (BS624).
-        PlanError: it is a DoRA of what has no output to scale (BS323).
+        AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is not plain (BS656), or
+            belongs to another base (BS613); or it is a DoRA and a weight is missing (BS624).
+        PlanError: it is a DoRA on a module without an output to scale (BS323).
     """
     folder = Path(folder)
     config, tensors = read_lora(folder, architecture, model)
@@ -91,7 +91,7 @@ def _relative(
     architecture: Architecture,
     model: Callable[[], nn.Module] | None,
 ) -> dict[str, torch.Tensor]:
-    """Return ``mu = m / |W_i| - 1`` of the modules of a DoRA, by the names of the plan's tensors."""
+    """Return ``mu = m / |W_i| - 1`` of a DoRA's modules, by the names of the plan's tensors."""
     from bishare_dsl.models.inspect import linear_maps
     from bishare_dsl.models.weights import row_norms
 
@@ -122,16 +122,16 @@ def _saved(
     tensors: Mapping[str, torch.Tensor],
     architecture: Architecture,
 ) -> dict[str, torch.Tensor]:
-    """Return the values of parameters that PEFT has trained in full, by their paths in the base."""
+    """Return the values of parameters that PEFT trained in full, by their paths in the base."""
     others = {path: other for other in architecture.others for path in other.paths}
     found: dict[str, torch.Tensor] = {}
     for name, tensor in sorted(tensors.items()):
         path = name.replace(".base_layer.", ".")
-        # Of a wrapped module's own its bias is trained, where the config says so.
+        # Only the bias of a wrapped module is trained, if the config says so.
         trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
         vector = config.use_dora and _VECTOR.fullmatch(name)
         if FACTOR.fullmatch(name) or vector or not trained:
-            continue  # PEFT keeps the base's own weight, frozen, for a vocabulary that has grown.
+            continue  # For an extended vocabulary, PEFT also saves the frozen base weight.
         if path not in others:
             reason = f"`{name}` is neither a factor of a linear layer nor a parameter that `train` can name"
             raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
@@ -157,7 +157,7 @@ def _saved(
 def _trained(
     spec: m.Spec, saved: Mapping[str, torch.Tensor], architecture: Architecture
 ) -> tuple[m.Spec, Plan]:
-    """Return a spec that trains these parameters too, each named by its path, and its plan."""
+    """Extend a spec to train these parameters in full, each by its path; return it with its plan."""
     train = NONE if architecture.head else None
     if saved:
         paths = [path for o in architecture.others if o.path in saved for path in o.paths]
@@ -220,11 +220,11 @@ def _pairs(
 def _missing(
     config: PeftConfig, factors: Mapping[str, object], architecture: Architecture
 ) -> Iterator[Problem]:
-    """Find the modules that PEFT would adapt by their names, and that have no factors (BS609)."""
+    """Find modules that PEFT would adapt by name but that have no factors (BS609)."""
     settings = config.model_extra or {}
     targets = settings.get("target_modules")
     narrowed = settings.get("layers_to_transform") is not None or settings.get("exclude_modules")
-    # PEFT renames the targets of families whose experts are one parameter.
+    # PEFT renames targets in families whose experts are one parameter.
     if isinstance(targets, list) and not narrowed and not config.target_parameters:
         ends = tuple(f".{target}" for target in targets)
         by_experts = any(site.expert is not None for site in architecture.sites)
@@ -239,7 +239,7 @@ def _stacked(
     architecture: Architecture,
     model: Callable[[], nn.Module] | None,
 ) -> dict[str, Stacked]:
-    """Return what PEFT wraps of the parameters of experts, by the paths of its wrappers."""
+    """Return the parameters of experts that PEFT wraps, by the paths of its wrappers."""
     if not config.target_parameters:
         return {}
     if model is None:
@@ -251,7 +251,9 @@ def _stacked(
 def _join_tied(
     folder: Path, factors: dict[str, dict[str, torch.Tensor]], architecture: Architecture
 ) -> None:
-    """Keep of modules that have one weight the first, where the LoRA adds the same to all of them."""
+    """Keep the first of several modules with tied weights, if the LoRA's updates of all
+    of them are equal.
+    """
     for site in architecture.outside:
         own, others = factors.get(site.path), [factors.pop(path, None) for path in site.tied]
         alike = (own and other and _same_update(own, other) for other in others)
@@ -262,7 +264,7 @@ def _join_tied(
 
 
 def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether two pairs add the same to one weight: as an embedding's, A and B change places."""
+    """Return whether two pairs have the same update of one weight; an embedding swaps A and B."""
     import torch
 
     pairs = ((pair.get("A"), pair.get("B")) for pair in (one, other))
@@ -275,7 +277,7 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
 
 
 def factors_in(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return A and B of each linear layer as PEFT has saved them, float32, the scale folded into B.
+    """Return A and B of each linear layer of a PEFT folder in float32, the scale folded into B.
 
     A is ``(rank, d_in)``, B ``(rank, d_out)``; the keys are the paths of the layers.
     """
@@ -296,7 +298,7 @@ def factors_in(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _name(folder: Path) -> str:
-    """Name the spec after the folder, as far as a name may consist of its characters."""
+    """Name the spec after the folder, omitting invalid characters."""
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_")
     return name if name[:1].isalpha() and name.isascii() else f"imported_{name}".rstrip("_")
 
@@ -329,7 +331,7 @@ def _spec(
 
 
 def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[m.Expression, ...]:
-    """Return what selects these sites of a model and no others: kinds, kinds in layers, or paths."""
+    """Return a selector for exactly these sites of a model: kinds, kinds in layers, or paths."""
     parts: list[m.Expression] = []
     chosen = set(sites)
     for kind in dict.fromkeys(site.kind for site in sites if site.layer is not None):
@@ -357,7 +359,7 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[m.E
 
 
 def _is_kind(kind: str) -> m.Expression:
-    """Return the condition that a site is of a kind."""
+    """Return the condition that selects a kind of site."""
     if kind.isidentifier() and kind not in m.ATTRIBUTES:
         return m.Ref(ref=kind)
     return m.Match(attribute="kind", pattern=kind)

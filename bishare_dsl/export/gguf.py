@@ -1,10 +1,10 @@
-"""A LoRA in GGUF, which llama.cpp loads with ``--lora``.
+"""Write a LoRA in GGUF for llama.cpp's ``--lora``.
 
-Tensors are named and laid out as llama.cpp's converter does it to the base's weights, where rows of some are
-in another order. llama.cpp multiplies what a pair gives by ``adapter.lora.alpha`` over the pair's rank; an
-alpha of 0 means that it does not, which suits ranks that differ and scales that are in B already.
+Tensors have the names and layout of llama.cpp's converter, which permutes the rows of some weights.
+llama.cpp scales by ``adapter.lora.alpha`` over the pair's rank. An alpha of 0 disables that, as needed for
+varying ranks with scales folded into B.
 
-Of experts it has one pair for all of a layer and a kind, with the experts in front, as it has their weights.
+The experts of a layer have one stacked pair for each kind, like their weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bishare_dsl.writing import replace_file
 
 
 def _halves(config: Any, site: Site) -> torch.Tensor | None:
-    """llama.cpp rotates neighbours in a head where transformers rotates its halves."""
+    """llama.cpp rotates adjacent values in a head, transformers the two halves of a head."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     if site.kind not in heads:
         return None
@@ -40,7 +40,9 @@ def _halves(config: Any, site: Site) -> torch.Tensor | None:
 
 
 def _grouped(config: Any, site: Site) -> torch.Tensor | None:
-    """Put all queries first, then all keys, then all values, where Falcon has them group by group."""
+    """Sort Falcon's rows, grouped as queries, keys and values, into all queries, all keys
+    and all values.
+    """
     if site.kind != "query_key_value":
         return None
     many = config.new_decoder_architecture or not config.multi_query
@@ -73,23 +75,23 @@ FAMILIES: Mapping[str, tuple[str, _Order]] = {
     "gpt2": ("gpt2", _as_it_is),
     "falcon": ("falcon", _grouped),
 }
-"""llama.cpp's architecture of a family, and the order in which it has the rows of a weight."""
+"""llama.cpp's architecture for a family, and its order of a weight's rows."""
 
 
 def gguf_names(
     sites: Sequence[Site], layers: int, model: nn.Module, *, strict: bool = True
 ) -> dict[str, str]:
-    """Return the names of llama.cpp's weights by the paths of the modules.
+    """Return llama.cpp's weight names by module path.
 
     Args:
         sites: the modules.
-        layers: how many blocks the base has.
+        layers: the number of blocks in the base.
         model: the base.
-        strict: whether a module without a name is an error; else it is left out.
+        strict: whether a module without a name is an error; otherwise it is omitted.
 
     Raises:
-        AdapterError: it does not know the family (BS647), or a module (BS648); or the package `gguf` is not
-            installed (BS735).
+        AdapterError: llama.cpp does not support the family (BS647) or a module (BS648); or the package
+            `gguf` is not installed (BS735).
     """
     if find_spec("gguf") is None:
         help = "run `pip install 'bishare[gguf]'`"
@@ -106,7 +108,7 @@ def gguf_names(
         site.path: known.get_name(f"{_weight_of(site, maps)}.weight", (".weight",))
         for site in sites
     }
-    # Of an embedding llama.cpp has no LoRA, and a head that is tied to one is not a weight of its file.
+    # llama.cpp has no LoRA for embeddings, and its files have no tied heads.
     names |= {s.path: None for s in sites if s.tied or maps[s.path].looks_up}
     if not strict:
         return {path: name for path, name in names.items() if name is not None}
@@ -116,14 +118,14 @@ def gguf_names(
 
 
 class _Written(np.ndarray[Any, Any]):
-    """An array that says where a disk is full: numpy's own `tofile` does not."""
+    """An array that reports a full disk, unlike numpy's own `tofile`."""
 
     def tofile(self, file: Any, *_: Any) -> None:
         file.write(self.tobytes())
 
 
 def row_order(model: nn.Module, site: Site) -> torch.Tensor | None:
-    """Return the order in which llama.cpp has the rows of a weight; None where it is the base's."""
+    """Return llama.cpp's order of a weight's rows; None if it is unchanged."""
     config: Any = model.config
     return FAMILIES[config.model_type][1](config, site)
 
@@ -167,13 +169,13 @@ def write_gguf(
 
 
 def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
-    """Return the path of the weight that llama.cpp has a site in: that of all experts."""
+    """Return the path of the llama.cpp weight of a site; experts share a weight."""
     weight = maps[site.path]
     return site.path if weight.expert is None else f"{weight.owner}.{site.kind}"
 
 
 def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pair]]:
-    """Put the pairs together whose weights llama.cpp has in one tensor."""
+    """Group pairs by llama.cpp's weight."""
     found: dict[str, list[Pair]] = {}
     for pair in pairs:
         found.setdefault(names[pair.name], []).append(pair)
@@ -183,7 +185,9 @@ def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pai
 def _factors(
     pairs: Sequence[Pair], maps: Mapping[str, Weight]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight; of experts with these in front."""
+    """Return A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight, with experts as a
+    leading dimension.
+    """
     first, weight = pairs[0], maps[pairs[0].name]
     if weight.expert is None:
         return first.down, first.up

@@ -1,7 +1,7 @@
-"""The layouts of plain LoRAs on the disk: one table, by which they are read whoever has written them.
+"""The layouts of plain LoRA files, as a table for reading the files of any program.
 
-Reading gives PEFT's names and shapes: ``PATH.lora_A.weight (rank, d_in)`` and ``PATH.lora_B.weight (d_out,
-rank)``. Nothing is left over: a name that no row explains is an error.
+Reading returns PEFT's names and shapes: ``PATH.lora_A.weight (rank, d_in)`` and ``PATH.lora_B.weight
+(d_out, rank)``. A name that fits no row is an error.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Layout:
     """A row of the table.
 
     Attributes:
-        title: the programs that write it, or read it.
-        tensors: the file of tensors in the folder; ``""`` where the path itself is the file.
-        modules: how a factor's name is made of its module's.
-        experts: likewise, of experts whose weights are one parameter.
-        target: the options of `export_adapter` that write it; None where another row's are the same.
+        title: the programs that use it.
+        tensors: the file of tensors in the folder; ``""`` if the path itself is the file.
+        modules: the names of factors, from the names of modules.
+        experts: the same for experts whose weights are one parameter.
+        target: the options of `export_adapter` that write it; None if another row has the same.
     """
 
     title: str
@@ -95,24 +95,24 @@ LAYOUTS: Mapping[str, Layout] = {
         {"format": "gguf"},
     ),
 }
-"""The layouts, by the word that ``bishare convert --for`` takes."""
+"""The layouts, by the value of ``bishare convert --for``."""
 
 _ALIASES = {"unembed_tokens": "lm_head", "model.unembed_tokens": "lm_head"}
-"""Modules that a layout names otherwise than transformers does."""
+"""Modules whose names in a layout differ from transformers'."""
 
 _KINDS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-"""What layouts with all experts in one tensor call their maps."""
+"""Names of maps in layouts with all experts in one tensor."""
 
 FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
-"""The name of a factor in PEFT's words."""
+"""PEFT's name of a factor."""
 
 Base = Callable[[], "nn.Module"]
 
 
 def layout_of(path: str | os.PathLike[str]) -> str | None:
-    """Return the row of the file or folder of a plain LoRA; those of PEFT's files are one."""
+    """Return the layout of a plain LoRA's file or folder; all layouts with PEFT's files count as one."""
     path = Path(path)
-    with suppress(OSError):  # A name that is too long, say.
+    with suppress(OSError):  # Such as a name that is too long.
         return _layout_of(path)
     return None
 
@@ -128,15 +128,15 @@ def _layout_of(path: Path) -> str | None:
 def read_lora(
     path: Path, architecture: Architecture, model: Base | None
 ) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
-    """Return the config and the tensors of a plain LoRA in PEFT's names, without PEFT's prefix.
+    """Return the config and the tensors of a plain LoRA under PEFT's names without its prefix.
 
     Args:
-        path: of a folder, or of a file of GGUF.
-        architecture: of the base.
-        model: gives the base, perhaps on the meta device.
+        path: a folder or a GGUF file.
+        architecture: the architecture of the base.
+        model: returns the base, perhaps on the meta device.
 
     Raises:
-        AdapterError: it cannot be read (BS608), or has names that its layout does not explain (BS613).
+        AdapterError: it cannot be read (BS608), or has unknown names (BS613).
     """
     match layout_of(path):
         case "mlx":
@@ -156,10 +156,10 @@ def _renamed(name: str) -> str:
 
 
 def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file in a folder by their names.
+    """Return the tensors of a file in a folder by name.
 
     Raises:
-        AdapterError: they cannot be read, or are more than a base of these shapes can have (BS608).
+        AdapterError: they cannot be read, or are too large for the base (BS608).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -170,7 +170,7 @@ def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[st
     except (OSError, SafetensorError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():  # float32 would hold no imaginary part.
+        if not tensor.is_floating_point():  # float32 would drop imaginary parts.
             kind = str(tensor.dtype).removeprefix("torch.")
             reason = f"the tensor `{name}` is {kind}"
             raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
@@ -180,12 +180,12 @@ def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[st
 def expand_experts(
     factors: dict[str, dict[str, torch.Tensor]], known: Collection[str], model: Base | None
 ) -> dict[str, str]:
-    """Put the factors of experts under the paths of their maps; return the names that they had, by these.
+    """Rename the factors of experts to the paths of their maps; return their old names by path.
 
     Args:
-        factors: A and B by the name of a module, changed in place.
-        known: names that are paths already.
-        model: gives the base, whose checkpoints have names of experts too.
+        factors: A and B by module name, changed in place.
+        known: names that are already paths.
+        model: returns the base, whose checkpoints also name experts.
     """
     unknown = [name for name in factors if name not in known]
     if not unknown or model is None:
@@ -291,7 +291,7 @@ def _read_gguf(
 
 
 def _gguf_tensors(path: Path) -> tuple[float, dict[str, Any]]:
-    """Return alpha and the values of each tensor in a file of GGUF."""
+    """Return alpha and the values of each tensor in a GGUF file."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 

@@ -1,4 +1,4 @@
-"""An adapter as one plain LoRA: a pair of factors for each site, with no more rows than it needs."""
+"""An adapter as a plain LoRA: one pair of factors per site, with as few rows as needed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.plan.ranks import effective_ranks
 
 _ROUNDING = 1e-6
-"""What float32 may add to the rank of an update, of its norm."""
+"""Relative norm of dW that float32 rounding may add beyond its rank."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What is exported for a site: ``dW = B^T A``, the scale folded into B.
+    """The export of a site: ``dW = B^T A``, the scale folded into B.
 
     Attributes:
         down: A, ``(rank, d_in)``, on the CPU.
         up: B, ``(rank, d_out)``.
-        rows: how many rows the effective factors have.
-        norm: the Frobenius norm of dW. Measured where a rank or a type was asked for, else 0.
-        lost: that of the difference between the pair's product and dW; likewise.
+        rows: the number of rows of the effective factors.
+        norm: the Frobenius norm of dW, if a rank or a dtype was requested; otherwise 0.
+        lost: the norm of the pair's error, likewise.
     """
 
     site: Site
@@ -49,7 +49,7 @@ class Pair:
 
     @property
     def error(self) -> float:
-        """What is lost, of the norm."""
+        """The relative error."""
         return self.lost / self.norm if self.norm else 0.0
 
 
@@ -60,27 +60,27 @@ def plain_lora(
     rank: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Pair]:
-    """Yield the pair of every site that the adapter adds something to.
+    """Yield the pair of every site that the adapter changes.
 
-    The effective factors are taken as they are, unless they have more rows than the update can have ranks
-    (`Transform.reach`, and the site's widths): then the singular vectors of dW, which are as many. They are
-    found by QR of both factors and the SVD of a matrix of ``rows x rows``. With ``rank``, the update's best
-    approximation of that rank.
+    The effective factors are used unchanged, unless they have more rows than the update's maximum rank
+    (`Transform.reach` and the site's widths). They are then replaced by the singular vectors of dW, from
+    the QR of both factors and the SVD of a ``rows x rows`` matrix. With ``rank``, the result is the
+    update's best approximation of that rank.
 
     Args:
-        plan: the adapter's plan, of linear terms. Magnitudes are the caller's to apply.
+        plan: the adapter's plan with linear terms. The caller applies magnitudes.
         tensors: its tensors by name, with values.
-        rank: how many rows a pair has at most.
-        dtype: what values are rounded to.
+        rank: the maximum number of rows of a pair.
+        dtype: the dtype of the values.
 
     Raises:
-        AdapterError: values are not finite in this type (BS628).
+        AdapterError: values are not finite in this dtype (BS628).
         SpecError: a package's transform fails (BS214).
     """
     reaches = effective_ranks(plan)
     for site in (site for site in plan.sites if plan.terms_of[site.path]):
         down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site, scaled=True))
-        if not len(down):  # PEFT has no rank 0 beside a magnitude.
+        if not len(down):  # PEFT needs rank 1 for a magnitude.
             down, up = torch.zeros(1, site.d_in), torch.zeros(1, site.d_out)
         kept = _shortened(down, up, reaches[site.path] or len(down), rank)
         a, b = (factor.to(dtype).contiguous() for factor in kept)
@@ -95,7 +95,7 @@ def plain_lora(
 
 
 def total_error(pairs: Sequence[Pair]) -> float:
-    """Return what all pairs together lose, of the norm of all updates."""
+    """Return the total error of all pairs, relative to the norm of all updates."""
     lost = math.hypot(*(pair.lost for pair in pairs))
     norm = math.hypot(*(pair.norm for pair in pairs))
     return lost / norm if norm else 0.0
@@ -110,18 +110,18 @@ def _shortened(
     out_basis, out_rest = torch.linalg.qr(up.double().t())
     left, values, right = torch.linalg.svd(out_rest @ in_rest.t(), full_matrices=False)
     if values[reach:].norm() > _ROUNDING * values.norm():
-        reach = len(down)  # A transform that is wrong about its reach costs rows, and nothing else.
+        reach = len(down)  # A transform with a wrong reach only costs rows.
     kept = min(reach, rank or reach)
     if kept >= len(down):
         return down, up
-    # A has orthonormal rows, so that it trains on even where dW is zero.
+    # A has orthonormal rows, so training can continue even if dW is zero.
     a = right[:kept] @ in_basis.t()
     b = (out_basis @ (left[:, :kept] * values[:kept])).t()
     return a.float(), b.float()
 
 
 def product_norm(down: torch.Tensor, up: torch.Tensor) -> float:
-    """Return the Frobenius norm of ``B^T A``, which is not made."""
+    """Return the Frobenius norm of ``B^T A`` without computing the product."""
     rests = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
     out_rest, in_rest = rests
     return float((out_rest @ in_rest.t()).norm())

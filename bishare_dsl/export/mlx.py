@@ -1,8 +1,8 @@
-"""A LoRA in mlx-lm's form, which `mlx_lm.load` takes as ``adapter_path``.
+"""Write a LoRA for mlx-lm, which `mlx_lm.load` takes as ``adapter_path``.
 
-Its layers compute ``y + scale * (x lora_a) lora_b``, with ``lora_a (d_in, rank)`` and ``lora_b (rank,
-d_out)``, of one rank and one scale for all. For most families it names layers as transformers does, and it
-refuses tensors of layers that a model does not have.
+Its layers compute ``y + scale * (x lora_a) lora_b``, with ``lora_a (d_in, rank)``, ``lora_b (rank,
+d_out)``, and one rank and scale for all. Most families have transformers' layer names, and mlx-lm rejects
+tensors of missing layers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TENSORS = "adapters.safetensors"
 
 
 def check_mlx(plan: Plan, model: nn.Module) -> None:
-    """Check that mlx-lm has such a LoRA.
+    """Check that mlx-lm supports the adapter.
 
     Raises:
-        AdapterError: something is trained in full (BS686), or a term is at an expert, an embedding or a tied
-            head (BS646).
+        AdapterError: a parameter is trained in full (BS686), or a term adapts an expert, an embedding or a
+            tied head (BS646).
     """
     check_low_rank(plan, "export the adapter for mlx-lm")
     maps = linear_maps(model)
@@ -44,7 +44,7 @@ def check_mlx(plan: Plan, model: nn.Module) -> None:
 
 
 def write_mlx(folder: Path, plan: Plan, pairs: Sequence[Pair]) -> None:
-    """Write pairs as a folder that mlx-lm loads, in one step; lower ranks are filled up with zeros.
+    """Write pairs as a folder for mlx-lm in one step, with lower ranks padded by zeros.
 
     Raises:
         OSError: the system refused.
@@ -60,7 +60,7 @@ def write_mlx(folder: Path, plan: Plan, pairs: Sequence[Pair]) -> None:
     config = {
         "model": plan.base.model_id or plan.base.name,
         "fine_tune_type": "lora",
-        # The keys are paths in the model, and none is one in a layer: no layer gets a LoRA of no use.
+        # The keys are full paths, so no other layer gets a useless LoRA.
         "num_layers": plan.base.layers,
         "lora_parameters": parameters,
     }

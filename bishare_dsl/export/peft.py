@@ -1,8 +1,8 @@
-"""A LoRA in PEFT's form, for PEFT and for what serves PEFT's adapters.
+"""Write a LoRA for PEFT and for engines that serve PEFT's adapters.
 
-vLLM takes an ``adapter_config.json`` without bias, ``modules_to_save`` and DoRA; since 0.32 it reads
-``rank_pattern`` and ``alpha_pattern``, by PEFT's own rule. The highest rank may be at most its
-``--max-lora-rank``, which is one of `VLLM_RANKS` and 16 by default.
+vLLM accepts an ``adapter_config.json`` without bias, ``modules_to_save`` and DoRA; since 0.32 it supports
+``rank_pattern`` and ``alpha_pattern`` by PEFT's rule. Its ``--max-lora-rank``, one of `VLLM_RANKS` and by
+default 16, limits the highest rank.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# PEFT's tasks, and where transformers keeps the names of the classes that do them.
+# PEFT's tasks, and transformers' mappings to their classes.
 _TASKS = {
     "CAUSAL_LM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "SEQ_2_SEQ_LM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -52,32 +52,33 @@ _TASKS = {
     "FEATURE_EXTRACTION": modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 }
 
-# The heads that PEFT keeps with an adapter for a task, and misses where they are not there.
+# The heads that PEFT saves with an adapter for a task; loading fails without them.
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
 
-# The families whose experts PEFT 0.21 knows by the names that they had as modules, before transformers 5.
+# Families whose experts PEFT 0.21 recognises by their module names from before transformers 5.
 _WERE_MODULES = """
     afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo
     glm4_moe glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe
     qwen3_next qwen3_omni_moe qwen3_omni_moe_text qwen3_omni_moe_thinker sarvam_mla solar_open
 """
-# The names. By `gate`, a router's, PEFT finds its weight; Mixtral's `w1`, `w2` and `w3` only experts had.
+# These names. PEFT recognises a router's `gate` correctly, and only experts had Mixtral's `w1`,
+# `w2` and `w3`.
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 
 def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
-    """Warn of the modules that PEFT takes for others (BS693).
+    """Warn of modules that PEFT confuses with others (BS693).
 
-    It goes by last names for a family's experts, and renames what it loads by transformers' patterns for the
-    names in checkpoints.
+    PEFT recognises a family's experts by last names, and renames loaded tensors by transformers' patterns
+    for checkpoints.
 
     Args:
         model: the base, adapted or not.
-        sites: what a folder in PEFT's form has pairs for.
+        sites: the sites with pairs in the folder.
     """
     family = getattr(getattr(model, "config", None), "model_type", None)
     paths = [path for site in sites if site.expert is None for path in site.paths]
@@ -100,7 +101,7 @@ def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
 
 
 def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
-    """Find the modules whose pairs PEFT looks for under other names than those that it is given."""
+    """Find the modules whose pairs PEFT looks up under other names."""
     of_checkpoints = get_model_conversion_mapping(cast(PreTrainedModel, model))
     transforms = build_peft_weight_mapping(cast(Any, of_checkpoints), "default", LoraConfig())
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
@@ -123,27 +124,26 @@ def write_peft(
     uniform: bool = False,
     experts: str = "fused",
 ) -> int:
-    """Write pairs as a folder that PEFT loads, in one step; give the highest rank in it.
+    """Write pairs as a folder for PEFT in one step, and return the highest rank.
 
-    What experts have in one parameter is a target parameter of PEFT's, A ``(experts * rank, d_in)`` and B
-    ``(d_out, rank * experts)``. Where a module has several, PEFT wraps one round the other.
+    A parameter of experts is one of PEFT's target parameters, A ``(experts * rank, d_in)`` and B ``(d_out,
+    rank * experts)``. If a module has several, PEFT nests their wrappers.
 
-    What is trained in full is in one of PEFT's ``modules_to_save``, but for biases, which PEFT keeps where
-    their modules have them.
+    Modules trained in full are PEFT's ``modules_to_save``, but biases stay in their modules.
 
     Args:
         folder: new, or empty.
-        plan: the adapter's.
+        plan: the adapter's plan.
         model: the base, adapted or not.
-        tensors: those of the plan, by name.
-        pairs: what is added to its modules.
-        whole: what is trained in full, by the names of the tensors.
-        uniform: fill all pairs up with zeros to the highest rank.
-        experts: one of `EXPERTS`; all but ``fused`` is for vLLM and SGLang.
+        tensors: the plan's tensors by name.
+        pairs: the pairs of its modules.
+        whole: the values trained in full, by tensor name.
+        uniform: pad all pairs with zeros to the highest rank.
+        experts: one of `EXPERTS`; all except ``fused`` are for vLLM and SGLang.
 
     Raises:
-        AdapterError: the experts have no factor in common (BS685), or PEFT cannot keep what is trained in
-            full (BS692).
+        AdapterError: the experts share no outer factor (BS685), or PEFT cannot save modules trained in full
+            (BS692).
         OSError: the system refused.
     """
     maps = linear_maps(model)
@@ -170,7 +170,7 @@ def write_peft(
         if isinstance(target, Pair) and target.site.layer is None:
             factors.update(_outside(target.site, maps, down, up))
             continue
-        if isinstance(target, Stack):  # All outputs of one rank are side by side.
+        if isinstance(target, Stack):  # All outputs of one rank are adjacent.
             down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1)
         else:
             up = up.mT
@@ -190,7 +190,7 @@ def write_peft(
         for path in (t.paths if t.tensor in whole else ())
     }
     head = _head(model, trained)
-    # PEFT keeps biases by their names, as they are, and anything else in whole modules.
+    # PEFT saves biases by name, and other parameters as part of whole modules.
     modules: dict[str, str] = {}
     for path in trained.keys() - head.keys():
         module, _, name = path.rpartition(".")
@@ -209,7 +209,7 @@ def write_peft(
         inner = ".base_layer" * (wraps[module] if path in biases else 0)
         factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = kept
     config = _config(plan, model, ranks, maps) | {"use_dora": bool(vectors)}
-    if named:  # Programs that read such a folder go by last names.
+    if named:  # Programs that read this layout match last names.
         kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
         config |= {"target_modules": sorted(kinds)}
         config.pop("target_parameters", None)
@@ -227,10 +227,10 @@ def _vectors(
     pairs: Sequence[Pair],
     maps: Mapping[str, Weight],
 ) -> dict[str, torch.Tensor]:
-    """Return the m of DoRA of every module, by path, on the CPU; nothing where the adapter has no magnitude.
+    """Return DoRA's m of every module by path, on the CPU; empty if the adapter has no magnitude.
 
     Raises:
-        AdapterError: a weight is not here (BS624), or PEFT has no DoRA of a module (BS675).
+        AdapterError: a weight is missing (BS624), or PEFT does not support DoRA on a module (BS675).
     """
     if len(plan.unscaled) == len(plan.terms):
         return {}
@@ -252,15 +252,15 @@ def _vectors(
 
 
 def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collection[str]) -> None:
-    """See that PEFT can keep modules whole: it wraps every one whose path ends like that of one of them.
+    """Check that PEFT can save modules whole: it wraps every module whose path ends like theirs.
 
     Args:
         model: the base.
-        saved: the modules, each with a parameter in it that is trained in full.
-        targets: the paths of what the LoRA adapts.
+        saved: the modules, each with one of its parameters trained in full.
+        targets: the paths that the LoRA adapts.
 
     Raises:
-        AdapterError: it would wrap another, or one that has a target in it (BS692).
+        AdapterError: it would wrap another module, or one that contains a target (BS692).
     """
     paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
     problems = []
@@ -282,9 +282,9 @@ def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collecti
 def _outside(
     site: Site, maps: Mapping[str, Weight], down: torch.Tensor, up: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Return the factors of a head, an embedding or both, by their names.
+    """Return the factors of a head, an embedding or both by name.
 
-    PEFT has an embedding's A as ``(rank, vocabulary)`` and its B as ``(width, rank)``.
+    PEFT stores an embedding's A as ``(rank, vocabulary)`` and its B as ``(width, rank)``.
     """
     for path in site.paths:
         swapped = maps[path].looks_up and not maps[site.path].looks_up
@@ -295,10 +295,10 @@ def _outside(
 
 
 def served_by_vllm(report: ExportReport, rank: int) -> ExportReport:
-    """Add what vLLM needs: its least ``--max-lora-rank``, or a warning that there is none (BS632).
+    """Add the lowest ``--max-lora-rank`` of vLLM, or a warning that there is none (BS632).
 
     Args:
-        rank: the highest that was written.
+        rank: the highest rank written.
     """
     if enough := next((allowed for allowed in VLLM_RANKS if allowed >= rank), None):
         return replace(report, max_lora_rank=enough)
@@ -335,13 +335,13 @@ def _config(
 
 
 def _task_type(model: nn.Module) -> str | None:
-    """Return PEFT's name of what a model is for; None, which PEFT loads too, where there is no name."""
+    """Return PEFT's name of a model's task; None, which PEFT accepts, if there is no name."""
     names = {cls.__name__ for cls in type(model).__mro__}
     return next((task for task, known in _TASKS.items() if names & _class_names(known)), None)
 
 
 def _parameter(model: nn.Module, path: str) -> nn.Parameter:
-    """Return a parameter of the base, whatever stands in its place."""
+    """Return a parameter of the base, bypassing any override of its attribute."""
     module, _, name = path.rpartition(".")
     kept = model.get_submodule(module)._parameters[name]
     assert kept is not None, path
@@ -349,14 +349,14 @@ def _parameter(model: nn.Module, path: str) -> nn.Parameter:
 
 
 def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of the head that PEFT keeps with an adapter for the model's task.
+    """Return the tensors of the head that PEFT saves with an adapter for the model's task.
 
     Args:
         model: the base.
-        trained: those that the adapter has, by their paths in the base.
+        trained: the adapter's values, by their paths in the base.
 
     Raises:
-        AdapterError: they have no values here (BS617).
+        AdapterError: a tensor has no values in this process (BS617).
     """
     names = _HEADS.get(_task_type(model) or "", ())
     found = {}
@@ -374,7 +374,7 @@ def _value(path: str, value: torch.Tensor) -> torch.Tensor:
     """Return a copy of a tensor of the base.
 
     Raises:
-        AdapterError: it has no values here (BS617).
+        AdapterError: the tensor has no values in this process (BS617).
     """
     sharded = is_sharded_tensor(value)
     if value.is_meta or sharded:
@@ -390,10 +390,11 @@ def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:
 
 
 def _pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
-    """Return the modules of other ranks than the default, by kind where all of a kind have one, else by path.
+    """Return the ranks that differ from the default, by kind if all modules of a kind have one, else by
+    path.
 
-    A key is a regular expression that PEFT puts in ``(.*\\.)?(KEY)$``: a kind is a module's last name and
-    no less, and a path is bound to the start.
+    A key is a regular expression that PEFT embeds in ``(.*\\.)?(KEY)$``. A kind matches a whole last name,
+    and a path is anchored at the start.
     """
     of_kind: dict[str, set[int]] = {}
     for path, rank in ranks.items():
@@ -411,9 +412,9 @@ def _kind(path: str) -> str:
 
 
 def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
-    """Return what makes PEFT choose these modules and no others: kinds if they do, else paths, else a regex.
+    """Return PEFT targets that select exactly these modules: kinds if possible, else paths, else a regex.
 
-    PEFT takes a module whose path is a target or ends in a dot and a target.
+    PEFT selects a module if its path is a target or ends in a dot and a target.
     """
     names = [name for name, _ in model.named_modules() if not in_adapter(name)]
     for targets in (sorted({_kind(path) for path in paths}), list(paths)):

@@ -1,4 +1,4 @@
-"""What is read of PEFT's ``adapter_config.json``, which anybody may have written."""
+"""The parts of PEFT's ``adapter_config.json`` that are read, from an untrusted file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft import CONFIG
 from bishare_dsl.reading import MAX_CONFIG, read_file
 
-# What makes of a LoRA something else, or changes the base; PEFT's words.
+# PEFT's fields that make a LoRA something else or change the base.
 _REFUSED = (
     "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
@@ -24,14 +24,14 @@ _REFUSED = (
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 _ENDLESS = re.compile(r"\)[*+?{]|\(\?|\\\d|([*+?{].*){3}", re.DOTALL)
-"""What may make a regular expression take time without end: groups that repeat, and many repetitions."""
+"""Parts of a regular expression that may take exponential time: repeated groups, and many repetitions."""
 
 _Rank = Annotated[int, Field(gt=0, lt=2**31)]
 _Map = BeforeValidator(lambda value: {} if value is None else value)
 
 
 class PeftConfig(BaseModel):
-    """The fields that say what a LoRA adds, with PEFT's defaults; others are kept, and not read."""
+    """The fields that determine a LoRA's update, with PEFT's defaults. Other fields are stored unread."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -50,14 +50,14 @@ class PeftConfig(BaseModel):
 
     @property
     def base(self) -> str:
-        """What it calls its base."""
+        """The config's name of the base."""
         return self.base_model_name_or_path or "another base"
 
     def check_plain(self, folder: Path) -> None:
         """Check that the LoRA adds a matrix to each module, and changes nothing else.
 
         Raises:
-            AdapterError: it is more than that (BS656).
+            AdapterError: it is not plain (BS656).
         """
         start = self.init_lora_weights
         reasons = [f"it has `{name}`" for name in _REFUSED if (self.model_extra or {}).get(name)]
@@ -71,10 +71,10 @@ class PeftConfig(BaseModel):
             )
 
     def settings(self, folder: Path, paths: Collection[str]) -> dict[str, tuple[int, float]]:
-        """Return rank and scale of each path, by PEFT's rule: the first pattern that fits its end.
+        """Return rank and scale of each path, by PEFT's rule: the first pattern that matches its end.
 
         Raises:
-            AdapterError: a pattern is none, or may take time without end (BS608).
+            AdapterError: a pattern is invalid, or may take exponential time (BS608).
         """
         found = {}
         try:
@@ -92,7 +92,7 @@ class PeftConfig(BaseModel):
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Read the config of a folder of PEFT.
+    """Read the config of a PEFT folder.
 
     Raises:
         AdapterError: it cannot be read (BS608).
@@ -109,11 +109,11 @@ def read_config(folder: Path) -> PeftConfig:
 
 
 def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, str | None]:
-    """Return the first pattern that fits the end of each path, as PEFT does.
+    """Return the first pattern that matches the end of each path, as PEFT does.
 
     Raises:
-        ValueError: a pattern, which a stranger has written, may take time without end.
-        re.error: a pattern is none.
+        ValueError: an untrusted pattern may take exponential time.
+        re.error: a pattern is invalid.
     """
     for pattern in patterns:
         if len(pattern) > 1000 or _ENDLESS.search(pattern.replace("(?:", "(")):

@@ -1,4 +1,4 @@
-"""What an export says of itself."""
+"""Reports on exports."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bishare_dsl.diagnostics import Problem
 
 @dataclass(frozen=True)
 class ExportedSite:
-    """What was exported for a module.
+    """The export of a module.
 
     Attributes:
-        rank: of the pair that was written.
-        rows: of the effective factors; more than the rank where some said nothing, or were cut off.
-        error: the Frobenius norm of the difference from dW, over that of dW, where something was asked for
-            that makes one: a rank, a type. Rounding to float32 is not counted.
+        rank: the rank of the written pair.
+        rows: the rows of the effective factors; more than the rank if some were redundant or truncated.
+        error: the relative error of dW in the Frobenius norm, if a rank or a dtype was requested. Rounding
+            to float32 is not counted.
     """
 
     path: str
@@ -28,16 +28,15 @@ class ExportedSite:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported, and how exactly.
+    """The result of an export and its error.
 
     Attributes:
         out: the folder or file.
-        sites: one for each module that the adapter adds something to.
-        total_error: as `ExportedSite.error`, of all updates together; None where nothing was asked for that
-            makes one.
-        max_lora_rank: what vLLM's ``--max-lora-rank`` must be; None where it has no such rank, which
-            ``warnings`` say (BS632), or where the export is not for vLLM.
-        warnings: what programs that it is for cannot do with it, or do otherwise (BS632, BS693).
+        sites: the modules that the adapter changes.
+        total_error: the relative error of all updates together; None if no rank or dtype was requested.
+        max_lora_rank: the required ``--max-lora-rank`` of vLLM; None if vLLM has no such rank (see
+            ``warnings``, BS632) or the export is not for vLLM.
+        warnings: known problems in the target programs (BS632, BS693).
     """
 
     out: Path
@@ -49,7 +48,7 @@ class ExportReport:
 
     @property
     def modules(self) -> int:
-        """How many modules there are."""
+        """The number of modules."""
         return len(self.sites)
 
     @property
@@ -63,7 +62,7 @@ class ExportReport:
         return max(self.sites, key=lambda site: site.error)
 
     def data(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the report as plain values."""
         return {
             "out": str(self.out),
             "format": self.format,
