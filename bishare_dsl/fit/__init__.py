@@ -1,1 +1,1 @@
-"""Fit: the adapter of a spec that comes nearest to LoRAs that are trained already."""
+"""Fit a spec to trained LoRAs: find the nearest adapter."""

@@ -1,4 +1,4 @@
-"""Sites that compute alike, of one adapter or of many: one set of operations for all of them."""
+"""Group sites with equal computations, of one or several adapters, for batched operations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Place = tuple[str, Site]
 """A site of an adapter."""
 
 _VALUES = 2**22
-"""About how many numbers the factors of a chunk have: 32 MiB, and a few times that for gradients."""
+"""The approximate number of values in a chunk's factors: 32 MiB, and a few times that for gradients."""
 
 
 @dataclass(frozen=True)
 class StackedTerm:
-    """A share at the places of a chunk; ``variables`` has, by role, one for each place."""
+    """A share at the places of a chunk; ``variables[role]`` has one variable per place."""
 
     share: str
     transform: Transform
@@ -33,7 +33,7 @@ class StackedTerm:
     variables: Mapping[str, tuple[Variable, ...]]
 
     def pair(self, values: Mapping[Variable, Tensor]) -> Pair:
-        """Make the effective factors: A ``(places, rows, d_in)``, B ``(places, rows, d_out)``."""
+        """Compute the effective factors: A ``(places, rows, d_in)``, B ``(places, rows, d_out)``."""
         used = {role: [values[v] for v in variables] for role, variables in self.variables.items()}
         count = len(next(iter(used.values())))
         tensors = {role: stacked(values) for role, values in used.items()}
@@ -42,21 +42,22 @@ class StackedTerm:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Places of one width, with the same terms, whose given pairs have equally many rows."""
+    """Places with equal widths and terms, whose given pairs have the same number of rows."""
 
     places: tuple[Place, ...]
     terms: tuple[StackedTerm, ...]
 
     def term(self, share: str) -> StackedTerm | None:
-        """Return the term of a share; None where it is not here."""
+        """Return the term of a share; None if the chunk has none."""
         return next((term for term in self.terms if term.share == share), None)
 
 
 def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
-    """Group all places, in an order that depends on the plan alone."""
+    """Group all places, in an order that depends only on the plan."""
     groups: dict[object, list[Place]] = {}
     terms_of = family.plan.terms_of
-    # Of many adapters, those of one site: what they share is then there once, and not once for each.
+    # With many adapters, group by site, so that shared tensors are stacked once instead of per
+    # adapter.
     apart = len(family.names) >= _MANY
     for site in family.plan.base.every_site:
         terms = terms_of.get(site.path, ())

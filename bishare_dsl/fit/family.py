@@ -1,4 +1,4 @@
-"""Adapters of one plan that are fitted together: which tensors all of them use, and which each has."""
+"""Adapters of one plan that are fitted together, with shared and private tensors."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.plan import Plan
 
 Variable = tuple[str, str]
-"""A tensor to be fitted: the adapter that has it, or ``""`` for all of them, and its name in the plan."""
+"""A tensor to fit: its adapter, or ``""`` if all adapters share it, and its name in the plan."""
 
 Values = dict[Variable, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Adapters of one plan by their names. Where `apart` is false they are one adapter."""
+    """Adapters of one plan by name. If `apart` is false, they act as a single adapter."""
 
     plan: Plan
     names: tuple[str, ...]
 
     @property
     def apart(self) -> bool:
-        """Whether there are several, and the plan tells one from another."""
+        """Whether there are several adapters with private tensors."""
         return len(self.names) > 1 and len(self.plan.common) < len(self.plan.tensors)
 
     def variable(self, adapter: str, tensor: str) -> Variable:
-        """Return the variable that stands for a tensor of the plan in one adapter."""
+        """Return the variable for a tensor of the plan in one adapter."""
         return ("" if not self.apart or tensor in self.plan.common else adapter), tensor
 
     def variables(self) -> Iterator[Variable]:
-        """Yield every variable, those that all adapters share first."""
+        """Yield all variables, the shared ones first."""
         for tensor in self.plan.tensors:
             if self.variable("?", tensor.name)[0] == "":
                 yield "", tensor.name
@@ -44,12 +44,12 @@ class Family:
                         yield adapter, tensor.name
 
     def draw(self, seed: int) -> Values:
-        """Draw the first values, float64; those of one adapter are what they would be in any other."""
+        """Generate float64 initial values, which are equal for all adapters."""
         drawn = {t.name: draw_tensor(t, seed).double() for t in self.plan.tensors}
         return {variable: drawn[variable[1]] for variable in self.variables()}
 
     def tensors(
         self, values: Mapping[Variable, torch.Tensor], adapter: str
     ) -> dict[str, torch.Tensor]:
-        """Return the tensors of one adapter by their names in the plan, float32."""
+        """Return the float32 tensors of one adapter by their names in the plan."""
         return {t.name: values[self.variable(adapter, t.name)].float() for t in self.plan.tensors}

@@ -1,4 +1,4 @@
-"""Alternating least squares: each block of tensors in turn to where it fits best, while that helps."""
+"""Alternating least squares: minimise over one block of tensors at a time, until the gain is small."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bishare_dsl.fit.start import leading
 from bishare_dsl.plan import Plan
 
 Watch = Callable[[int, float], None]
-"""Told after each sweep how many there were, and the relative error then."""
+"""Called after each sweep with the number of sweeps and the relative error."""
 
 _ENOUGH = 1e-3
-"""A sweep that takes less than this part off the square of the error is the last one."""
+"""Stop after a sweep that reduces the squared error by less than this fraction."""
 
 _LEAST = 3
-"""Sweeps before one may be the last for that: from a bad start the first ones bring little."""
+"""Sweeps before that rule applies, since the first sweeps may gain little from a bad start."""
 
 _EXACT = 1e-9
-"""A relative error that float32 would not show."""
+"""A relative error below float32 resolution."""
 
 _ROUNDS = 20
-"""Steps of L-BFGS in a sweep."""
+"""L-BFGS steps per sweep."""
 
 
 def fit(
@@ -44,24 +44,24 @@ def fit(
     watch: Watch = lambda sweep, error: None,
     library: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Family, Values, FitReport]:
-    """Find the tensors of a plan whose updates come nearest to those that are given.
+    """Find the tensors of a plan whose updates are nearest to the given updates.
 
-    ``sum_i ||dW_i - sum_terms B^T A||^2`` over the sites of all adapters falls with each block of tensors
-    that is solved for: what comes out is never worse than the start. The same input gives the same output.
+    Minimises ``sum_i ||dW_i - sum_terms B^T A||^2`` over the sites of all adapters. No step increases it,
+    so the result is never worse than the start. The fit is deterministic.
 
     Args:
-        plan: of each adapter; tensors that are `Plan.common` are fitted to all adapters together.
-        given: the adapters.
-        seed: draws what is frozen, and the initial values that `leading` leaves.
-        sweeps: how often all tensors are gone through, at most.
-        dtype: what values are rounded to.
+        plan: the plan of each adapter; tensors in `Plan.common` are fitted to all adapters together.
+        given: the updates of the adapters.
+        seed: for frozen tensors, and for initial values that `leading` does not set.
+        sweeps: the maximum number of passes over all tensors.
+        dtype: the dtype to which trainable values are rounded.
         watch: called after each sweep.
-        library: the values of what a library shares, `Plan.common`, by name. They stay, and only what the
-            adapters have of their own is fitted.
+        library: the values of a library's shared tensors, `Plan.common`, by name. They stay fixed, and only
+            private tensors are fitted.
 
     Raises:
-        AdapterError: an update of the plan is not a matrix (BS633), or a tensor starts as the base's weights
-            say (BS688).
+        AdapterError: an update of the plan is nonlinear (BS633), or a tensor is initialised from the base's
+            weights (BS688).
     """
     check_linear(plan.terms, "fit the spec")
     check_low_rank(plan, "fit the spec")
@@ -80,7 +80,7 @@ def fit(
         _sweep(problem, curved)
         done += 1
         error = problem.error()
-        if not error < best:  # Rounding is all that is left.
+        if not error < best:  # Only rounding errors remain.
             break
         gain, best, values = 1 - (error / best) ** 2, error, dict(problem.values)
         watch(done, error)
@@ -98,7 +98,7 @@ def _rounded(values: Values, plan: Plan, dtype: torch.dtype) -> Values:
 
 
 def _sweep(problem: Problem, curved: Sequence[Block]) -> None:
-    """Take each block that is linear to where it fits best, and the others, together, some way downhill."""
+    """Minimise over each linear block, and then move all other blocks together downhill."""
     for block, variables in problem.blocks.items():
         if block not in curved:
             _, gradient = problem.gradient(variables)

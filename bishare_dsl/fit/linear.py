@@ -1,7 +1,7 @@
-"""One closed step of alternating least squares, by conjugate gradients that never build a matrix.
+"""An alternating least squares step by matrix-free conjugate gradients.
 
-A block is a share and a role. Each site uses one of its tensors, so the tensors of a block are independent of
-each other: each has steps of its own, and all are worked out at once.
+A block is a share and a role. Each site uses one tensor of a block, so its tensors are independent of each
+other. Each has separate steps, and all are computed at once.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 from bishare_dsl.fit.family import Values, Variable
 
 _ENOUGH = 1e-12
-"""A system is solved when the square of what is left has fallen so far."""
+"""The relative squared residual at which a system counts as solved."""
 
 
 def solve(
     gradient: Mapping[Variable, Tensor], curvature: Callable[[Values], Values], most: int = 12
 ) -> Values:
-    """Return the steps to the minimum of a quadratic function that is separate in its tensors.
+    """Return the steps to the minimum of a quadratic function that is separable in its tensors.
 
     Args:
-        gradient: of each tensor, where the steps begin.
-        curvature: gives the Hessian times a direction.
-        most: how many rounds there are at most; each takes the function further down.
+        gradient: the gradient of each tensor at the starting point.
+        curvature: returns the Hessian times a direction.
+        most: the maximum number of rounds; each decreases the function.
     """
     steps = {v: g.new_zeros(g.shape) for v, g in gradient.items()}
     rest = {v: -g for v, g in gradient.items()}
@@ -38,7 +38,7 @@ def solve(
         curved = curvature({v: way[v] for v in open_})
         for v in open_:
             bend = _dot(way[v], curved[v])
-            if bend <= 0:  # Nothing depends on it here.
+            if bend <= 0:  # The function does not depend on it.
                 square[v] = 0.0
                 continue
             length = square[v] / bend

@@ -1,4 +1,4 @@
-"""What has no closed step: which tensors that is, found by trying, and their way by L-BFGS."""
+"""Find tensors without a closed-form step, by trial, and optimise them by L-BFGS."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bishare_dsl.fit.problem import Block, Problem, inner
 from bishare_dsl.transforms import Transform, Width, effective_pair
 
 _ROUNDING = 1e-12
-"""What float64 may leave of a difference that is zero: its square, of that of its parts."""
+"""The relative squared norm up to which a float64 difference counts as zero."""
 
 Shapes = tuple[tuple[str, tuple[int, int]], ...]
 
 
 def nonlinear_blocks(problem: Problem) -> list[Block]:
-    """Find the blocks of whose tensors the update is not a linear function while the others stay."""
+    """Find the blocks in whose tensors the update is nonlinear, with other tensors fixed."""
     curved: dict[Block, None] = {}
     for chunk in problem.chunks:
         for term in chunk.terms:
@@ -30,16 +30,16 @@ def nonlinear_blocks(problem: Problem) -> list[Block]:
 
 
 def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Values:
-    """Take tensors downhill together, by L-BFGS with a line search, and return their values.
+    """Optimise tensors together by L-BFGS with a line search, and return their values.
 
     Args:
-        problem: with the values to begin at, which are left as they are.
+        problem: a problem with initial values, which do not change.
         variables: the tensors.
-        rounds: how many steps there are at most.
+        rounds: the maximum number of steps.
     """
     start = problem.values
     leaves = {v: start[v].clone().requires_grad_() for v in variables}
-    # Of what is given: in parts of it, steps have a length to begin with.
+    # Relative to the given updates, the first steps have a suitable length.
     whole = problem.norm**2 or 1.0
 
     def closure() -> float:
@@ -61,7 +61,9 @@ def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Val
 
 @cache
 def _is_linear(transform: Transform, rank: int, width: Width, role: str, shapes: Shapes) -> bool:
-    """Check whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero, U the update by the tensor of a role."""
+    """Return whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero, with U the update as a function of one
+    tensor.
+    """
     random = torch.Generator().manual_seed(0)
     drawn = {
         name: torch.randn(shape, dtype=torch.float64, generator=random) for name, shape in shapes

@@ -1,4 +1,4 @@
-"""The LoRAs that are given: the update of each site as a pair of factors, on the disk until asked for."""
+"""The given LoRAs: each site's update as a pair of factors, on disk until needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class GivenPairs:
-    """Pairs by adapter and site. A file for each adapter, mapped and not read: hundreds cost no memory."""
+    """Pairs by adapter and site, in one memory-mapped file per adapter, so that hundreds need little
+    memory.
+    """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._open: dict[str, Any] = {
@@ -39,15 +41,15 @@ class GivenPairs:
         return tuple(self._open)
 
     def rows(self, adapter: str, site: Site) -> int:
-        """Count the rows of the pair of a site; 0 where the adapter adds nothing to it."""
+        """Count the rows of a site's pair; 0 if the adapter does not change the site."""
         return self._rows.get((adapter, site.path), 0)
 
     def paths(self, adapter: str) -> list[str]:
-        """Return the paths of the sites that an adapter adds something to."""
+        """Return the paths of the sites that an adapter changes."""
         return [path for name, path in self._rows if name == adapter]
 
     def stacked(self, places: Sequence[tuple[str, Site]]) -> Pair:
-        """Return the pairs of n places of equal shapes: A ``(n, rows, d_in)``, B ``(n, rows, d_out)``."""
+        """Return the pairs of n places with equal shapes: A ``(n, rows, d_in)``, B ``(n, rows, d_out)``."""
         site = places[0][1]
         if not self.rows(*places[0]):
             empty = torch.empty(len(places), 0, site.d_in, dtype=torch.float64)
@@ -61,10 +63,10 @@ class GivenPairs:
 
 @contextmanager
 def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenPairs]:
-    """Yield the updates of adapters as pairs, computed one adapter after the other, for a block.
+    """Yield the updates of adapters as pairs, computed one adapter at a time, for the duration of a block.
 
     Raises:
-        AdapterError: an update is not a matrix (BS633), or not of numbers (BS628, BS694).
+        AdapterError: an update is nonlinear (BS633) or not finite (BS628, BS694).
     """
     with TemporaryDirectory(prefix="bishare-fit-") as scratch:
         files = {}

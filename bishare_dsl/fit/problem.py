@@ -1,7 +1,7 @@
-"""The distance of a family of adapters to those that are given, and its derivatives. No dW is ever made.
+"""The distance of a family of adapters to the given updates, and its derivatives, without computing dW.
 
-``f = sum_i ||dW_i - sum_terms B^T A||^2``. Of pairs, ``<B^T A, D^T C> = sum((A C^T) * (B D^T))``: there are
-matrices of rows by rows alone.
+``f = sum_i ||dW_i - sum_terms B^T A||^2``. For pairs, ``<B^T A, D^T C> = sum((A C^T) * (B D^T))``, which
+only needs ``rows x rows`` matrices.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from bishare_dsl.fit.family import Family, Values, Variable
 from bishare_dsl.fit.pairs import GivenPairs, Pair
 
 Block = tuple[str, str]
-"""A share and a role: the tensors that no site uses two of, so that one can be solved for at a time."""
+"""A share and a role. No site uses two of a block's tensors, so each can be solved separately."""
 
 
 class Problem:
-    """What is given, and the values that come nearer to it.
+    """The given updates, and the values to fit to them.
 
     Args:
-        family: the adapters that are fitted.
-        given: their updates.
-        values: of all tensors.
-        fixed: the names of tensors whose values stay.
+        family: the fitted adapters.
+        given: the updates to approximate.
+        values: the values of all tensors.
+        fixed: the names of fixed tensors.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Problem:
         self.chunks = chunks(family, given)
         targets = (given.stacked(chunk.places) for chunk in self.chunks)
         self.norm = math.sqrt(sum(float(inner(target, target).sum()) for target in targets))
-        """Of all that is given."""
+        """The norm of all given updates."""
 
     @cached_property
     def blocks(self) -> dict[Block, tuple[Variable, ...]]:
-        """The tensors that are fitted, by share and role, in the order of the plan."""
+        """The fitted tensors by share and role, in the order of the plan."""
         trains = {t.name for t in self.family.plan.tensors if t.trainable} - self._fixed
         found: dict[Block, dict[Variable, None]] = {}
         for chunk in self.chunks:
@@ -57,11 +57,11 @@ class Problem:
         return {block: tuple(variables) for block, variables in found.items() if variables}
 
     def error(self) -> float:
-        """Return the distance of all updates, of their norm."""
+        """Return the relative distance of all updates."""
         return math.sqrt(sum(left for left, _ in self.squares().values())) / (self.norm or 1.0)
 
     def squares(self) -> dict[Place, tuple[float, float]]:
-        """Return the square of what is left at each place, and of what is given there."""
+        """Return the squared residual and the squared given norm at each place."""
         found: dict[Place, tuple[float, float]] = {}
         with torch.no_grad():
             for chunk in self.chunks:
@@ -73,7 +73,7 @@ class Problem:
         return found
 
     def gradient(self, variables: Iterable[Variable]) -> tuple[float, Values]:
-        """Return the distance at the places that use some tensors, and its gradient to them."""
+        """Return the squared distance at the places that use some tensors, and its gradient."""
         wanted = frozenset(variables)
 
         def distance(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
@@ -83,7 +83,7 @@ class Problem:
         return self._summed(wanted, distance, lambda chunk: chunk.terms)
 
     def curvature(self, block: Block, direction: Values) -> Values:
-        """Return the Hessian to the tensors of a block, times a direction: the gradient of ``||M v||^2``."""
+        """Return the Hessian of a block's tensors times a direction: the gradient of ``||M v||^2``."""
         share, _ = block
 
         def size(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
@@ -121,12 +121,12 @@ class Problem:
 
 
 def inner(left: Pair, right: Pair) -> Tensor:
-    """Return the inner product ``<B^T A, D^T C>`` of the products of two stacks of pairs, ``(places,)``."""
+    """Return the inner products ``<B^T A, D^T C>`` of two stacks of pairs, ``(places,)``."""
     return ((left[0] @ right[0].mT) * (left[1] @ right[1].mT)).sum((1, 2))
 
 
 def _residual(target: Pair, pairs: list[Pair]) -> Tensor:
-    """Return ``||target - sum pairs||^2`` of each place."""
+    """Return ``||target - sum pairs||^2`` for each place."""
     a = torch.cat([target[0], *(pair[0] for pair in pairs)], 1)
     b = torch.cat([target[1], *(-pair[1] for pair in pairs)], 1)
     return inner((a, b), (a, b))

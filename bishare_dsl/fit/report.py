@@ -1,4 +1,4 @@
-"""How near a fit has come, at each module and in all."""
+"""The accuracy of a fit, for each module and in total."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bishare_dsl.fit.chunks import Place
 from bishare_dsl.show.table import Table
 
 _SHOWN = 12
-"""Of several adapters, those with the largest errors are shown by themselves."""
+"""The number of adapters that are shown individually: those with the largest errors."""
 
 
 @dataclass(frozen=True)
 class FittedSite:
-    """A module of one adapter: the norm of the update that was given, and of what the fit leaves of it."""
+    """A module of one adapter, with the norms of its given update and of the residual."""
 
     adapter: str
     path: str
@@ -29,12 +29,12 @@ class FittedSite:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a fit has come to.
+    """The result of a fit.
 
     Attributes:
-        sites: the modules that are given or fitted, those of each adapter.
+        sites: the given or fitted modules of each adapter.
         start: the relative error before the first sweep.
-        sweeps: how many there were.
+        sweeps: the number of sweeps.
     """
 
     sites: tuple[FittedSite, ...]
@@ -45,7 +45,7 @@ class FitReport:
     def of(
         cls, squares: Mapping[Place, tuple[float, float]], start: float, sweeps: int
     ) -> FitReport:
-        """Make the report of what is left and what was given, both squared, at each place."""
+        """Build the report from the squared residual and the squared given norm at each place."""
         sites = (
             FittedSite(name, s.path, s.layer, s.kind, math.sqrt(whole), math.sqrt(left))
             for (name, s), (left, whole) in squares.items()
@@ -54,7 +54,7 @@ class FitReport:
 
     @property
     def error(self) -> float:
-        """What is left of all updates, of the norm of all that were given."""
+        """The residual of all updates, relative to their norm."""
         return relative(self.sites)
 
     @cached_property
@@ -77,7 +77,7 @@ class FitReport:
         }
 
     def data(self) -> dict[str, Any]:
-        """Return the report for machines; a module to which nothing was given has no error."""
+        """Return the report as plain values; a module without a given update has no error."""
         return {
             "error": self.error,
             "error_at_start": self.start,
@@ -125,7 +125,7 @@ class FitReport:
 
 
 def relative(sites: Iterable[FittedSite]) -> float:
-    """Return what is left of the updates of sites, of their norm; infinite where they have none."""
+    """Return the residual of some sites' updates, relative to their norm; infinite if that is zero."""
     found = tuple(sites)
     norm = math.hypot(*(site.norm for site in found))
     left = math.hypot(*(site.left for site in found))

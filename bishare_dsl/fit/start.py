@@ -1,8 +1,8 @@
-"""Initial values at the leading eigenvectors: what one factor of a rank can keep of many updates.
+"""Initial values from leading eigenvectors: the best shared factor for many updates.
 
-Of updates ``dW_i``, one A of rank r for all of them, each with a B of its own, keeps most if its rows are
-the r leading eigenvectors of ``sum dW_i^T dW_i``; one B likewise of ``sum dW_i dW_i^T``. Where A and B are
-both shared, with a core between them, the two take turns, each seeing only what the other keeps.
+If updates ``dW_i`` share one A of rank r and have private B, the best rows of A are the r leading
+eigenvectors of ``sum dW_i^T dW_i``. A shared B uses ``sum dW_i dW_i^T`` likewise. If A and B are both
+shared, with a core between them, they are computed alternately, each from the part that the other retains.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _ROLES = ("A", "B")
 
 
 def leading(family: Family, given: GivenPairs, values: Values) -> Values:
-    """Return values that start the widest factor of a plan, or both of a share with a core, at the leading
-    eigenvectors of the updates. Every other value stays.
+    """Return initial values with leading eigenvectors in the plan's most shared factor, or in both A and B
+    of a share with a core. Other values do not change.
 
-    A factor is started where its transform takes it as wide as each of its modules is. The widest factor is
-    the one that most modules of all adapters share.
+    A factor qualifies if its width equals the width of each of its modules. The most shared factor is used
+    by the most modules over all adapters.
 
     Args:
-        family: the adapters that are fitted.
-        given: their updates.
-        values: the values otherwise started from.
+        family: the fitted adapters.
+        given: the updates to approximate.
+        values: the other initial values.
     """
     share, roles = _widest(family)
     found = dict(values)
@@ -57,7 +57,9 @@ def leading(family: Family, given: GivenPairs, values: Values) -> Values:
 
 
 def _widest(family: Family) -> tuple[str, tuple[str, ...]]:
-    """Return the share whose A or B most places use, and which of the two; both where a core joins them."""
+    """Return the share and the role, A or B, that most places use per tensor; both roles if a core joins
+    them.
+    """
     plan = family.plan
     places = Counter[tuple[str, str]]()
     unfit: set[tuple[str, str]] = set()
@@ -94,8 +96,9 @@ def _rows(
     values: Values,
     started: set[Variable],
 ) -> Tensor:
-    """Return rows ``R`` with ``R^T R = dW^T P dW`` (A) or ``dW P dW^T`` (B), where P keeps what the other
-    factor spans, if that has started."""
+    """Return rows ``R`` with ``R^T R = dW^T P dW`` (A) or ``dW P dW^T`` (B). P projects onto the span of
+    the other factor, once that is initialised.
+    """
     name, site, term = place
     a, b = (factor[0] for factor in given.stacked([(name, site)]))
     mine, other = (a, b) if role == "A" else (b, a)
@@ -107,8 +110,9 @@ def _rows(
 
 
 def _eigenvectors(rows: list[Tensor], begun: Tensor) -> Tensor:
-    """Return as many leading right singular vectors of all rows as a tensor has rows, orthonormal; the rest
-    stays as it began."""
+    """Replace a tensor's first rows by orthonormal leading right singular vectors of all rows, as many as
+    exist.
+    """
     vectors = _leading_of(torch.cat(rows), len(begun))
     return torch.cat([vectors, begun[len(vectors) :]])
 
@@ -130,11 +134,11 @@ def _leading_of(rows: Tensor, count: int) -> Tensor:
 
 
 _DIRECT = 2048
-"""Up to how many rows or columns eigenvectors are computed directly."""
+"""The largest number of rows or columns for which eigenvectors are computed directly."""
 
 
 def _falling(values: Tensor, count: int) -> Iterator[int]:
-    """Yield the indices of the largest eigenvalues that are not zero."""
+    """Yield the indices of the largest nonzero eigenvalues."""
     least = 1e-14 * float(values[-1]) if len(values) else 0.0
     for i in range(len(values) - 1, max(len(values) - 1 - count, -1), -1):
         if float(values[i]) > least:

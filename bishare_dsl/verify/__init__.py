@@ -1,4 +1,4 @@
-"""Is an adapter applied? What its files, a model's names and a running server's answers say."""
+"""Check that an adapter is applied, by its files, a model's module names and a server's answers."""
 
 ENGINES = ("vllm", "sglang", "llama.cpp", "mlx")
-"""The engines of `engines.toml`."""
+"""The engines in `engines.toml`."""

@@ -1,4 +1,4 @@
-"""Answers of a server to short texts: log-probabilities of the next token, and how far they differ."""
+"""A server's answers to short texts: log-probabilities of the next token, and distances between them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TEXTS = (
     "Question: how many legs does a spider have? Answer:",
     "Dear Sir or Madam, I am writing to you about the",
 )
-"""What is asked: 8 to 16 tokens each, for a prefix cache keeps whole blocks of tokens."""
+"""The texts, of 8 to 16 tokens each, because a prefix cache stores whole blocks of tokens."""
 
 LONG = " ".join(f"Line {n} says that the number after {n} is {n + 1}." for n in range(1, 20))
-"""About 300 tokens, of which a prefix cache keeps most."""
+"""About 300 tokens, most of which a prefix cache stores."""
 
 Answer = dict[int | str, float]
 """The likeliest tokens, by id or by text, with their log-probabilities."""
@@ -27,7 +27,7 @@ Answer = dict[int | str, float]
 def distance(one: Sequence[Answer], other: Sequence[Answer]) -> float:
     """Return the root mean square of the differences between the log-probabilities of two answers.
 
-    A token that only one of them lists counts as the least likely that the other lists: a lower bound.
+    A token in only one of them counts as the least likely token of the other, which gives a lower bound.
     """
     differences = []
     for a, b in zip(one, other, strict=True):

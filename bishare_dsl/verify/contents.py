@@ -1,4 +1,4 @@
-"""What the files of an adapter add to which modules of a model, and what is wrong with them."""
+"""Read an adapter's files, match them with a model's modules, and find problems."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from bishare_dsl.models.site import block_of
 
 @dataclass(frozen=True)
 class Pair:
-    """What is added to the weight of a module: ``dW = scale * up @ down``, float32.
+    """The update of a module's weight: ``dW = scale * up @ down``, float32.
 
     Attributes:
         down: A, ``(rank, d_in)``.
         up: B, ``(d_out, rank)``.
-        scale: ``alpha / rank``, or 1 where it is in B.
+        scale: ``alpha / rank``, or 1 if it is folded into B.
     """
 
     down: torch.Tensor
@@ -44,25 +44,25 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight."""
+        """The shape of the weight."""
         return len(self.up), self.down.shape[1]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """An adapter, by the modules of a model.
+    """An adapter, matched with the modules of a model.
 
     Attributes:
-        folder: where it is.
-        pairs: what it adds to modules that the model has, by their paths.
-        named: the modules that the files name, whether the model has them or not.
-        problems: what is wrong with the files.
-        tensors: those of a LoRA of PEFT by their names in the file; empty for bishare's own folders.
-        config: PEFT's, of such a LoRA.
-        scales: of its modules as the file names them.
-        others: the names of tensors that are no factors, such as modules that are trained in full.
-        complete: whether ``pairs`` are all that the adapter does.
-        plain: whether a LoRA of linear layers can have all of ``pairs``: copies are such ones.
+        folder: the adapter's folder.
+        pairs: the updates of the model's modules by path.
+        named: all modules in the files, even if the model lacks them.
+        problems: problems with the files.
+        tensors: the tensors of a PEFT LoRA by their names in the file; empty for bishare's folders.
+        config: the config of a PEFT LoRA.
+        scales: the scales of a PEFT LoRA's modules by their names in the file.
+        others: the names of tensors other than factors, such as modules trained in full.
+        complete: whether ``pairs`` are the adapter's whole effect.
+        plain: whether ``pairs`` fit into a LoRA of linear layers, as copies require.
     """
 
     folder: Path
@@ -78,12 +78,12 @@ class Contents:
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks that modules have, each once, in order."""
+        """The distinct ranks of the modules, sorted."""
         return sorted({len(pair.down) for pair in self.pairs.values()})
 
 
 def layers_of(paths: Iterable[str]) -> list[int]:
-    """Return the numbers of the layers that modules are in, each once, in order."""
+    """Return the distinct layer numbers of modules, sorted."""
     return sorted({int(block[1]) for path in paths if (block := block_of(path))})
 
 
@@ -93,15 +93,15 @@ def kind_of(path: str) -> str:
 
 
 def read_contents(folder: str | os.PathLike[str], model: nn.Module, name: str) -> Contents:
-    """Read any LoRA of PEFT or adapter of bishare, and compare it with the modules of a model.
+    """Read a LoRA of PEFT or an adapter of bishare, and match it with the modules of a model.
 
     Args:
-        folder: the adapter's, or its id on the Hub.
+        folder: the adapter's folder or Hub id.
         model: the base, which may be on the meta device.
-        name: what to call it in messages.
+        name: the model's name in messages.
 
     Raises:
-        BishareError: there is no adapter, or its files cannot be read (BS6xx).
+        BishareError: there is no adapter, or its files are unreadable (BS6xx).
     """
     folder = adapter_folder(folder)
     if is_peft(folder):
@@ -113,7 +113,7 @@ def read_contents(folder: str | os.PathLike[str], model: nn.Module, name: str) -
     for site in stored.plan.sites:
         down, up = effective_factors(stored.plan, tensors, site)
         for path in site.paths if len(down) else ():
-            # A tied embedding looks up rows of the head's update.
+            # A tied embedding uses the transposed update of the head.
             swapped = maps[path].looks_up and not maps[site.path].looks_up
             a, b = (up, down) if swapped else (down, up)
             pairs[path] = Pair(a, b.t(), 1.0)
@@ -175,7 +175,7 @@ def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
     add(codes.OTHER_SHAPES, wrong)
     problems += _values({path: (pair["A"], pair["B"]) for path, pair in whole.items()}, folder)
     add(codes.NO_FACTORS, others)
-    if not missing:  # Else they are most likely these.
+    if not missing:  # Missing modules most likely explain these.
         add(codes.WITHOUT_TENSORS, _without_tensors(config, factors, known))
     plain = not others and all(problem.code != "BS867" for problem in problems)
     scales = {path: settings[named[path]][1] for path in factors}
@@ -187,7 +187,7 @@ def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
 def _values(
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: object
 ) -> list[Problem]:
-    """Find factors that add nothing, or that are no numbers."""
+    """Find factors that are zero or not finite."""
     found = []
     bad = [path for path, pair in factors.items() if not all(t.isfinite().all() for t in pair)]
     if bad:
@@ -204,7 +204,7 @@ def _values(
 def _without_tensors(
     config: PeftConfig, factors: Collection[str], known: Collection[str]
 ) -> list[str]:
-    """Return the modules that a config targets by name, and for which the file has no tensors."""
+    """Return the modules that a config targets by name but that have no tensors in the file."""
     more = config.model_extra or {}
     targets = more.get("target_modules")
     chosen = ("layers_to_transform", "exclude_modules", "layers_pattern")
@@ -215,7 +215,7 @@ def _without_tensors(
 
 
 def _advice(missing: Sequence[str], known: Collection[str]) -> str | None:
-    """Say how the model calls the modules that it does not have by these names."""
+    """Suggest the model's names for modules that it lacks."""
     if not missing:
         return None
     path, layers = missing[0], layers_of(known)

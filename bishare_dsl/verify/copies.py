@@ -1,7 +1,8 @@
-"""What a server does with copies of an adapter: which parts it ignores, and what else comes with a slot.
+"""Probe a server with copies of an adapter, to find parts it ignores and leftovers in a slot.
 
-A part of a trained adapter moves an answer by less than bfloat16 rounds. So a copy has random values of a
-third of the weight's size in one part, and nothing else: it is heard, or the server ignores the part.
+A part of a trained adapter may change answers by less than bfloat16 rounding. So a copy has random values,
+a third of the weight's size or larger, in a single part. If the answers do not change, the server ignores
+the part.
 """
 
 from __future__ import annotations
@@ -38,24 +39,25 @@ from bishare_dsl.verify.judge import (
 from bishare_dsl.verify.server import Server, shortened
 
 LOUD = (0.3, 1.2, 4.8)
-"""Sizes of a part's random values, of its weight's; a part is silent if none of them is heard."""
+"""Sizes of a part's random values relative to its weight; an ignored part shows no effect
+at any of them.
+"""
 
 _BARELY = 1e-5
 
 
 @dataclass
 class Copies:
-    """Loads copies of an adapter into a server, one at a time, and unloads each.
+    """Loads copies of an adapter into a server one at a time, and unloads each.
 
-    Of a folder of bishare's one copy is as it is; the others are LoRAs of PEFT, of the same modules.
+    The first copy of a bishare folder is unchanged. Other copies are PEFT LoRAs of the same modules.
 
     Attributes:
-        server: that loads adapters at run time.
+        server: a server that loads adapters at run time.
         contents: the adapter.
-        asked: what its base and the adapter have answered.
-        base, name: what these are called there.
-        scratch: a folder that the server can read.
-        tell: takes what happens.
+        asked: the answers of the base and the adapter. base, name: the server's names for these.
+        scratch: a folder readable by the server.
+        tell: receives progress messages.
     """
 
     server: Server
@@ -72,10 +74,10 @@ class Copies:
         self._tensors, self._config, self._scales = _as_lora(self.contents)
 
     def test(self, found: Verdict) -> None:
-        """Add to a verdict what copies tell.
+        """Add the findings from copies to a verdict.
 
         Raises:
-            VerifyError: the server loads none (BS872).
+            VerifyError: the server loads no copy (BS872).
         """
         base, floor = self.asked.base, self.asked.noise
         fresh = self._answers() if self.contents.config is None else self._answers(self._tensors)
@@ -107,7 +109,7 @@ class Copies:
             found.why = f"{why}, and '{self.name}' answers as a fresh copy"
 
     def _parts(self, found: Verdict) -> None:
-        """Look for kinds and layers that the server ignores."""
+        """Find kinds and layers that the server ignores."""
         kinds = list(dict.fromkeys(map(kind_of, self.contents.named)))
         silent = [kind for kind in kinds if not self._heard({kind}, kind_of)]
         if len(silent) == len(kinds):
@@ -134,7 +136,7 @@ class Copies:
             found.fault(IN_PART, f"the server ignores {why}")
 
     def _silent_end(self, ordered: list[int]) -> list[int]:
-        """Return the first layers that are ignored, by bisection."""
+        """Return the leading layers that the server ignores, by bisection."""
         silent, most = 0, len(ordered)
         while silent < most:
             middle = (silent + most + 1) // 2 if silent else 1
@@ -145,17 +147,17 @@ class Copies:
         return ordered[:silent]
 
     def _heard(self, part: Collection[object], of: Callable[[str], object]) -> bool:
-        """Tell whether large random values in a part move the answers."""
+        """Return whether large random values in a part change the answers."""
         for size in LOUD:
             answer = self._random(lambda path: of(path) in part, size)
             base = self.server.ask(self.base, TEXTS)
-            # Not `>`: an overflow gives no numbers, and is heard.
+            # Not `>`: after an overflow, NaN must count as a change.
             if answer != base and not distance(answer, base) <= 1.5 * self.floor:
                 return True
         return False
 
     def _random(self, part: Callable[[str], bool], size: float) -> list[Answer]:
-        """Return the answers of a copy with random values of this size in a part, and nothing else."""
+        """Return the answers of a copy with random values of this size in one part, and zeros elsewhere."""
         random = torch.Generator().manual_seed(self._count)
         drawn = {}
         for name, tensor in self._tensors.items():
@@ -163,7 +165,8 @@ class Copies:
             if module is not None and part(module):
                 values = torch.randn(tensor.shape, generator=random)
                 if _is_up(name):
-                    # |W| is about the root of its rows; |B A| of normal values that of rows x rank x columns.
+                    # |W| is about sqrt(rows), and |B A| for normal values about sqrt(rows * rank *
+                    # columns).
                     down = self._tensors.get(_down_of(name), tensor)
                     values *= size / (self._scales[module] * math.sqrt(down.numel()))
                 drawn[name] = values.to(tensor.dtype)
@@ -173,7 +176,7 @@ class Copies:
         return one != other if self.asked.exact else distance(one, other) > 2 * self.floor
 
     def _folded(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the tensors with their scales in B, and what makes the config's scale 1."""
+        """Return tensors with their scales folded into B, and config changes that set the scale to 1."""
         folded = {
             name: (t.float() * self._scales[module or ""]).to(t.dtype) if _is_up(name) else t
             for name, t in self._tensors.items()
@@ -188,7 +191,9 @@ class Copies:
         tensors: Mapping[str, torch.Tensor] | None = None,
         changes: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
-        """Load a copy under a name of its own, ask it, and unload it; without tensors the folder as it is."""
+        """Load a copy under a unique name, query it, and unload it; without tensors, copy the folder
+        unchanged.
+        """
         self._count += 1
         self.tell(f"copy {self._count} ...")
         name = f"verify-{uuid.uuid4().hex[:8]}"
@@ -217,7 +222,7 @@ class Copies:
 def _as_lora(
     contents: Contents,
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, Any], Mapping[str, float]]:
-    """Return an adapter as a LoRA of PEFT: its tensors, its config, and the scales of its modules."""
+    """Return an adapter as a PEFT LoRA: its tensors, its config, and the scales of its modules."""
     if contents.config is not None:
         return contents.tensors, contents.config.model_dump(exclude_unset=True), contents.scales
     ranks = {path: len(pair.down) for path, pair in contents.pairs.items()}
@@ -235,7 +240,7 @@ def _as_lora(
 
 
 def _module(name: str) -> str | None:
-    """Return the module that a factor is of; None for other tensors."""
+    """Return the module of a factor; None for other tensors."""
     match = FACTOR.fullmatch(name.removeprefix(PREFIX))
     return match[1] if match else None
 

@@ -1,4 +1,4 @@
-"""What engines do not take of an adapter: the table `engines.toml`, and the tests that it names."""
+"""Known limitations of engines: the table `engines.toml`, and the tests that it names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bishare_dsl.verify.contents import Contents, kind_of
 
 
 def _field(name: str) -> Callable[[Contents], bool]:
-    """Return whether PEFT's config has a value for this field."""
+    """Return a test of whether PEFT's config sets this field."""
     return lambda contents: getattr(contents.config, name, None) not in (None, False, "none", {})
 
 
@@ -48,7 +48,7 @@ def facts() -> list[dict[str, Any]]:
 
 
 def engine_problems(contents: Contents, engine: str) -> Iterator[Problem]:
-    """Yield what an engine is known to ignore, refuse or misread of an adapter (BS868)."""
+    """Yield parts of an adapter that an engine is known to ignore, reject or misread (BS868)."""
     for row in facts():
         if row["engine"] == engine and TESTS[row["when"]](contents):
             yield codes.ENGINE(**{key: row[key] for key in row if key != "when"})

@@ -1,7 +1,7 @@
-"""Whether a server applies an adapter: questions to its base and to the adapter, and what they allow to say.
+"""Judge whether a server applies an adapter, from the answers of its base and of the adapter.
 
-A server's rounding is the floor of what can be told: where its base differs from the same base in float32 by
-0.07, as in bfloat16, an effect of the adapter below four times that is not judged.
+The server's rounding limits detection. For example, if its base differs from the float32 base by 0.07, as
+in bfloat16, effects below four times that are not judged.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bishare_dsl.verify.reference import NONE, WHOLE, WITHOUT, Reference, hypoth
 from bishare_dsl.verify.server import Server, VerifyError
 
 MOST_NOISE = 0.3
-"""Of the base's answers to the same texts; more than any rounding gives."""
+"""The limit for differences between the base's answers to the same texts; rounding causes less."""
 
 OTHER_BASE = 0.2
-"""The distance between the server's base and the reference above which they are not the same weights."""
+"""The distance between the server's base and the reference above which their weights differ."""
 
 LEAST_FLOOR = 5e-4
-"""What two programs may differ by in float32."""
+"""A bound for the difference between two programs in float32."""
 
 APPLIED, NOT_APPLIED, IN_PART, AS_IF = "APPLIED", "NOT APPLIED", "APPLIED IN PART", "AS IF"
 OTHER_TENSORS, STALE, SCALE, GARBAGE = "OTHER TENSORS", "STALE", "SCALE", "GARBAGE"
@@ -31,14 +31,14 @@ UNKNOWN = "cannot be judged"
 
 @dataclass
 class Verdict:
-    """What is known of an adapter on a server.
+    """The result for an adapter on a server.
 
     Attributes:
         word: `APPLIED`, a fault, or `UNKNOWN`.
-        why: the evidence, in a sentence.
-        faults: every fault that was found, each a word and a sentence.
-        unseen: what could not be seen.
-        warnings: what else to know.
+        why: the evidence in one sentence.
+        faults: all faults, each a word and a sentence.
+        unseen: possible faults that were not tested.
+        warnings: further remarks.
         numbers: the distances, in natural logarithms.
     """
 
@@ -50,7 +50,7 @@ class Verdict:
     numbers: dict[str, float] = field(default_factory=dict)
 
     def fault(self, word: str, why: str) -> None:
-        """Add a fault; the first is what the verdict says."""
+        """Add a fault; the first determines the verdict."""
         if not self.faults:
             self.word, self.why = word, why
         self.faults.append((word, why))
@@ -63,13 +63,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the base and the adapter answer.
+    """The answers of the base and the adapter.
 
     Attributes:
         base: the base's answers.
-        mine: the adapter's.
-        noise: how far the base's answers to the same texts differ; 0 where no bit does.
-        long: the adapter's to a long text, kept off the server's prefix cache and not; None if it takes none.
+        mine: the adapter's answers.
+        noise: the distance between the base's answers to the same texts; 0 if they are bit-identical.
+        long: the adapter's answers to a long text, without and with the prefix cache; None if it is
+            rejected.
     """
 
     base: list[Answer]
@@ -79,12 +80,12 @@ class Asked:
 
     @property
     def exact(self) -> bool:
-        """Whether the base answers the same to the last bit, however it is asked."""
+        """Whether the base's answers are bit-identical for any batching."""
         return self.noise == 0
 
 
 def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> Asked:
-    """Ask the base in three arrangements, and the adapter once.
+    """Query the base in three arrangements, and the adapter once.
 
     Raises:
         VerifyError: the server does not answer (BS872).
@@ -96,7 +97,8 @@ def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> As
     mine = server.ask(name, TEXTS)
     again = server.ask(base, TEXTS)
     try:
-        # Each run leaves its answer in the cache, so that one after a reload finds what is stale.
+        # Each run leaves its answer in the cache, so that a run after a reload detects stale
+        # entries.
         long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
     except VerifyError:
         long = None
@@ -106,13 +108,13 @@ def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> As
 
 
 def judge(asked: Asked, name: str, contents: Contents, reference: Reference | None) -> Verdict:
-    """Say what the answers allow to say, without loading anything into the server.
+    """Judge the answers, without loading anything into the server.
 
     Args:
         asked: the answers.
-        name: of the adapter there.
-        contents: what the adapter is.
-        reference: the base in float32; without it only a server that ignores the adapter is found.
+        name: the server's name for the adapter.
+        contents: the adapter.
+        reference: the base in float32; without it, only an ignored adapter is detected.
     """
     found = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.mine, asked.base)})
     if asked.noise > MOST_NOISE:
@@ -148,7 +150,7 @@ def judge(asked: Asked, name: str, contents: Contents, reference: Reference | No
 def _compare(
     found: Verdict, asked: Asked, name: str, contents: Contents, reference: Reference
 ) -> None:
-    """Find the hypothesis whose answers are nearest."""
+    """Find the hypothesis with the nearest answers."""
     expected = {words: reference.answer(h) for words, h in hypotheses(contents.pairs).items()}
     ids = [[reference.number(token) for token in answer] for answer in asked.mine]
 
@@ -181,7 +183,7 @@ def _compare(
             f"the adapter moves these answers by {effect:.2g}, and this server's rounding is {floor:.2g}: "
             "ask one that runs in float32, or add --copies"
         )
-    elif errors[best] > 1.5 * floor * math.hypot(1, effect):  # What is added is rounded, too.
+    elif errors[best] > 1.5 * floor * math.hypot(1, effect):  # The update is rounded, too.
         found.fault(
             OTHER_TENSORS,
             f"'{name}' answers as nothing that this adapter gives ({errors[best]:.2g} from {best}, the "
@@ -207,7 +209,7 @@ def _compare(
 
 
 def unseen_modules(contents: Contents) -> list[str]:
-    """Name the modules that short texts may not reach."""
+    """List the modules that short texts may not reach."""
     found = []
     if any(".experts." in path for path in contents.named):
         found.append("experts to which no token of the texts was sent")

@@ -1,4 +1,4 @@
-"""What a server would answer if it applied an adapter rightly, or in one of the wrong ways that are known."""
+"""Compute the answers of a server that applies an adapter correctly, or wrongly in a known way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NONE, WHOLE, WITHOUT = "the base alone", "the whole adapter", "without "
 
 
 def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
-    """Return what an engine may have made of an adapter, by the words for it."""
+    """Return what an engine may make of an adapter, by a description."""
     found: dict[str, Pairs] = {NONE: {}, WHOLE: pairs}
     scales: list[tuple[str, Callable[[Pair], float]]] = [
         ("at half its scale", lambda pair: pair.scale / 2),
@@ -61,12 +61,12 @@ def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
 
 
 class Reference:
-    """A model in float32 that answers texts with any update added to its weights.
+    """A float32 model that answers texts with any update added to its weights.
 
     Args:
         model: the base, with weights.
-        tokenizer: its own.
-        texts: what it is asked.
+        tokenizer: the model's tokenizer.
+        texts: the texts to answer.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Reference:
         ids = [tokenizer(text)["input_ids"] for text in texts]
         self._last = torch.tensor([len(one) - 1 for one in ids])
         longest = max(map(len, ids))
-        # Behind its end, where a causal model does not look.
+        # Padding on the right, which a causal model does not see.
         self._ids = torch.tensor([one + [one[-1]] * (longest - len(one)) for one in ids])
         self._mask = torch.arange(longest) <= self._last[:, None]
 
     @torch.no_grad()
     def answer(self, pairs: Pairs) -> torch.Tensor:
-        """Return the log-probabilities of the next token, ``(texts, vocabulary)``, with an update added."""
+        """Return the log-probabilities of the next token with an update, ``(texts, vocabulary)``."""
         with self._added(pairs):
             logits = self.model(input_ids=self._ids, attention_mask=self._mask.long()).logits
         last: torch.Tensor = logits[torch.arange(len(logits)), self._last]
@@ -96,7 +96,7 @@ class Reference:
                 if weight.expert is None:
                     hook = _adds(pair, embeds=weight.looks_up)
                     undo.callback(weight.module.register_forward_hook(hook).remove)
-                else:  # Several matrices are one parameter.
+                else:  # Several matrices share a parameter.
                     matrix = weight.matrix()
                     undo.callback(matrix.copy_, matrix.clone())
                     matrix.addmm_(pair.up, pair.down, alpha=pair.scale)
@@ -104,7 +104,7 @@ class Reference:
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
-        """The id of each text that only one token has."""
+        """The ids of texts that belong to a single token."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         names = self.tokenizer.convert_ids_to_tokens(list(range(len(texts))))
         found: dict[str, int] = {}
@@ -114,11 +114,11 @@ class Reference:
         return found
 
     def number(self, token: int | str) -> int | None:
-        """Return the id of a token that a server names, by its id or its text."""
+        """Return the id of a server's token, which may be an id or a text."""
         return token if isinstance(token, int) else self._id_of.get(token)
 
     def distance(self, answers: Sequence[Answer], expected: torch.Tensor) -> float:
-        """Return the rms of the differences at the tokens that a server lists; infinite if it knows none."""
+        """Return the rms difference at the server's listed tokens; infinite if all are unknown."""
         differences = []
         for answer, row in zip(answers, expected, strict=True):
             for token, value in answer.items():
@@ -129,7 +129,7 @@ class Reference:
 
 
 def _adds(pair: Pair, *, embeds: bool) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
-    """Return a hook that adds ``scale * up @ down`` to the weight of the module that it is of."""
+    """Return a hook that adds ``scale * up @ down`` to its module's weight."""
 
     def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         (x,) = inputs

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's completions: its models, and the next token's log-probabilities."""
+"""A client for OpenAI's completions API: model names and next-token log-probabilities."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.verify.answers import Answer
 
 KEY = "BISHARE_SERVER_KEY"
-"""The environment variable with the key of a server that asks for one."""
+"""The environment variable with the server's API key."""
 
 _SECONDS = 600
 _MOST_BYTES = 2**26
 _REFUSED = (400, 422)
-# Token ids where the server gives them; fields that it does not know may be refused.
+# Prefer token ids; servers may reject unknown fields.
 _FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
 
 
 class VerifyError(BishareError):
-    """A server does not answer what verifying asks."""
+    """A server does not provide the required answers."""
 
 
 class Server:
-    """A server of models by their names.
+    """A server with named models.
 
     Args:
-        url: where its API is, such as ``http://localhost:8000/v1``.
+        url: the URL of its API, such as ``http://localhost:8000/v1``.
     """
 
     def __init__(self, url: str) -> None:
@@ -47,18 +47,18 @@ class Server:
         self._loras: list[str] | None = None
 
     def fails(self, reason: str, help: str | None = None) -> VerifyError:
-        """Return the error that the server does something, or does not (BS872)."""
+        """Build an error about what the server does or does not do (BS872)."""
         return VerifyError(codes.NO_ANSWER(url=self.url, reason=reason, help=help))
 
     def call(self, path: str, body: Any = None, root: bool = False) -> tuple[int, str]:
-        """Return the status and the text that the server answers with.
+        """Send a request, and return the status and text of the response.
 
         Args:
-            path: below the URL, or below its ``root``.
-            body: what to post as JSON; None to get.
+            path: the path below the URL, or below its ``root``.
+            body: the JSON to post; None for GET.
 
         Raises:
-            VerifyError: there is no answer (BS872).
+            VerifyError: the server does not respond (BS872).
         """
         address = (self.url.removesuffix("/v1") if root else self.url) + path
         request = Request(address, None if body is None else json.dumps(body).encode())
@@ -74,7 +74,7 @@ class Server:
             raise self.fails(f"does not answer: {one_line(error)}") from error
 
     def base(self, name: str) -> str:
-        """Return what the base is called: the model that is listed first, besides ``name``.
+        """Return the name of the base: the first listed model other than ``name``.
 
         Raises:
             VerifyError: there is none (BS872).
@@ -93,7 +93,7 @@ class Server:
         raise self.fails(f"lists no base model besides '{name}'", "name it: --base NAME")
 
     def _find_loras(self, name: str) -> None:
-        """Read which adapters a llama.cpp server has: it applies them to every request."""
+        """Read the adapters of a llama.cpp server, which applies them to every request."""
         status, text = self.call("/lora-adapters", root=True)
         found = json.loads(text) if status == 200 else []
         self._loras = [Path(one["path"]).stem for one in found]
@@ -102,15 +102,15 @@ class Server:
             raise self.fails(f"has no adapter '{name}'", help or "start it with --lora")
 
     def ask(self, name: str, texts: Sequence[str], *, salt: bool = True) -> list[Answer]:
-        """Return what the server holds likely after each text.
+        """Return the likeliest next tokens of each text, with log-probabilities.
 
         Args:
-            name: of the model, or the adapter.
-            texts: asked in one request.
-            salt: whether to keep off what the server's prefix cache has.
+            name: the name of the model or adapter.
+            texts: the texts, sent in one request.
+            salt: whether to bypass the server's prefix cache.
 
         Raises:
-            VerifyError: it does not answer, or without log-probabilities (BS872).
+            VerifyError: the server does not respond, or omits log-probabilities (BS872).
         """
         reason = ""
         for form in list(self._forms):
@@ -146,12 +146,12 @@ class Server:
 
 
 def shortened(text: str) -> str:
-    """Return the start of what a server says, on one line."""
+    """Return the start of a response on one line."""
     return " ".join(text.split())[:300]
 
 
 def _tokens(logprobs: dict[str, Any]) -> Answer:
-    """Read the likeliest first tokens, in OpenAI's form or in llama.cpp's."""
+    """Parse the likeliest first tokens in OpenAI's or llama.cpp's format."""
     if top := logprobs.get("top_logprobs"):
         pairs = [(token, value) for token, value in top[0].items()]
     else:
