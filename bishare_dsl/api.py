@@ -29,8 +29,8 @@ def plan_spec(
     """Resolve a spec against a model: every tensor, pool and count, without generating values.
 
     Args:
-        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of a
-        shipped spec.
+        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of
+            a shipped spec.
         model: a model, its shapes, or its name: a preset, a checkpoint folder, a ``config.json``, a ``.gguf``
             file or a Hub id.
         params: values for params of the spec.
@@ -60,9 +60,8 @@ def compile_spec(
         spec: as in `plan_spec`, or a `LoraConfig` of PEFT, which is converted to a spec.
         model: any model of transformers, with weights or on the meta device.
         params: as in `plan_spec`.
-        seed: for the initial values. Each tensor is generated separately in float32, so the same seed
-        gives the
-            same tensor on any device and in any spec.
+        seed: for the initial values. Each tensor is generated separately in float32, so the same
+            seed gives the same tensor on any device and in any spec.
 
     Returns:
         The same object, adapted.
@@ -86,9 +85,8 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
     """Adapt a model with a saved adapter. All checks run before the model is changed.
 
     Args:
-        folder: the folder of an adapter, ``FOLDER#NAME`` for an adapter of a library, the folder of a
-        LoRA of PEFT,
-            or a Hub id of one of these (``owner/name`` or ``owner/name@revision``).
+        folder: the folder of an adapter, ``FOLDER#NAME`` for an adapter of a library, the folder of
+            a LoRA of PEFT, or a Hub id of one of these (``owner/name`` or ``owner/name@revision``).
         model: the base of the adapter, or a model with the same shapes.
 
     Returns:
@@ -96,9 +94,8 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
 
     Raises:
         BishareError: the folder is not an adapter, is damaged, or belongs to another base (BS6xx); a
-        transform is
-            missing or unusable (BS619, BS214); the Hub refuses it (BS504, BS505); or the model has an adapter
-            already (BS401). The model is unchanged.
+            transform is missing or unusable (BS619, BS214); the Hub refuses it (BS504, BS505); or the model
+            has an adapter already (BS401). The model is unchanged.
     """
     from bishare_dsl.peft.method import install
 

@@ -84,9 +84,8 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     a cached adapter is used.
 
     Raises:
-        AdapterError: the Hub cannot be reached and the adapter is not cached (BS504), the Hub refuses
-        it, or it is
-            not an adapter (BS505).
+        AdapterError: the Hub cannot be reached and the adapter is not cached (BS504), the Hub
+            refuses it, or it is not an adapter (BS505).
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RevisionNotFoundError

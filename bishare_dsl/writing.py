@@ -1,7 +1,7 @@
 """Write files and folders atomically: after any failure, the old or the new content is there.
 
 Unfinished files have unique names, `.NAME.TOKEN.new`, and are created exclusively, so no link is
-followed. A kill may leave them behind.
+followed. A kill may leave them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Diagnostics: problems as data, the registry of their codes, and how they are rendered."""
+"""Diagnostics: problems as data, the registry of their codes, and their rendering."""
 
 from bishare_dsl.diagnostics.errors import (
     AdapterError,

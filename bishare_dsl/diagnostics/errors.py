@@ -1,4 +1,4 @@
-"""The exceptions of bishare, which carry problems."""
+"""The exceptions of bishare, which contain problems."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bishare_dsl.diagnostics.source import SourceMap
 
 
 class BishareError(Exception):
-    """Something that the user can mend. Carries every problem found, not the first.
+    """An error that users can fix. It contains all problems, not only the first.
 
-    ``where`` is the text (and the spans in it) that the problems are about, where there is one.
+    ``where`` is the text of the problems and its spans, if there is one.
     """
 
     def __init__(self, problems: Iterable[Problem] | Problem, where: SourceMap | None = None):
@@ -30,7 +30,7 @@ class BishareError(Exception):
 
 
 class SpecError(BishareError):
-    """A spec's text or its meaning is wrong, whatever the model."""
+    """A spec's text or meaning is wrong, independent of a model."""
 
 
 class PlanError(BishareError):
@@ -54,25 +54,25 @@ class EvaluateError(BishareError):
 
 
 class BishareWarning(UserWarning):
-    """Something about a spec or an adapter that is probably not meant, and does no harm."""
+    """A harmless but probably unintended part of a spec or an adapter."""
 
 
 def raise_errors(error: type[BishareError], problems: Sequence[Problem]) -> None:
-    """Raise ``error`` with all of ``problems`` if any of them is one; warnings alone pass."""
+    """Raise ``error`` with all of ``problems`` if any is an error, not if all are warnings."""
     if any(problem.severity == "error" for problem in problems):
         raise error(problems)
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's own words, short enough to stand inside a message; or its class.
+    """Return the message of an exception, short enough for use inside another message; or its class.
 
-    Of the system's the reason alone, of Pydantic's the first problem with its place.
+    For a system error this is the reason; for Pydantic, the first problem with its location.
     """
     return lines_of(error, 1)[0]
 
 
 def lines_of(error: BaseException, most: int) -> list[str]:
-    """Return an exception's own words as `one_line` does, of Pydantic's first problems a line each."""
+    """Return messages as `one_line` does; for Pydantic, one for each of the first problems."""
     texts = [str(error)]
     if isinstance(error, OSError):
         texts = [error.strerror or str(error)]

@@ -1,4 +1,4 @@
-"""Problems as data."""
+"""Problems as data, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Text to be written in place of the characters of a span."""
+    """A replacement for the text of a span."""
 
     span: Span
     text: str
@@ -22,11 +22,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding. Drawing it (`render`) is a separate act.
+    """A problem, without its rendering (`render`).
 
-    ``loc`` names the part of the spec that is wrong; ``span`` the characters of the text, if the text could
-    not be read as a spec; ``also`` the location of the first of two things that are said twice.
-    ``help`` says what was expected, or what to do; ``edits`` do it, where the reader of the text knows how.
+    ``loc`` is the faulty part of a spec, or ``span`` the faulty text if it could not be parsed. ``also``
+    locates the first of two duplicates. ``help`` states what was expected or what to do. ``edits`` apply
+    this if the parser can derive them.
     """
 
     code: str
@@ -39,16 +39,16 @@ class Problem:
     also: Loc | Span | None = None
 
     def within(self, *prefix: str | int) -> Problem:
-        """Return the problem with its location prefixed by that of an enclosing part."""
+        """Return the problem with the location of an enclosing part prepended."""
         return replace(self, loc=(*prefix, *self.loc))
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """An entry of the registry: what a code means.
+    """An entry of the registry.
 
-    Its title and its remedy stand in the index of `docs/errors`; what there is to say beyond that, with
-    examples, is the code's page there, if it has one.
+    Its title and remedy are in the index of `docs/errors`. Some codes have a page there, with details and
+    examples.
     """
 
     code: str
@@ -57,7 +57,7 @@ class Code:
 
     @property
     def remedy(self) -> str | None:
-        """The help of a problem that has no other."""
+        """The default help of a problem."""
         return error_index()[self.code][1] or None
 
     def __call__(
@@ -70,16 +70,16 @@ class Code:
         also: Loc | Span | None = None,
         **values: object,
     ) -> Problem:
-        """Make a problem of this code; ``values`` fill the message."""
+        """Create a problem with this code; ``values`` fill the message."""
         message = self.message.format(**values)
         help = help or self.remedy
         return Problem(self.code, message, loc, help, self.severity, span, edits, also)
 
 
 def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
-    """Write a help line naming the nearest valid names, or all of them where they are ``few`` or fewer.
+    """Write a help line with the nearest valid names, or all of them if there are at most ``few``.
 
-    A name is near that becomes the other by about one slip in three letters, or with which it begins or ends.
+    A name is near if it differs by about one typo in three letters, or starts or ends with the given name.
     """
     names = sorted({*valid} - {name})
     first = name.lower() if len(name) > 2 else f"{name.lower()}_"
@@ -99,7 +99,7 @@ def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
 
 
 def _distance(one: str, other: str) -> int:
-    """Count the letters to write, leave out, change or swap (Damerau and Levenshtein) between two words."""
+    """Count the insertions, deletions, substitutions and swaps between two words (Damerau-Levenshtein)."""
     if abs(len(one) - len(other)) > (len(one) + 1) // 3:
         return len(one) + len(other)
     before: list[int] = [*range(len(other) + 1)]

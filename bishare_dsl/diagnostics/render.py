@@ -1,4 +1,4 @@
-"""Draw a problem for a terminal: code, place, the line with the fault underlined, and what helps."""
+"""Render a problem for a terminal: code, location, underlined source line and help."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def _columns(text: str) -> int:
 
 
 def escaped(text: str) -> str:
-    """Make text from anywhere fit to be printed in a line: what a terminal would not show, or act on, is
-    written as Python escapes it."""
+    """Return text for one line of output: non-printable characters are escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(
@@ -32,14 +31,14 @@ def escaped(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return ``text`` with tabs as one space and control characters as a visible dot, one for one."""
+    """Return ``text`` with tabs as single spaces and control characters as visible dots."""
     return "".join(" " if char == "\t" else char if char.isprintable() else "·" for char in text)
 
 
 def render(problem: Problem, where: SourceMap | None = None, width: float = inf) -> str:
-    """Draw the problem as text, several lines long where it has a place, and no line wider than ``width``.
+    """Render a problem as text: several lines if it has a location, none wider than ``width``.
 
-    Names, paths and texts are escaped: none of them adds a line or reaches the terminal unescaped.
+    Names, paths and texts are escaped, so they cannot add lines or control the terminal.
     """
     head = _fitted(f"{problem.severity}[{problem.code}]: {escaped(problem.message)}", width)
     tail = "\n" + _fitted(f"  = help: {escaped(problem.help)}", width) if problem.help else ""
@@ -54,7 +53,7 @@ def render(problem: Problem, where: SourceMap | None = None, width: float = inf)
     text = source.line(line)
     long = min(span.end, span.start + len(text) - column + 1) - span.start
     gutter = " " * len(str(line))
-    # A long line is shown as a window round the fault.
+    # For a long line, show a window around the fault.
     room = int(max(20, min(_WIDEST, width - len(gutter) - 3)))
     left = max(0, column - 1 - room // 2) if len(text) > room else 0
     shown = _printable(text[left : left + room])
@@ -70,7 +69,7 @@ def render(problem: Problem, where: SourceMap | None = None, width: float = inf)
 
 
 def _fitted(text: str, width: float) -> str:
-    """Break a text into lines; those after the first are indented."""
+    """Wrap a text, and indent all lines but the first."""
     if len(text) <= width:
         return text
     indent = " " * (10 if text.startswith(" ") else 4)
@@ -80,15 +79,15 @@ def _fitted(text: str, width: float) -> str:
 
 
 def _other(problem: Problem, where: SourceMap) -> Span | None:
-    """Find where that stands which a problem says is given a second time."""
+    """Return the span of a problem's duplicate, if it has one."""
     return where.locate(problem.also) if isinstance(problem.also, tuple) else problem.also
 
 
 def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
-    """Return the problem to a machine: plain JSON values; line and column from 1, absent without a text.
+    """Return a problem as plain JSON values; line and column start at 1, and are omitted without a text.
 
-    ``used_at`` says which lines use the file, the nearest first: none for the file that was asked for;
-    ``other_at`` where a thing stands that is said again.
+    ``used_at`` lists the lines that use the file, nearest first, and is omitted for the main file.
+    ``other_at`` locates the duplicate.
     """
     record: dict[str, Any] = {
         "code": problem.code,

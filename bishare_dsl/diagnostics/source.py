@@ -1,4 +1,4 @@
-"""Where in a text something stands: a source, a span of it, and the way from a spec's part to its span."""
+"""Locations in a text: sources, their spans, and the mapping from a spec's parts to spans."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 Loc = tuple[str | int, ...]
-"""A path into a spec, as Pydantic writes it: ``("shares", 1, "rank")``."""
+"""A path into a spec in Pydantic's form: ``("shares", 1, "rank")``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """Characters ``start`` (inclusive) to ``end`` (exclusive) of a text.
 
-    Where a text uses others, the characters of all of them are counted through, one text after the
-    other: a span tells its text by where that begins (`Source.start`).
+    If a text uses others, offsets continue from one text to the next, so a span identifies its text (see
+    `Source.start`).
     """
 
     start: int
@@ -24,7 +24,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Source:
-    """A named text; knows its lines. ``used`` is where another text uses it."""
+    """A named text with line numbers. ``used`` is the span in another text that uses it."""
 
     name: str
     text: str
@@ -33,7 +33,7 @@ class Source:
 
     @property
     def end(self) -> int:
-        """After the last character."""
+        """The offset after the last character."""
         return self.start + len(self.text)
 
     @cached_property
@@ -41,7 +41,7 @@ class Source:
         return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]
 
     def position(self, offset: int) -> tuple[int, int]:
-        """Find the line and column of a character, both counted from 1."""
+        """Return the line and column of a character, both counted from 1."""
         offset = max(0, min(offset - self.start, len(self.text)))
         line = bisect_right(self._line_starts, offset)
         return line, offset - self._line_starts[line - 1] + 1
@@ -55,12 +55,11 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceMap:
-    """The spans of a spec's parts in the text it was read from.
+    """The spans of a spec's parts in its text.
 
-    A spec knows no text, so whoever finds something wrong with it names the part (a `Loc`), and this
-    map finds the place to underline: the span of the part, or of the nearest part around it.
-    ``used`` are the texts that ``source`` uses, themselves or through others, by their ``start``;
-    ``outdented`` the parts of shares that stand where a statement would.
+    A spec does not contain its text, so a problem names a part (a `Loc`). This map returns the span to
+    underline: of the part, or of its nearest enclosing part. ``used`` lists the texts that ``source`` uses
+    directly or indirectly, by ``start``. ``outdented`` lists parts of shares indented like statements.
     """
 
     source: Source
@@ -75,18 +74,18 @@ class SourceMap:
         return None
 
     def source_of(self, span: Span) -> Source:
-        """Find the text that a span is of."""
+        """Return the text that contains a span."""
         texts = (self.source, *self.used)
         return texts[max(0, bisect_right(texts, span.start, key=lambda text: text.start) - 1)]
 
     def place(self, span: Span) -> str:
-        """Write a place as ``file:line:column``."""
+        """Format a location as ``file:line:column``."""
         source = self.source_of(span)
         line, column = source.position(span.start)
         return f"{source.name}:{line}:{column}"
 
     def uses(self, span: Span) -> list[Span]:
-        """Find where the text of a span is used, where the text with that use is, and so on up."""
+        """Return the span that uses the text of a span, the span that uses that text, and so on."""
         found = []
         while (used := self.source_of(span).used) is not None:
             found.append(used)

@@ -1,4 +1,4 @@
-"""Advise on an unknown word: its name in this language, or the nearest valid name."""
+"""Advise on an unknown word: its equivalent in this language, or the nearest valid name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bishare_dsl.resources import table
 
 @cache
 def _table() -> dict[tuple[str, str], str]:
-    """Read the table `grammars/words.txt`: what is said of a word, by its place and the word."""
+    """Read the advice in `grammars/words.txt`, by the kind of location and the word."""
     found: dict[tuple[str, str], str] = {}
     for pattern, said in table("words.txt"):
         place, _, words = pattern.partition(": ")
@@ -20,12 +20,12 @@ def _table() -> dict[tuple[str, str], str]:
 
 
 def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> str | None:
-    """Write a help line on a word: what the table says of it, the nearest valid name, or what is valid.
+    """Write a help line on a word: the table's advice, the nearest valid name, or all valid names.
 
     Args:
-        place: such as ``key``, as the table has it.
+        place: a kind of location in the table, such as ``key``.
         name: the word.
-        valid: the names that mean something there.
-        few: so many valid names at most are listed.
+        valid: the valid names.
+        few: the maximum number of valid names to list.
     """
     return _table().get((place, name.lower())) or nearest(name, valid, few)

@@ -2,7 +2,7 @@
 
 | module | |
 |---|---|
-| `checks` | `check_transform(transform, rank, widths)` |
+| `checks` | checks a transform: `check_transform(transform, rank, widths)` |
 | `reference` | registers a dense reference, from the paper's equation, for comparison |
 | `models` | a tiny random Llama, or another model |
 | `tokenizer` | a tokenizer for it |

@@ -26,7 +26,7 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
 
     - Shapes are as declared.
     - The update is zero exactly if `zeros` says so. It can leave zero if one part is zero, and not if
-    several are.
+      several are.
     - The rank of the update is at most `reach`.
     - A traced graph of `factors` gives the same result, and factors multiply like their matrices.
     - Every tensor gets a gradient.

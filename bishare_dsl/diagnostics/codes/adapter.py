@@ -94,7 +94,7 @@ GGUF_FAMILY = Code(
 GGUF_MODULE = Code("BS648", "llama.cpp has no weight for `{path}`")
 NOT_PLAIN_LORA = Code("BS656", "cannot import `{folder}`: {reason}")
 
-# What an adapter cannot do ------------------------------------------------------------------------
+# Unsupported operations ---------------------------------------------------------------------------
 
 NOT_A_MATRIX = Code(
     "BS633",

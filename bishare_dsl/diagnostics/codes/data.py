@@ -2,7 +2,7 @@
 
 from bishare_dsl.diagnostics.problem import Code
 
-# Finding and reading a set ------------------------------------------------------------------------
+# Finding and reading data -------------------------------------------------------------------------
 
 NO_SUCH_DATA = Code("BS701", "there is no file `{source}`")
 NO_SUCH_PART = Code("BS703", "the data set `{name}` cannot be loaded: {reason}")

@@ -1,4 +1,4 @@
-"""BS1xx: reading a text."""
+"""BS1xx: parsing a text."""
 
 from bishare_dsl.diagnostics.problem import Code
 

@@ -1,4 +1,4 @@
-"""BS3xx: a spec against a model."""
+"""BS3xx: fitting a spec to a model."""
 
 from bishare_dsl.diagnostics.problem import Code
 

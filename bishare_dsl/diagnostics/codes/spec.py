@@ -1,4 +1,4 @@
-"""BS2xx: what a spec means, whatever the model."""
+"""BS2xx: the meaning of a spec, independent of a model."""
 
 from bishare_dsl.diagnostics.problem import Code
 

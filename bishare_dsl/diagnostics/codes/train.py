@@ -2,7 +2,7 @@
 
 from bishare_dsl.diagnostics.problem import Code
 
-# What is asked for --------------------------------------------------------------------------------
+# Arguments ----------------------------------------------------------------------------------------
 
 UNKNOWN_ARGUMENT = Code("BS730", "`{name}` is not an argument of training")
 WRONG_VALUE = Code("BS731", "`{name}` cannot be `{value}`: {reason}")
@@ -12,7 +12,7 @@ NEEDS_PACKAGE = Code("BS735", "{what} needs the package `{package}`, which is no
 MISSING_ARGUMENT = Code("BS736", "`{name}` is missing")
 SPEC_AND_ADAPTED = Code("BS737", "the model is adapted by `{spec}` already, so it takes no spec")
 
-# The output folder, and going on with a run -------------------------------------------------------
+# The output folder, and resuming a run ------------------------------------------------------------
 
 RUN_EXISTS = Code("BS740", "`{folder}` holds a run already")
 NOT_A_RUN = Code("BS741", "a run cannot begin in `{folder}`: {reason}")
@@ -20,7 +20,7 @@ NO_CHECKPOINT = Code("BS742", "there is no checkpoint to resume from: {reason}")
 BROKEN_CHECKPOINT = Code("BS743", "the checkpoint `{folder}` cannot be used: {reason}")
 CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
 
-# While it runs ------------------------------------------------------------------------------------
+# During a run -------------------------------------------------------------------------------------
 
 NOT_FINITE = Code(
     "BS750", "the {what} of step {step} is {value}, and the step is not applied; {kept}"
