@@ -1,10 +1,10 @@
-"""Many adapters at once: mixed batches, adapters that train together, and the arithmetic of a server.
+"""Many adapters at once: mixed batches, joint training, and the arithmetic of a server.
 
 | module | |
 |---|---|
-| `bank` | the tensors of many adapters as rows of one |
-| `grouping` | whose adapter each row or token has |
-| `batches`, `rows`, `experts`, `read_rows` | mixed batches of a model of transformers |
-| `recomputed` | factors that a backward makes again |
-| `layer`, `kernels` | what a layer of a server adds: in torch, and in Triton for a GPU |
+| `bank` | the tensors of many adapters as rows of one tensor |
+| `grouping` | assignment of rows and tokens to adapters |
+| `batches`, `rows`, `experts`, `read_rows` | mixed batches of a transformers model |
+| `recomputed` | factors recomputed in the backward |
+| `layer`, `kernels` | updates of a server's layer: in torch, and in Triton for a GPU |
 """

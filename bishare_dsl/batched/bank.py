@@ -1,5 +1,4 @@
-"""The tensors of many adapters as rows of one tensor: of those that train together, and of those in a
-server."""
+"""The tensors of many adapters as rows of one tensor, for joint training and for servers."""
 
 from __future__ import annotations
 
@@ -20,16 +19,16 @@ from bishare_dsl.transforms.factor import tensors_of
 Shapes = Mapping[str, tuple[int, ...]]
 
 VIEWS = 20_000
-"""How many factors of layers are kept for batches of as many adapters as those that were."""
+"""Maximum number of cached views of factors, before the cache is cleared."""
 
 
 class Kind(NamedTuple):
     """Adapters whose tensors have the same names and shapes.
 
     Attributes:
-        rows: theirs in the bank.
-        own, common: the shapes of what each row has for itself, and of what all rows have once, by name.
-        frozen: what does not train and is in no bank, of each adapter or of all.
+        rows: the adapters' rows in the bank.
+        own, common: shapes by name, of the tensors in each row and of those stored once for all rows.
+        frozen: tensors that do not train and are not in a bank, of each adapter or of all.
     """
 
     rows: list[int]
@@ -42,16 +41,16 @@ class Bank:
     """The tensors of several adapters.
 
     Args:
-        kinds: the adapters by the shapes of their tensors; what is common has one kind.
+        kinds: the adapters by the shapes of their tensors; one kind if some tensors are common.
         dtype: of the bank.
         device: of the bank.
-        trains: whether gradients reach it.
+        trains: whether the bank receives gradients.
 
     Attributes:
-        memory: all numbers. own: ``(rows, values)``, what each adapter has for itself. Of adapters of several
-        plans, the smaller ones
-            have zeros at the end, which no one reads.
-        common: ``(1, values)``, what all rows have once.
+        memory: all values.
+        own: ``(rows, values)``, the private values of each adapter. With several plans, smaller adapters
+            are padded with zeros, which are never read.
+        common: ``(1, values)``, values stored once for all rows.
     """
 
     def __init__(
@@ -74,11 +73,11 @@ class Bank:
     def of_members(
         cls, members: Sequence[Mapping[str, nn.Parameter]], shared: frozenset[str] = frozenset()
     ) -> Bank:
-        """Make the bank of adapters that train together; their parameters become views of it.
+        """Create the bank of adapters that train together; their parameters become views of it.
 
         Args:
-            members: the parameters of each adapter, by their names in the plan; those that train are float32.
-            shared: the names of tensors of which there is one for all: it gets the gradients of all adapters.
+            members: each adapter's parameters by their names in the plan; trainable ones are float32.
+            shared: the names of tensors stored once for all adapters; they receive all adapters' gradients.
         """
         alike: dict[Any, list[int]] = {}
         for row, member in enumerate(members):
@@ -98,11 +97,11 @@ class Bank:
         return bank
 
     def kind_of(self, row: int) -> Kind:
-        """Return the kind of an adapter."""
+        """Return the kind of the adapter in a row."""
         return next(kind for kind in self.kinds if row in kind.rows)
 
     def attach(self) -> None:
-        """Let the adapters' parameters be views, again where somebody has given them other memory."""
+        """Make the adapters' parameters views of the bank, also after other code has moved them."""
         for row, member in enumerate(self._members):
             kind = self.kind_of(row)
             found = _parts(self.own.detach()[row], kind.own)
@@ -115,13 +114,13 @@ class Bank:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What trains: `own`, then `common`, but for what is empty."""
+        """The trainable parameters: `own` and `common`, without empty tensors."""
         return [part for part in (self.own, self.common) if part.numel()]
 
     def views(self, kind: Kind) -> dict[str, Tensor]:
-        """Return tensors by name: ``(adapters, *shape)`` of each its own, ``shape`` of what all have once.
+        """Return tensors by name: private as ``(adapters, *shape)``, common as ``shape``.
 
-        Gradients of them all reach the bank in one piece.
+        Their gradients reach the bank as one tensor.
         """
         own: Tensor = self.own
         if len(self.kinds) > 1:
@@ -134,21 +133,21 @@ class Bank:
 
 
 class Layout:
-    """Where the tensors of a plan stand in the row of an adapter: each that trains, once.
+    """The positions of a plan's tensors in an adapter's row; each trainable tensor is stored once.
 
-    Those that a seed draws are the same for all adapters. What sites that read one input have in one role
-    stands side by side. A plan whose factors are `computed` of its tensors, rather than parts of them, keeps
-    float32: rounded tensors could give quite another factor.
+    Random frozen tensors are the same for all adapters, and not in the row. Tensors with the same role at
+    sites with a common input are adjacent. If factors are `computed` from the tensors, rather than slices
+    of them, the row keeps float32, because rounded tensors could give very different factors.
 
     Args:
         plan: of the adapters.
-        library: whether they belong to one library, so that they also have its `Plan.common` once.
+        library: whether they belong to one library, so that its `Plan.common` is stored once.
 
     Attributes:
-        own: the shapes of an adapter's tensors, by name.
-        common: of what all adapters have once.
-        computed: whether some factor is no part of the tensors.
-        fixed: whether some term has no tensor of an adapter's own, so that empty slots add something too.
+        own: the shapes of an adapter's private tensors, by name.
+        common: the shapes of tensors stored once for all adapters.
+        computed: whether some factor is not a slice of the tensors.
+        fixed: whether some term has no private tensor, so that empty slots also add an update.
     """
 
     def __init__(self, plan: Plan, *, library: bool = False) -> None:
@@ -192,35 +191,35 @@ class Layout:
 
     @property
     def numbers(self) -> int:
-        """How many numbers an adapter has."""
+        """The number of values of an adapter."""
         return _count(self.own)
 
     def dtype(self, wanted: torch.dtype) -> torch.dtype:
-        """Return the dtype of the slots, for a server that computes in another."""
+        """Return the dtype of the slots, for a server that computes in another dtype."""
         return torch.float32 if self.computed else wanted
 
     def nbytes(self, rows: int, wanted: torch.dtype) -> int:
-        """Return the bytes of so many rows, and of what all have once."""
+        """Return the bytes of a number of rows, including common tensors."""
         return (rows * self.numbers + _count(self.common)) * self.dtype(wanted).itemsize
 
 
 class Slots:
-    """The slots of a server: the rows of a bank, in which adapters of one plan come and go.
+    """The slots of a server: rows of a bank, in which adapters of one plan are loaded and evicted.
 
-    Behind them is a row that stays zero, for tokens that have no adapter.
+    The last row is all zeros, for tokens without an adapter.
 
     Args:
         plan: of the adapters.
-        slots: how many adapters there is room for.
-        common: the values of the tensors that all of them have once, by name.
-        dtype: that the server computes in.
+        slots: the maximum number of adapters.
+        common: the values of the tensors stored once for all adapters, by name.
+        dtype: used by the server.
         device: of the bank.
-        library: whether the adapters belong to one library, as `Layout` takes it.
+        library: whether the adapters belong to one library, as in `Layout`.
 
     Attributes:
-        common: the tensors that all adapters have once, by name.
-        row: where each slot's numbers are; the last is that of no adapter.
-        views: factors that are parts of the numbers, so that they stay right while these change.
+        common: the tensors stored once for all adapters, by name.
+        row: the row of each slot; the last entry is for no adapter.
+        views: factors that are views of the values, so they stay valid when the values change.
     """
 
     def __init__(
@@ -247,11 +246,11 @@ class Slots:
 
     @property
     def nbytes_each(self) -> int:
-        """Bytes that an adapter takes."""
+        """The bytes of one adapter."""
         return self.layout.numbers * self.memory.element_size()
 
     def tensor(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Return a tensor of some rows, ``(R, *shape)``; of what all have once, ``shape``."""
+        """Return a tensor of some rows, ``(R, *shape)``; a common tensor as ``shape``."""
         if (common := self.common.get(name)) is not None:
             return common
         part = self._own[:, self._columns[name]]
@@ -259,10 +258,10 @@ class Slots:
         return part.view(-1, *self.layout.own[name])
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return what the bank holds of an adapter, its numbers in a row, in host memory.
+        """Return an adapter's values as one row, in host memory.
 
         Args:
-            tensors: the plan's, by name.
+            tensors: of the plan, by name.
         """
         held = [tensors[name].flatten() for name in self.layout.own]
         return torch.cat(held).to(self.memory.dtype) if held else self.memory.new_empty(0).cpu()
@@ -272,11 +271,11 @@ class Slots:
         self._own[self.row[slot]].copy_(packed)
 
     def take(self, slot: int) -> Tensor:
-        """Return a copy of what a slot holds, in host memory."""
+        """Return a copy of the contents of a slot, in host memory."""
         return self._own[self.row[slot]].cpu().clone()
 
     def bring(self, slots: Sequence[int]) -> None:
-        """Move what some slots hold, so that it stands in the first rows, in this order."""
+        """Move slots to the first rows, in this order."""
         if len(self.views) > VIEWS:
             self.views.clear()
         if (self.row[slots] == np.arange(len(slots))).all():
@@ -293,7 +292,7 @@ class Slots:
 
 
 def columns(shapes: Shapes) -> dict[str, slice]:
-    """Return where in a row each tensor stands, by its name."""
+    """Return the slice of each tensor in a row, by name."""
     ends = [*accumulate(map(prod, shapes.values()), initial=0)]
     return {name: slice(*ends[i : i + 2]) for i, name in enumerate(shapes)}
 
@@ -327,7 +326,7 @@ def _write(row: Tensor, tensors: Mapping[str, Tensor], shapes: Shapes) -> None:
 
 
 def _parts(slab: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """Take ``(..., values)`` apart at once: ``(..., *shape)`` of each tensor, by name."""
+    """Split ``(..., values)`` in one operation into tensors ``(..., *shape)``, by name."""
     sizes = [*map(prod, shapes.values())]
     parts = slab.split([*sizes, slab.shape[-1] - sum(sizes)], -1)
     shaped = zip(shapes.items(), parts, strict=False)
@@ -335,7 +334,7 @@ def _parts(slab: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _one_or_all(tensors: Sequence[Tensor]) -> Tensor:
-    """Return frozen tensors side by side, or the first where all have its values."""
+    """Stack frozen tensors, or return the first if all are equal."""
     values = [tensor.detach() for tensor in tensors]
     same = all(torch.equal(value, values[0]) for value in values[1:])
     return values[0] if same else stacked(values)

@@ -1,4 +1,4 @@
-"""Make the batches of a model, and give its calls the one that is open."""
+"""Create the mixed batches of a model, and apply the open batch to its calls."""
 
 from __future__ import annotations
 
@@ -49,34 +49,34 @@ from bishare_dsl.transforms.factor import Dense, Factor, map_tensors
 Names = Iterable[str | None]
 
 ASIDE = frozenset({"vision", "audio", "connector"})
-"""The towers that read images or sound, which have places in a text where there is one."""
+"""Towers that read images or sound, which have placeholders in the text, if there is text."""
 
 _TEXTS = ("input_ids", "inputs_embeds")
 _DECODED = ("decoder_input_ids", "decoder_inputs_embeds")
 
 
 class Member(Protocol):
-    """An adapter that rows may have."""
+    """An adapter that rows can use."""
 
     @property
     def plan(self) -> Plan: ...
 
     @property
     def bank(self) -> tuple[Bank, int] | None:
-        """The bank that has its tensors while it trains with others, and its row there."""
+        """The bank and row of its tensors while it trains together with others."""
         ...
 
     @property
     def drops(self) -> bool:
-        """Whether its terms drop values of their inputs in training."""
+        """Whether dropout is active in its terms."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return the plan's tensors, as they are now, by their names."""
+        """Return the current tensors of the plan by name."""
 
 
 class _Region(NamedTuple):
-    """A region of some plans together, with its code and the names of the tensors that it reads."""
+    """A region of several combined plans, with its code and the names of the tensors it reads."""
 
     place: Place
     code: RegionCode
@@ -84,12 +84,12 @@ class _Region(NamedTuple):
 
 
 class MixedBatches:
-    """Makes the batches of a model, and gives its calls the one that is open.
+    """Creates the mixed batches of a model, and applies the open batch to its calls.
 
     Args:
-        model: in which every forward that is a graph is the active adapter's.
+        model: whose rewritten forwards run the active adapter.
         members: the model's adapters by name.
-        check: raises where the model cannot run a mixed batch now.
+        check: raises an error if the model cannot run a mixed batch now.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class MixedBatches:
     def _start(self) -> None:
         self._codes: dict[tuple[str, ...], list[_Region]] = {}
         self._lock = threading.RLock()
-        # Weakly: what belongs to a thread ends with it.
+        # Weak references: batches of a thread end with the thread.
         self._leases: WeakSet[Lease] = WeakSet()
 
     def leave(self) -> None:
-        """Take off the model what was put on it."""
+        """Remove the hooks and overrides from the model."""
         for module in self.model.modules():
             restore_forward(module)
         forget_recompute(self.model)
@@ -124,11 +124,11 @@ class MixedBatches:
                 vars(self.model)["generate"] = own
 
     def batch(self, names: Names) -> RowBatch:
-        """Make a batch for rows of some adapters, which is open from here on until `end`.
+        """Create a batch for rows with the named adapters; it keeps the model locked until `end`.
 
         Raises:
-            AdapterError: no names (BS671), no such adapter (BS670), one that no row can have (BS673, BS679,
-                BS687), or as ``check`` does.
+            AdapterError: no names (BS671), no such adapter (BS670), an adapter that does not support
+                mixed batches (BS673, BS679, BS687), or an error of ``check``.
         """
         with self._lock:
             self._check()
@@ -144,15 +144,15 @@ class MixedBatches:
             raise
 
     def end(self, batch: RowBatch) -> None:
-        """Let the model be changed again, as far as this batch is concerned."""
+        """Release the batch, so that the model can be changed again."""
         self._leases.discard(batch.lease)
 
     @contextmanager
     def open(self, names: Names) -> Iterator[None]:
-        """Open a batch in this thread for a block.
+        """Open a batch in this thread inside the block.
 
         Raises:
-            AdapterError: as `batch` does.
+            AdapterError: see `batch`.
         """
         batch = self.batch(names)
         try:
@@ -163,10 +163,10 @@ class MixedBatches:
 
     @contextmanager
     def closed(self, action: str) -> Iterator[None]:
-        """Open a block in which what runs in the model is exchanged: no thread opens a batch meanwhile.
+        """Prevent all threads from opening a batch inside the block, while the running adapter is replaced.
 
         Raises:
-            AdapterError: a batch of this model is open, in whichever thread (BS674).
+            AdapterError: some thread has an open batch of this model (BS674).
         """
         with self._lock:
             if self._leases:
@@ -174,9 +174,9 @@ class MixedBatches:
             yield
 
     def before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """See that an open batch has a name for each row of a call."""
+        """Check that an open batch has a name for each row of a call."""
         if not torch.compiler.is_compiling():
-            self._close()  # A call that was interrupted did not.
+            self._close()  # An interrupted call has not closed its batch.
             if (batch := self.last_open()) is not None:
                 call = self.check_call(batch, args, kwargs)
                 if batch.trains:
@@ -185,7 +185,7 @@ class MixedBatches:
                 set_batches((of_call, *open_batches()))
 
     def after_call(self, model: nn.Module, args: Any, output: Any) -> None:
-        """Forget the call that `before_call` noted."""
+        """Discard the call that `before_call` recorded."""
         if any(batch.of_call for batch in open_batches()):
             self._close()
 
@@ -197,10 +197,10 @@ class MixedBatches:
         set_batches(stack)
 
     def check_call(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Check that a call has the rows that a batch has names for.
+        """Check that the rows of a call match the names of a batch.
 
         Raises:
-            AdapterError: it has others (BS671).
+            AdapterError: they do not match (BS671).
         """
         call = _read_call(self.model, args, kwargs)
         rows = call.rows
@@ -209,14 +209,14 @@ class MixedBatches:
         return call
 
     def last_open(self) -> RowBatch | None:
-        """Return the batch of this model that was opened last in this thread, if one is open."""
+        """Return the batch of this model that this thread opened last, if one is open."""
         return next(filter(self._is_mine, open_batches()), None)
 
     def _is_mine(self, batch: RowBatch) -> bool:
         return batch.owner is self
 
     def _rows(self, names: Iterable[object]) -> dict[str | None, list[int]]:
-        """Return the rows of each adapter, by its name; None is the base's."""
+        """Return the rows of each adapter by its name, None for the base."""
         rows: dict[str | None, list[int]] = {}
         problems: list[Problem] = []
         for row, name in enumerate(() if isinstance(names, str) else names):
@@ -242,7 +242,7 @@ class MixedBatches:
         grouping = Grouping.of([owners[row] for row in sorted(owners)], device)
         names = [*rows]
         if trains and grouping.order is not None:
-            # Each row has factors of its own: their gradients add up, and no activation is put elsewhere.
+            # Give each row separate factors: their gradients add up, and no activation has to be sorted.
             names = [names[owners[row]] for row in sorted(owners)]
             grouping = Grouping(len(names), len(names))
         members = [None if name is None else self.members[name] for name in names]
@@ -254,7 +254,7 @@ class MixedBatches:
         factors: dict[nn.Module, Factors] = {}
         places: dict[nn.Module, Place] = {}
         given = {member.plan.digest: member.plan for member in members if member is not None}
-        plans = dict(sorted(given.items()))  # So that their code is made for them in any order.
+        plans = dict(sorted(given.items()))  # Their order does not matter to the code.
         stacks = _stacks([*plans.values()], members)
         values = cache(lambda name: stacks[name][0](stacks[name][1]))
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
@@ -272,7 +272,7 @@ class MixedBatches:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
             make = partial(_factors, assemblies[id(code)], bases, grouping.adapters)
             if trains:
-                # What trains changes while the batch is open, and has a graph for each backward.
+                # Trained tensors change while the batch is open, and each backward needs a new graph.
                 factors[module] = partial(_recomputed, make, [stacks[n] for n in region.names])
             else:
                 factors[module] = make([values(n) for n in region.names])
@@ -291,7 +291,7 @@ class MixedBatches:
         )
 
     def _regions(self, plans: Mapping[str, Plan]) -> list[_Region]:
-        """Return the regions of some plans together, given by their digests."""
+        """Return the regions of combined plans, which are passed by digest."""
         key = tuple(plans)
         with self._lock:
             if key not in self._codes:
@@ -314,7 +314,7 @@ class MixedBatches:
 
 
 class Generate:
-    """`generate` of a model, in which an open batch has each row several times where beams are searched."""
+    """Wraps `generate` of a model, because beam search repeats each row of an open batch."""
 
     def __init__(self, batches: MixedBatches, own: Callable[..., Any] | None) -> None:
         self.batches, self.own = batches, own
@@ -330,7 +330,7 @@ class Generate:
 
 
 def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """Read from the shapes of a call's inputs what they tell of its rows."""
+    """Derive the rows of a call from the shapes of its inputs."""
     main = getattr(model, "main_input_name", "inputs")
     first = args[0] if args else kwargs.get("inputs")
     given = {**kwargs, main: first} if first is not None else kwargs
@@ -348,7 +348,7 @@ def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 def why_not(name: str, plan: Plan) -> Iterator[Problem]:
-    """Say why no row can have an adapter of a plan."""
+    """Report why an adapter with this plan cannot be used in a mixed batch."""
     if plan.trained:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
     for term in plan.unscaled:
@@ -358,9 +358,9 @@ def why_not(name: str, plan: Plan) -> Iterator[Problem]:
 
 
 def _places(plan: Plan) -> dict[str, Place]:
-    """Return the places of the modules with terms, and of their parents."""
+    """Return the locations of modules with terms, and of their parents."""
     base = plan.base
-    # Without a tower for text, images are what the rows are of.
+    # Without a text tower, the rows of the batch are images.
     aside = ASIDE if not base.complete or {site.tower for site in base.sites} - ASIDE else set()
     return {
         path: Place(path, site.layer is not None, site.tower in aside, site.expert is not None)
@@ -371,22 +371,22 @@ def _places(plan: Plan) -> dict[str, Place]:
 
 
 def _parents(path: str, count: int) -> list[str]:
-    """Return a module's path, and those of its parents."""
+    """Return a module's path and those of its parents."""
     return [path.rsplit(".", above)[0] if above else path for above in range(count + 1)]
 
 
 _Stack = tuple[Callable[[Sequence[Tensor]], Tensor], Sequence[Tensor]]
-"""What stacks a tensor of each member, and the members' tensors that it stacks."""
+"""A function that stacks a tensor of all members, and the tensors to stack."""
 
 
 def _stacks(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, _Stack]:
-    """Return each tensor of some plans together, of many adapters side by side.
+    """Stack each tensor of combined plans over the members.
 
-    Adapters of other plans get zero tensors, so that their terms add nothing.
+    Adapters of other plans get zero tensors, so their terms add nothing.
 
     Args:
-        plans: of the members.
-        members: None for the base.
+        plans: the members' plans.
+        members: the adapters, None for the base.
     """
     return {
         name_of(i, name): tensors.stack(name)
@@ -396,7 +396,7 @@ def _stacks(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str
 
 
 class _MemberTensors:
-    """The tensors of those members that are adapters of a plan."""
+    """The tensors of those members that have a given plan."""
 
     def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
         mine = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
@@ -412,20 +412,20 @@ class _MemberTensors:
         for member in mine.values():
             if member.bank is None:
                 self._tensors.append(member.tensors())
-            else:  # Next to adapters that are in no bank, or in another one.
+            else:  # Combined with adapters outside this bank.
                 bank, row = member.bank
                 number = bank.kind_of(row).rows.index(row)
                 found = views[id(bank)].items()
                 self._tensors.append({n: t[number] if t.dim() == 3 else t for n, t in found})
 
     def stack(self, name: str) -> _Stack:
-        """Return a tensor of each member side by side, with zeros for those that have none."""
+        """Stack a tensor of all members, with zeros for those of other plans."""
         if self._views:
             return self._of_bank, [self._views[name]]
         return self._of_each, [tensors[name] for tensors in self._tensors]
 
     def _of_each(self, tensors: Sequence[Tensor]) -> Tensor:
-        # Asked at once: a batch has thousands of tensors.
+        # Compared in one pass, because a batch has thousands of tensors.
         if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
             like = max(tensors, key=lambda tensor: tensor.dtype.itemsize)
             tensors = [tensor.to(like) for tensor in tensors]
@@ -458,7 +458,7 @@ def _factors(
     adapters: int,
     tensors: Sequence[Tensor],
 ) -> tuple[Factor, ...]:
-    """Make the factors of a region; whatever a transform makes of zeros, a row of the base gets nothing."""
+    """Compute the factors of a region, with zeros for rows of the base whatever the transform returns."""
     tensors = alike(tensors)
     device = tensors[0].device
     with without_autocast(device):
@@ -466,12 +466,12 @@ def _factors(
     if len(bases):
         rows = bases.to(device)
         made = tuple(map_tensors(f, lambda tensor: tensor.index_fill(0, rows, 0)) for f in made)
-    # Of many calls on a GPU the launches are what takes the time.
+    # On a GPU, launch overhead dominates with many factors.
     return made if device.type == "cpu" else tuple(Dense(factor.dense()) for factor in made)
 
 
 def _recomputed(make: Make, given: Sequence[_Stack]) -> Recomputed:
-    """Return the factors that are made of what lies side by side."""
+    """Return factors that are recomputed from stacked tensors."""
 
     def of_sources(sources: Sequence[Tensor]) -> tuple[Factor, ...]:
         left = iter(sources)
@@ -488,7 +488,7 @@ def _of_one(
 
 
 def _running(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and those in it, but for what holds adapters' tensors: of thousands that takes long."""
+    """Yield a module and its descendants, without the adapters' tensors: there can be thousands."""
     yield module
     for name, child in module._modules.items():
         if child is not None and name != TENSORS:
@@ -496,6 +496,6 @@ def _running(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Guess where a model's activations are most likely to be; not where accelerate offloads it."""
+    """Guess the device of a model's activations, ignoring accelerate's offloading."""
     here = (p.device for p in model.parameters() if not p.is_meta)
     return next(here, torch.device("cpu"))

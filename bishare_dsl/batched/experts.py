@@ -1,7 +1,7 @@
-"""Experts of a mixed batch, in a module that keeps the weights of all of them.
+"""Experts in a mixed batch, in a module that stores the weights of all its experts.
 
-It stands there once for each adapter: expert ``e`` of adapter ``r`` is number ``r experts + e``, has the
-weights of ``e``, and adds the terms that ``r`` has there. A token is sent to those of its row's adapter.
+Each expert is repeated for each adapter: expert ``e`` of adapter ``r`` has the index ``r experts + e``,
+the weights of ``e`` and the terms of ``r``. Tokens are routed to the experts of their row's adapter.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from bishare_dsl.rewrite.rewritten import base_class
 from bishare_dsl.transforms.factor import Dense
 
 INDICES = ("top_k_index", "router_indices")
-"""What transformers calls the numbers of the experts of each token, ``(tokens, k)``."""
+"""Names in transformers for the expert indices of each token, ``(tokens, k)``."""
 
 
 def run_experts(
     parts: Sequence[tuple[str, float]], module: nn.Module, *args: Any, **kwargs: Any
 ) -> Any:
-    """Run the base's forward of a module of experts in the open batch that has it.
+    """Run the base's forward of a module of experts in the open batch that contains it.
 
     Raises:
-        AdapterError: whose tokens it reads cannot be known (BS682).
+        AdapterError: the adapter of the tokens is unknown (BS682).
     """
     found = row_factors(module)
     factors = [Dense(factor.dense().flatten(0, 1)) for factor in found]
@@ -41,7 +41,7 @@ def run_experts(
         owners = grouping.owners(index.device).repeat_interleave(len(index) // grouping.rows)
         every = len(factors[0].tensor)
         experts = every // grouping.adapters
-        # The number behind the last expert is no expert's.
+        # The index after the last expert means no expert.
         own = torch.where(index < experts, index + experts * owners.unsqueeze(1), every)
         bound.arguments[[*bound.arguments][2]] = own
         args, kwargs = bound.args[1:], bound.kwargs

@@ -1,4 +1,4 @@
-"""Whose adapter each row or token of a batch has, and how to bring those of one adapter together."""
+"""Assign rows or tokens of a batch to adapters, and sort them by adapter."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 
 def numbers_on(device: torch.device, numbers: Sequence[int] | np.ndarray) -> Tensor:
-    """Make a tensor of numbers on a device, without waiting for what runs there."""
+    """Create a tensor of integers on a device, without synchronising."""
     return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
 def arrange(groups: Sequence[Sequence[Sequence[int]]], count: int) -> tuple[list[int], list[int]]:
-    """Put rows side by side, group by group and in each adapter by adapter.
+    """Sort rows by group, and within a group by adapter.
 
     Args:
-        groups: of each, the rows of its adapters. Adapters with fewer rows than another of their group have
-            their first one again.
-        count: how many rows there are.
+        groups: for each group, the rows of its adapters. Adapters with fewer rows than another in the
+            group are padded by repeating their first row.
+        count: the number of rows.
 
     Returns:
-        Which row stands at each place, and at which place each row stands; one that is in no group stands
-        behind all.
+        The row at each position, and the position of each row; rows without a group get the position
+        after the last.
     """
     order: list[int] = []
     places: dict[int, int] = {}
@@ -43,14 +43,13 @@ def arrange(groups: Sequence[Sequence[Sequence[int]]], count: int) -> tuple[list
 
 
 class Grouping(NamedTuple):
-    """Which rows of a mixed batch belong to which adapter: one group of all adapters.
+    """The rows of each adapter in a mixed batch, as one group of all adapters.
 
     Attributes:
-        rows: how many rows have names of their own. The rows of a call may be a multiple, for beam search
-            repeats each.
-        adapters: how many adapters there are.
-        order: the rows, adapter by adapter, as `arrange` gives them; None where they come in that order.
-        places: where in that order each row stands.
+        rows: the number of rows with a name. A call may have a multiple, because beam search repeats each.
+        adapters: the number of adapters.
+        order: the rows sorted by adapter, as from `arrange`; None if they already are.
+        places: the position of each row in ``order``.
     """
 
     rows: int
@@ -60,7 +59,7 @@ class Grouping(NamedTuple):
 
     @classmethod
     def of(cls, owners: Sequence[int], device: torch.device) -> Grouping:
-        """Group rows by the numbers of their adapters, which start at 0."""
+        """Group rows by the indices of their adapters, which start at 0."""
         members: list[list[int]] = [[] for _ in range(max(owners) + 1)]
         for row, owner in enumerate(owners):
             members[owner].append(row)
@@ -77,14 +76,14 @@ class Grouping(NamedTuple):
         return x.reshape(self.adapters, -1, x.shape[-1])
 
     def owners(self, device: torch.device) -> Tensor:
-        """Return the number of each row's adapter."""
+        """Return the index of each row's adapter."""
         if self.places is None:
             return torch.arange(self.rows, device=device) // (self.rows // self.adapters)
         size = len(self.order) // self.adapters  # type: ignore[arg-type]
         return self.places.to(device).div(size, rounding_mode="floor")
 
     def scatter(self, y: Tensor) -> Tensor:
-        """Undo `gather`, but for the shape: ``(adapters, tokens, d)`` to ``(rows, tokens, d)``."""
+        """Undo `gather`, except for the shape: ``(adapters, tokens, d)`` to ``(rows, tokens, d)``."""
         if self.places is None:
             return y
         places = self.places.to(y.device)
@@ -92,19 +91,19 @@ class Grouping(NamedTuple):
 
 
 def part_of(tensor: Tensor, axis: int, part: slice) -> Tensor:
-    """Return a part of an axis: the tensor itself where that is all of it, for each view takes time."""
+    """Slice an axis, or return the tensor itself if the slice is complete, because views take time."""
     count: int = part.stop - part.start
     return tensor if tensor.shape[axis] == count else tensor.narrow(axis, part.start, count)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Adapters that have about as many tokens each: ``R`` of ``n`` tokens, the shorter ones padded.
+    """Adapters with similar numbers of tokens: ``R`` adapters with ``n`` tokens each after padding.
 
     Attributes:
-        bank: that has them.
-        rows: theirs in the bank: a slice where they lie side by side, so that nothing is copied.
-        place: of the group's tokens among those of the `Batch`.
+        bank: contains the adapters.
+        rows: the adapters' rows in the bank; a slice if they are adjacent, which avoids a copy.
+        place: the slice of the group's tokens in the sorted tokens of the `Batch`.
         length: ``n``.
     """
 
@@ -115,16 +114,16 @@ class Group:
 
     @property
     def count(self) -> int:
-        """R."""
+        """The number ``R`` of adapters."""
         rows = self.rows
         return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor of each of the adapters, ``(R, rows, columns)``, or of all of them."""
+        """Return a tensor of the group's adapters, ``(R, rows, columns)``, or the tensor common to all."""
         return self.bank.tensor(name, self.rows)
 
     def view(self, key: object, make: Callable[[], T]) -> T:
-        """Return views of the adapters' tensors, which stay right while others come into these rows."""
+        """Return cached views of the adapters' tensors, which stay valid when these rows change."""
         if not isinstance(self.rows, slice):
             return make()
         place, views = (key, self.rows.start, self.rows.stop), self.bank.views
@@ -134,18 +133,18 @@ class Group:
         return found
 
     def of(self, tokens: Tensor) -> Tensor:
-        """Return the group's part of ``(tokens, d)`` of the batch, ``(R, n, d)``."""
+        """Return the group's part ``(R, n, d)`` of the batch's ``(tokens, d)``."""
         return part_of(tokens, 0, self.place).view(-1, self.length, tokens.shape[1])
 
 
 class Batch(NamedTuple):
-    """The tokens of a server's batch, adapter by adapter, in groups.
+    """The tokens of a server's batch, grouped and sorted by adapter.
 
     Attributes:
-        groups: of them.
-        tokens: which they are, where they are in order already.
-        order: else which token stands at each place.
-        places: and where each token stands; those without an adapter, behind all.
+        groups: the groups in order.
+        tokens: the slice of tokens with an adapter, if they are already sorted.
+        order: otherwise, the token at each position.
+        places: the position of each token; tokens without an adapter get the position after the last.
     """
 
     groups: tuple[Group, ...] = ()
@@ -154,40 +153,40 @@ class Batch(NamedTuple):
     places: Tensor | None = None
 
     def read(self, x: Tensor) -> Tensor:
-        """Return ``x (tokens, d)`` adapter by adapter."""
+        """Return ``x (tokens, d)`` sorted by adapter."""
         return part_of(x, 0, self.tokens) if self.order is None else x.index_select(0, self.order)
 
     def room(self, output: Tensor) -> Tensor:
-        """Return where to add what is for ``output (tokens, d)``, adapter by adapter: itself if it can be."""
+        """Return a sorted buffer for updates of ``output (tokens, d)``: the output itself if possible."""
         if self.order is None:
             return part_of(output, 0, self.tokens)
         return output.new_zeros(len(self.order) + 1, output.shape[1])
 
     def add(self, output: Tensor, room: Tensor) -> None:
-        """Add to an output what `room` has for it."""
+        """Add the updates in the buffer from `room` to an output."""
         if self.places is not None:
             output[: len(self.places)] += room.index_select(0, self.places)
 
 
 TILE = 16
-"""The most tokens of one adapter that a kernel takes at once: what a product of a GPU has at least."""
+"""Maximum number of tokens of one adapter in a kernel's tile: the minimum size of a product on a GPU."""
 
 
 class Step:
-    """What a step depends on, in a buffer of a fixed size that is written before it.
+    """The inputs of a server step, in a buffer of fixed size that is written before the step.
 
-    What is computed has shapes that depend on the server's settings alone, so that a step which was recorded,
-    as CUDA graphs do, is right for every batch that is written later.
+    All shapes depend only on the server's settings, so a recorded step (a CUDA graph) is correct for any
+    batch written later.
 
     Args:
         bank: of the adapters.
-        tokens: the most that a step has.
+        tokens: the maximum number of tokens in a step.
 
     Attributes:
-        slots: of each token, ``(tokens,)``; one without an adapter has the row of the bank that stays zero.
-        order: the tokens by their slots, those without an adapter last.
-        tiles: of each tile its slot, -1 where there is none, and which part of ``order`` it has:
-            ``(tiles, 3)``.
+        slots: the row of each token in the bank, ``(tokens,)``; the row of zeros for tokens without an
+            adapter.
+        order: the tokens sorted by row, those without an adapter last.
+        tiles: for each tile its row (-1 if unused), and its start and end in ``order``: ``(tiles, 3)``.
     """
 
     def __init__(self, bank: Slots, tokens: int):
@@ -199,14 +198,14 @@ class Step:
         self.write([])
 
     def tiles_of(self, tokens: int) -> int:
-        """Return the most tiles that so many tokens are in."""
+        """Return the maximum number of tiles for a number of tokens."""
         return min(tokens, tokens // TILE + min(tokens, self.bank.slots))
 
     def write(self, slots: Sequence[int]) -> None:
-        """Write the slot of each token; -1 for one that has no adapter."""
+        """Write the slot of each token; -1 for tokens without an adapter."""
         none = self.bank.slots
         found = np.full(self._tokens, none, np.int32)
-        # The last row is that of no adapter.
+        # The last row is for tokens without an adapter.
         found[: len(slots)] = self.bank.row[np.asarray(slots, np.int32)]
         tiles = np.full((len(self.tiles), 3), -1, np.int32)
         used, starts, counts = np.unique(np.sort(found), return_index=True, return_counts=True)
@@ -220,34 +219,33 @@ class Step:
         order = np.argsort(found, kind="stable").astype(np.int32)
         host = torch.from_numpy(np.concatenate([found, order, tiles.ravel()]))
         if self._buffer.is_cuda:
-            host = host.pin_memory()  # So that nobody waits for the copy.
+            host = host.pin_memory()  # Pinned, so that the copy is asynchronous.
         self._buffer.copy_(host, non_blocking=True)
 
     def masked(self, x: Tensor) -> Tensor:
-        """Return ``x (tokens, d)`` for `batch`: zeros for tokens without an adapter, if a term would add
-        something to them."""
+        """Zero ``x (tokens, d)`` for tokens without an adapter, if a term would add to them."""
         if not self.bank.layout.fixed:
             return x
         return x.masked_fill((self.slots[: len(x)] == self.bank.slots).unsqueeze(1), 0)
 
     def batch(self, tokens: int) -> Batch:
-        """Return the first tokens of the step, each a row by itself."""
+        """Return the first tokens of the step as a batch, with a separate row for each."""
         whole = slice(0, tokens)
         return Batch((Group(self.bank, self.slots[whole], whole, 1),), whole)
 
 
 APART = 128
-"""With as many tokens an adapter is in no group but with others that have the same number."""
+"""Adapters with this many tokens are grouped only with others of equal size."""
 
 
 def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
-    """Group the tokens of a batch by how many their adapters have, and bring these to the front of the bank.
+    """Group a batch's tokens by the number of tokens of their adapters, and move these to the bank's start.
 
-    Padding at most doubles the work. Groups, and adapters in them, come in the order of the tokens.
+    Padding at most doubles the work. Groups, and adapters within them, are in the order of the tokens.
 
     Args:
         bank: of the adapters, on a CPU.
-        slots: of the adapter of each token; negative for a token that has none.
+        slots: the slot of each token's adapter; negative for tokens without an adapter.
     """
     members: dict[int, list[int]] = {}
     for token, slot in enumerate(slots):

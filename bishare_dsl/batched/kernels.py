@@ -1,8 +1,8 @@
-"""The same as `layer.LayerTerms` in two kernels of Triton for each layer, for a GPU.
+"""The computation of `layer.LayerTerms` in two Triton kernels for each layer, for a GPU.
 
-The first multiplies tokens by every A of the layer, the second adds to the output what every B makes of that.
-A program of the grid has a tile of tokens of one adapter. The grid, and all that is not in a buffer, depend
-on the number of tokens and on the server's settings alone.
+The first kernel multiplies tokens by every A of the layer; the second multiplies the result by every B
+and adds it to the output. Each program processes a tile of tokens of one adapter. The grid, and all
+arguments outside buffers, depend only on the number of tokens and on the server's settings.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bishare_dsl.batched.layer import LayerTerms
 from bishare_dsl.transforms.factor import Dense, Factor, Gained, Kron
 
 COLUMNS = 64
-"""How many features of an input or output a program has at a time."""
+"""Number of input or output features that a program processes at a time."""
 
 
 class Stored(NamedTuple):
-    """Where a tensor of each slot is in a bank: the first slot's, the step to the next, and its shape."""
+    """Location of a tensor of each slot in a bank: offset of the first, stride to the next, shape."""
 
     at: int
     step: int
@@ -37,15 +37,15 @@ NOWHERE = Stored(-1, 0, 1, 1, 1)
 
 
 class KernelTerms:
-    """The terms of a layer's sites, as numbers that the kernels read.
+    """The terms of a layer's sites, encoded as integers for the kernels.
 
     Args:
         bank: the adapters' tensors.
-        terms: of the layer.
+        terms: the layer's terms.
 
     Raises:
-        ValueError: this process has inputs or outputs that do not lie side by side, or a factor is no part of
-            the bank, nor a Kronecker product of parts.
+        ValueError: this process has non-contiguous inputs or outputs, or a factor is neither a slice of
+            the bank nor a Kronecker product of slices.
     """
 
     def __init__(self, bank: Slots, terms: LayerTerms):
@@ -83,7 +83,7 @@ class KernelTerms:
         self._rows = min(64, max(16, triton.next_power_of_2(most)))
 
     def add(self, output: Tensor, x: Tensor, step: Step) -> None:
-        """Add to ``output (tokens, d_out)`` what the adapters make of ``x (tokens, d_in)``, in place."""
+        """Add the adapters' updates for ``x (tokens, d_in)`` to ``output (tokens, d_out)``, in place."""
         tiles = step.tiles_of(len(x))
         z = x.new_empty(len(x), self._width, dtype=torch.float32)
         batch = step.order, step.tiles, self._bank.memory
@@ -107,7 +107,7 @@ class KernelTerms:
         return torch.tensor(rows, dtype=torch.int64, device=self._bank.memory.device)
 
     def _stored(self, tensor: Tensor) -> Stored:
-        """Return where a tensor ``(slots, rows, columns)`` is in the bank."""
+        """Return the location of a tensor ``(slots, rows, columns)`` in the bank."""
         memory = self._bank.memory
         if tensor.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
             raise ValueError("a factor is made of the tensors, and no part of them")
@@ -118,7 +118,7 @@ class KernelTerms:
         return Stored(int(tensor.storage_offset()), step, rows, columns, stride)
 
     def _factor(self, factor: Factor) -> tuple[list[int], int]:
-        """Return a factor in numbers, and its rows. One without a kernel has a single tile."""
+        """Encode a factor as integers, and return its rows; only Kronecker factors have several tiles."""
         if isinstance(factor, Kron):
             stored, kernel = self._stored(factor.shared), self._stored(factor.kernel)
             if kernel.stride != kernel.columns and kernel.rows > 1:
@@ -129,7 +129,7 @@ class KernelTerms:
             blocks, size = 1, stored.columns
         else:
             raise ValueError("a factor is no part of the bank")  # noqa: TRY004 - of a package
-        # Row by row, each row of the kernel has one of what is stored.
+        # With ``rowwise``, each row of the kernel has one row of the shared factor.
         rowwise = isinstance(factor, Kron) and factor.rowwise
         rows, skip = (1, stored.stride) if rowwise else (stored.rows, 0)
         read = [stored.at, stored.step, stored.stride, rows, skip, size]
@@ -137,7 +137,7 @@ class KernelTerms:
 
 
 def _first(places: Tensor) -> int:
-    """Return the first of some places that follow one another."""
+    """Return the first of consecutive indices."""
     first = int(places[0])
     if not torch.equal(places.cpu(), torch.arange(first, first + len(places))):
         raise ValueError("the features of this process do not lie side by side")
@@ -146,7 +146,7 @@ def _first(places: Tensor) -> int:
 
 @triton.jit
 def _read_tile(order, tiles, M: tl.constexpr):
-    """Read the slot of a program's tile, its tokens, and which of them there are."""
+    """Read the slot of a program's tile, its tokens, and a mask of valid tokens."""
     tile = tiles + 3 * tl.program_id(0)
     places = tl.load(tile + 1) + tl.arange(0, M)
     there = places < tl.load(tile + 2)
@@ -162,7 +162,7 @@ def _down(
     order, tiles, memory, x, x_step, x_width, z, z_step, table,
     M: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Multiply a tile of tokens by one A, into its columns of ``z (tokens, rows)``, in float32."""
+    """Multiply a tile of tokens by one A, writing to its columns of ``z (tokens, rows)``, in float32."""
     slot, tokens, there = _read_tile(order, tiles, M)
     if slot >= 0:
         fields = table + 13 * tl.program_id(1)
@@ -207,7 +207,7 @@ def _up(
     order, tiles, memory, y, y_step, z, z_step, table, scales, parts,
     M: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Add to some columns of a tile's output what all terms of their site make of ``z``."""
+    """Multiply ``z`` by all terms of a site, and add the result to some columns of a tile's output."""
     slot, tokens, there = _read_tile(order, tiles, M)
     if slot >= 0:
         part = parts + 5 * tl.program_id(1)

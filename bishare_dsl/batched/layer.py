@@ -1,4 +1,4 @@
-"""What one layer of a server's model adds to a batch, straight from what adapters are stored as."""
+"""Compute the updates of a server's layer for a batch, directly from the stored tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor, add_product, ma
 
 @dataclass(frozen=True)
 class Outputs:
-    """A site's part of a layer's output: a layer may hold several sites, or this process a share of one.
+    """A site's slice of a layer's output: a layer may have several sites, or this process a part of one.
 
     Attributes:
-        path: the site's.
-        place: where its part is.
-        of_site: which of the site's outputs these are; None for all.
+        path: of the site.
+        place: the slice of the layer's output.
+        of_site: indices of these outputs in the site's output; None for all.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Outputs:
 
 
 class _Term(NamedTuple):
-    """A term of a site, with what makes its factors."""
+    """A term of a site, with its transform."""
 
     term: Term
     transform: Transform
@@ -52,12 +52,12 @@ class LayerTerms:
     Args:
         bank: of the adapters.
         outputs: the layer's sites.
-        inputs: which of the sites' inputs this process has; None for all.
+        inputs: indices of this process's inputs in the sites' input; None for all.
 
     Attributes:
-        sites: the layer's sites, with the uses of their terms.
-        downs: which terms' A the uses number; an A that several terms have is there once.
-        width: of the input of the sites.
+        sites: the layer's sites, with their terms as uses of factors.
+        downs: a term for each distinct A, indexed by the uses.
+        width: the input width of the sites.
     """
 
     def __init__(self, bank: Slots, outputs: Sequence[Outputs], inputs: Tensor | None = None):
@@ -79,7 +79,7 @@ class LayerTerms:
         self._places = [
             slice(p.place.start - place.start, p.place.stop - place.start) for p in outputs
         ]
-        # Where the factors of two adapters are tells which terms have one A.
+        # Factors at equal addresses, for two adapters, show which terms share an A.
         numbers: dict[object, int] = {}
         self.downs, starts, of_term = list[int](), [0], list[int]()
         for i, (a, _) in enumerate(self.pairs(Group(bank, slice(0, 2), slice(0, 2), 1))):
@@ -97,7 +97,7 @@ class LayerTerms:
             self.sites.append((part, uses))
 
     def pairs(self, group: Group) -> list[tuple[Factor, Factor]]:
-        """Make A and B of all terms, of each of a group's adapters."""
+        """Compute A and B of all terms, for each adapter of a group."""
         made = of_many(
             lambda given: [factor for term in self._terms for factor in term.factors(given)],
             {name: group.tensor(name) for name in self._names},
@@ -112,7 +112,7 @@ class LayerTerms:
         return downs, [[pairs[i][1] for i in terms] for terms in self.ups]
 
     def add(self, output: Tensor, x: Tensor, batch: Batch) -> None:
-        """Add to ``output (tokens, d_out)`` what the adapters make of ``x (tokens, d_in)``, in place."""
+        """Add the adapters' updates for ``x (tokens, d_in)`` to ``output (tokens, d_out)``, in place."""
         x, output = batch.read(x), part_of(output, 1, self._span)
         if self.inputs is not None:
             part = x
@@ -125,7 +125,7 @@ class LayerTerms:
 
     def _add(self, group: Group, x: Tensor, total: Tensor) -> None:
         if self._computed:
-            # The slots have float32: the factors of rounded tensors could be quite others.
+            # The slots are float32, because factors of rounded tensors could be very different.
             downs, ups = self._factors(group)
             cast = partial(map_tensors, change=lambda tensor: tensor.to(x.dtype))
             downs, ups = [*map(cast, downs)], [[*map(cast, found)] for found in ups]
@@ -140,14 +140,14 @@ class LayerTerms:
             return
         a, *bs = joined(downs, uses, ups)
         assert a is not None
-        # Few rows are multiplied more quickly on the left than on the right.
+        # Products with few rows are faster on the left than on the right.
         low = torch.bmm(a, x.mT)
         for target, mine, b in zip(self._targets(total), uses, bs, strict=True):
             assert b is not None
             add_product(target, rows_of(low, spans_of(mine), -2).mT, b)
 
     def _targets(self, total: Tensor) -> Iterator[Tensor]:
-        """Give for each site ``(R, n, d_out)``, to which to add what its terms make."""
+        """Yield a tensor ``(R, n, d_out)`` for each site, to accumulate its updates in."""
         for (part, _), terms, place in zip(self.sites, self.ups, self._places, strict=True):
             target = part_of(total, 2, place)
             if part.of_site is None:
@@ -159,7 +159,7 @@ class LayerTerms:
 
 
 def _identity(factor: Factor) -> object:
-    """Return what is equal for factors that are the same tensors in memory."""
+    """Return a key that is equal for factors that are the same tensors in memory."""
     return type(factor), *(
         (part.data_ptr(), part.shape, part.stride())
         if isinstance(part, Tensor)

@@ -1,4 +1,4 @@
-"""Read the factors of an open batch, in which each row has an adapter of its own."""
+"""Read the factors from an open batch, with an adapter for each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ReadRows(Pass):
     """Before: ``bishare_factors()`` and ``bishare_factors.drops``. After: ``factors_of(self)`` and
     ``drops_of(self)``.
 
-    What applies a factor sees that it is one of many adapters. It runs last.
+    The factors are marked as factors of many adapters, which the operations recognise. It runs last.
     """
 
     def run(self, region: RegionGraphs) -> None:

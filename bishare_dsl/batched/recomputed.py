@@ -1,7 +1,7 @@
-"""The factors of a region in a mixed batch that trains: recomputed in the backward, rather than kept.
+"""Recompute the factors of a region in the backward of a mixed batch, instead of saving them.
 
-Those of a row can take a third of its activations. Made of the adapters' tensors, which are there anyway,
-they cost a few products of small matrices.
+A row's factors can take a third as much memory as its activations. Computing them from the adapters'
+tensors costs only a few products of small matrices.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from bishare_dsl.rewrite.island import gradients_with_history
 from bishare_dsl.transforms.factor import Factor, map_tensors, tensors_of
 
 Make = Callable[[Sequence[Tensor]], tuple[Factor, ...]]
-"""Makes the factors of a region, ``(adapters, rows, side)`` each, of tensors of the adapters."""
+"""Computes the factors of a region, ``(adapters, rows, side)`` each, from tensors of the adapters."""
 
 
 class Recomputed:
     """The factors of one call of a region.
 
     Args:
-        make: makes them of the sources.
+        make: computes the factors from the sources.
         sources: tensors of the adapters.
     """
 
@@ -33,14 +33,14 @@ class Recomputed:
         self._kinds: tuple[Factor, ...] = ()
 
     def factors(self) -> tuple[Factor, ...]:
-        """Return them, with a history that has none of what lies between."""
+        """Return the factors, with an autograd history that saves no intermediate results."""
         if not torch.is_grad_enabled():
             return self.make(self._sources)
         tensors = iter(_Factors.apply(self, *self._sources))  # type: ignore[no-untyped-call]
         return tuple(map_tensors(kind, lambda _: next(tensors)) for kind in self._kinds)
 
     def again(self, number: int) -> Callable[[], Factor]:
-        """Return what makes one of them again in a backward; without a history unless one is wanted."""
+        """Return a function that recomputes a factor in the backward, with a history if grad is enabled."""
 
         def recompute() -> Factor:
             if torch.is_grad_enabled():
@@ -52,23 +52,23 @@ class Recomputed:
         return recompute
 
     def tensors(self, sources: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors of all factors, of some sources."""
+        """Return the tensors of all factors computed from some sources."""
         self._kinds = self.make(sources)
         found = [tensor for factor in self._kinds for tensor in tensors_of(factor)]
         self._kinds = tuple(map_tensors(kind, Tensor.detach) for kind in self._kinds)
         return found
 
     def run(self) -> tuple[Sequence[Tensor], tuple[Factor, ...]]:
-        """Return copies of the sources that share their memory, and the factors with a history from there."""
+        """Return aliases of the sources, and the factors with a history that starts there."""
         sources = [s.detach().requires_grad_(s.requires_grad) for s in self._sources]
         with torch.enable_grad():
             return sources, self.make(sources)
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the gradients of the sources, and forget what was recomputed."""
+        """Return the gradients of the sources, and discard the recomputed factors."""
         (sources, made), self._made = self._made or self.run(), None
         wanted = [source for source in sources if source.requires_grad]
-        # Some may be made of no source at all.
+        # Some tensors may not depend on any source.
         pairs = zip((t for f in made for t in tensors_of(f)), grads, strict=True)
         known = [(y, dy) for y, dy in pairs if dy is not None and y.requires_grad]
         ys, dys = zip(*known, strict=True)
@@ -81,7 +81,7 @@ class _Factors(torch.autograd.Function):
     def forward(ctx: Any, recomputed: Recomputed, *sources: Tensor) -> tuple[Tensor, ...]:
         ctx.recomputed = recomputed
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*sources)  # Autograd sees whether they have been written to since.
+        ctx.save_for_backward(*sources)  # Autograd detects whether they have been modified since.
         with torch.enable_grad():
             leaves = [s.detach().requires_grad_(s.requires_grad) for s in sources]
             made = recomputed.tensors(leaves)

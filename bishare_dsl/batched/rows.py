@@ -1,9 +1,9 @@
-"""Mixed batches: one call of a model in which rows belong to different adapters.
+"""Mixed batches: calls of a model in which rows use different adapters.
 
-A batch holds the factors of its adapters, ``(adapters, rows, side)`` where one adapter has ``(rows, side)``,
-and the forward of each region that applies them. It is opened for a thread. Regions that `accept_rows` let it
-have their call; their factors are then `OfRows`, which know whose each row is. Where that cannot be known, it
-is an error and no guess.
+A batch holds the factors of its adapters, ``(adapters, rows, side)`` instead of an adapter's ``(rows,
+side)``, and the forward of each region that applies them. It is opened for a thread. Regions prepared by
+`accept_rows` dispatch their calls to it. Their factors are then `OfRows`, which contain the adapter of
+each row. If this is unknown, the call fails.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from bishare_dsl.transforms.factor import Factor, map_tensors
 
 
 class Call(NamedTuple):
-    """What the inputs of a call of a model tell of its rows.
+    """The rows of a model's call, as derived from its inputs.
 
     Attributes:
-        rows: how many there are; None where no input tells.
-        tokens: how many tokens each may have: one number for each text that is given.
-        text: whether the rows are those of a text, in which images and sounds have places of their own.
+        rows: the number of rows; None if unknown.
+        tokens: the possible numbers of tokens of a row, one for each text input.
+        text: whether the rows are texts, which have placeholders for images and sound.
     """
 
     rows: int | None
@@ -42,13 +42,13 @@ class Call(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where in its model a region is.
+    """The location of a region in its model.
 
     Attributes:
-        path: its name there.
-        in_block: whether it is in a block, or else a head, a pooler or an embedding.
-        aside: whether it reads images or sound, beside what reads text.
-        in_expert: whether it is an expert, or has several.
+        path: of the region.
+        in_block: whether it is in a block, not a head, a pooler or an embedding.
+        aside: whether it reads images or sound in a model that also reads text.
+        in_expert: whether it is an expert, or has experts.
     """
 
     path: str
@@ -58,13 +58,13 @@ class Place(NamedTuple):
 
 
 class RegionRows(NamedTuple):
-    """A region of a batch of several adapters, and what is known of the rows that it reads.
+    """A region in a batch of several adapters, with the known facts about its rows.
 
     Attributes:
         grouping: of the rows.
         place: where the region is.
-        repeats: whether there may be a multiple of the rows that have names.
-        text: as of a `Call`.
+        repeats: whether the rows may be a multiple of the named rows.
+        text: see `Call`.
         call: None outside of a call of the model, and in compiled code.
     """
 
@@ -76,49 +76,49 @@ class RegionRows(NamedTuple):
 
     @property
     def adapters(self) -> int:
-        """How many adapters there are."""
+        """The number of adapters."""
         return self.grouping.adapters
 
     @property
     def in_order(self) -> bool:
-        """Whether rows come adapter by adapter, equally many of each."""
+        """Whether rows are sorted by adapter, with equally many for each."""
         return self.grouping.order is None
 
     @property
     def names(self) -> int:
-        """How many rows have names."""
+        """The number of named rows."""
         return self.grouping.rows
 
     def gather(self, x: Tensor) -> Tensor:
-        """Sort by adapter, as `Grouping.gather`."""
+        """Sort by adapter; see `Grouping.gather`."""
         return self.grouping.gather(x)
 
     def scatter(self, sorted_: Tensor, y: Tensor) -> Tensor:
-        """Undo `gather`, in the shape of ``y``."""
+        """Undo `gather`, returning the shape of ``y``."""
         return self.grouping.scatter(sorted_).reshape(y.shape)
 
     def repeat(self, y: Tensor) -> Tensor:
-        """Repeat a ``y`` that all rows have in common for each row."""
+        """Repeat a ``y`` that all rows share for each row."""
         if len(y) == 1 and (rows := self.rows) is not None:
             return y.expand(rows, *y.shape[1:])
         return y
 
     @property
     def rows(self) -> int | None:
-        """How many rows there are; None where that is some multiple of the names."""
+        """The number of rows; None if it is an unknown multiple of the names."""
         if self.call is not None and self.call.rows is not None:
             return self.call.rows
         return None if self.repeats or torch.compiler.is_compiling() else self.names
 
     def check(self, x: Tensor, single: bool | None = None) -> None:
-        """Check that ``(..., d)`` has the call's rows first, or all of their tokens in one axis.
+        """Check that the first axis of ``(..., d)`` is the call's rows, or all of their tokens.
 
         Args:
-            x: what the region reads.
-            single: whether it may have one token of each row; as a rule, outside of blocks.
+            x: the input of the region.
+            single: whether it may have one token for each row; by default, outside of blocks.
 
         Raises:
-            AdapterError: it has not, or that cannot be known (BS682).
+            AdapterError: it is not, or this is unknown (BS682).
         """
         single = not self.place.in_block if single is None else single
         if self.place.aside and self.text:
@@ -140,10 +140,10 @@ class RegionRows(NamedTuple):
             )
 
     def spread(self, ids: Tensor) -> Tensor:
-        """Repeat indices that all rows have in common, such as positions, ``(1, n)``, for each row.
+        """Repeat indices that all rows share, such as positions, ``(1, n)``, for each row.
 
         Raises:
-            AdapterError: they are not these, and not of the rows either (BS682).
+            AdapterError: they are neither shared nor indices of the rows (BS682).
         """
         if ids.ndim > 1 and len(ids) == 1 and self.rows is not None:
             ids = ids.repeat(self.rows, *[1] * (ids.ndim - 1))
@@ -151,35 +151,35 @@ class RegionRows(NamedTuple):
         return ids
 
     def refuse(self, why: str) -> NoReturn:
-        """Raise that it cannot be told whose a row is (BS682)."""
+        """Raise the error that the adapter of a row is unknown (BS682)."""
         raise AdapterError(codes.MIXED_PLACES(path=self.place.path, why=why))
 
 
 Factors = tuple[Factor, ...] | Callable[[], Recomputed]
-"""Those that a region reads, ``(adapters, rows, side)`` each, or what makes them when it does."""
+"""The factors of a region, ``(adapters, rows, side)`` each, or a function that computes them when called."""
 
 
 class Lease:
-    """Says by being alive that a batch is open, whichever thread opened it."""
+    """Marks a batch as open while it is referenced, by any thread."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
-    """What the regions of a model run while a mixed batch is open.
+    """The forwards and factors of a model's regions while a mixed batch is open.
 
     Attributes:
-        owner: what made it.
-        grouping: of the rows that have names.
-        forwards: of each region that the batch has a say in.
-        factors: what these forwards read, or what makes it when they do.
-        places: of these regions.
-        lease: what is alive for as long as the batch is open.
-        repeats: whether a call may have each row several times, side by side.
-        text: as of a `Call`.
+        owner: the object that created it.
+        grouping: of the named rows.
+        forwards: the forward of each region that this batch overrides.
+        factors: the factors of these forwards, or functions that compute them when called.
+        places: the locations of these regions.
+        lease: referenced as long as the batch is open.
+        repeats: whether a call may repeat each row several times, in adjacent rows.
+        text: see `Call`.
         of_call: whether it was opened for one call of the model.
-        call: what is known of that call.
-        trains: whether the adapters get gradients.
-        drops: whether terms drop values of their inputs.
+        call: the rows of that call.
+        trains: whether the adapters receive gradients.
+        drops: whether dropout is active in terms.
     """
 
     owner: object
@@ -197,7 +197,7 @@ class RowBatch:
 
     @property
     def rows(self) -> int:
-        """How many rows have names."""
+        """The number of named rows."""
         return self.grouping.rows
 
 
@@ -206,7 +206,7 @@ class _Eager(threading.local):
 
 
 class _Compiled:
-    """`torch.compile` sees no change of what belongs to a thread, so that compiled code reads this."""
+    """Read by compiled code, because Dynamo does not guard on thread-locals."""
 
     def __init__(self) -> None:
         self.stack: tuple[RowBatch, ...] = ()
@@ -216,14 +216,14 @@ _eager, _compiled = _Eager(), _Compiled()
 
 
 def open_batches() -> tuple[RowBatch, ...]:
-    """Return the batches that are open in this thread (in compiled code: this process), the last first."""
+    """Return the open batches of this thread (in compiled code: of this process), the last first."""
     return _compiled.stack if torch.compiler.is_compiling() else _eager.stack
 
 
 def set_batches(stack: tuple[RowBatch, ...]) -> None:
-    """Let these be the batches that are open."""
+    """Set the open batches."""
     _eager.stack = stack
-    # Not compiled anew for each number of rows and of tokens.
+    # Remove the call, to avoid recompilation for each number of rows and tokens.
     _compiled.stack = tuple(replace(batch, call=None) if batch.call else batch for batch in stack)
 
 
@@ -235,7 +235,7 @@ def open_batch(batch: RowBatch) -> Iterator[None]:
 
 
 def again() -> AbstractContextManager[None] | None:
-    """Return a block, for any thread, in which those batches are open that are now; None where none is."""
+    """Return a context manager that reopens the open batches in any thread; None if there are none."""
     return _reopened(stack) if (stack := open_batches()) else None
 
 
@@ -250,7 +250,7 @@ def _reopened(stack: tuple[RowBatch, ...]) -> Iterator[None]:
 
 
 def factors_of(region: nn.Module) -> tuple[OfRows, ...] | tuple[Factor, ...]:
-    """Return the factors of a region in the open batch that has it; of one adapter, as it has them alone."""
+    """Return a region's factors from the open batch that contains it, unbatched for one adapter."""
     factors = row_factors(region)
     if factors[0].rows.adapters > 1:
         return factors
@@ -258,7 +258,7 @@ def factors_of(region: nn.Module) -> tuple[OfRows, ...] | tuple[Factor, ...]:
 
 
 def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
-    """Return the factors of a region in the open batch that has it, also of one adapter."""
+    """Return a region's factors from the open batch that contains it, batched even for one adapter."""
     batch = next(batch for batch in open_batches() if region in batch.factors)
     rows = RegionRows(batch.grouping, batch.places[region], batch.repeats, batch.text, batch.call)
     found = batch.factors[region]
@@ -269,17 +269,17 @@ def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
 
 
 def drops_of(region: nn.Module) -> bool:
-    """Tell whether terms drop values of what a region reads, in the open batch that has it."""
+    """Tell whether dropout is active in a region, in the open batch that contains it."""
     return region.training and next(b for b in open_batches() if region in b.factors).drops
 
 
 def accept_rows(region: nn.Module) -> None:
-    """Let an open mixed batch have the calls of a module, which otherwise runs what it runs now."""
+    """Dispatch this module's forward to the open batch, if any."""
     wrap_forward(region, mixed_forward)
 
 
 def mixed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a forward that leaves a call to the open batch that has a say in it."""
+    """Wrap a forward to dispatch calls to the open batch that overrides it."""
 
     def dispatch(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for batch in open_batches():
