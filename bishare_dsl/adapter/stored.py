@@ -37,7 +37,7 @@ def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
 
 
 def never_rounded(plan: Plan) -> set[str]:
-    """Return tensors that contain indices, because rounding would change which values they select."""
+    """Return tensors that select other values, because rounding could change the selection."""
     return {name for name, (transform, role) in _users(plan).items() if role in transform.exact}
 
 

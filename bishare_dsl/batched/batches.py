@@ -254,7 +254,7 @@ class MixedBatches:
         factors: dict[nn.Module, Factors] = {}
         places: dict[nn.Module, Place] = {}
         given = {member.plan.digest: member.plan for member in members if member is not None}
-        plans = dict(sorted(given.items()))  # Their order does not matter to the code.
+        plans = dict(sorted(given.items()))  # So that any order shares one code.
         stacks = _stacks([*plans.values()], members)
         values = cache(lambda name: stacks[name][0](stacks[name][1]))
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])

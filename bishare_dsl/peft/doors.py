@@ -250,7 +250,7 @@ def _read_for(
 
 
 def _is_saved(key: str, config: PeftConfig) -> bool:
-    """Tell whether a tensor is of a module that PEFT trains and saves beside an adapter."""
+    """Tell whether a tensor belongs to a module that PEFT trains and saves with an adapter."""
     return any(f".{name}." in key for name in getattr(config, "modules_to_save", None) or ())
 
 

@@ -78,7 +78,7 @@ from bishare_dsl.spec import Spec
 def install(
     model: nn.Module, made: ResolvedSpec | StoredAdapter, seed: int = 0, name: str | None = None
 ) -> tuple[str, ...]:
-    """Add an adapter to a model as `get_peft_model` does or, with a name, next to existing ones.
+    """Add an adapter to a model as `get_peft_model` does or, with a name, next to existing adapters.
 
     The model object stays the same. Saving it writes the adapter, as transformers does for PEFT adapters.
 
@@ -282,10 +282,8 @@ class BishareModel(BaseTuner):
             handle.merge_and_unload(safe_merge, adapter_names)
         else:
             handle.unload()
-        return (
-            super()._unload_and_optionally_merge(  # What PEFT itself wraps, such as a classifier.
-                merge=merge, progressbar=False, safe_merge=safe_merge, adapter_names=adapter_names
-            )
+        return super()._unload_and_optionally_merge(  # For modules wrapped by PEFT itself.
+            merge=merge, progressbar=False, safe_merge=safe_merge, adapter_names=adapter_names
         )
 
     def add_weighted_adapter(

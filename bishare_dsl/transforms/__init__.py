@@ -1,4 +1,4 @@
-"""Transforms: one file each, one protocol for all, found by name."""
+"""Transforms: one protocol, one file for each, loaded by name."""
 
 from bishare_dsl.transforms.apply import (
     GAIN_OUT,

@@ -1,8 +1,8 @@
-"""A term as a pair of factors: its transform, then its gains and its scale.
+"""Compute a term's pair of factors from its transform, its gains and its scale.
 
-`term_factors` is the one definition of what a term computes. Rewriting calls it with proxies, mixed batches
-and serving with the tensors of many adapters; `effective_pair` is the same as dense matrices, for merging and
-export.
+`term_factors` is the only definition of a term's computation. Rewriting calls it with proxies, mixed
+batches and serving with the tensors of many adapters. `effective_pair` returns the same as dense
+matrices, for merging and export.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ GAIN_OUT = "gain_out"
 def term_factors(
     transform: Transform, tensors: Tensors, rank: int, width: Width
 ) -> tuple[Factor, Factor]:
-    """Make a term's factors A and B, of which ``scale B^T A`` is its dW. The gains belong to B.
+    """Return a term's factors A and B, whose ``scale B^T A`` is dW. The gains are part of B.
 
-    Called with tensors, and with `torch.fx` proxies that stand for them.
+    Accepts tensors, and `torch.fx` proxies of tensors.
     """
     from bishare_dsl.transforms.factor import Gained, as_factor
 
@@ -44,7 +44,7 @@ def term_factors(
 def effective_pair(
     transform: Transform, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Make ``A (rows, d_in)`` and ``B (rows, d_out)`` of a term: ``B^T A`` is its dW.
+    """Compute ``A (rows, d_in)`` and ``B (rows, d_out)`` of a term, whose ``B^T A`` is dW.
 
     The gains and the scale are folded into B.
     """
@@ -55,13 +55,13 @@ def effective_pair(
 def effective_pairs(
     transform: Transform, tensors: Tensors, count: int, rank: int, width: Width, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Make the pairs of many adapters, sites or experts: ``A (n, rows, d_in)``, ``B (n, rows, d_out)``.
+    """Compute the pairs of many adapters, sites or experts: ``A (n, rows, d_in)``, ``B (n, rows, d_out)``.
 
     Args:
-        transform: of all of them.
-        tensors: by role, as `of_many` takes them.
+        transform: common to all.
+        tensors: by role; see `of_many`.
         count: n.
-        rank: as for `effective_pair`, like what follows.
+        rank: see `effective_pair`, also for the remaining arguments.
     """
     from bishare_dsl.transforms.factor import Dense
 
@@ -75,12 +75,12 @@ def effective_pairs(
 def of_many(
     make: Callable[[Mapping[K, Tensor]], Sequence[Factor]], given: Mapping[K, Tensor], count: int
 ) -> tuple[Factor, ...]:
-    """Make the factors of many adapters, sites or experts in one go, each ``(n, rows, side)``.
+    """Compute the factors of many adapters, sites or experts together, each ``(n, rows, side)``.
 
     Args:
-        make: makes the factors of one, ``(rows, side)`` each, of tensors ``(rows, columns)``.
-        given: tensors ``(n, rows, columns)`` of which each has its own, or ``(rows, columns)`` that all
-            share. What comes of shared ones alone is made once, and given as a view.
+        make: returns the factors of one, ``(rows, side)`` each, from tensors ``(rows, columns)``.
+        given: tensors ``(n, rows, columns)`` if they differ, or ``(rows, columns)`` if shared. Factors
+            that depend on shared tensors only are computed once, and expanded as views.
         count: n.
     """
     from torch import vmap
@@ -105,7 +105,7 @@ def of_many(
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Return tensors side by side, or the one that all of them are, as `of_many` takes them."""
+    """Stack tensors, or return the tensor itself if all are the same object, for `of_many`."""
     import torch
 
     first = tensors[0]

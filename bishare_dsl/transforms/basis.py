@@ -1,4 +1,4 @@
-"""Basis: factors as linear combinations of basis matrices, random and frozen as a rule (NOLA).
+"""Basis: factors as linear combinations of basis matrices, usually random and frozen (NOLA).
 
 Koohpayegani et al. 2024, "NOLA: Compressing LoRA using Linear Combination of Random Basis", Eq. 2.
 """

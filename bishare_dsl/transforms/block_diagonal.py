@@ -1,8 +1,8 @@
-"""BlockDiagonal: small factors side by side, each on its part of input and output (MELoRA, BD-LoRA).
+"""BlockDiagonal: small factors, each for its part of the input and output (MELoRA, BD-LoRA).
 
-Ren et al. 2024, "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficient Fine-Tuning", Eq. 4; of one
-factor, Wang et al. 2025, "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA
-Serving".
+Ren et al. 2024, "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficient Fine-Tuning", Eq. 4. For
+a single factor: Wang et al. 2025, "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor
+Parallel LoRA Serving".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BlockDiagonal(Transform):
         return rank, one_width(widths, self.blocks, "blocks")
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
-        # Of one mini-LoRA.
+        # For one mini-LoRA.
         blocks = self.blocks if self._is_cut(role) else 1
         return self.blocks * rank // blocks if role == "B" else one_width(widths) // blocks
 

@@ -1,8 +1,8 @@
-"""Core: small matrices between two factors, each of them all shared as its key says (LoRA-XS, MetaTT).
+"""Core: small matrices between two factors, each shared by its own key (LoRA-XS, MetaTT).
 
 Bałazy et al. 2024, "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters", Eq. 2.
 Lopez-Piqueres et al. 2025, "MetaTT: A Global Tensor-Train Adapter for Parameter-Efficient Fine-Tuning".
-"Learning to Reason in 13 Parameters" (arXiv 2602.04118), for cores that are combined: TinyLoRA.
+For combinations of cores: TinyLoRA, "Learning to Reason in 13 Parameters" (arXiv 2602.04118).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Core(Transform):
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         own = dict.fromkeys(self.between, Own(rank, rank, fan_in=rank))
-        if self.count:  # The matrices are N(0, 1 / r).
+        if self.count:  # The matrices are sampled from N(0, 1 / r).
             own |= {"core": Own(self.count * rank, rank, fan_in=2 * rank), "c": Own(1, self.count)}
         return own
 
@@ -64,7 +64,7 @@ class Core(Transform):
         factor = tensors[role][..., :side]
         if role == "A":
             return factor
-        # On the side of B, so that sites of one A project their input once; the small products first.
+        # Applied to B, so that sites with a common A project their input once; small products come first.
         product, *others = (tensors[core] for core in self.between)
         if self.count:
             apart = product.unflatten(-2, (self.count, rank))  # (..., count, r, r)

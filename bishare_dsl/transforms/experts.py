@@ -1,4 +1,4 @@
-"""Experts: one A, several B, and a router that weighs them by the input (HydraLoRA).
+"""Experts: one A, several B, and a router that weights them by the input (HydraLoRA).
 
 Tian et al. 2024, "HydraLoRA: An Asymmetric LoRA Architecture for Efficient Fine-Tuning", Eq. 4 and 5.
 """
@@ -28,7 +28,7 @@ class Experts(Transform):
     owned: ClassVar[tuple[str, ...]] = ("G",)
     linear: ClassVar[bool] = False
 
-    # The softmax over one is 1: a router would never learn.
+    # With one expert the softmax is constant, and the router would never learn.
     count: int = Field(3, ge=2, description="experts, each with a B of its own")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:

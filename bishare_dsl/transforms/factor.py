@@ -1,8 +1,8 @@
-"""Factors: what a transform makes of tensors for one role at one site, and how that multiplies.
+"""Factors: the result of a transform for one role at one site, and products with it.
 
-An adapter's update is ``dW = B^T A``. `Dense` is a tensor as it stands, `Kron` a Kronecker product, and
-`Gained` a factor between two diagonals. Each also stands for the factors of many adapters, sites or experts:
-its tensors then have one more axis in front, and so do the ``x``, ``y`` and ``z`` that it meets.
+An adapter's update is ``dW = B^T A``. `Dense` is a plain tensor, `Kron` a Kronecker product, and `Gained`
+a factor between two diagonals. Each can also represent the factors of many adapters, sites or experts.
+Its tensors, and the ``x``, ``y`` and ``z`` of its products, then have a leading axis.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DECODE_TOKENS = 16
-"""With at most as many tokens of an adapter, launching products takes longer than computing them."""
+"""Up to this number of tokens of an adapter, launching products takes longer than computing them."""
 
 
 class Factor(Protocol):
-    """An effective factor ``(..., rows, side)``: A with the features of the input, B with those of the
-    output.
+    """An effective factor ``(..., rows, side)``, where side is the input width for A, the output width for B.
 
-    An implementation is a `NamedTuple` of tensors, other factors and plain numbers, so that it can stand in a
-    graph and be made of many adapters at once.
+    Implementations are `NamedTuple`s of tensors, other factors and numbers, so that they can be values in
+    a graph, and batched over many adapters.
     """
 
     def down(self, x: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class Factor(Protocol):
 
 
 class Dense(NamedTuple):
-    """A tensor that is the factor."""
+    """A tensor used directly as the factor."""
 
     tensor: Tensor
 
@@ -56,13 +55,12 @@ class Dense(NamedTuple):
 
 
 class Kron(NamedTuple):
-    """The leading ``side`` columns of ``kernel (..., b, k)`` (x) ``shared (..., a, s)``; its rows are ``b
-    a``.
+    """The leading ``side`` columns of ``kernel (..., b, k) (x) shared (..., a, s)``, with ``b a`` rows.
 
-    Row ``i a + j`` is ``kernel[i] (x) shared[j]``; or, ``rowwise``, row i is ``kernel[i] (x) shared[i]``. An
-    input of few tokens is read as k tiles ``x_j`` of s features: the a rows of block i are ``shared sum_j
-    K_ij x_j``. An output is written the other way round: tile j gets ``sum_i K_ij z_i shared``. So nothing as
-    wide as the site is made.
+    Row ``i a + j`` is ``kernel[i] (x) shared[j]``; if ``rowwise``, row i is ``kernel[i] (x) shared[i]``.
+    For few tokens, `down` splits the input into k tiles ``x_j`` of s features: the a rows of block i are
+    ``shared sum_j K_ij x_j``. `add_up` is the transpose: tile j gets ``sum_i K_ij z_i shared``. No matrix
+    as wide as the site is created.
     """
 
     kernel: Tensor
@@ -146,7 +144,7 @@ class Gained(NamedTuple):
 
 
 def as_factor(found: Tensor | Factor) -> Factor:
-    """Return what a transform gives as a factor: a plain tensor is one."""
+    """Convert a transform's result to a factor: plain tensors become `Dense`."""
     return found if isinstance(found, tuple) else Dense(found)  # type: ignore[arg-type]
 
 
@@ -154,7 +152,7 @@ T = TypeVar("T")
 
 
 def map_tensors(factor: T, change: Callable[[Any], Any], kind: type[Any] = Tensor) -> T:
-    """Return a factor whose tensors (or what stands for them, of another ``kind``) are changed."""
+    """Return a factor with its tensors changed (or its values of another ``kind``, such as proxies)."""
     return type(factor)(
         *(
             map_tensors(part, change, kind)
@@ -168,7 +166,7 @@ def map_tensors(factor: T, change: Callable[[Any], Any], kind: type[Any] = Tenso
 
 
 def tensors_of(factor: Factor) -> list[Tensor]:
-    """List the tensors that a factor consists of."""
+    """List the tensors of a factor."""
     found: list[Tensor] = []
     map_tensors(factor, found.append)
     return found
@@ -177,8 +175,8 @@ def tensors_of(factor: Factor) -> list[Tensor]:
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """Add ``scale * left (..., i, j) @ right (..., j, k)`` to a total, in place.
 
-    As products of vectors where torch's own would take three times as long: of many adapters it makes those
-    of fewer than 400 multiplications by a loop, and those into a part of an output one after the other.
+    Vector products are used when torch's would take three times as long. For many adapters torch loops
+    over products of fewer than 400 multiplications, and over products into a part of an output.
     """
     if total.dim() == 2:
         return total.addmm_(left, right, alpha=scale)

@@ -1,4 +1,4 @@
-"""GT, Gate Transformation: low-rank gates round a small shared pair.
+"""GT, Gate Transformation: low-rank gates around a small shared pair.
 
 Section 3.2.2, Equation 4, Algorithm 2.
 """
@@ -63,12 +63,12 @@ class GateTransformation(Transform):
         if rank < self.gate_rank:
             down = linear(tensors["A"], tensors["G_iu"])  # (r, g)
             return down @ tensors["G_id"], linear(tensors["B"], tensors["G_od"]) @ tensors["G_ou"]
-        # One row of a gate by many of a factor: the other way round, a product takes three times as long.
+        # Multiply in this order: with one row of a gate, the other order takes three times as long.
         down = linear(tensors["G_iu"], tensors["A"])  # (g, r)
         up = linear(tensors["G_od"], tensors["B"])
         return tensors["G_id"], linear(down, up) @ tensors["G_ou"]
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
-        # Whoever writes it knows it.
+        # The user has set it explicitly.
         if self.gate_rank < rank and "gate_rank" not in self.model_fields_set:
             yield codes.GATE_RANK(rank=rank, gate_rank=self.gate_rank, loc=("via",))

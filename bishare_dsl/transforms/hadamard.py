@@ -1,4 +1,4 @@
-"""Hadamard: the product, entry by entry, of two low-rank matrices (LoHa, FedPara).
+"""Hadamard: the elementwise product of two low-rank matrices (LoHa, FedPara).
 
 Hyeon-Woo et al. 2022, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
 Proposition 1; Yeh et al. 2024, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model

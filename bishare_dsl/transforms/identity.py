@@ -1,4 +1,4 @@
-"""No transform: a pooled factor is the site's factor. LoRA, and sharing between equal shapes."""
+"""No transform: the pooled factor is the site's factor. Used by LoRA and for sharing at equal shapes."""
 
 from __future__ import annotations
 

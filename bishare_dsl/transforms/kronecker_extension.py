@@ -1,4 +1,4 @@
-"""KE, Kronecker Extension: small shared factors, a kernel for each site.
+"""KE, Kronecker Extension: small shared factors, and a kernel for each site.
 
 Section 3.2.3, Equation 6, Algorithm 3.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bishare_dsl.transforms.factor import Factor
 
 _BLOCKS = 256
-"""The most columns of a kernel that is weighed: with more it would cost what a module's own factors do."""
+"""Maximum number of kernel columns to consider: more would cost as much as private factors."""
 
 
 class KroneckerExtension(Transform):

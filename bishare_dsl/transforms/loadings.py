@@ -1,7 +1,7 @@
 """Loadings: the rows of factors as linear combinations of shared vectors (Share, EigenLoRAx).
 
 Kaushik et al. 2025, "EigenLoRAx: Recycling Adapters to Find Principal Subspaces for Resource-Efficient
-Adaptation and Inference", Algorithm 1; of both factors, as in "Share" (arXiv 2602.06043).
+Adaptation and Inference", Algorithm 1. For both factors: "Share" (arXiv 2602.06043).
 """
 
 from __future__ import annotations

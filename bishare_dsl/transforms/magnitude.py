@@ -1,7 +1,7 @@
-"""Magnitude: what a site gives, scaled row by row (DoRA, and IA3 on the outputs).
+"""Magnitude: a site's output, scaled by row (DoRA, and IA3 on the outputs).
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", Eq. 5, with the magnitude relative to the
-length of the base's rows; Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
+norm of the base's rows. Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
 than In-Context Learning", Sec. 3.3.
 """
 
@@ -32,7 +32,7 @@ class Magnitude(Transform):
     is_plain: bool = Field(False, alias="plain", description="leave the norms of the rows out")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return 1, one_width(widths[1::2])  # Of an input and an output in turn.
+        return 1, one_width(widths[1::2])  # Inputs and outputs alternate in `widths`.
 
     def start(self, role: str) -> Start:
         return Start("zeros")

@@ -1,4 +1,4 @@
-"""MiSS: the columns of an update are rows of one matrix, over and over (MiSS, Bone).
+"""MiSS: the columns of an update repeat the rows of one matrix (MiSS, Bone).
 
 Kang and Yin 2024, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure"
 (arXiv 2409.15371); PEFT's default variant.

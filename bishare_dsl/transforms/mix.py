@@ -1,7 +1,7 @@
-"""Mix: factors as mixtures of matrices that sites share, each with weights of its own (Lily, MASA).
+"""Mix: factors as mixtures of shared matrices, with separate weights for each site (Lily, MASA).
 
-Zhong et al. 2025, "Low-Rank Interconnected Adaptation across Layers", whose router is here a vector of
-each site, so that the update is a matrix; for several A, after MASA (arXiv 2510.06005).
+Zhong et al. 2025, "Low-Rank Interconnected Adaptation across Layers". The router is replaced by a vector
+for each site, so that the update is a matrix. For several A: MASA (arXiv 2510.06005).
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Mix(Transform):
     def start(self, role: str) -> Start:
         if role not in self.owned:
             return super().start(role)
-        # They add up to about 1, as an even router's do; equal ones would give all matrices one gradient.
+        # Their sum is about 1, as for a balanced router; equal weights would give all matrices one
+        # gradient.
         return Start("positive", 2 / self._count(role[-1]))
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:

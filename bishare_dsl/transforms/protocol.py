@@ -1,6 +1,6 @@
-"""Hold a transform to the protocol: what breaks it is an error that names the transform and its package.
+"""Check that a transform follows the protocol; errors name the transform and its package.
 
-Any package may bring a transform, and what is wrong with one must be told of it, wherever it shows.
+Any package can provide a transform, so its faults must be attributed to it wherever they appear.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Shapes = Mapping[str, tuple[int, int]]
 def guard(
     transform: Transform | type[Transform], method: str, *refusals: type[Exception]
 ) -> Iterator[None]:
-    """Guard a block that calls a method of a transform.
+    """Convert errors raised by a method of a transform inside the block.
 
     Args:
-        transform: whose method it is.
-        method: its name.
-        refusals: what the method may raise: it goes on as it is.
+        transform: the method's owner.
+        method: the name of the method.
+        refusals: exceptions that the method may raise; they are passed on.
 
     Raises:
-        SpecError: the method has raised anything else (BS214).
+        SpecError: the method raised another exception (BS214).
     """
     try:
         yield
@@ -44,10 +44,10 @@ def guard(
 
 
 def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int]:
-    """Take ``found`` as the shape of a tensor, rows and columns.
+    """Check that ``found`` is the shape of a tensor, rows and columns, and return it.
 
     Raises:
-        SpecError: it is none (BS214).
+        SpecError: it is not a shape (BS214).
     """
     match found:
         case (int(rows), int(columns)) if rows > 0 and columns > 0:
@@ -58,10 +58,10 @@ def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int
 
 
 def check_term(transform: Transform, rank: int, width: Width, shapes: Shapes) -> None:
-    """Check that a transform makes, of tensors of these shapes, what the protocol promises; once for each.
+    """Check a transform's results for tensors of these shapes against the protocol; cached.
 
     Raises:
-        SpecError: it raises, or gives something of another shape (BS214).
+        SpecError: it raises an error, or returns another shape (BS214).
     """
     _check_term(transform, rank, width, tuple(sorted(shapes.items())))
 
@@ -100,7 +100,7 @@ def _expect(
 
     if not isinstance(found, torch.Tensor):
         raise transform_error(transform, f"{what} that is not a tensor {where}")
-    if found.is_complex():  # Applied in the dtype of activations, it would lose its imaginary part.
+    if found.is_complex():  # A cast to the dtype of the activations would drop the imaginary part.
         raise transform_error(transform, f"{what} of complex numbers {where}")
     if tuple(found.shape) != shape:
         raise transform_error(

@@ -1,7 +1,7 @@
-"""Transforms by the name that a spec writes after ``via``; installed packages bring their own.
+"""Transforms by the name used after ``via`` in a spec, including those of installed packages.
 
-A package registers a transform as an entry point of the group `GROUP`, under the transform's name.
-It is imported when a spec asks for it, and not before.
+A package registers a transform as an entry point of the group `GROUP`, under the transform's name. It is
+imported only when a spec uses it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "bishare.transforms"
-"""The group of entry points that packages register transforms in."""
+"""The entry point group in which packages register transforms."""
 
 BUILT_IN = {
     "Identity": "identity:Identity",
@@ -41,19 +41,19 @@ BUILT_IN = {
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }
-"""Where each transform of ours is; like those of packages, it is imported when a spec asks for it."""
+"""Module and class of each built-in transform, imported only when a spec uses it."""
 
 _OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude"}
-"""Those that a statement of the language stands for, so that none writes them after ``via``."""
+"""Transforms used by a statement of the language, not by a name after ``via``."""
 
 _REGISTERED: dict[str, type[Transform]] = {}
 
 
 def register(kind: type[Transform]) -> type[Transform]:
-    """Make a transform usable in specs under its name; a class decorator.
+    """Make a transform available in specs under its name; a class decorator.
 
     Raises:
-        ValueError: another transform has the name, or its roles cannot be.
+        ValueError: the name is taken, or the roles are invalid.
     """
     if why := _wrong_roles(kind):
         raise ValueError(f"the transform {kind.name!r} cannot be used: {why}")
@@ -64,24 +64,24 @@ def register(kind: type[Transform]) -> type[Transform]:
 
 
 def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Exception]) -> Transform:
-    """Return the transform of a name with these options.
+    """Return the transform with a name and options.
 
     Args:
-        name: as a spec writes it.
-        options: by name, defaults left out or not.
-        refusals: what goes on as it is where the transform does not take the options.
+        name: as in a spec.
+        options: by name; defaults may be omitted.
+        refusals: exceptions to pass on if the transform rejects the options.
 
     Raises:
-        KeyError: there is none.
-        SpecError: a package's transform cannot be used, or does not take these options (BS214).
+        KeyError: no such transform.
+        SpecError: a package's transform cannot be used, or rejects these options (BS214).
     """
     kind = transform_kind(name)
     try:
         transform = kind.model_validate(options)
-        hash(transform)  # Regions are compared by what is in them.
+        hash(transform)  # Regions are compared by their transforms.
     except refusals:
         raise
-    except Exception as error:  # Whatever another package's validators raise.
+    except Exception as error:  # Another package's validators may raise anything.
         raise transform_error(
             kind, f"it does not take {dict(options)}: {describe_exception(error)}"
         ) from error
@@ -89,49 +89,49 @@ def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Except
 
 
 def transform_error(transform: Transform | type[Transform], why: str) -> SpecError:
-    """Return the error that says what is wrong with a transform (BS214)."""
+    """Return the error for a faulty transform (BS214)."""
     kind = transform if isinstance(transform, type) else type(transform)
     return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
 
 
 def package_of(kind: type[Transform]) -> str:
-    """Return the package that a transform is from: its distribution's name, or else its module's.
+    """Return a transform's package: the name of its distribution, or of its module.
 
-    A name can be asked of any transform; no package has registered those of `register`.
+    This works for any transform, including those of `register`, which have no distribution.
     """
     points = _entry_points().get(kind.name)
     return _package(points[0]) if points else kind.__module__.partition(".")[0]
 
 
 def package_version(name: str) -> str | None:
-    """Return ``package version`` of the installed package that registers a transform; None for the others."""
+    """Return ``package version`` of the installed package that registers a transform, or None."""
     for point in _entry_points().get(name, ()):
         return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
     return None
 
 
 def describe_exception(error: BaseException) -> str:
-    """Say an exception in a line: its class and its own words."""
+    """Format an exception on one line: its class and message."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def transform_names() -> list[str]:
-    """Return the name of every transform there is, those of installed packages included; none is imported."""
+    """Return the names of all transforms, including those of installed packages, without importing them."""
     return sorted({*BUILT_IN, *_REGISTERED, *_entry_points()})
 
 
 def transform_kind(name: str) -> type[Transform]:
-    """Return the transform of a name.
+    """Return the class of a transform.
 
     Raises:
-        KeyError: there is none.
-        SpecError: a package's transform cannot be used (BS214); the package is named.
+        KeyError: no such transform.
+        SpecError: a package's transform cannot be used (BS214); the error names the package.
     """
     found = _entry_points().get(name, ())
     taken = name in BUILT_IN or name in _OF_STATEMENTS
     if len(found) == 1 and not taken and name in _REGISTERED:
-        # The class that the package registers may also be decorated with `register`.
+        # The registered class may be decorated with `register`, too.
         taken = _load(found[0]) is not _REGISTERED[name]
     if len(found) + taken > 1:
         packages = " and ".join(sorted(_package(point) for point in found))
@@ -164,7 +164,7 @@ def _load(point: EntryPoint) -> type[Transform]:
 
     try:
         kind = point.load()
-    except (Exception, SystemExit) as error:  # Whatever another package's import raises.
+    except (Exception, SystemExit) as error:  # Another package's import may raise anything.
         raise broken(describe_exception(error)) from error
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise broken(f"{point.value} is not a subclass of bishare_dsl.transforms.Transform")
@@ -176,7 +176,7 @@ def _load(point: EntryPoint) -> type[Transform]:
 
 
 def _wrong_roles(kind: type[Transform]) -> str | None:
-    """Return what is wrong with the roles of a transform: they become parts of the names of tensors."""
+    """Explain why a transform's roles are invalid as parts of tensor names; None if they are valid."""
     declared: list[object] = [kind.pooled, kind.owned]
     if not all(isinstance(roles, tuple) for roles in declared):
         return "`pooled` and `owned` must be tuples"

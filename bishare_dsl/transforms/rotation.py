@@ -1,4 +1,4 @@
-"""Rotation: a factor made of rotated copies of one chunk (PRoLoRA).
+"""Rotation: a factor built from rotated copies of one chunk (PRoLoRA).
 
 Wang et al. 2024, "PRoLoRA: Partial Rotation Empowers More Parameter-Efficient LoRA", Section 3.2.
 """
@@ -44,13 +44,13 @@ class Rotation(Transform):
         return rank, math.ceil(width / chunks)
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
-        # The paper's rectified start: a chunk starts as the whole factor would.
+        # The paper's corrected initialisation: a chunk is initialised like the whole factor.
         return rank if role == "B" else one_width(widths)
 
     def reach(self, rank: int, width: Width) -> int:
         sides = []
         for role, side in zip("AB", width, strict=True):
-            turn = rank // math.gcd(rank, self._stride(role, rank))  # Copies until one comes again.
+            turn = rank // math.gcd(rank, self._stride(role, rank))  # Copies before they repeat.
             chunk = math.ceil(side / self._chunks(role))
             sides.append(min(side, chunk * min(turn, self._chunks(role))))
         return min(rank, *sides)

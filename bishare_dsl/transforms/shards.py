@@ -1,4 +1,4 @@
-"""Shards: factors put together of pieces that each site draws by chance from a pool (MoS).
+"""Shards: factors built from pieces of a pool, chosen at random for each site (MoS).
 
 Wang et al. 2025, "MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards" (arXiv
 2410.00938).

@@ -1,4 +1,4 @@
-"""SS, Slice Sharing: a window of a factor as wide as the widest site.
+"""SS, Slice Sharing: a window of a factor that is as wide as the widest site.
 
 Section 3.2.1, Equation 3, Algorithm 1.
 """

@@ -1,4 +1,4 @@
-"""The protocol of a transform: how pooled tensors become a site's factors."""
+"""The protocol of transforms, which turn pooled tensors into a site's factors."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 
 
 class Start(NamedTuple):
-    """How a tensor starts. ``amount`` is the deviation of ``normal``, the bound of ``uniform`` and
-    ``positive``, the value of ``constant``; the others take none."""
+    """A tensor's initialisation.
+
+    ``amount`` is the standard deviation of ``normal``, the bound of ``uniform`` and ``positive``, or the
+    value of ``constant``; others ignore it.
+    """
 
     init: Initial
     amount: float = 1.0
 
 
 class Own(NamedTuple):
-    """A tensor that each site has for itself: a kernel or a gate, rank-major, ``(rows, columns)``.
+    """A private tensor of each site, such as a kernel or a gate, stored rank-major: ``(rows, columns)``.
 
-    ``fan_in`` is the fan-in of the paper's orientation, which scales the kaiming starts.
+    ``fan_in`` is the fan-in in the paper's orientation, which scales kaiming initialisation.
     """
 
     rows: int
@@ -40,21 +43,21 @@ class Own(NamedTuple):
 
 
 class Width(NamedTuple):
-    """The widths of a site's weight: it maps ``d_in`` features to ``d_out``."""
+    """The widths of a site's weight, which maps ``d_in`` features to ``d_out``."""
 
     d_in: int
     d_out: int
 
     def sides(self, role: str) -> tuple[int, ...]:
-        """Return the widths that a pooled tensor depends on: A the input's, B the output's, others both."""
+        """Return the widths that a pooled tensor depends on: input for A, output for B, both for others."""
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
 
 
 def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int:
-    """Return the width of sites that must all be as wide, and that divides into parts of this name.
+    """Return the common width of sites, which must be divisible into ``parts``.
 
     Raises:
-        ValueError: they are not, or it does not.
+        ValueError: the widths differ, or are not divisible.
     """
     if len(set(widths)) > 1:
         found = ", ".join(str(width) for width in sorted(set(widths)))
@@ -68,37 +71,37 @@ def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int
 
 
 def divisors(sides: Iterable[int]) -> list[int]:
-    """Return the numbers that divide every one of some widths, rising."""
+    """Return the common divisors of some widths, in ascending order."""
     common = math.gcd(*sides)
     return [d for d in range(1, common + 1) if common % d == 0]
 
 
 class Transform(BaseModel):
-    """A transform is a frozen Pydantic model of its options, registered under ``name``.
+    """A transform: a frozen Pydantic model of its options, registered under ``name``.
 
-    Every factor is stored rank-major: A is ``(rank, d_in)`` and B ``(rank, d_out)``, the paper's B
-    transposed. So the two factors of a pool are alike, and one rule gives the shape of both.
+    Every factor is stored rank-major: A is ``(rank, d_in)`` and B ``(rank, d_out)``, the transpose of the
+    paper's B. So both factors of a pool follow one rule for their shapes.
 
-    Subclasses say which tensors a pool shares and how large they are, what each site has of its own,
-    and the effective factors. They know widths and ranks; not who shares, nor why.
+    Subclasses define the shared tensors of a pool with their shapes, the private tensors of each site,
+    and the effective factors. They depend on widths and ranks, not on which sites share.
 
     Attributes:
-        pooled: the roles of the tensors that are shared; each is pooled by itself.
-        owned: the roles of the tensors that each site has for itself; where options leave some out,
-            `roles` says which there are.
-        fixed: the roles of tensors that are never trained, such as random indices: the transform says alone
-            how they start.
-        plain: the roles of pooled tensors that meet a site's features as they are, where it is as wide: A
-            those of the input, B those of the output. These may start as directions of the site's weight.
-        linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
-            and can be trained, saved and run, but neither merged nor exported.
-        later: the names of options that came later. A plan does not say them where they have their defaults,
-            so that it stays the plan of adapters that were saved before.
-        auto: the names of options that a spec may leave to the model by the word `auto`: each is then the
-            largest number, up to its default, that leaves the rank in reach and, if possible, divides every
-            width of the share's modules.
-        exact: the roles of tensors whose order says which numbers are used: a file of half the size keeps
-            them in float32, since rounding would change the choice.
+        pooled: the roles of shared tensors; each role has its own pools.
+        owned: the roles of each site's private tensors; if options remove some, `roles` lists the rest.
+        fixed: the roles of tensors that are never trained, such as random indices; only the transform
+            determines their initial values.
+        plain: the roles of pooled tensors that multiply a site's features directly if the widths are
+            equal: A the input's, B the output's. They may be initialised with directions of the site's
+            weight.
+        linear: whether the update is a matrix. Other transforms implement `update` instead of `factors`.
+            They can be trained, saved and run, but neither merged nor exported.
+        later: the names of options added after the first release. A plan omits them at their defaults, so
+            that it equals the plans of older adapters.
+        auto: the names of options that a spec may set to `auto`. Each becomes the largest number, up to
+            its default, that permits the rank and, if possible, divides every width of the share's
+            modules.
+        exact: the roles of tensors whose order selects other values. They stay float32 in files rounded
+            to bfloat16, because rounding could change the selection.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -116,20 +119,20 @@ class Transform(BaseModel):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles of the tensors that it has with these options: first those of pools."""
+        """The roles of the tensors under these options, pooled roles first."""
         return (*self.pooled, *self.owned)
 
     def check_rank(self, rank: int) -> None:
-        """Refuse a rank that the options cannot give.
+        """Reject a rank that is impossible with the options.
 
         Raises:
             ValueError: the reason, shown to the user at the share.
         """
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        """Return ``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
+        """Return ``(rows, columns)`` of a pooled tensor for sites with these ``widths`` on its side.
 
-        By default these are the rank and the widest.
+        The default is the rank and the maximum width.
 
         Raises:
             ValueError: the widths cannot share such a tensor; the reason is shown at the share.
@@ -137,26 +140,26 @@ class Transform(BaseModel):
         return rank, max(widths)
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
-        """Return the fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""
+        """Return a pooled tensor's fan-in in the paper's orientation, to scale kaiming initialisation."""
         return rank if role == "B" else self.shared_shape(role, rank, widths)[1]
 
     def start(self, role: str) -> Start:
-        """Return how a tensor starts, one of the pool's or a site's own, where the spec does not say."""
+        """Return the default initialisation of a pooled or private tensor."""
         return Start("zeros" if role == "B" else "kaiming_uniform")
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        """Return the shapes of the tensors that one site has for itself, by role.
+        """Return the shapes of a site's private tensors, by role.
 
         Raises:
-            ValueError: the transform cannot fit this site; the reason is shown at the share.
+            ValueError: the transform is not applicable to this site; the reason is shown at the share.
         """
         return {}
 
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
-        """Return which parts of the product that is the update are zero, where the tensors ``zero`` are.
+        """Return which factors of the product that forms the update are zero if the tensors ``zero`` are.
 
-        A part is called by the role of its tensor; an effective factor that no tensor stands for is called A
-        or B. One zero part makes the update start at zero; of two, neither ever gets a gradient.
+        They are named by the tensor's role, or A or B for an effective factor without a tensor. If one is
+        zero, the update starts at zero; if two are, neither ever receives a gradient.
         """
         return zero.difference(self.fixed)
 
@@ -165,54 +168,54 @@ class Transform(BaseModel):
         return rank
 
     def reach(self, rank: int, width: Width) -> int:
-        """Return the highest rank that the update of a site can have, at most `rows`."""
+        """Return the maximum rank of a site's update, at most `rows`."""
         return min(self.rows(rank, width), *width)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor | Factor:
         """Return the effective factor ``A (rows, d_in)`` or ``B (rows, d_out)``: ``dW = B^T A``.
 
-        It is a tensor, or a `Factor` that multiplies without being made, such as `Kron`. ``tensors`` holds
-        the pooled tensors and the site's own; ``side`` is ``d_in`` or ``d_out``. Called with tensors, with
-        those of many adapters under `torch.vmap`, and with `torch.fx` proxies; so it is written in plain
-        tensor methods, and branches on shapes only.
+        Return a tensor, or a `Factor` that multiplies without a dense matrix, such as `Kron`. ``tensors``
+        are the pooled and the site's private tensors; ``side`` is ``d_in`` or ``d_out``. This is
+        called with tensors, with those of many adapters under `torch.vmap`, and with `torch.fx` proxies.
+        So use plain tensor methods, and branch on shapes only.
         """
         raise NotImplementedError
 
     def factors(
         self, tensors: Tensors, rank: int, width: Width
     ) -> tuple[Tensor | Factor, Tensor | Factor]:
-        """Return both effective factors; for a transform that makes them together, instead of `factor`."""
+        """Return both effective factors; override it instead of `factor` to compute them together."""
         d_in, d_out = width
         return self.factor("A", tensors, rank, d_in), self.factor("B", tensors, rank, d_out)
 
     def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        """Return the update ``(..., d_out)`` of an input ``(..., d_in)``, for updates that are not linear.
+        """Return the update ``(..., d_out)`` for an input ``(..., d_in)``, if it is not linear.
 
-        Written as `factors` is; ``tensors`` come in the dtype of ``x``.
+        The rules of `factor` apply; ``tensors`` have the dtype of ``x``.
         """
         raise NotImplementedError
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """Return all of a trained tensor that running needs, in parts, where that is much less; or None.
+        """Return the parts of a trained tensor that inference needs, if they are much smaller; else None.
 
-        What the parts leave out is lost, so an adapter that was saved in parts cannot train further.
+        Parts do not contain everything, so an adapter saved in parts cannot be trained further.
         """
         return None
 
     def restore(self, role: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        """Make a tensor that gives the same update as the one that `compact` made the parts of.
+        """Restore from the parts of `compact` a tensor that gives the same update.
 
         Raises:
-            ValueError: the parts are not those of such a tensor; the reason is shown to the user.
+            ValueError: the parts do not fit such a tensor; the reason is shown to the user.
         """
         raise NotImplementedError
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
-        """Return warnings about a share of this transform over sites of these widths."""
+        """Return warnings about a share of this transform at sites of these widths."""
         return ()
 
     def options(self) -> dict[str, Any]:
-        """Return the options as plain values, defaults included but for those of `later`."""
+        """Return the options as plain values with defaults, except those of `later`."""
         defaults = type(self).model_fields
         same = {name for name in self.later if getattr(self, name) == defaults[name].default}
         return self.model_dump(by_alias=True, exclude=same)

@@ -1,4 +1,4 @@
-"""VectorBank: factors put together from a bank of vectors that the whole pool shares (VB-LoRA).
+"""VectorBank: factors built from a bank of vectors that the whole pool shares (VB-LoRA).
 
 Li et al. 2024, "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks", Equations 3 and 4.
 """
@@ -34,7 +34,7 @@ class VectorBank(Transform):
 
     vectors: PositiveInt = Field(90, description="vectors in the bank")
     length: PositiveInt = Field(256, description="values of a vector; it divides every width")
-    # The softmax over one is 1: no logit would ever learn.
+    # With one vector the softmax is constant, and the logits would never learn.
     top_k: int = Field(2, ge=2, description="vectors that are mixed for each stretch of a factor")
     bank_bound: PositiveFloat = Field(
         0.02, description="the bank starts uniform between minus this and this"
@@ -69,7 +69,7 @@ class VectorBank(Transform):
         }
 
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
-        return frozenset("AB" if "bank" in zero else "")  # Both factors are made of it.
+        return frozenset("AB" if "bank" in zero else "")  # Both factors depend on it.
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         logits, chosen = self._largest(tensors[f"L_{role}"])
@@ -78,13 +78,14 @@ class VectorBank(Transform):
         return stretches.reshape(rank, -1)
 
     def _largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ``top_k`` largest logits of each row and their places: of equal ones the first."""
+        """Return the ``top_k`` largest logits of each row and their indices; ties go to the first."""
         ordered, places = logits.sort(dim=-1, descending=True, stable=True)
         return ordered[..., : self.top_k], places[..., : self.top_k]
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """Keep of each row of logits which ``top_k`` are the largest, and by how much all but the first of
-        them are below it: softmax subtracts the largest in any case, so nothing is rounded.
+        """Keep the indices of each row's ``top_k`` largest logits, and their distances to the largest.
+
+        Softmax subtracts the largest in any case, so nothing is rounded.
         """
         if role == "bank":
             return None
