@@ -1,4 +1,4 @@
-"""Make again what README and docs say was counted or measured, and compare; claims.toml has the claims."""
+"""Recompute the counts and measurements in README and docs, and compare; claims.toml lists the claims."""
 
 from __future__ import annotations
 

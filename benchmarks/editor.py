@@ -1,8 +1,8 @@
-"""How long an editor waits for the language server, on a spec of 200 lines, in a process of its own.
+"""Measure the language server's response time for a spec of 200 lines, in a separate process.
 
-``answer`` is of a text that the server knows; ``after a change`` follows one at once: the text is read anew.
-``processor`` is the same work after a change, in processor time, which other programs stretch less: all in
-turn, the first one again at the end as the control.
+``answer`` is for a text that the server knows. ``after a change`` directly follows a change, so the text is
+parsed again. ``processor`` is the processor time of the latter, which other programs affect less.
+Measurements are interleaved, and the first is repeated at the end as a control.
 """
 
 from __future__ import annotations

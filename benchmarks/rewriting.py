@@ -1,9 +1,9 @@
-"""How long Llama-7B takes to adapt, and one of 160 layers, beside `peft.get_peft_model`; on the meta device.
+"""Measure the time to adapt Llama-7B and a model of 160 layers, compared with `peft.get_peft_model`, on the
+meta device.
 
-bishare's time is that of `compile_spec`: reading the spec, planning, tracing, rewriting and installing.
-PEFT draws the first values of its LoRA on the CPU even when the model is on the meta device, unless told
-`low_cpu_mem_usage=True`; both ways are measured, and so is the first one twice, as the control.
-``rewriting.py 32`` measures Llama-7B alone.
+bishare's time is that of `compile_spec`: parsing the spec, planning, tracing, rewriting and installing.
+PEFT initialises its LoRA on the CPU even for a meta model, unless `low_cpu_mem_usage=True`. Both ways are
+measured, the first one twice as a control. ``rewriting.py 32`` measures only Llama-7B.
 """
 
 from __future__ import annotations

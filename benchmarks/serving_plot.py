@@ -1,4 +1,4 @@
-"""Draw `results/serving.json`: memory by adapters, counted; and speed by adapters, measured."""
+"""Plot `results/serving.json`: counted memory and measured speed by number of adapters."""
 
 from __future__ import annotations
 

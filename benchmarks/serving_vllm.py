@@ -1,8 +1,8 @@
-"""One vLLM engine in a process of its own, told on standard input what to do; `serving.py` starts several.
+"""Run one vLLM engine with commands from standard input; `serving.py` starts several such processes.
 
     python serving_vllm.py '{"mode": "compact", ...}'
 
-Each line that it reads is a command in JSON, each line that it writes an answer in JSON.
+Each input line is a command in JSON, and each output line is an answer in JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How large an adapter's folder is, by 4 bytes a trainable parameter; of shapes alone.
+"""Compare the size of an adapter's folder with 4 bytes per trainable parameter, from shapes alone.
 
-The published code of Bi-Share writes a shared tensor once for every module that uses it. What that would
-come to is counted from the plan.
+The published code of Bi-Share writes a shared tensor once for every module that uses it. The plan shows the
+resulting size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How long a user waits for `bishare check` and `bishare plan`, beside importing lark and pydantic alone.
+"""Measure the time of `bishare check` and `bishare plan`, compared with importing lark and pydantic alone.
 
-Every run is a fresh process, with its start; the bytecode of all is compiled before the first that counts.
-FOLDER is that of a checkpoint: a config is all that is read of it.
+Every run is a fresh process, including its start. All bytecode is compiled before the first measured run.
+FOLDER is a checkpoint's folder, of which only the config is read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long PEFT's `set_adapter` takes between two adapters of bishare in memory, and between two LoRAs.
+"""Measure PEFT's `set_adapter` between two adapters of bishare in memory, and between two LoRAs.
 
-It is a matter of how many modules and tensors there are, not of how large: the base is a Llama with the
-layers of the 7B or five times as many, and small real weights. PEFT switches between two LoRAs of rank 8,
-bishare between two adapters of each spec. PEFT is measured twice, the second time as the control.
+The time depends on the number of modules and tensors, not on their sizes. So the base is a Llama with as
+many layers as the 7B, or five times as many, and small real weights. PEFT switches between two rank-8
+LoRAs, bishare between two adapters of each spec. PEFT is measured again as a control.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Count the lines of code in bishare_dsl, and fail where there are more than pyproject.toml allows.
+"""Count the lines of code in bishare_dsl, and fail if there are more than pyproject.toml allows.
 
-A line counts where a part of an operator, a name, a number or a string stands on it; docstrings do not.
+A line counts if it contains part of an operator, a name, a number or a string other than a docstring.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""What editors and other tools are given, written from the package: `make docs` does it.
+"""Write files for editors and other tools from the package, as part of `make docs`.
 
-The grammar of `.share` for editors that read TextMate's, such as VS Code; and the JSON schema of a spec, for
+These are a TextMate grammar of `.share` for editors such as VS Code, and the JSON schema of a spec for
 tools that write or check specs as JSON.
 """
 

@@ -1,1 +1,1 @@
-"""Steps, memory, decoding, `torch.compile` and mixed batches on one GPU; `run.py` runs them all."""
+"""Benchmarks on one GPU: steps, memory, decoding, `torch.compile` and mixed batches; `run.py` runs all."""

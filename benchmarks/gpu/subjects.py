@@ -1,4 +1,4 @@
-"""What is measured: a Llama with random weights, dense or in four bits, and adapters on it."""
+"""The measured models: a Llama with random weights, dense or 4-bit, with several adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, and results with the machine they come from."""
+"""Shared code of the benchmarks: interleaved timing, and results with a description of the machine."""
 
 from harness.result import write
 from harness.timing import Timing, interleave

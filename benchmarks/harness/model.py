@@ -1,4 +1,4 @@
-"""The real model that the benchmarks run on: the demo's."""
+"""The pretrained model for benchmarks, which is the demo's."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables that a script writes into a page, below its mark."""
+"""Write a script's tables into a page, below its mark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model gives for inputs that are always the same."""
+"""The outputs of a model for fixed inputs."""
 
 from __future__ import annotations
 

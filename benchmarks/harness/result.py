@@ -1,4 +1,4 @@
-"""One table on the screen, and the same as JSON with machine, versions and command."""
+"""Print a table, and store it as JSON with machine, versions and command."""
 
 from __future__ import annotations
 

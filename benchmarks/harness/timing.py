@@ -1,4 +1,4 @@
-"""Times of things that are compared: measured in turn, so that a busy machine slows them all alike."""
+"""Interleaved timing, so that a busy machine affects all subjects equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of data that wheels on PyPI hold."""
+"""Data sets from wheels on PyPI."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The columns of PEFT's comparison that need no weights: parameters, and the bytes of the saved file.
+"""The columns of PEFT's comparison that need no weights: parameters, and the size of the saved file.
 
-PEFT's methods are made on the shapes of the model alone (the meta device), and their file is the header that
-safetensors would write and the tensors' bytes; tests/benchmarks/metamath holds that against files of a small
-model. bishare's adapters are written.
+PEFT's methods are created on the meta device. Their file size is that of the safetensors header plus the
+tensors, which tests/benchmarks/metamath compares with real files of a small model. bishare's adapters are
+written to disk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Hypothesis strategy for architectures that no model has."""
+"""A Hypothesis strategy for artificial architectures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def architectures() -> st.SearchStrategy[Architecture]:
-    """Draw architectures with few and small sites; no model is built.
+    """Generate architectures with few and small sites, without building a model.
 
-    Half of them are decoders; the others have any kinds in any layer of one tower or two, with experts or
-    without, at any widths, as no family does.
+    Half of them are decoders. The others have arbitrary kinds, layers and widths in one or two towers, with
+    or without experts, unlike any real family.
     """
     return _decoders() | _irregular()
 

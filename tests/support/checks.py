@@ -1,8 +1,8 @@
-"""Whatever must hold of any spec on any model.
+"""Invariants of any spec on any model.
 
-Each check takes a model that is not adapted and leaves it as it was; those that take `compiled`, what
-`compile_spec` has made of a copy of it, copy that and do not compile again. A check that fails raises an
-AssertionError that says what differs, where, and by how much.
+Each check takes an unadapted model and does not change it. Checks with a `compiled` argument copy that
+result of `compile_spec` instead of compiling again. A failed check raises an AssertionError with the
+difference and its location.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float32: 2e-4,
     torch.bfloat16: 2e-2,
 }
-"""How far results may be apart, relative to the largest value of what is expected.
+"""The tolerance, relative to the largest expected value.
 
-A shorter type than float32 is allowed four times its own error in the reference on top of that.
+For types shorter than float32, four times the reference's own rounding error is added.
 """
 
 
 def regions(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the regions of an adapted model, with their paths; a disabled one is a region too."""
+    """Return the regions of an adapted model with their paths, disabled regions included."""
     return [
         (p, module) for p, module in model.named_modules() if "bishare_factors" in module._modules
     ]
 
 
 def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
-    """Set every tensor of an adapter to new values, so that no term is zero; return the tensors by name.
+    """Set every tensor of an adapter to random values, so that no term is zero; return the tensors by name.
 
     Args:
-        adapted: by `compile_spec` or `load_adapter`.
-        seed: of the values.
-        frozen: whether frozen tensors get new values too.
+        adapted: a model adapted by `compile_spec` or `load_adapter`.
+        seed: the seed of the values.
+        frozen: whether frozen tensors change too.
     """
     tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
     plan: Plan = adapted.bishare.plan  # type: ignore[union-attr, assignment]
@@ -73,18 +73,18 @@ def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict
                 tensors[name].copy_(draw_tensor(tensor, seed + 1))
                 continue
             drawn = torch.randn(tensors[name].shape, generator=random, dtype=torch.float64)
-            # So that an update is as large as what it is added to, whatever the rank.
+            # Scale updates to the size of the weights, independent of the rank.
             tensors[name].copy_(drawn * tensors[name].shape[0] ** -0.5 * 0.3)
     return tensors
 
 
 def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Check every invariant of bishare, for a spec and a model.
+    """Check every invariant of bishare for a spec and a model.
 
     Args:
-        spec: one that fits the model, without dropout.
-        model: one of `tiny_model`, or another, dense or quantised; not adapted, and left as it is.
-        seed: of the adapter and of the inputs.
+        spec: a spec that fits the model, without dropout.
+        model: an unadapted model, dense or quantised, such as a `tiny_model`; it does not change.
+        seed: the seed of the adapter and of the inputs.
 
     Raises:
         AssertionError: an invariant does not hold.
@@ -105,13 +105,13 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that a fresh adapter leaves logits bit-identical to the frozen base, in eval and training mode;
-    where a share's start is subtracted, up to rounding.
+    """Check that a fresh adapter leaves logits bit-identical to the frozen base, in eval and training mode,
+    or equal up to rounding if a share subtracts its initial value.
 
-    The model stays of its class; disabling the adapter, or taking it out, gives the base back.
+    The model keeps its class. Disabling or removing the adapter restores the base.
     """
     inputs = tiny_inputs(model, seed)
-    # Torch takes other kernels for weights that are trained: the base is frozen, as under an adapter.
+    # torch has other kernels for trainable weights, so freeze the base, as an adapter does.
     expected = _logits(copy.deepcopy(model).requires_grad_(False), inputs)
     adapted = _adapted(spec, model, seed, compiled)
     _same(isinstance(adapted, type(model)), True, "that the adapted model is of its class")
@@ -119,7 +119,7 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any
         subtracts = any(tensor.like for tensor in adapted.bishare.plan.tensors)
         same = partial(_close, dtype=model.dtype) if subtracts else _identical
         same(_logits(adapted, inputs), expected, what="logits of a fresh adapter")
-        # With gradients the forward takes another way: factors are not kept.
+        # With gradients, the forward does not cache factors.
         same(_run(adapted, inputs), expected, what="logits of a fresh adapter, with gradients")
     randomize(adapted, seed)
     with adapted.bishare.disable_adapter():
@@ -131,10 +131,10 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any
 
 
 def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that the plan counts the unique trainable scalars of the model, and all of its scalars."""
+    """Check that the plan counts the distinct trainable scalars of the model, and all its scalars."""
     adapted = _adapted(spec, model, seed, compiled)
     plan: Plan = adapted.bishare.plan
-    # `parameters()` gives a tied parameter once; a tensor registered twice would be hidden by that.
+    # `parameters()` yields tied parameters once, which would hide a tensor registered twice.
     registered = [p for _, p in adapted.named_parameters(remove_duplicate=False) if p.requires_grad]
     _same(len(registered), len({id(p) for p in registered}), "registrations of trainable tensors")
     _same(sum(p.numel() for p in registered), plan.trainable, "the model's trainable parameters")
@@ -150,19 +150,19 @@ def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any
 def check_against_reference(
     spec: Spec, model: PreTrainedModel, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> None:
-    """Check that logits and the gradient of every tensor are those of the dense `reference_model`.
+    """Check that logits and the gradient of every tensor equal those of the dense `reference_model`.
 
     Args:
-        spec: one that fits the model, without dropout.
+        spec: a spec that fits the model, without dropout.
         model: the base.
-        seed: of the adapter and the inputs.
-        dtype: in which base and adapter compute. The reference keeps the adapter in float32 at least.
+        seed: the seed of the adapter and the inputs.
+        dtype: the dtype of base and adapter. The reference's adapter is at least float32.
     """
     model = _in_type(model, dtype)
     inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if dtype == torch.float64:
-        adapted.to(dtype)  # Adapters are float32 otherwise.
+        adapted.to(dtype)  # Adapters default to float32.
     tensors = randomize(adapted, seed)
     wide = torch.promote_types(dtype, torch.float32)
     leaves = {
@@ -179,11 +179,11 @@ def check_against_reference(
 
     expected, references = run(reference_model(_in_type(model, wide), plan, leaves), leaves)
     found, gradients = run(adapted, tensors)
-    # Compared on one scale: a gradient that happens to be tiny is no better known than the others.
+    # Use a common scale, since small gradients have the same absolute error as others.
     scale = max(float(reference.abs().max()) for reference in references)
     slack, gradient_slack = 0.0, 0.0
     if wide != dtype:
-        # How well a model is conditioned shows in what the type does to the reference itself.
+        # The dtype's effect on the reference measures the conditioning of the model.
         rough, rough_gradients = run(reference_model(model, plan, leaves), leaves)
         slack = 4 * _worst(rough, expected)
         pairs = zip(rough_gradients, references, strict=True)
@@ -196,9 +196,10 @@ def check_against_reference(
 
 
 def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that what is saved and loaded has the same logits and ties; the file has each tensor once.
+    """Check that a saved and loaded adapter has the same logits and ties, and the file each tensor once.
 
-    Frozen tensors are in it only if they are not what their seed draws, and if the base says how they start.
+    Frozen tensors are saved only if they differ from what their seed generates, or if the base determines
+    their initial values.
     """
     adapted = _adapted(spec, model, seed, compiled)
     plan: Plan = adapted.bishare.plan
@@ -207,7 +208,7 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
         randomize(adapted, seed, frozen=False)
         _check_saved(adapted, model, stored, seed)
     tensors = randomize(adapted, seed)
-    # Other indices may, of few, be the same.
+    # With few choices, different indices may be equal.
     same = {
         t.name
         for t in plan.tensors
@@ -248,7 +249,9 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
 
 
 def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that what is saved compactly, where a transform can, has the same logits and does not train."""
+    """Check that a compactly saved adapter, if the transform supports it, has the same logits and is
+    frozen.
+    """
     inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed, compiled)
     tensors = randomize(adapted, seed)
@@ -262,10 +265,10 @@ def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: A
 
 
 def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that merging changes logits by rounding only; unmerging gives the base back bit for bit.
+    """Check that merging changes logits by rounding only, and that unmerging restores the base bit for bit.
 
-    An adapter whose updates are not matrices is refused, and stays as it was; so is one of quantised layers,
-    unless they are to be made dense.
+    Nonlinear updates are rejected without a change, and so are quantised layers, unless they are to become
+    dense.
     """
     inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed, compiled)
@@ -291,7 +294,7 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: A
     for name, tensor in adapted.state_dict().items():
         if "bishare_tensors" not in name.split("."):
             _identical(tensor, base[name], f"{name} after unmerging")
-    # With one layer made dense all are: a checkpoint's config tells of all of them at once.
+    # If one layer becomes dense, all do: a checkpoint's config describes them together.
     every = [path for path, weight in maps.items() if coded and weight.replacement()]
     plain = adapted.bishare.merge_and_unload(dequantize=bool(coded))
     _close(_logits(plain, inputs), expected, model.dtype, "logits of the merged, unloaded model")
@@ -300,10 +303,11 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: A
 
 
 def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that PEFT loads the export, and computes the same logits; what it cannot have is refused.
+    """Check that PEFT loads the export and computes the same logits, and that unsupported adapters are
+    rejected.
 
-    Where the base is quantised, by layers that PEFT need not know, it loads into a dense base of the same
-    weights.
+    If PEFT does not support the quantised layers of the base, load the export into a dense base with the
+    same weights.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -320,14 +324,14 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
             report = adapted.bishare.export(folder, format="peft")
-        except AdapterError as error:  # PEFT does not keep every parameter that is trained in full.
+        except AdapterError as error:  # PEFT does not save every parameter trained in full.
             codes = {problem.code for problem in error.problems}
             if codes == {"BS675"} and _scales(adapted):
-                return  # A DoRA of PEFT has linear layers alone.
+                return  # PEFT's DoRA supports linear layers only.
             _same((codes, bool(adapted.bishare.plan.trained)), ({"BS692"}, True), "what is refused")
             return
         if "BS693" in {problem.code for problem in report.warnings}:
-            return  # PEFT takes what was adapted for something else.
+            return  # PEFT misidentifies adapted modules.
         base = _dense(model, [site.path for site in adapted.bishare.plan.sites])
         exported = PeftModel.from_pretrained(base, folder)
     _close(
@@ -336,14 +340,14 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
 
 
 def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that a seed and a tensor's name decide its values bit for bit, in whatever order shares stand."""
+    """Check that a seed and a tensor's name determine its values bit for bit, in any order of shares."""
     first = _adapted(spec, model, seed, compiled).bishare.tensors()
     backwards = spec.model_copy(update={"shares": spec.shares[::-1], "params": spec.params[::-1]})
     other = _adapted(backwards, model, seed + 1).bishare.tensors()
     _same(set(other), set(first), "tensors of the same shares in another order")
     with _quietly():
         tensors = plan_spec(spec, model).tensors
-    # A constant start is the same for any seed, and for any tensor; indices of few may be.
+    # Constants do not depend on the seed or the tensor, and indices among few choices may be equal.
     random = (t for t in tensors if t.drawn and t.like is None)
     drawn = [t for t in random if t.init not in ("zeros", "ones", "constant", "choice")]
     kept = [tensor.name for tensor in drawn if torch.equal(other[tensor.name], first[tensor.name])]
@@ -367,7 +371,7 @@ def _scales(adapted: Any) -> bool:
 
 
 def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
-    """Return a copy of a model, in which those of some linear layers are dense that were quantised."""
+    """Return a copy of a model with some quantised linear layers made dense."""
     other, maps = copy.deepcopy(model), linear_maps(model)
     for weight in (maps[path] for path in paths if maps[path].replacement()):
         value, bias = weight.dequantized(), getattr(weight.module, "bias", None)
@@ -389,7 +393,7 @@ def _refused(action: Callable[[], object], what: str, code: str) -> None:
 
 
 def _adapted(spec: Spec, model: PreTrainedModel, seed: int, compiled: Any = None) -> Any:
-    """Adapt a copy of a model, or copy what that has given before."""
+    """Adapt a copy of a model, or copy the earlier result."""
     if compiled is not None:
         return copy.deepcopy(compiled)
     with _quietly():
@@ -398,17 +402,17 @@ def _adapted(spec: Spec, model: PreTrainedModel, seed: int, compiled: Any = None
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out the warnings about specs that are odd but sound: any spec is welcome here."""
+    """Suppress warnings about unusual but valid specs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BishareWarning)
         yield
 
 
 def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Any:
-    """Return a copy of the model that computes in a type."""
+    """Return a copy of the model with another dtype."""
     other: Any = copy.deepcopy(model)
     if getattr(other.config, "_experts_implementation", None) is not None:
-        other.set_experts_implementation("eager")  # The fused experts know no float64.
+        other.set_experts_implementation("eager")  # Fused experts do not support float64.
     return other.to(dtype)
 
 
@@ -421,7 +425,7 @@ def _run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     outputs = model(**cast)
-    # A CLIP compares images with texts.
+    # CLIP compares images with texts.
     logits: Tensor = outputs["logits" if "logits" in outputs else "logits_per_image"]
     return logits
 

@@ -1,7 +1,7 @@
-"""Random specs whose params, lets and shares are called as kinds, parts and attributes' values are.
+"""Random specs whose params, lets and shares have the names of kinds, parts and attribute values.
 
-A text is written with marks in place of the names that it declares, so that it can be spelt twice: with names
-of one pool, which collide with those of the model, and with fresh ones. Both mean the same.
+A text has marks instead of declared names. It is written twice: with names that collide with the model's,
+and with fresh names. Both must have the same meaning.
 
     python tests/support/collisions.py [COUNT [SEED]]
 """
@@ -37,12 +37,12 @@ POOL = [
     "self_attn",
     "embed_tokens",
 ]
-HIDES = "BS322"  # Only a name of the model's can hide a kind.
+HIDES = "BS322"  # Only a name in the model can hide a kind.
 
 
 @cache
 def architecture(family: str) -> Architecture:
-    """Make a small model whose head is tied: of Llama, or a mixture of experts."""
+    """Build a small model with a tied head: a Llama or a mixture of experts."""
     config = {
         "model_type": family,
         "num_local_experts": 3,
@@ -59,7 +59,7 @@ def architecture(family: str) -> Architecture:
 
 
 class Text:
-    """A random spec: marks such as ``<1>`` stand where a declared name is meant, and kinds as they are."""
+    """A random spec, with marks such as ``<1>`` for declared names, and kinds unmarked."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -85,17 +85,17 @@ class Text:
         )
 
     def spelt(self, *, fresh: bool) -> str:
-        """Write the text with names of the pool, or with ``fresh`` ones."""
+        """Write the text with colliding or ``fresh`` names."""
         names = [f"n{i}" for i in range(6)] if fresh else self.names
         return re.sub(r"<(\d)>", lambda mark: f'"{names[int(mark[1])]}"', self.text)
 
     def kind(self) -> str:
-        """Choose the name of a kind or part that no let hides; its value, no param."""
+        """Choose the name of a kind or part that no let or param hides."""
         taken = self.names[:4]
         return self.chance.choice([name for name in POOL[:8] if name not in taken])
 
     def named(self) -> str:
-        """Choose what a bare name in a condition may be: a kind, whatever params are called, or a let."""
+        """Choose a bare name for a condition: a kind, even if a param has its name, or a let."""
         hidden = self.names[2:4]
         kinds = [name for name in POOL[:9] if name not in hidden]
         return self.chance.choice([*kinds, *self.lets, *self.lets])
@@ -135,12 +135,12 @@ class Text:
 
 
 def _plain(problem: Problem) -> tuple[object, ...]:
-    # Of two parts of a list that are wrong alike, one is reported, by the names that are near.
+    # Of two list items with the same error, one is reported, which depends on nearby names.
     return problem.code, problem.severity, problem.loc[:-1]
 
 
 def _outcome(spec: Spec, model: Architecture) -> tuple[object, list[tuple[object, ...]]]:
-    """Return what a spec comes to, without the names that it declares."""
+    """Return the result for a spec, without its declared names."""
     plan: Plan | None = None
     try:
         plan, problems = build_plan(spec, model)
@@ -156,7 +156,7 @@ def _outcome(spec: Spec, model: Architecture) -> tuple[object, list[tuple[object
 
 
 def differences(seed: int) -> Iterator[str]:
-    """Say what differs for one random spec: between its two spellings, and at sites of its conditions."""
+    """Compare the two spellings of one random spec, also at the sites of its conditions."""
     chance = random.Random(seed)
     made, model = Text(chance), architecture(chance.choice(["llama", "mixtral"]))
     text = made.spelt(fresh=False)
@@ -177,7 +177,7 @@ def differences(seed: int) -> Iterator[str]:
 
 
 def main(count: int = 10_000, seed: int = 0) -> int:
-    """Look at ``count`` specs, and print what differs."""
+    """Test ``count`` specs, and print differences."""
     found = 0
     for number in range(seed, seed + count):
         for said in differences(number):

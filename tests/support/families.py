@@ -1,4 +1,4 @@
-"""Tiny models of many families, and what they read: decoders, mixtures of experts, encoders, other towers."""
+"""Tiny models of many families and their inputs: decoders, mixtures of experts, encoders, other towers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "mixtral": TinyFamily(
             "mixtral", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
         ),
-        # These three have no grouped-query attention, and a head is hidden_size / heads wide.
+        # These three lack grouped-query attention, and their head width is hidden_size / heads.
         "gpt2": TinyFamily(
             "gpt2",
             {
@@ -75,7 +75,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         ),
     }
 )
-"""Decoders of text."""
+"""Text decoders."""
 
 TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
     {
@@ -101,7 +101,7 @@ TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
         ),
         "olmoe": TinyFamily("olmoe", {**_UNIFORM, "num_experts": 4}),
         "granitemoe": TinyFamily("granitemoe", {**_UNIFORM, "num_local_experts": 4}),
-        # The first block is dense; in the others a shared expert stands beside groups of routed ones.
+        # The first block is dense; others combine a shared expert with groups of routed experts.
         "deepseek_v3": TinyFamily(
             "deepseek_v3",
             {
@@ -122,7 +122,7 @@ TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
         ),
     }
 )
-"""Mixtures of experts, besides Mixtral: with shared experts, biases, transposed weights, dense blocks."""
+"""Mixtures of experts besides Mixtral: with shared experts, biases, transposed weights, dense blocks."""
 
 _PLAIN = {k: v for k, v in _COMMON.items() if k != "initializer_range"}
 _VISION = {
@@ -253,7 +253,7 @@ TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
         ),
     }
 )
-"""Families that are not, or not only, causal language models; `tiny_inputs` gives what they read."""
+"""Families that are not only causal language models; `tiny_inputs` returns their inputs."""
 
 
 def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
@@ -262,15 +262,15 @@ def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
 
 
 def tiny_inputs(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
-    """Return what a tiny model reads, by keyword: two inputs, of which one is padded where they are tokens.
+    """Return the inputs of a tiny model by keyword: two examples, the tokens of one padded.
 
     Args:
-        model: of `tiny_model`.
-        seed: of the values.
+        model: from `tiny_model`.
+        seed: the seed of the values.
 
     Returns:
         ``input_ids`` and ``attention_mask`` (2, 5), ``decoder_input_ids`` (2, 4), ``pixel_values``,
-        ``input_features`` (2, 8, 12): those that its forward takes.
+            ``input_features`` (2, 8, 12): the arguments of its forward.
     """
     import torch
 
@@ -282,11 +282,9 @@ def tiny_inputs(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
         image = getattr(config, "image_token_id", text.vocab_size)
         ids = torch.randint(3, min(text.vocab_size, image), (2, 5), generator=random)
         mask = torch.ones_like(ids)
-        mask[1, -2:] = (
-            0  # On the right: on the left, some families give NaN at what nothing attends to.
-        )
+        mask[1, -2:] = 0  # Padding on the left gives NaN in some families, where nothing attends.
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if image < text.vocab_size:  # Four tokens stand for an image.
+        if image < text.vocab_size:  # Four tokens represent an image.
             images = torch.full((2, 4), image)
             inputs["input_ids"] = torch.cat([images, ids], 1)
             inputs["attention_mask"] = torch.cat([torch.ones_like(images), mask], 1)
@@ -298,7 +296,7 @@ def tiny_inputs(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
     elif hasattr(vision, "image_size"):
         side = vision.image_size
         inputs["pixel_values"] = torch.randn(2, 3, side, side, generator=random)
-    elif hasattr(vision, "spatial_merge_size"):  # Qwen's: patches of images of any size.
+    elif hasattr(vision, "spatial_merge_size"):  # Qwen: patches of images of any size.
         size = 3 * vision.temporal_patch_size * vision.patch_size**2
         inputs["pixel_values"] = torch.randn(2 * 4, size, generator=random)
         inputs["image_grid_thw"] = torch.tensor([[1, 2, 2]] * 2)

@@ -1,4 +1,4 @@
-"""Models that are none of transformers, and have no config: with numbered blocks, and without."""
+"""Models without a config from outside transformers, with and without numbered blocks."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what gets compiled: models, specs that fit them, pools.
+"""Hypothesis strategies for models, specs that fit them, and pools.
 
 @given(st.data())
 def test_my_transform(data):
@@ -74,17 +74,17 @@ def _cached_model(family: str, overrides: tuple[tuple[str, Any], ...]) -> PreTra
 def small_models(
     draw: st.DrawFn, families: Sequence[str] = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
 ) -> PreTrainedModel:
-    """Draw tiny models of any family, float32 in eval mode: each draw a copy of its own.
+    """Generate tiny models of any family, float32 in eval mode; each is a fresh copy.
 
-    Causal language models, mixtures of experts, encoders, encoder-decoders and models of images. The head is
-    tied to the embedding, or not; now and then some of the linear layers are quantised.
+    The families are causal language models, mixtures of experts, encoders, encoder-decoders and image
+    models. The head may be tied to the embedding, and sometimes linear layers are quantised.
 
-    Layers (1 to 3), heads, and widths vary where the family lets them; attention is grouped-query where
-    the family has it, and widths differ from one another.
+    Layers (1 to 3), heads and widths vary if the family allows it. Attention is grouped-query if the family
+    supports it, and widths differ.
 
     Args:
-        draw: given by hypothesis.
-        families: which of `TINY_FAMILIES`, `TINY_MIXTURES` and `TINY_TOWERS` to draw from.
+        draw: from Hypothesis.
+        families: a choice of `TINY_FAMILIES`, `TINY_MIXTURES` and `TINY_TOWERS`.
     """
     family = draw(st.sampled_from(families))
     sizes = _sizes(draw, family) if family in TINY_FAMILIES else {}
@@ -116,13 +116,15 @@ def _sizes(draw: st.DrawFn, family: str) -> dict[str, Any]:
 
 
 def pools() -> st.SearchStrategy[list[Width]]:
-    """Return the widths of the sites of a pool: what a transform is given to fit a factor to."""
+    """Return the widths of a pool's sites, to which a transform fits a factor."""
     width = st.integers(1, 24)
     return st.lists(st.builds(Width, width, width), min_size=1, max_size=4)
 
 
 def vias() -> st.SearchStrategy[Via]:
-    """Draw every built-in transform but Identity, with options; sizes that mostly divide no width."""
+    """Generate every built-in transform except Identity, with options; most sizes do not
+    divide any width.
+    """
     starts = st.sampled_from(["kaiming_uniform", "kaiming_normal", "ones"])
     size = st.integers(1, 12)
     kernel = {"size": size, "kernel": starts}
@@ -143,7 +145,7 @@ def _via(name: str, **options: st.SearchStrategy[Any]) -> st.SearchStrategy[Via]
 
 @dataclass
 class _Drawing:
-    """A spec in the making, which says what its parts mean for the architecture so far."""
+    """A spec under construction, with the meaning of its parts in the architecture."""
 
     draw: st.DrawFn
     architecture: Architecture
@@ -168,18 +170,18 @@ class _Drawing:
         return [self._scopes[site.path] for site in sites]
 
     def any(self, *choices: _T) -> _T:
-        """Draw one of these; the first is what a failing example shrinks to."""
+        """Choose a value; a failing example shrinks to the first."""
         return choices[self.draw(st.integers(0, len(choices) - 1))]
 
     def number(self, value: float) -> Expression:
-        """Draw a number, now and then as a param."""
+        """Generate a number, sometimes as a param."""
         if not self.any(False, False, True):
             return value
         self.params.append(Param(name=f"p{len(self.params)}", value=value))
         return Ref(ref=self.params[-1].name)
 
     def atom(self, sites: Sequence[Site]) -> Expression:
-        """Draw a predicate that some of ``sites`` fit."""
+        """Generate a predicate that some of ``sites`` satisfy."""
         site: Site = self.any(*sites)
         layers = self.scopes([site])[0].layers
         layer = self.any(site.block, site.block - layers)
@@ -222,7 +224,7 @@ class _Drawing:
         return self.any(*atoms)
 
     def selection(self, sites: Sequence[Site]) -> Selection:
-        """Draw a selection with at least one of ``sites`` in it."""
+        """Generate a selection of at least one of ``sites``."""
         first = self.atom(sites)
         form = self.any("one", "not", "two", "and", "or", "except")
         if form == "one":
@@ -235,7 +237,7 @@ class _Drawing:
             "or": Selection(include=(Or(any_of=(first, second)),)),
             "except": Selection(include=(first,), exclude=(second,)),
         }[form]
-        # Some of these forms may leave nothing.
+        # Some of these forms may select nothing.
         if self.selected(sites, made):
             return made
         return Selection(include=(first,))
@@ -245,7 +247,7 @@ class _Drawing:
         return [s for s, scope in zip(sites, scopes, strict=True) if scope.holds(selection)]
 
     def per(self, sites: Sequence[Site]) -> tuple[Expression, ...]:
-        """Keys: none is one pool for all."""
+        """Generate keys; without any, all sites share a pool."""
         keys: list[Expression] = [
             *(Ref(ref=name) for name in ("module", "layer", "kind", "parent", "path", "in")),
             *(TOWER for _ in range(len({site.tower for site in sites}) > 1)),
@@ -256,13 +258,13 @@ class _Drawing:
         if any(site.expert is not None for site in sites):
             keys.append(EXPERT)
         if all(site.expert is not None for site in sites):
-            # Where nothing but experts is covered, which is rare, they are told apart often.
+            # Specs for experts alone are rare, so they often distinguish experts.
             keys += 4 * [Binary(op=op, left=EXPERT, right=2) for op in ("//", "%")]
         count = self.any(1, 0, 1, 2)
         return tuple(self.any(*keys) for _ in range(count))
 
     def rank(self, sites: Sequence[Site]) -> tuple[RankMatch | Expression, Ref | None]:
-        """Draw a rank, and the attribute that it depends on."""
+        """Generate a rank, and the attribute it depends on."""
         form = self.any("number", "number", "kind", "layer", "computed")
         if form == "number":
             return self.number(self.draw(st.integers(1, 4))), None
@@ -284,7 +286,7 @@ class _Drawing:
         return RankMatch(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
 
     def settings(self) -> dict[str, Any]:
-        """Draw scale, alpha, dropout (always 0) and starts."""
+        """Generate scale, alpha, dropout (always 0) and initialisers."""
         alpha = self.any(None, 4, 0.5)
         scales: list[Expression | None] = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
         if alpha is not None:
@@ -336,7 +338,7 @@ class _Drawing:
                     ("Basis", "count"),
                 )
                 via = Via(transform=name, options={option: self.any(2, 3, 1)})
-                settings["init"] = {}  # What it has for each site starts at zero.
+                settings["init"] = {}  # Its private tensors start at zero.
         elif form == "equal" and self.whole:
             via = self.any(*self._equal_vias(covered))
         elif form == "bank":
@@ -359,7 +361,7 @@ class _Drawing:
         )
 
     def _own_roles(self, via: Via | None, gain: Gain) -> list[str]:
-        """Return tensors that each site has for itself where they have no key."""
+        """Return the tensors that are private to each site unless they have a key."""
         roles: list[str] = []
         if via is not None:
             plain = {name: value for name, value in via.options.items() if type(value) is int}
@@ -370,7 +372,7 @@ class _Drawing:
         return roles
 
     def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
-        """Draw transforms for pools whose sites are as wide as one another."""
+        """Return transforms for pools with sites of equal widths."""
         blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         chunks = (
             min(self.any(1, 2, 3), *(site.d_in for site in sites)),
@@ -381,7 +383,7 @@ class _Drawing:
             Via(transform="BlockDiagonal", options=self._blocks(blocks)),
             Via(transform="Mix", options={f"count_{self.any('A', 'B')}": self.any(2, 3)}),
             Via(transform="Shards", options={"rows": 1, "shards": self._divisor(blocks)}),
-            # What is added to an expert of the model is a matrix.
+            # An update of an expert must be a matrix.
             *(
                 [Via(transform="Experts", options={"count": self.any(2, 3)})]
                 if all(site.expert is None for site in sites)
@@ -390,12 +392,12 @@ class _Drawing:
         ]
 
     def _bank(self, sites: Sequence[Site]) -> dict[str, Expression]:
-        """Draw options of a vector bank whose vectors tile every width."""
+        """Generate options of a vector bank whose vectors tile every width."""
         common = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return {"vectors": self.any(3, 4), "length": self._divisor(common), "top_k": 2}
 
     def _blocks(self, common: int) -> dict[str, Expression]:
-        """Draw options of block-diagonal factors, of sides that ``common`` divides."""
+        """Generate options of block-diagonal factors with widths divisible by ``common``."""
         cut = self.any("both", "in", "out")
         options: dict[str, Expression] = {"blocks": self._divisor(common)}
         return options if cut == "both" else options | {"cut": Ref(ref=cut)}
@@ -404,16 +406,16 @@ class _Drawing:
         return self.any(*divisors([number]))
 
     def _gain_and_freeze(self, via: Via | None, init: Mapping[str, Expression]) -> dict[str, Any]:
-        """Draw gains that start above zero, and frozen tensors that leave something to train.
+        """Generate nonzero gains, and frozen tensors that leave something to train.
 
-        Or, as in VeRA, random factors that are frozen beside an ``out`` gain that starts at zero.
+        Alternatively, as in VeRA, combine frozen random factors with an ``out`` gain that starts at zero.
         """
         name = "Identity" if via is None else via.transform
         out = self.any(None, None, 1, 0.5)
         rank = None if name == "Experts" else self.any(None, None, 0.5)
         bases = dict.fromkeys(("Basis", "Core", "Loadings"), ("A", "B"))
         frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), **bases}
-        random = "B" if init.get("A") == Ref(ref="zeros") else "A"  # The other one starts at zero.
+        random = "B" if init.get("A") == Ref(ref="zeros") else "A"  # The other starts at zero.
         roles = frozen.get(name, (random,))
         if name not in frozen and self.any(False, False, False, True):
             started = {"A": Ref(ref="normal"), "B": Ref(ref="uniform")}
@@ -421,7 +423,7 @@ class _Drawing:
         return {"freeze": self.any((), (), roles), "gain": Gain(rank=rank, out=out)}
 
     def _unequal(self, sites: Sequence[Site], *keys: tuple[Expression, ...]) -> bool:
-        """Tell whether some pool has sites of different widths, which only a transform can serve."""
+        """Return whether a pool has sites of different widths, which requires a transform."""
         pools: dict[tuple[Value, ...], set[int]] = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
             for factor, key, width in zip("AB", keys, (site.d_in, site.d_out), strict=True):
@@ -443,18 +445,18 @@ def meaningful_specs(
     vias: st.SearchStrategy[Via] | None = None,
     max_shares: int = 3,
 ) -> Spec:
-    """Draw specs that fit an architecture, over the whole language: `build_plan` has no error for them.
+    """Generate specs over the whole language that fit an architecture, so `build_plan` reports no error.
 
-    Every form of ``where`` and ``per``, lets, params, exceptions, ranks by kind and by layer (0 at some
-    sites included), keys for each factor, every transform with options, gains, frozen tensors, scales,
-    alphas and starts. Dropout is 0, so that what a compiled model computes is determined.
+    They have every form of ``where`` and ``per``, lets, params, exceptions and ranks by kind and layer
+    (also 0). They also have keys for each factor, all transforms with options, gains, frozen tensors,
+    scales, alphas and initialisers. Dropout is 0, so that results are deterministic.
 
     Args:
-        draw: given by hypothesis.
-        architecture: that of the model to compile into.
-        vias: the transforms to draw from, for one that is being tested: then each share has one key,
-            no gain and nothing frozen. By default, every built-in transform and the whole language.
-        max_shares: how many shares there are at most.
+        draw: from Hypothesis.
+        architecture: the architecture of the model.
+        vias: transforms under test; each share then has one key, no gain and no frozen tensors. The default
+            is all built-in transforms and the whole language.
+        max_shares: the maximum number of shares.
     """
     drawing = _Drawing(draw, architecture, vias if vias is not None else _VIAS, vias is None)
     sites = architecture.sites
@@ -465,7 +467,7 @@ def meaningful_specs(
     targets = drawing.selected(sites, target)
     count = draw(st.integers(1, max_shares))
     first, *others = (drawing.share(index, targets) for index in range(count))
-    if isinstance(first.rank, RankMatch):  # Something is left to train.
+    if isinstance(first.rank, RankMatch):  # Leave something to train.
         arms = tuple(arm.model_copy(update={"rank": 2}) for arm in first.rank.arms)
         rank = first.rank.model_copy(update={"arms": arms, "otherwise": 1})
         first = first.model_copy(update={"rank": rank})
@@ -491,7 +493,7 @@ def meaningful_specs(
 def _with_magnitude(
     drawing: _Drawing, spec: Spec, targets: Sequence[Site], architecture: Architecture
 ) -> Spec:
-    """Let a spec scale what some targets give."""
+    """Add a magnitude at some targets to a spec."""
     where = drawing.any(None, drawing.selection(targets))
     key = drawing.any((Ref(ref="module"),), (LAYER, KIND), (KIND,), (OUT,), (LAYER, OUT))
     statement = magnitude(key, where, plain=drawing.any(False, False, True))
@@ -500,12 +502,12 @@ def _with_magnitude(
 
 
 def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
-    """Let a spec adapt heads and embeddings too, if it says nothing that these have no answer to."""
+    """Extend a spec to heads and embeddings, unless it uses attributes that they lack."""
     kinds = {kind for site in architecture.outside for kind in site.kinds}
-    # A model may read the table of its positions past the module that has it.
+    # A model may bypass the module and read its position table directly.
     kinds = {kind for kind in kinds if "position" not in kind}
     if not kinds or any(share.via and share.via.transform == "Experts" for share in spec.shares):
-        return spec  # What is added to an embedding is a matrix.
+        return spec  # An update of an embedding must be a matrix.
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
     assert spec.target is not None
     include = (*spec.target.include, *named)
@@ -520,12 +522,12 @@ def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     share = Share(name="ends", where=Selection(include=named), rank=2, **way)
     target = spec.target.model_copy(update={"include": include})
     wider = spec.model_copy(update={"target": target, "shares": (*spec.shares, share)})
-    # A key of another share may read `layer`, say.
+    # Another share's key may depend on an attribute such as `layer`.
     return wider if _fits(wider, architecture) else spec
 
 
 def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
-    """Let a spec train some parameters in full too, where its shares do not adapt these."""
+    """Let a spec also train in full some parameters that its shares do not adapt."""
     parts = [Ref(ref=part) for part in ("norms", "biases", "heads", "embeddings")]
     others = [other.path.split(".") for other in architecture.others]
     kinds = [Ref(ref=kind) for kind in sorted({path[-2] for path in others if path[1:]})]
@@ -538,7 +540,7 @@ def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec
     exclude = draw(st.lists(some, max_size=1))
     train = Selection(include=tuple(include), exclude=tuple(exclude))
     trained = spec.model_copy(update={"train": train})
-    if draw(st.sampled_from([False, False, False, True])):  # That alone.
+    if draw(st.sampled_from([False, False, False, True])):  # Without shares.
         trained = trained.model_copy(update={"target": None, "shares": ()})
     return trained if _fits(trained, architecture) else spec
 

@@ -1,4 +1,4 @@
-"""A quantised base without a quantiser: linear layers that keep bytes and a scale for each row."""
+"""A quantised base without a quantiser: linear layers with int8 weights and a scale per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class Int8Linear(nn.Module):
-    """A quantised linear as libraries write them: integers, a scale for each row, their own class."""
+    """A quantised linear layer as in libraries: integers, a scale per row, a separate class."""
 
     scale: Tensor
 
@@ -34,7 +34,7 @@ def quantise(
     chosen: Callable[[str], bool],
     make: Callable[[nn.Linear], nn.Module] = Int8Linear,
 ) -> ModelT:
-    """Put quantised layers into a model, in the place of the plain linear layers whose paths are chosen."""
+    """Replace the linear layers with the chosen paths by quantised layers."""
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and chosen(path):
             model.set_submodule(path, make(module))

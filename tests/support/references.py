@@ -1,7 +1,7 @@
-"""What every shipped transform must compute, as dense matrices straight from its paper.
+"""Dense references of all shipped transforms, straight from their papers.
 
-An oracle, so it shares no code with `bishare_dsl.transforms`: it names matrices as the paper does, in the
-paper's orientation (A is ``(r, d_in)``, B is ``(d_out, r)``), forms every product in full, and is slow.
+They share no code with `bishare_dsl.transforms`. Matrices have the paper's names and orientation (A is
+``(r, d_in)``, B is ``(d_out, r)``), and every product is computed in full, which is slow.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def slice_sharing(term: TermValues) -> Factors:
 
 @reference("GT")
 def gate_transformation(term: TermValues) -> Factors:
-    """Compute ``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split where it is narrowest."""
+    """Compute ``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split at the narrowest
+    dimension.
+    """
     a_s, b_s = term["A"], term["B"].T
     g_od, g_ou = term["G_od"], term["G_ou"].T
     g_id, g_iu = term["G_id"], term["G_iu"].T
@@ -61,7 +63,7 @@ def gate_transformation(term: TermValues) -> Factors:
 def kronecker_extension(term: TermValues) -> Factors:
     """Compute ``(K_B (x) B_s)(K_A (x) A_s)``: Equation 6, Algorithm 3; row by row for Table 8.
 
-    Where ``size`` does not divide a width, what is beyond the width is cut off.
+    If ``size`` does not divide a width, the excess is cut off.
     """
     a_s, b_s = term["A"], term["B"].T
     k_a, k_b = term["K_A"], term["K_B"].T
@@ -81,7 +83,7 @@ def _kronecker(kernel: Tensor, shared: Tensor) -> Tensor:
 
 @reference("VectorBank")
 def vector_bank(term: TermValues) -> Factors:
-    """Compute VB-LoRA: each stretch is ``sum_k w_k bank[k]`` over the largest logits of its own."""
+    """Compute VB-LoRA: each subvector is ``sum_k w_k bank[k]`` over its own largest logits."""
     bank, length = term["bank"], term.options["length"]
 
     def rows(logits: Tensor, width: int) -> Tensor:
@@ -102,7 +104,7 @@ def vector_bank(term: TermValues) -> Factors:
 
 @reference("Rotation")
 def rotation(term: TermValues) -> Factors:
-    """Compute PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, with P the turn of the rank by the stride."""
+    """Compute PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, where P rotates the rank by the stride."""
 
     def repeated(chunk: Tensor, chunks: int, width: int) -> Tensor:
         stride = term.options["stride"]
@@ -120,7 +122,9 @@ def rotation(term: TermValues) -> Factors:
 
 @reference("BlockDiagonal")
 def block_diagonal(term: TermValues) -> Factors:
-    """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``; BD-LoRA: one of the two is whole."""
+    """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``; in BD-LoRA, only one of them
+    is block-diagonal.
+    """
     n, cut = term.options["blocks"], term.options.get("cut", "both")
     a = torch.zeros(n * term.rank, term.d_in, dtype=term["A"].dtype)
     b = torch.zeros(term.d_out, n * term.rank, dtype=term["B"].dtype)
@@ -135,7 +139,7 @@ def block_diagonal(term: TermValues) -> Factors:
 
 @reference("Basis")
 def basis(term: TermValues) -> Factors:
-    """Compute NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``; of wider matrices the leading part."""
+    """Compute NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``, cropped to the site's widths."""
     count, r = term.options["count"], term.rank
     alpha, beta = term["c_A"][0], term["c_B"][0]
     a = torch.zeros(r, term.d_in, dtype=alpha.dtype)
@@ -148,7 +152,7 @@ def basis(term: TermValues) -> Factors:
 
 @reference("Mix")
 def mix(term: TermValues) -> Factors:
-    """Compute Lily with a static router, MASA: ``sum_k m_k B_k``, ``sum_k m_k A_k``, wider ones cut."""
+    """Compute Lily with a static router, MASA: ``sum_k m_k B_k``, ``sum_k m_k A_k``, cropped if wider."""
 
     def mixed(role: str, width: int) -> Tensor:
         count, r = term.options[f"count_{role}"], term.rank
@@ -165,7 +169,7 @@ def mix(term: TermValues) -> Factors:
 def core(term: TermValues) -> Factors:
     """LoRA-XS: ``B R A``; MetaTT: ``B R_n ... R_1 A``; TinyLoRA: ``R_1 = sum_i v_i P_i``.
 
-    Of wider factors the front; R and P are stored transposed.
+    Wider factors are cropped. R and P are stored transposed.
     """
     b, a = term["B"].T[: term.d_out], term["A"][:, : term.d_in]
     for i in range(term.options.get("cores", 1), 1, -1):
@@ -210,7 +214,7 @@ def grid(term: TermValues) -> Factors:
 
 @reference("Shards")
 def shards(term: TermValues) -> Factors:
-    """MoS: row by row and shard by shard, those of the pool that the site has drawn."""
+    """MoS: each row is assembled from the shards of the pool that the site selects."""
     count, pool = term.options["shards"], term.rank * term.options["shards"]
 
     def rows(role: str, width: int) -> Tensor:
@@ -231,7 +235,9 @@ def shards(term: TermValues) -> Factors:
 
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
-    """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""
+    """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B, with wider
+    vectors cropped.
+    """
     a = torch.zeros(term.rank, term.d_in, dtype=term["A"].dtype)
     b = torch.zeros(term.d_out, term.rank, dtype=term["B"].dtype)
     for row in range(term.rank):
@@ -258,10 +264,10 @@ def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int
     """Return a term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
 
     Args:
-        term: of a plan; linear.
+        term: a linear term of a plan.
         tensors: the adapter's tensors, by their names in the plan; gradients flow to them.
-        d_in: width of the site's input.
-        d_out: width of its output.
+        d_in: the width of the site's input.
+        d_out: the width of its output.
 
     Raises:
         KeyError: the transform has no reference.
@@ -279,35 +285,34 @@ def _values(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) ->
 
 
 def _gained(term: TermValues) -> Tensor:
-    """Return ``diag(out)``, or the identity where there is no such gain."""
+    """Return ``diag(out)``, or the identity if there is no such gain."""
     one = next(iter(term.tensors.values())).new_ones(term.d_out)
     return torch.diag(term["gain_out"][0] if "gain_out" in term.tensors else one)
 
 
 Drop = Callable[[Tensor, float], Tensor]
-"""Stands for dropout: of an input and a probability, the input with some of it dropped."""
+"""A replacement for dropout: maps an input and a probability to the input after dropout."""
 
 
 def reference_model(
     model: ModelT, plan: Plan, tensors: Mapping[str, Tensor], drop: Drop | None = None
 ) -> ModelT:
-    """Return a copy of a base model whose weights are ``W + sum of dW``, dense.
+    """Return a copy of a base model with dense weights ``W + sum of dW``.
 
-    What is not linear, what reads a dropped input, and what is beside a quantised weight is added to the
-    output.
+    Nonlinear terms, terms with dropout and terms on quantised weights are added to the output instead.
 
     Args:
-        model: the base, not adapted; it is not changed.
-        plan: of the adapter.
-        tensors: the adapter's tensors by name. The copy uses these very tensors, each wherever the
-            plan says, so that gradients of its loss flow to them. Nothing else trains.
-        drop: dropout; left out without one.
+        model: the unadapted base, which does not change.
+        plan: the plan of the adapter.
+        tensors: the adapter's tensors by name. The copy contains these tensors as the plan specifies, so
+            gradients flow to them. Nothing else trains.
+        drop: dropout; None disables it.
     """
     dense = copy.deepcopy(model).requires_grad_(False)
     maps = linear_maps(dense)
     inside: dict[tuple[str, str], dict[Weight, list[Term]]] = {}
     for site in plan.sites:
-        # Of tied modules each has the weight of the site.
+        # Tied modules all have the weight of the site.
         weights = [maps[site.path].of(maps[path]) for path in site.paths]
         whole = maps[site.path]
         base = whole.matrix().clone() if whole.replacement() is None else whole.dense()
@@ -333,7 +338,7 @@ def reference_model(
             module, instead = dense.get_submodule(name), _Instead(trained.tensor, tensors)
             parametrize.register_parametrization(module, parameter, instead, unsafe=True)
     for (owner, parameter), terms in inside.items():
-        # Unsafe only skips a trial run, which would be one more evaluation of the update.
+        # `unsafe` skips a trial run, which would evaluate the update once more.
         module, delta = dense.get_submodule(owner), _Update(terms, tensors)
         parametrize.register_parametrization(module, parameter, delta, unsafe=True)
     return dense
@@ -348,7 +353,7 @@ def _add_update(
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor:
-    """Make a forward hook: the output with the update of a term."""
+    """Return a forward hook that adds the update of a term to the output."""
     values = _values(term, tensors, *widths)
     x = inputs[0].to(dtype := next(iter(values.tensors.values())).dtype)
     if isinstance(module, nn.Embedding):
@@ -375,7 +380,7 @@ def _scale_output(
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor:
-    """Make a forward hook: the output, its bias aside, scaled by a magnitude, DoRA's Eq. 5 row by row."""
+    """Return a forward hook that scales the output without bias by a magnitude, DoRA's Eq. 5 row by row."""
     mu = tensors[term.tensors["mu"]][0]
     g = 1 + mu
     if not term.options["plain"]:
@@ -387,7 +392,7 @@ def _scale_output(
 
 
 class _Instead(nn.Module):
-    """Gives a tensor of the adapter in the place of a parameter."""
+    """Replaces a parameter by a tensor of the adapter."""
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor]):
         super().__init__()
@@ -398,11 +403,11 @@ class _Instead(nn.Module):
 
 
 class _Update(nn.Module):
-    """Adds the updates of some terms to the weights that a parameter holds."""
+    """Adds the updates of some terms to the weights in a parameter."""
 
     def __init__(self, terms: Mapping[Weight, Sequence[Term]], tensors: Mapping[str, Tensor]):
         super().__init__()
-        # In a list, so that the module does not register what is not its own.
+        # A list keeps the module from registering tensors that it does not own.
         self.terms, self.shared = terms, [tensors]
 
     def forward(self, kept: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A Hypothesis strategy for regions: linear layers wired at random, with an adapter and passes for them.
+"""A Hypothesis strategy for regions: randomly wired linear layers, with an adapter and passes.
 
 @given(regions())
 def test_my_pass(drawn):
@@ -29,17 +29,17 @@ from tests.support.plans import meaningful_specs
 from tests.support.references import reference_model
 
 Step = tuple[str, str, tuple[int, ...]]
-"""What is done, the name of the layer that does it, and which of the values so far are read."""
+"""An operation, the name of its layer, and the numbers of the values that it reads."""
 
 
 class Region(nn.Module):
-    """A module whose forward goes through some steps, each of which makes one more value.
+    """A module whose forward runs steps, each of which creates one value.
 
     Args:
-        linears: by name, the two widths and whether there is a bias.
-        steps: each reads values by their number; the first value is the input.
-        returned: the values that the forward gives.
-        tied: by another name, the layer that it stands for.
+        linears: the name, both widths and whether there is a bias, for each layer.
+        steps: the steps, which read values by number; the first value is the input.
+        returned: the numbers of the returned values.
+        tied: pairs of another name for a layer and its first name.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Region(nn.Module):
 
 
 def halve(x: Tensor) -> Tensor:
-    """Write to what is given, which a trace does not see."""
+    """Write to the argument, which a trace does not see."""
     return x.mul_(0.5)
 
 
 class Layers(nn.Module):
-    """Regions of one wiring that read one input, each with weights of its own but for a layer they share."""
+    """Regions with the same wiring and input, with separate weights except for one shared layer."""
 
     def __init__(self, *layers: Region) -> None:
         super().__init__()
@@ -106,15 +106,15 @@ class Layers(nn.Module):
 
 @dataclass(frozen=True)
 class DrawnRegion:
-    """A model of regions, and what is to be done with it.
+    """A model of regions, and the settings of its test.
 
     Attributes:
-        model: in float64; not adapted.
-        width: of its input.
-        spec: one that fits it, with dropout.
-        optimisations: the passes that run behind `ExpandTerms`.
+        model: an unadapted float64 model.
+        width: the width of its input.
+        spec: a spec that fits it, with dropout.
+        optimisations: the passes that run after `ExpandTerms`.
         training: whether it is in training mode.
-        traced: whether its regions can be traced whole, and no layer has two names.
+        traced: whether its regions can be fully traced, and no layer has two names.
     """
 
     model: Layers
@@ -126,7 +126,7 @@ class DrawnRegion:
 
 
 class _Wiring:
-    """A region in the making: what its values are wide, and who reads them."""
+    """A region under construction: the widths of its values and their readers."""
 
     def __init__(self, draw: st.DrawFn, linears: int) -> None:
         self.draw, self.wanted = draw, linears
@@ -134,7 +134,7 @@ class _Wiring:
         self.linears: list[tuple[str, int, int, bool]] = []
         self.steps: list[Step] = []
         self.tied: list[tuple[str, str]] = []
-        # A few kinds to a region: most of all together could not be traced, nor trained.
+        # Few kinds per region: most regions with all kinds could not be traced or trained.
         rare = [(), ("in place", "in place"), ("in place", "in place", "mode"), ("branch", "tied")]
         self.rare = draw(st.sampled_from(rare))
 
@@ -147,7 +147,7 @@ class _Wiring:
         return len(self.widths) - 1
 
     def linear(self, x: int, width: int | None = None) -> int:
-        """Draw a layer of its own on a value, as wide as another value or as none."""
+        """Add a new layer on a value, with another value's width or a new width."""
         width = (
             self.draw(st.sampled_from(self.widths) | st.integers(2, 7)) if width is None else width
         )
@@ -156,7 +156,7 @@ class _Wiring:
         return self.step("call", name, x, width=width)
 
     def in_place(self) -> None:
-        """Write to a value, mostly to one that nothing has read yet: so autograd allows it."""
+        """Write in place, mostly to values that nothing has read, as autograd requires."""
         everything = range(len(self.widths))
         unread = {*everything} - {0, *(i for _, _, read in self.steps for i in read)}
         x = self.one(*(3 * sorted(unread)), *everything)
@@ -165,7 +165,7 @@ class _Wiring:
         self.step(what, "act_in_place", x, *(self.one(*others) for _ in others[:1]))
 
     def grow(self) -> None:
-        """Add one more motif: most are a step, a gated product is five."""
+        """Add a motif: most are one step, a gated product is five."""
         everything = range(len(self.widths))
         x = self.one(*reversed(everything))
         alike = [i for i in everything if self.widths[i] == self.widths[x]]
@@ -199,13 +199,13 @@ class _Wiring:
                 self.linear(self.step("mul", "", *pair))
             case "residual":
                 self.step("add", "", x, self.linear(self.linear(x), self.widths[x]))
-            case "mul":  # By what is at most one, so that no value grows beyond measure.
+            case "mul":  # A factor of at most one keeps values bounded.
                 self.step("mul", "", self.step("tanh", "", x), self.one(*alike))
             case _:
                 self.step("add", "", x, self.one(*alike))
 
     def returned(self) -> list[int]:
-        """Return every value that nothing reads, and perhaps one that something does."""
+        """Return all unread values, and perhaps one that is read."""
         used = {i for _, _, read in self.steps for i in read}
         ends = [i for i in range(len(self.widths)) if i not in used]
         return ends + self.draw(st.lists(st.sampled_from(range(len(self.widths))), max_size=1))
@@ -213,11 +213,11 @@ class _Wiring:
 
 @st.composite
 def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
-    """Draw regions of 2 to 8 linear layers, wired in any way, with a spec and some of the passes.
+    """Generate randomly wired regions of 2 to 8 linear layers, with a spec and some of the passes.
 
-    Chains, branches, residuals, activations, gated products, sums, values that are returned and used,
-    layers that are called twice, under one name or two, with biases and without, of unequal widths; operations
-    in place, on views too; what depends on the mode; one or two of a kind in a model, which may share a layer.
+    They have chains, branches, residuals, activations, gated products, sums, values both returned and used,
+    and repeated layers under one or two names. Biases and widths vary. Some have in-place operations, also
+    on views, or depend on the mode. A model has one or two regions of a kind, which may share a layer.
     """
     wiring = _Wiring(draw, draw(st.integers(2, max_linears)))
     while len(wiring.linears) < wiring.wanted:
@@ -248,13 +248,13 @@ def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
 
 
 def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
-    """Check that what a drawn region gives, and every gradient, is what the dense reference does.
+    """Check that the outputs of a generated region, and every gradient, equal the dense reference's.
 
-    Gradients are asked for where the base can be trained, which an operation in place may forbid. Dropout is
-    stood in for by a mask that depends on places alone, here and there.
+    Gradients are compared if the base can be trained, which in-place operations may prevent. Dropout is
+    replaced by a mask that depends only on positions.
 
     Raises:
-        AssertionError: something differs, or the region was not traced though it could be.
+        AssertionError: a value differs, or a traceable region was not traced.
     """
     plan, _ = build_plan(drawn.spec, inspect_model(drawn.model))
     random, dtype = _random(seed), torch.float64
@@ -306,13 +306,15 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
 
 
 def _masked(x: Tensor, p: float) -> Tensor:
-    """Return ``x`` with about a share ``p`` of its values dropped, the same for every input of a shape."""
+    """Return ``x`` with a fraction of about ``p`` of its values dropped, equal for all
+    inputs of a shape.
+    """
     kept = torch.rand(x.shape, generator=_random(x[0].numel())) >= p
     return x * kept.to(x) / (1 - p)
 
 
 def can_train(model: nn.Module, x: Tensor) -> bool:
-    """Tell whether autograd finds the gradients of all that a model computes with."""
+    """Return whether autograd can compute the gradients of all a model's parameters."""
     try:
         ys = copy.deepcopy(model)(x.clone().requires_grad_())
         torch.stack([y.sum() for y in ys]).sum().backward()

@@ -1,11 +1,11 @@
-"""Hypothesis strategies for specs: any that the language can say, whether or not it makes sense.
+"""Hypothesis strategies for all specs that the language can express, meaningful or not.
 
     @given(specs())
     def test_text_says_the_same(spec):
         assert parse_spec(spec_text(spec)) == spec
 
-Names are drawn freely, so a drawn spec most often refers to things that do not exist: use these to test what
-handles specs as they are (printing, storing, checking), not what compiles them.
+Names are arbitrary, so most specs refer to undefined names. Use these strategies to test printing, storing
+and checking of specs, not compiling.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _NAMES = (
 
 @cache
 def names() -> st.SearchStrategy[str]:
-    """Draw names: usual ones, keywords, and any text at all."""
+    """Generate names: usual names, keywords, and arbitrary text."""
     text = st.text(st.characters(codec="utf-8"), max_size=6)
     return st.sampled_from((*_NAMES, "B", "model", "share", "use", "replace", "gain")) | text
 
 
 @cache
 def numbers() -> st.SearchStrategy[int | float]:
-    """Return the numbers that a text can say: 64-bit whole numbers and finite floats."""
+    """Generate the numbers that a text can contain: 64-bit integers and finite floats."""
     return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 @cache
 def expressions() -> st.SearchStrategy[m.Expression]:
-    """Draw arithmetic, keys and predicates, nested and mixed in any way."""
+    """Generate arbitrarily nested arithmetic, keys and predicates."""
     leaves: st.SearchStrategy[m.Expression] = st.one_of(
         numbers(),
         st.builds(m.Ref, ref=names()),
@@ -86,7 +86,7 @@ def _items(
 
 @cache
 def selections() -> st.SearchStrategy[m.Selection]:
-    """Draw what ``target``, ``where`` and ``let`` take."""
+    """Generate the selections in ``target``, ``where`` and ``let``."""
     return st.builds(
         m.Selection,
         include=st.lists(expressions(), min_size=1, max_size=2).map(tuple),
@@ -96,10 +96,10 @@ def selections() -> st.SearchStrategy[m.Selection]:
 
 @cache
 def rank_matches() -> st.SearchStrategy[m.RankMatch]:
-    """Draw ``rank match ...``, with an ``else`` or without."""
+    """Generate ``rank match ...``, with or without an ``else``."""
     arm = st.builds(m.Arm, values=_items(expressions()), rank=expressions())
     arms = st.lists(arm, max_size=2).map(tuple)
-    # With neither an arm nor an else there would be nothing to write.
+    # A match needs an arm or an else.
     return st.builds(
         m.RankMatch, subject=expressions(), arms=arms, otherwise=st.none() | expressions()
     ).filter(lambda match: bool(match.arms) or match.otherwise is not None)
@@ -117,13 +117,13 @@ def _inits() -> st.SearchStrategy[dict[str, m.Expression]]:
 
 @cache
 def settings_of_shares() -> st.SearchStrategy[m.Settings]:
-    """Draw the defaults at the top of a spec."""
+    """Generate the defaults at the top of a spec."""
     return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
 
 
 @cache
 def keys() -> st.SearchStrategy[dict[str, Any]]:
-    """Draw ``per``, or keys for ``A``, ``B`` and other roles, or both: fields of a share."""
+    """Generate fields of a share: ``per``, or keys for ``A``, ``B`` and other roles, or both."""
     key = st.lists(expressions(), max_size=2).map(tuple)
     several = st.fixed_dictionaries({"A": key, "B": key})
     several |= st.dictionaries(st.just("core") | st.just("per"), key, min_size=1, max_size=1)
@@ -133,7 +133,7 @@ def keys() -> st.SearchStrategy[dict[str, Any]]:
 
 @cache
 def shares() -> st.SearchStrategy[m.Share]:
-    """Draw one share, with any of its clauses."""
+    """Generate a share with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
     made = st.builds(
         m.Share,
@@ -154,7 +154,7 @@ def shares() -> st.SearchStrategy[m.Share]:
 
 @cache
 def magnitudes() -> st.SearchStrategy[m.Share]:
-    """Draw the statement `magnitude`."""
+    """Generate the statement `magnitude`."""
     return st.builds(
         m.magnitude,
         st.lists(expressions(), max_size=2).map(tuple),
@@ -166,7 +166,7 @@ def magnitudes() -> st.SearchStrategy[m.Share]:
 
 
 def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binary | m.Call]:
-    """Draw the value of a param, which names none of ``unknown``."""
+    """Generate the value of a param, without the names in ``unknown``."""
     words = names().filter(lambda name: name not in unknown)
     known = st.recursive(numbers() | st.builds(m.Ref, ref=words), _computed, max_leaves=3)
     return numbers() | words | _computed(known)
@@ -187,16 +187,16 @@ def _computed(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Bin
 
 @st.composite
 def specs(draw: st.DrawFn) -> m.Spec:
-    """Draw a whole spec whose params and lets are declared before they are used, as its text needs."""
-    # What is used before its turn has no text: no param names itself or a later one, and lets have names
-    # that nothing else has.
+    """Generate a whole spec whose params and lets are declared before use, as its text requires."""
+    # Using a name before its declaration has no text. So params use only earlier params, and lets
+    # have unique names.
     named = draw(st.lists(names(), max_size=3))
     params = [m.Param(name=name, value=draw(_values(named[i:]))) for i, name in enumerate(named)]
     lets = [
         m.Let(name=f"let_{i}", selection=selection)
         for i, selection in enumerate(draw(st.lists(selections(), max_size=1)))
     ]
-    # Without shares, `train` stands by itself.
+    # Without shares, `train` is the only statement.
     found = draw(st.lists(shares(), min_size=draw(st.sampled_from([1, 1, 1, 0])), max_size=2))
     return m.Spec(
         name=draw(names()),
@@ -211,10 +211,10 @@ def specs(draw: st.DrawFn) -> m.Spec:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
-    """Draw a spec, a text that says it in a layout of chance, and the comments in it, each of them unique.
+    """Generate a spec, its text in a random layout, and the comments in it, all distinct.
 
-    Comments, line breaks and empty lines stand between any words, and a comma or semicolon may stand behind
-    the last item of a list in brackets.
+    Comments, line breaks and empty lines may appear between any words, and a list in brackets may end in a
+    comma or semicolon.
     """
     spec, chance = draw(specs()), draw(st.randoms(use_true_random=False))
     syntax = parse_syntax(spec_text(spec))

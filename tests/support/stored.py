@@ -1,4 +1,4 @@
-"""What stands in the folder of an adapter."""
+"""Read an adapter's folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tasks of lm_eval that need no network, and that a tiny model can be asked with `tiny_tokenizer`."""
+"""Tasks of lm_eval for tiny models and `tiny_tokenizer`, without a network."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _LETTERS = "abcdefghij"
 
 
 def tiny_tasks(folder: Path, *, rows: int = 24) -> Path:
-    """Write two tasks into a folder, for ``include_path``; a tiny model answers them by chance.
+    """Write two tasks into a folder, for ``include_path``; a tiny model scores at chance.
 
-    ``tiny_choose`` takes the likeliest of three words, ``tiny_write`` generates; both have rows for
+    ``tiny_choose`` picks the likeliest of three words, ``tiny_write`` generates; both have rows for
     few-shot examples.
 
     Args:
-        folder: made where it does not exist.
-        rows: of each task.
+        folder: created if missing.
+        rows: the number of rows per task.
 
     Returns:
         The folder.
@@ -46,7 +46,7 @@ def tiny_tasks(folder: Path, *, rows: int = 24) -> Path:
 
 
 def write_task(folder: Path, name: str, **config: Any) -> None:
-    """Write a task file over the rows of `tiny_tasks`; ``config`` is lm_eval's, and wins."""
+    """Write a task file over the rows of `tiny_tasks`; ``config`` overrides the lm_eval settings."""
     data = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
     whole = {
         "task": name,

@@ -1,4 +1,4 @@
-"""The checks of specs themselves: they pass on what is right, and fail on what is wrong."""
+"""Test the checks of specs: they accept correct results and detect wrong results."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_a_check_leaves_the_model_alone(check, model):
     ],
 )
 def test_a_wrong_transform_is_found(check, says, model, monkeypatch):
-    """Wrong in the graph only: merging and exporting run the same code with tensors."""
+    """Wrong only in the graph: merging and exporting run the same code with tensors."""
     right = SliceSharing.factors
 
     def wrong(self, tensors, rank, width):
@@ -86,7 +86,7 @@ def test_a_seed_that_is_ignored_is_found(model, monkeypatch):
 
 
 def test_reference_of_a_known_update():
-    """By hand: size 2, width 3, so that the second block of the Kronecker product is cut."""
+    """Computed by hand: size 2, width 3, so that the second block of the Kronecker product is cropped."""
     term = TermValues(
         {
             "A": torch.tensor([[1.0, 2.0]]),

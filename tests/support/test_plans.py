@@ -56,7 +56,7 @@ def test_any_spec_has_a_plan_or_problems(spec, architecture):
 
 @given(fitting(), specs())
 def test_any_share_beside_a_sound_one_has_a_plan_or_problems(drawn, other):
-    """Most of what is drawn at random is refused at once; a half-sound spec gets further."""
+    """Most random specs are rejected at once; partly valid specs get further."""
     spec, architecture = drawn
     mixed = spec.model_copy(
         update={"shares": (*spec.shares, *other.shares), "params": spec.params + other.params}
@@ -105,7 +105,7 @@ WANTED = {
 
 
 class _Seen(Exception):
-    """All that was looked for."""
+    """Raised when all features have been seen."""
 
 
 def test_what_is_drawn_covers_the_language():

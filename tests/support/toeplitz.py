@@ -1,4 +1,4 @@
-"""A transform of a package's own, which bishare knows nothing of."""
+"""A custom transform that bishare does not ship."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Toeplitz(Transform):
         return 1, max(widths) + rank - 1
 
     def factor(self, role, tensors, rank, side):
-        # Windows of the row, each a step on, the last one first.
+        # Sliding windows of the row, the last first.
         return tensors[role][0, : side + rank - 1].unfold(0, side, 1).flip(0)
 
 

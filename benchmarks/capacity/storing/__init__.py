@@ -1,1 +1,1 @@
-"""How many bits of random pairs a topology stores: bases, pairs, methods, passes and tables."""
+"""Measure how many bits of random pairs a topology stores: bases, pairs, methods, passes and tables."""

@@ -1,4 +1,4 @@
-"""The frozen models into which pairs are stored."""
+"""The frozen base models that store pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to run, in order of what it is worth, and what is chosen by what has run."""
+"""The runs in order of importance, and choices based on finished runs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Does a law say what a topology stores? ``bits = C P^a n^-b``, with P trained parameters and n pairs.
+"""Test a capacity law for topologies: ``bits = C P^a n^-b``, with P trained parameters and n pairs.
 
-C is a topology's own, a and b are common to a group. Each topology is held out: a and b come from the others,
-C from its runs at the primary budget, and what it stores in each other cell is predicted.
+C belongs to a topology; a and b belong to a group. Each topology is held out: a and b are fitted to the
+others, C to its runs at the primary budget, and its other cells are predicted.
 
-That does not tell who is ahead. Of a pool with a diagonal for each module and LoRA on the same modules, the
-rank that LoRA has at each of them does: ``pool / LoRA - 1 = g - s log2 rank``.
+This does not predict which topology stores more. Comparing a pool with a diagonal per module with LoRA on
+the same modules, LoRA's rank per module does: ``pool / LoRA - 1 = g - s log2 rank``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What is compared at a budget: LoRA and its placements, specs that ship, own designs, proposals."""
+"""The compared methods at a budget: LoRA at several placements, shipped specs, custom
+designs, proposals.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random pairs of a key and a value: nothing about one of them follows from the others."""
+"""Random key-value pairs, independent of each other."""
 
 from __future__ import annotations
 

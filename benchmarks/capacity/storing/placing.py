@@ -1,4 +1,4 @@
-"""Specs made for a budget: LoRA at chosen places, own designs, topologies that are drawn."""
+"""Specs for a budget: LoRA at chosen modules, custom designs, random topologies."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Train several adapters of one topology in one pass, and count what each has stored.
+"""Train several adapters of one topology in one pass, and count the pairs that each has stored.
 
-The base is frozen and common, so that adapters differ in their tensors, pairs and rates alone: `vmap` runs
-bishare's own rewritten forward over a stack of them, and AdamW has a rate for each.
+All adapters share the frozen base; only their tensors, pairs and learning rates differ. `vmap` runs
+bishare's rewritten forward over a stack of them, and AdamW has a learning rate for each.
 """
 
 from __future__ import annotations

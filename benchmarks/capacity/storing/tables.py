@@ -1,4 +1,4 @@
-"""The results as tables: bits a parameter, and paired differences with corrected intervals."""
+"""Tables of the results: bits per parameter, and paired differences with corrected intervals."""
 
 from __future__ import annotations
 

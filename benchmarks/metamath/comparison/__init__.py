@@ -1,1 +1,1 @@
-"""PEFT's comparison of methods on MetaMathQA, with bishare's specs as further methods."""
+"""PEFT's comparison of methods on MetaMathQA, extended by bishare's specs."""

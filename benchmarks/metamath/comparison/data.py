@@ -1,4 +1,4 @@
-"""Rows to train on and to test with: a question, and an answer that ends in a number."""
+"""Training and test examples: a question, and an answer that ends in a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared: PEFT's configs and bishare's specs, by the names of experiments.json."""
+"""The compared methods: PEFT's configs and bishare's specs, by their names in experiments.json."""
 
 from __future__ import annotations
 

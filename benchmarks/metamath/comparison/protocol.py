@@ -1,8 +1,8 @@
 """The protocol of PEFT's method_comparison/MetaMathQA, for its methods and for bishare's specs.
 
-Train on questions with answers, AdamW with a cosine schedule; let the model write answers to test questions
-and count those whose final number is right; measure memory, time, the file, and how much worse the model
-got at texts of another kind ("forgetting").
+Train on questions with answers, using AdamW with a cosine schedule. Generate answers to test questions, and
+count those with the correct final number. Measure memory, time, file size, and the loss of quality on other
+texts ("forgetting").
 """
 
 from __future__ import annotations

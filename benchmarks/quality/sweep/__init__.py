@@ -1,1 +1,1 @@
-"""The quality benchmark's parts: data, methods, one run, the search of a learning rate, and the report."""
+"""The parts of the quality benchmark: data, methods, single runs, learning rate search and report."""

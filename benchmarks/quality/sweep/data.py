@@ -1,8 +1,8 @@
-"""Rows of a task, in train, validation and test parts that do not overlap.
+"""Disjoint training, validation and test examples of a task.
 
-Texts are compared in a normal form (case, spaces and punctuation aside). Of rows with the same text the
-first stays, those that say different things are both dropped, and a training row whose passage occurs
-in the test part is dropped as well.
+Texts are compared after normalising case, spaces and punctuation. The first of several equal examples is
+kept, and equal texts with different labels are all dropped. A training example is also dropped if its
+passage occurs in the test part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is compared. A method of bishare is a spec and values for its params, as `--set` has them."""
+"""The compared methods. A method of bishare is a spec with values for its params, as in `--set`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Whether two methods differ, by runs of the same seeds on the same test rows.
+"""Test whether two methods differ, from runs with equal seeds on equal test examples.
 
-A difference of two accuracies hangs on which seeds were drawn and on which rows. Both are taken as drawn at
-random: with S seeds and N rows, the mean over a table of S by N differences has the variance
+A difference of two accuracies depends on the seeds and the examples, which are both considered random. With
+S seeds and N examples, the mean of an S by N table of differences has the variance
 
     V(S) = seeds / S + rows / N + rest / (S N)
 
-whose three parts the mean squares of a two-way analysis of variance estimate.
+whose three parts are estimated by the mean squares of a two-way analysis of variance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The results file: one JSON object a line and a run, appended whole or not at all."""
+"""The results file: one JSON object per line and run, appended atomically."""
 
 from __future__ import annotations
 

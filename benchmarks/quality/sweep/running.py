@@ -1,4 +1,4 @@
-"""All runs that there are to do, some at a time, each in the results file when it is over."""
+"""Execute all runs, several at a time, and store each result when its run ends."""
 
 from __future__ import annotations
 

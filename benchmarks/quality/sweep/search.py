@@ -1,7 +1,7 @@
-"""Which run comes next: of a learning rate's search by a task's validation part, or another seed at its rate.
+"""Choose the next run: another learning rate, scored on a task's validation part, or another seed.
 
-A rate's score is the mean over the seeds that ran: one seed can be lucky at a rate where others diverge, so
-that what the other seeds find can still turn the choice.
+A learning rate's score is the mean over its finished seeds, since one seed can be lucky where others
+diverge. Later seeds can therefore change the choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The results as tables between the marks of a page, and accuracy against parameters as a plot."""
+"""Write the results as tables between a page's marks, and plot accuracy against parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks, each a few lines that read rows out of a wheel."""
+"""The tasks, each a few lines that read examples from a wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Many tasks in one run of `bishare_dsl.train`, and their adapters in as many bytes, three ways."""
+"""Train many tasks in one run of `bishare_dsl.train`, and store their adapters in equal
+bytes, three ways.
+"""
 
 from __future__ import annotations
 

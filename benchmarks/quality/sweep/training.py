@@ -1,4 +1,4 @@
-"""Runs: adapt, train, evaluate. Those that differ in rate and seed alone go through the base together."""
+"""Adapt, train and evaluate. Runs that differ only in learning rate and seed share passes of the base."""
 
 from __future__ import annotations
 
