@@ -86,7 +86,7 @@ def _normal(even: ndarray) -> ndarray:
     squares, series = s * s, np.full_like(s, 1.0 / 21.0)
     for odd in range(19, 0, -2):
         series = series * squares + 1.0 / odd
-    logs = -exponent * 0.6931471805599453 - 2.0 * s * series  # of 1 over what the tail holds
+    logs = -exponent * 0.6931471805599453 - 2.0 * s * series  # of the reciprocal tail probability
     r = np.sqrt(logs) - 1.6
     top = ((0.17023821103 * r + 1.3067284816) * r + 2.7568153900) * r + 1.4234372777
     bottom = (0.12021132975 * r + 0.73700164250) * r + 1.0

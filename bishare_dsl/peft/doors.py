@@ -274,7 +274,7 @@ def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
             folder = Path(hf_hub_download(str(place), CONFIG, **how)).parent
             if is_ours(folder):
                 hf_hub_download(str(place), TENSORS, **how)
-        except Exception:  # noqa: BLE001 - who loads it asks the Hub again, and says what is wrong
+        except Exception:  # noqa: BLE001 - loading asks the Hub again, and reports the error
             return None
     if not (folder / TENSORS).exists() and (folder / "adapter_model.bin").exists():
         return None  # A pickled file: PEFT reads it, and `set_peft_model_state_dict` checks the result.

@@ -65,7 +65,7 @@ class EffectiveFactors(nn.Module):
 
 
 def alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return tensors in the dtype and on the device of the first; integer tensors keep their dtype."""
+    """Return tensors on one device and in the first floating-point dtype; integers keep their dtype."""
     dtype, device = tensors[0].dtype, tensors[0].device
     for tensor in tensors:  # Not a generator, whose overhead is noticeable with one token.
         if tensor.dtype is not dtype or tensor.device != device:
