@@ -59,7 +59,8 @@ class SourceMap:
 
     A spec does not contain its text, so a problem names a part (a `Loc`). This map returns the span to
     underline: of the part, or of its nearest enclosing part. ``used`` lists the texts that ``source`` uses
-    directly or indirectly, by ``start``. ``outdented`` lists parts of shares indented like statements.
+    directly or indirectly, in order of ``start``. ``outdented`` lists parts of shares indented like
+    statements.
     """
 
     source: Source

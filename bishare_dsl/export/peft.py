@@ -65,8 +65,8 @@ _WERE_MODULES = """
     glm4_moe glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe
     qwen3_next qwen3_omni_moe qwen3_omni_moe_text qwen3_omni_moe_thinker sarvam_mla solar_open
 """
-# These names. PEFT recognises a router's `gate` correctly, and only experts had Mixtral's `w1`,
-# `w2` and `w3`.
+# Those names. PEFT resolves `gate`, a router's name, and Mixtral's `w1`, `w2` and `w3` are used only
+# for experts.
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 

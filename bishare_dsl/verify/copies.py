@@ -55,7 +55,8 @@ class Copies:
     Attributes:
         server: a server that loads adapters at run time.
         contents: the adapter.
-        asked: the answers of the base and the adapter. base, name: the server's names for these.
+        asked: the answers of the base and the adapter.
+        base, name: the server's names for these.
         scratch: a folder readable by the server.
         tell: receives progress messages.
     """

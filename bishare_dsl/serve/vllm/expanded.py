@@ -100,7 +100,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
     @property
     def lora_slots(self) -> int:
         # On the CPU, vLLM uses row -1, the last slot, for tokens without an adapter, so requests to
-        # the base got another adapter's terms. An extra row of zeros prevents this.
+        # the base would get another adapter's terms. An extra row of zeros prevents this.
         slots: int = super().lora_slots
         return slots + (self._wrapping and self.device.type == "cpu")
 

@@ -28,7 +28,7 @@ Format = Literal["alpaca", "prompt-completion", "messages", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A text whose end, after ``prompt``, is trained on. With ``options``, it is one of them."""
+    """A text whose end, after ``prompt``, is trained on. It is one of ``options`` if there are any."""
 
     prompt: str
     completion: str
