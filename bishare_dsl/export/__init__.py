@@ -2,9 +2,7 @@
 
 FORMATS = ("peft", "gguf", "mlx")
 EXPERTS = ("fused", "each", "shared-outer")
-"""Layouts for experts: PEFT's, one module per expert, or one shared factor if all experts have it in
-common.
-"""
+"""Layouts for experts: PEFT's, a module per expert, or one outer factor if it is equal for all."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 

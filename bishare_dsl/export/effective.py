@@ -19,8 +19,7 @@ MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --o
 def effective_factors(
     plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, *, scaled: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum of all terms at a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T
-    A``.
+    """Return all terms at a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T A``.
 
     The result is float32 on the device of the first tensor, with the scales folded into B. R is
     `Plan.rows`, which is 0 if no term covers the site.
@@ -101,8 +100,7 @@ def magnitude_vector(
     added: torch.Tensor,
     base: torch.Tensor,
 ) -> torch.Tensor:
-    """Return DoRA's ``m (d_out)`` of a site in float32. The adapted weight is ``diag(m / |W + dW|) (W +
-    dW)``.
+    """Return DoRA's ``m (d_out)`` of a site, float32: the weight is ``diag(m / |W + dW|) (W + dW)``.
 
     Args:
         plan: the adapter's plan.

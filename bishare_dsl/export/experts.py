@@ -269,18 +269,14 @@ def _sizes(weight: Weight) -> tuple[int, int, int]:
 
 
 def _other_way_round(weight: Weight) -> bool:
-    """Return whether PEFT swaps inputs and outputs, because the module lacks the
-    attribute that it checks.
-    """
+    """Return whether PEFT swaps inputs and outputs, for lack of an attribute that it checks."""
     return weight.transposed and not getattr(weight.module, "is_transposed", False)
 
 
 def _joined(
     members: Sequence[tuple[Pair, Weight]], d_out: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the pairs of an expert's maps into one. Each map has separate outputs, and
-    equal A are merged.
-    """
+    """Merge the pairs of an expert's maps, each with separate outputs; equal A are stored once."""
     downs: list[torch.Tensor] = []
     ups: list[torch.Tensor] = []
     for pair, weight in members:

@@ -251,9 +251,7 @@ def _stacked(
 def _join_tied(
     folder: Path, factors: dict[str, dict[str, torch.Tensor]], architecture: Architecture
 ) -> None:
-    """Keep the first of several modules with tied weights, if the LoRA's updates of all
-    of them are equal.
-    """
+    """Keep the first of several tied modules, if the LoRA's updates of all of them are equal."""
     for site in architecture.outside:
         own, others = factors.get(site.path), [factors.pop(path, None) for path in site.tied]
         alike = (own and other and _same_update(own, other) for other in others)

@@ -40,9 +40,7 @@ def _halves(config: Any, site: Site) -> torch.Tensor | None:
 
 
 def _grouped(config: Any, site: Site) -> torch.Tensor | None:
-    """Sort Falcon's rows, grouped as queries, keys and values, into all queries, all keys
-    and all values.
-    """
+    """Reorder Falcon's groups of queries, keys and values to all queries, all keys, all values."""
     if site.kind != "query_key_value":
         return None
     many = config.new_decoder_architecture or not config.multi_query
@@ -185,9 +183,7 @@ def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pai
 def _factors(
     pairs: Sequence[Pair], maps: Mapping[str, Weight]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight, with experts as a
-    leading dimension.
-    """
+    """Return A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight, preceded by an expert dimension."""
     first, weight = pairs[0], maps[pairs[0].name]
     if weight.expert is None:
         return first.down, first.up

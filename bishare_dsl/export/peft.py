@@ -390,8 +390,7 @@ def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:
 
 
 def _pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
-    """Return the ranks that differ from the default, by kind if all modules of a kind have one, else by
-    path.
+    """Return the ranks that differ from the default, by kind if a kind has only one, else by path.
 
     A key is a regular expression that PEFT embeds in ``(.*\\.)?(KEY)$``. A kind matches a whole last name,
     and a path is anchored at the start.

@@ -61,9 +61,7 @@ def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Val
 
 @cache
 def _is_linear(transform: Transform, rank: int, width: Width, role: str, shapes: Shapes) -> bool:
-    """Return whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero, with U the update as a function of one
-    tensor.
-    """
+    """Return whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero; U maps one tensor to the update."""
     random = torch.Generator().manual_seed(0)
     drawn = {
         name: torch.randn(shape, dtype=torch.float64, generator=random) for name, shape in shapes

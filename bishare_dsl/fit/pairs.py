@@ -21,9 +21,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class GivenPairs:
-    """Pairs by adapter and site, in one memory-mapped file per adapter, so that hundreds need little
-    memory.
-    """
+    """Pairs by adapter and site, in one memory-mapped file per adapter, so hundreds need little memory."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._open: dict[str, Any] = {

@@ -57,9 +57,7 @@ def leading(family: Family, given: GivenPairs, values: Values) -> Values:
 
 
 def _widest(family: Family) -> tuple[str, tuple[str, ...]]:
-    """Return the share and the role, A or B, that most places use per tensor; both roles if a core joins
-    them.
-    """
+    """Return the share and role (A or B) with most places per tensor; both roles if a core joins them."""
     plan = family.plan
     places = Counter[tuple[str, str]]()
     unfit: set[tuple[str, str]] = set()
@@ -110,9 +108,7 @@ def _rows(
 
 
 def _eigenvectors(rows: list[Tensor], begun: Tensor) -> Tensor:
-    """Replace a tensor's first rows by orthonormal leading right singular vectors of all rows, as many as
-    exist.
-    """
+    """Replace a tensor's first rows by the leading right singular vectors of all rows, orthonormal."""
     vectors = _leading_of(torch.cat(rows), len(begun))
     return torch.cat([vectors, begun[len(vectors) :]])
 

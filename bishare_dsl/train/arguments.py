@@ -53,8 +53,7 @@ DEFAULTS: Mapping[str, Any] = {
     "save_steps": 100,
     "save_total_limit": 2,
     "report_to": "none",
-    # Every tensor of an adapter has a gradient in every step, and searching for unused ones is
-    # slow.
+    # Every tensor of an adapter has a gradient in every step, and a search costs time.
     "ddp_find_unused_parameters": False,
 }
 """Defaults that differ from SFTConfig's."""

@@ -54,9 +54,7 @@ class BankModel(nn.Module):
         return {name: part.detach().clone() for name, part in found.items() if part is not None}
 
     def __getattr__(self, name: str) -> Any:
-        """Forward attributes such as the config, the device and gradient checkpointing to the adapted
-        model.
-        """
+        """Forward attributes such as the config and the device to the adapted model."""
         try:
             return super().__getattr__(name)
         except AttributeError:

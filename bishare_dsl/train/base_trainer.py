@@ -79,8 +79,7 @@ class RunTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Checks, right before each step is applied, for non-finite values and for a stop request in any
-    process.
+    """Checks for non-finite values and for a stop request in any process, right before each step.
 
     Attributes:
         trainer: the trainer, created after the callback.

@@ -1,5 +1,5 @@
-"""Callbacks for any Trainer of transformers or TRL: check that all tensors train and that rollouts use
-them.
+"""Callbacks for transformers' and TRL's Trainers: check that all tensors train and that
+rollouts use them.
 """
 
 from __future__ import annotations

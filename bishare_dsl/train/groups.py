@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def names_of(plan: Plan) -> dict[str, set[str]]:
-    """Return the names of each tensor that trains: its share, its role and ``share.role``; ``train`` for
-    tensors trained in full.
+    """Return each trained tensor's names: share, role and ``share.role``, or ``train`` if
+    trained in full.
     """
     roles = {tensor: role for term in plan.terms for role, tensor in term.tensors.items()}
     return {

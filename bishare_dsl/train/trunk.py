@@ -266,8 +266,7 @@ class Trunk:
         model.eval()
         try:
             first = model(**given, use_cache=False).logits
-            # Different tokens come last, so that no state left in blocks belongs to the tested
-            # tokens.
+            # Different tokens come last, so that blocks retain no state of the tested tokens.
             self.fill([given, {**given, "input_ids": given["input_ids"].flip(0, 1)}])
             second = model(**given, use_cache=False).logits
         except Exception:  # noqa: BLE001 - the model is run as it is, and says what is wrong

@@ -39,9 +39,7 @@ from bishare_dsl.verify.judge import (
 from bishare_dsl.verify.server import Server, shortened
 
 LOUD = (0.3, 1.2, 4.8)
-"""Sizes of a part's random values relative to its weight; an ignored part shows no effect
-at any of them.
-"""
+"""Sizes of a part's random values relative to its weight; if none has an effect, the part is ignored."""
 
 _BARELY = 1e-5
 
@@ -192,9 +190,7 @@ class Copies:
         tensors: Mapping[str, torch.Tensor] | None = None,
         changes: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
-        """Load a copy under a unique name, query it, and unload it; without tensors, copy the folder
-        unchanged.
-        """
+        """Load a copy under a unique name, query and unload it; without tensors, the unchanged folder."""
         self._count += 1
         self.tell(f"copy {self._count} ...")
         name = f"verify-{uuid.uuid4().hex[:8]}"

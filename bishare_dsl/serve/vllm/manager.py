@@ -102,8 +102,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             self._in_a_step = set()
 
     def _once(self, request: LoRARequest) -> LoRARequest:
-        """Return a request without the flag to reload an adapter that is already loaded from unchanged
-        files.
+        """Clear a request's reload flag if the adapter is loaded from unchanged files.
 
         Adapters that failed to load are tried again.
 

@@ -180,8 +180,7 @@ def local_inputs(layer: Any, width: int) -> Tensor | None:
 
 
 def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slice, Tensor | None]]:
-    """Return the slice of each part in a layer's output, and the indices of the site's outputs; None for
-    all.
+    """Return each part's slice of a layer's output, and the indices of its site's outputs (None: all).
 
     Args:
         layer: vLLM's LoRA wrapper of the layer.

@@ -72,8 +72,7 @@ class Encoder:
         return self._ended(*self._tokens(text, [(a, min(b, len(text))) for a, b in spans]))
 
     def choices(self, row: Plain, ids: list[int], trained: list[bool]) -> list[list[int]]:
-        """Return the allowed tokens at each trained position: continuations of the options that match the
-        completion so far.
+        """Return the tokens that options allow at each trained position, given the completion so far.
 
         Raises:
             ValueError: two options have the same tokens, or an option changes the tokens of the prompt.
