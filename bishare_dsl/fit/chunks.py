@@ -48,7 +48,7 @@ class Chunk:
     terms: tuple[StackedTerm, ...]
 
     def term(self, share: str) -> StackedTerm | None:
-        """Return the term of a share; None if the chunk has none."""
+        """Return the term of a share, or None."""
         return next((term for term in self.terms if term.share == share), None)
 
 

@@ -33,7 +33,7 @@ class Family:
         return ("" if not self.apart or tensor in self.plan.common else adapter), tensor
 
     def variables(self) -> Iterator[Variable]:
-        """Yield all variables, the shared ones first."""
+        """Yield all variables, shared before private."""
         for tensor in self.plan.tensors:
             if self.variable("?", tensor.name)[0] == "":
                 yield "", tensor.name
