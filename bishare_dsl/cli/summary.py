@@ -53,9 +53,9 @@ def as_parts(plan: Plan) -> list[str | Table]:
             [
                 row.name,
                 f"{row.modules:,}",
-                ", ".join(map(str, row.ranks)),
+                ", ".join(map(str, row.ranks)) or "-",
                 rows.via(row.transform, row.options),
-                ", ".join(f"{scale:g}" for scale in row.scales),
+                ", ".join(f"{scale:g}" for scale in row.scales) or "-",
                 f"{row.trainable:,}",
                 f"{row.of_total:.1%}",
             ]

@@ -216,6 +216,8 @@ def _label(pool: Pool) -> str:
 def _settings(row: ShareRow) -> str:
     """Write the rank and the transform of a share, without its spec."""
     transform = via(row.transform, row.options)
+    if not row.ranks:
+        return transform
     rank = f"rank {', '.join(map(str, row.ranks))}"
     return rank if transform == "-" else f"{rank} via {transform}"
 

@@ -26,7 +26,10 @@ Bounds = tuple[int, int]
 
 @dataclass(frozen=True)
 class ShareRow:
-    """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform."""
+    """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform.
+
+    A magnitude has neither ranks nor scales.
+    """
 
     name: str
     modules: int
@@ -174,8 +177,8 @@ def shares(plan: Plan) -> list[ShareRow]:
             modules=len(terms[name]),
             transform=terms[name][0].transform,
             options=terms[name][0].options,
-            ranks=tuple(sorted({term.rank for term in terms[name]})),
-            scales=tuple(sorted({term.scale for term in terms[name]})),
+            ranks=tuple(sorted({term.rank for term in terms[name] if not term.is_magnitude})),
+            scales=tuple(sorted({term.scale for term in terms[name] if not term.is_magnitude})),
             dropout=terms[name][0].dropout,
             trainable=plan.shares[name],
             of_total=plan.shares[name] / plan.trainable,

@@ -55,6 +55,16 @@ def test_json_adds_up(bishare):
     }
 
 
+def test_a_magnitude_has_no_rank_and_no_scale(bishare, tmp_path):
+    file = tmp_path / "m.share"
+    file.write_text("spec m target q_proj share s per module rank 2 magnitude per module plain")
+    run = bishare("plan", str(file), "--model", "llama-7b")
+    row = next(line for line in run.out.splitlines() if line.startswith("magnitude"))
+    assert " ".join(row.split()) == "magnitude 32 - magnitude(plain = true) - 131,072 20.0%"
+    shares = json.loads(bishare("plan", str(file), "--model", "llama-7b", "--json").out)["shares"]
+    assert [(s["ranks"], s["scales"]) for s in shares] == [([2], [1.0]), ([], [])]
+
+
 FROZEN = """spec f target q_proj, v_proj
 share s per model rank 64 freeze A, B init B kaiming_uniform gain rank init 0.1, out init 0
 """

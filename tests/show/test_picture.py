@@ -169,3 +169,4 @@ def test_a_magnitude_is_drawn_as_it_is_written(planned):
     assert panel.roles == ("mu",)
     assert panel.parameters == 64 + 16 + 96
     assert "share magnitude per kind plain scaling what modules give" in text(picture(plan, spec))
+    assert picture(plan).sections[1].settings == "magnitude(plain = true)"  # without the spec
