@@ -29,6 +29,7 @@ from bishare_dsl.adapter.config import (
 )
 from bishare_dsl.adapter.counter import distribution
 from bishare_dsl.diagnostics import SpecError
+from bishare_dsl.models.parts import parts
 from bishare_dsl.models.site import MAX_SITES, Architecture, Parameter, Site
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.names import attribute, owner
@@ -398,7 +399,7 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
     terms: list[Term] = []
     for module in sharing.modules:
         d_out, d_in = module.shape
-        here = []
+        here: list[Term] = []
         for first, *tensors in module.terms:
             shape = _at(sharing.terms, first)
             transform = _transform(shape)
@@ -407,6 +408,8 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
                 *({*shape.roles} & {GAIN_RANK, GAIN_OUT}),
             }:
                 raise ValueError(f"the roles of {shape.transform} at `{module.module}` are others")
+            if transform.name == MAGNITUDE and not _may_scale(shape, module, here):
+                raise ValueError(f"`{module.module}` cannot have such a magnitude")
             shapes = {
                 r: _at(sharing.tensors, t).shape for r, t in zip(shape.roles, tensors, strict=True)
             }
@@ -450,6 +453,19 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
         pools=tuple(_pools(terms)),
         terms=tuple(terms),
         trained=tuple(trained),
+    )
+
+
+def _may_scale(shape: Shape, module: Module, before: list[Term]) -> bool:
+    """Tell whether a magnitude can stand behind some terms of a module."""
+    d_out, d_in = module.shape
+    return (
+        shape.roles == ("mu",)
+        and shape.rank == shape.scale == 1
+        and len(before) == len(module.terms) - 1
+        and (bool(shape.options["plain"]) or all(term.linear for term in before))
+        and module.expert is None
+        and "embeddings" not in parts(Site.outside(module.module, d_in, d_out, module.tied))
     )
 
 
