@@ -34,7 +34,7 @@ from tests.support.references import dense_delta
 
 SEED = 5
 WEIGHTS = "base.safetensors"
-"""The weights of the modules, from which the tensors of `base` are computed."""
+"""The weights of the modules, from which the tensors of `base` are computed, and which magnitudes scale."""
 PARAMETERS = "parameters.safetensors"
 """The updates of `gpt_oss` as its base keeps its parameters."""
 
@@ -99,6 +99,18 @@ share s per model rank 4
 share s c per model rank 2 via Core(count = 5)
     init A svd_vectors, B svd_scaled freeze A, B, core per module
 """,
+    # What scales the base's weights, too.
+    "magnitudes": "share s per module rank 2 magnitude per module",
+    "shared_magnitude": """
+share a per layer rank 2 via SS
+share b where down_proj per module rank 1 scale 0.5
+magnitude per kind where not v_proj
+""",
+    "plain_magnitude": """
+share s where down_proj per module rank 2
+share e where q_proj per module rank 2 via Experts(count = 2) gain out init 1
+magnitude per module plain
+""",
     # Where it is.
     "gpt_oss": "share s A per layer B per module rank 2 via SS",
     "experts": "share s A per layer B per module rank 2 via SS",
@@ -122,6 +134,8 @@ HOW: dict[str, dict[str, Any]] = {
         "target": "lm_head, embed_tokens, q_proj",
         "train": "train norms",
     },
+    "shared_magnitude": {"target": "q_proj, v_proj, down_proj"},
+    "plain_magnitude": {"target": "q_proj, v_proj, down_proj"},
     "gpt_oss": {"family": "gpt_oss", "target": "parent experts"},
     "base": {"frozen": "base"},
     "library": {"names": ("law", "maths")},
@@ -151,15 +165,14 @@ def make(folder: Path, name: str) -> None:
         if how.get("frozen") == "base":
             tensors |= singular_starts(plan, model)
             how["reproduced"] = singular_starts(plan, model, torch.float64)
-            paths = {site.path for site in plan.sites}
-            maps = {path: w.matrix() for path, w in linear_maps(model).items() if path in paths}
-            save_file(
-                {p: w.detach().contiguous() for p, w in maps.items()}, folder / name / WEIGHTS
-            )
+        paths = {site.path for site in plan.sites}
+        maps = {p: w.matrix().detach() for p, w in linear_maps(model).items() if p in paths}
+        if how.get("frozen") == "base" or any(term.is_magnitude for term in plan.terms):
+            save_file({p: w.contiguous() for p, w in maps.items()}, folder / name / WEIGHTS)
         save_adapter(folder / name, plan, tensors, text, seed=SEED, **how)
         if how.get("dtype"):
             tensors = {n: tensor.bfloat16() for n, tensor in tensors.items()}
-        found = expected(plan, tensors)
+        found = expected(plan, tensors, maps)
         save_file(found, folder / name / "expected.safetensors")
         if family == "gpt_oss":
             save_file(as_parameters(model, found), folder / name / PARAMETERS)
@@ -191,20 +204,48 @@ def trained(plan: Plan, dtype: torch.dtype, number: int = 0) -> dict[str, torch.
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-def expected(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return dW of each module by its path, or some x and what they get; and what is trained in full."""
+def expected(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor] = {}
+) -> dict[str, torch.Tensor]:
+    """Return W' - W of each module by its path, or some x and what they get; and what is trained in full.
+
+    ``weights`` are W by module, where magnitudes scale them.
+    """
     wide = {name: tensor.double() for name, tensor in tensors.items()}
     found = {t.parameter: wide[t.tensor].reshape(t.shape) for t in plan.trained}
     for site in plan.sites:
-        terms = plan.terms_of[site.path]
+        terms = [term for term in plan.terms_of[site.path] if not term.is_magnitude]
+        magnitude = plan.magnitude(site.path)
+        zero = torch.zeros(site.d_out, site.d_in, dtype=torch.float64)
+        base = weights[site.path].double() if magnitude else zero
         if all(term.linear for term in terms):
-            found[site.path] = sum(dense_delta(term, wide, site.d_in, site.d_out) for term in terms)
+            added = sum((dense_delta(t, wide, site.d_in, site.d_out) for t in terms), start=zero)
+            g = scales(magnitude, wide, base, base + added)
+            found[site.path] = g[:, None] * (base + added) - base
         else:
             x = torch.empty(3, site.d_in)
             fill(x.numpy(), {"normal": 1.0}, SEED, f"x {site.path}")
+            y = sum(routed(t, wide, x.double(), site.d_out) for t in terms)
+            whole = x.double() @ base.mT
             found[f"{site.path}.x"] = x
-            found[f"{site.path}.y"] = sum(routed(t, wide, x.double(), site.d_out) for t in terms)
+            found[f"{site.path}.y"] = (whole + y) * scales(magnitude, wide, base) - whole
     return {name: tensor.float().contiguous() for name, tensor in found.items()}
+
+
+def scales(
+    magnitude: Term | None,
+    tensors: Mapping[str, torch.Tensor],
+    before: torch.Tensor,
+    after: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return g of each row of a module's weight, before and after its terms are added."""
+    if magnitude is None:
+        return torch.ones(len(before), dtype=torch.float64)
+    g = 1 + tensors[magnitude.tensors["mu"]][0]
+    if magnitude.options["plain"]:
+        return g
+    assert after is not None
+    return g * torch.stack([w.norm() / v.norm() for w, v in zip(before, after, strict=True)])
 
 
 def routed(

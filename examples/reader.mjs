@@ -1,4 +1,4 @@
-// Reads an adapter of shared factors, as docs/format.md says: dW of each module of its base. No dependencies.
+// Reads an adapter of shared factors, as docs/format.md says: what is added to each module's weight. No dependencies.
 //
 //   node examples/reader.mjs FOLDER [NAME OF AN ADAPTER IN A LIBRARY]
 //
@@ -36,20 +36,22 @@ const KNOWN = {
   Shards: ['A B I_A I_B', 'rows shards'],
   VectorBank: ['bank L_A L_B', 'vectors length top_k bank_bound logits_deviation'],
   Experts: ['A B G', 'count'],
+  magnitude: ['mu', 'plain'],
 };
 const FEATURES = ['drawn', 'experts', 'full', 'library', 'parts', 'tied'];
-const WORDS = { slice: ['leading', 'centre', 'trailing'], cut: ['both', 'in', 'out'] };
+const WORDS = { slice: ['leading', 'centre', 'trailing'], cut: ['both', 'in', 'out'], plain: [true, false] };
 
 function unknown(what) {
   throw new Error(`this reader does not know: ${what}`);
 }
 
-/** Returns dW by the path of a module, or, where a router makes it depend on x, a function of x; and what is trained in
- * full, by its parameter.
+/** Returns the update by the path of a module, or, where a router makes it depend on x, a function of x; and what is
+ * trained in full, by its parameter.
  * @param config the text of adapter_config.json
  * @param files the bytes of adapter_model.safetensors and, of a library, of an adapter's own file
+ * @param weights W (d_out rows) of the base by the path of a module, which magnitudes scale
  */
-export async function read(config, files) {
+export async function read(config, files, weights = {}) {
   const { peft_type: type, bishare } = JSON.parse(config);
   let sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
   // The digits of the seed: a number of JavaScript has 53 bits.
@@ -60,13 +62,15 @@ export async function read(config, files) {
   const stored = Object.assign({}, ...files.map(safetensors));
   const tensors = await Promise.all(sharing.tensors.map((entry) => values(entry, stored)));
   const updates = {}, full = {};
-  for (const { module, shape, terms } of sharing.modules) {
+  for (const { module, shape, terms, expert } of sharing.modules) {
     const named = terms.map(([index, ...places]) => {
       const term = sharing.terms[index];
       return [term, Object.fromEntries(term.roles.map((role, i) => [role, tensors[places[i]]]))];
     });
-    const update = (x) => sum(named.map(([term, t]) => matrix(term, t, ...shape, x)));
-    updates[module] = named.some(([term]) => term.transform === 'Experts') ? update : update();
+    const update = (x) => change(named, { module, shape, expert, weight: weights[module] }, x);
+    const routed = named.some(([term]) => term.transform === 'Experts');
+    if (routed && named.at(-1)[0].options.plain === false) unknown('lengths of rows that depend on the input');
+    updates[module] = routed ? update : update();
   }
   for (const { parameter, tensor } of sharing.full) full[parameter] = [tensors[tensor].flat()];
   return { sharing, updates, full };
@@ -96,9 +100,11 @@ function values(entry, stored) {
 }
 
 /** Refuses a transform, a role, an option or a word that this reader does not know. */
-function check({ transform, options, roles: used }) {
+function check({ transform, options, rank, scale, roles: used }) {
   const [roles, names] = (KNOWN[transform] ?? unknown(`the transform ${transform}`)).map((text) => text.split(' '));
-  for (const role of used) if (![...roles, 'gain_rank', 'gain_out'].includes(role)) unknown(`the role ${role} of ${transform}`);
+  const scales = transform === 'magnitude';
+  if (scales && (rank !== 1 || scale !== 1)) unknown('a rank or a scale of magnitude');
+  for (const role of used) if (![...roles, ...(scales ? [] : ['gain_rank', 'gain_out'])].includes(role)) unknown(`the role ${role} of ${transform}`);
   for (const [option, value] of Object.entries(options)) {
     if (!names.includes(option) || !(WORDS[option] ?? [value]).includes(value)) unknown(`${option} = ${value} of ${transform}`);
   }
@@ -203,6 +209,21 @@ export function quantile(u) {
 }
 
 // Terms.
+
+/** Returns what is added to the weight of a module. */
+function change(terms, { module, shape, expert, weight }, x) {
+  const [last, { mu }] = terms.at(-1), matrices = (some) => some.map(([term, t]) => matrix(term, t, ...shape, x));
+  if (last.transform !== 'magnitude') return sum(matrices(terms));
+  if (!weight) unknown(`the weight of ${module}, which \`magnitude\` scales: pass \`weights\``);
+  const fits = [mu.length, mu[0].length, weight.length, weight[0].length].join() === [1, shape[0], ...shape].join();
+  if (!fits || expert !== undefined) unknown(`such a magnitude at ${module}`);
+  const whole = sum([weight, ...matrices(terms.slice(0, -1))]);
+  const g = whole.map((row, i) => {
+    const [before, after] = [Math.hypot(...weight[i]), Math.hypot(...row)];
+    return (1 + mu[0][i]) * (last.options.plain || before === after ? 1 : before / after);
+  });
+  return sum([scaled(whole, (i) => g[i]), scaled(weight, () => -1)]);
+}
 
 function matrix(term, t, dOut, dIn, x) {
   let [rank, out] = [t.gain_rank?.[0], t.gain_out?.[0]];

@@ -37,8 +37,14 @@ KNOWN = {
     "Shards": ("A B I_A I_B", "rows shards"),
     "VectorBank": ("bank L_A L_B", "vectors length top_k bank_bound logits_deviation"),
     "Experts": ("A B G", "count"),
+    "magnitude": ("mu", "plain"),
 }
-WORDS = {"slice": ("leading", "centre", "trailing"), "cut": ("both", "in", "out")}
+GAINS = ["gain_rank", "gain_out"]
+WORDS = {
+    "slice": ("leading", "centre", "trailing"),
+    "cut": ("both", "in", "out"),
+    "plain": (True, False),
+}
 
 
 FEATURES = ("drawn", "experts", "full", "library", "parts", "tied")
@@ -47,6 +53,11 @@ FEATURES = ("drawn", "experts", "full", "library", "parts", "tied")
 def to_lora(folder, out, name=None):
     """Write the LoRA, and return A `(n, d_in)` and B `(d_out, n)` by the path of a module."""
     config, sharing, tensors = open_folder(folder, name)
+    if any(term["transform"] == "magnitude" for term in sharing["terms"]):
+        raise SystemExit(
+            "a plain LoRA cannot hold `magnitude`, which scales the base's weights too: "
+            "merge it with `bishare merge FOLDER --model BASE --out NEW`"
+        )
     known(not sharing["full"], "a parameter that is trained in full, as a plain LoRA")
     pairs = {}
     for module in sharing["modules"]:
@@ -164,8 +175,12 @@ def check(term):
     """Refuse a transform, a role, an option or a word that this reader does not know."""
     known(term["transform"] in KNOWN, f"the transform {term['transform']}")
     roles, options = (names.split() for names in KNOWN[term["transform"]])
+    if term["transform"] == "magnitude":
+        known(term["rank"] == term["scale"] == 1, "a rank or a scale of magnitude")
+    else:
+        roles += GAINS
     for role in term["roles"]:
-        known(role in (*roles, "gain_rank", "gain_out"), f"the role {role} of {term['transform']}")
+        known(role in roles, f"the role {role} of {term['transform']}")
     for option, value in term["options"].items():
         named = f"{option} = {value} of {term['transform']}"
         known(option in options and value in WORDS.get(option, (value,)), named)

@@ -14,13 +14,14 @@ for (const folder of readdirSync(root, { withFileTypes: true })) {
     if (name === null) continue;
     const files = [bytes('adapter_model'), ...(name ? [bytes(`adapters/${name}`)] : [])];
     const config = readFileSync(`${root}/${folder.name}/adapter_config.json`, 'utf8');
-    if (names.includes('base.safetensors')) {
+    const weights = names.includes('base.safetensors') ? safetensors(bytes('base')) : {};
+    if (JSON.parse(config).bishare.sharing.needs?.includes('base')) {
       // It decomposes no matrices, and says so.
-      const refused = await read(config, files).then(() => '', (error) => error.message);
+      const refused = await read(config, files, weights).then(() => '', (error) => error.message);
       console.log(JSON.stringify({ folder: folder.name, file, worst: /does not know: base/.test(refused) ? 0 : null, left: [] }));
       continue;
     }
-    const { updates, full } = await read(config, files);
+    const { updates, full } = await read(config, files, weights);
     const expected = safetensors(bytes(file.replace('.safetensors', '')));
     let worst = 0;
     const places = new Set([...Object.keys(updates), ...Object.keys(full)]);

@@ -20,9 +20,13 @@ from safetensors.torch import load_file
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.adapter.sharing import FEATURES
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.spec import MAGNITUDE
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
+from tests.support.checks import randomize
+from tests.support.families import tiny_model as family_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "conformance"
@@ -104,6 +108,55 @@ def test_another_base_is_refused() -> None:
         READER.read(FOLDER / "base")
 
 
+def test_a_magnitude_is_not_read_without_the_weights_that_it_scales() -> None:
+    folder = FOLDER / "magnitudes"
+    says = "the weight of model.layers.0.self_attn.q_proj, which `magnitude` scales"
+    with pytest.raises(SystemExit, match=f"does not know: {says}"):
+        READER.read(folder)
+    weights = weights_of(folder / "expected.safetensors")
+    assert weights is not None
+    with pytest.raises(SystemExit, match="such a magnitude at"):
+        READER.read(folder, None, {k: v[:, 1:] for k, v in weights.items()})
+    if shutil.which("node"):
+        command = ["node", str(ROOT / "examples" / "reader.mjs"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert f"does not know: {says}" in done.stderr
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(("family", "target"), [("gpt2", "c_fc"), ("qwen2", "q_proj, down_proj")])
+def test_magnitudes_change_the_weights_as_they_change_the_model(
+    family: str, target: str, plain: bool, tmp_path: Path
+) -> None:
+    """Added to the weights, with biases as they are, the updates give what bishare gives; of rows of zeros too."""
+    text = f"spec m\ntarget {target}\nshare s per module rank 2\nmagnitude per kind{' plain' * plain}\n"
+    base = family_of(family).eval()
+    model = compile_spec(text, family_of(family)).eval()
+    tensors = randomize(model, 1)
+    maps, own = linear_maps(base), linear_maps(model)
+    with torch.no_grad():
+        for site in model.bishare.plan.sites:
+            for linear in (base, model):
+                bias = linear.get_submodule(site.path).bias
+                bias.normal_(
+                    generator=torch.Generator().manual_seed(2)
+                ) if bias is not None else None
+            maps[site.path].matrix()[0] = own[site.path].matrix()[0] = 0
+            term = model.bishare.plan.terms_of[site.path][0]
+            tensors[term.tensors["B"]][:, 0] = 0
+    model.bishare.save_pretrained(tmp_path)
+    weights = {
+        p.path: maps[p.path].matrix().double().detach().numpy() for p in model.bishare.plan.sites
+    }
+    updates, _ = READER.read(tmp_path, None, weights)
+    with torch.no_grad():
+        for path, update in updates.items():
+            maps[path].matrix().add_(torch.from_numpy(update))
+        ids = torch.arange(12).view(2, 6)
+        torch.testing.assert_close(base(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_javascript_alone_reads_them() -> None:
     rows = []
@@ -121,12 +174,23 @@ def test_javascript_alone_reads_them() -> None:
         assert not row["left"], row
 
 
+REFUSED = {
+    "router": "as a plain LoRA",
+    "head_and_full": "as a plain LoRA",
+    "base": "does not know: base",
+    **dict.fromkeys(
+        ("magnitudes", "shared_magnitude", "plain_magnitude"),
+        "scales the base's weights too: merge it with `bishare merge FOLDER --model BASE --out NEW`",
+    ),
+}
+
+
 @pytest.mark.parametrize("path", EXPECTED, ids=named)
 def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> None:
     """The pairs give each dW; what is no plain LoRA is refused, and named."""
     name = path.stem.partition("-")[2] or None
-    if path.parent.name in ("router", "head_and_full", "base"):
-        with pytest.raises(SystemExit, match=r"as a plain LoRA|does not know: base"):
+    if path.parent.name in REFUSED:
+        with pytest.raises(SystemExit, match=REFUSED[path.parent.name]):
             TO_LORA.to_lora(path.parent, tmp_path / "lora", name)
         return
     pairs = TO_LORA.to_lora(path.parent, tmp_path / "lora", name)
@@ -181,8 +245,64 @@ def test_what_is_not_on_the_page_is_refused_by_page_schema_and_readers(
         assert "does not know" in done.stderr
 
 
+def with_gain(sharing: Any) -> None:
+    sharing["terms"][1]["roles"].append("gain_out")
+    for module in sharing["modules"]:
+        module["terms"][1] *= 2
+        module["terms"][1].pop(2)
+
+
+STRANGE_MAGNITUDES: dict[str, tuple[Any, bool]] = {
+    "rank": (lambda s: s["terms"][1].update(rank=2), True),
+    "scale": (lambda s: s["terms"][1].update(scale=0.5), True),
+    "role": (with_gain, True),
+    "option": (lambda s: s["terms"][1]["options"].update(mirror=True), True),
+    "word": (lambda s: s["terms"][1]["options"].update(plain="middle"), True),
+    "no last term": (lambda s: s["modules"][0]["terms"].reverse(), False),
+    "two": (lambda s: s["modules"][0]["terms"].append(s["modules"][0]["terms"][1]), False),
+    "of an expert": (lambda s: s["modules"][0].update(expert=0), False),
+    "at an expert": (
+        lambda s: s["modules"][0].update(module="model.layers.0.experts.0.q_proj", expert=0),
+        False,
+    ),
+    "at an embedding": (lambda s: s["modules"][0].update(module="model.embed_tokens"), False),
+    "of another width": (lambda s: s["modules"][0]["terms"][1].__setitem__(1, 9), False),
+    "of a router": (lambda s: s["terms"][1]["options"].update(plain=False), False),
+}
+"""By kind: what changes, and whether a schema can see it, which follows no index."""
+
+
+@pytest.mark.parametrize("kind", STRANGE_MAGNITUDES)
+def test_a_magnitude_that_the_page_does_not_allow_is_refused_by_all(
+    kind: str, tmp_path: Path
+) -> None:
+    change, is_seen_by_schema = STRANGE_MAGNITUDES[kind]
+    source = FOLDER / ("plain_magnitude" if kind == "of a router" else "magnitudes")
+    shutil.copytree(source, folder := tmp_path / "a" / "it")
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    # As another program writes it: bishare compares its own folders with their specs.
+    config = {"peft_type": "BISHARE", "bishare": {"sharing": config["bishare"]["sharing"]}}
+    file.write_text(json.dumps(config))
+    load_adapter(folder, family_of("llama"))
+    change(config["bishare"]["sharing"])
+    file.write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match="does not know"):
+        READER.read(folder, None, weights_of(folder / "expected.safetensors"))
+    with pytest.raises(AdapterError, match="BS604"):
+        load_adapter(folder, family_of("llama"))
+    if is_seen_by_schema:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(config, SCHEMA)
+    if shutil.which("node"):
+        command = ["node", str(Path(__file__).with_name("read.mjs")), str(tmp_path / "a")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "does not know" in done.stderr
+
+
 def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() -> None:
-    assert {*TO_LORA.KNOWN} == OURS
+    assert {*TO_LORA.KNOWN} == OURS | {MAGNITUDE}
     assert {*SCHEMA["$defs"]["sharing"]["properties"]["needs"]["items"]["enum"]} == OURS | {
         *FEATURES,
         MAGNITUDE,
@@ -196,8 +316,7 @@ def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() 
         assert {*closed["options"]["required"]} == {*options.split()}
         assert {*closed["roles"]["items"]["enum"]} == {
             *roles.split(),
-            "gain_rank",
-            "gain_out",
+            *(() if name == MAGNITUDE else TO_LORA.GAINS),
         }
 
 
@@ -251,7 +370,7 @@ def test_every_transform_is_in_one() -> None:
         for path in FOLDER.glob("*/adapter_config.json")
         for term in json.loads(path.read_text())["bishare"]["sharing"]["terms"]
     }
-    assert used == OURS
+    assert used == OURS | {MAGNITUDE}
 
 
 def test_the_page_has_all_of_them_and_its_example_keeps_to_the_schema() -> None:
