@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Basis(Transform):
     """``A = sum_i c_A[i] A_i`` and ``B = sum_i c_B[i] B_i`` over ``count`` basis matrices of each.
 
-    The pool shares the bases, stacked in ``A (count * r, max d_in)`` and ``B (count * r, max d_out)``;
-    a narrower site takes the leading columns. A site's own are the coefficients, ``(1, count)`` each.
-    With ``freeze A, B`` the bases come from the seed and are never stored.
+    The pool shares the basis matrices, stacked in ``A (count * r, max d_in)`` and ``B (count * r, max
+    d_out)``; a narrower site uses the leading columns. The coefficients, ``(1, count)`` each, are private
+    to a site. With ``freeze A, B`` the matrices are regenerated from the seed and never stored.
     """
 
     name: ClassVar[str] = "Basis"

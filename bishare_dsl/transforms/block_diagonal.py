@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class BlockDiagonal(Transform):
     """``dW = diag(B_1, ..., B_n) diag(A_1, ..., A_n)``: ``n = blocks`` mini-LoRAs of the share's rank ``r``.
 
-    They stand side by side in ``A (r, d_in)`` and ``B (r, d_out)``: as many parameters as a LoRA of
-    rank r, and an update of rank up to ``n r``. So the effective factors have ``n r`` rows. Where one side
-    alone is ``cut``, the factor of the other is whole: A is ``(n r, d_in)``, or B ``(n r, d_out)``.
+    They are stored as ``A (r, d_in)`` and ``B (r, d_out)``: as many parameters as a LoRA of rank r, and
+    an update of rank up to ``n r``. The effective factors have ``n r`` rows. If only one side is ``cut``,
+    the other factor is dense: A is ``(n r, d_in)``, or B ``(n r, d_out)``.
     """
 
     name: ClassVar[str] = "BlockDiagonal"

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Core(Transform):
-    """``dW = B^T core_n^T ... core^T A``: of one core the paper's ``B R A``, with its R transposed, as B is.
+    """``dW = B^T core_n^T ... core^T A``. With one core: the paper's ``B R A``, with R transposed.
 
-    The pools share ``A (r, max d_in)`` and ``B (r, max d_out)``; a narrower site takes the leading
-    columns. A core ``(r, r)`` is each site's own, unless it has a key; with keys for all of them this is a
+    The pools share ``A (r, max d_in)`` and ``B (r, max d_out)``; a narrower site uses the leading
+    columns. A core ``(r, r)`` is private to a site unless it has a key. With keys for all cores this is a
     tensor train. The first core starts at zero, so A, B and the other cores may be random.
 
-    With a ``count`` the first core is ``sum_i c[i] core_i``, of matrices ``(r, r)`` stacked in
-    ``core (count * r, r)``, as a rule frozen, and coefficients ``c (1, count)``, which start at zero.
+    With a ``count`` the first core is ``sum_i c[i] core_i``. The matrices ``(r, r)`` are stacked in
+    ``core (count * r, r)`` and usually frozen; the coefficients ``c (1, count)`` start at zero.
     """
 
     name: ClassVar[str] = "Core"

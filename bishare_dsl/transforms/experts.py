@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Experts(Transform):
     """``y = sum_i softmax(G x)_i B_i A x``, over ``count`` experts.
 
-    The pools share ``A (r, d_in)`` and the experts, stacked in ``B (count * r, d_out)``; a site's own
-    is the router ``G (count, d_in)``. The weights depend on x, so the update is not a matrix.
+    The pools share ``A (r, d_in)`` and the experts, stacked in ``B (count * r, d_out)``. The router ``G
+    (count, d_in)`` is private to a site. Its output depends on x, so the update is not a matrix.
     """
 
     name: ClassVar[str] = "Experts"

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class GateTransformation(Transform):
     """``dW = G_ou G_od B_s A_s G_iu G_id``, with ``A_s (r, m)``, ``B_s (n, r)`` and ``m = n = size``.
 
-    Each site has four gates of rank ``g = gate_rank``: ``G_id (g, d_in)``, ``G_iu (m, g)``,
-    ``G_od (g, n)`` and ``G_ou (d_out, g)``. The update's rank is at most ``g``, whatever ``r`` is:
-    the product between the gates, ``G_od B_s A_s G_iu``, is only ``(g, g)``. So the effective pair
-    has ``min(r, g)`` rows, and nothing of size ``m x n`` is ever formed.
+    Each site has four gates of rank ``g = gate_rank``: ``G_id (g, d_in)``, ``G_iu (m, g)``, ``G_od (g,
+    n)`` and ``G_ou (d_out, g)``. The update's rank is at most ``g``, whatever ``r`` is, because the
+    product between the gates, ``G_od B_s A_s G_iu``, is only ``(g, g)``. So the effective pair has
+    ``min(r, g)`` rows, and no ``m x n`` matrix is ever formed.
     """
 
     name: ClassVar[str] = "GT"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Grid(Transform):
     """``dW[m, n] = B_mn^T A_mn`` for each of ``blocks ** 2`` blocks, of rank ``r / blocks`` each.
 
-    ``A (r, d_in)`` has in the columns of input part n the ``A_mn`` one below the other, by the output part
-    m; ``B (r, d_out)`` in those of output part m the ``B_mn``, by n. So there are the parameters of a LoRA
-    of rank r, and an update of rank up to ``blocks * r``.
+    The columns of input part n in ``A (r, d_in)`` contain the ``A_mn``, stacked by output part m. The
+    columns of output part m in ``B (r, d_out)`` contain the ``B_mn``, stacked by n. This takes the
+    parameters of a LoRA of rank r, for an update of rank up to ``blocks * r``.
     """
 
     name: ClassVar[str] = "Grid"

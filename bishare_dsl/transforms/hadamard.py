@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Hadamard(Transform):
-    """``dW = (B^T A) * (B_2^T A_2)``: as a pair of factors, all products of a row of one and of the other.
+    """``dW = (B^T A) * (B_2^T A_2)``, as a pair of factors whose rows are products of a row of each pair.
 
-    So rank ``r`` of each gives an update of rank up to ``r ** 2``. The pools share ``A (r, max d_in)`` and
-    ``B (r, max d_out)``, of which a narrower site takes the leading columns; the second pair is each
-    site's own, unless it has keys.
+    Two pairs of rank ``r`` give an update of rank up to ``r ** 2``. The pools share ``A (r, max d_in)``
+    and ``B (r, max d_out)``; a narrower site uses the leading columns. The second pair is private to a
+    site unless it has keys.
     """
 
     name: ClassVar[str] = "Hadamard"

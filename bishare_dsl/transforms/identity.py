@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Identity(Transform):
-    """``A = A_s``, ``B = B_s``. What a share without ``via`` uses."""
+    """``A = A_s``, ``B = B_s``. The default of a share without ``via``."""
 
     name: ClassVar[str] = "Identity"
     title: ClassVar[str] = "no transform"

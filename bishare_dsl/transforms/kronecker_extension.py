@@ -25,14 +25,14 @@ _BLOCKS = 256
 class KroneckerExtension(Transform):
     """``A = K_A (x) A_s`` and ``B = K_B (x) B_s``, with shared factors ``size`` wide.
 
-    Section 4.4 names the parameterisations a_b: ``a`` rows are shared, ``b`` rows are the kernel's,
-    and the rank is ``a * b``. With ``k = ceil(width / size)``:
+    Section 4.4 names the parameterisations a_b: ``a`` shared rows, ``b`` rows of the kernel, and rank ``a
+    * b``. With ``k = ceil(width / size)``:
 
     - ``r_1``, the default: ``A_s (r, size)``, ``K_A (1, k)``;
     - ``shared_rank = a``: ``A_s (a, size)``, ``K_A (r / a, k)``; ``1_r`` is ``shared_rank = 1``;
     - ``rowwise``: ``A_s (r, size)``, ``K_A (r, k)``, and row i of A is ``K_A[i] (x) A_s[i]`` (Table 8).
 
-    A width that ``size`` does not divide is reached by extending past it and cropping.
+    If ``size`` does not divide a width, the product is wider than the site and is cropped.
     """
 
     name: ClassVar[str] = "KE"

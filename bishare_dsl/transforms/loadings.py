@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Loadings(Transform):
-    """``A = L_A A_s`` and ``B = L_B B_s``: rank-major, each row a combination of ``vectors`` shared ones.
+    """``A = L_A A_s`` and ``B = L_B B_s``: each row is a combination of ``vectors`` shared vectors.
 
-    The pool shares ``A_s (vectors, max d_in)`` and ``B_s (vectors, max d_out)``; a narrower site takes the
-    leading columns. A site's own are the loadings ``L_A`` and ``L_B``, ``(r, vectors)`` each.
+    The pool shares ``A_s (vectors, max d_in)`` and ``B_s (vectors, max d_out)``; a narrower site uses the
+    leading columns. The loadings ``L_A`` and ``L_B``, ``(r, vectors)`` each, are private to a site.
     """
 
     name: ClassVar[str] = "Loadings"

@@ -19,9 +19,9 @@ from bishare_dsl.transforms.transform import Start, Transform, one_width
 class Magnitude(Transform):
     """``y = g (W x + sum of terms) + b``, ``g = (1 + mu) |W_i| / |W_i + dW_i|`` for each output i.
 
-    The statement `magnitude` makes its shares; none is written after `via`. The pools share
-    ``mu (1, d_out)``, which starts at 0. With ``plain``, ``g = 1 + mu``. It is no term of its own: graphs
-    apply it to what all terms of a site give, by `bishare_dsl.rewrite.magnify`.
+    It is created by the statement `magnitude`, not by `via`. The pools share ``mu (1, d_out)``, which
+    starts at 0. With ``plain``, ``g = 1 + mu``. It adds no update: `bishare_dsl.rewrite.magnify` applies
+    it to the output of a site with all its terms.
     """
 
     name: ClassVar[str] = MAGNITUDE

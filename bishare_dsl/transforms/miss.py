@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class MiSS(Transform):
-    """``dW = B^T [I, I, ...]``: inputs whose places are equal modulo ``r`` are added up, then meet B.
+    """``dW = B^T [I, I, ...]``: inputs with equal indices modulo ``r`` are summed, then multiplied by B.
 
-    The pool shares ``B (r, max d_out)`` alone, of which a narrower site takes the leading columns. In the
-    place of A stands the identity ``(r, r)``, side by side and cut to ``d_in``: nothing to train or store.
+    The pool shares only ``B (r, max d_out)``; a narrower site uses the leading columns. A is the identity
+    ``(r, r)``, repeated and cropped to ``d_in``, so it is neither trained nor stored.
     """
 
     name: ClassVar[str] = "MiSS"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Mix(Transform):
     """``A = sum_i m_A[i] A_i`` over ``count_A`` matrices, and ``B = sum_i m_B[i] B_i`` over ``count_B``.
 
-    The pools share them, stacked in ``A (count_A * r, max d_in)`` and ``B (count_B * r, max d_out)``; a
-    narrower site takes the leading columns. A site's own are the weights, ``m_A (1, count_A)`` and
-    ``m_B (1, count_B)``; a factor of one matrix is that matrix, and has none.
+    The pools share the matrices, stacked in ``A (count_A * r, max d_in)`` and ``B (count_B * r, max
+    d_out)``; a narrower site uses the leading columns. The weights, ``m_A (1, count_A)`` and ``m_B (1,
+    count_B)``, are private to a site. A factor with one matrix has no weights.
     """
 
     name: ClassVar[str] = "Mix"

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Rotation(Transform):
-    """``A = [A_0, roll(A_0, s), roll(A_0, 2 s), ...]``, cut to the width; B alike.
+    """``A = [A_0, roll(A_0, s), roll(A_0, 2 s), ...]``, cropped to the width; B likewise.
 
     The chunk ``A_0`` is ``(r, ceil(d_in / chunks_A))``, ``B_0`` is ``(r, ceil(d_out / chunks_B))``.
-    ``roll`` moves rows down by ``stride`` for each copy, so that the copies differ; unless it is given,
-    the copies go once round: ``s = r / chunks``, rounded down, and 1 at least. The paper's unshared
-    rank is a share of its own.
+    ``roll`` moves rows down by ``stride`` for each copy, so that the copies differ. By default they
+    complete one rotation: ``s = r / chunks``, rounded down, and at least 1. Write the paper's unshared
+    rank as a separate share.
     """
 
     name: ClassVar[str] = "Rotation"

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class Shards(Transform):
-    """Each row of a factor is pieces of the pool, side by side: ``A[i] = [a_{i,1}, ..., a_{i,shards}]``.
+    """Each row of a factor concatenates pieces of the pool: ``A[i] = [a_{i,1}, ..., a_{i,shards}]``.
 
-    The pools share ``A (r, d_in)`` and ``B (r, d_out)``, each row of which is ``shards`` pieces. Which of the
-    ``r * shards`` pieces make up the ``rows`` rows of a site is drawn once, none twice, for A and B apart:
-    ``I_A`` and ``I_B``, ``(rows * shards, 2)``, come from the seed and are never trained.
+    The pools share ``A (r, d_in)`` and ``B (r, d_out)``, whose rows have ``shards`` pieces each. A site's
+    ``rows`` rows use randomly chosen pieces of the ``r * shards``, without repetition, separately for A
+    and B. The indices ``I_A`` and ``I_B``, ``(rows * shards, 2)``, come from the seed and are never
+    trained.
     """
 
     name: ClassVar[str] = "Shards"

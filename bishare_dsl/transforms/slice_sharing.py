@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class SliceSharing(Transform):
     """``A = A_s[:, window]``, ``B = B_s[:, window]``, with ``A_s (r, max d_in)`` and ``B_s (r, max d_out)``.
 
-    The maxima are taken over the sites of the pool. The window starts at 0 (``leading``), ends at
-    the end (``trailing``) or lies in the middle (``centre``, best in Table 4).
+    The maxima are over the sites of the pool. The window is at the start (``leading``), at the end
+    (``trailing``) or in the middle (``centre``, best in Table 4).
     """
 
     name: ClassVar[str] = "SS"

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class VectorBank(Transform):
-    """Each stretch of ``length`` values of a factor is a mixture of ``top_k`` vectors of the bank.
+    """Each segment of ``length`` values of a factor is a mixture of ``top_k`` vectors of the bank.
 
-    The pool shares ``bank (vectors, length)``. A site has logits ``L_A (r * d_in / length, vectors)``
-    and ``L_B (r * d_out / length, vectors)``, a row for each stretch, rank by rank. With ``S`` the
-    ``top_k`` largest of a row, the stretch is ``sum_{i in S} softmax(l_S)_i bank_i``.
+    The pool shares ``bank (vectors, length)``. A site has logits ``L_A (r * d_in / length, vectors)`` and
+    ``L_B (r * d_out / length, vectors)``, a row for each segment, in the order of the ranks. If ``S`` are
+    the ``top_k`` largest of a row, the segment is ``sum_{i in S} softmax(l_S)_i bank_i``.
     """
 
     name: ClassVar[str] = "VectorBank"
