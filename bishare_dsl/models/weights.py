@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.adapter import NOT_DENSE
-from bishare_dsl.models.hooks import is_sharded_tensor, resident_tensor
+from bishare_dsl.models.hooks import gather, is_sharded_tensor, resident_tensor
 from bishare_dsl.models.site import block_of
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
         weight = found.matrix() if found.replacement() is None else found.dense()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     norms: Any = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
-    whole: torch.Tensor = norms.full_tensor() if is_sharded_tensor(norms) else norms
+    whole: torch.Tensor = gather(norms)
     return whole
 
 
