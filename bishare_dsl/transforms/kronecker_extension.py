@@ -18,9 +18,6 @@ from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Wid
 if TYPE_CHECKING:
     from bishare_dsl.transforms.factor import Factor
 
-_BLOCKS = 256
-"""Maximum number of kernel columns to consider: more would cost as much as private factors."""
-
 
 class KroneckerExtension(Transform):
     """``A = K_A (x) A_s`` and ``B = K_B (x) B_s``, with shared factors ``size`` wide.
