@@ -51,7 +51,7 @@ _PERCENT = _Percent()
         "bishare fit peft-lora --spec my.share --out smaller --json | jq .error",
         "bishare fit tasks/* --spec family.share --out library    # then library#NAME is an adapter",
         "bishare fit tasks/* --spec family.share --out library --tolerance 5% --solve r",
-        "bishare fit new-customer --library library               # adds library#new-customer",
+        "bishare fit new-customer --library library    # adds library#new-customer",
     ),
 )
 @click.argument(
