@@ -12,12 +12,12 @@ from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Kron
-from tests.methods.test_every_method import TINY
+from tests.methods.test_every_method import SCALED, TINY
 from tests.support.toeplitz import Toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
-LINEAR = sorted(set(TINY) - {"hydralora"})
+LINEAR = sorted(set(TINY) - {"hydralora"} - SCALED)
 TOEPLITZ = "spec t\ntarget attention_inputs, mlp_downs\nshare s per layer rank 3 via Toeplitz\n"
 SLOTS = [2, 2, 2, 0, -1, 4, 2, 5, 0, -1]
 ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]

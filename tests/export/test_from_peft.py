@@ -14,6 +14,8 @@ from bishare_dsl.adapter.files import is_peft, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import architecture_of
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.serve.vllm.folder import read_any
 from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
 
@@ -245,7 +247,10 @@ def test_more_than_a_plain_lora(change: Any, said: str, tmp_path: Path) -> None:
 
 def test_dora_as_peft_saves_it(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", use_dora=True, **SETTINGS["plain"][1])
-    plan = load_adapter(tmp_path / "peft", tiny_model("llama")).bishare.plan
+    model = tiny_model("llama")
+    with pytest.raises(AdapterError, match=r"BS656.*it is a DoRA"):
+        read_any(tmp_path / "peft", inspect_model(model))  # As a server does.
+    plan = load_adapter(tmp_path / "peft", model).bishare.plan
     assert all(plan.magnitude(site.path) is not None for site in plan.sites)
 
 

@@ -16,6 +16,7 @@ from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.models import Architecture
 from bishare_dsl.resources import shipped_specs
+from tests.methods.test_every_method import SCALED
 
 SMALL = {
     "mos": {"r": 3},
@@ -59,8 +60,8 @@ def test_behind_a_step_the_gradient_of_its_block_is_zero(trained: Any, base: Arc
         assert after[v].norm() < 1e-5 * before[v].norm()
 
 
-# An update that is no matrix, and starts that read the base's weights, are refused by a fit.
-NOT_FITTED = {"hydralora", "lora_xs", "pissa", "tiny_lora"}
+# An update that is no matrix, magnitudes, and starts that read the base's weights are refused by a fit.
+NOT_FITTED = {"hydralora", "lora_xs", "pissa", "tiny_lora"} | SCALED
 
 
 @pytest.mark.parametrize("spec", sorted({*shipped_specs()} - NOT_FITTED))

@@ -51,6 +51,12 @@ TINY = {
     "vb_lora": {"vectors": 9, "length": 4},
     "vera": {"r": 6},
 }
+SCALED = {
+    name
+    for name, path in shipped_specs().items()
+    if any(share.is_magnitude for share in read_file(path)[0].shares)
+}
+"""Those with a magnitude, which is no product of factors."""
 
 
 def test_all_are_here():

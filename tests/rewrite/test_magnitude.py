@@ -14,11 +14,13 @@ from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.language import parse_spec
-from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import products, row_norms
 from bishare_dsl.rewrite.magnify import length_ratio
+from bishare_dsl.serve.vllm.folder import read_any
 from bishare_dsl.spec import MAGNITUDE, Share, Spec, Via
 from tests.batched.test_batches import alone, filled
+from tests.methods.test_every_method import SCALED, TINY
 from tests.support import checks
 from tests.support.families import tiny_model
 from tests.support.quantised import quantise
@@ -420,3 +422,13 @@ def test_what_adds_low_rank_terms_alone_refuses_it():
             action()
         assert caught.value.problems[0].code == "BS675"
         assert caught.value.problems[0].help
+
+
+@pytest.mark.parametrize("form", sorted(SCALED))
+def test_a_folder_of_it_is_refused_by_a_server(form, tmp_path):
+    base = tiny_model("llama")
+    model = compile_spec(form, copy.deepcopy(base), params=TINY[form])
+    model.bishare.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"BS675.*serve the adapter with vLLM") as caught:
+        read_any(tmp_path, inspect_model(base))
+    assert len(caught.value.problems) == 1

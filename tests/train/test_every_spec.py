@@ -11,7 +11,7 @@ from bishare_dsl.adapter.files import names_in
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from tests.methods.test_every_method import TINY
+from tests.methods.test_every_method import SCALED, TINY
 from tests.support.tasks import tiny_tasks
 
 SHAPES = {
@@ -24,7 +24,7 @@ REFUSED = {
     # They start as the weights of the base say, which a fit does not load.
     **{key: {"fit": "BS688"} for key in ["lora_xs", "pissa", "tiny_lora"]},
     # A magnitude scales the base's weights, too, which no product of factors does.
-    **{key: {"fit": "BS675"} for key in ["bishare_ke_lengths", "dora", "ia3"]},
+    **{key: {"fit": "BS675"} for key in SCALED},
 }
 SHORT = [
     *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"),
