@@ -10,6 +10,7 @@ from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import PlanError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.parts import PARTS, parts
+from tests.methods.test_every_method import SCALED
 from tests.models.test_weights import GATES, mixture
 from tests.support.families import TINY_FAMILIES, tiny_model
 
@@ -48,8 +49,12 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "mlp_downs": {"dense_4h_to_h"},
     },
 }
-TARGETS = {"tied_lora": ("attention_inputs",), "up_pool": ("mlp_ups",)}
+TARGETS = {"tied_lora": ("attention_inputs",), "up_pool": ("mlp_ups",), "ia3": ("mlp_ups",)}
 """Of those that do not adapt all parts."""
+NAMED = {"ia3": {"k_proj", "v_proj"}}
+"""Kinds that they name besides these parts: phi3 and gpt2 have none of the name."""
+MIXTURES = {"mixtral", "qwen2_moe", "gpt_oss"}
+"""Models with experts, whose outputs no magnitude scales."""
 # A default of theirs does not fit a model as small as these.
 SMALLER = {"late_own": {"first": -1}, "vb_lora": {"length": 4}}
 
@@ -90,10 +95,19 @@ def test_encoders() -> None:
 )
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_shipped_specs_resolve(spec: str, family: str) -> None:
-    plan = plan_spec(spec, model_of(family), params=SMALLER.get(spec))
-    expected = EXPECTED[family]
+    model, expected = model_of(family), EXPECTED[family]
     every = ("attention_inputs", "mlp_ups", "mlp_downs")
-    kinds = set().union(*(expected[part] for part in TARGETS.get(spec, every)))
+    kinds = set().union(*(expected[part] for part in TARGETS.get(spec, every)), NAMED.get(spec, ()))
+    present = {site.kind for site in inspect_model(model).sites}
+    refused = "BS323" if spec in SCALED and family in MIXTURES else None
+    if not kinds <= present:
+        refused = "BS301"
+    if refused:
+        with pytest.raises(PlanError) as caught:
+            plan_spec(spec, model, params=SMALLER.get(spec))
+        assert {problem.code for problem in caught.value.problems} == {refused}
+        return
+    plan = plan_spec(spec, model, params=SMALLER.get(spec))
     assert {site.kind for site in plan.sites} == kinds
     assert all(plan.terms_of[site.path] for site in plan.sites)
 
