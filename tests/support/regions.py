@@ -235,7 +235,12 @@ def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
         model.layers[1].a = model.layers[0].a
     spec = draw(meaningful_specs(inspect_model(model)))
     dropouts = st.sampled_from([0, 0, 0.25, 0.5])
-    shares = tuple(share.model_copy(update={"dropout": draw(dropouts)}) for share in spec.shares)
+    shares = tuple(
+        share  # A magnitude is a statement without dropout.
+        if share.is_magnitude
+        else share.model_copy(update={"dropout": draw(dropouts)})
+        for share in spec.shares
+    )
     passes = draw(st.just(OPTIMISATIONS) | st.sets(st.sampled_from(OPTIMISATIONS)))
     return DrawnRegion(
         model,
