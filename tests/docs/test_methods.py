@@ -22,7 +22,8 @@ def test_count_and_rank(row):
     [(name, path)] = re.findall(r"^\[`(\w+)`\]\(\.\./specs/(\w+)\.share\)$", row[0])
     assert name == path
     plan = plan_spec(name, "llama-7b")
-    assert row[3] == f"{plan.trainable:,}"
+    private = f", of which {plan.private:,} private" if plan.is_library else ""
+    assert row[3] == f"{plan.trainable:,}{private}"
     ranks = sorted({plan.rows(site.path) for site in plan.sites})
     linear = all(term.linear for term in plan.terms)
     assert row[4] == (" to ".join(map(str, ranks)) if linear else "-")

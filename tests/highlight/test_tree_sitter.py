@@ -106,7 +106,8 @@ def test_every_word_and_sign_of_the_grammar_is_in_it():
                 yield from strings(value)
 
     grammar = json.loads((FOLDER / "src" / "grammar.json").read_text(encoding="utf-8"))
-    assert set(strings(grammar["rules"])) == set(words())
+    # `plain` is a word behind `magnitude` alone; elsewhere it is a name, so it is not reserved.
+    assert set(strings(grammar["rules"])) == {*words(), "plain"}
 
 
 @pytest.mark.parametrize("name", TEXTS)
