@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bishare_dsl.adapter.config import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS
 from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter, plan_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
@@ -212,7 +213,8 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     same = {
         t.name
         for t in plan.tensors
-        if t.init == "choice" and torch.equal(tensors[t.name], draw_tensor(t, seed))
+        if t.init == "choice"
+        and any(torch.equal(tensors[t.name], draw(t, seed)) for draw in (draw_tensor, draw_by_torch))
     }
     _check_saved(adapted, model, set(plan.tensor) - same, seed)
 
@@ -378,7 +380,7 @@ def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
         assert value is not None, weight.path
         dense = nn.Linear(weight.d_in, weight.d_out, bias is not None, dtype=value.dtype)
         dense.weight.data = value
-        dense.register_parameter("bias", bias)
+        dense.register_parameter("bias", copy.deepcopy(bias))
         other.set_submodule(weight.path, dense)
     return other
 
