@@ -6,12 +6,12 @@ import torch
 
 from bishare_dsl.api import BishareWarning, compile_spec
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from tests.methods.test_every_method import TINY
+from tests.methods.test_every_method import SCALED, TINY
 from tests.serve_vllm.conftest import SIZES
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
-LINEAR = sorted(set(TINY) - {"hydralora"})
+LINEAR = sorted(set(TINY) - {"hydralora"} - SCALED)
 # Fewer tokens a step than the prompts have, so that they come in chunks, among tokens of other requests.
 CHUNKS = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "enable_prefix_caching": True}
 ROOM = {"max_loras": 4, "max_cpu_loras": 6}

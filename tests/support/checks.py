@@ -214,7 +214,9 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
         t.name
         for t in plan.tensors
         if t.init == "choice"
-        and any(torch.equal(tensors[t.name], draw(t, seed)) for draw in (draw_tensor, draw_by_torch))
+        and any(
+            torch.equal(tensors[t.name], draw(t, seed)) for draw in (draw_tensor, draw_by_torch)
+        )
     }
     _check_saved(adapted, model, set(plan.tensor) - same, seed)
 
