@@ -209,7 +209,7 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
         randomize(adapted, seed, frozen=False)
         _check_saved(adapted, model, stored, seed)
     tensors = randomize(adapted, seed)
-    # With few choices, different indices may be equal.
+    # With few choices, different indices may be equal, to what either generator draws.
     same = {
         t.name
         for t in plan.tensors
@@ -376,7 +376,8 @@ def _scales(adapted: Any) -> bool:
 
 def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
     """Return a copy of a model with some quantised linear layers made dense."""
-    other, maps = copy.deepcopy(model), linear_maps(model)
+    other = copy.deepcopy(model)
+    maps = linear_maps(other)  # The copy's, whose biases an adapter may change.
     for weight in (maps[path] for path in paths if maps[path].replacement()):
         value, bias = weight.dequantized(), getattr(weight.module, "bias", None)
         assert value is not None, weight.path
