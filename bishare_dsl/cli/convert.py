@@ -23,12 +23,7 @@ from bishare_dsl.export import DTYPES, TARGETS
 @options.choice("--for", "target", among=TARGETS, required=True, help="The program to write for.")
 @options.model()
 @options.out("The folder to write, or the file for gguf.", "PATH")
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Cut off what exceeds this rank; what that loses is measured and reported.",
-)
+@options.rank
 @options.choice("--dtype", among=DTYPES, default="float32", help="Of the values.")
 @click.pass_obj
 def command(

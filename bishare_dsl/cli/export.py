@@ -28,12 +28,7 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
     default="peft",
     help="For PEFT and vLLM, for llama.cpp, or for mlx-lm.",
 )
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Cut off what exceeds this rank; what that loses is measured and reported.",
-)
+@options.rank
 @options.choice("--dtype", among=DTYPES, default="float32", help="Of the values.")
 @click.option(
     "--uniform-rank",

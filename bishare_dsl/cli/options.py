@@ -115,6 +115,12 @@ stored_dtype = click.option(
     default="float32",
     help="Dtype in the file; loaded tensors are float32.",
 )
+rank = click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Cut off what exceeds this rank; what that loses is measured and reported.",
+)
 force = click.option("--force", is_flag=True, help="Replace an earlier result of the command.")
 
 seed = click.option(

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, cast
 
 import torch
@@ -24,6 +23,7 @@ from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
+from bishare_dsl.writing import discard
 
 _NEAR = 1e-5
 """The tolerance for dW after a float32 conversion, relative to its norm."""
@@ -83,7 +83,7 @@ def convert(
     try:
         return _compared(report, plan, tensors, model, lossy=_is_lossy(**options))
     except BaseException:  # Remove output that was not verified.
-        rmtree(out) if Path(out).is_dir() else Path(out).unlink(missing_ok=True)
+        discard(Path(out))
         raise
 
 
@@ -102,14 +102,15 @@ def _compared(
     """Read the exported files, and compare them with the source."""
     out = report.out
     _, again, values = read_peft(out, architecture_of(model), lambda: model)
-    worst, where, compared = 0.0, "", 0
+    worst, where = 0.0, ""
+    bound = (max(report.worst.error, 0.0) * 1.01 if lossy else 0.0) + _NEAR
     sites, sites_again = ({s.path: s for s in p.sites if p.rows(s.path)} for p in (plan, again))
-    for path, site in (sites_again | sites).items():
+    compared = sites_again | sites
+    for path, site in compared.items():
         one = _factors(plan, tensors, sites.get(path))
         other = _factors(again, values, sites_again.get(path))
         difference, norm = _apart(one, other, site)
-        compared += 1
-        if difference > (max(report.worst.error, 0.0) * 1.01 if lossy else 0.0) + _NEAR:
+        if difference > bound:
             reason = f"dW of `{path}` differs by {difference:.2g} of its norm {norm:.3g}"
             raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
         worst, where = max((worst, where), (difference, path))
@@ -120,7 +121,7 @@ def _compared(
         if saved is None or not torch.equal(values[saved], wanted.float()):
             reason = f"`{trained.parameter}`, which is trained in full, differs"
             raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
-    return Converted(report, compared, worst, where)
+    return Converted(report, len(compared), worst, where)
 
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
