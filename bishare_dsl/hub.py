@@ -31,15 +31,8 @@ _ADAPTER_ID = re.compile(
     r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w.-]*(?:/[\w-][\w.-]*)*))?(?:#(.*))?", re.ASCII
 )
 
-_MARKS = ("bishare_config.json", "adapter_config.json")
-_FILES = (
-    *_MARKS,
-    "adapter.safetensors",
-    "adapter_model.safetensors",
-    "spec.share",
-    "plan.json",
-    "README.md",
-)
+_CONFIG = "adapter_config.json"
+_FILES = (_CONFIG, "adapter_model.safetensors", "README.md")
 """The files of an adapter of bishare or PEFT. No other file, and no pickle, is fetched from a repository."""
 
 _MEMBER = "adapters/{}.safetensors"
@@ -107,8 +100,8 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
         except RevisionNotFoundError:
             reason = f"it has no revision `{revision}`"
             raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None
-    if not any((cached / mark).is_file() for mark in _MARKS):
-        reason = f"the repository is not an adapter: it has neither {' nor '.join(_MARKS)}"
+    if not (cached / _CONFIG).is_file():
+        reason = f"the repository is not an adapter: it has no {_CONFIG}"
         raise AdapterError(HUB_REFUSED(name=name, reason=reason))
     return cached if adapter is None else Path(f"{cached}#{adapter}")
 

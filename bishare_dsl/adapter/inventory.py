@@ -109,71 +109,53 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
         record = record if isinstance(record, dict) else {}
         members = record.get("adapters")
         if fields.get("peft_type") != PEFT_TYPE:
-            yield _lora(folder, fields)
+            yield _listed(folder, TENSORS, **_of_lora(fields))
         elif isinstance(members, dict) and members:
-            yield from _library(place, fields, record, [member] if member else [*members])
+            names = [member] if member else [*members]
+            yield from _library(place, names, _of_config(fields, record))
         else:
-            yield _adapter(folder, fields, record)
+            yield _listed(folder, TENSORS, **_of_config(fields, record))
     except (OSError, ValueError, RecursionError) as error:
         yield Listed(place.resolve().name, str(folder), error=one_line(error))
 
 
-def _adapter(folder: Path, fields: Mapping[str, Any], record: Mapping[str, Any]) -> Listed:
-    numbers, size = _tensors(folder, TENSORS)
+def _listed(folder: Path, file: str, name: str | None = None, **described: Any) -> Listed:
+    """Describe an adapter by its tensor file; ``name`` is its name in a library."""
+    numbers, size = _tensors(folder, file)
     return Listed(
-        name=folder.resolve().name,
-        place=str(folder),
+        name=name or folder.resolve().name,
+        place=str(folder) if name is None else f"{folder}#{name}",
         parameters=numbers,
-        bytes=size + (folder / CONFIG).stat().st_size,
-        date=(folder / TENSORS).stat().st_mtime,
-        **_of_config(fields, record),
-        **_run(folder),
+        bytes=size if name else size + (folder / CONFIG).stat().st_size,
+        date=(folder / file).stat().st_mtime,
+        library=str(folder) if name else None,
+        **described,
+        **_run(folder, name),
     )
 
 
 def _library(
-    place: Path, fields: Mapping[str, Any], record: Mapping[str, Any], names: list[str]
+    place: Path, names: list[str], described: Mapping[str, Any]
 ) -> Iterator[Listed | Shared]:
     numbers, size = _tensors(place, TENSORS)
-    size += (place / CONFIG).stat().st_size
-    of_config = _of_config(fields, record)
     for name in names:
-        where = f"{place}#{name}"
         try:
-            own, bytes_ = _tensors(place, own_file(name))
+            yield _listed(place, own_file(name), name, **described)
         except (OSError, ValueError) as error:
-            yield Listed(name, where, error=one_line(error))
-            continue
-        yield Listed(
-            name=name,
-            place=where,
-            parameters=own,
-            bytes=bytes_,
-            date=(place / own_file(name)).stat().st_mtime,
-            library=str(place),
-            **of_config,
-            **_run(place, name),
-        )
-    yield Shared(str(place), len(names), numbers, size)
+            yield Listed(name, f"{place}#{name}", error=one_line(error))
+    yield Shared(str(place), len(names), numbers, size + (place / CONFIG).stat().st_size)
 
 
-def _lora(folder: Path, fields: Mapping[str, Any]) -> Listed:
-    """Describe an adapter of another PEFT method."""
-    numbers, size = _tensors(folder, TENSORS)
+def _of_lora(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe an adapter of another PEFT method by its config."""
     ranks = [fields.get("r"), *_values(fields.get("rank_pattern"))]
     known = [rank for rank in ranks if type(rank) is int]
-    return Listed(
-        name=folder.resolve().name,
-        place=str(folder),
-        method=str(fields.get("peft_type") or "unknown").lower(),
-        base=_text(fields.get("base_model_name_or_path")),
-        revision=_text(fields.get("revision")),
-        rank=(min(known), max(known)) if known else None,
-        parameters=numbers,
-        bytes=size + (folder / CONFIG).stat().st_size,
-        date=(folder / TENSORS).stat().st_mtime,
-        **_run(folder),
-    )
+    return {
+        "method": str(fields.get("peft_type") or "unknown").lower(),
+        "base": _text(fields.get("base_model_name_or_path")),
+        "revision": _text(fields.get("revision")),
+        "rank": (min(known), max(known)) if known else None,
+    }
 
 
 def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

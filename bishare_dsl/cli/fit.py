@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +167,7 @@ def command(
             name,
             first if folder == folders[0] else read_adapter_for(folder, base, report, model_name),
         )
-        for name, folder in _with_bar(report, named)
+        for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
     )
     how: Any = {"seed": seed, "sweeps": sweeps, "dtype": getattr(torch, dtype)}
     how["watch"] = partial(_tell, report)
@@ -242,7 +241,7 @@ def _project(
     shared = {name: tensors[name] for name in plan.common}
     given = (
         (name, read_adapter_for(folder, base, report, model))
-        for name, folder in _with_bar(report, named)
+        for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
     )
     watch = partial(_tell, report)
     with open_pairs(given) as found:
@@ -267,15 +266,6 @@ def _judge(report: Report, fitted: FitReport, before: int, after: int, warn_abov
         adapter, error = max(far, key=lambda pair: pair[1])
         what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{adapter}` is"
         report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=error, limit=warn_above))
-
-
-def _with_bar(report: Report, named: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-    """Yield the adapters to read, with a bar on a terminal."""
-    hidden = report.quiet or report.as_json or not sys.stderr.isatty() or len(named) == 1
-    with click.progressbar(
-        [*named.items()], label="reading", file=sys.stderr, hidden=hidden
-    ) as bar:
-        yield from bar
 
 
 def _tell(report: Report, sweep: int, error: float) -> None:
@@ -407,7 +397,6 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
 def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
     """Return the shapes and the name of the base: ``model``, or else the model that the adapter names."""
     from bishare_dsl.adapter.files import is_peft, read_adapter
-    from bishare_dsl.export.peft_config import read_config
     from bishare_dsl.hub import adapter_folder
     from bishare_dsl.models import architecture_of
 
@@ -415,7 +404,19 @@ def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
     if model is None and not is_peft(folder):
         plan = read_adapter(folder).plan
         return plan.base, plan.base.model_id or plan.base.name
+    name = base_name(folder, model)
+    return architecture_of(name), name
+
+
+def base_name(folder: Path, model: str | None) -> str:
+    """Return ``model``, or else the name of the base in the config of a LoRA.
+
+    Raises:
+        CommandError: neither the LoRA nor the command line names one (BS901).
+    """
+    from bishare_dsl.export.peft_config import read_config
+
     name = model or read_config(folder).base_model_name_or_path
     if name is None:
         raise CommandError(codes.WRONG_USAGE(what="the LoRA names no base: give --model"))
-    return architecture_of(name), name
+    return name

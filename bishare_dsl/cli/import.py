@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.cli.report import Report
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.diagnostics.codes import usage
 
 if TYPE_CHECKING:
     from bishare_dsl.models import Architecture
@@ -61,10 +59,11 @@ def command(
 def _import_one(folder: Path, model: str | None, out: Path, force: bool, report: Report) -> None:
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out
+    from bishare_dsl.cli.fit import base_name
     from bishare_dsl.compiler import import_peft
 
     check_out(out, CONFIG, force=force)
-    base = _base(folder, model)
+    base = base_name(folder, model)
     report.note(f"importing for {base} ...")
     text = import_peft(folder, base, out, tell=report.problem)
     report.data(out=str(out), spec=text)
@@ -82,18 +81,14 @@ def _import_all(
 
     bases: dict[str, Architecture] = {}
     rows: list[dict[str, Any]] = []
-    hidden = report.quiet or report.as_json or not sys.stderr.isatty()
-    with click.progressbar(
-        [*named_folders(folders).items()], label="importing", file=sys.stderr, hidden=hidden
-    ) as bar:
-        for name, folder in bar:
-            row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
-            try:
-                row |= _converted(folder, model, out / name, force, bases, report)
-            except BishareError as error:
-                row["error"] = error.problems[0].code
-                report.error(error)
-            rows.append(row)
+    for name, folder in report.bar(named_folders(folders).items(), "importing"):
+        row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
+        try:
+            row |= _converted(folder, model, out / name, force, bases, report)
+        except BishareError as error:
+            row["error"] = error.problems[0].code
+            report.error(error)
+        rows.append(row)
     done = [row for row in rows if row["out"]]
     before, after = (sum(row[key] for row in done) for key in ("bytes_before", "bytes_after"))
     report.data(adapters=rows, imported=len(done), bytes_before=before, bytes_after=after)
@@ -129,12 +124,13 @@ def _converted(
     from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
     from bishare_dsl.analyse.updates import factors_of
     from bishare_dsl.cli.files import check_out
+    from bishare_dsl.cli.fit import base_name
     from bishare_dsl.compiler import import_peft
     from bishare_dsl.export.from_peft import factors_in
     from bishare_dsl.models import architecture_of
 
     check_out(out, CONFIG, force=force)
-    base = _base(folder, model)
+    base = base_name(folder, model)
     if base not in bases:
         bases[base] = architecture_of(base)
     import_peft(folder, bases[base], out, named=base, tell=report.problem)
@@ -157,17 +153,3 @@ def _converted(
         "bytes_before": sizes[0],
         "bytes_after": sizes[1],
     }
-
-
-def _base(folder: Path, model: str | None) -> str:
-    """Return the name of a LoRA's base.
-
-    Raises:
-        CommandError: neither the LoRA nor the command line names one (BS901).
-    """
-    from bishare_dsl.export.peft_config import read_config
-
-    base = model or read_config(folder).base_model_name_or_path
-    if base is None:
-        raise CommandError(usage.WRONG_USAGE(what="the LoRA names no base: give --model"))
-    return base

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -72,6 +71,7 @@ def _show(folder: Path, report: Report) -> None:
     """Show one adapter."""
     from bishare_dsl.adapter.files import read_adapter
     from bishare_dsl.cli import summary
+    from bishare_dsl.show.table import by_layer_and_kind
 
     stored = read_adapter(folder)
     config = stored.config
@@ -98,7 +98,9 @@ def _show(folder: Path, report: Report) -> None:
     measured: list[str | Table] = []
     if norms:
         said = "norms of updates, by layer and kind (root mean square of |dW| over modules)"
-        measured = [said, _norm_table(stored, norms)]
+        sites = (site for site in stored.plan.sites if site.path in norms)
+        cells = ((site.layer, site.kind, norms[site.path]) for site in sites)
+        measured = [said, by_layer_and_kind(cells, _mean)]
     report.tables(
         *summary.as_parts(stored.plan),
         *measured,
@@ -132,28 +134,6 @@ def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
     return found, ""
 
 
-def _norm_table(stored: StoredAdapter, norms: dict[str, float]) -> Table:
-    from bishare_dsl.show.table import Table
-
-    cells: dict[tuple[object, object], list[float]] = {}
-    kinds: dict[str, None] = {}
-    layers: dict[int | None, None] = {}
-    for site in stored.plan.sites:
-        if site.path in norms:
-            kinds[site.kind] = layers[site.layer] = None
-            for row in (site.layer, "all"):
-                for column in (site.kind, "all"):
-                    cells.setdefault((row, column), []).append(norms[site.path])
-    rows = [
-        [
-            "none" if row is None else str(row),
-            *(_mean(cells.get((row, kind), ())) for kind in (*kinds, "all")),
-        ]
-        for row in (*layers, "all")
-    ]
-    return Table(["layer", *kinds, "all"], rows, ())
-
-
 def _mean(norms: Sequence[float]) -> str:
     return f"{(sum(n * n for n in norms) / len(norms)) ** 0.5:.3g}" if norms else ""
 
@@ -173,11 +153,9 @@ def _list(found: Sequence[Path], places: Sequence[Path], sort: str | None, repor
                 report.error(error)
     rows: list[Listed] = []
     shared: list[Shared] = []
-    hidden = report.quiet or report.as_json or not sys.stderr.isatty() or len(found) < _BAR_FROM
-    with click.progressbar(found, label="reading", file=sys.stderr, hidden=hidden) as bar:
-        for folder in bar:
-            for entry in list_adapters(folder):
-                (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
+    for folder in report.bar(found, "reading", hidden=len(found) < _BAR_FROM):
+        for entry in list_adapters(folder):
+            (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
     if sort is not None:
         rows.sort(key=lambda row: _key(row, sort))
     if any(row.error for row in rows):

@@ -35,7 +35,6 @@ COMMANDS = {
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
     "convert": "Convert an adapter into the layout of another program.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
-    "generate": "Answer a prompt with adapters.",
     "specs": "List the specs that ship with bishare.",
     "models": "List the presets: models whose shapes are built in.",
     "explain": "Explain an error code.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
@@ -13,7 +12,7 @@ import click
 from bishare_dsl.cli import options
 from bishare_dsl.cli.reading import plan_of, read_specs
 from bishare_dsl.cli.report import Report
-from bishare_dsl.cli.solve import solve
+from bishare_dsl.cli.solve import bytes_of, solve
 from bishare_dsl.diagnostics import BishareError, Problem
 
 if TYPE_CHECKING:
@@ -125,7 +124,11 @@ def _cost(
 
     plan = plan_of(file, model, params, report).plan
     base = 2 * plan.base.parameters
-    free = None if memory is None else _bytes(memory) - base
+    free = None
+    if memory is not None:
+        if (size := bytes_of(memory)) is None:
+            raise click.UsageError(f"`--memory {memory}` is not a size: write `--memory 80GB`")
+        free = size - base
 
     def slots(common: frozenset[str]) -> tuple[int, int]:
         names = {name for term in plan.terms for name in term.tensors.values()}
@@ -153,15 +156,6 @@ def _cost(
         "while they wait. slots: an engine's memory in compact mode; expanded: in expanded mode. At 8 and 4 "
         "bits scales are not counted.",
     )
-
-
-def _bytes(text: str) -> int:
-    """Read ``80GB`` or ``80GiB``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise click.UsageError(f"`--memory {text}` is not a size: write `--memory 80GB`")
-    power = " kmgt".index(match[2].lower() or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _single(params: Mapping[str, tuple[options.Value, ...]]) -> dict[str, options.Value]:

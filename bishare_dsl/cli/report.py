@@ -15,11 +15,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar
+
+import click
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
 from bishare_dsl.show.table import Table, terminal, wrapped, write_tables
+
+_Item = TypeVar("_Item")
 
 FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 
@@ -84,6 +88,12 @@ class Report:
         """Write progress or advice that the result does not need. Names cannot add lines."""
         if not self.quiet:
             sys.stderr.writelines(f"{wrapped(escaped(line), sys.stderr)}\n" for line in lines)
+
+    def bar(self, items: Iterable[_Item], label: str, *, hidden: bool = False) -> Iterator[_Item]:
+        """Yield items, with a progress bar on a terminal."""
+        off = hidden or self.quiet or self.as_json or not sys.stderr.isatty()
+        with click.progressbar([*items], label=label, file=sys.stderr, hidden=off) as bar:
+            yield from bar
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding. Errors set the exit code."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 _PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-_BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_BYTES = {f"{unit}b": 1000**power for power, unit in enumerate("kmgt", 1)}
+_BYTES |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", 1)}
 _AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
 _FRACTION = re.compile(
     r"(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)\s*of\s+(?P<spec>\S.*?)(?P<set>(?:\s+\w+=\S+)*)"
@@ -105,8 +106,15 @@ def parameters(budget: str, architecture: Architecture) -> int:
     unit = match["unit"].lower() if match else ""
     if match and unit in _PARAMETERS:
         return int(float(match["number"]) * _PARAMETERS[unit])
-    if match and unit in _BYTES:
+    if (size := bytes_of(amount)) is not None:
         from bishare_dsl.show.rows import BYTES
 
-        return int(float(match["number"]) * _BYTES[unit] / BYTES)
+        return size // BYTES
     raise CommandError(codes.BAD_BUDGET(given=budget))
+
+
+def bytes_of(text: str) -> int | None:
+    """Return the number of bytes in ``80GB`` or ``12MiB``, or None if the text is not a size."""
+    match = _AMOUNT.fullmatch(text.strip())
+    unit = _BYTES.get(match["unit"].lower()) if match else None
+    return int(float(match["number"]) * unit) if match and unit else None

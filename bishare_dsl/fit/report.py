@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from bishare_dsl.fit.chunks import Place
-from bishare_dsl.show.table import Table
+from bishare_dsl.show.table import Table, by_layer_and_kind
 
 _SHOWN = 12
 """The number of adapters that are shown individually: those with the largest errors."""
@@ -99,19 +99,9 @@ class FitReport:
         return [self.by_kind[adapter].get(kind, 0.0) for kind in kinds]
 
     def __str__(self) -> str:
-        layers = sorted({site.layer for site in self.sites}, key=lambda n: (n is None, n))
         kinds = list(dict.fromkeys(site.kind for site in self.sites))
-        cells: dict[tuple[object, object], list[FittedSite]] = {}
-        for site in self.sites:
-            for row in (site.layer, "all"):
-                for column in (site.kind, "all"):
-                    cells.setdefault((row, column), []).append(site)
-        head = ["layer", *kinds, "all"]
-        rows = [
-            [str(row), *(_percent(cells.get((row, column), ())) for column in (*kinds, "all"))]
-            for row in (*layers, "all")
-        ]
-        parts: list[str] = ["relative error of updates, in percent", str(Table(head, rows, ()))]
+        modules = by_layer_and_kind(((s.layer, s.kind, s) for s in self.sites), _percent)
+        parts: list[str] = ["relative error of updates, in percent", str(modules)]
         if len(self.adapters) > 1:
             worst = sorted(self.adapters.items(), key=lambda pair: -pair[1])
             lines = [
@@ -132,7 +122,6 @@ def relative(sites: Iterable[FittedSite]) -> float:
     return left / norm if norm else math.inf if left else 0.0
 
 
-def _percent(sites: Iterable[FittedSite]) -> str:
-    found = tuple(sites)
-    error = relative(found)
-    return "" if not found else "no norm" if math.isinf(error) else f"{100 * error:.2f}"
+def _percent(sites: Sequence[FittedSite]) -> str:
+    error = relative(sites)
+    return "" if not sites else "no norm" if math.isinf(error) else f"{100 * error:.2f}"

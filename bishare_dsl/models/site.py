@@ -174,7 +174,7 @@ class Architecture(BaseModel):
         layers: the number of blocks.
         parameters: the number of base parameters, counting a tied tensor once.
         sites: the sites in blocks, in the model's order.
-        complete: whether ``sites`` has all of them; a folder of bishare 0.1 has only those of the adapter.
+        complete: whether ``sites`` has all of them; a folder without a spec has only those of the adapter.
         outside: heads and embeddings, which a spec has to name.
         others: parameters that are not the weight of a site in a block.
         head: paths of the parameters of a task's head, which are random on a new task.

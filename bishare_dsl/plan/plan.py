@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.spec.expression import EACH_ADAPTER
@@ -76,7 +76,7 @@ class Pool(_Data):
     """
 
     share: str
-    role: str = Field(validation_alias=AliasChoices("role", "factor"))  # `factor` up to 0.1.0
+    role: str
     key: tuple[str | int | float | bool, ...]
     tensor: str
     members: tuple[str, ...]
@@ -119,15 +119,6 @@ class Plan(_Data):
     pools: tuple[Pool, ...]
     terms: tuple[Term, ...]
     trained: tuple[Trained, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_0_1(cls, fields: Any) -> Any:
-        """Read a plan of 0.1, which lists only the sites that it covers."""
-        base = fields.get("base") if isinstance(fields, dict) else None
-        if isinstance(base, dict) and "sites" not in base:
-            return fields | {"base": base | {"sites": fields.get("sites"), "complete": False}}
-        return fields
 
     @cached_property
     def digest(self) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from shutil import get_terminal_size
 from textwrap import TextWrapper
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import escaped
 
 FORMATS = ("table", "json", "markdown", "csv", "latex")
 """Formats of a command's tables; ``json`` is its data."""
 _GAP = "  "
+_Value = TypeVar("_Value")
 _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -52,6 +53,34 @@ class Table(NamedTuple):
             ).rstrip()
             for line in lines
         )
+
+
+def by_layer_and_kind(
+    cells: Iterable[tuple[int | None, str, _Value]], write: Callable[[Sequence[_Value]], str]
+) -> Table:
+    """Make a table of layers and kinds of modules, with a row and a column for all.
+
+    Args:
+        cells: the layer, the kind and the value of each module, in the model's order.
+        write: writes the values of a cell.
+    """
+    values: dict[tuple[object, object], list[_Value]] = {}
+    kinds: dict[str, None] = {}
+    layers: set[int | None] = set()
+    for layer, kind, value in cells:
+        kinds[kind] = None
+        layers.add(layer)
+        for place in ((layer, kind), (layer, "all"), ("all", kind), ("all", "all")):
+            values.setdefault(place, []).append(value)
+    in_order = sorted(layers, key=lambda layer: (layer is None, layer))
+    rows = [
+        [
+            "none" if row is None else str(row),
+            *(write(values.get((row, kind), ())) for kind in (*kinds, "all")),
+        ]
+        for row in (*in_order, "all")
+    ]
+    return Table(["layer", *kinds, "all"], rows, ())
 
 
 def write_tables(parts: Iterable[str | Table], form: str) -> str:

@@ -135,7 +135,6 @@ class TrainResult:
             folder, base = shlex.quote(written[0]), f"--model {shlex.quote(self.model_name)}"
             several = " ".join(map(shlex.quote, written[:3]))
             parts.append(
-                f"bishare generate {folder} {base} --prompt ...\n"
                 f"bishare eval {several} {base} --tasks ...\n"
                 f"bishare merge {folder} {base} --out merged"
             )

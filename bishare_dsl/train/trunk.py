@@ -10,12 +10,9 @@ as steps with all examples of several tasks do. Otherwise they differ by roundin
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import islice
-from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,14 +25,11 @@ if TYPE_CHECKING:
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.tasks import Steps
 
-MEMORY = 2**30
-"""Bytes of hidden states in memory; the rest is stored on disk."""
+MEMORY = 2**31
+"""The largest number of bytes of hidden states; batches with other examples run all blocks."""
 
 _AT_ONCE = 4096
 """The number of rows that are sorted into batches together."""
-
-_FREE = 0.5
-"""The usable fraction of a disk's free space."""
 
 _TRIED = (2, 6)
 """Rows and tokens of the trial that precedes caching."""
@@ -132,51 +126,6 @@ def _drops(module: nn.Module) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
-class _Kept:
-    """Hidden states by example, ``(tokens, width)`` each, in memory or in a file."""
-
-    def __init__(self) -> None:
-        self._rows: dict[Row, Tensor | tuple[int, int, tuple[int, ...], torch.dtype]] = {}
-        self._bytes = 0
-        self._file: Any = None
-
-    def __contains__(self, row: Row) -> bool:
-        return row in self._rows
-
-    def add(self, row: Row, states: Tensor) -> None:
-        """Store the states of an example, if there is room."""
-        states = states.detach().to("cpu", copy=True).contiguous()
-        self._bytes += states.nbytes
-        if self._bytes <= MEMORY:
-            self._rows[row] = states
-            return
-        if self._file is None:
-            self._file = TemporaryFile(prefix="bishare-states-")  # noqa: SIM115 - `close` closes it
-            self._room = shutil.disk_usage(gettempdir()).free * _FREE
-        content = states.view(torch.uint8).numpy().tobytes()
-        start = self._file.seek(0, os.SEEK_END)
-        if start + len(content) <= self._room:
-            self._file.write(content)
-            self._file.flush()
-            self._rows[row] = start, len(content), tuple(states.shape), states.dtype
-
-    def get(self, row: Row) -> Tensor:
-        """Return the states of an example."""
-        found = self._rows[row]
-        if isinstance(found, Tensor):
-            return found
-        start, count, shape, dtype = found
-        self._file.seek(start)
-        content = bytearray(self._file.read(count))
-        return torch.frombuffer(content, dtype=torch.uint8).view(dtype).view(shape)
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._rows.clear()
-        if self._file is not None:
-            self._file.close()
-
-
 class _EnoughError(Exception):
     """Raised to stop a forward once the states to cache are computed."""
 
@@ -192,7 +141,8 @@ class Trunk:
 
     def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
         self._owner, self._below, self._first = owner, below, first
-        self._kept = _Kept()
+        self._kept: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
+        self._bytes = 0
         self._rows: list[Row] = []  # Of the batch whose states are cached.
         self._filling = False
         self._known: Tensor | None = None
@@ -204,7 +154,6 @@ class Trunk:
     def installed(self) -> Iterator[Trunk]:
         """Let the blocks return cached states within a block of code."""
         with ExitStack() as stack:
-            stack.callback(self._kept.close)
             for hook in (
                 self._owner.register_forward_pre_hook(self._begin, with_kwargs=True),
                 self._owner.register_forward_hook(self._end, always_call=True),
@@ -281,7 +230,7 @@ class Trunk:
         self._rows, self._known = rows if self._filling else [], None
         if not self._filling and rows and all(row in self._kept for row in rows):
             ids: Tensor = keywords["input_ids"]
-            parts = [self._kept.get(row) for row in rows]
+            parts = [self._kept[row] for row in rows]
             known = parts[0].new_zeros(*ids.shape, parts[0].shape[1])
             for i, part in enumerate(parts):
                 known[i, : len(part)] = part
@@ -294,8 +243,10 @@ class Trunk:
         states = arguments[0] if arguments else keywords.get("hidden_states")
         if isinstance(states, Tensor):
             for row, found in zip(self._rows, states, strict=False):
-                if row not in self._kept:
-                    self._kept.add(row, found[: len(row)])
+                part = found[: len(row)]
+                if row not in self._kept and self._bytes + part.nbytes <= MEMORY:
+                    self._kept[row] = part.detach().to("cpu", copy=True).contiguous()
+                    self._bytes += part.nbytes
         raise _EnoughError
 
     def _end(self, *_: Any) -> None:

@@ -186,13 +186,12 @@ def test_a_model_without_weights_is_told_before_tasks_are_looked_up(bishare, her
     assert run.err.startswith("error[BS512]")
 
 
-@pytest.mark.parametrize("command", ["eval", "generate"])
-def test_help_is_quick(command):
+def test_help_is_quick():
     program = (
         "import sys; from bishare_dsl.cli.main import main; code = main(sys.argv[1:]);"
         "sys.exit(code or bool({'torch', 'lm_eval', 'transformers', 'rich'} & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", program, command, "--help"], check=False)
+    run = subprocess.run([sys.executable, "-c", program, "eval", "--help"], check=False)
     assert run.returncode == 0
 
 

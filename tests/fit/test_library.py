@@ -120,18 +120,6 @@ def test_commands_take_an_adapter_of_a_library(
         ("inspect", "library#law"),
         ("export", "library#law", "--model", checkpoint, "--out", "exported"),
         ("merge", "library#law", "--model", checkpoint, "--out", "merged"),
-        (
-            "generate",
-            "library#law",
-            "library#code",
-            "--model",
-            checkpoint,
-            "--prompt",
-            "a",
-            "--no-chat",
-            "--max_new_tokens",
-            2,
-        ),
         ("fit", "library#law", "--spec", "lora", "--out", "again"),
     ):
         code, _, err = run(capsys, *words)
