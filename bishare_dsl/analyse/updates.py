@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,9 +61,8 @@ def norm(factors: Factors) -> float:
     return math.sqrt(max(_product(factors, factors), 0.0))
 
 
-def distance(first: Iterable[Factors], second: Iterable[Factors]) -> Distance:
-    """Compare two adapters on the same modules, in the same order."""
-    pairs = list(zip(first, second, strict=True))
+def distance(pairs: Sequence[tuple[Factors, Factors]]) -> Distance:
+    """Compare two adapters by their factors at the same modules."""
     return Distance(
         len(pairs),
         sum(_product(a, a) for a, _ in pairs),

@@ -10,8 +10,7 @@ from bishare_dsl.diagnostics import Problem, escaped
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
-    from bishare_dsl.analyse.updates import Distance, Factors
-    from bishare_dsl.models.site import Site
+    from bishare_dsl.analyse.updates import Distance
 
 
 def is_adapter(name: str) -> bool:
@@ -39,45 +38,47 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
     from bishare_dsl.analyse.updates import distance, factors_of
     from bishare_dsl.cli.fit import base_of
     from bishare_dsl.cli.reading import read_adapter_for
+    from bishare_dsl.show.table import Table
 
+    bases = (base_of(Path(name), model) for name in (before, after))
     one, two = (
-        read_adapter_for(Path(name), *_last(base_of(Path(name), model), report))
-        for name in (before, after)
+        read_adapter_for(Path(name), base, report, named)
+        for name, (base, named) in zip((before, after), bases, strict=True)
     )
-    first, second = factors_of(one), factors_of(two)
-    same_spec = one.plan.digest == two.plan.digest
-    others = {site.path: site for site in second}
-    both = {site: others[site.path] for site in first if site.path in others}
-    pairs = {site: (first[site], second[other]) for site, other in both.items()}
-    kinds: dict[str, list[Site]] = {}
-    for site in pairs:
-        kinds.setdefault(site.kind, []).append(site)
-    by_kind = {kind: distance(*_sides(pairs, sites)) for kind, sites in kinds.items()}
-    whole = distance(*_sides(pairs, [*pairs]))
+    first, second = factors_of(one), {site.path: pair for site, pair in factors_of(two).items()}
+    pairs = {s: (own, second[s.path]) for s, own in first.items() if s.path in second}
+    kinds = {
+        kind: distance([pair for site, pair in pairs.items() if site.kind == kind])
+        for kind in dict.fromkeys(site.kind for site in pairs)
+    }
+    whole = distance([*pairs.values()])
     alone = len(first) + len(second) - 2 * len(pairs)
+    specs = [one.plan.spec, two.plan.spec]
+    same_spec = one.plan.digest == two.plan.digest
     report.data(
         before=before,
         after=after,
         same_spec=same_spec,
-        specs=[one.plan.spec, two.plan.spec],
+        specs=specs,
         modules_in_one_only=alone,
-        kinds={kind: _data(kind_distance) for kind, kind_distance in by_kind.items()},
+        kinds={kind: _data(of_kind) for kind, of_kind in kinds.items()},
         all=_data(whole),
-        modules={site.path: _data(distance([a], [b])) for site, (a, b) in pairs.items()},
+        modules={site.path: _data(distance([pair])) for site, pair in pairs.items()},
     )
-    report.tables(
-        *_parts(before, after, (one.plan.spec, two.plan.spec), same_spec, alone, by_kind, whole)
+    sentence = (
+        "the same spec, " + specs[0] if same_spec else "different specs, " + " and ".join(specs)
     )
-
-
-def _last(base: tuple[Any, str], report: Report) -> tuple[Any, Report, str]:
-    return base[0], report, base[1]
-
-
-def _sides(
-    pairs: dict[Site, tuple[Factors, Factors]], sites: list[Site]
-) -> tuple[list[Factors], list[Factors]]:
-    return [pairs[site][0] for site in sites], [pairs[site][1] for site in sites]
+    head = escaped(f"{before} -> {after}: {sentence}")
+    if not pairs:
+        report.tables(f"{head}\nno module is adapted by both")
+        return
+    columns = ["kind", "modules", "norm before", "norm after", "relative difference", "cosine"]
+    table = Table(
+        columns, [_line(kind, of_kind) for kind, of_kind in (kinds | {"all": whole}).items()]
+    )
+    last = [f"{alone:,} modules are adapted by one of the two only, and not compared"] * bool(alone)
+    last += ["the updates are equal"] * (whole.relative == 0)
+    report.tables(head, table, *["\n".join(last)] * bool(last))
 
 
 def _data(distance_of_kind: Distance) -> dict[str, Any]:
@@ -88,33 +89,6 @@ def _data(distance_of_kind: Distance) -> dict[str, Any]:
         "relative_difference": distance_of_kind.relative,
         "cosine": distance_of_kind.cosine,
     }
-
-
-def _parts(
-    before: str,
-    after: str,
-    specs: tuple[str, str],
-    same_spec: bool,
-    alone: int,
-    kinds: dict[str, Distance],
-    whole: Distance,
-) -> list[Any]:
-    from bishare_dsl.show.table import Table
-
-    sentence = (
-        f"the same spec, {specs[0]}" if same_spec else f"different specs, {specs[0]} and {specs[1]}"
-    )
-    head = escaped(f"{before} -> {after}: {sentence}")
-    if not whole.modules:
-        return [f"{head}\nno module is adapted by both"]
-    lines = [_line(kind, kind_distance) for kind, kind_distance in (*kinds.items(), ("all", whole))]
-    columns = ["kind", "modules", "norm before", "norm after", "relative difference", "cosine"]
-    last = []
-    if alone:
-        last.append(f"{alone:,} modules are adapted by one of the two only, and not compared")
-    if whole.relative == 0:
-        last.append("the updates are equal")
-    return [head, Table(columns, lines), *(["\n".join(last)] if last else [])]
 
 
 def _line(kind: str, distance_of_kind: Distance) -> list[str]:

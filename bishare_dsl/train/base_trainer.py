@@ -20,6 +20,9 @@ from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import catch_refusals
 from bishare_dsl.train.errors import TrainError
 
+EACH = {"loss": "losses", "eval_loss": "eval_losses", "eval_accuracy": "eval_accuracies"}
+"""Keys of the log, with the keys under which a run of several tasks has the value of each task."""
+
 Schedule = Callable[[int], float]
 """A factor of the learning rate, as a function of the number of steps done."""
 
@@ -132,16 +135,16 @@ class Watch(TrainerCallback):
 
 
 def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> dict[int, float]:
-    """Return the losses in a run's history by step, for one ``task`` if there are several.
+    """Return the values of a key in a run's history by step, for one ``task`` if there are several.
 
     Args:
         history: Trainer's log.
-        key: ``"loss"`` or ``"eval_loss"``.
+        key: one of `EACH`.
         task: None for a run of one adapter.
     """
     if task is None:
         return {entry["step"]: entry[key] for entry in history if key in entry}
-    key = f"{key}es"
+    key = EACH[key]
     of_tasks = ((entry["step"], entry[key]) for entry in history if key in entry)
     return {step: losses[task] for step, losses in of_tasks if task in losses}
 

@@ -170,7 +170,7 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
     base = plan.base
     others = (path for parameter in base.others for path in (parameter.path, *parameter.tied))
     taken = module_names([*(path for site in base.every_site for path in site.paths), *others])
-    faults = {name: name_fault(name, taken) for name in (*request.tasks, *request.groups)}
+    faults = {name: name_fault(name, taken) for name in (*request.settings.tasks, *request.groups)}
     unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
     raise_errors(TrainError, [*unfit, *why_not("of each task", plan)])
     if args.should_save:
@@ -232,7 +232,7 @@ def read_tasks(
         DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
     """
     settings, tasks = request.settings, list[Task]()
-    for name, source in request.tasks.items():
+    for name, source in request.settings.tasks.items():
         rows = _read_rows(settings.model_copy(update={"data": source}), args.seed)
         if not request.several:
             reporter.note(f"encoding {sum(map(len, rows.values())):,} rows ...")

@@ -211,11 +211,6 @@ class Request:
         return self.settings.several
 
     @property
-    def tasks(self) -> Mapping[str, str]:
-        """The data of each task by name."""
-        return self.settings.tasks
-
-    @property
     def groups(self) -> list[str]:
         """The names of the kept adapters: one for each task and seed."""
         return _groups(self.settings, self.arguments)

@@ -299,7 +299,7 @@ def _task_result(
     named = task.name if several else None
     losses = [*logged(state.log_history, "loss", named).values()]
     held_out = logged(state.log_history, "eval_loss", named)
-    right = _accuracies(state.log_history, named)
+    right = logged(state.log_history, "eval_accuracy", named)
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     done, why = steps.stopped.get(number, (steps.count(task), None))
     folder = request.output_dir
@@ -320,14 +320,6 @@ def _task_result(
         stopped=why,
         data=task.data,
     )
-
-
-def _accuracies(history: Sequence[Mapping[str, Any]], task: str | None) -> dict[int, float]:
-    """Return the held-out accuracies among options by step, for one task if named."""
-    if task is None:
-        return {e["step"]: e["eval_accuracy"] for e in history if "eval_accuracy" in e}
-    of_tasks = ((e["step"], e["eval_accuracies"]) for e in history if "eval_accuracies" in e)
-    return {step: found[task] for step, found in of_tasks if task in found}
 
 
 def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
