@@ -204,7 +204,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """
         if mode and self._running is not None:
             try:
-                with self._exchange("train"):
+                with self._switching("train"):
                     if self._running.compact:
                         raise AdapterError(codes.COMPACT_FOR_GOOD())
             except AdapterError:
@@ -218,8 +218,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: it is disabled (BS626).
         """
-        if self.disabled:
-            raise AdapterError(codes.DISABLED(action="copy the model"))
+        self._require_enabled("copy the model")
         return super().__getstate__()  # type: ignore[no-any-return, no-untyped-call]
 
     @property
@@ -285,7 +284,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     def print_trainable_parameters(self) -> None:
         """Print the number of trainable parameters in the model, in PEFT's format."""
-        model = self._enabled("count what trains", disabled=True)
+        model = self.model
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # `inspect_model` counts the parameters that a quantised weight represents.
         everything = inspect_model(model).parameters
@@ -348,7 +347,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             )
 
         if state_dict is None:
-            problems = self._by_one(write)
+            problems = self._on_first_process(write)
         else:
             keys = adapter_keys(self.model, adapter)
             problems = write({name: state_dict[key] for key, name in keys.items()})
@@ -382,14 +381,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: see `bishare_dsl.export.export.export_adapter`.
         """
         how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "experts": experts}
-        report = self._by_one(
+        report = self._on_first_process(
             lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **how)
         )
         for problem in report.warnings:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
         return report
 
-    def _by_one(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
+    def _on_first_process(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
         """Call ``write`` with complete tensors and return its result; if sharded, in one process only."""
         tensors = self.tensors()
         values = gather_tensors(self.plan, tensors)
@@ -422,7 +421,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         self._turn("enable the adapter" if enabled else "disable the adapter", off=not enabled)
 
     def _turn(self, action: str, *, off: bool | None = None, blocks: int = 0) -> None:
-        with self._exchange(action):
+        with self._switching(action):
             off, blocks = self._off if off is None else off, self._blocks + blocks
             if (off or blocks > 0) != self.disabled:
                 if not self.disabled:
@@ -459,8 +458,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 see `bishare_dsl.adapter.merge`; the model is not changed.
             ValueError: values are not finite and ``safe_merge`` is set; caused by BS628.
         """
-        with self._exchange("merge"):
-            self._enabled("merge")
+        with self._switching("merge", enabled=True):
             merged, active = self.merged_adapters, self.active
             more = self._mine(check_adapters_to_merge(self, adapter_names))
             if not more:
@@ -469,7 +467,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 self._restore("merge")
             try:
                 self._switch([*merged, *more])
-                with _in_words_of_peft(more) if safe_merge else nullcontext():
+                with _as_peft_error(more) if safe_merge else nullcontext():
                     report = self._merge(
                         keep_base=keep_base, dequantize=dequantize, stochastic_seed=stochastic_seed
                     )
@@ -505,8 +503,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: disabled (BS626), or the base was not kept (BS629).
         """
-        with self._exchange("unmerge"):
-            self._enabled("unmerge")
+        with self._switching("unmerge", enabled=True):
             if self._merged is None:
                 warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
                 return
@@ -534,14 +531,13 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError, ValueError: see `merge`.
         """
-        with self._exchange("merge"):
-            model = self._enabled("merge")
+        with self._switching("merge", enabled=True) as model:
             if self._merged is None or adapter_names is not None:
                 keep = self._merged is not None  # To undo it if another merge fails.
                 self.merge(safe_merge, adapter_names, keep_base=keep, dequantize=dequantize)
             if dequantize or (self._merged and self._merged.report.dequantized):
                 merging.make_dense(model)
-            return self._leave(model)
+            return self._detach(model)
 
     def unload(self) -> PreTrainedModel:
         """Remove the adapters, and return the unchanged base.
@@ -549,11 +545,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: disabled (BS626), or merged without keeping the base (BS629).
         """
-        with self._exchange("unload"):
-            model = self._enabled("unload")
+        with self._switching("unload", enabled=True) as model:
             if self._merged is not None:
                 self._restore("unload")
-            return self._leave(model)
+            return self._detach(model)
 
     # Several adapters -----------------------------------------------------
 
@@ -570,8 +565,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 a mixed batch is open (BS674).
             ModelError, SpecError: see `compile_plan`.
         """
-        self._apart("load another adapter")
-        with self._exchange("replace an adapter") if name in self.adapters else _SWITCHING:
+        self._require_unmerged("load another adapter")
+        with self._switching("replace an adapter") if name in self.adapters else _SWITCHING:
             alike = [a.compiled for a in self.adapters.values() if a.plan.runs_as(plan)]
             compiled = alike[0] if alike else compile_plan(self.model, plan)
             parts = place(self.model, compiled, tensors)
@@ -597,7 +592,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 batch is open (BS674), or an adapter trains in full what another one changes (BS665).
         """
         names = [adapter_names] if isinstance(adapter_names, str) else [*adapter_names]
-        with self._exchange("switch adapters"):
+        with self._switching("switch adapters"):
             self._switch(names)
             for name, adapter in self.adapters.items():
                 if adapter.bank is None:
@@ -632,8 +627,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
             raise AdapterError(codes.NOT_SCALED(name=adapter, path=path))
         help = "leave its scale at 1, or train it with another"
         check_unscaled([member], "scale the adapter `{}`", help)
-        with self._exchange("scale an adapter"):
-            self._apart("scale an adapter")
+        with self._switching("scale an adapter"):
+            self._require_unmerged("scale an adapter")
             trained = member.saved_plan
             plan = trained if scale == 1 else scaled_plan(trained, scale)
             compiled = compile_plan(self.model, plan)
@@ -660,7 +655,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         chosen = [self[name] for name in names]
         if names == self.active and self._running is not None:
             return
-        self._apart("switch adapters")
+        self._require_unmerged("switch adapters")
         running = chosen[0] if len(chosen) == 1 else self._together(chosen)
         self.parts.remove()
         self.active, self._running = names, running
@@ -699,7 +694,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), or a
                 mixed batch is open (BS674).
         """
-        with self._exchange("delete an adapter"):
+        with self._switching("delete an adapter"):
             if not self._mine([adapter_name]):
                 return
             if adapter_name in self.active:
@@ -783,8 +778,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: it is disabled (BS626), merged (BS643, BS629), or trains parameters in full
                 (BS687); or the model is sharded (BS645).
         """
-        self._enabled("run a mixed batch")
-        self._apart("run a mixed batch")
+        self._require_enabled("run a mixed batch")
+        self._require_unmerged("run a mixed batch")
         if self._running is not None and self.plan.trained:
             path = self.plan.trained[0].parameter
             raise AdapterError(codes.MIXED_WHOLE(name=self.name, path=path))
@@ -825,13 +820,12 @@ class Handle(AdapterRoot, BaseTunerLayer):
         state = "disabled" if self.disabled else "merged" if self.merged else "active"
         return f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, {state}"
 
-    def _enabled(self, action: str, *, disabled: bool = False) -> PreTrainedModel:
-        """Return the model; fail if the adapter is disabled, unless ``disabled`` permits it."""
-        if self.disabled and not disabled:
+    def _require_enabled(self, action: str) -> None:
+        """Raise AdapterError (BS626) if the adapter is disabled."""
+        if self.disabled:
             raise AdapterError(codes.DISABLED(action=action))
-        return self.model
 
-    def _apart(self, action: str) -> None:
+    def _require_unmerged(self, action: str) -> None:
         """Check that the adapter is not merged, and the model not sharded.
 
         Raises:
@@ -844,15 +838,18 @@ class Handle(AdapterRoot, BaseTunerLayer):
             raise AdapterError(codes.SHARDED(action=action))
 
     @contextmanager
-    def _exchange(self, action: str) -> Iterator[None]:
-        """Permit one thread at a time to replace the running adapter inside the block.
+    def _switching(self, action: str, *, enabled: bool = False) -> Iterator[PreTrainedModel]:
+        """Permit one thread at a time to replace the running adapter inside the block; yield the model.
 
         Raises:
-            AdapterError: the adapter was unloaded (BS627), or a mixed batch is open (BS674).
+            AdapterError: the adapter was unloaded (BS627), a mixed batch is open (BS674), or the adapter is
+                disabled (BS626) and ``enabled`` is set.
         """
         with _SWITCHING, self._mixed.closed(action) if self._mixed else nullcontext():
-            assert self.model is not None
-            yield
+            model = self.model
+            if enabled:
+                self._require_enabled(action)
+            yield model
 
     def _to_base(self, action: str) -> None:
         if self._merged is None:
@@ -862,7 +859,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         else:
             raise AdapterError(codes.NOT_KEPT(action=action))
 
-    def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _detach(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
         drop_methods(model)
         if self._mixed is not None:
@@ -890,7 +887,7 @@ def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _in_words_of_peft(names: Sequence[str]) -> Iterator[None]:
+def _as_peft_error(names: Sequence[str]) -> Iterator[None]:
     """Convert the error for non-finite values to PEFT's.
 
     Raises:

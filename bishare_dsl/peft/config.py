@@ -33,7 +33,7 @@ from bishare_dsl.spec import Spec
 from bishare_dsl.writing import replace_file
 
 
-class Beside(list[str]):
+class ModulesToSave(list[str]):
     """Modules that PEFT trains in addition to a spec.
 
     For some tasks PEFT adds the names of heads after the adapter is in the model, and would wrap a head

@@ -64,7 +64,7 @@ from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
-from bishare_dsl.peft.config import Beside, BishareConfig
+from bishare_dsl.peft.config import BishareConfig, ModulesToSave
 from bishare_dsl.peft.doors import guard_doors, tables_of
 from bishare_dsl.peft.named import replace_named
 from bishare_dsl.peft.types import peft_type
@@ -256,7 +256,7 @@ class BishareModel(BaseTuner):
             handle.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         else:
             handle[name].set_trainable(False)
-        beside = Beside()
+        beside = ModulesToSave()
         beside.of_spec = frozenset(
             part for t in found.plan.trained for path in t.paths for part in path.split(".")[:-1]
         )

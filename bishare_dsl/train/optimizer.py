@@ -70,24 +70,24 @@ class RowAdamW(torch.optim.Optimizer):
             rows = self.stepping[i]
             if p.grad is None or not len(rows):
                 continue
-            state, going, rates = self.state[p], [0.0] * len(p), [0.0] * len(p)
-            done: list[int] = state["done"]
+            state, active, rates = self.state[p], [0.0] * len(p), [0.0] * len(p)
+            steps: list[int] = state["done"]
             for row in rows:
-                going[row], rates[row] = 1.0, self._rates[i][row](done[row])
-                done[row] += 1
+                active[row], rates[row] = 1.0, self._rates[i][row](steps[row])
+                steps[row] += 1
             group["lr"] = rates[rows[0]]
             norm = torch.linalg.vector_norm(p.grad, dim=1, keepdim=True)
             state["finite"] *= norm.squeeze(1).isfinite()
-            goes = _column(going, p) * state["finite"].unsqueeze(1)
-            gradient = torch.where(goes > 0, p.grad, 0)
+            mask = _column(active, p) * state["finite"].unsqueeze(1)
+            gradient = torch.where(mask > 0, p.grad, 0)
             if how.max_norm:
-                gradient *= torch.where(goes > 0, how.max_norm / (norm + 1e-6), 0).clamp(max=1)
-            mean = state["exp_avg"].lerp_(gradient, goes * (1 - beta1))
-            square = state["exp_avg_sq"].lerp_(gradient.square(), goes * (1 - beta2))
+                gradient *= torch.where(mask > 0, how.max_norm / (norm + 1e-6), 0).clamp(max=1)
+            mean = state["exp_avg"].lerp_(gradient, mask * (1 - beta1))
+            square = state["exp_avg_sq"].lerp_(gradient.square(), mask * (1 - beta2))
             first, second = (
-                _column([1 - beta ** max(n, 1) for n in done], p) for beta in how.betas
+                _column([1 - beta ** max(n, 1) for n in steps], p) for beta in how.betas
             )
-            rate = _column(rates, p) * goes * self._scales[i]
+            rate = _column(rates, p) * mask * self._scales[i]
             if how.weight_decay:
                 p.mul_(1 - rate * how.weight_decay)
             p.sub_(mean / (square / second).sqrt_().add_(how.eps) * (rate / first))
