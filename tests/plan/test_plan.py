@@ -216,15 +216,6 @@ def test_json_both_ways(plan):
         ]
 
 
-def test_a_plan_of_an_earlier_version(plan):
-    """Up to 0.1.0 a pool's role was called its factor."""
-    made = plan("share s per layer rank 1 via KE(size = 4)")
-    old = made.model_dump(mode="json")
-    for pool in old["pools"]:
-        pool["factor"] = pool.pop("role")
-    assert Plan.model_validate(old) == made
-
-
 def test_a_plan_is_frozen_and_closed(plan):
     made = plan("share s per module rank 1")
     with pytest.raises(ValidationError, match="frozen"):
