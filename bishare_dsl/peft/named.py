@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from peft import helpers, optimizers
 from peft.optimizers import lorafa, loraplus
+from peft.tuners.lora import arrow
 from torch import nn
 
 from bishare_dsl.adapter.handle import Handle
@@ -134,6 +135,15 @@ def create_lorafa_optimizer(
     return optimizer
 
 
+def check_loaded_lora_compatibility_arrow(model: nn.Module, adapter_names: list[str]) -> NoReturn:
+    """Refuse adapters of bishare as Arrow's experts, whose pairs A and B Arrow stacks by PEFT's names.
+
+    Raises:
+        AdapterError: always (BS697).
+    """
+    raise AdapterError(codes.NO_ARROW(names="`, `".join(adapter_names)))
+
+
 @contextmanager
 def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]:
     """Multiply the updates of the running adapters by a number inside a block.
@@ -171,6 +181,7 @@ def replace_named() -> None:
         create_loraplus_optimizer: (optimizers, loraplus),
         create_lorafa_optimizer: (optimizers, lorafa),
         rescale_adapter_scale: (helpers,),
+        check_loaded_lora_compatibility_arrow: (arrow,),
     }
     for ours, modules in places.items():
         for module in modules:

@@ -116,7 +116,8 @@ class Kron(NamedTuple):
         else:
             tiles = kernel[..., :, None, :, None] * shared[..., None, :, None, :]
             whole = tiles.flatten(-2).flatten(-3, -2)
-        return whole if whole.shape[-1] == side else whole[..., :side]
+        # Not compared first: `torch.jit.trace` cannot read a shape under `vmap`. A whole slice is the tensor.
+        return whole[..., :side]
 
 
 class Gained(NamedTuple):

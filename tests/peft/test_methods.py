@@ -545,7 +545,7 @@ def test_the_heads_of_a_task_are_added_to_a_copy_of_the_config(
     assert of_models[0] != beside
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_an_adapted_model_is_traced_by_torch_jit(family: str, ids: torch.Tensor) -> None:
     """F41."""
     model = tiny_model(family, use_cache=False).eval()

@@ -299,6 +299,21 @@ def test_a_config_says_that_it_is_no_lora() -> None:
         peft.XLoraConfig(hidden_size=4, adapters={"a": "x"}) and config.r
 
 
+def test_arrow_routes_between_exports_only(base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    config = BishareConfig(spec=PLAIN, task_type="CAUSAL_LM")
+    for seed, name in enumerate(("a", "b")):
+        model = get_peft_model(copy.deepcopy(base), config)
+        randomize(model.get_base_model(), seed=seed)
+        model.save_pretrained(tmp_path / name)
+        model.get_base_model().bishare.export(tmp_path / f"lora-{name}")
+    experts = [str(tmp_path / name) for name in ("a", "b")]
+    with pytest.raises(AdapterError, match=r"BS697.*task_0`, `task_1.*LoRAs of PEFT(?s:.*)export"):
+        peft.create_arrow_model(copy.deepcopy(base), experts, peft.ArrowConfig(top_k=1))
+    loras = [str(tmp_path / f"lora-{name}") for name in ("a", "b")]
+    routed = peft.create_arrow_model(copy.deepcopy(base), loras, peft.ArrowConfig(top_k=1))
+    assert not torch.equal(routed(ids).logits, base(ids).logits)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_new_tokens_train_beside_a_spec(tied: bool, ids: torch.Tensor, tmp_path: Path) -> None:
     """As TRL asks for where a chat template has new tokens."""
