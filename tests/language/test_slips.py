@@ -35,6 +35,7 @@ EXAMPLES = [
     (SHARE + "where layer 0-15", "`layer in 0..15`", SHARE + "where layer in 0..15"),
     (SHARE + "where layer in 0-15 start nonzero", "`0..15`", SHARE + "where layer in 0..15 start nonzero"),
     (SHARE + "where layer in [0, 4]", "a set has braces", SHARE + "where layer in {0, 4}"),
+    ("train norms where layer > 4\n" + SHARE, "follows `and`", "train norms and layer > 4\n" + SHARE),
     (SHARE + "where q_proj & layer > 4", "both of two conditions", SHARE + "where q_proj and layer > 4"),
     (SHARE + "via KE[size = 64]", "options stand in round brackets", SHARE + "via KE(size = 64)"),
     (SHARE + "via KE size = 64", "`KE(size = 64)`", SHARE + "via KE (size = 64)"),
