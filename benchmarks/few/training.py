@@ -1,0 +1,320 @@
+"""Training of many adapters at once, and libraries of tasks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bishare_dsl.resources import cache_folder
+from few.families import FAMILIES, LABELS, Family, Task
+from few.late import Items, Late, Site, Tensors, items_of
+
+LONGEST = {"thresholds": 4, "renames": 6, "ratings": 4, "styles": 7}
+"""Tokens of a family's longest prompt."""
+WARM_UP = 4
+"""Steps; then the rate falls linearly to zero."""
+BATCH = 8
+"""Examples of a task in a step, at most."""
+STEPS = {4: 24, 8: 24, 16: 32, 32: 48, 64: 64}
+"""By examples."""
+LIBRARY_STEPS, LIBRARY_BATCH, LIBRARY_EACH = 120, 4, 24
+"""Steps, examples of each task in a step, and its examples."""
+
+
+class Batch(NamedTuple):
+    """Examples and test items of tasks, in lanes (G, T).
+
+    Attributes:
+        rows: the examples' items, (G, T, n).
+        labels: (G, T, n).
+        tested: the test items, (G, T, m).
+        answers: their labels, (G, T, m).
+        options: token ids of the labels, (G, T, 3).
+    """
+
+    rows: Tensor
+    labels: Tensor
+    tested: Tensor
+    answers: Tensor
+    options: Tensor
+
+
+class Subject:
+    """A family with its cached states.
+
+    Args:
+        name: of the family.
+        model: a function that returns the whole model.
+        tokenizer: the model's.
+        late: the last blocks.
+    """
+
+    def __init__(self, name: str, model: Callable[[], Any], tokenizer: Any, late: Late) -> None:
+        self.name, self.late = name, late
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False))
+
+        self.encode, self.decode = encode, tokenizer.decode
+        self.family: Family = FAMILIES[name](
+            cache_folder() / "wheels", lambda text: len(encode(text)) <= LONGEST[name]
+        )
+        kept = folder() / f"{name}.pt"
+        if not kept.exists():
+            prompts = [encode(prompt) for prompt in self.family.prompts]
+            items = items_of(model(), prompts)
+            every = torch.arange(len(prompts))[None, None]
+            with torch.no_grad():
+                final = [late.states({}, items, some)[0, 0] for some in every.split(100, 2)]
+            torch.save((*items, torch.cat(final)), kept)
+        states, real, self.final = torch.load(kept, weights_only=True)
+        self.items = Items(states, real)
+
+    def batch(
+        self,
+        lanes: Sequence[Sequence[tuple[int, int]]],
+        count: int,
+        *,
+        new: bool,
+        mixed: bool = False,
+    ) -> Batch:
+        """Return the examples of tasks.
+
+        Args:
+            lanes: the number and the seed of each lane's task.
+            count: of examples each.
+            new: from the items of new tasks, rather than those of a library.
+            mixed: permute the labels of the examples, so that they say nothing of the items.
+        """
+        parts: list[list[list[Any]]] = []
+        for lane in lanes:
+            row: list[list[Any]] = []
+            for number, seed in lane:
+                task: Task = self.family.task(number)
+                examples, tested = self.family.draw(task, count, 10 * number + seed, new=new)
+                labels = [task.labels[i] for i in examples]
+                if mixed:
+                    random.Random(number).shuffle(labels)
+                options = [self.encode(option) for option in task.options]
+                assert all(len(option) == 1 for option in options)
+                answers = [task.labels[i] for i in tested]
+                row.append([examples, labels, tested, answers, [o[0] for o in options]])
+            parts.append(row)
+        return Batch(*(torch.tensor([[t[i] for t in row] for row in parts]) for i in range(5)))
+
+
+def folder() -> Path:
+    """Return where states and libraries are kept."""
+    found = cache_folder() / "few"
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+class Adam:
+    """Adam over lanes, each with a rate and a norm of its own.
+
+    Args:
+        tensors: (G, T or 1, ...) each.
+        rates: of each G.
+        steps: of the whole run.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], rates: Tensor, steps: int) -> None:
+        self.tensors = [tensor.requires_grad_() for tensor in tensors]
+        self.state = [(torch.zeros_like(p), torch.zeros_like(p)) for p in tensors]
+        self.rates, self.steps, self.done = rates, steps, 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Follow the gradients, and forget them."""
+        self.done += 1
+        factor = min(1.0, self.done / WARM_UP) * (1 - (self.done - 1) / self.steps)
+        # Of private tensors the norm is each task's, of shared ones the library's.
+        norms: dict[int, Tensor] = {}
+        for p in self.tensors:
+            assert p.grad is not None
+            square = p.grad.square().flatten(2).sum(2)
+            norms[p.shape[1]] = norms.get(p.shape[1], torch.zeros(())) + square
+        for p, (mean, square) in zip(self.tensors, self.state, strict=True):
+            shape = (*norms[p.shape[1]].shape, *[1] * (p.dim() - 2))
+            grad = p.grad / norms[p.shape[1]].sqrt().clamp(min=1.0).view(shape)
+            mean.lerp_(grad, 0.1)
+            square.lerp_(grad.square(), 0.001)
+            denominator = (square / (1 - 0.999**self.done)).sqrt_().add_(1e-8)
+            rate = (self.rates * factor / (1 - 0.9**self.done)).view(-1, *[1] * (p.dim() - 1))
+            p.sub_(rate * mean / denominator)
+            p.grad = None
+
+
+def train(
+    logits: Callable[[Tensor], Tensor],
+    trained: Sequence[Tensor],
+    batch: Batch,
+    rates: Tensor,
+    steps: int,
+    each: int = BATCH,
+    seed: int = 0,
+) -> None:
+    """Train tensors in place on the loss among the options.
+
+    Args:
+        logits: returns (G, T, B, options) of items (G, T, B).
+        trained: (G, T or 1, ...) each.
+        batch: the examples.
+        rates: of each G.
+        steps: of the run.
+        each: examples of a task in a step, at most.
+        seed: of the examples' order.
+    """
+    optimizer, draw = Adam(trained, rates, steps), torch.Generator().manual_seed(seed)
+    count = batch.rows.shape[2]
+    each = min(each, count)
+    order = torch.zeros(0)
+    for step in range(steps):
+        first = step * each % count
+        if first == 0:
+            # As the numbers of tasks and examples, the order does not depend on the rate.
+            order = torch.rand(1, *batch.rows.shape[1:], generator=draw).argsort(-1)
+            order = order.expand_as(batch.rows)
+        chosen = order[..., first : first + each]
+        found = logits(batch.rows.gather(2, chosen))
+        labels = batch.labels.gather(2, chosen)
+        loss = F.cross_entropy(found.flatten(0, 2), labels.flatten(), reduction="sum")
+        (loss / each).backward()
+        optimizer.step()
+    for tensor in trained:
+        tensor.requires_grad_(False)
+
+
+@torch.no_grad()
+def score(logits: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """Return how many test items each lane has correct, (G, T)."""
+    parts = batch.tested.split(LABELS * 4, 2), batch.answers.split(LABELS * 4, 2)
+    return sum(
+        (
+            (logits(rows).argmax(-1) == answers).sum(-1)
+            for rows, answers in zip(*parts, strict=True)
+        ),
+        torch.zeros(batch.rows.shape[:2], dtype=torch.long),
+    )
+
+
+def adapted(subject: Subject, tensors: Tensors, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """Return the function from items to logits of lanes of adapters."""
+    late = subject.late
+
+    def logits(rows: Tensor) -> Tensor:
+        return late.logits(late.states(tensors, subject.items, rows), batch.options)
+
+    return logits
+
+
+def drawn(site: Site, like: Tensor, lanes: tuple[int, int], seed: int) -> Tensor:
+    """Return a private tensor's initial values: A of a LoRA is random, all else zero."""
+    shape = (*lanes, *like.shape[2:])
+    if site.role != "A":
+        return torch.zeros(shape)
+    bound = like.shape[-1] ** -0.5
+    draw = torch.Generator().manual_seed(crc32(f"{seed} {site}".encode()))
+    return torch.empty(shape).uniform_(-bound, bound, generator=draw)
+
+
+LORA = """spec lora_late
+param r = 8
+target layer in -2.. and (attention_inputs or mlp_ups or mlp_downs)
+scale 2
+share joint  per module  rank r
+"""
+
+
+class Kind(NamedTuple):
+    """A way to train a library.
+
+    Attributes:
+        spec: its name or text.
+        params: of the spec.
+        rate_of: the kind whose rate it takes; its own if it is that one.
+        mixed: on shuffled labels.
+    """
+
+    spec: str
+    params: dict[str, Any]
+    rate_of: str
+    mixed: bool = False
+
+
+KINDS = {
+    "core": Kind("library_core", {"r": 8}, "core"),
+    "core4": Kind("library_core", {"r": 4}, "core"),
+    "core2": Kind("library_core", {"r": 2}, "core"),
+    "core1": Kind("library_core", {"r": 1}, "core"),
+    "shuffled": Kind("library_core", {"r": 8}, "core", mixed=True),
+    "joint": Kind(LORA, {"r": 8}, "joint"),
+    "owned": Kind("library_joint", {}, "joint"),
+}
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""Rates to choose from."""
+
+
+def is_private(site: Site) -> bool:
+    """Return whether each task of a library has a tensor of its own."""
+    return site.role == "core" or site.share == "own"
+
+
+Library = dict[Site, Tensor]
+
+
+def libraries(
+    subject: Subject, kind: str, tasks: int
+) -> tuple[list[Library], int, dict[int, float]]:
+    """Return the libraries of seeds 0 and 1 of a number of tasks, and the rate's place, trained once.
+
+    The rate is one of two, chosen by the library's tasks' own test items, on seed 0.
+    """
+    kept = folder() / f"{subject.name}-{kind}-{tasks}.pt"
+    if not kept.exists():
+        how = KINDS[kind]
+        if how.rate_of != kind:
+            place, found = libraries(subject, how.rate_of, 16)[1], {}
+            made = _trained(subject, how, tasks, [0, 1], [place, place])[0]
+        elif tasks != 16:
+            place, found = libraries(subject, kind, 16)[1], {}
+            made = _trained(subject, how, tasks, [0, 1], [place, place])[0]
+        else:
+            places = [LADDER.index(3e-3), LADDER.index(1e-2)]
+            some, right = _trained(subject, how, tasks, [0, 0], places)
+            best = right.index(max(right))
+            place, found = places[best], dict(zip(places, right, strict=True))
+            made = [some[best], *_trained(subject, how, tasks, [1], [place])[0]]
+        plain = [{tuple(site): p for site, p in library.items()} for library in made]
+        torch.save((plain, place, found), kept)
+    plain, place, found = torch.load(kept, weights_only=True)
+    return [{Site(*site): p for site, p in one.items()} for one in plain], place, found
+
+
+def _trained(
+    subject: Subject, kind: Kind, tasks: int, seeds: Sequence[int], places: Sequence[int]
+) -> tuple[list[Library], list[float]]:
+    """Train libraries, and return them and what part of their tasks' test items is correct."""
+    lanes = [[(1000 * seed + i, 0) for i in range(tasks)] for seed in seeds]
+    batch = subject.batch(lanes, LIBRARY_EACH, new=False, mixed=kind.mixed)
+    starts = [subject.late.start(kind.spec, seed, **kind.params) for seed in seeds]
+    tensors = {
+        site: drawn(site, starts[0][site], (len(seeds), tasks), 0)
+        if is_private(site)
+        else torch.cat([start[site] for start in starts])
+        for site in starts[0]
+    }
+    logits = adapted(subject, tensors, batch)
+    rates = torch.tensor([LADDER[place] for place in places])
+    train(logits, list(tensors.values()), batch, rates, LIBRARY_STEPS, LIBRARY_BATCH)
+    right = score(logits, batch).float().mean(1) / batch.tested.shape[2]
+    made = [{site: p[i : i + 1].clone() for site, p in tensors.items()} for i in range(len(seeds))]
+    return made, right.tolist()

@@ -1,0 +1,63 @@
+"""What benchmarks/few judges is what ships: its late blocks give bishare's own logits."""
+
+import copy
+
+import pytest
+import torch
+from few.late import LATE, Late, items_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bishare_dsl import compile_spec
+
+PROMPTS = [[5, 9, 3], [7, 1, 8, 2, 6], [4]]
+OPTIONS = [11, 3, 17]
+TWO = """spec lora_late
+target layer in -2.. and (attention_inputs or mlp_ups or mlp_downs)
+scale 2
+share own  per module  rank 2
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("spec", ["library_core", "library_joint", TWO])
+@torch.no_grad()
+def test_the_late_blocks_give_the_logits_of_bishare(model, spec):
+    late, items = Late(model), items_of(model, PROMPTS)
+    draw = torch.Generator().manual_seed(1)
+    tensors = {
+        site: torch.randn(p.shape, generator=draw) / 5 for site, p in late.start(spec, 0).items()
+    }
+    rows = torch.tensor([[[0, 1, 2]]])
+    options = torch.tensor([[OPTIONS]])
+    adapted = compile_spec(spec, copy.deepcopy(model), seed=0)
+    first = model.config.num_hidden_layers - LATE
+    parameters = {n.rpartition(".")[2]: p for n, p in adapted.named_parameters()}
+    for site, tensor in tensors.items():
+        part = "self_attn" if site.kind[0] in "qkv" else "mlp"
+        place = f"{site.share}__layers__{first + site.block}__{part}__{site.kind}__{site.role}"
+        parameters[place].copy_(tensor[0, 0])
+    expected = [
+        adapted(input_ids=torch.tensor([prompt])).logits[0, -1, OPTIONS] for prompt in PROMPTS
+    ]
+    base = late.logits(late.states({}, items, rows), options)[0, 0]
+    found = late.logits(late.states(tensors, items, rows), options)[0, 0]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert (found - base).abs().max() > 0.01
+    # Many lanes give what one gives.
+    many = {s: t.expand(2, 3 if s.role == "core" else 1, -1, -1) for s, t in tensors.items()}
+    lanes = late.logits(late.states(many, items, rows.expand(2, 3, -1)), options.expand(2, 3, -1))
+    torch.testing.assert_close(lanes, found.expand_as(lanes), rtol=1e-5, atol=1e-5)
