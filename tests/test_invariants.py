@@ -11,8 +11,8 @@ from tests.support import checks
 from tests.support.plans import meaningful_specs, small_models
 
 # An example compiles and runs a model or two.
-FEW = settings(max_examples=max(1, settings().max_examples // 4))
-SOME = settings(max_examples=max(1, settings().max_examples // 2))
+FEW = settings(max_examples=max(1, settings().max_examples // 8))
+SOME = settings(max_examples=max(1, settings().max_examples // 4))
 
 
 @st.composite

@@ -7,5 +7,5 @@ from tests.lives.life import Life
 
 TestLife = pytest.mark.filterwarnings("ignore")(Life.TestCase)
 TestLife.settings = settings(
-    max_examples=max(1, settings().max_examples * 5 // 8), stateful_step_count=15
+    max_examples=max(1, settings().max_examples // 4), stateful_step_count=15
 )
