@@ -18,9 +18,7 @@ from bishare_dsl.cli.report import Report
         "bishare analyse my-lora --model llama-7b --json | jq '.adapters[0].joint'",
     ),
 )
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ADAPTER..."
-)
+@options.folders("ADAPTER...")
 @options.model()
 @options.html("Write a page with a heat map of each measure; it needs no network.")
 @options.seed

@@ -31,7 +31,7 @@ _LIMIT = click.FloatRange(min=0, min_open=True)
         "bishare eval library#acme --base --model ./my-checkpoint --data held-out.jsonl",
     ),
 )
-@click.argument("folders", nargs=-1, type=_PATH, metavar="[DIR]...")
+@options.folders("[DIR]...", required=False)
 @options.model(weights=True)
 @click.option("--tasks", metavar="NAMES", help="Tasks of lm_eval, separated by commas.")
 @click.option(

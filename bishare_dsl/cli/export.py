@@ -19,7 +19,7 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
         "bishare export my-adapter --model ./my-checkpoint --out my.gguf --format gguf",
     ),
 )
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@options.folder
 @options.model()
 @options.out("The folder to write, or the file for gguf.", "PATH")
 @options.choice(

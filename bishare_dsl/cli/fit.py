@@ -53,9 +53,7 @@ _PERCENT = _Percent()
         "bishare fit new-customer --library library    # adds library#new-customer",
     ),
 )
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
-)
+@options.folders()
 @click.option(
     "--spec",
     type=click.Path(allow_dash=True),

@@ -25,9 +25,7 @@ from bishare_dsl.writing import replace_file
         "bishare fmt - < my.share",
     ),
 )
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE..."
-)
+@options.specs
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], check: bool) -> None:

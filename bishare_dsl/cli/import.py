@@ -25,9 +25,7 @@ if TYPE_CHECKING:
         "bishare import customers/* --out adapters    # each into adapters/NAME",
     ),
 )
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
-)
+@options.folders()
 @options.model(required=False)
 @options.out("The folder to write; of several DIRs, the folder of their folders.")
 @options.force

@@ -33,9 +33,7 @@ _BAR_FROM = 50
         "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
     ),
 )
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
-)
+@options.folders()
 @click.option(
     "--sort",
     type=click.Choice(SORTS),

@@ -22,7 +22,7 @@ from bishare_dsl.writing import new_folder
         "bishare merge my-adapter --model ./my-checkpoint --out merged --into nf4",
     ),
 )
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@options.folder
 @options.model(weights=True)
 @options.out("The folder to write.")
 @options.dtype

@@ -155,6 +155,16 @@ def spec(
 
 specs = spec("files", "FILE...", nargs=-1, required=True)
 
+folder = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+
+
+def folders(
+    metavar: str = "DIR...", *, required: bool = True
+) -> Callable[[_Decorated], _Decorated]:
+    """Take the folders of adapters, any number of them."""
+    kind = click.Path(path_type=Path)
+    return click.argument("folders", nargs=-1, required=required, type=kind, metavar=metavar)
+
 
 def model(
     *, required: bool = True, weights: bool = False, many: bool = False

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     + "\n\nExit codes: 0 applied (without --server: nothing is wrong), 1 not applied as trained, 2 cannot be "
     "judged.\nA server's key is read from BISHARE_SERVER_KEY.",
 )
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@options.folder
 @options.model()
 @options.choice("--for", "engine", among=ENGINES, help="Say what this engine ignores or refuses.")
 @click.option(
