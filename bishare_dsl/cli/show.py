@@ -14,7 +14,6 @@ from bishare_dsl.cli.report import Report
 @click.command(
     "show",
     epilog=options.examples(
-        "bishare show my.share --model llama-7b",
         "bishare show bishare_ke --model llama-7b --html sharing.html",
         "bishare show bishare_ss --model ./my-checkpoint --set r_inter=0 --svg sharing.svg",
     ),
@@ -40,10 +39,10 @@ def command(
 ) -> None:
     """Draw which modules share: layers across, modules down, one colour for each tensor.
 
-    Without --html and --svg the picture is printed, with a letter for each tensor and a dot for modules
-    outside of the share. Existing files are replaced.
+    Give --html, --svg or both. Existing files are replaced.
     """
-    from bishare_dsl.show.picture import picture
+    if html is None and svg is None:
+        raise click.UsageError("give a file to write: --html FILE or --svg FILE")
     from bishare_dsl.writing import replace_file
 
     resolved = plan_of(file, model, params, report)
@@ -54,14 +53,9 @@ def command(
         report.data(html=str(html))
         report.result(str(html))
     if svg is not None:
+        from bishare_dsl.show.picture import picture
         from bishare_dsl.show.svg import whole
 
         replace_file(svg, whole(picture(resolved.plan, resolved.spec)).encode())
         report.data(svg=str(svg))
         report.result(str(svg))
-    if html is None and svg is None:
-        from bishare_dsl.show.text import text
-
-        drawn = text(picture(resolved.plan, resolved.spec))
-        report.data(text=drawn)
-        report.result(drawn)

@@ -125,15 +125,6 @@ class Held(NamedTuple):
     private: int
     frozen: int
 
-    def __str__(self) -> str:
-        trained = self.shared + self.private
-        parts = [f"{trained:,} trainable parameters"]
-        if trained:
-            parts.append(f"{self.shared:,} shared by several modules ({self.shared / trained:.1%})")
-            parts.append(f"{self.private:,} private to one ({self.private / trained:.1%})")
-        parts += [f"{self.frozen:,} more are frozen"] if self.frozen else []
-        return ", ".join(parts)
-
 
 def held(plan: Plan) -> Held:
     """Count the shared, private and frozen parameters of a plan."""

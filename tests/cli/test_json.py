@@ -42,7 +42,6 @@ def test_specs_and_explain(json_of):
 def test_show_and_compile(json_of, here):
     model = ("--model", "smollm2-135m")
     (here / "a.share").write_text(SPEC)
-    assert "per layer" in json_of("show", "a.share", *model)["text"]
     assert json_of("show", "a.share", *model, "--svg", "a.svg") == {"svg": "a.svg", "problems": []}
     assert json_of("compile", "a.share", "--emit", "spec")["spec"]["name"] == "s"
     assert "share" in json_of("compile", "a.share", "--emit", "syntax")["syntax"]

@@ -6,10 +6,10 @@ from bishare_dsl.resources import shipped_specs
 from bishare_dsl.show.page import page
 
 
-def test_the_picture_is_printed(bishare, check_golden):
-    run = bishare("show", "bishare_ss", "--model", "llama-7b", "--set", "r_inter=4")
-    assert (run.code, run.err) == (0, "")
-    check_golden("show.txt", run.out)
+def test_a_file_is_asked_for(bishare):
+    run = bishare("show", "bishare_ss", "--model", "llama-7b")
+    assert (run.code, run.out) == (2, "")
+    assert "--html FILE or --svg FILE" in run.err
 
 
 def test_files_are_written(bishare, here):

@@ -26,7 +26,6 @@ LINES = [
     "plan lora bishare_ke -m llama-7b -m llama-1-13b --set r=4,8",
     "diff bishare_ss bishare_ke --model mixtral-8x7b",
     "check nolora",
-    "show bishare_ke --model llama-7b",
     "explain BS221",
     "specs",
     "plan lora --model llama-7z",
