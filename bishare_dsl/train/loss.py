@@ -26,28 +26,15 @@ def head_is_plain(model: PreTrainedModel) -> bool:
     return not any(m is head and name in adapted for name, m in model.named_modules())
 
 
-def loss_of_learned(
-    model: nn.Module, forward: Any, inputs: dict[str, Any], count: torch.Tensor | None
-) -> torch.Tensor:
-    """Compute the mean cross-entropy of a batch's ``labels`` (batch, tokens).
-
-    If the model supports ``logits_to_keep``, it computes logits only for columns with a loss in any row.
-    They are given as an index tensor: with a slice, the output layer would copy its whole matrix for each
-    row.
-
-    Args:
-        model: the model to call, perhaps wrapped.
-        forward: the unwrapped model's forward, for its signature.
-        inputs: the model's inputs.
-        count: trained tokens per optimizer step; by default, those of this batch.
-    """
-    return loss_of(*learned_logits(model, forward, inputs), count)
-
-
 def loss_of(
     logits: torch.Tensor, learned: torch.Tensor, count: torch.Tensor | None
 ) -> torch.Tensor:
-    """Compute the mean cross-entropy of the result of `learned_logits`."""
+    """Compute the mean cross-entropy of the result of `learned_logits`.
+
+    Args:
+        logits: from `learned_logits`, and so are the labels ``learned``.
+        count: trained tokens per optimizer step; by default, those of this batch.
+    """
     width = logits.shape[-1]
     return ForCausalLMLoss(logits, None, width, num_items_in_batch=count, shift_labels=learned)
 
@@ -59,7 +46,14 @@ def learned_logits(
 
     For examples with options, the logits are (batch, positions, options) and the labels are option numbers.
 
-    The arguments are those of `loss_of_learned`.
+    If the model supports ``logits_to_keep``, it computes logits only for columns with a loss in any row.
+    They are given as an index tensor: with a slice, the output layer would copy its whole matrix for each
+    row.
+
+    Args:
+        model: the model to call, perhaps wrapped.
+        forward: the unwrapped model's forward, for its signature.
+        inputs: the model's inputs.
     """
     labels, allowed = inputs["labels"][:, 1:], inputs.get(ALLOWED)
     positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)

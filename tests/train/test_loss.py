@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
-from bishare_dsl.train.loss import IGNORED, head_is_plain, loss_of_learned
+from bishare_dsl.train.loss import IGNORED, head_is_plain, learned_logits, loss_of
 from tests.support.families import tiny_model
 
 
@@ -29,7 +29,7 @@ def test_the_loss_and_the_gradient_are_the_models(family, learned, items):
     for ours in (False, True):
         model.zero_grad()
         if ours:
-            loss = loss_of_learned(model, model.forward, batch(learned), items)
+            loss = loss_of(*learned_logits(model, model.forward, batch(learned)), items)
         else:
             loss = model(**batch(learned), num_items_in_batch=items).loss
         loss.backward()
@@ -41,7 +41,7 @@ def test_the_loss_and_the_gradient_are_the_models(family, learned, items):
 def test_logits_are_made_where_any_row_learns():
     model, seen = tiny_model("llama"), []
     model.lm_head.register_forward_hook(lambda module, given, made: seen.append(made.shape))
-    loss_of_learned(model, model.forward, batch([[4, 5], [7]]), None)
+    loss_of(*learned_logits(model, model.forward, batch([[4, 5], [7]])), None)
     assert seen == [(2, 3, 64)]
 
 
