@@ -11,7 +11,7 @@ from tests.batched.test_layer import ATTENTION, LINEAR, TOEPLITZ, Server, qkv
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
-TOKENS, BATCHES, SLOTS = 12, 60, 4
+TOKENS, BATCHES, SLOTS = 12, 20, 4
 
 
 class Served(Server):
@@ -68,7 +68,7 @@ def drawn(number, random):
 
 @pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "bishare_ss", "vera", TOEPLITZ])
 def test_a_recorded_step_is_right_for_every_batch(spec):
-    """Sixty batches by writing the buffers alone, while adapters come and go."""
+    """Twenty batches by writing the buffers alone, while adapters come and go."""
     server, random = Served(spec), torch.Generator().manual_seed(0)
     server.swap(random)
     server.step.write([0])
