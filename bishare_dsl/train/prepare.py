@@ -53,14 +53,14 @@ if TYPE_CHECKING:
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
 
-Made = ResolvedSpec | StoredAdapter | Handle
+Trainable = ResolvedSpec | StoredAdapter | Handle
 """The object to train: planned, read from a folder, or already in the model."""
 
 _FEW, _LOW = 10_000, 1e-3
 """A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
 
 
-def begin(
+def arguments_and_base(
     request: Request, reporter: Reporter, *, force: bool
 ) -> tuple[SFTConfig, PreTrainedModel | Source]:
     """Return the Trainer's arguments and the base or its location, after checking that the folder is free.
@@ -81,7 +81,7 @@ def begin(
 
 def spec_variants(
     request: Request, base: PreTrainedModel | Source, reporter: Reporter
-) -> list[Made]:
+) -> list[Trainable]:
     """Return the object to train, or one variant of the spec for each candidate value.
 
     Plan the spec, read the adapter or find it in the model. To resume a run, read its checkpoint.
@@ -92,11 +92,11 @@ def spec_variants(
     """
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
-    variants: list[Made] = []
+    variants: list[Trainable] = []
     told: list[tuple[Problem, SourceMap | None]] = []  # The source of a text is not hashable.
     for params in request.settings.params_tried:
         asked = replace(request, params={**request.params, **params})
-        made, problems = _make(asked, getattr(base, "bishare", None), base)
+        made, problems = _find_trainable(asked, getattr(base, "bishare", None), base)
         check_names(made.plan, request.settings.lr_of)
         told += [pair for pair in problems if pair not in told]
         if request.several and not isinstance(made, ResolvedSpec):
@@ -111,9 +111,9 @@ def spec_variants(
     return variants
 
 
-def _make(
+def _find_trainable(
     request: Request, adapter: Handle | None, base: PreTrainedModel | Source
-) -> tuple[Made, list[tuple[Problem, SourceMap | None]]]:
+) -> tuple[Trainable, list[tuple[Problem, SourceMap | None]]]:
     spec = request.spec
     if request.resume is not None and not tasks_of(request.resume):
         return read_adapter(request.resume), []

@@ -30,7 +30,7 @@ from bishare_dsl.train.data.batches import Collator, check_packing
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.prepare import (
-    begin,
+    arguments_and_base,
     check_resumed,
     check_several,
     find_tokenizer,
@@ -45,7 +45,7 @@ from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request, result_folders
 from bishare_dsl.train.result import TaskResult, TrainResult
 from bishare_dsl.train.tasks import Steps, Task
-from bishare_dsl.train.trunk import kept_trunk
+from bishare_dsl.train.trunk import cached_trunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -140,7 +140,7 @@ def run(
     """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
     began = time.monotonic()
     settings, folder, several = request.settings, request.output_dir, request.several
-    args, base = begin(request, reporter, force=force)
+    args, base = arguments_and_base(request, reporter, force=force)
     variants = spec_variants(request, base, reporter)
     if several:
         check_several(request, args, variants[0].plan)
@@ -207,7 +207,7 @@ def run(
             stack.enter_context(held)
         if not settings.packing:
             plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
-            stack.enter_context(kept_trunk(model, plans, steps, context, reporter))
+            stack.enter_context(cached_trunk(model, plans, steps, context, reporter))
         run_loop(trainer, watch, request, reporter)
         best = trainer.kept() if isinstance(trainer, BankTrainer) else {tasks[0].group: 0}
     if lost := [group for group in steps.groups if group not in best]:

@@ -39,7 +39,7 @@ Row = tuple[int, ...]
 
 
 @contextmanager
-def kept_trunk(
+def cached_trunk(
     model: PreTrainedModel,
     plans: Iterable[Plan],
     steps: Steps,
@@ -141,7 +141,7 @@ class Trunk:
 
     def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
         self._owner, self._below, self._first = owner, below, first
-        self._kept: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
+        self._states: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
         self._bytes = 0
         self._rows: list[Row] = []  # Of the batch whose states are cached.
         self._filling = False
@@ -157,7 +157,7 @@ class Trunk:
             for hook in (
                 self._owner.register_forward_pre_hook(self._begin, with_kwargs=True),
                 self._owner.register_forward_hook(self._end, always_call=True),
-                self._first.register_forward_pre_hook(self._keep, with_kwargs=True),
+                self._first.register_forward_pre_hook(self._store, with_kwargs=True),
             ):
                 stack.callback(hook.remove)
             for number, block in enumerate(self._below):
@@ -228,24 +228,24 @@ class Trunk:
     def _begin(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
         rows = [] if arguments else _rows_of(keywords)
         self._rows, self._known = rows if self._filling else [], None
-        if not self._filling and rows and all(row in self._kept for row in rows):
+        if not self._filling and rows and all(row in self._states for row in rows):
             ids: Tensor = keywords["input_ids"]
-            parts = [self._kept[row] for row in rows]
+            parts = [self._states[row] for row in rows]
             known = parts[0].new_zeros(*ids.shape, parts[0].shape[1])
             for i, part in enumerate(parts):
                 known[i, : len(part)] = part
             self._known = known.to(ids.device)
             self.hits += 1
 
-    def _keep(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+    def _store(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
         if not self._filling:
             return
         states = arguments[0] if arguments else keywords.get("hidden_states")
         if isinstance(states, Tensor):
             for row, found in zip(self._rows, states, strict=False):
                 part = found[: len(row)]
-                if row not in self._kept and self._bytes + part.nbytes <= MEMORY:
-                    self._kept[row] = part.detach().to("cpu", copy=True).contiguous()
+                if row not in self._states and self._bytes + part.nbytes <= MEMORY:
+                    self._states[row] = part.detach().to("cpu", copy=True).contiguous()
                     self._bytes += part.nbytes
         raise _EnoughError
 

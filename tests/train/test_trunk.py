@@ -61,7 +61,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(*given: Any, **how: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "kept_trunk", lambda *_: nullcontext())
+            patch.setattr(runs, "cached_trunk", lambda *_: nullcontext())
             return start(*given, **how)
 
     return run
