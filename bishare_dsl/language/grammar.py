@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
-from collections.abc import Collection, Iterator
-from copy import copy
+from collections.abc import Callable, Collection, Iterator, Set
 from functools import cache
-from operator import itemgetter
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
-from lark import Lark, Token
+from lark import Lark, Token, Tree
 from lark.grammar import Rule
-from lark.lexer import BasicLexer, LexerThread
 
 from bishare_dsl.resources import cache_folder, grammar
+
+Words: TypeAlias = Tree[Token]
 
 END = "$END"
 """Lark's name for the end of a text."""
@@ -51,36 +52,163 @@ DEFAULT_KINDS = frozenset(word.upper() for word in DEFAULTS)
 @cache
 def lark() -> Lark:
     """Create the parser. Its tables are cached in the user's cache folder if that is safe."""
-    made = Lark(
+    return Lark(
         grammar("share.lark").read_text(encoding="utf-8"),
         parser="lalr",
         lexer="basic",
         maybe_placeholders=False,
-        propagate_positions=True,
         cache=_cache_file() or False,
     )
-    callbacks = made.parse_interactive().parser_state.parse_conf.callbacks
-    for rule in [rule for rule in callbacks if isinstance(rule, Rule)]:
-        (first, *more), options = rule.expansion, rule.options
-        inner = not more and not first.is_term and not first.name.startswith("_")
-        if inner and options.expand1 and not rule.alias:
-            # An inlined rule around one tree: Lark's own callback gives the tree its own place once more.
-            callbacks[rule] = itemgetter(0)
-    return made
+
+
+class Word(Token):
+    """A token that equals its text, whatever its kind: Lark's compare kinds, in Python."""
+
+    __slots__ = ()
+    __eq__ = str.__eq__
+    __hash__ = str.__hash__
+
+    def __new__(cls, kind: str, text: str, start: int, line: int, column: int, *ends: Any) -> Self:
+        """Create a token from its kind and text, and Lark's six numbers that say where it stands."""
+        word = str.__new__(cls, text)
+        word.type, word.value, word.start_pos, word.line, word.column = (
+            kind,
+            text,
+            start,
+            line,
+            column,
+        )
+        word.end_line, word.end_column, word.end_pos = ends
+        return word
+
+
+class _Reduction(NamedTuple):
+    """Replace the last ``size`` values by one, of the rule ``name``. Without ``build``, the value stays."""
+
+    size: int
+    name: str
+    build: Callable[[list[Token | Words]], Token | Words] | None
+
+
+class _States(dict[int, dict[str, int | _Reduction]]):
+    """Lark's tables: the next state, or a reduction, by state and kind, converted at a state's first use."""
+
+    def __init__(self, parser: Lark) -> None:
+        self.tables = parser.parse_interactive().parser_state.parse_conf
+
+    def __missing__(self, state: int) -> dict[str, int | _Reduction]:
+        row: dict[str, int | _Reduction] = {}
+        for kind, (_, step) in self.tables.states[state].items():
+            if isinstance(step, Rule):
+                same = len(step.expansion) == 1 and step.options.expand1 and not step.alias
+                same = same and not step.expansion[0].name.startswith("_")
+                build = None if same else self.tables.callbacks[step]
+                step = _Reduction(len(step.expansion), str(step.origin.name), build)
+            row[str(kind)] = step
+        self[state] = row
+        return row
+
+
+_states = cache(_States)
+
+
+class Reading:
+    """A statement or clause that is being read, with Lark's tables and tree builders.
+
+    Lark's own `InteractiveParser` raises an exception for each token that cannot follow, and copies all trees
+    to find those that can.
+    """
+
+    def __init__(self) -> None:
+        self._rows = _states(lark())
+        self._stack: list[int] = [self._rows.tables.start_state]
+        self._values: list[Token | Words] = []
+        # Where each value begins and ends in the text.
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def choices(self) -> Collection[str]:
+        """Return the kinds of token that may follow: all that can, and some that cannot."""
+        return self._rows[self._stack[-1]]
+
+    def accepts(self) -> Set[str]:
+        """Return the kinds of token that can follow."""
+        return {kind for kind in self.choices() if kind.isupper() and self._can(kind)}
+
+    def _can(self, kind: str) -> bool:
+        stack, end = [*self._stack], self._rows.tables.end_state
+        while stack[-1] != end:
+            step = self._rows[stack[-1]].get(kind)
+            if step is None or isinstance(step, int):
+                return step is not None
+            del stack[-step.size :]
+            stack.append(cast(int, self._rows[stack[-1]][step.name]))
+        return True
+
+    def feed(self, token: Token) -> bool:
+        """Read a token, or return False if it cannot follow."""
+        kind = token.type
+        while isinstance(step := self._rows[self._stack[-1]].get(kind), _Reduction):
+            self._reduce(step)
+        if step is None:
+            return False
+        self._stack.append(step)
+        self._values.append(token)
+        self._starts.append(token.start_pos)
+        self._ends.append(token.end_pos)
+        return True
+
+    def finish(self) -> Words | None:
+        """Return the tree of the tokens, or None if they are not complete."""
+        rows, end = self._rows, self._rows.tables.end_state
+        while self._stack[-1] != end:
+            step = rows[self._stack[-1]].get(END)
+            if not isinstance(step, _Reduction):
+                return None
+            self._reduce(step)
+        return cast("Words", self._values[-1])
+
+    def _reduce(self, step: _Reduction) -> None:
+        size, name, build = step
+        stack, values = self._stack, self._values
+        del stack[-size:]
+        stack.append(self._rows[stack[-1]][name])  # type: ignore[arg-type]
+        if build is None:
+            return
+        value = build(values[-size:])
+        values[-size:] = [value]
+        if size > 1:
+            del self._starts[1 - size :], self._ends[-size:-1]
+        if name[0] != "_" and isinstance(value, Tree):
+            place = value.meta
+            if place.empty:
+                place.empty, place.start_pos, place.end_pos = (
+                    False,
+                    self._starts[-1],
+                    self._ends[-1],
+                )
 
 
 @cache
-def _lexer(*, everything: bool) -> BasicLexer:
-    """Create the lexer once. `Lark.lex` would create one per text, which takes longer than parsing."""
-    configuration = copy(lark().lexer_conf)
-    if everything:
-        configuration.ignore = ()
-    return BasicLexer(configuration)
+def _pattern() -> re.Pattern[str]:
+    """Return one pattern for all tokens, in which keywords are names."""
+    patterns = [t for t in lark().terminals if t.pattern and not t.pattern.value.isalpha()]
+    patterns.sort(key=lambda t: (-t.priority, -t.pattern.max_width, -len(t.pattern.value)))
+    return re.compile("|".join(f"(?P<{t.name}>{t.pattern.to_regexp()})" for t in patterns))
 
 
 def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
     """Yield the tokens of a text. White space, comments and invalid text only with ``everything``."""
-    yield from LexerThread.from_text(_lexer(everything=everything), text).lex(None)
+    line, line_start, keywords = 1, 0, words()
+    for match in _pattern().finditer(text):
+        kind, word, start = cast(str, match.lastgroup), match.group(), match.start()
+        if kind == "NAME":
+            kind = keywords.get(word, kind)
+        if everything or kind not in ("SPACE", "COMMENT", BAD):
+            yield Word(kind, word, start, line, start - line_start + 1, None, None, match.end())
+        if "\n" in word:
+            line += word.count("\n")
+            line_start = start + word.rfind("\n") + 1
 
 
 def _cache_file() -> str | None:
@@ -103,7 +231,7 @@ def _cache_file() -> str | None:
 @cache
 def words() -> dict[str, str]:
     """Map each keyword and sign to Lark's name for it."""
-    return {t.pattern.value: t.name for t in lark().terminals if t.pattern.type == "str"}
+    return {t.pattern.value: str(t.name) for t in lark().terminals if t.pattern.type == "str"}
 
 
 def is_keyword(word: str) -> bool:
@@ -113,7 +241,12 @@ def is_keyword(word: str) -> bool:
 
 def spelled(kind: str) -> str | None:
     """Return the spelling of a keyword or sign, or None for names, numbers and others."""
-    return next((word for word, lark_name in words().items() if lark_name == kind), None)
+    return _spellings().get(kind)
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    return {kind: word for word, kind in words().items()}
 
 
 def expected(kinds: Collection[str]) -> str:

@@ -13,8 +13,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple, cast
 
-from lark import Token, Tree, UnexpectedToken
-from lark.parsers.lalr_interactive_parser import InteractiveParser
+from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Edit, Problem, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
@@ -27,10 +26,11 @@ from bishare_dsl.language.grammar import (
     MAGNITUDE_KINDS,
     SINGLE,
     STATEMENT_KINDS,
+    Reading,
+    Word,
     expected,
     found,
     is_keyword,
-    lark,
     lex,
     shortened,
     spelled,
@@ -57,6 +57,8 @@ _NESTING = (
 _OPEN = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
+
+_END = Token(END, "")
 
 # Tokens that begin a value and cannot continue one.
 _BEGINNING = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
@@ -199,7 +201,7 @@ class _Parser:
         self.tokens, self.problems = tokens, problems
         self.statements: list[Statement] = []
         # The statement being read, its first token, and the number of open brackets.
-        self.parser: InteractiveParser | None = None
+        self.parser: Reading | None = None
         self.first = self.open = 0
         # Kinds of token that can follow it.
         self.starters = STATEMENT_KINDS | DEFAULT_KINDS
@@ -244,7 +246,7 @@ class _Parser:
         if self.parser is not None and (self.ends_range(position) or self.ends_key(position)):
             return False
         if self.parser is None:
-            self.parser = lark().parse_interactive()
+            self.parser = Reading()
             self.first, self.open = position, 0
             if token.type in STATEMENT_KINDS:
                 named = self.tokens[position + (token.type == "REPLACE")]
@@ -253,9 +255,7 @@ class _Parser:
         self.open += token.type in ("LPAR", "LBRACE")
         if self.open > MAX_DEPTH or token.type not in self.parser.choices():
             return False
-        try:
-            self.parser.feed_token(token)
-        except UnexpectedToken:
+        if not self.parser.feed(token):
             return False
         self.open -= token.type in ("RPAR", "RBRACE")
         return True
@@ -287,12 +287,10 @@ class _Parser:
 
     def ends(self, position: int) -> bool:
         """Finish the current statement if it is complete before a token."""
-        if self.parser is None or END not in self.parser.choices():
+        tree = self.parser and self.parser.finish()
+        if tree is None:
             return False
-        try:
-            self.keep(self.parser.feed_eof(self.tokens[position]), position)
-        except UnexpectedToken:
-            return False
+        self.keep(tree, position)
         return True
 
     def keep(self, tree: Words, position: int) -> None:
@@ -310,7 +308,7 @@ class _Parser:
         words = cast(Words, tree.children[0]) if replaces else tree
         first = tokens[replaces]
         word = "per" if tree.data == "role_per" else spelled(first.type) or str(first)
-        keyword = Token.new_borrow_pos(first.type, word, first)
+        keyword = Word.new_borrow_pos(first.type, word, first)
         statement = Statement(keyword, words, start, end, replaces)
         if tokens[0].type in STATEMENT_KINDS or "PER" not in self.starters:
             self.statements.append(statement)
@@ -391,7 +389,7 @@ class _Parser:
         self.trials -= 1
         if first < begun or position - begun > _AGAIN or self.trials < 0:
             return False
-        whole = [*self.tokens[begun:first], *tokens, Token(END, "")]
+        whole = [*self.tokens[begun:first], *tokens, _END]
         trial = _Parser(whole, Problems())
         trial.starters = self.starters
         trial.statements = [replace(s, clauses=[*s.clauses]) for s in self.statements[-1:]]

@@ -18,6 +18,7 @@ from bishare_dsl.language.grammar import (
     OPERATORS,
     SINGLE,
     STATEMENT_KINDS,
+    Word,
     lex,
     spelled,
     words,
@@ -184,7 +185,8 @@ def known_slip(
             held = (row.arrow == "=>!" and not slip.tokens) or reads(
                 slip.first, written, row.arrow == "=>>"
             )
-            if text.startswith("use ") and '"' not in text and text[4:] not in shipped_specs():
+            unknown = text.startswith("use ") and '"' not in text
+            if unknown and (held or row.arrow == "=>!") and text[4:] not in shipped_specs():
                 continue
             if held:
                 edits = () if row.last == "REST" else slip.edits
@@ -357,7 +359,7 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     placed = []
     for token in new:
         same = next((other for other in old if other == token), None)
-        word = Token.new_borrow_pos(token.type, str(token), same or (old or tokens[first:])[0])
+        word = Word.new_borrow_pos(token.type, str(token), same or (old or tokens[first:])[0])
         if same is None:
             word.start_pos, word.end_pos = start, end
         placed.append(word)

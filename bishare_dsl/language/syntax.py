@@ -10,19 +10,18 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import cast
 
 from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Span
-
-Words: TypeAlias = Tree[Token]
+from bishare_dsl.language.grammar import Words
 
 
 def span_of(part: Token | Words) -> Span:
     """Return the span of a token or a tree."""
     place = part.meta if isinstance(part, Tree) else part
-    return Span(cast(int, place.start_pos), cast(int, place.end_pos))
+    return Span(place.start_pos, place.end_pos)  # type: ignore[arg-type]
 
 
 def first_token(part: Token | Words) -> Token:
