@@ -98,11 +98,12 @@ class _States(dict[int, dict[str, int | _Reduction]]):
 
     def __missing__(self, state: int) -> dict[str, int | _Reduction]:
         row: dict[str, int | _Reduction] = {}
+        callbacks: dict[Any, Any] = self.tables.callbacks
         for kind, (_, step) in self.tables.states[state].items():
             if isinstance(step, Rule):
                 same = len(step.expansion) == 1 and step.options.expand1 and not step.alias
                 same = same and not step.expansion[0].name.startswith("_")
-                build = None if same else self.tables.callbacks[step]
+                build = None if same else callbacks[step]
                 step = _Reduction(len(step.expansion), str(step.origin.name), build)
             row[str(kind)] = step
         self[state] = row
@@ -154,8 +155,8 @@ class Reading:
             return False
         self._stack.append(step)
         self._values.append(token)
-        self._starts.append(token.start_pos)
-        self._ends.append(token.end_pos)
+        self._starts.append(token.start_pos)  # type: ignore[arg-type]
+        self._ends.append(token.end_pos)  # type: ignore[arg-type]
         return True
 
     def finish(self) -> Words | None:
@@ -192,7 +193,7 @@ class Reading:
 @cache
 def _pattern() -> re.Pattern[str]:
     """Return one pattern for all tokens, in which keywords are names."""
-    patterns = [t for t in lark().terminals if t.pattern and not t.pattern.value.isalpha()]
+    patterns = [t for t in lark().terminals if t.name != "PLAIN" and not t.pattern.value.isalpha()]
     patterns.sort(key=lambda t: (-t.priority, -t.pattern.max_width, -len(t.pattern.value)))
     return re.compile("|".join(f"(?P<{t.name}>{t.pattern.to_regexp()})" for t in patterns))
 

@@ -156,6 +156,8 @@ def _foreign(text: str) -> str | None:
         return "there is nothing in this text"
     if re.match(r"\[\w[\w.-]*\]$", first):
         return "this looks like TOML"
+    if re.match(r"<\w", first):
+        return "this looks like XML"
     if first[0] in "{[":
         return "this looks like JSON"
     if re.match(r"(from|import)\s+\w|\w+ *=|[\w.]+\(", first):
@@ -287,7 +289,7 @@ class _Parser:
 
     def ends(self, position: int) -> bool:
         """Finish the current statement if it is complete before a token."""
-        tree = self.parser and self.parser.finish()
+        tree = self.parser.finish() if self.parser else None
         if tree is None:
             return False
         self.keep(tree, position)
@@ -513,6 +515,8 @@ def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) ->
             why = f"a number stands alone: `{plain[1]}`"
         elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
             why = f"a product is written `{product[1]} * {product[2]}`"
+            if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", text):
+                why = f"write `{int(text, 16)}`"
         return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):

@@ -274,7 +274,7 @@ def _begins(
     """Return whether the condition before the words of a row holds."""
     match first:
         case ["NEWLINE"]:
-            return not position or tokens[position - 1].line != tokens[position].line
+            return _begins_line(tokens, position)
         case ["only", kind]:
             return {kind} <= allowed <= {kind, "LPAR", *OPERATORS}
         case [clause, "..."]:
@@ -345,7 +345,7 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     last -= tokens[last - 1].type == END
     if text == "#":
         return _commented(tokens, first)
-    new, kept = [*_lexed(text)], 0
+    new, kept, begin = [*_lexed(text)], 0, first
     while new and first < last and _alike(new[0], tokens[first]):
         first, kept = first + 1, cast(int, new.pop(0).end_pos)
     while new and first < last and _alike(new[-1], tokens[last - 1]):
@@ -356,6 +356,12 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     written = " " if not new and _apart(tokens, first, last) else ""
     if new:  # Preserve the space before inserted words.
         written = text[new[0].start_pos if old else kept : new[-1].end_pos]
+        if not old and first == begin and _begins_line(tokens, first):
+            start = end = span_of(tokens[first]).start
+            written += " "
+        joins = old and first and span_of(tokens[first - 1]).end == start
+        if joins and tokens[first - 1][-1:].isalnum() and new[0][:1].isalnum():
+            written = f" {written}"
     placed = []
     for token in new:
         same = next((other for other in old if other == token), None)
@@ -364,6 +370,10 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
             word.start_pos, word.end_pos = start, end
         placed.append(word)
     return Slip(None, first, last, placed, edits=(Edit(Span(start, end), written),))
+
+
+def _begins_line(tokens: Sequence[Token], position: int) -> bool:
+    return not position or tokens[position - 1].line != tokens[position].line
 
 
 def _alike(one: Token, other: Token) -> bool:

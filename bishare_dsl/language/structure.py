@@ -127,12 +127,20 @@ def _union(
 ) -> tuple[str | None, tuple[Edit, ...]]:
     """Join two statements with one keyword, if it takes a list."""
     word = first.keyword
+    if word == "where":
+        texts = [
+            _text_of(syntax, Span(span_of(part.words).start, part.end)) for part in (first, second)
+        ]
+        texts = [text.removeprefix("where").strip() for text in texts]
+        if not any("," in text or " or " in text or "except" in text for text in texts):
+            joined = f"where {texts[0]} and {texts[1]}"
+            return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
     if word == "spec":
         return "a file holds one spec: put the second one into a file of its own", ()
     if word not in _LISTS or any(t.data == "exclude" for p in (first, second) for t in p.trees()):
         return None, ()
     listed, more = (_listed(syntax, part) for part in (first, second))
-    if not listed or not more:  # `per model` lists nothing.
+    if not listed or not more or listed == more:  # `per model` lists nothing.
         return None, ()
     role = _text_of(syntax, span_of(first.name_token)) + " " if first.role else ""
     joined = f"{role}{word} {listed}, {more}"

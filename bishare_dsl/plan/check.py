@@ -184,7 +184,10 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     yield codes.UNKNOWN_NAME(name="none", loc=("shares", i, *place, j), help=help)
                 elif {name for name, _ in names_read(part, params, "key")} <= {"layers"}:
                     help = "leave it out" if len(key) > 1 else None
-                    help = "did you mean `layer`?" if part == m.Ref(ref="layers") else help
+                    if part == m.Ref(ref="layers"):
+                        help = "did you mean `layer`?"
+                    elif isinstance(part, m.Binary) and part.left == m.Ref(ref="layers"):
+                        help = f"did you mean `layer {part.op} ...`? `layers` is their number"
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
                 # A quotient is fine if it is rounded or compared.
                 if isinstance(part, m.Binary) and part.op == "/":

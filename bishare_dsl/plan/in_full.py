@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import prod
 
-from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics import Loc, Problem, advise
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Parameter, Site
@@ -135,7 +135,7 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
     hint = f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
 
     def unknown(name: str, loc: Loc, _: bool) -> Problem:
-        help = nearest(name, {*modules, *_PARTS}) or hint
+        help = advise("train", name, {*modules, *_PARTS}) or hint
         if name in _PARTS:
             help = f"{architecture.name} has none of these: leave `{name}` out"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)

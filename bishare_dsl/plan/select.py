@@ -237,7 +237,10 @@ class Sites:
         part = part_called(name)
         here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
         elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
-        if {*"*?"} & {*name}:
+        listed = name.split(", ")
+        if len(listed) > 1 and {*listed} <= {*self.kinds}:
+            help_line = f"quotes go round each name, or round none: `{name}`"
+        elif {*"*?"} & {*name}:
             help_line = f'a pattern stands after what it is of: `kind "{name}"`'
         elif name in m.ATTRIBUTES and {"per", "keys"} & {*loc}:
             help_line = "the parts of a key have commas between: `per layer, kind`"
@@ -245,6 +248,8 @@ class Sites:
             help_line = f'a name or pattern stands after it, such as `{name} "*..."`'
         elif name in m.ATTRIBUTES:
             help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
+        elif as_key and name == "experts" and any(site.expert is not None for site in sites):
+            help_line = "did you mean `expert`?"
         elif name in {site.parent for site in sites}:
             help_line = f"`parent {name}` means the linear layers in it"
         elif name in ("expert", "experts"):

@@ -128,7 +128,9 @@ class Scope:
                 if {"rank", "per", "keys"} & {*loc}:
                     numbers += ["layer", "layers", "in", "out", "expert"]
                 at = "rank" if "rank" in loc else "number"
-                help_line = advise(at, name) or advise("number", name)
+                same = [word for word in numbers if word.lower() == name.lower()]
+                help_line = f"did you mean `{same[0]}`?" if same else advise(at, name)
+                help_line = help_line or advise("number", name)
                 help_line = help_line or advise("name", name, numbers, few=0)
                 help_line = (
                     help_line or f"a number stands here, or a param: `param {name} = 8` above"
@@ -185,7 +187,7 @@ class Scope:
                 return self.holds(otherwise, (*loc, "otherwise"))
             case m.Binary(op="-", left=m.Ref(ref=left), right=m.Ref(ref=right)):
                 why, name = "`-` is minus, between two words", f"{left}-{right}"
-                help = f'a name with `-` is quoted: `"{name}"`'
+                help = f'did you mean `{left}_{right}`? A name with `-` is quoted: `"{name}"`'
                 if name == "all-linear":
                     help = 'every linear layer is `kind "*"`'
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
@@ -200,6 +202,8 @@ class Scope:
                     help = f"a list has commas and no dashes: `{', '.join(names)}`"
                 elif {"per", "keys"} & {*loc}:
                     help = "the parts of a key have commas between: `per layer, kind`"
+                elif "rank" in loc and isinstance(predicate, int | float):
+                    help = f"a choice reads `{predicate} if layer > 3 else 2`"
                 elif loc[:1] == ("lets",) and isinstance(predicate, int | float):
                     help = f"a number is declared by `param`: `param ... = {predicate}`"
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
