@@ -644,7 +644,13 @@ class _SharePlan:
                     help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
                 elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
                     help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"
-                elif isinstance(value, Ref) and value.ref in ("default", "other", "others", "rest"):
+                elif isinstance(value, Ref) and value.ref in (
+                    "default",
+                    "_",
+                    "other",
+                    "others",
+                    "rest",
+                ):
                     help = "what is left is called `else`"
                 yield codes.ARM_NOTHING(
                     value=f"`{value.ref}`" if isinstance(value, Ref) else "this",

@@ -177,6 +177,8 @@ class Vocabulary:
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
         known = {str(scope.value(subject)) for scope in scopes}
         help = slip if subject == m.Ref(ref="layers") else nearest(shown.strip("`"), known)
+        if subject == m.Ref(ref="path"):
+            help = help or f'a path is matched by a pattern: `path "*{shown.strip("`")}*"`'
         if subject == m.Ref(ref="module"):
             help = f"what a module is called is its `kind`: `kind == {shown.strip('`')}`"
         if subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
