@@ -59,6 +59,27 @@ SCALED = {
 """Those with a magnitude, which is no product of factors."""
 
 
+def _features(name):
+    """What a spec brings that code may treat apart: its transforms, and words of its shares."""
+    for share in read_file(shipped_specs()[name])[0].shares:
+        yield share.via.transform if share.via else "Identity"
+        yield from (word for word in ("gain", "freeze", "nonzero_start") if getattr(share, word))
+        yield "magnitude" if share.is_magnitude else "low rank"
+
+
+def _one_of_each():
+    seen = set()
+    for name in TINY:
+        found = {*_features(name)}
+        if not found <= seen:
+            seen |= found
+            yield name
+
+
+ONE_OF_EACH = [*_one_of_each()]
+"""Specs that together have every feature, for what depends on these alone."""
+
+
 def test_all_are_here():
     assert set(TINY) == set(shipped_specs())
 

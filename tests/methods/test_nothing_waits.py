@@ -12,7 +12,7 @@ from bishare_dsl import compile_spec
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.transforms.factor import DECODE_TOKENS
 from tests.methods.conftest import LAYERS, close, spec
-from tests.methods.test_every_method import TINY
+from tests.methods.test_every_method import ONE_OF_EACH, TINY
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
@@ -68,7 +68,7 @@ def base():
     return tiny_model("llama", num_hidden_layers=LAYERS).double()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_of_a_method(name, base):
     model = compile_spec(spec(name, **TINY[name]), copy.deepcopy(base)).double()
     randomize(model)

@@ -24,7 +24,7 @@ from bishare_dsl.transforms.vector_bank import VectorBank
 from tests.support.plans import pools
 
 # Each example checks every site of a pool, and with every set of its tensors at zero.
-SOME = settings(max_examples=max(1, settings().max_examples // 2))
+SOME = settings(max_examples=max(1, settings().max_examples // 4))
 RANKS = st.integers(1, 6)
 COUNTS = st.integers(1, 5)
 

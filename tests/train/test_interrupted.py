@@ -200,7 +200,7 @@ def test_whatever_file_cannot_be_written_is_an_error_with_a_code(
     sizes = {p.stat().st_size for p in (tmp_path / "whole").rglob("*") if p.is_file()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     refused: list[str] = []
-    for number, size in enumerate(sorted(sizes)[:: max(len(sizes) // 5, 1)]):
+    for number, size in enumerate(sorted(sizes)[:: max(len(sizes) // 3, 1)]):
         folder = tmp_path / str(number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(size - 1, 300), hard))
         try:

@@ -10,7 +10,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train.optimizer import RowAdamW, Settings
 from tests.batched.test_batches import IDS, filled
 from tests.batched.test_training import losses, trains
-from tests.methods.test_every_method import TINY
+from tests.methods.test_every_method import ONE_OF_EACH, TINY
 
 NAMES = ["one", "two"]
 RATES = {"one": 1e-3, "two": 3e-3}
@@ -58,7 +58,7 @@ def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
     return {name: values(model, name) for name in NAMES}
 
 
-@pytest.mark.parametrize("spec", sorted(TINY))
+@pytest.mark.parametrize("spec", ONE_OF_EACH)
 def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
     model = made(spec)
     if not all(term.linear for term in model.bishare.plan.unscaled):
