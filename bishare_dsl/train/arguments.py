@@ -185,9 +185,9 @@ def check_sharding(trainer: Trainer) -> None:
     """
     if trainer.is_deepspeed_enabled:
         raise TrainError(codes.NOT_SHARDED(reason="this is DeepSpeed"))
-    asked = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    wants_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is None and asked:
+    if plugin is None and wants_fsdp:
         raise TrainError(codes.NOT_SHARDED(reason="accelerate does not shard on a CPU"))
     if plugin is not None and getattr(plugin, "fsdp_version", 1) < 2:
         raise TrainError(codes.NOT_SHARDED(reason="this is FSDP 1"))

@@ -50,8 +50,8 @@ class BankModel(nn.Module):
 
     def state_dict(self, *_: Any, **__: Any) -> Any:
         """Return the bank, which Trainer saves and loads."""
-        found = {"own": self.own, "common": self.common}
-        return {name: part.detach().clone() for name, part in found.items() if part is not None}
+        parts = {"own": self.own, "common": self.common}
+        return {name: part.detach().clone() for name, part in parts.items() if part is not None}
 
     def __getattr__(self, name: str) -> Any:
         """Forward attributes such as the config and the device to the adapted model."""
@@ -139,9 +139,9 @@ class BankTrainer(RunTrainer):
             kind = self.bank.kind_of(row)
             places = columns(kind.own if slab is self.bank.own else kind.common)
             plan = self.handle[self.steps.tasks[row].name].plan
-            for name, said in rates_of(plan, self._rates).items():
+            for name, rate in rates_of(plan, self._rates).items():
                 if name in places:
-                    factor = float(said[:-1]) if said[-1] in "xX" else float(said) / top
+                    factor = float(rate[:-1]) if rate[-1] in "xX" else float(rate) / top
                     scale[row, places[name]] = factor
         return scale.to(slab.device)
 
@@ -166,8 +166,8 @@ class BankTrainer(RunTrainer):
             self.state.num_input_tokens_seen += int(one.inputs["attention_mask"].sum())
         sums[0] = self._together(sums[0])
         for parameter in self.bank.parameters:
-            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self._together(found)
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self._together(gradient)
         sums[1, running] = 1
         self._sums += sums
         self._of_bank.stepping = [
@@ -250,9 +250,9 @@ class BankTrainer(RunTrainer):
             totals[1].index_add_(0, numbers, right.to(totals))
         model.train()
         means, right = self._together(totals).tolist()
-        found = {steps.tasks[i].name: means[i] for i in tasks}
-        mean = {"eval_loss": sum(found.values()) / max(len(found), 1)}
-        logs: dict[str, Any] = {**mean, "eval_losses": found}
+        by_name = {steps.tasks[i].name: means[i] for i in tasks}
+        mean = {"eval_loss": sum(by_name.values()) / max(len(by_name), 1)}
+        logs: dict[str, Any] = {**mean, "eval_losses": by_name}
         rows = {
             i: len(steps.tasks[i].held_out) for i in tasks if among_options(steps.tasks[i].held_out)
         }
@@ -264,17 +264,17 @@ class BankTrainer(RunTrainer):
 
     def held_out(self, task: int) -> float:
         """Return the last held-out loss of a task; infinity if it is missing or not finite."""
-        found = [*logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()]
-        return found[-1] if found and not math.isnan(found[-1]) else math.inf
+        known = [*logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()]
+        return known[-1] if known and not math.isnan(known[-1]) else math.inf
 
     def ranked(self, group: str) -> list[int]:
         """Return the candidates of an adapter, best first: running ones by held-out loss, then eliminated
         ones, then those with a non-finite gradient.
         """
         rank, tasks, stopped = {None: 0, DIVERGED: 2}, self.steps.tasks, self.steps.stopped
-        found = (i for i, task in enumerate(tasks) if task.group == group)
+        numbers = (i for i, task in enumerate(tasks) if task.group == group)
         return sorted(
-            found, key=lambda i: (rank.get(stopped.get(i, (0, None))[1], 1), self.held_out(i))
+            numbers, key=lambda i: (rank.get(stopped.get(i, (0, None))[1], 1), self.held_out(i))
         )
 
     def kept(self) -> dict[str, int]:

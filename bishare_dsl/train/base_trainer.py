@@ -66,10 +66,10 @@ class RunTrainer(Trainer):
         probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         kinds: Any = args.lr_scheduler_kwargs
         with catch_refusals():
-            made = get_scheduler(args.lr_scheduler_type, probe, warm_up, steps, kinds)
-        if not isinstance(made, LambdaLR):
+            scheduler = get_scheduler(args.lr_scheduler_type, probe, warm_up, steps, kinds)
+        if not isinstance(scheduler, LambdaLR):
             return None
-        (factor,) = made.lr_lambdas
+        (factor,) = scheduler.lr_lambdas
         return lambda step: factor(step + 1 if step < warm_up else step)
 
     def seal(self) -> None:
@@ -153,10 +153,10 @@ def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]
     """Build the error for a non-finite step, with the checkpoint to resume from."""
     value = next((value for value in values if not math.isfinite(value)), math.nan)
     try:
-        kept = f"`{folders.find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
+        last = f"`{folders.find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
     except TrainError:
-        kept = "there is no checkpoint yet"
-    problem = codes.NOT_FINITE(what=what, step=state.global_step + 1, value=value, kept=kept)
+        last = "there is no checkpoint yet"
+    problem = codes.NOT_FINITE(what=what, step=state.global_step + 1, value=value, kept=last)
     return TrainError(problem)
 
 

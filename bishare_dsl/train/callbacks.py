@@ -69,16 +69,16 @@ class GradientCheck(TrainerCallback):
             trainable: dict[str, Any] = {} if first else dict(model.gradients())
         else:
             trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-        found = [
+        missing = [
             name
             for name, grad in trainable.items()
             if (grad is None if first else grad is not None and not own_part(grad).any())
         ]
-        if found:
-            names = ", ".join(f"`{name}`" for name in found[:8])
-            names += f" and {len(found) - 8} more" if found[8:] else ""
+        if missing:
+            names = ", ".join(f"`{name}`" for name in missing[:8])
+            names += f" and {len(missing) - 8} more" if missing[8:] else ""
             problem = codes.NO_GRADIENT(
-                count=len(found), total=len(trainable), step=state.global_step + 1, names=names
+                count=len(missing), total=len(trainable), step=state.global_step + 1, names=names
             )
             if self._stop:
                 raise TrainError(problem)
@@ -134,9 +134,9 @@ def _answers(llm: Any, texts: Sequence[str], lora_request: Any) -> list[Answer]:
     """Return vLLM's log-probabilities of the token after each text."""
     from vllm import SamplingParams
 
-    asked = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
-    found = llm.generate(list(texts), asked, lora_request=lora_request, use_tqdm=False)
+    sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
+    outputs = llm.generate(list(texts), sampling, lora_request=lora_request, use_tqdm=False)
     return [
         {token: one.logprob for token, one in output.outputs[0].logprobs[0].items()}
-        for output in found
+        for output in outputs
     ]

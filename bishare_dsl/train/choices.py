@@ -26,10 +26,10 @@ def encode_choices(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     Raises:
         DataError: see `encode`; or rows have no options (BS711).
     """
-    found = encode(rows, tokenizer, max_length=2**31 - 1).examples
-    if not among_options(found):
+    examples = encode(rows, tokenizer, max_length=2**31 - 1).examples
+    if not among_options(examples):
         raise DataError(codes.MISSING_FIELD(place=rows.place(0), field=OPTIONS))
-    return found
+    return examples
 
 
 @torch.no_grad()

@@ -141,9 +141,9 @@ def seal(checkpoint: Path, tasks: Sequence[Sequence[str]]) -> None:
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
     """Remove the oldest checkpoints until ``keep`` remain, never the last or the best."""
-    found = checkpoints(folder)
-    spared = [path for path in found[:-1] if path.name != Path(best or "").name]
-    for path in spared[: max(len(found) - keep, 0) if keep else 0]:
+    existing = checkpoints(folder)
+    spared = [path for path in existing[:-1] if path.name != Path(best or "").name]
+    for path in spared[: max(len(existing) - keep, 0) if keep else 0]:
         discard(path)
 
 
@@ -181,8 +181,8 @@ def fault_of(checkpoint: Path) -> str | None:
 
 def tasks_of(checkpoint: Path) -> list[list[str]]:
     """Return the name and plan digest of each of several tasks in a checkpoint; empty for one adapter."""
-    found: list[list[str]] = json.loads((checkpoint / DIGESTS).read_bytes())["tasks"]
-    return found
+    tasks: list[list[str]] = json.loads((checkpoint / DIGESTS).read_bytes())["tasks"]
+    return tasks
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -196,10 +196,10 @@ def find_checkpoint(path: Path) -> Path:
             raise TrainError(codes.BROKEN_CHECKPOINT(folder=path, reason=fault))
         return path
     reason = f"`{path}` has none that is whole"
-    for found in reversed(checkpoints(path)):
-        if (fault := fault_of(found)) is None:
-            return found
-        reason += f"; `{found.name}`: {fault}"
+    for checkpoint in reversed(checkpoints(path)):
+        if (fault := fault_of(checkpoint)) is None:
+            return checkpoint
+        reason += f"; `{checkpoint.name}`: {fault}"
     help = "`--force` begins anew; `--save_steps N` saves a checkpoint every N steps"
     raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
 

@@ -67,13 +67,13 @@ def regroup(
     """
     if not rates:
         return
-    found = rates_of(plan, rates)
+    own = rates_of(plan, rates)
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     groups, optimizer.param_groups = list(optimizer.param_groups), []
     for group in groups:
         parts: dict[float, list[torch.Tensor]] = {}
         for parameter in group["params"]:
-            rate, said = group["lr"], found.get(name_of.get(id(parameter), ""))
+            rate, said = group["lr"], own.get(name_of.get(id(parameter), ""))
             if said is not None:
                 rate = rate * float(said[:-1]) if said[-1] in "xX" else float(said)
             parts.setdefault(rate, []).append(parameter)

@@ -92,7 +92,7 @@ def _among(
     completion, it is minus the log-probability of the completion among the options.
     """
     none = (learned == IGNORED).unsqueeze(-1)
-    found = logits.gather(-1, allowed.clamp(min=0)).masked_fill(allowed < 0, -torch.inf)
+    among = logits.gather(-1, allowed.clamp(min=0)).masked_fill(allowed < 0, -torch.inf)
     numbers = (allowed == learned.unsqueeze(-1)).int().argmax(-1)
     # Not infinite where there is no loss, or gradients would be NaN.
-    return found.masked_fill(none, 0.0), numbers.masked_fill(none.squeeze(-1), IGNORED)
+    return among.masked_fill(none, 0.0), numbers.masked_fill(none.squeeze(-1), IGNORED)

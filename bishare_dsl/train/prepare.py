@@ -93,20 +93,20 @@ def spec_variants(
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
     variants: list[Trainable] = []
-    told: list[tuple[Problem, SourceMap | None]] = []  # The source of a text is not hashable.
+    warnings: list[tuple[Problem, SourceMap | None]] = []  # The source of a text is not hashable.
     for params in request.settings.params_tried:
-        asked = replace(request, params={**request.params, **params})
-        made, problems = _find_trainable(asked, getattr(base, "bishare", None), base)
-        check_names(made.plan, request.settings.lr_of)
-        told += [pair for pair in problems if pair not in told]
-        if request.several and not isinstance(made, ResolvedSpec):
+        variant = replace(request, params={**request.params, **params})
+        trainable, problems = _find_trainable(variant, getattr(base, "bishare", None), base)
+        check_names(trainable.plan, request.settings.lr_of)
+        warnings += [pair for pair in problems if pair not in warnings]
+        if request.several and not isinstance(trainable, ResolvedSpec):
             reason = "several tasks begin with a spec, and not with an adapter"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        if params and made.plan.is_library:
+        if params and trainable.plan.is_library:
             reason = "what adapters share has one form: `search` takes no param of such a spec"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        variants.append(made)
-    for problem, where in told:
+        variants.append(trainable)
+    for problem, where in warnings:
         reporter.report(problem, where)
     return variants
 
@@ -132,10 +132,10 @@ def _find_trainable(
     if spec is None:
         raise TrainError(codes.MISSING_ARGUMENT(name="spec"))
     if stored:
-        found, findings = read_fitting(str(spec), base)
-        if found.compact:
+        read, findings = read_fitting(str(spec), base)
+        if read.compact:
             raise AdapterError(COMPACT_FOR_GOOD())
-        return found, [(problem, None) for problem in findings]
+        return read, [(problem, None) for problem in findings]
     made = make_plan(spec, base, request.params)
     return made, [(problem, made.where) for problem in made.problems]
 
@@ -205,17 +205,17 @@ def read_library(request: Request, plan: Plan) -> dict[str, StoredAdapter]:
     folder = request.settings.library
     if folder is None:
         return {}
-    found = {name: read_adapter(f"{folder}#{name}") for name in names_in(folder)}
+    members = {name: read_adapter(f"{folder}#{name}") for name in names_in(folder)}
     reason = None
-    if not found:
+    if not members:
         reason = f"`{folder}` is no library"
-    elif not next(iter(found.values())).plan.runs_as(plan):
+    elif not next(iter(members.values())).plan.runs_as(plan):
         reason = f"the library `{folder}` is of another spec, or of other params"
-    elif twice := sorted(found.keys() & set(request.groups)):
+    elif twice := sorted(members.keys() & set(request.groups)):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
     if reason is not None:
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    return found
+    return members
 
 
 def is_adapter(spec: str) -> bool:
@@ -237,9 +237,9 @@ def read_tasks(
         if not request.several:
             reporter.note(f"encoding {sum(map(len, rows.values())):,} rows ...")
         examples, reports = {}, {}
-        for part, found in rows.items():
+        for part, part_rows in rows.items():
             encoded = encode(
-                found,
+                part_rows,
                 tokenizer,
                 max_length=settings.max_length,
                 train_on=settings.train_on,
@@ -272,8 +272,8 @@ def _candidates(
     rates = settings.search.get("learning_rate", (None,))
     for group, seed in groups_of(name, settings.seeds, args.seed).items():
         for (variant, params), rate in product(enumerate(settings.params_tried), rates):
-            said = [f"{one}{value}" for one, value in params.items()] + [*filter(None, [rate])]
-            called = "-".join([group, *(word.replace(".", "_") for word in said)])
+            words = [f"{one}{value}" for one, value in params.items()] + [*filter(None, [rate])]
+            called = "-".join([group, *(word.replace(".", "_") for word in words)])
             top = args.learning_rate if rate is None else float(rate)
             order = seed if args.data_seed is None else args.data_seed
             yield Task(called, group, rate=top, seed=seed, order=order, variant=variant, **data)
@@ -314,13 +314,13 @@ def note_steps(args: SFTConfig, request: Request, steps: Steps, reporter: Report
     """Report the number of steps, and warn if a step is larger than a task (BS752)."""
     batch, passes = steps.batch, args.world_size * args.gradient_accumulation_steps
     of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
-    said = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {batch:,} examples"
+    text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {batch:,} examples"
     if request.several:
         at_once = f"{steps.at_once} rows at once"
-        said = f"adapters: {len(steps.tasks)}; {said} of each, {at_once}"
+        text = f"adapters: {len(steps.tasks)}; {text} of each, {at_once}"
     else:
-        said += of
-    reporter.note(said)
+        text += of
+    reporter.note(text)
     small = {t.group: len(t.examples) for t in steps.tasks if len(t.examples) < batch}
     if small and len(steps) > 1:
         shown = ", ".join(f"`{name}` has {count}" for name, count in [*small.items()][:3])

@@ -93,13 +93,13 @@ class Settings(BaseModel):
             return {str(name): os.fspath(path) for name, path in value.items()}
         if len(words) == 1 and not is_tasks(words[0]):
             return words[0]
-        found = [pair for word in words for pair in _tasks_of(word)]
-        names = [name for name, _ in found]
+        pairs = [pair for word in words for pair in _tasks_of(word)]
+        names = [name for name, _ in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two tasks are called `{twice}`: write NAME=FILE")
         if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
             raise ValueError(f"no adapter can be called `{wrong}`: write NAME=FILE")
-        return dict(found)
+        return dict(pairs)
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -127,14 +127,14 @@ class Settings(BaseModel):
         if not isinstance(value, Mapping):
             value = [value] if isinstance(value, str) else value
             value = {name: said.split(",") for name, _, said in (v.partition("=") for v in value)}
-        found = {name: tuple(str(one).strip() for one in said) for name, said in value.items()}
-        for name, said in found.items():
+        candidates = {name: tuple(str(one).strip() for one in said) for name, said in value.items()}
+        for name, said in candidates.items():
             known = _NUMBER if name == "learning_rate" else _VALUE
             if len(set(said)) < max(2, len(said)) or not all(map(known.fullmatch, said)):
                 raise ValueError(
                     "it is written learning_rate=1e-4,5e-4 or r=4,8, with two values at least"
                 )
-        return found
+        return candidates
 
     @field_validator("eval_split")
     @classmethod
@@ -178,8 +178,8 @@ def _tasks_of(word: str) -> list[tuple[str, str]]:
         if not files:
             raise ValueError(f"`{word}` has no file of rows")
         return [(file.stem, str(file)) for file in files]
-    name, said, file = word.partition("=")
-    return [(name, file) if said and not path.exists() else (path.stem, word)]
+    name, equals, file = word.partition("=")
+    return [(name, file) if equals and not path.exists() else (path.stem, word)]
 
 
 @dataclass(frozen=True)
@@ -242,10 +242,10 @@ def result_folders(folder: Path) -> list[str]:
     from bishare_dsl.train.folder import LIBRARY, RUN_FILE
 
     try:
-        asked = read_config(folder / RUN_FILE)
-        own = {name: asked[name] for name in Settings.model_fields if name in asked}
+        arguments = read_config(folder / RUN_FILE)
+        own = {name: arguments[name] for name in Settings.model_fields if name in arguments}
         settings = Settings.model_validate(own)
-        names = [*_groups(settings, asked), LIBRARY] if settings.several else []
+        names = [*_groups(settings, arguments), LIBRARY] if settings.several else []
     except (TrainError, ValueError, TypeError):  # The record is unreadable.
         return []
     return [name for name in names if name_fault(name) is None]
@@ -349,14 +349,14 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     folder = path.parent if is_checkpoint(path) else path
     if not (folder / RUN_FILE).is_file():
         raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {RUN_FILE}"))
-    asked = read_config(folder / RUN_FILE)  # JSON is YAML.
-    if not asked:
+    record = read_config(folder / RUN_FILE)  # JSON is YAML.
+    if not record:
         reason = f"`{folder / RUN_FILE}` is empty: a run was about to begin"
         raise TrainError(codes.NO_CHECKPOINT(reason=reason, help="begin anew, with all arguments"))
     # The checkpoint has the run's spec; the spec's file may have changed since.
-    found = find_checkpoint(path)
-    spec = asked.get("spec") if tasks_of(found) else None
-    return found, {**asked, "spec": spec, "output_dir": str(folder)}
+    checkpoint = find_checkpoint(path)
+    spec = record.get("spec") if tasks_of(checkpoint) else None
+    return checkpoint, {**record, "spec": spec, "output_dir": str(folder)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -369,9 +369,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
     reason = "it is not a list of `name: value`"
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if isinstance(found, dict) and isinstance(found.get("params", {}), dict):
-            return found
+        arguments = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if isinstance(arguments, dict) and isinstance(arguments.get("params", {}), dict):
+            return arguments
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "

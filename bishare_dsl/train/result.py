@@ -99,8 +99,8 @@ class TrainResult:
     @property
     def accuracy(self) -> float | None:
         """The mean accuracy of the written adapters among options; None without options."""
-        found = [t.accuracy for t in self.tasks if t.folder and t.accuracy is not None]
-        return sum(found) / len(found) if found else None
+        accuracies = [t.accuracy for t in self.tasks if t.folder and t.accuracy is not None]
+        return sum(accuracies) / len(accuracies) if accuracies else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without the model and the history."""
@@ -155,9 +155,9 @@ class TrainResult:
         rows = []
         for task in self.tasks:
             losses = (task.loss_first, task.loss_last, task.eval_loss)
-            said = ["" if loss is None else f"{loss:.4f}" for loss in losses]
+            cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
             where = ", ".join(part for part in (task.folder, task.stopped) if part)
             if among:
-                said.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
-            rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *said, where))
+                cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
+            rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *cells, where))
         return Table(head, rows, left={0, len(head) - 1})

@@ -156,9 +156,11 @@ def run(
     model = load_base(request, base, reporter)
     check_processes(args, model)
     for task in tasks:
-        made = variants[task.variant]
+        trainable = variants[task.variant]
         name = task.name if several else None
-        for note in () if isinstance(made, Handle) else install(model, made, task.seed, name):
+        for note in (
+            () if isinstance(trainable, Handle) else install(model, trainable, task.seed, name)
+        ):
             reporter.warn(note)
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     if several and args.place_model_on_device and not placed:
@@ -202,8 +204,8 @@ def run(
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
-            asked, earlier = request.as_dict(spec), result_folders(folder)
-            held = folders.hold(folder, asked, request.resume, force=force, earlier=earlier)
+            arguments, earlier = request.as_dict(spec), result_folders(folder)
+            held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
         if not settings.packing:
             plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
@@ -326,8 +328,8 @@ def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
     """Build the error for adapters that are not kept because of non-finite values (BS750)."""
     whys = (steps.stopped.get(i) for i, task in enumerate(steps.tasks) if task.group == groups[0])
     step = max((why[0] for why in whys if why), default=len(steps))
-    kept = f"no adapter is written for {', '.join(f'`{name}`' for name in groups)}"
-    return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
+    consequence = f"no adapter is written for {', '.join(f'`{name}`' for name in groups)}"
+    return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=consequence)
 
 
 def _write(trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapter]) -> None:

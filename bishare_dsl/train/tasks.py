@@ -123,12 +123,12 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
         """Divide the rows of some tasks into few passes with little padding."""
-        found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
+        sized = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
         # Token ids break ties, so that a step with all rows has the same passes in each epoch.
-        found.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
-        most = min(self.at_once, ceil(len(found) / self.processes))
-        cuts = cut_by_length([len(row["input_ids"]) for *_, row in found], most, self.cost)
-        return [self._pass(sorted(found[a:b], key=lambda row: row[0])) for a, b in cuts]
+        sized.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
+        most = min(self.at_once, ceil(len(sized) / self.processes))
+        cuts = cut_by_length([len(row["input_ids"]) for *_, row in sized], most, self.cost)
+        return [self._pass(sorted(sized[a:b], key=lambda row: row[0])) for a, b in cuts]
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> MicroBatch:
         tasks, learned, examples = zip(*rows, strict=True)

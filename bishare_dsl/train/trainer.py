@@ -54,25 +54,27 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
             if parameter.dtype != data.dtype:  # TRL rounds trainable tensors on a quantised base.
                 parameter.data = data.to(parameter.device)
         check_sharding(self)
-        asked = args.loss_type != "nll" or args.router_aux_loss_coef or args.label_smoothing_factor
+        wants_trl = (
+            args.loss_type != "nll" or args.router_aux_loss_coef or args.label_smoothing_factor
+        )
         plain = head_is_plain(cast("PreTrainedModel", model.get_base_model()))
-        if asked and not plain:
+        if wants_trl and not plain:
             reason = "the head has an adapter, which the losses of TRL leave out"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
         kernel = args.device.type != "cpu" and find_spec("triton") is not None
-        if asked and among:
+        if wants_trl and among:
             reason = (
                 "rows with `options` are learned by a loss of their own, and not by those of TRL"
             )
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        self.fused = not among and (bool(asked) or (plain and kernel))
+        self.fused = not among and (bool(wants_trl) or (plain and kernel))
 
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
         """Create transformers' optimizer, with the learning rates of shares and factors."""
-        made = self.optimizer is not None
+        exists = self.optimizer is not None
         with catch_refusals():
             optimizer = super().create_optimizer(*arguments, **keywords)
-        if not made:
+        if not exists:
             adapter = cast(Any, self.model).get_base_model().bishare
             regroup(optimizer, adapter.tensors(), adapter.plan, self._rates)
         return optimizer
@@ -83,8 +85,8 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         self.args.warmup_steps = self.warm_up(num_training_steps)
         if self.lr_scheduler is None and not layerwise:
             factor = self.schedule(num_training_steps)
-            made: Any = optimizer or self.optimizer
-            self.lr_scheduler = None if factor is None else LambdaLR(made, factor)
+            stepped: Any = optimizer or self.optimizer
+            self.lr_scheduler = None if factor is None else LambdaLR(stepped, factor)
         with catch_refusals():
             return super().create_scheduler(num_training_steps, optimizer)
 
@@ -126,11 +128,11 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         """Evaluate, without changing the random numbers of the training that follows."""
         self._right = torch.zeros(2, dtype=torch.long)
         with torch.random.fork_rng():
-            found = super().evaluate(*arguments, **keywords)
+            metrics = super().evaluate(*arguments, **keywords)
         right, rows = self.accelerator.reduce(self._right.to(self.args.device), "sum").tolist()
         if rows:
             self.log({"eval_accuracy": right / rows})
-        return found
+        return metrics
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no card, because PEFT writes the adapter's."""

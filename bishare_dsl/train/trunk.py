@@ -59,14 +59,14 @@ def cached_trunk(
         reporter: reports what is cached.
     """
     again = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
-    found = _blocks_below(model, [*plans]) if again else None
+    blocks = _blocks_below(model, [*plans]) if again else None
     with ExitStack() as stack:
-        if found is not None:
-            trunk = Trunk(*found)
+        if blocks is not None:
+            trunk = Trunk(*blocks)
             with context(), ExitStack() as trial:
                 trial.enter_context(trunk.installed())
                 if trunk.fits(model):
-                    last = len(found[1]) - 1
+                    last = len(blocks[1]) - 1
                     reporter.note(f"computing blocks 0 to {last} once for each example ...")
                     trunk.fill(_batches(steps))
                     stack.enter_context(trial.pop_all())
@@ -169,9 +169,9 @@ class Trunk:
 
         def pass_on(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
             if self._known is None:
-                found = forward(hidden_states, *arguments, **keywords)
-                self._form = len(found) if isinstance(found, tuple) else 0
-                return found
+                output = forward(hidden_states, *arguments, **keywords)
+                self._form = len(output) if isinstance(output, tuple) else 0
+                return output
             states = self._known if is_first else hidden_states
             return (states, *[None] * (self._form - 1)) if self._form else states
 
@@ -210,14 +210,14 @@ class Trunk:
         )
         mask = torch.ones_like(drawn)
         mask[0, length // 2 :] = 0
-        given = {"input_ids": drawn.to(model.device), "attention_mask": mask.to(model.device)}
+        inputs = {"input_ids": drawn.to(model.device), "attention_mask": mask.to(model.device)}
         training = model.training
         model.eval()
         try:
-            first = model(**given, use_cache=False).logits
+            first = model(**inputs, use_cache=False).logits
             # Different tokens come last, so that blocks retain no state of the tested tokens.
-            self.fill([given, {**given, "input_ids": given["input_ids"].flip(0, 1)}])
-            second = model(**given, use_cache=False).logits
+            self.fill([inputs, {**inputs, "input_ids": inputs["input_ids"].flip(0, 1)}])
+            second = model(**inputs, use_cache=False).logits
         except Exception:  # noqa: BLE001 - the model is run as it is, and says what is wrong
             return False
         finally:
@@ -242,8 +242,8 @@ class Trunk:
             return
         states = arguments[0] if arguments else keywords.get("hidden_states")
         if isinstance(states, Tensor):
-            for row, found in zip(self._rows, states, strict=False):
-                part = found[: len(row)]
+            for row, row_states in zip(self._rows, states, strict=False):
+                part = row_states[: len(row)]
                 if row not in self._states and self._bytes + part.nbytes <= MEMORY:
                     self._states[row] = part.detach().to("cpu", copy=True).contiguous()
                     self._bytes += part.nbytes

@@ -108,12 +108,12 @@ class Collator:
 def _allowed(examples: Sequence[Example], longest: int) -> torch.Tensor:
     """Return the allowed ids per position, ``(batch, longest, most)``, padded with -1."""
     most = max(len(ids) for example in examples for ids in example[ALLOWED])
-    found = torch.full((len(examples), longest, most), -1)
+    allowed = torch.full((len(examples), longest, most), -1)
     for row, example in enumerate(examples):
         places = [i for i, label in enumerate(example["labels"]) if label != IGNORED]
         for place, ids in zip(places, example[ALLOWED], strict=False):  # The end may be truncated.
-            found[row, place, : len(ids)] = torch.tensor(ids)
-    return found
+            allowed[row, place, : len(ids)] = torch.tensor(ids)
+    return allowed
 
 
 _SAME = 6

@@ -55,15 +55,15 @@ class DataReport:
 
     def __str__(self) -> str:
         """Describe the counts in one paragraph."""
-        said = (
+        text = (
             f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
             f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are trained on."
         )
         if dropped := self.rows - self.kept:
-            said += f" {dropped:,} dropped with nothing to learn."
+            text += f" {dropped:,} dropped with nothing to learn."
         if self.cut:
-            said += f" {self.cut:,} cut at {self.max_length:,} tokens."
-        return said
+            text += f" {self.cut:,} cut at {self.max_length:,} tokens."
+        return text
 
 
 @dataclass(frozen=True)

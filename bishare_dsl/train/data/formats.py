@@ -83,8 +83,8 @@ class _Fields:
         return BadRow(code(place=self.place, field=self.prefix + name, **more))
 
     def wrong(self, name: str, value: Any, expected: str) -> BadRow:
-        found = _KINDS.get(type(value), type(value).__name__)
-        return self.bad(codes.WRONG_TYPE, name, found=found, expected=expected)
+        kind = _KINDS.get(type(value), type(value).__name__)
+        return self.bad(codes.WRONG_TYPE, name, found=kind, expected=expected)
 
     def get(self, name: str) -> Any:
         if name not in self.values:
@@ -146,14 +146,14 @@ class _Fields:
 
 def _alpaca(fields: _Fields, chat: bool) -> Plain | Chat:
     instruction = fields.text("instruction")
-    given = fields.values.get("input")
-    given = "" if given is None else fields.text("input", empty=True)
+    added = fields.values.get("input")
+    added = "" if added is None else fields.text("input", empty=True)
     output = fields.text("output", empty=True)
     if chat:
-        asked = f"{instruction}\n\n{given}" if given.strip() else instruction
-        return Chat([{"role": "user", "content": asked}, {"role": "assistant", "content": output}])
-    context = ", paired with an input that provides further context" if given.strip() else ""
-    input = f"### Input:\n{given}\n\n" if given.strip() else ""
+        asks = f"{instruction}\n\n{added}" if added.strip() else instruction
+        return Chat([{"role": "user", "content": asks}, {"role": "assistant", "content": output}])
+    context = ", paired with an input that provides further context" if added.strip() else ""
+    input = f"### Input:\n{added}\n\n" if added.strip() else ""
     return Plain(_ALPACA.format(context=context, instruction=instruction, input=input), output)
 
 
@@ -194,13 +194,13 @@ def find_format(rows: Rows) -> Format:
         DataError: no format fits (BS709), or several do (BS710).
     """
     first = rows[0].keys()
-    found = [name for name, f in _FORMATS.items() if any(first >= {*c} for c in f.columns)]
-    if not found:
+    fitting = [name for name, f in _FORMATS.items() if any(first >= {*c} for c in f.columns)]
+    if not fitting:
         columns = ", ".join(f"`{name}`" for name in first)
         raise DataError(codes.NO_FORMAT(name=rows.name, found=columns or "no columns"))
-    if len(found) > 1:
-        raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(found)))
-    return found[0]
+    if len(fitting) > 1:
+        raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(fitting)))
+    return fitting[0]
 
 
 def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Chat:

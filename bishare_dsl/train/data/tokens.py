@@ -78,7 +78,7 @@ class Encoder:
             ValueError: two options have the same tokens, or an option changes the tokens of the prompt.
         """
         start = trained.index(True)
-        found = []
+        answers = []
         for option in row.options:
             text = row.prompt + option
             other, _ = self._ended(
@@ -86,12 +86,12 @@ class Encoder:
             )
             if other[:start] != ids[:start]:
                 raise ValueError(f"the prompt is read otherwise before `{option}`")
-            found.append(other[start:])
-        if len({tuple(option) for option in found}) < len(found):
+            answers.append(other[start:])
+        if len({tuple(option) for option in answers}) < len(answers):
             raise ValueError("two of them are the same tokens")
         right = ids[start:]
         return [
-            sorted({option[i] for option in found if option[:i] == right[:i] and len(option) > i})
+            sorted({option[i] for option in answers if option[:i] == right[:i] and len(option) > i})
             for i in range(len(right))
         ]
 
@@ -103,25 +103,25 @@ class Encoder:
         """
         ids, trained = self._ids("", special), [False] * len(self._ids("", special))
         for start, end in pairwise(sorted({0, len(text), *(edge for s in spans for edge in s)})):
-            found, known = self._ids(text[:end], special), len(ids)
-            if found[:known] != ids:
+            longer, known = self._ids(text[:end], special), len(ids)
+            if longer[:known] != ids:
                 apart = ids + self._ids(text[start:end], special=False)
-                if self._tokenizer.decode(apart) == self._tokenizer.decode(found):
-                    found = apart
+                if self._tokenizer.decode(apart) == self._tokenizer.decode(longer):
+                    longer = apart
                 else:
                     known = next(
-                        i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b
+                        i for i, (a, b) in enumerate(zip(ids, longer, strict=False)) if a != b
                     )
-            trained = trained[:known] + [(start, end) in spans] * (len(found) - known)
-            ids = found
+            trained = trained[:known] + [(start, end) in spans] * (len(longer) - known)
+            ids = longer
         return ids, trained
 
     def _ids(self, text: str, special: bool) -> list[int]:
         """Tokenise a text without adding end tokens."""
-        found = self._tokenizer(
+        encoded = self._tokenizer(
             text, add_special_tokens=special, return_special_tokens_mask=True, verbose=False
         )
-        ids, added = found["input_ids"], found["special_tokens_mask"]
+        ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
         while special and ids and added[len(ids) - 1] and ids[-1] != self._tokenizer.bos_token_id:
             ids = ids[:-1]
         return list(ids)
@@ -155,12 +155,12 @@ class Encoder:
             if not through.startswith(prompt):
                 reason = f"turn {turn + 1} does not begin as the model is prompted to begin it"
                 raise _HiddenError(reason)
-            start, said = len(prompt), through[len(prompt) :]
+            start, answer = len(prompt), through[len(prompt) :]
             if not text.startswith(through):  # Such as a system prompt that moves to the last turn.
-                start = text.find(said, spans[-1][1] if spans else 0)
-                if start < 0 or not said.endswith(self._ends):
+                start = text.find(answer, spans[-1][1] if spans else 0)
+                if start < 0 or not answer.endswith(self._ends):
                     raise _HiddenError(f"turn {turn + 1} is written otherwise where more follows")
-            spans.append((start, start + len(said)))
+            spans.append((start, start + len(answer)))
         return text, spans
 
     def _generated(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
