@@ -138,8 +138,8 @@ def drop_failing_advice(
             failing = tried > _TRIED
             if not failing:
                 again = _problems(text, where.source.name, architecture)
-                said = [one.loc for one in again if one.severity == "error"]
-                failing = any(loc[: len(problem.loc)] == problem.loc for loc in said)
+                locations = [one.loc for one in again if one.severity == "error"]
+                failing = any(loc[: len(problem.loc)] == problem.loc for loc in locations)
             if failing:
                 problem = replace(problem, help=registry()[problem.code].remedy)
         yield problem

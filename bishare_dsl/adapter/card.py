@@ -39,8 +39,8 @@ def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] 
     """
     path = folder / CARD
     if path.is_file():
-        found = path.read_text("utf-8", errors="replace")
-        if _MARK not in found and not _TEMPLATE_OF_PEFT.search(found):
+        text = path.read_text("utf-8", errors="replace")
+        if _MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
             return
     replace_file(path, model_card(plan, spec_text, names).encode())
 

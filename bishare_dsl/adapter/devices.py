@@ -24,8 +24,8 @@ def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
     """
     sites = dict.fromkeys(plan.first_site.values())
     where = {path: _device(model, path) for path in sites}
-    found = {name: where[path] for name, path in plan.first_site.items()}
-    return found | {t.tensor: _device(model, t.parameter) for t in plan.trained}
+    of_terms = {name: where[path] for name, path in plan.first_site.items()}
+    return of_terms | {t.tensor: _device(model, t.parameter) for t in plan.trained}
 
 
 def move_tensors(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device]) -> None:

@@ -83,13 +83,13 @@ class Adapter:
 
         With accelerate's offload, return the tensors that hold the values.
         """
-        found = {}
+        values = {}
         for name in self.plan.tensor:
             store, number = self.sources[name]
             value = resident_tensor(store, store.attributes[number])
             assert value is not None, name
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     @property
     def drops(self) -> bool:
@@ -925,6 +925,6 @@ def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:
     Raises:
         AdapterError: an adapter has one (BS675).
     """
-    found = [a.name for a in adapters if any(term.is_magnitude for term in a.plan.terms)]
-    if found:
-        raise AdapterError(codes.SCALES_BASE(action=action.format(found[0]), help=help))
+    names = [a.name for a in adapters if any(term.is_magnitude for term in a.plan.terms)]
+    if names:
+        raise AdapterError(codes.SCALES_BASE(action=action.format(names[0]), help=help))

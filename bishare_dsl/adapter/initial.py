@@ -80,15 +80,15 @@ def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
 
     In float32, or in the base's dtype if wider.
     """
-    found = {}
+    copies = {}
     for trained in plan.trained:
         module, _, name = trained.parameter.rpartition(".")
         kept = resident_tensor(model.get_submodule(module), name)
         assert kept is not None, trained.parameter
         wide = torch.promote_types(kept.dtype, torch.float32)
         values = gather(kept.detach()).to(wide, copy=True)
-        found[trained.tensor] = values.reshape(plan.tensor[trained.tensor].shape)
-    return found
+        copies[trained.tensor] = values.reshape(plan.tensor[trained.tensor].shape)
+    return copies
 
 
 def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:

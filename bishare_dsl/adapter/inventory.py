@@ -82,13 +82,13 @@ def find_adapters(folder: Path) -> list[Path]:
     place, _ = place_of(folder)
     if (place / CONFIG).is_file():
         return [folder]
-    found: list[Path] = []
+    folders: list[Path] = []
     for child in _folders(folder):
         if (child / CONFIG).is_file():
-            found.append(child)
+            folders.append(child)
         else:
-            found += [inner for inner in _folders(child) if (inner / CONFIG).is_file()]
-    return found
+            folders += [inner for inner in _folders(child) if (inner / CONFIG).is_file()]
+    return folders
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -209,10 +209,10 @@ def make_dense(model: PreTrainedModel) -> None:
         AdapterError: a layer cannot be dequantised (BS623).
     """
     for path, weight in linear_maps(model).items():
-        if (found := weight.replacement()) is None or weight.is_computed():
+        if (kind := weight.replacement()) is None or weight.is_computed():
             continue
         if weight.owner != path or weight.looks_up:  # Cannot be replaced by a linear layer.
-            raise AdapterError(codes.NOT_DENSE(path=path, found=found))
+            raise AdapterError(codes.NOT_DENSE(path=path, found=kind))
         value = weight.dense().to(_compute_dtype(model))
         model.set_submodule(path, _dense_layer(weight.module, value))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
@@ -266,10 +266,10 @@ def _check_weights(
     problems, quantised = [], []
     users = _users(model)
     for site, weight in targets:
-        reason = found = None
+        reason = quantisation = None
         if weight.is_computed():
             reason = "it is computed from other tensors, as by pruning or weight norm"
-        elif (found := weight.replacement()) is None:
+        elif (quantisation := weight.replacement()) is None:
             kept = weight.kept()
             assert kept is not None
             if kept.is_meta:
@@ -285,8 +285,8 @@ def _check_weights(
                 problems.append(_shared(model, weight, others[0]))
         if reason is not None:
             problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))
-        elif found is not None and not dequantize:
-            quantised.append((weight.path, found))
+        elif quantisation is not None and not dequantize:
+            quantised.append((weight.path, quantisation))
     if quantised:
         path, kind = quantised[0]
         count = len(quantised) - 1

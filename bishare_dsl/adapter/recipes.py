@@ -43,15 +43,15 @@ def find_reproduced(
         tensors: of the adapter.
         reproduced: the tensors computed from the base, in float64.
     """
-    found, stored = {}, fitted(plan)
+    marks_by_name, stored = {}, fitted(plan)
     frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
     for name in (t.name for t in frozen if (t.like or t.name) not in stored):
         marks = marks_of(tensors[name])
         again = _aligned(reproduced[name], marks)
         value = tensors[name].cpu().double()
         if again is not None and (again.cpu() - value).norm() <= _NEAR / 10 * value.norm():
-            found[name] = marks
-    return found
+            marks_by_name[name] = marks
+    return marks_by_name
 
 
 def check_reproduced(
@@ -66,13 +66,13 @@ def check_reproduced(
     Raises:
         AdapterError: a tensor differs (BS699).
     """
-    found = {}
+    restored = {}
     for name, saved in marks.items():
         aligned = tensors[name] if tensors[name].is_meta else _aligned(tensors[name], saved)
         if aligned is None:
             raise AdapterError(codes.OTHER_WEIGHTS(name=name))
-        found[name] = aligned
-    return found
+        restored[name] = aligned
+    return restored
 
 
 def _products(tensor: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ def singular_starts(
 def fitted(plan: Plan) -> dict[str, str]:
     """Return the private factors that are fitted to a shared factor, with its name."""
     shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
-    found = {}
+    shared_of = {}
     for pool in plan.pools:
         mine = plan.tensor[pool.tensor]
         if len(pool.members) == 1 and mine.init in SINGULAR.difference(_POWERS):
@@ -95,8 +95,8 @@ def fitted(plan: Plan) -> dict[str, str]:
             term = next(term for term in terms if term.tensors.get(pool.role) == mine.name)
             other = plan.tensor[term.tensors["B" if pool.role == "A" else "A"]]
             if other.init == mine.init and other.name in shared:
-                found[mine.name] = other.name
-    return found
+                shared_of[mine.name] = other.name
+    return shared_of
 
 
 class _Starts:

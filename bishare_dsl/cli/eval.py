@@ -161,11 +161,11 @@ def _choose(
     rows = load_rows(str(data))
     live, tokenizer = load_base(model, dtype, device, report)
     examples, collator = encode_choices(rows, tokenizer), Collator.of(tokenizer)
-    found: dict[str, float] = {}
+    correct: dict[str, float] = {}
     for label, adapter in models.items():
-        report.note(f"evaluating {label} ({len(found) + 1} of {len(models)}) ...")
+        report.note(f"evaluating {label} ({len(correct) + 1} of {len(models)}) ...")
         with adapted(live, adapter, report):
-            found[label] = choice_accuracy(live.eval(), examples, collator)
-    report.data(model=model, data=str(data), rows=len(examples), accuracy=found)
-    table = [[label, f"{len(examples):,}", f"{right:.1%}"] for label, right in found.items()]
+            correct[label] = choice_accuracy(live.eval(), examples, collator)
+    report.data(model=model, data=str(data), rows=len(examples), accuracy=correct)
+    table = [[label, f"{len(examples):,}", f"{right:.1%}"] for label, right in correct.items()]
     report.tables(Table(["model", "rows", "correct"], table))

@@ -32,12 +32,12 @@ class _Percent(click.ParamType[float]):
     ) -> float:
         text = str(value).strip()
         try:
-            found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            part = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         except ValueError:
-            found = -1.0
-        if not 0 < found < 1:
+            part = -1.0
+        if not 0 < part < 1:
             self.fail(f"`{value}` is no part of the updates: write `5%` or `0.05`", param, context)
-        return found
+        return part
 
 
 _PERCENT = _Percent()
@@ -169,15 +169,15 @@ def command(
     )
     how: Any = {"seed": seed, "sweeps": sweeps, "dtype": getattr(torch, dtype)}
     how["watch"] = partial(_tell, report)
-    with open_pairs(read) as found:
+    with open_pairs(read) as pairs:
         if tolerance is None:
-            family, values, fitted = fit(made.plan, found, **how)
+            family, values, fitted = fit(made.plan, pairs, **how)
         else:
 
             def attempt(value: int) -> tuple[ResolvedSpec, tuple[Any, Any, FitReport]]:
                 tried = make_plan(made.spec, base, {str(param): value}, made.where)
                 report.note(f"{param} = {value}:")
-                return tried, fit(tried.plan, found, **how)
+                return tried, fit(tried.plan, pairs, **how)
 
             made, (family, values, fitted) = _smallest(attempt, str(param), most, tolerance)
     before = sum(_bytes(folder) for folder in named.values())
@@ -242,9 +242,9 @@ def _project(
         for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
     )
     watch = partial(_tell, report)
-    with open_pairs(given) as found:
+    with open_pairs(given) as pairs:
         family, values, fitted = fit(
-            plan, found, sweeps=sweeps, watch=watch, library=shared, seed=member.config.seed
+            plan, pairs, sweeps=sweeps, watch=watch, library=shared, seed=member.config.seed
         )
     each = {name: family.tensors(values, name) for name in named}
     place = add_to_library(library, each, out)
@@ -275,10 +275,10 @@ def _adapters_in(folder: Path) -> list[Path]:
     from bishare_dsl.adapter.files import names_in
     from bishare_dsl.adapter.inventory import find_adapters
 
-    found = find_adapters(folder) or [folder]
+    places = find_adapters(folder) or [folder]
     return [
         adapter
-        for place in found
+        for place in places
         for adapter in ([Path(f"{place}#{name}") for name in names_in(place)] or [place])
     ]
 

@@ -50,8 +50,8 @@ def command(
     if len(folders) == 1 and (single or not find_adapters(folders[0])):
         _import_one(folders[0], model, out, force, report)
         return
-    found = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
-    _import_all(found, model, out, force, report)
+    adapters = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
+    _import_all(adapters, model, out, force, report)
 
 
 def _import_one(folder: Path, model: str | None, out: Path, force: bool, report: Report) -> None:

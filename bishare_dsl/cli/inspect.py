@@ -55,14 +55,15 @@ def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None
     from bishare_dsl.hub import adapter_folder
 
     places = [adapter_folder(folder) for folder in folders]
-    found = [adapter for place in places for adapter in find_adapters(place)]
+    adapters = [adapter for place in places for adapter in find_adapters(place)]
     one = len(places) == 1 and sort is None
     if one and (
-        not found or (found == places and not names_in(found[0]) and not is_peft(found[0]))
+        not adapters
+        or (adapters == places and not names_in(adapters[0]) and not is_peft(adapters[0]))
     ):
         _show(places[0], report)
     else:
-        _list(found, places, sort, report)
+        _list(adapters, places, sort, report)
 
 
 def _show(folder: Path, report: Report) -> None:
@@ -95,10 +96,10 @@ def _show(folder: Path, report: Report) -> None:
     notes += [f"norms of updates: not shown, {why}"] if why else []
     measured: list[str | Table] = []
     if norms:
-        said = "norms of updates, by layer and kind (root mean square of |dW| over modules)"
+        title = "norms of updates, by layer and kind (root mean square of |dW| over modules)"
         sites = (site for site in stored.plan.sites if site.path in norms)
         cells = ((site.layer, site.kind, norms[site.path]) for site in sites)
-        measured = [said, by_layer_and_kind(cells, _mean)]
+        measured = [title, by_layer_and_kind(cells, _mean)]
     report.tables(
         *summary.as_parts(stored.plan),
         *measured,
@@ -126,10 +127,10 @@ def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
     from bishare_dsl.analyse.updates import factors_of, norm
 
     try:
-        found = {site.path: norm(factors) for site, factors in factors_of(stored).items()}
+        norms = {site.path: norm(factors) for site, factors in factors_of(stored).items()}
     except BishareError as error:
         return {}, error.problems[0].message
-    return found, ""
+    return norms, ""
 
 
 def _mean(norms: Sequence[float]) -> str:

@@ -92,12 +92,12 @@ def command(
     from bishare_dsl.verify.server import Server
 
     at, name = Server(server), name or folder.name
-    found = _of_server(report, contents, source, at, name, base, scratch, copies)
-    numbers = ", ".join(f"{what} {value:.2g}" for what, value in found.numbers.items())
-    report.data(**asdict(found))
-    report.result(f"server    {numbers}\nverdict   {found.sentence}")
-    if found.unseen:
-        report.result(f"not seen  {'; '.join(found.unseen)}")
+    verdict = _of_server(report, contents, source, at, name, base, scratch, copies)
+    numbers = ", ".join(f"{what} {value:.2g}" for what, value in verdict.numbers.items())
+    report.data(**asdict(verdict))
+    report.result(f"server    {numbers}\nverdict   {verdict.sentence}")
+    if verdict.unseen:
+        report.result(f"not seen  {'; '.join(verdict.unseen)}")
 
 
 def _of_server(
@@ -127,25 +127,25 @@ def _of_server(
         report.note(f"loading {source.place} in float32 ...")
         model, tokenizer = load_model(source, dtype="float32")
         reference = Reference(model, tokenizer, TEXTS) if tokenizer is not None else None
-    found = judge(asked, name, contents, reference)
+    verdict = judge(asked, name, contents, reference)
     copied = contents.plain and (contents.folder / CONFIG).is_file()
     if copies and copied and asked.noise <= MOST_NOISE:
         try:
             with TemporaryDirectory(dir=scratch, prefix="bishare-verify-") as folder:
-                Copies(server, contents, asked, base, name, Path(folder), report.note).test(found)
+                Copies(server, contents, asked, base, name, Path(folder), report.note).test(verdict)
         except VerifyError as error:  # What is known without copies is told all the same.
             report.error(error)
     elif copies:
-        found.unseen.append(
+        verdict.unseen.append(
             "what copies tell: there are none of experts, embeddings and libraries, nor on a busy server"
         )
-    found.unseen += unseen_modules(contents)
-    for warning in found.warnings:
+    verdict.unseen += unseen_modules(contents)
+    for warning in verdict.warnings:
         report.note(f"warning: {warning}")
-    if found.faults:
+    if verdict.faults:
         report.problem(
-            codes.NOT_AS_TRAINED(name=name, words=" and ".join(w for w, _ in found.faults))
+            codes.NOT_AS_TRAINED(name=name, words=" and ".join(w for w, _ in verdict.faults))
         )
-    elif found.word == UNKNOWN:
+    elif verdict.word == UNKNOWN:
         report.problem(codes.CANNOT_JUDGE(name=name))
-    return found
+    return verdict

@@ -101,10 +101,10 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
     """Return file metadata that changes when an adapter is written."""
-    found = [
+    stats = [
         path.stat() if (path := folder / name).exists() else None for name in (CONFIG, TENSORS)
     ]
-    return [stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
+    return [stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def _take_out(model: Any, name: str) -> None:
@@ -180,14 +180,14 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
         state = {key_of(plan, tensor): value for tensor, value in tensors.items()} | others
         more = asked.pop("kwargs", {})
         asked |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
-        found = load(**asked, **more)
+        result = load(**asked, **more)
         adapter = model.bishare[name]
         with torch.no_grad():
             for tensor, parameter in adapter.tensors().items():
                 if tensor in tensors:
                     parameter.copy_(tensors[tensor])
         adapter.config.settle()
-        return found
+        return result
 
     return filled
 

@@ -114,8 +114,8 @@ def install(
 
 def in_model(model: nn.Module) -> Handle | None:
     """Return the handle of a model, if it has adapters of bishare."""
-    found = getattr(model, ADAPTER, None)
-    return found if isinstance(found, Handle) else None
+    handle = getattr(model, ADAPTER, None)
+    return handle if isinstance(handle, Handle) else None
 
 
 def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
@@ -235,21 +235,21 @@ class BishareModel(BaseTuner):
         compact = is_compact(config.bishare)
         if compact and not config.inference_mode:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
-        found = _planned(config, model)
+        resolved = _planned(config, model)
         stored = frozenset[str]()  # Tensors from a file need no initial values.
         if low_cpu_mem_usage and (record := config.stored()) is not None:
-            names = frozenset(found.plan.tensor)
+            names = frozenset(resolved.plan.tensor)
             stored = names.difference(record.drawn, record.of_base, record.marks)
         others = getattr(in_model(model), "adapters", {}).items()
-        plans = [found.plan, *(adapter.plan for other, adapter in others if other != name)]
+        plans = [resolved.plan, *(adapter.plan for other, adapter in others if other != name)]
         configs = cast("dict[str, BishareConfig]", self.peft_config).values()
         copied = tuple(module for c in configs for module in c.modules_to_save or ())
         for path in (site.path for plan in plans for site in plan.sites):
             modules = accumulate(path.split("."), "{}.{}".format)
             if any(module.endswith(copied) for module in modules):  # PEFT matches names this way.
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
-        notes = _put(model, found, config, name, stored)
-        _warn(*(render(problem, found.where) for problem in found.problems), *notes)
+        notes = _put(model, resolved, config, name, stored)
+        _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
         handle = _handle_of(model)
         handle[name].compact = compact
         if name in self.active_adapters:
@@ -258,7 +258,7 @@ class BishareModel(BaseTuner):
             handle[name].set_trainable(False)
         beside = ModulesToSave()
         beside.of_spec = frozenset(
-            part for t in found.plan.trained for path in t.paths for part in path.split(".")[:-1]
+            part for t in resolved.plan.trained for path in t.paths for part in path.split(".")[:-1]
         )
         beside.extend(config.modules_to_save or ())
         config.modules_to_save = beside if beside or config.task_type else None
@@ -385,12 +385,12 @@ class BishareModel(BaseTuner):
         _warn(*map(render, problems))
         places = {name: key.rpartition(".")[0] for name, key in keys.items()}
         owners = {attribute(name): place for name, place in places.items()}
-        found = {}
+        by_key = {}
         for key, value in stored.items():
             name = attribute_in(key)
             owner = owners.get(name.partition(":")[0])
-            found[f"{owner}.{name}" if owner else key] = value
-        return found
+            by_key[f"{owner}.{name}" if owner else key] = value
+        return by_key
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -499,9 +499,9 @@ def _check_new(
 ) -> tuple[Plan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the plan, the tensors and the extra tensors of the adapter that a config describes."""
     plan, record = _planned(config, model).plan, config.stored()
-    found, others = _check_state(plan, str(config.spec), config.seed, record, state_dict)
-    missing = [t for t in plan.tensors if t.drawn and t.name not in found]
-    return plan, found | {t.name: draw_tensor(t, config.seed) for t in missing}, others
+    tensors, others = _check_state(plan, str(config.spec), config.seed, record, state_dict)
+    missing = [t for t in plan.tensors if t.drawn and t.name not in tensors]
+    return plan, tensors | {t.name: draw_tensor(t, config.seed) for t in missing}, others
 
 
 _IN_MEMORY = Path(TENSORS_FILE)

@@ -107,13 +107,13 @@ def create_lorafa_optimizer(
     pairs: list[tuple[nn.Parameter, nn.Parameter, float]] = []
     for name in handle.active:
         tensors, plan = handle[name].parts.tensors(), handle[name].plan
-        found: dict[str, set[tuple[str, float]]] = {}
+        uses_of: dict[str, set[tuple[str, float]]] = {}
         for term in plan.terms:
             if term.transform != "Identity" or {*term.tensors} != {"A", "B"}:
                 reason = f"share `{term.share}` has a transform or gains ({term.transform})"
                 raise AdapterError(codes.NO_LORA_FA(name=name, reason=reason))
-            found.setdefault(term.tensors["B"], set()).add((term.tensors["A"], term.scale))
-        for b, uses in found.items():
+            uses_of.setdefault(term.tensors["B"], set()).add((term.tensors["A"], term.scale))
+        for b, uses in uses_of.items():
             if len(uses) > 1:
                 reason = f"`{b}` is used with {len(uses)} tensors A or scales"
                 raise AdapterError(codes.NO_LORA_FA(name=name, reason=reason))
