@@ -130,14 +130,7 @@ def _cost(
             raise click.UsageError(f"`--memory {memory}` is not a size: write `--memory 80GB`")
         free = size - base
 
-    def slots(common: frozenset[str]) -> tuple[int, int]:
-        names = {name for term in plan.terms for name in term.tensors.values()}
-        sizes = [(plan.tensor[name].size, name in common) for name in names]
-        return sum(n for n, common_to_all in sizes if not common_to_all), sum(
-            n for n, common_to_all in sizes if common_to_all
-        )
-
-    rows = cost.costs(plan, slots)
+    rows = cost.costs(plan)
     report.data(
         spec=plan.spec,
         params=plan.params,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,6 @@ BITS = (16, 8, 4)
 LORA_RANK = 8
 _LEAST_COMMON_FRACTION = 0.01
 """A library is listed if its adapters have at least this fraction of the trained numbers in common."""
-
-Slots = Callable[[frozenset[str]], tuple[int, int]]
-"""Count the numbers in an engine's slots, per adapter and once for all, from the names of common tensors."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Cost:
         }
 
 
-def costs(plan: Plan, slots: Slots) -> list[Cost]:
+def costs(plan: Plan) -> list[Cost]:
     """Compare ways to keep adapters of a plan: separate, as a library, and as plain LoRAs on its modules."""
     frozen = frozenset(tensor.name for tensor in plan.tensors if not tensor.trainable)
     if plan.is_library:
@@ -81,19 +78,23 @@ def costs(plan: Plan, slots: Slots) -> list[Cost]:
     ranks = [rank for rank in effective_ranks(plan).values() if rank]
     each = lora_size(plan, 1)
     expanded = max(ranks) * each if ranks and all(term.linear for term in plan.terms) else None
-    rows = [_cost(plan, way, common, slots, expanded) for way, common in ways]
+    rows = [_cost(plan, way, common, expanded) for way, common in ways]
     near = max(1, round(rows[0].own / each)) if each else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
     lora[near] = f"LoRA r={near}, nearest in bytes"
     return rows + [Cost(way, r * each, 0, r * each, 0, r * each) for r, way in lora.items() if each]
 
 
-def _cost(plan: Plan, way: str, common: frozenset[str], slots: Slots, expanded: int | None) -> Cost:
-    trained = {tensor.name: tensor.size for tensor in plan.tensors if tensor.trainable}
-    once = sum(size for name, size in trained.items() if name in common)
-    full = sum(size for name, size in trained.items() if name not in common)
-    slot, slot_once = slots(common) if all(term.linear for term in plan.terms) else (None, 0)
-    return Cost(way, full, once, slot, slot_once, expanded)
+def _cost(plan: Plan, way: str, common: frozenset[str], expanded: int | None) -> Cost:
+    trained = {tensor.name for tensor in plan.tensors if tensor.trainable}
+    used = {name for term in plan.terms for name in term.tensors.values()}
+
+    def count(names: Iterable[str]) -> int:
+        return sum(plan.tensor[name].size for name in names)
+
+    slot = count(used - common) if all(term.linear for term in plan.terms) else None
+    slot_once = 0 if slot is None else count(used & common)
+    return Cost(way, count(trained - common), count(trained & common), slot, slot_once, expanded)
 
 
 def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
