@@ -1,5 +1,6 @@
 """Blocks below all adapters are computed once for each example, and nothing else changes."""
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,26 @@ def test_one_task_in_shuffled_batches(
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
     assert tokens[0] < before[0] / 1.5
+
+
+def test_a_resumed_run_computes_the_states_again_and_ends_as_it_would_have(
+    tasks: Any, tmp_path: Path
+) -> None:
+    how = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "save_total_limit": 9}
+    wanted, before = start(CORES, tasks, tmp_path / "run", **how)
+    for later in ("checkpoint-4", "checkpoint-6"):
+        shutil.rmtree(tmp_path / "run" / later)
+    model = tiny_model("llama", num_hidden_layers=BLOCKS)
+    counted = Count(model)
+    resumed = train(
+        model=model, tokenizer=tiny_tokenizer(), resume=tmp_path / "run", quiet=True
+    ).model.bishare
+    for name in tasks:
+        for key, tensor in resumed[name].tensors().items():
+            assert torch.equal(wanted[f"{name}:{key}"], tensor)
+    # Below, all examples once again; above, four of six steps.
+    assert counted.tokens[0] == before[0]
+    assert counted.tokens[-1] < before[-1]
 
 
 def test_blocks_run_again_for_examples_whose_states_have_no_room(
