@@ -2,7 +2,7 @@
 
     python benchmarks/analysing.py [--rank 8] [--model llama-7b]
 
-Time and peak memory are those of the command as a process of its own, from
+Time and peak memory are those of the command in a separate process, from
 its start to its end. Where other programs run too, the processor time says what it would take alone.
 """
 

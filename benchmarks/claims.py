@@ -24,7 +24,7 @@ def claims() -> list[dict[str, Any]]:
 
 
 def run(command: str, results: Path) -> str:
-    """What a command prints; a result that it writes goes into another folder than the stored ones."""
+    """Run a command and return its output; its results go to a folder apart from the stored results."""
     name, *words = shlex.split(command)
     start = {"bishare": [sys.executable, "-m", "bishare_dsl"], "python": [sys.executable]}[name]
     settings = os.environ | {"BISHARE_RESULTS": str(results), "COLUMNS": "250"}

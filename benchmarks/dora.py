@@ -7,7 +7,7 @@
 `curve`: 20 steps of AdamW from the same values. PEFT trains the lengths m, and bishare `mu = m / |W| - 1`; so
 PEFT takes part twice, as it is, and with m written as `(1 + mu) |W|`. `time`: a forward and backward of each
 in turn, with LoRA and a second copy of both DoRAs as controls. `memory`: the peak of the resident set of a
-process that takes three steps, each way in a process of its own.
+process that takes three steps, with a separate process for each way.
 """
 
 import argparse

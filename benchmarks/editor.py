@@ -33,7 +33,7 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 def spec() -> str:
-    """Write 200 lines: params, lets, and shares with their clauses on lines of their own."""
+    """Write 200 lines: params, lets, and shares with each clause on a separate line."""
     lines = ["# A long spec.", "# model: llama-7b", "spec long", ""]
     lines += [f"param r_{i} = {i % 8 + 1}  # of the share s_{i}" for i in range(28)] + [""]
     lines += [f"let part_{i} = {KINDS[i % 7]} and layer in {i}..{i + 4}" for i in range(28)] + [""]

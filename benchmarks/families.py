@@ -1,6 +1,6 @@
 """Every family of transformers, built small: how its layers are adapted, and which parameters are sites.
 
-Each is built in a process of its own from its config class: narrow, with random weights, and with as many
+Each is built in a separate process from its config class: narrow, with random weights, and with as many
 blocks as its kinds of layers need. `docs/families.csv` is written from the rows in `results/families.json`.
 
     python benchmarks/families.py                  # all of them, in 15 minutes of one core
@@ -344,7 +344,7 @@ def outputs(model: Any, before: dict[str, Probe], sites: set[str]) -> dict[str, 
 
 
 def alone(family: str) -> dict[str, Any]:
-    """Measure in a process of its own, which may die or take too long."""
+    """Measure in a separate process, which may die or take too long."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         signal.alarm(SECONDS)

@@ -7,7 +7,7 @@ and the null, of LoRA r=8 on q_proj and v_proj of ten layers of SmolLM2-135M:
   for noise of a tenth of their norm. So Share and EigenLoRAx say that adapters of one base are.
 - *independent*: random, with nothing in common. A basis cannot help; what is left is chance.
 
-Every adapter has a spectrum that falls by 0.7 from row to row. The spec is `Loadings` per module: all
+The spectrum of every adapter decays by 0.7 from row to row. The spec is `Loadings` per module: all
 adapters share its vectors.
 """
 

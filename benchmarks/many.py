@@ -1,4 +1,4 @@
-"""What training many adapters in one pass takes, beside one after another, and PEFT's LoRA one after another.
+"""The cost of training many adapters in one pass, relative to one after another, and to PEFT's LoRA.
 
     python benchmarks/many.py CHECKPOINT [--spec bishare_ke] [--many 1,4,16] [--rows 4] [--processor]
     python benchmarks/many.py CHECKPOINT --memory
@@ -67,7 +67,7 @@ def alone(
 
 
 def kept(run: Callable[[], torch.Tensor], beside: Any) -> int:
-    """Count the bytes that are kept for a backward, beside tensors that are there anyway."""
+    """Count the bytes that are kept for a backward, without tensors that exist anyway."""
     found: dict[int, int] = {}
     known = {tensor.untyped_storage().data_ptr() for tensor in beside}
 
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def memory(base: Any, handle: Any, bank: Any, one: MicroBatch, count: int) -> None:
-    """Print what a pass of ``count`` adapters keeps, beside what the base keeps of the same rows."""
+    """Print the bytes that a pass of ``count`` adapters keeps, and that the base keeps for these rows."""
     there = [*base.parameters(), *base.buffers(), *bank.parameters]
     with handle.rows([f"t{task}" for task in one.tasks]):
         mixed = kept(lambda: loss(base, base.forward, one), there)

@@ -1,4 +1,4 @@
-"""Mixed batches in transformers, decoded beside PEFT's `adapter_names`; and many adapters in memory.
+"""Mixed batches in transformers, compared with PEFT's `adapter_names`; and many adapters in memory.
 
     python benchmarks/mixed.py decode                       # 16 rows of 16 adapters of SmolLM2-135M
     python benchmarks/mixed.py resident --adapters 10000    # 22 GB in float32; --dtype bfloat16: half
@@ -78,7 +78,7 @@ def decode(
     params: Mapping[str, Mapping[str, int]],
     settle: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Decode one token for each row of a batch, whose rows have adapters of their own."""
+    """Decode one token for each row of a batch, whose rows have different adapters."""
     names = [f"a{i}" for i in range(batch)]
     models: dict[str, tuple[Any, dict[str, Any]]] = {BASE: (base, {})}
     config = peft.LoraConfig(r=8, target_modules=KINDS, init_lora_weights=False)

@@ -69,7 +69,7 @@ class Bench:
 
 
 class Engine:
-    """A vLLM in a process of its own, see `serving_vllm`."""
+    """A vLLM in a separate process, see `serving_vllm`."""
 
     def __init__(self, bench: Bench, mode: str, count: int | None = None):
         count = count or bench.sizes.adapters
@@ -156,7 +156,7 @@ def bytes_an_adapter(bench: Bench) -> list[dict[str, Any]]:
 
 
 def fit_in_80_gb(bench: Bench) -> list[dict[str, Any]]:
-    """Adapters beside a Llama 1 7B in 16 bits, in 80 GB, each trained parameter in 4 bytes: counted."""
+    """Count the adapters that fit into 80 GB with a Llama 1 7B in 16 bits, in 4 bytes a parameter."""
     del bench
     plans = {
         spec: plan_spec(spec, "llama-7b")
@@ -328,7 +328,7 @@ def speed_by_adapters(bench: Bench) -> list[dict[str, Any]]:
 
 
 def prompts_alone(bench: Bench) -> list[dict[str, Any]]:
-    """Prompts of 512 tokens, each of an adapter of its own, and one token of an answer, by the base."""
+    """Prompts of 512 tokens, each with a different adapter, and one answered token, relative to the base."""
     count = min(16, bench.sizes.adapters)
     with ExitStack() as stack:
         engines = {

@@ -1,11 +1,11 @@
-"""Training steps, their peak memory, decoding and prefill of adapted models, beside PEFT and the base.
+"""Training steps, their peak memory, decoding and prefill of adapted models, relative to PEFT and the base.
 
     python benchmarks/speed.py                                   # a Llama of hidden size 1024, float32
     python benchmarks/speed.py --model smollm2-135m --dtype bfloat16 --tokens 1024 --threads 1
     python benchmarks/speed.py --measure step --passes           # what each pass buys
 
-All subjects share one set of base weights and run in turn, every other round backwards; ratios are medians
-over rounds. "again" is the control: as far as it is from 1, so far may be the others.
+All subjects share one set of base weights and run interleaved, every other round backwards; ratios are
+medians over rounds. "again" is the control: as far as it is from 1, so far may be the others.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def without(step: Pass, spec: str, base: PreTrainedModel) -> PreTrainedModel:
 
 
 def linear_by_linear(spec: str, base: PreTrainedModel) -> PreTrainedModel:
-    """The base with each linear layer adapted by itself: nothing is traced, and no pass finds siblings."""
+    """The base with each linear layer adapted separately: nothing is traced, and no pass finds siblings."""
     with mock.patch.object(compile_regions, "capture_region", side_effect=UntraceableRegion("-")):
         return compile_spec(spec, twin(base))
 
@@ -221,9 +221,9 @@ def prefills(models: Models, ids: torch.Tensor, compiled: Compile) -> Subjects:
 
 
 def decodes(models: Models, ids: torch.Tensor, compiled: Compile) -> Subjects:
-    """One token behind 64 others; the cache is cut back to them each time.
+    """One token after 64 others; the cache is cut back to these each time.
 
-    A merged model has weights of its own, so that its control is a copy of the base.
+    A merged model has separate weights, so its control is a copy of the base.
     """
     subjects = {**controls(models), BASE_COPY: copy.deepcopy(models[BASE])}
     merged = compile_spec("lora", copy.deepcopy(models[BASE]))
@@ -233,7 +233,7 @@ def decodes(models: Models, ids: torch.Tensor, compiled: Compile) -> Subjects:
 
 
 def decode_of(model: Any, ids: torch.Tensor, tokens: int = 5) -> Callable[[], object]:
-    """Some tokens, each behind the same 64 others."""
+    """Some tokens, each after the same 64 others."""
     with torch.no_grad():
         cache = model(input_ids=ids[:1, :64], use_cache=True).past_key_values
 
@@ -262,7 +262,7 @@ HALF_GOAL = 0.98
 GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "flops": {},
     "bytes": {},
-    # measure: (beside PEFT, beside the base), by spec
+    # measure: (relative to PEFT, relative to the base), by spec
     "step": {
         "lora": (0.92, 1.02),
         "bishare_ss": (0.94, 1.04),

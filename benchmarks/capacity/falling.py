@@ -71,7 +71,7 @@ BEST = {"ke_r_1": 0.025, "lora": 0.04}
 FALLEN = 0.85
 """Of the best mean at the best rate: a seed with less has fallen."""
 REAL = [
-    # They fell at 5e-3 with an eighth of the steps as warm-up.
+    # These diverged at 5e-3 with an eighth of the steps as warm-up.
     *(
         ("headlines", method, 5e-3, seed)
         for method, seed in (
@@ -87,7 +87,7 @@ REAL = [
     ("languages", "lora", 2e-3, 0),
     ("languages", "ke_1_r", 5e-3, 0),
     ("languages", "ss", 2e-3, 4),
-    # What fell to guessing, and GT's fall.
+    # Runs that ended at chance, and the one of GT that diverged.
     ("languages", "ss", 5e-3, 0),
     ("headlines", "gt", 5e-3, 1),
     # One rate for all.

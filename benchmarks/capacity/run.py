@@ -94,7 +94,7 @@ def work(results: Stored, options: argparse.Namespace) -> None:
 
 
 def wanted(options: argparse.Namespace) -> list[Cell]:
-    """Return the cells that are asked for."""
+    """Return the requested cells."""
     return [
         cell
         for cell in cells(options.bases, options.tasks)

@@ -1,4 +1,4 @@
-"""Batches whose rows have adapters of their own: `python benchmarks/gpu/run.py --only mixed_batch`."""
+"""Batches whose rows have different adapters: `python benchmarks/gpu/run.py --only mixed_batch`."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 @contextmanager
 def recording(card: str) -> Iterator[Cost]:
     """Record the block on a card of `CARDS`, and give its cost."""
-    # transformers looks at the values of positions to find packed sequences, and the meta device has none.
+    # transformers reads the values of positions to find packed sequences; the meta device has no values.
     with (
         patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
         Recorder(*CARDS[card]) as recorder,

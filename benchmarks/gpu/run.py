@@ -1,4 +1,4 @@
-"""All that is measured on a GPU, each part in a process of its own, within half an hour of one H100.
+"""Every measurement on a GPU, each part in a separate process, within half an hour of one H100.
 
     python benchmarks/gpu/run.py                          # Llama 3.1 8B's shapes, random weights
     python benchmarks/gpu/run.py --only step decode       # some parts

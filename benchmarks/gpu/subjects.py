@@ -61,7 +61,7 @@ def base_model(options: argparse.Namespace) -> PreTrainedModel:
 
 
 def quantise(model: PreTrainedModel, device: str) -> None:
-    """Put NF4 in the place of every linear layer but the head, one after the other."""
+    """Replace every linear layer but the head by NF4, one after the other."""
     import bitsandbytes as bnb
 
     for path, module in list(model.named_modules()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_below(page: Path, script: str, lines: Iterable[str]) -> str:
-    """Write lines of Markdown in the place of all that stands below the mark of a script, and return them."""
+    """Replace the text below the mark of a script by lines of Markdown, and return them."""
     head, mark, _ = page.read_text(encoding="utf-8").partition(f"<!-- {script} --tables -->\n")
     assert mark
     text = "\n".join(lines).rstrip() + "\n"

@@ -212,7 +212,7 @@ def _project(
     warn_above: float,
     force: bool,
 ) -> None:
-    """Add adapters to a library: those of their own tensors that come nearest to them."""
+    """Add adapters to a library, by the private tensors that approximate them best."""
     from bishare_dsl.adapter.files import CONFIG, names_in, read_adapter
     from bishare_dsl.adapter.library import add_to_library
     from bishare_dsl.cli.files import check_out
@@ -351,7 +351,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _own_bytes(library: Path, name: str) -> int:
-    """Return the bytes of what an adapter of a library has of its own."""
+    """Return the bytes of the private tensors of an adapter of a library."""
     from bishare_dsl.adapter.contents import own_file
 
     return (library / own_file(name)).stat().st_size

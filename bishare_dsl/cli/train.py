@@ -40,7 +40,7 @@ class _TrainCommand(click.Command):
 
 
 def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Read what are no options of our own: SPEC, more files of ``--data``, and transformers' arguments.
+    """Read the words that are not options here: SPEC, files of ``--data``, and transformers' arguments.
 
     They are looked up in transformers, which takes seconds to import, where there are any. A switch may
     stand without a value: ``--bf16``, ``--bf16 false``, ``--no_bf16``.
@@ -157,7 +157,7 @@ def command(
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         report.quiet, report.as_json = True, False
-    # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
+    # TRL reports each run to its developers. Switch that off before any part of it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     silence_libraries()
     try:

@@ -133,7 +133,7 @@ def _of_server(
         try:
             with TemporaryDirectory(dir=scratch, prefix="bishare-verify-") as folder:
                 Copies(server, contents, asked, base, name, Path(folder), report.note).test(verdict)
-        except VerifyError as error:  # What is known without copies is told all the same.
+        except VerifyError as error:  # Report the result without copies.
             report.error(error)
     elif copies:
         verdict.unseen.append(

@@ -202,7 +202,7 @@ def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
     """Yield the tokens of a text. White space, comments and invalid text only with ``everything``."""
     line, line_start, keywords = 1, 0, words()
     for match in _pattern().finditer(text):
-        kind, word, start = cast(str, match.lastgroup), match.group(), match.start()
+        kind, word, start = match.lastgroup or "", match.group(), match.start()
         if kind == "NAME":
             kind = keywords.get(word, kind)
         if everything or kind not in ("SPACE", "COMMENT", BAD):

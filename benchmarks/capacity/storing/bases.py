@@ -56,7 +56,7 @@ class Base:
     def tokens(self, count: int, seed: int) -> torch.Tensor:
         """Draw so many tokens, none of them twice: the values' come first."""
         draw = torch.Generator().manual_seed(seed)
-        # The first tokens of SmolLM2 are special ones.
+        # The first tokens of SmolLM2 are special tokens.
         return 256 + torch.randperm(VOCABULARY - 256, generator=draw)[:count]
 
 
@@ -104,7 +104,7 @@ def smollm2(blocks: slice) -> Any:
 
 @cache
 def trunk() -> Any:
-    """Return what is frozen of SmolLM2, the blocks below the last ones; without the norm, which is theirs."""
+    """Return the frozen part of SmolLM2: the blocks below the trained ones, without a norm at the end."""
     model = smollm2(slice(None, -BLOCKS)).model
     model.norm = torch.nn.Identity()
     return model

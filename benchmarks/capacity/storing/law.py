@@ -81,7 +81,7 @@ def fit(found: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
 
 
 def law(found: Mapping[str, Sequence[Point]]) -> Law:
-    """Fit a group, each topology held out in turn."""
+    """Fit a group, leaving out one topology at a time."""
     errors = []
     for name, own in found.items():
         others = {other: rest for other, rest in found.items() if other != name}
@@ -116,7 +116,7 @@ class Gain(NamedTuple):
 
 
 class Border(NamedTuple):
-    """How the gain of pools falls as the rank grows.
+    """The decay of the gain of pools as the rank grows.
 
     Attributes:
         at_one: the gain at rank 1.
@@ -148,7 +148,7 @@ def gains(results: Results, base: str, task: str) -> list[Gain]:
 
 
 def border(found: Sequence[Gain]) -> Border:
-    """Fit how gains fall; each one is held out in turn."""
+    """Fit the decay of the gains, leaving out one at a time."""
 
     def line(known: Sequence[Gain]) -> tuple[float, float]:
         slope, start = np.polyfit([math.log2(g.rank) for g in known], [g.gain for g in known], 1)

@@ -97,7 +97,7 @@ def _tiers(name: str, **fixed: Any) -> Make:
                 )
             ]
             if found:
-                # Of those that are near enough, the one with most in a layer.
+                # The candidate with most modules per layer among those of nearly the right size.
                 return max(found, key=lambda params: params["r_intra"])
         return None
 

@@ -75,7 +75,7 @@ def _dealt(order: Iterable[Site], budget: int) -> str:
 
 
 def of_ranks(ranks: Mapping[Site, int]) -> str:
-    """Return a spec in which each module has factors of its own, of its own rank."""
+    """Return a spec in which each module has private factors and a separate rank."""
     layers: dict[tuple[str, int], list[int]] = defaultdict(list)
     for site, rank in ranks.items():
         if rank:
@@ -153,7 +153,7 @@ _DRAWN_KEYS = (
 
 
 def drawn(architecture: Architecture, budget: int, seed: int) -> str | None:
-    """Return a spec of two shares whose keys are drawn at random; None where too few are near."""
+    """Return a spec of two shares with random keys, or None if too few have the size."""
     draw = random.Random(seed)
 
     def text(shares: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adapter is trained, beside its rate.
+    """The training settings of an adapter except the learning rate.
 
     Attributes:
         warm_up: the part of the steps in which the rate rises to its peak.

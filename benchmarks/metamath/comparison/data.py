@@ -31,7 +31,7 @@ class Rows:
 
 
 def number(text: str) -> Fraction | None:
-    """The final answer: what stands behind the last "The answer is" or "####", on its line."""
+    """The final answer: the rest of the line after the last "The answer is" or "####"."""
     found = re.split(r"(?:final )?answer is:?|####", text, flags=re.IGNORECASE)
     if len(found) == 1:
         return None

@@ -30,7 +30,7 @@ def experiment(name: str) -> dict[str, Any]:
 
 
 def spec_of(experiment: dict[str, Any]) -> str:
-    """The spec: a file beside this one, or a name of those that ship."""
+    """The spec: a file in this folder, or the name of a shipped spec."""
     spec = experiment["spec"]
     return str(HERE / spec) if spec.endswith(".share") else spec
 
@@ -58,7 +58,7 @@ def save(experiment: dict[str, Any], model: Any, folder: Path) -> int:
 
 
 def parameters(model: Any) -> tuple[int, int]:
-    """Trainable ones and all."""
+    """The trainable parameters, and all parameters."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 

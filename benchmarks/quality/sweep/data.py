@@ -99,7 +99,7 @@ def split(
     else:
         test = distinct(test)
         draw.shuffle(test)
-    # Kept out of the other parts are all passages of the test source, also of rows not drawn.
+    # The other parts contain no passage of the test source, sampled or not.
     passages, texts = {row.passage for row in test}, {row.text for row in test}
     rest = [r for r in train if r.passage not in passages and r.text not in texts and fits(r)]
     validation = rest[: size.validation]

@@ -93,7 +93,7 @@ def paired(mine: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> Ga
 
 
 def average(gaps: Sequence[Gap]) -> Gap:
-    """Return the mean of differences that were drawn apart, such as those of several tasks."""
+    """Return the mean of independent differences, such as those of several tasks."""
     count = len(gaps)
     squares = [gap.error**2 for gap in gaps]
     total = math.fsum(squares)

@@ -83,7 +83,7 @@ def columns(name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def task_table(results: Results, task: str) -> str:
-    """Return one task's results, a method a line, each beside LoRA."""
+    """Return one task's results, with one line per method, relative to LoRA."""
     found = {name: rows for name, rows in finished(results, task).items() if name in MAIN}
     if REFERENCE not in found:
         return ""
@@ -107,7 +107,7 @@ def task_table(results: Results, task: str) -> str:
 
 
 def overall_table(results: Results) -> str:
-    """Return each method's mean over those tasks that decide on which it ran, beside LoRA's over the same."""
+    """Return each method's mean over the deciding tasks on which it ran, and LoRA's over the same."""
     found = {task: finished(results, task) for task in DECIDING}
     pairs = {
         name: {
@@ -141,7 +141,7 @@ def means(pairs: Collection[tuple[Sequence[Row], Sequence[Row]]]) -> list[str]:
 
 
 def front_table(results: Results) -> str:
-    """Return accuracy on the headlines by parameters, each method beside LoRA of about as many."""
+    """Return accuracy on the headlines by parameters, for each method and a LoRA of about the same size."""
     found = finished(results, "headlines")
     places = dict(zip(SIZES, zip(*FRONT.values(), strict=True), strict=True))
     versus = compared(found, {name: lora for lora, *others in places.values() for name in others})
@@ -191,9 +191,9 @@ def together_table(results: Results) -> str:
 
 
 def ablation_table(results: Results) -> str:
-    """Return each ablation beside the method that it changes, at the same rate and seeds.
+    """Compare each ablation with the method that it changes, at the same learning rate and seeds.
 
-    It is told for each rate at which it ran: seeds that came later may have turned the choice.
+    Every learning rate has a line, because later seeds may have changed the choice.
     """
     lines = []
     for group, variants in ABLATIONS.items():

@@ -81,7 +81,7 @@ _LANGUAGES = {
 
 
 def _languages(cache: Path) -> Iterator[Row]:
-    """As many words of each language as there are of the one that has fewest; none of two languages."""
+    """Equally many words of each language, and no word of two languages."""
     words = [
         # A few words of the Irish file are marked as none.
         sorted(
@@ -144,7 +144,7 @@ def _heart(cache: Path) -> Iterator[Row]:
 
 
 def _places(cache: Path) -> Iterator[Row]:
-    """Where something is in a story: the answer, beside another of the places told of."""
+    """Where something is in a story: the correct location, and another one that the story mentions."""
     pairs = list(_evals(cache, "theory_of_mind/tomi/test.jsonl"))
     places = {ideal for _, ideal in pairs}
     for text, ideal in pairs:
