@@ -12,12 +12,12 @@ from bishare_dsl.fit.pairs import GivenPairs, Pair
 from bishare_dsl.models.site import Site
 from bishare_dsl.transforms import Transform, Width, effective_pairs, load_transform, stacked
 
-_MANY = 4
+_LEAST_TO_STACK = 4
 
 Place = tuple[str, Site]
 """A site of an adapter."""
 
-_VALUES = 2**22
+_VALUES_PER_CHUNK = 2**22
 """The approximate number of values in a chunk's factors: 32 MiB, and a few times that for gradients."""
 
 
@@ -58,7 +58,7 @@ def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
     terms_of = family.plan.terms_of
     # With many adapters, group by site, so that shared tensors are stacked once instead of per
     # adapter.
-    apart = len(family.names) >= _MANY
+    apart = len(family.names) >= _LEAST_TO_STACK
     for site in family.plan.base.every_site:
         terms = terms_of.get(site.path, ())
         alike = tuple((t.share, t.transform, repr(t.options), t.rank, t.scale) for t in terms)
@@ -72,7 +72,7 @@ def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
         _, site = places[0]
         terms = terms_of.get(site.path, ())
         rows = given.rows(*places[0]) + sum(term.rows for term in terms)
-        most = max(1, _VALUES // ((site.d_in + site.d_out) * max(rows, 1)))
+        most = max(1, _VALUES_PER_CHUNK // ((site.d_in + site.d_out) * max(rows, 1)))
         found += [_chunk(family, part) for part in _parts(places, most)]
     return found
 

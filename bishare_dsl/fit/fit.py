@@ -21,16 +21,16 @@ from bishare_dsl.plan import Plan
 Watch = Callable[[int, float], None]
 """Called after each sweep with the number of sweeps and the relative error."""
 
-_ENOUGH = 1e-3
+_LEAST_GAIN = 1e-3
 """Stop after a sweep that reduces the squared error by less than this fraction."""
 
-_LEAST = 3
+_LEAST_SWEEPS = 3
 """Sweeps before that rule applies, since the first sweeps may gain little from a bad start."""
 
-_EXACT = 1e-9
+_EXACT_ERROR = 1e-9
 """A relative error below float32 resolution."""
 
-_ROUNDS = 20
+_LBFGS_STEPS = 20
 """L-BFGS steps per sweep."""
 
 
@@ -76,7 +76,7 @@ def fit(
     curved = nonlinear_blocks(problem)
     start = best = problem.error()
     values, done = dict(problem.values), 0
-    while done < sweeps and best > _EXACT:
+    while done < sweeps and best > _EXACT_ERROR:
         _sweep(problem, curved)
         done += 1
         error = problem.error()
@@ -84,7 +84,7 @@ def fit(
             break
         gain, best, values = 1 - (error / best) ** 2, error, dict(problem.values)
         watch(done, error)
-        if gain < _ENOUGH and done >= _LEAST:
+        if gain < _LEAST_GAIN and done >= _LEAST_SWEEPS:
             break
     problem.values = _rounded(values, plan, dtype)
     return family, problem.values, FitReport.of(problem.squares(), start, done)
@@ -105,4 +105,4 @@ def _sweep(problem: Problem, curved: Sequence[Block]) -> None:
             steps = solve(gradient, partial(problem.curvature, block))
             problem.values |= {v: problem.values[v] + step for v, step in steps.items()}
     if loose := [variable for block in curved for variable in problem.blocks[block]]:
-        problem.values |= descend(problem, loose, _ROUNDS)
+        problem.values |= descend(problem, loose, _LBFGS_STEPS)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bishare_dsl.fit.family import Values, Variable
 
-_ENOUGH = 1e-12
+_SOLVED_RESIDUAL = 1e-12
 """The relative squared residual at which a system counts as solved."""
 
 
@@ -30,7 +30,7 @@ def solve(
     rest = {v: -g for v, g in gradient.items()}
     way = dict(rest)
     square = {v: _dot(r, r) for v, r in rest.items()}
-    goal = {v: s * _ENOUGH for v, s in square.items()}
+    goal = {v: s * _SOLVED_RESIDUAL for v, s in square.items()}
     for _ in range(most):
         open_ = [v for v in way if square[v] > goal[v]]
         if not open_:

@@ -11,7 +11,7 @@ from bishare_dsl.fit.family import Values, Variable
 from bishare_dsl.fit.problem import Block, Problem, inner
 from bishare_dsl.transforms import Transform, Width, effective_pair
 
-_ROUNDING = 1e-12
+_ZERO_NORM = 1e-12
 """The relative squared norm up to which a float64 difference counts as zero."""
 
 Shapes = tuple[tuple[str, tuple[int, int]], ...]
@@ -76,4 +76,4 @@ def _is_linear(transform: Transform, rank: int, width: Width, role: str, shapes:
     parts = zip(downs, ups, strict=True)
     size = sum(float(inner(part, part)) for part in parts)
     difference = torch.cat(downs, 1), torch.cat(ups, 1)
-    return float(inner(difference, difference)) <= _ROUNDING * size
+    return float(inner(difference, difference)) <= _ZERO_NORM * size

@@ -11,7 +11,7 @@ from typing import Any
 from bishare_dsl.fit.chunks import Place
 from bishare_dsl.show.table import Table, by_layer_and_kind
 
-_SHOWN = 12
+_SHOWN_ADAPTERS = 12
 """The number of adapters that are shown individually: those with the largest errors."""
 
 
@@ -106,11 +106,11 @@ class FitReport:
             worst = sorted(self.adapters.items(), key=lambda pair: -pair[1])
             lines = [
                 [name, *(f"{100 * e:.2f}" for e in (*self._in_order(name, kinds), error))]
-                for name, error in worst[:_SHOWN]
+                for name, error in worst[:_SHOWN_ADAPTERS]
             ]
             parts.append(str(Table(["adapter", *kinds, "all"], lines)))
-            if len(worst) > _SHOWN:
-                parts.append(f"and {len(worst) - _SHOWN} with smaller errors")
+            if len(worst) > _SHOWN_ADAPTERS:
+                parts.append(f"and {len(worst) - _SHOWN_ADAPTERS} with smaller errors")
         return "\n\n".join(parts)
 
 

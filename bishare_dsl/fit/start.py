@@ -18,7 +18,7 @@ from bishare_dsl.fit.pairs import GivenPairs
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Term
 
-_ROUNDS = 3
+_POWER_ITERATIONS = 3
 _ROLES = ("A", "B")
 
 
@@ -47,7 +47,7 @@ def leading(family: Family, given: GivenPairs, values: Values) -> Values:
                         variable = family.variable(name, term.tensors[role])
                         uses[role].setdefault(variable, []).append((name, site, term))
     started: set[Variable] = set()
-    for _ in range(_ROUNDS if len(roles) > 1 else 1):
+    for _ in range(_POWER_ITERATIONS if len(roles) > 1 else 1):
         for role in roles:
             for variable, places in uses[role].items():
                 rows = [_rows(family, given, role, place, found, started) for place in places]
@@ -114,7 +114,7 @@ def _eigenvectors(rows: list[Tensor], begun: Tensor) -> Tensor:
 
 
 def _leading_of(rows: Tensor, count: int) -> Tensor:
-    if min(rows.shape) <= _DIRECT:
+    if min(rows.shape) <= _DIRECT_WIDTH:
         gram = rows.t() @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.t()
         values, vectors = torch.linalg.eigh(gram)
         kept = list(_falling(values, count))
@@ -129,7 +129,7 @@ def _leading_of(rows: Tensor, count: int) -> Tensor:
     return leading
 
 
-_DIRECT = 2048
+_DIRECT_WIDTH = 2048
 """The largest number of rows or columns for which eigenvectors are computed directly."""
 
 

@@ -44,27 +44,27 @@ MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
 # How many tokens of a statement to read again after a correction.
-_AGAIN = 64
+_REREAD_TOKENS = 64
 # How many corrections to try in a text, and for how many mistakes.
-_TRIALS = 300
-_MENDED = 30
+_MOST_TRIALS = 300
+_MOST_CORRECTIONS = 30
 # Rules of expressions, which nest.
-_NESTING = (
+_NESTING_RULES = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
     *("call", "match", "word", "number", "minus", "choice"),
 )
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
-_OPEN = frozenset(
+_AWAIT_VALUE = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
 
 _END = Token(END, "")
 
 # Tokens that begin a value and cannot continue one.
-_BEGINNING = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
+_BEGIN_VALUE = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
 
 
-_SHORTEST = "a spec reads `spec mine  target q_proj, v_proj  share lora per module rank 8`"
+_SHORTEST_SPEC = "a spec reads `spec mine  target q_proj, v_proj  share lora per module rank 8`"
 
 
 class Problems:
@@ -141,7 +141,9 @@ def parse(source: Source, problems: Problems) -> Syntax:
     """Parse a text to a tree. Wrong parts are reported to ``problems`` and left out of the tree."""
     tokens = _tokens(source)
     if what := _foreign(source.text):
-        problems(codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_SHORTEST}"))
+        problems(
+            codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_SHORTEST_SPEC}")
+        )
         return Syntax([], tokens)
     return Syntax(_Parser(_spoken(tokens), problems).run(), tokens)
 
@@ -210,7 +212,7 @@ class _Parser:
         self.too_deep = False
         self.reported_line: int | None = 0
         self.held = 0  # number of mistakes, reported or not
-        self.trials = _TRIALS
+        self.trials = _MOST_TRIALS
 
     def run(self) -> list[Statement]:
         """Read all tokens."""
@@ -278,7 +280,7 @@ class _Parser:
         if self.tokens[position].type not in ("RANK", "ALPHA"):
             return False
         previous, following = self.tokens[position - 1].type, self.tokens[position + 1].type
-        return previous == "DOTS" and following in _BEGINNING
+        return previous == "DOTS" and following in _BEGIN_VALUE
 
     def ends_key(self, position: int) -> bool:
         """Return whether a name after a key is the next role, as in `A per kind  core per layer`."""
@@ -338,7 +340,7 @@ class _Parser:
             return self.skip(position)
         allowed = self.allowed()
         slip = None
-        if self.held <= _MENDED:
+        if self.held <= _MOST_CORRECTIONS:
             slip = known_slip(
                 self.tokens, position, allowed, lambda *mend: self.would_read(position, *mend)
             )
@@ -389,7 +391,7 @@ class _Parser:
         """
         begun = position if self.parser is None else self.first
         self.trials -= 1
-        if first < begun or position - begun > _AGAIN or self.trials < 0:
+        if first < begun or position - begun > _REREAD_TOKENS or self.trials < 0:
             return False
         whole = [*self.tokens[begun:first], *tokens, _END]
         trial = _Parser(whole, Problems())
@@ -461,7 +463,7 @@ class _Parser:
             gains = previous.type in ("GAIN", "RANK", "OUT")
             return not gains and after.type in ("A", "B", "NAME")
         if token.type in ("RANK", "ALPHA"):
-            return previous.type not in _OPEN and after.type != "INIT"
+            return previous.type not in _AWAIT_VALUE and after.type != "INIT"
         return True
 
 
@@ -470,8 +472,8 @@ def _too_deep(tree: Words) -> Span | None:
     depths: dict[int, int] = {}
     for part in tree.iter_subtrees():
         inner = max((depths[id(c)] for c in part.children if isinstance(c, Tree)), default=0)
-        depths[id(part)] = inner + (part.data in _NESTING)
-        if inner >= MAX_DEPTH and part.data in _NESTING:
+        depths[id(part)] = inner + (part.data in _NESTING_RULES)
+        if inner >= MAX_DEPTH and part.data in _NESTING_RULES:
             return span_of(part)
     return None
 

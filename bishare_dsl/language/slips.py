@@ -41,9 +41,9 @@ _LOOKALIKES = str.maketrans(
     "авгеікмнопрстухһѕјАВЕІКМНОРСТХЅЈαβγεικνορτυχΑΒΕΗΙΚΜΝΟΡΤΥΧΖı",
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
 )
-_ONCE = {word.upper() for word in SINGLE}
+_SINGLE_KINDS = {word.upper() for word in SINGLE}
 # How many words of a line to read again when trying a correction.
-_FAR = 64
+_REREAD_TOKENS = 64
 
 
 class Instead(NamedTuple):
@@ -149,7 +149,7 @@ def known_slip(
     """
     given = _Near(tokens, position, allowed)
     may_begin = {*allowed, "NAME"}
-    far = min(position + _FAR, len(tokens) - 1)
+    far = min(position + _REREAD_TOKENS, len(tokens) - 1)
     cut_off = END not in allowed and tokens[position].line != tokens[position - 1].line
     ends = next((i for i in range(position + 1, far) if tokens[i].line != tokens[i - 1].line), far)
     for row in _rows_for(tokens[position]):
@@ -198,7 +198,7 @@ def known_slip(
 
 def _said_elsewhere(slip: Slip, tokens: Sequence[Token], first: int, last: int) -> bool:
     """Return whether a slip would add a statement that the rest of the text already has."""
-    new = {token.type for token in slip.tokens or ()} & _ONCE
+    new = {token.type for token in slip.tokens or ()} & _SINGLE_KINDS
     return bool(new) and any(t.type in new for t in (*tokens[:first], *tokens[last:]))
 
 

@@ -18,7 +18,7 @@ from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 # Rules whose parts begin with a name, and the noun for such a part in messages.
 _NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
 # Two of these statements can be joined into one with a list.
-_LISTS = ("target", "train", "per", "freeze", "init", "gain")
+_LIST_STATEMENTS = ("target", "train", "per", "freeze", "init", "gain")
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
 _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
@@ -137,7 +137,9 @@ def _union(
             return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
     if word == "spec":
         return "a file holds one spec: put the second one into a file of its own", ()
-    if word not in _LISTS or any(t.data == "exclude" for p in (first, second) for t in p.trees()):
+    if word not in _LIST_STATEMENTS or any(
+        t.data == "exclude" for p in (first, second) for t in p.trees()
+    ):
         return None, ()
     listed, more = (_listed(syntax, part) for part in (first, second))
     if not listed or not more or listed == more:  # `per model` lists nothing.

@@ -19,7 +19,7 @@ from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import Resolver, ShareSettings, at_via, fitted, largest_fit
+from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted, largest_fit
 from bishare_dsl.plan.vocabulary import constant, located, names_joined
 from bishare_dsl.spec import (
     SINGULAR,
@@ -54,13 +54,13 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         SpecError: the spec is wrong for any model. The error includes problems with names of this model.
         PlanError: the spec does not fit the model.
     """
-    resolver = Resolver(spec)
-    check(resolver)
-    wrong = resolver.failed
+    spec_settings = SpecSettings(spec)
+    check(spec_settings)
+    wrong = spec_settings.failed
     sites = Sites(spec, architecture)
     if architecture.complete:  # An incomplete architecture does not know every name.
-        resolver.add(_names(resolver, sites))
-    raise_errors(SpecError if wrong else PlanError, resolver.problems)
+        spec_settings.add(_names(spec_settings, sites))
+    raise_errors(SpecError if wrong else PlanError, spec_settings.problems)
 
     try:
         selected = sites.site_sets.select(spec.target, ("target",)) if spec.target else frozenset()
@@ -75,16 +75,16 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         what = "`target`"
         help = "name linear layers" if spec.target is None else _nothing_left(spec.target)
         problem = codes.COVERS_NOTHING
-        resolver.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
+        spec_settings.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
-        resolver.add(sites.tied_problems(target))
-        resolver.add(_idle_exceptions(sites, spec))
+        spec_settings.add(sites.tied_problems(target))
+        spec_settings.add(_idle_exceptions(sites, spec))
         if architecture.complete:
-            resolver.add(_constant(resolver, sites))
-        resolver.add(_left_out(sites))
+            spec_settings.add(_constant(spec_settings, sites))
+        spec_settings.add(_left_out(sites))
         short = _short(sites.sites)
         for index in range(len(spec.shares)):
-            planned = _SharePlan(resolver, index, sites, short)
+            planned = _SharePlan(spec_settings, index, sites, short)
             planned.make(selected)
             tensors += planned.tensors
             pools += planned.pools
@@ -93,12 +93,12 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         terms.sort(
             key=lambda term: term.is_magnitude
         )  # The magnitude scales all terms, so it comes last.
-        resolver.add(_unscaled(spec, target, terms))
-    raise_errors(PlanError, resolver.problems)
+        spec_settings.add(_unscaled(spec, target, terms))
+    raise_errors(PlanError, spec_settings.problems)
     adapted = {term.site for term in terms}
     trained, whole, problems = train(spec, sites, adapted)
-    resolver.add(problems)
-    raise_errors(PlanError, resolver.problems)
+    spec_settings.add(problems)
+    raise_errors(PlanError, spec_settings.problems)
     if not any(tensor.trainable for tensor in (*tensors, *whole)) or not (terms or spec.train):
         loc: Loc
         why, loc = "no share has a rank above 0", ("shares", 0, "rank")
@@ -107,7 +107,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         elif not spec.shares:
             why, loc = "`train none` trains no parameter, and there is no share", ("train",)
         raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=loc))
-    resolver.add(_uncovered(target, adapted, without_rank, alone=len(spec.shares) == 1))
+    spec_settings.add(_uncovered(target, adapted, without_rank, alone=len(spec.shares) == 1))
     plan = Plan(
         spec=spec.name,
         params=spec.values,
@@ -118,17 +118,17 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         terms=tuple(terms),
         trained=tuple(trained),
     )
-    return plan, tuple(resolver.problems)
+    return plan, tuple(spec_settings.problems)
 
 
-def _names(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
+def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
     """Find every name, pattern, layer and expert of the spec that the model does not have."""
     for i, let in enumerate(sites.spec.lets):
         if let.name in sites.kinds:
             model, loc = sites.architecture.name, ("lets", i, "name")
             yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
     # `train` checks its own mentions, and some mentions concern no module.
-    asked = [m for m in resolver.mentions if m.domain not in (None, "parameters")]
+    asked = [m for m in spec_settings.mentions if m.domain not in (None, "parameters")]
     found = sites.vocabulary.problems(asked)
     yield from found
     # No later evaluation can then fail at a site.
@@ -174,9 +174,9 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
             yield ("shares", i, "where"), share.where
 
 
-def _constant(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
+def _constant(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
     """Find conditions in selections that are always or never true at their sites."""
-    for mention in resolver.mentions:
+    for mention in spec_settings.mentions:
         if mention.purpose == "condition" and mention.domain in ("model", "let", "target"):
             yield from constant(mention, sites.site_sets, sites.domain_of(mention))
 
@@ -246,7 +246,7 @@ def _short(sites: Sequence[Site]) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _Place:
+class _TermSite:
     """A share at a site, with the shapes and names of its tensors by role."""
 
     site: Site
@@ -258,15 +258,17 @@ class _Place:
     tensors: dict[str, str] = field(default_factory=dict)
 
 
-_Groups: TypeAlias = dict[tuple[Value, ...], list[_Place]]
+_Groups: TypeAlias = dict[tuple[Value, ...], list[_TermSite]]
 
 
 class _SharePlan:
-    """The part of a plan that one share contributes. Problems go to the resolver."""
+    """The part of a plan that one share contributes. Problems go to the spec_settings."""
 
-    def __init__(self, resolver: Resolver, index: int, sites: Sites, short: Mapping[str, str]):
-        self.resolver, self.index, self.sites, self.short = resolver, index, sites, short
-        self.share: Share = resolver.spec.shares[index]
+    def __init__(
+        self, spec_settings: SpecSettings, index: int, sites: Sites, short: Mapping[str, str]
+    ):
+        self.spec_settings, self.index, self.sites, self.short = spec_settings, index, sites, short
+        self.share: Share = spec_settings.spec.shares[index]
         self.loc: Loc = ("shares", index)
         self.tensors: list[Tensor] = []
         self.pools: list[Pool] = []
@@ -282,22 +284,22 @@ class _SharePlan:
         try:
             self._make(target)
         except EvaluationError as error:
-            self.resolver.add([error.problem])
+            self.spec_settings.add([error.problem])
         except PlanError as error:
-            self.resolver.add(error.problems)
+            self.spec_settings.add(error.problems)
         except SpecError as error:  # a package's transform
-            self.resolver.add(at_via(self.resolver.spec, self.index, error))
+            self.spec_settings.add(at_via(self.spec_settings.spec, self.index, error))
 
     def _make(self, target: Set[int]) -> None:
         covered = self._covered(target)
         ranks, complete = self._ranks(covered), self.sites.architecture.complete
-        for mention in self.resolver.mentions if complete else ():
+        for mention in self.spec_settings.mentions if complete else ():
             asked = mention.purpose == "condition" and mention.domain == "share"
             if asked and mention.loc[:2] == self.loc:
-                self.resolver.add(constant(mention, self.sites.site_sets, covered))
+                self.spec_settings.add(constant(mention, self.sites.site_sets, covered))
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         found = {
-            rank: self.resolver.for_rank(self.index, rank)
+            rank: self.spec_settings.for_rank(self.index, rank)
             for rank in sorted({*ranks.values()} - {0})
         }
         resolved = {rank: settings for rank, settings in found.items() if settings is not None}
@@ -307,11 +309,13 @@ class _SharePlan:
         shapes = {(ranks[site.path], Width(site.d_in, site.d_out)) for site in sites}
         resolved = {rank: fitted(settings, shapes) for rank, settings in resolved.items()}
         places = [
-            _Place(site, ranks[site.path], resolved[ranks[site.path]], Width(site.d_in, site.d_out))
+            _TermSite(
+                site, ranks[site.path], resolved[ranks[site.path]], Width(site.d_in, site.d_out)
+            )
             for site in sites
         ]
         # Compute once per rank and width, of which a model has few.
-        first: dict[tuple[int, Width], _Place] = {}
+        first: dict[tuple[int, Width], _TermSite] = {}
         for place in places:
             if (equivalent := first.setdefault((place.rank, place.width), place)) is place:
                 self._own(place)
@@ -341,7 +345,7 @@ class _SharePlan:
         places = self.sites.site_sets
         if covered := places.select(where, loc, target):
             if len(where.include) > 1:
-                self.resolver.add(
+                self.spec_settings.add(
                     codes.ADDS_NOTHING(share=self.share.name, loc=(*loc, "include", i))
                     for i, part in enumerate(where.include)
                     if target.isdisjoint(places.partition(part)[0])
@@ -356,7 +360,7 @@ class _SharePlan:
     def _key_loc(self, role: str) -> Loc:
         return (*self.loc, *(("keys", role) if role in self.share.keys else ("per",)))
 
-    def _groups(self, role: str, key: Key, places: Sequence[_Place]) -> _Groups:
+    def _groups(self, role: str, key: Key, places: Sequence[_TermSite]) -> _Groups:
         """Group the sites with a tensor of this role by the values of the key."""
         groups: _Groups = {}
         loc, pooled = self._key_loc(role), role in places[0].resolved.transform.pooled
@@ -382,9 +386,9 @@ class _SharePlan:
                     "a coarser key shares, such as `per layer`; `per module` says that nothing does"
                 )
                 what = f"no `{role}`" if role in self.share.keys else "nothing"
-                self.resolver.add([codes.ALONE(share=name, what=what, loc=loc, help=help)])
+                self.spec_settings.add([codes.ALONE(share=name, what=what, loc=loc, help=help)])
 
-    def _look_idle(self, role: str, places: Sequence[_Place]) -> None:
+    def _look_idle(self, role: str, places: Sequence[_TermSite]) -> None:
         """Warn of a `//` in a key with one value everywhere, and of a `%` that changes no value."""
         key, loc = self.share.key(role), self._key_loc(role)
         for i, part in enumerate(key):
@@ -399,12 +403,12 @@ class _SharePlan:
             spread = f"{of} is {least:g} to {most:g} here"
             if part.op == "//" and len({*values}) == 1:
                 help = f"{spread}: divide it by less, or leave this part of the key out"
-                self.resolver.add([spec_codes.CONSTANT_KEY(loc=(*loc, i), help=help)])
+                self.spec_settings.add([spec_codes.CONSTANT_KEY(loc=(*loc, i), help=help)])
             elif part.op == "%" and values == before:
                 help = f"{spread}: take the rest of a division by less, or write {of} alone"
                 why = "this `%` changes no value of it"
                 problem = spec_codes.FINE_KEY(operand=of, why=why, loc=(*loc, i, "op"), help=help)
-                self.resolver.add([problem])
+                self.spec_settings.add([problem])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
         """Return the value of a part of a key at a site."""
@@ -420,8 +424,8 @@ class _SharePlan:
         self,
         role: str,
         key: tuple[Value, ...],
-        members: Sequence[_Place],
-        places: Sequence[_Place],
+        members: Sequence[_TermSite],
+        places: Sequence[_TermSite],
     ) -> None:
         """Add a pool and its tensor. ``places`` are all sites of the share."""
         paths = tuple(place.site.path for place in members)
@@ -446,7 +450,7 @@ class _SharePlan:
             place.tensors[role] = name
 
     def _shape(
-        self, pool: str, role: str, members: Sequence[_Place], places: Sequence[_Place]
+        self, pool: str, role: str, members: Sequence[_TermSite], places: Sequence[_TermSite]
     ) -> Own:
         """Return the shape of a pool's tensor.
 
@@ -465,7 +469,7 @@ class _SharePlan:
                 what = f"have a factor {role} at `{members[0].site.path}`"
             raise self._unfit(what, error, self._finer(role, places)) from error
 
-    def _shared_shape(self, role: str, members: Sequence[_Place]) -> Own:
+    def _shared_shape(self, role: str, members: Sequence[_TermSite]) -> Own:
         """Return the shape of the tensor that these sites share.
 
         Raises:
@@ -485,7 +489,7 @@ class _SharePlan:
         with guard(transform, "fan_in", ValueError):
             return Own(*rows_columns, transform.fan_in(role, rank, widths))
 
-    def _singular(self, role: str, shape: Own, members: Sequence[_Place]) -> None:
+    def _singular(self, role: str, shape: Own, members: Sequence[_TermSite]) -> None:
         """Check that the weights of these sites have enough directions for a tensor.
 
         Raises:
@@ -513,7 +517,7 @@ class _SharePlan:
             )
         )
 
-    def _finer(self, role: str, places: Sequence[_Place]) -> str | None:
+    def _finer(self, role: str, places: Sequence[_TermSite]) -> str | None:
         """Suggest a finer key under which all sites of each pool fit, or return None."""
         key, name = self.share.key(role), f"{role} " if role in self.share.keys else ""
         pooled = places[0].resolved.transform.pooled
@@ -544,7 +548,7 @@ class _SharePlan:
             codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         )
 
-    def _tensor(self, name: str, role: str, shape: Own, users: Sequence[_Place]) -> None:
+    def _tensor(self, name: str, role: str, shape: Own, users: Sequence[_TermSite]) -> None:
         """Add a tensor that some sites use."""
         resolved = users[0].resolved
         start = resolved.starts[role]
@@ -561,7 +565,7 @@ class _SharePlan:
             )
         )
 
-    def _own(self, place: _Place) -> None:
+    def _own(self, place: _TermSite) -> None:
         """Compute the shapes of a site's private tensors."""
         rank, width, transform = place.rank, place.width, place.resolved.transform
         try:
@@ -575,7 +579,7 @@ class _SharePlan:
         lengths = {GAIN_RANK: place.rows, GAIN_OUT: width.d_out}
         place.own = own | {role: Own(1, lengths[role]) for role in place.resolved.gains}
 
-    def _term(self, place: _Place) -> None:
+    def _term(self, place: _TermSite) -> None:
         """Add a site's term and its private tensors."""
         path, resolved = place.site.path, place.resolved
         for role, shape in place.own.items():
@@ -623,7 +627,7 @@ class _SharePlan:
         """
         match = self.share.rank
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
-        self.resolver.add(idle)
+        self.spec_settings.add(idle)
         ranks: dict[str, int] = {}
         for group in self.sites.site_sets.groups(match, "number", covered):
             rank = self._rank(self.sites.site_sets.scopes[group[0]])
@@ -682,7 +686,7 @@ class _SharePlan:
         """Collect the transform's warnings, and warn of ranks that the shapes do not allow."""
         distinct = list(dict.fromkeys(widths))
         with guard(transform, "review"):
-            self.resolver.add(p.within(*self.loc) for p in transform.review(rank, distinct))
+            self.spec_settings.add(p.within(*self.loc) for p in transform.review(rank, distinct))
         with guard(transform, "reach"):
             short = [
                 (width, reach)
@@ -701,7 +705,7 @@ class _SharePlan:
                 other = transform.model_copy(update={option: best})
                 if all(other.reach(rank, width) == other.rows(rank, width) for width in distinct):
                     help = f"`{option} = {best}` lets it reach rank {rank}; `{option} = auto` finds that"
-            self.resolver.add(
+            self.spec_settings.add(
                 [
                     codes.UNREACHABLE(
                         share=self.share.name,

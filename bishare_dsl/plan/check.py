@@ -10,7 +10,7 @@ from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
-from bishare_dsl.plan.settings import Resolver, check_names, reads_alpha
+from bishare_dsl.plan.settings import SpecSettings, check_names, reads_alpha
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
 
@@ -19,22 +19,22 @@ _OTHER_NAME = "give one of the two another name"
 
 def check_spec(spec: m.Spec) -> list[Problem]:
     """Find every problem of a spec that does not depend on a model."""
-    resolver = Resolver(spec)
-    check(resolver)
-    return resolver.problems
+    spec_settings = SpecSettings(spec)
+    check(spec_settings)
+    return spec_settings.problems
 
 
-def check(resolver: Resolver) -> None:
+def check(spec_settings: SpecSettings) -> None:
     """Find every problem of a spec that does not depend on a model."""
-    spec = resolver.spec
-    resolver.add(_names(spec))
-    resolver.add(_unused(resolver))
-    resolver.add(_empty_ranges(resolver))
-    resolver.add(_keys(spec))
-    resolver.add(_choices(resolver))
-    resolver.add(_params(spec, resolver.params))
+    spec = spec_settings.spec
+    spec_settings.add(_names(spec))
+    spec_settings.add(_unused(spec_settings))
+    spec_settings.add(_empty_ranges(spec_settings))
+    spec_settings.add(_keys(spec))
+    spec_settings.add(_choices(spec_settings))
+    spec_settings.add(_params(spec, spec_settings.params))
     for index, share in enumerate(spec.shares):
-        resolver.add(_share(resolver, index, share))
+        spec_settings.add(_share(spec_settings, index, share))
 
 
 def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
@@ -128,12 +128,12 @@ def _statement(share: m.Share) -> m.Share:
     return m.magnitude(plain=plain, **fields)
 
 
-def _unused(resolver: Resolver) -> Iterator[Problem]:
-    spec = resolver.spec
+def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
+    spec = spec_settings.spec
     params = [param.name for param in spec.params]
     used = {
         mention.part.ref
-        for mention in resolver.mentions
+        for mention in spec_settings.mentions
         if isinstance(mention.part, m.Ref)
         and (mention.part.ref not in params or reads_param(mention, params))
     }
@@ -155,9 +155,9 @@ def _unused(resolver: Resolver) -> Iterator[Problem]:
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
 
 
-def _empty_ranges(resolver: Resolver) -> Iterator[Problem]:
-    scope = Scope(resolver.params)
-    for loc, part, *_ in resolver.mentions:
+def _empty_ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
+    scope = Scope(spec_settings.params)
+    for loc, part, *_ in spec_settings.mentions:
         if not isinstance(part, m.Range) or part.first is None or part.last is None:
             continue
         with suppress(EvaluationError):  # Depends on the site, or is wrong: planning reports it.
@@ -200,12 +200,12 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     )
 
 
-def _choices(resolver: Resolver) -> Iterator[Problem]:
+def _choices(spec_settings: SpecSettings) -> Iterator[Problem]:
     """Find choices whose sides are equal."""
-    for loc, part, *_ in resolver.mentions:
+    for loc, part, *_ in spec_settings.mentions:
         if isinstance(part, m.If) and part.then == part.otherwise:
             yield codes.SAME_CHOICE(loc=loc)
-    for i, share in enumerate(resolver.spec.shares):
+    for i, share in enumerate(spec_settings.spec.shares):
         if isinstance(share.rank, m.RankMatch):
             ranks = [arm.rank for arm in share.rank.arms]
             ranks += [] if share.rank.otherwise is None else [share.rank.otherwise]
@@ -218,7 +218,7 @@ def _uses_alpha(spec: m.Spec, share: m.Share) -> bool:
     return scale is None or reads_alpha(scale)
 
 
-def _share(resolver: Resolver, index: int, share: m.Share) -> Iterator[Problem]:
+def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[Problem]:
     loc: Loc = ("shares", index, "rank")
     if isinstance(share.rank, m.RankMatch):
         arms = [(arm.rank, (*loc, "arms", i, "rank")) for i, arm in enumerate(share.rank.arms)]
@@ -226,9 +226,9 @@ def _share(resolver: Resolver, index: int, share: m.Share) -> Iterator[Problem]:
             arms.append((share.rank.otherwise, (*loc, "otherwise")))
     else:
         arms = [(share.rank, loc)]
-    scope = Scope(resolver.params)
+    scope = Scope(spec_settings.params)
     for rank, place in arms:
-        lets = {let.name for let in resolver.spec.lets}
+        lets = {let.name for let in spec_settings.spec.lets}
         chosen = any(True for _ in parts_of(rank, m.If))
         if chosen or any(ref.ref in {*m.ATTRIBUTES, *lets} for _, ref in refs(rank)):
             continue  # Depends on the site: planning reports it.
@@ -238,4 +238,4 @@ def _share(resolver: Resolver, index: int, share: m.Share) -> Iterator[Problem]:
             yield error.problem
             continue
         if value:
-            resolver.for_rank(index, value)
+            spec_settings.for_rank(index, value)

@@ -73,7 +73,7 @@ class ShareSettings:
         return frozenset((*self.frozen.values(), *self.transform.fixed))
 
 
-class Resolver:
+class SpecSettings:
     """The settings of all shares, resolved once for each share and rank, and their problems."""
 
     def __init__(self, spec: m.Spec):
@@ -90,8 +90,8 @@ class Resolver:
     def add(self, problems: Iterable[Problem]) -> None:
         """Add problems, without repetitions from the ranks of one share."""
         for problem in problems:
-            reported = {(other.code, other.message, other.loc) for other in self.problems}
-            if (problem.code, problem.message, problem.loc) not in reported:
+            shown = problem.code, problem.message, problem.loc
+            if all((other.code, other.message, other.loc) != shown for other in self.problems):
                 self.problems.append(problem)
 
     def for_rank(self, index: int, rank: int) -> ShareSettings | None:

@@ -41,7 +41,7 @@ from bishare_dsl.verify.server import Server, shortened
 LOUD = (0.3, 1.2, 4.8)
 """Sizes of a part's random values relative to its weight; if none has an effect, the part is ignored."""
 
-_BARELY = 1e-5
+_LEAST_CHANGE = 1e-5
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Copies:
         """
         base, floor = self.asked.base, self.asked.noise
         fresh = self._answers() if self.contents.config is None else self._answers(self._tensors)
-        self.floor = max(floor, distance(self._random(lambda path: True, _BARELY), base))
+        self.floor = max(floor, distance(self._random(lambda path: True, _LEAST_CHANGE), base))
         found.numbers |= {"null": self.floor, "fresh": distance(self.asked.mine, fresh)}
         self._parts(found)
         if self._differs(self.asked.mine, fresh):

@@ -19,11 +19,11 @@ from bishare_dsl.verify.answers import Answer
 KEY = "BISHARE_SERVER_KEY"
 """The environment variable with the server's API key."""
 
-_SECONDS = 600
+_TIMEOUT_SECONDS = 600
 _MOST_BYTES = 2**26
-_REFUSED = (400, 422)
+_REFUSED_STATUS = (400, 422)
 # Prefer token ids; servers may reject unknown fields.
-_FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
+_REQUEST_FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
 
 
 class VerifyError(BishareError):
@@ -43,7 +43,7 @@ class Server:
             raise self.fails("cannot be asked: the URL does not begin with http:// or https://")
         local = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
         self._opener = build_opener(*([ProxyHandler({})] if local else []))
-        self._forms = list(_FORMS)
+        self._forms = list(_REQUEST_FORMS)
         self._loras: list[str] | None = None
 
     def fails(self, reason: str, help: str | None = None) -> VerifyError:
@@ -66,7 +66,7 @@ class Server:
         if key := os.environ.get(KEY):
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with self._opener.open(request, timeout=_SECONDS) as answer:
+            with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
                 return answer.status, answer.read(_MOST_BYTES).decode("utf-8", "replace")
         except HTTPError as error:
             return error.code, error.read(_MOST_BYTES).decode("utf-8", "replace")
@@ -130,7 +130,7 @@ class Server:
                 self._forms = [form]
                 return self._read(text, len(texts))
             reason = reason or f"answers {status} to '{name}': {shortened(text)}"
-            if status not in _REFUSED:
+            if status not in _REFUSED_STATUS:
                 break
         raise self.fails(reason)
 
