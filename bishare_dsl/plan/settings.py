@@ -271,15 +271,19 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
                 share=share.name, role=role, what="start", loc=("init", role), help=help_line
             )
     unknown = [role for role in share.keys if role not in roles]
+    plain = not {*share.keys} & {*roles} and {"A", "B"} <= {*roles}
     for role in unknown:
+        stray = f"leave `{role}` out: `per` alone says who shares, and `A per` or `B per` is for one factor"
+        if role == share.name:
+            stray = f"`{role}` stands there twice: leave one out"
+        elif not plain or len(role) < 2:
+            stray = nearest(role, roles) or stray
         yield codes.UNKNOWN_ROLE(
             share=share.name,
             role=role,
             what="give a key",
             loc=("keys", role, "name"),
-            help=f"`{role}` stands there twice: leave one out"
-            if role == share.name
-            else nearest(role, roles),
+            help=stray,
         )
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:

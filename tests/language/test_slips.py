@@ -62,6 +62,8 @@ EXAMPLES = [
     ("per module rank 8", "a clause belongs to a share", "share a per module rank 8"),
     ("share per layer a rank 8", "`share a per layer`", "share a per layer rank 8"),
     ("share a by layer rank 8", "a key begins with `per`", "share a per layer rank 8"),
+    ("share a of q_proj per layer rank 8", "`share a where q_proj`", "share a where q_proj per layer rank 8"),
+    ("share a per layer rank 8\nand share b per kind rank 4", "leave `and` out", None),
     ("share a = per layer rank 8", "no `=` stands after the name", "share a  per layer rank 8"),
     ("share a per layer 8", "`rank 8`", "share a per layer rank 8"),
     ("share a per layer rank={r}", "`rank r`", "share a per layer rank r"),
