@@ -51,20 +51,24 @@ def gather_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in present}
 
 
-def on_first_process(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:
-    """Call ``act`` and return its result; if tensors are sharded, only the first of all processes calls it.
+def on_first_process(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], act: Callable[[dict[str, torch.Tensor]], T]
+) -> T:
+    """Call ``act`` with complete tensors and return its result; if they are sharded, only the first of all
+    processes calls it.
 
     Raises:
-        BishareError: ``act`` raised it; all processes then raise it.
+        BishareError: ``act`` raised it, and all processes then raise it; or as `gather_tensors`.
     """
+    values = gather_tensors(plan, tensors)
     if not any(map(is_sharded_tensor, tensors.values())):
-        return act()
+        return act(values)
     from torch import distributed
 
     outcome: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            outcome = [act()]
+            outcome = [act(values)]
         except BishareError as error:
             outcome = [error]
     distributed.broadcast_object_list(outcome)

@@ -10,10 +10,10 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -45,8 +45,6 @@ from bishare_dsl.rewrite.rewritten import base_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-T = TypeVar("T")
 
 _SWITCHING = threading.RLock()
 """Held while the running adapter of a model is replaced."""
@@ -347,7 +345,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             )
 
         if state_dict is None:
-            problems = self._on_first_process(write)
+            problems = on_first_process(adapter.plan, self.tensors(), write)
         else:
             keys = adapter_keys(self.model, adapter)
             problems = write({name: state_dict[key] for key, name in keys.items()})
@@ -381,18 +379,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: see `bishare_dsl.export.export.export_adapter`.
         """
         how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "experts": experts}
-        report = self._on_first_process(
-            lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **how)
+        report = on_first_process(
+            self.plan,
+            self.tensors(),
+            lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **how),
         )
         for problem in report.warnings:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
         return report
-
-    def _on_first_process(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
-        """Call ``write`` with complete tensors and return its result; if sharded, in one process only."""
-        tensors = self.tensors()
-        values = gather_tensors(self.plan, tensors)
-        return on_first_process(tensors, lambda: write(values))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

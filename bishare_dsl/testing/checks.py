@@ -71,7 +71,7 @@ def _check_factors(
     transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
     values = _random_tensors(shapes, _random(rank))
-    down, up = _dense(transform, values, rank, width)
+    down, up = effective_pair(transform, values, rank, width, 1.0)
     rows, where = transform.rows(rank, width), f"at {width.d_in} -> {width.d_out}"
     _same(tuple(down.shape), (rows, width.d_in), f"the shape of the effective A {where}")
     _same(tuple(up.shape), (rows, width.d_out), f"the shape of the effective B {where}")
@@ -85,7 +85,7 @@ def _check_factors(
         raise AssertionError(f"the update's rank is {measured} {where}, and reach says {reach}")
 
     def product(tensors: Mapping[str, Tensor]) -> Tensor:
-        a, b = _dense(transform, tensors, rank, width)
+        a, b = effective_pair(transform, tensors, rank, width, 1.0)
         return b.T @ a
 
     _check_learning(transform, values, product, where)
@@ -215,12 +215,6 @@ def _node(factor: Any) -> Any:
     parts = [_node(part) if isinstance(part, tuple) else part for part in factor]
     proxy = next(part for part in parts if isinstance(part, fx.Proxy))
     return proxy.tracer.create_proxy("call_function", type(factor), tuple(parts), {})
-
-
-def _dense(
-    transform: Transform, values: Mapping[str, Tensor], rank: int, width: Width
-) -> tuple[Tensor, Tensor]:
-    return effective_pair(transform, values, rank, width, 1.0)
 
 
 def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
