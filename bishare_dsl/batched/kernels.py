@@ -23,6 +23,15 @@ COLUMNS = 64
 """Number of input or output features that a program processes at a time."""
 
 
+def sizes(dtype: torch.dtype) -> dict[str, int]:
+    """Return the tile sizes and warps of a program, which spill no registers on sm_80 to sm_120.
+
+    `tests/serve_kernels` compiles them.
+    """
+    rows, warps = (16, 8) if dtype == torch.float32 else (32, 4)
+    return {"M": TILE, "R": rows, "C": COLUMNS, "num_warps": warps}
+
+
 class Stored(NamedTuple):
     """Location of a tensor of each slot in a bank: offset of the first, stride to the next, shape."""
 
@@ -52,13 +61,12 @@ class KernelTerms:
         self._bank = bank
         inputs = 0 if terms.inputs is None else _first(terms.inputs)
         pairs = terms.pairs(Group(bank, slice(0, 2), slice(0, 2), 1))
-        downs, most, self._width = list[list[int]](), 1, 0
+        downs, self._width = list[list[int]](), 0
         columns: list[int] = []
         for i in terms.downs:
             columns.append(self._width)
             fields, rows = self._factor(pairs[i][0])
             downs.append([*fields, self._width, terms.width, inputs])
-            most = max(most, fields[3])
             self._width += rows
         ups: list[list[int]] = []
         blocks: list[list[int]] = []
@@ -76,20 +84,18 @@ class KernelTerms:
                 fields, _ = self._factor(b.factor if isinstance(b, Gained) else b)
                 places = [NOWHERE if gain is None else self._stored(gain) for gain in gains]
                 ups.append([*fields, columns[number], *(n for p in places for n in (p.at, p.step))])
-                most = max(most, fields[3])
                 scales.append(scale)
         self._downs, self._ups, self._blocks = (self._table(rows) for rows in (downs, ups, blocks))
         self._scales = torch.tensor(scales, device=bank.memory.device)
-        self._rows = min(64, max(16, triton.next_power_of_2(most)))
+        self._sizes = sizes(bank.memory.dtype)
 
     def add(self, output: Tensor, x: Tensor, step: Step) -> None:
         """Add the adapters' updates for ``x (tokens, d_in)`` to ``output (tokens, d_out)``, in place."""
         tiles = step.tiles_of(len(x))
         z = x.new_empty(len(x), self._width, dtype=torch.float32)
         batch = step.order, step.tiles, self._bank.memory
-        sizes = {"M": TILE, "R": self._rows, "C": COLUMNS}
         _down[tiles, len(self._downs)](
-            *batch, x, x.stride(0), x.shape[1], z, self._width, self._downs, **sizes
+            *batch, x, x.stride(0), x.shape[1], z, self._width, self._downs, **self._sizes
         )
         _up[tiles, len(self._blocks)](
             *batch,
@@ -100,7 +106,7 @@ class KernelTerms:
             self._ups,
             self._scales,
             self._blocks,
-            **sizes,
+            **self._sizes,
         )
 
     def _table(self, rows: list[list[int]]) -> Tensor:

@@ -3,13 +3,18 @@
 That they are compiled for a GPU is seen as well, by Triton's compiler, which needs none.
 """
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import triton
+from triton.runtime import interpreter
 
 from bishare_dsl.batched import kernels
 from bishare_dsl.batched.bank import columns
@@ -121,6 +126,92 @@ def names_at(plan, path):
     return [name for term in plan.terms_of[path] for name in term.tensors.values()]
 
 
+class Watched:
+    """Every address that a kernel reads or writes in the interpreter must lie in one of its arguments.
+
+    On a GPU an address outside of these is another tensor's, or a fault.
+    """
+
+    def __init__(self, monkeypatch):
+        self.ranges, self.seen, self.written = [], 0, set()
+        begin = interpreter.GridExecutor._init_args_hst
+        builder = interpreter.InterpreterBuilder
+        load, store = builder.create_masked_load, builder.create_masked_store
+
+        def begun(executor, args, kwargs):
+            host = begin(executor, args, kwargs)
+            self.ranges = [_range(a) for a in host[0] if isinstance(a, torch.Tensor)]
+            return host
+
+        def loaded(made, ptrs, mask, *others):
+            self.check(ptrs, mask)
+            return load(made, ptrs, mask, *others)
+
+        def stored(made, ptrs, value, mask, *others):
+            self.written |= self.check(ptrs, mask)
+            return store(made, ptrs, value, mask, *others)
+
+        monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", begun)
+        monkeypatch.setattr(builder, "create_masked_load", loaded)
+        monkeypatch.setattr(builder, "create_masked_store", stored)
+
+    def check(self, ptrs, mask):
+        """Return the beginnings of the arguments that a load or a store reaches."""
+        on = np.broadcast_to(mask.data, ptrs.data.shape)
+        places = np.unique(ptrs.data[on].astype(np.int64))
+        inside = np.zeros(len(places), bool)
+        reached = set()
+        for start, stop in self.ranges:
+            mine = (places >= start) & (places < stop)
+            inside |= mine
+            reached |= {start} if mine.any() else set()
+        assert inside.all(), (
+            f"{(~inside).sum()} of {len(places)} addresses lie outside of all arguments"
+        )
+        self.seen += len(places)
+        return reached
+
+
+def _range(tensor):
+    """The first byte of a tensor and the one after the last, also where rows lie apart."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens"), [("bishare_ke", 1), ("bishare_ke_ab", 23), ("vera", 5), ("bishare_ss", 17)]
+)
+def test_no_kernel_reads_or_writes_outside_of_its_arguments(spec, tokens, monkeypatch):
+    """Tensors that are parts of larger ones, of values that are no numbers, which stay as they are."""
+    watched, server = Watched(monkeypatch), Server(spec)
+    layer = Layer(server, qkv(server), tokens)
+    around = []
+    for name in ("x", "before", "output"):
+        inner = getattr(layer, name)
+        whole = torch.full((tokens + 2, inner.shape[1] + 7), torch.nan)
+        whole[1:-1, 3:-4] = inner
+        setattr(layer, name, whole[1:-1, 3:-4])
+        around.append(whole)
+    layer.check([SLOTS[i % len(SLOTS)] for i in range(tokens)])
+    assert watched.seen > 1000
+    for whole in around:
+        assert whole.isnan().sum() == whole.numel() - tokens * (whole.shape[1] - 7)
+    assert layer.bank.memory.data_ptr() not in watched.written
+
+
+def test_an_address_outside_is_seen(monkeypatch):
+    """What the test above sees: more columns of the output than it has, as a wrong width would write."""
+    Watched(monkeypatch)
+    server = Server("bishare_ke")
+    layer = Layer(server, qkv(server), 2)
+    width = layer.output.shape[1]
+    layer.output = torch.zeros(4, width + 64)[:2, :width]
+    layer.kernels._blocks[:, 1] += 8
+    layer.step.write([0, 1])
+    with pytest.raises(AssertionError, match="outside of all arguments"):
+        layer.run()
+
+
 @pytest.mark.parametrize("spec", ["bishare_gt", "lora_xs", TOEPLITZ])
 def test_factors_that_are_computed_are_no_kernels(spec):
     """Torch makes them, in a step that can be recorded as well."""
@@ -129,12 +220,28 @@ def test_factors_that_are_computed_are_no_kernels(spec):
         kernels.KernelTerms(server.bank, LayerTerms(server.bank, qkv(server)))
 
 
-def test_kernels_are_compiled_for_a_gpu():
-    """For numbers of 16 bits, with products that a GPU has; where kernels are not interpreted."""
+CLAIMS = Path(__file__).parents[2] / "benchmarks" / "kernels.toml"
+
+
+def test_kernels_are_compiled_for_gpus():
+    """Nothing is spilled, a block's memory is that of the card, and registers are those of the claims."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = Path(__file__).with_name("compiled.py")
     run = subprocess.run(
-        [sys.executable, code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("mma") == 2
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    claims = tomllib.loads(CLAIMS.read_text())
+    limits = claims["shared_limits"]
+    assert {row["card"] for row in rows} == limits.keys()
+    for row in rows:
+        assert row["spilled"] == 0, row
+        assert row["shared"] <= limits[row["card"]], row
+        assert row["mma"] == (row["dtype"] == "bfloat16"), row
+    if claims["triton"] == triton.__version__:
+        assert rows == claims["kernel"]
