@@ -90,7 +90,7 @@ def _table() -> Table:
     for pattern, said in table("slips.txt"):
         pattern, *mend = re.split(r" (=>[!>]?)(?: |$)", pattern)
         named = pattern.split(" ")
-        ahead = 2 if "..." in named or named[0] == "only" else named[0] == "NEWLINE"
+        ahead = 2 if "..." in named or named[0] in ("only", "inside") else named[0] == "NEWLINE"
         last = named.pop() if named[-1] in ("LINE", "REST") else ""
         if named[1:] == ["...", "@ANY"]:
             slips.such[words()[named[0]]] = said
@@ -277,6 +277,9 @@ def _begins(
             return _begins_line(tokens, position)
         case ["only", kind]:
             return {kind} <= allowed <= {kind, "LPAR", *OPERATORS}
+        case ["inside", statement]:
+            begun = [str(token) for token in tokens[:position] if token.type in STATEMENT_KINDS]
+            return begun[-1:] == [statement]
         case [clause, "..."]:
             return spelled(_clause(tokens[:position])) in clause.split("|")
     return True

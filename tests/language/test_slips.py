@@ -19,6 +19,8 @@ EXAMPLES = [
     ("share a per module rank 8 if layer > 3 else if layer > 1 4", "`8 if layer > 9 else 4 if layer > 3 else 2`", None),
     ("share a per module rank layer > 3 ? 8 : 2", "a choice reads `8 if layer > 3 else 2`", None),
     ("share a per layer mod 2 rank 8", "`layer % 2`", "share a per layer % 2 rank 8"),
+    ("share a per module rank 8 magnitude per module alpha 4", "`alpha` is of a share, and a default stands before", None),
+    ("magnitude per module where layer < 3\nscale 4", "`scale` is of a share, and a default stands before", None),
     ("share a per module, rank 8", "no `,` stands before `rank`", "share a per module rank 8"),
     ("share a rank 8, per module", "no `,` stands before `per`", "share a rank 8 per module"),
     ("share a per module and rank 8", "no `and` stands before `rank`", "share a per module  rank 8"),
