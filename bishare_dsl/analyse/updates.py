@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from bishare_dsl.export.effective import finite_factors
+from bishare_dsl.export.effective import delta, finite_factors
 from bishare_dsl.models.site import Site
 
 if TYPE_CHECKING:
     from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.models.weights import Weight
+    from bishare_dsl.plan import Plan
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """A ``(R, d_in)`` and B ``(R, d_out)`` of a module: ``dW = B^T A``."""
+
+Update = Factors | torch.Tensor
+"""The update of a module as factors, or as ``dW (d_out, d_in)`` if it has a magnitude."""
 
 
 @dataclass(frozen=True)
 class Distance:
     """The updates of two adapters at some modules, as squared norms and an inner product."""
 
-    modules: int
-    first: float
-    second: float
-    product: float
+    modules: int = 0
+    first: float = 0.0
+    second: float = 0.0
+    product: float = 0.0
+
+    def __add__(self, other: Distance) -> Distance:
+        return Distance(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def relative(self) -> float | None:
@@ -61,17 +69,36 @@ def norm(factors: Factors) -> float:
     return math.sqrt(max(_product(factors, factors), 0.0))
 
 
-def distance(pairs: Sequence[tuple[Factors, Factors]]) -> Distance:
-    """Compare two adapters by their factors at the same modules."""
-    return Distance(
-        len(pairs),
-        sum(_product(a, a) for a, _ in pairs),
-        sum(_product(b, b) for _, b in pairs),
-        sum(_product(a, b) for a, b in pairs),
-    )
+def update_of(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, weights: Mapping[str, Weight]
+) -> Update:
+    """Return the update of a module.
+
+    Args:
+        plan: the adapter's plan.
+        tensors: its tensors by name.
+        site: a module of the plan.
+        weights: the base's, by path; needed for a module with a magnitude.
+
+    Raises:
+        AdapterError: see `finite_factors`; or a quantised weight cannot be dequantised (BS623).
+    """
+    if plan.magnitude(site.path) is None:
+        return finite_factors(plan, tensors, site, "measuring updates")
+    weight = weights[site.path]
+    dense = weight.matrix() if weight.replacement() is None else weight.dense()
+    return delta(plan, tensors, site, dense)
 
 
-def _product(one: Factors, other: Factors) -> float:
+def distance(one: Update, other: Update) -> Distance:
+    """Compare the updates of two adapters at a module."""
+    return Distance(1, _product(one, one), _product(other, other), _product(one, other))
+
+
+def _product(one: Update, other: Update) -> float:
     """Compute ``<B^T A, D^T C> = sum (A C^T) * (B D^T)``, in float64."""
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        x, y = (u if isinstance(u, torch.Tensor) else u[1].mT @ u[0] for u in (one, other))
+        return float((x.double() * y.double()).sum())
     (a, b), (c, d) = one, other
     return float(((a.double() @ c.double().t()) * (b.double() @ d.double().t())).sum())

@@ -33,26 +33,36 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
     """Compare two adapters of one base.
 
     Raises:
-        BishareError: an adapter cannot be read, or its updates have no factors.
+        BishareError: an adapter cannot be read, or its updates depend on the input. For a magnitude, the
+            base's weights cannot be loaded.
     """
-    from bishare_dsl.analyse.updates import distance, factors_of
+    from bishare_dsl.analyse.updates import Distance, distance, update_of
     from bishare_dsl.cli.fit import base_of
     from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.show.table import Table
 
-    bases = (base_of(Path(name), model) for name in (before, after))
+    bases, names = zip(*(base_of(Path(name), model) for name in (before, after)), strict=True)
     one, two = (
         read_adapter_for(Path(name), base, report, named)
-        for name, (base, named) in zip((before, after), bases, strict=True)
+        for name, base, named in zip((before, after), bases, names, strict=True)
     )
-    first, second = factors_of(one), {site.path: pair for site, pair in factors_of(two).items()}
-    pairs = {s: (own, second[s.path]) for s, own in first.items() if s.path in second}
-    kinds = {
-        kind: distance([pair for site, pair in pairs.items() if site.kind == kind])
-        for kind in dict.fromkeys(site.kind for site in pairs)
-    }
-    whole = distance([*pairs.values()])
-    alone = len(first) + len(second) - 2 * len(pairs)
+    plans, weights = (one.plan, two.plan), {}
+    if any(len(plan.unscaled) < len(plan.terms) for plan in plans):
+        from bishare_dsl.models.inspect import linear_maps
+        from bishare_dsl.models.load import load_model
+
+        weights = linear_maps(load_model(names[0], causal=False)[0])
+    first, second = ({s.path: s for s in plan.sites if plan.terms_of[s.path]} for plan in plans)
+    tensors, whole = (one.tensors(), two.tensors()), Distance()
+    each: dict[str, Distance] = {}
+    kinds: dict[str, Distance] = {}
+    for path, site in first.items():
+        if path in second:
+            own = update_of(plans[0], tensors[0], site, weights)
+            each[path] = distance(own, update_of(plans[1], tensors[1], second[path], weights))
+            kinds[site.kind] = kinds.get(site.kind, Distance()) + each[path]
+            whole += each[path]
+    alone = len(first) + len(second) - 2 * len(each)
     specs = [one.plan.spec, two.plan.spec]
     same_spec = one.plan.digest == two.plan.digest
     report.data(
@@ -63,13 +73,13 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
         modules_in_one_only=alone,
         kinds={kind: _data(of_kind) for kind, of_kind in kinds.items()},
         all=_data(whole),
-        modules={site.path: _data(distance([pair])) for site, pair in pairs.items()},
+        modules={path: _data(of_module) for path, of_module in each.items()},
     )
     sentence = (
         "the same spec, " + specs[0] if same_spec else "different specs, " + " and ".join(specs)
     )
     head = escaped(f"{before} -> {after}: {sentence}")
-    if not pairs:
+    if not each:
         report.tables(f"{head}\nno module is adapted by both")
         return
     columns = ["kind", "modules", "norm before", "norm after", "relative difference", "cosine"]

@@ -12,7 +12,8 @@ from bishare_dsl.compiler import make_plan
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models import architecture_of
-from bishare_dsl.models.load import meta_model
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.load import load_model, meta_model
 
 LORA = (
     "spec small\ntarget q_proj, down_proj\nshare a  per module  rank 2\nshare b  per kind  rank 3\n"
@@ -213,6 +214,37 @@ def test_two_adapters_are_compared_by_their_factors(bishare, adapters):
     same = bishare("diff", "adapters/acme", "adapters/acme").out
     assert "0.00%" in same
     assert "the updates are equal" in same
+
+
+def test_adapters_with_a_magnitude_are_compared_by_their_weights(bishare, here, checkpoint):
+    """`W' - W` of each, beside one that has none; nothing else differs from a comparison by factors."""
+    base, updates = architecture_of(str(checkpoint)), []
+    maps = linear_maps(load_model(str(checkpoint), causal=False)[0])
+    texts = {
+        "m": LORA + "magnitude per module\n",
+        "n": LORA + "magnitude per kind plain\n",
+        "l": LORA,
+    }
+    for number, (name, text) in enumerate(texts.items()):
+        plan = make_plan(text, base)
+        tensors = tensors_of(plan.plan, number)
+        save_adapter(here / name, plan.plan, tensors, plan.text(), seed=0)
+        updates.append(
+            torch.cat(
+                [
+                    delta(plan.plan, tensors, site, maps[site.path].matrix()).flatten()
+                    for site in plan.plan.sites
+                ]
+            ).double()
+        )
+    for first, second in ((0, 1), (1, 2), (2, 0), (0, 0)):
+        names = [*texts][first], [*texts][second]
+        found = json.loads(bishare("diff", *names, "--model", checkpoint, "--json").out)["all"]
+        a, b = updates[first], updates[second]
+        assert found["norm_before"] == pytest.approx(float(a.norm()))
+        difference = float((a - b).norm() / a.norm())
+        assert found["relative_difference"] == pytest.approx(difference, abs=1e-6)
+        assert found["cosine"] == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
 
 
 def test_adapters_of_different_kinds_are_compared(bishare, adapters, checkpoint):
