@@ -245,7 +245,8 @@ def scales(
     if magnitude.options["plain"]:
         return g
     assert after is not None
-    return g * torch.stack([w.norm() / v.norm() for w, v in zip(before, after, strict=True)])
+    each = zip(before, after, strict=True)
+    return g * torch.stack([w.norm() / torch.maximum(v.norm(), w.norm() / 1000) for w, v in each])
 
 
 def routed(

@@ -220,7 +220,7 @@ function change(terms, { module, shape, expert, weight }, x) {
   const whole = sum([weight, ...matrices(terms.slice(0, -1))]);
   const g = whole.map((row, i) => {
     const [before, after] = [Math.hypot(...weight[i]), Math.hypot(...row)];
-    return (1 + mu[0][i]) * (last.options.plain || before === after ? 1 : before / after);
+    return (1 + mu[0][i]) * (last.options.plain || before === after ? 1 : before / Math.max(after, before / 1000));
   });
   return sum([scaled(whole, (i) => g[i]), scaled(weight, () => -1)]);
 }

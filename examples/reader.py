@@ -47,6 +47,7 @@ def update_of(module, terms, tensors, weights, x=None):
     g = 1 + mu.T
     if not terms[last]["options"]["plain"]:
         before, after = (np.linalg.norm(w, axis=1, keepdims=True) for w in (weight, whole))
+        after = np.maximum(after, before / 1000)
         g *= np.divide(before, after, out=np.ones_like(g), where=before != after)
     return g * whole - weight
 

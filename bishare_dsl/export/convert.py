@@ -14,7 +14,7 @@ from torch import nn
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export import TARGETS
-from bishare_dsl.export.effective import check_linear, effective_factors
+from bishare_dsl.export.effective import MERGE, check_linear, effective_factors
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.from_peft import read_peft
 from bishare_dsl.export.layouts import LAYOUTS
@@ -24,6 +24,8 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import discard
+
+DORA = "write it as a DoRA of PEFT: `bishare export FOLDER --model BASE --out NEW`"
 
 _NEAR = 1e-5
 """The tolerance for dW after a float32 conversion, relative to its norm."""
@@ -77,7 +79,7 @@ def convert(
     """
     if target not in TARGETS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=target, help=nearest(target, TARGETS)))
-    check_linear(plan.terms, "convert the adapter")
+    check_linear(plan.terms, "convert the adapter", DORA if target == "peft" else MERGE)
     settings = cast("dict[str, Any]", LAYOUTS[target].target)
     report = export_adapter(out, plan, tensors, model, **settings, **options)
     try:

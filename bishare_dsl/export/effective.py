@@ -11,6 +11,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
+from bishare_dsl.transforms.magnitude import LONGEST
 
 MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
 """Advice for operations that need low-rank updates, if the adapter has a magnitude."""
@@ -115,7 +116,7 @@ def magnitude_vector(
         scaled: torch.Tensor = after
     else:
         mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)
-        scaled = (1 + mu) * (after if term.options["plain"] else before)
+        scaled = (1 + mu) * (after if term.options["plain"] else before.minimum(LONGEST * after))
     return scaled
 
 
@@ -133,7 +134,7 @@ def scale_changes(
     if term.options["plain"]:
         return mu
     before, after = base.norm(dim=1), whole.norm(dim=1)
-    return (1 + mu) * torch.where(before == after, 1, before / after) - 1
+    return (1 + mu) * torch.where(before == after, 1, before / after).clamp(max=LONGEST) - 1
 
 
 def check_low_rank(plan: Plan, action: str) -> None:
@@ -146,8 +147,13 @@ def check_low_rank(plan: Plan, action: str) -> None:
         raise AdapterError(codes.NOT_LOW_RANK(action=action, path=plan.trained[0].parameter))
 
 
-def check_linear(terms: Sequence[Term], action: str) -> None:
+def check_linear(terms: Sequence[Term], action: str, help: str = MERGE) -> None:
     """Check that the update is a low-rank matrix, which an action requires.
+
+    Args:
+        terms: of the adapter.
+        action: the action, for the message.
+        help: what to do instead if there is a magnitude.
 
     Raises:
         AdapterError: shares are nonlinear (BS633, all listed), or there is a magnitude (BS675).
@@ -159,5 +165,5 @@ def check_linear(terms: Sequence[Term], action: str) -> None:
         for share, transform in shares.items()
     ]
     if len(linear) < len(terms) and not problems:  # Merging does not help here.
-        problems.append(codes.SCALES_BASE(action=action, help=MERGE))
+        problems.append(codes.SCALES_BASE(action=action, help=help))
     raise_errors(AdapterError, problems)

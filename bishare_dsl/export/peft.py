@@ -230,7 +230,8 @@ def _vectors(
     """Return DoRA's m of every module by path, on the CPU; empty if the adapter has no magnitude.
 
     Raises:
-        AdapterError: a weight is missing (BS624), or PEFT does not support DoRA on a module (BS675).
+        AdapterError: a weight is missing (BS624), PEFT does not support DoRA on a module (BS675), or a row
+            of W + dW is 0 (BS628).
     """
     if len(plan.unscaled) == len(plan.terms):
         return {}
@@ -247,6 +248,9 @@ def _vectors(
             dense = weight.matrix() if weight.replacement() is None else weight.dense()
             added = pair.up.float().mT @ pair.down.float()
             found[pair.name] = magnitude_vector(plan, tensors, pair.name, added, dense)
+            if not (dense.to(added) + added).any(1).all():
+                action = "PEFT's DoRA, which divides by the length of each row, of which one is 0,"
+                problems.append(codes.NOT_FINITE(action=action, path=pair.name))
     raise_errors(AdapterError, problems[:5])
     return found
 

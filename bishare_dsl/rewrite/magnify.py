@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.models.weights import products, row_norms
 from bishare_dsl.rewrite import ops
+from bishare_dsl.transforms.magnitude import LONGEST
 
 
 def magnify(
@@ -52,10 +53,7 @@ def magnify(
 
 @torch.no_grad()
 def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute ``|W_i| / |W_i + dW_i|`` of each row, for ``dW = B^T A``: ``(..., d_out)``.
-
-    Without a ``(d_out, d_in)`` matrix: ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A
-    A^T) B_i``.
+    """Compute `ratio_of_lengths` of a layer's rows.
 
     Args:
         layer: with W.
@@ -63,8 +61,24 @@ def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> 
         b: ``(..., rows, d_out)``.
         dtype: used to call the layer if its weight is not plain.
     """
-    base = row_norms(layer).to(b).square()
-    more = (b * (2 * products(layer, a.to(dtype)).to(b) + (a @ a.mT) @ b)).sum(-2)
-    # Rounding may give a negative square for a row that the terms cancel.
-    ratio = (base / (base + more).maximum(torch.finfo(base.dtype).eps * base)).sqrt()
-    return torch.where(more == 0, 1, ratio)  # including rows of zeros
+    return ratio_of_lengths(
+        row_norms(layer).to(b).square(), products(layer, a.to(dtype)).to(b), a, b
+    )
+
+
+def ratio_of_lengths(squares: Tensor, along: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Compute ``|W_i| / |W_i + dW_i|`` of each row, at most `LONGEST`, for ``dW = B^T A``: ``(..., d_out)``.
+
+    Without a ``(d_out, d_in)`` matrix: ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A
+    A^T) B_i``.
+
+    Args:
+        squares: ``|W_i|^2``, ``(d_out)``.
+        along: ``W a_r`` for each row of A, ``(..., rows, d_out)``.
+        a: ``(..., rows, d_in)``, of one adapter or several.
+        b: ``(..., rows, d_out)``.
+    """
+    more = (b * (2 * along + (a @ a.mT) @ b)).sum(-2)
+    # The bound also covers a square that rounding makes negative.
+    whole = (squares + more).maximum(squares / LONGEST**2)
+    return torch.where((more == 0) | (whole == 0), 1, (squares / whole).sqrt())

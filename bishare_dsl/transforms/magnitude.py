@@ -15,13 +15,16 @@ from pydantic import Field
 from bishare_dsl.spec.spec import MAGNITUDE
 from bishare_dsl.transforms.transform import Start, Transform, one_width
 
+LONGEST = 1000.0
+"""The largest ratio of lengths, for rows that the terms all but cancel: their direction is then noise."""
+
 
 class Magnitude(Transform):
     """``y = g (W x + sum of terms) + b``, ``g = (1 + mu) |W_i| / |W_i + dW_i|`` for each output i.
 
     It is created by the statement `magnitude`, not by `via`. The pools share ``mu (1, d_out)``, which
-    starts at 0. With ``plain``, ``g = 1 + mu``. It adds no update: `bishare_dsl.rewrite.magnify` applies
-    it to the output of a site with all its terms.
+    starts at 0. The ratio of lengths is at most `LONGEST`. With ``plain``, ``g = 1 + mu``. It adds no
+    update: `bishare_dsl.rewrite.magnify` applies it to the output of a site with all its terms.
     """
 
     name: ClassVar[str] = MAGNITUDE

@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
+from bishare_dsl.export import TARGETS
+from bishare_dsl.export.convert import convert
+from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model, linear_maps
@@ -24,6 +27,7 @@ from tests.methods.test_every_method import SCALED, TINY
 from tests.support import checks
 from tests.support.families import tiny_model
 from tests.support.quantised import quantise
+from tests.support.references import reference_model
 
 IDS = torch.arange(1, 41).view(2, 20)
 DORA = "spec d\ntarget q_proj, v_proj, up_proj\nshare l per module rank 2 alpha 4\nmagnitude per module"
@@ -244,7 +248,8 @@ def test_a_mixed_batch_takes_the_lengths_of_each_adapter_alone():
     model = filled(tiny_model("qwen2"), {"l": lora, "d": f"{lora}\nmagnitude per module"})
     with torch.no_grad():
         expected = model(IDS[:1]).logits
-        found = model(IDS, adapter_names=["l", "d"]).logits
+        with model.bishare.rows(["l", "d"]):
+            found = model(IDS).logits
     torch.testing.assert_close(found[:1], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -424,11 +429,69 @@ def test_what_adds_low_rank_terms_alone_refuses_it():
         assert caught.value.problems[0].help
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_layout_of_a_lora_holds_it(target, tmp_path):
+    model = model_of("dora", tiny_model("llama"))
+    found = model.bishare.plan, model.bishare.tensors(), tiny_model("llama")
+    with pytest.raises(AdapterError, match=r"BS675.*convert the adapter") as caught:
+        convert(tmp_path / "new", *found, target)
+    (problem,) = caught.value.problems
+    assert ("bishare export" if target == "peft" else "bishare merge") in problem.help
+    assert not (tmp_path / "new").exists()
+
+
+def _cancelled(text):
+    """A base and its adapted copy, whose terms cancel row 3 of a weight, and all but cancel row 5."""
+    base = tiny_model("qwen2").double()
+    for bias in (p for n, p in base.named_parameters() if n.endswith("bias")):
+        torch.nn.init.normal_(bias)
+    model = model_of(text, base).double()
+    with torch.no_grad():
+        for number, tensor in enumerate(model.bishare.tensors().values()):
+            tensor.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
+        site = model.bishare.plan.sites[0]
+        term = model.bishare.plan.terms_of[site.path][0]
+        a, b = (model.bishare.tensors()[term.tensors[role]] for role in "AB")
+        weight = base.get_submodule(site.path).weight
+        a.copy_(weight[[3, 5]])
+        b[:, [3, 5, 7]] = 0
+        b[0, 3], b[1, 5] = -1 / term.scale, -(1 - 2e-4) / term.scale
+    return base, model, site.path
+
+
+def test_rows_that_the_terms_cancel_are_finite_everywhere():
+    """Their quotient of lengths is at most 1000: forward, dense, merged and mixed; `tests/examples` has readers."""
+    base, model, path = _cancelled(DORA)
+    plan, tensors = model.bishare.plan, model.bishare.tensors()
+    weight = base.get_submodule(path).weight.detach()
+    changed = weight.float() + delta(plan, tensors, plan.sites[0], weight)
+    assert changed[3].abs().max() < 1e-3
+    mu = tensors[plan.magnitude(path).tensors["mu"]][0, 5]
+    near = (1 + mu).detach() * 1000 * 2e-4 * weight[5]
+    torch.testing.assert_close(changed[5].double(), near, rtol=1e-2, atol=1e-4)
+    with pytest.raises(AdapterError, match=rf"BS628.*PEFT's DoRA.*{path}"):
+        export_adapter("nowhere", plan, tensors, base)
+    logits = model(IDS).logits
+    dense = reference_model(base, plan, tensors)(IDS).logits
+    torch.testing.assert_close(logits, dense, rtol=1e-9, atol=1e-9)
+    logits.square().mean().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in tensors.values())
+    with torch.no_grad():
+        with model.bishare.rows(["default", None]):
+            mixed = model(IDS).logits
+        torch.testing.assert_close(mixed[0], logits[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(mixed[1], base(IDS).logits[1], rtol=1e-9, atol=1e-9)
+        model.bishare.merge()
+        torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("form", sorted(SCALED))
-def test_a_folder_of_it_is_refused_by_a_server(form, tmp_path):
+def test_a_folder_of_it_is_refused_by_a_server_in_expanded_mode(form, tmp_path):
     base = tiny_model("llama")
     model = compile_spec(form, copy.deepcopy(base), params=TINY[form])
     model.bishare.save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match=r"BS675.*serve the adapter with vLLM") as caught:
         read_any(tmp_path, inspect_model(base))
-    assert len(caught.value.problems) == 1
+    (problem,) = caught.value.problems
+    assert "bishare_slots_gib" in problem.help
+    assert read_any(tmp_path, inspect_model(base), compact=True).plan == model.bishare.plan

@@ -386,7 +386,8 @@ def _scale_output(
     if not term.options["plain"]:
         base = base.to(mu)
         whole = base + sum(dense_delta(t, tensors, *base.shape[::-1]).detach() for t in terms)
-        g = g * torch.stack([w.norm() / v.norm() for w, v in zip(base, whole, strict=True)])
+        lengths = [(w.norm(), v.norm()) for w, v in zip(base, whole, strict=True)]
+        g = g * torch.stack([before / after.maximum(before / 1000) for before, after in lengths])
     bias = 0 if getattr(module, "bias", None) is None else module.bias
     return (g * (output - bias) + bias).to(output.dtype)
 
