@@ -36,6 +36,7 @@ spec s
 target attention_inputs, mlp_gates, mlp_ups, mlp_downs
 share block  A per layer, in  B per module  rank 2
 """
+SCALED = SPEC + "magnitude per module\n"
 IDS = torch.arange(3, 19).view(2, 8)
 
 
@@ -210,14 +211,15 @@ def kind(request: Any) -> Callable[[], Any]:
     return request.param
 
 
-def test_it_computes_what_a_dense_base_does(kind: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("spec", [SPEC, SCALED], ids=["terms", "magnitude"])
+def test_it_computes_what_a_dense_base_does(kind: Callable[[], Any], spec: str) -> None:
     base = kind()
     twin = oracle(base)
     assert {w.replacement() for p, w in linear_maps(base).items() if p != "lm_head"} != {None}
     plain = logits(base)
-    model = compile_spec(parse_spec(SPEC), base, seed=3)
+    model = compile_spec(parse_spec(spec), base, seed=3)
     assert torch.equal(logits(model), plain)
-    other = compile_spec(parse_spec(SPEC), twin, seed=3)
+    other = compile_spec(parse_spec(spec), twin, seed=3)
     for adapted in (model, other):
         randomize(adapted)
     wanted = logits(other)
@@ -237,8 +239,9 @@ def test_its_terms_are_exact(kind: Callable[[], Any]) -> None:
         torch.testing.assert_close(mlp(x), plain + hidden @ a.T @ b, rtol=1e-5, atol=1e-5)
 
 
-def test_it_trains_and_is_kept(kind: Callable[[], Any], tmp_path: Path) -> None:
-    model = compile_spec(parse_spec(SPEC), kind()).train()
+@pytest.mark.parametrize("spec", [SPEC, SCALED], ids=["terms", "magnitude"])
+def test_it_trains_and_is_kept(kind: Callable[[], Any], spec: str, tmp_path: Path) -> None:
+    model = compile_spec(parse_spec(spec), kind()).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
     for _ in range(5):
