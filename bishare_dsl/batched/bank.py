@@ -146,6 +146,8 @@ class Layout:
     Attributes:
         own: the shapes of an adapter's private tensors, by name.
         common: the shapes of tensors stored once for all adapters.
+        changes: the name of ``g - 1 (1, d_out)`` of each site with a magnitude, by its path. A plain
+            one is ``mu``. Others depend on the base's weights, and replace ``mu`` in the row.
         computed: whether some factor is not a slice of the tensors.
         fixed: whether some term has no private tensor, so that empty slots also add an update.
     """
@@ -153,17 +155,28 @@ class Layout:
     def __init__(self, plan: Plan, *, library: bool = False) -> None:
         self.plan = plan
         self.width = {site.path: Width(site.d_in, site.d_out) for site in plan.sites}
-        names = dict.fromkeys(self._names())
+        scaled = [term for term in plan.terms if term.is_magnitude]
+        plain = {term.site for term in scaled if term.options["plain"]}
+        self.changes = {
+            term.site: term.tensors["mu"] if term.site in plain else f"g - 1 of {term.site}"
+            for term in scaled
+        }
+        names = dict.fromkeys([*self._names(), *(self.changes[path] for path in sorted(plain))])
         shared = plan.common if library else ()
         own = {name: plan.tensor[name].trainable and name not in shared for name in names}
         self.own = {name: plan.tensor[name].shape for name in names if own[name]}
+        self.own |= {
+            name: (1, self.width[path].d_out)
+            for path, name in self.changes.items()
+            if path not in plain
+        }
         self.common = {name: plan.tensor[name].shape for name in names if not own[name]}
 
     def _names(self) -> Iterator[str]:
         reading: dict[tuple[str, int], list[Any]] = {}
         for path, terms in self.plan.terms_of.items():
             key = path.rpartition(".")[0], self.width[path].d_in
-            reading.setdefault(key, []).extend(terms)
+            reading.setdefault(key, []).extend(t for t in terms if not t.is_magnitude)
         for found in reading.values():
             by_share = sorted(found, key=lambda term: term.share)
             for role in dict.fromkeys(role for term in by_share for role in term.tensors):
@@ -171,12 +184,12 @@ class Layout:
 
     @cached_property
     def fixed(self) -> bool:
-        return any(self.own.keys().isdisjoint(term.tensors.values()) for term in self.plan.terms)
+        return any(self.own.keys().isdisjoint(term.tensors.values()) for term in self.plan.unscaled)
 
     @cached_property
     def computed(self) -> bool:
         distinct = {}
-        for term in self.plan.terms:
+        for term in self.plan.unscaled:
             shapes = tuple((role, self.plan.tensor[n].shape) for role, n in term.tensors.items())
             distinct[term.share, term.rank, self.width[term.site], shapes] = term
         return any(map(self._computes, distinct.values()))
@@ -257,11 +270,21 @@ class Slots:
         part = part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
         return part.view(-1, *self.layout.own[name])
 
+    def change(self, path: str, rows: Tensor) -> Tensor:
+        """Return ``g - 1`` of a site's magnitude for the adapters in some rows, ``(R, d_out)``.
+
+        It is 0 in the row for no adapter.
+        """
+        name = self.layout.changes[path]
+        if (common := self.common.get(name)) is not None:
+            return common.masked_fill((rows == self.slots).unsqueeze(1), 0)
+        return self.tensor(name, rows).squeeze(1)
+
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return an adapter's values as one row, in host memory.
 
         Args:
-            tensors: of the plan, by name.
+            tensors: by name, of the plan and the `Layout.changes`.
         """
         held = [tensors[name].flatten() for name in self.layout.own]
         return torch.cat(held).to(self.memory.dtype) if held else self.memory.new_empty(0).cpu()

@@ -145,12 +145,14 @@ class Batch(NamedTuple):
         tokens: the slice of tokens with an adapter, if they are already sorted.
         order: otherwise, the token at each position.
         places: the position of each token; tokens without an adapter get the position after the last.
+        rows: the row of each token in the bank.
     """
 
     groups: tuple[Group, ...] = ()
     tokens: slice = slice(0)
     order: Tensor | None = None
     places: Tensor | None = None
+    rows: Tensor = torch.empty(0, dtype=torch.long)
 
     def read(self, x: Tensor) -> Tensor:
         """Return ``x (tokens, d)`` sorted by adapter."""
@@ -231,7 +233,8 @@ class Step:
     def batch(self, tokens: int) -> Batch:
         """Return the first tokens of the step as a batch, with a separate row for each."""
         whole = slice(0, tokens)
-        return Batch((Group(self.bank, self.slots[whole], whole, 1),), whole)
+        rows = self.slots[whole]
+        return Batch((Group(self.bank, rows, whole, 1),), whole, rows=rows)
 
 
 APART = 128
@@ -256,6 +259,7 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
         size = len(tokens)
         by_size.setdefault(size if size >= APART else 1 << (size - 1).bit_length(), []).append(slot)
     bank.bring([slot for found in by_size.values() for slot in found])
+    owners = torch.from_numpy(bank.row[np.asarray(slots, int)])  # The last one is for no adapter.
     grouped = [[members[slot] for slot in found] for found in by_size.values()]
     order, places = arrange(grouped, len(slots))
     groups, row, token = [], 0, 0
@@ -266,5 +270,5 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
         row, token = rows.stop, place.stop
     start = order[0] if order else 0
     if order == list(range(start, start + len(order))):
-        return Batch(tuple(groups), slice(start, start + len(order)))
-    return Batch(tuple(groups), order=torch.tensor(order), places=torch.tensor(places))
+        return Batch(tuple(groups), slice(start, start + len(order)), rows=owners)
+    return Batch(tuple(groups), order=torch.tensor(order), places=torch.tensor(places), rows=owners)

@@ -70,6 +70,7 @@ class LayerTerms:
             self._terms += [
                 _Term(term, load_transform(term.transform, term.options), width)
                 for term in plan.terms_of[part.path]
+                if not term.is_magnitude
             ]
             of_site.append(range(first, len(self._terms)))
         self._names = dict.fromkeys(n for t in self._terms for n in t.term.tensors.values())
@@ -156,6 +157,30 @@ class LayerTerms:
                 whole = total.new_zeros(*total.shape[:2], self._terms[terms[0]].width.d_out)
                 yield whole
                 target += whole[..., part.of_site]
+
+
+class LayerMagnitudes:
+    """The magnitudes of a layer's sites, which scale its output with all terms.
+
+    Args:
+        bank: of the adapters.
+        outputs: the sites with a magnitude.
+        bias: the layer's bias in this output, which is not scaled; None for none.
+    """
+
+    def __init__(self, bank: Slots, outputs: Sequence[Outputs], bias: Tensor | None):
+        self._bank, self._outputs, self._bias = bank, outputs, bias
+
+    def apply(self, output: Tensor, rows: Tensor) -> None:
+        """Scale ``output (tokens, d_out)`` in place, by the adapters in these rows of the bank."""
+        for part in self._outputs:
+            change = self._bank.change(part.path, rows)
+            if part.of_site is not None:
+                change = change.index_select(1, part.of_site)
+            target = output[: len(rows), part.place]
+            bias = self._bias
+            free = target if bias is None else target - bias[part.place].to(target.dtype)
+            target.addcmul_(change.to(target.dtype), free)
 
 
 def _identity(factor: Factor) -> object:

@@ -1,5 +1,6 @@
 """Which tokens of a batch belong to which slot: every token once, with its own slot's rows."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +18,7 @@ class Bank:
     """A bank that notes which slots were brought to the front."""
 
     memory = torch.empty(0)
+    row = np.arange(SLOTS + 1)
     brought = ()
 
     def bring(self, slots):
@@ -42,6 +44,7 @@ def test_each_token_is_served_by_its_own_slot_once(slots):
     batch.add(output, room)
     expected = x * (1 + torch.tensor(slots)).unsqueeze(1)
     torch.testing.assert_close(output, expected)
+    assert batch.rows.tolist() == [slot % (SLOTS + 1) for slot in slots]  # The last row for none.
 
 
 @given(BATCHES)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bishare_dsl.api import plan_spec
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import Step, group_tokens
-from bishare_dsl.batched.layer import LayerTerms, Outputs
+from bishare_dsl.batched.layer import LayerMagnitudes, LayerTerms, Outputs
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
@@ -26,7 +26,7 @@ ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]
 class Server:
     """Six adapters of one spec in a bank, some slots of which are used."""
 
-    def __init__(self, spec, slots=6, library=False):
+    def __init__(self, spec, slots=6, library=False, dtype=torch.float32):
         torch.manual_seed(0)
         register(Toeplitz)  # As a package's; the fixture `registered` takes it back.
         self.plan = plan_spec(spec, tiny_model("llama"), TINY.get(spec))
@@ -36,10 +36,13 @@ class Server:
         self.adapters = [
             {t.name: torch.randn(t.shape) for t in self.plan.tensors} | common for _ in range(6)
         ]
-        self.bank = Slots(self.plan, slots, common, torch.float32, library=library)
+        self.site = {site.path: site for site in self.plan.sites}
+        self.bank = Slots(self.plan, slots, common, dtype, library=library)
+        for tensors in self.adapters:  # What a server computes from its weights.
+            for path, name in self.bank.layout.changes.items():
+                tensors.setdefault(name, torch.randn(1, self.site[path].d_out))
         for slot, tensors in enumerate(self.adapters[:slots]):
             self.bank.put(slot, self.bank.pack(tensors))
-        self.site = {site.path: site for site in self.plan.sites}
 
     def expected(self, path, x, slots=SLOTS):
         """What the adapters' effective factors make of each token."""
@@ -193,3 +196,68 @@ def test_outputs_or_inputs_may_be_spread_over_processes(spec):
     whole, half = [Outputs(path, slice(0, site.d_out))], site.d_in // 2
     parts = [torch.arange(half), torch.arange(half, site.d_in)]
     close(sum(server.added(whole, x[:, part], site.d_out, part) for part in parts), expected)
+
+
+SCALING = {
+    "alone": "spec s\ntarget q_proj, k_proj, v_proj\nmagnitude per module plain\n",
+    "with terms": "spec s\ntarget q_proj, k_proj, v_proj\nshare a per layer rank 2 via SS\n"
+    "magnitude per layer, out where not k_proj plain\n",
+    "of a library": "spec s\ntarget q_proj, k_proj, v_proj\nshare a per adapter, module rank 2\n"
+    "magnitude per layer, out plain\n",
+    "of lengths": "spec s\ntarget q_proj, k_proj, v_proj\nshare a per module rank 2\nmagnitude per layer, out\n",
+}
+
+
+@pytest.mark.parametrize("text", SCALING.values(), ids=SCALING)
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_magnitude_scales_what_its_adapter_gives_but_the_bias(text, recorded, dtype):
+    """Each token by its own adapter; those without one are the base's, bit for bit, in any bank."""
+    server = Server(text, library="adapter" in text, dtype=dtype)
+    bank, stop = server.bank, qkv(server)[-1].place.stop
+    outputs = [part for part in qkv(server) if part.path in bank.layout.changes]
+    bias, before = torch.randn(stop).to(dtype), torch.randn(len(SLOTS), stop).to(dtype)
+    if recorded:
+        step = Step(bank, len(SLOTS))
+        step.write(SLOTS)
+        batch = step.batch(len(SLOTS))
+    else:
+        batch = group_tokens(bank, SLOTS)
+    output, expected = before.clone(), before.float()
+    LayerMagnitudes(bank, outputs, bias).apply(output, batch.rows)
+    for token, slot in enumerate(SLOTS):
+        for part in outputs if slot >= 0 else ():
+            change = server.adapters[slot][bank.layout.changes[part.path]][0]
+            own = expected[token, part.place]
+            own += change * (own - bias[part.place].float())
+        if slot < 0:
+            assert torch.equal(output[token], before[token])
+    near = 4e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(output.float(), expected, rtol=near, atol=near)
+    assert not torch.equal(output, before)
+
+
+def test_slots_count_what_a_magnitude_takes():
+    """A plain one its vector, once for all modules that share it; others one for each module."""
+    for form in ("alone", "of lengths"):
+        server = Server(SCALING[form])
+        scaled = set(server.bank.layout.changes.values())
+        numbers = sum(site.d_out for site in server.site.values())
+        assert sum(server.bank.layout.own[name][1] for name in scaled) == numbers
+        factors = sum(t.size for t in server.plan.tensors if t.share != "magnitude")
+        assert server.bank.nbytes_each == 4 * (numbers + factors)
+    shared = Server(SCALING["of a library"], library=True).bank.layout
+    assert {*shared.changes.values()} <= shared.common.keys()
+
+
+def test_a_part_of_the_outputs_of_a_magnitude_may_be_elsewhere():
+    server = Server(SCALING["alone"])
+    path = ATTENTION[0]
+    half = server.site[path].d_out // 2
+    part = Outputs(path, slice(0, half), torch.arange(half, 2 * half))
+    output = torch.ones(len(SLOTS), half)
+    LayerMagnitudes(server.bank, [part], None).apply(output, group_tokens(server.bank, SLOTS).rows)
+    name = server.plan.magnitude(path).tensors["mu"]
+    for token, slot in enumerate(SLOTS):
+        own = server.adapters[slot][name][0, half:] if slot >= 0 else torch.zeros(half)
+        torch.testing.assert_close(output[token], 1 + own)

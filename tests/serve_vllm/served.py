@@ -24,6 +24,9 @@ def save_base(folder, family, **sizes):
     """A tiny base in a folder, with its tokenizer."""
     torch.manual_seed(0)
     model = tiny_model(family, **SIZES, **sizes).float().eval()
+    for name, bias in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(bias)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return model

@@ -1,6 +1,7 @@
 """vLLM gives the log-probabilities of bishare: prompts in chunks, cached prefixes, and one token at a time."""
 
 import asyncio
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -23,9 +24,15 @@ def base(request, tmp_path_factory):
 
 
 def test_expanded_mode_takes_any_adapter(base):
-    """All specs on one server, with fewer slots than adapters, and plain LoRA of PEFT beside them."""
+    """All specs on one server, with fewer slots than adapters, and plain LoRA of PEFT beside them.
+
+    Slots have a larger rank than adapters, and nothing but NaN before: all of a slot is written.
+    """
     root, model = base
     with engine(root / "base", **CHUNKS, **ROOM) as llm:
+        for layer in manager_in(llm).modules.values():
+            for stacked in (*layer.lora_a_stacked, *layer.lora_b_stacked):
+                stacked[: ROOM["max_loras"]] = torch.nan
         for number, spec in enumerate(LINEAR):
             served = Served(root, model, spec, 2, first=1 + 10 * number)
             if spec == "lora":
@@ -38,12 +45,16 @@ def test_expanded_mode_takes_any_adapter(base):
 
 @pytest.mark.parametrize("eager", [True, False])
 def test_several_plans_in_one_batch(base, eager):
-    """Slots for each plan are made when its first adapter comes; plain LoRA of PEFT is one of the plans."""
+    """Slots for each plan are made when its first adapter comes; plain LoRA of PEFT is one of the plans.
+
+    Rows with magnitudes stand beside rows without.
+    """
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
 
     root, model = base
-    prompts, requests, specs = prompts_of(7), [None], ("bishare_ke", "vera", "lora", "bishare_ss")
+    prompts, requests = prompts_of(11), [None]
+    specs = ("bishare_ke", "vera", "lora", "dora", "ia3", "bishare_ss")
     ask = SamplingParams(temperature=0, max_tokens=4, logprobs=0, detokenize=False)
 
     def answers(prompts, requests):
@@ -55,11 +66,10 @@ def test_several_plans_in_one_batch(base, eager):
         )
         return [[(*place.items(),)[0] for place in one.outputs[0].logprobs] for one in found]
 
-    room = {"bishare_slots_gib": 6e-4}
+    room = {"bishare_slots_gib": 1.1e-3}
     with engine(
         root / "base",
-        **CHUNKS,
-        **ROOM | {"max_loras": 6},
+        **CHUNKS | {"max_num_seqs": 11, "max_loras": 10, "max_cpu_loras": 10},
         additional_config=room,
         enforce_eager=eager,
     ) as llm:
@@ -122,24 +132,28 @@ def test_a_hundred_adapters_in_four_slots(base, compact):
 def test_compiled(base):
     """Without `enforce_eager` vLLM compiles the model; what layers add is one opaque step in it."""
     root, model = base
-    served = Served(root, model, "bishare_ke", 3)
-    plan = {"bishare_plans": [served.requests[0].lora_path]}
+    each = [
+        Served(root, copy.deepcopy(model), spec, 2, first)
+        for spec, first in (("bishare_ke", 1), ("dora", 11))
+    ]
+    plans = {"bishare_plans": [served.requests[0].lora_path for served in each]}
     with engine(
-        root / "base", **CHUNKS, **ROOM, additional_config=plan, enforce_eager=False
+        root / "base", **CHUNKS, **ROOM, additional_config=plans, enforce_eager=False
     ) as llm:
-        served.check(llm, prompts_of(8))
-    model.bishare.unload()
+        for served in each:
+            served.check(llm, prompts_of(8))
 
 
 def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
-    """vLLM repeats the wish to load in place with each request; the folder is read when it has changed."""
+    """vLLM repeats the wish to load in place with each request; the folder is read when it has changed.
+
+    Prompts have one prefix: neither a new folder nor the same one finds what the old adapter left in the cache.
+    """
     root, model = base
     served = Served(root, model, "bishare_ke", 2)
     first, second, _ = served.requests
     plan = {"bishare_plans": [first.lora_path]}
-    with engine(
-        root / "base", **CHUNKS | {"enable_prefix_caching": False}, **ROOM, additional_config=plan
-    ) as llm:
+    with engine(root / "base", **CHUNKS, **ROOM, additional_config=plan) as llm:
         served.check(llm, prompts_of(3))
         shutil.copytree(second.lora_path, root / "again")
         model.bishare.save_pretrained(root / "again")
@@ -161,13 +175,13 @@ def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_trainer_writes_the_tensors_of_an_adapter_from_memory(base, compact):
-    """While it is in a slot, and while it waits."""
+    """While it is in a slot, and while it waits; in compact mode with a magnitude, which is computed again."""
     from bishare_dsl.serve.vllm.memory import write_adapter
 
     root, model = base
     if "qwen3" in root.name:
         pytest.skip("nothing in it depends on the base")
-    served = Served(root / f"memory-{compact}", model, "bishare_ke", 2)
+    served = Served(root / f"memory-{compact}", model, "dora" if compact else "bishare_ke", 2)
     plan = (
         {"additional_config": {"bishare_plans": [served.requests[1].lora_path]}} if compact else {}
     )

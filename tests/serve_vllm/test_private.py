@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from types import SimpleNamespace
 
 import pytest
 from vllm.lora import lora_model, lora_weights, model_manager, utils, worker_manager
@@ -9,6 +10,8 @@ from vllm.lora.layers import base_linear, column_parallel_linear, row_parallel_l
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
+from bishare_dsl.serve.vllm.folder import stamp_of
+from bishare_dsl.serve.vllm.private import install_prefix_key
 from bishare_dsl.serve.vllm.settings import SUPPORTED, unsupported
 
 MANAGER = model_manager.LoRAModelManager
@@ -83,6 +86,30 @@ def test_an_engine_has_its_config_at_hand():
 def test_workers_take_their_manager_by_this_name():
     source = inspect.getsource(lora_model_runner_mixin.LoRAModelRunnerMixin.load_lora_model)
     assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in source
+
+
+def test_keys_of_the_prefix_cache_have_the_version_of_an_adapter(tmp_path):
+    """Through vLLM's own function, which the plug-in replaces in each process."""
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.core import kv_cache_utils
+
+    def key(load_inplace=True):
+        request = SimpleNamespace(
+            lora_request=LoRARequest("a", 1, str(tmp_path), load_inplace=load_inplace),
+            mm_features=[],
+            cache_salt=None,
+            prompt_embeds=None,
+        )
+        return kv_cache_utils.generate_block_hash_extra_keys(request, 0, 16, 0)[0]
+
+    install_prefix_key(stamp_of)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    first, plain = key(), key(load_inplace=False)
+    assert first == key()
+    assert str(tmp_path) in repr(first)
+    (tmp_path / "adapter_config.json").write_text("{ }")
+    assert key() != first
+    assert key(load_inplace=False) == plain
 
 
 def test_this_version_is_served(monkeypatch):

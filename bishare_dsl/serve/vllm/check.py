@@ -68,7 +68,12 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
                 pass  # Its header is valid. vLLM reads the rest.
         else:
             # Tensors computed from the base's weights are created in the workers.
-            read = read_any(folder, server.base, lambda s: s.tensors(with_base=True))
+            read = read_any(
+                folder,
+                server.base,
+                lambda stored: stored.tensors(with_base=True),
+                compact=server.plans is not None,
+            )
             read.tensors()
             if server.plans is not None:
                 server.plans.number_of(folder, read)

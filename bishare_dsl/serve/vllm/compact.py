@@ -5,18 +5,20 @@ Each library has separate slots, and its shared tensors are stored once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import Batch, Step, group_tokens
-from bishare_dsl.batched.layer import LayerTerms, Outputs
+from bishare_dsl.batched.layer import LayerMagnitudes, LayerTerms, Outputs
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.rewrite.magnify import ratio_of_lengths
 from bishare_dsl.serve.vllm.folder import Stamp, read_any, stamp_of
 from bishare_dsl.serve.vllm.frozen import FrozenCache
 from bishare_dsl.serve.vllm.private import (
@@ -25,9 +27,11 @@ from bishare_dsl.serve.vllm.private import (
     LRUCacheLoRAModelManager,
     layer_of,
     layers_of,
+    local_bias,
     local_inputs,
     local_outputs,
     set_kernels,
+    weight_products,
 )
 
 if TYPE_CHECKING:
@@ -82,13 +86,13 @@ class CompactManager(LRUCacheLoRAModelManager):
                 slots (BS650, BS657), or its frozen tensors differ (BS653).
         """
         stamp = stamp_of(folder)
-        read = read_any(folder, self.plans.base, self._frozen.tensors)
+        read = read_any(folder, self.plans.base, self._frozen.tensors, compact=True)
         number, tensors = self.plans.number_of(folder, read), read.tensors()
         if number not in self.banks:
             # Steps run in inference mode, but `write` updates the slots outside of it too.
             with torch.inference_mode(False):
                 self._add_bank(number, tensors)
-        packed = _pack(folder, self.banks[number], tensors)
+        packed = self._pack(folder, number, tensors)
         self._awaited = SlotLoRA(lora_id, stamp, number, packed)
         return self._awaited
 
@@ -100,7 +104,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         """
         lora = self._registered_adapters[lora_id]
         bank = self.banks[lora.number]
-        packed = _pack(f"adapter {lora_id}", bank, tensors)
+        packed = self._pack(f"adapter {lora_id}", lora.number, tensors)
         lora.stamp = None  # It no longer matches its folder.
         if lora_id in self.lora_index_to_id:
             bank.put(self.lora_index_to_id.index(lora_id), packed)
@@ -126,9 +130,25 @@ class CompactManager(LRUCacheLoRAModelManager):
             places = local_outputs(kernels.layer, widths)
             outputs = [Outputs(site.path, *places[number]) for number, site in sites.items()]
             inputs = local_inputs(kernels.layer, site[parts[0].path].d_in)
-            kernels.serve(number, bank, LayerTerms(bank, outputs, inputs))
+            kernels.serve(number, bank, outputs, inputs)
         self.steps[number] = Step(bank, self.max_num_batched_tokens)
         self.banks[number] = bank
+
+    def _pack(self, what: str, number: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Pack an adapter's tensors for a slot; all others must equal those that the bank shares.
+
+        Raises:
+            AdapterError: a tensor differs (BS653), or a magnitude scales a weight that is quantised and
+                cannot be read (BS623).
+        """
+        bank = self.banks[number]
+        for name, value in bank.common.items():
+            if not torch.equal(tensors[name].to(value), value):
+                raise AdapterError(codes.OTHER_FROZEN(folder=what, name=name))
+        changes: dict[str, Tensor] = {}
+        for kernels in self._kernels.values():
+            changes |= kernels.changes(number, tensors)
+        return bank.pack({**tensors, **changes})
 
     def _drop_banks(self) -> None:
         """Free the slots and shared tensors of libraries without loaded adapters."""
@@ -215,6 +235,17 @@ class CompactManager(LRUCacheLoRAModelManager):
                 self.batches[plan] = group_tokens(bank, slots)
 
 
+class _Served(NamedTuple):
+    """A plan in a layer: ``scaled`` are its outputs with a magnitude, ``inputs`` those of `Kernels.serve`."""
+
+    number: int
+    terms: LayerTerms | None
+    kernels: KernelTerms | None
+    magnitudes: LayerMagnitudes | None
+    scaled: Sequence[Outputs]
+    inputs: Tensor | None
+
+
 class Kernels:
     """Replaces vLLM's LoRA kernels in a layer: adds the terms of each plan that has some there.
 
@@ -224,21 +255,69 @@ class Kernels:
 
     def __init__(self, name: str, manager: CompactManager, layer: Any):
         self.name, self.layer, self._manager = name, layer, manager
-        self._plans: list[tuple[int, LayerTerms, KernelTerms | None]] = []
+        self._plans: list[_Served] = []
 
-    def serve(self, number: int, bank: Slots, terms: LayerTerms) -> None:
-        """Add the terms of a plan in this layer."""
-        kernels = None
-        if self._manager.device.type == "cuda" and HAS_TRITON:
+    def serve(
+        self, number: int, bank: Slots, outputs: Sequence[Outputs], inputs: Tensor | None
+    ) -> None:
+        """Add the terms of a plan in this layer, and its magnitudes.
+
+        Args:
+            number: of the plan.
+            bank: of its adapters.
+            outputs: its sites in this layer.
+            inputs: indices of this process's inputs in the sites' input; None for all.
+        """
+        plan, terms, kernels, magnitudes = bank.layout.plan, None, None, None
+        scaled = [part for part in outputs if part.path in bank.layout.changes]
+        outputs = [part for part in outputs if plan.rows(part.path)]
+        if outputs:
+            terms = LayerTerms(bank, outputs, inputs)
+        if terms and self._manager.device.type == "cuda" and HAS_TRITON:
             from bishare_dsl.batched.kernels import KernelTerms
 
             with suppress(ValueError):  # torch handles features that are not contiguous.
                 kernels = KernelTerms(bank, terms)
-        self._plans.append((number, terms, kernels))
+        if scaled:
+            magnitudes = LayerMagnitudes(bank, scaled, local_bias(self.layer))
+        self._plans.append(_Served(number, terms, kernels, magnitudes, scaled, inputs))
+
+    def changes(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute ``g - 1 (1, d_out)`` of a plan's magnitudes that depend on the layer's weight.
+
+        Args:
+            number: of the plan.
+            tensors: of an adapter, by name.
+
+        Returns:
+            The values by their names in `Layout.changes`. Only this process's outputs are computed.
+        """
+        plan, layout = self._manager.plans.held[number].plan, self._manager.banks[number].layout
+        found, site = dict[str, Tensor](), {site.path: site for site in plan.sites}
+        for served in (served for served in self._plans if served.number == number):
+            scaled = [part for part in served.scaled if layout.changes[part.path] not in tensors]
+            if not scaled:
+                continue
+            pairs = [
+                effective_factors(plan, tensors, site[part.path], scaled=True) for part in scaled
+            ]
+            down = torch.cat([a for a, _ in pairs])
+            squares, products = weight_products(self.layer, down, served.inputs, scaled[0].path)
+            each = products.split([len(a) for a, _ in pairs])
+            for part, (a, b), along in zip(scaled, pairs, each, strict=True):
+                own = slice(None) if part.of_site is None else part.of_site.cpu()
+                term, place = plan.magnitude(part.path), part.place
+                assert term is not None
+                mu = tensors[term.tensors["mu"]].float()
+                ratio = ratio_of_lengths(squares[place], along[:, place], a, b[:, own])
+                change = torch.zeros_like(mu)
+                change[:, own] = (1 + mu[:, own]) * ratio - 1
+                found[layout.changes[part.path]] = change
+        return found
 
     def drop(self, number: int) -> None:
         """Remove the terms of a plan."""
-        self._plans = [plan for plan in self._plans if plan[0] != number]
+        self._plans = [served for served in self._plans if served.number != number]
 
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
         """Add the batch's adapter outputs for ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
@@ -250,26 +329,17 @@ class Kernels:
     def add(self, y: Tensor, x: Tensor) -> None:
         """Do the same outside a compiled graph."""
         manager = self._manager
-        for number, terms, kernels in self._plans:
-            if kernels is not None:
-                kernels.add(y, x, manager.steps[number])
-            elif manager.device.type != "cpu":
-                step = manager.steps[number]
-                terms.add(y, step.masked(x), step.batch(len(x)))
-            elif batch := manager.batches.get(number):
-                terms.add(y, x, batch)
-
-
-def _pack(what: str, bank: Slots, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Pack an adapter's tensors for a slot; all others must equal those that the bank shares.
-
-    Raises:
-        AdapterError: a tensor differs (BS653).
-    """
-    for name, value in bank.common.items():
-        if not torch.equal(tensors[name].to(value), value):
-            raise AdapterError(codes.OTHER_FROZEN(folder=what, name=name))
-    return bank.pack(tensors)
+        for served in self._plans:
+            step = manager.steps[served.number]
+            if (on_cpu := manager.device.type == "cpu") and served.number not in manager.batches:
+                continue
+            batch = manager.batches[served.number] if on_cpu else step.batch(len(x))
+            if served.kernels is not None:
+                served.kernels.add(y, x, step)
+            elif served.terms is not None:
+                served.terms.add(y, x if on_cpu else step.masked(x), batch)
+            if served.magnitudes is not None:
+                served.magnitudes.apply(y, batch.rows)
 
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))

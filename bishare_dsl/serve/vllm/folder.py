@@ -13,7 +13,7 @@ from bishare_dsl.adapter.files import is_ours as has_ours
 from bishare_dsl.adapter.stored import check_finite
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import check_linear
+from bishare_dsl.export.effective import MERGE, check_linear
 from bishare_dsl.export.from_peft import read_peft
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from bishare_dsl.models.site import Architecture
     from bishare_dsl.plan import Plan
 
+
+COMPACT = (
+    """start vLLM in compact mode, `--additional-config '{"bishare_slots_gib": 4}'`, or """ + MERGE
+)
+"""Advice for adapters with a magnitude, which vLLM's own LoRA kernels cannot apply."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 """The version of a folder: inode, modification time and size of each file."""
@@ -46,16 +51,22 @@ def is_ours(folder: str | Path) -> bool:
     return has_ours(place_of(folder)[0])
 
 
-def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
+def read_for(folder: str | Path, base: Architecture, *, compact: bool = False) -> StoredAdapter:
     """Read a folder of bishare for serving with a base.
+
+    Args:
+        folder: the folder.
+        base: the served base.
+        compact: whether for compact mode, which has magnitudes.
 
     Raises:
         AdapterError: it is damaged (BS601 to BS612, BS619), belongs to another base (BS613), is nonlinear
-            in its input (BS633), or adapts heads or embeddings (BS680).
+            in its input (BS633), has a magnitude (BS675), or adapts heads or embeddings (BS680).
     """
     stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
-    check_linear(stored.plan.terms, "serve the adapter with vLLM")
+    terms = stored.plan.unscaled if compact else stored.plan.terms
+    check_linear(terms, "serve the adapter with vLLM", COMPACT)
     _check_outside(folder, stored.plan)
     return stored
 
@@ -78,6 +89,8 @@ def read_any(
     folder: str | Path,
     base: Architecture,
     tensors_of: Callable[[StoredAdapter], dict[str, Tensor]] = StoredAdapter.tensors,
+    *,
+    compact: bool = False,
 ) -> Read:
     """Read a folder of bishare or of plain LoRA.
 
@@ -85,13 +98,14 @@ def read_any(
         folder: the folder.
         base: the served base.
         tensors_of: returns the tensors of a folder of bishare.
+        compact: see `read_for`.
 
     Raises:
         AdapterError: see `read_for`; or a LoRA is damaged (BS608), belongs to another base (BS613), is not
             plain (BS656), or has non-finite values (BS694).
     """
     if is_ours(folder):
-        stored = read_for(folder, base)
+        stored = read_for(folder, base, compact=compact)
         trained = {tensor.name for tensor in stored.plan.tensors if tensor.trainable}
         shares = stored.config.adapters and not trained.isdisjoint(stored.plan.common)
         library = stored.config.tensors if shares else None

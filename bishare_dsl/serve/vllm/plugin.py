@@ -16,10 +16,16 @@ def register() -> None:
         logging.getLogger(__name__).error(reason)
         return
     from bishare_dsl.serve.vllm.check import check_folder, start_checks
+    from bishare_dsl.serve.vllm.folder import stamp_of
     from bishare_dsl.serve.vllm.manager import WorkerManager
-    from bishare_dsl.serve.vllm.private import install_check, install_manager
+    from bishare_dsl.serve.vllm.private import (
+        install_check,
+        install_manager,
+        install_prefix_key,
+    )
 
     install_manager(WorkerManager)
+    install_prefix_key(stamp_of)
     install_check(start_checks, check_folder)
 
 

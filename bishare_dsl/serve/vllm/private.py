@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from vllm.config import CUDAGraphMode
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.exceptions import VLLMValidationError
 from vllm.forward_context import get_forward_context
 from vllm.lora.lora_model import LoRAModel
@@ -25,13 +26,18 @@ from vllm.lora.utils import (
     process_packed_modules_mapping,
 )
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
 from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
+from vllm.v1.core import kv_cache_utils
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 
 if TYPE_CHECKING:
@@ -85,6 +91,27 @@ def install_check(start: Callable[[Any], None], check: Callable[[str, str, str],
                 raise VLLMValidationError(str(error)) from error
 
     InputProcessor.__init__, InputProcessor._validate_lora = begun, checked
+
+
+def install_prefix_key(version: Callable[[str], object]) -> None:
+    """Add the version of a folder to the prefix cache's key of requests that load it again when it changes.
+
+    Otherwise, they would read what the old version left in the cache under its name and path.
+
+    Args:
+        version: returns the version of a folder.
+    """
+    keys_of = kv_cache_utils._gen_lora_extra_hash_keys
+
+    def with_version(request: Any) -> list[Any]:
+        keys, lora = keys_of(request), request.lora_request
+        if lora is None or not lora.load_inplace:
+            return keys
+        if not hasattr(request, "bishare_version"):  # A request has many blocks.
+            request.bishare_version = repr(version(lora.lora_path))
+        return [*keys, ("bishare", request.bishare_version)]
+
+    kv_cache_utils._gen_lora_extra_hash_keys = with_version
 
 
 def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
@@ -202,6 +229,79 @@ def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slic
     return found
 
 
+def local_bias(layer: Any) -> Tensor | None:
+    """Return the bias that is in this process's output of a layer when LoRA kernels run; None for none."""
+    base = layer.base_layer
+    elsewhere = base.skip_bias_add or (isinstance(base, RowParallelLinear) and layer.tp_rank > 0)
+    bias: Tensor | None = None if elsewhere else base.bias
+    return bias
+
+
+BLOCK = 1024
+"""Columns of a weight that are read at once."""
+
+
+@torch.inference_mode()
+def weight_products(
+    layer: Any, a: Tensor, inputs: Tensor | None, path: str
+) -> tuple[Tensor, Tensor]:
+    """Compute ``|W_i|^2 (d_out)`` and ``W A^T``, as ``(rows, d_out)``, of this process's outputs of a layer.
+
+    Weights are read in blocks of columns. If vLLM has repacked or quantised a weight, its columns are the
+    layer's outputs for unit vectors.
+
+    Args:
+        layer: vLLM's LoRA wrapper of the layer.
+        a: ``(rows, d_in)``, float32, in host memory.
+        inputs: indices of this process's inputs; None for all. Otherwise the processes' sums are added.
+        path: of a site in the layer, for the message.
+
+    Returns:
+        Both are float32 in host memory.
+
+    Raises:
+        AdapterError: the weight is quantised and cannot be read (BS623).
+    """
+    base, method, width = layer.base_layer, layer._get_quant_method(), layer.input_size
+    a = (a if inputs is None else a[:, inputs.cpu()]).to(layer.device)
+    weight: Any = getattr(base, "weight", None)
+    plain, outputs = isinstance(method, UnquantizedLinearMethod), sum(layer.output_slices)
+    stored = plain and weight is not None and weight.shape == (outputs, width)
+    squares = torch.zeros(outputs, device=layer.device)
+    along = torch.zeros(len(a), outputs, device=layer.device)
+    for start in range(0, width, BLOCK):
+        columns = slice(start, min(start + BLOCK, width))
+        if stored:
+            block = weight[:, columns].T.float()
+        else:
+            block = _columns(base, method, width, columns, path)
+            other = block if plain else _columns(base, method, width, columns, path, 0.75)
+            # If activations are quantised by a fixed scale, the products are not linear.
+            if not torch.allclose(block, other, rtol=0.02, atol=0.02 * float(block.abs().max())):
+                raise AdapterError(codes.NOT_DENSE(path=path, found=type(method).__name__))
+        squares += block.square().sum(0)
+        along += a[:, columns] @ block
+    if inputs is not None:
+        squares = tensor_model_parallel_all_reduce(squares)
+        along = tensor_model_parallel_all_reduce(along)
+    return squares.cpu(), along.cpu()
+
+
+def _columns(
+    base: Any, method: Any, width: int, columns: slice, path: str, length: float = 1.0
+) -> Tensor:
+    """Return columns of a layer's weight as rows ``(columns, d_out)``, from its outputs for unit vectors."""
+    count = columns.stop - columns.start
+    unit = torch.zeros(count, width, dtype=base.params_dtype, device=current_platform.device_type)
+    unit[:, columns].fill_diagonal_(length)
+    try:
+        found: Tensor = method.apply(base, unit, None).float() / length
+    except Exception as error:
+        reason = f"{type(method).__name__}: {one_line(error)}"
+        raise AdapterError(codes.NOT_DENSE(path=path, found=reason)) from error
+    return found
+
+
 def set_kernels(config: Any, name: str, layer: Any, kernels: Any) -> None:
     """Replace vLLM's LoRA kernels in a layer by ``kernels.add_lora_linear``.
 
@@ -212,6 +312,7 @@ def set_kernels(config: Any, name: str, layer: Any, kernels: Any) -> None:
         kernels: the kernels of the layer.
     """
     layer.set_mapping(kernels)
+    layer._enable_aux_cuda_stream = False  # There, kernels do not get the layer's output.
     config.compilation_config.static_forward_context[f"{name}.bishare"] = kernels
 
 
