@@ -280,7 +280,7 @@ def _check_weights(
             elif others := [
                 path
                 for path in users[_identity(kept)]
-                if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight)
+                if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight, site)
             ]:
                 problems.append(_shared(model, weight, others[0]))
         if reason is not None:
@@ -295,10 +295,19 @@ def _check_weights(
     raise_errors(AdapterError, problems[:5])
 
 
-def _is_one(model: PreTrainedModel, path: str, weight: Weight) -> bool:
-    """Tell whether a path leads to a weight's module through the same parent, where the adapter runs."""
+def _is_one(model: PreTrainedModel, path: str, weight: Weight, site: Site) -> bool:
+    """Tell whether the adapter runs where a path leads to.
+
+    The path leads to the weight's module through the same parent, or to an embedding that is tied to it,
+    which is adapted for all of its parents: in T5 after `resize_token_embeddings`, of both towers.
+    """
+    module = model.get_submodule(path)
     parents = [model.get_submodule(p.rpartition(".")[0]) for p in (path, weight.owner)]
-    return model.get_submodule(path) is weight.module and parents[0] is parents[1]
+    if module is weight.module and parents[0] is parents[1]:
+        return True
+    return isinstance(module, nn.Embedding) and any(
+        module is model.get_submodule(tied) for tied in site.tied
+    )
 
 
 def _shared(model: PreTrainedModel, weight: Weight, other: str) -> Problem:

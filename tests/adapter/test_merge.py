@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from bishare_dsl import compile_spec, parse_spec
+from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.checks import randomize
-from tests.support.families import tiny_model
+from tests.support.families import tiny_inputs, tiny_model
 from tests.support.quantised import Int8Linear, quantise
 
 Adapted = Callable[..., Any]
@@ -519,3 +519,27 @@ def test_a_weight_that_dequantises_itself(ids: torch.Tensor) -> None:
     torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
     model.bishare.unmerge()
     assert torch.equal(logits(model, ids), want)
+
+
+@pytest.mark.parametrize("how", ["merge", "unload", "export"])
+def test_tied_tables_of_two_towers_are_merged_after_a_resize(how: str, tmp_path: Path) -> None:
+    """`resize_token_embeddings` makes the tables of T5's towers one module. Found by `make hunt`."""
+    model = tiny_model("t5", tie_word_embeddings=True).eval()
+    model.resize_token_embeddings(model.config.vocab_size + 3, mean_resizing=False)
+    base = copy.deepcopy(model)
+    assert model.encoder.embed_tokens is model.decoder.embed_tokens
+    compile_spec("spec s\ntarget embeddings, heads\nshare a per module rank 2\n", model)
+    randomize(model)
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected, before = model(**inputs).logits, base(**inputs).logits
+        if how == "merge":
+            model.bishare.merge()
+        elif how == "unload":
+            model = model.bishare.merge_and_unload()
+        else:
+            model.bishare.export(tmp_path / "lora")
+            model = base
+            load_adapter(tmp_path / "lora", model)
+        assert not torch.allclose(expected, before)
+        torch.testing.assert_close(model(**inputs).logits, expected)
