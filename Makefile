@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test hunt hostile lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-clients dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test hunt hostile lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -109,6 +109,16 @@ test-quantised: $(STAMP) .quantised/.installed ## test bases quantised by torcha
 	  'torchao>=0.18' 'gptqmodel>=7.7' defuser device-smi logbar optimum pypcre threadpoolctl tokenicer
 	@touch $@
 
+test-deepspeed: $(STAMP) .deepspeed/.installed ## test DeepSpeed's ZeRO-1, 2 and 3 on two processes of a CPU
+	@$(PYTEST) PYTHONPATH=.deepspeed DS_ACCELERATOR=cpu $(BIN)/python -m pytest -q $(or $(ARGS),tests/distributed/test_deepspeed.py)
+
+# Beside .venv, not in it: transformers and accelerate import it wherever they find it.
+.deepspeed/.installed: pyproject.toml
+	@rm -rf .deepspeed
+	@DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --disable-pip-version-check --target .deepspeed \
+	  --no-deps --no-build-isolation 'deepspeed>=0.19' einops hjson msgpack py-cpuinfo ninja
+	@touch $@
+
 # Another version of vLLM has an environment of its own: make test-vllm VLLM=0.31.0
 VLLM = 0.32.0
 VLLM_VENV = .venv-vllm$(addprefix -,$(filter-out 0.32.0,$(VLLM)))
@@ -165,5 +175,5 @@ vscode: $(STAMP) ## test the VS Code extension, and pack it into dist (needs npm
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all generated files, except downloads in .cache
-	rm -rf .venv .venv-compat .venv-vllm* .venv-clients .quantised build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-vllm* .venv-clients .quantised .deepspeed build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,7 +48,7 @@ def gather_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     """
     # Parameters trained in full come from the base until then, and a plan alone has no base.
     present = (t for t in plan.tensors if t.init != "base" or t.name in tensors)
-    return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in present}
+    return {t.name: _whole(t.name, t.shape, tensors[t.name]) for t in present}
 
 
 def on_first_process(
@@ -80,7 +80,7 @@ def on_first_process(
 def _whole(name: str, shape: tuple[int, int], tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         raise AdapterError(codes.NO_VALUES(name=name, reason="it is on the meta device"))
-    tensor = gather(tensor)
+    tensor = gather(tensor).detach()
     if tuple(tensor.shape) != shape:
         reason = f"it is {tuple(tensor.shape)} on this process, and {shape} in the plan"
         raise AdapterError(codes.NO_VALUES(name=name, reason=reason))

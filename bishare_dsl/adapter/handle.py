@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.own_methods import RESIZING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
@@ -347,8 +348,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         if state_dict is None:
             problems = on_first_process(adapter.plan, self.tensors(), write)
         else:
-            keys = adapter_keys(self.model, adapter)
-            problems = write({name: state_dict[key] for key, name in keys.items()})
+            problems = write(values_in(state_dict, model, adapter))
         for problem in problems:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
 
@@ -906,6 +906,25 @@ def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
         f"{paths[id(store)]}.{attribute(name)}": name
         for name, (store, _) in adapter.sources.items()
     }
+
+
+def values_in(
+    state_dict: Mapping[str, torch.Tensor], model: nn.Module, adapter: Adapter
+) -> dict[str, torch.Tensor]:
+    """Return an adapter's values by the names in the plan, from the gathered `state_dict` of its model.
+
+    With ZeRO-3, transformers leaves out frozen tensors. Their seed reproduces those that this process does
+    not hold, unless the adapter came from a folder that stores them.
+    """
+    own, record = adapter.tensors(), getattr(adapter.config, "record", None)
+    found = {}
+    for key, name in adapter_keys(model, adapter).items():
+        tensor = adapter.saved_plan.tensor[name]
+        value = state_dict.get(key, own[name].detach())
+        drawn = tensor.drawn and not tensor.trainable and (record is None or name in record.drawn)
+        partitioned = key not in state_dict and tuple(value.shape) != tensor.shape
+        found[name] = draw_tensor(tensor, adapter.seed) if partitioned and drawn else value
+    return found
 
 
 def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:

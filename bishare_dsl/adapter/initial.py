@@ -86,7 +86,7 @@ def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
         kept = resident_tensor(model.get_submodule(module), name)
         assert kept is not None, trained.parameter
         wide = torch.promote_types(kept.dtype, torch.float32)
-        values = gather(kept.detach()).to(wide, copy=True)
+        values = gather(kept).detach().to(wide, copy=True)
         copies[trained.tensor] = values.reshape(plan.tensor[trained.tensor].shape)
     return copies
 

@@ -145,10 +145,11 @@ def read_weight(weight: Weight) -> torch.Tensor:
     """
     if weight.replacement() is not None:
         return weight.dense()
-    matrix = weight.matrix()
-    if matrix.is_meta and is_offloaded(weight.module):
+    kept = weight.kept()
+    assert kept is not None, weight.path
+    if kept.is_meta and is_offloaded(weight.module):
         raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))
-    return gather(matrix)  # type: ignore[no-any-return]
+    return weight.part(gather(kept).detach())
 
 
 def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:

@@ -205,19 +205,32 @@ def reshard(model: nn.Module) -> None:
 
 
 def is_sharded_tensor(tensor: object) -> bool:
-    """Return whether a tensor's values are sharded over processes."""
-    return hasattr(tensor, "full_tensor")
+    """Return whether a tensor's values are sharded over processes, by FSDP2 or by DeepSpeed's ZeRO-3."""
+    return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_shape")
+
+
+def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter, of which ZeRO-3 leaves an empty tensor of shape ``(0,)``."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def gather(value: Any) -> Any:
-    """Return a tensor with all of its values. Every process must call this; non-tensors are unchanged."""
+    """Return a tensor with all of its values. Every process must call this; non-tensors are unchanged.
+
+    Pass a parameter itself, because a view of it does not tell that ZeRO-3 has its values.
+    """
+    if hasattr(value, "ds_shape"):
+        from deepspeed import zero
+
+        with zero.GatheredParameters([value]):
+            return value.detach().clone()
     return value.full_tensor() if is_sharded_tensor(value) else value
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return the part of a tensor that this process holds."""
-    part: torch.Tensor = cast("Any", tensor).to_local() if is_sharded_tensor(tensor) else tensor
-    return part
+    part: torch.Tensor = cast("Any", tensor)
+    return part.to_local() if hasattr(part, "to_local") else part
 
 
 def _weight_maps(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:

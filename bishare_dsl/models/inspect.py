@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
+from bishare_dsl.models.hooks import full_shape
 from bishare_dsl.models.site import Architecture, LeftOut, Parameter, Site, block_of
 from bishare_dsl.models.source import Source, resolve
 from bishare_dsl.models.weights import Weight, linear_widths, weights_in
@@ -70,14 +71,14 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         for parameter in owned:
             if parameter is not None and id(parameter) not in counted:
                 counted.add(id(parameter))
-                parameters += parameter.numel()
+                parameters += prod(full_shape(parameter))
         in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
         for own, kept in module._parameters.items():
             linear = weights and weights[0].owner == weights[0].path
             if kept is None or own in in_block or not kept.is_floating_point():
                 continue
             if not linear or own in (weights[0].parameter, "bias"):
-                names, _ = others.setdefault(id(kept), ([], tuple(kept.shape)))
+                names, _ = others.setdefault(id(kept), ([], full_shape(kept)))
                 names.append(f"{path}.{own}".removeprefix("."))
     if not sites and not outside:
         raise ModelError(NO_SITES(name=name))
@@ -212,9 +213,9 @@ def _left_out(model: nn.Module) -> Iterator[LeftOut]:
                 yield LeftOut(path=path, parameters=prod(widths), why=f"it is `{here}` again")
         elif not weights_in(path, module):
             for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.dim() == 3:
+                if parameter is not None and len(shape := full_shape(parameter)) == 3:
                     why = "it is several matrices in one parameter"
-                    yield LeftOut(path=f"{path}.{name}", parameters=parameter.numel(), why=why)
+                    yield LeftOut(path=f"{path}.{name}", parameters=prod(shape), why=why)
 
 
 def _source(model: nn.Module) -> Source | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.adapter import NOT_DENSE
-from bishare_dsl.models.hooks import gather, is_sharded_tensor, resident_tensor
+from bishare_dsl.models.hooks import full_shape, gather, is_sharded_tensor, resident_tensor
 from bishare_dsl.models.site import block_of
 
 if TYPE_CHECKING:
@@ -101,8 +101,12 @@ class Weight:
         kept = self.module._parameters.get(self.parameter)
         if kept is None:
             return kind
-        whole = kept.dim() == (2 if self.expert is None else 3)
-        fits = whole and tuple(self.part(kept).shape) == (self.d_out, self.d_in)
+        shape = full_shape(kept)
+        whole = len(shape) == (2 if self.expert is None else 3)
+        fits = whole and tuple(self.part(torch.empty(shape, device="meta")).shape) == (
+            self.d_out,
+            self.d_in,
+        )
         if not fits or not _is_float(kept.dtype):
             return f"{kind}, {str(kept.dtype).removeprefix('torch.')}"
         dense = type(kept.data) is torch.Tensor or is_sharded_tensor(kept)
@@ -198,7 +202,8 @@ def _plain_weight(layer: nn.Module) -> torch.Tensor | None:
     """Return the weight of a layer that has one in its own memory; None where something stands for it."""
     from torch import nn
 
-    weight = layer._parameters.get("weight")
+    # By its key: during a forward, ZeRO-3 gathers a parameter that is read so.
+    weight = layer._parameters["weight"] if "weight" in layer._parameters else None  # noqa: SIM401
     known = isinstance(layer, nn.Linear) or _is_conv1d(layer)
     fits = known and type(weight) is nn.Parameter and _is_float(weight.dtype)
     return weight if fits and weight is not None and not weight.is_meta else None
@@ -216,7 +221,7 @@ def weights_in(path: str, module: nn.Module) -> list[Weight]:
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     """Return ``(d_in, d_out)`` of a linear-like module, or None."""
     if _is_conv1d(module):
-        return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
+        return full_shape(module.weight)  # type: ignore[arg-type, return-value]
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not (isinstance(d_in, int) and isinstance(d_out, int) and d_in and d_out):
         return None  # A width of 0, as MobileBERT's predictions may have, is not a map.
@@ -252,7 +257,7 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     if not isinstance(concatenated, bool) or not isinstance(transposed, bool):
         return
     kept = {name: module._parameters.get(name) for name in _EXPERTS}
-    shapes = {name: tensor.shape for name, tensor in kept.items() if tensor is not None}
+    shapes = {name: full_shape(tensor) for name, tensor in kept.items() if tensor is not None}
     if any(len(shape) != 3 for shape in shapes.values()):
         return
     for expert in range(min((shape[0] for shape in shapes.values()), default=0)):
@@ -309,7 +314,7 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
         tensors = vars(module)[kept].items()
         # Not `t.to`, which would move a quantiser's state off the module's tensor.
         twin.__dict__[kept] = {
-            n: t if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta")
+            n: t if t is None else torch.empty(full_shape(t), dtype=t.dtype, device="meta")
             for n, t in tensors
         }
     dtype = next((t.dtype for t in twin.parameters() if t.is_floating_point()), None)

@@ -46,7 +46,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.devices import devices
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.files import pack
-from bishare_dsl.adapter.handle import Handle, adapter_keys
+from bishare_dsl.adapter.handle import Handle, adapter_keys, values_in
 from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
 from bishare_dsl.adapter.recipes import check_reproduced
@@ -367,7 +367,7 @@ class BishareModel(BaseTuner):
         config = cast(BishareConfig, config)
         adapter = _handle_of(model)[adapter_name]
         keys = {name: key for key, name in adapter_keys(model, adapter).items()}
-        tensors = {name: state_dict[key] for name, key in keys.items()}
+        tensors = values_in(state_dict, model, adapter)
         was = config.record  # A loaded or saved adapter is saved again in the same way.
         drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
         stored, record, problems = pack(

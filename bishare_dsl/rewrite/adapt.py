@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import ModelError, raise_errors, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
-from bishare_dsl.models.hooks import is_sharded
+from bishare_dsl.models.hooks import full_shape, is_sharded
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
@@ -82,6 +82,8 @@ def compile_plan(
     Raises:
         ModelError, SpecError: as `adapt`, except BS401.
     """
+    if (count := getattr(model, "tp_size", None) or 1) > 1:
+        raise ModelError(codes.TENSOR_PARALLEL(count=count))
     _check_sites(model, plan)
     check_terms(plan)
     regions = RegionCompiler(model, plan, observe, optimisations)
@@ -195,7 +197,7 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
             wrong.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
     for trained in plan.trained:
         kept = [_parameter(model, path) for path in trained.paths]
-        shapes = {None if k is None else tuple(k.shape) for k in kept}
+        shapes = {None if k is None else full_shape(k) for k in kept}
         if shapes != {trained.shape} or len(set(map(id, kept))) > 1:
             expected = f"one parameter {trained.shape} under {len(kept)} names"
             found = ", ".join(map(str, shapes))

@@ -16,13 +16,16 @@ import importlib
 import linecache
 import types
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
-from torch import fx, nn
+from torch import compiler, fx, nn
 
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes.rewrite import FORWARD_REPLACED
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import rewrap
 
@@ -105,6 +108,11 @@ class RewrittenModule(nn.Module):
     bishare_code: GraphCode | None
     bishare_wrap: Wrap | None
     bishare_names: tuple[str, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "forward" in self.__dict__ and not compiler.is_compiling():
+            check_forward(self)
+        return super().__call__(*args, **kwargs)
 
     @property
     def bishare_self(self) -> nn.Module:
@@ -204,6 +212,31 @@ def has_own_forward(module: nn.Module) -> bool:
     """
     own = own_forward(module)
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def check_forward(module: RewrittenModule) -> None:
+    """Check that a forward set on a rewritten module calls the rewritten one, as wrappers do.
+
+    Raises:
+        AdapterError: it would leave the adapter out (BS407).
+    """
+    ours, waiting, seen = type(module).forward, [own_forward(module)], set[int]()
+    while waiting:
+        function = waiting.pop()
+        if function is ours:
+            return
+        if id(function) in seen or isinstance(function, nn.Module):
+            continue
+        seen.add(id(function))
+        names = ("__func__", "__wrapped__", "func", "args")
+        inner: list[Any] = [getattr(function, name, None) for name in names]
+        for cell in getattr(function, "__closure__", None) or ():
+            with suppress(ValueError):  # It is empty.
+                inner.append(cell.cell_contents)
+        flat = [f for each in inner for f in (each if isinstance(each, tuple) else (each,))]
+        waiting += filter(callable, flat)
+    if type(module).bishare_code or type(module).bishare_wrap:
+        raise AdapterError(FORWARD_REPLACED(kind=type(module).__name__))
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from enum import EnumMeta
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
@@ -18,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from bishare_dsl.diagnostics import nearest, one_line
+from bishare_dsl.diagnostics import nearest, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 
@@ -66,13 +67,7 @@ _FIXED: Mapping[str, Any] = {
 }
 _OF_TRL = ("loss_type", "router_aux_loss_coef")
 _NOT_TAKEN = {
-    *(
-        "output_dir",
-        "resume_from_checkpoint",
-        "save_only_model",
-        "auto_find_batch_size",
-        "deepspeed",
-    ),
+    *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
     *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
     *_FIXED,
 }
@@ -125,7 +120,9 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
         evaluates: whether there is held-out data.
 
     Raises:
-        TrainError: arguments conflict (BS732), or request sharding in one process (BS754).
+        TrainError: arguments conflict (BS732), DeepSpeed is not installed (BS735), sharding is requested in
+            one process (BS754), or DeepSpeed's config conflicts with the arguments or would lose the
+            adapter (BS755).
     """
     from trl import SFTConfig
 
@@ -133,6 +130,13 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
         if not evaluates and given.get(name, without) != without:
             reason = f"`{name}` needs held-out data"
             help = "give `eval_data`, or `eval_split` to hold some rows out"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    if given.get("deepspeed"):
+        if find_spec("deepspeed") is None:
+            raise TrainError(codes.NEEDS_PACKAGE(what="`deepspeed`", package="deepspeed"))
+        if "RANK" not in os.environ:
+            reason = "`deepspeed` needs a launcher, for one process too"
+            help = "start with `torchrun --nproc_per_node N -m bishare_dsl.cli.main train`"
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     chosen = {**DEFAULTS, **given, **_FIXED}
     if "activation_checkpointing" in argument_types():  # The name since transformers 5.23.
@@ -148,6 +152,10 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
         for callback in get_reporting_integration_callbacks(args.report_to or []):
             callback()
         _fill_batch(args, given)
+        if args.deepspeed:
+            _configure_deepspeed(args)
+    if args.deepspeed_plugin is not None:
+        _check_deepspeed(args)
     if args.fsdp and args.world_size == 1:
         raise TrainError(codes.NOT_SHARDED(reason="there is one process"))
     return args
@@ -178,19 +186,39 @@ def catch_refusals() -> Iterator[None]:
 
 
 def check_sharding(trainer: Trainer) -> None:
-    """Check that a run that requests FSDP, directly or by accelerate's config, gets FSDP2.
+    """Check that a run gets the sharding that it requests, directly or by accelerate's config.
 
     Raises:
-        TrainError: it would get DeepSpeed, FSDP1 or no sharding (BS754).
+        TrainError: it would get FSDP 1 or no sharding (BS754).
     """
-    if trainer.is_deepspeed_enabled:
-        raise TrainError(codes.NOT_SHARDED(reason="this is DeepSpeed"))
     wants_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None and wants_fsdp:
         raise TrainError(codes.NOT_SHARDED(reason="accelerate does not shard on a CPU"))
     if plugin is not None and getattr(plugin, "fsdp_version", 1) < 2:
         raise TrainError(codes.NOT_SHARDED(reason="this is FSDP 1"))
+
+
+def _check_deepspeed(args: TrainingArguments) -> None:
+    """Check that DeepSpeed's config leaves the run to its arguments, and keeps the adapter."""
+    plugin: Any = args.deepspeed_plugin
+    config: Mapping[str, Any] = plugin.deepspeed_config
+    zero = config.get("zero_optimization", {})
+    faults = {
+        f"`{name}` replaces that of the run's arguments": f"leave `{name}` out of the config"
+        for name in ("optimizer", "scheduler")
+        if name in config
+    }
+    faults |= {
+        f"`{name}` rounds the adapter": f"leave `{name}` out, and give `--dtype bfloat16` to round the base"
+        for name in ("bf16", "fp16")
+        if (asked := config.get(name, {}).get("enabled")) is True
+        or (asked == "auto" and getattr(args, name))
+    }
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        help = 'set `"stage3_gather_16bit_weights_on_model_save": true` in `zero_optimization`'
+        faults["ZeRO-3 would not save the adapter"] = help
+    raise_errors(TrainError, [codes.DEEPSPEED(reason=r, help=h) for r, h in faults.items()])
 
 
 def check_processes(args: TrainingArguments, model: PreTrainedModel) -> None:
@@ -210,6 +238,16 @@ def check_processes(args: TrainingArguments, model: PreTrainedModel) -> None:
         reason = "several processes were asked for, and accelerate has started one"
         help = "start with `torchrun --nproc_per_node N -m bishare_dsl.cli.main train`"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+
+
+def _configure_deepspeed(args: TrainingArguments) -> None:
+    """Put the arguments into DeepSpeed's config, where it has ``"auto"``."""
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    config = args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
+    config.trainer_config_process(args)
+    plugin: Any = type(args.deepspeed_plugin)
+    args.deepspeed_plugin = plugin(hf_ds_config=config)
 
 
 def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:

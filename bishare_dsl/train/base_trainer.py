@@ -101,7 +101,9 @@ class Watch(TrainerCallback):
     ) -> None:
         accelerator, loss, gradient = self.trainer.accelerator, self.trainer.take_loss(), 0.0
         # A scaled gradient may be infinite; the scaler then skips the step and reduces the scale.
-        if accelerator.scaler is None:
+        if (engine := self.trainer.deepspeed) is not None:
+            gradient = float(engine.get_global_grad_norm() or 0)
+        elif accelerator.scaler is None:
             gradient = _norm(more["optimizer"])
         flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]
         bad_loss, bad_gradient, self.stopping = self._of_any(args, flags)

@@ -62,7 +62,7 @@ class GradientCheck(TrainerCallback):
         self._calls += 1
         groups = getattr(more.get("optimizer"), "param_groups", ())
         self._updates += any(group["lr"] for group in groups) and self._updates < 3
-        sharded = getattr(args, "deepspeed", None)  # DeepSpeed keeps gradients elsewhere.
+        sharded = getattr(args, "deepspeed_plugin", None)  # DeepSpeed keeps gradients elsewhere.
         if model is None or sharded or not (first or zeros):
             return
         if isinstance(model, BankModel):

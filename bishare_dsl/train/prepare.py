@@ -159,6 +159,7 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
         "label_smoothing_factor": args.label_smoothing_factor > 0,
         "train_sampling_strategy": args.train_sampling_strategy != "random",
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+        "deepspeed": args.deepspeed_plugin is not None,
     }
     reasons = [
         f"`{n}` is for one task, and there are several" for n, is_so in refused.items() if is_so

@@ -221,6 +221,8 @@ class Request:
         named = {"model": self.model, **plain} if isinstance(self.model, str) else plain
         places = {n: _absolute(named[n]) for n in _PATHS if n in named}
         values = {k: v.value if isinstance(v, Enum) else v for k, v in self.arguments.items()}
+        if isinstance(values.get("deepspeed"), str):  # The path of its config.
+            values["deepspeed"] = _absolute(values["deepspeed"])
         params = {"params": dict(self.params)} if self.params else {}
         return {**({"spec": spec} if spec else {}), **params, **named, **places, **values}
 

@@ -207,7 +207,7 @@ def run(
             arguments, earlier = request.as_dict(spec), result_folders(folder)
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
-        if not settings.packing:
+        if not settings.packing and args.deepspeed_plugin is None:
             plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
             stack.enter_context(cached_trunk(model, plans, steps, context, reporter))
         run_loop(trainer, watch, request, reporter)

@@ -49,7 +49,11 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         among = among_options(arguments["train_dataset"])
         args.remove_unused_columns &= not among
         before = [(p, p.data) for p in model.parameters() if p.requires_grad]
+        recompute: Any = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
         super().__init__(model=model, args=args, **arguments)
+        if self.is_deepspeed_enabled:
+            # TRL sets reentrant checkpointing for ZeRO-3, which gives shared tensors several gradients.
+            args.gradient_checkpointing_kwargs = recompute
         for parameter, data in before:
             if parameter.dtype != data.dtype:  # TRL rounds trainable tensors on a quantised base.
                 parameter.data = data.to(parameter.device)

@@ -1,6 +1,7 @@
 """Bases that bitsandbytes, torchao and GPTQ keep in few bits: adapted, trained, kept, exported, made dense."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,15 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.language import read_file
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.peft import BishareConfig
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.transforms.registry import transform_names
+from tests.methods.test_every_method import TINY
 from tests.support.checks import randomize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,12 +112,20 @@ def int_4(q: Any) -> Any:
     return q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=q.granularity.PerGroup(32))
 
 
+def fp_8(q: Any) -> Any:
+    return q.Float8WeightOnlyConfig()
+
+
 def torchao_8() -> Any:
     return torchao(int_8)
 
 
 def torchao_4() -> Any:
     return torchao(int_4)
+
+
+def torchao_fp8() -> Any:
+    return torchao(fp_8)
 
 
 def gptq_4() -> Any:
@@ -134,7 +147,7 @@ def gptq_4() -> Any:
     return replaced(make)
 
 
-KINDS = (bitsandbytes_4, bitsandbytes_8, torchao_8, torchao_4, gptq_4)
+KINDS = (bitsandbytes_4, bitsandbytes_8, torchao_8, torchao_4, torchao_fp8, gptq_4)
 # How far the layers compute from products with their weights made dense: eight bits of
 # bitsandbytes round the input too, and GPTQ computes in half precision.
 ROUNDING = {bitsandbytes_8: 0.1, gptq_4: 0.05}
@@ -154,6 +167,7 @@ CONFIGS: dict[Callable[[], Any], Callable[[], Any]] = {
     bitsandbytes_8: lambda: BitsAndBytesConfig(load_in_8bit=True),
     torchao_8: lambda: torchao_config(int_8),
     torchao_4: lambda: torchao_config(int_4),
+    torchao_fp8: lambda: torchao_config(fp_8),
 }
 
 
@@ -225,6 +239,58 @@ def test_it_computes_what_a_dense_base_does(kind: Callable[[], Any], spec: str) 
     wanted = logits(other)
     near(logits(model), wanted, ROUNDING.get(kind, 1e-4))
     assert (wanted - plain).norm() > 0.1 * plain.norm()
+
+
+# One shipped spec for each transform, and one with a magnitude.
+METHODS = (
+    *(
+        "lora",
+        "bd_lora",
+        "bishare_gt",
+        "bishare_ke",
+        "bishare_ss",
+        "dora",
+        "hydralora",
+        "loha",
+        "masa",
+    ),
+    *("gralora", "metatt", "miss", "mos", "nola", "prolora", "shared_core", "vb_lora"),
+)
+
+
+LOADINGS = "spec s target q_proj, down_proj share a per model rank 2 via Loadings(vectors = 4)"
+
+
+def method(name: str) -> Any:
+    if name == "loadings":  # No shipped spec has them.
+        return parse_spec(LOADINGS)
+    return read_file(shipped_specs()[name])[0].with_params(TINY[name])
+
+
+def test_there_is_a_method_for_each_transform() -> None:
+    texts = (shipped_specs()[name].read_text() for name in METHODS)
+    used = {use for text in texts for use in re.findall(r"via (\w+)", text)}
+    assert used | {"Identity", "Loadings"} >= {*transform_names()}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "loadings"])
+def test_each_transform_and_its_gradient(kind: Callable[[], Any], name: str) -> None:
+    """As on the dequantised base."""
+    base = kind()
+    twin = compile_spec(method(name), oracle(base), seed=3)
+    model = compile_spec(method(name), base, seed=3)
+    results = []
+    for adapted in (model, twin):
+        randomize(adapted, frozen=False)
+        adapted.train()  # In eval mode bitsandbytes repacks four bits.
+        found = adapted(IDS, labels=IDS, use_cache=False)
+        found.loss.backward()
+        tensors = adapted.bishare.tensors().items()
+        results.append((found.logits, {n: t.grad for n, t in tensors if t.requires_grad}))
+    (logits, gradients), (expected, wanted) = results
+    near(logits, expected, ROUNDING.get(kind, 1e-4))
+    for tensor, gradient in wanted.items():
+        near(gradients[tensor], gradient, 3 * ROUNDING.get(kind, 1e-4))
 
 
 def test_its_terms_are_exact(kind: Callable[[], Any]) -> None:

@@ -329,6 +329,23 @@ def test_compiled_whole_and_once() -> None:
 
 
 @torch.no_grad()
+def test_packed_examples_have_the_adapter_of_their_row(shared: Any) -> None:
+    """A name for each of the packed examples is refused, for their row has one adapter."""
+    packed = {"input_ids": IDS[:, :6], "position_ids": torch.arange(3).repeat(4, 2)}
+    names = ["a", "b", None, "a2"]
+    found = shared(**packed, use_cache=False, adapter_names=names).logits
+    for start in (0, 3):
+        examples = IDS[:, start : start + 3]
+        one = shared(examples, use_cache=False, adapter_names=names).logits
+        torch.testing.assert_close(found[:, start : start + 3], one, rtol=1e-4, atol=1e-5)
+    with pytest.raises(AdapterError, match="BS671"):
+        shared(**packed, use_cache=False, adapter_names=[*names, *names])
+    flat = {"input_ids": packed["input_ids"].reshape(1, -1), "use_cache": False}
+    with pytest.raises(AdapterError, match="BS671"):
+        shared(**flat, position_ids=torch.arange(3).repeat(1, 8), adapter_names=names)
+
+
+@torch.no_grad()
 def test_names_for_a_compiled_model() -> None:
     model = filled(tiny_model("llama", num_hidden_layers=1), {"a": "a", "b": "b"})
     names = ["a", "b", None, "a"]

@@ -116,13 +116,14 @@ def learned_alone(family: str) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]
 
 
 def assert_as_one_process(
-    wrap: Callable[[Any], Any], family: str = "llama", checkpoint: bool = False
+    wrap: Callable[[Any], Any], family: str = "llama", reentrant: bool | None = None
 ) -> None:
     """Two processes on the halves of a batch learn what one does on the whole of it."""
     expected, learned = learned_alone(family)
     model = adapted(family)
-    if checkpoint:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if reentrant is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     losses = mean(train(wrap(model), mine(IDS)))
     # Float32: the gradients' sums are taken in another order, and their error grows with the steps.
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
@@ -141,7 +142,7 @@ def ddp(folder: Path) -> None:
 
 @together
 def ddp_with_checkpointing_where_a_layer_is_a_region(folder: Path) -> None:
-    assert_as_one_process(DistributedDataParallel, "opt", checkpoint=True)
+    assert_as_one_process(DistributedDataParallel, "opt", reentrant=False)
 
 
 @together
@@ -151,12 +152,43 @@ def fsdp(folder: Path) -> None:
 
 @together
 def fsdp_with_checkpointing_where_a_layer_is_a_region(folder: Path) -> None:
-    assert_as_one_process(sharded, "opt", checkpoint=True)
+    assert_as_one_process(sharded, "opt", reentrant=False)
 
 
 @together
 def fsdp_that_keeps_what_it_gathered(folder: Path) -> None:
     assert_as_one_process(partial(sharded, reshard_after_forward=False))
+
+
+@together
+def fsdp_that_gathers_again_for_recomputed_layers(folder: Path) -> None:
+    """The root owns a share per model: what a layer needs is not gone when it is recomputed."""
+    for reentrant in (False, True):
+        assert_as_one_process(partial(sharded, reshard_after_forward=True), reentrant=reentrant)
+
+
+@together
+def fsdp_of_either_type_of_an_adapter(folder: Path) -> None:
+    """`autocast_adapter_dtype`: a bfloat16 base with an adapter in float32, and one in its own type."""
+    for autocast, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        alone, model = (
+            get_peft_model(
+                tiny_model("llama").bfloat16(),
+                BishareConfig(spec=MIXED, seed=3),
+                autocast_adapter_dtype=autocast,
+            )
+            for _ in range(2)
+        )
+        expected = train(alone, IDS)
+        losses = mean(train(sharded(model, reshard_after_forward=True), mine(IDS)))
+        torch.testing.assert_close(losses, expected, atol=0.02, rtol=0)
+        values = values_of(model)
+        assert {value.dtype for value in values.values()} == {dtype}
+        assert_same_everywhere(values)
+        model.bishare.save_pretrained(folder / str(dtype))
+        distributed.barrier()
+        stored = load_adapter(folder / str(dtype), tiny_model("llama")).bishare.tensors()
+        assert all(torch.equal(t.to(dtype), values[n]) for n, t in stored.items())
 
 
 @together

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models import Site, architecture_of, inspect_config, inspect_model, load_model
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import linear_widths
 from tests.support.families import TINY_FAMILIES, tiny_model
 
@@ -259,3 +260,14 @@ def test_a_linear_with_a_forward_of_its_own_is_one_by_what_it_gives() -> None:
     falcon = tiny_model("falcon").transformer.h[0].mlp.dense_h_to_4h
     assert type(falcon).forward is not nn.Linear.forward
     assert linear_widths(falcon) == (32, 48)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "mixtral"])
+def test_what_zero_3_has_partitioned_is_seen_by_its_real_shape(family):
+    """It leaves empty parameters that know their shape."""
+    model = tiny_model(family)
+    expected = inspect_model(model)
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert inspect_model(model) == expected
+    assert {weight.replacement() for weight in linear_maps(model).values()} == {None}

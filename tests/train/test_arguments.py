@@ -113,3 +113,13 @@ def test_held_out_data_is_evaluated_on_when_checkpoints_are_saved(tmp_path):
     assert (found.eval_strategy, found.eval_steps) == ("steps", 7)
     assert args(tmp_path, evaluates=True, eval_strategy="epoch").eval_strategy == "epoch"
     assert args(tmp_path, evaluates=True, eval_strategy=False).eval_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    ("there", "code"), [(None, "BS735.*deepspeed"), ("spec", "BS732.*launcher")]
+)
+def test_deepspeed_that_cannot_start_is_refused(tmp_path, monkeypatch, there, code):
+    monkeypatch.setattr("bishare_dsl.train.arguments.find_spec", lambda name: there)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(TrainError, match=code):
+        args(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})

@@ -8,20 +8,14 @@ from bishare_dsl.train import TrainError
 from bishare_dsl.train.arguments import check_sharding
 
 
-def trainer(plugin: object, deepspeed: bool = False) -> Some:
-    state = Some(fsdp_plugin=plugin)
-    return Some(args=Some(fsdp=True), accelerator=Some(state=state), is_deepspeed_enabled=deepspeed)
+def trainer(plugin: object) -> Some:
+    return Some(args=Some(fsdp=True), accelerator=Some(state=Some(fsdp_plugin=plugin)))
 
 
 @pytest.mark.parametrize("plugin", [Some(fsdp_version=1), Some()], ids=["FSDP 1", "accelerate 1.3"])
 def test_fsdp_1_is_refused(plugin: Some) -> None:
     with pytest.raises(TrainError, match=r"BS754.*FSDP 1"):
         check_sharding(trainer(plugin))
-
-
-def test_deepspeed_of_a_config_of_accelerate_is_refused() -> None:
-    with pytest.raises(TrainError, match=r"BS754.*DeepSpeed"):
-        check_sharding(trainer(None, deepspeed=True))
 
 
 def test_fsdp_2_is_taken() -> None:

@@ -13,3 +13,9 @@ SHARDED_ALREADY = Code(
 BARE_CONTAINER = Code(
     "BS406", "a `{kind}` would take what an adapter puts into it for one more of its layers"
 )
+FORWARD_REPLACED = Code(
+    "BS407", "the forward of a `{kind}` was replaced, and the new one leaves the adapter out"
+)
+TENSOR_PARALLEL = Code(
+    "BS408", "tensor parallelism splits the model's weights over {count} processes"
+)

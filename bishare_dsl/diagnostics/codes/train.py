@@ -32,6 +32,7 @@ LARGE_STEP = Code(
     severity="warning",
 )
 NOT_SHARDED = Code("BS754", "the model would not be sharded with FSDP2: {reason}")
+DEEPSPEED = Code("BS755", "this DeepSpeed config does not fit a run: {reason}")
 NOT_A_CAUSAL_CLASS = Code(
     "BS756", "`{name}` is not a causal language model, and `train` trains no other"
 )

@@ -1,0 +1,355 @@
+"""DeepSpeed's ZeRO-1, 2 and 3 on two processes: by hand, by Trainer, TRL and `bishare train`.
+
+Run it with `make test-deepspeed`, which installs DeepSpeed next to .venv.
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+deepspeed = pytest.importorskip("deepspeed")
+
+from accelerate.state import AcceleratorState  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
+from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
+from trl import SFTConfig, SFTTrainer  # noqa: E402
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec  # noqa: E402
+from bishare_dsl.adapter.files import read_adapter  # noqa: E402
+from bishare_dsl.diagnostics import AdapterError  # noqa: E402
+from bishare_dsl.models import inspect_model  # noqa: E402
+from bishare_dsl.train import TrainError, train  # noqa: E402
+from tests.distributed import test_training as runs  # noqa: E402
+from tests.distributed.test_two_processes import (  # noqa: E402
+    IDS,
+    MIXED,
+    STEPS,
+    adapted,
+    learned_alone,
+    mean,
+    mine,
+    values_of,
+)
+from tests.distributed.together import Together, assert_same_everywhere  # noqa: E402
+from tests.peft.conftest import write_checkpoint  # noqa: E402
+from tests.peft.test_trainers import COMMON, ROWS, config, losses  # noqa: E402
+from tests.support.families import tiny_model  # noqa: E402
+
+# A kernel for shared memory between processes, which takes a minute to compile.
+deepspeed.comm.torch.build_shm_op = lambda: None
+
+
+def prepare(folder: Path) -> None:
+    runs.inputs(folder)
+    write_checkpoint(folder / "checkpoint")
+
+
+together = Together(prepare)
+
+
+def zero(stage: int, **more: Any) -> dict[str, Any]:
+    """A config of DeepSpeed that partitions small tensors too."""
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        **more,
+    }
+
+
+# What Trainer fills in for "auto".
+AUTOMATIC = {"train_batch_size": 4, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0}
+
+
+def engine_of(model: Any, stage: int) -> Any:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9)
+    settings = zero(stage, train_micro_batch_size_per_gpu=2, **AUTOMATIC)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+
+
+def learn(engine: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The losses of a few steps, as `train` in test_two_processes has them."""
+    engine.train()
+    found = []
+    for _ in range(STEPS):
+        loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
+        engine.backward(loss)
+        engine.step()
+        found.append(loss.detach())
+    return torch.stack(found)
+
+
+def assert_as_one_process(model: Any, stage: int, family: str = "llama") -> Any:
+    expected, learned = learned_alone(family)
+    engine = engine_of(model, stage)
+    found = mean(learn(engine, mine(IDS)))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    values = values_of(model)
+    for name, value in learned.items():
+        torch.testing.assert_close(values[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert_same_everywhere(values)
+    return engine
+
+
+@contextmanager
+def without_fsdp() -> Iterator[None]:
+    """Forget what another trainer has set in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "false")
+        patch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@together
+def by_hand(folder: Path) -> None:
+    """Pools over layers, frozen tensors, a layer that is a region; a magnitude reads its weight."""
+    for family in ("llama", "opt"):
+        for stage in (1, 2, 3):
+            assert_as_one_process(adapted(family), stage, family)
+
+
+@together
+def checkpointing(folder: Path) -> None:
+    for family in ("llama", "opt"):
+        for stage in (2, 3):
+            model = adapted(family)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            assert_as_one_process(model, stage, family)
+
+
+@together
+def reentrant_checkpointing(folder: Path) -> None:
+    """A tensor of several layers has several gradients, which DeepSpeed adds up in ZeRO-1 only."""
+    for stage in (1, 2, 3):
+        model = adapted()
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+        if stage == 1:
+            assert_as_one_process(model, stage)
+        else:
+            with pytest.raises(AssertionError):
+                learn(engine_of(model, stage), mine(IDS))
+
+
+@together
+def a_base_that_is_partitioned_when_it_is_loaded(folder: Path) -> None:
+    """Planned by its real shapes, and its weights are read where an initial value is of them."""
+    whole = tiny_model("llama")
+    whole.save_pretrained(folder / "llama")
+    distributed.barrier()
+    settings = zero(3, train_micro_batch_size_per_gpu=2, **AUTOMATIC)
+    said = HfDeepSpeedConfig(settings)  # `from_pretrained` partitions while it is there.
+    base = AutoModelForCausalLM.from_pretrained(folder / "llama")
+    assert {parameter.shape for parameter in base.parameters()} == {(0,)}
+    assert inspect_model(base) == inspect_model(whole)
+    start = "spec s target q_proj, v_proj share a per module rank 2 init A svd_vectors, B svd"
+    for spec in (MIXED, start):
+        expected = compile_spec(parse_spec(spec), copy.deepcopy(whole), seed=3).bishare
+        model = compile_spec(parse_spec(spec), base, seed=3)
+        assert model.bishare.plan == expected.plan
+        for name, tensor in model.bishare.tensors().items():
+            assert torch.equal(tensor, expected.tensors()[name]), name
+        if spec == start:
+            model.bishare.unload()
+        else:
+            random = torch.Generator().manual_seed(5)
+            with torch.no_grad():
+                for tensor in model.bishare.tensors().values():
+                    if tensor.requires_grad:
+                        tensor.add_(0.1 * torch.randn(tensor.shape, generator=random))
+            engine = assert_as_one_process(model, 3)
+            with pytest.raises(AdapterError, match=r"BS624.*sharded over several processes"):
+                model.bishare.merge()
+            model.bishare.save_pretrained(folder / "saved")
+            distributed.barrier()
+            stored = load_adapter(folder / "saved", copy.deepcopy(whole))
+            values = values_of(model)
+            assert all(torch.equal(t, values[n]) for n, t in stored.bishare.tensors().items())
+            engine.destroy()
+            base = AutoModelForCausalLM.from_pretrained(folder / "llama")
+    del said
+
+
+def supervised(folder: Path, name: str, stage: int, kind: Any = SFTTrainer, **more: Any) -> Any:
+    """Train for six steps and save each three."""
+    resume = more.pop("resume", None)
+    common = {**COMMON, "max_steps": 6, "save_steps": 3, "gradient_accumulation_steps": 2}
+    arguments = {**common, "deepspeed": zero(stage), **more}
+    trainer = SFTTrainer(
+        str(folder / "checkpoint"),
+        args=SFTConfig(str(folder / name), max_length=32, **arguments),
+        train_dataset=ROWS,
+        peft_config=config(task_type="CAUSAL_LM"),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    distributed.barrier()
+    return trainer
+
+
+@together
+def trl_that_is_resumed(folder: Path) -> None:
+    for stage in (3,):
+        with without_fsdp():
+            whole = supervised(folder, f"trl-{stage}", stage, gradient_checkpointing=False)
+            values = values_of(whole.model.get_base_model())
+            stored = read_adapter(folder / f"trl-{stage}" / "checkpoint-6").tensors()
+            assert all(torch.equal(tensor, values[name]) for name, tensor in stored.items())
+        if distributed.get_rank() == 0:
+            shutil.copytree(
+                folder / f"trl-{stage}" / "checkpoint-3", folder / f"re-{stage}" / "checkpoint-3"
+            )
+        distributed.barrier()
+        with without_fsdp():
+            settings = {"gradient_checkpointing": False, "resume": True}
+            again = supervised(folder, f"re-{stage}", stage, **settings)
+            assert losses(again) == losses(whole)
+            resumed = read_adapter(folder / f"re-{stage}" / "checkpoint-6").tensors()
+            assert all(torch.equal(tensor, resumed[name]) for name, tensor in stored.items())
+
+
+@together
+def the_trainer_of_transformers(folder: Path) -> None:
+    """With frozen tensors, which transformers leaves out of what ZeRO-3 gathers."""
+    ids = IDS.tolist()
+    rows = [{"input_ids": row, "labels": row} for row in ids * 4]
+    settings: Any = {**COMMON, "max_steps": 3, "save_steps": 3}
+    found = {}
+    for stage in (1, 2, 3):
+        with without_fsdp():
+            out = folder / f"trainer-{stage}"
+            args = TrainingArguments(str(out), deepspeed=zero(stage), **settings)
+            base = AutoModelForCausalLM.from_pretrained(folder / "base")
+            model = compile_spec(parse_spec(MIXED), base, seed=3)
+            trainer = Trainer(model, args, train_dataset=rows)
+            trainer.train()
+            distributed.barrier()
+            found[stage] = losses(trainer)
+            values = values_of(model)
+            base = AutoModelForCausalLM.from_pretrained(folder / "base")
+            stored = load_adapter(out / "checkpoint-3", base).bishare.tensors()
+            for name, tensor in stored.items():
+                assert torch.equal(tensor, values[name]), name
+    assert found[3] == pytest.approx(found[1], abs=1e-5), found
+    assert found[2] == pytest.approx(found[1], abs=1e-5), found
+
+
+# What `accelerate launch --use_deepspeed --zero_stage 3 --zero3_save_16bit_model true` sets.
+ACCELERATE = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+}
+
+
+def ours(folder: Path, name: str, stage: int, **more: Any) -> None:
+    with without_fsdp():
+        train(**runs.asked(folder, name, deepspeed=zero(stage), **more), quiet=True)
+
+
+@together
+def bishare_train(folder: Path) -> None:
+    ours(folder, "ours", 1)
+    runs.assert_as_one_process(folder, "ours")
+
+
+@together
+def bishare_train_by_a_config_of_accelerate(folder: Path) -> None:
+    with without_fsdp(), pytest.MonkeyPatch.context() as patch:
+        for name, value in ACCELERATE.items():
+            patch.setenv(name, value)
+        train(**runs.asked(folder, "accelerate"), quiet=True)
+    runs.assert_as_one_process(folder, "accelerate")
+
+
+@together
+def bishare_train_with_checkpointing_that_is_resumed(folder: Path) -> None:
+    """TRL would make it reentrant in ZeRO-3, which is wrong for a tensor of several layers."""
+    for stage in (2, 3):
+        name = f"recomputed-{stage}"
+        ours(folder, name, stage, gradient_checkpointing=True)
+        runs.assert_as_one_process(folder, name)
+        if os.environ["RANK"] == "0":
+            shutil.copytree(folder / name, folder / f"{name}-again")
+        distributed.barrier()
+        with without_fsdp():
+            train(resume=folder / f"{name}-again" / "checkpoint-3", quiet=True)
+        runs.assert_bit_for_bit(folder, f"{name}-again", name)
+
+
+@together
+def a_command_with_a_file(folder: Path) -> None:
+    """The batch of the run is put in where the config has "auto"; the log has a loss."""
+    file = folder / "zero.json"
+    if os.environ["RANK"] == "0":
+        file.write_text(json.dumps(zero(3)))
+    distributed.barrier()
+    given = runs.asked(folder, "file", deepspeed=str(file), load_best_model_at_end=False)
+    del given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
+    with without_fsdp():
+        assert runs.main(runs.command(given)) == 0
+    assert json.loads((folder / "file" / "run.json").read_text())["deepspeed"] == str(file)
+
+
+@together
+def a_bfloat16_base(folder: Path) -> None:
+    for stage in (2, 3):
+        ours(folder, f"bfloat16-{stage}", stage, dtype="bfloat16")
+        stored = load_file(folder / f"bfloat16-{stage}" / runs.TENSORS)
+        assert {t.dtype for t in stored.values() if t.numel()} == {torch.float32}
+        entries = [e["loss"] for e in runs.log(folder / f"bfloat16-{stage}") if "loss" in e]
+        expected = [e["loss"] for e in runs.log(folder / "alone") if "loss" in e]
+        assert entries == pytest.approx(expected, abs=0.05)
+
+
+@together
+def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
+    def spoil(model: Any) -> None:
+        model.get_base_model().model.norm.weight.data.fill_(torch.nan)
+
+    more = {"callbacks": [runs.on_process(1, spoil)], "load_best_model_at_end": False}
+    with pytest.raises(TrainError, match="BS750"):
+        ours(folder, "spoilt", 2, **more)
+
+
+@together
+def what_does_not_fit(folder: Path) -> None:
+    plain = zero(3)
+    plain["zero_optimization"].pop("stage3_gather_16bit_weights_on_model_save")
+    wrong = {
+        "would not save the adapter": plain,
+        "`optimizer` replaces": zero(2, optimizer={"type": "AdamW", "params": {"lr": "auto"}}),
+        "`bf16` rounds the adapter": zero(2, bf16={"enabled": True}),
+    }
+    for words, settings in wrong.items():
+        more = {"bf16": "bf16" in settings}
+        with without_fsdp(), pytest.raises(TrainError, match=f"BS755.*{words}"):
+            train(**runs.asked(folder, "wrong", deepspeed=settings, **more), quiet=True)
+    with without_fsdp(), pytest.raises(TrainError, match=r"BS732.*`deepspeed` is for one task"):
+        train(**runs.many(folder, "several", deepspeed=zero(2)), quiet=True)
+    assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize("name", together)
+def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+    assert [process[name] for process in found] == ["", ""]
