@@ -1,9 +1,13 @@
 """What benchmarks/few judges is what ships: its late blocks give bishare's own logits."""
 
 import copy
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from few import tables
 from few.late import LATE, Late, items_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,3 +65,30 @@ def test_the_late_blocks_give_the_logits_of_bishare(model, spec):
     many = {s: t.expand(2, 3 if s.role == "core" else 1, -1, -1) for s, t in tensors.items()}
     lanes = late.logits(late.states(many, items, rows.expand(2, 3, -1)), options.expand(2, 3, -1))
     torch.testing.assert_close(lanes, found.expand_as(lanes), rtol=1e-5, atol=1e-5)
+
+
+def test_the_note_has_the_tables_of_the_results():
+    folder = Path(tables.__file__).parent
+    found = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
+    note = (folder.parent / "notes" / "2026-11-29-few.md").read_text()
+    assert note.endswith("\n".join(tables.lines(found)).rstrip() + "\n")
+
+
+def test_a_win_is_an_interval_above_zero():
+    rows = [
+        {"part": "judged", "family": "f", "method": m, "n": 8, "T": 16, "asked": 4, "right": right}
+        for m, right in (
+            ("core", [[3, 4] * 10] * 2),
+            ("lora", [[1, 3] * 10] * 2),
+            ("lora1", [[0] * 20] * 2),
+        )
+    ]
+    text = "\n".join(tables.lines(rows))
+    # Differences are 50 and 25 points, so the mean's standard error is 12.5 / sqrt(20).
+    low, high = tables.interval(np.array([50.0, 25.0] * 10))
+    assert low == pytest.approx(37.5 - 1.96 * 2.8, abs=0.7)
+    assert high == pytest.approx(37.5 + 1.96 * 2.8, abs=0.7)
+    shown = f"({low:+.1f} to {high:+.1f})"
+    assert f"| f | 8 | 87.5 | 50.0 | **+37.5** | {shown} |" in text
+    assert f"| fresh LoRA, r=8 | 0 |  | 50.0 | **+37.5** {shown} |" in text
+    assert tables.interval(np.array([-1.0, 1.0] * 10))[0] < 0 < high
