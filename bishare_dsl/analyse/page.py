@@ -85,7 +85,7 @@ def _bar(kept: float, chance: float) -> str:
 def _table(table: Table, bars: Sequence[str] = ()) -> str:
     """Write a table, with a bar after each row if there are bars."""
     rows = [_row("th", table, table.head, "<th></th>" if bars else "")]
-    for i, line in enumerate(table.rows):
+    for i, line in enumerate(table.cells):
         rows.append(_row("td", table, line, f"<td class=bar>{bars[i]}</td>" if bars else ""))
     return f"<table{' class=bars' if bars else ''}>{''.join(rows)}</table>"
 

@@ -82,8 +82,8 @@ def joint(analysis: Analysis, rows: Sequence[JointRow]) -> Table:
         [
             row.joint.key,
             row.joint.role,
-            f"{row.joint.pools:,}",
-            f"{row.joint.modules:,}",
+            row.joint.pools,
+            row.joint.modules,
             f"{row.kept:.1%}",
             f"{row.chance:.1%}",
             f"{100 * row.gain:+.1f}",
@@ -101,7 +101,7 @@ def kinds(analysis: Analysis) -> Table:
     rows = [
         [
             row.kind,
-            f"{row.modules:,}",
+            row.modules,
             f"{row.rank:.1f}",
             f"{row.stable_rank:.2f}",
             *(f"{row.parts.get(share, 0):.1%}" for share in shares),

@@ -103,8 +103,8 @@ def _parts(
             [
                 change.share,
                 change.role,
-                f"{len(change.sites):,}",
-                f"{change.of:,}",
+                len(change.sites),
+                change.of,
                 span(change.before),
                 span(change.after),
                 _where([sites[path] for path in change.sites]),
@@ -115,12 +115,12 @@ def _parts(
     )
     settings = Table(
         ["share", "setting", "modules", "before", "after"],
-        [[s.share, s.what, f"{s.modules:,}", s.before, s.after] for s in compared.settings],
+        [[s.share, s.what, s.modules, s.before, s.after] for s in compared.settings],
         left={0, 1, 3, 4},
     )
     whole = Table(
         ["trained in full", "parameters before", "after"],
-        [[row.path, f"{row.before:,}", f"{row.after:,}"] for row in compared.whole],
+        [[row.path, row.before, row.after] for row in compared.whole],
     )
     none = (
         []
@@ -131,8 +131,8 @@ def _parts(
     return [f"{names}: {differ}\ntrainable params: {trainable}", *drawn, *none]
 
 
-def _pair(pair: Pair, what: str) -> list[str]:
-    return [f"{getattr(row, what):,}" if row else "-" for row in (pair.before, pair.after)]
+def _pair(pair: Pair, what: str) -> list[object]:
+    return [getattr(row, what, None) for row in (pair.before, pair.after)]
 
 
 def _where(sites: list[Site]) -> str:

@@ -101,13 +101,13 @@ def _data(distance_of_kind: Distance) -> dict[str, Any]:
     }
 
 
-def _line(kind: str, distance_of_kind: Distance) -> list[str]:
+def _line(kind: str, distance_of_kind: Distance) -> list[object]:
     relative, cosine = distance_of_kind.relative, distance_of_kind.cosine
     return [
         kind,
-        f"{distance_of_kind.modules:,}",
+        distance_of_kind.modules,
         f"{distance_of_kind.first**0.5:.4g}",
         f"{distance_of_kind.second**0.5:.4g}",
-        "-" if relative is None else f"{relative:.2%}",
-        "-" if cosine is None else f"{cosine:+.4f}",
+        relative if relative is None else f"{relative:.2%}",
+        cosine if cosine is None else f"{cosine:+.4f}",
     ]

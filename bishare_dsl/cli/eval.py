@@ -167,5 +167,5 @@ def _choose(
         with adapted(live, adapter, report):
             correct[label] = choice_accuracy(live.eval(), examples, collator)
     report.data(model=model, data=str(data), rows=len(examples), accuracy=correct)
-    table = [[label, f"{len(examples):,}", f"{right:.1%}"] for label, right in correct.items()]
+    table = [[label, len(examples), f"{right:.1%}"] for label, right in correct.items()]
     report.tables(Table(["model", "rows", "correct"], table))

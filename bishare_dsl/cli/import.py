@@ -94,7 +94,7 @@ def _import_all(
     table = Table(
         ["name", "modules", "equal to the LoRA", "bytes before", "after"],
         [
-            [row["name"], *(f"{row[key]:,}" for key in columns)]
+            [row["name"], *(row[key] for key in columns)]
             if row["out"]
             else [row["name"], row["error"], "", "", ""]
             for row in rows

@@ -179,16 +179,15 @@ def _table(rows: Iterable[Listed]) -> Table:
     from bishare_dsl.show.table import Table
 
     head = ["name", "method", "base", "rank", "parameters", "bytes", "date", "steps", "loss"]
-    lines = []
+    lines: list[list[object]] = []
     for row in rows:
         if row.error:
             lines.append([row.name, "cannot be read", *[""] * 7])
             continue
         base = (row.base or "-") + (f"@{row.revision[:7]}" if row.revision else "")
         date = datetime.fromtimestamp(row.date).strftime("%Y-%m-%d %H:%M")
-        numbers = [f"{row.parameters:,}", f"{row.bytes:,}", date]
-        numbers += ["-" if row.steps is None else f"{row.steps:,}"]
-        numbers += ["-" if row.loss is None else f"{row.loss:.4f}"]
+        loss = None if row.loss is None else f"{row.loss:.4f}"
+        numbers = [row.parameters, row.bytes, date, row.steps, loss]
         lines.append([row.name, row.method, base, span(row.rank), *numbers])
     return Table(head, lines, left={0, 1, 2})
 

@@ -222,7 +222,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         if row["error"]:
             line += [row["error"], "", "", ""]
         else:
-            line += [f"{row['trainable']:,}", mib(row["bytes"]), span(row["effective_rank"])]
+            line += [row["trainable"], mib(row["bytes"]), span(row["effective_rank"])]
             line += ["-" if row["of_lora"] is None else f"{row['of_lora']:.2%}"]
         lines.append(line)
     return Table(head, lines, left={0, 1})

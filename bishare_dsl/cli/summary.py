@@ -52,11 +52,11 @@ def as_parts(plan: Plan) -> list[str | Table]:
         [
             [
                 row.name,
-                f"{row.modules:,}",
+                row.modules,
                 ", ".join(map(str, row.ranks)) or "-",
                 rows.via(row.transform, row.options),
                 ", ".join(f"{scale:g}" for scale in row.scales) or "-",
-                f"{row.trainable:,}",
+                row.trainable,
                 f"{row.of_total:.1%}",
             ]
             for row in rows.shares(plan)
@@ -66,38 +66,21 @@ def as_parts(plan: Plan) -> list[str | Table]:
     by_kind = Table(
         ["kind", "modules", "in", "out", "effective rank"],
         [
-            [
-                row.kind,
-                f"{row.modules:,}",
-                f"{row.d_in:,}",
-                f"{row.d_out:,}",
-                span(row.effective_rank),
-            ]
+            [row.kind, row.modules, row.d_in, row.d_out, span(row.effective_rank)]
             for row in rows.kinds(plan)
         ],
     )
     by_layer = Table(
         ["layers", "modules", "effective rank", "of that layer alone", "shared with others"],
         [
-            [
-                "none" if row.first is None or row.last is None else span((row.first, row.last)),
-                f"{row.modules:,}",
-                span(row.effective_rank),
-                f"{row.own:,}",
-                f"{row.shared:,}",
-            ]
+            [row.name, row.modules, span(row.effective_rank), row.own, row.shared]
             for row in rows.layers(plan)
         ],
     )
     in_full = Table(
         ["trained in full", "parameters", "shape", "count"],
         [
-            [
-                row.path,
-                f"{row.parameters:,}",
-                " x ".join(map("{:,}".format, row.shape)),
-                f"{row.count:,}",
-            ]
+            [row.path, row.parameters, " x ".join(map("{:,}".format, row.shape)), row.count]
             for row in rows.trained_in_full(plan)
         ],
     )

@@ -125,13 +125,12 @@ def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
     head += [f"fit, {bits} bits" for bits in BITS] if memory is not None else []
     lines = []
     for row in rows:
-        line = [row.way, f"{row.own:,}", f"{row.once:,}"]
+        line = [row.way, row.own, row.once]
         line += [size(row.disk(adapters, bits)) for bits in BITS]
         line += [size(row.slots(adapters, bits)) for bits in BITS]
         line.append(size(None if row.expanded is None else 2 * adapters * row.expanded))
         if memory is not None:
-            fits = (row.fit(memory, bits) for bits in BITS)
-            line += ["-" if count is None else f"{count:,}" for count in fits]
+            line += [row.fit(memory, bits) for bits in BITS]
         lines.append(line)
     return Table(head, lines)
 

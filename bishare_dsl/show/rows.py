@@ -101,6 +101,11 @@ class LayerRow:
     own: int
     shared: int
 
+    @property
+    def name(self) -> str:
+        """The numbers of the layers, or ``none``."""
+        return "none" if self.first is None or self.last is None else span((self.first, self.last))
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -235,7 +240,7 @@ def role_table(plan: Plan, share: str | None = None) -> Table:
             [
                 row.share,
                 row.role,
-                f"{row.pools:,}",
+                row.pools,
                 span(row.members),
                 f"{span(row.rows)} x {span(row.columns)}",
                 f"{row.parameters:,}" + ("" if row.trainable else " frozen"),

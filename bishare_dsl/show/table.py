@@ -25,10 +25,10 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 
 class Table(NamedTuple):
-    """A table of text. The columns in ``left`` hold words and are aligned left; the others hold numbers."""
+    """A table. The columns in ``left`` hold words and are aligned left; the others hold numbers."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[object]]
     left: Collection[int] = frozenset({0})
 
     def __str__(self) -> str:
@@ -36,12 +36,17 @@ class Table(NamedTuple):
 
         Columns that do not fit the terminal follow in a second table, which repeats the first columns.
         """
-        rows = [[escaped(cell) for cell in row] for row in self.rows]
+        rows = [[escaped(cell) for cell in row] for row in self.cells]
         widths = [max(map(len, column)) for column in zip(self.head, *rows, strict=True)]
         lines = [self.head, ["-" * width for width in widths], *rows]
         first = [*takewhile(self.left.__contains__, range(len(self.head) - 1))]
         groups = _groups(widths, first)
         return "\n\n".join(self._aligned(lines, widths, group) for group in groups)
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as text: whole numbers have separators of thousands, and None is a dash."""
+        return [[*map(_text, row)] for row in self.rows]
 
     def _aligned(
         self, lines: Iterable[Sequence[str]], widths: Sequence[int], columns: Sequence[int]
@@ -94,7 +99,7 @@ def _markdown(part: str | Table) -> str:
     rule = ["---" if i in part.left else "---:" for i in range(len(part.head))]
     lines = (
         [escaped(cell).replace("|", "\\|") for cell in line]
-        for line in (part.head, rule, *part.rows)
+        for line in (part.head, rule, *part.cells)
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -107,7 +112,7 @@ def _csv(part: str | Table) -> str:
         return ""
     file = StringIO()
     # Spreadsheets read numbers only without separators of thousands.
-    rows = ([re.sub(r"(?<=\d),(?=\d{3}\b)", "", cell) for cell in row] for row in part.rows)
+    rows = ([re.sub(r"(?<=\d),(?=\d{3}\b)", "", cell) for cell in row] for row in part.cells)
     csv.writer(file, lineterminator="\n").writerows([part.head, *rows])
     return file.getvalue().rstrip("\n")
 
@@ -119,11 +124,15 @@ def _latex(part: str | Table) -> str:
     head, *rows = (
         " & ".join("".join(_LATEX.get(char, char) for char in escaped(cell)) for cell in line)
         + r" \\"
-        for line in (part.head, *part.rows)
+        for line in (part.head, *part.cells)
     )
     columns = "".join("l" if i in part.left else "r" for i in range(len(part.head)))
     begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
     return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}"])
+
+
+def _text(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else "-" if cell is None else str(cell)
 
 
 def wrapped(part: str | Table, stream: TextIO | None = None) -> str:

@@ -159,5 +159,5 @@ class TrainResult:
             where = ", ".join(part for part in (task.folder, task.stopped) if part)
             if among:
                 cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
-            rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *cells, where))
+            rows.append((task.name, task.rows, task.steps, *cells, where))
         return Table(head, rows, left={0, len(head) - 1})
