@@ -42,10 +42,10 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
 
 @contextmanager
 def saving(out: Path) -> Iterator[None]:
-    """Turn into our own error what the system refuses, which safetensors calls by another name.
+    """Raise an error of bishare if the system or safetensors cannot write.
 
     Raises:
-        AdapterError: it refused (BS616).
+        AdapterError: the folder cannot be written (BS616).
     """
     from safetensors import SafetensorError
 

@@ -31,7 +31,7 @@ _FIRST = [
 
 
 class _TrainCommand(click.Command):
-    """Tells the few options first that one begins with."""
+    """A command whose help begins with the few options of a first run."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("To begin with"):
@@ -47,7 +47,7 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
 
     Args:
         words: of the command line.
-        given: the options of our own.
+        given: the options that are declared here.
     """
     rest, files, specs = deque(words), [*given["data"]], list[str]()
     while rest:

@@ -12,11 +12,11 @@ from bishare_dsl.resources import table
 @cache
 def _table() -> dict[tuple[str, str], str]:
     """Read the advice in `grammars/words.txt`, by the kind of location and the word."""
-    found: dict[tuple[str, str], str] = {}
-    for pattern, said in table("words.txt"):
+    advice: dict[tuple[str, str], str] = {}
+    for pattern, help_line in table("words.txt"):
         place, _, words = pattern.partition(": ")
-        found |= {(place, word): said for word in words.split(" ")}
-    return found
+        advice |= {(place, word): help_line for word in words.split(" ")}
+    return advice
 
 
 def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> str | None:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 Trainable = ResolvedSpec | StoredAdapter | Handle
 """The object to train: planned, read from a folder, or already in the model."""
 
-_FEW, _LOW = 10_000, 1e-3
+_FEW_PARAMETERS, _LOW_RATE = 10_000, 1e-3
 """A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
 
 
@@ -344,6 +344,6 @@ def load_base(
 
 def note_low_rate(reporter: Reporter, learned: int, rate: float, settings: Settings) -> None:
     """Warn that few parameters learn little at a low learning rate, unless ``lr_of`` sets another."""
-    if learned < _FEW and rate < _LOW and not settings.lr_of:
+    if learned < _FEW_PARAMETERS and rate < _LOW_RATE and not settings.lr_of:
         advice = "try --learning_rate 2e-3"
         reporter.note(f"so few parameters learn little at a rate of {rate:g}: {advice}")
