@@ -262,10 +262,13 @@ class _Near(dict[str, str]):
 
 def _keyword_like(token: Token | None) -> str:
     """Return the keyword that a name is nearly."""
-    if token is None or token.type != "NAME":
-        return ""
-    found = nearest(token, [word for word in words() if len(word) > 2], few=0)
-    return found.split("`")[1] if found else ""
+    return _nearest_keyword(str(token)) if token is not None and token.type == "NAME" else ""
+
+
+@lru_cache(maxsize=1024)
+def _nearest_keyword(name: str) -> str:
+    advice = nearest(name, [word for word in words() if len(word) > 2], few=0)
+    return advice.split("`")[1] if advice else ""
 
 
 def _begins(
