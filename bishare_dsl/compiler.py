@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import (
     AdapterError,
@@ -22,6 +21,7 @@ from bishare_dsl.diagnostics import (
     raise_errors,
 )
 from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.check import check_spec
@@ -192,33 +192,26 @@ def read_fitting(
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
-    if is_peft(folder) or layout_of(folder) in ("mlx", "gguf"):
-        with TemporaryDirectory() as scratch:
-            import_peft(folder, model, scratch, named)
-            stored = replace(read_adapter(scratch), folder=Path(folder))
-    else:
-        stored = read_adapter(folder)
+    plain = is_peft(folder) or layout_of(folder) in ("mlx", "gguf")
+    stored = read_lora(folder, model, named) if plain else read_adapter(folder)
     problems = list(base_problems(stored.plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
     return stored, problems
 
 
-def import_peft(
+def read_lora(
     folder: str | os.PathLike[str],
     model: nn.Module | Architecture | Source | str,
-    out: str | os.PathLike[str],
     named: Source | str | None = None,
-    tell: Callable[[Problem], None] | None = None,
-) -> str:
-    """Convert a LoRA of PEFT to an equal adapter, and return the text of its spec.
-
-    The arguments are those of `read_fitting`; ``tell`` receives the warnings of `save_adapter`.
+) -> StoredAdapter:
+    """Read a plain LoRA as an equal adapter. The arguments are those of `read_fitting`.
 
     Raises:
-        BishareError: see `read_peft` and `save_adapter`; or the model cannot be found.
+        BishareError: see `read_peft`; or the model cannot be found.
     """
-    from bishare_dsl.adapter.files import save_adapter
-    from bishare_dsl.adapter.stored import check_finite
+    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.adapter.files import pack
+    from bishare_dsl.adapter.stored import check_finite, entries_of
     from bishare_dsl.export.from_peft import read_peft
     from bishare_dsl.export.layouts import layout_of
     from bishare_dsl.export.peft_config import read_config
@@ -235,8 +228,54 @@ def import_peft(
         live = (lambda: load(source)[0]) if isinstance(source, (str, Source)) else lambda: source
     spec, plan, tensors = read_peft(folder, architecture_of(model), live)
     check_finite(folder, tensors)
-    text = spec_text(spec)
-    for problem in save_adapter(out, plan, tensors, text, seed=0):
-        if tell is not None:
-            tell(problem)
-    return text
+    values, config, _ = pack(plan, tensors, spec_text(spec), seed=0)
+    return StoredAdapter(Path(folder), config, plan, entries_of(values))
+
+
+def save_again(
+    stored: StoredAdapter, out: str | os.PathLike[str], dtype: str = "float32"
+) -> tuple[Problem, ...]:
+    """Save an adapter in another folder, and compare the tensors that are read from it.
+
+    Args:
+        stored: the adapter.
+        out: the folder.
+        dtype: of the file; only tensors in float32 are compared.
+
+    Returns:
+        The warnings of `save_adapter`.
+
+    Raises:
+        BishareError: see `save_adapter`; or a tensor differs (BS607).
+    """
+    from bishare_dsl.adapter.files import read_adapter, save_adapter
+
+    tensors, config = stored.tensors(), stored.config
+    how: Any = {"seed": config.seed, "base_revision": config.base_revision, "dtype": dtype}
+    problems = save_adapter(
+        out, stored.plan, tensors, stored.spec_text, compact=stored.compact, **how
+    )
+    again = read_adapter(out).tensors()
+    for name in tensors if dtype == "float32" else ():
+        if not again[name].equal(tensors[name]):
+            reason = f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
+            raise AdapterError(CHANGED_FILE(path=out, reason=reason))
+    return problems
+
+
+def import_peft(
+    folder: str | os.PathLike[str],
+    model: nn.Module | Architecture | Source | str,
+    out: str | os.PathLike[str],
+    named: Source | str | None = None,
+) -> StoredAdapter:
+    """Save a plain LoRA as an equal adapter, and return what was read.
+
+    The arguments are those of `read_fitting`.
+
+    Raises:
+        BishareError: see `read_lora` and `save_again`.
+    """
+    stored = read_lora(folder, model, named)
+    save_again(stored, out)
+    return stored

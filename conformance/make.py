@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from bishare_dsl import parse_spec
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.counter import fill
-from bishare_dsl.adapter.files import save_adapter, save_library
+from bishare_dsl.adapter.files import read_adapter, save_adapter, save_library
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.models import architecture_of
@@ -120,6 +120,9 @@ share local per module rank 1
 share intra per layer rank 2 via KE(size = 16)
 share inter per model rank 3 via GT(size = 8, gate_rank = 2) gain rank init 1 scale 0.5
 """,
+    # Whole numbers and scales; 5 rows of 15 leave half a byte.
+    "int8": "share s per layer rank 4 via KE(size = 16) gain out init 1",
+    "int4": "share a per layer rank 5 via KE(size = 15) share b per module rank 2 scale 0.5",
     "library": "share s A per module B per adapter, module rank 3",
 }
 """The shares of each spec."""
@@ -138,6 +141,8 @@ HOW: dict[str, dict[str, Any]] = {
     "plain_magnitude": {"target": "q_proj, v_proj, down_proj"},
     "gpt_oss": {"family": "gpt_oss", "target": "parent experts"},
     "base": {"frozen": "base"},
+    "int8": {"dtype": "int8"},
+    "int4": {"dtype": "int4"},
     "library": {"names": ("law", "maths")},
 }
 """What of them is otherwise: the family of the base, the target, what is trained in full, how it is saved."""
@@ -171,7 +176,7 @@ def make(folder: Path, name: str) -> None:
             save_file({p: w.contiguous() for p, w in maps.items()}, folder / name / WEIGHTS)
         save_adapter(folder / name, plan, tensors, text, seed=SEED, **how)
         if how.get("dtype"):
-            tensors = {n: tensor.bfloat16() for n, tensor in tensors.items()}
+            tensors = read_adapter(folder / name).tensors()
         found = expected(plan, tensors, maps)
         save_file(found, folder / name / "expected.safetensors")
         if family == "gpt_oss":

@@ -6,7 +6,7 @@
 
 const same = (x) => x;
 const TYPES = {
-  F64: [8, 'getFloat64', same], F32: [4, 'getFloat32', same], U8: [1, 'getUint8', same], I32: [4, 'getInt32', same],
+  F64: [8, 'getFloat64', same], F32: [4, 'getFloat32', same], U8: [1, 'getUint8', same], I8: [1, 'getInt8', same], I32: [4, 'getInt32', same],
   F16: [2, 'getUint16', (bits) => half(bits)], BF16: [2, 'getUint16', (bits) => fromBits(bits << 16)],
 };
 const sum = (matrices) => matrices.reduce((one, other) => one.map((row, i) => row.map((x, j) => x + other[i][j])));
@@ -38,7 +38,7 @@ const KNOWN = {
   Experts: ['A B G', 'count'],
   magnitude: ['mu', 'plain'],
 };
-const FEATURES = ['drawn', 'experts', 'full', 'library', 'parts', 'tied'];
+const FEATURES = ['drawn', 'experts', 'full', 'int4', 'int8', 'library', 'parts', 'tied'];
 const WORDS = { slice: ['leading', 'centre', 'trailing'], cut: ['both', 'in', 'out'], plain: [true, false] };
 
 function unknown(what) {
@@ -65,6 +65,10 @@ export async function read(config, files, weights = {}) {
   for (const { module, shape, terms, expert } of sharing.modules) {
     const named = terms.map(([index, ...places]) => {
       const term = sharing.terms[index];
+      for (const [i, role] of term.roles.entries()) {
+        const selects = ['VectorBank', 'Shards'].includes(term.transform) && /^[LI]_[AB]$/.test(role);
+        if (selects && sharing.tensors[places[i]].scales) unknown(`a quantised ${role}`);
+      }
       return [term, Object.fromEntries(term.roles.map((role, i) => [role, tensors[places[i]]]))];
     });
     const update = (x) => change(named, { module, shape, expert, weight: weights[module] }, x);
@@ -96,7 +100,17 @@ function ofFormat1(sharing, seed) {
 function values(entry, stored) {
   if (entry.key) return stored[entry.key];
   if (entry.parts) return logits(entry.shape[1], stored[entry.parts.vectors], stored[entry.parts.below]);
+  if (entry.scales) return quantised(entry, stored);
   return entry.draw ? drawn(entry, entry.text) : unknown("a start from the base's weights");
+}
+
+/** Returns whole numbers times the scale of their group of 64. */
+function quantised({ shape: [rows, columns], int4, int8, scales }, stored) {
+  const count = rows * columns, bytes = stored[int4 ?? int8].flat(), each = stored[scales].flat(), most = int4 ? 7 : 127;
+  const numbers = int4 ? bytes.flatMap((byte) => [(byte & 15) - 8, (byte >> 4) - 8]) : bytes;
+  const fits = numbers.length === count + (int4 ? count % 2 : 0) && each.length === Math.ceil(count / 64);
+  if (!fits || numbers.some((q, i) => Math.abs(q) > (i < count ? most : 0))) unknown(`such ${int4 ? 'int4' : 'int8'} numbers`);
+  return table(numbers.slice(0, count).map((q, i) => Math.fround(q * each[Math.floor(i / 64)])), columns);
 }
 
 /** Refuses a transform, a role, an option or a word that this reader does not know. */

@@ -17,7 +17,15 @@ from pathlib import Path
 import numpy as np
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I32": "<i4"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U8": "u1",
+    "I8": "i1",
+    "I32": "<i4",
+}
 ONE = np.ones((1, 1))
 # The roles of each transform except `gain_rank` and `gain_out`, and its options: all others are refused.
 KNOWN = {
@@ -47,7 +55,7 @@ WORDS = {
 }
 
 
-FEATURES = ("drawn", "experts", "full", "library", "parts", "tied")
+FEATURES = ("drawn", "experts", "full", "int4", "int8", "library", "parts", "tied")
 
 
 def to_lora(folder, out, name=None):
@@ -131,6 +139,14 @@ def open_folder(folder, name=None, weights=None):
         from_base(i, sharing, weights) if "base" in entry and weights else values(entry, stored)
         for i, entry in enumerate(sharing["tensors"])
     ]
+    for module in sharing["modules"]:
+        for number, *places in module["terms"]:
+            for role, place in zip(sharing["terms"][number]["roles"], places, strict=True):
+                selects = role in ("L_A", "L_B", "I_A", "I_B")
+                selects &= sharing["terms"][number]["transform"] in ("VectorBank", "Shards")
+                known(
+                    not (selects and "scales" in sharing["tensors"][place]), f"a quantised {role}"
+                )
     return config, sharing, tensors
 
 
@@ -210,6 +226,8 @@ def values(entry, stored):
         places = stored[entry["parts"]["vectors"]].astype(int)
         np.put_along_axis(logits, places, np.pad(-below, ((0, 0), (1, 0))), 1)
         return logits
+    if "scales" in entry:
+        return quantised(entry, stored)
     known("draw" in entry, "a start from the base's weights")
     drawn = draw(*entry["draw"].items(), entry["shape"], entry["text"])
     if entry["dtype"] == "bfloat16":  # To the nearest, of two that are as near the even one.
@@ -220,6 +238,19 @@ def values(entry, stored):
     drawn = drawn.astype(entry["dtype"])
     check_digest(drawn, entry)
     return drawn.astype(float)
+
+
+def quantised(entry, stored):
+    """Return whole numbers times the scale of their group of 64."""
+    form, size = ("int4", 7) if "int4" in entry else ("int8", 127)
+    numbers, count = stored[entry[form]].astype(int).ravel(), entry["shape"][0] * entry["shape"][1]
+    if form == "int4":
+        numbers = np.stack((numbers & 15, numbers >> 4), 1).ravel() - 8
+    scales, spare = stored[entry["scales"]].ravel(), count % 2 * (form == "int4")
+    fits = len(numbers) == count + spare and len(scales) == -(-count // 64)
+    known(fits and abs(numbers).max() <= size and not numbers[count:].any(), f"such {form} numbers")
+    scaled = numbers[:count].astype("<f4") * np.repeat(scales.astype("<f4"), 64)[:count]
+    return scaled.reshape(entry["shape"]).astype(float)
 
 
 def from_base(place, sharing, weights):

@@ -115,7 +115,7 @@ class DrawnTensor(BaseModel):
     sha256: str = Field(default="", pattern="^([0-9a-f]{8,64})?$")
 
 
-class Marks(BaseModel):
+class SignFingerprint(BaseModel):
     """Fingerprint of a tensor that is recomputed from the base's weights (`bishare_dsl.adapter.recipes`).
 
     ``signs`` has a digit from 0 to 3 for each row: 2 if its first product is negative, plus 1 if its
@@ -141,9 +141,10 @@ class AdapterConfig(BaseModel):
     covers all these fields.
 
     ``drawn`` are tensors regenerated from the seed. ``compact`` names the parts that are stored instead
-    of a tensor, as ``TENSOR:PART``. ``of_base`` are untrained tensors equal to the base's. ``packages``
-    gives the package and version of each third-party transform. ``rounded`` is the type to which float32
-    tensors were rounded for the file; loading converts them back to float32.
+    of a tensor, as ``TENSOR:PART``; those of a quantised tensor are its type and ``scales``. ``of_base``
+    are untrained tensors equal to the base's. ``packages`` gives the package and version of each
+    third-party transform. ``rounded`` is the type of float32 tensors in the file; loading converts them
+    back to float32.
 
     ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text; None in older
     formats. ``marks`` are fingerprints of frozen tensors that loading recomputes from the base's weights
@@ -171,9 +172,9 @@ class AdapterConfig(BaseModel):
     drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(unpack)] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
-    marks: Annotated[dict[str, Marks], BeforeValidator(unpack)] = {}
+    marks: Annotated[dict[str, SignFingerprint], BeforeValidator(unpack)] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
-    rounded: Literal["bfloat16"] | None = None
+    rounded: Literal["bfloat16", "int8", "int4"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
     beside: str | None = None
     sharing: Annotated[str | None, BeforeValidator(text_in)] = None
@@ -190,7 +191,7 @@ class AdapterConfig(BaseModel):
             record["sharing"] = json.loads(self.sharing)
         if self.format >= STATED:
             record = {name: value for name, value in record.items() if name not in _IN_SHARING}
-        return record | {"digest": seal(self.spec, self.seed, record)}
+        return record | {"digest": record_digest(self.spec, self.seed, record)}
 
     def text(self) -> str:
         """Return the text of the file, in PEFT's layout."""
@@ -213,7 +214,7 @@ class AdapterConfig(BaseModel):
             raise ValueError(
                 "it has no spec: load the folder by `bishare_dsl.load_adapter`, and save it again"
             )
-        if record.get("digest") != seal(fields.get("spec"), fields.get("seed"), record):
+        if record.get("digest") != record_digest(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("it is not what was saved")
         said = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
         own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
@@ -269,7 +270,7 @@ def _config_of(text: str) -> AdapterConfig:
     return AdapterConfig.model_validate(json.loads(text))
 
 
-def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:
+def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> str:
     """Return the digest of a config's description of an adapter, without the name of the base.
 
     Formats up to 4 exclude ``sharing``.
@@ -301,6 +302,11 @@ def attribute_in(key: str) -> str:
     """Return the last component of a tensor's key (see `names_of`), or the whole key of a foreign tensor."""
     _, mark, name = key.rpartition(f"{CHILD}.")
     return attribute(name) if mark else key
+
+
+def whole_in(key: str) -> str:
+    """Return `attribute_in` of a key, or that of the whole tensor if the key is a part's."""
+    return attribute_in(key).partition(":")[0]
 
 
 def is_seed(name: str) -> bool:

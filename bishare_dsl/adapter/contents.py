@@ -78,7 +78,7 @@ class StoredAdapter:
     @property
     def compact(self) -> bool:
         """Whether some tensors were saved only as far as inference needs them."""
-        return bool(self.config.compact)
+        return any("scales" not in parts for parts in self.config.compact.values())
 
     def tensors(self, *, with_base: bool = False) -> dict[str, torch.Tensor]:
         """Return the tensors by name as they were saved, regenerating those that were not stored.

@@ -40,6 +40,7 @@ from bishare_dsl.adapter.config import (
     part_name,
     seed_key,
     split_entries,
+    whole_in,
 )
 from bishare_dsl.adapter.contents import (
     MEMBERS,
@@ -61,6 +62,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.bits import BITS, quantisable, selecting
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import (
@@ -92,7 +94,8 @@ class Saving(TypedDict, total=False):
             ``"tensors"`` stores them.
         compact: store only what inference needs, for transforms that support it. The loaded adapter gives
             the same updates, but cannot train.
-        dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the file.
+        dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the file. ``"int8"`` and ``"int4"``
+            quantise factors in groups of 64 numbers.
         reproduced: tensors computed from the base's weights in float64; equal frozen tensors are omitted.
     """
 
@@ -161,7 +164,7 @@ def save_library(
     seed: int,
     base_revision: str | None = None,
     dtype: Rounded = None,
-) -> None:
+) -> tuple[Problem, ...]:
     """Write a library to a folder, or replace the library there, in one step.
 
     Args:
@@ -171,7 +174,10 @@ def save_library(
         spec_text: the spec that the plan was built from.
         seed: of the frozen tensors.
         base_revision: the commit of the base on the Hub, if known.
-        dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the files.
+        dtype: as in `Saving`.
+
+    Returns:
+        Warnings, as `save_adapter`, those of the first adapter.
 
     Raises:
         AdapterError: the folder has other contents (BS615), the system refuses (BS616), or the text does
@@ -181,11 +187,11 @@ def save_library(
         name: pack(plan, tensors, spec_text, seed=seed, base_revision=base_revision, dtype=dtype)
         for name, tensors in adapters.items()
     }
-    shared, config, _ = next(iter(packed.values()))
+    shared, config, problems = next(iter(packed.values()))
     common = {attribute(name) for name in plan.common}
-    shared = {key: value for key, value in shared.items() if attribute_in(key) in common}
+    shared = {key: value for key, value in shared.items() if whole_in(key) in common}
     own = {
-        name: _file_of({k: v for k, v in values.items() if attribute_in(k) not in common})
+        name: _file_of({k: v for k, v in values.items() if whole_in(k) not in common})
         for name, (values, _, _) in packed.items()
     }
     digests = {name: digest_of(entries_in(content)) for name, content in own.items()}
@@ -206,6 +212,55 @@ def save_library(
             for name, content in own.items():
                 (new / own_file(name)).write_bytes(content)
             write_card(new, plan, spec_text, tuple(adapters))
+    return problems
+
+
+def add_to_library(
+    folder: Path,
+    adapters: Mapping[str, Mapping[str, torch.Tensor]],
+    out: Path | None = None,
+) -> Path:
+    """Add adapters to a library, replacing those with the same names.
+
+    The config is replaced last, in one step. If the process is killed, the library is unchanged, except
+    for an adapter that was being replaced.
+
+    Args:
+        folder: the library.
+        adapters: each adapter's tensors by name, by the name of the adapter. Tensors shared by the
+            library are ignored.
+        out: write a copy of the library to this folder instead of changing the original.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        AdapterError: the library is damaged, or the system refuses (BS616).
+    """
+    if out is not None:
+        with writing(out), new_folder(out) as new:
+            shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
+            _add_members(new, adapters)
+        return out
+    with writing(folder):
+        _add_members(folder, adapters)
+    return folder
+
+
+def _add_members(folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    stored = read_adapter(f"{folder}#{names_in(folder)[0]}")
+    config, plan = stored.config, stored.plan
+    common = {attribute(name) for name in plan.common}
+    digests = dict(config.adapters or {})
+    for name, tensors in adapters.items():
+        values, _, _ = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
+        own = {key: value for key, value in values.items() if whole_in(key) not in common}
+        content = _file_of(own)
+        replace_file(folder / own_file(name), content)
+        digests[name] = digest_of(entries_in(content))
+    config = config.model_copy(update={"adapters": digests})
+    replace_file(folder / CONFIG, config.text().encode())
+    write_card(folder, plan, config.spec, tuple(digests))
 
 
 def pack(
@@ -230,15 +285,20 @@ def pack(
     from bishare_dsl.adapter.recipes import find_reproduced
     from bishare_dsl.adapter.stored import (
         compact_tensors,
+        dequantise,
         find_drawn,
-        never_rounded,
+        form_of,
+        losses,
         not_finite,
+        quantise,
         round_tensor,
     )
 
+    form = form_of(dtype)
     if spec_text and plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
-    values, warnings = gather_tensors(plan, tensors), []
+    tensors, warnings = gather_tensors(plan, tensors), []
+    values = dict(tensors)
     left_out = find_drawn(plan, values, seed) if frozen != "tensors" else {}
     left = [t.name for t in plan.tensors if t.drawn and not t.trainable]
     changed = [name for name in left if name not in left_out]
@@ -250,15 +310,21 @@ def pack(
     parts = compact_tensors(plan, values) if compact else {}
     if compact and not parts:
         warnings.append(codes.NOTHING_COMPACT())
-    for name, made in parts.items():
-        del values[name]
-        values |= {part_name(name, label): part for label, part in made.items()}
+    values = _replaced(values, parts)
     warnings += not_finite(values)
-    of_base = tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in values)
-    exact = never_rounded(plan) if dtype else set()
+    if form in BITS:
+        small = {n: quantise(values[n], form) for n in quantisable(plan) & values.keys()}
+        again = {n: dequantise(form, made, plan.tensor[n].shape) for n, made in small.items()}
+        lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in again.items())
+        values, parts = _replaced(values, small), {**parts, **small}
+        if not lossless and (lost := losses(plan, tensors, {**tensors, **again})):
+            each = ", ".join(f"`{kind}` {error:.2%}" for kind, error in lost.items())
+            warnings.append(codes.LOST_BY_QUANTISING(form=form, errors=each))
+    of_base = tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in tensors)
+    exact = selecting(plan)
     # Clones, because a tensor that is a view of another cannot be written as it is.
     stored = {
-        key_of(plan, name): round_tensor(tensor.cpu(), None if name in exact else dtype)
+        key_of(plan, name): round_tensor(tensor.cpu(), None if name in exact else form)
         .clone()
         .contiguous()
         for name, tensor in values.items()
@@ -279,10 +345,19 @@ def pack(
         compact={name: tuple(made) for name, made in parts.items()},
         of_base=of_base,
         marks=marks,
-        rounded="bfloat16" if dtype else None,
+        rounded=form,
     )
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     return stored, config, tuple(warnings)
+
+
+def _replaced(
+    values: Mapping[str, torch.Tensor], parts: Mapping[str, Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Return tensors by name, with parts in the place of some."""
+    whole = {name: tensor for name, tensor in values.items() if name not in parts}
+    named = ((name, label, part) for name, made in parts.items() for label, part in made.items())
+    return whole | {part_name(name, label): part for name, label, part in named}
 
 
 def _content_of(
@@ -407,9 +482,7 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
     for tensor, entry in zip(plan.tensors, stated.tensors, strict=True):
         name = attribute(tensor.name)
         keys = {name: entry.key} if entry.key else {}
-        keys |= {
-            attribute(part_name(tensor.name, p)): key for p, key in (entry.parts or {}).items()
-        }
+        keys |= {attribute(part_name(tensor.name, p)): key for p, key in entry.keys.items()}
         for ours, key in keys.items():
             if (value := entries.get(attribute_in(key))) is None:
                 raise ValueError(f"the files have no tensor `{key}`")
@@ -421,7 +494,7 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
             values = np.empty(entry.shape, np.float32)
             seed, _, text = entry.text.partition(":")
             fill(values, entry.draw, seed, text)
-            found[name] = {"dtype": "F32", "shape": [*entry.shape], "data": values.tobytes()}
+            found[name] = {"dtype": "F32", "shape": [*entry.shape], "data": bytearray(values)}
     if left:
         raise ValueError(f"`sharing` does not name the tensor `{next(iter(left))}`")
     return found
@@ -528,6 +601,9 @@ def _not_an_adapter(folder: Path) -> Problem:
         return codes.PEFT_ADAPTER(folder=folder, help=help)
     if (folder / "bishare_config.json").is_file():
         help = "bishare 0.2 has saved it, and 0.3 reads it: load it with bishare 0.3, and save it again"
+        return codes.NOT_AN_ADAPTER(folder=folder, help=help)
+    if (folder / ".metadata").is_file():  # torch's distributed checkpoint.
+        help = "export its adapter first, with `export_adapter.py` of Megatron-Bridge if Megatron saved it"
         return codes.NOT_AN_ADAPTER(folder=folder, help=help)
     return codes.NOT_AN_ADAPTER(folder=folder)
 

@@ -318,7 +318,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
             compact: store only what inference needs, if a transform (VectorBank) trains more: the logits
                 are equal, but training cannot continue. A compact adapter is saved compactly again.
             dtype: ``"bfloat16"`` or ``torch.bfloat16`` rounds the tensors to it, which halves the file.
-                Loading converts them back to float32.
+                ``"int8"`` and ``"int4"`` quantise factors in groups of 64 numbers, and warn of the relative
+                error of dW by kind (BS690). Loading converts them back to float32.
             state_dict: of the whole model, if the caller has gathered it; used as the source of values.
 
         Raises:
@@ -360,25 +361,23 @@ class Handle(AdapterRoot, BaseTunerLayer):
         rank: int | None = None,
         dtype: str | torch.dtype = torch.float32,
         uniform_rank: bool = False,
-        experts: str = "fused",
     ) -> ExportReport:
-        """Write the adapter as a plain LoRA: a folder for PEFT and vLLM, or a file for llama.cpp.
+        """Write the adapter as a plain LoRA: a folder, or for llama.cpp a file.
 
         With FSDP2 every process must call this, and the first writes.
 
         Args:
             out: the folder or file; must not exist, or be an empty folder.
-            format: ``"peft"``, ``"gguf"`` or ``"mlx"``.
+            format: ``"peft"``, ``"vllm"``, ``"sglang"``, ``"mlx"`` or ``"gguf"``. The first three differ
+                in experts that are stored in one parameter.
             rank: truncate to this rank; the report contains the loss.
             dtype: of the values: float32, bfloat16 or float16.
             uniform_rank: use one rank for all modules, for engines without ``rank_pattern``.
-            experts: layout of experts stored in one parameter: ``"fused"`` for PEFT, ``"each"`` or
-                ``"shared-outer"`` for vLLM and SGLang.
 
         Raises:
             AdapterError: see `bishare_dsl.export.export.export_adapter`.
         """
-        how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "experts": experts}
+        how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank}
         report = on_first_process(
             self.plan,
             self.tensors(),

@@ -1,7 +1,7 @@
 """Omit frozen tensors that are computed from the base's weights; loading recomputes them.
 
-The config stores their `Marks`: products of each row with two random vectors. SVD signs differ between
-machines: stored signs restore them, and stored sums detect another base.
+The config stores their `SignFingerprint`: products of each row with two random vectors. SVD signs differ
+between machines: stored signs restore them, and stored sums detect another base.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from bishare_dsl.adapter.config import Marks
+from bishare_dsl.adapter.config import SignFingerprint
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.singular import fitted
 from bishare_dsl.diagnostics import AdapterError
@@ -25,17 +25,17 @@ determines it too. Directions with almost equal singular values are ambiguous, a
 """
 
 
-def marks_of(tensor: torch.Tensor) -> Marks:
+def marks_of(tensor: torch.Tensor) -> SignFingerprint:
     """Return the fingerprint of a tensor."""
     products = _products(tensor)
     signs = "".join(str(2 * (a < 0) + (b < 0)) for a, b in products.tolist())
     a, b = products.sum(0).tolist()
-    return Marks(signs=signs, sums=(float(f"{a:.4g}"), float(f"{b:.4g}")))
+    return SignFingerprint(signs=signs, sums=(float(f"{a:.4g}"), float(f"{b:.4g}")))
 
 
 def find_reproduced(
     plan: Plan, tensors: Mapping[str, torch.Tensor], reproduced: Mapping[str, torch.Tensor]
-) -> dict[str, Marks]:
+) -> dict[str, SignFingerprint]:
     """Find frozen tensors that can be recomputed from the base, except fitted tensors, with their marks.
 
     Args:
@@ -55,7 +55,7 @@ def find_reproduced(
 
 
 def check_reproduced(
-    marks: Mapping[str, Marks], tensors: Mapping[str, torch.Tensor]
+    marks: Mapping[str, SignFingerprint], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Check recomputed tensors, and restore the signs of their rows.
 
@@ -82,7 +82,7 @@ def _products(tensor: torch.Tensor) -> torch.Tensor:
     return (random.double() @ tensor.detach().cpu().double().unsqueeze(2)).squeeze(2)
 
 
-def _aligned(tensor: torch.Tensor, marks: Marks) -> torch.Tensor | None:
+def _aligned(tensor: torch.Tensor, marks: SignFingerprint) -> torch.Tensor | None:
     """Return a tensor with the signs that match its marks; None if they are ambiguous or do not match."""
     if len(marks.signs) != len(tensor):
         return None

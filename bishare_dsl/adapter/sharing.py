@@ -20,7 +20,7 @@ from bishare_dsl.adapter.config import (
     RECORD,
     AdapterConfig,
     DrawnTensor,
-    Marks,
+    SignFingerprint,
     attribute_in,
     key_of,
     part_name,
@@ -41,7 +41,9 @@ from bishare_dsl.transforms.registry import transform_names
 FORMAT = 2
 """The format of `sharing` that this version writes."""
 
-FEATURES = ("base", "drawn", "experts", "full", "library", "parts", "tied", "torch")
+FEATURES = (
+    *("base", "drawn", "experts", "full", "int4", "int8", "library", "parts", "tied", "torch"),
+)
 """Values of ``needs`` other than transforms."""
 
 
@@ -84,7 +86,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
         modules.append(module | {"terms": here})
         needs |= {word for word, key in (("tied", "tied"), ("experts", "expert")) if key in module}
     full = [_full(t) | {"tensor": place[t.tensor]} for t in plan.trained if t.tensor in place]
-    ways = (("draw", "drawn"), ("base", "base"), ("parts", "parts"))
+    ways = (("draw", "drawn"), *((key, key) for key in ("base", "parts", "int8", "int4")))
     needs |= {word for key, word in ways if any(key in entry for entry in entries)}
     needs |= {"torch"} if any("torch" in entry.get("draw", {}) for entry in entries) else set()
     needs |= {"full"} if full else set()
@@ -109,7 +111,8 @@ def _entry(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]:
             | ({"sha256": drawn.sha256} if drawn.sha256 else {})
         )
     if (labels := config.compact.get(tensor.name)) is not None:
-        return entry | {"parts": {p: key_of(plan, part_name(tensor.name, p)) for p in labels}}
+        keys = {p: key_of(plan, part_name(tensor.name, p)) for p in labels}
+        return entry | (keys if "scales" in keys else {"parts": keys})
     if (marks := config.marks.get(tensor.name)) is not None:
         return entry | {"base": {tensor.init: tensor.amount}} | marks.model_dump(mode="json")
     return entry | {"key": key_of(plan, tensor.name)}
@@ -139,7 +142,7 @@ _One = Field(min_length=1, max_length=1)
 
 
 class Entry(_Closed):
-    """A tensor: stored under ``key`` or in ``parts``, random, or computed from the base's weights."""
+    """A tensor: stored, in parts, quantised, random, or computed from the base's weights."""
 
     shape: tuple[PositiveInt, PositiveInt]
     key: str | None = None
@@ -151,11 +154,25 @@ class Entry(_Closed):
     signs: str = ""
     sums: tuple[FiniteFloat, FiniteFloat] = (0.0, 0.0)
     parts: dict[str, str] | None = None
+    int8: str | None = None
+    int4: str | None = None
+    scales: str | None = None
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of its parts, by their labels; empty if it has none."""
+        labels = ("int8", "int4", "scales")
+        return self.parts or {n: key for n in labels if (key := getattr(self, n)) is not None}
 
     @model_validator(mode="after")
     def _one_way(self) -> Entry:
-        if sum(way is not None for way in (self.key, self.draw, self.base, self.parts)) != 1:
-            raise ValueError("a tensor has one of `key`, `draw`, `base` and `parts`")
+        ways = (self.key, self.draw, self.base, self.parts, self.int8, self.int4)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError(
+                "a tensor has one of `key`, `draw`, `base`, `parts`, `int8` and `int4`"
+            )
+        if (self.int8 is None and self.int4 is None) != (self.scales is None):
+            raise ValueError("a quantised tensor has `scales`")
         if self.draw is not None and (self.dtype is None or ":" not in self.text):
             raise ValueError("a drawn tensor has `dtype` and `text`, which is SEED:NAME")
         for kind, amount in _plain_draw(self.draw or {}):
@@ -233,7 +250,7 @@ def read_sharing(text: str, seed: int = 0) -> Sharing:
     stated = json.loads(text)
     if isinstance(stated, dict) and stated.get("format") == 1:
         stated = _of_format_1(stated, seed)
-    return Sharing.model_validate(stated)
+    return Sharing.model_validate_json(text_of(stated), strict=True)
 
 
 def _of_format_1(stated: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -286,7 +303,7 @@ def contents_of(plan: Plan, sharing: Sharing, by_entry: int | None = None) -> di
     if len(names) != len(sharing.tensors):
         raise ValueError("`sharing` has not the tensors that its spec gives")
     drawn: dict[str, DrawnTensor] = {}
-    marks: dict[str, Marks] = {}
+    marks: dict[str, SignFingerprint] = {}
     compact: dict[str, tuple[str, ...]] = {}
     for name, entry in zip(names, sharing.tensors, strict=True):
         if entry.draw is not None:
@@ -296,9 +313,9 @@ def contents_of(plan: Plan, sharing: Sharing, by_entry: int | None = None) -> di
             generator: Literal["torch", "philox"] = "torch" if "torch" in entry.draw else "philox"
             drawn[name] = DrawnTensor(dtype=entry.dtype, generator=generator, sha256=entry.sha256)
         elif entry.base is not None:
-            marks[name] = Marks(signs=entry.signs, sums=entry.sums)
-        elif entry.parts is not None:
-            compact[name] = tuple(entry.parts)
+            marks[name] = SignFingerprint(signs=entry.signs, sums=entry.sums)
+        elif entry.keys:
+            compact[name] = tuple(entry.keys)
     return {"drawn": drawn, "marks": marks, "compact": compact, "of_base": of_base}
 
 
@@ -312,7 +329,7 @@ def names_in(sharing: Sharing) -> list[str]:
         if entry.draw is not None:
             source = entry.text.partition(":")[2]
         else:
-            key = entry.key or next(iter((entry.parts or {}).values()), f"tensor.{i}")
+            key = entry.key or next(iter(entry.keys.values()), f"tensor.{i}")
             source = attribute_in(key).partition(":")[0].replace("__", ".")
         name = re.sub(r"[^\w.]+", "_", source).strip(".") or "tensor"
         name = name if "." in name else f"tensor.{name}"
@@ -477,9 +494,16 @@ def _check_needs(sharing: Sharing) -> None:
 
 def _transform(shape: Shape) -> Transform:
     try:
-        return load_transform(shape.transform, shape.options)
+        transform = load_transform(shape.transform, shape.options)
     except SpecError as error:
         raise ValueError(f"{shape.transform}: {_why(error)}") from error
+    stated = transform.model_dump(mode="json", by_alias=True)
+    for name, value in stated.items():
+        given = shape.options.get(name, ...)
+        if given != value or isinstance(given, bool) != isinstance(value, bool):
+            what = "missing" if given is ... else repr(given)
+            raise ValueError(f"the option `{name}` of {shape.transform} is {what}")
+    return transform
 
 
 def _check_shapes(

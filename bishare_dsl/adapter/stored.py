@@ -1,4 +1,4 @@
-"""How a tensor is stored: whole, in parts, or not at all if the seed reproduces it."""
+"""How a tensor is stored: whole, rounded, quantised, in parts, or not at all if the seed reproduces it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,65 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
+from torch.nn.functional import pad
 
 from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor, Entries, attribute_in, part_name
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.lora import product_norm
 from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan.bits import BITS, GROUP, selecting
 from bishare_dsl.transforms import Transform, guard, load_transform
 
 Frozen = Literal["seed", "tensors", "base"]
 """How frozen tensors are saved; ``"base"`` is ``"seed"``, and omits those that loading recomputes."""
 
-Rounded = Literal["bfloat16"] | torch.dtype | None
-"""The type to which float32 tensors are rounded for the file, or its name; None to keep float32."""
+Form = Literal["bfloat16", "int8", "int4"]
+"""Types in a file other than the tensors' own: rounded, or in groups with scales."""
+
+Rounded = Form | torch.dtype | None
+"""The type of float32 tensors in the file, or its name; None to keep float32."""
+
+_FORMS: Mapping[Any, Form | None] = {
+    None: None,
+    "float32": None,
+    torch.float32: None,
+    "bfloat16": "bfloat16",
+    torch.bfloat16: "bfloat16",
+    "int8": "int8",
+    torch.int8: "int8",
+    "int4": "int4",
+}
 
 
-def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
-    """Round a float32 tensor for the file; tensors of other types are unchanged.
+SCALES = "scales"
+"""The part with the scales."""
+
+_MEASURED = 32
+"""Modules of a kind by which the loss is measured."""
+
+
+def form_of(dtype: Rounded) -> Form | None:
+    """Return the name of a type for the file; None keeps the tensors' own.
 
     Raises:
         AdapterError: unsupported type (BS662).
     """
-    if dtype not in (None, "bfloat16", torch.bfloat16):
+    if dtype not in _FORMS:
         raise AdapterError(codes.UNKNOWN_DTYPE(dtype=dtype))
-    return tensor.bfloat16() if dtype and tensor.dtype == torch.float32 else tensor
+    return _FORMS[dtype]
 
 
-def never_rounded(plan: Plan) -> set[str]:
-    """Return tensors that select other values, because rounding could change the selection."""
-    return {name for name, (transform, role) in _users(plan).items() if role in transform.exact}
+def round_tensor(tensor: torch.Tensor, form: Form | None) -> torch.Tensor:
+    """Round a float32 tensor for a file of bfloat16; otherwise return it unchanged."""
+    return tensor.bfloat16() if form == "bfloat16" and tensor.dtype == torch.float32 else tensor
 
 
 def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
@@ -57,7 +83,7 @@ def tensor_of(entry: Mapping[str, Any]) -> torch.Tensor:
     name = entry["dtype"].lower().replace("f", "float").replace("i", "int").replace("u", "uint")
     if "_" in name or (dtype := getattr(torch, name, None)) is None:  # Such as `F8_E5M2`.
         raise ValueError(f"torch does not sum values of type {entry['dtype']}")
-    if not entry["data"]:  # torch rejects an empty buffer.
+    if 0 in entry["shape"]:  # torch rejects an empty buffer.
         return torch.empty(entry["shape"], dtype=dtype)
     return torch.frombuffer(entry["data"], dtype=dtype).view(entry["shape"]).clone()
 
@@ -152,7 +178,7 @@ def compact_tensors(
 def restore_tensors(
     plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Restore tensors that were stored in parts, by name.
+    """Restore tensors that were stored in parts or quantised, by name.
 
     Raises:
         SpecError: a package's transform fails (BS214).
@@ -163,6 +189,14 @@ def restore_tensors(
         transform, role = users[name]
         shape = plan.tensor[name].shape
         parts = {label: stored[part_name(name, label)] for label in labels}
+        if (form := labels[0]) in BITS:
+            if name in selecting(plan):
+                raise ValueError(f"`{name}` selects other values, so it is not {form}")
+            try:
+                yield name, dequantise(form, parts, shape)
+            except ValueError as error:
+                raise ValueError(f"`{name}` is damaged: {error}") from error
+            continue
         with guard(transform, "restore", ValueError):
             value = transform.restore(role, parts, shape)
         if tuple(value.shape) != shape:
@@ -182,3 +216,83 @@ def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:
 
 def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+# Fewer bits ---------------------------------------------------------------------------------------------
+
+
+def quantise(tensor: torch.Tensor, form: str) -> dict[str, torch.Tensor]:
+    """Return the parts of a tensor: its numbers divided by the scale of their group, and the scales.
+
+    The scales are bfloat16, because those of small factors are below the range of float16. Two numbers
+    of int4 are in one byte, the first in the lower half, each plus 8.
+
+    Args:
+        tensor: ``(rows, columns)``, finite.
+        form: one of `BITS`.
+    """
+    most, values = _most(form), tensor.detach().cpu().float().flatten()
+    groups = pad(values, (0, -len(values) % GROUP)).view(-1, GROUP)
+    scales = (groups.abs().amax(1) / most).bfloat16()
+    whole = (groups / scales.float().unsqueeze(1)).nan_to_num(0, 0, 0).round().clamp(-most, most)
+    numbers = whole.flatten()[: len(values)].to(torch.int8)
+    if form == "int8":
+        return {form: numbers.view(tensor.shape), SCALES: scales}
+    halves = pad(numbers + 8, (0, len(numbers) % 2), value=8).to(torch.uint8)
+    return {form: halves[::2] | halves[1::2] << 4, SCALES: scales}
+
+
+def dequantise(
+    form: str, parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Return a tensor from its parts, float32: each number times the scale of its group.
+
+    Raises:
+        ValueError: the parts do not fit the shape, or contain numbers that `quantise` does not write.
+    """
+    numbers, scales, size = parts[form], parts[SCALES], math.prod(shape)
+    wanted = (torch.int8, shape) if form == "int8" else (torch.uint8, ((size + 1) // 2,))
+    if (numbers.dtype, tuple(numbers.shape)) != wanted:
+        raise ValueError(f"its {form} numbers are {numbers.dtype} {tuple(numbers.shape)}")
+    if not scales.is_floating_point() or tuple(scales.shape) != (-(-size // GROUP),):
+        raise ValueError(f"its scales are {scales.dtype} {tuple(scales.shape)}")
+    if form == "int4":
+        numbers = torch.stack((numbers & 15, numbers >> 4), 1).flatten().to(torch.int8) - 8
+    if (numbers.numel() and numbers.min() < -_most(form)) or numbers.flatten()[size:].any():
+        raise ValueError(f"its numbers are not {form}")
+    each = scales.float().repeat_interleave(GROUP)[:size]
+    return (numbers.flatten()[:size].float() * each).view(shape)
+
+
+def losses(
+    plan: Plan, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """Return the relative error of dW by kind of module, over some modules of each kind.
+
+    Modules whose update is zero or depends on the input are left out.
+
+    Args:
+        plan: the adapter's.
+        before: its tensors by name.
+        after: the tensors as they are loaded.
+    """
+    found, key = {}, lambda site: site.kind
+    terms = ((site, plan.terms_of[site.path]) for site in plan.sites)
+    sites = [site for site, here in terms if here and all(t.linear or t.is_magnitude for t in here)]
+    for kind, members in groupby(sorted(sites, key=key), key):
+        of_kind = list(members)
+        lost = norm = 0.0
+        for site in of_kind[:: -(-len(of_kind) // _MEASURED)]:
+            (down, up), (a, b) = (
+                [f.cpu() for f in effective_factors(plan, values, site, scaled=True)]
+                for values in (before, after)
+            )
+            norm = math.hypot(norm, product_norm(down, up))
+            lost = math.hypot(lost, product_norm(torch.cat([down, a]), torch.cat([up, -b])))
+        if norm:
+            found[kind] = lost / norm
+    return found
+
+
+def _most(form: str) -> int:
+    return (1 << (BITS[form] - 1)) - 1

@@ -94,7 +94,7 @@ def command(
             report,
             spec_text=resolved.text(),
             seed=seed,
-            dtype="bfloat16" if dtype == "bfloat16" else None,
+            dtype=dtype,
         )
 
 
@@ -109,10 +109,10 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
     if out.exists():  # Replace the adapter in one step.
-        save_adapter(out, plan, tensors, seed=seed, **saving)
+        report.all(save_adapter(out, plan, tensors, seed=seed, **saving))
     else:
         with new_folder(out.resolve()) as new:
-            save_adapter(new, plan, tensors, seed=seed, **saving)
+            report.all(save_adapter(new, plan, tensors, seed=seed, **saving))
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)

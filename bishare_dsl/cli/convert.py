@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes.adapter import EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
+
+if TYPE_CHECKING:
+    from bishare_dsl.adapter.contents import StoredAdapter
 
 
 @click.command(
@@ -20,11 +26,26 @@ from bishare_dsl.export import DTYPES, TARGETS
     ),
 )
 @click.argument("adapter", type=click.Path(path_type=Path))
-@options.choice("--for", "target", among=TARGETS, required=True, help="The program to write for.")
+@options.choice(
+    *("--for", "--format", "target"),
+    among=(*TARGETS, "bishare"),
+    default="peft",
+    help="The program to write for. Those with PEFT's files differ in experts.",
+)
 @options.model()
 @options.out("The folder to write, or the file for gguf.", "PATH")
 @options.rank
-@options.choice("--dtype", among=DTYPES, default="float32", help="Of the values.")
+@options.choice(
+    "--dtype",
+    among=(*DTYPES, "int8", "int4"),
+    default="float32",
+    help="Of the values. int8 and int4 are for bishare, and print what they lose.",
+)
+@click.option(
+    "--uniform-rank",
+    is_flag=True,
+    help="Write one rank for all modules, for engines that know no rank_pattern.",
+)
 @click.pass_obj
 def command(
     report: Report,
@@ -34,23 +55,52 @@ def command(
     out: Path,
     rank: int | None,
     dtype: str,
+    uniform_rank: bool,
 ) -> None:
     """Convert an adapter into the layout of another program.
 
     Reads the layouts of bishare, PEFT, vLLM, SGLang, Tinker, Megatron-Bridge, mlx-lm and llama.cpp. Every
     tensor is used, and what was written is read again and compared at every module. The model's shapes
-    are enough.
+    are enough, except for an adapter with `magnitude`.
     """
     from bishare_dsl.cli.reading import read_adapter_for
 
     stored = read_adapter_for(adapter, model, report)
-    report.note("converting ...")
-    from bishare_dsl.export.convert import convert
-    from bishare_dsl.models.load import meta_model
+    report.note(f"writing for {target} ...")
+    if target == "bishare":
+        _save(stored, out, rank, dtype, report)
+        return
+    from bishare_dsl.export.export import export_adapter
+    from bishare_dsl.models.load import load_model, meta_model
 
-    found = convert(
-        out, stored.plan, stored.tensors(), meta_model(model), target, rank=rank, dtype=dtype
+    scales = len(stored.plan.unscaled) < len(stored.plan.terms)  # Then its weights count.
+    exported = export_adapter(
+        out,
+        stored.plan,
+        stored.tensors(),
+        load_model(model, causal=False)[0] if scales and target == "peft" else meta_model(model),
+        target,
+        rank=rank,
+        dtype=dtype,
+        uniform_rank=uniform_rank,
+        compare=True,
     )
-    report.all(found.export.warnings)
-    report.data(**found.data())
-    report.result(str(found))
+    report.all(exported.warnings)
+    report.data(**exported.data())
+    report.result(str(exported))
+
+
+def _save(stored: StoredAdapter, out: Path, rank: int | None, dtype: str, report: Report) -> None:
+    """Save an adapter as a folder of bishare."""
+    from bishare_dsl.cli.files import check_out
+    from bishare_dsl.compiler import save_again
+
+    if rank is not None or dtype == "float16":
+        option, value = ("dtype", dtype) if rank is None else ("rank", rank)
+        raise AdapterError(
+            EXPORT_OPTION(option=option, reason=f"bishare writes no {option} {value}")
+        )
+    check_out(out)
+    report.all(save_again(stored, out, dtype))
+    report.data(out=str(out), spec=stored.spec_text)
+    report.result(f"saved in {out}")

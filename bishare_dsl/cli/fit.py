@@ -167,7 +167,11 @@ def command(
         )
         for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
     )
-    how: Any = {"seed": seed, "sweeps": sweeps, "dtype": getattr(torch, dtype)}
+    how: Any = {
+        "seed": seed,
+        "sweeps": sweeps,
+        "dtype": torch.bfloat16 if dtype == "bfloat16" else torch.float32,
+    }
     how["watch"] = partial(_tell, report)
     with open_pairs(read) as pairs:
         if tolerance is None:
@@ -185,11 +189,11 @@ def command(
     saving: Any = {
         "seed": seed,
         "base_revision": first.config.base_revision,
-        "dtype": "bfloat16" if dtype == "bfloat16" else None,
+        "dtype": dtype,
     }
     if family.apart:
         each = {name: family.tensors(values, name) for name in named}
-        save_library(out, made.plan, each, made.text(), **saving)
+        report.all(save_library(out, made.plan, each, made.text(), **saving))
     else:
         tensors = family.tensors(values, next(iter(named)))
         report.all(save_adapter(out, made.plan, tensors, made.text(), **saving))
@@ -213,8 +217,7 @@ def _project(
     force: bool,
 ) -> None:
     """Add adapters to a library, by the private tensors that approximate them best."""
-    from bishare_dsl.adapter.files import CONFIG, names_in, read_adapter
-    from bishare_dsl.adapter.library import add_to_library
+    from bishare_dsl.adapter.files import CONFIG, add_to_library, names_in, read_adapter
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import read_adapter_for
 

@@ -10,8 +10,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
-from bishare_dsl.diagnostics import AdapterError, BishareError
-from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics import BishareError
 
 if TYPE_CHECKING:
     from bishare_dsl.models import Architecture
@@ -44,49 +43,36 @@ def command(
     """
     from bishare_dsl.adapter.files import is_peft
     from bishare_dsl.adapter.inventory import find_adapters
+    from bishare_dsl.cli.fit import base_name, named_folders
     from bishare_dsl.export.layouts import layout_of
 
+    bases: dict[str, Architecture] = {}
     single = is_peft(folders[0]) or layout_of(folders[0]) in ("mlx", "gguf")
     if len(folders) == 1 and (single or not find_adapters(folders[0])):
-        _import_one(folders[0], model, out, force, report)
+        report.note(f"importing for {base_name(folders[0], model)} ...")
+        _, text = _imported(folders[0], model, out, force, bases, report)
+        report.data(out=str(out), spec=text)
+        report.result(text.rstrip())
+        report.note(f"saved in {out}")
         return
-    adapters = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
-    _import_all(adapters, model, out, force, report)
-
-
-def _import_one(folder: Path, model: str | None, out: Path, force: bool, report: Report) -> None:
-    from bishare_dsl.adapter.files import CONFIG
-    from bishare_dsl.cli.files import check_out
-    from bishare_dsl.cli.fit import base_name
-    from bishare_dsl.compiler import import_peft
-
-    check_out(out, CONFIG, force=force)
-    base = base_name(folder, model)
-    report.note(f"importing for {base} ...")
-    text = import_peft(folder, base, out, tell=report.problem)
-    report.data(out=str(out), spec=text)
-    report.result(text.rstrip())
-    report.note(f"saved in {out}")
-
-
-def _import_all(
-    folders: Sequence[Path], model: str | None, out: Path, force: bool, report: Report
-) -> None:
-    """Import LoRAs one after the other, and say what became of each."""
-    from bishare_dsl.cli.fit import named_folders
-    from bishare_dsl.show.rows import mib
-    from bishare_dsl.show.table import Table
-
-    bases: dict[str, Architecture] = {}
+    found = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
     rows: list[dict[str, Any]] = []
-    for name, folder in report.bar(named_folders(folders).items(), "importing"):
+    for name, folder in report.bar(named_folders(found).items(), "importing"):
         row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
         try:
-            row |= _converted(folder, model, out / name, force, bases, report)
+            row |= _imported(folder, model, out / name, force, bases, report)[0]
         except BishareError as error:
             row["error"] = error.problems[0].code
             report.error(error)
         rows.append(row)
+    _tell(rows, out, report)
+
+
+def _tell(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
+    """Report what became of each LoRA."""
+    from bishare_dsl.show.rows import mib
+    from bishare_dsl.show.table import Table
+
     done = [row for row in rows if row["out"]]
     before, after = (sum(row[key] for row in done) for key in ("bytes_before", "bytes_after"))
     report.data(adapters=rows, imported=len(done), bytes_before=before, bytes_after=after)
@@ -106,48 +92,33 @@ def _import_all(
     )
 
 
-def _converted(
+def _imported(
     folder: Path,
     model: str | None,
     out: Path,
     force: bool,
     bases: dict[str, Architecture],
     report: Report,
-) -> dict[str, Any]:
-    """Import a LoRA, read the result, and return what a row of the report needs.
+) -> tuple[dict[str, Any], str]:
+    """Import a LoRA, read the result, and return what a row of the report needs, and its spec.
 
     Raises:
         BishareError: it cannot be imported, or what was written adds something else (BS607).
     """
-    from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
-    from bishare_dsl.analyse.updates import factors_of
+    from bishare_dsl.adapter.files import CONFIG, TENSORS
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.fit import base_name
     from bishare_dsl.compiler import import_peft
-    from bishare_dsl.export.from_peft import factors_in
     from bishare_dsl.models import architecture_of
 
     check_out(out, CONFIG, force=force)
     base = base_name(folder, model)
     if base not in bases:
         bases[base] = architecture_of(base)
-    import_peft(folder, bases[base], out, named=base, tell=report.problem)
-    stored = read_adapter(out)
-    written = {p: factors for site, factors in factors_of(stored).items() for p in site.paths}
-    checked, worst = 0, 0.0
-    for path, given in factors_in(folder).items():
-        if path in written and [f.shape for f in given] == [f.shape for f in written[path]]:
-            pairs = zip(given, written[path], strict=True)
-            worst = max(worst, *(float((one - other).abs().max()) for one, other in pairs))
-            checked += 1
-    if worst:
-        reason = f"its factors differ from those of `{folder}` by up to {worst:.2g}"
-        raise AdapterError(codes.CHANGED_FILE(path=out, reason=reason))
-    sizes = [sum((f / name).stat().st_size for name in (CONFIG, TENSORS)) for f in (folder, out)]
-    return {
-        "out": str(out),
-        "modules": len(stored.plan.sites),
-        "checked": checked,
-        "bytes_before": sizes[0],
-        "bytes_after": sizes[1],
-    }
+    lora = import_peft(folder, bases[base], out, named=base)
+    files = [[f] if f.is_file() else [f / CONFIG, f / TENSORS] for f in (folder, out)]
+    before, after = (
+        sum(path.stat().st_size for path in paths if path.is_file()) for paths in files
+    )
+    row = {"out": str(out), "modules": len(lora.plan.sites), "checked": len(lora.plan.sites)}
+    return row | {"bytes_before": before, "bytes_after": after}, lora.spec_text

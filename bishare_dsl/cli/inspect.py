@@ -90,6 +90,7 @@ def _show(folder: Path, report: Report) -> None:
         f" at {config.base_revision}" if config.base_revision else ""
     )
     size = sum(len(entry["data"]) for entry in stored.entries.values())
+    form = f" in {config.rounded}" if config.rounded else ""
     notes = [f"parameters: {', '.join(f'{n:,} {text}' for text, n in where.items() if n)}"]
     notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
@@ -104,7 +105,7 @@ def _show(folder: Path, report: Report) -> None:
         *summary.as_parts(stored.plan),
         *measured,
         f"base: {escaped(base)}\nwritten by: {escaped(versions)}; folder format {config.format}, "
-        f"seed {config.seed}\ntensors: {size:,} bytes, all as they were saved"
+        f"seed {config.seed}\ntensors: {size:,} bytes{form}, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
     )
 

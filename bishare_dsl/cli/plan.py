@@ -145,9 +145,9 @@ def _cost(
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
         f"the base takes {cost.size(base)} at 16 bits{where}",
         cost.table(rows, adapters, free),
-        "each, once: numbers of one adapter, and numbers that all share. disk: their files, and host memory "
-        "while they wait. slots: an engine's memory in compact mode; expanded: in expanded mode. At 8 and 4 "
-        "bits scales are not counted.",
+        "each, once: numbers of one adapter, and numbers that all share. disk: their files, with scales at 8 "
+        "and 4 bits. slots: an engine's memory in compact mode, and host memory while they wait; "
+        "expanded: in expanded mode.",
     )
 
 
@@ -215,7 +215,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
     settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
     head = ["spec", "model", *settings]
-    head += ["parameters", "MiB", "effective rank", "of LoRA r=8"]
+    head += ["parameters", "MiB, 32 bits", "effective rank", "of LoRA r=8"]
     lines = []
     for row in rows:
         line = [row["file"], row["model"], *(str(row["set"].get(name, "")) for name in settings)]

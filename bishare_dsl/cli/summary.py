@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import escaped
+from bishare_dsl.plan.bits import file_bytes
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
 from bishare_dsl.show.table import Table
@@ -26,6 +27,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "all": plan.all,
         "trainable_percent": 100 * plan.trainable / plan.all,
         "bytes": BYTES * plan.stored,
+        "bytes_by_dtype": file_bytes(plan),
         "memory": asdict(rows.memory(plan)),
         "shares": [asdict(row) for row in rows.shares(plan)],
         "roles": [asdict(row) for row in rows.roles(plan)],
@@ -92,8 +94,10 @@ def as_parts(plan: Plan) -> list[str | Table]:
 
 
 def _adapter_size(plan: Plan) -> str:
-    size, left_out = BYTES * plan.stored, plan.trainable + plan.frozen - plan.stored
-    line = f"adapter: {size:,} bytes ({mib(size)} MiB) in float32"
+    left_out = plan.trainable + plan.frozen - plan.stored
+    size, *smaller = file_bytes(plan).items()
+    forms = ", ".join(f"{mib(count)} in {form}" for form, count in smaller)
+    line = f"adapter: {size[1]:,} bytes ({mib(size[1])} MiB) in {size[0]}, {forms}"
     if stored := plan.stored - plan.trainable:
         line += f", with {stored:,} frozen parameters that start as the base's weights say"
     return f"{line}, without {left_out:,} frozen parameters" if left_out else line

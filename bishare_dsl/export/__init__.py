@@ -1,8 +1,4 @@
-"""Export adapters to programs that support only plain LoRA."""
-
-FORMATS = ("peft", "gguf", "mlx")
-EXPERTS = ("fused", "each", "shared-outer")
-"""Layouts for experts: PEFT's, a module per expert, or one outer factor if it is equal for all."""
+"""Convert adapters to and from the plain LoRA of other programs."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -7,7 +7,7 @@ to the hidden state, exists once for all experts: A of gate and up, B of down (`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -26,53 +26,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """The export of one parameter of experts.
-
-    Attributes:
-        owner: the path of the parameter's module.
-        down: A of each expert, ``(experts, rank, d_in)``.
-        up: B of each expert, ``(experts, rank, d_out)``, over all maps in the parameter, such as gate and
-            up.
-    """
-
-    owner: str
-    parameter: str
-    down: torch.Tensor
-    up: torch.Tensor
-
-    @property
-    def name(self) -> str:
-        """The path of the parameter."""
-        return f"{self.owner}.{self.parameter}"
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[1]
-
-
-@dataclass(frozen=True)
 class Named:
     """A pair with its name in the file; a leading dimension counts experts if there are several.
 
     Attributes:
-        name: the module's name in checkpoints.
-        kind: the kind of its map.
+        name: the module's name in checkpoints, or the parameter's path.
+        kind: the kind of its map, or the parameter's name.
         down: A ``(rank, d_in)``.
-        up: B ``(rank, d_out)``.
+        up: B ``(rank, d_out)``; of a parameter over all maps in it, such as gate and up.
+        is_parameter: whether it is one of PEFT's target parameters.
     """
 
     name: str
     kind: str
     down: torch.Tensor
     up: torch.Tensor
+    is_parameter: bool = False
 
     @property
     def rank(self) -> int:
         return self.down.shape[-2]
 
 
-def stacks(pairs: Iterable[tuple[Pair, Weight]]) -> list[Stack]:
+def stacks(pairs: Sequence[tuple[Pair, Weight]], *_: object) -> list[Named]:
     """Stack the pairs of the experts of each parameter, with zeros for experts without a pair."""
     found: dict[tuple[str, str], dict[int, list[tuple[Pair, Weight]]]] = {}
     for pair, weight in pairs:
@@ -167,7 +143,7 @@ def shared_outer(
         AdapterError: the outer factor differs between experts (BS685).
     """
     names = in_checkpoints(model, maps)
-    found, problems = [], []
+    found, problems, in_all = [], [], {kind: name for name, kind in KINDS.items()}
     for owner, kind, weight, given in _by_kind(pairs, maps):
         down, up = _of_all(given, weight)
         side = _OUTER[kind]
@@ -178,15 +154,15 @@ def shared_outer(
         once = outer[0][None] if outer else (down, up)[side][:1]
         place = names[f"{owner}.0.{kind}"].rsplit(".", 2)[0]
         both = (once, up) if side == 0 else (down, once)
-        found.append(Named(f"{place}.{_IN_ALL[kind]}", kind, *both))
+        found.append(Named(f"{place}.{in_all[kind]}", kind, *both))
     raise_errors(AdapterError, problems[:5])
     return found
 
 
 _OUTER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 """The factor, A or B, next to the hidden state."""
-_IN_ALL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-"""Names of vLLM and SGLang for the maps of all experts together."""
+KINDS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""The maps, by their names in layouts with all experts in one tensor."""
 
 _Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -252,14 +228,14 @@ def of_all(
     return down, up
 
 
-def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weight]]]) -> Stack:
+def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weight]]]) -> Named:
     _, any_weight = next(iter(experts.values()))[0]
     count, d_in, d_out = _sizes(any_weight)
     joined = {expert: _joined(members, d_out) for expert, members in experts.items()}
     down, up = of_all(joined, count, d_in, d_out)
     if _other_way_round(any_weight):
         down, up = up, down
-    return Stack(owner, parameter, down, up)
+    return Named(f"{owner}.{parameter}", parameter, down, up, is_parameter=True)
 
 
 def _sizes(weight: Weight) -> tuple[int, int, int]:
@@ -288,3 +264,50 @@ def _joined(
         mine = slice(None) if weight.outputs is None else weight.outputs
         ups[same][:, mine] += pair.up
     return torch.cat(downs), torch.cat(ups)
+
+
+def expand_experts(
+    factors: dict[str, dict[str, torch.Tensor]],
+    known: Collection[str],
+    model: Callable[[], nn.Module] | None,
+) -> dict[str, str]:
+    """Rename the factors of experts to the paths of their maps; return their old names by path.
+
+    Args:
+        factors: A and B by module name, changed in place.
+        known: names that are already paths.
+        model: returns the base, whose checkpoints also name experts.
+    """
+    unknown = [name for name in factors if name not in known]
+    if not unknown or model is None:
+        return {}
+    base = model()
+    maps = linear_maps(base)
+    of_experts = {path: weight for path, weight in maps.items() if weight.expert is not None}
+    if not of_experts:
+        return {}
+    by_name = {name: path for path, name in in_checkpoints(base, of_experts).items()}
+    stacks: dict[tuple[str, str], dict[int, str]] = {}
+    for name, path in (*by_name.items(), *((path, path) for path in of_experts)):
+        owner, kind = name.rsplit(".", 2)[0], path.rpartition(".")[2]
+        stacks.setdefault((owner, kind), {})[of_experts[path].expert or 0] = path
+    origins: dict[str, str] = {}
+    for name in unknown:
+        owner, _, kind = name.rpartition(".")
+        pair = factors[name]
+        found = {0: by_name[name]} if name in by_name else {}
+        if not found and all(tensor.dim() == 3 for tensor in pair.values()):
+            found = stacks.get((owner, KINDS.get(kind, kind)), {})
+            if any(len(tensor) not in (1, len(found)) for tensor in pair.values()):
+                found = {}
+            for expert, path in found.items():
+                factors[path] = {
+                    label: tensor[expert if len(tensor) > 1 else 0]
+                    for label, tensor in pair.items()
+                }
+        elif found:
+            factors[found[0]] = pair
+        if found:
+            del factors[name]
+            origins |= dict.fromkeys(found.values(), name)
+    return origins

@@ -8,22 +8,28 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.experts import Stacked, stacked_in
-from bishare_dsl.export.layouts import FACTOR, expand_experts, read_lora
-from bishare_dsl.export.peft import TENSORS
-from bishare_dsl.export.peft_config import PeftConfig, read_config
+from bishare_dsl.export.effective import delta, effective_factors
+from bishare_dsl.export.experts import Stacked, expand_experts, stacked_in
+from bishare_dsl.export.layouts import FACTOR, LAYOUTS, layout_of
+from bishare_dsl.export.lora import product_norm
+from bishare_dsl.export.peft_config import TENSORS, PeftConfig
+from bishare_dsl.export.report import Compared
+from bishare_dsl.models import architecture_of
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, runs_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.in_full import NONE
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 PREFIX = "base_model.model."
@@ -32,10 +38,39 @@ PREFIX = "base_model.model."
 _VECTOR = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A LoRA that is read.
+
+    Attributes:
+        folder: its folder or file.
+        config: PEFT's config of it.
+        tensors: by PEFT's names.
+        architecture: of the base.
+        model: returns the base, if it is known.
+    """
+
+    folder: Path
+    config: PeftConfig
+    tensors: Mapping[str, torch.Tensor]
+    architecture: Architecture
+    model: Callable[[], nn.Module] | None
+
+    def not_plain(self, reason: str) -> AdapterError:
+        """Return the error for something that no spec expresses (BS656)."""
+        return AdapterError(codes.NOT_PLAIN_LORA(folder=self.folder, reason=reason))
+
+    def other_base(self, reason: str) -> AdapterError:
+        """Return the error for a LoRA of another base (BS613)."""
+        here = self.architecture.name
+        return AdapterError(codes.OTHER_BASE(base=self.config.base, model=here, reason=reason))
+
+
 def read_peft(
     folder: str | os.PathLike[str],
     architecture: Architecture,
     model: Callable[[], nn.Module] | None = None,
+    layout: str | None = None,
 ) -> tuple[m.Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and tensors with the same update.
 
@@ -47,6 +82,7 @@ def read_peft(
         architecture: the architecture of the base.
         model: returns the base, for a LoRA on parameters of experts, whose layout is not part of the
             architecture. It may be on the meta device, except for a DoRA.
+        layout: its row in the table of layouts, if known.
 
     Raises:
         AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is not plain (BS656), or
@@ -54,10 +90,12 @@ def read_peft(
         PlanError: it is a DoRA on a module without an output to scale (BS323).
     """
     folder = Path(folder)
-    config, tensors = read_lora(folder, architecture, model)
+    config, tensors = LAYOUTS[layout or layout_of(folder) or "peft"].read(
+        folder, architecture, model
+    )
     config.check_plain(folder)
-    saved = _saved(folder, config, tensors, architecture)
-    pairs = _pairs(folder, config, tensors, architecture, model)
+    source = _Source(folder, config, tensors, architecture, model)
+    saved, pairs = _saved(source), _pairs(source)
     if not pairs and not saved:
         raise AdapterError(
             codes.BROKEN_FILE(path=folder / TENSORS, reason="there are no tensors in it")
@@ -80,26 +118,23 @@ def read_peft(
         values[term.tensors["A"]] = down.float()
         values[term.tensors["B"]] = up.t().float().contiguous()
     if config.use_dora:
-        values |= _relative(folder, plan, tensors, architecture, model)
+        values |= _relative(source, plan)
     return spec, plan, values
 
 
-def _relative(
-    folder: Path,
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    architecture: Architecture,
-    model: Callable[[], nn.Module] | None,
-) -> dict[str, torch.Tensor]:
+def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     """Return ``mu = m / |W_i| - 1`` of a DoRA's modules, by the names of the plan's tensors."""
-    from bishare_dsl.models.inspect import linear_maps
     from bishare_dsl.models.weights import row_norms
 
-    if model is None:
-        reason = f"it is a DoRA, which is relative to the weights of {architecture.name}"
-        raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
-    vectors = {match[1]: t for name, t in tensors.items() if (match := _VECTOR.fullmatch(name))}
-    maps, found, problems = linear_maps(model()), {}, []
+    if source.model is None:
+        name = source.architecture.name
+        raise source.not_plain(f"it is a DoRA, which is relative to the weights of {name}")
+    vectors = {
+        match[1]: tensor
+        for name, tensor in source.tensors.items()
+        if (match := _VECTOR.fullmatch(name))
+    }
+    maps, found, problems = linear_maps(source.model()), {}, []
     for site in plan.sites:
         weight, term, m = maps[site.path], plan.magnitude(site.path), vectors.get(site.path)
         kept = weight.kept()
@@ -116,16 +151,12 @@ def _relative(
     return found
 
 
-def _saved(
-    folder: Path,
-    config: PeftConfig,
-    tensors: Mapping[str, torch.Tensor],
-    architecture: Architecture,
-) -> dict[str, torch.Tensor]:
+def _saved(source: _Source) -> dict[str, torch.Tensor]:
     """Return the values of parameters that PEFT trained in full, by their paths in the base."""
+    config, architecture = source.config, source.architecture
     others = {path: other for other in architecture.others for path in other.paths}
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(source.tensors.items()):
         path = name.replace(".base_layer.", ".")
         # Only the bias of a wrapped module is trained, if the config says so.
         trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
@@ -133,24 +164,20 @@ def _saved(
         if FACTOR.fullmatch(name) or vector or not trained:
             continue  # For an extended vocabulary, PEFT also saves the frozen base weight.
         if path not in others:
-            reason = f"`{name}` is neither a factor of a linear layer nor a parameter that `train` can name"
-            raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+            what = "neither a factor of a linear layer nor a parameter that `train` can name"
+            raise source.not_plain(f"`{name}` is {what}")
         if tuple(tensor.shape) != others[path].shape:
-            reason = (
+            raise source.other_base(
                 f"`{path}` is {others[path].shape} in it, and {tuple(tensor.shape)} in the LoRA"
-            )
-            raise AdapterError(
-                codes.OTHER_BASE(base=config.base, model=architecture.name, reason=reason)
             )
         found[path] = tensor
     for other in {others[path].path: others[path] for path in found}.values():
         values = [found[path] for path in other.paths if path in found]
         if len(values) < len(other.paths) or not all(v.equal(values[0]) for v in values):
             paths = " and ".join(f"`{path}`" for path in other.paths)
-            reason = (
+            raise source.not_plain(
                 f"{paths} are one parameter in {architecture.name}, and its values of them differ"
             )
-            raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
     return {other.path: found[other.path] for other in architecture.others if other.path in found}
 
 
@@ -168,34 +195,23 @@ def _trained(
     return spec, build_plan(spec, architecture)[0]
 
 
-def _pairs(
-    folder: Path,
-    config: PeftConfig,
-    tensors: Mapping[str, torch.Tensor],
-    architecture: Architecture,
-    model: Callable[[], nn.Module] | None,
-) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
+def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
     """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
+    config, architecture = source.config, source.architecture
     factors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in source.tensors.items():
         if match := FACTOR.fullmatch(name):
             factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
-    _join_tied(folder, factors, architecture)
-    stacked = _stacked(folder, config, architecture, model)
+    _join_tied(source, factors)
+    stacked = _stacked(source)
     sites = {site.path: site for site in architecture.every_site}
-    origins = expand_experts(factors, {*stacked, *sites}, model)
+    origins = expand_experts(factors, {*stacked, *sites}, source.model)
     raise_errors(AdapterError, [*_missing(config, factors, architecture)] if factors else [])
     named = {
         path: stacked[path].path if path in stacked else origins.get(path, path) for path in factors
     }
-    settings = config.settings(folder, {*named.values()})
+    settings = config.settings(source.folder, {*named.values()})
     found: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
-
-    def other_base(reason: str) -> AdapterError:
-        return AdapterError(
-            codes.OTHER_BASE(base=config.base, model=architecture.name, reason=reason)
-        )
-
     for module, pair in sorted(factors.items()):
         rank, scale = settings[named[module]]
         if module in stacked:
@@ -203,10 +219,10 @@ def _pairs(
         elif module in sites:
             wanted = ((rank, sites[module].d_in), (sites[module].d_out, rank))
         else:
-            raise other_base(f"it has no linear layer `{module}`")
+            raise source.other_base(f"it has no linear layer `{module}`")
         a, b = (tuple(pair[label].shape) if label in pair else () for label in "AB")
         if (a, b) != wanted:
-            raise other_base(
+            raise source.other_base(
                 f"`{named[module]}` maps {wanted[0][1]} features to {wanted[1][0]} in it, and the LoRA of "
                 f"rank {rank} has factors {a} and {b}"
             )
@@ -233,38 +249,33 @@ def _missing(
                 yield codes.MISSING_TENSOR(name=f"{path}.lora_A.weight")
 
 
-def _stacked(
-    folder: Path,
-    config: PeftConfig,
-    architecture: Architecture,
-    model: Callable[[], nn.Module] | None,
-) -> dict[str, Stacked]:
+def _stacked(source: _Source) -> dict[str, Stacked]:
     """Return the parameters of experts that PEFT wraps, by the paths of its wrappers."""
-    if not config.target_parameters:
+    if not source.config.target_parameters:
         return {}
-    if model is None:
-        reason = f"it adapts experts, and how {architecture.name} keeps them its shapes alone do not tell"
-        raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
-    return stacked_in(model(), config.target_parameters)
+    if source.model is None:
+        name = source.architecture.name
+        raise source.not_plain(
+            f"it adapts experts, and how {name} keeps them its shapes alone do not tell"
+        )
+    return stacked_in(source.model(), source.config.target_parameters)
 
 
-def _join_tied(
-    folder: Path, factors: dict[str, dict[str, torch.Tensor]], architecture: Architecture
-) -> None:
+def _join_tied(source: _Source, factors: dict[str, dict[str, torch.Tensor]]) -> None:
     """Keep the first of several tied modules, if the LoRA's updates of all of them are equal."""
-    for site in architecture.outside:
+    for site in source.architecture.outside:
         own, others = factors.get(site.path), [factors.pop(path, None) for path in site.tied]
         alike = (own and other and _same_update(own, other) for other in others)
         if (own or any(others)) and not all(alike):
             paths = " and ".join(f"`{path}`" for path in site.paths)
-            reason = f"{paths} are one weight in {architecture.name}, and it does not add the same to all"
-            raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+            name = source.architecture.name
+            raise source.not_plain(
+                f"{paths} are one weight in {name}, and it does not add the same to all"
+            )
 
 
 def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     """Return whether two pairs have the same update of one weight; an embedding swaps A and B."""
-    import torch
-
     pairs = ((pair.get("A"), pair.get("B")) for pair in (one, other))
     (a, b), (other_a, other_b) = pairs
     if a is None or b is None or other_a is None or other_b is None:
@@ -274,25 +285,65 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     )
 
 
-def factors_in(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return A and B of each linear layer of a PEFT folder in float32, the scale folded into B.
+_NEAR = 1e-5
+"""The tolerance for dW after a float32 conversion, relative to its norm."""
 
-    A is ``(rank, d_in)``, B ``(rank, d_out)``; the keys are the paths of the layers.
+
+def check_equal(
+    folder: Path,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    layout: str,
+    bound: float = 0.0,
+) -> Compared:
+    """Compare an output with the adapter that it was written from.
+
+    Args:
+        folder: the folder or file.
+        plan: the adapter's plan.
+        tensors: its tensors.
+        model: its base, perhaps on the meta device.
+        layout: its row in the table of layouts.
+        bound: the largest relative error of dW by which the output may differ.
+
+    Raises:
+        AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
     """
-    from safetensors.torch import load_file
-
-    config = read_config(folder)
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(folder / TENSORS).items():
-        match = FACTOR.fullmatch(name.removeprefix(PREFIX))
-        if match and match[2]:
-            pairs.setdefault(match[1], {})[match[2]] = tensor.float()
-    settings = config.settings(folder, pairs)
-    return {
-        path: (pair["A"], settings[path][1] * pair["B"].t())
-        for path, pair in pairs.items()
-        if len(pair) == 2
-    }
+    _, again, values = read_peft(folder, architecture_of(model), lambda: model, layout)
+    maps = linear_maps(model)
+    sites, sites_again = ({s.path: s for s in p.sites if p.terms_of[s.path]} for p in (plan, again))
+    compared = Compared(len(sites | sites_again), 0.0, "")
+    for path, site in (sites_again | sites).items():
+        ways = ((plan, tensors, sites.get(path)), (again, values, sites_again.get(path)))
+        if any(p.magnitude(path) for p, _, _ in ways):  # Relative to the whole weight.
+            weight = maps[path]
+            dense = weight.matrix() if weight.replacement() is None else weight.dense()
+            one, other = (delta(p, of, site, dense).cpu() for p, of, _ in ways)
+            norm, apart = float((dense.cpu() + one).norm()), float((one - other).norm())
+        else:
+            nothing = torch.empty(0, site.d_in), torch.empty(0, site.d_out)
+            (down, up), (a, b) = (
+                [f.cpu() for f in effective_factors(p, of, here)] if here else nothing
+                for p, of, here in ways
+            )
+            norm = product_norm(down, up)
+            apart = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
+        apart = apart / norm if norm else apart
+        if apart > bound + _NEAR:
+            reason = f"dW of `{path}` differs by {apart:.2g} of its norm {norm:.3g}"
+            raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+        if apart > compared.worst:
+            compared = Compared(compared.sites, apart, path)
+    saved = {trained.parameter: values[trained.tensor] for trained in again.trained}
+    for trained in (t for t in plan.trained if t.tensor in tensors):
+        # The value is stored in the base's dtype.
+        dtype = model.get_parameter(trained.parameter).dtype
+        wanted = tensors[trained.tensor].to(dtype).cpu().float()
+        if not torch.equal(saved.get(trained.parameter, torch.empty(0)), wanted):
+            reason = f"`{trained.parameter}`, which is trained in full, differs"
+            raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+    return compared
 
 
 def _name(folder: Path) -> str:

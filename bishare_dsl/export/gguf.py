@@ -9,6 +9,7 @@ The experts of a layer have one stacked pair for each kind, like their weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,15 +20,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
+from bishare_dsl.export.effective import check_low_rank
 from bishare_dsl.export.experts import of_all
-from bishare_dsl.export.lora import Pair
+from bishare_dsl.export.lora import Lora, Pair
+from bishare_dsl.export.peft_config import PeftConfig
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.site import Site
+from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.models.weights import Weight
-from bishare_dsl.plan import Plan
 from bishare_dsl.writing import replace_file
 
 
@@ -128,14 +130,17 @@ def row_order(model: nn.Module, site: Site) -> torch.Tensor | None:
     return FAMILIES[config.model_type][1](config, site)
 
 
-def write_gguf(
-    path: Path, plan: Plan, model: nn.Module, pairs: Sequence[Pair], *, names: Mapping[str, str]
-) -> None:
-    """Write pairs as a LoRA in GGUF, in one step.
+def write_gguf(path: Path, lora: Lora) -> None:
+    """Write a LoRA file of llama.cpp, in one step.
 
     Raises:
+        AdapterError: a parameter is trained in full (BS686); or as `gguf_names`.
         OSError: the system refused.
     """
+    plan, model, pairs = lora.plan, lora.model, lora.pairs
+    check_low_rank(plan, "export the adapter in GGUF")
+    sites = [site for site in plan.sites if plan.rows(site.path) or site.tied]
+    names = gguf_names(sites, plan.base.layers, model)
     from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, Keys
     from gguf.quants import quantize
 
@@ -190,3 +195,61 @@ def _factors(
     experts = len(weight.module.get_parameter(weight.parameter))
     numbered = {maps[pair.name].expert or 0: (pair.down, pair.up) for pair in pairs}
     return of_all(numbered, experts, first.site.d_in, first.site.d_out)
+
+
+def read_gguf(
+    path: Path, architecture: Architecture, base: Callable[[], nn.Module] | None
+) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Read a LoRA file of llama.cpp.
+
+    Raises:
+        AdapterError: it cannot be read (BS608), has unknown names (BS613), or there is no base (BS656).
+    """
+    if base is None:
+        reason = "its names depend on the base's config"
+        raise AdapterError(codes.NOT_PLAIN_LORA(folder=path, reason=reason))
+    model = base()
+    names = gguf_names(architecture.every_site, architecture.layers, model, strict=False)
+    sites = {site.path: site for site in architecture.every_site}
+    maps = linear_maps(model)
+    by_weight: dict[str, list[Weight]] = {}
+    for of, name in names.items():
+        by_weight.setdefault(name, []).append(maps[of])
+    found: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    alpha, tensors = _gguf_tensors(path)
+    for name, values in tensors.items():
+        weight, _, label = name.rpartition(".")
+        if weight not in by_weight or label not in ("lora_a", "lora_b"):
+            reason = f"it has no weight `{name}`"
+            other = codes.OTHER_BASE(base="another base", model=architecture.name, reason=reason)
+            raise AdapterError(other)
+        factor = torch.from_numpy(values.copy())
+        for each in by_weight[weight]:
+            one = factor if each.expert is None else factor[each.expert]
+            rank = one.shape[0] if label == "lora_a" else one.shape[1]
+            if label == "lora_b":
+                one = one * (alpha / rank) if alpha else one
+                if (rows := row_order(model, sites[each.path])) is not None:
+                    one = torch.empty_like(one).index_copy_(0, rows, one)
+            ranks[f"^{re.escape(each.path)}"] = rank
+            found[f"{each.path}.lora_{label[-1].upper()}.weight"] = one
+    alphas: dict[str, float] = {**ranks}
+    config = PeftConfig(
+        peft_type="LORA", r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=alphas
+    )
+    return config, found
+
+
+def _gguf_tensors(path: Path) -> tuple[float, dict[str, Any]]:
+    """Return alpha and the values of each tensor in a GGUF file."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    try:
+        reader = GGUFReader(path)
+        field = reader.get_field("adapter.lora.alpha")
+        alpha = float(field.contents()) if field is not None else 0.0
+        return alpha, {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -51,6 +52,25 @@ class Pair:
     def error(self) -> float:
         """The relative error."""
         return self.lost / self.norm if self.norm else 0.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter as plain LoRA, for the writers of layouts.
+
+    Attributes:
+        plan: the adapter's plan.
+        tensors: its tensors by name.
+        model: the base, adapted or not.
+        pairs: the pairs of its modules.
+        uniform: whether to pad all pairs with zeros to the highest rank.
+    """
+
+    plan: Plan
+    tensors: Mapping[str, torch.Tensor]
+    model: nn.Module
+    pairs: Sequence[Pair]
+    uniform: bool = False
 
 
 def plain_lora(

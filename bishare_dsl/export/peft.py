@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,8 +28,9 @@ from transformers.models.auto import modeling_auto
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import MERGE, magnitude_vector
-from bishare_dsl.export.experts import Named, Stack, each_expert, shared_outer, stacks, wrappers_of
-from bishare_dsl.export.lora import Pair
+from bishare_dsl.export.experts import Named, stacks, wrappers_of
+from bishare_dsl.export.lora import Lora, Pair
+from bishare_dsl.export.peft_config import CONFIG, TENSORS
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.models.inspect import in_adapter, linear_maps
@@ -38,8 +39,10 @@ from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
 
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
+ExpertsForm = Callable[
+    [Sequence[tuple[Pair, Weight]], Mapping[str, Weight], nn.Module], Sequence[Named]
+]
+"""Names the pairs of experts in one parameter as a program does."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 # PEFT's tasks, and transformers' mappings to their classes.
@@ -113,18 +116,8 @@ def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
             yield path
 
 
-def write_peft(
-    folder: Path,
-    plan: Plan,
-    model: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    pairs: Sequence[Pair],
-    whole: Mapping[str, torch.Tensor],
-    *,
-    uniform: bool = False,
-    experts: str = "fused",
-) -> int:
-    """Write pairs as a folder for PEFT in one step, and return the highest rank.
+def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
+    """Write a folder for PEFT, or an engine with PEFT's files, in one step, and return the highest rank.
 
     A parameter of experts is one of PEFT's target parameters, A ``(experts * rank, d_in)`` and B ``(d_out,
     rank * experts)``. If a module has several, PEFT nests their wrappers.
@@ -133,44 +126,36 @@ def write_peft(
 
     Args:
         folder: new, or empty.
-        plan: the adapter's plan.
-        model: the base, adapted or not.
-        tensors: the plan's tensors by name.
-        pairs: the pairs of its modules.
-        whole: the values trained in full, by tensor name.
-        uniform: pad all pairs with zeros to the highest rank.
-        experts: one of `EXPERTS`; all except ``fused`` are for vLLM and SGLang.
+        lora: what to write.
+        experts: returns the form of experts in one parameter; all except `stacks` are for vLLM and SGLang.
 
     Raises:
         AdapterError: the experts share no outer factor (BS685), or PEFT cannot save modules trained in full
             (BS692).
         OSError: the system refused.
     """
+    plan, model, tensors, pairs = lora.plan, lora.model, lora.tensors, lora.pairs
     maps = linear_maps(model)
     vectors = _vectors(plan, tensors, pairs, maps)
     single = [pair for pair in pairs if maps[pair.site.path].expert is None]
-    of_experts = [(p, w) for p in pairs if (w := maps[p.site.path]).expert is not None]
-    stacked: list[Stack] = []
-    named: list[Named] = []
-    if experts == "fused":
-        stacked = stacks(of_experts)
-    else:
-        form = each_expert if experts == "each" else shared_outer
-        named = form(of_experts, maps, model)
-    targets: list[Pair | Stack | Named] = [*single, *stacked, *named]
+    named = experts([(p, w) for p in pairs if (w := maps[p.name]).expert is not None], maps, model)
+    targets: list[Pair | Named] = [*single, *named]
     if not targets:
         reason = "there is no low-rank term, and PEFT keeps it beside one alone"
         raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter, reason=reason))
     highest = max(target.rank for target in targets)
-    wrappers = wrappers_of(model, [(stack.owner, stack.parameter) for stack in stacked])
+    parameters = [one.name.rpartition(".") for one in named if one.is_parameter]
+    wrappers = wrappers_of(model, [(owner, name) for owner, _, name in parameters])
     factors: dict[str, torch.Tensor] = {}
     for target in targets:
-        fill = (0, 0, 0, highest - target.rank if uniform else 0)
+        fill = (0, 0, 0, highest - target.rank if lora.uniform else 0)
         down, up = nn.functional.pad(target.down, fill), nn.functional.pad(target.up, fill)
         if isinstance(target, Pair) and target.site.layer is None:
             factors.update(_outside(target.site, maps, down, up))
             continue
-        if isinstance(target, Stack):  # All outputs of one rank are adjacent.
+        if (
+            isinstance(target, Named) and target.is_parameter
+        ):  # All outputs of one rank are adjacent.
             down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1)
         else:
             up = up.mT
@@ -180,14 +165,14 @@ def write_peft(
         if target.name in vectors:
             factors[f"{key}.lora_magnitude_vector"] = vectors[target.name]
     ranks = {
-        path: highest if uniform else target.rank
+        path: highest if lora.uniform else target.rank
         for target in targets
         for path in (target.site.paths if isinstance(target, Pair) else [target.name])
     }
     trained = {
-        path: whole[t.tensor].view(t.shape).to(_parameter(model, path).dtype).cpu().clone()
+        path: tensors[t.tensor].view(t.shape).to(_parameter(model, path).dtype).cpu().clone()
         for t in plan.trained
-        for path in (t.paths if t.tensor in whole else ())
+        for path in (t.paths if t.tensor in tensors else ())
     }
     head = _head(model, trained)
     # PEFT saves biases by name, and other parameters as part of whole modules.
@@ -209,7 +194,7 @@ def write_peft(
         inner = ".base_layer" * (wraps[module] if path in biases else 0)
         factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = kept
     config = _config(plan, model, ranks, maps) | {"use_dora": bool(vectors)}
-    if named:  # Programs that read this layout match last names.
+    if named and not parameters:  # Programs that read this layout match last names.
         kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
         config |= {"target_modules": sorted(kinds)}
         config.pop("target_parameters", None)

@@ -7,14 +7,21 @@ import math
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.peft import CONFIG
+from bishare_dsl.models.site import Architecture, most_parameters
 from bishare_dsl.reading import MAX_CONFIG, read_file
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+_BYTES_EACH = 8  # float64
 
 # PEFT's fields that make a LoRA something else or change the base.
 _REFUSED = (
@@ -106,6 +113,28 @@ def read_config(folder: Path) -> PeftConfig:
     except (OSError, ValueError, RecursionError) as error:
         reason = one_line(error)
         raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
+
+
+def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file in a folder by name.
+
+    Raises:
+        AdapterError: they cannot be read, or are too large for the base (BS608).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / file
+    try:
+        tensors = load(read_file(folder, file, _BYTES_EACH * most_parameters(architecture)))
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():  # float32 would drop imaginary parts.
+            kind = str(tensor.dtype).removeprefix("torch.")
+            reason = f"the tensor `{name}` is {kind}"
+            raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
+    return tensors
 
 
 def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, str | None]:

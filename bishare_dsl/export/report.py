@@ -27,6 +27,21 @@ class ExportedSite:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The comparison of an output with its source.
+
+    Attributes:
+        sites: the number of compared modules.
+        worst: the largest relative difference of dW.
+        where: the module with this difference.
+    """
+
+    sites: int
+    worst: float
+    where: str
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """The result of an export and its error.
 
@@ -37,6 +52,7 @@ class ExportReport:
         max_lora_rank: the required ``--max-lora-rank`` of vLLM; None if vLLM has no such rank (see
             ``warnings``, BS632) or the export is not for vLLM.
         warnings: known problems in the target programs (BS632, BS693).
+        compared: the comparison of the output with the adapter, if it was requested.
     """
 
     out: Path
@@ -45,6 +61,7 @@ class ExportReport:
     total_error: float | None
     max_lora_rank: int | None = None
     warnings: tuple[Problem, ...] = ()
+    compared: Compared | None = None
 
     @property
     def modules(self) -> int:
@@ -63,6 +80,7 @@ class ExportReport:
 
     def data(self) -> dict[str, Any]:
         """Return the report as plain values."""
+        compared = {} if self.compared is None else vars(self.compared)
         return {
             "out": str(self.out),
             "format": self.format,
@@ -72,6 +90,7 @@ class ExportReport:
             "total_error": self.total_error,
             "worst_error": None if self.total_error is None else self.worst.error,
             "sites": [vars(site) for site in self.sites],
+            **{f"compared_{name}": value for name, value in compared.items()},
         }
 
     def __str__(self) -> str:
@@ -86,4 +105,8 @@ class ExportReport:
             )
         elif shorter := sum(site.rank < site.rows for site in self.sites):
             lines.append(f"{shorter} modules need fewer rows than the sum of their ranks")
+        if (found := self.compared) is not None:
+            lines.append(
+                f"dW compared at {found.sites:,} modules: largest difference {found.worst:.2g}"
+            )
         return "\n".join(lines)

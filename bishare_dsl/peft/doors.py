@@ -8,9 +8,11 @@ the model unchanged. `tests/peft/test_private.py` detects changed signatures.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,7 +30,15 @@ from transformers.integrations.peft import PeftAdapterMixin
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import key_of
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
-from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, is_ours, read_adapter
+from bishare_dsl.adapter.files import (
+    CONFIG,
+    TENSORS,
+    Saving,
+    in_the_way,
+    is_ours,
+    read_adapter,
+    save_adapter,
+)
 from bishare_dsl.adapter.initial import start_of_base
 from bishare_dsl.adapter.recipes import check_reproduced
 from bishare_dsl.adapter.stored import tensor_of
@@ -70,7 +80,8 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(load)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(*args, **kwargs).arguments
+        call = signature.bind(*args, **kwargs)
+        asked = call.arguments
         model: Any = asked.get("model", args[0])
         name = asked.get("adapter_name", "default")
         there = getattr(model, "peft_config", {}).get(name)
@@ -83,10 +94,14 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
         for last in (False, True):
             state = _state_of(folder)
             try:
-                _read_for(folder, model, name, asked.get("config"))
+                stored, tensors = _read_for(folder, model, name, asked.get("config"))
                 if isinstance(there, BishareConfig):
                     there.seed_checked = True  # bishare 0.3 stores it in the config only.
-                return load(*args, **kwargs)
+                with _as_ours(stored, tensors) as place:
+                    asked["model_id"] = str(place or asked["model_id"])
+                    if place:
+                        asked.get("kwargs", {}).pop("subfolder", None)
+                    return load(*call.args, **call.kwargs)
             except (
                 Exception
             ):  # PEFT reads the files again, one by one; another process may write in between.
@@ -97,6 +112,18 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
         raise AssertionError
 
     return checked
+
+
+@contextmanager
+def _as_ours(stored: StoredAdapter, tensors: _Tensors) -> Iterator[Path | None]:
+    """Yield a copy of a folder without a spec under bishare's keys, which PEFT can load; else None."""
+    if stored.config.tensors:
+        yield None
+        return
+    with TemporaryDirectory() as scratch:
+        how: Saving = {"seed": stored.config.seed, "compact": stored.compact}
+        save_adapter(scratch, stored.plan, tensors, "", **how)
+        yield Path(scratch)
 
 
 def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
@@ -169,7 +196,8 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
         where |= asked.get("adapter_kwargs") or {}
         if state is None and place and (folder := _folder_of(place, where)) is not None:
             stored, tensors = _read_for(folder, model, name, config)
-            config = config or PeftConfig.from_pretrained(str(folder))
+            with _as_ours(stored, tensors) as place:
+                config = config or PeftConfig.from_pretrained(str(place or folder))
             plan, others = stored.plan, {k: tensor_of(entry) for k, entry in stored.beside.items()}
         elif state is not None and isinstance(config, BishareConfig):
             plan, tensors, others = check_state(config, model, state)

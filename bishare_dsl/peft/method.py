@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
 from operator import index
 from pathlib import Path
@@ -70,6 +71,7 @@ from bishare_dsl.peft.named import replace_named
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.peft.weighted import weighted_spec, weighted_tensors
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.bits import BITS
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
 from bishare_dsl.spec import Spec
@@ -370,7 +372,8 @@ class BishareModel(BaseTuner):
         tensors = values_in(state_dict, model, adapter)
         was = config.record  # A loaded or saved adapter is saved again in the same way.
         drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
-        stored, record, problems = pack(
+        pack_as = partial(
+            pack,
             adapter.saved_plan,
             tensors,
             adapter.spec_text,
@@ -378,8 +381,10 @@ class BishareModel(BaseTuner):
             base_revision=config.revision,
             frozen="tensors" if was and drawn and not was.drawn else "seed",
             compact=adapter.compact,
-            dtype=was.rounded if was else None,
         )
+        stored, record, problems = pack_as(dtype=was.rounded if was else None)
+        if was and was.rounded in BITS and digest_of(entries_of(stored)) != was.tensors:
+            stored, record, problems = pack_as()  # Training goes on with all bits.
         record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
         config.note(record)
         _warn(*map(render, problems))

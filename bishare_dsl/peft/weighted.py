@@ -28,8 +28,10 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
             weight is zero or not a number (BS672).
     """
     first = adapters[0]
-    reason = None
-    if any(one.spec_text != first.spec_text for one in adapters):
+    reason = help = None
+    if not all(one.spec_text for one in adapters):
+        reason, help = "one has no spec", "`export` it as a LoRA, and `bishare import` that"
+    elif any(one.spec_text != first.spec_text for one in adapters):
         reason = "they are of several specs"
     elif whole := first.saved_plan.trained:
         reason = f"they train `{whole[0].parameter}` in full"
@@ -38,7 +40,7 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
     elif len(adapters) != len(weights) or not all(w and math.isfinite(w) for w in weights):
         reason = "each takes one weight, a number other than 0"
     if reason is not None:
-        raise AdapterError(codes.NOT_WEIGHTED(reason=reason))
+        raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
     spec, _ = read_spec(first.spec_text if "\n" in first.spec_text else f"{first.spec_text}\n")
     shares = [
         _times(spec, share, number, weight)

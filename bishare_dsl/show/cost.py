@@ -11,7 +11,12 @@ from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.show.rows import lora_size
 from bishare_dsl.show.table import Table
 
-BITS = (16, 8, 4)
+BITS = {16: 16.0, 8: 8.25, 4: 4.25}
+"""Bits of a number in a file, without and with the scales of `bishare_dsl.plan.bits`."""
+
+SLOT_BITS = 16
+"""Bits of a number in an engine: it dequantises what it loads."""
+
 LORA_RANK = 8
 _LEAST_COMMON_FRACTION = 0.01
 """A library is listed if its adapters have at least this fraction of the trained numbers in common."""
@@ -23,7 +28,7 @@ class Cost:
 
     Attributes:
         way: a description.
-        own: numbers per adapter, in its file and in host memory.
+        own: numbers per adapter, in its file.
         once: numbers that all adapters share, in one file.
         slot: numbers per adapter in a slot of an engine, in compact mode; None for a nonlinear update.
         slot_once: numbers that all slots share.
@@ -38,33 +43,28 @@ class Cost:
     expanded: int | None
 
     def disk(self, adapters: int, bits: int) -> int:
-        """Count the bytes of the adapters' files, which is also their size in host memory."""
-        return (self.once + adapters * self.own) * bits // 8
+        """Count the bytes of the adapters' files."""
+        return int((self.once + adapters * self.own) * BITS[bits]) // 8
 
-    def slots(self, adapters: int, bits: int) -> int | None:
+    def slots(self, adapters: int) -> int | None:
         """Count the bytes of the adapters' slots in compact mode."""
-        return None if self.slot is None else (self.slot_once + adapters * self.slot) * bits // 8
+        numbers = None if self.slot is None else self.slot_once + adapters * self.slot
+        return None if numbers is None else numbers * SLOT_BITS // 8
 
-    def fit(self, memory: int, bits: int) -> int | None:
+    def fit(self, memory: int) -> int | None:
         """Count the adapters whose slots fit into ``memory`` bytes."""
         if self.slot is None:
             return None
-        left = 8 * memory // bits - self.slot_once
+        left = 8 * memory // SLOT_BITS - self.slot_once
         return max(left // self.slot, 0) if self.slot else None
 
     def data(self, adapters: int, memory: int | None) -> dict[str, Any]:
         """Return the row as data, for ``--json``."""
         return {
             **vars(self),
-            "bytes": {
-                str(bits): {
-                    "disk": self.disk(adapters, bits),
-                    "host": self.disk(adapters, bits),
-                    "slots": self.slots(adapters, bits),
-                    "fit": None if memory is None else self.fit(memory, bits),
-                }
-                for bits in BITS
-            },
+            "disk_bytes": {str(bits): self.disk(adapters, bits) for bits in BITS},
+            "slots_bytes": self.slots(adapters),
+            "fit": None if memory is None else self.fit(memory),
         }
 
 
@@ -121,16 +121,15 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
     """Make a table with a row for each way."""
     head = ["way", "each", "once", *(f"disk, {bits} bits" for bits in BITS)]
-    head += [*(f"slots, {bits} bits" for bits in BITS), "expanded, 16 bits"]
-    head += [f"fit, {bits} bits" for bits in BITS] if memory is not None else []
+    head += ["slots, 16 bits", "expanded, 16 bits"] + ["fit"] * (memory is not None)
     lines = []
     for row in rows:
         line = [row.way, row.own, row.once]
         line += [size(row.disk(adapters, bits)) for bits in BITS]
-        line += [size(row.slots(adapters, bits)) for bits in BITS]
+        line += [size(row.slots(adapters))]
         line.append(size(None if row.expanded is None else 2 * adapters * row.expanded))
         if memory is not None:
-            line += [row.fit(memory, bits) for bits in BITS]
+            line.append(row.fit(memory))
         lines.append(line)
     return Table(head, lines)
 

@@ -30,6 +30,7 @@ class Shards(Transform):
     title: ClassVar[str] = "Mixture of Shards"
     owned: ClassVar[tuple[str, ...]] = ("I_A", "I_B")
     fixed: ClassVar[tuple[str, ...]] = ("I_A", "I_B")
+    exact: ClassVar[tuple[str, ...]] = ("I_A", "I_B")
 
     site_rows: PositiveInt = Field(8, alias="rows", description="rows of the factors of a site")
     shards: PositiveInt = Field(

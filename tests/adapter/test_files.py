@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
 from bishare_dsl.adapter import files
-from bishare_dsl.adapter.config import attribute_in, seal
+from bishare_dsl.adapter.config import attribute_in, record_digest
 from bishare_dsl.adapter.contents import base_problems, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
@@ -38,6 +38,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("bishare_config.json", "load it with bishare 0.3, and save it again"),
+        (".metadata", "`export_adapter.py` of Megatron-Bridge"),
+    ],
+)
+def test_a_folder_of_another_kind_says_how_it_is_read(file: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text('{"format": 1}')
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path)
+    [problem] = caught.value.problems
+    assert problem.code == "BS602"
+    assert says in (problem.help or "")
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text())
 
@@ -50,7 +66,7 @@ def reseal(folder: Path, spec: str | None = None, **fields: Any) -> None:
         with suppress(SafetensorError):
             record["tensors"] = digest_of(entries_in((folder / TENSORS).read_bytes()))
     config |= {"spec": config["spec"] if spec is None else spec}
-    record["digest"] = seal(config["spec"], config["seed"], record)
+    record["digest"] = record_digest(config["spec"], config["seed"], record)
     (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
 
 
@@ -402,8 +418,8 @@ def test_bfloat16(tmp_path: Path, dtype: Any) -> None:
         want = tensor.bfloat16().float() if here else tensor
         assert torch.equal(after[name], want)
         assert after[name].dtype == torch.float32
-    for other in ("int8", torch.int8):
-        with pytest.raises(AdapterError, match=r"BS662.*int8"):
+    for other in ("int2", torch.int16):
+        with pytest.raises(AdapterError, match=r"BS662.*int(2|16)"):
             model.bishare.save_pretrained(tmp_path, dtype=other)
 
 

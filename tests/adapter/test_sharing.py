@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.adapter.config import AdapterConfig, key_of, seal
+from bishare_dsl.adapter.config import AdapterConfig, key_of, record_digest
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import pack, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
@@ -40,7 +40,7 @@ def rewrite(folder: Path, sharing: Any) -> None:
     """Put another `sharing` into a config, as if it had been saved so."""
     config = config_of(folder)
     record = config["bishare"] | {"sharing": sharing}
-    record["digest"] = seal(config["spec"], config["seed"], record)
+    record["digest"] = record_digest(config["spec"], config["seed"], record)
     (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
 
 
@@ -201,7 +201,7 @@ def by_others(source: Path, folder: Path) -> str:
     new: dict[str, str] = {}
     for entry in entries:
         for place in (entry, entry.get("parts", {})):
-            for word in ("key", "vectors", "below"):
+            for word in ("key", "vectors", "below", "int8", "int4", "scales"):
                 if word in place:
                     new[place[word]] = place[word] = f"tensors/{len(new)}"
     for file in (folder / "adapter_model.safetensors", *folder.glob("adapters/*")):
@@ -229,6 +229,47 @@ def test_what_another_program_writes_is_loaded_and_saved(path: Path, tmp_path: P
     again = load_adapter(tmp_path / "again", family_of(family)).eval()
     assert torch.equal(again(ids).logits, wanted)
     assert again.bishare.plan == load_adapter(tmp_path / "again", family_of(family)).bishare.plan
+
+
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+@pytest.mark.parametrize("name", ["slice_sharing", "random_basis", "vector_bank", "head_and_full"])
+def test_peft_loads_what_another_program_writes(name: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    family = FAMILIES.get(name, "llama")
+    folder = by_others(HERE / name, tmp_path / "theirs")
+    ids = torch.arange(12).view(2, 6)
+    wanted = load_adapter(HERE / name, family_of(family)).eval()(ids).logits
+    model = PeftModel.from_pretrained(family_of(family), folder).eval()
+    assert torch.equal(model(ids).logits, wanted)
+    model.load_adapter(folder, "second")
+    model.set_adapter("second")
+    assert torch.equal(model(ids).logits, wanted)
+    model.save_pretrained(str(tmp_path / "again"))
+    again = read_adapter(tmp_path / "again" / "second")
+    assert again.config.tensors
+    assert not again.config.spec
+    if name != "vector_bank":  # transformers loads no compact adapter (BS666).
+        base = family_of(family).eval()
+        base.load_adapter(folder)
+        assert torch.equal(base(ids).logits, wanted)
+
+
+def test_a_sum_of_adapters_without_a_spec_is_refused(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from bishare_dsl.diagnostics import AdapterError
+
+    folder = by_others(HERE / "slice_sharing", tmp_path / "theirs")
+    model = PeftModel.from_pretrained(family_of("llama"), folder)
+    model.load_adapter(folder, "second")
+    with pytest.raises(AdapterError, match=r"BS672.*no spec"):
+        model.base_model.add_weighted_adapter(["default", "second"], [1.0, 0.5], "sum")
+    model.base_model.model.bishare.export(tmp_path / "lora")  # The remedy.
+    load_adapter(tmp_path / "lora", family_of("llama")).bishare.save_pretrained(tmp_path / "ours")
+    model = PeftModel.from_pretrained(family_of("llama"), str(tmp_path / "ours"))
+    model.load_adapter(str(tmp_path / "ours"), "second")
+    model.base_model.add_weighted_adapter(["default", "second"], [1.0, 0.5], "sum")
 
 
 def test_peft_loads_what_was_saved_of_it(tmp_path: Path) -> None:
@@ -273,6 +314,12 @@ def test_a_magnitude_is_stated_and_read(plain: bool, tmp_path: Path) -> None:
         (lambda s: s["modules"][0].update(shape=[99, 48]), "BS604", "do not fit SS"),
         (lambda s: s["terms"][0].update(rank=9), "BS604", "do not fit SS"),
         (lambda s: s["terms"][0]["options"].update(slice="middle"), "BS604", "middle"),
+        (
+            lambda s: s["terms"][0]["options"].clear(),
+            "BS604",
+            "the option `slice` of SS is missing",
+        ),
+        (lambda s: s["terms"][0].update(rank="4"), "BS604", "rank"),
         (lambda s: s["tensors"][0].update(key="nowhere"), "BS608", "no tensor `nowhere`"),
         (lambda s: s["tensors"][0].update(draw={"normal": 1}), "BS604", "one of `key`"),
         (lambda s: s["tensors"][0].update(shape=[9, 9]), "BS604", "do not fit SS"),
@@ -288,6 +335,17 @@ def test_what_is_wrong_in_such_a_folder_is_named(
     change(config["bishare"]["sharing"])
     (folder / CONFIG).write_text(json.dumps(config))
     refused(folder, code, reason)
+
+
+@pytest.mark.parametrize("plain", ["no", 0, 1, None])
+def test_an_option_of_another_type_is_refused(plain: Any, tmp_path: Path) -> None:
+    folder = Path(by_others(HERE / "plain_magnitude", tmp_path / "theirs"))
+    config = config_of(folder)
+    term = next(t for t in config["bishare"]["sharing"]["terms"] if t["transform"] == "magnitude")
+    term["options"]["plain"] = plain
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(config)
+    refused(folder, "BS604", "plain")
 
 
 def test_a_tensor_that_it_does_not_name_is_refused(tmp_path: Path) -> None:

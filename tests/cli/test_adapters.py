@@ -196,7 +196,7 @@ def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
     folder, logits = trained
     command = ["export", folder, "--model", checkpoint, "--out", "lora"]
     run = bishare(*command)
-    assert (run.code, run.err) == (0, "exporting ...\n")
+    assert (run.code, run.err) == (0, "writing for peft ...\n")
     # 2 + 4 + 16 rows, and a Kronecker product of factors 4 wide has no higher rank than 4.
     assert "at rank 10 to lora; vLLM needs --max-lora-rank 16" in run.out
     assert "10 modules need fewer rows than the sum of their ranks" in run.out
@@ -210,7 +210,7 @@ def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
 def test_export_knows_its_formats(bishare, trained, checkpoint, here):
     run = bishare("export", trained[0], "--format", "pft", "-m", checkpoint, "-o", "lora")
     assert run.code == 2
-    assert "is not one of 'peft', 'gguf', 'mlx'" in run.err
+    assert "is not one of 'peft', 'vllm', 'sglang', 'mlx', 'gguf'" in run.err
 
 
 def test_export_to_a_rank_says_what_that_loses(bishare, trained, checkpoint, here):

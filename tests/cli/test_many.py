@@ -387,15 +387,16 @@ def test_what_many_adapters_cost(bishare):
     ways = {way["way"]: way for way in data["ways"]}
     own = ways["separate adapters"]
     assert own["own"] == 3_660_032
-    assert own["bytes"]["16"]["disk"] == 200 * 3_660_032 * 2
-    assert own["bytes"]["4"]["slots"] == 200 * own["slot"] // 2
+    assert own["disk_bytes"]["16"] == 200 * 3_660_032 * 2
+    assert own["disk_bytes"]["4"] == int(200 * 3_660_032 * 4.25) // 8
+    assert own["slots_bytes"] == 2 * 200 * own["slot"]
     assert ways["LoRA r=8"]["own"] == 14_024_704
     assert ways["LoRA r=2, nearest in bytes"]["own"] == 3_506_176
     free = 80 * 10**9 - data["base_bytes"]
-    assert ways["LoRA r=8"]["bytes"]["16"]["fit"] == free // (2 * 14_024_704)
+    assert ways["LoRA r=8"]["fit"] == free // (2 * 14_024_704)
     library = ways["library, `local` is common"]
     assert library["own"] + library["once"] == 3_660_032
-    assert library["bytes"]["16"]["disk"] == 2 * (library["once"] + 200 * library["own"])
+    assert library["disk_bytes"]["16"] == 2 * (library["once"] + 200 * library["own"])
 
 
 def test_slots_are_what_the_server_keeps(bishare):

@@ -82,7 +82,7 @@ def test_frozen_parameters_are_counted_apart(bishare, here):
     # VeRA's: a gain of the rank and one of the output at 64 modules.
     assert lines[-1].startswith("trainable params: 266,240 || all params: 6,739,206,144 ||")
     assert lines[-3] == (
-        "adapter: 1,064,960 bytes (1.02 MiB) in float32, without 524,288 frozen parameters"
+        "adapter: 1,064,960 bytes (1.02 MiB) in float32, 0.508 in bfloat16, 1.02 in int8, 1.02 in int4, without 524,288 frozen parameters"
     )
     plan = json.loads(bishare("plan", "f.share", "-m", "llama-7b", "--json").out)
     assert (plan["trainable"], plan["frozen"]) == (266_240, 524_288)

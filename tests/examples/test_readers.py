@@ -422,6 +422,7 @@ def test_what_a_folder_needs_is_stated(name: str) -> None:
     sharing = stated(name)["bishare"]["sharing"]
     text = json.dumps(sharing)
     words = {"draw": "drawn", "base": "base", "parts": "parts", "tied": "tied", "expert": "experts"}
+    words |= {"int8": "int8", "int4": "int4"}
     wanted = {term["transform"] for term in sharing["terms"]}
     wanted |= {word for key, word in words.items() if f'"{key}":' in text}
     wanted |= ({"full"} if sharing["full"] else set()) | (

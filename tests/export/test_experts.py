@@ -113,7 +113,7 @@ def test_what_was_exported_is_imported(family: str, spec: str, tmp_path: Path) -
     again = load_adapter(tmp_path / "ours", mixture(family))
     assert torch.equal(logits(again), logits(loaded))
     if family == "qwen3_moe":  # Its checkpoints have the names of the model.
-        export_adapter(tmp_path / "each", plan, tensors, model, experts="each")
+        export_adapter(tmp_path / "each", plan, tensors, model, format="vllm")
         each = load_adapter(tmp_path / "each", mixture(family))
         torch.testing.assert_close(logits(each), expected, rtol=1e-4, atol=1e-4)
 
@@ -175,7 +175,7 @@ def folder_of(model: Any, text: str, folder: Path, layout: str) -> tuple[Plan, A
     plan = plan_spec(text, model)
     torch.manual_seed(1)
     tensors = {name: t + 0.2 * torch.randn(t.shape) for name, t in draw(plan, 0).items()}
-    export_adapter(folder, plan, tensors, model, experts=layout)
+    export_adapter(folder, plan, tensors, model, layout)
     written = load_file(folder / "adapter_model.safetensors")
     return plan, tensors, {n.removeprefix("base_model.model."): t for n, t in written.items()}
 
@@ -183,7 +183,7 @@ def folder_of(model: Any, text: str, folder: Path, layout: str) -> tuple[Plan, A
 @pytest.mark.parametrize("family", GATES)
 def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family: str, tmp_path: Path) -> None:
     model = mixture(family)
-    plan, tensors, written = folder_of(model, SPECS["some of them"], tmp_path / "lora", "each")
+    plan, tensors, written = folder_of(model, SPECS["some of them"], tmp_path / "lora", "vllm")
     assert len(written) == 2 * 3 * 4 * 2, "vLLM wants every map of every expert"
     names = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"} if family == "mixtral" else {}
     for site in (site for site in plan.sites if plan.rows(site.path)):
@@ -201,7 +201,7 @@ def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family: str, tmp_p
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_outer_factors_are_there_once(family: str, tmp_path: Path) -> None:
     model = mixture(family)
-    plan, tensors, written = folder_of(model, OUTER, tmp_path / "lora", "shared-outer")
+    plan, tensors, written = folder_of(model, OUTER, tmp_path / "lora", "sglang")
     block = "block_sparse_moe" if family == "mixtral" else "mlp"
     for site in plan.sites:
         if site.expert is None:
@@ -218,16 +218,8 @@ def test_what_has_no_outer_factor_in_common_is_refused(tmp_path: Path) -> None:
     model = mixture("qwen3_moe")
     text = OUTER.replace("A per layer, kind, expert  B per layer, kind", "per module")
     with pytest.raises(AdapterError, match=r"BS685.*the B of `down_proj`.*layers\.0\.mlp\.experts"):
-        folder_of(model, text, tmp_path / "lora", "shared-outer")
+        folder_of(model, text, tmp_path / "lora", "sglang")
     assert not (tmp_path / "lora").exists()
-
-
-@pytest.mark.parametrize(("form", "experts"), [("gguf", "each"), ("peft", "all")])
-def test_an_option_that_makes_no_sense(form: str, experts: str, tmp_path: Path) -> None:
-    model = mixture("qwen3_moe")
-    plan, tensors = adapter(model, "some of them")
-    with pytest.raises(AdapterError, match="BS646"):
-        export_adapter(tmp_path / "x", plan, tensors, model, form, experts=experts)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -280,7 +272,7 @@ def test_what_peft_takes_for_experts_is_told(
     with torch.no_grad():
         same = torch.allclose(loaded(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
     assert same == (not taken)
-    each = adapted.bishare.export(tmp_path / "each", experts="each")
+    each = adapted.bishare.export(tmp_path / "each", format="vllm")
     assert not each.warnings  # PEFT is not who loads it.
 
 

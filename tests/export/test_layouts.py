@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bishare_dsl import parse_spec, plan_spec
+from bishare_dsl import load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import TARGETS
-from bishare_dsl.export.convert import convert
 from bishare_dsl.export.effective import delta
+from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.layouts import LAYOUTS, layout_of
+from bishare_dsl.export.report import ExportReport
 from tests.support.families import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,10 @@ def place(tmp_path: Path, target: str, name: str = "out") -> Path:
     return tmp_path / (f"{name}.gguf" if target == "gguf" else name)
 
 
+def convert(out: Path, plan: Any, tensors: Any, model: Any, target: str) -> ExportReport:
+    return export_adapter(out, plan, tensors, model, target, compare=True)
+
+
 def same(model: Any, plan: Any, tensors: dict[str, torch.Tensor], found: Path) -> None:
     """What is read adds dW to each module, and nothing to any other."""
     stored, _ = read_fitting(found, model)
@@ -69,8 +75,9 @@ def test_what_is_written_is_read(family: str, text: str, target: str, tmp_path: 
     model, plan, tensors = adapter(family, text)
     out = place(tmp_path, target)
     found = convert(out, plan, tensors, model, target)
-    assert found.sites >= len(plan.sites)
-    assert found.worst < 1e-5
+    assert found.compared is not None
+    assert found.compared.sites >= len(plan.sites)
+    assert found.compared.worst < 1e-5
     assert layout_of(out) == (
         "peft" if LAYOUTS[target].tensors == LAYOUTS["peft"].tensors else target
     )
@@ -88,6 +95,29 @@ def test_a_layout_leads_back(target: str, tmp_path: Path) -> None:
     stored, _ = read_fitting(middle, model)
     convert(tmp_path / "back", stored.plan, stored.tensors(), model, "peft")
     same(model, plan, tensors, tmp_path / "back")
+
+
+@pytest.mark.parametrize("source", TARGETS)
+def test_peft_and_llama_cpp_load_what_was_converted(source: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from tests.export.gguf_base import write_base
+    from tests.export.libllama import llama
+
+    model, plan, tensors = adapter("llama", DENSE)
+    convert(place(tmp_path, source, "first"), plan, tensors, model, source)
+    stored, _ = read_fitting(place(tmp_path, source, "first"), model)
+    ids = torch.arange(3, 13).view(1, -1)
+    wanted = load_adapter(place(tmp_path, source, "first"), tiny_model("llama")).eval()(ids).logits
+    for target in ("peft", "vllm", "sglang"):
+        convert(tmp_path / target, stored.plan, stored.tensors(), model, target)
+        loaded = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / target)).eval()
+        torch.testing.assert_close(loaded(ids).logits, wanted, atol=2e-5, rtol=0)
+    convert(tmp_path / "it.gguf", stored.plan, stored.tensors(), model, "gguf")
+    write_base(tmp_path / "base.gguf", tiny_model("llama"))
+    with llama(tmp_path / "base.gguf") as base:
+        base.use(tmp_path / "it.gguf")
+        torch.testing.assert_close(base.logits(ids[0].tolist()), wanted[0], atol=2e-5, rtol=0)
 
 
 def test_what_is_trained_in_full_is_compared(tmp_path: Path) -> None:
@@ -146,14 +176,33 @@ def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
 
 def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a reader takes a tensor otherwise than the writer, the module is named."""
-    from bishare_dsl.export import layouts
+    from bishare_dsl.export import experts, from_peft
 
-    monkeypatch.setitem(layouts._KINDS, "w1", "up_proj")
-    monkeypatch.setitem(layouts._KINDS, "w3", "gate_proj")
+    def drifted(*given: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setitem(experts.KINDS, "w1", "up_proj")
+            patch.setitem(experts.KINDS, "w3", "gate_proj")
+            return experts.expand_experts(*given)
+
+    monkeypatch.setattr(from_peft, "expand_experts", drifted)
     model, plan, tensors = adapter("mixtral", EXPERTS)
     with pytest.raises(AdapterError, match=r"BS607.*experts\.0\.(up|gate)_proj` differs"):
         convert(tmp_path / "out", plan, tensors, model, "sglang")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_no_spec_expresses_is_written_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT loads it, even if bishare does not."""
+    from bishare_dsl.export import from_peft
+
+    model, plan, tensors = adapter("llama", DENSE)
+    monkeypatch.setattr(from_peft, "FACTOR", re.compile("(x)(y)(z)"))  # Factors become strange.
+    found = convert(tmp_path / "out", plan, tensors, model, "peft")
+    assert found.compared is None
+    assert [(p.code, p.severity) for p in found.warnings] == [("BS656", "warning")]
+    assert load_file(tmp_path / "out" / LAYOUTS["peft"].tensors)
 
 
 def test_the_page_has_the_table() -> None:
@@ -161,7 +210,7 @@ def test_the_page_has_the_table() -> None:
     for name, layout in LAYOUTS.items():
         row = f"| `{name}` | {layout.title} | `{layout.tensors or 'one file'}` | {layout.modules} | {layout.experts} |"
         assert row in page, row
-    assert {name for name, layout in LAYOUTS.items() if layout.target} == {*TARGETS}
+    assert {name for name, layout in LAYOUTS.items() if layout.write} == {*TARGETS}
 
 
 def test_one_of_another_program_is_imported(
@@ -185,5 +234,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     places = [str(tmp_path / name) for name in ("peft", "base", "mlx")]
     words = ["convert", places[0], "--for", "mlx", "--model", places[1], "--out", places[2]]
     assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["sites_compared"] == len(plan.sites)
+    assert json.loads(capsys.readouterr().out)["compared_sites"] == len(plan.sites)
     same(model, plan, tensors, tmp_path / "mlx")

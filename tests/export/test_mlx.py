@@ -72,7 +72,7 @@ def test_what_mlx_lm_does_not_have(text: str, family: str, code: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [{"uniform_rank": True}, {"experts": "each"}])
+@pytest.mark.parametrize("option", [{"uniform_rank": True}])
 def test_options_of_other_formats(option: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"BS646.*the format mlx"):
         adapted().bishare.export(tmp_path / "out", format="mlx", **option)

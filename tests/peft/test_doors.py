@@ -30,7 +30,7 @@ from peft import (
 from safetensors.torch import load_file, save, save_file
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.adapter.config import seal, split_entries
+from bishare_dsl.adapter.config import record_digest, split_entries
 from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
 from bishare_dsl.compiler import import_peft
@@ -81,7 +81,7 @@ def reseal(folder: Path) -> None:
     record["tensors"] = digest_of(own)
     if beside:
         record["beside"] = digest_of(beside)
-    record["digest"] = seal(fields["spec"], fields["seed"], record)
+    record["digest"] = record_digest(fields["spec"], fields["seed"], record)
     (folder / CONFIG).write_text(json.dumps(fields))
 
 

@@ -274,6 +274,10 @@ def test_a_dora_of_peft_goes_out_and_comes_back(form, family, tmp_path):
         torch.testing.assert_close(again(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     terms = again.bishare.plan.terms
     assert any(term.is_magnitude for term in terms)
+    plan, tensors = model.bishare.plan, model.bishare.tensors()
+    proved = export_adapter(tmp_path / "proved", plan, tensors, base, compare=True).compared
+    assert proved is not None
+    assert proved.worst < 1e-5
 
 
 def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
@@ -287,7 +291,7 @@ def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
         theirs(IDS, labels=IDS).loss.backward()
         optimizer.step()
     theirs.save_pretrained(tmp_path / "peft")
-    text = import_peft(tmp_path / "peft", base, tmp_path / "ours")
+    text = import_peft(tmp_path / "peft", base, tmp_path / "ours").spec_text
     assert "magnitude  per module" in text
     ours = load_adapter(tmp_path / "ours", copy.deepcopy(base))
     with torch.no_grad():

@@ -47,11 +47,11 @@ def slots(model: Any) -> dict[str, list[torch.Tensor]]:
 @pytest.mark.parametrize(
     ("family", "layout", "text"),
     [
-        ("olmoe", "each", SHARED),
-        ("mixtral", "each", SHARED),
-        ("qwen3_moe", "each", SOME),
-        ("mixtral", "shared-outer", SHARED),
-        ("gpt_oss", "shared-outer", SHARED),
+        ("olmoe", "vllm", SHARED),
+        ("mixtral", "vllm", SHARED),
+        ("qwen3_moe", "vllm", SOME),
+        ("mixtral", "sglang", SHARED),
+        ("gpt_oss", "sglang", SHARED),
     ],
 )
 def test_vllm_loads_what_bishare_computes(
@@ -62,9 +62,9 @@ def test_vllm_loads_what_bishare_computes(
     model.save_pretrained(tmp_path / "base")
     compile_spec(text, model)
     randomize(model, 1, frozen=False)
-    model.bishare.export(tmp_path / "lora", experts=layout)
+    model.bishare.export(tmp_path / "lora", layout)
     settings = {"max_lora_rank": 8, "lora_target_modules": None}
-    settings["enable_moe_shared_loras"] = layout == "shared-outer"
+    settings["enable_moe_shared_loras"] = layout == "sglang"
     with conftest.engine(tmp_path / "base", **settings) as llm:
         assert llm.llm_engine.add_lora(LoRARequest("a", 1, str(tmp_path / "lora")))
         (worker,) = llm.collective_rpc(lambda self: self)

@@ -163,6 +163,9 @@ NOT_FINITE_TENSORS = Code(
     severity="warning",
 )
 NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
+LOST_BY_QUANTISING = Code(
+    "BS690", "relative error of the updates by {form}, by kind: {errors}", severity="note"
+)
 OTHER_COMPILER = Code(
     "BS661", "the adapter's spec gives another plan here than the one that it was saved with"
 )

@@ -1,0 +1,51 @@
+"""The bits of an adapter's file: which tensors may be rounded or quantised, and how large the file is."""
+
+from __future__ import annotations
+
+from bishare_dsl.plan.plan import Plan
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, load_transform
+
+GROUP = 64
+"""Consecutive numbers of a quantised tensor, row by row, with one scale of 16 bits."""
+
+BITS = {"int8": 8, "int4": 4}
+"""The types to which tensors are quantised."""
+
+
+def selecting(plan: Plan) -> set[str]:
+    """Return tensors that select other values (`Transform.exact`), so that files keep their bits."""
+    return {
+        name
+        for term in plan.terms
+        for role in load_transform(term.transform, term.options).exact
+        if (name := term.tensors.get(role)) is not None
+    }
+
+
+def quantisable(plan: Plan) -> set[str]:
+    """Return the tensors that are quantised: factors and kernels of at least a group of numbers.
+
+    Gains, magnitudes, parameters trained in full, and tensors that select other values stay.
+    """
+    used = {
+        name
+        for term in plan.terms
+        for role, name in term.tensors.items()
+        if not term.is_magnitude and role not in (GAIN_RANK, GAIN_OUT)
+    }
+    large = {tensor.name for tensor in plan.tensors if tensor.size >= GROUP}
+    return (used & large) - selecting(plan)
+
+
+def file_bytes(plan: Plan) -> dict[str, int]:
+    """Return the bytes of an adapter's tensors in a file, by type."""
+    exact, whole = selecting(plan), quantisable(plan)
+    found = dict.fromkeys(("float32", "bfloat16", *BITS), 0)
+    for tensor in (t for t in plan.tensors if t.trainable or not t.drawn):
+        found["float32"] += 4 * tensor.size
+        found["bfloat16"] += (4 if tensor.name in exact else 2) * tensor.size
+        for form, bits in BITS.items():
+            scales = 2 * -(-tensor.size // GROUP)
+            small = -(-bits * tensor.size // 8) + scales
+            found[form] += small if tensor.name in whole else 4 * tensor.size
+    return found

@@ -1,0 +1,295 @@
+"""Adapters in 8 and 4 bits: what is lost is small and said, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.adapter.files import CONFIG, TENSORS, add_to_library, read_adapter, save_library
+from bishare_dsl.adapter.stored import dequantise, losses, quantise
+from bishare_dsl.cli.main import main
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.export.effective import delta
+from bishare_dsl.plan.bits import BITS, GROUP, file_bytes
+from tests.adapter.test_sharing import HERE, by_others
+from tests.support.checks import randomize
+from tests.support.families import tiny_model
+
+TEXT = """spec q
+target q_proj, down_proj
+share a per layer rank 4 via KE(size = 16) gain out init 1
+share b per module rank 2
+"""
+BANK = "spec v\ntarget q_proj\nshare s per model rank 2 via VectorBank(vectors = 12, length = 8, top_k = 3) start nonzero\n"
+SHARDS = "spec m\ntarget q_proj\nshare s per kind rank 6 via Shards(rows = 3, shards = 4)\n"
+IDS = torch.arange(12).view(2, 6)
+MOST = {"int8": 127, "int4": 7}
+
+
+def adapted(text: str = TEXT) -> Any:
+    model = compile_spec(text, tiny_model("llama")).eval()
+    randomize(model, 1, frozen=False)
+    return model
+
+
+def saved(folder: Path, form: Any, text: str = TEXT, **how: Any) -> tuple[Any, str]:
+    """Save an adapter, and return its model with what was said."""
+    model = adapted(text)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", BishareWarning)
+        model.bishare.save_pretrained(folder, dtype=form, **how)
+    return model, "\n".join(str(warning.message) for warning in told)
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 150),
+    scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e6, 1e30]),
+    form=st.sampled_from([*BITS]),
+    seed=st.integers(0, 99),
+)
+def test_each_number_is_as_near_as_its_group_allows(
+    rows: int, columns: int, scale: float, form: str, seed: int
+) -> None:
+    values = scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    parts = quantise(values, form)
+    again = dequantise(form, parts, (rows, columns))
+    largest = values.flatten().abs()
+    for i, group in enumerate((again - values).flatten().abs().split(GROUP)):
+        step = largest[i * GROUP : (i + 1) * GROUP].max() / MOST[form]
+        assert group.max() <= 0.51 * step + MOST[form] * step * 2**-8
+    twice = quantise(again, form)
+    assert all(torch.equal(parts[label], twice[label]) for label in parts)
+    assert not dequantise(form, quantise(torch.zeros(rows, columns), form), (rows, columns)).any()
+
+
+@pytest.mark.parametrize(("form", "bits"), [("int8", 8.3), (torch.int8, 8.3), ("int4", 4.3)])
+def test_what_is_saved_is_small_and_what_is_lost_is_said(
+    form: Any, bits: float, tmp_path: Path
+) -> None:
+    model, told = saved(tmp_path / "q", form)
+    name = str(form).removeprefix("torch.")
+    stored = read_adapter(tmp_path / "q")
+    before, after = model.bishare.tensors(), stored.tensors()
+    assert stored.config.rounded == name
+    assert not stored.compact
+    tensors = load_file(tmp_path / "q" / TENSORS)
+    quantised = [key for key in tensors if key.endswith(f":{name}")]
+    size = {n: stored.plan.tensor[n].size for n in stored.config.compact}
+    stays = {n for n, t in stored.plan.tensor.items() if "gain" in n or t.size < GROUP}
+    assert stored.plan.tensor.keys() - size.keys() == stays != set()
+    assert len(quantised) == len(size) > 5
+    parts = [tensor for key, tensor in tensors.items() if ":" in key]
+    assert 8 * sum(p.numel() * p.element_size() for p in parts) / sum(size.values()) < 1.1 * bits
+    counted = sum(p.numel() * p.element_size() for p in tensors.values())
+    assert counted == file_bytes(stored.plan)[name]
+    for key, value in after.items():
+        assert value.dtype == torch.float32
+        if key in stays:
+            assert torch.equal(value, before[key])
+    # What is said is what it is.
+    wanted = losses(stored.plan, before, after)
+    assert wanted.keys() == {"q_proj", "down_proj"}
+    for kind, error in wanted.items():
+        assert f"`{kind}` {error:.2%}" in told
+        site = [s for s in stored.plan.sites if s.kind == kind]
+        lost = sum(
+            (delta(stored.plan, after, s) - delta(stored.plan, before, s)).norm() ** 2 for s in site
+        )
+        norm = sum(delta(stored.plan, before, s).norm() ** 2 for s in site)
+        assert error == pytest.approx(float((lost / norm) ** 0.5), rel=1e-3)
+        assert 0 < error < (0.02 if name == "int8" else 0.25)
+    assert "BS690" in told
+
+
+@pytest.mark.parametrize("form", BITS)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_it_loads_trains_and_is_saved_again_through_every_door(form: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "q", form)
+    ours = load_adapter(tmp_path / "q", tiny_model("llama"))
+    wanted = ours.eval()(IDS).logits
+    theirs = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "q"), is_trainable=True)
+    assert torch.equal(theirs.eval()(IDS).logits, wanted)
+    theirs.save_pretrained(str(tmp_path / "again"))
+    for file in (TENSORS, CONFIG):
+        one, other = (tmp_path / name / file for name in ("q", "again"))
+        if file == TENSORS:
+            assert load_file(one).keys() == load_file(other).keys()
+            assert all(torch.equal(t, load_file(other)[k]) for k, t in load_file(one).items())
+        else:
+            one, other = (json.loads(p.read_text())["bishare"] for p in (one, other))
+            assert one["sharing"] == other["sharing"]
+            assert one["tensors"] == other["tensors"]
+    theirs.load_adapter(str(tmp_path / "q"), "lean", low_cpu_mem_usage=True)
+    theirs.set_adapter("lean")
+    assert torch.equal(theirs(IDS).logits, wanted)
+    base = tiny_model("llama").eval()
+    base.load_adapter(str(tmp_path / "q"))
+    assert torch.equal(base(IDS).logits, wanted)
+    theirs.set_adapter("default")
+    theirs.train()(IDS).logits.sum().backward()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter -= 0.01 * parameter.grad
+    wanted = theirs.eval()(IDS).logits
+    theirs.save_pretrained(str(tmp_path / "trained"), selected_adapters=["default"])
+    assert read_adapter(tmp_path / "trained").config.rounded is None  # With all bits.
+    assert torch.equal(
+        load_adapter(tmp_path / "trained", tiny_model("llama")).eval()(IDS).logits, wanted
+    )
+
+
+@pytest.mark.parametrize("form", BITS)
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [(BANK, {}), (BANK, {"compact": True}), (SHARDS, {"frozen": "tensors"})],
+    ids=["bank", "compact", "shards"],
+)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_what_is_selected_stays(form: Any, text: str, how: Any, tmp_path: Path) -> None:
+    model, _ = saved(tmp_path / "q", form, text, **how)
+    stored = read_adapter(tmp_path / "q")
+    before, after = model.bishare.tensors(), stored.tensors()
+    chosen = [n for n in before if n.rpartition(".")[2] in ("L_A", "L_B", "I_A", "I_B")]
+    assert chosen
+    for name in chosen:
+        if how.get("compact"):
+            assert torch.equal(after[name].topk(3).indices, before[name].topk(3).indices)
+        else:
+            assert torch.equal(after[name], before[name])
+    assert any("scales" in parts for parts in stored.config.compact.values())
+    assert stored.compact == bool(how.get("compact"))
+
+
+def change(folder: Path, edit: Any) -> None:
+    file = folder / TENSORS
+    config = json.loads((folder / CONFIG).read_text())
+    tensors = load_file(file)
+    edit(config["bishare"]["sharing"]["tensors"][0], tensors)
+    save_file(tensors, file)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+DAMAGES: dict[str, tuple[Any, str, str]] = {
+    "a number that int4 lacks": (
+        lambda e, t: t[e["int4"]].__setitem__(3, 0),
+        "BS608",
+        "are not int4",
+    ),
+    "half a byte too many": (
+        lambda e, t: t[e["int4"]].__setitem__(-1, 255),
+        "BS608",
+        "are not int4",
+    ),
+    "a byte too few": (
+        lambda e, t: t.update({e["int4"]: t[e["int4"]][:-1].clone()}),
+        "BS608",
+        "numbers are",
+    ),
+    "another type": (
+        lambda e, t: t.update({e["int4"]: t[e["int4"]].float()}),
+        "BS608",
+        "numbers are",
+    ),
+    "a scale too few": (
+        lambda e, t: t.update({e["scales"]: t[e["scales"]][1:].clone()}),
+        "BS608",
+        "scales are",
+    ),
+    "no number": (lambda e, t: t[e["scales"]].fill_(float("nan")), "BS694", "not finite"),
+    "no scales": (lambda e, t: t.pop(e["scales"]), "BS608", "no tensor"),
+    "no word": (lambda e, t: (t.pop(e["scales"]), e.pop("scales")), "BS604", "`scales`"),
+    "two words": (lambda e, t: e.update(key=e["int4"]), "BS604", "one of"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_refused_at_every_door(damage: str, tmp_path: Path) -> None:
+    edit, code, reason = DAMAGES[damage]
+    folder = Path(by_others(HERE / "int4", tmp_path / "theirs"))
+    load_adapter(folder, tiny_model("llama"))
+    change(folder, edit)
+    doors = (
+        lambda: load_adapter(folder, tiny_model("llama")),
+        lambda: PeftModel.from_pretrained(tiny_model("llama"), str(folder)),
+        lambda: tiny_model("llama").load_adapter(str(folder)),
+    )
+    for door in doors:
+        with pytest.raises(AdapterError, match=rf"(?s){code}.*{reason}"):
+            door()
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    with pytest.warns(BishareWarning, match="BS690"):
+        adapted().bishare.save_pretrained(tmp_path / "q", dtype="int8")
+    tensors = load_file(tmp_path / "q" / TENSORS)
+    next(t for key, t in tensors.items() if key.endswith(":int8"))[0, 0] += 1
+    save_file(tensors, tmp_path / "q" / TENSORS)
+    with pytest.raises(AdapterError, match="BS607"):
+        load_adapter(tmp_path / "q", tiny_model("llama"))
+    with pytest.raises(AdapterError, match="BS607"):
+        PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "q"))
+
+
+def test_a_selecting_tensor_is_never_read_quantised(tmp_path: Path) -> None:
+    folder = Path(by_others(HERE / "ties", tmp_path / "theirs"))
+    config = json.loads((folder / CONFIG).read_text())
+    tensors = load_file(folder / TENSORS)
+    sharing = config["bishare"]["sharing"]
+    role = sharing["terms"][0]["roles"].index("L_A")
+    entry = sharing["tensors"][sharing["modules"][0]["terms"][0][1 + role]]
+    parts = quantise(tensors.pop(entry.pop("key")), "int8")
+    entry |= {label: label for label in parts}
+    save_file(tensors | parts, folder / TENSORS)
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match="selects other values"):
+        load_adapter(folder, tiny_model("llama"))
+
+
+def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
+    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
+    model = adapted(text)
+    plan, first = model.bishare.plan, dict(model.bishare.tensors())
+    second = {n: t if n in plan.common else t + 1 for n, t in first.items()}
+    problems = save_library(
+        tmp_path / "lib", plan, {"one": first, "two": second}, text, seed=0, dtype="int4"
+    )
+    assert [problem.code for problem in problems] == ["BS690"]
+    add_to_library(tmp_path / "lib", {"three": second})
+    two, three = (read_adapter(f"{tmp_path / 'lib'}#{name}").tensors() for name in ("two", "three"))
+    assert all(torch.equal(two[name], three[name]) for name in two)
+    assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
+
+
+def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = adapted()
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base)
+    model.bishare.save_pretrained(tmp_path / "a")
+    words = ["convert", str(tmp_path / "a"), "--for", "bishare", "--model", str(base)]
+    assert main([*words, "--dtype", "int4", "--out", str(tmp_path / "q")]) == 0
+    assert "BS690" in capsys.readouterr().err
+    assert read_adapter(tmp_path / "q").config.rounded == "int4"
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    whole = read_adapter(tmp_path / "whole").tensors()
+    assert all(torch.equal(whole[n], t) for n, t in model.bishare.tensors().items())
+    to_peft = [*words[:3], "peft", *words[4:], "--dtype", "int8", "--out", str(tmp_path / "p")]
+    assert main(to_peft) == 2
+    assert "BS646" in capsys.readouterr().err
+    assert main([*words, "--rank", "2", "--out", str(tmp_path / "r")]) == 2
+    assert "BS646" in capsys.readouterr().err
+    (tmp_path / "q.share").write_text(TEXT)
+    words = ["compile", str(tmp_path / "q.share"), "--model", str(base), "--dtype", "int8"]
+    assert main([*words, "--out", str(tmp_path / "c")]) == 0
+    assert read_adapter(tmp_path / "c").config.rounded == "int8"

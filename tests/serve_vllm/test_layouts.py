@@ -1,0 +1,71 @@
+"""vLLM loads what `convert` makes of other layouts, and an int8 adapter of bishare, in one engine."""
+
+import warnings
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec
+from bishare_dsl.compiler import read_fitting
+from bishare_dsl.diagnostics import BishareWarning
+from bishare_dsl.export.export import export_adapter
+from tests.serve_vllm.conftest import engine
+from tests.serve_vllm.served import CHUNKS, ROOM, prompts_of, save_base
+from tests.support.checks import randomize
+
+TEXT = "spec s\ntarget q_proj, k_proj, down_proj\nshare x per layer, kind rank 3 scale 0.5\n"
+
+
+def test_it_gives_the_log_probabilities_of_what_was_converted(tmp_path):
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    base = save_base(tmp_path / "base", "llama")
+    adapted = compile_spec(TEXT, base)
+    randomize(adapted, 1, frozen=False)
+    with torch.no_grad():
+        for tensor in adapted.bishare.tensors().values():
+            tensor.mul_(0.5)
+    requests, wanted = [], []
+    prompt = prompts_of(1)[0]
+
+    def expect(model, name):
+        requests.append(LoRARequest(name, 1 + len(requests), str(tmp_path / name)))
+        with torch.no_grad():
+            found = model(torch.tensor([prompt])).logits[0].log_softmax(-1)[:-1]
+        wanted.append(found.gather(1, torch.tensor(prompt)[1:, None]).flatten())
+
+    plan, tensors = adapted.bishare.plan, adapted.bishare.tensors()
+    for source in ("mlx", "gguf", "peft"):
+        first = tmp_path / (f"{source}.gguf" if source == "gguf" else source)
+        export_adapter(first, plan, tensors, base, source)
+        stored, _ = read_fitting(first, base)
+        for target in ("peft", "vllm", "sglang"):
+            out = f"{source}-{target}"
+            export_adapter(
+                tmp_path / out, stored.plan, stored.tensors(), base, target, compare=True
+            )
+            expect(adapted, out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BishareWarning)
+        adapted.bishare.save_pretrained(tmp_path / "int8", dtype="int8")
+    stored, _ = read_fitting(tmp_path / "int8", base)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored.tensors()[name])
+    expect(adapted, "int8")
+    assert (wanted[0] - wanted[-1]).abs().max() > 1e-4  # Quantised values, and not those before.
+    with engine(tmp_path / "base", **CHUNKS, **ROOM) as llm:
+        outputs = llm.generate(
+            [{"prompt_token_ids": prompt}] * len(requests),
+            SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False),
+            lora_request=requests,
+            use_tqdm=False,
+        )
+    for expected, output in zip(wanted, outputs, strict=True):
+        places = zip(output.prompt_logprobs[1:], prompt[1:], strict=True)
+        found = torch.tensor([place[token].logprob for place, token in places])
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
