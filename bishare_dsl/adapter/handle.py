@@ -91,9 +91,9 @@ class Adapter:
         return values
 
     @property
-    def drops(self) -> bool:
+    def dropout_active(self) -> bool:
         """Whether dropout is active in its terms."""
-        return any(store.drops for _, store in self.parts.owned)
+        return any(store.dropout_active for _, store in self.parts.owned)
 
     def set_trainable(self, trainable: bool) -> None:
         """Enable or disable training of the tensors that the spec trains.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bishare_dsl.plan import Plan
-from bishare_dsl.transforms import Width, load_transform, stacked, term_factors
+from bishare_dsl.transforms import Width, load_transform, stack_or_share, term_factors
 from bishare_dsl.transforms.factor import tensors_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -360,4 +360,4 @@ def _one_or_all(tensors: Sequence[Tensor]) -> Tensor:
     """Stack frozen tensors, or return the first if all are equal."""
     values = [tensor.detach() for tensor in tensors]
     same = all(torch.equal(value, values[0]) for value in values[1:])
-    return values[0] if same else stacked(values)
+    return values[0] if same else stack_or_share(values)

@@ -24,10 +24,10 @@ from bishare_dsl.batched.rows import (
     Lease,
     Place,
     RowBatch,
-    accept_rows,
     again,
     open_batch,
     open_batches,
+    route_to_open_batch,
     set_batches,
 )
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
@@ -43,7 +43,7 @@ from bishare_dsl.rewrite.experts_factors import ExpertsAssembly
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
-from bishare_dsl.transforms import of_many, stacked
+from bishare_dsl.transforms import stack_or_share, vmap_factors
 from bishare_dsl.transforms.factor import Dense, Factor, map_tensors
 
 Names = Iterable[str | None]
@@ -67,7 +67,7 @@ class Member(Protocol):
         ...
 
     @property
-    def drops(self) -> bool:
+    def dropout_active(self) -> bool:
         """Whether dropout is active in its terms."""
         ...
 
@@ -231,7 +231,7 @@ class MixedBatches:
             problems.append(codes.MIXED_ROWS(names=0, rows="some"))
         for name in rows:
             if name is not None and not problems:
-                problems += why_not(name, self.members[name].plan)
+                problems += mixed_batch_problems(name, self.members[name].plan)
         if problems:
             raise AdapterError(problems)
         return rows
@@ -277,7 +277,7 @@ class MixedBatches:
             else:
                 factors[module] = make([values(n) for n in region.names])
         for module in forwards:
-            accept_rows(module)
+            route_to_open_batch(module)
         return RowBatch(
             owner=self,
             grouping=grouping,
@@ -287,7 +287,8 @@ class MixedBatches:
             lease=lease,
             text=getattr(self.model, "main_input_name", None) in _TEXTS,
             trains=trains,
-            drops=trains and any(member is not None and member.drops for member in members),
+            dropout_active=trains
+            and any(member is not None and member.dropout_active for member in members),
         )
 
     def _regions(self, plans: Mapping[str, Plan]) -> list[_Region]:
@@ -347,7 +348,7 @@ def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     )
 
 
-def why_not(name: str, plan: Plan) -> Iterator[Problem]:
+def mixed_batch_problems(name: str, plan: Plan) -> Iterator[Problem]:
     """Report why an adapter with this plan cannot be used in a mixed batch."""
     if plan.trained:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
@@ -433,7 +434,7 @@ class _MemberTensors:
             of_place = dict(zip(self._places, tensors, strict=True))
             zeros = torch.zeros_like(tensors[0])
             tensors = [of_place.get(place, zeros) for place in range(self._count)]
-        return stacked(tensors)
+        return stack_or_share(tensors)
 
     def _of_bank(self, views: Sequence[Tensor]) -> Tensor:
         (value,) = views
@@ -462,7 +463,7 @@ def _factors(
     tensors = alike(tensors)
     device = tensors[0].device
     with without_autocast(device):
-        made = of_many(assembly, dict(enumerate(tensors)), adapters)
+        made = vmap_factors(assembly, dict(enumerate(tensors)), adapters)
     if len(bases):
         rows = bases.to(device)
         made = tuple(map_tensors(f, lambda tensor: tensor.index_fill(0, rows, 0)) for f in made)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from bishare_dsl.batched.rows import RegionRows, drops_of, row_factors
+from bishare_dsl.batched.rows import RegionRows, dropout_of, row_factors
 from bishare_dsl.rewrite.experts import experts_forward
 from bishare_dsl.rewrite.rewritten import base_class
 from bishare_dsl.transforms.factor import Dense
@@ -46,7 +46,7 @@ def run_experts(
         bound.arguments[[*bound.arguments][2]] = own
         args, kwargs = bound.args[1:], bound.kwargs
     return experts_forward(
-        module, factors, parts, args, kwargs, drops_of(module), grouping.adapters
+        module, factors, parts, args, kwargs, dropout_of(module), grouping.adapters
     )
 
 

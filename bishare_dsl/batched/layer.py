@@ -15,7 +15,7 @@ from bishare_dsl.batched.grouping import Batch, Group, part_of
 from bishare_dsl.plan import Term
 from bishare_dsl.rewrite.island import Uses, joined, spans_of
 from bishare_dsl.rewrite.island import part_of as rows_of
-from bishare_dsl.transforms import Transform, Width, load_transform, of_many, term_factors
+from bishare_dsl.transforms import Transform, Width, load_transform, term_factors, vmap_factors
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor, add_product, map_tensors
 
 
@@ -99,7 +99,7 @@ class LayerTerms:
 
     def pairs(self, group: Group) -> list[tuple[Factor, Factor]]:
         """Compute A and B of all terms, for each adapter of a group."""
-        made = of_many(
+        made = vmap_factors(
             lambda given: [factor for term in self._terms for factor in term.factors(given)],
             {name: group.tensor(name) for name in self._names},
             group.count,

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bishare_dsl.batched.rows import drops_of, factors_of
-from bishare_dsl.rewrite.region import DROPS, Pass, RegionGraphs
+from bishare_dsl.batched.rows import dropout_of, factors_of
+from bishare_dsl.rewrite.region import DROPOUT_ACTIVE, Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
 class ReadRows(Pass):
-    """Before: ``bishare_factors()`` and ``bishare_factors.drops``. After: ``factors_of(self)`` and
-    ``drops_of(self)``.
+    """Before: ``bishare_factors()`` and ``bishare_factors.dropout_active``. After: ``factors_of(self)`` and
+    ``dropout_of(self)``.
 
     The factors are marked as factors of many adapters, which the operations recognise. It runs last.
     """
 
     def run(self, region: RegionGraphs) -> None:
         graph, call = region.forward, region.factors_call()
-        drops = graph.find_nodes(op="get_attr", target=DROPS)
-        for node, read in ((call, factors_of), *((node, drops_of) for node in drops)):
+        flags = graph.find_nodes(op="get_attr", target=DROPOUT_ACTIVE)
+        for node, read in ((call, factors_of), *((node, dropout_of) for node in flags)):
             with graph.inserting_before(node):
                 itself = graph.get_attr("bishare_self")
                 node.replace_all_uses_with(graph.call_function(read, (itself,)))

@@ -2,8 +2,8 @@
 
 A batch holds the factors of its adapters, ``(adapters, rows, side)`` instead of an adapter's ``(rows,
 side)``, and the forward of each region that applies them. It is opened for a thread. Regions prepared by
-`accept_rows` dispatch their calls to it. Their factors are then `OfRows`, which contain the adapter of
-each row. If this is unknown, the call fails.
+`route_to_open_batch` dispatch their calls to it. Their factors are then `OfRows`, which contain the adapter
+of each row. If this is unknown, the call fails.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class RowBatch:
         of_call: whether it was opened for one call of the model.
         call: the rows of that call.
         trains: whether the adapters receive gradients.
-        drops: whether dropout is active in terms.
+        dropout_active: whether dropout is active in terms.
     """
 
     owner: object
@@ -193,7 +193,7 @@ class RowBatch:
     of_call: bool = False
     call: Call | None = None
     trains: bool = False
-    drops: bool = False
+    dropout_active: bool = False
 
     @property
     def rows(self) -> int:
@@ -268,12 +268,12 @@ def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
     return tuple([OfRows(f, rows, made.again(i)) for i, f in enumerate(made.factors())])
 
 
-def drops_of(region: nn.Module) -> bool:
+def dropout_of(region: nn.Module) -> bool:
     """Tell whether dropout is active in a region, in the open batch that contains it."""
-    return region.training and next(b for b in open_batches() if region in b.factors).drops
+    return region.training and next(b for b in open_batches() if region in b.factors).dropout_active
 
 
-def accept_rows(region: nn.Module) -> None:
+def route_to_open_batch(region: nn.Module) -> None:
     """Dispatch this module's forward to the open batch, if any."""
     wrap_forward(region, mixed_forward)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bishare_dsl.fit.family import Family, Variable
 from bishare_dsl.fit.pairs import GivenPairs, Pair
 from bishare_dsl.models.site import Site
-from bishare_dsl.transforms import Transform, Width, effective_pairs, load_transform, stacked
+from bishare_dsl.transforms import Transform, Width, effective_pairs, load_transform, stack_or_share
 
 _LEAST_TO_STACK = 4
 
@@ -36,7 +36,7 @@ class StackedTerm:
         """Compute the effective factors: A ``(places, rows, d_in)``, B ``(places, rows, d_out)``."""
         used = {role: [values[v] for v in variables] for role, variables in self.variables.items()}
         count = len(next(iter(used.values())))
-        tensors = {role: stacked(values) for role, values in used.items()}
+        tensors = {role: stack_or_share(values) for role, values in used.items()}
         return effective_pairs(self.transform, tensors, count, self.rank, self.width, self.scale)
 
 

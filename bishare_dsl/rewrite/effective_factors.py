@@ -44,9 +44,9 @@ class EffectiveFactors(nn.Module):
             return self._assemble(self, *tensors)  # type: ignore[no-any-return]
 
     @property
-    def drops(self) -> bool:
+    def dropout_active(self) -> bool:
         """Whether dropout is active in some terms."""
-        return self.training and any(owned.drops for owned in self._owned)
+        return self.training and any(owned.dropout_active for owned in self._owned)
 
     def _tensors(self) -> list[Tensor]:
         # Skip calls without hooks: with one token, a call takes as long as two small products.

@@ -29,7 +29,7 @@ _PURE_LEAVES = (leaves.select_training, leaves.shape_of_rank)
 def order_writes(module: nn.Module, graph: fx.Graph) -> None:
     """Ensure that linear layers that read one node read the same values, in a graph of ``module``'s forward.
 
-    A layer that reads a possibly mutated value gets its own node, `leaves.behind`, which depends on the
+    A layer that reads a possibly mutated value gets its own node, `leaves.after_write`, which depends on the
     value and on the writer. Unknown operations are assumed to mutate their inputs and to return views of
     them.
     """
@@ -42,11 +42,13 @@ def order_writes(module: nn.Module, graph: fx.Graph) -> None:
         for x in node.all_input_nodes if linear else ():
             writers = [w for m in memory[x] if (w := written.get(m)) and x < w]
             if writers:
-                behind = x, max(writers)
-                if behind not in again:
+                value_and_writer = x, max(writers)
+                if value_and_writer not in again:
                     with graph.inserting_before(node):
-                        again[behind] = graph.call_function(leaves.behind, behind)
-                node.replace_input_with(x, again[behind])
+                        again[value_and_writer] = graph.call_function(
+                            leaves.after_write, value_and_writer
+                        )
+                node.replace_input_with(x, again[value_and_writer])
         if _is_fact(node):
             memory[node] = frozenset()
         elif _module_of(node) == "_operator":

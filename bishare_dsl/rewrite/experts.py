@@ -151,7 +151,7 @@ def experts_forward(
     parts: Sequence[tuple[str, float]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    drops: bool | None = None,
+    dropout_active: bool | None = None,
     copies: int = 1,
 ) -> Any:
     """Run the base's forward of a module of experts, with terms.
@@ -161,16 +161,16 @@ def experts_forward(
         parts: parameters and their dropouts.
         args: for the base's forward.
         kwargs: for the base's forward.
-        drops: whether dropout is active; None to use the adapter's setting.
+        dropout_active: whether dropout is active; None to use the adapter's setting.
         copies: the number of copies of each expert, each with separate factors.
     """
     base = base_class(type(module))
     one_by_one = inspect.unwrap(base.forward)
     additions: dict[str, list[Addition]] = {}
     for (parameter, dropout), a, b in zip(parts, factors[::2], factors[1::2], strict=True):
-        if dropout and drops is None:
-            drops = cast(Any, module.get_submodule(FACTORS)).drops
-        addition = Addition(a.dense(), b.dense(), dropout if drops else 0.0)
+        if dropout and dropout_active is None:
+            dropout_active = cast(Any, module.get_submodule(FACTORS)).dropout_active
+        addition = Addition(a.dense(), b.dense(), dropout if dropout_active else 0.0)
         additions.setdefault(parameter, []).append(addition)
     weights = {
         name: ExpertWeight.of(getattr(module, name), additions.get(name, ()))

@@ -15,7 +15,7 @@ from bishare_dsl.models.weights import Weight
 from bishare_dsl.rewrite.experts import experts_forward
 from bishare_dsl.rewrite.region import FACTORS, TermUse
 from bishare_dsl.rewrite.rewritten import GraphCode
-from bishare_dsl.transforms import Transform, Width, effective_pairs, stacked
+from bishare_dsl.transforms import Transform, Width, effective_pairs, stack_or_share
 from bishare_dsl.transforms.factor import Dense, Factor
 
 Slots = tuple[int, ...]
@@ -52,7 +52,9 @@ class ExpertTerms:
 
     def factors(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Compute ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``."""
-        given = {role: stacked([tensors[slot] for slot in slots]) for role, slots in self.slots}
+        given = {
+            role: stack_or_share([tensors[slot] for slot in slots]) for role, slots in self.slots
+        }
         return effective_pairs(
             self.transform, given, len(self.experts), self.rank, self.width, self.scale
         )

@@ -86,7 +86,7 @@ def augment(name: str, value: Any, other: Any, /) -> Any:
     return getattr(operator, name)(value, other)
 
 
-def behind(value: Any, written: Any, /) -> Any:
+def after_write(value: Any, written: Any, /) -> Any:
     """Return ``value`` after a possible write; ``written`` is the writer's result."""
     return value
 

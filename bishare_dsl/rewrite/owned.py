@@ -37,7 +37,7 @@ class OwnedTensors(nn.Module):
             self.register_parameter(attribute(name), tensor)
 
     @property
-    def drops(self) -> bool:
+    def dropout_active(self) -> bool:
         """Whether terms that use the tensors apply dropout in training."""
         dropout = self._modules.get("dropout")
         return bool(dropout is not None and dropout.p)

@@ -14,7 +14,7 @@ from bishare_dsl.transforms import Transform, Width
 FACTORS = "bishare_factors"
 """The child that a region's forward calls to get the factors."""
 
-DROPS = f"{FACTORS}.drops"
+DROPOUT_ACTIVE = f"{FACTORS}.dropout_active"
 """Whether dropout is active in terms: in training, unless it is turned off."""
 
 ADDED = "bishare_added"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bishare_dsl.testing.reference import REFERENCES, TermValues
-from bishare_dsl.transforms import Transform, Width, effective_pair, of_many, term_factors
+from bishare_dsl.transforms import Transform, Width, effective_pair, term_factors, vmap_factors
 from bishare_dsl.transforms.factor import DECODE_TOKENS
 
 
@@ -126,7 +126,7 @@ def _check_products(
     several = {role: torch.stack([value, 2 * value]) for role, value in values.items()}
     apart = [{role: value[i] for role, value in several.items()} for i in range(2)]
     each = [[f.dense() for f in term_factors(transform, one, rank, width)] for one in apart]
-    together = of_many(lambda given: term_factors(transform, given, rank, width), several, 2)
+    together = vmap_factors(lambda given: term_factors(transform, given, rank, width), several, 2)
     random = _random(rank)
     for number, (role, side) in enumerate(zip("AB", width, strict=True)):
         one, want = term_factors(transform, values, rank, width)[number], each[0][number]

@@ -16,7 +16,7 @@ from transformers import set_seed
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import CONFIG, check_place, names_in, place_of, read_adapter
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.batched.batches import why_not
+from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
@@ -173,7 +173,7 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
     taken = module_names([*(path for site in base.every_site for path in site.paths), *others])
     faults = {name: name_fault(name, taken) for name in (*request.settings.tasks, *request.groups)}
     unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
-    raise_errors(TrainError, [*unfit, *why_not("of each task", plan)])
+    raise_errors(TrainError, [*unfit, *mixed_batch_problems("of each task", plan)])
     if args.should_save:
         for name in [LIBRARY] if plan.is_library else request.groups:
             check_place(request.output_dir / name, library=plan.is_library)

@@ -5,10 +5,10 @@ from bishare_dsl.transforms.apply import (
     GAIN_RANK,
     effective_pair,
     effective_pairs,
-    of_many,
-    stacked,
+    stack_or_share,
     term_factors,
     update_of,
+    vmap_factors,
 )
 from bishare_dsl.transforms.protocol import check_term, guard, shape_of
 from bishare_dsl.transforms.registry import (

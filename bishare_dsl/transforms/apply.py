@@ -59,7 +59,7 @@ def effective_pairs(
 
     Args:
         transform: common to all.
-        tensors: by role; see `of_many`.
+        tensors: by role; see `vmap_factors`.
         count: n.
         rank: see `effective_pair`, also for the remaining arguments.
     """
@@ -68,11 +68,11 @@ def effective_pairs(
     def make(given: Tensors) -> list[Factor]:
         return [*map(Dense, effective_pair(transform, given, rank, width, scale))]
 
-    a, b = of_many(make, tensors, count)
+    a, b = vmap_factors(make, tensors, count)
     return a.dense(), b.dense()
 
 
-def of_many(
+def vmap_factors(
     make: Callable[[Mapping[K, Tensor]], Sequence[Factor]], given: Mapping[K, Tensor], count: int
 ) -> tuple[Factor, ...]:
     """Compute the factors of many adapters, sites or experts together, each ``(n, rows, side)``.
@@ -104,8 +104,8 @@ def of_many(
     return tuple(map_tensors(factor, lambda _: next(tensors)) for factor in factors)
 
 
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Stack tensors, or return the tensor itself if all are the same object, for `of_many`."""
+def stack_or_share(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors, or return the tensor itself if all are the same object, for `vmap_factors`."""
     import torch
 
     first = tensors[0]

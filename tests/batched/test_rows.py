@@ -12,10 +12,10 @@ from bishare_dsl.batched.rows import (
     Place,
     RegionRows,
     RowBatch,
-    accept_rows,
     factors_of,
     open_batch,
     open_batches,
+    route_to_open_batch,
 )
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
@@ -80,8 +80,8 @@ def test_a_region_leaves_its_call_to_the_open_batch() -> None:
     region, other = nn.Linear(3, 3), nn.Linear(3, 3)
     cls, x = type(region), drawn(2, 3)
     plain = region(x)
-    accept_rows(region)
-    accept_rows(other)
+    route_to_open_batch(region)
+    route_to_open_batch(other)
     assert base_class(type(region)) is cls
     assert not is_rewritten(region)
     assert torch.equal(region(x), plain)

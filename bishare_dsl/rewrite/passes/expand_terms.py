@@ -13,7 +13,7 @@ from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.rewrite.magnify import magnify
 from bishare_dsl.rewrite.region import (
     ADDED,
-    DROPS,
+    DROPOUT_ACTIVE,
     FACTORS,
     ROWS,
     Lookup,
@@ -136,7 +136,7 @@ class _Terms:
             if user.target is drop and user.args[1] == p:
                 return user
         with self.graph.inserting_before(self.first if x.op == "placeholder" else x.next):
-            return self.call(drop, (x, p, self.graph.get_attr(DROPS)))
+            return self.call(drop, (x, p, self.graph.get_attr(DROPOUT_ACTIVE)))
 
     def pair(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
         """Create ``up(total, down(x, A), B, scale)``, with the factors at the start of the graph."""
