@@ -273,7 +273,7 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     unknown = [role for role in share.keys if role not in roles]
     plain = not {*share.keys} & {*roles} and {"A", "B"} <= {*roles}
     for role in unknown:
-        stray = f"leave `{role}` out: `per` alone says who shares, and `A per` or `B per` is for one factor"
+        stray = f"leave `{role}` out: a key is `per` alone, or `per` after `A` or `B`"
         if role == share.name:
             stray = f"`{role}` stands there twice: leave one out"
         elif not plain or len(role) < 2:
