@@ -52,7 +52,7 @@ def main() -> None:
     if asked.plan:
         seconds_of_all(asked.plan, asked.shapes)
         return
-    singular._SMALL = 0  # Small weights are iterated too.
+    singular._DIRECT_SIDE = 0  # Small weights are iterated too.
     model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
     chosen = [f".layers.{layer}." for layer in asked.layers]
     maps = linear_maps(model).items()

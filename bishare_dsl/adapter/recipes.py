@@ -17,7 +17,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan
 
-_NEAR = 2e-3
+_SUM_TOLERANCE = 2e-3
 """Tolerance of the sums, relative to the tensor's norm; they have four digits.
 
 A tensor is omitted only if float64 reproduces it ten times closer, so that float32 on another machine
@@ -49,7 +49,7 @@ def find_reproduced(
         marks = marks_of(tensors[name])
         again = _aligned(reproduced[name], marks)
         value = tensors[name].cpu().double()
-        if again is not None and (again.cpu() - value).norm() <= _NEAR / 10 * value.norm():
+        if again is not None and (again.cpu() - value).norm() <= _SUM_TOLERANCE / 10 * value.norm():
             marks_by_name[name] = marks
     return marks_by_name
 
@@ -91,6 +91,8 @@ def _aligned(tensor: torch.Tensor, marks: SignFingerprint) -> torch.Tensor | Non
     along = (products * saved).sum(1)
     signs = torch.where(along < 0, -1.0, 1.0)
     apart = (signs.double() @ products) - torch.tensor(marks.sums, dtype=torch.float64)
-    if (along.abs() < 4 * _NEAR * norms).any() or (apart.abs() > _NEAR * norms.norm()).any():
+    if (along.abs() < 4 * _SUM_TOLERANCE * norms).any() or (
+        apart.abs() > _SUM_TOLERANCE * norms.norm()
+    ).any():
         return None
     return tensor * signs.unsqueeze(1).to(tensor)

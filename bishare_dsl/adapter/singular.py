@@ -34,7 +34,7 @@ _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
 _ROUNDS = 12
 """Rounds of Krylov iteration; `benchmarks/singular.py` measures the accuracy."""
 
-_SMALL = 1024
+_DIRECT_SIDE = 1024
 """Matrices with no longer side are decomposed completely.
 
 For directions with singular values 1% apart, iteration leaves errors of 4e-3, which differ between
@@ -174,7 +174,7 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
 
 def is_exact(matrix: torch.Tensor, count: int) -> bool:
     """Tell whether a matrix is decomposed completely for this number of its largest directions."""
-    return min(matrix.shape) <= max(_SMALL, 2 * _ROUNDS * (count + _SPARE))
+    return min(matrix.shape) <= max(_DIRECT_SIDE, 2 * _ROUNDS * (count + _SPARE))
 
 
 def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:

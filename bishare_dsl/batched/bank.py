@@ -289,15 +289,15 @@ class Slots:
         held = [tensors[name].flatten() for name in self.layout.own]
         return torch.cat(held).to(self.memory.dtype) if held else self.memory.new_empty(0).cpu()
 
-    def put(self, slot: int, packed: Tensor) -> None:
+    def write_slot(self, slot: int, packed: Tensor) -> None:
         """Write an adapter into a slot."""
         self._own[self.row[slot]].copy_(packed)
 
-    def take(self, slot: int) -> Tensor:
+    def read_slot(self, slot: int) -> Tensor:
         """Return a copy of the contents of a slot, in host memory."""
         return self._own[self.row[slot]].cpu().clone()
 
-    def bring(self, slots: Sequence[int]) -> None:
+    def move_to_front(self, slots: Sequence[int]) -> None:
         """Move slots to the first rows, in this order."""
         if len(self.views) > VIEWS:
             self.views.clear()

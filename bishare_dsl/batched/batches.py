@@ -24,9 +24,9 @@ from bishare_dsl.batched.rows import (
     Lease,
     Place,
     RowBatch,
-    again,
     open_batch,
     open_batches,
+    reopen_batches,
     route_to_open_batch,
     set_batches,
 )
@@ -38,7 +38,7 @@ from bishare_dsl.names import BASE
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
-from bishare_dsl.rewrite.effective_factors import alike
+from bishare_dsl.rewrite.effective_factors import promote_to_one_dtype
 from bishare_dsl.rewrite.experts_factors import ExpertsAssembly
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
@@ -180,7 +180,7 @@ class MixedBatches:
             if (batch := self.last_open()) is not None:
                 call = self.check_call(batch, args, kwargs)
                 if batch.trains:
-                    recompute_within(model, again)
+                    recompute_within(model, reopen_batches)
                 of_call = replace(batch, of_call=True, text=call.text, call=call)
                 set_batches((of_call, *open_batches()))
 
@@ -460,7 +460,7 @@ def _factors(
     tensors: Sequence[Tensor],
 ) -> tuple[Factor, ...]:
     """Compute the factors of a region, with zeros for rows of the base whatever the transform returns."""
-    tensors = alike(tensors)
+    tensors = promote_to_one_dtype(tensors)
     device = tensors[0].device
     with without_autocast(device):
         made = vmap_factors(assembly, dict(enumerate(tensors)), adapters)

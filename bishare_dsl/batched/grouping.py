@@ -258,7 +258,7 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
     for slot, tokens in members.items():
         size = len(tokens)
         by_size.setdefault(size if size >= APART else 1 << (size - 1).bit_length(), []).append(slot)
-    bank.bring([slot for found in by_size.values() for slot in found])
+    bank.move_to_front([slot for found in by_size.values() for slot in found])
     owners = torch.from_numpy(bank.row[np.asarray(slots, int)])  # The last one is for no adapter.
     grouped = [[members[slot] for slot in found] for found in by_size.values()]
     order, places = arrange(grouped, len(slots))

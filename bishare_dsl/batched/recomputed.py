@@ -39,7 +39,7 @@ class Recomputed:
         tensors = iter(_Factors.apply(self, *self._sources))  # type: ignore[no-untyped-call]
         return tuple(map_tensors(kind, lambda _: next(tensors)) for kind in self._kinds)
 
-    def again(self, number: int) -> Callable[[], Factor]:
+    def recompute(self, number: int) -> Callable[[], Factor]:
         """Return a function that recomputes a factor in the backward, with a history if grad is enabled."""
 
         def recompute() -> Factor:

@@ -234,7 +234,7 @@ def open_batch(batch: RowBatch) -> Iterator[None]:
         yield
 
 
-def again() -> AbstractContextManager[None] | None:
+def reopen_batches() -> AbstractContextManager[None] | None:
     """Return a context manager that reopens the open batches in any thread; None if there are none."""
     return _reopened(stack) if (stack := open_batches()) else None
 
@@ -265,7 +265,7 @@ def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
     if not callable(found):
         return tuple([OfRows(factor, rows) for factor in found])
     made = found()
-    return tuple([OfRows(f, rows, made.again(i)) for i, f in enumerate(made.factors())])
+    return tuple([OfRows(f, rows, made.recompute(i)) for i, f in enumerate(made.factors())])
 
 
 def dropout_of(region: nn.Module) -> bool:

@@ -285,7 +285,7 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     )
 
 
-_NEAR = 1e-5
+_FLOAT32_TOLERANCE = 1e-5
 """The tolerance for dW after a float32 conversion, relative to its norm."""
 
 
@@ -330,7 +330,7 @@ def check_equal(
             norm = product_norm(down, up)
             apart = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
         apart = apart / norm if norm else apart
-        if apart > bound + _NEAR:
+        if apart > bound + _FLOAT32_TOLERANCE:
             reason = f"dW of `{path}` differs by {apart:.2g} of its norm {norm:.3g}"
             raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
         if apart > compared.worst:

@@ -35,7 +35,7 @@ class EffectiveFactors(nn.Module):
 
     def forward(self) -> tuple[Factor, ...]:
         """Return the factors."""
-        tensors = alike(self._tensors())
+        tensors = promote_to_one_dtype(self._tensors())
         # Transforms are cheap, so they run in the dtype of training: running, merging and exporting
         # then use the same numbers.
         if not autocasts(tensors[0].device):
@@ -64,7 +64,7 @@ class EffectiveFactors(nn.Module):
         return f"{len(self._slots)} tensors of {len(self._owned)} modules"
 
 
-def alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def promote_to_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return tensors on one device and in the first floating-point dtype; integers keep their dtype."""
     dtype, device = tensors[0].dtype, tensors[0].device
     for tensor in tensors:  # Not a generator, whose overhead is noticeable with one token.

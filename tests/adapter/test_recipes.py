@@ -318,7 +318,7 @@ def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(
         t.name: torch.randn(t.shape, generator=torch.Generator().manual_seed(1))
         for t in plan.tensors
     }
-    step = apart * recipes._NEAR / 10
+    step = apart * recipes._SUM_TOLERANCE / 10
     frozen = [t.name for t in plan.tensors if not t.trainable]
     remade = {name: (1 + step) * tensors[name].double() for name in frozen}
     found = recipes.find_reproduced(plan, tensors, remade)

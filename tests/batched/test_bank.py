@@ -41,12 +41,12 @@ def test_what_is_put_in_comes_out():
     plan, bank = bank_of("bishare_ke")
     tensors = {t.name: torch.randn(t.shape) for t in plan.tensors}
     packed = bank.pack(tensors)
-    bank.put(1, packed)
-    assert torch.equal(bank.take(1), packed)
-    assert not bank.take(0).any()
+    bank.write_slot(1, packed)
+    assert torch.equal(bank.read_slot(1), packed)
+    assert not bank.read_slot(0).any()
     for name, tensor in tensors.items():
         assert torch.equal(bank.tensor(name)[1], tensor)
-    bank.put(1, torch.zeros_like(packed))
+    bank.write_slot(1, torch.zeros_like(packed))
     assert not bank.memory.any()
 
 
@@ -77,11 +77,11 @@ def test_what_is_brought_to_the_front_stays_what_it_was():
     _, bank = bank_of("bishare_ke", slots=6)
     held = [torch.randn(bank.layout.numbers) for _ in range(6)]
     for slot, packed in enumerate(held):
-        bank.put(slot, packed)
+        bank.write_slot(slot, packed)
     for order in ([4, 0], [0, 5, 4, 1], [2]):
-        bank.bring(order)
+        bank.move_to_front(order)
         assert bank.row[order].tolist() == [*range(len(order))]
-        assert all(torch.equal(bank.take(slot), held[slot]) for slot in range(6))
+        assert all(torch.equal(bank.read_slot(slot), held[slot]) for slot in range(6))
     assert not bank.tensor(next(iter(bank.layout.own)))[6].any()
 
 
@@ -90,7 +90,7 @@ def test_the_adapters_of_a_batch_are_read_in_place():
     name = plan.terms[0].tensors["A"]
     (group,) = group_tokens(bank, [8, 3]).groups
     before = group.view("a", lambda: group.tensor(name))
-    bank.put(8, bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors}))
+    bank.write_slot(8, bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors}))
     assert before[0].all()
     assert not before[1].any()
     assert group.view("a", lambda: None) is before

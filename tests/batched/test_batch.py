@@ -21,7 +21,7 @@ class Bank:
     row = np.arange(SLOTS + 1)
     brought = ()
 
-    def bring(self, slots):
+    def move_to_front(self, slots):
         self.brought = [int(slot) for slot in slots]
 
 

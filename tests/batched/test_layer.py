@@ -42,7 +42,7 @@ class Server:
             for path, name in self.bank.layout.changes.items():
                 tensors.setdefault(name, torch.randn(1, self.site[path].d_out))
         for slot, tensors in enumerate(self.adapters[:slots]):
-            self.bank.put(slot, self.bank.pack(tensors))
+            self.bank.write_slot(slot, self.bank.pack(tensors))
 
     def expected(self, path, x, slots=SLOTS):
         """What the adapters' effective factors make of each token."""

@@ -49,7 +49,7 @@ class Served(Server):
         self.held[slot] = None if number < 0 else number
         none = torch.zeros(self.bank.layout.numbers)
         packed = none if number < 0 else self.bank.pack(self.adapters[number])
-        self.bank.put(slot, packed)
+        self.bank.write_slot(slot, packed)
 
 
 def groups_of(bank, slots):
@@ -86,7 +86,7 @@ def test_a_recorded_step_is_right_for_every_batch(spec):
 def test_groups_of_one_batch_are_not_those_of_the_next():
     """What a CPU runs is no step to record: so the test above can fail."""
     server = Served("bishare_ke")
-    server.bank.put(0, server.bank.pack(server.adapters[0]))
+    server.bank.write_slot(0, server.bank.pack(server.adapters[0]))
     recorded = server.record(groups_of(server.bank, [0, 0]))
     expected = server.run(server.inputs, groups_of(server.bank, [-1, 0, 0]))
     assert not torch.allclose(recorded(server.inputs)[0], expected[0])

@@ -101,7 +101,7 @@ def test_launches_that_were_recorded_are_right_for_every_batch(monkeypatch):
     assert len(launches) == 2
     for _ in range(12):
         slot, number = (int(torch.randint(n, (), generator=random)) for n in (3, 6))
-        server.bank.put(slot, server.bank.pack(server.adapters[number]))
+        server.bank.write_slot(slot, server.bank.pack(server.adapters[number]))
         slots = torch.randint(-1, 3, (8,), generator=random).tolist()
         layer.check(slots, lambda: [launch() for launch in launches])
 
@@ -112,13 +112,13 @@ def test_a_token_reads_the_numbers_of_its_adapter_at_its_layer_and_no_others(spe
     server = Server(spec)
     layer = Layer(server, qkv(server), 3)
     bank = server.bank
-    packed = bank.take(2)
+    packed = bank.read_slot(2)
     poison = torch.full_like(packed, torch.nan)
     for name in {name for path in ATTENTION for name in names_at(server.plan, path)}:
         place = columns(bank.layout.own)[name]
         poison[place] = packed[place]
     for slot in range(bank.slots):
-        bank.put(slot, poison if slot == 2 else torch.full_like(packed, torch.nan))
+        bank.write_slot(slot, poison if slot == 2 else torch.full_like(packed, torch.nan))
     layer.check([2, -1, 2])
     assert layer.output.isfinite().all()
 

@@ -107,7 +107,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         packed = self._pack(f"adapter {lora_id}", lora.number, tensors)
         lora.stamp = None  # It no longer matches its folder.
         if lora_id in self.lora_index_to_id:
-            bank.put(self.lora_index_to_id.index(lora_id), packed)
+            bank.write_slot(self.lora_index_to_id.index(lora_id), packed)
         else:
             lora.packed = packed
 
@@ -206,14 +206,14 @@ class CompactManager(LRUCacheLoRAModelManager):
         newly: bool = super().activate_adapter(lora_id)
         lora = self._registered_adapters[lora_id]
         if newly and lora.packed is not None:
-            self.banks[lora.number].put(self.lora_index_to_id.index(lora_id), lora.packed)
+            self.banks[lora.number].write_slot(self.lora_index_to_id.index(lora_id), lora.packed)
             lora.packed = None
         return newly
 
     def _deactivate_adapter(self, lora_id: int) -> None:
         lora = self._registered_adapters.cache.get(lora_id)
         if lora_id in self.lora_index_to_id and lora is not None and lora.number >= 0:
-            lora.packed = self.banks[lora.number].take(self.lora_index_to_id.index(lora_id))
+            lora.packed = self.banks[lora.number].read_slot(self.lora_index_to_id.index(lora_id))
         super()._deactivate_adapter(lora_id)
 
     def _set_adapter_mapping(self, mapping: Any) -> None:
