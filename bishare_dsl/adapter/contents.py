@@ -42,6 +42,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
 from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan.bits import QUANTISED
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.spec import SINGULAR
 
@@ -78,7 +79,7 @@ class StoredAdapter:
     @property
     def compact(self) -> bool:
         """Whether some tensors were saved only as far as inference needs them."""
-        return any("scales" not in parts for parts in self.config.compact.values())
+        return any(parts not in QUANTISED for parts in self.config.compact.values())
 
     def tensors(self, *, with_base: bool = False) -> dict[str, torch.Tensor]:
         """Return the tensors by name as they were saved, regenerating those that were not stored.

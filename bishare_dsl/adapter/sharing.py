@@ -34,6 +34,7 @@ from bishare_dsl.models.site import MAX_SITES, Architecture, Parameter, Site
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.names import attribute, owner
 from bishare_dsl.plan.plan import Pool, Term, Trained
+from bishare_dsl.reading import parse_json
 from bishare_dsl.spec.spec import MAGNITUDE, SINGULAR
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Transform, Width, check_term, load_transform
 from bishare_dsl.transforms.registry import transform_names
@@ -45,6 +46,9 @@ FEATURES = (
     *("base", "drawn", "experts", "full", "int4", "int8", "library", "parts", "tied", "torch"),
 )
 """Values of ``needs`` other than transforms."""
+
+UNNAMED = "its base"
+"""The name of a base in messages, if the folder has none."""
 
 
 # Writing ------------------------------------------------------------------------------------------------
@@ -139,12 +143,13 @@ _Start = dict[
     Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"], float
 ]
 _One = Field(min_length=1, max_length=1)
+_Side = Annotated[int, Field(gt=0, lt=2**30)]
 
 
 class Entry(_Closed):
     """A tensor: stored, in parts, quantised, random, or computed from the base's weights."""
 
-    shape: tuple[PositiveInt, PositiveInt]
+    shape: tuple[_Side, _Side]
     key: str | None = None
     draw: Annotated[dict[str, Any], _One] | None = None
     text: str = ""
@@ -177,11 +182,12 @@ class Entry(_Closed):
             raise ValueError("a drawn tensor has `dtype` and `text`, which is SEED:NAME")
         for kind, amount in _plain_draw(self.draw or {}):
             numbers = amount if kind == "uniform" and isinstance(amount, list) else [amount]
-            kinds = (int,) if kind == "choice" else (int, float)
+            kinds, most = ((int,), 256**2) if kind == "choice" else ((int, float), 3e38)
             if (
                 kind not in _DRAWS
                 or len(numbers) != 1 + (kind == "uniform")
-                or any(type(n) not in kinds for n in numbers)
+                or any(type(n) not in kinds or not abs(n) <= most for n in numbers)
+                or (kind == "choice" and amount < self.shape[0])
             ):
                 raise ValueError(f"a draw cannot be {kind} {amount}")
         return self
@@ -209,7 +215,7 @@ class Module(_Closed):
     """The terms at a linear map, each with the index of its `Shape` and of its tensors."""
 
     module: str
-    shape: tuple[PositiveInt, PositiveInt]
+    shape: tuple[_Side, _Side]
     rank: int | None = None
     tied: tuple[str, ...] = ()
     expert: int | None = None
@@ -247,7 +253,7 @@ def read_sharing(text: str, seed: int = 0) -> Sharing:
     Raises:
         ValueError: it does not conform to the page.
     """
-    stated = json.loads(text)
+    stated = parse_json(text)
     if isinstance(stated, dict) and stated.get("format") == 1:
         stated = _of_format_1(stated, seed)
     return Sharing.model_validate_json(text_of(stated), strict=True)
@@ -369,7 +375,7 @@ def config_of_others(fields: Mapping[str, Any]) -> AdapterConfig:
         spec="",
         seed=seed,
         base_model=name if isinstance(name, str) else None,
-        base=base_of(sharing, name if isinstance(name, str) and name else "its base"),
+        base=base_of(sharing, name if isinstance(name, str) and name else UNNAMED),
         plan="",
         rounded="bfloat16",  # Loading converts them to float32, in which bishare trains.
         adapters=dict.fromkeys(members, "") if isinstance(members, dict) else None,

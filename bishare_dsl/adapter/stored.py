@@ -20,7 +20,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.export.lora import product_norm
 from bishare_dsl.plan import Plan, Tensor
-from bishare_dsl.plan.bits import BITS, GROUP, selecting
+from bishare_dsl.plan.bits import BITS, GROUP, QUANTISED, SCALES, selecting
 from bishare_dsl.transforms import Transform, guard, load_transform
 
 Frozen = Literal["seed", "tensors", "base"]
@@ -43,9 +43,7 @@ _FORMS: Mapping[Any, Form | None] = {
     "int4": "int4",
 }
 
-
-SCALES = "scales"
-"""The part with the scales."""
+_SCALES = (torch.bfloat16, torch.float16, torch.float32)
 
 _MEASURED = 32
 """Modules of a kind by which the loss is measured."""
@@ -189,13 +187,16 @@ def restore_tensors(
         transform, role = users[name]
         shape = plan.tensor[name].shape
         parts = {label: stored[part_name(name, label)] for label in labels}
-        if (form := labels[0]) in BITS:
+        if (form := QUANTISED.get(labels)) is not None:
             if name in selecting(plan):
                 raise ValueError(f"`{name}` selects other values, so it is not {form}")
             try:
-                yield name, dequantise(form, parts, shape)
+                value = dequantise(form, parts, shape)
             except ValueError as error:
                 raise ValueError(f"`{name}` is damaged: {error}") from error
+            if not torch.isfinite(value).all():  # The scales are finite, but not their multiples.
+                raise ValueError(f"`{name}` is damaged: its scales are too large")
+            yield name, value
             continue
         with guard(transform, "restore", ValueError):
             value = transform.restore(role, parts, shape)
@@ -254,7 +255,7 @@ def dequantise(
     wanted = (torch.int8, shape) if form == "int8" else (torch.uint8, ((size + 1) // 2,))
     if (numbers.dtype, tuple(numbers.shape)) != wanted:
         raise ValueError(f"its {form} numbers are {numbers.dtype} {tuple(numbers.shape)}")
-    if not scales.is_floating_point() or tuple(scales.shape) != (-(-size // GROUP),):
+    if scales.dtype not in _SCALES or tuple(scales.shape) != (-(-size // GROUP),):
         raise ValueError(f"its scales are {scales.dtype} {tuple(scales.shape)}")
     if form == "int4":
         numbers = torch.stack((numbers & 15, numbers >> 4), 1).flatten().to(torch.int8) - 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bishare_dsl.plan.plan import Plan
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, load_transform
 
@@ -10,6 +12,12 @@ GROUP = 64
 
 BITS = {"int8": 8, "int4": 4}
 """The types to which tensors are quantised."""
+
+SCALES = "scales"
+"""The part of a quantised tensor with its scales."""
+
+QUANTISED: Mapping[tuple[str, ...], str] = {(form, SCALES): form for form in BITS}
+"""The type of a quantised tensor, by the labels of its parts."""
 
 
 def selecting(plan: Plan) -> set[str]:

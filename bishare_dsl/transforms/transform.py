@@ -208,7 +208,7 @@ class Transform(BaseModel):
         Raises:
             ValueError: the parts do not fit such a tensor; the reason is shown to the user.
         """
-        raise NotImplementedError
+        raise ValueError(f"{self.name} has no tensors in parts")
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         """Return warnings about a share of this transform at sites of these widths."""

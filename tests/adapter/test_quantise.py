@@ -208,6 +208,21 @@ DAMAGES: dict[str, tuple[Any, str, str]] = {
         "scales are",
     ),
     "no number": (lambda e, t: t[e["scales"]].fill_(float("nan")), "BS694", "not finite"),
+    "scales whose multiples overflow": (
+        lambda e, t: t.update({e["scales"]: torch.full(t[e["scales"]].shape, 3e38)}),
+        "BS608",
+        "too large",
+    ),
+    "scales of 64 bits": (
+        lambda e, t: t.update({e["scales"]: t[e["scales"]].double()}),
+        "BS608",
+        "scales are",
+    ),
+    "parts without scales": (
+        lambda e, t: (t.pop(e.pop("scales")), e.update(parts={"int4": e.pop("int4")})),
+        "BS608",
+        "parts",
+    ),
     "no scales": (lambda e, t: t.pop(e["scales"]), "BS608", "no tensor"),
     "no word": (lambda e, t: (t.pop(e["scales"]), e.pop("scales")), "BS604", "`scales`"),
     "two words": (lambda e, t: e.update(key=e["int4"]), "BS604", "one of"),

@@ -323,6 +323,8 @@ def test_a_magnitude_is_stated_and_read(plain: bool, tmp_path: Path) -> None:
         (lambda s: s["tensors"][0].update(key="nowhere"), "BS608", "no tensor `nowhere`"),
         (lambda s: s["tensors"][0].update(draw={"normal": 1}), "BS604", "one of `key`"),
         (lambda s: s["tensors"][0].update(shape=[9, 9]), "BS604", "do not fit SS"),
+        (lambda s: s["tensors"][0].update(shape=[2**40, 2**40]), "BS604", "less than"),
+        (lambda s: s["modules"][0].update(shape=[2**70, 64]), "BS604", "less than"),
         (lambda s: s["tensors"].append({"shape": [1, 1], "key": "x"}), "BS608", "no tensor `x`"),
         (lambda s: s.update(more=1), "BS604", "more"),
     ],
@@ -353,6 +355,32 @@ def test_a_tensor_that_it_does_not_name_is_refused(tmp_path: Path) -> None:
     file = folder / "adapter_model.safetensors"
     save_file(load_file(file) | {"more": torch.ones(2)}, file)
     refused(folder, "BS608", "does not name the tensor `more`")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        *({"constant": 10**400}, {"normal": math.nan}, {"uniform": [0, 1e39]}),
+        *({"choice": 2**40}, {"torch": {"choice": 2**40}}, {"choice": 1}),
+    ],
+    ids=str,
+)
+def test_no_draw_is_larger_than_its_numbers(draw: Any, tmp_path: Path) -> None:
+    """A few letters in a config cannot ask for all memory."""
+    folder = Path(by_others(HERE / "random_basis", tmp_path / "theirs"))
+    config = config_of(folder)
+    entry = next(t for t in config["bishare"]["sharing"]["tensors"] if "draw" in t)
+    entry |= {"text": "my own:text", "draw": draw, "shape": [2, 2]}
+    (folder / CONFIG).write_text(json.dumps(config))
+    refused(folder, "BS604", "a draw cannot be")
+
+
+def test_a_text_that_unpacks_to_deep_nesting_is_refused(tmp_path: Path) -> None:
+    folder = Path(by_others(HERE / "slice_sharing", tmp_path / "theirs"))
+    config = config_of(folder)
+    config["bishare"]["sharing"] = b64encode(zlib.compress(b"[" * 100_000)).decode()
+    (folder / CONFIG).write_text(json.dumps(config))
+    refused(folder, "BS604", "nested too deep")
 
 
 def test_draws_that_no_spec_gives_are_drawn_and_then_stored(tmp_path: Path) -> None:
