@@ -26,9 +26,9 @@ from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.export.effective import check_low_rank
 from bishare_dsl.export.experts import of_all
 from bishare_dsl.export.lora import Lora, Pair
-from bishare_dsl.export.peft_config import PeftConfig
+from bishare_dsl.export.peft_config import BYTES_EACH, PeftConfig
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.site import Architecture, Site, most_parameters
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.writing import replace_file
 
@@ -217,15 +217,19 @@ def read_gguf(
         by_weight.setdefault(name, []).append(maps[of])
     found: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
-    alpha, tensors = _gguf_tensors(path)
+    alpha, tensors = _gguf_tensors(path, BYTES_EACH * most_parameters(architecture))
     for name, values in tensors.items():
         weight, _, label = name.rpartition(".")
-        if weight not in by_weight or label not in ("lora_a", "lora_b"):
+        maps_of, reason = by_weight.get(weight, []), ""
+        if not maps_of or label not in ("lora_a", "lora_b"):
             reason = f"it has no weight `{name}`"
+        elif not _fits(values.shape, label, sites[maps_of[0].path], maps_of):
+            reason = f"it has no weight for `{name}` of shape {values.shape}"
+        if reason:
             other = codes.OTHER_BASE(base="another base", model=architecture.name, reason=reason)
             raise AdapterError(other)
         factor = torch.from_numpy(values.copy())
-        for each in by_weight[weight]:
+        for each in maps_of:
             one = factor if each.expert is None else factor[each.expert]
             rank = one.shape[0] if label == "lora_a" else one.shape[1]
             if label == "lora_b":
@@ -241,15 +245,28 @@ def read_gguf(
     return config, found
 
 
-def _gguf_tensors(path: Path) -> tuple[float, dict[str, Any]]:
-    """Return alpha and the values of each tensor in a GGUF file."""
+def _fits(shape: tuple[int, ...], label: str, site: Site, weights: Sequence[Weight]) -> bool:
+    """Tell whether a factor has the shape for a site, or for all experts of a layer."""
+    if len(shape) < 2:
+        return False
+    *experts, rows, columns = shape
+    rank, width = (rows, columns) if label == "lora_a" else (columns, rows)
+    wanted = site.d_in if label == "lora_a" else site.d_out
+    stacked = [] if weights[0].expert is None else [len(weights)]
+    return rank > 0 and width == wanted and experts == stacked
+
+
+def _gguf_tensors(path: Path, limit: int) -> tuple[float, dict[str, Any]]:
+    """Return alpha and the values of each tensor in a GGUF file of at most ``limit`` bytes."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
     try:
+        if (size := path.stat().st_size) > limit:
+            raise ValueError(f"it has {size:,} bytes, and may have {limit:,}")
         reader = GGUFReader(path)
         field = reader.get_field("adapter.lora.alpha")
         alpha = float(field.contents()) if field is not None else 0.0
         return alpha, {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-_BYTES_EACH = 8  # float64
+BYTES_EACH = 8  # float64
 
 # PEFT's fields that make a LoRA something else or change the base.
 _REFUSED = (
@@ -126,7 +126,7 @@ def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[st
 
     path = folder / file
     try:
-        tensors = load(read_file(folder, file, _BYTES_EACH * most_parameters(architecture)))
+        tensors = load(read_file(folder, file, BYTES_EACH * most_parameters(architecture)))
     except (OSError, SafetensorError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
     for name, tensor in tensors.items():

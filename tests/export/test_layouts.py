@@ -159,6 +159,46 @@ def test_an_alpha_of_llama_cpp_is_read(tmp_path: Path) -> None:
     same(model, plan, tensors, tmp_path / "x.gguf")
 
 
+EXPS = "blk.0.ffn_gate_exps.weight.lora_a"
+
+
+@pytest.mark.parametrize(
+    ("family", "shapes", "alpha", "code"),
+    [
+        ("llama", {"blk.0.ffn_down.weight.lora_b": (4,)}, 8.0, "BS613"),
+        ("llama", {"blk.0.attn_q.weight.lora_b": (5, 2)}, 8.0, "BS613"),
+        ("llama", {"blk.0.ffn_down.weight.lora_b": (1, 32, 2)}, 8.0, "BS613"),
+        ("mixtral", {EXPS: (1, 2, 32)}, 8.0, "BS613"),
+        ("mixtral", {EXPS: (2, 32)}, 8.0, "BS613"),
+        ("llama", {"blk.0.ffn_down.weight.lora_b": (32, 2)}, [1.0, 2.0], "BS608"),
+    ],
+)
+def test_a_damaged_file_of_llama_cpp_is_refused(
+    family: str, shapes: dict[str, tuple[int, ...]], alpha: Any, code: str, tmp_path: Path
+) -> None:
+    from gguf import GGUFType, GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "x.gguf", family)
+    writer.add_type(GGUFType.ADAPTER)
+    add = writer.add_array if isinstance(alpha, list) else writer.add_float32
+    add("adapter.lora.alpha", alpha)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, torch.zeros(shape).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(AdapterError, match=code):
+        read_fitting(tmp_path / "x.gguf", tiny_model(family))
+
+
+def test_a_file_of_llama_cpp_larger_than_its_base_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.gguf").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(AdapterError, match=r"BS608.*bytes, and may have"):
+        read_fitting(tmp_path / "x.gguf", tiny_model("llama"))
+
+
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "gguf"])
 def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
     family, text = ("llama", DENSE) if target == "mlx" else ("mixtral", EXPERTS)
