@@ -80,8 +80,7 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(load)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(*args, **kwargs)
-        asked = call.arguments
+        asked = signature.bind(*args, **kwargs).arguments
         model: Any = asked.get("model", args[0])
         name = asked.get("adapter_name", "default")
         there = getattr(model, "peft_config", {}).get(name)
@@ -98,9 +97,11 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
                 if isinstance(there, BishareConfig):
                     there.seed_checked = True  # bishare 0.3 stores it in the config only.
                 with _as_ours(stored, tensors) as place:
-                    asked["model_id"] = str(place or asked["model_id"])
-                    if place:
-                        asked.get("kwargs", {}).pop("subfolder", None)
+                    if place is None:
+                        return load(*args, **kwargs)
+                    whole = {key: v for key, v in kwargs.items() if key != "subfolder"}
+                    call = signature.bind(*args, **whole)
+                    call.arguments["model_id"] = str(place)
                     return load(*call.args, **call.kwargs)
             except (
                 Exception
