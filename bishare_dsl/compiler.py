@@ -249,15 +249,16 @@ def save_again(
         BishareError: see `save_adapter`; or a tensor differs (BS607).
     """
     from bishare_dsl.adapter.files import read_adapter, save_adapter
+    from bishare_dsl.plan.names import attribute
 
     tensors, config = stored.tensors(), stored.config
     how: Any = {"seed": config.seed, "base_revision": config.base_revision, "dtype": dtype}
-    problems = save_adapter(
-        out, stored.plan, tensors, stored.spec_text, compact=stored.compact, **how
-    )
-    again = read_adapter(out).tensors()
+    how |= {"auto_mapping": config.auto_mapping, "compact": stored.compact}
+    problems = save_adapter(out, stored.plan, tensors, stored.spec_text, **how)
+    # Without a spec, names come from keys, and several names have one key.
+    again = {attribute(name): tensor for name, tensor in read_adapter(out).tensors().items()}
     for name in tensors if dtype == "float32" else ():
-        if not again[name].equal(tensors[name]):
+        if not again[attribute(name)].equal(tensors[name]):
             reason = f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
             raise AdapterError(CHANGED_FILE(path=out, reason=reason))
     return problems

@@ -56,7 +56,7 @@ from bishare_dsl.adapter.contents import (
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
-from bishare_dsl.adapter.sharing import config_of_others, sharing_of
+from bishare_dsl.adapter.sharing import UNNAMED, config_of_others, sharing_of
 from bishare_dsl.diagnostics import AdapterError, Problem, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
@@ -177,7 +177,7 @@ def save_library(
         dtype: as in `Saving`.
 
     Returns:
-        Warnings, as `save_adapter`, those of the first adapter.
+        Warnings, as `save_adapter`, the first of each kind.
 
     Raises:
         AdapterError: the folder has other contents (BS615), the system refuses (BS616), or the text does
@@ -187,7 +187,10 @@ def save_library(
         name: pack(plan, tensors, spec_text, seed=seed, base_revision=base_revision, dtype=dtype)
         for name, tensors in adapters.items()
     }
-    shared, config, problems = next(iter(packed.values()))
+    shared, config, _ = next(iter(packed.values()))
+    problems: dict[str, Problem] = {}
+    for _, _, found in packed.values():
+        problems = {problem.code: problem for problem in found} | problems
     common = {attribute(name) for name in plan.common}
     shared = {key: value for key, value in shared.items() if whole_in(key) in common}
     own = {
@@ -212,7 +215,7 @@ def save_library(
             for name, content in own.items():
                 (new / own_file(name)).write_bytes(content)
             write_card(new, plan, spec_text, tuple(adapters))
-    return problems
+    return tuple(problems.values())
 
 
 def add_to_library(
@@ -335,7 +338,7 @@ def pack(
         versions=installed_versions(),
         spec=spec_text,
         seed=seed,
-        base_model=plan.base.model_id or plan.base.name,
+        base_model=plan.base.model_id or (plan.base.name if plan.base.name != UNNAMED else None),
         base_revision=base_revision,
         auto_mapping=auto_mapping,
         base=plan.base,

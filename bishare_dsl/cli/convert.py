@@ -68,6 +68,9 @@ def command(
     stored = read_adapter_for(adapter, model, report)
     report.note(f"writing for {target} ...")
     if target == "bishare":
+        if uniform_rank:
+            reason = "a folder of bishare has the ranks of its spec"
+            raise AdapterError(EXPORT_OPTION(option="uniform_rank", reason=reason))
         _save(stored, out, rank, dtype, report)
         return
     from bishare_dsl.export.export import export_adapter

@@ -104,12 +104,13 @@ def export_adapter(
             report = replace(report, compared=check_equal(out, plan, tensors, model, format, bound))
         except BaseException as error:  # Remove output that was not verified.
             problem = error.problems[0] if isinstance(error, AdapterError) else None
-            if problem is None or problem.code != codes.NOT_PLAIN_LORA.code:
+            unread = problem is not None and problem.code == codes.NOT_PLAIN_LORA.code
+            if problem is None or not unread or format != "peft":
                 discard(out)
                 raise
             # PEFT loads it, but no spec expresses it, such as a linear layer trained in full.
-            unread = replace(problem, severity="warning")
-            report = replace(report, warnings=(*report.warnings, unread))
+            warning = replace(problem, severity="warning")
+            report = replace(report, warnings=(*report.warnings, warning))
     # vLLM supports low-rank terms only.
     alone = not plan.trained and len(plan.unscaled) == len(plan.terms)
     return served_by_vllm(report, highest) if highest is not None and alone else report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import CONFIG, TENSORS, add_to_library, read_adapter, save_library
 from bishare_dsl.adapter.stored import dequantise, losses, quantise
 from bishare_dsl.cli.main import main
+from bishare_dsl.compiler import save_again
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from bishare_dsl.plan.bits import BITS, GROUP, file_bytes
+from bishare_dsl.plan.names import attribute
 from tests.adapter.test_sharing import HERE, by_others
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
@@ -287,6 +290,28 @@ def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
     assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
 
 
+def test_a_warning_of_any_adapter_of_a_library_is_given(tmp_path: Path) -> None:
+    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
+    model = adapted(text)
+    plan, first = model.bishare.plan, dict(model.bishare.tensors())
+    second = {n: t if n in plan.common else t * math.nan for n, t in first.items()}
+    problems = save_library(tmp_path / "lib", plan, {"one": first, "two": second}, text, seed=0)
+    assert [problem.code for problem in problems] == ["BS660"]
+
+
+@pytest.mark.parametrize("key", ["a._.b", "plain"])
+def test_a_folder_of_another_program_is_saved_again(key: str, tmp_path: Path) -> None:
+    folder = Path(by_others(HERE / "int4", tmp_path / "theirs"))
+    change(folder, lambda e, t: (t.update({key: t.pop(e["int4"])}), e.update(int4=key)))
+    stored = read_adapter(folder)
+    save_again(stored, tmp_path / "again")
+    again = read_adapter(tmp_path / "again")
+    assert again.config.base_model is None
+    saved_again = {attribute(name): tensor for name, tensor in again.tensors().items()}
+    for name, tensor in stored.tensors().items():
+        assert torch.equal(saved_again[attribute(name)], tensor)
+
+
 def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model = adapted()
     base = tmp_path / "base"
@@ -302,8 +327,9 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     to_peft = [*words[:3], "peft", *words[4:], "--dtype", "int8", "--out", str(tmp_path / "p")]
     assert main(to_peft) == 2
     assert "BS646" in capsys.readouterr().err
-    assert main([*words, "--rank", "2", "--out", str(tmp_path / "r")]) == 2
-    assert "BS646" in capsys.readouterr().err
+    for more in (["--rank", "2"], ["--uniform-rank"]):
+        assert main([*words, *more, "--out", str(tmp_path / "r")]) == 2
+        assert "BS646" in capsys.readouterr().err
     (tmp_path / "q.share").write_text(TEXT)
     words = ["compile", str(tmp_path / "q.share"), "--model", str(base), "--dtype", "int8"]
     assert main([*words, "--out", str(tmp_path / "c")]) == 0
