@@ -109,19 +109,21 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
         record = record if isinstance(record, dict) else {}
         members = record.get("adapters")
         if fields.get("peft_type") != PEFT_TYPE:
-            yield _listed(folder, TENSORS, **_of_lora(fields))
+            yield _listed(folder, TENSORS, {}, **_of_lora(fields))
         elif isinstance(members, dict) and members:
             names = [member] if member else [*members]
-            yield from _library(place, names, _of_config(fields, record))
+            yield from _library(place, names, _sizes(record), _of_config(fields, record))
         else:
-            yield _listed(folder, TENSORS, **_of_config(fields, record))
+            yield _listed(folder, TENSORS, _sizes(record), **_of_config(fields, record))
     except (OSError, ValueError, RecursionError) as error:
         yield Listed(place.resolve().name, str(folder), error=one_line(error))
 
 
-def _listed(folder: Path, file: str, name: str | None = None, **described: Any) -> Listed:
+def _listed(
+    folder: Path, file: str, sizes: Mapping[str, int], name: str | None = None, **described: Any
+) -> Listed:
     """Describe an adapter by its tensor file; ``name`` is its name in a library."""
-    numbers, size = _tensors(folder, file)
+    numbers, size = _tensors(folder, file, sizes)
     return Listed(
         name=name or folder.resolve().name,
         place=str(folder) if name is None else f"{folder}#{name}",
@@ -135,12 +137,12 @@ def _listed(folder: Path, file: str, name: str | None = None, **described: Any) 
 
 
 def _library(
-    place: Path, names: list[str], described: Mapping[str, Any]
+    place: Path, names: list[str], sizes: Mapping[str, int], described: Mapping[str, Any]
 ) -> Iterator[Listed | Shared]:
-    numbers, size = _tensors(place, TENSORS)
+    numbers, size = _tensors(place, TENSORS, sizes)
     for name in names:
         try:
-            yield _listed(place, own_file(name), name, **described)
+            yield _listed(place, own_file(name), sizes, name, **described)
         except (OSError, ValueError) as error:
             yield Listed(name, f"{place}#{name}", error=one_line(error))
     yield Shared(str(place), len(names), numbers, size + (place / CONFIG).stat().st_size)
@@ -213,8 +215,23 @@ def _run(folder: Path, task: str | None = None) -> dict[str, Any]:
     return {}
 
 
-def _tensors(folder: Path, name: str) -> tuple[int, int]:
+def _sizes(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many values quantised tensors have, by the keys of their numbers; scales count as none."""
+    try:
+        entries = [entry for entry in record["sharing"]["tensors"] if "scales" in entry]
+        numbers = {entry.get("int8", entry.get("int4")): prod(entry["shape"]) for entry in entries}
+        return numbers | {entry["scales"]: 0 for entry in entries}
+    except (AttributeError, TypeError, KeyError):  # Older formats, or a damaged one.
+        return {}
+
+
+def _tensors(folder: Path, name: str, sizes: Mapping[str, int]) -> tuple[int, int]:
     """Return the number of values in a tensor file, and its bytes, from the header alone.
+
+    Args:
+        folder: of the file.
+        name: of the file.
+        sizes: the numbers of values of some tensors by key, if not those of their shapes.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -231,7 +248,7 @@ def _tensors(folder: Path, name: str) -> tuple[int, int]:
         head = json.loads(file.read(length))
     try:
         head.pop("__metadata__", None)
-        numbers = sum(prod(entry["shape"]) for entry in head.values())
+        numbers = sum(sizes.get(key, prod(entry["shape"])) for key, entry in head.items())
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"`{name}` is not a file of tensors") from error
     return numbers, size

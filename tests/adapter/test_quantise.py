@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import CONFIG, TENSORS, add_to_library, read_adapter, save_library
+from bishare_dsl.adapter.inventory import Listed, list_adapters
 from bishare_dsl.adapter.stored import dequantise, losses, quantise
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import save_again
@@ -113,6 +114,15 @@ def test_what_is_saved_is_small_and_what_is_lost_is_said(
         assert error == pytest.approx(float((lost / norm) ** 0.5), rel=1e-3)
         assert 0 < error < (0.02 if name == "int8" else 0.25)
     assert "BS690" in told
+
+
+@pytest.mark.parametrize("form", BITS)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_its_parameters_are_counted_and_not_its_bytes(form: Any, tmp_path: Path) -> None:
+    model, _ = saved(tmp_path / "q", form)
+    [listed] = list_adapters(tmp_path / "q")
+    assert isinstance(listed, Listed)
+    assert listed.parameters == model.bishare.plan.stored
 
 
 @pytest.mark.parametrize("form", BITS)
