@@ -330,7 +330,7 @@ def check_equal(
             norm = product_norm(down, up)
             apart = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
         apart = apart / norm if norm else apart
-        if apart > bound + _FLOAT32_TOLERANCE:
+        if not apart <= bound + _FLOAT32_TOLERANCE:  # Nor is it equal if it is not a number.
             reason = f"dW of `{path}` differs by {apart:.2g} of its norm {norm:.3g}"
             raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
         if apart > compared.worst:

@@ -231,6 +231,24 @@ def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_read_as_no_number_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bishare_dsl.export import from_peft
+
+    read = from_peft.read_peft
+
+    def broken(*given: Any) -> Any:
+        spec, plan, values = read(*given)
+        return spec, plan, {name: value * torch.nan for name, value in values.items()}
+
+    monkeypatch.setattr(from_peft, "read_peft", broken)
+    model, plan, tensors = adapter("llama", DENSE)
+    with pytest.raises(AdapterError, match="BS607"):
+        convert(tmp_path / "out", plan, tensors, model, "peft")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_no_spec_expresses_is_written_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +261,9 @@ def test_what_no_spec_expresses_is_written_with_a_warning(
     assert found.compared is None
     assert [(p.code, p.severity) for p in found.warnings] == [("BS656", "warning")]
     assert load_file(tmp_path / "out" / LAYOUTS["peft"].tensors)
+    with pytest.raises(AdapterError, match="BS656"):
+        convert(tmp_path / "engine", plan, tensors, model, "vllm")
+    assert not (tmp_path / "engine").exists()
 
 
 def test_the_page_has_the_table() -> None:
