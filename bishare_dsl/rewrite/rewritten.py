@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import linecache
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
@@ -110,7 +110,7 @@ class RewrittenModule(nn.Module):
     bishare_names: tuple[str, ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if "forward" in self.__dict__ and not compiler.is_compiling():
+        if "forward" in self.__dict__:
             check_forward(self)
         return super().__call__(*args, **kwargs)
 
@@ -214,8 +214,11 @@ def has_own_forward(module: nn.Module) -> bool:
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
+@compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def check_forward(module: RewrittenModule) -> None:
     """Check that a forward set on a rewritten module calls the rewritten one, as wrappers do.
+
+    `torch.compile` runs it while it traces.
 
     Raises:
         AdapterError: it would leave the adapter out (BS407).
@@ -228,15 +231,29 @@ def check_forward(module: RewrittenModule) -> None:
         if id(function) in seen or isinstance(function, nn.Module):
             continue
         seen.add(id(function))
-        names = ("__func__", "__wrapped__", "func", "args")
-        inner: list[Any] = [getattr(function, name, None) for name in names]
-        for cell in getattr(function, "__closure__", None) or ():
-            with suppress(ValueError):  # It is empty.
-                inner.append(cell.cell_contents)
-        flat = [f for each in inner for f in (each if isinstance(each, tuple) else (each,))]
-        waiting += filter(callable, flat)
+        waiting += filter(callable, _referred_to(function, module))
     if type(module).bishare_code or type(module).bishare_wrap:
         raise AdapterError(FORWARD_REPLACED(kind=type(module).__name__))
+
+
+def _referred_to(function: Any, module: nn.Module) -> Iterator[Any]:
+    """Yield what a function may call: what it wraps, closes over, has as a default, or reads by name."""
+    for name in ("__func__", "__wrapped__"):
+        yield getattr(function, name, None)
+    if isinstance(function, partial):
+        yield from (function.func, *function.args, *function.keywords.values())
+    elif isinstance(function, types.FunctionType):
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # It is empty.
+                yield cell.cell_contents
+        yield from function.__defaults__ or ()
+        yield from (function.__kwdefaults__ or {}).values()
+        names = {*function.__code__.co_names}
+        yield from (vars(module)[name] for name in names & vars(module).keys())
+        found = (function.__globals__.get(name) for name in names)  # In a notebook.
+        yield from (value for value in found if isinstance(value, types.MethodType))
+    else:
+        yield from getattr(function, "__dict__", {}).values()
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -3,6 +3,7 @@
 import functools
 from types import MethodType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -85,6 +86,51 @@ def test_one_of_a_layer_that_is_adapted_alone_is_refused() -> None:
     by_attribute(linear, lambda self, x: nn.functional.linear(x, self.weight, self.bias))
     with pytest.raises(AdapterError, match="BS407"):
         logits(model)
+
+
+def test_one_that_is_compiled_is_refused(model: Any) -> None:
+    by_attribute(model.model.layers[1].mlp, swiglu)
+    torch._dynamo.reset()
+    with torch.no_grad(), pytest.raises(Exception, match="BS407"):
+        torch.compile(model, backend="eager")(IDS, use_cache=False)
+
+
+class Called:
+    """An object with a forward that it calls."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward(x)
+
+
+def by_name(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.replaced_forward(x)
+
+
+@pytest.mark.parametrize("how", ["default", "keyword", "name", "object", "mock", "global"])
+def test_a_wrapper_may_hold_the_forward_in_other_ways(
+    model: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, mlp = logits(model), model.model.layers[0].mlp
+    before = mlp.replaced_forward = mlp.forward
+    monkeypatch.setitem(globals(), "before_in_a_notebook", before)
+    forwards: dict[str, Any] = {
+        "default": lambda x, forward=before: forward(x),
+        "keyword": functools.partial(lambda x, forward: forward(x), forward=before),
+        "name": MethodType(by_name, mlp),
+        "object": Called(before),
+        "mock": Mock(wraps=before),
+        "global": lambda x: before_in_a_notebook(x),  # type: ignore[name-defined] # noqa: F821
+    }
+    mlp.forward = forwards[how]
+    assert torch.equal(logits(model), expected)
+    if how != "mock":
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(IDS, use_cache=False).logits, expected)
 
 
 def test_wrappers_of_the_forward_are_taken(model: Any) -> None:
