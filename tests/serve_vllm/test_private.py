@@ -88,28 +88,46 @@ def test_workers_take_their_manager_by_this_name():
     assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in source
 
 
-def test_keys_of_the_prefix_cache_have_the_version_of_an_adapter(tmp_path):
-    """Through vLLM's own function, which the plug-in replaces in each process."""
+def test_keys_of_the_prefix_cache_have_the_version_of_an_adapter(tmp_path, monkeypatch):
+    """Through vLLM's own function, which the plug-in replaces in each process.
+
+    A request that does not ask to load the folder again gets what the last one that did has loaded.
+    """
     from vllm.lora.request import LoRARequest
     from vllm.v1.core import kv_cache_utils
 
-    def key(load_inplace=True):
+    def key(load_inplace=True, number=1, folder=str(tmp_path / "a")):
         request = SimpleNamespace(
-            lora_request=LoRARequest("a", 1, str(tmp_path), load_inplace=load_inplace),
+            lora_request=LoRARequest("a", number, folder, load_inplace=load_inplace),
             mm_features=[],
             cache_salt=None,
             prompt_embeds=None,
         )
-        return kv_cache_utils.generate_block_hash_extra_keys(request, 0, 16, 0)[0]
+        first = kv_cache_utils.generate_block_hash_extra_keys(request, 0, 16, 0)[0]
+        assert kv_cache_utils.generate_block_hash_extra_keys(request, 16, 32, 0)[0] == first
+        return first
 
+    monkeypatch.setattr(
+        kv_cache_utils, "_gen_lora_extra_hash_keys", kv_cache_utils._gen_lora_extra_hash_keys
+    )
     install_prefix_key(stamp_of)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    first, plain = key(), key(load_inplace=False)
-    assert first == key()
-    assert str(tmp_path) in repr(first)
-    (tmp_path / "adapter_config.json").write_text("{ }")
-    assert key() != first
-    assert key(load_inplace=False) == plain
+    config = tmp_path / "a" / "adapter_config.json"
+    config.parent.mkdir()
+    config.write_text("{}")
+    plain = key(load_inplace=False)
+    first = key()
+    assert first == key() == key(load_inplace=False) != plain
+    assert config.parent.name in repr(first)
+    config.write_text("{ }")
+    assert key(load_inplace=False) == first  # It is not loaded yet.
+    second = key()
+    assert second == key(load_inplace=False)
+    assert second not in (first, plain)
+    assert key(load_inplace=False, number=2) == plain
+    monkeypatch.setenv("HOME", str(tmp_path))
+    third = key(folder="~/a")
+    config.write_text("{  }")
+    assert key(folder="~/a") != third
 
 
 def test_this_version_is_served(monkeypatch):

@@ -6,6 +6,7 @@ change in vLLM fails a test before it fails a server.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,22 +95,26 @@ def install_check(start: Callable[[Any], None], check: Callable[[str, str, str],
 
 
 def install_prefix_key(version: Callable[[str], object]) -> None:
-    """Add the version of a folder to the prefix cache's key of requests that load it again when it changes.
+    """Add the version of a folder to the prefix cache's keys, once a request has asked to load it again.
 
-    Otherwise, they would read what the old version left in the cache under its name and path.
+    Otherwise, requests would read what the old version left in the cache under its name and path. Later
+    requests for the adapter have the version that the last such request has loaded.
 
     Args:
         version: returns the version of a folder.
     """
-    keys_of = kv_cache_utils._gen_lora_extra_hash_keys
+    keys_of, loaded = kv_cache_utils._gen_lora_extra_hash_keys, dict[int, str]()
 
     def with_version(request: Any) -> list[Any]:
         keys, lora = keys_of(request), request.lora_request
-        if lora is None or not lora.load_inplace:
+        if lora is None:
             return keys
         if not hasattr(request, "bishare_version"):  # A request has many blocks.
-            request.bishare_version = repr(version(lora.lora_path))
-        return [*keys, ("bishare", request.bishare_version)]
+            if lora.load_inplace:
+                folder = os.path.expanduser(lora.lora_path)  # noqa: PTH111 - it may be a name on the Hub
+                loaded[lora.lora_int_id] = repr((folder, version(folder)))
+            request.bishare_version = loaded.get(lora.lora_int_id)
+        return [*keys, *([("bishare", request.bishare_version)] if request.bishare_version else [])]
 
     kv_cache_utils._gen_lora_extra_hash_keys = with_version
 
