@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -34,7 +35,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, rende
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import FUSED_HEAD, is_sharded, reshard, resident_tensor
+from bishare_dsl.models.hooks import FUSED_HEAD, full_shape, is_sharded, reshard, resident_tensor
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
@@ -284,10 +285,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
     def print_trainable_parameters(self) -> None:
         """Print the number of trainable parameters in the model, in PEFT's format."""
         model = self.model
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trainable = sum(prod(full_shape(p)) for p in model.parameters() if p.requires_grad)
         # `inspect_model` counts the parameters that a quantised weight represents.
         everything = inspect_model(model).parameters
-        everything += sum(tensor.numel() for tensor in self.tensors().values())
+        everything += sum(prod(full_shape(tensor)) for tensor in self.tensors().values())
         print(  # noqa: T201 - its purpose
             f"trainable params: {trainable:,} || all params: {everything:,} || "
             f"trainable%: {100 * trainable / everything:.4f}"
@@ -914,11 +915,18 @@ def values_in(
 
     With ZeRO-3, transformers leaves out frozen tensors. Their seed reproduces those that this process does
     not hold, unless the adapter came from a folder that stores them.
+
+    Raises:
+        AdapterError: a tensor that trains is missing (BS617), as with keys of a wrapper of the model.
     """
     own, record = adapter.tensors(), getattr(adapter.config, "record", None)
     found = {}
     for key, name in adapter_keys(model, adapter).items():
         tensor = adapter.saved_plan.tensor[name]
+        if key not in state_dict and own[name].requires_grad:
+            raise AdapterError(
+                codes.NO_VALUES(name=name, reason=f"`state_dict` has no key `{key}`")
+            )
         value = state_dict.get(key, own[name].detach())
         drawn = tensor.drawn and not tensor.trainable and (record is None or name in record.drawn)
         partitioned = key not in state_dict and tuple(value.shape) != tensor.shape

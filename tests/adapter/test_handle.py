@@ -35,6 +35,22 @@ def base_logits(ids: torch.Tensor) -> torch.Tensor:
     return logits(tiny_model("llama"), ids)
 
 
+def test_a_state_dict_without_what_trains_is_refused(adapted: Adapted, tmp_path: Path) -> None:
+    """As of DDP, whose keys have a prefix. Frozen tensors may be missing: ZeRO-3 has no others."""
+    model = adapted()
+    state = model.state_dict()
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    with pytest.raises(AdapterError, match=r"BS617.*`state_dict` has no key"):
+        model.save_pretrained(tmp_path / "wrong", state_dict=wrapped)
+    assert not (tmp_path / "wrong" / "adapter_model.safetensors").exists()
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {key: value + 1 for key, value in state.items() if key in trains}
+    model.save_pretrained(tmp_path / "right", state_dict=state)
+    stored, own = read_adapter(tmp_path / "right").tensors(), model.bishare.tensors()
+    for name, tensor in own.items():
+        assert torch.equal(stored[name], tensor + 1 if tensor.requires_grad else tensor), name
+
+
 # Counting -----------------------------------------------------------------------------------------
 
 
@@ -380,6 +396,18 @@ def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tens
         sys.setswitchinterval(interval)
     assert "active" in repr(model.bishare)
     assert torch.equal(logits(model, ids), before)
+
+
+def test_zero_3_leaves_the_numbers_of_the_line(
+    adapted: Adapted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It empties parameters, and keeps their shape in `ds_shape`."""
+    model = adapted()
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = parameter.new_empty(0)
+    model.bishare.print_trainable_parameters()
+    assert capsys.readouterr().out == f"{model.bishare.plan.parameters_line}\n"
 
 
 # Saving the model itself ---------------------------------------------------------------------------
