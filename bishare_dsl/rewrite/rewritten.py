@@ -223,7 +223,8 @@ def check_forward(module: RewrittenModule) -> None:
     Raises:
         AdapterError: it would leave the adapter out (BS407).
     """
-    ours, waiting, seen = type(module).forward, [own_forward(module)], set[int]()
+    # accelerate's hook reads `_old_forward` from the module; a patch over the hook does not.
+    ours, waiting, seen = type(module).forward, [vars(module)["forward"]], set[int]()
     while waiting:
         function = waiting.pop()
         if function is ours:

@@ -88,6 +88,23 @@ def test_one_of_a_layer_that_is_adapted_alone_is_refused() -> None:
         logits(model)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_one_over_a_hook_of_accelerate_is_refused(first: bool) -> None:
+    """`device_map="auto"` sets a hook on every module, which calls `_old_forward`."""
+    base = tiny_model()
+    if first:
+        add_hook_to_module(base.model.layers[1].mlp, ModelHook())
+    model = compile_spec(SPEC, base)
+    randomize(model)
+    mlp = model.model.layers[1].mlp
+    if not first:
+        add_hook_to_module(mlp, ModelHook())
+    assert logits(model).isfinite().all()
+    by_attribute(mlp, swiglu)
+    with pytest.raises(AdapterError, match="BS407"):
+        logits(model)
+
+
 def test_one_that_is_compiled_is_refused(model: Any) -> None:
     by_attribute(model.model.layers[1].mlp, swiglu)
     torch._dynamo.reset()
