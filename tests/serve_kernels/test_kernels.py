@@ -59,6 +59,13 @@ def test_kernels(spec):
     Layer(server, qkv(server), len(SLOTS) + 20).check([*SLOTS, *[3] * 19, -1])
 
 
+def test_more_rows_than_a_tile_has():
+    """Two tiles of rows and a part of a third; a rank of 64 has four."""
+    server = Server("spec s\ntarget q_proj, k_proj, v_proj\nshare a per module rank 37\n")
+    assert 2 * kernels.sizes(torch.float32)["R"] < 37
+    Layer(server, qkv(server), len(SLOTS)).check(SLOTS)
+
+
 def test_a_kernel_row_by_row_and_widths_that_tiles_do_not_divide():
     server = Server("bishare_ke_rowwise")
     Layer(server, [Outputs(MLP, slice(0, server.site[MLP].d_out))], 4).check([1, 0, -1, 1])
