@@ -210,14 +210,14 @@ def is_sharded_tensor(tensor: object) -> bool:
 
 
 def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of a parameter, of which ZeRO-3 leaves an empty tensor of shape ``(0,)``."""
+    """Return the whole shape of a parameter, which ZeRO-3 replaces by an empty tensor of shape ``(0,)``."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def gather(value: Any) -> Any:
     """Return a tensor with all of its values. Every process must call this; non-tensors are unchanged.
 
-    Pass a parameter itself, because a view of it does not tell that ZeRO-3 has its values.
+    Pass a parameter itself: a view of it lacks the attributes by which ZeRO-3 gathers it.
     """
     if hasattr(value, "ds_shape"):
         from deepspeed import zero

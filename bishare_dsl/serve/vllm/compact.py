@@ -83,7 +83,8 @@ class CompactManager(LRUCacheLoRAModelManager):
 
         Raises:
             AdapterError: see `read_any`; or vLLM cannot adapt one of its layers (BS652), its plan has no
-                slots (BS650, BS657), or its frozen tensors differ (BS653).
+                slots (BS650, BS657), its frozen tensors differ (BS653), or a weight that a magnitude
+                scales cannot be read (BS623).
         """
         stamp = stamp_of(folder)
         read = read_any(folder, self.plans.base, self._frozen.tensors, compact=True)
@@ -100,7 +101,8 @@ class CompactManager(LRUCacheLoRAModelManager):
         """Replace the tensors of a loaded adapter, given by their names in its plan.
 
         Raises:
-            AdapterError: the frozen or the library's shared tensors differ (BS653).
+            AdapterError: the frozen or the library's shared tensors differ (BS653), or a weight that a
+                magnitude scales cannot be read (BS623).
         """
         lora = self._registered_adapters[lora_id]
         bank = self.banks[lora.number]
@@ -247,7 +249,7 @@ class _Served(NamedTuple):
 
 
 class Kernels:
-    """Replaces vLLM's LoRA kernels in a layer: adds the terms of each plan that has some there.
+    """Replaces vLLM's LoRA kernels in a layer: applies the terms and magnitudes of each plan there.
 
     On a CPU, tokens are grouped by adapter. Elsewhere, steps may be recorded as graphs, so terms run in
     Triton kernels or in torch operations that suit recording.
@@ -260,7 +262,7 @@ class Kernels:
     def serve(
         self, number: int, bank: Slots, outputs: Sequence[Outputs], inputs: Tensor | None
     ) -> None:
-        """Add the terms of a plan in this layer, and its magnitudes.
+        """Register a plan that has terms or magnitudes in this layer.
 
         Args:
             number: of the plan.
@@ -316,11 +318,11 @@ class Kernels:
         return found
 
     def drop(self, number: int) -> None:
-        """Remove the terms of a plan."""
+        """Remove a plan."""
         self._plans = [served for served in self._plans if served.number != number]
 
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
-        """Add the batch's adapter outputs for ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
+        """Apply the batch's adapters to ``y (tokens, d_out)``, the output for ``x (tokens, d_in)``."""
         if torch.compiler.is_compiling():
             torch.ops.bishare.add_terms(y, x, self.name)
         else:

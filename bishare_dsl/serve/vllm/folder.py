@@ -57,7 +57,7 @@ def read_for(folder: str | Path, base: Architecture, *, compact: bool = False) -
     Args:
         folder: the folder.
         base: the served base.
-        compact: whether for compact mode, which has magnitudes.
+        compact: whether to accept magnitudes, which only compact mode applies.
 
     Raises:
         AdapterError: it is damaged (BS601 to BS612, BS619), belongs to another base (BS613), is nonlinear
