@@ -254,7 +254,8 @@ def _referred_to(function: Any, module: nn.Module) -> Iterator[Any]:
         found = (function.__globals__.get(name) for name in names)  # In a notebook.
         yield from (value for value in found if isinstance(value, types.MethodType))
     else:
-        yield from getattr(function, "__dict__", {}).values()
+        owner = function.__self__ if isinstance(function, types.MethodType) else function
+        yield from () if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {}).values()
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

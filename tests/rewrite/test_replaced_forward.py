@@ -126,7 +126,9 @@ def by_name(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.replaced_forward(x)
 
 
-@pytest.mark.parametrize("how", ["default", "keyword", "name", "object", "mock", "global"])
+@pytest.mark.parametrize(
+    "how", ["default", "keyword", "name", "object", "method", "mock", "global"]
+)
 def test_a_wrapper_may_hold_the_forward_in_other_ways(
     model: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_wrapper_may_hold_the_forward_in_other_ways(
         "keyword": functools.partial(lambda x, forward: forward(x), forward=before),
         "name": MethodType(by_name, mlp),
         "object": Called(before),
+        "method": Called(before).__call__,
         "mock": Mock(wraps=before),
         "global": lambda x: before_in_a_notebook(x),  # type: ignore[name-defined] # noqa: F821
     }
