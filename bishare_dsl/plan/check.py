@@ -15,6 +15,8 @@ from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
 
 _OTHER_NAME = "give one of the two another name"
+# Purposes of the parts of a list whose order and number do not matter.
+_LISTED = ("condition", "part", "item", "arm", "key")
 
 
 def check_spec(spec: m.Spec) -> list[Problem]:
@@ -30,6 +32,7 @@ def check(spec_settings: SpecSettings) -> None:
     spec_settings.add(_names(spec))
     spec_settings.add(_unused(spec_settings))
     spec_settings.add(_empty_ranges(spec_settings))
+    spec_settings.add(_lists(spec_settings))
     spec_settings.add(_keys(spec))
     spec_settings.add(_choices(spec_settings))
     spec_settings.add(_params(spec, spec_settings.params))
@@ -171,6 +174,22 @@ def empty_range(first: float, last: float, loc: Loc) -> Problem:
     return codes.EMPTY_RANGE(
         first=first, last=last, loc=loc, help=f"did you mean `{last}..{first}`?"
     )
+
+
+def _lists(spec_settings: SpecSettings) -> Iterator[Problem]:
+    """Find parts that repeat another part of their list, and differences that were meant as ranges."""
+    before: dict[tuple[Loc, object], Loc] = {}
+    for loc, part, purpose, _, subject, _ in spec_settings.mentions:
+        if subject == m.Ref(ref="layer") and isinstance(part, m.Binary) and part.op == "-":
+            first, last = part.left, part.right
+            if isinstance(first, int) and isinstance(last, int) and first < last:
+                whole = f"{'layer in ' * (purpose == 'side')}{first}..{last}"
+                help = f"a range has two dots: `{whole}`"
+                yield codes.NO_VALUE(why="it is a difference", loc=loc, help=help)
+        if loc and isinstance(loc[-1], int) and purpose in _LISTED and loc[-2] != "arguments":
+            if (place := (loc[:-1], part)) in before:
+                yield codes.REPEATED(loc=loc, also=before[place], help="leave it out")
+            before.setdefault(place, loc)
 
 
 def _keys(spec: m.Spec) -> Iterator[Problem]:

@@ -420,6 +420,18 @@ def _transform(
                 )
             )
         return None
+    taken = transform.options()
+    for option, value in values.items():  # Pydantic takes the text of a number for the number.
+        if isinstance(value, str) and type(taken.get(option)) in (int, float):
+            problems.append(
+                codes.BAD_OPTION(
+                    transform=name,
+                    what=f'{option} = "{value}"',
+                    why="it is a word",
+                    help=f"a number has no quotes: `{option} = {value}`",
+                    loc=("via", "options", option),
+                )
+            )
     try:
         with guard(transform, "check_rank", ValueError):
             transform.check_rank(rank)

@@ -39,4 +39,5 @@ NOT_PLAIN = Code(
 SAME_CHOICE = Code(
     "BS224", "this choice is the same either way, so that it decides nothing", severity="warning"
 )
+REPEATED = Code("BS225", "this repeats a part of its list, and adds nothing", severity="warning")
 NOT_LINEAR = Code("BS217", "{transform} is not linear in its input, so it takes no `{what}`")
