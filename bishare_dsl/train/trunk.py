@@ -69,6 +69,9 @@ def cached_trunk(
                     last = len(blocks[1]) - 1
                     reporter.note(f"computing blocks 0 to {last} once for each example ...")
                     trunk.fill(_batches(steps))
+                    if trunk.full:
+                        what = f"their states fill {MEMORY / 2**30:g} GiB"
+                        reporter.note(f"{what}: batches with other examples run all blocks")
                     stack.enter_context(trial.pop_all())
         yield
 
@@ -149,6 +152,8 @@ class Trunk:
         self._form = 0  # Length of a block's output tuple; 0 for a tensor.
         self.hits = 0
         """The number of batches that used cached states."""
+        self.full = False
+        """Whether the states of an example had no room. Then no others are computed."""
 
     @contextmanager
     def installed(self) -> Iterator[Trunk]:
@@ -196,6 +201,8 @@ class Trunk:
                 inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
                 with suppress(_EnoughError):
                     self._owner(**inputs, use_cache=False)
+                if self.full:
+                    return
         finally:
             self._owner.train(training)
             self._filling = False
@@ -244,9 +251,13 @@ class Trunk:
         if isinstance(states, Tensor):
             for row, row_states in zip(self._rows, states, strict=False):
                 part = row_states[: len(row)]
-                if row not in self._states and self._bytes + part.nbytes <= MEMORY:
-                    self._states[row] = part.detach().to("cpu", copy=True).contiguous()
-                    self._bytes += part.nbytes
+                if row in self._states:
+                    continue
+                if self._bytes + part.nbytes > MEMORY:
+                    self.full = True
+                    break
+                self._states[row] = part.detach().to("cpu", copy=True).contiguous()
+                self._bytes += part.nbytes
         raise _EnoughError
 
     def _end(self, *_: Any) -> None:

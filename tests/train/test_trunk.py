@@ -124,6 +124,15 @@ def test_blocks_run_again_for_examples_whose_states_have_no_room(
     assert tokens[0] > before[0]
 
 
+def test_no_states_are_computed_that_have_no_room(
+    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trunk, "MEMORY", 2000)
+    _, tokens = start(CORES, tasks, tmp_path / "full", rows_at_once=1, quiet=False)
+    assert tokens[-1] < tokens[0] < 1.1 * tokens[-1]
+    assert "batches with other examples run all blocks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("spec", "how"),
     [
