@@ -9,7 +9,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes.adapter import EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
 
@@ -68,10 +68,7 @@ def command(
     stored = read_adapter_for(adapter, model, report)
     report.note(f"writing for {target} ...")
     if target == "bishare":
-        if uniform_rank:
-            reason = "a folder of bishare has the ranks of its spec"
-            raise AdapterError(EXPORT_OPTION(option="uniform_rank", reason=reason))
-        _save(stored, out, rank, dtype, report)
+        _save(stored, out, rank, dtype, uniform_rank, report)
         return
     from bishare_dsl.export.export import export_adapter
     from bishare_dsl.models.load import load_model, meta_model
@@ -93,16 +90,26 @@ def command(
     report.result(str(exported))
 
 
-def _save(stored: StoredAdapter, out: Path, rank: int | None, dtype: str, report: Report) -> None:
+def _save(
+    stored: StoredAdapter,
+    out: Path,
+    rank: int | None,
+    dtype: str,
+    uniform_rank: bool,
+    report: Report,
+) -> None:
     """Save an adapter as a folder of bishare."""
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.compiler import save_again
 
-    if rank is not None or dtype == "float16":
-        option, value = ("dtype", dtype) if rank is None else ("rank", rank)
-        raise AdapterError(
-            EXPORT_OPTION(option=option, reason=f"bishare writes no {option} {value}")
-        )
+    fixed = "a folder of bishare has the ranks of its spec"
+    refused = {
+        "rank": fixed if rank is not None else None,
+        "uniform_rank": fixed if uniform_rank else None,
+        "dtype": "bishare writes no float16" if dtype == "float16" else None,
+    }
+    problems = [EXPORT_OPTION(option=name, reason=why) for name, why in refused.items() if why]
+    raise_errors(AdapterError, problems)
     check_out(out)
     report.all(save_again(stored, out, dtype))
     report.data(out=str(out), spec=stored.spec_text)

@@ -119,7 +119,7 @@ def _add(
         part, purpose = m.Ref(ref=part), "name"
     if isinstance(part, _EXPRESSIONS):
         if purpose is None:
-            raise TypeError(f"nobody says what is purpose at {loc}")
+            raise TypeError(f"the expression at {loc} has no purpose")
         # A predicate is a condition, even as a key.
         purpose = "condition" if purpose == "key" and isinstance(part, _PREDICATES) else purpose
         found.append(Mention(loc, part, purpose, domain, compared_with, assuming))

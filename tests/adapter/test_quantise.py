@@ -337,7 +337,7 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     to_peft = [*words[:3], "peft", *words[4:], "--dtype", "int8", "--out", str(tmp_path / "p")]
     assert main(to_peft) == 2
     assert "BS646" in capsys.readouterr().err
-    for more in (["--rank", "2"], ["--uniform-rank"]):
+    for more in (["--rank", "2"], ["--uniform-rank"], ["--dtype", "float16"]):
         assert main([*words, *more, "--out", str(tmp_path / "r")]) == 2
         assert "BS646" in capsys.readouterr().err
     (tmp_path / "q.share").write_text(TEXT)
