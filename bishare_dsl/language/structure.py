@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from typing import cast
@@ -132,7 +133,8 @@ def _union(
             _text_of(syntax, Span(span_of(part.words).start, part.end)) for part in (first, second)
         ]
         texts = [text.removeprefix("where").strip() for text in texts]
-        if not any("," in text or " or " in text or "except" in text for text in texts):
+        # These bind less than `and`.
+        if not any(re.search(r",|\b(or|if|except)\b", text) for text in texts):
             joined = f"where {texts[0]} and {texts[1]}"
             return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
     if word == "spec":
