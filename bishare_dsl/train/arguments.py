@@ -212,8 +212,9 @@ def _check_deepspeed(args: TrainingArguments) -> None:
     faults |= {
         f"`{name}` rounds the adapter": f"leave `{name}` out, and give `--dtype bfloat16` to round the base"
         for name in ("bf16", "fp16")
-        if (asked := config.get(name, {}).get("enabled")) is True
-        or (asked == "auto" and getattr(args, name))
+        # accelerate enables a missing section for `--bf16` and `--fp16`.
+        if (enabled := config.get(name, {}).get("enabled", "auto")) is True
+        or (enabled == "auto" and getattr(args, name))
     }
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         help = 'set `"stage3_gather_16bit_weights_on_model_save": true` in `zero_optimization`'

@@ -1,9 +1,16 @@
+from types import SimpleNamespace
+
 import pytest
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.arguments import convert, effective_batch, training_arguments
+from bishare_dsl.train.arguments import (
+    _check_deepspeed,
+    convert,
+    effective_batch,
+    training_arguments,
+)
 
 
 def args(tmp_path, evaluates=False, **given):
@@ -123,3 +130,11 @@ def test_deepspeed_that_cannot_start_is_refused(tmp_path, monkeypatch, there, co
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(TrainError, match=code):
         args(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
+
+
+@pytest.mark.parametrize("section", [{}, {"bf16": {"enabled": "auto"}}])
+def test_deepspeed_that_would_round_the_adapter_is_refused(section):
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}, **section})
+    _check_deepspeed(SimpleNamespace(deepspeed_plugin=plugin, bf16=False, fp16=False))
+    with pytest.raises(TrainError, match=r"BS755.*`bf16` rounds the adapter"):
+        _check_deepspeed(SimpleNamespace(deepspeed_plugin=plugin, bf16=True, fp16=False))
