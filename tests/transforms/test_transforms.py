@@ -16,7 +16,7 @@ from bishare_dsl.transforms import (
     effective_pair,
     effective_pairs,
     register,
-    stacked,
+    stack_or_share,
     transform_kind,
     transform_names,
 )
@@ -79,7 +79,7 @@ def test_many_pairs_are_made_at_once_of_what_each_has_and_what_all_share(own):
         drawn = [torch.randn(shape, generator=some) for _ in each]
         for number, tensors in enumerate(each):
             tensors[role] = drawn[number if role in own else 0]
-    given = {role: stacked([tensors[role] for tensors in each]) for role in shapes}
+    given = {role: stack_or_share([tensors[role] for tensors in each]) for role in shapes}
     assert {role for role, tensor in given.items() if tensor.dim() == 3} == set(own)
     pairs = effective_pairs(transform, given, 3, rank, width, 2.0)
     for number, tensors in enumerate(each):
