@@ -35,7 +35,14 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, rende
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import FUSED_HEAD, full_shape, is_sharded, reshard, resident_tensor
+from bishare_dsl.models.hooks import (
+    FUSED_HEAD,
+    full_shape,
+    is_partitioned,
+    is_sharded,
+    reshard,
+    resident_tensor,
+)
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
@@ -828,7 +835,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
         if self._merged is not None:
             code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
             raise AdapterError(code(action=action))
-        if any(is_sharded(region) for region, _ in self.parts.regions):
+        # Look at an adapter: ZeRO-3 may partition the base, but not adapters, while it is loaded.
+        stores = (store for each in self.adapters.values() for _, store in each.parts.owned)
+        first = next((tensor for store in stores for tensor in store.parameters()), None)
+        sharded = any(is_sharded(region) for region, _ in self.parts.regions)
+        if sharded or is_partitioned(first):
             raise AdapterError(codes.SHARDED(action=action))
 
     @contextmanager

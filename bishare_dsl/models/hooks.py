@@ -206,7 +206,12 @@ def reshard(model: nn.Module) -> None:
 
 def is_sharded_tensor(tensor: object) -> bool:
     """Return whether a tensor's values are sharded over processes, by FSDP2 or by DeepSpeed's ZeRO-3."""
-    return hasattr(tensor, "full_tensor") or hasattr(tensor, "ds_shape")
+    return hasattr(tensor, "full_tensor") or is_partitioned(tensor)
+
+
+def is_partitioned(tensor: object) -> bool:
+    """Return whether ZeRO-3 manages a parameter, gathered at the moment or not."""
+    return hasattr(tensor, "ds_shape")
 
 
 def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
@@ -219,7 +224,7 @@ def gather(value: Any) -> Any:
 
     Pass a parameter itself: a view of it lacks the attributes by which ZeRO-3 gathers it.
     """
-    if hasattr(value, "ds_shape"):
+    if is_partitioned(value):
         from deepspeed import zero
 
         with zero.GatheredParameters([value]):

@@ -410,6 +410,32 @@ def test_zero_3_leaves_the_numbers_of_the_line(
     assert capsys.readouterr().out == f"{model.bishare.plan.parameters_line}\n"
 
 
+@pytest.mark.parametrize("whole", ["base", "adapter"])
+def test_zero_3_is_refused_where_fsdp_is(adapted: Adapted, whole: str, ids: torch.Tensor) -> None:
+    """Once it has partitioned the adapter: it may partition the base while this is loaded."""
+    model = adapted()
+    handle, plan = model.bishare, model.bishare.plan
+    values = {name: tensor.detach().clone() for name, tensor in handle.tensors().items()}
+    handle.add("other", plan, values, "", 4)
+    for name, parameter in model.named_parameters():
+        if ("bishare" in name) is (whole == "base"):
+            parameter.ds_id, parameter.ds_shape = 0, parameter.shape
+    doors = {
+        "load another adapter": lambda: handle.add("another", plan, values, "", 5),
+        "switch adapters": lambda: handle.set_adapter("other"),
+        "scale an adapter": lambda: handle.set_scale("other", 2),
+        "run a mixed batch": lambda: handle.rows([None] * len(ids)).__enter__(),
+    }
+    for action, door in doors.items():
+        if whole == "adapter":
+            door()
+            continue
+        with pytest.raises(AdapterError, match=f"BS645.*{action}"):
+            door()
+        assert handle.active == ("default",)
+        assert set(handle.adapters) == {"default", "other"}
+
+
 # Saving the model itself ---------------------------------------------------------------------------
 
 

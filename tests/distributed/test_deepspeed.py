@@ -180,6 +180,8 @@ def a_base_that_is_partitioned_when_it_is_loaded(folder: Path) -> None:
             engine = assert_as_one_process(model, 3)
             with pytest.raises(AdapterError, match=r"BS624.*sharded over several processes"):
                 model.bishare.merge()
+            with pytest.raises(AdapterError, match="BS645"):
+                model.bishare.add("other", model.bishare.plan, {}, "", 4)
             model.bishare.save_pretrained(folder / "saved")
             distributed.barrier()
             stored = load_adapter(folder / "saved", copy.deepcopy(whole))
