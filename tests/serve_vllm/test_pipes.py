@@ -12,7 +12,8 @@ from vllm.plugins.lora_resolvers.filesystem_resolver import register_filesystem_
 
 from bishare_dsl import compile_spec
 from bishare_dsl.adapter.files import CONFIG, TENSORS
-from bishare_dsl.serve.vllm.check import start_checks
+from bishare_dsl.serve.vllm.check import check_folder, start_checks
+from bishare_dsl.serve.vllm.manager import _place
 from bishare_dsl.serve.vllm.plugin import register_resolver
 from tests.support.families import tiny_model
 
@@ -74,3 +75,16 @@ def test_others_are_left_to_vllm(root):
     config = f'{{"peft_type": "LORA", "base_model_name_or_path": "{root / "base"}"}}'
     (root / "lora" / CONFIG).write_text(config)
     assert resolve(root, "lora").lora_path == str(root / "lora")
+
+
+def test_a_folder_below_home_is_checked(root, monkeypatch):
+    """vLLM expands `~` in a path, so that a path with it is a folder, not a name on the Hub."""
+    monkeypatch.setenv("HOME", str(root))
+    base = str(root / "base")
+    check_folder("a", "~/good", base)
+    (root / "good" / TENSORS).write_bytes(b"")
+    for folder in ("~/good", root / "good"):
+        with pytest.raises(ValueError, match=r"'a' cannot be served: .*BS60"):
+            check_folder("a", folder, base)
+    assert _place("~/good") == str(root / "good")
+    assert _place("~/good#a") == f"{root / 'good'}#a"

@@ -51,14 +51,15 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
 
     Args:
         name: the name of the adapter.
-        folder: a local folder; vLLM handles folders that never existed.
+        folder: a local folder, also below ``~``; vLLM handles folders that never existed.
         base: the name or the folder of the served model.
 
     Raises:
         ValueError: it cannot be served; vLLM's server returns this error.
     """
-    server, key, stamp = _servers[base], os.fspath(folder), stamp_of(folder)
-    if server.good.get(key) == stamp or not (any(stamp) or key in server.good):
+    folder = os.path.expanduser(folder)  # noqa: PTH111 - it may be a name on the Hub
+    server, stamp = _servers[base], stamp_of(folder)
+    if server.good.get(folder) == stamp or not (any(stamp) or folder in server.good):
         return
     try:
         if server.plans is None and not is_ours(folder):
@@ -80,4 +81,4 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
     except (BishareError, OSError, SafetensorError) as error:
         reason = error if isinstance(error, BishareError) else one_line(error)
         raise ValueError(f"LoRA adapter '{name}' cannot be served: {reason}") from error
-    server.good[key] = stamp
+    server.good[folder] = stamp

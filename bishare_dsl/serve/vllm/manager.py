@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
 
 def _place(path: str) -> str:
     """Return the folder of a request, fetched from the Hub if necessary. vLLM has no libraries."""
+    path = os.path.expanduser(path)  # noqa: PTH111 - it may be a name on the Hub
     if is_ours(path):
         return path
     return str(adapter_folder(path)) if "#" in path else get_adapter_absolute_path(path)
