@@ -496,5 +496,6 @@ def test_a_folder_of_it_is_refused_by_a_server_in_expanded_mode(form, tmp_path):
     with pytest.raises(AdapterError, match=r"BS675.*serve the adapter with vLLM") as caught:
         read_any(tmp_path, inspect_model(base))
     (problem,) = caught.value.problems
+    assert "bishare_plans" in problem.help
     assert "bishare_slots_gib" in problem.help
     assert read_any(tmp_path, inspect_model(base), compact=True).plan == model.bishare.plan

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 COMPACT = (
-    """start vLLM in compact mode, `--additional-config '{"bishare_slots_gib": 4}'`, or """ + MERGE
+    """start vLLM in compact mode, `--additional-config '{"bishare_plans": ["FOLDER"]}'` (without CUDA """
+    """graphs `{"bishare_slots_gib": 4}` is enough), or """ + MERGE
 )
 """Advice for adapters with a magnitude, which vLLM's own LoRA kernels cannot apply."""
 
