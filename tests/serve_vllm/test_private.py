@@ -130,6 +130,20 @@ def test_keys_of_the_prefix_cache_have_the_version_of_an_adapter(tmp_path, monke
     assert key(folder="~/a") != third
 
 
+def test_adapters_are_read_in_one_order():
+    """Whatever the order of a set of names in a process: workers that share layers add up their parts."""
+    from vllm.lora.request import LoRARequest
+
+    from bishare_dsl.serve.vllm.manager import WorkerManager
+
+    manager, found = WorkerManager.__new__(WorkerManager), []
+    manager._read_once, manager._empty = set(), set()
+    manager._adapter_manager = SimpleNamespace(lora_slots=9)
+    manager.add_adapter = lambda request: found.append(request.lora_int_id)
+    manager._apply_adapters({LoRARequest(f"a{i}", i, "a") for i in range(1, 10)})
+    assert found == [*range(1, 10)]
+
+
 def test_this_version_is_served(monkeypatch):
     assert unsupported() is None
     monkeypatch.setattr("vllm.__version__", "0.99.1")

@@ -97,8 +97,10 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
         # Only adapters that were read before can belong to accepted requests.
         self._in_a_step = {r.lora_int_id for r in lora_requests} & self._read_once
+        # Workers that share a layer read magnitudes together. A set has another order in each of them.
+        ordered = sorted(lora_requests, key=lambda request: request.lora_int_id)
         try:
-            super()._apply_adapters({self._once(request) for request in lora_requests})
+            super()._apply_adapters([self._once(request) for request in ordered])
         finally:
             self._in_a_step = set()
 
