@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
-from bishare_dsl.transforms.magnitude import LONGEST
+from bishare_dsl.transforms.magnitude import LONGEST, bounded_ratio
 
 MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
 """Advice for operations that need low-rank updates, if the adapter has a magnitude."""
@@ -133,8 +133,7 @@ def scale_changes(
     """
     if term.options["plain"]:
         return mu
-    before, after = base.norm(dim=1), whole.norm(dim=1)
-    return (1 + mu) * torch.where(before == after, 1, before / after).clamp(max=LONGEST) - 1
+    return (1 + mu) * bounded_ratio(base.square().sum(1), whole.square().sum(1)) - 1
 
 
 def check_low_rank(plan: Plan, action: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.models.weights import products, row_norms
 from bishare_dsl.rewrite import ops
-from bishare_dsl.transforms.magnitude import LONGEST
+from bishare_dsl.transforms.magnitude import bounded_ratio
 
 
 def magnify(
@@ -67,7 +67,7 @@ def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> 
 
 
 def ratio_of_lengths(squares: Tensor, along: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Compute ``|W_i| / |W_i + dW_i|`` of each row, at most `LONGEST`, for ``dW = B^T A``: ``(..., d_out)``.
+    """Compute the `bounded_ratio` ``|W_i| / |W_i + dW_i|`` of each row for ``dW = B^T A``: ``(..., d_out)``.
 
     Without a ``(d_out, d_in)`` matrix: ``|W_i + dW_i|^2 = |W_i|^2 + 2 sum_r B_ri (W a_r)_i + B_i^T (A
     A^T) B_i``.
@@ -79,6 +79,4 @@ def ratio_of_lengths(squares: Tensor, along: Tensor, a: Tensor, b: Tensor) -> Te
         b: ``(..., rows, d_out)``.
     """
     more = (b * (2 * along + (a @ a.mT) @ b)).sum(-2)
-    # The bound also covers a square that rounding makes negative.
-    whole = (squares + more).maximum(squares / LONGEST**2)
-    return torch.where((more == 0) | (whole == 0), 1, (squares / whole).sqrt())
+    return bounded_ratio(squares, squares + more)

@@ -8,15 +8,25 @@ than In-Context Learning", Sec. 3.3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from bishare_dsl.spec.spec import MAGNITUDE
 from bishare_dsl.transforms.transform import Start, Transform, one_width
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LONGEST = 1000.0
 """The largest ratio of lengths, for rows that the terms all but cancel: their direction is then noise."""
+
+
+def bounded_ratio(before: Tensor, after: Tensor) -> Tensor:
+    """Compute the ratio of lengths from their squares: at most `LONGEST`, and 1 if both are 0."""
+    # The bound also covers a square that rounding makes negative.
+    ratio = (before / after.maximum(before / LONGEST**2)).sqrt()
+    return ratio.where(before != after, 1)
 
 
 class Magnitude(Transform):
