@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.export.report import Compared
     from bishare_dsl.models import Source
 
 
@@ -209,38 +210,60 @@ def read_lora(
     Raises:
         BishareError: see `read_peft`; or the model cannot be found.
     """
-    from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.adapter.files import pack
-    from bishare_dsl.adapter.stored import check_finite, entries_of
-    from bishare_dsl.export.from_peft import read_peft
+    return _read_lora(folder, architecture_of(model), _base_of(folder, model, named))
+
+
+def _base_of(
+    folder: str | os.PathLike[str],
+    model: nn.Module | Architecture | Source | str,
+    named: Source | str | None,
+) -> Callable[[], nn.Module] | None:
+    """Return a function that returns the base of a LoRA, if it is known, and loads it at most once."""
     from bishare_dsl.export.layouts import layout_of
     from bishare_dsl.export.peft_config import read_config
-    from bishare_dsl.language import spec_text
     from bishare_dsl.models.load import load_model, meta_model
     from bishare_dsl.models.source import Source
 
     source = named if isinstance(model, Architecture) else model
-    live = None
-    if source is not None:
-        # A DoRA is relative to the weights themselves.
-        whole = layout_of(folder) == "peft" and read_config(Path(folder)).use_dora
-        load = partial(load_model, causal=False) if whole else lambda named: (meta_model(named),)
-        live = (lambda: load(source)[0]) if isinstance(source, (str, Source)) else lambda: source
-    spec, plan, tensors = read_peft(folder, architecture_of(model), live)
+    if source is None:
+        return None
+    if not isinstance(source, (str, Source)):
+        return lambda: source
+    # A DoRA is relative to the weights themselves.
+    whole = layout_of(folder) == "peft" and read_config(Path(folder)).use_dora
+    return cache(lambda: load_model(source, causal=False)[0] if whole else meta_model(source))
+
+
+def _read_lora(
+    folder: str | os.PathLike[str],
+    architecture: Architecture,
+    base: Callable[[], nn.Module] | None,
+) -> StoredAdapter:
+    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.adapter.files import pack
+    from bishare_dsl.adapter.stored import check_finite, entries_of
+    from bishare_dsl.export.from_peft import read_peft
+    from bishare_dsl.language import spec_text
+
+    spec, plan, tensors = read_peft(folder, architecture, base)
     check_finite(folder, tensors)
     values, config, _ = pack(plan, tensors, spec_text(spec), seed=0)
     return StoredAdapter(Path(folder), config, plan, entries_of(values))
 
 
 def save_again(
-    stored: StoredAdapter, out: str | os.PathLike[str], dtype: str = "float32"
+    stored: StoredAdapter,
+    out: str | os.PathLike[str],
+    dtype: str = "float32",
+    check: Callable[[StoredAdapter], None] | None = None,
 ) -> tuple[Problem, ...]:
-    """Save an adapter in another folder, and compare the tensors that are read from it.
+    """Save an adapter in another folder, after comparing what will be read from it.
 
     Args:
         stored: the adapter.
-        out: the folder.
+        out: the folder; unchanged if a comparison fails.
         dtype: of the file; only tensors in float32 are compared.
+        check: makes another comparison; it raises if that fails.
 
     Returns:
         The warnings of `save_adapter`.
@@ -248,20 +271,26 @@ def save_again(
     Raises:
         BishareError: see `save_adapter`; or a tensor differs (BS607).
     """
-    from bishare_dsl.adapter.files import read_adapter, save_adapter
+    from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.plan.names import attribute
 
     tensors, config = stored.tensors(), stored.config
+
+    def compare(saved: StoredAdapter) -> None:
+        # Without a spec, names come from keys, and several names have one key.
+        again = {attribute(name): tensor for name, tensor in saved.tensors().items()}
+        for name in tensors if dtype == "float32" else ():
+            if not again[attribute(name)].equal(tensors[name]):
+                reason = (
+                    f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
+                )
+                raise AdapterError(CHANGED_FILE(path=out, reason=reason))
+        if check is not None:
+            check(saved)
+
     how: Any = {"seed": config.seed, "base_revision": config.base_revision, "dtype": dtype}
     how |= {"auto_mapping": config.auto_mapping, "compact": stored.compact}
-    problems = save_adapter(out, stored.plan, tensors, stored.spec_text, **how)
-    # Without a spec, names come from keys, and several names have one key.
-    again = {attribute(name): tensor for name, tensor in read_adapter(out).tensors().items()}
-    for name in tensors if dtype == "float32" else ():
-        if not again[attribute(name)].equal(tensors[name]):
-            reason = f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
-            raise AdapterError(CHANGED_FILE(path=out, reason=reason))
-    return problems
+    return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)
 
 
 def import_peft(
@@ -269,14 +298,22 @@ def import_peft(
     model: nn.Module | Architecture | Source | str,
     out: str | os.PathLike[str],
     named: Source | str | None = None,
-) -> StoredAdapter:
-    """Save a plain LoRA as an equal adapter, and return what was read.
+) -> tuple[StoredAdapter, Compared]:
+    """Save a plain LoRA as an equal adapter, and return it with its comparison with the LoRA.
 
-    The arguments are those of `read_fitting`.
+    dW of the adapter, as it will be read, is compared at every module before the folder is written. The
+    arguments are those of `read_fitting`.
 
     Raises:
-        BishareError: see `read_lora` and `save_again`.
+        BishareError: see `read_lora`, `save_again` and `check_imported`.
     """
-    stored = read_lora(folder, model, named)
-    save_again(stored, out)
-    return stored
+    from bishare_dsl.export.from_peft import check_imported
+
+    base, compared = _base_of(folder, model, named), []
+
+    def check(saved: StoredAdapter) -> None:
+        compared.append(check_imported(folder, saved.plan, saved.tensors(), base))
+
+    stored = _read_lora(folder, architecture_of(model), base)
+    save_again(stored, out, check=check)
+    return stored, compared[0]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
@@ -113,6 +113,8 @@ def save_adapter(
     plan: Plan,
     tensors: Mapping[str, torch.Tensor],
     spec_text: str,
+    *,
+    check: Callable[[StoredAdapter], None] | None = None,
     **how: Unpack[Saving],
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
@@ -124,6 +126,7 @@ def save_adapter(
         plan: of the adapter.
         tensors: values by name, on any device; stored in their dtype.
         spec_text: the spec that the plan was built from.
+        check: called with the adapter as it will be read, before anything is written; it may raise.
         **how: see `Saving`.
 
     Returns:
@@ -137,14 +140,17 @@ def save_adapter(
     """
     values, config, problems = pack(plan, tensors, spec_text, **how)
     folder = Path(folder)
+    content, config = _content_of(values, config)
+    text = config.text().encode()
+    if check is not None:
+        again = _config_in(parse_json(text))
+        check(_checked(folder, folder / CONFIG, again, entries_in(content)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
             _check_free(folder)
-            content, config = _content_of(values, config)
             for name in (TENSORS, CARD):
                 remove_leftovers(folder / name)
-            text = config.text().encode()
             replace_file(_next_config(folder, config.tensors), text)
             replace_file(folder / TENSORS, content)
             replace_file(folder / CONFIG, text)
@@ -456,7 +462,13 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
     """
     place, name = place_of(folder)
     config, entries = _read_files(place, name)
-    path = place / CONFIG
+    return _checked(Path(folder), place / CONFIG, config, entries, by_peft=by_peft)
+
+
+def _checked(
+    folder: Path, path: Path, config: AdapterConfig, entries: Entries, *, by_peft: bool = False
+) -> StoredAdapter:
+    """Check the contents of an adapter's files; ``path`` is the config's, for errors. See `read_adapter`."""
     with reading(path):
         plan, config = check_plan(config, path)
     if not config.tensors and not config.spec:
@@ -465,7 +477,7 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
     own, beside = split_entries(entries)
     check_entries(path, plan, config, own)
     check_beside(path, config, beside, by_peft=by_peft)
-    return StoredAdapter(Path(folder), config, plan, own, beside)
+    return StoredAdapter(folder, config, plan, own, beside)
 
 
 def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
@@ -591,9 +603,13 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
             )
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
-        return config_of_others(fields) if is_of_others(fields) else AdapterConfig.of(fields)
+        return _config_in(fields)
     except ValueError as error:
         raise broken_config(path, error) from error
+
+
+def _config_in(fields: Any) -> AdapterConfig:
+    return config_of_others(fields) if is_of_others(fields) else AdapterConfig.of(fields)
 
 
 def _not_an_adapter(folder: Path) -> Problem:

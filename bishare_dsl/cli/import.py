@@ -100,7 +100,7 @@ def _imported(
     bases: dict[str, Architecture],
     report: Report,
 ) -> tuple[dict[str, Any], str]:
-    """Import a LoRA, read the result, and return what a row of the report needs, and its spec.
+    """Import a LoRA, compare the result, and return what a row of the report needs, and its spec.
 
     Raises:
         BishareError: it cannot be imported, or what was written adds something else (BS607).
@@ -115,10 +115,10 @@ def _imported(
     base = base_name(folder, model)
     if base not in bases:
         bases[base] = architecture_of(base)
-    lora = import_peft(folder, bases[base], out, named=base)
+    lora, compared = import_peft(folder, bases[base], out, named=base)
     files = [[f] if f.is_file() else [f / CONFIG, f / TENSORS] for f in (folder, out)]
     before, after = (
         sum(path.stat().st_size for path in paths if path.is_file()) for paths in files
     )
-    row = {"out": str(out), "modules": len(lora.plan.sites), "checked": len(lora.plan.sites)}
+    row = {"out": str(out), "modules": len(lora.plan.sites), "checked": compared.sites}
     return row | {"bytes_before": before, "bytes_after": after}, lora.spec_text

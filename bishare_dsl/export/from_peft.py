@@ -32,6 +32,8 @@ from bishare_dsl.plan.in_full import NONE
 if TYPE_CHECKING:
     from torch import nn
 
+    from bishare_dsl.models.weights import Weight
+
 PREFIX = "base_model.model."
 """PEFT's prefix for the names of the base's modules."""
 
@@ -66,6 +68,20 @@ class _Source:
         return AdapterError(codes.OTHER_BASE(base=self.config.base, model=here, reason=reason))
 
 
+def _open(
+    folder: Path,
+    architecture: Architecture,
+    model: Callable[[], nn.Module] | None,
+    layout: str | None,
+) -> _Source:
+    """Read the files of a LoRA; see `read_peft`."""
+    config, tensors = LAYOUTS[layout or layout_of(folder) or "peft"].read(
+        folder, architecture, model
+    )
+    config.check_plain(folder)
+    return _Source(folder, config, tensors, architecture, model)
+
+
 def read_peft(
     folder: str | os.PathLike[str],
     architecture: Architecture,
@@ -89,12 +105,8 @@ def read_peft(
             belongs to another base (BS613); or it is a DoRA and a weight is missing (BS624).
         PlanError: it is a DoRA on a module without an output to scale (BS323).
     """
-    folder = Path(folder)
-    config, tensors = LAYOUTS[layout or layout_of(folder) or "peft"].read(
-        folder, architecture, model
-    )
-    config.check_plain(folder)
-    source = _Source(folder, config, tensors, architecture, model)
+    source = _open(Path(folder), architecture, model, layout)
+    folder, config = source.folder, source.config
     saved, pairs = _saved(source), _pairs(source)
     if not pairs and not saved:
         raise AdapterError(
@@ -122,6 +134,12 @@ def read_peft(
     return spec, plan, values
 
 
+def _vectors(source: _Source) -> dict[str, torch.Tensor]:
+    """Return DoRA's m of each module by its path, as the file has it."""
+    matches = ((_VECTOR.fullmatch(name), tensor) for name, tensor in source.tensors.items())
+    return {match[1]: tensor for match, tensor in matches if match}
+
+
 def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     """Return ``mu = m / |W_i| - 1`` of a DoRA's modules, by the names of the plan's tensors."""
     from bishare_dsl.models.weights import row_norms
@@ -129,12 +147,8 @@ def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     if source.model is None:
         name = source.architecture.name
         raise source.not_plain(f"it is a DoRA, which is relative to the weights of {name}")
-    vectors = {
-        match[1]: tensor
-        for name, tensor in source.tensors.items()
-        if (match := _VECTOR.fullmatch(name))
-    }
-    maps, found, problems = linear_maps(source.model()), {}, []
+    vectors, maps, found = _vectors(source), linear_maps(source.model()), {}
+    problems: list[Problem] = []
     for site in plan.sites:
         weight, term, m = maps[site.path], plan.magnitude(site.path), vectors.get(site.path)
         kept = weight.kept()
@@ -317,22 +331,17 @@ def check_equal(
     for path, site in (sites_again | sites).items():
         ways = ((plan, tensors, sites.get(path)), (again, values, sites_again.get(path)))
         if any(p.magnitude(path) for p, _, _ in ways):  # Relative to the whole weight.
-            weight = maps[path]
-            dense = weight.matrix() if weight.replacement() is None else weight.dense()
+            dense = _dense(maps[path])
             one, other = (delta(p, of, site, dense).cpu() for p, of, _ in ways)
             norm, apart = float((dense.cpu() + one).norm()), float((one - other).norm())
         else:
             nothing = torch.empty(0, site.d_in), torch.empty(0, site.d_out)
-            (down, up), (a, b) = (
+            ours, theirs = (
                 [f.cpu() for f in effective_factors(p, of, here)] if here else nothing
                 for p, of, here in ways
             )
-            norm = product_norm(down, up)
-            apart = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
-        apart = apart / norm if norm else apart
-        if not apart <= bound + _FLOAT32_TOLERANCE:  # Nor is it equal if it is not a number.
-            reason = f"dW of `{path}` differs by {apart:.2g} of its norm {norm:.3g}"
-            raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+            norm, apart = _difference(ours, theirs)
+        apart = _judged(folder, path, apart, norm, bound)
         if apart > compared.worst:
             compared = Compared(compared.sites, apart, path)
     saved = {trained.parameter: values[trained.tensor] for trained in again.trained}
@@ -341,9 +350,94 @@ def check_equal(
         dtype = model.get_parameter(trained.parameter).dtype
         wanted = tensors[trained.tensor].to(dtype).cpu().float()
         if not torch.equal(saved.get(trained.parameter, torch.empty(0)), wanted):
-            reason = f"`{trained.parameter}`, which is trained in full, differs"
-            raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+            raise AdapterError(_differs_in_full(folder, trained.parameter))
     return compared
+
+
+def check_imported(
+    folder: str | os.PathLike[str],
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    model: Callable[[], nn.Module] | None = None,
+) -> Compared:
+    """Compare an adapter with the LoRA that it was imported from.
+
+    The other side is computed from the LoRA's own factors, scales and lengths, not from a spec.
+
+    Args:
+        folder: the LoRA's folder or file.
+        plan: the adapter's plan.
+        tensors: its tensors.
+        model: as for `read_peft`.
+
+    Raises:
+        AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
+    """
+    source = _open(Path(folder), plan.base, model, None)
+    pairs = {site.path: pair for site, pair in _pairs(source).items()}
+    sites = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
+    lengths = _vectors(source) if source.config.use_dora else {}
+    maps = linear_maps(model()) if model is not None and lengths else {}
+    worst, where = 0.0, ""
+    for path in pairs | sites:
+        if path not in pairs or path not in sites:
+            ours, theirs = ("adapts", "does not") if path in sites else ("does not adapt", "does")
+            reason = f"the adapter {ours} `{path}`, and the LoRA {theirs}"
+            raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+        down, up, scale = pairs[path]
+        lora = down.float().cpu(), scale * up.t().float().cpu()
+        if path in lengths:
+            dense = _dense(maps[path]).cpu().double()
+            whole = dense + (lora[1].t() @ lora[0]).double()
+            wide = lengths[path].cpu().double().view(-1, 1)
+            # A row of zeros has no direction to scale.
+            wanted = wide * torch.nn.functional.normalize(whole, eps=1e-300) - dense
+            apart = float((wanted - delta(plan, tensors, sites[path], dense).cpu()).norm())
+            norm = float((dense + wanted).norm())
+        else:
+            norm, apart = _difference(lora, effective_factors(plan, tensors, sites[path]))
+        apart = _judged(folder, path, apart, norm)
+        worst, where = max((worst, where), (apart, path))
+    saved = _saved(source)
+    for trained in plan.trained:
+        if trained.parameter in saved or trained.tensor in tensors:
+            wanted = saved.pop(trained.parameter, torch.empty(0)).float().flatten()
+            if not wanted.equal(tensors[trained.tensor].float().flatten()):
+                raise AdapterError(_differs_in_full(folder, trained.parameter))
+    for parameter in saved:
+        raise AdapterError(_differs_in_full(folder, parameter))
+    return Compared(len(pairs), worst, where)
+
+
+def _dense(weight: Weight) -> torch.Tensor:
+    """Return W ``(d_out, d_in)`` of a module."""
+    return weight.matrix() if weight.replacement() is None else weight.dense()
+
+
+def _difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Return the norm of one dW, and of its difference from another, of the factors A and B of both."""
+    (down, up), (a, b) = one, other
+    return product_norm(down, up), product_norm(torch.cat([down, a]), torch.cat([up, -b]))
+
+
+def _judged(
+    folder: str | os.PathLike[str], path: str, apart: float, norm: float, bound: float = 0.0
+) -> float:
+    """Return the relative difference of a module's dW.
+
+    Raises:
+        AdapterError: it is larger than the bound and the tolerance, or is not a number (BS607).
+    """
+    apart = apart / norm if norm else apart
+    if not apart <= bound + _FLOAT32_TOLERANCE:
+        reason = f"dW of `{path}` differs by {apart:.2g} of its norm {norm:.3g}"
+        raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+    return apart
+
+
+def _differs_in_full(folder: str | os.PathLike[str], parameter: str) -> Problem:
+    reason = f"`{parameter}`, which is trained in full, differs"
+    return codes.CHANGED_FILE(path=folder, reason=reason)
 
 
 def _name(folder: Path) -> str:

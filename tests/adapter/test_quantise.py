@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.adapter import files
 from bishare_dsl.adapter.files import CONFIG, TENSORS, add_to_library, read_adapter, save_library
 from bishare_dsl.adapter.inventory import Listed, list_adapters
 from bishare_dsl.adapter.stored import dequantise, losses, quantise
@@ -320,6 +321,21 @@ def test_a_folder_of_another_program_is_saved_again(key: str, tmp_path: Path) ->
     saved_again = {attribute(name): tensor for name, tensor in again.tensors().items()}
     for name, tensor in stored.tensors().items():
         assert torch.equal(saved_again[attribute(name)], tensor)
+
+
+def test_what_is_not_saved_as_it_was_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted().bishare.save_pretrained(tmp_path / "a")
+    stored, real = read_adapter(tmp_path / "a"), files.save_adapter
+
+    def spoil(folder: Any, plan: Any, tensors: Any, text: str, **how: Any) -> Any:
+        return real(folder, plan, {n: t + 1 for n, t in tensors.items()}, text, **how)
+
+    monkeypatch.setattr(files, "save_adapter", spoil)
+    with pytest.raises(AdapterError, match="BS607"):
+        save_again(stored, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

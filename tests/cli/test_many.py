@@ -319,7 +319,9 @@ def test_many_loras_are_imported_and_each_is_checked(bishare, customers, checkpo
             assert torch.allclose(delta(stored.plan, tensors, site), wanted, atol=1e-6)
 
 
-def test_an_import_that_is_not_the_lora_is_an_error(bishare, customers, checkpoint, monkeypatch):
+def test_an_import_that_is_not_the_lora_is_an_error(
+    bishare, customers, checkpoint, here, monkeypatch
+):
     real = save_adapter
 
     def spoil(folder, plan, tensors, text, **how):
@@ -332,6 +334,47 @@ def test_an_import_that_is_not_the_lora_is_an_error(bishare, customers, checkpoi
     assert "error[BS607]" in run.err
     assert "differ from those of" in run.err
     assert "0 of 2 imported" in run.out
+    assert not list(here.glob("adapters/*"))
+
+
+@pytest.mark.parametrize("side", ["down", "up", "scale", "extra", "less"])
+def test_an_import_is_compared_with_the_lora_itself(
+    bishare, customers, checkpoint, here, monkeypatch, side
+):
+    """A mistake of the reader, which the saved tensors share, is found; `--force` keeps the old adapter."""
+    from bishare_dsl.export import from_peft
+
+    words = ("import", customers[1], "--out", "new", "--model", checkpoint)
+    assert bishare(*words).code == 0
+    old = {path.name: path.read_bytes() for path in (here / "new").iterdir()}
+    real = from_peft.read_peft
+
+    def spoil(folder, architecture, *rest):
+        spec, plan, values = real(folder, architecture, *rest)
+        if side == "scale":
+            shares = tuple(s.model_copy(update={"scale": 2 * s.scale}) for s in spec.shares)
+            spec = spec.model_copy(update={"shares": shares})
+            plan = from_peft.build_plan(spec, architecture)[0]
+        elif side == "extra":
+            pairs = from_peft._pairs
+            monkeypatch.setattr(
+                from_peft, "_pairs", lambda source: dict([*pairs(source).items()][1:])
+            )
+        elif side == "less":
+            without = (from_peft.m.Match(attribute="path", pattern=plan.sites[-1].path),)
+            target = spec.target.model_copy(update={"exclude": without})
+            spec = spec.model_copy(update={"target": target})
+            plan = from_peft.build_plan(spec, architecture)[0]
+            values = {name: values[name] for name in plan.tensor}
+        else:
+            term = plan.terms[0]
+            values[term.tensors["A" if side == "down" else "B"]][0] *= 1.01
+        return spec, plan, values
+
+    monkeypatch.setattr(from_peft, "read_peft", spoil)
+    run = bishare(*words, "--force")
+    assert (run.code, "BS607" in run.err) == (1, True), run.err
+    assert {path.name: path.read_bytes() for path in (here / "new").iterdir()} == old
 
 
 def test_a_folder_of_loras_is_imported(bishare, customers, checkpoint):

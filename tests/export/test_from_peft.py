@@ -78,9 +78,9 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
     want = logits(theirs)
     assert (want - logits(tiny_model(family))).abs().max() > 0.1
     torch.testing.assert_close(logits(ours), want, rtol=1e-5, atol=1e-5)
-    text = import_peft(
-        tmp_path / "peft", architecture_of(tiny_model(family)), tmp_path / "ours"
-    ).spec_text
+    text = import_peft(tmp_path / "peft", architecture_of(tiny_model(family)), tmp_path / "ours")[
+        0
+    ].spec_text
     assert read_adapter(tmp_path / "ours").spec_text == text
     again = load_adapter(tmp_path / "ours", tiny_model(family))
     assert torch.equal(logits(again), logits(ours))
@@ -92,9 +92,9 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
 
 def test_the_spec_is_what_one_would_write(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **SETTINGS["plain"][1])
-    text = import_peft(
-        tmp_path / "peft", architecture_of(tiny_model("llama")), tmp_path / "ours"
-    ).spec_text
+    text = import_peft(tmp_path / "peft", architecture_of(tiny_model("llama")), tmp_path / "ours")[
+        0
+    ].spec_text
     assert text == (
         "spec peft\n\ntarget q_proj, down_proj\n\nshare lora  per module  rank 4  scale 2\n"
     )
@@ -103,7 +103,7 @@ def test_the_spec_is_what_one_would_write(tmp_path: Path) -> None:
 def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **PATTERNS)
     architecture = architecture_of(tiny_model("llama"))
-    text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours").spec_text
+    text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours")[0].spec_text
     spec = parse_spec(text)
     assert [(share.rank, share.scale) for share in spec.shares] == [
         (4, 4),

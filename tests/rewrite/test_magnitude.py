@@ -290,7 +290,7 @@ def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
         theirs(IDS, labels=IDS).loss.backward()
         optimizer.step()
     theirs.save_pretrained(tmp_path / "peft")
-    text = import_peft(tmp_path / "peft", base, tmp_path / "ours").spec_text
+    text = import_peft(tmp_path / "peft", base, tmp_path / "ours")[0].spec_text
     assert "magnitude  per module" in text
     ours = load_adapter(tmp_path / "ours", copy.deepcopy(base))
     with torch.no_grad():
