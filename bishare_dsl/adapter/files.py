@@ -228,7 +228,7 @@ def add_to_library(
     folder: Path,
     adapters: Mapping[str, Mapping[str, torch.Tensor]],
     out: Path | None = None,
-) -> Path:
+) -> tuple[Problem, ...]:
     """Add adapters to a library, replacing those with the same names.
 
     The config is replaced last, in one step. If the process is killed, the library is unchanged, except
@@ -241,7 +241,7 @@ def add_to_library(
         out: write a copy of the library to this folder instead of changing the original.
 
     Returns:
-        The folder that was written.
+        Warnings, as `save_library`, of the added adapters.
 
     Raises:
         AdapterError: the library is damaged, or the system refuses (BS616).
@@ -249,20 +249,21 @@ def add_to_library(
     if out is not None:
         with writing(out), new_folder(out) as new:
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
-            _add_members(new, adapters)
-        return out
+            return _add_members(new, adapters)
     with writing(folder):
-        _add_members(folder, adapters)
-    return folder
+        return _add_members(folder, adapters)
 
 
-def _add_members(folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def _add_members(
+    folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]]
+) -> tuple[Problem, ...]:
     stored = read_adapter(f"{folder}#{names_in(folder)[0]}")
     config, plan = stored.config, stored.plan
     common = {attribute(name) for name in plan.common}
-    digests = dict(config.adapters or {})
+    digests, problems = dict(config.adapters or {}), dict[str, Problem]()
     for name, tensors in adapters.items():
-        values, _, _ = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
+        values, _, found = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
+        problems = {problem.code: problem for problem in found} | problems
         own = {key: value for key, value in values.items() if whole_in(key) not in common}
         content = _file_of(own)
         replace_file(folder / own_file(name), content)
@@ -270,6 +271,7 @@ def _add_members(folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]
     config = config.model_copy(update={"adapters": digests})
     replace_file(folder / CONFIG, config.text().encode())
     write_card(folder, plan, config.spec, tuple(digests))
+    return tuple(problems.values())
 
 
 def pack(

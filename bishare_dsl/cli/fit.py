@@ -250,7 +250,8 @@ def _project(
             plan, pairs, sweeps=sweeps, watch=watch, library=shared, seed=member.config.seed
         )
     each = {name: family.tensors(values, name) for name in named}
-    place = add_to_library(library, each, out)
+    report.all(add_to_library(library, each, out))
+    place = out or library
     report.data(out=str(place), params=plan.params, **fitted.data())
     before = sum(_bytes(folder) for folder in named.values())
     after = sum(_own_bytes(place, name) for name in named)

@@ -194,7 +194,7 @@ def run(
             how["eval_dataset"] = evaluates
             how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
             trainer = BankTrainer(steps=steps, handle=handle, bank=bank, **how)
-            trainer.write = partial(_write, trainer, folder, library)
+            trainer.write = partial(_write, trainer, folder, library, reporter)
             if settings.search:
                 trainer.add_callback(Halving(trainer))
         else:
@@ -332,8 +332,13 @@ def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
     return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=consequence)
 
 
-def _write(trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapter]) -> None:
-    """Write each adapter into a folder with its name, or adapters that share tensors into a library."""
+def _write(
+    trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapter], reporter: Reporter
+) -> None:
+    """Write each adapter into a folder with its name, or adapters that share tensors into a library.
+
+    Warnings of the writers go to ``reporter``.
+    """
     names = {group: trainer.steps.tasks[i].name for group, i in trainer.kept().items()}
     adapters = {group: trainer.handle[name] for group, name in names.items()}
     if not adapters:
@@ -345,8 +350,16 @@ def _write(trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapt
         before = {name: stored.tensors() for name, stored in library.items()}
         seed = next((stored.config.seed for stored in library.values()), first.seed)
         tensors = before | {group: adapter.tensors() for group, adapter in adapters.items()}
-        save_library(folder / folders.LIBRARY, first.plan, tensors, first.spec_text, seed=seed)
-        return
-    for group, adapter in adapters.items():
-        text = adapter.spec_text
-        save_adapter(folder / group, adapter.plan, adapter.tensors(), text, seed=adapter.seed)
+        problems = save_library(
+            folder / folders.LIBRARY, first.plan, tensors, first.spec_text, seed=seed
+        )
+    else:
+        problems = tuple(
+            problem
+            for group, one in adapters.items()
+            for problem in save_adapter(
+                folder / group, one.plan, one.tensors(), one.spec_text, seed=one.seed
+            )
+        )
+    for problem in problems:
+        reporter.report(problem, None)

@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter import files
-from bishare_dsl.adapter.files import CONFIG, TENSORS, add_to_library, read_adapter, save_library
+from bishare_dsl.adapter.files import (
+    CONFIG,
+    TENSORS,
+    add_to_library,
+    names_in,
+    read_adapter,
+    save_library,
+)
 from bishare_dsl.adapter.inventory import Listed, list_adapters
 from bishare_dsl.adapter.stored import dequantise, losses, quantise
 from bishare_dsl.cli.main import main
@@ -295,7 +302,8 @@ def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
         tmp_path / "lib", plan, {"one": first, "two": second}, text, seed=0, dtype="int4"
     )
     assert [problem.code for problem in problems] == ["BS690"]
-    add_to_library(tmp_path / "lib", {"three": second})
+    problems = add_to_library(tmp_path / "lib", {"three": second})
+    assert [problem.code for problem in problems] == ["BS690"]
     two, three = (read_adapter(f"{tmp_path / 'lib'}#{name}").tensors() for name in ("two", "three"))
     assert all(torch.equal(two[name], three[name]) for name in two)
     assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
@@ -308,6 +316,12 @@ def test_a_warning_of_any_adapter_of_a_library_is_given(tmp_path: Path) -> None:
     second = {n: t if n in plan.common else t * math.nan for n, t in first.items()}
     problems = save_library(tmp_path / "lib", plan, {"one": first, "two": second}, text, seed=0)
     assert [problem.code for problem in problems] == ["BS660"]
+    more = {"three": second, "four": first}
+    for out in (tmp_path / "copy", None):
+        assert [problem.code for problem in add_to_library(tmp_path / "lib", more, out)] == [
+            "BS660"
+        ]
+    assert names_in(tmp_path / "copy") == names_in(tmp_path / "lib")
 
 
 @pytest.mark.parametrize("key", ["a._.b", "plain"])

@@ -201,6 +201,18 @@ def test_a_lora_that_a_library_has_not_seen_is_added_to_it(
     assert "`#new`" not in err
 
 
+def test_what_a_library_of_few_bits_loses_is_reported(
+    here: Path, trained: Any, capsys: Any
+) -> None:
+    text = "spec s\ntarget q_proj\nshare c  A per in  B per adapter, module  rank 3\n"
+    new = trained(text, name="new")
+    save_library("small", new.plan, {"a": new.tensors()}, text, seed=0, dtype="int4")
+    code, _, err = run(capsys, "new", "--library", "small", "--out", "more")
+    assert (code, "note[BS690]" in err, "more#new" in err) == (0, True, True), err
+    code, out, _ = run(capsys, "new", "--library", "small", "--json")
+    assert "BS690" in [problem["code"] for problem in json.loads(out)["problems"]]
+
+
 def test_the_library_is_left_alone_if_another_folder_is_named(
     library: dict[str, bytes], capsys: Any
 ) -> None:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from bishare_dsl import load_adapter
 from bishare_dsl.diagnostics import BishareError, BishareWarning
+from bishare_dsl.diagnostics.codes.adapter import NOTHING_COMPACT
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
@@ -184,6 +185,20 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
         place = str(tmp_path) if said == "no library" else library
         with pytest.raises(BishareError, match=f"BS732(.|\n)*{said}"):
             start(spec, data, tmp_path / str(number), library=place, **how)
+
+
+@pytest.mark.parametrize("shared", ["per kind", "per adapter, kind"])
+def test_what_the_writer_warns_of_is_reported(
+    shared: str, tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bishare_dsl.adapter import files
+
+    lost = NOTHING_COMPACT()
+    real = files.pack
+    monkeypatch.setattr(files, "pack", lambda *a, **how: (*real(*a, **how)[:2], (lost,)))
+    text = f"spec s\ntarget q_proj\nshare x A {shared}  B per adapter, kind rank 4"
+    with pytest.warns(BishareWarning, match="BS636"):
+        start(text, tasks, tmp_path / "out", max_steps=1)
 
 
 class _Break(TrainerCallback):
