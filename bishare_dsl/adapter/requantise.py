@@ -59,5 +59,5 @@ def requantise(
 
 def _value(weight: Weight) -> torch.Tensor:
     """Return a weight in float32, dequantised if necessary."""
-    kept = weight.matrix() if weight.replacement() is None else weight.dense()
+    kept = weight.values()
     return kept.float()

@@ -86,7 +86,7 @@ def update_of(
     if plan.magnitude(site.path) is None:
         return finite_factors(plan, tensors, site, "measuring updates")
     weight = weights[site.path]
-    dense = weight.matrix() if weight.replacement() is None else weight.dense()
+    dense = weight.values()
     return delta(plan, tensors, site, dense)
 
 

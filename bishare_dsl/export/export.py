@@ -16,9 +16,10 @@ from bishare_dsl.export import DTYPES, TARGETS
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.from_peft import check_equal
 from bishare_dsl.export.layouts import LAYOUTS, TENSORS
-from bishare_dsl.export.lora import Lora, plain_lora, total_error
+from bishare_dsl.export.lora import Lora, plain_lora, total_error, with_magnitude
 from bishare_dsl.export.peft import served_by_vllm, taken_for_others
 from bishare_dsl.export.report import ExportedSite, ExportReport
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
 from bishare_dsl.writing import discard
@@ -89,6 +90,9 @@ def export_adapter(
             codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
         ) from error
     inexact = rank is not None or named != "float32"
+    if inexact and len(terms) < len(plan.terms):
+        maps = linear_maps(model)
+        pairs = tuple(with_magnitude(plan, tensors, p, maps[p.name].values()) for p in pairs)
     report = ExportReport(
         out,
         format,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.effective import delta, effective_factors, magnitude_vector
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.ranks import effective_ranks
@@ -112,6 +112,25 @@ def plain_lora(
             norm = product_norm(down, up)
             lost = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
         yield Pair(site, a, b, len(down), norm, lost)
+
+
+def with_magnitude(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], pair: Pair, weight: torch.Tensor
+) -> Pair:
+    """Return a pair with the norm and the error of W' - W, where a magnitude scales W + dW.
+
+    Args:
+        plan: the adapter's plan.
+        tensors: its tensors by name.
+        pair: the export of dW.
+        weight: W, ``(d_out, d_in)``.
+    """
+    wanted = delta(plan, tensors, pair.site, weight).cpu()
+    base = weight.to(wanted)
+    added = pair.up.to(wanted).mT @ pair.down.to(wanted)
+    lengths = magnitude_vector(plan, tensors, pair.name, added, base)
+    written = lengths.cpu().view(-1, 1) * nn.functional.normalize(base + added) - base
+    return replace(pair, norm=float(wanted.norm()), lost=float((wanted - written).norm()))
 
 
 def total_error(pairs: Sequence[Pair]) -> float:

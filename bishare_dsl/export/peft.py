@@ -230,7 +230,7 @@ def _vectors(
             reason = "it is on the meta device" if kept.is_meta else "it is sharded"
             problems.append(codes.NO_WEIGHT(path=pair.name, reason=reason))
         else:
-            dense = weight.matrix() if weight.replacement() is None else weight.dense()
+            dense = weight.values()
             added = pair.up.float().mT @ pair.down.float()
             found[pair.name] = magnitude_vector(plan, tensors, pair.name, added, dense)
             if not (dense.to(added) + added).any(1).all():

@@ -17,7 +17,7 @@ class ExportedSite:
         rank: the rank of the written pair.
         rows: the rows of the effective factors; more than the rank if some were redundant or truncated.
         error: the relative error of dW in the Frobenius norm, if a rank or a dtype was requested. Rounding
-            to float32 is not counted.
+            to float32 is not counted. With a magnitude, dW is the whole change of the weight.
     """
 
     path: str
@@ -32,7 +32,8 @@ class Compared:
 
     Attributes:
         sites: the number of compared modules.
-        worst: the largest relative difference of dW.
+        worst: the largest relative difference of dW, which is the whole change of the weight if there is a
+            magnitude.
         where: the module with this difference.
     """
 

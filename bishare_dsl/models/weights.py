@@ -122,6 +122,10 @@ class Weight:
             raise AdapterError(NOT_DENSE(path=self.path, found=self.replacement()))
         return dense
 
+    def values(self) -> torch.Tensor:
+        """Return W ``(d_out, d_in)``: the weight itself, or what it encodes; see `matrix` and `dense`."""
+        return self.matrix() if self.replacement() is None else self.dense()
+
     def dequantized(self) -> torch.Tensor | None:
         """Return the ``(d_out, d_in)`` weight that a quantised layer encodes, or None if that fails."""
         shape = (self.d_out, self.d_in)
@@ -191,7 +195,7 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
     weight, across = _plain_weight(layer), 0 if _is_conv1d(layer) else 1
     if weight is None:
         (found,), across = weights_in("", layer), 1
-        weight = found.matrix() if found.replacement() is None else found.dense()
+        weight = found.values()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     norms: Any = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
     whole: torch.Tensor = gather(norms)

@@ -1,6 +1,7 @@
 """`magnitude`: what it computes, beside the properties that hold of any spec."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
-from bishare_dsl.export import TARGETS
+from bishare_dsl.export import TARGETS, from_peft
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.language import parse_spec
@@ -277,6 +278,71 @@ def test_a_dora_of_peft_goes_out_and_comes_back(form, family, tmp_path):
     proved = export_adapter(tmp_path / "proved", plan, tensors, base, compare=True).compared
     assert proved is not None
     assert proved.worst < 1e-5
+
+
+def small_dora(base, size):
+    """Return a plan and tensors of which dW and the change of lengths are small relative to W."""
+    model = model_of("dora", base)
+    checks.randomize(model)
+    plan, tensors = model.bishare.plan, dict(model.bishare.tensors())
+    for term in plan.terms:
+        for role, name in term.tensors.items():
+            if role != "A":
+                tensors[name] = tensors[name].detach() * size
+    return plan, tensors
+
+
+def test_an_error_of_a_small_dora_is_found(tmp_path, monkeypatch):
+    """It is small relative to W, and not to W' - W."""
+    base = tiny_model("qwen2")
+    plan, tensors = small_dora(base, 1e-3)
+    sizes = [
+        float(delta(plan, tensors, s, w := linear_maps(base)[s.path].values()).norm() / w.norm())
+        for s in plan.sites
+    ]
+    assert 2e-4 < min(sizes) < max(sizes) < 0.02
+    found = export_adapter(tmp_path / "peft", plan, tensors, base, compare=True).compared
+    assert found is not None
+    assert found.worst < 1e-3
+    import_peft(tmp_path / "peft", base, tmp_path / "ours")
+    real = from_peft.read_peft
+
+    def wrong(*given):
+        spec, again, values = real(*given)
+        for name in again.terms[0].tensors.values():
+            values[name] = values[name] * 1.01
+        return spec, again, values
+
+    monkeypatch.setattr(from_peft, "read_peft", wrong)
+    with pytest.raises(AdapterError, match="BS607"):
+        export_adapter(tmp_path / "spoilt", plan, tensors, base, compare=True)
+    assert not (tmp_path / "spoilt").exists()
+    with pytest.raises(AdapterError, match="BS607"):
+        import_peft(tmp_path / "peft", base, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("how", [{"rank": 1}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("form", ["dora", "some", "shared"])
+def test_a_loss_is_relative_to_the_change_of_the_weight(form, how, tmp_path):
+    base = tiny_model("qwen2")
+    model = model_of(form, base)
+    checks.randomize(model)
+    plan, tensors = model.bishare.plan, model.bishare.tensors()
+    report = export_adapter(tmp_path / "peft", plan, tensors, base, compare=True, **how)
+    other = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").merge_and_unload()
+    norms, lost = [], []
+    for one in report.sites:
+        weight = linear_maps(base)[one.path].values()
+        site = next(site for site in plan.sites if site.path == one.path)
+        wanted = delta(plan, tensors, site, weight)
+        written = other.get_submodule(one.path).weight - weight
+        norms.append(float(wanted.norm()))
+        lost.append(float((written - wanted).norm()))
+        assert one.error == pytest.approx(lost[-1] / norms[-1], rel=1e-2, abs=1e-5)
+    total = math.hypot(*lost) / math.hypot(*norms)
+    assert report.total_error == pytest.approx(total, rel=1e-2)
+    assert report.compared.worst == pytest.approx(report.worst.error, rel=1e-2, abs=1e-5)
 
 
 def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
