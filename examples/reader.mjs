@@ -106,11 +106,12 @@ function values(entry, stored) {
 
 /** Returns whole numbers times the scale of their group of 64. */
 function quantised({ shape: [rows, columns], int4, int8, scales }, stored) {
-  const count = rows * columns, bytes = stored[int4 ?? int8].flat(), each = stored[scales].flat(), most = int4 ? 7 : 127;
+  const count = rows * columns, [whole, each] = [stored[int4 ?? int8], stored[scales]], bytes = whole.flat(), most = int4 ? 7 : 127;
+  const fits = int4 ? whole.is === `U8 ${Math.ceil(count / 2)}` : whole.is === `I8 ${rows},${columns}`;
+  const scaling = ['BF16', 'F16', 'F32'].some((type) => each.is === `${type} ${Math.ceil(count / 64)}`), factors = each.flat();
   const numbers = int4 ? bytes.flatMap((byte) => [(byte & 15) - 8, (byte >> 4) - 8]) : bytes;
-  const fits = numbers.length === count + (int4 ? count % 2 : 0) && each.length === Math.ceil(count / 64);
-  if (!fits || numbers.some((q, i) => Math.abs(q) > (i < count ? most : 0))) unknown(`such ${int4 ? 'int4' : 'int8'} numbers`);
-  return table(numbers.slice(0, count).map((q, i) => Math.fround(q * each[Math.floor(i / 64)])), columns);
+  if (!fits || !scaling || numbers.some((q, i) => Math.abs(q) > (i < count ? most : 0))) unknown(`such ${int4 ? 'int4' : 'int8'} numbers`);
+  return table(numbers.slice(0, count).map((q, i) => Math.fround(q * factors[Math.floor(i / 64)])), columns);
 }
 
 /** Refuses a transform, a role, an option or a word that this reader does not know. */
@@ -147,7 +148,7 @@ export function safetensors(bytes) {
     const [size, get, meant] = TYPES[said.dtype] ?? unknown(said.dtype);
     const [from, to] = said.data_offsets;
     const numbers = range((to - from) / size).map((i) => meant(view[get](first + from + i * size, true)));
-    found[key] = table(numbers, said.shape.at(-1));
+    found[key] = Object.assign(table(numbers, said.shape.at(-1)), { is: `${said.dtype} ${said.shape}` }); // Type and shape.
   }
   return found;
 }

@@ -212,16 +212,16 @@ def safetensors(path):
             content[first:][slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]
         )
         array = (array.astype("<u4") << 16).view("<f4") if entry["dtype"] == "BF16" else array
-        found[key] = array.reshape(entry["shape"]).astype(float)
+        found[key] = array.reshape(entry["shape"])
     return found
 
 
 def values(entry, stored):
     """Return the values of a tensor, wherever they are."""
     if "key" in entry:
-        return stored[entry["key"]]
+        return stored[entry["key"]].astype(float)
     if "parts" in entry:
-        below = stored[entry["parts"]["below"]]
+        below = stored[entry["parts"]["below"]].astype(float)
         logits = np.full(entry["shape"], -np.inf)
         places = stored[entry["parts"]["vectors"]].astype(int)
         np.put_along_axis(logits, places, np.pad(-below, ((0, 0), (1, 0))), 1)
@@ -242,12 +242,16 @@ def values(entry, stored):
 
 def quantised(entry, stored):
     """Return whole numbers times the scale of their group of 64."""
-    form, size = ("int4", 7) if "int4" in entry else ("int8", 127)
-    numbers, count = stored[entry[form]].astype(int).ravel(), entry["shape"][0] * entry["shape"][1]
+    count = entry["shape"][0] * entry["shape"][1]
+    form, kind, size, shape = "int4", "u1", 7, [-(-count // 2)]
+    if "int8" in entry:
+        form, kind, size, shape = "int8", "i1", 127, [*entry["shape"]]
+    numbers, scales = stored[entry[form]], stored[entry["scales"]]
+    fits = numbers.dtype == kind and [*numbers.shape] == shape
+    fits &= scales.dtype in ("<f2", "<f4") and scales.shape == (-(-count // 64),)
+    numbers = numbers.astype(int).ravel()
     if form == "int4":
         numbers = np.stack((numbers & 15, numbers >> 4), 1).ravel() - 8
-    scales, spare = stored[entry["scales"]].ravel(), count % 2 * (form == "int4")
-    fits = len(numbers) == count + spare and len(scales) == -(-count // 64)
     known(fits and abs(numbers).max() <= size and not numbers[count:].any(), f"such {form} numbers")
     scaled = numbers[:count].astype("<f4") * np.repeat(scales.astype("<f4"), 64)[:count]
     return scaled.reshape(entry["shape"]).astype(float)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import AdapterConfig
@@ -25,6 +25,7 @@ from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.spec import MAGNITUDE
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
+from tests.adapter.test_sharing import by_others
 from tests.support.checks import randomize
 from tests.support.families import tiny_model as family_of
 
@@ -270,6 +271,50 @@ def test_what_is_not_on_the_page_is_refused_by_page_schema_and_readers(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 0
         assert "does not know" in done.stderr
+
+
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t().contiguous()
+
+
+WRONG_NUMBERS: dict[str, tuple[str, str, Any]] = {
+    "-128": (
+        "int8",
+        "int8",
+        lambda t: t.index_put((torch.tensor(0), torch.tensor(0)), t.new_tensor(-128)),
+    ),
+    "int8 of another type": ("int8", "int8", lambda t: t.view(torch.uint8) & 127),
+    "int8 of another shape": ("int8", "int8", turned),
+    "int8 in one row": ("int8", "int8", torch.flatten),
+    "int8 of 32 bits": ("int8", "int8", lambda t: t.int()),
+    "int4 of another type": ("int4", "int4", lambda t: t.float()),
+    "int4 of signed numbers": ("int4", "int4", lambda t: torch.full_like(t, 17).view(torch.int8)),
+    "int4 of another shape": ("int4", "int4", lambda t: t.view(2, -1)),
+    "int4 too short": ("int4", "int4", lambda t: t[:-1].clone()),
+    "scales of 64 bits": ("int8", "scales", lambda t: t.double()),
+    "scales of another shape": ("int4", "scales", lambda t: t.view(1, -1)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_NUMBERS)
+def test_other_whole_numbers_are_refused_by_all(wrong: str, tmp_path: Path) -> None:
+    form, part, change = WRONG_NUMBERS[wrong]
+    folder = Path(by_others(FOLDER / form, tmp_path / "it"))
+    READER.read(folder)
+    load_adapter(folder, tiny_model("llama"))
+    sharing = json.loads((folder / "adapter_config.json").read_text())["bishare"]["sharing"]
+    key = next(entry[part] for entry in sharing["tensors"] if part in entry)
+    stored = load_file(folder / "adapter_model.safetensors")
+    save_file(stored | {key: change(stored[key])}, folder / "adapter_model.safetensors")
+    with pytest.raises(SystemExit, match=f"does not know: such {form} numbers"):
+        READER.read(folder)
+    with pytest.raises(AdapterError, match="BS608"):
+        load_adapter(folder, tiny_model("llama"))
+    if shutil.which("node"):
+        command = ["node", str(ROOT / "examples" / "reader.mjs"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert f"such {form} numbers" in done.stderr
 
 
 def with_gain(sharing: Any) -> None:
