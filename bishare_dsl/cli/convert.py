@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,25 @@ def command(
     stored = read_adapter_for(adapter, model, report)
     report.note(f"writing for {target} ...")
     if target == "bishare":
-        _save(stored, out, rank, dtype, uniform_rank, report)
+        fit = ("fit", str(adapter), "--spec", "lora", "--set", f"r={rank}", "--out", str(out))
+        words = shlex.join(("bishare", *fit, "--model", model))
+        fixed = "a folder of bishare has the ranks of its spec"
+        refused = {
+            "rank": (rank is not None, fixed, f"fit a LoRA of rank {rank} to it: `{words}`"),
+            "uniform_rank": (uniform_rank, fixed, "leave out `--uniform-rank`"),
+            "dtype": (
+                dtype == "float16",
+                "bishare writes no float16",
+                "use `--dtype bfloat16`, which takes as many bytes",
+            ),
+        }
+        problems = [
+            EXPORT_OPTION(option=name, reason=why, help=help)
+            for name, (wrong, why, help) in refused.items()
+            if wrong
+        ]
+        raise_errors(AdapterError, problems)
+        _save(stored, out, dtype, report)
         return
     from bishare_dsl.export.export import export_adapter
     from bishare_dsl.models.load import load_model, meta_model
@@ -90,26 +109,11 @@ def command(
     report.result(str(exported))
 
 
-def _save(
-    stored: StoredAdapter,
-    out: Path,
-    rank: int | None,
-    dtype: str,
-    uniform_rank: bool,
-    report: Report,
-) -> None:
+def _save(stored: StoredAdapter, out: Path, dtype: str, report: Report) -> None:
     """Save an adapter as a folder of bishare."""
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.compiler import save_again
 
-    fixed = "a folder of bishare has the ranks of its spec"
-    refused = {
-        "rank": fixed if rank is not None else None,
-        "uniform_rank": fixed if uniform_rank else None,
-        "dtype": "bishare writes no float16" if dtype == "float16" else None,
-    }
-    problems = [EXPORT_OPTION(option=name, reason=why) for name, why in refused.items() if why]
-    raise_errors(AdapterError, problems)
     check_out(out)
     report.all(save_again(stored, out, dtype))
     report.data(out=str(out), spec=stored.spec_text)

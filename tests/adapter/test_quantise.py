@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -367,9 +369,22 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     to_peft = [*words[:3], "peft", *words[4:], "--dtype", "int8", "--out", str(tmp_path / "p")]
     assert main(to_peft) == 2
     assert "BS646" in capsys.readouterr().err
-    for more in (["--rank", "2"], ["--uniform-rank"], ["--dtype", "float16"]):
+    refused = {
+        ("--rank", "2"): "fit a LoRA of rank 2 to it: `(.+)`",
+        ("--dtype", "float16"): "use `(--dtype bfloat16)`",
+        ("--uniform-rank",): "leave out `(--uniform-rank)`",
+    }
+    remedies = {}
+    for more, remedy in refused.items():
         assert main([*words, *more, "--out", str(tmp_path / "r")]) == 2
-        assert "BS646" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        found = re.search(remedy, err)
+        assert found is not None, err
+        remedies[more[0]] = shlex.split(found[1])
+    assert main(remedies["--rank"][1:]) == 0  # As it is written.
+    assert {term.rank for term in read_adapter(tmp_path / "r").plan.terms} == {2}
+    assert main([*words, *remedies["--dtype"], "--out", str(tmp_path / "half")]) == 0
+    assert read_adapter(tmp_path / "half").config.rounded == "bfloat16"
     (tmp_path / "q.share").write_text(TEXT)
     words = ["compile", str(tmp_path / "q.share"), "--model", str(base), "--dtype", "int8"]
     assert main([*words, "--out", str(tmp_path / "c")]) == 0
