@@ -194,8 +194,9 @@ def read_fitting(
 
     folder = adapter_folder(folder)
     plain = is_peft(folder) or layout_of(folder) in ("mlx", "gguf")
-    stored = read_lora(folder, model, named) if plain else read_adapter(folder)
-    problems = list(base_problems(stored.plan, architecture_of(model)))
+    base = architecture_of(model)
+    stored = read_lora(folder, model, named) if plain else read_adapter(folder, base=base)
+    problems = list(base_problems(stored.plan, base))
     raise_errors(AdapterError, problems)
     return stored, problems
 

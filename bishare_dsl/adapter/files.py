@@ -60,7 +60,7 @@ from bishare_dsl.adapter.sharing import UNNAMED, config_of_others, sharing_of
 from bishare_dsl.diagnostics import AdapterError, Problem, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
-from bishare_dsl.models.site import most_parameters
+from bishare_dsl.models.site import Architecture, most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS, quantisable, selecting
 from bishare_dsl.plan.names import attribute
@@ -451,12 +451,16 @@ def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(_config_of(path, CONFIG).adapters or ())
 
 
-def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> StoredAdapter:
+def read_adapter(
+    folder: str | os.PathLike[str], *, by_peft: bool = False, base: Architecture | None = None
+) -> StoredAdapter:
     """Read and check an adapter folder; each file is read once, so the checked bytes are those used.
 
     Args:
         folder: of an adapter; ``FOLDER#NAME`` selects an adapter of a library.
         by_peft: whether the caller uses PEFT to load the modules saved with the adapter.
+        base: the shapes of the model, if known. They limit what a folder of another program may generate:
+            the shapes in the folder are claims.
 
     Raises:
         AdapterError: BS601 to BS612, BS619, BS661, BS695; lists all problems with the tensors.
@@ -464,29 +468,36 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
     """
     place, name = place_of(folder)
     config, entries = _read_files(place, name)
-    return _checked(Path(folder), place / CONFIG, config, entries, by_peft=by_peft)
+    return _checked(Path(folder), place / CONFIG, config, entries, by_peft=by_peft, base=base)
 
 
 def _checked(
-    folder: Path, path: Path, config: AdapterConfig, entries: Entries, *, by_peft: bool = False
+    folder: Path,
+    path: Path,
+    config: AdapterConfig,
+    entries: Entries,
+    *,
+    by_peft: bool = False,
+    base: Architecture | None = None,
 ) -> StoredAdapter:
     """Check the contents of an adapter's files; ``path`` is the config's, for errors. See `read_adapter`."""
     with reading(path):
         plan, config = check_plan(config, path)
     if not config.tensors and not config.spec:
         with reading(path):
-            entries = _of_keys(plan, config, entries)
+            entries = _of_keys(plan, config, entries, most_parameters(base))
     own, beside = split_entries(entries)
     check_entries(path, plan, config, own)
     check_beside(path, config, beside, by_peft=by_peft)
     return StoredAdapter(folder, config, plan, own, beside)
 
 
-def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
+def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries, most: int) -> Entries:
     """Return the tensors of a folder that another program wrote, by bishare's keys.
 
     Raises:
-        ValueError: the files do not have exactly the tensors that `sharing` lists.
+        ValueError: the files do not have exactly the tensors that `sharing` lists, or its random tensors
+            have more than ``most`` numbers together.
     """
     import numpy as np
 
@@ -496,7 +507,11 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
     stated = read_sharing(config.sharing or "", config.seed)
     left, found = dict(entries), Entries()
     left = {key: entry for key, entry in left.items() if not is_seed(key)}
-    for tensor, entry in zip(plan.tensors, stated.tensors, strict=True):
+    both = [*zip(plan.tensors, stated.tensors, strict=True)]
+    drawn = [(t, e) for t, e in both if e.draw is not None and t.name not in config.drawn]
+    if (count := sum(tensor.size for tensor, _ in drawn)) > most:
+        raise ValueError(f"its random tensors have {count:,} numbers, more than {most:,}")
+    for tensor, entry in both:
         name = attribute(tensor.name)
         keys = {name: entry.key} if entry.key else {}
         keys |= {attribute(part_name(tensor.name, p)): key for p, key in entry.keys.items()}
@@ -506,8 +521,6 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries) -> Entries:
             found[ours] = value
             left.pop(attribute_in(key), None)
         if entry.draw is not None and tensor.name not in config.drawn:
-            if tensor.size > most_parameters(config.base):
-                raise ValueError(f"the drawn tensor `{entry.text}` is larger than its base")
             values = np.empty(entry.shape, np.float32)
             seed, _, text = entry.text.partition(":")
             fill(values, entry.draw, seed, text)

@@ -126,7 +126,15 @@ def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
 def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
     """Return the norm of each module's update, or why there is none."""
     from bishare_dsl.analyse.updates import factors_of, norm
+    from bishare_dsl.models.site import most_parameters
+    from bishare_dsl.plan.bits import QUANTISED
 
+    config = stored.config
+    # No file limits these, and the shapes of the base are the folder's own claims.
+    made = {*config.drawn, *(n for n, parts in config.compact.items() if parts not in QUANTISED)}
+    count = sum(tensor.size for tensor in stored.plan.tensors if tensor.name in made)
+    if count > (most := most_parameters(None)):
+        return {}, f"tensors that are not stored have {count:,} numbers, more than {most:,}"
     try:
         norms = {site.path: norm(factors) for site, factors in factors_of(stored).items()}
     except BishareError as error:

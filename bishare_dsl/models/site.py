@@ -285,9 +285,12 @@ def _runs(value: Iterable[Any]) -> list[_Run]:
     return runs
 
 
-def most_parameters(base: Architecture) -> int:
-    """Return the largest accepted number of parameters of an adapter, which is more than any adapter has."""
-    return max(_ALWAYS_FITS, 4 * base.parameters)
+def most_parameters(base: Architecture | None) -> int:
+    """Return the largest accepted number of parameters of an adapter, which is more than any adapter has.
+
+    Without a base, it is the number that fits any base.
+    """
+    return max(_ALWAYS_FITS, 4 * base.parameters if base else 0)
 
 
 def layers_of(sites: Iterable[Site]) -> list[int | None]:

@@ -237,13 +237,14 @@ def _read_for(
             (BS613, BS699), or differs from the config or from the adapter in the model (BS696).
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    shapes = architecture_of(base)
     try:
-        stored = read_adapter(folder, by_peft=True)
+        stored = read_adapter(folder, by_peft=True, base=shapes)
     except AdapterError as error:
         if error.problems[0].code == codes.NEEDS_NAME.code:
             PeftConfig.from_pretrained(str(folder))  # Its error says how to load one adapter.
         raise
-    raise_errors(AdapterError, list(base_problems(stored.plan, architecture_of(base))))
+    raise_errors(AdapterError, list(base_problems(stored.plan, shapes)))
     if stored.beside:
         own = PeftConfig.from_pretrained(str(folder))
         tables = tuple(f"base_model.model.{path}" for path in tables_of(base))

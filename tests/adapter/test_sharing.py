@@ -16,13 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.adapter import counter
 from bishare_dsl.adapter.config import AdapterConfig, key_of, record_digest
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import pack, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.adapter.sharing import sharing_of
-from bishare_dsl.models import preset
+from bishare_dsl.cli.main import main
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.models import preset, site
 from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.test_files import CONFIG, TEXT, config_of, refused, saved
@@ -373,6 +376,45 @@ def test_no_draw_is_larger_than_its_numbers(draw: Any, tmp_path: Path) -> None:
     entry |= {"text": "my own:text", "draw": draw, "shape": [2, 2]}
     (folder / CONFIG).write_text(json.dumps(config))
     refused(folder, "BS604", "a draw cannot be")
+
+
+def test_no_sum_of_draws_is_larger_than_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes of the base are claims of the folder. Nothing is allocated for the sum."""
+    folder = Path(by_others(HERE / "random_basis", tmp_path / "theirs"))
+    config = config_of(folder)
+    entries = [t for t in config["bishare"]["sharing"]["tensors"] if "draw" in t]
+    assert len(entries) > 1
+    for number, entry in enumerate(entries):
+        entry["text"] = f"my own:{number}"
+        entry.pop("sha256", None)
+    (folder / CONFIG).write_text(json.dumps(config))
+    read_adapter(folder)
+    most = sum(math.prod(entry["shape"]) for entry in entries)
+    monkeypatch.setattr(site, "_ALWAYS_FITS", most)
+    read_adapter(folder)
+    monkeypatch.setattr(site, "_ALWAYS_FITS", most - 1)
+    monkeypatch.setattr(counter, "fill", None)
+    with pytest.raises(AdapterError, match=f"BS60[48].*random tensors have {most:,} numbers"):
+        read_adapter(folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(site, "_ALWAYS_FITS", most - 1)
+    load_adapter(folder, tiny_model("llama"))  # The model itself is large enough.
+
+
+def test_what_is_too_large_to_generate_is_not_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = read_adapter(HERE / "random_basis")
+    most = sum(drawn.plan.tensor[name].size for name in drawn.config.drawn)
+    assert most > 0
+    for limit, shown in ((most, True), (most - 1, False)):
+        monkeypatch.setattr(site, "_ALWAYS_FITS", limit)
+        assert main(["inspect", str(HERE / "random_basis")]) == 0
+        said = capsys.readouterr().out
+        assert (f"not stored have {most:,} numbers, more than" in said) != shown
+        assert ("norms of updates, by layer" in said) == shown
 
 
 def test_a_text_that_unpacks_to_deep_nesting_is_refused(tmp_path: Path) -> None:
