@@ -96,7 +96,8 @@ def command_line() -> str:
         "| command | |\n|---|---|\n"
         + "\n".join(f"| [`{name}`](#bishare-{name}) | {line} |" for name, line in COMMANDS.items()),
     ]
-    with click.Context(bishare, info_name="bishare", obj=Report()) as context:
+    settings = bishare.context_settings
+    with click.Context(bishare, info_name="bishare", obj=Report(), **settings) as context:
         for name in COMMANDS:
             command = bishare.get_command(context, name)
             assert command is not None
