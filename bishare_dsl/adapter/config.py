@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import MAX_SITES, Architecture
 from bishare_dsl.plan import Plan
@@ -31,9 +32,6 @@ FORMAT = 5
 
 RECORD = "bishare"
 """The config field that contains bishare's record."""
-
-PREFIX = "base_model.model."
-"""Prefix that PEFT adds to each key."""
 
 Entries = dict[str, dict[str, Any]]
 """``dtype``, ``shape`` and ``data`` of a file's tensors, by the last component of their keys."""

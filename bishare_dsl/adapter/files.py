@@ -194,15 +194,9 @@ def save_library(
         for name, tensors in adapters.items()
     }
     shared, config, _ = next(iter(packed.values()))
-    problems: dict[str, Problem] = {}
-    for _, _, found in packed.values():
-        problems = {problem.code: problem for problem in found} | problems
     common = {attribute(name) for name in plan.common}
     shared = {key: value for key, value in shared.items() if whole_in(key) in common}
-    own = {
-        name: _file_of({k: v for k, v in values.items() if whole_in(k) not in common})
-        for name, (values, _, _) in packed.items()
-    }
+    own = {name: _own_file(values, common) for name, (values, _, _) in packed.items()}
     digests = {name: digest_of(entries_in(content)) for name, content in own.items()}
     config = config.model_copy(update={"adapters": digests})
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
@@ -221,7 +215,7 @@ def save_library(
             for name, content in own.items():
                 (new / own_file(name)).write_bytes(content)
             write_card(new, plan, spec_text, tuple(adapters))
-    return tuple(problems.values())
+    return _first_of_each([problem for _, _, found in packed.values() for problem in found])
 
 
 def add_to_library(
@@ -260,18 +254,30 @@ def _add_members(
     stored = read_adapter(f"{folder}#{names_in(folder)[0]}")
     config, plan = stored.config, stored.plan
     common = {attribute(name) for name in plan.common}
-    digests, problems = dict(config.adapters or {}), dict[str, Problem]()
+    digests, problems = dict(config.adapters or {}), list[Problem]()
     for name, tensors in adapters.items():
         values, _, found = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
-        problems = {problem.code: problem for problem in found} | problems
-        own = {key: value for key, value in values.items() if whole_in(key) not in common}
-        content = _file_of(own)
+        problems += found
+        content = _own_file(values, common)
         replace_file(folder / own_file(name), content)
         digests[name] = digest_of(entries_in(content))
     config = config.model_copy(update={"adapters": digests})
     replace_file(folder / CONFIG, config.text().encode())
     write_card(folder, plan, config.spec, tuple(digests))
-    return tuple(problems.values())
+    return _first_of_each(problems)
+
+
+def _own_file(values: Mapping[str, torch.Tensor], common: set[str]) -> bytes:
+    """Return the file of an adapter of a library, without the tensors that all have in common."""
+    return _file_of({key: value for key, value in values.items() if whole_in(key) not in common})
+
+
+def _first_of_each(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Return the first problem of each code."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.code, problem)
+    return tuple(first.values())
 
 
 def pack(

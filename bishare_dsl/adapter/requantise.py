@@ -13,7 +13,6 @@ from bishare_dsl.export.effective import delta
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.load import load_model
 from bishare_dsl.models.source import Source
-from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -50,14 +49,8 @@ def requantise(
     after, survival = linear_maps(model), Survival(form)
     for site in plan.sites:
         if plan.terms_of[site.path]:
-            was = _value(before[site.path])
+            was = before[site.path].values().float()
             update = delta(plan, tensors, site, was)
-            change = _value(after[site.path]) - was
+            change = after[site.path].values().float() - was
             survival.add(site.kind, change.to(update.device), update)
     return model, survival
-
-
-def _value(weight: Weight) -> torch.Tensor:
-    """Return a weight in float32, dequantised if necessary."""
-    kept = weight.values()
-    return kept.float()

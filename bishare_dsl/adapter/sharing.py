@@ -32,6 +32,7 @@ from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.models.parts import parts
 from bishare_dsl.models.site import MAX_SITES, Architecture, Parameter, Site
 from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan.bits import BITS
 from bishare_dsl.plan.names import attribute, owner
 from bishare_dsl.plan.plan import Pool, Term, Trained
 from bishare_dsl.reading import parse_json
@@ -42,9 +43,7 @@ from bishare_dsl.transforms.registry import transform_names
 FORMAT = 2
 """The format of `sharing` that this version writes."""
 
-FEATURES = (
-    *("base", "drawn", "experts", "full", "int4", "int8", "library", "parts", "tied", "torch"),
-)
+FEATURES = (*BITS, "base", "drawn", "experts", "full", "library", "parts", "tied", "torch")
 """Values of ``needs`` other than transforms."""
 
 UNNAMED = "its base"
@@ -90,7 +89,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
         modules.append(module | {"terms": here})
         needs |= {word for word, key in (("tied", "tied"), ("experts", "expert")) if key in module}
     full = [_full(t) | {"tensor": place[t.tensor]} for t in plan.trained if t.tensor in place]
-    ways = (("draw", "drawn"), *((key, key) for key in ("base", "parts", "int8", "int4")))
+    ways = (("draw", "drawn"), *((key, key) for key in ("base", "parts", *BITS)))
     needs |= {word for key, word in ways if any(key in entry for entry in entries)}
     needs |= {"torch"} if any("torch" in entry.get("draw", {}) for entry in entries) else set()
     needs |= {"full"} if full else set()

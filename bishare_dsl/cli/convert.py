@@ -92,7 +92,7 @@ def command(
     from bishare_dsl.export.export import export_adapter
     from bishare_dsl.models.load import load_model, meta_model
 
-    scales = len(stored.plan.unscaled) < len(stored.plan.terms)  # Then its weights count.
+    scales = stored.plan.has_magnitudes  # Then the base's weights count.
     exported = export_adapter(
         out,
         stored.plan,

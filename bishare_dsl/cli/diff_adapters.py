@@ -47,7 +47,7 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
         for name, base, named in zip((before, after), bases, names, strict=True)
     )
     plans, weights = (one.plan, two.plan), {}
-    if any(len(plan.unscaled) < len(plan.terms) for plan in plans):
+    if any(plan.has_magnitudes for plan in plans):
         from bishare_dsl.models.inspect import linear_maps
         from bishare_dsl.models.load import load_model
 

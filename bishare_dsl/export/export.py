@@ -116,5 +116,5 @@ def export_adapter(
             warning = replace(problem, severity="warning")
             report = replace(report, warnings=(*report.warnings, warning))
     # vLLM supports low-rank terms only.
-    alone = not plan.trained and len(plan.unscaled) == len(plan.terms)
+    alone = not plan.trained and not plan.has_magnitudes
     return served_by_vllm(report, highest) if highest is not None and alone else report

@@ -32,9 +32,6 @@ from bishare_dsl.plan.in_full import NONE
 if TYPE_CHECKING:
     from torch import nn
 
-PREFIX = "base_model.model."
-"""PEFT's prefix for the names of the base's modules."""
-
 _VECTOR = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 
 

@@ -20,7 +20,7 @@ from bishare_dsl.export.experts import each_expert, shared_outer
 from bishare_dsl.export.gguf import read_gguf, write_gguf
 from bishare_dsl.export.lora import Lora
 from bishare_dsl.export.peft import write_peft
-from bishare_dsl.export.peft_config import TENSORS, PeftConfig, read_config, read_tensors
+from bishare_dsl.export.peft_config import PREFIX, TENSORS, PeftConfig, read_config, read_tensors
 from bishare_dsl.models.site import Architecture
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def read_peft_files(
         AdapterError: it cannot be read (BS608).
     """
     tensors = read_tensors(folder, TENSORS, architecture)
-    names = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    names = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     return read_config(folder), {_renamed(name): tensor for name, tensor in names.items()}
 
 
@@ -66,7 +66,7 @@ class Layout:
     write: Callable[[Path, Lora], int | None] | None
 
 
-_MODULES = "base_model.model.PATH.lora_A.weight (rank, d_in), lora_B.weight (d_out, rank)"
+_MODULES = f"{PREFIX}PATH.lora_A.weight (rank, d_in), lora_B.weight (d_out, rank)"
 LAYOUTS: Mapping[str, Layout] = {
     "peft": Layout(
         "PEFT, with `target_parameters` for experts",

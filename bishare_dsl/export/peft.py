@@ -30,7 +30,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import MERGE, magnitude_vector
 from bishare_dsl.export.experts import Named, stacks, wrappers_of
 from bishare_dsl.export.lora import Lora, Pair
-from bishare_dsl.export.peft_config import CONFIG, TENSORS
+from bishare_dsl.export.peft_config import CONFIG, PREFIX, TENSORS
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.models.inspect import in_adapter, linear_maps
@@ -110,7 +110,7 @@ def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     for path in paths if transforms else ():
-        key = f"base_model.model.{path}.lora_A.weight"
+        key = f"{PREFIX}{path}.lora_A.weight"
         renamed, converter = rename_source_key(key, renamings, converters)
         if converter or not key.endswith(renamed.replace(".default", "")):
             yield path
@@ -159,7 +159,7 @@ def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
             down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1)
         else:
             up = up.mT
-        key = f"base_model.model.{wrappers.get(target.name, target.name)}"
+        key = f"{PREFIX}{wrappers.get(target.name, target.name)}"
         factors[f"{key}.lora_A.weight"] = down.contiguous()
         factors[f"{key}.lora_B.weight"] = up.contiguous()
         if target.name in vectors:
@@ -218,7 +218,7 @@ def _vectors(
         AdapterError: a weight is missing (BS624), PEFT does not support DoRA on a module (BS675), or a row
             of W + dW is 0 (BS628).
     """
-    if len(plan.unscaled) == len(plan.terms):
+    if not plan.has_magnitudes:
         return {}
     found, problems = {}, []
     for pair in pairs:
@@ -279,8 +279,8 @@ def _outside(
         swapped = maps[path].looks_up and not maps[site.path].looks_up
         a, b = (up, down) if swapped else (down, up)
         label, end = ("lora_embedding", "") if maps[path].looks_up else ("lora", ".weight")
-        yield f"base_model.model.{path}.{label}_A{end}", a.clone()
-        yield f"base_model.model.{path}.{label}_B{end}", b.t().clone().contiguous()
+        yield f"{PREFIX}{path}.{label}_A{end}", a.clone()
+        yield f"{PREFIX}{path}.{label}_B{end}", b.t().clone().contiguous()
 
 
 def served_by_vllm(report: ExportReport, rank: int) -> ExportReport:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""PEFT's prefix for the names of the base's modules."""
+
 BYTES_EACH = 8  # float64
 
 # PEFT's fields that make a LoRA something else or change the base.

@@ -45,6 +45,7 @@ from bishare_dsl.adapter.stored import tensor_of
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.plan import Plan
@@ -247,7 +248,7 @@ def _read_for(
     raise_errors(AdapterError, list(base_problems(stored.plan, shapes)))
     if stored.beside:
         own = PeftConfig.from_pretrained(str(folder))
-        tables = tuple(f"base_model.model.{path}" for path in tables_of(base))
+        tables = tuple(f"{PREFIX}{path}" for path in tables_of(base))
         others = [
             key
             for key in stored.beside

@@ -196,6 +196,11 @@ class Plan(_Data):
         """All terms except magnitudes, for code that applies these separately."""
         return [term for term in self.terms if not term.is_magnitude]
 
+    @property
+    def has_magnitudes(self) -> bool:
+        """Whether it scales outputs, so that updates depend on the base's weights."""
+        return any(term.is_magnitude for term in self.terms)
+
     @cached_property
     def first_site(self) -> dict[str, str]:
         """The path of the first site that uses each tensor, by the tensor's name."""

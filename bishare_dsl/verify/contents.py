@@ -18,10 +18,9 @@ from bishare_dsl.diagnostics.codes import adapter as adapter_codes
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.export.effective import check_linear, effective_factors
 from bishare_dsl.export.experts import stacked_in
-from bishare_dsl.export.from_peft import PREFIX
 from bishare_dsl.export.layouts import FACTOR, read_tensors
 from bishare_dsl.export.peft import TENSORS as PEFT_TENSORS
-from bishare_dsl.export.peft_config import PeftConfig, read_config
+from bishare_dsl.export.peft_config import PREFIX, PeftConfig, read_config
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps

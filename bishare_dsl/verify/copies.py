@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from bishare_dsl.export.from_peft import FACTOR, PREFIX
+from bishare_dsl.export.from_peft import FACTOR
 from bishare_dsl.export.peft import CONFIG, TENSORS
-from bishare_dsl.export.peft_config import PeftConfig
+from bishare_dsl.export.peft_config import PREFIX, PeftConfig
 from bishare_dsl.verify.answers import TEXTS, Answer, distance
 from bishare_dsl.verify.contents import Contents, kind_of, layers_of
 from bishare_dsl.verify.judge import (

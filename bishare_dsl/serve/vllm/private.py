@@ -40,6 +40,7 @@ from vllm.v1.worker import lora_model_runner_mixin
 
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.peft_config import PREFIX
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,7 +139,7 @@ def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     found: dict[str, list[Part]] = {}
     for path in paths:
-        name, _ = parse_fine_tuned_lora_name(f"base_model.model.{path}.lora_A.weight", mapper)
+        name, _ = parse_fine_tuned_lora_name(f"{PREFIX}{path}.lora_A.weight", mapper)
         parent, _, kind = name.rpartition(".")
         whole, number, total = packed.get(kind, (kind, 0, 1))
         if (layer := f"{parent}.{whole}") in modules:
