@@ -223,7 +223,7 @@ def check_forward(module: RewrittenModule) -> None:
     Raises:
         AdapterError: it would leave the adapter out (BS407).
     """
-    # accelerate's hook reads `_old_forward` from the module; a patch over the hook does not.
+    # accelerate's hook reads the old forward (`hooks.FORWARDS`) from the module; a patch over it does not.
     ours, waiting, seen = type(module).forward, [vars(module)["forward"]], set[int]()
     while waiting:
         function = waiting.pop()
