@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test hunt hostile lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test test-long hunt hostile lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -49,8 +49,14 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## set up, then compare adapters that share weights with LoRA (SmolLM2-135M, fetched once)
 	@$(BIN)/python examples/demo.py --cache $(CACHE)
 
-test: $(STAMP) ## set up, then run all tests; ARGS="tests/plan -x" selects some
-	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function $(ARGS)
+# Tests with the mark `long` look for what nobody thought of. What each of them guards has a quick test besides.
+XDIST := -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function
+
+test: $(STAMP) ## set up, then run the tests, in five minutes; ARGS="tests/plan -x" selects some
+	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-quick} $(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "not long" $(ARGS)
+
+test-long: $(STAMP) ## run random lives, kills at each write, every spec through every command, several processes
+	@$(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "long or hypothesis" $(ARGS)
 
 hunt: $(STAMP) ## compare random sequences of operations with a dense reference, for an hour; ARGS="--minutes 480 --seed 7"
 	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)
@@ -98,7 +104,7 @@ test-peft: $(STAMP) ## run PEFT's tests, oldest and newest version, with adapter
 	@set -e; for version in $(PEFT_OLDEST) $(PEFT_NEWEST); do \
 	  $(PYTEST) $(BIN)/python tests/peft/upstream.py $$version $(ARGS); done
 
-test-quantised: $(STAMP) .quantised/.installed ## test bases quantised by torchao and GPTQ
+test-quantised: $(STAMP) .quantised/.installed ## test bases quantised by bitsandbytes, torchao and GPTQ
 	@$(PYTEST) PYTHONPATH=.quantised $(BIN)/python -m pytest -q $(or $(ARGS),tests/adapter/test_quantised.py)
 
 # Beside .venv, not in it: transformers imports both with every model, and torchao warns each time of kernels that a

@@ -1,5 +1,7 @@
 """Settings of hypothesis: `ci`, the default, is the same run every time; `thorough`, or `nightly`, looks further.
 
+`make test` takes the first few examples (`quick`), and `make test-long` all of `ci`.
+
 HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
 """
 
@@ -17,6 +19,7 @@ from bishare_dsl.transforms.registry import _REGISTERED
 # No test is timed: drawing a model, or compiling, takes as long as the machine takes.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 settings.register_profile("thorough", max_examples=1000, print_blob=True, **COMMON)
 settings.register_profile("nightly", settings.get_profile("thorough"))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

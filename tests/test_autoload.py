@@ -87,6 +87,7 @@ def test_without_bishare_peft_is_imported_with_a_warning(stand_ins):
     assert "bishare cannot be loaded with PEFT: gone" in run.stderr
 
 
+@pytest.mark.long
 def test_lm_eval_s_own_command_line(site, tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")

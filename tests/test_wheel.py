@@ -16,6 +16,8 @@ import pytest
 
 from bishare_dsl import __version__
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 FILES = {
     path.relative_to(ROOT).as_posix()

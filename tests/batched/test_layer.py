@@ -12,7 +12,8 @@ from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Kron
-from tests.methods.test_every_method import SCALED, TINY
+from tests.methods.test_every_method import ONE_OF_EACH, SCALED, TINY
+from tests.support.parts import quick
 from tests.support.toeplitz import Toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
@@ -64,7 +65,9 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("spec", [*LINEAR, TOEPLITZ])
+@pytest.mark.parametrize(
+    "spec", quick([*LINEAR, TOEPLITZ], [*({*LINEAR} & {*ONE_OF_EACH}), TOEPLITZ])
+)
 def test_every_spec(spec):
     """A few tokens of each adapter, and so many that effective factors are made."""
     server = Server(spec)

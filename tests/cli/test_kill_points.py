@@ -27,6 +27,7 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.support.checks import randomize
+from tests.support.parts import quick
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="forks")
 SPEC = "spec s\ntarget q_proj, v_proj\nshare a per layer rank 2 via KE(size = 4)\n"
@@ -174,7 +175,7 @@ def points(
     raise AssertionError("it never comes to an end")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", quick(COMMANDS, ["compile again"]))
 def test_a_kill_at_each_write_leaves_the_old_or_the_new(
     name: str, made: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +188,7 @@ def test_a_kill_at_each_write_leaves_the_old_or_the_new(
             assert found in (before, wanted)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", quick(COMMANDS, ["compile again"]))
 def test_a_disk_that_is_full_at_each_write_is_an_error_with_a_code(
     name: str, made: Path, tmp_path: Path
 ) -> None:
@@ -205,7 +206,7 @@ def test_a_disk_that_is_full_at_each_write_is_an_error_with_a_code(
         assert code or found == wanted
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"fmt"}))
+@pytest.mark.parametrize("name", quick(sorted(COMMANDS.keys() - {"fmt"}), ["compile"]))
 def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
     name: str, made: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.distributed import together
 from tests.distributed.together import raised
 
 ROOT = str(Path(__file__).parents[2])
+collect_ignore = [] if find_spec("deepspeed") else ["test_deepspeed.py"]  # `make test-deepspeed`
 
 
 @dataclass(frozen=True)

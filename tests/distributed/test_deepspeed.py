@@ -17,21 +17,21 @@ import torch
 from torch import distributed
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-deepspeed = pytest.importorskip("deepspeed")
 
-from accelerate.state import AcceleratorState  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
-from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
+import deepspeed
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers.integrations import HfDeepSpeedConfig
+from trl import SFTConfig, SFTTrainer
 
-from bishare_dsl import compile_spec, load_adapter, parse_spec  # noqa: E402
-from bishare_dsl.adapter.files import read_adapter  # noqa: E402
-from bishare_dsl.diagnostics import AdapterError  # noqa: E402
-from bishare_dsl.models import inspect_model  # noqa: E402
-from bishare_dsl.train import TrainError, train  # noqa: E402
-from tests.distributed import test_training as runs  # noqa: E402
-from tests.distributed.test_two_processes import (  # noqa: E402
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.models import inspect_model
+from bishare_dsl.train import TrainError, train
+from tests.distributed import test_training as runs
+from tests.distributed.test_two_processes import (
     IDS,
     MIXED,
     STEPS,
@@ -41,10 +41,10 @@ from tests.distributed.test_two_processes import (  # noqa: E402
     mine,
     values_of,
 )
-from tests.distributed.together import Together, assert_same_everywhere  # noqa: E402
-from tests.peft.conftest import write_checkpoint  # noqa: E402
-from tests.peft.test_trainers import COMMON, ROWS, config, losses  # noqa: E402
-from tests.support.families import tiny_model  # noqa: E402
+from tests.distributed.together import Together, assert_same_everywhere
+from tests.peft.conftest import write_checkpoint
+from tests.peft.test_trainers import COMMON, ROWS, config, losses
+from tests.support.families import tiny_model
 
 # A kernel for shared memory between processes, which takes a minute to compile.
 deepspeed.comm.torch.build_shm_op = lambda: None

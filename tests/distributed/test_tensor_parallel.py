@@ -14,6 +14,8 @@ from bishare_dsl.testing.models import tiny_model
 from tests.distributed.test_two_processes import IDS, MIXED
 from tests.distributed.together import Together
 
+pytestmark = pytest.mark.long
+
 together = Together(lambda folder: tiny_model("llama").save_pretrained(folder / "base"))
 
 

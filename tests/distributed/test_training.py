@@ -30,6 +30,8 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, TrainingInterrupted, train
 from tests.distributed.together import Together, assert_same_everywhere
 
+pytestmark = pytest.mark.long
+
 SPEC = """
 spec mixed
 target q_proj, k_proj, v_proj, up_proj, down_proj

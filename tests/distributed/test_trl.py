@@ -14,6 +14,8 @@ from tests.distributed.together import Together, assert_same_everywhere
 from tests.peft.conftest import write_checkpoint
 from tests.peft.test_trainers import losses, supervised, tensors_of
 
+pytestmark = pytest.mark.long
+
 together = Together(lambda folder: write_checkpoint(folder / "base"))
 
 

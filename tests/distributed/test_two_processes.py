@@ -20,6 +20,8 @@ from bishare_dsl.peft import BishareConfig
 from tests.distributed.together import Together, assert_same_everywhere
 from tests.support.families import tiny_model
 
+pytestmark = pytest.mark.long
+
 # Tensors of a module, of a layer and of the whole model; a transform of each kind; frozen ones.
 MIXED = """
 spec mixed

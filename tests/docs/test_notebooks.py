@@ -33,6 +33,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 def test_who_shares(run):
     text, html = run("who_shares")
     assert "r = 16:" in text
@@ -40,6 +41,7 @@ def test_who_shares(run):
     assert "<iframe" in html
 
 
+@pytest.mark.long
 def test_train(run):
     text, _ = run("train")
     assert "trainable params" in text

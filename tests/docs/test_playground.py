@@ -15,6 +15,8 @@ from bishare_dsl.models import PRESETS
 from bishare_dsl.resources import shipped_specs
 from tests.browser import chromium, missing
 
+pytestmark = pytest.mark.long
+
 SITE = Path(__file__).parents[2] / "build" / "docs"
 
 

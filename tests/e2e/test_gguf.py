@@ -12,7 +12,7 @@ from tests.export.conftest import moved
 from tests.export.gguf_base import write_base
 from tests.export.libllama import llama
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 PARAMS = {"size": 64, "r_local": 2, "r_intra": 4, "r_inter": 16}
 

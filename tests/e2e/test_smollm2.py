@@ -19,7 +19,7 @@ from bishare_dsl.models import load_model
 from examples.smollm2 import smollm2_folder
 from tests.support.stored import load_stored
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 SPEC = "bishare_ke"
 PARAMS = {"size": 192, "r_inter": 8}

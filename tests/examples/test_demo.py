@@ -32,12 +32,14 @@ def run(tmp_path_factory):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
+@pytest.mark.long
 def test_it_tells_the_time_first_and_says_nothing_else(run):
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("This takes about 2 minutes on two idle cores")
     assert run.stderr == ""
 
 
+@pytest.mark.long
 def test_each_way_has_a_score_and_bytes(run):
     lines = [re.split(r" {2,}", line) for line in run.stdout.splitlines()]
     rows = {line[0]: line for line in lines if len(line) == 4 and "of 144" in line[3]}
@@ -50,6 +52,7 @@ def test_each_way_has_a_score_and_bytes(run):
     assert own["library_core"] < own["LoRA r=8"] / 10
 
 
+@pytest.mark.long
 def test_six_adapters_are_listed_and_answer_in_one_batch(run):
     listed = run.stdout[run.stdout.index("$ bishare inspect library_core/library") :]
     for name in (f"new{i}" for i in range(6)):

@@ -16,7 +16,8 @@ from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.models import Architecture
 from bishare_dsl.resources import shipped_specs
-from tests.methods.test_every_method import SCALED
+from tests.methods.test_every_method import ONE_OF_EACH, SCALED
+from tests.support.parts import quick
 
 SMALL = {
     "mos": {"r": 3},
@@ -64,7 +65,10 @@ def test_behind_a_step_the_gradient_of_its_block_is_zero(trained: Any, base: Arc
 NOT_FITTED = {"hydralora", "lora_xs", "pissa", "tiny_lora"} | SCALED
 
 
-@pytest.mark.parametrize("spec", sorted({*shipped_specs()} - NOT_FITTED))
+FITTED = sorted({*shipped_specs()} - NOT_FITTED)
+
+
+@pytest.mark.parametrize("spec", quick(FITTED, {*FITTED} & {*ONE_OF_EACH}))
 def test_only_a_bank_of_vectors_has_no_closed_step(
     spec: str, trained: Any, base: Architecture
 ) -> None:

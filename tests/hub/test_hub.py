@@ -135,6 +135,7 @@ def test_an_adapter_comes_from_the_hub(hub, bishare, adapter):
     assert "BS504" in offline[1].err
 
 
+@pytest.mark.long
 def test_peft_pushes_and_both_fetch(hub, python, adapter, base, library, tmp_path):
     put(hub, "me/library", library)
     script = """

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import SpecError
@@ -41,7 +41,6 @@ def test_any_words_give_a_spec_or_located_errors(words):
     _outcome(" ".join(words))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs(), st.data())
 def test_a_mistake_anywhere_is_an_error_or_another_spec(spec, data):
     text = spec_text(spec)
@@ -53,7 +52,6 @@ def test_a_mistake_anywhere_is_an_error_or_another_spec(spec, data):
     )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs())
 def test_a_spec_s_text_says_the_same_and_is_formatted(spec):
     text = spec_text(spec)
@@ -61,7 +59,6 @@ def test_a_spec_s_text_says_the_same_and_is_formatted(spec):
     assert format_text(text) == text
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs())
 def test_what_is_read_is_what_pydantic_would_accept(spec):
     read_back, where = read(spec_text(spec))
@@ -72,7 +69,6 @@ def test_what_is_read_is_what_pydantic_would_accept(spec):
     assert set(where.spans) >= told
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(layouts())
 def test_formatting_keeps_meaning_and_comments_wherever_they_stand(layout):
     spec, text, comments = layout

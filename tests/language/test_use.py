@@ -269,11 +269,7 @@ def test_a_file_to_be_used_is_formatted_by_itself_and_reads_no_other():
     assert format_text(text) == text
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(specs())
 def test_a_spec_in_two_files_says_the_same(folder, spec):
     text = spec_text(spec)

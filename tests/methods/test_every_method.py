@@ -9,6 +9,7 @@ from bishare_dsl.resources import shipped_specs
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.conftest import LAYERS, spec
 from tests.support.checks import check_spec
+from tests.support.parts import quick
 
 # Sizes that fit a tiny model: where a param sets none, the shipped value fits.
 TINY = {
@@ -84,7 +85,7 @@ def test_all_are_here():
     assert set(TINY) == set(shipped_specs())
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", quick(TINY, ONE_OF_EACH))
 def test_invariants(name):
     check_spec(spec(name, **TINY[name]), tiny_model("llama", num_hidden_layers=LAYERS))
 

@@ -36,10 +36,11 @@ from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
 from bishare_dsl.peft import BishareConfig
 from tests.adapter.test_frozen import VERA
-from tests.methods.test_every_method import TINY
+from tests.methods.test_every_method import ONE_OF_EACH, TINY
 from tests.peft.conftest import SPEC
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
+from tests.support.parts import quick
 from tests.support.plain import Mlp, Net
 
 
@@ -48,7 +49,7 @@ def logits(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
         return model(ids, **given).logits
 
 
-@pytest.mark.parametrize("spec", sorted(TINY))
+@pytest.mark.parametrize("spec", quick(sorted(TINY), ONE_OF_EACH))
 def test_every_shipped_spec_starts_as_its_base_and_comes_back(
     spec: str, tmp_path: Path, ids: torch.Tensor
 ) -> None:
@@ -408,6 +409,9 @@ LORAS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings(
+    "ignore::peft.utils.warning.PeftWarning"
+)  # Of a bias at layers that have none.
 @pytest.mark.parametrize("given", LORAS.values(), ids=LORAS)
 def test_a_lora_config_becomes_a_spec(base: Any, ids: torch.Tensor, given: dict[str, Any]) -> None:
     config = LoraConfig(r=4, **given)
@@ -545,6 +549,8 @@ def test_the_heads_of_a_task_are_added_to_a_copy_of_the_config(
     assert of_models[0] != beside
 
 
+# torch deprecates tracing, and each question about a shape, ours and transformers', is answered for good.
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_an_adapted_model_is_traced_by_torch_jit(family: str, ids: torch.Tensor) -> None:
     """F41."""

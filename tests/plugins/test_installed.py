@@ -151,6 +151,7 @@ def test_a_spec_that_does_not_use_it_does_not_import_it(site: Path, here: Path) 
     assert python(site, program, "plan", "plain.share", "-m", "smollm2-135m").returncode == 0
 
 
+@pytest.mark.long
 def test_compile_save_load_merge_export_and_the_checks(site: Path, here: Path) -> None:
     pytest.importorskip("peft")
     run = python(site, f"{REFERENCE}\n{PROGRAM}")

@@ -172,7 +172,7 @@ UNEQUAL = {
 OF_BASES = [("Loadings", "vectors"), ("Core", "count"), ("Core", "cores"), ("Basis", "count")]
 
 
-@settings(max_examples=max(10, settings().max_examples // 4))
+@settings(max_examples=max(1, settings().max_examples // 4))
 @given(
     st.sampled_from(["qwen3_moe", "gpt_oss", "mixtral"]),
     st.sampled_from([*UNEQUAL]),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -9,12 +10,13 @@ from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.support.regions import can_train, check_region, regions
 
 
-@settings(max_examples=max(60, settings().max_examples))
+@settings(max_examples=3 * settings().max_examples // 2)
 @given(regions())
 def test_any_region_is_its_dense_reference(drawn):
     check_region(drawn)
 
 
+@pytest.mark.long
 def test_regions_are_of_all_kinds():
     seen = Counter()
 

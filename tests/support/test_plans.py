@@ -2,6 +2,7 @@ import random
 from collections import Counter
 from contextlib import suppress
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,7 @@ class _Seen(Exception):
     """Raised when all features have been seen."""
 
 
+@pytest.mark.long
 def test_what_is_drawn_covers_the_language():
     seen = Counter()
 
@@ -125,6 +127,7 @@ def test_what_is_drawn_covers_the_language():
     assert set(seen) == set(WANTED)
 
 
+@pytest.mark.long
 def test_drawn_models_cover_the_families():
     seen, quantised, tied = set(), set(), set()
 

@@ -12,6 +12,7 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.methods.test_every_method import SCALED, TINY
+from tests.support.parts import quick
 from tests.support.tasks import tiny_tasks
 
 SHAPES = {
@@ -49,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", quick(TINY, ["library_core"]))
 def test_every_command(name: str, base: str, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     # lm_eval lists every installed package into each result, which takes seconds.

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_killed_while_saving_again_and_again(files, tmp_path):
     for name in ("small.share", "rows.jsonl"):
         shutil.copy(files / name, tmp_path)

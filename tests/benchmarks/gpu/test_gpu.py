@@ -9,6 +9,8 @@ import torch
 
 import bishare_dsl
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(bishare_dsl.__file__).parents[1] / "benchmarks"
 TINY = [
     "--size",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
@@ -33,7 +33,6 @@ def terms(draw, use):
             return use((14, 15), rank=3, **common)
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_subset(case, gated, use, data):
     some = st.lists(terms(use), min_size=1, max_size=4)

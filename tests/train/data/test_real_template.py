@@ -23,7 +23,7 @@ def smollm2():
 
 
 @given(said=st.lists(SAID, min_size=1, max_size=3), asked=SAID)
-@settings(max_examples=100)
+@settings(max_examples=2 * settings().max_examples)
 def test_trained_is_what_the_assistant_says_and_its_end(said, asked, smollm2, rows, trained):
     messages = [
         {"role": role, "content": content}
