@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from bishare_dsl.transforms.registry import _REGISTERED
+from tests.support.parts import superfluous
 
 # No test is timed: drawing a model, or compiling, takes as long as the machine takes.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -30,6 +31,18 @@ def pytest_configure() -> None:
     gc.disable()  # While all that is imported is made, there is nothing to collect.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # Before `-m` selects.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave rows of an `each_once` product in which no value is new to `make test-long`."""
+    products: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("each_once"):
+            products.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for rows in products.values():
+        for item in superfluous(rows):
+            item.add_marker("long")
 
 
 frozen = 0

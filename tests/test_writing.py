@@ -113,6 +113,7 @@ def test_a_kill_at_every_step_leaves_the_old_or_the_new(
     assert set(seen) == {0, 1}
 
 
+@pytest.mark.long
 def test_two_kills_one_after_the_other(
     tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_merged_model_computes_the_same(
     torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("family", "text"), CASES[:2])
 def test_unmerge_restores_the_base_bit_for_bit(

@@ -61,6 +61,7 @@ def part(weight: torch.Tensor, rows: slice) -> torch.Tensor:
     return u[:, rows] * s[rows] @ vh[rows]
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("share", [PISSA, XS])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_invariants(family: str, share: str) -> None:
@@ -84,6 +85,7 @@ def test_invariants_of_others(share: str) -> None:
     check_spec(spec(share), tiny_model("llama"))
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("bottom", ["", "_bottom"])
 @pytest.mark.parametrize("scale", [1, 4, -0.5])

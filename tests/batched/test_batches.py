@@ -352,6 +352,7 @@ def test_packed_examples_have_the_adapter_of_their_row(shared: Any) -> None:
         shared(**flat, position_ids=torch.arange(3).repeat(1, 8), adapter_names=names)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_names_for_a_compiled_model() -> None:
     model = filled(tiny_model("llama", num_hidden_layers=1), {"a": "a", "b": "b"})

@@ -102,6 +102,7 @@ def test_a_command_loads_no_other() -> None:
     assert run("check", "lora", program=program).returncode == 0
 
 
+@pytest.mark.long
 def test_no_other_library_speaks_on_standard_error(tmp_path: Path, checkpoint: Path) -> None:
     """A merge imports transformers and PEFT, reads weights and writes them: three bars, and an advice."""
     fresh = tmp_path / "fresh"

@@ -59,6 +59,7 @@ def mixed(model: Any, names: list[str | None], ids: torch.Tensor) -> torch.Tenso
         return model(ids).logits
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("tokens", [2, 24])
 @pytest.mark.parametrize(
     ("names", "banks"),

@@ -1,5 +1,6 @@
 """The parts that sites play, by family; shipped specs resolve by them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import PlanError
-from bishare_dsl.models import inspect_model
+from bishare_dsl.models import Architecture, inspect_model
 from bishare_dsl.models.parts import PARTS, parts
 from tests.methods.test_every_method import SCALED
 from tests.models.test_weights import GATES, mixture
@@ -65,9 +66,14 @@ def model_of(family: str) -> Any:
     return mixture(family, shared_expert_intermediate_size=24)
 
 
+@cache
+def inspected(family: str) -> Architecture:
+    return inspect_model(model_of(family))
+
+
 @pytest.mark.parametrize("family", EXPECTED)
 def test_every_site_plays_the_part_that_its_family_gives_it(family: str) -> None:
-    sites = inspect_model(model_of(family)).sites
+    sites = inspected(family).sites
     found = {part: {site.kind for site in sites if part in parts(site)} for part in PARTS}
     assert {part: kinds for part, kinds in found.items() if kinds} == EXPECTED[family]
     assert all(parts(site) for site in sites if "shared_expert_gate" not in site.path)
@@ -95,10 +101,10 @@ def test_encoders() -> None:
 )
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_shipped_specs_resolve(spec: str, family: str) -> None:
-    model, expected = model_of(family), EXPECTED[family]
+    model, expected = inspected(family), EXPECTED[family]
     every = ("attention_inputs", "mlp_ups", "mlp_downs")
     kinds = set().union(*(expected[part] for part in TARGETS.get(spec, every)), NAMED.get(spec, ()))
-    present = {site.kind for site in inspect_model(model).sites}
+    present = {site.kind for site in model.sites}
     refused = "BS323" if spec in SCALED and family in MIXTURES else None
     if not kinds <= present:
         refused = "BS301"

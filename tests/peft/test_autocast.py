@@ -34,6 +34,7 @@ def lora(base: Any, *, autocast: bool) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", [*SHORT, torch.float32])
 def test_a_new_adapter(dtype: torch.dtype, autocast: bool) -> None:
@@ -54,6 +55,7 @@ def test_a_new_adapter(dtype: torch.dtype, autocast: bool) -> None:
         assert not tensor.requires_grad or tensor.grad.dtype == wanted, name
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", SHORT)
 def test_one_of_a_folder(dtype: torch.dtype, autocast: bool, tmp_path: Path) -> None:

@@ -467,6 +467,7 @@ def test_a_folder_that_gets_a_spec_meanwhile_is_loaded_again(
     assert model.peft_config["new"].spec
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("door", ["from_pretrained", "load_adapter"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_writer_between_the_two_files_is_waited_out_once(

@@ -59,6 +59,7 @@ def updates(model: Any, name: str) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("scale", [0.5, 0.0, -2.0])
 def test_a_scale_multiplies_what_an_adapter_adds(

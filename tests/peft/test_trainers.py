@@ -308,6 +308,7 @@ def trainer_of(kind: str, model: Any, checkpoint: Path, folder: Path, adapter: A
     )
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("tied", [True, False], ids=AT_HEAD)
 def test_a_term_at_the_head_is_refused_by_what_would_leave_it_out(

@@ -20,6 +20,7 @@ from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.support import checks
 from tests.support.checks import regions
 from tests.support.families import TINY_FAMILIES, tiny_model
+from tests.support.parts import quick
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
 # The second prompt is padded on the left.
@@ -45,6 +46,7 @@ def gradients(model, tensors, ids=IDS):
 # A fresh adapter -------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_fresh_adapter_changes_no_bit(adapted, family, dtype):
@@ -89,6 +91,7 @@ def test_a_trained_adapter_is_the_dense_reference(adapted, family):
     assert all(p.grad is None for n, p in case.model.named_parameters() if "bishare" not in n)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize(
     ("family", "how"),
     # Falcon's own attention takes no static cache.
@@ -120,6 +123,7 @@ def test_fallbacks_are_noted(adapted):
 # Training --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 def test_gradient_checkpointing(adapted, family, reentrant):
@@ -189,6 +193,7 @@ def decode(model):
     return model(IDS[:1, 3:4], cache=cache).logits
 
 
+@pytest.mark.long
 def test_decoding_compiles_without_a_break(adapted):
     case = adapted("llama", num_hidden_layers=1).train()
     breaks = {}
@@ -282,7 +287,7 @@ def test_pickles_load_in_a_fresh_process(adapted, tmp_path):
     subprocess.run([sys.executable, "-c", LOAD, *paths], check=True)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", quick(TINY_FAMILIES, ["llama", "gpt2", "mixtral"]))
 def test_each_tensor_stands_once_in_the_state_dict(adapted, family):
     case = adapted(family).train()
     state = case.model.state_dict()
@@ -343,7 +348,7 @@ def test_hooks_and_recorded_outputs(adapted):
         assert all(map(torch.equal, expected, actual))
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", quick(TINY_FAMILIES, ["llama", "gpt2", "mixtral"]))
 def test_unadapt_gives_the_base_back(adapted, family):
     model = tiny_model(family)
     frozen = next(name for name, _ in model.named_parameters())

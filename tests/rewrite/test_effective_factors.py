@@ -351,6 +351,7 @@ def test_inference_mode_and_gradients_take_turns(adapted):
     assert all(p.grad is not None for n, p in model.named_parameters() if "bishare" in n)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("order", ["offloaded first", "adapted first"])
 @pytest.mark.parametrize("how", ["cpu", "disk", "map"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -113,6 +113,7 @@ def gradients(logits, model):
     return found
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,6 +129,7 @@ def test_a_fresh_adapter_is_its_base(family, implementation, dtype):
         assert torch.equal(model(IDS).logits, before)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_what_weights_with_the_updates_give(family, implementation):
@@ -143,6 +145,7 @@ def test_it_is_what_weights_with_the_updates_give(family, implementation):
             assert_close(model(IDS).logits, expected)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("terms", SPECS.values(), ids=SPECS)
 def test_any_sharing(terms, implementation):
@@ -256,6 +259,7 @@ def test_compiled():
     assert (found - expected).abs().max() < 0.2 * (base - expected).abs().max()
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_autocast(family, implementation):

@@ -56,6 +56,7 @@ def is_fused(y):
 ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "gelu_new"]
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 def test_it_is_what_the_modules_give(x, name, bias):

@@ -47,6 +47,7 @@ def model_of(form, base, **settings):
     return compile_spec(parse_spec(FORMS.get(form, form)), copy.deepcopy(base), **settings)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_every_invariant_holds(form, family):
@@ -197,6 +198,7 @@ def test_products_and_norms_are_those_of_the_weight_however_it_is_kept(kind):
 # Elsewhere -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("form", ["dora", "ia3", "shared", "some"])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @torch.no_grad()
@@ -253,6 +255,7 @@ def test_a_mixed_batch_takes_the_lengths_of_each_adapter_alone():
     torch.testing.assert_close(found[:1], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("form", ["dora", "ia3", "shared", "some"])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_a_dora_of_peft_goes_out_and_comes_back(form, family, tmp_path):
@@ -322,6 +325,7 @@ def test_an_error_of_a_small_dora_is_found(tmp_path, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("how", [{"rank": 1}, {"dtype": "bfloat16"}])
 @pytest.mark.parametrize("form", ["dora", "some", "shared"])
 def test_a_loss_is_relative_to_the_change_of_the_weight(form, how, tmp_path):
@@ -388,7 +392,7 @@ def test_without_weights_neither_way_is_open(tmp_path):
 
 
 def test_it_compiles_to_one_graph():
-    model = model_of("shared", tiny_model("qwen2"))
+    model = model_of("shared", tiny_model("qwen2", num_hidden_layers=1))
     checks.randomize(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = model(IDS).logits

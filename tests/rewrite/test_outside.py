@@ -45,6 +45,7 @@ def logits(model: Any, ids: torch.Tensor = IDS, **more: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize(
     ("family", "shares"),
     [("llama", "own"), ("gemma2", "shared"), ("gpt2", "own"), ("falcon", "shared")],
@@ -56,6 +57,7 @@ def test_every_invariant(family: str, tied: bool, shares: str) -> None:
     )
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_shorter_types(dtype: torch.dtype, tied: bool) -> None:
@@ -115,7 +117,7 @@ def test_rows_of_a_mixed_batch(tied: bool, tmp_path: Path) -> None:
 
 
 def test_copies_pickles_and_compiled_code() -> None:
-    model = trained(tiny_model("llama"), spec("llama"))
+    model = trained(tiny_model("llama", num_hidden_layers=1), spec("llama"))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(other), logits(model))
     compiled = torch.compile(model, backend="eager", fullgraph=True)

@@ -39,6 +39,7 @@ def same(model, rewritten, ids=IDS, **kwargs):
     return torch.equal(model(ids, **kwargs).logits, rewritten(ids, **kwargs).logits)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize(
     ("family", "attention"),
     # transformers gives Gemma 2 no sdpa, for its soft cap.
@@ -74,6 +75,7 @@ HOW = {
 }
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize(
     ("family", "how"),
     # Falcon's own attention takes no static cache.
@@ -88,6 +90,7 @@ def test_generation_is_the_same(identity, family, how):
     assert torch.equal(*tokens)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("checkpointing", [None, True, False])
 def test_gradients_are_the_same(identity, family, checkpointing):
@@ -122,6 +125,7 @@ def test_attentions_and_hidden_states_are_recorded(identity):
         assert all(map(torch.equal, expected, actual))
 
 
+@pytest.mark.long
 def test_compiles_to_one_graph(identity):
     model, rewritten = pair(identity, num_hidden_layers=1)
     torch._dynamo.reset()
@@ -201,6 +205,7 @@ def test_deepcopy_is_independent(identity, family):
     assert not same(model, again)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("order", ["hooks first", "graphs first"])
 def test_accelerate_hooks(identity, family, order):

@@ -1,6 +1,6 @@
 """A part of a long product for `make test`."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -9,9 +9,23 @@ import pytest
 def quick(values: Iterable[Any], part: Collection[Any]) -> list[Any]:
     """Return values to parametrise with: those of ``part`` in `make test`, the others in `make test-long` alone."""
     values = [*values]
-    assert set(part) <= set(values)
+    assert {*part} <= {*values}
     return [v if v in part else pytest.param(*_row(v), marks=pytest.mark.long) for v in values]
 
 
 def _row(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def superfluous(rows: Sequence[Any]) -> list[Any]:
+    """Return the tests of a product that can be left out, while each value of each parameter stays in one."""
+    left, unseen = [*rows], {value for row in rows for value in _values(row)}
+    while unseen:
+        best = max(left, key=lambda row: len(unseen & _values(row)))
+        left.remove(best)
+        unseen -= _values(best)
+    return left
+
+
+def _values(row: Any) -> set[tuple[str, str]]:
+    return {(name, repr(value)) for name, value in row.callspec.params.items()}

@@ -16,6 +16,7 @@ def batch(learned, tokens=9):
     return {"input_ids": ids, "labels": labels, "use_cache": False}
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize(
     "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "mixtral", "opt"]
 )

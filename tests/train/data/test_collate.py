@@ -63,6 +63,7 @@ def test_packed_examples_have_positions_and_no_mask(examples):
         assert flat[name][0].tolist() == packed[0][name] + packed[1][name]
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize(
     ("family", "implementation"), [(f, a) for f in PACKING for a in attention(f)]
