@@ -1,5 +1,6 @@
 """Adapters whose sharing is known: tensors are random, and the spec says who shares them."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.analyse.analysis import analyse
 from bishare_dsl.analyse.read import read_updates
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.models.site import Architecture, Site
 
 TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj"
 INDEPENDENT = f"spec planted {TARGET} share own per module rank 4"
+BY_LAYER = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
 
 
 def architecture(layers: int = 8) -> Architecture:
@@ -68,3 +71,14 @@ def read(plant):
         return read_updates(name, read_adapter(plant(text, name, **settings)))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def analysed(read):
+    """The same, analysed: each takes seconds, and is computed once."""
+
+    @cache
+    def analysed(text: str, name: str = "adapter", seed: int = 0):
+        return analyse(read(text, name=name, seed=seed))
+
+    return analysed

@@ -6,7 +6,7 @@ import torch
 from bishare_dsl.analyse import energy
 from bishare_dsl.analyse.analysis import analyse
 from bishare_dsl.analyse.energy import joint, spectrum
-from tests.analyse.conftest import INDEPENDENT, TARGET, architecture
+from tests.analyse.conftest import BY_LAYER, INDEPENDENT, TARGET, architecture
 
 
 def found(adapter, rank=4):
@@ -65,15 +65,13 @@ def test_less_than_its_rank_keeps_less(read):
     assert row.kept[2] < 0.8 < row.kept[4]
 
 
-def test_chance_stands_beside_it(read):
+def test_chance_stands_beside_it(analysed):
     """Of independent updates it is what is measured; of shared ones it is what they would have alone."""
-    analysis = analyse(read(INDEPENDENT))
+    analysis = analysed(INDEPENDENT)
     assert analysis.rank == 4
     for row in analysis.joint:
         assert row.kept == pytest.approx(row.chance, abs=0.03), row.joint
-    shared = analyse(
-        read(f"spec p {TARGET} share one A per layer, in B per module rank 4", name="s")
-    )
+    shared = analysed(BY_LAYER, "a")
     (row,) = [r for r in shared.joint if (r.joint.key, r.joint.role) == ("layer", "A")]
     assert row.kept > 0.99
     assert row.chance < 0.65

@@ -7,19 +7,18 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from bishare_dsl.analyse import heat
-from bishare_dsl.analyse.analysis import analyse, compare_adapters
+from bishare_dsl.analyse.analysis import compare_adapters
 from bishare_dsl.analyse.figures import figures
 from bishare_dsl.analyse.page import page
-from tests.analyse.conftest import TARGET
+from tests.analyse.conftest import BY_LAYER
 from tests.show.test_browser import browser  # noqa: F401 - a fixture
-
-SHARED = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
 
 
 @pytest.fixture(scope="module")
-def analyses(read):
-    adapters = [read(SHARED, name="a"), read(SHARED, name="b", seed=1)]
-    return [analyse(adapter) for adapter in adapters], compare_adapters(adapters)
+def analyses(read, analysed):
+    adapters = [read(BY_LAYER, name=name, seed=seed) for seed, name in enumerate("ab")]
+    found = [analysed(BY_LAYER, name, seed) for seed, name in enumerate("ab")]
+    return found, compare_adapters(adapters)
 
 
 def test_the_page_tells_each_cell(browser, analyses, tmp_path):  # noqa: F811
