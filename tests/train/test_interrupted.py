@@ -14,6 +14,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainError, train
 from bishare_dsl.train import folder as folders
+from tests.support.parts import quick
 from tests.train.test_many import PLAIN, start, tensors
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
@@ -185,7 +186,7 @@ def test_a_disk_that_is_full_is_said_to_be(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", quick([False, True], [False]))
 def test_whatever_file_cannot_be_written_is_an_error_with_a_code(
     files: Path, tmp_path: Path, several: bool
 ) -> None:

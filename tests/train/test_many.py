@@ -320,6 +320,7 @@ def test_names_of_tasks(files: Path) -> None:
         Settings(data=[rows, rows])  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_the_best_of_several_rates_is_what_runs_alone_find(tasks: Any, tmp_path: Path) -> None:
     rates = ["1e-5", "3e-2", "1e-3"]
     how = {"eval_split": 2, "num_train_epochs": 2, "warmup_steps": None}

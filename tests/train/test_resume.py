@@ -30,19 +30,23 @@ def go_on(folder, **more):
     return train(resume=folder, **given, **more)
 
 
+PACKED = {"packing": True, "per_device_train_batch_size": 1, "max_length": 64}
+EACH_EPOCH = {"eval_split": 4, "eval_strategy": "epoch", "logging_strategy": "epoch"}
+ADAFACTOR = {"optim": "adafactor", "lr_scheduler_type": "cosine", "max_steps": 9}
+
+
 @pytest.mark.parametrize(
     ("step", "more"),
     [
-        (2, {}),
-        (6, {}),  # the end of an epoch
-        (4, {"packing": True, "per_device_train_batch_size": 1, "max_length": 64}),
-        (5, {"gradient_checkpointing": True, "bf16": True}),
-        (5, {"eval_split": 4, "eval_strategy": "epoch", "logging_strategy": "epoch"}),
-        (3, {"eval_split": 4, "eval_steps": 3}),
-        (4, {"optim": "adafactor", "lr_scheduler_type": "cosine", "max_steps": 9}),
-        (3, {"lr_of": {"B": "4x"}, "weight_decay": 0.1}),
+        pytest.param(2, {}, id="mid-epoch"),
+        pytest.param(6, {}, id="epoch", marks=pytest.mark.long),
+        pytest.param(4, PACKED, id="packing", marks=pytest.mark.long),
+        pytest.param(5, {"gradient_checkpointing": True, "bf16": True}, id="bf16"),
+        pytest.param(5, EACH_EPOCH, id="eval-epoch", marks=pytest.mark.long),
+        pytest.param(3, {"eval_split": 4, "eval_steps": 3}, id="eval-steps"),
+        pytest.param(4, ADAFACTOR, id="adafactor", marks=pytest.mark.long),
+        pytest.param(3, {"lr_of": {"B": "4x"}, "weight_decay": 0.1}, id="rates"),
     ],
-    ids=["mid-epoch", "epoch", "packing", "bf16", "eval-epoch", "eval-steps", "adafactor", "rates"],
 )
 def test_resuming_is_exact(start, tmp_path, step, more):
     more = {"num_train_epochs": 2, "logging_steps": 1, **more}
