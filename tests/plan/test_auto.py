@@ -11,6 +11,8 @@ from bishare_dsl.models.presets import PRESETS
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.testing.models import tiny_model
+from tests.methods.test_every_method import ONE_OF_EACH
+from tests.support.parts import quick
 
 
 @cache
@@ -37,7 +39,7 @@ NOT_EVERYWHERE = {
 }
 
 
-@pytest.mark.parametrize("name", shipped_specs())
+@pytest.mark.parametrize("name", quick(shipped_specs(), ONE_OF_EACH))
 def test_a_spec_that_ships_fits_every_model(name):
     spec, _ = read_spec(name)
     for model in short_models():
