@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bishare_dsl.batched.grouping import Step, group_tokens
 from bishare_dsl.batched.layer import LayerTerms, Outputs
 from tests.batched.test_layer import ATTENTION, LINEAR, TOEPLITZ, Server, qkv
+from tests.methods.test_every_method import ONE_OF_EACH
+from tests.support.parts import quick
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
@@ -103,7 +105,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("spec", LINEAR)
+@pytest.mark.parametrize("spec", quick(LINEAR, {*LINEAR} & {*ONE_OF_EACH}))
 def test_nothing_waits_for_the_device(spec):
     server = Served(spec)
     with NoWaiting():

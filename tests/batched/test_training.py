@@ -215,6 +215,7 @@ def test_sources_that_were_written_to_are_seen(model: Any) -> None:
         found.backward()
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("banks", [["a"], ["a a2"], ["a a2", "a3"], ["a3 a", "a2"]])
 @pytest.mark.parametrize("names", [["a", "a2", "a3", None], ["a3", "a", "a2", "a"]])
 def test_adapters_of_a_bank_stand_next_to_others_of_their_plan(

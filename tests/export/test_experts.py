@@ -59,6 +59,7 @@ def logits(model: Any) -> Tensor:
         return model(ids).logits
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
 def test_merged(family: str, spec: str) -> None:
@@ -77,6 +78,7 @@ def test_merged(family: str, spec: str) -> None:
     torch.testing.assert_close(logits(model), expected)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
@@ -96,6 +98,7 @@ def test_peft_computes_the_same(family: str, spec: str, uniform: bool, tmp_path:
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
 def test_what_was_exported_is_imported(family: str, spec: str, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def same(model: Any, plan: Any, tensors: dict[str, torch.Tensor], found: Path) -
         assert not delta(stored.plan, values, again[path]).any(), path
 
 
+@pytest.mark.each_once
 @pytest.mark.parametrize(("family", "text", "target"), CASES)
 def test_what_is_written_is_read(family: str, text: str, target: str, tmp_path: Path) -> None:
     model, plan, tensors = adapter(family, text)
