@@ -78,7 +78,7 @@ def _tell(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
     report.data(adapters=rows, imported=len(done), bytes_before=before, bytes_after=after)
     columns = ("modules", "checked", "bytes_before", "bytes_after")
     table = Table(
-        ["name", "modules", "equal to the LoRA", "bytes before", "after"],
+        ["name", "modules", "equal in dW", "bytes before", "after"],
         [
             [row["name"], *(row[key] for key in columns)]
             if row["out"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from bishare_dsl.plan.plan import Plan
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, load_transform
@@ -45,15 +45,22 @@ def quantisable(plan: Plan) -> set[str]:
     return (used & large) - selecting(plan)
 
 
-def file_bytes(plan: Plan) -> dict[str, int]:
-    """Return the bytes of an adapter's tensors in a file, by type."""
+def file_bytes(plan: Plan, names: Set[str] | None = None) -> dict[str, int]:
+    """Return the bytes of an adapter's tensors in a file, by type.
+
+    Args:
+        plan: of the adapter.
+        names: the tensors to count; by default all that a file has.
+    """
+    if names is None:
+        names = {tensor.name for tensor in plan.tensors if tensor.trainable or not tensor.drawn}
     exact, whole = selecting(plan), quantisable(plan)
-    found = dict.fromkeys(("float32", "bfloat16", *BITS), 0)
-    for tensor in (t for t in plan.tensors if t.trainable or not t.drawn):
-        found["float32"] += 4 * tensor.size
-        found["bfloat16"] += (4 if tensor.name in exact else 2) * tensor.size
+    counts = dict.fromkeys(("float32", "bfloat16", *BITS), 0)
+    for tensor in (plan.tensor[name] for name in names):
+        counts["float32"] += 4 * tensor.size
+        counts["bfloat16"] += (4 if tensor.name in exact else 2) * tensor.size
         for form, bits in BITS.items():
             scales = 2 * -(-tensor.size // GROUP)
             small = -(-bits * tensor.size // 8) + scales
-            found[form] += small if tensor.name in whole else 4 * tensor.size
-    return found
+            counts[form] += small if tensor.name in whole else 4 * tensor.size
+    return counts

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.bits import file_bytes
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.show.rows import lora_size
 from bishare_dsl.show.table import Table
 
-BITS = {16: 16.0, 8: 8.25, 4: 4.25}
-"""Bits of a number in a file, without and with the scales of `bishare_dsl.plan.bits`."""
+BITS = {16: ("bfloat16", 16.0), 8: ("int8", 8.25), 4: ("int4", 4.25)}
+"""The type of a file by its bits, and the bits of a number in a large factor, including scales."""
 
 SLOT_BITS = 16
 """Bits of a number in an engine: it dequantises what it loads."""
@@ -33,6 +34,8 @@ class Cost:
         slot: numbers per adapter in a slot of an engine, in compact mode; None for a nonlinear update.
         slot_once: numbers that all slots share.
         expanded: numbers in a slot in expanded mode, as a plain LoRA of the highest rank.
+        own_bytes: bytes of ``own`` by bits. Gains and other tensors that are never quantised stay whole.
+        once_bytes: bytes of ``once`` by bits.
     """
 
     way: str
@@ -41,10 +44,12 @@ class Cost:
     slot: int | None
     slot_once: int
     expanded: int | None
+    own_bytes: Mapping[int, int]
+    once_bytes: Mapping[int, int]
 
     def disk(self, adapters: int, bits: int) -> int:
         """Count the bytes of the adapters' files."""
-        return int((self.once + adapters * self.own) * BITS[bits]) // 8
+        return self.once_bytes[bits] + adapters * self.own_bytes[bits]
 
     def slots(self, adapters: int) -> int | None:
         """Count the bytes of the adapters' slots in compact mode."""
@@ -60,8 +65,9 @@ class Cost:
 
     def data(self, adapters: int, memory: int | None) -> dict[str, Any]:
         """Return the row as data, for ``--json``."""
+        counts = {key: n for key, n in vars(self).items() if not key.endswith("bytes")}
         return {
-            **vars(self),
+            **counts,
             "disk_bytes": {str(bits): self.disk(adapters, bits) for bits in BITS},
             "slots_bytes": self.slots(adapters),
             "fit": None if memory is None else self.fit(memory),
@@ -82,19 +88,30 @@ def costs(plan: Plan) -> list[Cost]:
     near = max(1, round(rows[0].own / each)) if each else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
     lora[near] = f"LoRA r={near}, nearest in bytes"
-    return rows + [Cost(way, r * each, 0, r * each, 0, r * each) for r, way in lora.items() if each]
+    return rows + [_lora_cost(way, r * each) for r, way in lora.items() if each]
+
+
+def _lora_cost(way: str, numbers: int) -> Cost:
+    own = {bits: int(numbers * each) // 8 for bits, (_, each) in BITS.items()}
+    return Cost(way, numbers, 0, numbers, 0, numbers, own, dict.fromkeys(BITS, 0))
 
 
 def _cost(plan: Plan, way: str, common: frozenset[str], expanded: int | None) -> Cost:
     trained = {tensor.name for tensor in plan.tensors if tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
 
-    def count(names: Iterable[str]) -> int:
+    def count(names: Set[str]) -> int:
         return sum(plan.tensor[name].size for name in names)
+
+    def in_file(names: Set[str]) -> dict[int, int]:
+        counts = file_bytes(plan, names)
+        return {bits: counts[form] for bits, (form, _) in BITS.items()}
 
     slot = count(used - common) if all(term.linear for term in plan.terms) else None
     slot_once = 0 if slot is None else count(used & common)
-    return Cost(way, count(trained - common), count(trained & common), slot, slot_once, expanded)
+    own, once = trained - common, trained & common
+    numbers = count(own), count(once), slot, slot_once, expanded
+    return Cost(way, *numbers, in_file(own), in_file(once))
 
 
 def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
