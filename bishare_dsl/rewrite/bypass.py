@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
@@ -26,7 +26,7 @@ _SETTLED = (
 
 
 def reads_tensors(model: nn.Module, path: str, child: str) -> bool:
-    """Tell whether a module computes with the weight or bias of a child, in training or evaluation mode.
+    """Tell whether a module computes with the weight or bias of a child, in training or evaluation.
 
     This inspects the source of the module's forward, of methods that enclosing modules call instead (such
     as AltUp's `predict` and `correct`), and of methods called by these. Branches that its settings
@@ -40,14 +40,8 @@ def reads_tensors(model: nn.Module, path: str, child: str) -> bool:
     return any(_computes(tree, live, child) for tree, live in _reached(module, called))
 
 
-def _reached(module: nn.Module, called: Set[str]) -> list[tuple[ast.AST, list[ast.AST]]]:
-    """List the named methods and those that they call, with the code of each that may run, for each mode."""
-    return [code for training in (True, False) for code in _in_mode(module, called, training)]
-
-
-def _in_mode(
-    module: nn.Module, called: Set[str], training: bool
-) -> Iterator[tuple[ast.AST, list[ast.AST]]]:
+def _reached(module: nn.Module, called: Set[str]) -> Iterator[tuple[ast.AST, list[ast.AST]]]:
+    """Yield the named methods and those that they call, with the code of each that may run."""
     cls = base_class(type(module))
     waiting, seen = sorted(called), {*vars(nn.Module)} - {"forward"}
     while waiting:
@@ -57,7 +51,7 @@ def _in_mode(
             continue
         seen.add(name)
         tree = _tree(function)
-        live = [*_live(tree, module, training)]
+        live = [*_live(tree, module)]
         yield tree, live
         waiting += [node.attr for node in live if _is_own(node)]
 
@@ -91,37 +85,29 @@ def _tree(function: FunctionType) -> ast.AST:
         return ast.Module([], [])
 
 
-def _live(node: ast.AST, module: nn.Module, training: bool) -> Iterator[ast.AST]:
+def _live(node: ast.AST, module: nn.Module) -> Iterator[ast.AST]:
     """Walk over the code that may run in a module."""
     yield node
     below = list(ast.iter_child_nodes(node))
-    if isinstance(node, ast.If) and (holds := _holds(node.test, module, training)) is not None:
+    if isinstance(node, ast.If) and (holds := _holds(node.test, module)) is not None:
         below = [*(node.body if holds else node.orelse)]
     for child in below:
-        yield from _live(child, module, training)
+        yield from _live(child, module)
 
 
-def _holds(test: ast.expr, module: nn.Module, training: bool) -> bool | None:
-    """Evaluate a condition from the module's settings and mode; None if they do not determine it."""
+def _holds(test: ast.expr, module: nn.Module) -> bool | None:
+    """Evaluate a condition from the module's settings; None if they do not determine it in both modes."""
     if not all(isinstance(node, _SETTLED) for node in ast.walk(test)):
         return None
-    # Only the module's own mode has to be replaced: its children are in the same mode.
-    settled = _Mode(training).visit(copy.deepcopy(test))
+    text = ast.unparse(test)
     try:
-        return bool(eval(compile(ast.Expression(settled), "<test>", "eval"), {"self": module}))
+        in_modes = {
+            bool(eval(re.sub(r"\bself\.training\b", mode, text), {"self": module}))
+            for mode in ("True", "False")
+        }
     except Exception:  # noqa: BLE001 - it depends on more than settings
         return None
-
-
-class _Mode(ast.NodeTransformer):
-    """Replaces every `training` by a constant."""
-
-    def __init__(self, training: bool) -> None:
-        self.training = training
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        mode = ast.copy_location(ast.Constant(self.training), node)
-        return mode if node.attr == "training" else node
+    return None if len(in_modes) > 1 else in_modes.pop()
 
 
 def _only_asks(read: ast.AST, above: Mapping[ast.AST, ast.AST]) -> bool:

@@ -25,7 +25,6 @@ from bishare_dsl.rewrite.effects import order_writes
 from bishare_dsl.rewrite.rewritten import has_own_forward
 from bishare_dsl.rewrite.signature import graph_signature, is_read
 from bishare_dsl.rewrite.trace import (
-    BypassedTarget,
     RegionTracer,
     UntraceableRegion,
     Variant,
@@ -147,8 +146,6 @@ def _check_targets(graph: fx.Graph, targets: Sequence[str]) -> None:
             for n in graph.nodes
             if n.op == "get_attr" and f"{n.target}.".startswith(f"{target}.")
         ]
-        if reads and not calls:
-            raise BypassedTarget(target)
         if not calls:
             raise UntraceableRegion(f"it never calls {target}")
         for call in calls:

@@ -25,7 +25,7 @@ from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
 from bishare_dsl.rewrite.region import Lookup, Pass, RegionGraphs, Target, TermUse
 from bishare_dsl.rewrite.rewritten import GraphCode, RegionCode, has_own_forward
 from bishare_dsl.rewrite.structure import structure_key
-from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
+from bishare_dsl.rewrite.trace import UntraceableRegion
 from bishare_dsl.transforms import Transform, Width, load_transform
 
 Observer = Callable[[str, str, RegionGraphs], None]
@@ -93,9 +93,6 @@ class RegionCompiler:
             if isinstance(compiled, RegionCode):
                 yield parent, compiled, names
                 continue
-            if isinstance(compiled, BypassedTarget):
-                path = f"{parent}.{compiled.target}"
-                raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
             for child, width in children.items():
@@ -150,10 +147,13 @@ class RegionCompiler:
             try:
                 self._compiled[key] = self._compile(path, module, expand)
             except UntraceableRegion as reason:
-                read = [
-                    t.path for t in targets if t.path and reads_tensors(self.model, path, t.path)
-                ]
-                self._compiled[key] = BypassedTarget(read[0]) if read else reason
+                for child in (target.path for target in targets if target.path):
+                    if reads_tensors(self.model, path, child):
+                        why = f"the layer around it computes with the weight of {child} itself"
+                        raise ModelError(
+                            codes.CANNOT_ADAPT(path=f"{path}.{child}", why=why)
+                        ) from reason
+                self._compiled[key] = reason
         return self._compiled[key]
 
     def _experts(

@@ -59,14 +59,6 @@ class UntraceableRegion(Exception):
         self.reason = reason
 
 
-class BypassedTarget(UntraceableRegion):
-    """A parent computes with a target's weight directly, so that terms added to the target have no effect."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(f"the layer around it computes with the weight of {target} itself")
-        self.target = target
-
-
 @dataclass(frozen=True)
 class Variant:
     """A variant of a forward: the conditions under which it is traced.

@@ -260,7 +260,7 @@ class DecoratorClass:
         (asks_torch, "torch.is_grad_enabled"),
         (starred, r"takes \*xs"),
         (reads_weight, "reads up.weight"),
-        (never, "computes with the weight of up itself"),
+        (never, "never calls up"),
         (by_keyword, "more than one tensor"),
         (fails, "KeyError: 'nothing here'"),
         (Heir.forward, r"calls super\(\)"),
