@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 from weakref import WeakValueDictionary
 
 from torch import compiler, fx, nn
@@ -95,6 +95,23 @@ class RegionCode:
     assembly: Assembly
 
 
+class Changes(NamedTuple):
+    """The differences of a generated class from the class that it replaces.
+
+    Attributes:
+        code: of the forward; None for the original.
+        wrap: wraps the forward.
+        names: the parameters whose reads return tensors of the child ``bishare_whole``.
+    """
+
+    code: GraphCode | None = None
+    wrap: Wrap | None = None
+    names: tuple[str, ...] = ()
+
+
+_UNCHANGED = Changes()
+
+
 @lru_cache(maxsize=256)
 def _code(source: str, filename: str) -> types.CodeType:
     """Compile code once for all layers of a model, because this is the main cost of a new forward."""
@@ -105,9 +122,7 @@ class RewrittenModule(nn.Module):
     """Base class of every generated class, in addition to the replaced class."""
 
     bishare_base: type[nn.Module]
-    bishare_code: GraphCode | None
-    bishare_wrap: Wrap | None
-    bishare_names: tuple[str, ...]
+    bishare_changes: Changes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "forward" in self.__dict__:
@@ -126,9 +141,7 @@ class RewrittenModule(nn.Module):
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
                 "take the adapter out before copying or pickling the module"
             )
-        cls = type(self)  # Not the instance, of which `bishare_wrap` would be a method.
-        how = (cls.bishare_base, cls.bishare_code, cls.bishare_wrap, cls.bishare_names)
-        return (_restore, how, *reduced[2:])
+        return (_restore, (self.bishare_base, self.bishare_changes), *reduced[2:])
 
 
 # A class lives as long as some module uses it.
@@ -141,48 +154,44 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     The graph's placeholders are the parameters of the replaced forward. Its nodes may call the module's
     children (`call_module`), read its attributes (`get_attr`) and call importable functions.
     """
-    _change(module, code, None, _names(module))
+    _change(module, code=code, wrap=None)
 
 
 def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
     """Make reads of the named parameters of `module` return tensors of its child ``bishare_whole``."""
-    cls = type(module)
-    code, wrap = getattr(cls, "bishare_code", None), getattr(cls, "bishare_wrap", None)
-    _change(module, code, wrap, names)
+    _change(module, names=names)
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
     """Wrap the current forward of a module in `wrap`, once; `wrap` is pickled by its name."""
-    if getattr(type(module), "bishare_wrap", None) is not wrap:
-        _change(module, getattr(type(module), "bishare_code", None), wrap, _names(module))
+    if _changes(module).wrap is not wrap:
+        _change(module, wrap=wrap)
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
     """Return the forward of a module with the given code, or the original one without any."""
     base = base_class(type(module))
-    return base.forward if code is None else _generated_class(base, code).forward
+    return base.forward if code is None else _generated_class(base, Changes(code)).forward
 
 
 def restore_forward(module: nn.Module) -> None:
     """Restore the original class and forward of `module`; do nothing without a graph."""
-    _change(module, None, None, _names(module))
+    _change(module, code=None, wrap=None)
 
 
-def _names(module: nn.Module) -> tuple[str, ...]:
-    return getattr(type(module), "bishare_names", ())
+def _changes(module: nn.Module) -> Changes:
+    return getattr(type(module), "bishare_changes", _UNCHANGED)
 
 
-def _change(
-    module: nn.Module, code: GraphCode | None, wrap: Wrap | None, names: tuple[str, ...]
-) -> None:
-    """Generate and set the class of a module for these settings; without any, the original class."""
-    base, any_of = base_class(type(module)), code or wrap or names
-    _swap(module, _generated_class(base, code, wrap, names) if any_of else base)
+def _change(module: nn.Module, **changed: Any) -> None:
+    """Generate and set the class of a module with some `Changes`; without any, the original class."""
+    base, changes = base_class(type(module)), _changes(module)._replace(**changed)
+    _swap(module, _generated_class(base, changes) if any(changes) else base)
 
 
 def is_rewritten(module: nn.Module) -> bool:
     """Tell whether the forward of `module` is a graph."""
-    return isinstance(module, RewrittenModule) and module.bishare_code is not None
+    return _changes(module).code is not None
 
 
 def base_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -233,7 +242,7 @@ def check_forward(module: RewrittenModule) -> None:
             continue
         seen.add(id(function))
         waiting += filter(callable, _referred_to(function, module))
-    if type(module).bishare_code or type(module).bishare_wrap:
+    if module.bishare_changes.code or module.bishare_changes.wrap:
         raise AdapterError(FORWARD_REPLACED(kind=type(module).__name__))
 
 
@@ -268,12 +277,8 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
             module.__dict__[name] = types.MethodType(cls.forward, module)
 
 
-def _generated_class(
-    base: type[nn.Module],
-    code: GraphCode | None = None,
-    wrap: Wrap | None = None,
-    names: tuple[str, ...] = (),
-) -> type[RewrittenModule]:
+def _generated_class(base: type[nn.Module], changes: Changes) -> type[RewrittenModule]:
+    code, wrap, names = changes
     parts = code and (code.source, *code.names.items(), *code.modules.items())
     key = (base, base.forward, parts, wrap, names)
     cls = _classes.get(key)
@@ -286,9 +291,7 @@ def _generated_class(
         members = {
             "forward": wrap(forward) if wrap else forward,
             "bishare_base": base,
-            "bishare_code": code,
-            "bishare_wrap": wrap,
-            "bishare_names": names,
+            "bishare_changes": changes,
             **{name: _read_whole(name) for name in names},
             # Keep the name, because `_no_split_modules` and similar settings use it.
             "__module__": base.__module__,
@@ -308,7 +311,7 @@ def _read_whole(name: str) -> property:
     return property(read)
 
 
-def _restore(base: type[nn.Module], *parts: Any) -> RewrittenModule:
+def _restore(base: type[nn.Module], changes: Changes) -> RewrittenModule:
     """Create an empty module of the generated class, to be filled by unpickling or copying."""
-    cls = _generated_class(base, *parts)
+    cls = _generated_class(base, changes)
     return cls.__new__(cls)

@@ -835,6 +835,6 @@ def test_each_pass_can_be_switched_off(adapted, step):
     torch.testing.assert_close(model(ids).logits, case.model(ids).logits)
 
     def code(model):
-        return [region.bishare_code.source for _, region in regions(model)]
+        return [region.bishare_changes.code.source for _, region in regions(model)]
 
     assert code(model) != code(case.model)

@@ -174,7 +174,7 @@ def test_signature_and_decorators_are_kept(identity):
 def test_source_can_be_read_and_is_shown_in_tracebacks(identity):
     _, rewritten = pair(identity)
     mlp = rewritten.model.layers[0].mlp
-    assert "self.gate_proj(x)" in mlp.bishare_code.source
+    assert "self.gate_proj(x)" in mlp.bishare_changes.code.source
     assert "self.gate_proj(x)" in inspect.getsource(inspect.unwrap(type(mlp).forward))
     restore_forward(mlp)
     assert not is_rewritten(mlp)

@@ -90,7 +90,7 @@ def test_a_target_reads_what_another_gives_with_its_terms(case, use, chained, st
     left, out = use(dropout=dropouts[0]), use((2, 3), rank=3, scale=2.0, dropout=dropouts[1])
     for terms in ({"left": [left], "out": [out]}, {"out": [out], "left": [left]}):
         module, (a, b, c, d) = case(shapes, chained, **terms).module(*steps, frozen=True)
-        assert module.bishare_code.source.count("island(") == (2 if steps else 0)
+        assert module.bishare_changes.code.source.count("island(") == (2 if steps else 0)
         module.eval()
         y = dense(module.out, (2.0, c, d))(dense(module.left, (1.0, a, b))(X))
         torch.testing.assert_close(module(X), y)
