@@ -15,14 +15,11 @@ from torch import Tensor, nn
 
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.experts import run_experts
-from bishare_dsl.batched.grouping import Grouping, numbers_on
 from bishare_dsl.batched.read_rows import ReadRows
 from bishare_dsl.batched.recomputed import Make, Recomputed
 from bishare_dsl.batched.rows import (
-    Call,
     Factors,
     Lease,
-    Place,
     RowBatch,
     open_batch,
     open_batches,
@@ -40,6 +37,7 @@ from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
 from bishare_dsl.rewrite.effective_factors import promote_to_one_dtype
 from bishare_dsl.rewrite.experts_factors import ExpertsAssembly
+from bishare_dsl.rewrite.grouped_rows import Call, Grouping, Place, numbers_on
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from bishare_dsl.batched.rows import RegionRows, dropout_of, row_factors
+from bishare_dsl.batched.rows import dropout_of, row_factors
 from bishare_dsl.rewrite.experts import experts_forward
+from bishare_dsl.rewrite.grouped_rows import RegionRows
 from bishare_dsl.rewrite.rewritten import base_class
 from bishare_dsl.transforms.factor import Dense
 
@@ -32,7 +33,7 @@ def run_experts(
     """
     found = row_factors(module)
     factors = [Dense(factor.dense().flatten(0, 1)) for factor in found]
-    rows = cast(RegionRows, found[0].rows)
+    rows = found[0].rows
     grouping = rows.grouping
     if grouping.adapters > 1:
         bound = inspect.signature(base_class(type(module)).forward).bind(module, *args, **kwargs)

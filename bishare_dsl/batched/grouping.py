@@ -1,4 +1,4 @@
-"""Assign rows or tokens of a batch to adapters, and sort them by adapter."""
+"""Group the tokens of a server's batch by adapter."""
 
 from __future__ import annotations
 
@@ -11,83 +11,9 @@ import torch
 from torch import Tensor
 
 from bishare_dsl.batched.bank import Slots
+from bishare_dsl.rewrite.grouped_rows import arrange
 
 T = TypeVar("T")
-
-
-def numbers_on(device: torch.device, numbers: Sequence[int] | np.ndarray) -> Tensor:
-    """Create a tensor of integers on a device, without synchronising."""
-    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
-
-
-def arrange(groups: Sequence[Sequence[Sequence[int]]], count: int) -> tuple[list[int], list[int]]:
-    """Sort rows by group, and within a group by adapter.
-
-    Args:
-        groups: for each group, the rows of its adapters. Adapters with fewer rows than another in the
-            group are padded by repeating their first row.
-        count: the number of rows.
-
-    Returns:
-        The row at each position, and the position of each row; rows without a group get the position
-        after the last.
-    """
-    order: list[int] = []
-    places: dict[int, int] = {}
-    for adapters in groups:
-        longest = max(map(len, adapters))
-        for rows in adapters:
-            places |= {row: len(order) + i for i, row in enumerate(rows)}
-            order += [*rows, *[rows[0]] * (longest - len(rows))]
-    return order, [places.get(row, len(order)) for row in range(count)]
-
-
-class Grouping(NamedTuple):
-    """The rows of each adapter in a mixed batch, as one group of all adapters.
-
-    Attributes:
-        rows: the number of rows with a name. A call may have a multiple, because beam search repeats each.
-        adapters: the number of adapters.
-        order: the rows sorted by adapter, as from `arrange`; None if they already are.
-        places: the position of each row in ``order``.
-    """
-
-    rows: int
-    adapters: int
-    order: Tensor | None = None
-    places: Tensor | None = None
-
-    @classmethod
-    def of(cls, owners: Sequence[int], device: torch.device) -> Grouping:
-        """Group rows by the indices of their adapters, which start at 0."""
-        members: list[list[int]] = [[] for _ in range(max(owners) + 1)]
-        for row, owner in enumerate(owners):
-            members[owner].append(row)
-        order, places = arrange([members], len(owners))
-        if order == list(range(len(owners))):
-            return cls(len(owners), len(members))
-        return cls(len(owners), len(members), numbers_on(device, order), numbers_on(device, places))
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Sort by adapter: ``(rows, ..., d)``, or all tokens in one axis, to ``(adapters, tokens, d)``."""
-        if self.order is not None:
-            x = x.reshape(self.rows, -1, x.shape[-1])
-            x = x.index_select(0, self.order.to(x.device))
-        return x.reshape(self.adapters, -1, x.shape[-1])
-
-    def owners(self, device: torch.device) -> Tensor:
-        """Return the index of each row's adapter."""
-        if self.places is None:
-            return torch.arange(self.rows, device=device) // (self.rows // self.adapters)
-        size = len(self.order) // self.adapters  # type: ignore[arg-type]
-        return self.places.to(device).div(size, rounding_mode="floor")
-
-    def scatter(self, y: Tensor) -> Tensor:
-        """Undo `gather`, except for the shape: ``(adapters, tokens, d)`` to ``(rows, tokens, d)``."""
-        if self.places is None:
-            return y
-        places = self.places.to(y.device)
-        return y.reshape(len(self.order), -1, y.shape[-1]).index_select(0, places)  # type: ignore[arg-type]
 
 
 def part_of(tensor: Tensor, axis: int, part: slice) -> Tensor:

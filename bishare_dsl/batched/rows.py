@@ -13,147 +13,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bishare_dsl.batched.grouping import Grouping
 from bishare_dsl.batched.recomputed import Recomputed
-from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.rewrite.grouped_rows import Call, Grouping, Place, RegionRows
 from bishare_dsl.rewrite.ops import OfRows
 from bishare_dsl.rewrite.rewritten import wrap_forward
 from bishare_dsl.transforms.factor import Factor, map_tensors
-
-
-class Call(NamedTuple):
-    """The rows of a model's call, as derived from its inputs.
-
-    Attributes:
-        rows: the number of rows; None if unknown.
-        tokens: the possible numbers of tokens of a row, one for each text input.
-        text: whether the rows are texts, which have placeholders for images and sound.
-    """
-
-    rows: int | None
-    tokens: tuple[int, ...]
-    text: bool
-
-
-class Place(NamedTuple):
-    """The location of a region in its model.
-
-    Attributes:
-        path: of the region.
-        in_block: whether it is in a block, not a head, a pooler or an embedding.
-        aside: whether it reads images or sound in a model that also reads text.
-        in_expert: whether it is an expert, or has experts.
-    """
-
-    path: str
-    in_block: bool
-    aside: bool
-    in_expert: bool
-
-
-class RegionRows(NamedTuple):
-    """A region in a batch of several adapters, with the known facts about its rows.
-
-    Attributes:
-        grouping: of the rows.
-        place: where the region is.
-        repeats: whether the rows may be a multiple of the named rows.
-        text: see `Call`.
-        call: None outside of a call of the model, and in compiled code.
-    """
-
-    grouping: Grouping
-    place: Place
-    repeats: bool
-    text: bool
-    call: Call | None
-
-    @property
-    def adapters(self) -> int:
-        """The number of adapters."""
-        return self.grouping.adapters
-
-    @property
-    def in_order(self) -> bool:
-        """Whether rows are sorted by adapter, with equally many for each."""
-        return self.grouping.order is None
-
-    @property
-    def names(self) -> int:
-        """The number of named rows."""
-        return self.grouping.rows
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Sort by adapter; see `Grouping.gather`."""
-        return self.grouping.gather(x)
-
-    def scatter(self, sorted_: Tensor, y: Tensor) -> Tensor:
-        """Undo `gather`, returning the shape of ``y``."""
-        return self.grouping.scatter(sorted_).reshape(y.shape)
-
-    def repeat(self, y: Tensor) -> Tensor:
-        """Repeat a ``y`` that all rows share for each row."""
-        if len(y) == 1 and (rows := self.rows) is not None:
-            return y.expand(rows, *y.shape[1:])
-        return y
-
-    @property
-    def rows(self) -> int | None:
-        """The number of rows; None if it is an unknown multiple of the names."""
-        if self.call is not None and self.call.rows is not None:
-            return self.call.rows
-        return None if self.repeats or torch.compiler.is_compiling() else self.names
-
-    def check(self, x: Tensor, single: bool | None = None) -> None:
-        """Check that the first axis of ``(..., d)`` is the call's rows, or all of their tokens.
-
-        Args:
-            x: the input of the region.
-            single: whether it may have one token for each row; by default, outside of blocks.
-
-        Raises:
-            AdapterError: it is not, or this is unknown (BS682).
-        """
-        single = not self.place.in_block if single is None else single
-        if self.place.aside and self.text:
-            self.refuse("it reads images or sound, and no input tells which row has which")
-        *axes, width = x.shape
-        if len(axes) > 1 and axes[0] == axes[1] and 0 < x.stride(0) < x.stride(1):
-            self.refuse("there are as many tokens as rows, and the tokens seem to come first")
-        rows, flat = self.rows, len(axes) == 1
-        if rows is None:
-            fits = axes[0] % self.names == 0 and (not flat or torch.compiler.is_compiling())
-        else:
-            tokens = self.call.tokens if self.call and flat else ()
-            fits = (axes[0] == rows and (single or not flat)) or axes[0] in [
-                rows * n for n in tokens
-            ]
-        if not fits:
-            self.refuse(
-                f"its input is {(*axes, width)}, and the call has {rows or self.names} rows"
-            )
-
-    def spread(self, ids: Tensor) -> Tensor:
-        """Repeat indices that all rows share, such as positions, ``(1, n)``, for each row.
-
-        Raises:
-            AdapterError: they are neither shared nor indices of the rows (BS682).
-        """
-        if ids.ndim > 1 and len(ids) == 1 and self.rows is not None:
-            ids = ids.repeat(self.rows, *[1] * (ids.ndim - 1))
-        self.check(ids.unsqueeze(-1), single=False)
-        return ids
-
-    def refuse(self, why: str) -> NoReturn:
-        """Raise the error that the adapter of a row is unknown (BS682)."""
-        raise AdapterError(codes.MIXED_PLACES(path=self.place.path, why=why))
-
 
 Factors = tuple[Factor, ...] | Callable[[], Recomputed]
 """The factors of a region, ``(adapters, rows, side)`` each, or a function that computes them when called."""
@@ -252,7 +121,7 @@ def _reopened(stack: tuple[RowBatch, ...]) -> Iterator[None]:
 def factors_of(region: nn.Module) -> tuple[OfRows, ...] | tuple[Factor, ...]:
     """Return a region's factors from the open batch that contains it, unbatched for one adapter."""
     factors = row_factors(region)
-    if factors[0].rows.adapters > 1:
+    if factors[0].rows.grouping.adapters > 1:
         return factors
     return tuple([map_tensors(row.factor, lambda tensor: tensor[0]) for row in factors])
 

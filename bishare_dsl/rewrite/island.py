@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.grouped_rows import RegionRows
 from bishare_dsl.transforms.factor import Factor, add_product, map_tensors
 
 Spans = tuple[tuple[int, int], ...]
@@ -80,7 +81,7 @@ def add_terms(
     return _added(y, z, uses, b, rows)
 
 
-def rows_of(factors: Sequence[ops.Applied]) -> ops.Rows | None:
+def rows_of(factors: Sequence[ops.Applied]) -> RegionRows | None:
     """Return the row assignment of a mixed batch; None for one adapter."""
     first = factors[0] if factors else None
     return first.rows if isinstance(first, ops.OfRows) else None
@@ -96,7 +97,7 @@ def decode(
     linears: Sequence[nn.Module],
     uses: Sequence[Uses],
     ups: Sequence[Sequence[Any]],
-    rows: ops.Rows | None,
+    rows: RegionRows | None,
 ) -> tuple[Tensor, ...]:
     """Compute `island` for few tokens, for which launch overhead dominates."""
     z = _products(read, downs, rows) if downs else []
@@ -115,12 +116,11 @@ def own_output(linear: nn.Module, x: Tensor) -> Tensor:
     return torch.clone(linear(x), memory_format=torch.contiguous_format)
 
 
-def _products(x: Tensor, downs: Sequence[Any], rows: ops.Rows | None) -> list[Tensor]:
+def _products(x: Tensor, downs: Sequence[Any], rows: RegionRows | None) -> list[Tensor]:
     """Multiply few tokens by each A, in the dtype of the factors, because converting tokens is cheaper."""
     if rows is None:
         flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
     else:
-        rows.check(x)
         flat = rows.gather(x)
         downs = [down.factor for down in downs]
     like = _first_tensor(downs[0])
@@ -130,10 +130,10 @@ def _products(x: Tensor, downs: Sequence[Any], rows: ops.Rows | None) -> list[Te
 
 
 def _add_in_place(
-    y: Tensor, z: Sequence[Tensor], uses: Uses, ups: Sequence[Any], rows: ops.Rows | None
+    y: Tensor, z: Sequence[Tensor], uses: Uses, ups: Sequence[Any], rows: RegionRows | None
 ) -> Tensor:
     """Add a layer's terms to its output, or to a copy if dtype or row order differ."""
-    flat = y.view(-1, y.shape[-1]) if rows is None else rows.gather(y)
+    flat = y.view(-1, y.shape[-1]) if rows is None else rows.grouping.gather(y)
     if rows is not None:
         ups = [up.factor for up in ups]
     like = _first_tensor(ups[0])
@@ -141,9 +141,9 @@ def _add_in_place(
         flat, ups = _met(flat, ups, like)
     for (number, _, _, scale), up in zip(uses, ups, strict=True):
         up.add_up(flat, z[number], scale)
-    if rows is None or rows.in_order:
+    if rows is None or rows.grouping.in_order:
         return y if flat.dtype is y.dtype else flat.to(y.dtype).view(y.shape)
-    return rows.scatter(flat, y).to(y.dtype)
+    return rows.grouping.scatter(flat, y).to(y.dtype)
 
 
 def _first_tensor(factor: Any) -> Tensor:
@@ -203,13 +203,12 @@ def _low(
     with ops.without_autocast(read.device):
         a, *bs = joined(downs, uses, ups)
     if rows is not None:
-        rows.check(read)
         return torch.bmm(rows.gather(read), a.to(read).mT), bs  # type: ignore[union-attr]
     return F.linear(_flat(read), a.to(read)), bs  # type: ignore[union-attr]
 
 
 def _added(
-    y: Tensor, z: Tensor | None, uses: Uses, b: Tensor | None, rows: ops.Rows | None
+    y: Tensor, z: Tensor | None, uses: Uses, b: Tensor | None, rows: RegionRows | None
 ) -> Tensor:
     """Compute ``y + z B``, out of place."""
     if b is None:
@@ -271,7 +270,7 @@ def _recompute(
 
 
 def frozen_parameters(
-    x: Tensor, rows: ops.Rows | None, linears: Sequence[nn.Module]
+    x: Tensor, rows: RegionRows | None, linears: Sequence[nn.Module]
 ) -> list[Any] | None:
     """Return the weights, then the biases of ``linears``, if one function may replace their calls.
 
@@ -282,7 +281,7 @@ def frozen_parameters(
     """
     if not _is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
         return None
-    if rows is not None and not rows.in_order:
+    if rows is not None and not rows.grouping.in_order:
         return None
     dtype = x.dtype
     weights: list[Any] = []

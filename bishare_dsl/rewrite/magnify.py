@@ -48,7 +48,7 @@ def magnify(
         change, free = change.to(y.dtype), y if bias is None else y - bias.to(y)
         if rows is None:
             return y + change.squeeze(0) * free
-        return y + rows.scatter(change * rows.gather(free), y)
+        return y + rows.grouping.scatter(change * rows.grouping.gather(free), y)
 
 
 @torch.no_grad()

@@ -8,47 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bishare_dsl.rewrite.grouped_rows import RegionRows
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor
-
-
-class Rows(Protocol):
-    """The adapter of each row of a mixed batch, as known to a region."""
-
-    @property
-    def adapters(self) -> int:
-        """The number of adapters."""
-        ...
-
-    @property
-    def in_order(self) -> bool:
-        """Whether rows are sorted by adapter, with equally many for each."""
-        ...
-
-    def check(self, x: Tensor, /) -> None:
-        """Reject an input whose rows cannot be assigned to adapters."""
-        ...
-
-    def gather(self, x: Tensor, /) -> Tensor:
-        """Sort ``(..., d)`` by adapter: ``(adapters, tokens, d)``."""
-        ...
-
-    def scatter(self, sorted_: Tensor, y: Tensor, /) -> Tensor:
-        """Undo `gather`, returning the shape of ``y``."""
-        ...
-
-    def spread(self, ids: Tensor, /) -> Tensor:
-        """Repeat indices that all rows share for each row."""
-        ...
-
-    def repeat(self, y: Tensor, /) -> Tensor:
-        """Repeat a ``y`` that all rows share for each row."""
-        ...
 
 
 class OfRows(NamedTuple):
@@ -58,7 +25,7 @@ class OfRows(NamedTuple):
     """
 
     factor: Factor
-    rows: Rows
+    rows: RegionRows
     recompute: Callable[[], Factor] | None = None
 
     def dense(self) -> Tensor:
@@ -84,12 +51,13 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def is_decode_step(x: Tensor, rows: Rows | None = None) -> bool:
+def is_decode_step(x: Tensor, rows: RegionRows | None = None) -> bool:
     """Tell whether each adapter has few tokens, and no gradients are needed."""
     return (
         type(x) is Tensor
         and not torch.is_grad_enabled()
-        and x.numel() <= DECODE_TOKENS * x.shape[-1] * (1 if rows is None else rows.adapters)
+        and x.numel()
+        <= DECODE_TOKENS * x.shape[-1] * (1 if rows is None else rows.grouping.adapters)
         and not torch.compiler.is_exporting()  # an exported graph must hold for any number
         and not torch._C._are_functorch_transforms_active()  # in-place writes may be rejected
         and not autocasts(x.device)
@@ -103,7 +71,6 @@ def down(x: Tensor, a: Applied) -> Tensor:
         AdapterError: the adapter of a row is unknown (BS682).
     """
     if isinstance(a, OfRows):
-        a.rows.check(x)
         return torch.bmm(a.rows.gather(x), a.dense().to(x).mT).flatten(0, 1)
     return F.linear(x, a.dense().to(x))
 
@@ -123,13 +90,13 @@ def look_up(ids: Tensor, a: Applied, padding: int | None, keep: Tensor | None = 
     if not isinstance(a, OfRows):
         z = F.embedding(ids, a.dense().t(), padding)
         return z if keep is None else z * keep.unsqueeze(-1)
-    places = a.rows.gather(a.rows.spread(ids).unsqueeze(-1))
+    places = a.rows.grouping.gather(a.rows.spread(ids).unsqueeze(-1))
     columns = a.dense().mT
     z = columns.gather(1, places.expand(-1, -1, columns.shape[-1]))
     if padding is not None:
         z = torch.where(places == padding, z.detach(), z)
     if keep is not None:
-        z = z * a.rows.gather(a.rows.spread(keep).unsqueeze(-1))
+        z = z * a.rows.grouping.gather(a.rows.spread(keep).unsqueeze(-1))
     return z.flatten(0, 1)
 
 
@@ -154,17 +121,17 @@ def up(y: Tensor, z: Tensor, b: Applied, scale: float = 1.0) -> Tensor:
         return add_dense(y, z, b.dense().to(y), scale, b.rows if isinstance(b, OfRows) else None)
 
 
-def add_dense(y: Tensor, z: Tensor, b: Tensor, scale: float, rows: Rows | None) -> Tensor:
+def add_dense(y: Tensor, z: Tensor, b: Tensor, scale: float, rows: RegionRows | None) -> Tensor:
     """Compute ``y + s z B`` out of place, for B ``(..., rows, d_out)`` in the dtype of ``y``."""
     if rows is None:
         flat, low = (t.reshape(-1, t.shape[-1]) for t in (y, z))
         return torch.addmm(flat, low.to(y), b, alpha=scale).view(y.shape)
     low = z.to(y).reshape(len(b), -1, z.shape[-1])
     y = rows.repeat(y)
-    if rows.in_order:
+    if rows.grouping.in_order:
         flat = y.reshape(len(b), -1, y.shape[-1])
         return torch.baddbmm(flat, low, b, alpha=scale).view(y.shape)
-    return y.add(rows.scatter(torch.bmm(low, b), y), alpha=scale)
+    return y.add(rows.grouping.scatter(torch.bmm(low, b), y), alpha=scale)
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:

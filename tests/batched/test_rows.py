@@ -7,10 +7,6 @@ import torch
 from torch import nn
 
 from bishare_dsl.batched.rows import (
-    Call,
-    Grouping,
-    Place,
-    RegionRows,
     RowBatch,
     factors_of,
     open_batch,
@@ -18,6 +14,7 @@ from bishare_dsl.batched.rows import (
     route_to_open_batch,
 )
 from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.grouped_rows import Call, Grouping, Place, RegionRows
 from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
 from bishare_dsl.transforms.factor import Dense
 
