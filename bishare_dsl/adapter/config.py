@@ -114,7 +114,7 @@ class DrawnTensor(BaseModel):
 
 
 class SignFingerprint(BaseModel):
-    """Fingerprint of a tensor that is recomputed from the base's weights (`bishare_dsl.adapter.recipes`).
+    """Fingerprint of a tensor that is recomputed from the base's weights (`bishare_dsl.adapter.reproduced`).
 
     ``signs`` has a digit from 0 to 3 for each row: 2 if its first product is negative, plus 1 if its
     second is. ``sums`` are the sums of both products over the rows.
@@ -146,7 +146,7 @@ class AdapterConfig(BaseModel):
 
     ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text; None in older
     formats. ``marks`` are fingerprints of frozen tensors that loading recomputes from the base's weights
-    (`bishare_dsl.adapter.recipes`). ``drawn``, ``compact``, ``of_base`` and ``marks`` are stored in
+    (`bishare_dsl.adapter.reproduced`). ``drawn``, ``compact``, ``of_base`` and ``marks`` are stored in
     ``sharing`` only: `bishare_dsl.adapter.contents.check_plan` reads them from it. Without a ``spec``,
     ``sharing`` defines the plan.
 

@@ -299,7 +299,7 @@ def pack(
     """
     import torch
 
-    from bishare_dsl.adapter.recipes import find_reproduced
+    from bishare_dsl.adapter.reproduced import find_reproduced
     from bishare_dsl.adapter.stored import (
         compact_tensors,
         dequantise,

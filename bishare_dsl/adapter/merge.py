@@ -270,7 +270,7 @@ def _check_weights(
         if weight.is_computed():
             reason = "it is computed from other tensors, as by pruning or weight norm"
         elif (quantisation := weight.replacement()) is None:
-            kept = weight.kept()
+            kept = weight.stored()
             assert kept is not None
             if kept.is_meta:
                 offloaded = is_offloaded(weight.module)

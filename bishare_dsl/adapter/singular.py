@@ -38,7 +38,7 @@ _DIRECT_SIDE = 1024
 """Matrices with no longer side are decomposed completely.
 
 For directions with singular values 1% apart, iteration leaves errors of 4e-3, which differ between
-float32 and float64. This is too much for recomputing them on loading (`bishare_dsl.adapter.recipes`).
+float32 and float64. This is too much for recomputing them on loading (`bishare_dsl.adapter.reproduced`).
 """
 
 _SPARE = 8
@@ -145,7 +145,7 @@ def read_weight(weight: Weight) -> torch.Tensor:
     """
     if weight.replacement() is not None:
         return weight.dense()
-    kept = weight.kept()
+    kept = weight.stored()
     assert kept is not None, weight.path
     if kept.is_meta and is_offloaded(weight.module):
         raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))

@@ -79,12 +79,12 @@ class Bank:
             members: each adapter's parameters by their names in the plan; trainable ones are float32.
             shared: the names of tensors stored once for all adapters; they receive all adapters' gradients.
         """
-        alike: dict[Any, list[int]] = {}
+        rows_by_shapes: dict[Any, list[int]] = {}
         for row, member in enumerate(members):
             key = tuple((name, t.shape, t.requires_grad) for name, t in member.items())
-            alike.setdefault(key, []).append(row)
+            rows_by_shapes.setdefault(key, []).append(row)
         like = next(iter(members[0].values()))
-        kinds = [_kind([*members], rows, shared) for rows in alike.values()]
+        kinds = [_kind([*members], rows, shared) for rows in rows_by_shapes.values()]
         bank = cls(kinds, like.dtype, like.device, trains=True)
         bank._members = members
         with torch.no_grad():
@@ -104,12 +104,12 @@ class Bank:
         """Make the adapters' parameters views of the bank, also after other code has moved them."""
         for row, member in enumerate(self._members):
             kind = self.kind_of(row)
-            found = _parts(self.own.detach()[row], kind.own)
-            found |= _parts(self.common.detach()[0], kind.common)
+            values = _parts(self.own.detach()[row], kind.own)
+            values |= _parts(self.common.detach()[0], kind.common)
             for name, frozen in kind.frozen.items():
-                found[name] = frozen[kind.rows.index(row)] if frozen.dim() == 3 else frozen
+                values[name] = frozen[kind.rows.index(row)] if frozen.dim() == 3 else frozen
             for name, tensor in member.items():
-                tensor.data = found[name]
+                tensor.data = values[name]
                 tensor.requires_grad_(False)
 
     @property
@@ -177,8 +177,8 @@ class Layout:
         for path, terms in self.plan.terms_of.items():
             key = path.rpartition(".")[0], self.width[path].d_in
             reading.setdefault(key, []).extend(t for t in terms if not t.is_magnitude)
-        for found in reading.values():
-            by_share = sorted(found, key=lambda term: term.share)
+        for terms in reading.values():
+            by_share = sorted(terms, key=lambda term: term.share)
             for role in dict.fromkeys(role for term in by_share for role in term.tensors):
                 yield from (term.tensors[role] for term in by_share if role in term.tensors)
 
@@ -309,7 +309,7 @@ class Slots:
             slot_at[[place, old]] = slot, other
             row[[slot, other]] = place, old
         moved = np.flatnonzero(row != self.row)
-        target, source = (torch.from_numpy(found[moved]) for found in (row, self.row))
+        target, source = (torch.from_numpy(rows[moved]) for rows in (row, self.row))
         self._own.index_copy_(0, target, self._own.index_select(0, source))
         self.row = row
 

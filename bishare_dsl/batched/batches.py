@@ -236,7 +236,7 @@ class MixedBatches:
 
     def _make(self, rows: dict[str | None, list[int]], lease: Lease, *, trains: bool) -> RowBatch:
         device = _device(self.model)
-        owners = {row: number for number, those in enumerate(rows.values()) for row in those}
+        owners = {row: number for number, own_rows in enumerate(rows.values()) for row in own_rows}
         grouping = Grouping.of([owners[row] for row in sorted(owners)], device)
         names = [*rows]
         if trains and grouping.order is not None:
@@ -333,16 +333,16 @@ def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     main = getattr(model, "main_input_name", "inputs")
     first = args[0] if args else kwargs.get("inputs")
     given = {**kwargs, main: first} if first is not None else kwargs
-    found = {
+    shapes = {
         name: x.shape
         for name in (*_TEXTS, main, *_DECODED)
         if isinstance(x := given.get(name), Tensor) and x.ndim
     }
-    texts = [found[name] for name in (*_TEXTS, *_DECODED) if name in found]
+    texts = [shapes[name] for name in (*_TEXTS, *_DECODED) if name in shapes]
     return Call(
-        rows=next((shape[0] for shape in found.values()), None),
+        rows=next((shape[0] for shape in shapes.values()), None),
         tokens=tuple(shape[1] for shape in texts if len(shape) > 1),
-        text=any(name in found for name in _TEXTS),
+        text=any(name in shapes for name in _TEXTS),
     )
 
 
@@ -398,24 +398,24 @@ class _MemberTensors:
     """The tensors of those members that have a given plan."""
 
     def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
-        mine = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
-        self._count, self._places = len(members), [*mine]
+        of_plan = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
+        self._count, self._places = len(members), [*of_plan]
         self._views: Mapping[str, Tensor] = {}
         self._tensors: list[Mapping[str, Tensor]] = []
-        held = [m.bank for m in mine.values()]
+        held = [m.bank for m in of_plan.values()]
         views = {id(bank): bank.views(bank.kind_of(row)) for bank, row in filter(None, held)}
         if len(views) == 1 and None not in held:
             (self._views,) = views.values()
             self._rows = [bank.kind_of(row).rows.index(row) for bank, row in filter(None, held)]
             return
-        for member in mine.values():
+        for member in of_plan.values():
             if member.bank is None:
                 self._tensors.append(member.tensors())
             else:  # Combined with adapters outside this bank.
                 bank, row = member.bank
                 number = bank.kind_of(row).rows.index(row)
-                found = views[id(bank)].items()
-                self._tensors.append({n: t[number] if t.dim() == 3 else t for n, t in found})
+                tensors = views[id(bank)].items()
+                self._tensors.append({n: t[number] if t.dim() == 3 else t for n, t in tensors})
 
     def stack(self, name: str) -> _Stack:
         """Stack a tensor of all members, with zeros for those of other plans."""
@@ -482,8 +482,8 @@ def _recomputed(make: Make, given: Sequence[_Stack]) -> Recomputed:
 def _of_one(
     assembly: Callable[..., tuple[Factor, ...]], given: Mapping[int, Tensor]
 ) -> tuple[Factor, ...]:
-    found: tuple[Factor, ...] = assembly(None, *(given[slot] for slot in range(len(given))))
-    return found
+    factors: tuple[Factor, ...] = assembly(None, *(given[slot] for slot in range(len(given))))
+    return factors
 
 
 def _running(module: nn.Module) -> Iterator[nn.Module]:

@@ -31,9 +31,9 @@ def run_experts(
     Raises:
         AdapterError: the adapter of the tokens is unknown (BS682).
     """
-    found = row_factors(module)
-    factors = [Dense(factor.dense().flatten(0, 1)) for factor in found]
-    rows = found[0].rows
+    of_rows = row_factors(module)
+    factors = [Dense(factor.dense().flatten(0, 1)) for factor in of_rows]
+    rows = of_rows[0].rows
     grouping = rows.grouping
     if grouping.adapters > 1:
         bound = inspect.signature(base_class(type(module)).forward).bind(module, *args, **kwargs)

@@ -55,8 +55,8 @@ class Group:
         place, views = (key, self.rows.start, self.rows.stop), self.bank.views
         if place not in views:
             views[place] = make()
-        found: T = views[place]
-        return found
+        cached: T = views[place]
+        return cached
 
     def of(self, tokens: Tensor) -> Tensor:
         """Return the group's part ``(R, n, d)`` of the batch's ``(tokens, d)``."""
@@ -132,11 +132,11 @@ class Step:
     def write(self, slots: Sequence[int]) -> None:
         """Write the slot of each token; -1 for tokens without an adapter."""
         none = self.bank.slots
-        found = np.full(self._tokens, none, np.int32)
+        rows = np.full(self._tokens, none, np.int32)
         # The last row is for tokens without an adapter.
-        found[: len(slots)] = self.bank.row[np.asarray(slots, np.int32)]
+        rows[: len(slots)] = self.bank.row[np.asarray(slots, np.int32)]
         tiles = np.full((len(self.tiles), 3), -1, np.int32)
-        used, starts, counts = np.unique(np.sort(found), return_index=True, return_counts=True)
+        used, starts, counts = np.unique(np.sort(rows), return_index=True, return_counts=True)
         cut = [
             (slot, first, min(first + TILE, start + count))
             for slot, start, count in zip(used, starts, counts, strict=True)
@@ -144,8 +144,8 @@ class Step:
             if slot != none
         ]
         tiles[: len(cut)] = np.reshape(cut, (-1, 3))
-        order = np.argsort(found, kind="stable").astype(np.int32)
-        host = torch.from_numpy(np.concatenate([found, order, tiles.ravel()]))
+        order = np.argsort(rows, kind="stable").astype(np.int32)
+        host = torch.from_numpy(np.concatenate([rows, order, tiles.ravel()]))
         if self._buffer.is_cuda:
             host = host.pin_memory()  # Pinned, so that the copy is asynchronous.
         self._buffer.copy_(host, non_blocking=True)
@@ -184,9 +184,9 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
     for slot, tokens in members.items():
         size = len(tokens)
         by_size.setdefault(size if size >= APART else 1 << (size - 1).bit_length(), []).append(slot)
-    bank.move_to_front([slot for found in by_size.values() for slot in found])
+    bank.move_to_front([slot for group in by_size.values() for slot in group])
     owners = torch.from_numpy(bank.row[np.asarray(slots, int)])  # The last one is for no adapter.
-    grouped = [[members[slot] for slot in found] for found in by_size.values()]
+    grouped = [[members[slot] for slot in group] for group in by_size.values()]
     order, places = arrange(grouped, len(slots))
     groups, row, token = [], 0, 0
     for adapters in grouped:

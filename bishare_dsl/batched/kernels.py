@@ -71,14 +71,14 @@ class KernelTerms:
         ups: list[list[int]] = []
         blocks: list[list[int]] = []
         scales: list[float] = []
-        for (part, uses), found in zip(terms.sites, terms.ups, strict=True):
+        for (part, uses), indices in zip(terms.sites, terms.ups, strict=True):
             start, stop = part.place.start, part.place.stop
             first = 0 if part.of_site is None else _first(part.of_site)
             blocks += [
-                [at, min(COLUMNS, stop - at), first + at - start, len(ups), len(ups) + len(found)]
+                [at, min(COLUMNS, stop - at), first + at - start, len(ups), len(ups) + len(indices)]
                 for at in range(start, stop, COLUMNS)
             ]
-            for (number, _, _, scale), i in zip(uses, found, strict=True):
+            for (number, _, _, scale), i in zip(uses, indices, strict=True):
                 b = pairs[i][1]
                 gains = [b.by_row, b.by_output] if isinstance(b, Gained) else [None, None]
                 fields, _ = self._factor(b.factor if isinstance(b, Gained) else b)

@@ -91,10 +91,10 @@ class LayerTerms:
         self.sites: list[tuple[Outputs, Uses]] = []
         self.ups: list[list[int]] = []
         for part, terms in zip(outputs, of_site, strict=True):
-            mine = sorted(terms, key=lambda i: of_term[i])
-            found = [(of_term[i], self._terms[i].term) for i in mine]
-            self.ups.append(mine)
-            uses = tuple((n, starts[n], term.rows, term.scale) for n, term in found)
+            indices = sorted(terms, key=lambda i: of_term[i])
+            numbered = [(of_term[i], self._terms[i].term) for i in indices]
+            self.ups.append(indices)
+            uses = tuple((n, starts[n], term.rows, term.scale) for n, term in numbered)
             self.sites.append((part, uses))
 
     def pairs(self, group: Group) -> list[tuple[Factor, Factor]]:
@@ -129,23 +129,23 @@ class LayerTerms:
             # The slots are float32, because factors of rounded tensors could be very different.
             downs, ups = self._factors(group)
             cast = partial(map_tensors, change=lambda tensor: tensor.to(x.dtype))
-            downs, ups = [*map(cast, downs)], [[*map(cast, found)] for found in ups]
+            downs, ups = [*map(cast, downs)], [[*map(cast, site_ups)] for site_ups in ups]
         else:
             downs, ups = group.view(self, lambda: self._factors(group))
         uses = [uses for _, uses in self.sites]
         if group.length <= DECODE_TOKENS:
             z = [down.down(x) for down in downs]
-            for target, mine, found in zip(self._targets(total), uses, ups, strict=True):
-                for (number, _, _, scale), up in zip(mine, found, strict=True):
+            for target, site_uses, site_ups in zip(self._targets(total), uses, ups, strict=True):
+                for (number, _, _, scale), up in zip(site_uses, site_ups, strict=True):
                     up.add_up(target, z[number], scale)
             return
         a, *bs = joined(downs, uses, ups)
         assert a is not None
         # Products with few rows are faster on the left than on the right.
         low = torch.bmm(a, x.mT)
-        for target, mine, b in zip(self._targets(total), uses, bs, strict=True):
+        for target, site_uses, b in zip(self._targets(total), uses, bs, strict=True):
             assert b is not None
-            add_product(target, rows_of(low, spans_of(mine), -2).mT, b)
+            add_product(target, rows_of(low, spans_of(site_uses), -2).mT, b)
 
     def _targets(self, total: Tensor) -> Iterator[Tensor]:
         """Yield a tensor ``(R, n, d_out)`` for each site, to accumulate its updates in."""

@@ -54,9 +54,9 @@ class Recomputed:
     def tensors(self, sources: Sequence[Tensor]) -> list[Tensor]:
         """Return the tensors of all factors computed from some sources."""
         self._kinds = self.make(sources)
-        found = [tensor for factor in self._kinds for tensor in tensors_of(factor)]
+        tensors = [tensor for factor in self._kinds for tensor in tensors_of(factor)]
         self._kinds = tuple(map_tensors(kind, Tensor.detach) for kind in self._kinds)
-        return found
+        return tensors
 
     def run(self) -> tuple[Sequence[Tensor], tuple[Factor, ...]]:
         """Return aliases of the sources, and the factors with a history that starts there."""
@@ -72,8 +72,8 @@ class Recomputed:
         pairs = zip((t for f in made for t in tensors_of(f)), grads, strict=True)
         known = [(y, dy) for y, dy in pairs if dy is not None and y.requires_grad]
         ys, dys = zip(*known, strict=True)
-        found = iter(torch.autograd.grad(ys, wanted, dys, allow_unused=True))
-        return [next(found) if source.requires_grad else None for source in sources]
+        gradients = iter(torch.autograd.grad(ys, wanted, dys, allow_unused=True))
+        return [next(gradients) if source.requires_grad else None for source in sources]
 
 
 class _Factors(torch.autograd.Function):
@@ -85,10 +85,10 @@ class _Factors(torch.autograd.Function):
         with torch.enable_grad():
             leaves = [s.detach().requires_grad_(s.requires_grad) for s in sources]
             made = recomputed.tensors(leaves)
-        found = tuple(y.detach() for y in made)
-        fixed = [y for y, of in zip(found, made, strict=True) if not of.requires_grad]
+        values = tuple(y.detach() for y in made)
+        fixed = [y for y, of in zip(values, made, strict=True) if not of.requires_grad]
         ctx.mark_non_differentiable(*fixed)
-        return found
+        return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

@@ -130,11 +130,13 @@ def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
     """Return a region's factors from the open batch that contains it, batched even for one adapter."""
     batch = next(batch for batch in open_batches() if region in batch.factors)
     rows = RegionRows(batch.grouping, batch.places[region], batch.repeats, batch.text, batch.call)
-    found = batch.factors[region]
-    if not callable(found):
-        return tuple([OfRows(factor, rows) for factor in found])
-    made = found()
-    return tuple([OfRows(f, rows, made.recompute(i)) for i, f in enumerate(made.factors())])
+    factors = batch.factors[region]
+    if not callable(factors):
+        return tuple([OfRows(factor, rows) for factor in factors])
+    recomputed = factors()
+    return tuple(
+        [OfRows(f, rows, recomputed.recompute(i)) for i, f in enumerate(recomputed.factors())]
+    )
 
 
 def dropout_of(region: nn.Module) -> bool:

@@ -146,7 +146,7 @@ def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     problems: list[Problem] = []
     for site in plan.sites:
         weight, term, m = maps[site.path], plan.magnitude(site.path), vectors.get(site.path)
-        kept = weight.kept()
+        kept = weight.stored()
         if m is None or m.numel() != site.d_out:
             problems.append(codes.MISSING_TENSOR(name=f"{site.path}.lora_magnitude_vector"))
         elif kept is not None and kept.is_meta:

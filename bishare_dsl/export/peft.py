@@ -226,7 +226,7 @@ def _vectors(
         if weight.expert is not None or weight.looks_up or pair.site.tied:
             action = f"export `{pair.name}` for PEFT, whose DoRA is of linear layers,"
             problems.append(codes.SCALES_BASE(action=action, help=MERGE))
-        elif (kept := weight.kept()) is not None and (kept.is_meta or is_sharded_tensor(kept)):
+        elif (kept := weight.stored()) is not None and (kept.is_meta or is_sharded_tensor(kept)):
             reason = "it is on the meta device" if kept.is_meta else "it is sharded"
             problems.append(codes.NO_WEIGHT(path=pair.name, reason=reason))
         else:

@@ -61,20 +61,20 @@ def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
     apart = len(family.names) >= _LEAST_TO_STACK
     for site in family.plan.base.every_site:
         terms = terms_of.get(site.path, ())
-        alike = tuple((t.share, t.transform, repr(t.options), t.rank, t.scale) for t in terms)
+        settings = tuple((t.share, t.transform, repr(t.options), t.rank, t.scale) for t in terms)
         for name in family.names:
             rows = given.rows(name, site)
             if terms or rows:
-                key = (alike, site.d_in, site.d_out, rows, site.path if apart else "")
+                key = (settings, site.d_in, site.d_out, rows, site.path if apart else "")
                 groups.setdefault(key, []).append((name, site))
-    found = []
+    grouped = []
     for places in groups.values():
         _, site = places[0]
         terms = terms_of.get(site.path, ())
         rows = given.rows(*places[0]) + sum(term.rows for term in terms)
         most = max(1, _VALUES_PER_CHUNK // ((site.d_in + site.d_out) * max(rows, 1)))
-        found += [_chunk(family, part) for part in _parts(places, most)]
-    return found
+        grouped += [_chunk(family, part) for part in _parts(places, most)]
+    return grouped
 
 
 def _parts(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:

@@ -28,24 +28,24 @@ def solve(
     """
     steps = {v: g.new_zeros(g.shape) for v, g in gradient.items()}
     rest = {v: -g for v, g in gradient.items()}
-    way = dict(rest)
+    direction = dict(rest)
     square = {v: _dot(r, r) for v, r in rest.items()}
     goal = {v: s * _SOLVED_RESIDUAL for v, s in square.items()}
     for _ in range(most):
-        open_ = [v for v in way if square[v] > goal[v]]
+        open_ = [v for v in direction if square[v] > goal[v]]
         if not open_:
             break
-        curved = curvature({v: way[v] for v in open_})
+        curved = curvature({v: direction[v] for v in open_})
         for v in open_:
-            bend = _dot(way[v], curved[v])
-            if bend <= 0:  # The function does not depend on it.
+            curvature_along = _dot(direction[v], curved[v])
+            if curvature_along <= 0:  # The function does not depend on it.
                 square[v] = 0.0
                 continue
-            length = square[v] / bend
-            steps[v] += length * way[v]
+            length = square[v] / curvature_along
+            steps[v] += length * direction[v]
             rest[v] -= length * curved[v]
             before, square[v] = square[v], _dot(rest[v], rest[v])
-            way[v] = rest[v] + (square[v] / before) * way[v]
+            direction[v] = rest[v] + (square[v] / before) * direction[v]
     return steps
 
 

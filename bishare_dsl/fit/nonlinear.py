@@ -49,11 +49,11 @@ def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Val
             leaf.grad = gradient[v] / whole
         return value / whole
 
-    way = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         list(leaves.values()), max_iter=rounds, tolerance_change=0, line_search_fn="strong_wolfe"
     )
     try:
-        way.step(closure)
+        optimizer.step(closure)
     finally:
         problem.values = start
     return {v: leaf.detach() for v, leaf in leaves.items()}

@@ -48,13 +48,13 @@ class Problem:
     def blocks(self) -> dict[Block, tuple[Variable, ...]]:
         """The fitted tensors by share and role, in the order of the plan."""
         trains = {t.name for t in self.family.plan.tensors if t.trainable} - self._fixed
-        found: dict[Block, dict[Variable, None]] = {}
+        variables_of: dict[Block, dict[Variable, None]] = {}
         for chunk in self.chunks:
             for term in chunk.terms:
                 for role, variables in term.variables.items():
-                    mine = (v for v in variables if v[1] in trains)
-                    found.setdefault((term.share, role), {}).update(dict.fromkeys(mine))
-        return {block: tuple(variables) for block, variables in found.items() if variables}
+                    trained = (v for v in variables if v[1] in trains)
+                    variables_of.setdefault((term.share, role), {}).update(dict.fromkeys(trained))
+        return {block: tuple(variables) for block, variables in variables_of.items() if variables}
 
     def error(self) -> float:
         """Return the relative distance of all updates."""
@@ -62,15 +62,15 @@ class Problem:
 
     def squares(self) -> dict[Place, tuple[float, float]]:
         """Return the squared residual and the squared given norm at each place."""
-        found: dict[Place, tuple[float, float]] = {}
+        squares: dict[Place, tuple[float, float]] = {}
         with torch.no_grad():
             for chunk in self.chunks:
                 target = self.given.stacked(chunk.places)
                 left = _residual(target, [term.pair(self.values) for term in chunk.terms])
                 whole = inner(target, target)
                 rows = zip(left.tolist(), whole.tolist(), strict=True)
-                found.update(zip(chunk.places, ((max(a, 0.0), b) for a, b in rows), strict=True))
-        return found
+                squares.update(zip(chunk.places, ((max(a, 0.0), b) for a, b in rows), strict=True))
+        return squares
 
     def gradient(self, variables: Iterable[Variable]) -> tuple[float, Values]:
         """Return the squared distance at the places that use some tensors, and its gradient."""

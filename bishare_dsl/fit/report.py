@@ -60,20 +60,20 @@ class FitReport:
     @cached_property
     def adapters(self) -> dict[str, float]:
         """The relative error of each adapter."""
-        found: dict[str, list[FittedSite]] = {}
+        by_adapter: dict[str, list[FittedSite]] = {}
         for site in self.sites:
-            found.setdefault(site.adapter, []).append(site)
-        return {name: relative(sites) for name, sites in found.items()}
+            by_adapter.setdefault(site.adapter, []).append(site)
+        return {name: relative(sites) for name, sites in by_adapter.items()}
 
     @cached_property
     def by_kind(self) -> dict[str, dict[str, float]]:
         """The relative error of each kind of module, by adapter."""
-        found: dict[str, dict[str, list[FittedSite]]] = {}
+        by_adapter: dict[str, dict[str, list[FittedSite]]] = {}
         for site in self.sites:
-            found.setdefault(site.adapter, {}).setdefault(site.kind, []).append(site)
+            by_adapter.setdefault(site.adapter, {}).setdefault(site.kind, []).append(site)
         return {
             name: {kind: relative(sites) for kind, sites in kinds.items()}
-            for name, kinds in found.items()
+            for name, kinds in by_adapter.items()
         }
 
     def data(self) -> dict[str, Any]:

@@ -35,9 +35,9 @@ def leading(family: Family, given: GivenPairs, values: Values) -> Values:
         values: the other initial values.
     """
     share, roles = _widest(family)
-    found = dict(values)
+    starts = dict(values)
     if not roles:
-        return found
+        return starts
     uses: dict[str, dict[Variable, list[tuple[str, Site, Term]]]] = {role: {} for role in roles}
     for name in family.names:
         for site in family.plan.sites:
@@ -50,10 +50,10 @@ def leading(family: Family, given: GivenPairs, values: Values) -> Values:
     for _ in range(_POWER_ITERATIONS if len(roles) > 1 else 1):
         for role in roles:
             for variable, places in uses[role].items():
-                rows = [_rows(family, given, role, place, found, started) for place in places]
-                found[variable] = _eigenvectors(rows, found[variable])
+                rows = [_rows(family, given, role, place, starts, started) for place in places]
+                starts[variable] = _eigenvectors(rows, starts[variable])
                 started.add(variable)
-    return found
+    return starts
 
 
 def _widest(family: Family) -> tuple[str, tuple[str, ...]]:
@@ -99,29 +99,29 @@ def _rows(
     """
     name, site, term = place
     a, b = (factor[0] for factor in given.stacked([(name, site)]))
-    mine, other = (a, b) if role == "A" else (b, a)
+    factor, other = (a, b) if role == "A" else (b, a)
     opposite = term.tensors.get("B" if role == "A" else "A")
     if opposite and (variable := family.variable(name, opposite)) in started:
         other = other @ values[variable].t()
     triangle: Tensor = torch.linalg.qr(other.t(), mode="r").R
-    return triangle @ mine
+    return triangle @ factor
 
 
-def _eigenvectors(rows: list[Tensor], begun: Tensor) -> Tensor:
+def _eigenvectors(rows: list[Tensor], start: Tensor) -> Tensor:
     """Replace a tensor's first rows by the leading right singular vectors of all rows, orthonormal."""
-    vectors = _leading_of(torch.cat(rows), len(begun))
-    return torch.cat([vectors, begun[len(vectors) :]])
+    vectors = _leading_of(torch.cat(rows), len(start))
+    return torch.cat([vectors, start[len(vectors) :]])
 
 
 def _leading_of(rows: Tensor, count: int) -> Tensor:
     if min(rows.shape) <= _DIRECT_WIDTH:
         gram = rows.t() @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.t()
         values, vectors = torch.linalg.eigh(gram)
-        kept = list(_falling(values, count))
-        found: Tensor = vectors[:, kept].t()
+        largest = list(_falling(values, count))
+        directions: Tensor = vectors[:, largest].t()
         if rows.shape[0] < rows.shape[1]:
-            found = torch.nn.functional.normalize(found @ rows, dim=1)
-        return found
+            directions = torch.nn.functional.normalize(directions @ rows, dim=1)
+        return directions
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         _, _, right = torch.svd_lowrank(rows, min(*rows.shape, count + 16), 4)

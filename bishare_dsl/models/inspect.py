@@ -59,8 +59,8 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
             sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
             if weight.expert is not None:
                 continue  # Its parameter counts as it is.
-            kept = module._parameters.get(weight.parameter)
-            key = id(module if kept is None else kept)
+            stored = module._parameters.get(weight.parameter)
+            key = id(module if stored is None else stored)
             if weight.path and block_of(weight.path) is None:
                 outside.setdefault(key, []).append(weight)
             if key not in counted:
@@ -73,12 +73,12 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
                 counted.add(id(parameter))
                 parameters += prod(full_shape(parameter))
         in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
-        for own, kept in module._parameters.items():
+        for own, parameter in module._parameters.items():
             linear = weights and weights[0].owner == weights[0].path
-            if kept is None or own in in_block or not kept.is_floating_point():
+            if parameter is None or own in in_block or not parameter.is_floating_point():
                 continue
             if not linear or own in (weights[0].parameter, "bias"):
-                names, _ = others.setdefault(id(kept), ([], full_shape(kept)))
+                names, _ = others.setdefault(id(parameter), ([], full_shape(parameter)))
                 names.append(f"{path}.{own}".removeprefix("."))
     if not sites and not outside:
         raise ModelError(NO_SITES(name=name))

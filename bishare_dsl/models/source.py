@@ -74,8 +74,8 @@ def resolve(name: str | Source) -> Source:
     if _HUB_ID.fullmatch(name):
         return Source("hub", name)
     close, is_preset = nearest(name, (*PRESETS, *ALIASES)), name.lower() in PRESETS
-    begun = (who for start, who in OWNERS.items() if name.lower().startswith(start))
-    if (owner := next(begun, None)) and (is_preset or close is None):
+    owners = (who for start, who in OWNERS.items() if name.lower().startswith(start))
+    if (owner := next(owners, None)) and (is_preset or close is None):
         shapes = f", and its shapes alone are `{name.lower()}`" if is_preset else ""
         close = f"on the Hub it may be `{owner}/{name}`{shapes}"
     joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "

@@ -56,13 +56,13 @@ class Weight:
     outputs: slice | None = None
     transposed: bool = False
 
-    def part(self, kept: torch.Tensor) -> torch.Tensor:
+    def part(self, stored: torch.Tensor) -> torch.Tensor:
         """Return a view of the map's matrix ``(d_out, d_in)``, from a tensor like the parameter."""
-        matrix = kept if self.expert is None else kept[self.expert]
+        matrix = stored if self.expert is None else stored[self.expert]
         matrix = matrix.mT if self.transposed else matrix
         return matrix if self.outputs is None else matrix[self.outputs]
 
-    def kept(self) -> torch.Tensor | None:
+    def stored(self) -> torch.Tensor | None:
         """Return the tensor that holds the parameter's values, or None if it has a `replacement`."""
         return resident_tensor(self.module, self.parameter)
 
@@ -71,9 +71,9 @@ class Weight:
 
         Check `replacement` first.
         """
-        kept = self.kept()
-        assert kept is not None, self.path
-        return self.part(kept.detach())
+        stored = self.stored()
+        assert stored is not None, self.path
+        return self.part(stored.detach())
 
     @property
     def looks_up(self) -> bool:
@@ -98,19 +98,19 @@ class Weight:
         import torch
 
         kind = type(self.module).__name__
-        kept = self.module._parameters.get(self.parameter)
-        if kept is None:
+        parameter = self.module._parameters.get(self.parameter)
+        if parameter is None:
             return kind
-        shape = full_shape(kept)
+        shape = full_shape(parameter)
         whole = len(shape) == (2 if self.expert is None else 3)
         fits = whole and tuple(self.part(torch.empty(shape, device="meta")).shape) == (
             self.d_out,
             self.d_in,
         )
-        if not fits or not _is_float(kept.dtype):
-            return f"{kind}, {str(kept.dtype).removeprefix('torch.')}"
-        dense = type(kept.data) is torch.Tensor or is_sharded_tensor(kept)
-        return None if dense else type(kept.data).__name__
+        if not fits or not _is_float(parameter.dtype):
+            return f"{kind}, {str(parameter.dtype).removeprefix('torch.')}"
+        dense = type(parameter.data) is torch.Tensor or is_sharded_tensor(parameter)
+        return None if dense else type(parameter.data).__name__
 
     def dense(self) -> torch.Tensor:
         """Return the ``(d_out, d_in)`` matrix that a quantised weight encodes.
@@ -139,12 +139,12 @@ class Weight:
     def _dequantize_attempts(self) -> Iterator[Any]:
         import torch
 
-        if callable(way := getattr(self.module, "dequantize", None)):
-            yield way()
-        kept = self.module._parameters.get(self.parameter)
+        if callable(dequantize := getattr(self.module, "dequantize", None)):
+            yield dequantize()
+        parameter = self.module._parameters.get(self.parameter)
         # Every tensor has this method; plain integers would be returned unchanged.
-        if kept is not None and type(kept).dequantize is not torch.Tensor.dequantize:
-            yield kept.dequantize()
+        if parameter is not None and type(parameter).dequantize is not torch.Tensor.dequantize:
+            yield parameter.dequantize()
         if self.expert is None and not self.looks_up:
             yield from self._probe_with_identity()
 
@@ -163,8 +163,10 @@ class Weight:
                 )
                 try:
                     with torch.no_grad():
-                        made = kind.forward(module, unit)
-                        yield (made if bias is None else made - bias.to(made)).T.contiguous()
+                        outputs = kind.forward(module, unit)
+                        yield (
+                            outputs if bias is None else outputs - bias.to(outputs)
+                        ).T.contiguous()
                 except Exception:  # noqa: BLE001 - it may not run here, or in this dtype
                     continue
         finally:
@@ -194,8 +196,8 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
 
     weight, across = _plain_weight(layer), 0 if _is_conv1d(layer) else 1
     if weight is None:
-        (found,), across = weights_in("", layer), 1
-        weight = found.values()
+        (linear,), across = weights_in("", layer), 1
+        weight = linear.values()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     norms: Any = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
     whole: torch.Tensor = gather(norms)
@@ -260,8 +262,8 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     )
     if not isinstance(concatenated, bool) or not isinstance(transposed, bool):
         return
-    kept = {name: module._parameters.get(name) for name in _EXPERTS}
-    shapes = {name: full_shape(tensor) for name, tensor in kept.items() if tensor is not None}
+    parameters = {name: module._parameters.get(name) for name in _EXPERTS}
+    shapes = {name: full_shape(tensor) for name, tensor in parameters.items() if tensor is not None}
     if any(len(shape) != 3 for shape in shapes.values()):
         return
     for expert in range(min((shape[0] for shape in shapes.values()), default=0)):
@@ -314,10 +316,10 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
         return True
     twin = nn.Module.__new__(kind)  # without values, so that running it is free
     twin.__dict__ = dict(vars(module))
-    for kept in ("_parameters", "_buffers"):
-        tensors = vars(module)[kept].items()
+    for attribute in ("_parameters", "_buffers"):
+        tensors = vars(module)[attribute].items()
         # Not `t.to`, which would move a quantiser's state off the module's tensor.
-        twin.__dict__[kept] = {
+        twin.__dict__[attribute] = {
             n: t if t is None else torch.empty(full_shape(t), dtype=t.dtype, device="meta")
             for n, t in tensors
         }

@@ -40,7 +40,7 @@ from bishare_dsl.adapter.files import (
     save_adapter,
 )
 from bishare_dsl.adapter.initial import start_of_base
-from bishare_dsl.adapter.recipes import check_reproduced
+from bishare_dsl.adapter.reproduced import check_reproduced
 from bishare_dsl.adapter.stored import tensor_of
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, raise_errors

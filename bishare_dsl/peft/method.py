@@ -50,7 +50,7 @@ from bishare_dsl.adapter.files import pack
 from bishare_dsl.adapter.handle import Handle, adapter_keys, values_in
 from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
-from bishare_dsl.adapter.recipes import check_reproduced
+from bishare_dsl.adapter.reproduced import check_reproduced
 from bishare_dsl.adapter.stored import entries_of
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
 from bishare_dsl.diagnostics import (

@@ -129,11 +129,11 @@ def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
             yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
     # `train` checks its own mentions, and some mentions concern no module.
     asked = [m for m in spec_settings.mentions if m.domain not in (None, "parameters")]
-    found = sites.vocabulary.problems(asked)
-    yield from found
+    problems = sites.vocabulary.problems(asked)
+    yield from problems
     # No later evaluation can then fail at a site.
     for mention in asked:
-        if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in found):
+        if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in problems):
             yield from sites.without_value(mention)
 
 
@@ -142,7 +142,7 @@ def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iter
     scaled = {term.site: term for term in terms if term.is_magnitude}
     other = {term.site: term for term in terms if not (term.linear or term.is_magnitude)}
     loc: Loc = ("shares", next((i for i, s in enumerate(spec.shares) if s.is_magnitude), 0))
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     for site in target:
         why, help = "", "`where expert == none` leaves all experts out"
         if (term := scaled.get(site.path)) is None:
@@ -160,8 +160,8 @@ def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iter
             help = "`plain` leaves the lengths out: `magnitude per module plain`"
         if why:
             problem = codes.NO_MAGNITUDE(path=site.path, why=why, loc=loc, help=help)
-            found.setdefault(why, problem)
-    yield from found.values()
+            problems.setdefault(why, problem)
+    yield from problems.values()
 
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
@@ -298,12 +298,12 @@ class _SharePlan:
             if asked and mention.loc[:2] == self.loc:
                 self.spec_settings.add(constant(mention, self.sites.site_sets, covered))
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
-        found = {
+        at_ranks = {
             rank: self.spec_settings.for_rank(self.index, rank)
             for rank in sorted({*ranks.values()} - {0})
         }
-        resolved = {rank: settings for rank, settings in found.items() if settings is not None}
-        if len(resolved) < len(found) or not found:
+        resolved = {rank: settings for rank, settings in at_ranks.items() if settings is not None}
+        if len(resolved) < len(at_ranks) or not at_ranks:
             return
         sites = [site for site in self.sites.of(covered) if ranks[site.path]]
         shapes = {(ranks[site.path], Width(site.d_in, site.d_out)) for site in sites}
@@ -560,7 +560,7 @@ class _SharePlan:
                 init=start.init,
                 amount=start.amount,
                 fan_in=shape.fan_in,
-                trainable=role not in resolved.kept,
+                trainable=role not in resolved.untrained,
                 owner=owner(tuple(path for place in users for path in place.site.paths)),
             )
         )

@@ -68,7 +68,7 @@ class ShareSettings:
         return self.transform.options()
 
     @cached_property
-    def kept(self) -> frozenset[str]:
+    def untrained(self) -> frozenset[str]:
         """The roles of tensors that are never trained."""
         return frozenset((*self.frozen.values(), *self.transform.fixed))
 

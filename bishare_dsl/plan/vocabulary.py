@@ -273,16 +273,16 @@ def _constant(
             inner = [(one, (*loc, "any_of", i)) for i, one in enumerate(parts)]
         case m.Not(negated=one):
             inner = [(one, (*loc, "negated"))]
-    found = [
+    constants = [
         (other, place, truth)
         for one, at in inner
         for other, place, truth in _constant(one, at, places, asked)
         if not (truth and isinstance(other, m.Ref | m.Match))  # A name is intentional.
     ]
-    if not found and _tells_apart(part):
+    if not constants and _tells_apart(part):
         true, false = (not asked.isdisjoint(where) for where in places.partition(part))
-        found += [(part, loc, true)] * (true != false)
-    return found
+        constants += [(part, loc, true)] * (true != false)
+    return constants
 
 
 def _tells_apart(part: m.Expression) -> bool:

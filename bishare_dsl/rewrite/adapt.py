@@ -139,12 +139,12 @@ def _whole_tensors(
     model: nn.Module, plan: Plan, sources: Mapping[str, tuple[OwnedTensors, int]]
 ) -> Iterator[tuple[nn.Module, TrainedInFull]]:
     """Create a module that returns the trained tensors, for each module with parameters trained in full."""
-    found: dict[str, dict[str, tuple[OwnedTensors, int]]] = {}
+    by_module: dict[str, dict[str, tuple[OwnedTensors, int]]] = {}
     for trained in plan.trained:
         for path in trained.paths:
             module, _, name = path.rpartition(".")
-            found.setdefault(module, {})[name] = sources[trained.tensor]
-    for module, tensors in found.items():
+            by_module.setdefault(module, {})[name] = sources[trained.tensor]
+    for module, tensors in by_module.items():
         yield model.get_submodule(module), TrainedInFull(tensors)
 
 
@@ -188,21 +188,23 @@ def _home(model: nn.Module, owner: str) -> str:
 
 def _check_sites(model: nn.Module, plan: Plan) -> None:
     maps = linear_maps(model)
-    wrong = []
+    problems = []
     for site in plan.sites:
         weight = maps.get(site.path)
         expected = f"{site.d_in} -> {site.d_out}"
         found = f"{weight.d_in} -> {weight.d_out}" if weight else "no linear layer"
         if found != expected:
-            wrong.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
+            problems.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
     for trained in plan.trained:
-        kept = [_parameter(model, path) for path in trained.paths]
-        shapes = {None if k is None else full_shape(k) for k in kept}
-        if shapes != {trained.shape} or len(set(map(id, kept))) > 1:
-            expected = f"one parameter {trained.shape} under {len(kept)} names"
+        parameters = [_parameter(model, path) for path in trained.paths]
+        shapes = {None if k is None else full_shape(k) for k in parameters}
+        if shapes != {trained.shape} or len(set(map(id, parameters))) > 1:
+            expected = f"one parameter {trained.shape} under {len(parameters)} names"
             found = ", ".join(map(str, shapes))
-            wrong.append(codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=found))
-    raise_errors(ModelError, wrong[:5])
+            problems.append(
+                codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=found)
+            )
+    raise_errors(ModelError, problems[:5])
 
 
 def _parameter(model: nn.Module, path: str) -> nn.Parameter | None:

@@ -188,12 +188,12 @@ class RegionCompiler:
         return tuple(uses)
 
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
-        alike = (term.share, term.rank)
-        if alike not in self._transforms:
-            self._transforms[alike] = load_transform(term.transform, term.options)
+        key = (term.share, term.rank)
+        if key not in self._transforms:
+            self._transforms[key] = load_transform(term.transform, term.options)
         numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
         return TermUse(
-            self._transforms[alike], term.rank, term.rows, term.scale, term.dropout, tuple(numbered)
+            self._transforms[key], term.rank, term.rows, term.scale, term.dropout, tuple(numbered)
         )
 
     def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> RegionCode:

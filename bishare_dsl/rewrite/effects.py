@@ -35,7 +35,7 @@ def order_writes(module: nn.Module, graph: fx.Graph) -> None:
     """
     memory: dict[fx.Node, frozenset[fx.Node]] = {}  # Values that a node may alias.
     written: dict[fx.Node, fx.Node] = {}  # The last writer of each value.
-    again: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+    after_write: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
     for node in list(graph.nodes):
         read = frozenset(m for x in node.all_input_nodes for m in memory[x])
         linear = _is_linear(module, node)
@@ -43,12 +43,12 @@ def order_writes(module: nn.Module, graph: fx.Graph) -> None:
             writers = [w for m in memory[x] if (w := written.get(m)) and x < w]
             if writers:
                 value_and_writer = x, max(writers)
-                if value_and_writer not in again:
+                if value_and_writer not in after_write:
                     with graph.inserting_before(node):
-                        again[value_and_writer] = graph.call_function(
+                        after_write[value_and_writer] = graph.call_function(
                             leaves.after_write, value_and_writer
                         )
-                node.replace_input_with(x, again[value_and_writer])
+                node.replace_input_with(x, after_write[value_and_writer])
         if _is_fact(node):
             memory[node] = frozenset()
         elif _module_of(node) == "_operator":

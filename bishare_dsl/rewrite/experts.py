@@ -67,11 +67,11 @@ class ExpertWeight(Tensor):
     @classmethod
     def of(cls, plain: Tensor, additions: Sequence[Addition]) -> ExpertWeight:
         # Without storage: `torch.export` rejects a second tensor of those it traces.
-        made: ExpertWeight = torch.Tensor._make_wrapper_subclass(
+        weight: ExpertWeight = torch.Tensor._make_wrapper_subclass(
             cls, plain.shape, dtype=plain.dtype, device=plain.device
         )
-        made.plain, made.additions = plain, tuple(additions)
-        return made
+        weight.plain, weight.additions = plain, tuple(additions)
+        return weight
 
     def of_expert(self, number: int) -> Tensor:
         """Return the weight of an expert; in a mixed batch several numbers share a weight, not additions."""
@@ -190,6 +190,6 @@ def experts_forward(
     except UnknownProductError as error:
         if one_by_one is base.forward:
             raise
-        told = f"{base.__name__} runs one expert at a time: its implementation {error}"
-        warnings.warn(told, BishareWarning, stacklevel=2)
+        message = f"{base.__name__} runs one expert at a time: its implementation {error}"
+        warnings.warn(message, BishareWarning, stacklevel=2)
         return one_by_one(view, *args, **kwargs)

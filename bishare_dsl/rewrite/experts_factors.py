@@ -92,14 +92,14 @@ class ExpertsAssembly:
         )
 
     def _part(self, part: tuple[str, float], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        mine = [term for term in self.terms if (term.parameter, term.dropout) == part]
+        terms = [term for term in self.terms if (term.parameter, term.dropout) == part]
         outputs = dict(self.outputs)[part[0]]
         downs, ups = [], []
-        for _, group in groupby(mine, lambda term: term.place):
-            made = [(term, *term.factors(tensors)) for term in group]
-            rows = max(a.shape[1] for _, a, _ in made)
-            wide = [(term, _widened(b, term, outputs)) for term, _, b in made]
-            downs.append(reduce(torch.add, [self._of_all(a, term, rows) for term, a, _ in made]))
+        for _, group in groupby(terms, lambda term: term.place):
+            pairs = [(term, *term.factors(tensors)) for term in group]
+            rows = max(a.shape[1] for _, a, _ in pairs)
+            wide = [(term, _widened(b, term, outputs)) for term, _, b in pairs]
+            downs.append(reduce(torch.add, [self._of_all(a, term, rows) for term, a, _ in pairs]))
             ups.append(reduce(torch.add, [self._of_all(b, term, rows) for term, b in wide]))
         return _below(downs), _below(ups)
 
@@ -140,7 +140,7 @@ def experts_assembly(
     groups: dict[ExpertTerms, list[tuple[Weight, TermUse]]] = {}
     for weight, share, use in uses:
         outputs = slice(None) if weight.outputs is None else weight.outputs
-        alike = ExpertTerms(
+        group = ExpertTerms(
             weight.parameter,
             (outputs.start, outputs.stop, outputs.step),
             share,
@@ -151,17 +151,19 @@ def experts_assembly(
             Width(weight.d_in, weight.d_out),
             tuple((role, shapes[slot]) for role, slot in use.slots),
         )
-        groups.setdefault(alike, []).append((weight, use))
+        groups.setdefault(group, []).append((weight, use))
     terms = []
-    for alike, members in sorted(groups.items(), key=lambda item: str(item[0].place)):
+    for group, members in sorted(groups.items(), key=lambda item: str(item[0].place)):
         numbers = tuple(weight.expert or 0 for weight, _ in members)
         read = [dict(use.slots) for _, use in members]
         slots = tuple((role, tuple(of_one[role] for of_one in read)) for role in read[0])
-        terms.append(replace(alike, experts=numbers, slots=slots))
-    kept = {term.parameter: getattr(module, term.parameter) for term in terms}
+        terms.append(replace(group, experts=numbers, slots=slots))
+    parameters = {term.parameter: getattr(module, term.parameter) for term in terms}
     transposed = {weight.parameter: weight.transposed for weight, _, _ in uses}
-    sides = {name: tensor.shape[2 if transposed[name] else 1] for name, tensor in kept.items()}
-    experts = next(iter(kept.values())).shape[0]
+    sides = {
+        name: tensor.shape[2 if transposed[name] else 1] for name, tensor in parameters.items()
+    }
+    experts = next(iter(parameters.values())).shape[0]
     return ExpertsAssembly(experts, tuple(sides.items()), tuple(terms))
 
 

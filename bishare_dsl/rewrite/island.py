@@ -65,8 +65,8 @@ def island(
     if layers is not None:
         return fused_island(x, None if read is x else read, downs, layers, uses, ups)
     z, bs = _low(read, downs, uses, ups)
-    its = zip(linears, uses, bs, strict=True)
-    return tuple(_added(linear(x), z, mine, b, rows) for linear, mine, b in its)
+    layers_ = zip(linears, uses, bs, strict=True)
+    return tuple(_added(linear(x), z, layer_uses, b, rows) for linear, layer_uses, b in layers_)
 
 
 def add_terms(
@@ -102,9 +102,9 @@ def decode(
     """Compute `island` for few tokens, for which launch overhead dominates."""
     z = _products(read, downs, rows) if downs else []
     ys = []
-    for linear, mine, bs in zip(linears, uses, ups, strict=True):
+    for linear, layer_uses, bs in zip(linears, uses, ups, strict=True):
         y = own_output(linear, x)
-        ys.append(_add_in_place(y, z, mine, bs, rows) if mine else y)
+        ys.append(_add_in_place(y, z, layer_uses, bs, rows) if layer_uses else y)
     return tuple(ys)
 
 
@@ -172,8 +172,8 @@ def joined(
     return [
         _below([down.dense() for down in downs]),
         *(
-            _below([_scaled(b.dense(), use[3]) for use, b in zip(mine, bs, strict=True)])
-            for mine, bs in zip(uses, ups, strict=True)
+            _below([_scaled(b.dense(), use[3]) for use, b in zip(layer_uses, bs, strict=True)])
+            for layer_uses, bs in zip(uses, ups, strict=True)
         ),
     ]
 
@@ -263,10 +263,10 @@ def _recompute(
     if not downs or getattr(downs[0], "recompute", None) is None:
         return None
 
-    def again(factors: Sequence[Any]) -> list[Factor]:
+    def recomputed(factors: Sequence[Any]) -> list[Factor]:
         return [factor.recompute() for factor in factors]
 
-    return lambda: joined(again(downs), uses, [again(bs) for bs in ups])
+    return lambda: joined(recomputed(downs), uses, [recomputed(bs) for bs in ups])
 
 
 def frozen_parameters(
@@ -358,11 +358,11 @@ def _run(
     # contiguous.
     z = None if a is None else a @ _tokens_of(a, x if read is None else read).mT
     ys = []
-    for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
+    for weight, bias, b, layer_spans in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
             # Not `reshape`, which may copy: the view is written to.
-            add_product(y.view(*b.shape[:-2], -1, y.shape[-1]), part_of(z, mine, -2).mT, b)
+            add_product(y.view(*b.shape[:-2], -1, y.shape[-1]), part_of(z, layer_spans, -2).mT, b)
         ys.append(y)
     return tuple(ys), z
 
@@ -384,8 +384,8 @@ def gradients_with_history(
     wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
     known = [(y, dy) for y, dy in zip(forward(*inputs), grads, strict=True) if dy is not None]
     ys, dys = zip(*known, strict=True)
-    found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in needed]
+    gradients = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True, allow_unused=True))
+    return [next(gradients) if need else None for need in needed]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -422,16 +422,16 @@ def _factor_gradients(
     """
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
-    for dy, mine, b, want in zip(dys, spans, bs, wanted, strict=True):
+    for dy, layer_spans, b, want in zip(dys, spans, bs, wanted, strict=True):
         if dy is None or b is None:
             dbs.append(None)
             continue
         first = 0
-        for start, rows in mine:
+        for start, rows in layer_spans:
             # Accumulate, because several layers may use the same rows.
             add_product(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
             first += rows
-        dbs.append(part_of(z, mine, -2) @ dy if want else None)
+        dbs.append(part_of(z, layer_spans, -2) @ dy if want else None)
     return dz, dbs
 
 

@@ -93,13 +93,13 @@ class RegionGraphs:
     def factor_nodes(self) -> list[fx.Node]:
         """List the nodes of the forward that depend only on tensors of the adapter."""
         call = self.factors_call()
-        found: dict[fx.Node, None] = {call: None}
+        factors: dict[fx.Node, None] = {call: None}
         for node in self.forward.nodes:
             inputs = node.all_input_nodes
-            if inputs and all(source in found for source in inputs) and node.op != "output":
-                found[node] = None
-        del found[call]
-        return list(found)
+            if inputs and all(source in factors for source in inputs) and node.op != "output":
+                factors[node] = None
+        del factors[call]
+        return list(factors)
 
 
 class Pass(Protocol):

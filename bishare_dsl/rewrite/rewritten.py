@@ -53,9 +53,9 @@ class GraphCode:
     def of(cls, graph: fx.Graph) -> GraphCode:
         """Generate the code of a graph."""
         code = graph.python_code("self")
-        found = dict(code.globals)
-        modules = {k: v.__name__ for k, v in found.items() if isinstance(v, types.ModuleType)}
-        names = {k: v for k, v in found.items() if k not in modules}
+        globals_ = dict(code.globals)
+        modules = {k: v.__name__ for k, v in globals_.items() if isinstance(v, types.ModuleType)}
+        names = {k: v for k, v in globals_.items() if k not in modules}
         return cls(code.src.strip() + "\n", names, modules)
 
     def function(self, name: str = "forward") -> types.FunctionType:
@@ -260,8 +260,8 @@ def _referred_to(function: Any, module: nn.Module) -> Iterator[Any]:
         yield from (function.__kwdefaults__ or {}).values()
         names = {*function.__code__.co_names}
         yield from (vars(module)[name] for name in names & vars(module).keys())
-        found = (function.__globals__.get(name) for name in names)  # In a notebook.
-        yield from (value for value in found if isinstance(value, types.MethodType))
+        read = (function.__globals__.get(name) for name in names)  # In a notebook.
+        yield from (value for value in read if isinstance(value, types.MethodType))
     else:
         owner = function.__self__ if isinstance(function, types.MethodType) else function
         yield from () if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {}).values()

@@ -35,8 +35,8 @@ class TrainedInFull(nn.Module):
         """The names of the replaced parameters."""
         return tuple(self._numbers)
 
-    def forward(self, name: str, kept: Tensor) -> Tensor:
-        """Return the replacement of the parameter ``kept``, in its shape and dtype."""
+    def forward(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the replacement of ``parameter``, in its shape and dtype."""
         place, number = self._numbers[name]
         owned: tuple[Tensor, ...] = self._owned[place]()
-        return owned[number].view(kept.shape).to(kept.dtype)
+        return owned[number].view(parameter.shape).to(parameter.dtype)

@@ -144,9 +144,9 @@ class Gained(NamedTuple):
         return b if self.by_output is None else b * self.by_output
 
 
-def as_factor(found: Tensor | Factor) -> Factor:
+def as_factor(result: Tensor | Factor) -> Factor:
     """Convert a transform's result to a factor: plain tensors become `Dense`."""
-    return found if isinstance(found, tuple) else Dense(found)  # type: ignore[arg-type]
+    return result if isinstance(result, tuple) else Dense(result)  # type: ignore[arg-type]
 
 
 T = TypeVar("T")
@@ -168,9 +168,9 @@ def map_tensors(factor: T, change: Callable[[Any], Any], kind: type[Any] = Tenso
 
 def tensors_of(factor: Factor) -> list[Tensor]:
     """List the tensors of a factor."""
-    found: list[Tensor] = []
-    map_tensors(factor, found.append)
-    return found
+    tensors: list[Tensor] = []
+    map_tensors(factor, tensors.append)
+    return tensors
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:

@@ -43,17 +43,17 @@ def guard(
         ) from error
 
 
-def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int]:
-    """Check that ``found`` is the shape of a tensor, rows and columns, and return it.
+def shape_of(transform: Transform, method: str, result: object) -> tuple[int, int]:
+    """Check that ``result`` is the shape of a tensor, rows and columns, and return it.
 
     Raises:
         SpecError: it is not a shape (BS214).
     """
-    match found:
+    match result:
         case (int(rows), int(columns)) if rows > 0 and columns > 0:
             return rows, columns
     raise transform_error(
-        transform, f"`{method}` gives {found!r}, which is not a shape (rows, columns)"
+        transform, f"`{method}` gives {result!r}, which is not a shape (rows, columns)"
     )
 
 
@@ -86,23 +86,23 @@ def _check_term(
         pair: object = transform.factors(tensors, rank, width)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise transform_error(transform, "`factors` gives no pair of factors")
-    for factor, found, side in zip("AB", pair, width, strict=True):
-        if isinstance(found, tuple):
+    for factor, result, side in zip("AB", pair, width, strict=True):
+        if isinstance(result, tuple):
             with guard(transform, "dense"):
-                found = found.dense()  # type: ignore[attr-defined]
-        _expect(transform, f"`factors` gives an effective {factor}", found, (rows, side), where)
+                result = result.dense()  # type: ignore[attr-defined]
+        _expect(transform, f"`factors` gives an effective {factor}", result, (rows, side), where)
 
 
 def _expect(
-    transform: Transform, what: str, found: object, shape: tuple[int, ...], where: str
+    transform: Transform, what: str, result: object, shape: tuple[int, ...], where: str
 ) -> None:
     import torch
 
-    if not isinstance(found, torch.Tensor):
+    if not isinstance(result, torch.Tensor):
         raise transform_error(transform, f"{what} that is not a tensor {where}")
-    if found.is_complex():  # A cast to the dtype of the activations would drop the imaginary part.
+    if result.is_complex():  # A cast to the dtype of the activations would drop the imaginary part.
         raise transform_error(transform, f"{what} of complex numbers {where}")
-    if tuple(found.shape) != shape:
+    if tuple(result.shape) != shape:
         raise transform_error(
-            transform, f"{what} of shape {tuple(found.shape)} {where}, not {shape}"
+            transform, f"{what} of shape {tuple(result.shape)} {where}, not {shape}"
         )

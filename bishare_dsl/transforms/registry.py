@@ -128,18 +128,18 @@ def transform_kind(name: str) -> type[Transform]:
         KeyError: no such transform.
         SpecError: a package's transform cannot be used (BS214); the error names the package.
     """
-    found = _entry_points().get(name, ())
+    points = _entry_points().get(name, ())
     taken = name in BUILT_IN or name in _OF_STATEMENTS
-    if len(found) == 1 and not taken and name in _REGISTERED:
+    if len(points) == 1 and not taken and name in _REGISTERED:
         # The registered class may be decorated with `register`, too.
-        taken = _load(found[0]) is not _REGISTERED[name]
-    if len(found) + taken > 1:
-        packages = " and ".join(sorted(_package(point) for point in found))
+        taken = _load(points[0]) is not _REGISTERED[name]
+    if len(points) + taken > 1:
+        packages = " and ".join(sorted(_package(point) for point in points))
         raise SpecError(
             codes.BROKEN_PLUGIN(name=name, package=packages, why="another transform has this name")
         )
-    if found:
-        return _load(found[0])
+    if points:
+        return _load(points[0])
     if name in _REGISTERED:
         return _REGISTERED[name]
     module, _, attribute = (BUILT_IN | _OF_STATEMENTS)[name].partition(":")
@@ -151,10 +151,10 @@ def transform_kind(name: str) -> type[Transform]:
 def _entry_points() -> Mapping[str, tuple[EntryPoint, ...]]:
     from importlib.metadata import entry_points
 
-    found: dict[str, tuple[EntryPoint, ...]] = {}
+    points: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GROUP):
-        found[point.name] = (*found.get(point.name, ()), point)
-    return found
+        points[point.name] = (*points.get(point.name, ()), point)
+    return points
 
 
 @cache

@@ -147,10 +147,10 @@ def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
     named = {path: stacked[path].path if path in stacked else path for path in factors}
     settings = config.settings(folder, named.values())
 
-    def add(code: Callable[..., Problem], found: Sequence[str], **values: object) -> None:
-        if found:
-            count, total = len(found), len(factors)
-            problems.append(code(count=count, total=total, path=found[0], model=name, **values))
+    def add(code: Callable[..., Problem], paths: Sequence[str], **values: object) -> None:
+        if paths:
+            count, total = len(paths), len(factors)
+            problems.append(code(count=count, total=total, path=paths[0], model=name, **values))
 
     missing = [path for path in factors if path not in known]
     add(codes.NO_MODULE, missing, help=_advice(missing, known))
@@ -187,17 +187,17 @@ def _values(
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: object
 ) -> list[Problem]:
     """Find factors that are zero or not finite."""
-    found = []
+    problems = []
     bad = [path for path, pair in factors.items() if not all(t.isfinite().all() for t in pair)]
     if bad:
         what = f"{len(bad)} modules have values that are not finite, the first is `{bad[0]}`"
-        found.append(adapter_codes.NOT_FINITE_ADAPTER(folder=folder, what=what))
+        problems.append(adapter_codes.NOT_FINITE_ADAPTER(folder=folder, what=what))
     zero = [path for path, pair in factors.items() if not all(t.any() for t in pair)]
     if zero:
         problem = codes.ADDS_NOTHING(count=len(zero), total=len(factors), path=zero[0])
         some = len(zero) < len(factors)
-        found.append(replace(problem, severity="warning") if some else problem)
-    return found
+        problems.append(replace(problem, severity="warning") if some else problem)
+    return problems
 
 
 def _without_tensors(
@@ -219,14 +219,14 @@ def _advice(missing: Sequence[str], known: Collection[str]) -> str | None:
         return None
     path, layers = missing[0], layers_of(known)
     parts, layer = path.split("."), layers_of([path])
-    alike: dict[tuple[int, bool], list[str]] = {}
+    candidates: dict[tuple[int, bool], list[str]] = {}
     for other in (other for other in known if kind_of(other) == parts[-1]):
         pairs = zip(reversed(parts), reversed(other.split(".")), strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        alike.setdefault((same, layers_of([other]) == layer), []).append(other)
-    nearest_known = alike[max(alike)] if alike else []
+        candidates.setdefault((same, layers_of([other]) == layer), []).append(other)
+    nearest_known = candidates[max(candidates)] if candidates else []
     if len(nearest_known) == 1:
-        end = max(alike)[0]
+        end = max(candidates)[0]
         ours, theirs = (
             "".join(f"{part}." for part in name.split(".")[:-end])
             for name in (path, nearest_known[0])

@@ -72,7 +72,7 @@ class Copies:
     def __post_init__(self) -> None:
         self._tensors, self._config, self._scales = _as_lora(self.contents)
 
-    def test(self, found: Verdict) -> None:
+    def test(self, verdict: Verdict) -> None:
         """Add the findings from copies to a verdict.
 
         Raises:
@@ -81,33 +81,33 @@ class Copies:
         base, floor = self.asked.base, self.asked.noise
         fresh = self._answers() if self.contents.config is None else self._answers(self._tensors)
         self.floor = max(floor, distance(self._random(lambda path: True, _LEAST_CHANGE), base))
-        found.numbers |= {"null": self.floor, "fresh": distance(self.asked.mine, fresh)}
-        self._parts(found)
+        verdict.numbers |= {"null": self.floor, "fresh": distance(self.asked.mine, fresh)}
+        self._parts(verdict)
         if self._differs(self.asked.mine, fresh):
-            off = found.numbers["fresh"]
+            off = verdict.numbers["fresh"]
             why = f"'{self.name}' differs from a fresh copy of the folder by {off:.2g}"
-            found.fault(STALE, f"{why}: the server has older tensors; load them under a new name")
+            verdict.fault(STALE, f"{why}: the server has older tensors; load them under a new name")
         empty = self._answers(
             {name: t * 0 if _is_up(name) else t for name, t in self._tensors.items()}
         )
         if self._differs(empty, base):
             off = distance(empty, base)
             why = f"a copy whose B is zero moves the answers by {off:.2g}"
-            found.fault(GARBAGE, f"{why}: something else is in its slot")
+            verdict.fault(GARBAGE, f"{why}: something else is in its slot")
         off = distance(self._answers(*self._folded()), fresh)
         if off > 2 * self.floor:
             copy = "copy whose scale alpha / r is folded into B"
             why = f"a {copy if self.contents.config else 'LoRA of the same update'} differs by {off:.2g}"
-            found.fault(SCALE, f"{why}: the server applies another scale")
-        found.unseen = [one for one in found.unseen if "--copies" not in one]
-        if "effect" not in found.numbers:
-            found.unseen += ["A and B swapped", "another base", "layers shifted within the stack"]
-        if found.word == UNKNOWN and not found.faults:
-            found.word = APPLIED
+            verdict.fault(SCALE, f"{why}: the server applies another scale")
+        verdict.unseen = [one for one in verdict.unseen if "--copies" not in one]
+        if "effect" not in verdict.numbers:
+            verdict.unseen += ["A and B swapped", "another base", "layers shifted within the stack"]
+        if verdict.word == UNKNOWN and not verdict.faults:
+            verdict.word = APPLIED
             why = "each kind and both ends of the layers are heard"
-            found.why = f"{why}, and '{self.name}' answers as a fresh copy"
+            verdict.why = f"{why}, and '{self.name}' answers as a fresh copy"
 
-    def _parts(self, found: Verdict) -> None:
+    def _parts(self, verdict: Verdict) -> None:
         """Find kinds and layers that the server ignores."""
         kinds = list(dict.fromkeys(map(kind_of, self.contents.named)))
         silent = [kind for kind in kinds if not self._heard({kind}, kind_of)]
@@ -115,10 +115,10 @@ class Copies:
             why = (
                 "no module is applied, however large its values: the server knows none of the names"
             )
-            found.fault(NOT_APPLIED, why)
+            verdict.fault(NOT_APPLIED, why)
             return
         if silent:
-            found.fault(IN_PART, f"the server ignores {', '.join(silent)}")
+            verdict.fault(IN_PART, f"the server ignores {', '.join(silent)}")
         layers = layers_of(self.contents.named)
         half = len(layers) // 2
         ignored = {*self._silent_end(layers), *self._silent_end(layers[::-1])}
@@ -132,7 +132,7 @@ class Copies:
                 if len(ignored) > 1
                 else f"layer {min(ignored)}, or shifts all layers by one"
             )
-            found.fault(IN_PART, f"the server ignores {why}")
+            verdict.fault(IN_PART, f"the server ignores {why}")
 
     def _silent_end(self, ordered: list[int]) -> list[int]:
         """Return the leading layers that the server ignores, by bisection."""

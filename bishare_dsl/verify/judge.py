@@ -95,14 +95,14 @@ def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> As
     one_by_one = [server.ask(base, [text])[0] for text in TEXTS]
     reverse = server.ask(base, TEXTS[::-1])[::-1]
     mine = server.ask(name, TEXTS)
-    again = server.ask(base, TEXTS)
+    repeated = server.ask(base, TEXTS)
     try:
         # Each run leaves its answer in the cache, so that a run after a reload detects stale
         # entries.
         long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
     except VerifyError:
         long = None
-    others = [other for other in (one_by_one, reverse, again) if other != first]
+    others = [other for other in (one_by_one, reverse, repeated) if other != first]
     noise = max((distance(other, first) for other in others), default=0.0)
     return Asked(first, mine, noise, long)
 
@@ -116,14 +116,14 @@ def judge(asked: Asked, name: str, contents: Contents, reference: Reference | No
         contents: the adapter.
         reference: the base in float32; without it, only an ignored adapter is detected.
     """
-    found = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.mine, asked.base)})
+    verdict = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.mine, asked.base)})
     if asked.noise > MOST_NOISE:
-        found.why = (
+        verdict.why = (
             f"the base answers the same texts differently (by {asked.noise:.2f}): ask it alone"
         )
     elif asked.exact and asked.mine == asked.base:
         count = len(TEXTS)
-        found.fault(
+        verdict.fault(
             NOT_APPLIED,
             f"'{name}' answers as the base does, bit for bit, on {count} of {count} texts",
         )
@@ -131,24 +131,24 @@ def judge(asked: Asked, name: str, contents: Contents, reference: Reference | No
         lacking = (
             "the base's weights (--model)" if reference is None else "all that it does in the file"
         )
-        found.why = (
-            f"'{name}' differs from the base by {found.numbers['moved']:.3g}, and whether by this adapter "
+        verdict.why = (
+            f"'{name}' differs from the base by {verdict.numbers['moved']:.3g}, and whether by this adapter "
             f"cannot be told without {lacking}"
         )
     else:
-        _compare(found, asked, name, contents, reference)
+        _compare(verdict, asked, name, contents, reference)
     if asked.long is None:
-        found.unseen.append(
+        verdict.unseen.append(
             "a prefix cache of older tensors: the server takes no text of 300 tokens"
         )
     elif asked.exact and (off := distance(*asked.long)):
         why = f"a long text is answered by what older tensors left in the prefix cache ({off:.2g} off)"
-        found.fault(STALE, f"{why}: reset that cache, or load the adapter under a new name")
-    return found
+        verdict.fault(STALE, f"{why}: reset that cache, or load the adapter under a new name")
+    return verdict
 
 
 def _compare(
-    found: Verdict, asked: Asked, name: str, contents: Contents, reference: Reference
+    verdict: Verdict, asked: Asked, name: str, contents: Contents, reference: Reference
 ) -> None:
     """Find the hypothesis with the nearest answers."""
     expected = {words: reference.answer(h) for words, h in hypotheses(contents.pairs).items()}
@@ -160,10 +160,10 @@ def _compare(
 
     rounding = reference.distance(asked.base, expected[NONE])
     if rounding == math.inf:
-        found.why = "the tokens of the server are not those of --model's tokenizer"
+        verdict.why = "the tokens of the server are not those of --model's tokenizer"
         return
     if rounding > OTHER_BASE:
-        found.warnings.append(
+        verdict.warnings.append(
             f"the server's base differs from --model by {rounding:.2g}: it is another base, or quantised"
         )
     floor = max(rounding, LEAST_FLOOR, asked.noise)
@@ -173,18 +173,18 @@ def _compare(
         (w for w in errors if errors[w] <= errors[best] + 0.2 * floor), key=errors.__getitem__
     )
     effect = moved(WHOLE)
-    found.numbers |= {"floor": floor, "effect": effect, "error": errors[WHOLE]}
-    found.numbers |= {f"as if {words}": errors[words] for words in near if words != WHOLE}
+    verdict.numbers |= {"floor": floor, "effect": effect, "error": errors[WHOLE]}
+    verdict.numbers |= {f"as if {words}": errors[words] for words in near if words != WHOLE}
     numbers = (
         f"{errors[best]:.2g} from it, {errors[WHOLE]:.2g} from the whole, rounding {floor:.2g}"
     )
     if effect < 4 * floor:
-        found.why = (
+        verdict.why = (
             f"the adapter moves these answers by {effect:.2g}, and this server's rounding is {floor:.2g}: "
             "ask one that runs in float32, or add --copies"
         )
     elif errors[best] > 1.5 * floor * math.hypot(1, effect):  # The update is rounded, too.
-        found.fault(
+        verdict.fault(
             OTHER_TENSORS,
             f"'{name}' answers as nothing that this adapter gives ({errors[best]:.2g} from {best}, the "
             f"nearest): an older version of it, another adapter, or another base",
@@ -192,30 +192,30 @@ def _compare(
     elif WHOLE in near:
         kinds = [w for w in expected if w.startswith(WITHOUT)]
         small = [w.removeprefix(WITHOUT) for w in kinds if moved(WHOLE, w) < floor]
-        found.word = APPLIED
-        found.why = (
+        verdict.word = APPLIED
+        verdict.why = (
             f"'{name}' answers as base + adapter ({errors[WHOLE]:.2g} from it, {errors[NONE]:.2g} from "
             f"the base, rounding {floor:.2g})"
         )
         if small:
-            found.unseen.append(
+            verdict.unseen.append(
                 f"whether {', '.join(small)} count, whose effect is below the rounding"
             )
-        found.unseen.append("what may be left in unused ranks of its slot (--copies)")
+        verdict.unseen.append("what may be left in unused ranks of its slot (--copies)")
     elif best == NONE:
-        found.fault(NOT_APPLIED, f"'{name}' answers as the base ({numbers})")
+        verdict.fault(NOT_APPLIED, f"'{name}' answers as the base ({numbers})")
     else:
-        found.fault(AS_IF, f"'{name}' answers as the adapter {', or '.join(near)} ({numbers})")
+        verdict.fault(AS_IF, f"'{name}' answers as the adapter {', or '.join(near)} ({numbers})")
 
 
 def unseen_modules(contents: Contents) -> list[str]:
     """List the modules that short texts may not reach."""
-    found = []
+    unseen = []
     if any(".experts." in path for path in contents.named):
-        found.append("experts to which no token of the texts was sent")
+        unseen.append("experts to which no token of the texts was sent")
     towers = ("vision", "visual", "audio", "image")
     if any(word in path for path in contents.named for word in towers):
-        found.append("towers that read no text")
+        unseen.append("towers that read no text")
     if any(kind_of(path) == "embed_tokens" for path in contents.named):
-        found.append("rows of `embed_tokens` whose tokens are not in the texts")
-    return found
+        unseen.append("rows of `embed_tokens` whose tokens are not in the texts")
+    return unseen

@@ -27,7 +27,7 @@ NONE, WHOLE, WITHOUT = "the base alone", "the whole adapter", "without "
 
 def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
     """Return what an engine may make of an adapter, by a description."""
-    found: dict[str, Pairs] = {NONE: {}, WHOLE: pairs}
+    updates: dict[str, Pairs] = {NONE: {}, WHOLE: pairs}
     scales: list[tuple[str, Callable[[Pair], float]]] = [
         ("at half its scale", lambda pair: pair.scale / 2),
         ("at twice its scale", lambda pair: pair.scale * 2),
@@ -35,11 +35,11 @@ def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
     if any(pair.scale != 1 for pair in pairs.values()):
         scales.append(("without its scale alpha / r", lambda pair: 1.0))
     for words, scale in scales:
-        found[words] = {path: replace(pair, scale=scale(pair)) for path, pair in pairs.items()}
+        updates[words] = {path: replace(pair, scale=scale(pair)) for path, pair in pairs.items()}
     square = {path: pair for path, pair in pairs.items() if pair.shape[0] == pair.shape[1]}
     if square:
         swapped = {path: Pair(p.up.t(), p.down.t(), p.scale) for path, p in square.items()}
-        found["with A and B swapped where modules are square"] = {**pairs, **swapped}
+        updates["with A and B swapped where modules are square"] = {**pairs, **swapped}
     for step, words in ((1, "shifted by one layer"), (-1, "shifted back by one layer")):
         shifted = {}
         for path, pair in pairs.items():
@@ -47,17 +47,17 @@ def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
             other = path if block is None else f"{block[0]}.{int(block[1]) + step}.{block[2]}"
             if other in pairs and pairs[other].shape == pair.shape:
                 shifted[other] = pair
-        found[words] = shifted
+        updates[words] = shifted
     layers = layers_of(pairs)
     half = len(layers) // 2
     for words, chosen in (("first", layers[:half]), ("second", layers[half:])):
         of_half = {p: pair for p, pair in pairs.items() if {*layers_of([p])} & {*chosen}}
-        found[f"with the {words} half of its layers alone"] = of_half
+        updates[f"with the {words} half of its layers alone"] = of_half
     for kind in dict.fromkeys(map(kind_of, pairs)):
         others = {path: pair for path, pair in pairs.items() if kind_of(path) != kind}
         if others:
-            found[WITHOUT + kind] = others
-    return found
+            updates[WITHOUT + kind] = others
+    return updates
 
 
 class Reference:
@@ -107,11 +107,11 @@ class Reference:
         """The ids of texts that belong to a single token."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         names = self.tokenizer.convert_ids_to_tokens(list(range(len(texts))))
-        found: dict[str, int] = {}
+        ids: dict[str, int] = {}
         for written in (names, texts):
             counts = Counter(written)
-            found |= {text: i for i, text in enumerate(written) if counts[text] == 1}
-        return found
+            ids |= {text: i for i, text in enumerate(written) if counts[text] == 1}
+        return ids
 
     def number(self, token: int | str) -> int | None:
         """Return the id of a server's token, which may be an id or a text."""

@@ -95,8 +95,8 @@ class Server:
     def _find_loras(self, name: str) -> None:
         """Read the adapters of a llama.cpp server, which applies them to every request."""
         status, text = self.call("/lora-adapters", root=True)
-        found = json.loads(text) if status == 200 else []
-        self._loras = [Path(one["path"]).stem for one in found]
+        loras = json.loads(text) if status == 200 else []
+        self._loras = [Path(one["path"]).stem for one in loras]
         if name not in self._loras:
             help = nearest(name, self._loras)
             raise self.fails(f"has no adapter '{name}'", help or "start it with --lora")
@@ -136,8 +136,8 @@ class Server:
 
     def _read(self, text: str, count: int) -> list[Answer]:
         try:
-            found = sorted(json.loads(text)["choices"], key=lambda choice: choice["index"])
-            answers = [_tokens(choice["logprobs"]) for choice in found]
+            choices = sorted(json.loads(text)["choices"], key=lambda choice: choice["index"])
+            answers = [_tokens(choice["logprobs"]) for choice in choices]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise self.fails("gives no log-probabilities of completions") from error
         if len(answers) != count or not all(answers):

@@ -49,14 +49,14 @@ def _is_layer(node: fx.Node, x: fx.Node, linears: frozenset[str]) -> bool:
 
 def _ups_of(call: fx.Node) -> list[fx.Node]:
     """Find the sequence of nodes that add the terms to a layer's output."""
-    found: list[fx.Node] = []
+    ups: list[fx.Node] = []
     total = call
     while up := next((u for u in total.users if u.target is ops.up and u.args[0] is total), None):
         if _down_of(up).target is not ops.down:
             break
-        found.append(up)
+        ups.append(up)
         total = up
-    return found
+    return ups
 
 
 def _fuse(

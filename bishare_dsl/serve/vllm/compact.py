@@ -74,7 +74,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.steps: dict[int, Step] = {}
         self.batches: dict[int, Batch] = {}
         self._frozen = FrozenCache(vllm_config.model_config.model)
-        self._kept: frozenset[int] = frozenset()
+        self._permanent: frozenset[int] = frozenset()
         self._awaited: SlotLoRA | None = None
         super().__init__(vllm_config=vllm_config, **settings)
 
@@ -154,7 +154,7 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def _drop_banks(self) -> None:
         """Free the slots and shared tensors of libraries without loaded adapters."""
-        used = {lora.number for lora in self._registered_adapters.cache.values()} | self._kept
+        used = {lora.number for lora in self._registered_adapters.cache.values()} | self._permanent
         used |= {self._awaited.number} if self._awaited else set()
         for number in self.banks.keys() - used:
             if self.plans.held[number].library is not None:
@@ -181,7 +181,7 @@ class CompactManager(LRUCacheLoRAModelManager):
             set_kernels(self._vllm_config, name, kernels.layer, kernels)
         for folder in self.plans.folders:
             self.read(1, folder)
-        self._kept, self._awaited = frozenset(self.banks), None
+        self._permanent, self._awaited = frozenset(self.banks), None
 
     def create_dummy_lora(self, lora_id: int, *_: Any) -> LoRAModel:
         return self.create_empty(lora_id)
@@ -295,7 +295,7 @@ class Kernels:
             The values by their names in `Layout.changes`. Only this process's outputs are computed.
         """
         plan, layout = self._manager.plans.held[number].plan, self._manager.banks[number].layout
-        found, site = dict[str, Tensor](), {site.path: site for site in plan.sites}
+        changes, site = dict[str, Tensor](), {site.path: site for site in plan.sites}
         for served in (served for served in self._plans if served.number == number):
             scaled = [part for part in served.scaled if layout.changes[part.path] not in tensors]
             if not scaled:
@@ -314,8 +314,8 @@ class Kernels:
                 ratio = ratio_of_lengths(squares[place], along[:, place], a, b[:, own])
                 change = torch.zeros_like(mu)
                 change[:, own] = (1 + mu[:, own]) * ratio - 1
-                found[layout.changes[part.path]] = change
-        return found
+                changes[layout.changes[part.path]] = change
+        return changes
 
     def drop(self, number: int) -> None:
         """Remove a plan."""

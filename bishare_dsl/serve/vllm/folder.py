@@ -42,8 +42,8 @@ def stamp_of(folder: str | Path) -> Stamp:
 
 def _mark(path: Path) -> tuple[int, int, int] | None:
     with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
     return None
 
 

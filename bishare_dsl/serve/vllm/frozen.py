@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.recipes import check_reproduced
+from bishare_dsl.adapter.reproduced import check_reproduced
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.models.load import load_model
 
@@ -32,12 +32,12 @@ class FrozenCache:
                 (BS699).
             ModelError: the base's weights cannot be read (BS501 to BS514).
         """
-        found = stored.tensors(with_base=True)
+        tensors = stored.tensors(with_base=True)
         drawn, marks = stored.config.drawn, stored.config.marks
         if self._last[0] != (key := (stored.plan.digest, drawn, marks)):
-            frozen = {name: found[name] for name in drawn}
+            frozen = {name: tensors[name] for name in drawn}
             if marks:
                 model, _ = load_model(self._base)
                 frozen |= check_reproduced(marks, singular_starts(stored.plan, model))
             self._last = key, frozen
-        return found | self._last[1]
+        return tensors | self._last[1]

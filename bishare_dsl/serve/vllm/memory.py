@@ -29,6 +29,6 @@ def write_adapter(worker: Any, number: int, tensors: Mapping[str, Tensor]) -> No
         AdapterError: a value is not finite (BS694).
         KeyError: no adapter with this number is loaded, or a tensor is missing.
     """
-    found = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    check_finite(f"adapter {number}", found)
-    manager_of(worker).write(number, found)
+    values = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    check_finite(f"adapter {number}", values)
+    manager_of(worker).write(number, values)

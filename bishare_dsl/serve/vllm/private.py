@@ -137,18 +137,18 @@ def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
         for number, part in enumerate(parts)
     }
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    found: dict[str, list[Part]] = {}
+    layers: dict[str, list[Part]] = {}
     for path in paths:
         name, _ = parse_fine_tuned_lora_name(f"{PREFIX}{path}.lora_A.weight", mapper)
         parent, _, kind = name.rpartition(".")
         whole, number, total = packed.get(kind, (kind, 0, 1))
         if (layer := f"{parent}.{whole}") in modules:
-            found.setdefault(layer, []).append(Part(path, number, total))
+            layers.setdefault(layer, []).append(Part(path, number, total))
         elif name in modules:
-            found.setdefault(name, []).append(Part(path, 0, 1))
+            layers.setdefault(name, []).append(Part(path, 0, 1))
         else:
             raise AdapterError(codes.LAYER_NOT_ADAPTED(site=path))
-    return found
+    return layers
 
 
 def manager_of(worker: Any) -> Any:
@@ -225,14 +225,14 @@ def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slic
     ]
     if layer.tp_size > 1:
         rows = layer.slice_lora_b(rows) if layer.n_slices > 1 else [layer.slice_lora_b(rows[0])]
-    found, start = {}, 0
+    outputs, start = {}, 0
     for number, size in enumerate(layer.output_slices):
         if (part := rows[number]) is not None:
             whole = size == widths[number]
             of_site = None if whole else part.squeeze(1).to(layer.device)
-            found[number] = (slice(start, start + size), of_site)
+            outputs[number] = (slice(start, start + size), of_site)
         start += size
-    return found
+    return outputs
 
 
 def local_bias(layer: Any) -> Tensor | None:
@@ -301,11 +301,11 @@ def _columns(
     unit = torch.zeros(count, width, dtype=base.params_dtype, device=current_platform.device_type)
     unit[:, columns].fill_diagonal_(length)
     try:
-        found: Tensor = method.apply(base, unit, None).float() / length
+        rows: Tensor = method.apply(base, unit, None).float() / length
     except Exception as error:
         reason = f"{type(method).__name__}: {one_line(error)}"
         raise AdapterError(codes.NOT_DENSE(path=path, found=reason)) from error
-    return found
+    return rows
 
 
 def set_kernels(config: Any, name: str, layer: Any, kernels: Any) -> None:

@@ -12,11 +12,11 @@ import torch
 
 import bishare_dsl.peft  # noqa: F401
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.adapter import recipes, singular
+from bishare_dsl.adapter import reproduced, singular
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.recipes import check_reproduced, marks_of
+from bishare_dsl.adapter.reproduced import check_reproduced, marks_of
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps
@@ -305,7 +305,7 @@ def test_marks_decide_signs_or_say_that_they_do_not() -> None:
     with pytest.raises(AdapterError, match="BS699"):
         check_reproduced({"a": marks}, {"a": tensor[:2]})
     flat = torch.zeros(1, 40)
-    assert recipes._aligned(flat, marks_of(flat)) is not None
+    assert reproduced._aligned(flat, marks_of(flat)) is not None
 
 
 @pytest.mark.parametrize(("apart", "left_out"), [(0, True), (0.7, True), (1.4, False), (5, False)])
@@ -318,9 +318,9 @@ def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(
         t.name: torch.randn(t.shape, generator=torch.Generator().manual_seed(1))
         for t in plan.tensors
     }
-    step = apart * recipes._SUM_TOLERANCE / 10
+    step = apart * reproduced._SUM_TOLERANCE / 10
     frozen = [t.name for t in plan.tensors if not t.trainable]
     remade = {name: (1 + step) * tensors[name].double() for name in frozen}
-    found = recipes.find_reproduced(plan, tensors, remade)
+    found = reproduced.find_reproduced(plan, tensors, remade)
     assert len(frozen) > 2
     assert [*found] == (frozen if left_out else [])
