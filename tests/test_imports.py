@@ -15,7 +15,7 @@ COMMANDS = (
     ["plan", "specs/lora.share", "--model", "llama-7b"],
     ["plan", "specs/bishare_ke.share", "--model", "llama-7b", "--json"],
     ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
-    ["plan", "lora", "--model", "llama-7b", "--budget", "3M", "--solve", "r"],
+    ["plan", "lora", "--model", "llama-7b", "--adapters", "200", "--memory", "80GB"],
     ["show", "lora", "--model", "llama-7b", "--html", "/dev/stdout", "--svg", "/dev/null"],
     ["diff", "lora", "bishare_ke", "--model", "llama-7b"],
     ["lsp"],  # Last: nothing can be printed once it has ended.

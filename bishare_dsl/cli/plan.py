@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
@@ -12,11 +13,13 @@ import click
 from bishare_dsl.cli import options
 from bishare_dsl.cli.reading import plan_of, read_specs
 from bishare_dsl.cli.report import Report
-from bishare_dsl.cli.solve import bytes_of, solve
 from bishare_dsl.diagnostics import BishareError, Problem
 
 if TYPE_CHECKING:
     from bishare_dsl.show.table import Table
+
+_BYTES = {f"{unit}b": 1000**power for power, unit in enumerate("kmgt", 1)}
+_BYTES |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", 1)}
 
 SORTS = ("spec", "model", "parameters", "rank", "percent")
 
@@ -28,7 +31,6 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
         "bishare plan bishare_ke --model ./my-checkpoint --set r_inter=32 --set size=128",
         "bishare plan bishare_ke --model llama-7b --json | jq .trainable",
         "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16 --sort percent",
-        "bishare plan bishare_ke -m llama-7b --budget '44% of lora' --solve r_local > my.share",
         "bishare plan bishare_ke -m llama-7b --adapters 200 --memory 80GB",
     ),
 )
@@ -37,17 +39,6 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
 @options.many_values
 @click.option(
     "--sort", type=click.Choice(SORTS), help="Sort the rows of a comparison, smallest first."
-)
-@click.option(
-    "--budget",
-    metavar="AMOUNT",
-    help="Parameters (3M), a size (12MiB) or a part of another spec (44% of lora); with --solve.",
-)
-@click.option(
-    "--solve",
-    "name",
-    metavar="NAME",
-    help="Find the largest value of this param within the budget.",
 )
 @click.option(
     "--adapters",
@@ -67,8 +58,6 @@ def command(
     models: tuple[str, ...],
     params: dict[str, tuple[options.Value, ...]],
     sort: str | None,
-    budget: str | None,
-    name: str | None,
     adapters: int | None,
     memory: str | None,
 ) -> None:
@@ -80,27 +69,18 @@ def command(
     With several specs, models or values of a param, one table compares all combinations. A param is set
     in the specs that have it.
 
-    With --budget and --solve the result is the spec itself, with the largest value of one param within the
-    budget.
-
     With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
     LoRA r=8, and as the LoRA whose rank comes nearest in bytes.
     """
     one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
-    if (budget is None) != (name is None):
-        raise click.UsageError("--budget and --solve go together")
     if memory is not None and adapters is None:
         raise click.UsageError("--memory goes with --adapters")
     if adapters is not None:
-        if not one or sort is not None or budget is not None:
+        if not one or sort is not None:
             raise click.UsageError(
                 "--adapters takes one spec, one model and one value of each param"
             )
         _cost(files[0], models[0], _single(params), adapters, memory, report)
-    elif budget is not None and name is not None:
-        if not one or sort is not None:
-            raise click.UsageError("--solve takes one spec, one model and one value of each param")
-        solve(files[0], models[0], _single(params), budget, name, report)
     elif one and sort is None:
         from bishare_dsl.cli import summary
 
@@ -109,6 +89,13 @@ def command(
         report.tables(*summary.as_parts(plan))
     else:
         _compare(files, models, params, sort, report)
+
+
+def _bytes_of(text: str) -> int | None:
+    """Return the number of bytes in ``80GB`` or ``12MiB``, or None if the text is not a size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    unit = _BYTES.get(match[2].lower()) if match else None
+    return int(float(match[1]) * unit) if match and unit else None
 
 
 def _cost(
@@ -126,7 +113,7 @@ def _cost(
     base = 2 * plan.base.parameters
     free = None
     if memory is not None:
-        if (size := bytes_of(memory)) is None:
+        if (size := _bytes_of(memory)) is None:
             raise click.UsageError(f"`--memory {memory}` is not a size: write `--memory 80GB`")
         free = size - base
 

@@ -2,11 +2,6 @@ import json
 
 import pytest
 
-from bishare_dsl.api import plan_spec
-from bishare_dsl.cli.solve import parameters
-from bishare_dsl.language import parse_spec
-from bishare_dsl.models import preset
-
 LINE = "trainable params: 3,593,600 || all params: 6,742,009,216 || trainable%: 0.0533"
 
 
@@ -229,114 +224,6 @@ def test_what_is_not_a_matrix_is_compared_without_a_rank(bishare, here):
         ("lora", [8, 8]),
         ("e.share", None),
     ]
-
-
-def solved(bishare, *arguments):
-    run = bishare("plan", "bishare_ke", "-m", "llama-7b", *arguments, "--json")
-    assert run.code == 0
-    found = json.loads(run.out)
-    again = parse_spec(found["spec_text"])
-    assert plan_spec(again, "llama-7b").trainable == found["trainable"] <= found["budget"]
-    over = plan_spec(again, "llama-7b", {found["param"]: found["next"]["value"]})
-    assert over.trainable == found["next"]["trainable"] > found["budget"]
-    assert found["next"]["value"] == found["value"] + 1
-    return found
-
-
-@pytest.mark.parametrize(
-    ("budget", "allowed"),
-    [
-        ("3600000", 3_600_000),
-        ("3.6M", 3_600_000),
-        ("3600k", 3_600_000),
-        ("14 MiB", 14 * 1024 * 1024 // 4),
-        ("15mb", 15_000_000 // 4),
-    ],
-)
-def test_a_budget_is_parameters_or_a_size(budget, allowed):
-    assert parameters(budget, preset("llama-7b")) == allowed
-
-
-@pytest.mark.parametrize(
-    ("budget", "allowed"),
-    [("26% of lora", 14_024_704 * 26 // 100), ("0.75 of bishare_ss", 7_028_736 * 3 // 4)],
-)
-@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_a_budget_is_a_part_of_another_spec(bishare, budget, allowed):
-    found = solved(bishare, "--budget", budget, "--solve", "r_inter")
-    assert found["budget"] == allowed
-
-
-def test_what_is_set_holds_in_the_spec_that_is_solved_for(bishare):
-    found = solved(bishare, "--set", "r_intra=8", "--budget", "12M", "--solve", "r_local")
-    params = {p.name: p.value for p in parse_spec(found["spec_text"]).params}
-    assert params["r_intra"] == 8
-    assert params["r_local"] == found["value"] > 2
-
-
-def test_the_spec_is_printed(bishare):
-    command = ["plan", "lora", "-m", "llama-7b", "--budget", "50% of lora", "--solve", "r"]
-    run = bishare(*command)
-    assert run.code == 0
-    assert run.err == ("r = 4: 7,012,352 of 7,012,352 trainable parameters; 5 gives 8,765,440\n")
-    assert "param r          = 4\n" in run.out
-
-
-def test_a_spec_that_uses_another_is_solved_for_as_one_text(bishare, here):
-    (here / "u.share").write_text('spec u use "lora" target q_proj')
-    run = bishare("plan", "u.share", "-m", "llama-7b", "--budget", "1M", "--solve", "r")
-    assert run.code == 0
-    assert "use" not in run.out
-    assert "param r          = 3" in run.out
-
-
-def test_a_word_that_needs_quotes_has_them_in_the_spec_that_is_solved_for(bishare, here):
-    (here / "m.share").write_text(
-        "spec m param mode = fast param r = 4 target q_proj, v_proj "
-        'share s per module rank match mode { "per": r; else: 2 }'
-    )
-    run = bishare(
-        *("plan", "m.share", "-m", "llama-7b", "-s", "mode=per", "--budget", "3M", "--solve", "r")
-    )
-    assert run.code == 0
-    assert {p.name: p.value for p in parse_spec(run.out).params} == {"mode": "per", "r": 5}
-
-
-def test_a_count_that_falls_is_told(bishare):
-    fixed = {"r_local": 0, "r_intra": 1, "r_inter": 0}
-    run = bishare(
-        *("plan", "bishare_ke", "-m", "smollm2-135m", "--budget", "8k", "--solve", "size"),
-        *(word for name, value in fixed.items() for word in ("--set", f"{name}={value}")),
-    )
-    assert run.code == 2
-    assert "the count does not grow with it throughout; `--set size=8,16,32`" in run.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["--budget", "3M"], "BS901"),
-        (["--solve", "r"], "BS901"),
-        (["--budget", "3M", "--solve", "r", "-s", "r=1"], "BS901"),
-        (["--budget", "3M", "--solve", "r", "-s", "lora_alpha=1,2"], "BS901"),
-        (["--budget", "3M", "--solve", "r", "-m", "smollm2-135m"], "BS901"),
-        (["--budget", "3M", "--solve", "rr"], "BS207"),
-        (["--budget", "3 parsecs", "--solve", "r"], "BS907"),
-        (["--budget", "44% of nothing", "--solve", "r"], "BS902"),
-        (["--budget", "3k", "--solve", "r"], "BS908"),
-        (["--budget", "1G", "--solve", "lora_alpha"], "BS908"),
-    ],
-)
-def test_a_budget_that_cannot_be_kept_is_wrong_usage(bishare, arguments, code):
-    run = bishare("plan", "lora", "-m", "llama-7b", *arguments)
-    assert (run.code, run.out) == (2, "")
-    assert f"error[{code}]" in run.err
-
-
-def test_a_word_is_not_solved_for(bishare):
-    run = bishare("plan", "bishare_ke", "-m", "llama-7b", "--budget", "3M", "--solve", "kernel")
-    assert run.code == 2
-    assert "param `kernel` is a word" in run.err
 
 
 def test_tables_to_paste(bishare):

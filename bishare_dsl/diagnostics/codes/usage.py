@@ -8,8 +8,4 @@ MALFORMED_SET = Code("BS903", "`--set {given}` {why}")
 CANNOT_READ = Code("BS904", "`{path}`: {reason}")
 NOT_REPLACEABLE = Code("BS905", "`{folder}` is not replaced: {why}")
 UNKNOWN_CODE = Code("BS906", "no error has the code `{code}`")
-BAD_BUDGET = Code("BS907", "`--budget {given}` is not an amount")
-NO_SOLUTION = Code(
-    "BS908", "no value of `{param}` is the largest within {budget} trainable parameters: {why}"
-)
 BAD_TRANSFORM_FILE = Code("BS910", "`{path}` gives no transform: {reason}")

@@ -1,1 +1,0 @@
-bishare plan t.share --model llama-7b --budget much --solve r
