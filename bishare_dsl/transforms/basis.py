@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,4 @@ class Basis(Transform):
         return {role: Own(1, self.count, fan_in=self.count) for role in self.owned}
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        basis = tensors[role][:, :side].unflatten(0, (self.count, rank))  # (count, r, side)
-        combined: Tensor = (tensors[f"c_{role}"].t().unsqueeze(2) * basis).sum(0)
-        return combined
+        return weighted_sum(tensors[f"c_{role}"], tensors[role][..., :side], self.count)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeInt
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +67,7 @@ class Core(Transform):
         # Applied to B, so that sites with a common A project their input once; small products come first.
         product, *others = (tensors[core] for core in self.between)
         if self.count:
-            apart = product.unflatten(-2, (self.count, rank))  # (..., count, r, r)
-            product = (tensors["c"].mT.unsqueeze(-1) * apart).sum(-3)
+            product = weighted_sum(tensors["c"], product, self.count)
         for core in others:
             product = product @ core
         return product @ factor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +64,7 @@ class Mix(Transform):
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         matrices = tensors[role][..., :side]
         if role in self.mixed:
-            apart = matrices.unflatten(-2, (self._count(role), rank))  # (..., count, r, side)
-            matrices = (tensors[f"m_{role}"].mT.unsqueeze(-1) * apart).sum(-3)
+            return weighted_sum(tensors[f"m_{role}"], matrices, self._count(role))
         return matrices
 
     def _count(self, role: str) -> int:

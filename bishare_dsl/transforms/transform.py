@@ -76,6 +76,19 @@ def divisors(sides: Iterable[int]) -> list[int]:
     return [d for d in range(1, common + 1) if common % d == 0]
 
 
+def weighted_sum(weights: Tensor, matrices: Tensor, count: int) -> Tensor:
+    """Compute ``sum_i weights[i] M_i``: ``(..., rows, columns)``.
+
+    Args:
+        weights: ``(..., 1, count)``.
+        matrices: the ``count`` matrices M, stacked in ``(..., count * rows, columns)``.
+        count: of the matrices.
+    """
+    apart = matrices.unflatten(-2, (count, -1))  # (..., count, rows, columns)
+    total: Tensor = (weights.mT.unsqueeze(-1) * apart).sum(-3)
+    return total
+
+
 class Transform(BaseModel):
     """A transform: a frozen Pydantic model of its options, registered under ``name``.
 
