@@ -257,11 +257,6 @@ class Slots:
         self.row = np.arange(slots + 1)
         self.views: dict[tuple[object, int, int], Any] = {}
 
-    @property
-    def nbytes_each(self) -> int:
-        """The bytes of one adapter."""
-        return self.layout.numbers * self.memory.element_size()
-
     def tensor(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return a tensor of some rows, ``(R, *shape)``; a common tensor as ``shape``."""
         if (common := self.common.get(name)) is not None:

@@ -55,7 +55,13 @@ def _tower(place: str) -> str:
     return next(iter(sorted(several, key=("decoder", "encoder").__contains__)), "main")
 
 
-class Site(BaseModel):
+class Data(BaseModel):
+    """A frozen record without further fields: a part of a plan, or of an architecture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Site(Data):
     """One linear map of a model, to which a share can add a term.
 
     ``path`` is its name in the model, ``layer`` the index of its block, ``kind`` its own name (``q_proj``)
@@ -69,8 +75,6 @@ class Site(BaseModel):
     use the same weight. If one of them is a head, the site is the head's, and the embedding looks up rows of
     ``dW (d_out, d_in)``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     layer: NonNegativeInt | None = None
@@ -132,13 +136,11 @@ class Site(BaseModel):
         )
 
 
-class Parameter(BaseModel):
+class Parameter(Data):
     """A parameter that can be trained in full: a norm, a bias, a router, a head or an embedding.
 
     ``path`` is its name in the model, ``shape`` its shape, and ``tied`` lists its other names.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     shape: tuple[PositiveInt, ...]
@@ -154,17 +156,15 @@ class Parameter(BaseModel):
         return (self.path, *self.tied)
 
 
-class LeftOut(BaseModel):
+class LeftOut(Data):
     """A module in a block that looks like a site, and the reason why it is not one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     parameters: NonNegativeInt
     why: str
 
 
-class Architecture(BaseModel):
+class Architecture(Data):
     """The shapes of a model, which are all that planning an adapter needs.
 
     Attributes:
@@ -180,8 +180,6 @@ class Architecture(BaseModel):
         head: paths of the parameters of a task's head, which are random on a new task.
         left_out: modules that a condition on paths or kinds may mean, but that are not sites.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     family: str
@@ -260,10 +258,8 @@ def _from_pairs(value: Any) -> Any:
 _AS_PAIRS = BeforeValidator(_from_pairs)
 
 
-class _Run(BaseModel):
+class _Run(Data):
     """A run of equal blocks: the widths of their linear layers, or the shapes of their parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: str
     first: NonNegativeInt

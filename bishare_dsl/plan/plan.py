@@ -13,18 +13,12 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.site import Architecture, Data, Site
 from bishare_dsl.spec.expression import EACH_ADAPTER
 from bishare_dsl.spec.spec import MAGNITUDE, SINGULAR, Initial
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tensor(_Data):
+class Tensor(Data):
     """One tensor of the adapter, stored rank-major: ``shape`` is ``(rows, columns)``.
 
     ``owner`` is the path of the module that holds it, the nearest that contains all of its sites: their
@@ -52,7 +46,7 @@ class Tensor(_Data):
         return self.init != "base" and self.init not in SINGULAR
 
 
-class Trained(_Data):
+class Trained(Data):
     """A parameter of the base that is trained in full, and replaced by ``tensor`` in its ``shape``.
 
     ``parameter`` is its path in the model, and ``tied`` lists its other names.
@@ -69,7 +63,7 @@ class Trained(_Data):
         return (self.parameter, *self.tied)
 
 
-class Pool(_Data):
+class Pool(Data):
     """The sites that use one shared tensor: one distinct value of a share's key.
 
     ``role`` is the tensor's: A, B, or another that the transform pools, such as a vector bank.
@@ -82,7 +76,7 @@ class Pool(_Data):
     members: tuple[str, ...]
 
 
-class Term(_Data):
+class Term(Data):
     """A share at a site: ``scale * B^T A``, with effective factors of ``rows`` rows.
 
     ``tensors`` maps roles to the tensors that the transform reads: the pooled tensors of declared rank
@@ -107,7 +101,7 @@ class Term(_Data):
         return self.transform == MAGNITUDE
 
 
-class Plan(_Data):
+class Plan(Data):
     """A spec resolved against a model."""
 
     version: Literal[1] = 1

@@ -26,7 +26,7 @@ def bank_of(spec, slots=3):
 def test_an_adapter_takes_the_bytes_of_its_trained_tensors(spec):
     register(Toeplitz)
     plan, bank = bank_of(spec)
-    assert bank.nbytes_each == 4 * plan.trainable
+    assert bank.layout.numbers == plan.trainable
     assert len(bank.pack({t.name: torch.randn(t.shape) for t in plan.tensors})) == plan.trainable
 
 
@@ -65,7 +65,7 @@ def test_adapters_of_a_library_take_their_own_numbers_and_what_they_share_once(s
     tensors = {t.name: torch.randn(t.shape) for t in plan.tensors}
     shared = sum(tensor.size for tensor in plan.tensors if tensor.name in plan.common)
     bank = Slots(plan, 100, tensors, torch.float32, library=True)
-    assert (bank.nbytes_each, shared) == (4 * own, 110_592)
+    assert (bank.layout.numbers, shared) == (own, 110_592)
     assert len(bank.memory) == 101 * own + shared
     assert bank.pack(tensors).nbytes == 4 * own
     assert len(Slots(plan, 100, {}, torch.float32).memory) == 101 * (own + shared)

@@ -248,7 +248,7 @@ def test_slots_count_what_a_magnitude_takes():
         numbers = sum(site.d_out for site in server.site.values())
         assert sum(server.bank.layout.own[name][1] for name in scaled) == numbers
         factors = sum(t.size for t in server.plan.tensors if t.share != "magnitude")
-        assert server.bank.nbytes_each == 4 * (numbers + factors)
+        assert server.bank.layout.numbers == numbers + factors
     shared = Server(SCALING["of a library"], library=True).bank.layout
     assert {*shared.changes.values()} <= shared.common.keys()
 
