@@ -196,11 +196,11 @@ class Layout:
 
     def _computes(self, term: Any) -> bool:
         transform = load_transform(term.transform, term.options)
-        given = {role: torch.zeros(self.plan.tensor[n].shape) for role, n in term.tensors.items()}
-        memory = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
-        factors = term_factors(transform, given, term.rank, self.width[term.site])
-        made = (tensor for factor in factors for tensor in tensors_of(factor))
-        return any(tensor.untyped_storage().data_ptr() not in memory for tensor in made)
+        tensors = {role: torch.zeros(self.plan.tensor[n].shape) for role, n in term.tensors.items()}
+        memory = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+        factors = term_factors(transform, tensors, term.rank, self.width[term.site])
+        results = (tensor for factor in factors for tensor in tensors_of(factor))
+        return any(tensor.untyped_storage().data_ptr() not in memory for tensor in results)
 
     @property
     def numbers(self) -> int:

@@ -332,11 +332,11 @@ def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Derive the rows of a call from the shapes of its inputs."""
     main = getattr(model, "main_input_name", "inputs")
     first = args[0] if args else kwargs.get("inputs")
-    given = {**kwargs, main: first} if first is not None else kwargs
+    inputs = {**kwargs, main: first} if first is not None else kwargs
     shapes = {
         name: x.shape
         for name in (*_TEXTS, main, *_DECODED)
-        if isinstance(x := given.get(name), Tensor) and x.ndim
+        if isinstance(x := inputs.get(name), Tensor) and x.ndim
     }
     texts = [shapes[name] for name in (*_TEXTS, *_DECODED) if name in shapes]
     return Call(
@@ -461,12 +461,14 @@ def _factors(
     tensors = promote_to_one_dtype(tensors)
     device = tensors[0].device
     with without_autocast(device):
-        made = vmap_factors(assembly, dict(enumerate(tensors)), adapters)
+        factors = vmap_factors(assembly, dict(enumerate(tensors)), adapters)
     if len(bases):
         rows = bases.to(device)
-        made = tuple(map_tensors(f, lambda tensor: tensor.index_fill(0, rows, 0)) for f in made)
+        factors = tuple(
+            map_tensors(f, lambda tensor: tensor.index_fill(0, rows, 0)) for f in factors
+        )
     # On a GPU, launch overhead dominates with many factors.
-    return made if device.type == "cpu" else tuple(Dense(factor.dense()) for factor in made)
+    return factors if device.type == "cpu" else tuple(Dense(factor.dense()) for factor in factors)
 
 
 def _recomputed(make: Make, given: Sequence[_Stack]) -> Recomputed:

@@ -99,12 +99,12 @@ class LayerTerms:
 
     def pairs(self, group: Group) -> list[tuple[Factor, Factor]]:
         """Compute A and B of all terms, for each adapter of a group."""
-        made = vmap_factors(
+        factors = vmap_factors(
             lambda given: [factor for term in self._terms for factor in term.factors(given)],
             {name: group.tensor(name) for name in self._names},
             group.count,
         )
-        return [*zip(made[::2], made[1::2], strict=True)]
+        return [*zip(factors[::2], factors[1::2], strict=True)]
 
     def _factors(self, group: Group) -> tuple[list[Factor], list[list[Factor]]]:
         """Return each A of the layer, and the B of each site's terms."""

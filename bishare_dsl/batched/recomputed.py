@@ -84,9 +84,9 @@ class _Factors(torch.autograd.Function):
         ctx.save_for_backward(*sources)  # Autograd detects whether they have been modified since.
         with torch.enable_grad():
             leaves = [s.detach().requires_grad_(s.requires_grad) for s in sources]
-            made = recomputed.tensors(leaves)
-        values = tuple(y.detach() for y in made)
-        fixed = [y for y, of in zip(values, made, strict=True) if not of.requires_grad]
+            factors = recomputed.tensors(leaves)
+        values = tuple(y.detach() for y in factors)
+        fixed = [y for y, of in zip(values, factors, strict=True) if not of.requires_grad]
         ctx.mark_non_differentiable(*fixed)
         return values
 

@@ -73,13 +73,13 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
                 counted.add(id(parameter))
                 parameters += prod(full_shape(parameter))
         in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
-        for own, parameter in module._parameters.items():
+        for attribute, parameter in module._parameters.items():
             linear = weights and weights[0].owner == weights[0].path
-            if parameter is None or own in in_block or not parameter.is_floating_point():
+            if parameter is None or attribute in in_block or not parameter.is_floating_point():
                 continue
-            if not linear or own in (weights[0].parameter, "bias"):
+            if not linear or attribute in (weights[0].parameter, "bias"):
                 names, _ = others.setdefault(id(parameter), ([], full_shape(parameter)))
-                names.append(f"{path}.{own}".removeprefix("."))
+                names.append(f"{path}.{attribute}".removeprefix("."))
     if not sites and not outside:
         raise ModelError(NO_SITES(name=name))
     return Architecture(

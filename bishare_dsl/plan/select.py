@@ -68,9 +68,11 @@ class Sites:
         Names of params and lets are left out.
         """
         words: set[str] = set()
-        for one in (selection, *(self._lets[name] for name in self._lets_in(selection))):
-            words |= {name for name, _ in names_read(one, self.params)} - self.lets
-            matches = [match for _, match in parts_of(one, m.Match) if match.attribute != "parent"]
+        for selected in (selection, *(self._lets[name] for name in self._lets_in(selection))):
+            words |= {name for name, _ in names_read(selected, self.params)} - self.lets
+            matches = [
+                match for _, match in parts_of(selected, m.Match) if match.attribute != "parent"
+            ]
             words |= {match.pattern for match in matches if not match.is_glob}
         return frozenset(words)
 

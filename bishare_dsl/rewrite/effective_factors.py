@@ -50,8 +50,8 @@ class EffectiveFactors(nn.Module):
 
     def _tensors(self) -> list[Tensor]:
         # Skip calls without hooks: with one token, a call takes as long as two small products.
-        given = [owned.forward() if is_unwatched(owned) else owned() for owned in self._owned]
-        return [given[index][number] for index, number in self._slots]
+        by_owner = [owned.forward() if is_unwatched(owned) else owned() for owned in self._owned]
+        return [by_owner[index][number] for index, number in self._slots]
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_assemble"}

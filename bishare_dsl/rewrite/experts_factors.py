@@ -52,11 +52,11 @@ class ExpertTerms:
 
     def factors(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Compute ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``."""
-        given = {
+        stacked = {
             role: stack_or_share([tensors[slot] for slot in slots]) for role, slots in self.slots
         }
         return effective_pairs(
-            self.transform, given, len(self.experts), self.rank, self.width, self.scale
+            self.transform, stacked, len(self.experts), self.rank, self.width, self.scale
         )
 
 
@@ -155,8 +155,8 @@ def experts_assembly(
     terms = []
     for group, members in sorted(groups.items(), key=lambda item: str(item[0].place)):
         numbers = tuple(weight.expert or 0 for weight, _ in members)
-        read = [dict(use.slots) for _, use in members]
-        slots = tuple((role, tuple(of_one[role] for of_one in read)) for role in read[0])
+        slots_of = [dict(use.slots) for _, use in members]
+        slots = tuple((role, tuple(of_one[role] for of_one in slots_of)) for role in slots_of[0])
         terms.append(replace(group, experts=numbers, slots=slots))
     parameters = {term.parameter: getattr(module, term.parameter) for term in terms}
     transposed = {weight.parameter: weight.transposed for weight, _, _ in uses}

@@ -75,8 +75,8 @@ def add_terms(
     """Compute `island` for one layer that has already returned ``y``, out of place."""
     rows = rows_of(downs)
     if ops.is_decode_step(read, rows):
-        own = torch.clone(y if rows is None else rows.repeat(y))
-        return _add_in_place(own, _products(read, downs, rows), uses, ups, rows)
+        output = torch.clone(y if rows is None else rows.repeat(y))
+        return _add_in_place(output, _products(read, downs, rows), uses, ups, rows)
     z, (b,) = _low(read, downs, [uses], [ups])
     return _added(y, z, uses, b, rows)
 
@@ -111,8 +111,8 @@ def decode(
 def own_output(linear: nn.Module, x: Tensor) -> Tensor:
     """Return the layer's output as a fresh tensor that may be written to."""
     if type(linear) is nn.Linear and is_unwatched(linear):
-        own = linear._parameters
-        return F.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+        parameters = linear._parameters
+        return F.linear(x, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
     return torch.clone(linear(x), memory_format=torch.contiguous_format)
 
 
@@ -318,13 +318,13 @@ def is_unwatched(module: nn.Module) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    own = module.__dict__
+    state = module.__dict__
     return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
     )
 
 

@@ -43,9 +43,9 @@ class OwnedTensors(nn.Module):
         return bool(dropout is not None and dropout.p)
 
     def forward(self) -> tuple[Tensor, ...]:
-        own = self._parameters
-        if tuple(own) == self.attributes:
-            return tuple(own.values())  # type: ignore[arg-type]
+        parameters = self._parameters
+        if tuple(parameters) == self.attributes:
+            return tuple(parameters.values())  # type: ignore[arg-type]
         # The order differs, or tensors are computed, for example by a parametrization.
         return tuple(getattr(self, name) for name in self.attributes)
 
@@ -56,9 +56,9 @@ class OwnedTensors(nn.Module):
         # differently.
         if local_metadata.get("assign_to_params_buffers"):
             for name in self._parameters:
-                given = state_dict.get(prefix + name)
-                if given is not None and given.device.type == "cpu" and given.data_ptr() % ALIGNED:
-                    state_dict[prefix + name] = given.detach().clone()
+                value = state_dict.get(prefix + name)
+                if value is not None and value.device.type == "cpu" and value.data_ptr() % ALIGNED:
+                    state_dict[prefix + name] = value.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:

@@ -219,8 +219,8 @@ def has_own_forward(module: nn.Module) -> bool:
     Hooks of accelerate do not count: they call the forward that they wrap. Removing them leaves the
     class's own forward, bound, on the instance.
     """
-    own = own_forward(module)
-    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+    forward = own_forward(module)
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 @compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -260,8 +260,8 @@ def _referred_to(function: Any, module: nn.Module) -> Iterator[Any]:
         yield from (function.__kwdefaults__ or {}).values()
         names = {*function.__code__.co_names}
         yield from (vars(module)[name] for name in names & vars(module).keys())
-        read = (function.__globals__.get(name) for name in names)  # In a notebook.
-        yield from (value for value in read if isinstance(value, types.MethodType))
+        values = (function.__globals__.get(name) for name in names)  # In a notebook.
+        yield from (value for value in values if isinstance(value, types.MethodType))
     else:
         owner = function.__self__ if isinstance(function, types.MethodType) else function
         yield from () if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {}).values()

@@ -81,9 +81,9 @@ class Copies:
         base, floor = self.asked.base, self.asked.noise
         fresh = self._answers() if self.contents.config is None else self._answers(self._tensors)
         self.floor = max(floor, distance(self._random(lambda path: True, _LEAST_CHANGE), base))
-        verdict.numbers |= {"null": self.floor, "fresh": distance(self.asked.mine, fresh)}
+        verdict.numbers |= {"null": self.floor, "fresh": distance(self.asked.adapter, fresh)}
         self._parts(verdict)
-        if self._differs(self.asked.mine, fresh):
+        if self._differs(self.asked.adapter, fresh):
             off = verdict.numbers["fresh"]
             why = f"'{self.name}' differs from a fresh copy of the folder by {off:.2g}"
             verdict.fault(STALE, f"{why}: the server has older tensors; load them under a new name")
@@ -99,7 +99,7 @@ class Copies:
             copy = "copy whose scale alpha / r is folded into B"
             why = f"a {copy if self.contents.config else 'LoRA of the same update'} differs by {off:.2g}"
             verdict.fault(SCALE, f"{why}: the server applies another scale")
-        verdict.unseen = [one for one in verdict.unseen if "--copies" not in one]
+        verdict.unseen = [fault for fault in verdict.unseen if "--copies" not in fault]
         if "effect" not in verdict.numbers:
             verdict.unseen += ["A and B swapped", "another base", "layers shifted within the stack"]
         if verdict.word == UNKNOWN and not verdict.faults:

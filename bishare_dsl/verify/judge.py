@@ -67,14 +67,14 @@ class Asked:
 
     Attributes:
         base: the base's answers.
-        mine: the adapter's answers.
+        adapter: the adapter's answers.
         noise: the distance between the base's answers to the same texts; 0 if they are bit-identical.
         long: the adapter's answers to a long text, without and with the prefix cache; None if it is
             rejected.
     """
 
     base: list[Answer]
-    mine: list[Answer]
+    adapter: list[Answer]
     noise: float
     long: tuple[list[Answer], list[Answer]] | None = None
 
@@ -94,7 +94,7 @@ def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> As
     first = server.ask(base, TEXTS)
     one_by_one = [server.ask(base, [text])[0] for text in TEXTS]
     reverse = server.ask(base, TEXTS[::-1])[::-1]
-    mine = server.ask(name, TEXTS)
+    adapter = server.ask(name, TEXTS)
     repeated = server.ask(base, TEXTS)
     try:
         # Each run leaves its answer in the cache, so that a run after a reload detects stale
@@ -104,7 +104,7 @@ def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> As
         long = None
     others = [other for other in (one_by_one, reverse, repeated) if other != first]
     noise = max((distance(other, first) for other in others), default=0.0)
-    return Asked(first, mine, noise, long)
+    return Asked(first, adapter, noise, long)
 
 
 def judge(asked: Asked, name: str, contents: Contents, reference: Reference | None) -> Verdict:
@@ -116,12 +116,12 @@ def judge(asked: Asked, name: str, contents: Contents, reference: Reference | No
         contents: the adapter.
         reference: the base in float32; without it, only an ignored adapter is detected.
     """
-    verdict = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.mine, asked.base)})
+    verdict = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.adapter, asked.base)})
     if asked.noise > MOST_NOISE:
         verdict.why = (
             f"the base answers the same texts differently (by {asked.noise:.2f}): ask it alone"
         )
-    elif asked.exact and asked.mine == asked.base:
+    elif asked.exact and asked.adapter == asked.base:
         count = len(TEXTS)
         verdict.fault(
             NOT_APPLIED,
@@ -152,11 +152,11 @@ def _compare(
 ) -> None:
     """Find the hypothesis with the nearest answers."""
     expected = {words: reference.answer(h) for words, h in hypotheses(contents.pairs).items()}
-    ids = [[reference.number(token) for token in answer] for answer in asked.mine]
+    ids = [[reference.number(token) for token in answer] for answer in asked.adapter]
 
     def moved(words: str, other: str = NONE) -> float:
         rows = zip(expected[words], expected[other], ids, strict=True)
-        return rms([float(a[i] - b[i]) for a, b, own in rows for i in own if i is not None])
+        return rms([float(a[i] - b[i]) for a, b, tokens in rows for i in tokens if i is not None])
 
     rounding = reference.distance(asked.base, expected[NONE])
     if rounding == math.inf:
@@ -167,7 +167,7 @@ def _compare(
             f"the server's base differs from --model by {rounding:.2g}: it is another base, or quantised"
         )
     floor = max(rounding, LEAST_FLOOR, asked.noise)
-    errors = {words: reference.distance(asked.mine, row) for words, row in expected.items()}
+    errors = {words: reference.distance(asked.adapter, row) for words, row in expected.items()}
     best = min(errors, key=lambda words: errors[words])
     near = sorted(
         (w for w in errors if errors[w] <= errors[best] + 0.2 * floor), key=errors.__getitem__

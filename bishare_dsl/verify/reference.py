@@ -74,10 +74,12 @@ class Reference:
     ) -> None:
         self.model, self.tokenizer, self.maps = model, tokenizer, linear_maps(model)
         ids = [tokenizer(text)["input_ids"] for text in texts]
-        self._last = torch.tensor([len(one) - 1 for one in ids])
+        self._last = torch.tensor([len(text_ids) - 1 for text_ids in ids])
         longest = max(map(len, ids))
         # Padding on the right, which a causal model does not see.
-        self._ids = torch.tensor([one + [one[-1]] * (longest - len(one)) for one in ids])
+        self._ids = torch.tensor(
+            [text_ids + [text_ids[-1]] * (longest - len(text_ids)) for text_ids in ids]
+        )
         self._mask = torch.arange(longest) <= self._last[:, None]
 
     @torch.no_grad()

@@ -82,13 +82,13 @@ class Server:
         status, text = self.call("/models")
         try:
             listed = json.loads(text)["data"] if status == 200 else []
-            names = [str(one["id"]) for one in listed if not one.get("parent")]
+            names = [str(model["id"]) for model in listed if not model.get("parent")]
         except (ValueError, KeyError, TypeError, AttributeError):
             listed, names = [], []
-        if any(one.get("owned_by") == "llamacpp" for one in listed):
+        if any(model.get("owned_by") == "llamacpp" for model in listed):
             self._find_loras(name)
             return ""
-        if found := [one for one in names if one != name]:
+        if found := [model for model in names if model != name]:
             return found[0]
         raise self.fails(f"lists no base model besides '{name}'", "name it: --base NAME")
 
@@ -96,7 +96,7 @@ class Server:
         """Read the adapters of a llama.cpp server, which applies them to every request."""
         status, text = self.call("/lora-adapters", root=True)
         loras = json.loads(text) if status == 200 else []
-        self._loras = [Path(one["path"]).stem for one in loras]
+        self._loras = [Path(lora["path"]).stem for lora in loras]
         if name not in self._loras:
             help = nearest(name, self._loras)
             raise self.fails(f"has no adapter '{name}'", help or "start it with --lora")
@@ -156,7 +156,7 @@ def _tokens(logprobs: dict[str, Any]) -> Answer:
         pairs = [(token, value) for token, value in top[0].items()]
     else:
         listed = logprobs["content"][0]["top_logprobs"]
-        pairs = [(one.get("id", one["token"]), one["logprob"]) for one in listed]
+        pairs = [(entry.get("id", entry["token"]), entry["logprob"]) for entry in listed]
     return {_token(token): float(value) for token, value in pairs}
 
 

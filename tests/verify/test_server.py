@@ -209,7 +209,7 @@ def test_servers_that_offer_less(
     with serving(engine) as engine.url:
         _, asked = ask_mine(engine, lora, tmp_path)
         found = judge(asked, "mine", contents, reference)
-    assert {len(answer) for answer in asked.mine} <= {most, most - 1}
+    assert {len(answer) for answer in asked.adapter} <= {most, most - 1}
     assert found.word == "APPLIED"
 
 

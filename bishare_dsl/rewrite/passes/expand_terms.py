@@ -85,9 +85,9 @@ class _Terms:
         # Use one tracer, because torch does not mix proxies of several.
         self.tracer = fx.proxy.GraphAppendingTracer(graph)
         with graph.inserting_before(self.first):
-            given = graph.call_module(FACTORS)
+            factors = graph.call_module(FACTORS)
             self.tensors = [
-                _Shaped(self.call(operator.getitem, (given, i)), shape, self.tracer)
+                _Shaped(self.call(operator.getitem, (factors, i)), shape, self.tracer)
                 for i, shape in enumerate(shapes)
             ]
 
@@ -103,9 +103,9 @@ class _Terms:
                 elif target.lookup is not None:
                     added = self.looked_up(target.lookup, use, target.width, total, x)
                 else:
-                    read = self.dropped(x, use.dropout, ops.dropout)
+                    dropped = self.dropped(x, use.dropout, ops.dropout)
                     make = self.pair if use.transform.linear else self.update
-                    added = make(use, target.width, total, read)
+                    added = make(use, target.width, total, dropped)
             for user in users:
                 user.replace_input_with(total, added)
             total = added
@@ -152,10 +152,10 @@ class _Terms:
         a, b = self.factors(use, width)
         if lookup.swapped:
             a, b = b, a
-        given: tuple[Any, ...] = (ids, a, lookup.padding)
+        args: tuple[Any, ...] = (ids, a, lookup.padding)
         if use.dropout:
-            given = (*given, self.dropped(ids, use.dropout, ops.kept_ones))
-        z = self.call(ops.look_up, given)
+            args = (*args, self.dropped(ids, use.dropout, ops.kept_ones))
+        z = self.call(ops.look_up, args)
         if lookup.scaled:
             scale, weight = self.graph.get_attr("embed_scale"), self.graph.get_attr("weight")
             z = self.call(ops.times, (z, scale, weight))
@@ -172,8 +172,8 @@ class _Terms:
         terms: list[Any] = [] if plain else [up.args for up in ups]
         downs = tuple(z.args[1] for _, z, *_ in terms)
         scales = tuple(scale[0] if scale else 1.0 for _, _, _, *scale in terms)
-        given = (total, layer, mu, downs, tuple(b for _, _, b, *_ in terms), scales)
-        return self.call(magnify, given)
+        args = (total, layer, mu, downs, tuple(b for _, _, b, *_ in terms), scales)
+        return self.call(magnify, args)
 
     def update(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
         """Create ``total + update(x)``, with the tensors in the dtype of x."""

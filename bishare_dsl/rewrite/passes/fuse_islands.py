@@ -79,8 +79,8 @@ def _fuse(
         read, factors = downs[0].args[0], tuple(down.args[1] for down in downs)
         bs = tuple(tuple(up.args[2] for up in chain) for chain in ordered)
         if alone:
-            given = (calls[0], read, factors, uses[0], bs[0])
-            results = [graph.call_function(add_terms, given)]
+            args = (calls[0], read, factors, uses[0], bs[0])
+            results = [graph.call_function(add_terms, args)]
         else:
             layers = tuple(graph.get_attr(str(call.target)) for call in calls)
             together = graph.call_function(island, (x, read, factors, layers, uses, bs))

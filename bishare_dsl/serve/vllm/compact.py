@@ -305,8 +305,8 @@ class Kernels:
             ]
             down = torch.cat([a for a, _ in pairs])
             squares, products = weight_products(self.layer, down, served.inputs, scaled[0].path)
-            each = products.split([len(a) for a, _ in pairs])
-            for part, (a, b), along in zip(scaled, pairs, each, strict=True):
+            products_of = products.split([len(a) for a, _ in pairs])
+            for part, (a, b), along in zip(scaled, pairs, products_of, strict=True):
                 own = slice(None) if part.of_site is None else part.of_site.cpu()
                 term, place = plan.magnitude(part.path), part.place
                 assert term is not None

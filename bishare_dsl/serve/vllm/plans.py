@@ -84,9 +84,9 @@ class Plans:
 def _difference(new: Held, served: Held) -> str | None:
     """Describe how an adapter's plan or library differs from a served one; None if they are equal."""
     if new.plan is not served.plan:
-        mine, theirs = _parts(new.plan), _parts(served.plan)
-        for part in {**mine, **theirs}:
-            if mine.get(part) != theirs.get(part):
+        ours, theirs = _parts(new.plan), _parts(served.plan)
+        for part in {**ours, **theirs}:
+            if ours.get(part) != theirs.get(part):
                 return part
     return None if new.library == served.library else "the tensors that its library shares"
 
