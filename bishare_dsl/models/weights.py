@@ -8,7 +8,7 @@ tensor for all of them, in which gate and up may be one matrix. No other module 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import AdapterError
@@ -82,10 +82,6 @@ class Weight:
 
         return isinstance(self.module, nn.Embedding)
 
-    def of(self, other: Weight) -> Weight:
-        """Return the same map, as stored by another module that is tied to this one."""
-        return replace(self, owner=other.owner, module=other.module, parameter=other.parameter)
-
     def is_computed(self) -> bool:
         """Return whether a dense weight is computed from other tensors, as with pruning or weight norm."""
         from torch import nn
@@ -118,23 +114,16 @@ class Weight:
         Raises:
             AdapterError: the weight cannot be dequantised (BS623).
         """
-        if (dense := self.dequantized()) is None:
-            raise AdapterError(NOT_DENSE(path=self.path, found=self.replacement()))
-        return dense
+        for tensor in self._dequantize_attempts():
+            fits = getattr(tensor, "shape", None) == (self.d_out, self.d_in)
+            if fits and _is_float(tensor.dtype):
+                dense: torch.Tensor = tensor.detach()
+                return dense
+        raise AdapterError(NOT_DENSE(path=self.path, found=self.replacement()))
 
     def values(self) -> torch.Tensor:
         """Return W ``(d_out, d_in)``: the weight itself, or what it encodes; see `matrix` and `dense`."""
         return self.matrix() if self.replacement() is None else self.dense()
-
-    def dequantized(self) -> torch.Tensor | None:
-        """Return the ``(d_out, d_in)`` weight that a quantised layer encodes, or None if that fails."""
-        shape = (self.d_out, self.d_in)
-        dense = (
-            tensor
-            for tensor in self._dequantize_attempts()
-            if _is_float(getattr(tensor, "dtype", None))
-        )
-        return next((tensor.detach() for tensor in dense if tuple(tensor.shape) == shape), None)
 
     def _dequantize_attempts(self) -> Iterator[Any]:
         import torch

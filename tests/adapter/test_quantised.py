@@ -213,9 +213,7 @@ def oracle(quantised: Any) -> Any:
     model = dense()
     for path, weight in linear_maps(quantised).items():
         if path != "lm_head" and weight.replacement() is not None:
-            made = weight.dequantized()
-            assert made is not None, path
-            model.get_submodule(path).weight.data = made.float()
+            model.get_submodule(path).weight.data = weight.dense().float()
     return model
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import Weight
 from tests.support.families import tiny_model
@@ -146,8 +147,9 @@ def test_what_stands_for_a_weight() -> None:
     told = torch.randn(2, 3)
     quantised = Weight("a", "a", Quantised(told), 3, 2)
     assert quantised.replacement() == "Quantised, uint8"
-    assert torch.equal(quantised.dequantized(), told)  # type: ignore[arg-type]
-    assert Weight("a", "a", Quantised(told.T), 3, 2).dequantized() is None
+    assert torch.equal(quantised.dense(), told)
+    with pytest.raises(AdapterError, match="BS623"):
+        Weight("a", "a", Quantised(told.T), 3, 2).dense()
     assert Weight("a", "a", nn.Module(), 3, 2).replacement() == "Module"
 
 

@@ -379,8 +379,7 @@ def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
     other = copy.deepcopy(model)
     maps = linear_maps(other)  # The copy's, whose biases an adapter may change.
     for weight in (maps[path] for path in paths if maps[path].replacement()):
-        value, bias = weight.dequantized(), getattr(weight.module, "bias", None)
-        assert value is not None, weight.path
+        value, bias = weight.dense(), getattr(weight.module, "bias", None)
         dense = nn.Linear(weight.d_in, weight.d_out, bias is not None, dtype=value.dtype)
         dense.weight.data = value
         dense.register_parameter("bias", copy.deepcopy(bias))

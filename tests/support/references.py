@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -313,8 +314,11 @@ def reference_model(
     inside: dict[tuple[str, str], dict[Weight, list[Term]]] = {}
     for site in plan.sites:
         # Tied modules all have the weight of the site.
-        weights = [maps[site.path].of(maps[path]) for path in site.paths]
-        whole = maps[site.path]
+        whole, ties = maps[site.path], [maps[path] for path in site.paths]
+        weights = [
+            replace(whole, owner=tie.owner, module=tie.module, parameter=tie.parameter)
+            for tie in ties
+        ]
         base = whole.matrix().clone() if whole.replacement() is None else whole.dense()
         for term in plan.terms_of[site.path]:
             if term.is_magnitude:
