@@ -179,7 +179,7 @@ class MixedBatches:
                 call = self.check_call(batch, args, kwargs)
                 if batch.trains:
                     recompute_within(model, reopen_batches)
-                of_call = replace(batch, of_call=True, text=call.text, call=call)
+                of_call = replace(batch, of_call=True, call=call)
                 set_batches((of_call, *open_batches()))
 
     def after_call(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -283,7 +283,7 @@ class MixedBatches:
             factors=factors,
             places=places,
             lease=lease,
-            text=getattr(self.model, "main_input_name", None) in _TEXTS,
+            call=Call(text=getattr(self.model, "main_input_name", None) in _TEXTS),
             trains=trains,
             dropout_active=trains
             and any(member is not None and member.dropout_active for member in members),
@@ -324,7 +324,7 @@ class Generate:
         if (batch := self.batches.last_open()) is None:
             return generate(*args, **kwargs)
         call = self.batches.check_call(batch, args, kwargs)
-        with open_batch(replace(batch, repeats=True, text=call.text)):
+        with open_batch(replace(batch, repeats=True, call=Call(text=call.text))):
             return generate(*args, **kwargs)
 
 

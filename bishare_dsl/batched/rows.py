@@ -44,9 +44,8 @@ class RowBatch:
         places: the locations of these regions.
         lease: referenced as long as the batch is open.
         repeats: whether a call may repeat each row several times, in adjacent rows.
-        text: see `Call`.
         of_call: whether it was opened for one call of the model.
-        call: the rows of that call.
+        call: the known facts about that call, or about any call.
         trains: whether the adapters receive gradients.
         dropout_active: whether dropout is active in terms.
     """
@@ -58,9 +57,8 @@ class RowBatch:
     places: Mapping[nn.Module, Place] = field(default_factory=dict, repr=False)
     lease: Lease = field(default_factory=Lease, repr=False)
     repeats: bool = False
-    text: bool = False
     of_call: bool = False
-    call: Call | None = None
+    call: Call = field(default_factory=Call)
     trains: bool = False
     dropout_active: bool = False
 
@@ -92,8 +90,11 @@ def open_batches() -> tuple[RowBatch, ...]:
 def set_batches(stack: tuple[RowBatch, ...]) -> None:
     """Set the open batches."""
     _eager.stack = stack
-    # Remove the call, to avoid recompilation for each number of rows and tokens.
-    _compiled.stack = tuple(replace(batch, call=None) if batch.call else batch for batch in stack)
+    # Remove the rows of the call, to avoid recompilation for each number of rows and tokens.
+    _compiled.stack = tuple(
+        replace(batch, call=Call(text=batch.call.text)) if batch.of_call else batch
+        for batch in stack
+    )
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def factors_of(region: nn.Module) -> tuple[OfRows, ...] | tuple[Factor, ...]:
 def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
     """Return a region's factors from the open batch that contains it, batched even for one adapter."""
     batch = next(batch for batch in open_batches() if region in batch.factors)
-    rows = RegionRows(batch.grouping, batch.places[region], batch.repeats, batch.text, batch.call)
+    rows = RegionRows(batch.grouping, batch.places[region], batch.repeats, batch.call)
     factors = batch.factors[region]
     if not callable(factors):
         return tuple([OfRows(factor, rows) for factor in factors])

@@ -103,9 +103,9 @@ class Call(NamedTuple):
         text: whether the rows are texts, which have placeholders for images and sound.
     """
 
-    rows: int | None
-    tokens: tuple[int, ...]
-    text: bool
+    rows: int | None = None
+    tokens: tuple[int, ...] = ()
+    text: bool = False
 
 
 class Place(NamedTuple):
@@ -131,15 +131,13 @@ class RegionRows(NamedTuple):
         grouping: of the rows.
         place: where the region is.
         repeats: whether the rows may be a multiple of the named rows.
-        text: see `Call`.
-        call: None outside of a call of the model, and in compiled code.
+        call: has no rows outside of a call of the model, and in compiled code.
     """
 
     grouping: Grouping
     place: Place
     repeats: bool
-    text: bool
-    call: Call | None
+    call: Call
 
     def gather(self, x: Tensor) -> Tensor:
         """Sort by adapter, as `Grouping.gather`, after `check`."""
@@ -155,7 +153,7 @@ class RegionRows(NamedTuple):
     @property
     def rows(self) -> int | None:
         """The number of rows; None if it is an unknown multiple of the names."""
-        if self.call is not None and self.call.rows is not None:
+        if self.call.rows is not None:
             return self.call.rows
         return None if self.repeats or torch.compiler.is_compiling() else self.grouping.rows
 
@@ -170,7 +168,7 @@ class RegionRows(NamedTuple):
             AdapterError: it is not, or this is unknown (BS682).
         """
         single = not self.place.in_block if single is None else single
-        if self.place.aside and self.text:
+        if self.place.aside and self.call.text:
             self.refuse("it reads images or sound, and no input tells which row has which")
         *axes, width = x.shape
         if len(axes) > 1 and axes[0] == axes[1] and 0 < x.stride(0) < x.stride(1):
@@ -179,7 +177,7 @@ class RegionRows(NamedTuple):
         if rows is None:
             fits = axes[0] % self.grouping.rows == 0 and (not flat or torch.compiler.is_compiling())
         else:
-            tokens = self.call.tokens if self.call and flat else ()
+            tokens = self.call.tokens if flat else ()
             fits = (axes[0] == rows and (single or not flat)) or axes[0] in [
                 rows * n for n in tokens
             ]

@@ -31,7 +31,7 @@ OWNERS = {
 
 def factors(owners: Sequence[int], repeats: int = 1) -> tuple[ops.OfRows, ops.OfRows]:
     call = Call(len(owners) * repeats, (4,), text=False)
-    rows = RegionRows(Grouping.of(owners, CPU), PLACE, repeats > 1, False, call)
+    rows = RegionRows(Grouping.of(owners, CPU), PLACE, repeats > 1, call)
     return tuple(ops.OfRows(Dense(drawn(max(owners) + 1, 2, d)), rows) for d in (5, 6))  # type: ignore[return-value]
 
 
