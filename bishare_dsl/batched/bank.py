@@ -177,8 +177,8 @@ class Layout:
         for path, terms in self.plan.terms_of.items():
             key = path.rpartition(".")[0], self.width[path].d_in
             reading.setdefault(key, []).extend(t for t in terms if not t.is_magnitude)
-        for terms in reading.values():
-            by_share = sorted(terms, key=lambda term: term.share)
+        for readers in reading.values():
+            by_share = sorted(readers, key=lambda term: term.share)
             for role in dict.fromkeys(role for term in by_share for role in term.tensors):
                 yield from (term.tensors[role] for term in by_share if role in term.tensors)
 
