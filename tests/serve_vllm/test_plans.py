@@ -43,12 +43,6 @@ def test_a_setting_that_is_none(extra):
         granted(config_of(extra))
 
 
-def test_the_variable_of_bishare_0_2_is_not_passed_over(monkeypatch):
-    monkeypatch.setenv("BISHARE_PLAN", "a")
-    with pytest.raises(AdapterError, match=r"BS658.*`BISHARE_PLAN`"):
-        granted(config_of({}))
-
-
 def test_settings_of_others_are_left_alone():
     assert granted(config_of({"others": 1})) is None
     assert granted(config_of({"bishare_slots_gib": 2, "others": 1})).bishare_slots_gib == 2

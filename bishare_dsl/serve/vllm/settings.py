@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
@@ -35,8 +34,7 @@ def granted(config: Any) -> Granted | None:
         AdapterError: a setting is invalid (BS658) or conflicts with the mode (BS654).
     """
     extra = config.additional_config if isinstance(config.additional_config, dict) else {}
-    given = {**os.environ, **extra}
-    own = {key: given[key] for key in given if key.startswith("bishare") or key == "BISHARE_PLAN"}
+    own = {key: value for key, value in extra.items() if key.startswith("bishare")}
     if not own:
         return None
     parallel = config.parallel_config
