@@ -1,7 +1,7 @@
 """The quality of bishare's specs and of PEFT's methods on real tasks; see notes/2026-11-27-quality.md.
 
     run.py [--tasks T,…] [--methods M,…] [--seeds N] [--workers N]
-    run.py --ablations | --front | --many
+    run.py --ablations | --front | --many | --equal
     run.py --tables | --dry-run
 
 Interrupt it as you like: a run is in the results file when it is over, and is not done again.
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--ablations", action="store_true", help="all of the paper's that fit")
     parser.add_argument("--front", action="store_true", help="accuracy against parameters")
     parser.add_argument("--many", action="store_true", help="twelve small tasks in one run")
+    parser.add_argument("--equal", action="store_true", help="LoRA of equal bytes, and fewer bits")
     parser.add_argument("--dry-run", action="store_true", help="only say what there is to do")
     parser.add_argument("--tables", action="store_true", help="only write tables and plot again")
     options = parser.parse_args()
@@ -42,6 +43,10 @@ def main() -> None:
             from sweep.together import left
 
             number = len([*left(results, options.seeds)])
+        elif options.equal:
+            from sweep.equal import left as left_of_equal
+
+            number = len(left_of_equal(results))
         else:
             number = sum(number for _, number in chains(results, options))
         print(f"about {number} runs to do, {len(results)} are done")
@@ -51,10 +56,19 @@ def main() -> None:
 
         base = smollm2_folder(options.cache)
         run_together(results, options.seeds, base, options.cache / "wheels")
-    elif options.tables:
-        from sweep.tables import write
+    elif options.equal:
+        from harness.model import smollm2_folder
+        from sweep.equal import run_equal
 
-        write(results, HERE.parent / "notes" / "2026-11-27-quality.md", HERE / "front.svg")
+        run_equal(results, smollm2_folder(options.cache), options.cache / "wheels")
+    elif options.tables:
+        from sweep.equal import equal_tables
+        from sweep.tables import plot, tables, write
+
+        page = HERE.parent / "notes" / "2026-11-27-quality.md"
+        write(page, "tables", tables(results))
+        write(page, "equal", equal_tables(results))
+        plot(results, HERE / "front.svg")
     else:
         sweep(results, options)
 

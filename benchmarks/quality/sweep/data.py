@@ -65,6 +65,11 @@ class Task(NamedTuple):
     small: Size | None = None
     together: Size | None = TOGETHER
 
+    @property
+    def again(self) -> Size | None:
+        """The size of a run that repeats a job of size `small`, so that the first result stays."""
+        return self.small
+
 
 def normal(text: str) -> str:
     """Return what two texts that count as the same have in common."""

@@ -79,6 +79,7 @@ FRONT = {
 METHODS = MAIN | {
     "lora_3": Method("LoRA r=3", "lora", {"r": 3}),
     "lora_2": Method("LoRA r=2", "lora", {"r": 2}),
+    "lora_1": Method("LoRA r=1", "lora", {"r": 1}),
     "lora_no_downs": Method("LoRA r=1, no down_proj", str(HERE / "lora_no_downs.share")),
     "lora_qv": Method("LoRA r=1, q and v", str(HERE / "lora_qv.share")),
     "ss_1.6M": _tiers("SS", "bishare_ss", 6, 3, 32),
@@ -110,6 +111,7 @@ ABLATIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
         ("ke_r_1", {"r_local": 2, "r_intra": 0, "r_inter": 0}),
         ("ke_r_1", {"r_local": 0, "r_intra": 8, "r_inter": 0}),
         ("ke_r_1", {"r_local": 0, "r_intra": 0, "r_inter": 32}),
+        ("ke_1_r", {"r_local": 0}),
     ),
     "ranks of the tiers (Table 12)": (
         ("ke_r_1", {"r_local": 1}),

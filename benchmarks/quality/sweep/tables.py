@@ -279,10 +279,8 @@ def tables(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def write(results: Results, page: Path, picture: Path) -> None:
-    """Print the tables, write them between the marks of a page, and draw the plot."""
-    text = tables(results)
+def write(page: Path, mark: str, text: str) -> None:
+    """Print a text, and write it between the marks of a page."""
     print(text)
-    marked = re.compile("(?<=<!-- tables -->\n).*(?=\n<!-- /tables -->)", re.DOTALL)
+    marked = re.compile(f"(?<=<!-- {mark} -->\n).*(?=\n<!-- /{mark} -->)", re.DOTALL)
     page.write_text(marked.sub(lambda _: text, page.read_text()))
-    plot(results, picture)

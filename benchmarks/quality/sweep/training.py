@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
+from bishare_dsl import load_adapter
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.peft.method import install
 from bishare_dsl.train.optimizer import RowAdamW, Settings
@@ -30,12 +31,15 @@ from sweep.data import BATCH, Row, split
 from sweep.methods import METHODS, adapt
 from sweep.results import Job
 from sweep.tasks import TASKS
+from sweep.widened import widen
 
 EVALUATION_BATCH = 64
 # Of the steps; the paper's 100 of about 800 are an eighth too, and the other schedule is the same for all.
 WARM_UP = 1 / 8
 # Of the gradients, as transformers' Trainer has it.
 LARGEST_NORM = 1.0
+FORMS = ("bfloat16", "int8", "int4")
+"""In which an adapter is stored and tested again."""
 # Of a pass: how many runs have their batch in it at most, and what it takes however few do, in tokens.
 AT_ONCE, COST = 4, 128
 
@@ -115,9 +119,11 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         use_cache=False,
     ).last_hidden_state
     row, at, option, token = batch["predicted"]
-    # Logits for the places that need them: for all places they would cost as much as the model.
-    logits = base.lm_head(hidden[row, at]).float()
-    found = logits.log_softmax(1)[torch.arange(len(token)), token]
+    # Logits for the places that need them, once where options share one: for all places they would cost as
+    # much as the model.
+    places, of_token = torch.stack([row, at]).unique(dim=1, return_inverse=True)
+    logits = base.lm_head(hidden[*places]).float()
+    found = logits.log_softmax(1)[of_token, token]
     shape = len(batch["answers"]), int(option.max()) + 1
     total, count = torch.zeros(shape), torch.zeros(shape)
     total = total.index_put((row, option), found, accumulate=True)
@@ -183,9 +189,11 @@ def load_base(folder: Path) -> Any:
     torch.set_num_threads(1)
     disable_progress_bar()
     # On the CPU, for texts as short as these, eager attention saves a fifth of a step.
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="eager"
     )
+    widen(model)
+    return model
 
 
 def adapted(job: Job, base: Path) -> Any:
@@ -266,12 +274,15 @@ def passes(drawn: Sequence[Sequence[Example]]) -> list[list[int]]:
     return [order[start:end] for start, end in cuts]
 
 
-def run(jobs: Sequence[Job], base: Path, cache: Path) -> list[dict[str, Any]]:
+def run(
+    jobs: Sequence[Job], base: Path, cache: Path, *, stored: bool = False
+) -> list[dict[str, Any]]:
     """Train and evaluate each job; return what a row of the results holds besides it.
 
     Args:
         jobs: of one task and method. Several are of a method of bishare's, and differ in rate and seed alone.
             The method `base` is the model as it is, with how often the commonest answer is right.
+        stored: also test the adapter as it is loaded from files of fewer bits; of one job.
     """
     # A model that was adapted refers to itself: the last run's is still there, until someone looks.
     gc.collect()
@@ -294,14 +305,18 @@ def run(jobs: Sequence[Job], base: Path, cache: Path) -> list[dict[str, Any]]:
             if others:
                 model.bishare.activate([f"job{number}"])
             rows.append(_measured(model, parts) | _learnt(model, job, found))
+        if stored:
+            rows[0]["bits"] = {form: _stored(model, form, base, parts["test"]) for form in FORMS}
     spent = (time.process_time() - began) / len(jobs)
     return [row | {"cpu_s": round(spent, 1)} for row in rows]
 
 
 def _measured(model: Any, parts: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-    """Evaluate, and return what a row holds of that."""
+    """Evaluate on validation and test examples, as far as there are any."""
     measured = {}
     for part in ("validation", "test"):
+        if part not in parts:
+            continue
         right, loss = evaluate(model, parts[part])
         measured |= {
             f"{part}_accuracy": sum(right) / len(right),
@@ -311,6 +326,15 @@ def _measured(model: Any, parts: Mapping[str, Sequence[Example]]) -> dict[str, A
             f"{part}_rows": len(right),
         }
     return measured
+
+
+def _stored(model: Any, form: str, base: Path, test: Sequence[Example]) -> dict[str, Any]:
+    """Save the adapter in a dtype of fewer bits, load it on a fresh base and test it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.bishare.save_pretrained(scratch, dtype=form)
+        size = sum(path.stat().st_size for path in Path(scratch).rglob("*.safetensors"))
+        loaded = load_adapter(scratch, load_base(base))
+    return {"bytes": size} | _measured(loaded, {"test": test})
 
 
 def _learnt(model: Any, job: Job, losses: Sequence[float]) -> dict[str, Any]:
