@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(Path(folder, "adapter"), plan, tensors, text, seed=0)
         del tensors
-        what = ["analyse", "adapter", "--html", "out.html", "--model", asked.model]
+        what = ["analyse", "adapter", "--model", asked.model]
         command = [sys.executable, "-m", "bishare_dsl.cli.main", *what]
         began = time.monotonic()
         subprocess.run(command, cwd=folder, check=True)

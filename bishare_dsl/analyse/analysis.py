@@ -1,14 +1,15 @@
-"""Measure adapters, and compare every measure with chance."""
+"""Measure what common factors keep of an adapter, compared with chance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from bishare_dsl.analyse import energy, ranks
-from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
 from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Update
 
@@ -36,16 +37,42 @@ class Analysis:
     Attributes:
         adapter: its updates.
         rank: the rank of the joint energies, which is the most common rank of an update.
-        charts: similarities of modules.
         joint: the energy that common factors keep.
         modules: ranks and contributions by module.
     """
 
     adapter: AdapterUpdates
     rank: int
-    charts: tuple[Map, ...]
     joint: tuple[JointRow, ...]
     modules: tuple[ranks.ModuleRow, ...]
+
+    def data(self) -> dict[str, Any]:
+        """Return the measures as data for JSON."""
+        adapter = self.adapter
+        joint = [
+            {
+                "key": row.joint.key,
+                "common": row.joint.role,
+                "pools": row.joint.pools,
+                "modules": row.joint.modules,
+                "kept": row.kept,
+                "chance": row.chance,
+                "kept_by_rank": {str(rank): kept for rank, kept in row.joint.kept.items()},
+            }
+            for row in self.joint
+        ]
+        figures = {
+            "name": adapter.name,
+            "spec": adapter.plan.spec,
+            "model": adapter.plan.base.name,
+            "starts_known": adapter.starts_known,
+            "rank": self.rank,
+            "joint": joint,
+            "kinds": [asdict(row) for row in ranks.kinds(self.modules)],
+            "modules": [asdict(row) for row in self.modules],
+        }
+        rounded: dict[str, Any] = _rounded(figures)
+        return rounded
 
 
 def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
@@ -58,32 +85,12 @@ def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
     ranks_of = [update.whole.rank for update in adapter.updates]
     rank = max(set(ranks_of), key=lambda rank: (ranks_of.count(rank), rank))  # The most common.
     wanted = sorted({*RANKS, rank})
-    looks = (adapter.updates, independent(adapter.updates, seed))
-    joint = (energy.joint(updates, adapter.plan.base, wanted) for updates in looks)
+    measured = (adapter.updates, independent(adapter.updates, seed))
+    joint = (energy.joint(updates, adapter.plan.base, wanted) for updates in measured)
     rows = [
         JointRow(row, row.kept[rank], chance.kept[rank]) for row, chance in zip(*joint, strict=True)
     ]
-    return Analysis(
-        adapter=adapter,
-        rank=rank,
-        charts=_charts(*map(maps, looks)),
-        joint=tuple(rows),
-        modules=tuple(ranks.modules(adapter)),
-    )
-
-
-def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tuple[Map, ...]:
-    """Compare adapters at the modules that at least two of them update."""
-    names = tuple(adapter.name for adapter in adapters)
-    updates_at: dict[str, list[tuple[int, Update]]] = {}
-    chance: dict[str, list[tuple[int, Update]]] = {}
-    for i, adapter in enumerate(adapters):
-        drawn = independent(adapter.updates, seed + i)
-        for update, other in zip(adapter.updates, drawn, strict=True):
-            updates_at.setdefault(update.site.path, []).append((i, update))
-            chance.setdefault(update.site.path, []).append((i, other))
-    seen = (fold(groups.values(), ADAPTERS, names) for groups in (updates_at, chance))
-    return _charts(*seen)
+    return Analysis(adapter, rank, tuple(rows), tuple(ranks.modules(adapter)))
 
 
 def independent(updates: Sequence[Update], seed: int) -> tuple[Update, ...]:
@@ -92,6 +99,14 @@ def independent(updates: Sequence[Update], seed: int) -> tuple[Update, ...]:
     return tuple(update.independent(random) for update in updates)
 
 
-def _charts(seen: Sequence[Map], by_chance: Sequence[Map]) -> tuple[Map, ...]:
-    pairs = zip(seen, by_chance, strict=True)
-    return tuple(replace(chart, chance=chance.mean) for chart, chance in pairs)
+def _rounded(value: Any) -> Any:
+    """Round numbers to six digits for JSON; NaN and infinity become None."""
+    match value:
+        case float():
+            return float(f"{value:.6g}") if math.isfinite(value) else None
+        case Mapping():
+            return {name: _rounded(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_rounded(part) for part in value]
+        case _:
+            return value

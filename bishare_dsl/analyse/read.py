@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +32,6 @@ class AdapterUpdates:
 
     Attributes:
         name: its name in the results.
-        folder: its source.
         plan: its plan.
         updates: one for each module with a non-zero update.
         parts: the Frobenius norm of each share's term, by module and share.
@@ -41,7 +39,6 @@ class AdapterUpdates:
     """
 
     name: str
-    folder: Path
     plan: Plan
     updates: tuple[Update, ...]
     parts: Mapping[str, Mapping[str, float]]
@@ -80,7 +77,7 @@ def read_updates(name: str, stored: StoredAdapter) -> AdapterUpdates:
             parts[site.path] = _parts(plan, site, down, up)
     if not updates:
         raise AdapterError(codes.NOTHING_ADDED(folder=stored.folder))
-    return AdapterUpdates(name, stored.folder, plan, tuple(updates), parts, starts_known)
+    return AdapterUpdates(name, plan, tuple(updates), parts, starts_known)
 
 
 def _started_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> bool:

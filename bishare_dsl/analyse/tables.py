@@ -8,40 +8,25 @@ from dataclasses import replace
 from bishare_dsl.analyse import ranks
 from bishare_dsl.analyse.analysis import Analysis, JointRow
 from bishare_dsl.analyse.finding import finding
-from bishare_dsl.analyse.maps import Map, shown
-from bishare_dsl.analyse.read import AdapterUpdates
-from bishare_dsl.analyse.similarity import MEASURES
 from bishare_dsl.show.table import Table
 
 
-def parts(analyses: Sequence[Analysis], between: Sequence[Map]) -> list[str | Table]:
-    """Return the finding, then tables of joint energy, of all measures and their chance, and of ranks."""
+def parts(analyses: Sequence[Analysis]) -> list[str | Table]:
+    """Return the finding, then for each adapter the tables of joint energy and of ranks."""
     result: list[str | Table] = [finding(analyses)]
     for analysis in analyses:
         adapter = analysis.adapter
-        result.append(
-            f"{adapter.name}: {adapter.plan.spec} on {adapter.plan.base.name}, "
-            f"{len(analysis.modules):,} modules, {initial_values(adapter)}"
-        )
-        result += [joint(analysis, by_gain(analysis)), caption(analysis)]
-        result += [_similarities(analysis.charts), kinds(analysis)]
-    if between:
-        result += ["between the adapters, module by module", _similarities(between)]
+        initial = "initial values subtracted"
+        if not adapter.starts_known:
+            initial = "initial values unknown, so not subtracted"
+        result += [
+            f"{adapter.name}: {adapter.plan.spec} on {adapter.plan.base.name}, {len(analysis.modules):,} modules, "
+            + initial,
+            joint(analysis, by_gain(analysis)),
+            caption(analysis),
+            kinds(analysis),
+        ]
     return result
-
-
-def _similarities(charts: Sequence[Map]) -> Table:
-    titles = {measure.name: measure.title for measure in MEASURES}
-    rows = [[titles[c.measure], c.title, shown(c.mean), shown(c.chance)] for c in charts]
-    return Table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
-
-
-def initial_values(adapter: AdapterUpdates) -> str:
-    """Explain whether the random initial values of A are subtracted before updates are compared."""
-    subtracted = adapter.starts_known
-    return (
-        "initial values subtracted" if subtracted else "initial values unknown, so not subtracted"
-    )
 
 
 def caption(analysis: Analysis) -> str:

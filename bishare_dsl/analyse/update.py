@@ -58,11 +58,6 @@ class Factored:
         """The energy over the square of the largest singular value, or 0 at rank 0."""
         return self.energy / float(self.values[0].double() ** 2) if self.rank else 0.0
 
-    @property
-    def mean(self) -> float:
-        """The mean of dW's entries."""
-        return float((self.left.mean(dim=1) * self.values * self.right.mean(dim=1)).sum())
-
     def independent(self, random: torch.Generator) -> Factored:
         """Return an update with the same singular values and random vectors."""
         return Factored(

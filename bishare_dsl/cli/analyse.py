@@ -13,38 +13,34 @@ from bishare_dsl.cli.report import Report
 @click.command(
     "analyse",
     epilog=options.examples(
-        "bishare analyse my-lora --model llama-7b --html analysis.html",
+        "bishare analyse my-lora --model llama-7b",
         "bishare analyse peft-a peft-b --model ./my-checkpoint",
         "bishare analyse my-lora --model llama-7b --json | jq '.adapters[0].joint'",
     ),
 )
 @options.folders("ADAPTER...")
 @options.model()
-@options.html("Write a page with a heat map of each measure; it needs no network.")
 @options.seed
 @click.pass_obj
 def command(
     report: Report,
     folders: tuple[Path, ...],
     model: str,
-    html: Path | None,
     seed: int,
 ) -> None:
-    """Measure what the updates of an adapter's modules have in common: in each layer, in each kind across
-    layers and, with several adapters, between adapters.
+    """Measure which modules of an adapter could share a factor: how much of their updates one A, one B or one
+    pair would keep if the modules of a layer, a kind or another key shared it.
 
     ADAPTER is the folder of an adapter, or a LoRA of PEFT. The model's shapes are enough.
 
-    Each measure is compared with independent updates. The initial values of A are subtracted if the adapter
+    Every number is compared with independent updates. The initial values of A are subtracted if the adapter
     records its seed.
     """
-    from bishare_dsl.analyse import analysis
-    from bishare_dsl.analyse.figures import figures
-    from bishare_dsl.analyse.page import page
+    from bishare_dsl.analyse.analysis import analyse
+    from bishare_dsl.analyse.finding import finding
     from bishare_dsl.analyse.read import read_updates
     from bishare_dsl.analyse.tables import parts
     from bishare_dsl.cli.candidates import read_adapters
-    from bishare_dsl.writing import replace_file
 
     stored = read_adapters(folders, model, report)
     adapters = []
@@ -53,11 +49,6 @@ def command(
         # Free the tensors once the updates are computed.
         adapters.append(read_updates(name, stored.pop(name)))
     report.note("measuring ...")
-    analyses = [analysis.analyse(one, seed=seed) for one in adapters]
-    charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
-    report.data(**figures(analyses, charts))
-    report.tables(*parts(analyses, charts))
-    if html is not None:
-        replace_file(html, page(analyses, charts).encode())
-        report.data(html=str(html))
-        report.note(f"written: {html}")
+    analyses = [analyse(adapter, seed=seed) for adapter in adapters]
+    report.data(finding=finding(analyses), adapters=[analysis.data() for analysis in analyses])
+    report.tables(*parts(analyses))

@@ -132,12 +132,6 @@ seed = click.option(
 )
 
 
-def html(help: str) -> Callable[[_Decorated], _Decorated]:
-    """Take ``--html``: a file to write or replace."""
-    kind = click.Path(path_type=Path, dir_okay=False)
-    return click.option("--html", type=kind, metavar="FILE", help=help)
-
-
 def out(
     help: str, metavar: str = "DIR", *, required: bool = True
 ) -> Callable[[_Decorated], _Decorated]:

@@ -10,6 +10,8 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.reading import plan_of
 from bishare_dsl.cli.report import Report
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
 
 @click.command(
     "show",
@@ -21,13 +23,13 @@ from bishare_dsl.cli.report import Report
 @options.spec()
 @options.model()
 @options.values
-@options.html("Write a page that tells of each module and each share; it needs no network.")
 @click.option(
-    "--svg",
-    type=click.Path(path_type=Path, dir_okay=False),
+    "--html",
+    type=_FILE,
     metavar="FILE",
-    help="Write a picture of all shares.",
+    help="Write a page that tells of each module and each share; it needs no network.",
 )
+@click.option("--svg", type=_FILE, metavar="FILE", help="Write a picture of all shares.")
 @click.pass_obj
 def command(
     report: Report,

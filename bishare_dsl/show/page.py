@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from html import escape
 from math import ceil
-from pathlib import Path
+from string import Template
 from typing import Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.show.colours import OWN
 from bishare_dsl.show.picture import Panel, Picture, Section, picture
 from bishare_dsl.show.rows import BYTES, held, mib, trained_in_full
-from bishare_dsl.show.shell import Tab, figure, item, shell
-from bishare_dsl.show.svg import Scale, panel_body, summary
+from bishare_dsl.show.svg import Scale, panel_body, read_asset, summary
 from bishare_dsl.spec import Spec
 
 _FEW = 10
@@ -22,19 +21,29 @@ _FEW = 10
 def page(plan: Plan, spec: Spec | None = None) -> str:
     """Draw the whole page. With the spec, the page prints its statements."""
     drawn = picture(plan, spec)
-    tabs = [
-        Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i))
-        for i, section in enumerate(drawn.sections)
-    ]
-    foot = (
-        "Modules of one colour use one tensor; grey ones are private, hatched ones are frozen. Where "
-        "tensors are many, colours only tell neighbours apart. Point at a module to see which modules share "
-        "with it; click to keep the selection."
+    sections = drawn.sections
+    chosen = max(range(len(sections)), key=lambda i: _largest_pool(sections[i]), default=0)
+    data = json.dumps(_data(drawn), separators=(",", ":"))
+    return Template(read_asset("page.html")).substitute(
+        title=escape(f"{plan.spec} on {plan.base.name}"),
+        name=escape(plan.spec),
+        of=escape(f"on {plan.base.name}"),
+        pictures=read_asset("picture.css"),
+        facts="\n".join(f'<p class="facts">{line}</p>' for line in _facts(drawn)),
+        tabs="".join(
+            f'<button role="tab" aria-selected="{str(i == chosen).lower()}" tabindex="{-(i != chosen)}">'
+            f"{escape(section.row.name)}<small>{section.row.trainable:,}</small></button>"
+            for i, section in enumerate(sections)
+        ),
+        sections="\n".join(
+            f'<section role="tabpanel" aria-label="{escape(section.row.name)}"'
+            f"{' hidden' if i != chosen else ''}>{_section(section, i)}</section>"
+            for i, section in enumerate(sections)
+        ),
+        data=data.replace(
+            "<", "\\u003c"
+        ),  # Inside a script element, only `<` could end the element.
     )
-    script = Path(__file__).with_name("page.js")
-    of, data = f"on {plan.base.name}", _data(drawn)
-    largest = max(range(len(tabs)), key=lambda i: _largest_pool(drawn.sections[i]), default=0)
-    return shell(plan.spec, of, _facts(drawn), ("Shares", tabs), foot, data, script, largest)
 
 
 def _largest_pool(section: Section) -> int:
@@ -101,14 +110,24 @@ def _section(section: Section, i: int) -> str:
 
 
 def _figure(panel: Panel, place: str) -> str:
+    """Draw a panel below its title, and above the items of its legend."""
     # With many pools, the axes and the tooltip identify them instead of a legend.
     listed = [] if panel.alone or len(panel.patches) > _FEW else panel.patches
-    legend = [item(patch.colour, patch.label, f' data-p="{i}"') for i, patch in enumerate(listed)]
+    items = [(f' data-p="{i}"', p.colour, p.label) for i, p in enumerate(listed)]
     if panel.uncovered:
-        legend.append(item("var(--none)", "not in this share"))
-    mark, roles = f'data-panel="{place}"', ", ".join(panel.roles)
-    size, drawn = Scale.of(panel.grid).size(panel.grid), panel_body(panel)
-    return figure(mark, roles, summary(panel), size, drawn, "".join(legend))
+        items.append(("", "var(--none)", "not in this share"))
+    legend = "".join(
+        f'<li{mark}><i style="background:{colour}"></i>{escape(text)}</li>'
+        for mark, colour, text in items
+    )
+    roles, caption = escape(", ".join(panel.roles)), escape(summary(panel))
+    width, height = Scale.of(panel.grid).size(panel.grid)
+    return (
+        f'<figure data-panel="{place}"><figcaption><b>{roles}</b> <span>{caption}</span></figcaption>'
+        f'<div class="scroll"><svg style="--drawn:{width}px" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{roles}: {caption}">{panel_body(panel)}</svg></div>'
+        f'<p class="hint">scroll to the right for more</p><ul>{legend}</ul></figure>'
+    )
 
 
 def _data(drawn: Picture) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from math import ceil
+from pathlib import Path
 
 from bishare_dsl.show.picture import Grid, Panel, Picture
 from bishare_dsl.show.rows import bounds, span, trained_in_full
-from bishare_dsl.show.shell import svg_file
 
 CHARACTER = 6.7
 """The width of a character of 11 pixels in most monospaced fonts."""
@@ -129,7 +129,18 @@ def whole(picture: Picture) -> str:
         f"{picture.plan.spec} on {picture.plan.base.name}: layers across, modules down; "
         "modules of one colour share a tensor"
     )
-    return svg_file(full, tall, label, "\n".join(drawn))
+    drawing = "\n".join(drawn)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{tall}" '
+        f'viewBox="0 0 {full} {tall}" role="img" aria-label="{escape(label)}">\n'
+        f"<style>{read_asset('picture.css')}</style>\n"
+        f'<rect width="{full}" height="{tall}" rx="8" style="fill:var(--page)"/>\n{drawing}\n</svg>\n'
+    )
+
+
+def read_asset(name: str) -> str:
+    """Return the text of a file of this package."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _axes(grid: Grid, scale: Scale) -> str:

@@ -1,5 +1,7 @@
 """What common factors keep: all of it where they are common, and what chance gives where they are not."""
 
+import json
+
 import pytest
 import torch
 
@@ -75,10 +77,24 @@ def test_chance_stands_beside_it(analysed):
     (row,) = [r for r in shared.joint if (r.joint.key, r.joint.role) == ("layer", "A")]
     assert row.kept > 0.99
     assert row.chance < 0.65
-    for chart in shared.charts:
-        if chart.measure == "angles_in" and chart.title == "modules of a layer":
-            assert chart.mean > 0.99
-            assert chart.chance < 0.05
+
+
+def test_a_common_start_is_no_sharing(read):
+    """Of known initial values the change is measured; where they stay, one start for all looks shared."""
+    adapter = read(f"spec p {TARGET} share one A per in B per module rank 4 freeze A", change=0.1)
+    assert found(adapter)["kind", "A"] == pytest.approx(1.0, abs=1e-3)
+    changed = read(INDEPENDENT, change=0.03)
+    assert changed.starts_known
+    assert found(changed)["kind", "A"] < 0.85
+
+
+def test_data_is_plain_json(read):
+    analysis = analyse(read(f"spec p {TARGET} share one A per layer, in B per module rank 4"))
+    figures = json.loads(json.dumps(analysis.data(), allow_nan=False))
+    (row,) = [r for r in figures["joint"] if (r["key"], r["common"]) == ("layer", "A")]
+    assert row["kept"] == pytest.approx(1, abs=1e-3)
+    assert row["kept_by_rank"]["1"] < row["kept_by_rank"]["2"] < row["kept_by_rank"]["4"]
+    assert len(figures["modules"]) == 40
 
 
 def test_the_same_seed_measures_the_same(read):

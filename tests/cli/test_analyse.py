@@ -26,18 +26,22 @@ def lora(bishare, here, checkpoint):
     return here / "lora"
 
 
-def test_it_writes_a_page_and_tells_the_means(bishare, here, checkpoint, lora):
-    run = bishare("analyse", lora, "--model", checkpoint, "--html", "page.html", "--json")
+def test_it_tells_what_common_factors_keep(bishare, here, checkpoint, lora):
+    run = bishare("analyse", lora, "--model", checkpoint, "--json")
     assert run.code == 0, run.err
-    found = json.loads(run.out)
-    assert (found["problems"], found["html"]) == ([], "page.html")
-    (adapter,) = found["adapters"]
+    analysis = json.loads(run.out)
+    assert analysis["problems"] == []
+    (adapter,) = analysis["adapters"]
     assert adapter["starts_known"]
-    assert (here / "page.html").read_text().startswith("<!doctype html>")
+    (row,) = [r for r in adapter["joint"] if (r["key"], r["common"]) == ("model", "A and B")]
+    assert 0 < row["kept"] <= 1
+    assert row["kept_by_rank"]["1"] <= row["kept_by_rank"]["4"] == row["kept"]
+    assert {kind["kind"] for kind in adapter["kinds"]} == {"q_proj", "v_proj", "down_proj", "all"}
     again = bishare("analyse", lora, "--model", checkpoint)
     assert again.code == 0
+    assert again.out.startswith(analysis["finding"])
     assert "kept at rank 4" in again.out
-    assert "RMI          modules of a layer" in again.out
+    assert "own's part" in again.out
 
 
 def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, lora):
@@ -45,9 +49,8 @@ def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, lora):
     assert (run.code, "BS601" in run.err, "nowhere" in run.err) == (2, True, True)
     run = bishare("analyse", lora, "--model", "llama-7b")
     assert (run.code, "BS613" in run.err) == (1, True)
-    run = bishare("analyse", here / "fresh", "--model", checkpoint, "--html", "page.html")
+    run = bishare("analyse", here / "fresh", "--model", checkpoint)
     assert (run.code, "BS850" in run.err, "fresh" in run.err) == (1, True, True)
-    assert not (here / "page.html").exists()
 
 
 def test_a_broken_peft_folder(bishare, here, checkpoint, lora):
