@@ -15,17 +15,13 @@ def parts(analyses: Sequence[Analysis]) -> list[str | Table]:
     """Return the finding, then for each adapter the tables of joint energy and of ranks."""
     result: list[str | Table] = [finding(analyses)]
     for analysis in analyses:
-        adapter = analysis.adapter
+        adapter, plan = analysis.adapter, analysis.adapter.plan
+        modules = f"{plan.spec} on {plan.base.name}, {len(analysis.modules):,} modules"
         initial = "initial values subtracted"
         if not adapter.starts_known:
             initial = "initial values unknown, so not subtracted"
-        result += [
-            f"{adapter.name}: {adapter.plan.spec} on {adapter.plan.base.name}, {len(analysis.modules):,} modules, "
-            + initial,
-            joint(analysis, by_gain(analysis)),
-            caption(analysis),
-            kinds(analysis),
-        ]
+        result += [f"{adapter.name}: {modules}, {initial}"]
+        result += [joint(analysis, by_gain(analysis)), caption(analysis), kinds(analysis)]
     return result
 
 

@@ -64,7 +64,7 @@ table_form = click.Option(
     expose_value=False,
     is_eager=True,
     callback=_choose_form,
-    help="Format of tables: table, markdown, csv, latex; or json, as --json.",
+    help="Format of tables: table, markdown, csv; or json, as --json.",
 )
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."

@@ -1,4 +1,4 @@
-"""Tables for a terminal, and to paste into a page, a spreadsheet or a paper."""
+"""Tables for a terminal, and to paste into a page or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from typing import NamedTuple, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import escaped
 
-FORMATS = ("table", "json", "markdown", "csv", "latex")
+FORMATS = ("table", "json", "markdown", "csv")
 """Formats of a command's tables; ``json`` is its data."""
 _GAP = "  "
 _Value = TypeVar("_Value")
-_LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
 
 
 class Table(NamedTuple):
@@ -117,20 +111,6 @@ def _csv(part: str | Table) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def _latex(part: str | Table) -> str:
-    """Write a table for the LaTeX package booktabs."""
-    if isinstance(part, str):
-        return "\n".join(f"% {line}" for line in part.split("\n"))
-    head, *rows = (
-        " & ".join("".join(_LATEX.get(char, char) for char in escaped(cell)) for cell in line)
-        + r" \\"
-        for line in (part.head, *part.cells)
-    )
-    columns = "".join("l" if i in part.left else "r" for i in range(len(part.head)))
-    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
-    return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}"])
-
-
 def _text(cell: object) -> str:
     return f"{cell:,}" if isinstance(cell, int) else "-" if cell is None else str(cell)
 
@@ -145,7 +125,7 @@ def wrapped(part: str | Table, stream: TextIO | None = None) -> str:
     return "\n".join(how.fill(line) for line in part.split("\n"))
 
 
-_WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv, "latex": _latex}
+_WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv}
 
 
 def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:

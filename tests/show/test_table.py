@@ -30,25 +30,8 @@ def test_csv_has_tables_alone_and_numbers_that_are_numbers():
     ]
 
 
-def test_latex_escapes_what_it_would_act_on():
-    assert write_tables(["Said\nin two.", TABLE], "latex").splitlines() == [
-        "% Said",
-        "% in two.",
-        "",
-        r"\begin{tabular}{llr}",
-        r"\toprule",
-        r"spec & via & of 100\% \\",
-        r"\midrule",
-        r"a\_b & x | y & 1,234,567 \\",
-        r"c &  & 2, 4 \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    assert r"\textbackslash{}input" in write_tables([Table(["a"], [["\\input"]])], "latex")
-
-
 def test_nothing_acts_on_a_terminal():
-    for form in ("table", "markdown", "latex"):
+    for form in ("table", "markdown"):
         assert "\x1b" not in write_tables([Table(["a"], [["\x1b[2J"]])], form)
 
 
