@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics import escaped
 if TYPE_CHECKING:
     from bishare_dsl.models.site import Site
     from bishare_dsl.plan import Plan
-    from bishare_dsl.show.diff import Difference, Pair
+    from bishare_dsl.show.diff import Difference
     from bishare_dsl.show.table import Table
 
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     epilog=options.examples(
         "bishare diff lora bishare_ke --model llama-7b",
         "bishare diff bishare_ss my.share --model ./my-checkpoint --set r_inter=32",
-        "bishare diff old.share new.share --model llama-7b --json | jq '.regrouped[].sites[]'",
+        "bishare diff old.share new.share --model llama-7b --json | jq '.changes[].sites[]'",
         "bishare diff lib#acme lib#globex    # two adapters",
     ),
 )
@@ -82,7 +82,6 @@ def _head(file: str, plan: Plan) -> dict[str, Any]:
 def _parts(
     before: str, one: Plan, after: str, two: Plan, compared: Difference
 ) -> list[str | Table]:
-    from bishare_dsl.show.rows import span
     from bishare_dsl.show.table import Table
 
     sites = {site.path: site for plan in (one, two) for site in plan.sites}
@@ -90,49 +89,36 @@ def _parts(
     differ = f"{compared.modules:,} of {len(sites):,} modules differ"
     trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
     names = escaped(f"{before} -> {after} on {one.base.name}")
+    head = f"{names}: {differ}\ntrainable params: {trainable}"
     shares = Table(
         ["share", "modules before", "after", "trainable before", "after"],
         [
-            [pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")]
+            [
+                pair.name,
+                *(getattr(row, what, None) for what in ("modules", "trainable") for row in rows),
+            ]
             for pair in compared.shares
+            for rows in [(pair.before, pair.after)]
         ],
     )
-    regrouped = Table(
-        ["share", "role", "regrouped", "of", "modules each before", "after", "where"],
+    changes = Table(
+        ["share", "what differs", "modules", "before", "after", "where"],
         [
             [
                 change.share,
-                change.role,
-                len(change.sites),
-                change.of,
-                span(change.before),
-                span(change.after),
+                change.what,
+                len(change.sites) or "",
+                change.before,
+                change.after,
                 _where([sites[path] for path in change.sites]),
             ]
-            for change in compared.regrouped
+            for change in compared.changes
         ],
-        left={0, 1, 6},
+        left={0, 1, 3, 4, 5},
     )
-    settings = Table(
-        ["share", "setting", "modules", "before", "after"],
-        [[s.share, s.what, s.modules, s.before, s.after] for s in compared.settings],
-        left={0, 1, 3, 4},
-    )
-    whole = Table(
-        ["trained in full", "parameters before", "after"],
-        [[row.path, row.before, row.after] for row in compared.whole],
-    )
-    none = (
-        []
-        if compared.modules or compared.whole
-        else ["the same modules share, at the same settings"]
-    )
-    drawn = [table for table in (shares, regrouped, settings, whole) if table.rows]
-    return [f"{names}: {differ}\ntrainable params: {trainable}", *drawn, *none]
-
-
-def _pair(pair: Pair, what: str) -> list[object]:
-    return [getattr(row, what, None) for row in (pair.before, pair.after)]
+    if not changes.rows and not compared.modules:
+        return [head, shares, "the same modules share, at the same settings"]
+    return [head, *(table for table in (shares, changes) if table.rows)]
 
 
 def _where(sites: list[Site]) -> str:

@@ -5,35 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bishare_dsl.plan import Plan, Pool, Term
-from bishare_dsl.show.rows import Bounds, ShareRow, bounds, shares, trained_in_full, via
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.in_full import TRAIN
+from bishare_dsl.show.rows import ShareRow, bounds, shares, span, trained_in_full, via
 
 
 @dataclass(frozen=True)
-class Regrouped:
-    """Modules that share the tensors of one role with other modules than before.
+class Change:
+    """Something that differs between two plans.
 
-    ``of`` counts the modules of the role in either plan. ``before`` and ``after`` count the modules that use
-    one tensor, including the module itself, or are 0 if the share does not cover the module.
+    Attributes:
+        share: the share, or ``train`` for parameters trained in full.
+        what: a setting such as ``rank``; ``modules per A`` for modules that use a tensor of a role with other
+            modules than before, where 0 modules means that the share does not cover the module; or the path
+            of parameters trained in full.
+        before: the values before, as text, and ``after`` those after.
+        sites: the modules that differ.
     """
 
     share: str
-    role: str
-    of: int
-    before: Bounds
-    after: Bounds
-    sites: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting of a share that changed at ``modules`` modules, with its values before and after."""
-
-    share: str
     what: str
-    modules: int
     before: str
     after: str
+    sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,27 +44,12 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Retrained:
-    """How many parameters of the base each plan trains in full."""
-
-    path: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
 class Difference:
-    """All differences between two plans.
-
-    ``modules`` counts the modules that differ in any way, and ``whole`` lists parameters trained in full that
-    differ.
-    """
+    """All differences between two plans; ``modules`` counts the modules that differ in any way."""
 
     modules: int
     shares: tuple[Pair, ...]
-    regrouped: tuple[Regrouped, ...]
-    settings: tuple[Setting, ...]
-    whole: tuple[Retrained, ...]
+    changes: tuple[Change, ...]
 
 
 def difference(before: Plan, after: Plan) -> Difference:
@@ -86,92 +65,74 @@ def difference(before: Plan, after: Plan) -> Difference:
     if len(alone) == 2 and alone[0].before and alone[1].after:
         pairs = [pair for pair in pairs if pair not in alone]
         pairs.append(Pair(alone[0].before, alone[1].after))
-    regrouped: list[Regrouped] = []
-    settings: list[Setting] = []
-    paths: set[str] = set()
-    for pair in pairs:
-        old, new = (_terms(plan, row) for plan, row in ((before, pair.before), (after, pair.after)))
-        paths |= old.keys() ^ new.keys()
-        for what in _SETTINGS:
-            changed = [
-                p for p in old if p in new and _settings(old[p])[what] != _settings(new[p])[what]
-            ]
-            if changed:
-                values = (
-                    ", ".join(dict.fromkeys(_settings(terms[path])[what] for path in changed))
-                    for terms in (old, new)
-                )
-                settings.append(Setting(pair.name, what, len(changed), *values))
-                paths.update(changed)
-        if pair.before and pair.after:
-            regrouped += _regrouped(before, after, pair.before.name, pair.after.name, pair.name)
-    paths.update(path for change in regrouped for path in change.sites)
-    return Difference(
-        len(paths),
-        tuple(pairs),
-        tuple(regrouped),
-        tuple(settings),
-        tuple(_retrained(before, after)),
+    changes = [change for pair in pairs for change in _changes(before, after, pair)]
+    covered = (
+        {(term.site, name_of.get(term.share)) for term in plan.terms}
+        for plan, name_of in (
+            (before, {pair.before.name: pair.name for pair in pairs if pair.before}),
+            (after, {pair.after.name: pair.name for pair in pairs if pair.after}),
+        )
     )
+    differing = {site for site, _ in set.symmetric_difference(*covered)}
+    differing.update(site for change in changes for site in change.sites)
+    return Difference(len(differing), tuple(pairs), (*changes, *_retrained(before, after)))
 
 
-def _retrained(before: Plan, after: Plan) -> Iterator[Retrained]:
+def _changes(before: Plan, after: Plan, pair: Pair) -> Iterator[Change]:
+    """Compare a share that both plans have, module by module."""
+    if not (pair.before and pair.after):
+        return
+    paths = dict.fromkeys(site.path for plan in (before, after) for site in plan.sites)
+    groups: dict[frozenset[str], frozenset[str]] = {}  # Equal groups are one object here.
+    one, two = (
+        _groups(plan, row.name, groups)
+        for plan, row in ((before, pair.before), (after, pair.after))
+    )
+    for role in dict.fromkeys((*one, *two)):
+        old, new = one.get(role, {}), two.get(role, {})
+        sites = tuple(path for path in paths if old.get(path) is not new.get(path))
+        if sites:
+            counts = (span(bounds(len(of.get(path, ())) for path in sites)) for of in (old, new))
+            yield Change(pair.name, f"modules per {role}", *counts, sites)
+    first, second = _settings(before, pair.before.name), _settings(after, pair.after.name)
+    for what in ("rank", "via", "scale", "dropout"):
+        both = (path for path in first if path in second)
+        sites = tuple(path for path in both if first[path][what] != second[path][what])
+        if sites:
+            values = (", ".join({of[path][what]: 0 for path in sites}) for of in (first, second))
+            yield Change(pair.name, what, *values, sites)
+
+
+def _groups(
+    plan: Plan, share: str, groups: dict[frozenset[str], frozenset[str]]
+) -> dict[str, dict[str, frozenset[str]]]:
+    """Map each role of a share to the modules that use one tensor, for each of these modules."""
+    of_roles: dict[str, dict[str, frozenset[str]]] = {}
+    for pool in plan.pools:
+        if pool.share == share:
+            members = frozenset(pool.members)
+            members = groups.setdefault(members, members)
+            of_roles.setdefault(pool.role, {}).update(dict.fromkeys(members, members))
+    return of_roles
+
+
+def _settings(plan: Plan, share: str) -> dict[str, dict[str, str]]:
+    """Return the settings of a share at each module."""
+    return {
+        term.site: {
+            "rank": str(term.rank),
+            "via": via(term.transform, term.options),
+            "scale": f"{term.scale:g}",
+            "dropout": f"{term.dropout:g}",
+        }
+        for term in plan.terms
+        if term.share == share
+    }
+
+
+def _retrained(before: Plan, after: Plan) -> Iterator[Change]:
+    """Compare how many parameters of the base the plans train in full."""
     old, new = ({row.path: row.parameters for row in trained_in_full(p)} for p in (before, after))
     for path in dict.fromkeys((*old, *new)):
         if old.get(path) != new.get(path):
-            yield Retrained(path, old.get(path, 0), new.get(path, 0))
-
-
-def _regrouped(
-    before: Plan, after: Plan, first: str, second: str, name: str
-) -> Iterator[Regrouped]:
-    paths = [site.path for plan in (before, after) for site in plan.sites]
-    one, two = _pools(before, first), _pools(after, second)
-    for role in dict.fromkeys((*one, *two)):
-        old, new = one.get(role, {}), two.get(role, {})
-        same_members: dict[tuple[str, str], bool] = {}
-        regrouped: list[tuple[str, int, int]] = []
-        every = [path for path in dict.fromkeys(paths) if path in old or path in new]
-        for path in every:
-            was, now = old.get(path), new.get(path)
-            if was is not None and now is not None:
-                both = was.tensor, now.tensor
-                if both not in same_members:
-                    same_members[both] = set(was.members) == set(now.members)
-                if same_members[both]:
-                    continue
-            regrouped.append((path, len(was.members) if was else 0, len(now.members) if now else 0))
-        if regrouped:
-            yield Regrouped(
-                name,
-                role,
-                len(every),
-                bounds(was for _, was, _ in regrouped),
-                bounds(now for _, _, now in regrouped),
-                tuple(path for path, _, _ in regrouped),
-            )
-
-
-def _pools(plan: Plan, share: str) -> dict[str, dict[str, Pool]]:
-    """Map each role to the pool of each site."""
-    pools: dict[str, dict[str, Pool]] = {}
-    for pool in plan.pools:
-        if pool.share == share:
-            pools.setdefault(pool.role, {}).update(dict.fromkeys(pool.members, pool))
-    return pools
-
-
-def _terms(plan: Plan, row: ShareRow | None) -> dict[str, Term]:
-    return {term.site: term for term in plan.terms if row and term.share == row.name}
-
-
-_SETTINGS = ("rank", "via", "scale", "dropout")
-
-
-def _settings(term: Term) -> dict[str, str]:
-    return {
-        "rank": str(term.rank),
-        "via": via(term.transform, term.options),
-        "scale": f"{term.scale:g}",
-        "dropout": f"{term.dropout:g}",
-    }
+            yield Change(TRAIN, path, f"{old.get(path, 0):,}", f"{new.get(path, 0):,}")

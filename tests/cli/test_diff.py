@@ -19,9 +19,9 @@ def test_json(bishare, here):
     found = json.loads(run.out)
     assert found["modules"] == 64
     assert found["before"]["trainable"] == 2 * found["after"]["trainable"]
-    assert [(c["role"], len(c["sites"]), c["before"], c["after"]) for c in found["regrouped"]] == [
-        ("A", 64, [2, 2], [4, 4]),
-        ("B", 64, [2, 2], [4, 4]),
+    assert [(c["what"], len(c["sites"]), c["before"], c["after"]) for c in found["changes"]] == [
+        ("modules per A", 64, "2", "4"),
+        ("modules per B", 64, "2", "4"),
     ]
     assert found["problems"] == []
 

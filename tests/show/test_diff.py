@@ -19,8 +19,7 @@ def diff(before, after, target="q_proj, v_proj"):
 def test_a_plan_does_not_differ_from_itself():
     found = diff("share s per layer rank 2 via SS", "share s per layer rank 2 via SS")
     assert found.modules == 0
-    assert not found.regrouped
-    assert not found.settings
+    assert not found.changes
 
 
 def test_modules_that_share_with_others_are_counted_by_role():
@@ -29,12 +28,11 @@ def test_modules_that_share_with_others_are_counted_by_role():
         "share s A per layer // 2  B per module rank 2",
         "share s A per layer // 2, layer >= 10 and kind q_proj  B per module rank 2",
     )
-    [change] = found.regrouped
-    assert (change.share, change.role, change.of) == ("s", "A", 60)
-    assert (change.before, change.after) == ((4, 4), (2, 2))
+    [change] = found.changes
+    assert (change.share, change.what) == ("s", "modules per A")
+    assert (change.before, change.after) == ("4", "2")
     assert {path.split(".")[2] for path in change.sites} == {str(i) for i in range(10, 30)}
     assert len(change.sites) == 40 == found.modules
-    assert not found.settings
     [pair] = found.shares
     assert pair.before.trainable < pair.after.trainable
 
@@ -44,7 +42,7 @@ def test_pools_of_one_size_may_have_other_members():
         "share s per kind, layer // 2 rank 2",
         "share s per kind, (layer + 1) // 2 rank 2",
     )
-    assert [len(change.sites) for change in found.regrouped] == [60, 60]
+    assert [len(change.sites) for change in found.changes] == [60, 60]
 
 
 def test_a_key_that_says_the_same_in_other_words_does_not_differ():
@@ -55,9 +53,9 @@ def test_a_key_that_says_the_same_in_other_words_does_not_differ():
 def test_modules_that_a_share_leaves_or_takes_in_have_no_pool_there():
     [a, b] = diff(
         "share s per module rank 2", "share s where kind q_proj per module rank 2"
-    ).regrouped
-    assert (a.role, b.role) == ("A", "B")
-    assert (a.before, a.after, len(a.sites), a.of) == ((1, 1), (0, 0), 30, 60)
+    ).changes
+    assert (a.what, b.what) == ("modules per A", "modules per B")
+    assert (a.before, a.after, len(a.sites)) == ("1", "0", 30)
     assert all(path.endswith("v_proj") for path in a.sites)
 
 
@@ -72,28 +70,27 @@ def test_shares_are_matched_by_name():
         ("c", True, False),
         ("d", True, False),
     ]
-    assert [(s.share, s.what, s.modules, s.before, s.after) for s in found.settings] == [
+    assert [(c.share, c.what, len(c.sites), c.before, c.after) for c in found.changes] == [
         ("b", "scale", 60, "1", "2")
     ]
-    assert not found.regrouped
     assert found.modules == 60
 
 
 def test_settings_are_compared_module_by_module():
-    [setting] = diff(
+    [change] = diff(
         "share s per module rank match kind { q_proj: 4; v_proj: 2 }",
         "share s per module rank match kind { q_proj: 2; v_proj: 2 }",
-    ).settings
-    assert (setting.what, setting.modules, setting.before, setting.after) == ("rank", 30, "4", "2")
+    ).changes
+    assert (change.what, len(change.sites), change.before, change.after) == ("rank", 30, "4", "2")
 
 
 def test_the_one_share_that_each_has_left_is_matched():
     found = diff("share a per module rank 2", "share b per module rank 2")
     assert [pair.name for pair in found.shares] == ["a -> b"]
     assert found.modules == 0
-    [change, _] = diff("share a per module rank 2", "share b per kind rank 2").regrouped
+    [change, _] = diff("share a per module rank 2", "share b per kind rank 2").changes
     assert change.share == "a -> b"
-    assert (change.before, change.after) == ((1, 1), (30, 30))
+    assert (change.before, change.after) == ("1", "30")
 
 
 def test_a_role_that_one_transform_has_and_the_other_has_not():
@@ -102,6 +99,14 @@ def test_a_role_that_one_transform_has_and_the_other_has_not():
         "share s per module rank 2 via VectorBank(vectors = 8, length = 64) start nonzero",
         target="q_proj",
     )
-    roles = {change.role: (change.before, change.after) for change in found.regrouped}
-    assert roles["A"] == ((1, 1), (0, 0))
-    assert any(pair == ((0, 0), (1, 1)) for pair in roles.values())
+    roles = {change.what: (change.before, change.after) for change in found.changes}
+    assert roles["modules per A"] == ("1", "0")
+    assert ("0", "1") in roles.values()
+
+
+def test_parameters_that_one_plan_alone_trains_in_full():
+    found = diff("share s per module rank 2", "share s per module rank 2 train lm_head")
+    [change] = found.changes
+    assert (change.share, change.before, change.sites) == ("train", "0", ())
+    assert "lm_head" in change.what
+    assert found.modules == 0
