@@ -27,8 +27,11 @@ from bishare_dsl.version import __version__
 PEFT_TYPE = "BISHARE"
 """PEFT's name of the method."""
 
-FORMAT = 5
-"""The format of adapter folders that this version writes, and the newest that it reads."""
+FORMAT = 2
+"""The format of adapter folders that this version writes, and the newest that it reads (`docs/format.md`)."""
+
+RECORD_FORMAT = 5
+"""The number of this format in the field `RECORD`. Numbers up to 4 are of format 1."""
 
 RECORD = "bishare"
 """The config field that contains bishare's record."""
@@ -51,10 +54,7 @@ _OF_PEFT = {
 
 
 _IN_SHARING = ("drawn", "compact", "of_base", "marks")
-"""Fields that formats before `STATED` store in the record, and later formats in `sharing`."""
-
-STATED = 5
-"""The first format with these fields in `sharing`."""
+"""Fields that format 1 stores in the record, and format 2 in `sharing`."""
 
 
 def text_of(value: Any) -> str:
@@ -63,7 +63,7 @@ def text_of(value: Any) -> str:
 
 
 def text_in(value: Any) -> str:
-    """Return JSON text, decompressing it if necessary: formats up to 4 compress long texts.
+    """Return JSON text, decompressing it if necessary: format 1 compresses long texts.
 
     Raises:
         ValueError: the value is neither JSON nor base64 of its compressed text.
@@ -156,7 +156,7 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = RECORD_FORMAT
     versions: dict[str, str | None]
     spec: str
     seed: int
@@ -179,6 +179,11 @@ class AdapterConfig(BaseModel):
     _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
     """Contents of a checked `sharing`: one dict for all configs with the same text."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether the folder is of format 1."""
+        return self.format < RECORD_FORMAT
+
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
         record = self.model_dump(mode="json", exclude_none=True, exclude={*_OF_PEFT})
@@ -187,7 +192,7 @@ class AdapterConfig(BaseModel):
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
         if self.sharing is not None:
             record["sharing"] = json.loads(self.sharing)
-        if self.format >= STATED:
+        if not self.is_first:
             record = {name: value for name, value in record.items() if name not in _IN_SHARING}
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 
@@ -271,10 +276,11 @@ def _config_of(text: str) -> AdapterConfig:
 def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> str:
     """Return the digest of a config's description of an adapter, without the name of the base.
 
-    Formats up to 4 exclude ``sharing``.
+    Format 1 excludes ``sharing``.
     """
     number = record.get("format")
-    left_out = ("digest",) if type(number) is int and number >= STATED else ("digest", "sharing")
+    first = type(number) is not int or number < RECORD_FORMAT
+    left_out = ("digest", "sharing") if first else ("digest",)
     others = {name: value for name, value in record.items() if name not in left_out}
     text = json.dumps([spec, seed, others], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.config import (
-    STATED,
     AdapterConfig,
     Entries,
     attribute_in,
@@ -258,7 +257,7 @@ def check_plan(
         installed = installed_versions()["bishare"]
         help = f"load it with bishare {version}, which saved it" if version != installed else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
-    if config.format < STATED or config.sharing is None:
+    if config.is_first or config.sharing is None:
         return plan, config
     if not config._contents:
         stated: dict[str, Any] = {}

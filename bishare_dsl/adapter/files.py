@@ -29,6 +29,7 @@ from bishare_dsl.adapter.config import (
     FORMAT,
     PEFT_TYPE,
     RECORD,
+    RECORD_FORMAT,
     AdapterConfig,
     Entries,
     attribute_in,
@@ -610,13 +611,12 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
         # Check first: a newer format may have fields that this version does not know.
         record = fields.get(RECORD) if isinstance(fields, dict) else None
         found = record.get("format") if isinstance(record, dict) else None
-        if isinstance(record, dict) and type(found) is int and found > FORMAT:
+        if isinstance(record, dict) and type(found) is int and found > RECORD_FORMAT:
             writer = record.get("versions")
             version = writer.get("bishare") if isinstance(writer, dict) else None
             raise AdapterError(
                 codes.NEWER_FORMAT(
                     folder=folder,
-                    found=found,
                     version=version or "a later version",
                     known=FORMAT,
                     help="pip install --upgrade bishare",

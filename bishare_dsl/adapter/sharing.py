@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
 from bishare_dsl.adapter.config import (
+    FORMAT,
     PEFT_TYPE,
     RECORD,
     AdapterConfig,
@@ -39,9 +40,6 @@ from bishare_dsl.reading import parse_json
 from bishare_dsl.spec.spec import MAGNITUDE, SINGULAR
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Transform, Width, check_term, load_transform
 from bishare_dsl.transforms.registry import transform_names
-
-FORMAT = 2
-"""The format of `sharing` that this version writes."""
 
 FEATURES = (*BITS, "base", "drawn", "experts", "full", "library", "parts", "tied", "torch")
 """Values of ``needs`` other than transforms."""

@@ -49,24 +49,20 @@ class Distance:
         return self.product / norms if norms else None
 
 
-def factors_of(stored: StoredAdapter) -> dict[Site, Factors]:
-    """Return the effective factors of each module that an adapter updates.
+def norms_of(stored: StoredAdapter) -> dict[str, float]:
+    """Return the Frobenius norm of the update of each module that an adapter updates, by path.
 
     Raises:
         AdapterError: an update is not a matrix (BS633) or not finite (BS628), or a tensor depends on the
             base's weights (BS688).
     """
     plan, tensors = stored.plan, stored.tensors()
-    return {
-        site: finite_factors(plan, tensors, site, "measuring updates")
-        for site in plan.sites
-        if plan.terms_of[site.path]
-    }
-
-
-def norm(factors: Factors) -> float:
-    """Return the Frobenius norm of an update."""
-    return math.sqrt(max(_product(factors, factors), 0.0))
+    norms = {}
+    for site in plan.sites:
+        if plan.terms_of[site.path]:
+            factors = finite_factors(plan, tensors, site, "measuring updates")
+            norms[site.path] = math.sqrt(max(_product(factors, factors), 0.0))
+    return norms
 
 
 def update_of(

@@ -68,6 +68,7 @@ def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None
 
 def _show(folder: Path, report: Report) -> None:
     """Show one adapter."""
+    from bishare_dsl.adapter.config import FORMAT
     from bishare_dsl.adapter.files import read_adapter
     from bishare_dsl.cli import summary
     from bishare_dsl.show.table import by_layer_and_kind
@@ -104,7 +105,7 @@ def _show(folder: Path, report: Report) -> None:
     report.tables(
         *summary.as_parts(stored.plan),
         *measured,
-        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; folder format {config.format}, "
+        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {1 if config.is_first else FORMAT}, "
         f"seed {config.seed}\ntensors: {size:,} bytes{form}, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
     )
@@ -125,21 +126,26 @@ def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
 
 def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
     """Return the norm of each module's update, or why there is none."""
-    from bishare_dsl.analyse.updates import factors_of, norm
+    from bishare_dsl.analyse.updates import norms_of
     from bishare_dsl.models.site import most_parameters
     from bishare_dsl.plan.bits import QUANTISED
 
-    config = stored.config
+    config, plan, most = stored.config, stored.plan, most_parameters(None)
     # No file limits these, and the shapes of the base are the folder's own claims.
     made = {*config.drawn, *(n for n, parts in config.compact.items() if parts not in QUANTISED)}
-    count = sum(tensor.size for tensor in stored.plan.tensors if tensor.name in made)
-    if count > (most := most_parameters(None)):
-        return {}, f"tensors that are not stored have {count:,} numbers, more than {most:,}"
+    counts = {
+        "tensors that are not stored have": sum(t.size for t in plan.tensors if t.name in made),
+        "the factors of a module have": max(
+            (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites), default=0
+        ),
+    }
+    for what, count in counts.items():
+        if count > most:
+            return {}, f"{what} {count:,} numbers, more than {most:,}"
     try:
-        norms = {site.path: norm(factors) for site, factors in factors_of(stored).items()}
+        return norms_of(stored), ""
     except BishareError as error:
         return {}, error.problems[0].message
-    return norms, ""
 
 
 def _mean(norms: Sequence[float]) -> str:

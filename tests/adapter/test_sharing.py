@@ -417,6 +417,20 @@ def test_what_is_too_large_to_generate_is_not_measured(
         assert ("norms of updates, by layer" in said) == shown
 
 
+def test_factors_that_are_too_large_to_expand_are_not_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small kernels and one shared factor may stand for modules of any claimed width."""
+    plan = read_adapter(HERE / "kronecker").plan
+    most = max(plan.rows(s.path) * (s.d_in + s.d_out) for s in plan.sites)
+    for limit, shown in ((most, True), (most - 1, False)):
+        monkeypatch.setattr(site, "_ALWAYS_FITS", limit)
+        assert main(["inspect", str(HERE / "kronecker")]) == 0
+        said = capsys.readouterr().out
+        assert (f"factors of a module have {most:,} numbers, more than" in said) != shown
+        assert ("norms of updates, by layer" in said) == shown
+
+
 def test_a_text_that_unpacks_to_deep_nesting_is_refused(tmp_path: Path) -> None:
     folder = Path(by_others(HERE / "slice_sharing", tmp_path / "theirs"))
     config = config_of(folder)

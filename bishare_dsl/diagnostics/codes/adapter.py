@@ -10,7 +10,7 @@ PEFT_ADAPTER = Code("BS603", "`{folder}` is a PEFT adapter")
 BROKEN_CONFIG = Code("BS604", "`{path}` cannot be read: {reason}")
 NEWER_FORMAT = Code(
     "BS605",
-    "`{folder}` is in format {found}, written by bishare {version}; this bishare reads up to format {known}",
+    "`{folder}` is in a later format, written by bishare {version}; this bishare reads up to format {known}",
 )
 MISSING_FILE = Code("BS606", "`{folder}` has no {file}")
 CHANGED_FILE = Code("BS607", "`{path}` is not what was saved: {reason}")
