@@ -207,9 +207,11 @@ def run(
             arguments, earlier = request.as_dict(spec), result_folders(folder)
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
-        if not settings.packing and args.deepspeed_plugin is None:
-            plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
-            stack.enter_context(cached_trunk(model, plans, steps, context, reporter))
+        prevented_by = (
+            "`packing`" if settings.packing else "DeepSpeed" if args.deepspeed_plugin else None
+        )
+        plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
+        stack.enter_context(cached_trunk(model, plans, steps, context, reporter, prevented_by))
         run_loop(trainer, watch, request, reporter)
         best = trainer.kept() if isinstance(trainer, BankTrainer) else {tasks[0].group: 0}
     if lost := [group for group in steps.groups if group not in best]:

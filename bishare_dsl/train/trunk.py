@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bishare_dsl.train.tasks import Steps
 
 MEMORY = 2**31
-"""The largest number of bytes of hidden states; batches with other examples run all blocks."""
+"""The largest number of bytes of hidden states. More are not cached: few shuffled batches would be whole."""
 
 _AT_ONCE = 4096
 """The number of rows that are sorted into batches together."""
@@ -45,11 +45,13 @@ def cached_trunk(
     steps: Steps,
     context: Callable[[], AbstractContextManager[Any]],
     reporter: Reporter,
+    prevented_by: str | None = None,
 ) -> Iterator[None]:
     """Cache the hidden states below the first adapted block within a block of code.
 
     Caching is off if examples occur only once, or if lower blocks train or use dropout. It is also off if a
-    trial shows that the upper blocks need more than the hidden states.
+    trial shows that the upper blocks need more than the hidden states, or, with a note, if the states of all
+    examples exceed `MEMORY`.
 
     Args:
         model: the adapted model, on its device.
@@ -57,23 +59,34 @@ def cached_trunk(
         steps: the steps with the examples.
         context: a context for running the model, such as autocast.
         reporter: reports what is cached.
+        prevented_by: a setting of the run that excludes caching, for the note.
     """
     again = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
     blocks = _blocks_below(model, [*plans]) if again else None
     with ExitStack() as stack:
         if blocks is not None:
+            below = f"blocks 0 to {len(blocks[1]) - 1}"
             trunk = Trunk(*blocks)
             with context(), ExitStack() as trial:
                 trial.enter_context(trunk.installed())
-                if trunk.fits(model):
-                    last = len(blocks[1]) - 1
-                    reporter.note(f"computing blocks 0 to {last} once for each example ...")
-                    trunk.fill(_batches(steps))
-                    if trunk.full:
-                        what = f"their states fill {MEMORY / 2**30:g} GiB"
-                        reporter.note(f"{what}: batches with other examples run all blocks")
-                    stack.enter_context(trial.pop_all())
+                if prevented_by is not None:
+                    reporter.note(f"with {prevented_by}, {below} run again in each epoch")
+                elif trunk.fits(model):
+                    size = trunk.bytes_per_token * _tokens(steps)
+                    if size > MEMORY:
+                        room = f"{size / 2**30:.1f} GiB, more than {MEMORY / 2**30:g}"
+                        reporter.note(f"{below} run again in each epoch: their states need {room}")
+                    else:
+                        reporter.note(f"computing {below} once for each example ...")
+                        trunk.fill(_batches(steps))
+                        stack.enter_context(trial.pop_all())
         yield
+
+
+def _tokens(steps: Steps) -> int:
+    """Count the tokens of all examples; tasks that differ in their seeds have the same examples."""
+    sets = {id(rows): rows for task in steps.tasks for rows in (task.examples, task.held_out)}
+    return sum(len(row["input_ids"]) for rows in sets.values() for row in rows)
 
 
 def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
@@ -145,15 +158,18 @@ class Trunk:
     def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
         self._owner, self._below, self._first = owner, below, first
         self._states: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
-        self._bytes = 0
         self._rows: list[Row] = []  # Of the batch whose states are cached.
         self._filling = False
         self._known: Tensor | None = None
         self._form = 0  # Length of a block's output tuple; 0 for a tensor.
         self.hits = 0
         """The number of batches that used cached states."""
-        self.full = False
-        """Whether the states of an example had no room. Then no others are computed."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """The bytes of the states of a token, once some are cached."""
+        states = next(iter(self._states.values()))
+        return states.nbytes // len(states)
 
     @contextmanager
     def installed(self) -> Iterator[Trunk]:
@@ -201,8 +217,6 @@ class Trunk:
                 inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
                 with suppress(_EnoughError):
                     self._owner(**inputs, use_cache=False)
-                if self.full:
-                    return
         finally:
             self._owner.train(training)
             self._filling = False
@@ -250,14 +264,9 @@ class Trunk:
         states = arguments[0] if arguments else keywords.get("hidden_states")
         if isinstance(states, Tensor):
             for row, row_states in zip(self._rows, states, strict=False):
-                part = row_states[: len(row)]
-                if row in self._states:
-                    continue
-                if self._bytes + part.nbytes > MEMORY:
-                    self.full = True
-                    break
-                self._states[row] = part.detach().to("cpu", copy=True).contiguous()
-                self._bytes += part.nbytes
+                if row not in self._states:
+                    part = row_states[: len(row)].detach()
+                    self._states[row] = part.to("cpu", copy=True).contiguous()
         raise _EnoughError
 
     def _end(self, *_: Any) -> None:

@@ -13,6 +13,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import run as runs
 from bishare_dsl.train import train, trunk
+from bishare_dsl.train.trunk import _tokens as count
 from tests.train.conftest import SMALL
 
 LAST = "spec s\ntarget layer in -1..-1 and (q_proj or v_proj or down_proj)\nalpha 8\n"
@@ -114,23 +115,37 @@ def test_a_resumed_run_computes_the_states_again_and_ends_as_it_would_have(
     assert counted.tokens[-1] < before[-1]
 
 
-def test_blocks_run_again_for_examples_whose_states_have_no_room(
-    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted, before = start(CORES, tasks, tmp_path / "memory")
-    monkeypatch.setattr(trunk, "MEMORY", 2000)
-    found, tokens = start(CORES, tasks, tmp_path / "full")
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    assert tokens[0] > before[0]
-
-
-def test_no_states_are_computed_that_have_no_room(
+def test_states_that_have_no_room_are_not_computed_and_a_note_says_so(
     tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wanted, _ = start(CORES, tasks, tmp_path / "memory", quiet=False)
+    assert "computing blocks 0 to 2 once for each example" in capsys.readouterr().err
     monkeypatch.setattr(trunk, "MEMORY", 2000)
-    _, tokens = start(CORES, tasks, tmp_path / "full", rows_at_once=1, quiet=False)
-    assert tokens[-1] < tokens[0] < 1.1 * tokens[-1]
-    assert "batches with other examples run all blocks" in capsys.readouterr().err
+    found, tokens = start(CORES, tasks, tmp_path / "full", quiet=False)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    tried = 2 * 6
+    assert tokens[0] == tokens[-1] + tried
+    assert "blocks 0 to 2 run again in each epoch: their states need 0.0 GiB, more than" in (
+        capsys.readouterr().err
+    )
+
+
+def test_seeds_of_one_task_need_room_once(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = {"data": {"rows": files / "rows.jsonl"}, "out": tmp_path / "one", "quiet": False}
+    sizes = []
+    monkeypatch.setattr(trunk, "_tokens", lambda steps: sizes.append(count(steps)) or sizes[-1])
+    start(LORA, **how)
+    start(LORA, **how | {"out": tmp_path / "two"}, seeds=2)
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_packing_excludes_the_states_with_a_note(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(LORA, files / "rows.jsonl", tmp_path / "packed", packing=True, quiet=False)
+    assert "with `packing`, blocks 0 to 2 run again in each epoch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
