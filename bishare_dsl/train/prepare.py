@@ -196,8 +196,8 @@ def check_resumed(request: Request, contents: list[list[str]], reporter: Reporte
         reporter.note(f"going on from {text}")
 
 
-def read_library(request: Request, plan: Plan) -> dict[str, StoredAdapter]:
-    """Read the library that tasks are added to.
+def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
+    """Read the library that tasks are added to, as its first adapter.
 
     Raises:
         TrainError: it is not a library, has another plan, or already has an adapter with a task's name
@@ -205,18 +205,18 @@ def read_library(request: Request, plan: Plan) -> dict[str, StoredAdapter]:
     """
     folder = request.settings.library
     if folder is None:
-        return {}
-    members = {name: read_adapter(f"{folder}#{name}") for name in names_in(folder)}
-    reason = None
+        return None
+    members = names_in(folder)
     if not members:
-        reason = f"`{folder}` is no library"
-    elif not next(iter(members.values())).plan.runs_as(plan):
+        raise TrainError(codes.BAD_COMBINATION(reason=f"`{folder}` is no library"))
+    first, reason = read_adapter(f"{folder}#{members[0]}"), None
+    if not first.plan.runs_as(plan):
         reason = f"the library `{folder}` is of another spec, or of other params"
-    elif twice := sorted(members.keys() & set(request.groups)):
+    elif twice := sorted({*members} & {*request.groups}):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
     if reason is not None:
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    return members
+    return first
 
 
 def is_adapter(spec: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import save_adapter, save_library
+from bishare_dsl.adapter.files import add_to_library, save_adapter, save_library
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
@@ -167,10 +167,10 @@ def run(
         model.to(args.device)  # The bank is created on the training device.
     handle: Handle = model.bishare  # type: ignore[assignment]
     adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
-    owned = handle.plan.owned + " and frozen" * bool(library) if several else ""
+    owned = handle.plan.owned + " and frozen" * (library is not None) if several else ""
     reporter.note(f"{'of each task: ' * several}{owned or handle.plan.parameters_line}")
     shared = _share(adapters, library) if several else frozenset()
-    fixed = shared if library else frozenset()
+    fixed = frozenset() if library is None else shared
     trained = (
         sum(t.size for t in adapter.plan.tensors if t.trainable and t.name not in fixed)
         for adapter in adapters
@@ -194,7 +194,7 @@ def run(
             how["eval_dataset"] = evaluates
             how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
             trainer = BankTrainer(steps=steps, handle=handle, bank=bank, **how)
-            trainer.write = partial(_write, trainer, folder, library, reporter)
+            trainer.write = partial(_write, trainer, folder, settings.library, reporter)
             if settings.search:
                 trainer.add_callback(Halving(trainer))
         else:
@@ -204,7 +204,13 @@ def run(
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
-            arguments, earlier = request.as_dict(spec), result_folders(folder)
+            arguments, library_folder = (
+                request.as_dict(spec),
+                Path(settings.library or "").resolve(),
+            )
+            earlier = [
+                n for n in result_folders(folder) if (folder / n).resolve() != library_folder
+            ]
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
         prevented_by = (
@@ -253,7 +259,7 @@ def _steps(
     )
 
 
-def _share(adapters: Sequence[Any], library: Mapping[str, StoredAdapter]) -> frozenset[str]:
+def _share(adapters: Sequence[Any], library: StoredAdapter | None) -> frozenset[str]:
     """Return the tensors that all adapters share, after loading the library's values into them.
 
     Frozen tensors are generated from one seed: the library's, or the first adapter's.
@@ -262,8 +268,7 @@ def _share(adapters: Sequence[Any], library: Mapping[str, StoredAdapter]) -> fro
     if not plan.is_library:
         return frozenset()
     frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
-    stored = next(iter(library.values()), None)
-    values = adapters[0].tensors() if stored is None else stored.tensors()
+    values = (library or adapters[0]).tensors()
     with torch.no_grad():
         for name, adapter in product(frozen | (plan.common if library else set()), adapters):
             adapter.tensors()[name].copy_(values[name])
@@ -334,12 +339,10 @@ def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
     return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=consequence)
 
 
-def _write(
-    trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapter], reporter: Reporter
-) -> None:
+def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Reporter) -> None:
     """Write each adapter into a folder with its name, or adapters that share tensors into a library.
 
-    Warnings of the writers go to ``reporter``.
+    Adapters for an existing ``library`` are added to a copy of it. Warnings of writers go to ``reporter``.
     """
     names = {group: trainer.steps.tasks[i].name for group, i in trainer.kept().items()}
     adapters = {group: trainer.handle[name] for group, name in names.items()}
@@ -348,13 +351,11 @@ def _write(
     if not trainer.args.should_save:
         return
     first = next(iter(adapters.values()))
-    if first.plan.is_library:
-        before = {name: stored.tensors() for name, stored in library.items()}
-        seed = next((stored.config.seed for stored in library.values()), first.seed)
-        tensors = before | {group: adapter.tensors() for group, adapter in adapters.items()}
-        problems = save_library(
-            folder / folders.LIBRARY, first.plan, tensors, first.spec_text, seed=seed
-        )
+    tensors, out = {g: a.tensors() for g, a in adapters.items()}, folder / folders.LIBRARY
+    if library is not None:
+        problems = add_to_library(Path(library), tensors, out)
+    elif first.plan.is_library:
+        problems = save_library(out, first.plan, tensors, first.spec_text, seed=first.seed)
     else:
         problems = tuple(
             problem

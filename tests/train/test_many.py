@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from bishare_dsl import load_adapter
+from bishare_dsl.adapter.files import names_in, read_adapter, save_library
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.diagnostics.codes.adapter import NOTHING_COMPACT
 from bishare_dsl.testing.models import tiny_model
@@ -185,6 +186,36 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
         place = str(tmp_path) if said == "no library" else library
         with pytest.raises(BishareError, match=f"BS732(.|\n)*{said}"):
             start(spec, data, tmp_path / str(number), library=place, **how)
+
+
+def test_a_library_keeps_its_type_and_its_files(tasks: Any, tmp_path: Path) -> None:
+    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
+    start(text, tasks, tmp_path / "first", max_steps=2)
+    members = {name: read_adapter(f"{tmp_path / 'first' / 'library'}#{name}") for name in tasks}
+    plan, spec_text = members["long"].plan, members["long"].spec_text
+    values = {name: member.tensors() for name, member in members.items()}
+    save_library(tmp_path / "int4", plan, values, spec_text, seed=0, dtype="int4")
+    before = {path: path.read_bytes() for path in (tmp_path / "int4").rglob("*.safetensors")}
+    how = {"library": str(tmp_path / "int4"), "max_steps": 2}
+    with pytest.warns(BishareWarning, match="BS690"):
+        start(text, {"later": tasks["short"]}, tmp_path / "out", **how)
+    later = read_adapter(f"{tmp_path / 'out' / 'library'}#later")
+    assert later.config.rounded == "int4"
+    for path, content in before.items():
+        copied = tmp_path / "out" / "library" / path.relative_to(tmp_path / "int4")
+        assert copied.read_bytes() == path.read_bytes() == content
+
+
+def test_a_forced_run_keeps_the_library_that_it_adds_to(tasks: Any, tmp_path: Path) -> None:
+    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
+    start(text, tasks, tmp_path / "run", max_steps=2)
+    library = str(tmp_path / "run" / "library")
+    old = tensors(f"{library}#long")
+    start(
+        text, {"later": tasks["short"]}, tmp_path / "run", library=library, force=True, max_steps=2
+    )
+    assert {*names_in(library)} == {*tasks, "later"}
+    assert all(torch.equal(tensors(f"{library}#long")[name], value) for name, value in old.items())
 
 
 @pytest.mark.parametrize("shared", ["per kind", "per adapter, kind"])
