@@ -930,8 +930,7 @@ def values_in(
     Raises:
         AdapterError: a tensor that trains is missing (BS617), as with keys of a wrapper of the model.
     """
-    own, record = adapter.tensors(), getattr(adapter.config, "record", None)
-    found = {}
+    own, values = adapter.tensors(), {}
     for key, name in adapter_keys(model, adapter).items():
         tensor = adapter.saved_plan.tensor[name]
         if key not in state_dict and own[name].requires_grad:
@@ -939,10 +938,16 @@ def values_in(
                 codes.NO_VALUES(name=name, reason=f"`state_dict` has no key `{key}`")
             )
         value = state_dict.get(key, own[name].detach())
-        drawn = tensor.drawn and not tensor.trainable and (record is None or name in record.drawn)
         partitioned = key not in state_dict and tuple(value.shape) != tensor.shape
-        found[name] = draw_tensor(tensor, adapter.seed) if partitioned and drawn else value
-    return found
+        redrawn = partitioned and is_drawn(adapter, name)
+        values[name] = draw_tensor(tensor, adapter.seed) if redrawn else value
+    return values
+
+
+def is_drawn(adapter: Adapter, name: str) -> bool:
+    """Return whether the seed reproduces a tensor, unless the adapter's folder stores it anyway."""
+    tensor, record = adapter.saved_plan.tensor[name], getattr(adapter.config, "record", None)
+    return tensor.drawn and not tensor.trainable and (record is None or name in record.drawn)
 
 
 def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:

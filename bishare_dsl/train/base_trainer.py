@@ -103,6 +103,8 @@ class Watch(TrainerCallback):
         # A scaled gradient may be infinite; the scaler then skips the step and reduces the scale.
         if (engine := self.trainer.deepspeed) is not None:
             gradient = float(engine.get_global_grad_norm() or 0)
+            if state.global_step == self.trainer.done:
+                self.trainer.check_saving()
         elif accelerator.scaler is None:
             gradient = _norm(more["optimizer"])
         flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]

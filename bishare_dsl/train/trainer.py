@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from trl import SFTConfig, SFTTrainer
 
+from bishare_dsl.adapter.handle import is_drawn
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.arguments import catch_refusals, check_sharding
 from bishare_dsl.train.base_trainer import RunTrainer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel
+
+    from bishare_dsl.adapter.handle import Adapter
 
 
 class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
@@ -104,6 +107,27 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         """Return and reset the loss of the current step in this process."""
         loss, self._step_loss = float(self._step_loss), torch.zeros(())
         return loss
+
+    def check_saving(self) -> None:
+        """Check in the first step, with the model partitioned, that every adapter can be saved.
+
+        Raises:
+            TrainError: ZeRO-3 would not gather a frozen tensor that no seed reproduces (BS755).
+        """
+        adapters: Mapping[str, Adapter] = cast(Any, self.model).get_base_model().bishare.adapters
+        for name, adapter in adapters.items():
+            shapes = {tensor.name: tensor.shape for tensor in adapter.saved_plan.tensors}
+            for tensor, value in adapter.tensors().items():
+                partitioned = tuple(value.shape) != shapes[tensor]
+                if partitioned and not value.requires_grad and not is_drawn(adapter, tensor):
+                    reason = (
+                        f"ZeRO-3 would not save `{tensor}`, which is frozen, of adapter `{name}`"
+                    )
+                    help = (
+                        "use ZeRO-2; or delete adapters that do not train, and start from a folder "
+                        'saved with `frozen="seed"`'
+                    )
+                    raise TrainError(codes.DEEPSPEED(reason=reason, help=help))
 
     def compute_loss(
         self,

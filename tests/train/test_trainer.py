@@ -1,10 +1,14 @@
 """What our trainer asks of TRL's, and what it leaves alone."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
+from bishare_dsl import compile_spec
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
 from bishare_dsl.train.base_trainer import RunTrainer, Watch
@@ -66,6 +70,26 @@ def test_a_head_with_an_adapter_learns(start, tmp_path):
     assert head.abs().max() > 0
     with pytest.raises(TrainError, match=r"BS732.*the head has an adapter"):
         start(tmp_path / "no", spec=str(spec), loss_type="dft")
+
+
+def test_zero_3_is_refused_if_it_would_lose_a_frozen_tensor():
+    """Of a second adapter that does not train. Partitioned tensors have no numbers between forwards."""
+    spec = "spec s\ntarget q_proj\nshare x A per model  B per module rank 2{}\n"
+    model = compile_spec(spec.format(" freeze A"), tiny_model("llama"))
+    peft_model = SimpleNamespace(get_base_model=lambda: model)
+    check = partial(AdapterTrainer.check_saving, SimpleNamespace(model=peft_model))
+    tensors = model.bishare.tensors()
+    for tensor in tensors.values():
+        tensor.data = torch.empty(0)
+    check()  # The seed gives the frozen A, and transformers gathers the B that train.
+    load = compile_spec(spec.format(""), tiny_model("llama"))
+    model.bishare.add("other", load.bishare.plan, load.bishare.tensors(), load.bishare.spec_text, 0)
+    model.bishare["other"].set_trainable(False)
+    check()  # Its tensors are whole.
+    for tensor in model.bishare["other"].tensors().values():
+        tensor.data = torch.empty(0)
+    with pytest.raises(TrainError, match=r"BS755.*ZeRO-3 would not save `x\.\S+`.* `other`"):
+        check()
 
 
 def test_another_loss_of_trl(start, tmp_path):
