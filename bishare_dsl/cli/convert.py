@@ -62,7 +62,7 @@ def command(
 
     Reads the layouts of bishare, PEFT, vLLM, SGLang, Tinker, Megatron-Bridge, mlx-lm and llama.cpp. Every
     tensor is used, and what was written is read again and compared at every module. The model's shapes
-    are enough, except to read or write DoRA.
+    are enough, except to read or write a DoRA of PEFT.
     """
     from bishare_dsl.cli.reading import read_adapter_for
 
