@@ -8,6 +8,7 @@ the model unchanged. `tests/peft/test_private.py` detects changed signatures.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -29,19 +30,20 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import key_of
-from bishare_dsl.adapter.contents import StoredAdapter, base_problems
+from bishare_dsl.adapter.contents import StoredAdapter, base_problems, digest_of
 from bishare_dsl.adapter.files import (
     CONFIG,
     TENSORS,
     Saving,
     in_the_way,
     is_ours,
+    pack,
     read_adapter,
     save_adapter,
 )
 from bishare_dsl.adapter.initial import start_of_base
 from bishare_dsl.adapter.reproduced import check_reproduced
-from bishare_dsl.adapter.stored import tensor_of
+from bishare_dsl.adapter.stored import entries_of, tensor_of
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -114,6 +116,16 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
         raise AssertionError
 
     return checked
+
+
+def _config_of(stored: StoredAdapter, tensors: _Tensors) -> PeftConfig:
+    """Return PEFT's config of a folder; of one without a spec, that of its copy under bishare's keys."""
+    if stored.config.tensors:
+        return PeftConfig.from_pretrained(str(stored.folder))
+    how: Saving = {"seed": stored.config.seed, "compact": stored.compact}
+    values, config, _ = pack(stored.plan, tensors, "", **how)
+    config = config.model_copy(update={"tensors": digest_of(entries_of(values))})
+    return BishareConfig(**json.loads(config.text()))
 
 
 @contextmanager
@@ -198,8 +210,7 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
         where |= asked.get("adapter_kwargs") or {}
         if state is None and place and (folder := _folder_of(place, where)) is not None:
             stored, tensors = _read_for(folder, model, name, config)
-            with _as_ours(stored, tensors) as place:
-                config = config or PeftConfig.from_pretrained(str(place or folder))
+            config = config or _config_of(stored, tensors)
             plan, others = stored.plan, {k: tensor_of(entry) for k, entry in stored.beside.items()}
         elif state is not None and isinstance(config, BishareConfig):
             plan, tensors, others = check_state(config, model, state)
