@@ -306,14 +306,14 @@ def import_peft(
     arguments are those of `read_fitting`.
 
     Raises:
-        BishareError: see `read_lora`, `save_again` and `check_imported`.
+        BishareError: see `read_lora`, `save_again` and `check_equal`.
     """
-    from bishare_dsl.export.from_peft import check_imported
+    from bishare_dsl.export.from_peft import check_equal
 
     base, compared = _base_of(folder, model, named), []
 
     def check(saved: StoredAdapter) -> None:
-        compared.append(check_imported(folder, saved.plan, saved.tensors(), base))
+        compared.append(check_equal(folder, saved.plan, saved.tensors(), saved.plan.base, base))
 
     stored = _read_lora(folder, architecture_of(model), base)
     save_again(stored, out, check=check)

@@ -19,6 +19,7 @@ from bishare_dsl.export.layouts import LAYOUTS, TENSORS
 from bishare_dsl.export.lora import Lora, plain_lora, total_error, with_magnitude
 from bishare_dsl.export.peft import served_by_vllm, taken_for_others
 from bishare_dsl.export.report import ExportedSite, ExportReport
+from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
@@ -105,7 +106,9 @@ def export_adapter(
     if compare:
         bound = report.worst.error * 1.01 if inexact else 0.0
         try:
-            report = replace(report, compared=check_equal(out, plan, tensors, model, format, bound))
+            base = architecture_of(model)
+            compared = check_equal(out, plan, tensors, base, lambda: model, format, bound)
+            report = replace(report, compared=compared)
         except BaseException as error:  # Remove output that was not verified.
             problem = error.problems[0] if isinstance(error, AdapterError) else None
             unread = problem is not None and problem.code == codes.NOT_PLAIN_LORA.code

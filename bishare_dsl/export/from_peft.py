@@ -23,7 +23,6 @@ from bishare_dsl.export.layouts import FACTOR, LAYOUTS, layout_of
 from bishare_dsl.export.lora import product_norm
 from bishare_dsl.export.peft_config import TENSORS, PeftConfig
 from bishare_dsl.export.report import Compared
-from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, runs_of
 from bishare_dsl.plan import Plan, build_plan
@@ -305,78 +304,29 @@ Lengths of 8,192 values in bfloat16 differ by 1e-6 from those of float64, and of
 
 
 def check_equal(
-    folder: Path,
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    model: nn.Module,
-    layout: str,
-    bound: float = 0.0,
-) -> Compared:
-    """Compare an output with the adapter that it was written from.
-
-    Args:
-        folder: the folder or file.
-        plan: the adapter's plan.
-        tensors: its tensors.
-        model: its base, perhaps on the meta device.
-        layout: its row in the table of layouts.
-        bound: the largest relative error of dW by which the output may differ.
-
-    Raises:
-        AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
-    """
-    _, again, values = read_peft(folder, architecture_of(model), lambda: model, layout)
-    maps = linear_maps(model)
-    sites, sites_again = ({s.path: s for s in p.sites if p.terms_of[s.path]} for p in (plan, again))
-    compared = Compared(len(sites | sites_again), 0.0, "")
-    for path, site in (sites_again | sites).items():
-        ways = ((plan, tensors, sites.get(path)), (again, values, sites_again.get(path)))
-        floor = 0.0
-        if any(p.magnitude(path) for p, _, _ in ways):
-            dense = maps[path].values()
-            one, other = (delta(p, of, site, dense).cpu() for p, of, _ in ways)
-            norm, apart = float(one.norm()), float((one - other).norm())
-            floor = _ROUNDING_OF_W * float(dense.norm())
-        else:
-            nothing = torch.empty(0, site.d_in), torch.empty(0, site.d_out)
-            ours, theirs = (
-                [f.cpu() for f in effective_factors(p, of, here)] if here else nothing
-                for p, of, here in ways
-            )
-            norm, apart = _difference(ours, theirs)
-        apart = _judged(folder, path, apart, norm, bound, floor)
-        if apart > compared.worst:
-            compared = Compared(compared.sites, apart, path)
-    saved = {trained.parameter: values[trained.tensor] for trained in again.trained}
-    for trained in (t for t in plan.trained if t.tensor in tensors):
-        # The value is stored in the base's dtype.
-        dtype = model.get_parameter(trained.parameter).dtype
-        wanted = tensors[trained.tensor].to(dtype).cpu().float()
-        if not torch.equal(saved.get(trained.parameter, torch.empty(0)), wanted):
-            raise AdapterError(_differs_in_full(folder, trained.parameter))
-    return compared
-
-
-def check_imported(
     folder: str | os.PathLike[str],
     plan: Plan,
     tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
     model: Callable[[], nn.Module] | None = None,
+    layout: str | None = None,
+    bound: float = 0.0,
 ) -> Compared:
-    """Compare an adapter with the LoRA that it was imported from.
+    """Compare a LoRA with the adapter that it was written from, or that was imported from it.
 
-    The other side is computed from the LoRA's own factors, scales and lengths, not from a spec.
+    The LoRA's side is computed from its own factors, scales and lengths, not from a spec.
 
     Args:
         folder: the LoRA's folder or file.
         plan: the adapter's plan.
         tensors: its tensors.
-        model: as for `read_peft`.
+        architecture, model, layout: as for `read_peft`.
+        bound: the largest relative error of dW by which the two may differ.
 
     Raises:
         AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
     """
-    source = _open(Path(folder), plan.base, model, None)
+    source = _open(Path(folder), architecture, model, layout)
     pairs = {site.path: pair for site, pair in _pairs(source).items()}
     sites = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
     lengths = _vectors(source) if source.config.use_dora else {}
@@ -384,9 +334,8 @@ def check_imported(
     worst, where = 0.0, ""
     for path in pairs | sites:
         if path not in pairs or path not in sites:
-            ours, theirs = ("adapts", "does not") if path in sites else ("does not adapt", "does")
-            reason = f"the adapter {ours} `{path}`, and the LoRA {theirs}"
-            raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
+            alone = "adapter" if path in sites else "LoRA"
+            raise _differs(folder, f"the {alone} alone adapts `{path}`")
         down, up, scale = pairs[path]
         lora, floor = (down.float().cpu(), scale * up.t().float().cpu()), 0.0
         if path in lengths:
@@ -394,61 +343,36 @@ def check_imported(
             whole = dense + (lora[1].t() @ lora[0]).double()
             wide = lengths[path].cpu().double().view(-1, 1)
             # A row of zeros has no direction to scale.
-            wanted = wide * torch.nn.functional.normalize(whole, eps=1e-300) - dense
-            apart = float((wanted - delta(plan, tensors, sites[path], dense).cpu()).norm())
-            norm, floor = float(wanted.norm()), _ROUNDING_OF_W * float(dense.norm())
+            theirs = wide * torch.nn.functional.normalize(whole, eps=1e-300) - dense
+            ours = delta(plan, tensors, sites[path], dense).cpu()
+            norm, apart = float(ours.norm()), float((ours - theirs).norm())
+            floor = _ROUNDING_OF_W * float(dense.norm())
         else:
-            norm, apart = _difference(lora, effective_factors(plan, tensors, sites[path]))
-        apart = _judged(folder, path, apart, norm, floor=floor)
-        worst, where = max((worst, where), (apart, path))
+            a, b = (factor.cpu() for factor in effective_factors(plan, tensors, sites[path]))
+            norm = product_norm(a, b)
+            apart = product_norm(torch.cat([lora[0], a]), torch.cat([lora[1], -b]))
+        relative = apart / norm if norm else apart
+        # Also if it is not a number.
+        if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + floor:
+            raise _differs(
+                folder, f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
+            )
+        worst, where = max((worst, where), (relative, path))
     saved = _saved(source)
-    for trained in plan.trained:
-        if trained.parameter in saved or trained.tensor in tensors:
-            wanted = saved.pop(trained.parameter, torch.empty(0)).float().flatten()
-            if not wanted.equal(tensors[trained.tensor].float().flatten()):
-                raise AdapterError(_differs_in_full(folder, trained.parameter))
-    for parameter in saved:
-        raise AdapterError(_differs_in_full(folder, parameter))
+    trained = {t.parameter: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
+    for parameter in trained | saved:
+        kept, ours = saved.get(parameter, torch.empty(0)), trained.get(parameter)
+        if ours is None and model is not None:  # PEFT saves the head of a task, trained or not.
+            module, _, name = parameter.rpartition(".")
+            ours = model().get_submodule(module)._parameters[name]
+        # What is saved has the base's dtype.
+        if ours is None or not kept.flatten().equal(ours.detach().to(kept).flatten()):
+            raise _differs(folder, f"`{parameter}`, which is trained in full, differs")
     return Compared(len(pairs), worst, where)
 
 
-def _difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """Return the norm of one dW, and of its difference from another, of the factors A and B of both."""
-    (down, up), (a, b) = one, other
-    return product_norm(down, up), product_norm(torch.cat([down, a]), torch.cat([up, -b]))
-
-
-def _judged(
-    folder: str | os.PathLike[str],
-    path: str,
-    apart: float,
-    norm: float,
-    bound: float = 0.0,
-    floor: float = 0.0,
-) -> float:
-    """Return the relative difference of a module's dW.
-
-    Args:
-        folder: what was written or imported, for the message.
-        path: the module.
-        apart: the norm of the difference.
-        norm: the norm of dW, which is W' - W if there is a magnitude.
-        bound: the allowed relative difference.
-        floor: the part of ``apart`` that rounding W explains.
-
-    Raises:
-        AdapterError: it is larger than the bound and the tolerance, or is not a number (BS607).
-    """
-    relative = apart / norm if norm else apart
-    if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + floor:
-        reason = f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
-        raise AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
-    return relative
-
-
-def _differs_in_full(folder: str | os.PathLike[str], parameter: str) -> Problem:
-    reason = f"`{parameter}`, which is trained in full, differs"
-    return codes.CHANGED_FILE(path=folder, reason=reason)
+def _differs(folder: str | os.PathLike[str], reason: str) -> AdapterError:
+    return AdapterError(codes.CHANGED_FILE(path=folder, reason=reason))
 
 
 def _name(folder: Path) -> str:
