@@ -17,7 +17,6 @@ from bishare_dsl.diagnostics.codes.adapter import MIXED_REENTRANT
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
 
 FORWARDS = ("_old_forward", "forward")
 """Attributes of an instance that hold a forward: the forward that accelerate's hook wraps, and the wrapper.
@@ -117,11 +116,6 @@ def undo_prepare(model: nn.Module) -> Iterator[None]:
         for name in _PREPARED:
             vars(model).pop(name, None)
         vars(model).update(before)
-
-
-def uses_flash_attention(model: PreTrainedModel) -> bool:
-    """Return whether a model's attention kernel takes no mask."""
-    return "flash" in (model.config._attn_implementation or "")
 
 
 # Recomputed layers ------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ from bishare_dsl.models.load import load_model, load_tokenizer
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
 from bishare_dsl.train.arguments import training_arguments
-from bishare_dsl.train.data.batches import ALLOWED
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
@@ -136,8 +135,8 @@ def _find_trainable(
         if read.compact:
             raise AdapterError(COMPACT_FOR_GOOD())
         return read, [(problem, None) for problem in findings]
-    made = make_plan(spec, base, request.params)
-    return made, [(problem, made.where) for problem in made.problems]
+    resolved = make_plan(spec, base, request.params)
+    return resolved, [(problem, resolved.where) for problem in resolved.problems]
 
 
 def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
@@ -149,7 +148,6 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
     """
     settings = request.settings
     refused = {
-        "packing": settings.packing,
         "eval_data": settings.eval_data is not None,
         "fp16": args.fp16,
         "load_best_model_at_end": args.load_best_model_at_end,
@@ -249,14 +247,6 @@ def read_tasks(
             examples[part], reports[part] = encoded.examples, encoded.report
             of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
             reporter.note(f"{of}{encoded.report}")
-        if settings.packing:
-            from trl import pack_dataset
-
-            if ALLOWED in examples["train"].column_names:
-                reason = "rows with `options` are learned one by one, and not packed"
-                raise TrainError(codes.BAD_COMBINATION(reason=reason))
-
-            examples = {p: pack_dataset(one, settings.max_length) for p, one in examples.items()}
         both = {
             "examples": examples["train"],
             "held_out": examples.get("eval", ()),
@@ -273,7 +263,9 @@ def _candidates(
     rates = settings.search.get("learning_rate", (None,))
     for group, seed in groups_of(name, settings.seeds, args.seed).items():
         for (variant, params), rate in product(enumerate(settings.params_tried), rates):
-            words = [f"{one}{value}" for one, value in params.items()] + [*filter(None, [rate])]
+            words = [f"{name_of}{value}" for name_of, value in params.items()] + [
+                *filter(None, [rate])
+            ]
             called = "-".join([group, *(word.replace(".", "_") for word in words)])
             top = args.learning_rate if rate is None else float(rate)
             order = seed if args.data_seed is None else args.data_seed
@@ -295,20 +287,20 @@ def _read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
 
 
 def find_tokenizer(
-    request: Request, base: PreTrainedModel | Source, given: PreTrainedTokenizerBase | None
+    request: Request, base: PreTrainedModel | Source, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedTokenizerBase:
     """Return the given tokenizer, or the checkpoint's.
 
     Raises:
         TrainError: there is none (BS805).
     """
-    if given is None and isinstance(base, Source):
-        given = load_tokenizer(base)
-    if given is None:
+    if tokenizer is None and isinstance(base, Source):
+        tokenizer = load_tokenizer(base)
+    if tokenizer is None:
         raise TrainError(
             NO_TOKENIZER(model=request.model if isinstance(base, Source) else "the model")
         )
-    return given
+    return tokenizer
 
 
 def note_steps(args: SFTConfig, request: Request, steps: Steps, reporter: Reporter) -> None:

@@ -71,8 +71,6 @@ class Settings(BaseModel):
     """completion|all: Learn completions and the assistant's turns, or every token."""
     max_length: int = Field(default=1024, ge=2)
     """N: Tokens of the longest example; by default 1024. Longer ones lose their end."""
-    packing: bool = False
-    """Put several examples into one sequence."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """NAME: Of the base's weights, such as bfloat16; the adapter's are float32."""
     load_in_4bit: bool = False
@@ -116,8 +114,8 @@ class Settings(BaseModel):
     @property
     def params_tried(self) -> list[dict[str, int | float | str]]:
         """All combinations of candidate values for the spec's params; one empty combination without any."""
-        tried = {name: said for name, said in self.search.items() if name != "learning_rate"}
-        values = ([_value(one) for one in said] for said in tried.values())
+        tried = {name: texts for name, texts in self.search.items() if name != "learning_rate"}
+        values = ([_value(value) for value in texts] for texts in tried.values())
         return [dict(zip(tried, chosen, strict=True)) for chosen in product(*values)]
 
     @field_validator("search", mode="before")
@@ -126,11 +124,14 @@ class Settings(BaseModel):
         """Parse ``["learning_rate=1e-4,5e-4", "r=4,8"]`` from the command line; also accept numbers."""
         if not isinstance(value, Mapping):
             value = [value] if isinstance(value, str) else value
-            value = {name: said.split(",") for name, _, said in (v.partition("=") for v in value)}
-        candidates = {name: tuple(str(one).strip() for one in said) for name, said in value.items()}
-        for name, said in candidates.items():
-            known = _NUMBER if name == "learning_rate" else _VALUE
-            if len(set(said)) < max(2, len(said)) or not all(map(known.fullmatch, said)):
+            value = {name: text.split(",") for name, _, text in (v.partition("=") for v in value)}
+        candidates = {
+            name: tuple(str(candidate).strip() for candidate in texts)
+            for name, texts in value.items()
+        }
+        for name, texts in candidates.items():
+            pattern = _NUMBER if name == "learning_rate" else _VALUE
+            if len(set(texts)) < max(2, len(texts)) or not all(map(pattern.fullmatch, texts)):
                 raise ValueError(
                     "it is written learning_rate=1e-4,5e-4 or r=4,8, with two values at least"
                 )
@@ -151,8 +152,8 @@ class Settings(BaseModel):
         pairs = value.items() if isinstance(value, Mapping) else [v.split("=", 1) for v in value]
         if not all(len(pair) == 2 for pair in pairs):
             raise ValueError("it is written NAME=RATE")
-        rates = {str(name).strip(): str(said).strip() for name, said in pairs}
-        if wrong := [said for said in rates.values() if not _RATE.fullmatch(said)]:
+        rates = {str(name).strip(): str(rate).strip() for name, rate in pairs}
+        if wrong := [rate for rate in rates.values() if not _RATE.fullmatch(rate)]:
             reason = "is neither a rate, such as 5e-4, nor a factor, such as 16x"
             raise ValueError(f"`{wrong[0]}` {reason}")
         return rates
@@ -274,6 +275,10 @@ _SUCH = {
 def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
     """Build the error for an unknown argument (BS730), with the nearest name."""
     help = advise("argument", name, known)
+    if name == "packing":
+        help = (
+            "`--train_sampling_strategy group_by_length` pads less; to pack, use TRL's SFTTrainer"
+        )
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 

@@ -19,14 +19,14 @@ from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import add_to_library, save_adapter, save_library
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
+from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import check_processes, effective_batch, warm_up
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch, Halving
 from bishare_dsl.train.base_trainer import Watch, logged
 from bishare_dsl.train.callbacks import GradientCheck
-from bishare_dsl.train.data.batches import Collator, check_packing
+from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.prepare import (
@@ -200,7 +200,7 @@ def run(
         else:
             watch = Watch()
             how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
-            trainer = _one_trainer(handle, tasks[0], tokenizer, packed=settings.packing, **how)
+            trainer = _one_trainer(handle, tasks[0], tokenizer, **how)
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
@@ -213,9 +213,7 @@ def run(
             ]
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
-        prevented_by = (
-            "`packing`" if settings.packing else "DeepSpeed" if args.deepspeed_plugin else None
-        )
+        prevented_by = "DeepSpeed" if args.deepspeed_plugin else None
         plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
         stack.enter_context(cached_trunk(model, plans, steps, context, reporter, prevented_by))
         run_loop(trainer, watch, request, reporter)
@@ -276,18 +274,15 @@ def _share(adapters: Sequence[Any], library: StoredAdapter | None) -> frozenset[
 
 
 def _one_trainer(
-    handle: Handle, task: Task, tokenizer: PreTrainedTokenizerBase, *, packed: bool, **how: Any
+    handle: Handle, task: Task, tokenizer: PreTrainedTokenizerBase, **how: Any
 ) -> AdapterTrainer:
     """Create the trainer of one adapter: TRL's, on a PEFT model."""
     from bishare_dsl.train.trainer import AdapterTrainer
 
     model: Any = handle.model
-    collator = Collator.of(tokenizer, flatten=packed and uses_flash_attention(model))
-    if packed:
-        check_packing(model, collator)
     return AdapterTrainer(
         model=as_peft_model(model, "CAUSAL_LM"),
-        data_collator=collator,
+        data_collator=Collator.of(tokenizer),
         train_dataset=task.examples,
         eval_dataset=task.held_out or None,
         processing_class=tokenizer,
@@ -308,7 +303,7 @@ def _task_result(
     named = task.name if several else None
     losses = [*logged(state.log_history, "loss", named).values()]
     held_out = logged(state.log_history, "eval_loss", named)
-    right = logged(state.log_history, "eval_accuracy", named)
+    accuracies = logged(state.log_history, "eval_accuracy", named)
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
     done, why = steps.stopped.get(number, (steps.count(task), None))
     folder = request.output_dir
@@ -325,7 +320,7 @@ def _task_result(
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         eval_loss=held_out[best or max(held_out)] if held_out else None,
-        accuracy=right[best or max(right)] if right else None,
+        accuracy=accuracies[best or max(accuracies)] if accuracies else None,
         stopped=why,
         data=task.data,
     )
@@ -359,9 +354,13 @@ def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Re
     else:
         problems = tuple(
             problem
-            for group, one in adapters.items()
+            for group, adapter in adapters.items()
             for problem in save_adapter(
-                folder / group, one.plan, one.tensors(), one.spec_text, seed=one.seed
+                folder / group,
+                adapter.plan,
+                adapter.tensors(),
+                adapter.spec_text,
+                seed=adapter.seed,
             )
         )
     for problem in problems:

@@ -61,25 +61,26 @@ def cached_trunk(
         reporter: reports what is cached.
         prevented_by: a setting of the run that excludes caching, for the note.
     """
-    again = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
-    blocks = _blocks_below(model, [*plans]) if again else None
+    repeats = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
+    blocks = _blocks_below(model, [*plans]) if repeats else None
+    below = "" if blocks is None else f"blocks 0 to {len(blocks[1]) - 1}"
+    if blocks is not None and prevented_by is not None:
+        reporter.note(f"with {prevented_by}, {below} run again in each epoch")
+        blocks = None
     with ExitStack() as stack:
         if blocks is not None:
-            below = f"blocks 0 to {len(blocks[1]) - 1}"
             trunk = Trunk(*blocks)
             with context(), ExitStack() as trial:
                 trial.enter_context(trunk.installed())
-                if prevented_by is not None:
-                    reporter.note(f"with {prevented_by}, {below} run again in each epoch")
-                elif trunk.fits(model):
-                    size = trunk.bytes_per_token * _tokens(steps)
-                    if size > MEMORY:
-                        room = f"{size / 2**30:.1f} GiB, more than {MEMORY / 2**30:g}"
-                        reporter.note(f"{below} run again in each epoch: their states need {room}")
-                    else:
-                        reporter.note(f"computing {below} once for each example ...")
-                        trunk.fill(_batches(steps))
-                        stack.enter_context(trial.pop_all())
+                fits = trunk.fits(model)
+                size = trunk.bytes_per_token * _tokens(steps) if fits else 0
+                if size > MEMORY:
+                    room = f"{size / 2**30:.1f} GiB, more than {MEMORY / 2**30:g}"
+                    reporter.note(f"{below} run again in each epoch: their states need {room}")
+                elif fits:
+                    reporter.note(f"computing {below} once for each example ...")
+                    trunk.fill(_batches(steps))
+                    stack.enter_context(trial.pop_all())
         yield
 
 
@@ -99,8 +100,8 @@ def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
     for chosen in [*sets, *([part] for part in parts[1::2])]:
         for start in range(0, max(len(rows) for _, rows in chosen), _AT_ONCE):
             cut = [(i, [*islice(rows, start, start + _AT_ONCE)]) for i, rows in chosen]
-            for one in steps.passes(cut):
-                yield one.inputs
+            for micro_batch in steps.passes(cut):
+                yield micro_batch.inputs
 
 
 def _blocks_below(
@@ -252,10 +253,10 @@ class Trunk:
         if not self._filling and rows and all(row in self._states for row in rows):
             ids: Tensor = keywords["input_ids"]
             parts = [self._states[row] for row in rows]
-            known = parts[0].new_zeros(*ids.shape, parts[0].shape[1])
+            states = parts[0].new_zeros(*ids.shape, parts[0].shape[1])
             for i, part in enumerate(parts):
-                known[i, : len(part)] = part
-            self._known = known.to(ids.device)
+                states[i, : len(part)] = part
+            self._known = states.to(ids.device)
             self.hits += 1
 
     def _store(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
@@ -273,10 +274,10 @@ class Trunk:
         self._rows, self._known = [], None
 
 
-def _rows_of(given: dict[str, Any]) -> list[Row]:
+def _rows_of(inputs: dict[str, Any]) -> list[Row]:
     """Return the token ids of each row of a batch; empty if other inputs affect the hidden states."""
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    others = {name: v for name, v in given.items() if name not in ("input_ids", "attention_mask")}
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    others = {name: v for name, v in inputs.items() if name not in ("input_ids", "attention_mask")}
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         return []
     if any(isinstance(value, Tensor) for value in others.values()) or others.get("past_key_values"):

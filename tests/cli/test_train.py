@@ -65,7 +65,7 @@ def test_flags_win_over_the_config(bishare, folder):
     run = bishare(
         "train", "--config", "train.yaml", "--set", "r=3", "--learning_rate", "2e-3", "--seed=4",
         "--max-length", 16, "--dataloader-num-workers=0", "--bf16", "--no_dataloader_pin_memory",
-        "--gradient_checkpointing", "--lr_scheduler_type", "cosine", "--packing", "-q",
+        "--gradient_checkpointing", "--lr_scheduler_type", "cosine", "-q",
         "--dtype", "float16",
     )  # fmt: skip
     assert (run.code, run.err) == (0, "")
@@ -73,7 +73,7 @@ def test_flags_win_over_the_config(bishare, folder):
     assert found["learning_rate"] == 2e-3
     assert (found["seed"], found["bf16"], found["dataloader_pin_memory"]) == (4, True, False)
     assert found["lr_scheduler_type"] == "cosine"
-    assert (found["max_length"], found["packing"], found["dtype"]) == (16, True, "float16")
+    assert (found["max_length"], found["dtype"]) == (16, "float16")
     assert "param r = 3" in found["spec"]
 
 

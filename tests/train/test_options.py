@@ -129,7 +129,6 @@ def test_options_of_other_formats_are_not_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"packing": True}, "not packed"),
         ({"loss_type": "dft"}, "a loss of their own"),
         ({"train_on": "all"}, "`train_on` must be `completion`"),
     ],

@@ -30,7 +30,7 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_the_defaults(tmp_pat
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path):
-    file = config(tmp_path, "learning_rat: 1\nmodel: m\npackin: true\n")
+    file = config(tmp_path, "learning_rat: 1\nmodel: m\nload_in_4bi: true\n")
     given = {"learning_rate": "fast", "max_length": 0, "train_on": "prompts", "eval_split": 1.5}
     with pytest.raises(TrainError) as caught:
         make_request(given, file)
@@ -41,7 +41,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     for expected in (
         "`learning_rat` is not an argument",
         "did you mean `learning_rate`?",
-        "did you mean `packing`?",
+        "did you mean `load_in_4bit`?",
         "`spec` is missing",
         "`data` is missing",
         "`output_dir` is missing",
@@ -134,3 +134,9 @@ def test_every_setting_says_what_the_command_shows_of_it():
         metavar, colon, about = field.description.partition(": ")
         switch = field.annotation is bool
         assert switch or (colon and about and " " not in metavar), name
+
+
+def test_packing_names_what_to_use_instead(tmp_path):
+    given = {"spec": "lora", "model": "m", "data": "rows.jsonl", "output_dir": tmp_path}
+    with pytest.raises(TrainError, match=r"BS730.*`packing`(.|\n)*group_by_length"):
+        make_request({**given, "packing": True}, None)

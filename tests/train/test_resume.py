@@ -30,7 +30,7 @@ def go_on(folder, **more):
     return train(resume=folder, **given, **more)
 
 
-PACKED = {"packing": True, "per_device_train_batch_size": 1, "max_length": 64}
+IN_ORDER = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 1}
 EACH_EPOCH = {"eval_split": 4, "eval_strategy": "epoch", "logging_strategy": "epoch"}
 ADAFACTOR = {"optim": "adafactor", "lr_scheduler_type": "cosine", "max_steps": 9}
 
@@ -40,7 +40,7 @@ ADAFACTOR = {"optim": "adafactor", "lr_scheduler_type": "cosine", "max_steps": 9
     [
         pytest.param(2, {}, id="mid-epoch"),
         pytest.param(6, {}, id="epoch", marks=pytest.mark.long),
-        pytest.param(4, PACKED, id="packing", marks=pytest.mark.long),
+        pytest.param(4, IN_ORDER, id="in-order", marks=pytest.mark.long),
         pytest.param(5, {"gradient_checkpointing": True, "bf16": True}, id="bf16"),
         pytest.param(5, EACH_EPOCH, id="eval-epoch", marks=pytest.mark.long),
         pytest.param(3, {"eval_split": 4, "eval_steps": 3}, id="eval-steps"),

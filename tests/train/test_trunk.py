@@ -141,11 +141,14 @@ def test_seeds_of_one_task_need_room_once(
     assert sizes[0] == sizes[1] > 0
 
 
-def test_packing_excludes_the_states_with_a_note(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_excludes_the_states_is_noted(
+    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start(LORA, files / "rows.jsonl", tmp_path / "packed", packing=True, quiet=False)
-    assert "with `packing`, blocks 0 to 2 run again in each epoch" in capsys.readouterr().err
+    real = runs.cached_trunk
+    monkeypatch.setattr(runs, "cached_trunk", lambda *given: real(*given[:-1], "DeepSpeed"))
+    _, tokens = start(CORES, tasks, tmp_path / "out", quiet=False)
+    assert tokens == [tokens[0]] * BLOCKS
+    assert "with DeepSpeed, blocks 0 to 2 run again in each epoch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

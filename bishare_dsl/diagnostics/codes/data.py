@@ -37,4 +37,3 @@ TOO_FEW_TO_SPLIT = Code(
     "BS724", "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}"
 )
 BAD_OPTIONS = Code("BS726", "{place}: `{field}` are no options: {reason}")
-LEAKY_PACKING = Code("BS725", "examples cannot be packed for {model}: {reason}")
