@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from bishare_dsl.diagnostics import escaped
 if TYPE_CHECKING:
     from bishare_dsl.models.site import Site
     from bishare_dsl.plan import Plan
-    from bishare_dsl.show.diff import Difference
+    from bishare_dsl.show.diff import Change, Difference
     from bishare_dsl.show.table import Table
 
 
@@ -67,10 +68,12 @@ def command(
         resolved = make_plan(spec, architecture, params_of_spec, where)
         report.all(resolved.problems, where)
         plans[file] = resolved.plan
-    one, two = plans[before], plans[after]
-    compared = difference(one, two)
-    report.data(before=_head(before, one), after=_head(after, two), **asdict(compared))
-    report.tables(*_parts(before, one, after, two, compared))
+    plan_before, plan_after = plans[before], plans[after]
+    compared = difference(plan_before, plan_after)
+    report.data(
+        before=_head(before, plan_before), after=_head(after, plan_after), **asdict(compared)
+    )
+    report.tables(*_parts(before, plan_before, after, plan_after, compared))
 
 
 def _head(file: str, plan: Plan) -> dict[str, Any]:
@@ -80,15 +83,15 @@ def _head(file: str, plan: Plan) -> dict[str, Any]:
 
 
 def _parts(
-    before: str, one: Plan, after: str, two: Plan, compared: Difference
+    before: str, plan_before: Plan, after: str, plan_after: Plan, compared: Difference
 ) -> list[str | Table]:
     from bishare_dsl.show.table import Table
 
-    sites = {site.path: site for plan in (one, two) for site in plan.sites}
-    change = two.trainable / one.trainable - 1
+    sites = {site.path: site for plan in (plan_before, plan_after) for site in plan.sites}
+    change = plan_after.trainable / plan_before.trainable - 1
     differ = f"{compared.modules:,} of {len(sites):,} modules differ"
-    trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
-    names = escaped(f"{before} -> {after} on {one.base.name}")
+    trainable = f"{plan_before.trainable:,} -> {plan_after.trainable:,} ({change:+.1%})"
+    names = escaped(f"{before} -> {after} on {plan_before.base.name}")
     head = f"{names}: {differ}\ntrainable params: {trainable}"
     shares = Table(
         ["share", "modules before", "after", "trainable before", "after"],
@@ -110,7 +113,7 @@ def _parts(
                 len(change.sites) or "",
                 change.before,
                 change.after,
-                _where([sites[path] for path in change.sites]),
+                "everywhere" if len(change.sites) == len(sites) else _where(change, sites),
             ]
             for change in compared.changes
         ],
@@ -121,10 +124,11 @@ def _parts(
     return [head, *(table for table in (shares, changes) if table.rows)]
 
 
-def _where(sites: list[Site]) -> str:
-    """Name the kinds and the runs of layers of these sites."""
+def _where(change: Change, sites: Mapping[str, Site]) -> str:
+    """Name the kinds and the runs of layers of the sites that differ."""
     from bishare_dsl.show.rows import spans
 
-    kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
-    layers = {site.layer for site in sites if site.layer is not None}
+    differing = [sites[path] for path in change.sites]
+    kinds = ", ".join(dict.fromkeys(site.kind for site in differing))
+    layers = {site.layer for site in differing if site.layer is not None}
     return f"{kinds}; layer{'s' * (len(layers) > 1)} {spans(layers)}" if layers else kinds

@@ -50,12 +50,12 @@ class Named:
 
 def stacks(pairs: Sequence[tuple[Pair, Weight]], *_: object) -> list[Named]:
     """Stack the pairs of the experts of each parameter, with zeros for experts without a pair."""
-    found: dict[tuple[str, str], dict[int, list[tuple[Pair, Weight]]]] = {}
+    places: dict[tuple[str, str], dict[int, list[tuple[Pair, Weight]]]] = {}
     for pair, weight in pairs:
         assert weight.expert is not None
-        experts = found.setdefault((weight.owner, weight.parameter), {})
+        experts = places.setdefault((weight.owner, weight.parameter), {})
         experts.setdefault(weight.expert, []).append((pair, weight))
-    return [_stack(*place, experts) for place, experts in found.items()]
+    return [_stack(*place, experts) for place, experts in places.items()]
 
 
 def wrappers_of(model: nn.Module, places: Collection[tuple[str, str]]) -> dict[str, str]:
@@ -67,14 +67,14 @@ def wrappers_of(model: nn.Module, places: Collection[tuple[str, str]]) -> dict[s
         model: the base.
         places: the module path and the name of each parameter.
     """
-    found: dict[str, str] = {}
+    wrappers: dict[str, str] = {}
     for owner in dict.fromkeys(owner for owner, _ in places):
         ours = {parameter for of, parameter in places if of == owner}
         inwards = [
             name for name in reversed(model.get_submodule(owner)._parameters) if name in ours
         ]
-        found |= {f"{owner}.{name}": owner + ".base_layer" * i for i, name in enumerate(inwards)}
-    return found
+        wrappers |= {f"{owner}.{name}": owner + ".base_layer" * i for i, name in enumerate(inwards)}
+    return wrappers
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def stacked_in(model: nn.Module, targets: Collection[str]) -> dict[str, Stacked]
         targets: PEFT's ``target_parameters``: paths, or their ends.
     """
     ends = tuple(f".{target}" for target in targets)
-    found: dict[tuple[str, str], list[Weight]] = {}
+    maps_of: dict[tuple[str, str], list[Weight]] = {}
     for weight in linear_maps(model).values():
         if weight.expert is not None and f".{weight.owner}.{weight.parameter}".endswith(ends):
-            found.setdefault((weight.owner, weight.parameter), []).append(weight)
-    wrappers = wrappers_of(model, found)
-    stacked = [Stacked(".".join(place), maps) for place, maps in found.items()]
-    return {wrappers[each.path]: each for each in stacked}
+            maps_of.setdefault((weight.owner, weight.parameter), []).append(weight)
+    wrappers = wrappers_of(model, maps_of)
+    stacked = [Stacked(".".join(place), maps) for place, maps in maps_of.items()]
+    return {wrappers[parameter.path]: parameter for parameter in stacked}
 
 
 def each_expert(
@@ -128,9 +128,9 @@ def each_expert(
     """Return a pair for each map of each expert. vLLM requires all, with one rank per kind and layer."""
     names = in_checkpoints(model, maps)
     return [
-        Named(names[f"{owner}.{expert}.{kind}"], kind, *one)
-        for owner, kind, weight, given in _by_kind(pairs, maps)
-        for expert, one in enumerate(zip(*_of_all(given, weight), strict=True))
+        Named(names[f"{owner}.{expert}.{kind}"], kind, *factors)
+        for owner, kind, weight, pairs_of_kind in _by_kind(pairs, maps)
+        for expert, factors in enumerate(zip(*_of_all(pairs_of_kind, weight), strict=True))
     ]
 
 
@@ -143,20 +143,20 @@ def shared_outer(
         AdapterError: the outer factor differs between experts (BS685).
     """
     names = in_checkpoints(model, maps)
-    found, problems, in_all = [], [], {kind: name for name, kind in KINDS.items()}
-    for owner, kind, weight, given in _by_kind(pairs, maps):
-        down, up = _of_all(given, weight)
+    stacked, problems, in_all = [], [], {kind: name for name, kind in KINDS.items()}
+    for owner, kind, weight, pairs_of_kind in _by_kind(pairs, maps):
+        down, up = _of_all(pairs_of_kind, weight)
         side = _OUTER[kind]
-        outer = [pair[side] for pair in given.values()]
+        outer = [pair[side] for pair in pairs_of_kind.values()]
         if any(not torch.equal(factor, outer[0]) for factor in outer):
             problems.append(codes.NOT_SHARED_OUTER(role="AB"[side], kind=kind, owner=owner))
             continue
         once = outer[0][None] if outer else (down, up)[side][:1]
         place = names[f"{owner}.0.{kind}"].rsplit(".", 2)[0]
         both = (once, up) if side == 0 else (down, once)
-        found.append(Named(f"{place}.{in_all[kind]}", kind, *both))
+        stacked.append(Named(f"{place}.{in_all[kind]}", kind, *both))
     raise_errors(AdapterError, problems[:5])
-    return found
+    return stacked
 
 
 _OUTER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
@@ -171,23 +171,23 @@ def _by_kind(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight]
 ) -> list[tuple[str, str, Weight, _Pairs]]:
     """Return, for each kind of map in a layer's experts, one of its weights and the pairs by expert."""
-    given: dict[tuple[str, str], _Pairs] = {}
+    pairs_of: dict[tuple[str, str], _Pairs] = {}
     for pair, weight in pairs:
-        experts = given.setdefault((weight.owner, pair.site.kind), {})
+        experts = pairs_of.setdefault((weight.owner, pair.site.kind), {})
         experts[weight.expert or 0] = pair.down, pair.up
-    owners = {owner for owner, _ in given}
+    owners = {owner for owner, _ in pairs_of}
     firsts = [w for w in maps.values() if w.owner in owners and w.expert == 0]
     return [
-        (weight.owner, kind, weight, given.get((weight.owner, kind), {}))
+        (weight.owner, kind, weight, pairs_of.get((weight.owner, kind), {}))
         for weight in firsts
         for kind in [weight.path.rpartition(".")[2]]
     ]
 
 
-def _of_all(given: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_all(pairs: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
     count = len(weight.module.get_parameter(weight.parameter))
     nothing = {0: (torch.zeros(1, weight.d_in), torch.zeros(1, weight.d_out))}
-    return of_all(given or nothing, count, weight.d_in, weight.d_out)
+    return of_all(pairs or nothing, count, weight.d_in, weight.d_out)
 
 
 def in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:
@@ -240,8 +240,12 @@ def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weigh
 
 def _sizes(weight: Weight) -> tuple[int, int, int]:
     """Return the number of experts in a parameter, and the input and output widths of its matrices."""
-    count, one, other = weight.module.get_parameter(weight.parameter).shape
-    return (count, one, other) if weight.transposed else (count, other, one)
+    count, first_width, second_width = weight.module.get_parameter(weight.parameter).shape
+    return (
+        (count, first_width, second_width)
+        if weight.transposed
+        else (count, second_width, first_width)
+    )
 
 
 def _other_way_round(weight: Weight) -> bool:
@@ -295,19 +299,19 @@ def expand_experts(
     for name in unknown:
         owner, _, kind = name.rpartition(".")
         pair = factors[name]
-        found = {0: by_name[name]} if name in by_name else {}
-        if not found and all(tensor.dim() == 3 for tensor in pair.values()):
-            found = stacks.get((owner, KINDS.get(kind, kind)), {})
-            if any(len(tensor) not in (1, len(found)) for tensor in pair.values()):
-                found = {}
-            for expert, path in found.items():
+        paths = {0: by_name[name]} if name in by_name else {}
+        if not paths and all(tensor.dim() == 3 for tensor in pair.values()):
+            paths = stacks.get((owner, KINDS.get(kind, kind)), {})
+            if any(len(tensor) not in (1, len(paths)) for tensor in pair.values()):
+                paths = {}
+            for expert, path in paths.items():
                 factors[path] = {
                     label: tensor[expert if len(tensor) > 1 else 0]
                     for label, tensor in pair.items()
                 }
-        elif found:
-            factors[found[0]] = pair
-        if found:
+        elif paths:
+            factors[paths[0]] = pair
+        if paths:
             del factors[name]
-            origins |= dict.fromkeys(found.values(), name)
+            origins |= dict.fromkeys(paths.values(), name)
     return origins

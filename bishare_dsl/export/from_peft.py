@@ -141,29 +141,29 @@ def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     if source.model is None:
         name = source.architecture.name
         raise source.not_plain(f"it is a DoRA, which is relative to the weights of {name}")
-    vectors, maps, found = _vectors(source), linear_maps(source.model()), {}
+    vectors, maps, magnitudes = _vectors(source), linear_maps(source.model()), {}
     problems: list[Problem] = []
     for site in plan.sites:
         weight, term, m = maps[site.path], plan.magnitude(site.path), vectors.get(site.path)
-        kept = weight.stored()
+        stored = weight.stored()
         if m is None or m.numel() != site.d_out:
             problems.append(codes.MISSING_TENSOR(name=f"{site.path}.lora_magnitude_vector"))
-        elif kept is not None and kept.is_meta:
+        elif stored is not None and stored.is_meta:
             reason = "a DoRA needs it, and it is on the meta device"
             problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
         elif term is not None:
             norms = row_norms(weight.module).double()
             mu = (m.to(norms).view(-1) / norms - 1).where(norms > 0, 0)
-            found[term.tensors["mu"]] = mu.float().view(1, -1).cpu()
+            magnitudes[term.tensors["mu"]] = mu.float().view(1, -1).cpu()
     raise_errors(AdapterError, problems[:5])
-    return found
+    return magnitudes
 
 
 def _saved(source: _Source) -> dict[str, torch.Tensor]:
     """Return the values of parameters that PEFT trained in full, by their paths in the base."""
     config, architecture = source.config, source.architecture
     others = {path: other for other in architecture.others for path in other.paths}
-    found: dict[str, torch.Tensor] = {}
+    values_at: dict[str, torch.Tensor] = {}
     for name, tensor in sorted(source.tensors.items()):
         path = name.replace(".base_layer.", ".")
         # Only the bias of a wrapped module is trained, if the config says so.
@@ -178,15 +178,19 @@ def _saved(source: _Source) -> dict[str, torch.Tensor]:
             raise source.other_base(
                 f"`{path}` is {others[path].shape} in it, and {tuple(tensor.shape)} in the LoRA"
             )
-        found[path] = tensor
-    for other in {others[path].path: others[path] for path in found}.values():
-        values = [found[path] for path in other.paths if path in found]
+        values_at[path] = tensor
+    for other in {others[path].path: others[path] for path in values_at}.values():
+        values = [values_at[path] for path in other.paths if path in values_at]
         if len(values) < len(other.paths) or not all(v.equal(values[0]) for v in values):
             paths = " and ".join(f"`{path}`" for path in other.paths)
             raise source.not_plain(
                 f"{paths} are one parameter in {architecture.name}, and its values of them differ"
             )
-    return {other.path: found[other.path] for other in architecture.others if other.path in found}
+    return {
+        other.path: values_at[other.path]
+        for other in architecture.others
+        if other.path in values_at
+    }
 
 
 def _trained(
@@ -219,7 +223,7 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
         path: stacked[path].path if path in stacked else origins.get(path, path) for path in factors
     }
     settings = config.settings(source.folder, {*named.values()})
-    found: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
+    pairs: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
     for module, pair in sorted(factors.items()):
         rank, scale = settings[named[module]]
         if module in stacked:
@@ -234,11 +238,11 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
                 f"`{named[module]}` maps {wanted[0][1]} features to {wanted[1][0]} in it, and the LoRA of "
                 f"rank {rank} has factors {a} and {b}"
             )
-        given = [(module, pair["A"], pair["B"])]
+        parts = [(module, pair["A"], pair["B"])]
         if module in stacked:
-            given = [*stacked[module].split(pair["A"], pair["B"], rank)]
-        found |= {sites[path]: (down, up, scale) for path, down, up in given}
-    return {site: found[site] for site in architecture.every_site if site in found}
+            parts = [*stacked[module].split(pair["A"], pair["B"], rank)]
+        pairs |= {sites[path]: (down, up, scale) for path, down, up in parts}
+    return {site: pairs[site] for site in architecture.every_site if site in pairs}
 
 
 def _missing(
@@ -327,6 +331,7 @@ def check_equal(
         AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
     """
     source = _open(Path(folder), architecture, model, layout)
+    saved = _saved(source)  # First, because it names what no spec expresses.
     pairs = {site.path: pair for site, pair in _pairs(source).items()}
     sites = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
     lengths = _vectors(source) if source.config.use_dora else {}
@@ -358,15 +363,14 @@ def check_equal(
                 folder, f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
             )
         worst, where = max((worst, where), (relative, path))
-    saved = _saved(source)
     trained = {t.parameter: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
     for parameter in trained | saved:
-        kept, ours = saved.get(parameter, torch.empty(0)), trained.get(parameter)
-        if ours is None and model is not None:  # PEFT saves the head of a task, trained or not.
+        written, value = saved.get(parameter, torch.empty(0)), trained.get(parameter)
+        if value is None and model is not None:  # PEFT saves the head of a task, trained or not.
             module, _, name = parameter.rpartition(".")
-            ours = model().get_submodule(module)._parameters[name]
-        # What is saved has the base's dtype.
-        if ours is None or not kept.flatten().equal(ours.detach().to(kept).flatten()):
+            value = model().get_submodule(module)._parameters[name]
+        # What is written has the base's dtype.
+        if value is None or not written.flatten().equal(value.detach().to(written).flatten()):
             raise _differs(folder, f"`{parameter}`, which is trained in full, differs")
     return Compared(len(pairs), worst, where)
 

@@ -148,8 +148,8 @@ def write_gguf(path: Path, lora: Lora) -> None:
     architecture, _ = FAMILIES[config.model_type]
     maps = linear_maps(model)
     with TemporaryDirectory() as scratch:
-        made = Path(scratch) / "lora.gguf"
-        writer = GGUFWriter(made, architecture)
+        file = Path(scratch) / "lora.gguf"
+        writer = GGUFWriter(file, architecture)
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
@@ -168,7 +168,7 @@ def write_gguf(path: Path, lora: Lora) -> None:
         writer.write_tensors_to_file()
         writer.close()
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, made.read_bytes())
+        replace_file(path, file.read_bytes())
 
 
 def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
@@ -179,10 +179,10 @@ def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
 
 def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pair]]:
     """Group pairs by llama.cpp's weight."""
-    found: dict[str, list[Pair]] = {}
+    by_weight: dict[str, list[Pair]] = {}
     for pair in pairs:
-        found.setdefault(names[pair.name], []).append(pair)
-    return list(found.values())
+        by_weight.setdefault(names[pair.name], []).append(pair)
+    return list(by_weight.values())
 
 
 def _factors(
@@ -215,7 +215,7 @@ def read_gguf(
     by_weight: dict[str, list[Weight]] = {}
     for of, name in names.items():
         by_weight.setdefault(name, []).append(maps[of])
-    found: dict[str, torch.Tensor] = {}
+    factors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     alpha, tensors = _gguf_tensors(path, BYTES_EACH * most_parameters(architecture))
     for name, values in tensors.items():
@@ -226,23 +226,23 @@ def read_gguf(
         elif not _fits(values.shape, label, sites[maps_of[0].path], maps_of):
             reason = f"it has no weight for `{name}` of shape {values.shape}"
         if reason:
-            other = codes.OTHER_BASE(base="another base", model=architecture.name, reason=reason)
-            raise AdapterError(other)
+            problem = codes.OTHER_BASE(base="another base", model=architecture.name, reason=reason)
+            raise AdapterError(problem)
         factor = torch.from_numpy(values.copy())
-        for each in maps_of:
-            one = factor if each.expert is None else factor[each.expert]
-            rank = one.shape[0] if label == "lora_a" else one.shape[1]
+        for weight_map in maps_of:
+            part = factor if weight_map.expert is None else factor[weight_map.expert]
+            rank = part.shape[0] if label == "lora_a" else part.shape[1]
             if label == "lora_b":
-                one = one * (alpha / rank) if alpha else one
-                if (rows := row_order(model, sites[each.path])) is not None:
-                    one = torch.empty_like(one).index_copy_(0, rows, one)
-            ranks[f"^{re.escape(each.path)}"] = rank
-            found[f"{each.path}.lora_{label[-1].upper()}.weight"] = one
+                part = part * (alpha / rank) if alpha else part
+                if (rows := row_order(model, sites[weight_map.path])) is not None:
+                    part = torch.empty_like(part).index_copy_(0, rows, part)
+            ranks[f"^{re.escape(weight_map.path)}"] = rank
+            factors[f"{weight_map.path}.lora_{label[-1].upper()}.weight"] = part
     alphas: dict[str, float] = {**ranks}
     config = PeftConfig(
         peft_type="LORA", r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=alphas
     )
-    return config, found
+    return config, factors
 
 
 def _fits(shape: tuple[int, ...], label: str, site: Site, weights: Sequence[Weight]) -> bool:

@@ -102,8 +102,8 @@ def plain_lora(
         down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site, scaled=True))
         if not len(down):  # PEFT needs rank 1 for a magnitude.
             down, up = torch.zeros(1, site.d_in), torch.zeros(1, site.d_out)
-        kept = _shortened(down, up, reaches[site.path] or len(down), rank)
-        a, b = (factor.to(dtype).contiguous() for factor in kept)
+        shortened = _shortened(down, up, reaches[site.path] or len(down), rank)
+        a, b = (factor.to(dtype).contiguous() for factor in shortened)
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             action = f"exporting in {str(dtype).removeprefix('torch.')}"
             raise AdapterError(codes.NOT_FINITE(action=action, path=site.path))
@@ -150,12 +150,12 @@ def _shortened(
     left, values, right = torch.linalg.svd(out_rest @ in_rest.t(), full_matrices=False)
     if values[reach:].norm() > _ROUNDING * values.norm():
         reach = len(down)  # A transform with a wrong reach only costs rows.
-    kept = min(reach, rank or reach)
-    if kept >= len(down):
+    most = min(reach, rank or reach)
+    if most >= len(down):
         return down, up
     # A has orthonormal rows, so training can continue even if dW is zero.
-    a = right[:kept] @ in_basis.t()
-    b = (out_basis @ (left[:, :kept] * values[:kept])).t()
+    a = right[:most] @ in_basis.t()
+    b = (out_basis @ (left[:, :most] * values[:most])).t()
     return a.float(), b.float()
 
 

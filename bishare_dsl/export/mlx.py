@@ -86,9 +86,9 @@ def read_mlx(
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
-    found = {}
+    factors = {}
     for name, tensor in read_tensors(folder, TENSORS, architecture).items():
         module, _, end = name.rpartition(".")
         label = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}.get(end, end)
-        found[f"{module}.{label}"] = tensor.mT.contiguous() if tensor.dim() == 2 else tensor
-    return config, found
+        factors[f"{module}.{label}"] = tensor.mT.contiguous() if tensor.dim() == 2 else tensor
+    return config, factors

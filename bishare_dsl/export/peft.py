@@ -144,7 +144,7 @@ def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
         reason = "there is no low-rank term, and PEFT keeps it beside one alone"
         raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter, reason=reason))
     highest = max(target.rank for target in targets)
-    parameters = [one.name.rpartition(".") for one in named if one.is_parameter]
+    parameters = [expert.name.rpartition(".") for expert in named if expert.is_parameter]
     wrappers = wrappers_of(model, [(owner, name) for owner, _, name in parameters])
     factors: dict[str, torch.Tensor] = {}
     for target in targets:
@@ -189,13 +189,13 @@ def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
                 head[path] = _value(path, value)
     # PEFT wraps a module once for each of its parameters.
     wraps = Counter(path if path in maps else path.rpartition(".")[0] for path in ranks)
-    for path, kept in (head | trained).items():
+    for path, whole in (head | trained).items():
         module, _, name = path.rpartition(".")
         inner = ".base_layer" * (wraps[module] if path in biases else 0)
-        factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = kept
+        factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = whole
     config = _config(plan, model, ranks, maps) | {"use_dora": bool(vectors)}
     if named and not parameters:  # Programs that read this layout match last names.
-        kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
+        kinds = {_kind(pair.name) for pair in single} | {expert.kind for expert in named}
         config |= {"target_modules": sorted(kinds)}
         config.pop("target_parameters", None)
     saved = [*_HEADS.get(config["task_type"] or "", ()), *sorted(modules)]
@@ -220,24 +220,26 @@ def _vectors(
     """
     if not plan.has_magnitudes:
         return {}
-    found, problems = {}, []
+    vectors, problems = {}, []
     for pair in pairs:
         weight = maps[pair.name]
         if weight.expert is not None or weight.looks_up or pair.site.tied:
             action = f"export `{pair.name}` for PEFT, whose DoRA is of linear layers,"
             problems.append(codes.SCALES_BASE(action=action, help=MERGE))
-        elif (kept := weight.stored()) is not None and (kept.is_meta or is_sharded_tensor(kept)):
-            reason = "it is on the meta device" if kept.is_meta else "it is sharded"
+        elif (stored := weight.stored()) is not None and (
+            stored.is_meta or is_sharded_tensor(stored)
+        ):
+            reason = "it is on the meta device" if stored.is_meta else "it is sharded"
             problems.append(codes.NO_WEIGHT(path=pair.name, reason=reason))
         else:
             dense = weight.values()
             added = pair.up.float().mT @ pair.down.float()
-            found[pair.name] = magnitude_vector(plan, tensors, pair.name, added, dense)
+            vectors[pair.name] = magnitude_vector(plan, tensors, pair.name, added, dense)
             if not (dense.to(added) + added).any(1).all():
                 action = "PEFT's DoRA, which divides by the length of each row, of which one is 0,"
                 problems.append(codes.NOT_FINITE(action=action, path=pair.name))
     raise_errors(AdapterError, problems[:5])
-    return found
+    return vectors
 
 
 def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collection[str]) -> None:
@@ -332,9 +334,9 @@ def _task_type(model: nn.Module) -> str | None:
 def _parameter(model: nn.Module, path: str) -> nn.Parameter:
     """Return a parameter of the base, bypassing any override of its attribute."""
     module, _, name = path.rpartition(".")
-    kept = model.get_submodule(module)._parameters[name]
-    assert kept is not None, path
-    return kept
+    parameter = model.get_submodule(module)._parameters[name]
+    assert parameter is not None, path
+    return parameter
 
 
 def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -348,15 +350,15 @@ def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, to
         AdapterError: a tensor has no values in this process (BS617).
     """
     names = _HEADS.get(_task_type(model) or "", ())
-    found = {}
+    head = {}
     for path, value in model.state_dict().items():
         parts = path.split(".")
         if not in_adapter(path) and any(part in names for part in parts[:-1]):
             if path in trained:
-                found[path] = trained[path]
+                head[path] = trained[path]
                 continue
-            found[path] = _value(path, value)
-    return found
+            head[path] = _value(path, value)
+    return head
 
 
 def _value(path: str, value: torch.Tensor) -> torch.Tensor:

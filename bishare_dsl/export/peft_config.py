@@ -86,19 +86,19 @@ class PeftConfig(BaseModel):
         Raises:
             AdapterError: a pattern is invalid, or may take exponential time (BS608).
         """
-        found = {}
+        settings = {}
         try:
             ranks, alphas = (_first_fits(p, paths) for p in (self.rank_pattern, self.alpha_pattern))
             for path in paths:
-                key, other = ranks.get(path), alphas.get(path)
-                rank = self.r if key is None else self.rank_pattern[key]
-                alpha = self.lora_alpha if other is None else self.alpha_pattern[other]
+                rank_key, alpha_key = ranks.get(path), alphas.get(path)
+                rank = self.r if rank_key is None else self.rank_pattern[rank_key]
+                alpha = self.lora_alpha if alpha_key is None else self.alpha_pattern[alpha_key]
                 scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
-                found[path] = rank, int(scale) if scale.is_integer() else scale
+                settings[path] = rank, int(scale) if scale.is_integer() else scale
         except (ValueError, re.error, RecursionError, OverflowError) as error:
             reason = f"rank and alpha of its modules: {one_line(error)}"
             raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
-        return found
+        return settings
 
 
 def read_config(folder: Path) -> PeftConfig:

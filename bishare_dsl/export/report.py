@@ -106,8 +106,8 @@ class ExportReport:
             )
         elif shorter := sum(site.rank < site.rows for site in self.sites):
             lines.append(f"{shorter} modules need fewer rows than the sum of their ranks")
-        if (found := self.compared) is not None:
+        if (compared := self.compared) is not None:
             lines.append(
-                f"dW compared at {found.sites:,} modules: largest difference {found.worst:.2g}"
+                f"dW compared at {compared.sites:,} modules: largest difference {compared.worst:.2g}"
             )
         return "\n".join(lines)

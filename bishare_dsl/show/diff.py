@@ -57,10 +57,10 @@ def difference(before: Plan, after: Plan) -> Difference:
 
     Shares are matched by name. If then one is left in each plan, these two are matched.
     """
-    one = {row.name: row for row in shares(before)}
-    two = {row.name: row for row in shares(after)}
-    pairs = [Pair(row, two.get(name)) for name, row in one.items()]
-    pairs += [Pair(None, row) for name, row in two.items() if name not in one]
+    rows_before = {row.name: row for row in shares(before)}
+    rows_after = {row.name: row for row in shares(after)}
+    pairs = [Pair(row, rows_after.get(name)) for name, row in rows_before.items()]
+    pairs += [Pair(None, row) for name, row in rows_after.items() if name not in rows_before]
     alone = [pair for pair in pairs if not (pair.before and pair.after)]
     if len(alone) == 2 and alone[0].before and alone[1].after:
         pairs = [pair for pair in pairs if pair not in alone]
@@ -84,23 +84,23 @@ def _changes(before: Plan, after: Plan, pair: Pair) -> Iterator[Change]:
         return
     paths = dict.fromkeys(site.path for plan in (before, after) for site in plan.sites)
     groups: dict[frozenset[str], frozenset[str]] = {}  # Equal groups are one object here.
-    one, two = (
+    groups_before, groups_after = (
         _groups(plan, row.name, groups)
         for plan, row in ((before, pair.before), (after, pair.after))
     )
-    for role in dict.fromkeys((*one, *two)):
-        old, new = one.get(role, {}), two.get(role, {})
+    for role in dict.fromkeys((*groups_before, *groups_after)):
+        old, new = groups_before.get(role, {}), groups_after.get(role, {})
         sites = tuple(path for path in paths if old.get(path) is not new.get(path))
         if sites:
-            counts = (span(bounds(len(of.get(path, ())) for path in sites)) for of in (old, new))
-            yield Change(pair.name, f"modules per {role}", *counts, sites)
+            was, now = (span(bounds(len(of.get(path, ())) for path in sites)) for of in (old, new))
+            yield Change(pair.name, f"modules per {role}", was, now, sites)
     first, second = _settings(before, pair.before.name), _settings(after, pair.after.name)
     for what in ("rank", "via", "scale", "dropout"):
         both = (path for path in first if path in second)
         sites = tuple(path for path in both if first[path][what] != second[path][what])
         if sites:
-            values = (", ".join({of[path][what]: 0 for path in sites}) for of in (first, second))
-            yield Change(pair.name, what, *values, sites)
+            was, now = (", ".join({of[path][what]: 0 for path in sites}) for of in (first, second))
+            yield Change(pair.name, what, was, now, sites)
 
 
 def _groups(

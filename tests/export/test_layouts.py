@@ -237,13 +237,12 @@ def test_what_is_read_as_no_number_is_an_error(
 ) -> None:
     from bishare_dsl.export import from_peft
 
-    read = from_peft.read_peft
+    read = from_peft._pairs
 
     def broken(*given: Any) -> Any:
-        spec, plan, values = read(*given)
-        return spec, plan, {name: value * torch.nan for name, value in values.items()}
+        return {site: (a * torch.nan, b, scale) for site, (a, b, scale) in read(*given).items()}
 
-    monkeypatch.setattr(from_peft, "read_peft", broken)
+    monkeypatch.setattr(from_peft, "_pairs", broken)
     model, plan, tensors = adapter("llama", DENSE)
     with pytest.raises(AdapterError, match="BS607"):
         convert(tmp_path / "out", plan, tensors, model, "peft")
