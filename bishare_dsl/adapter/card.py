@@ -48,22 +48,22 @@ def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] 
 def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
     """Return the card, with the Hub's front matter; ``names`` lists the adapters of a library."""
     # The Hub rejects a card whose `base_model` is not an id on the Hub.
-    known = plan.base.model_id
+    hub_id = plan.base.model_id
     front_matter = [
         f"library_name: {'bishare' if names else 'peft'}",
-        *([f"base_model: {known}", "base_model_relation: adapter"] if known else []),
+        *([f"base_model: {hub_id}", "base_model_relation: adapter"] if hub_id else []),
         *([] if plan.base.head else ["pipeline_tag: text-generation"]),
         "tags:",
-        *([f"- base_model:adapter:{known}"] if known else []),
+        *([f"- base_model:adapter:{hub_id}"] if hub_id else []),
         *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]
-    name = known or plan.base.name
+    name = hub_id or plan.base.name
     card = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     return card.format(
         front_matter="\n".join(front_matter),
         mark=_MARK,
         spec=plan.spec,
-        base=f"[{name}](https://huggingface.co/{name})" if known else f"`{name}`",
+        base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
         parameters="\n    ".join(
             [f"each adapter: {plan.owned}"] * plan.is_library + [plan.parameters_line]
         ),

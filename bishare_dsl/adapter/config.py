@@ -86,10 +86,10 @@ def unpack(value: Any) -> Any:
     Raises:
         ValueError: it is not valid JSON, or has more entries than any adapter has tensors.
     """
-    found = parse_json(text_in(value)) if isinstance(value, str) else value
-    if isinstance(found, dict) and len(found) > MAX_SITES:
+    unpacked = parse_json(text_in(value)) if isinstance(value, str) else value
+    if isinstance(unpacked, dict) and len(unpacked) > MAX_SITES:
         raise ValueError(f"it has more than {MAX_SITES:,} tensors")
-    return found
+    return unpacked
 
 
 def broken_config(path: str | Path, error: ValueError) -> AdapterError:
@@ -219,9 +219,9 @@ class AdapterConfig(BaseModel):
             )
         if record.get("digest") != record_digest(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("it is not what was saved")
-        said = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
+        described = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
         own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
-        config = _config_of(json.dumps(said | own))
+        config = _config_of(json.dumps(described | own))
         of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
         return config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
 
@@ -234,7 +234,7 @@ def layout(value: Any, depth: int = 4) -> str:
             return text_of(value)
         inner = space + " "
         if isinstance(value, list):
-            parts, ends = [lines(each, depth - 1, inner) for each in value], "[]"
+            parts, ends = [lines(part, depth - 1, inner) for part in value], "[]"
         else:
             parts = [
                 f"{json.dumps(k)}: {lines(v, depth - 1, inner)}" for k, v in sorted(value.items())
@@ -288,13 +288,13 @@ def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> s
 
 def installed_versions() -> dict[str, str | None]:
     """Return the versions of the packages that write an adapter; None for one that is not installed."""
-    found: dict[str, str | None] = {"bishare": __version__}
+    versions: dict[str, str | None] = {"bishare": __version__}
     for package in ("torch", "transformers"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions
 
 
 def part_name(tensor: str, part: str) -> str:

@@ -131,14 +131,14 @@ def complete(
     )
 
     names = names_of(plan, config)
-    found = {
+    tensors = {
         names[key]: widen_tensor(tensor, config.rounded)
         for key, tensor in stored.items()
         if not is_seed(key)
     }
-    check_finite(folder, found)
-    whole = {name: tensor for name, tensor in found.items() if name in plan.tensor}
-    whole |= restore_tensors(plan, config, found)
+    check_finite(folder, tensors)
+    whole = {name: tensor for name, tensor in tensors.items() if name in plan.tensor}
+    whole |= restore_tensors(plan, config, tensors)
     whole |= redraw_tensors(plan, config)
     return whole
 
@@ -261,11 +261,11 @@ def check_plan(
         return plan, config
     if not config._contents:
         stated: dict[str, Any] = {}
-        again = None
+        rebuilt = None
         with suppress(ValueError):
             stated = contents_of(plan, read_sharing(config.sharing, config.seed))
-            again = sharing_of(plan, config.model_copy(update=stated))
-        if again != config.sharing:
+            rebuilt = sharing_of(plan, config.model_copy(update=stated))
+        if rebuilt != config.sharing:
             reason = "its `sharing` is not what its spec gives"
             raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
         config._contents.update(stated)
@@ -308,42 +308,46 @@ def expected(plan: Plan, config: AdapterConfig) -> dict[str, Tensor | None]:
     return whole | dict.fromkeys(parts)  # The code that restores a part checks its shape.
 
 
-def tensor_problems(wanted: Mapping[str, Tensor | None], found: Entries) -> Iterator[Problem]:
+def tensor_problems(wanted: Mapping[str, Tensor | None], entries: Entries) -> Iterator[Problem]:
     """Find all problems with the shapes and types in a tensor file.
 
     Args:
         wanted: the result of `expected`.
-        found: the entries of the file.
+        entries: the entries of the file.
     """
     for name, tensor in wanted.items():
-        if name not in found:
+        if name not in entries:
             yield codes.MISSING_TENSOR(name=tensor.name if tensor else name.replace("__", "."))
         elif tensor is not None:
-            shape, dtype = tuple(found[name]["shape"]), found[name]["dtype"]
+            shape, dtype = tuple(entries[name]["shape"]), entries[name]["dtype"]
             if shape != tensor.shape:
                 yield codes.WRONG_SHAPE(name=tensor.name, found=shape, expected=tensor.shape)
             if dtype not in _DTYPES:
                 yield codes.WRONG_DTYPE(name=tensor.name, found=dtype)
-    for name in found:
+    for name in entries:
         if name not in wanted:
             yield codes.UNEXPECTED_TENSOR(name=name.replace("__", "."))
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
     """Report why an adapter with this plan does not fit a model (BS613), or may not belong to it (BS614)."""
-    here = {site.path: site for site in architecture.every_site}
+    site_at = {site.path: site for site in architecture.every_site}
     reason = None
     for site in plan.sites:
-        if (found := here.get(site.path)) is None:
+        if (site_here := site_at.get(site.path)) is None:
             reason = f"it has no linear layer `{site.path}`"
-        elif (found.d_in, found.d_out) != (site.d_in, site.d_out):
+        elif (site_here.d_in, site_here.d_out) != (site.d_in, site.d_out):
             reason = (
-                f"`{site.path}` maps {found.d_in} features to {found.d_out} in it, and "
+                f"`{site.path}` maps {site_here.d_in} features to {site_here.d_out} in it, and "
                 f"{site.d_in} to {site.d_out} in the adapter's base"
             )
-        elif {*found.tied} != {*site.tied}:
-            one, other = (" and ".join(f"`{path}`" for path in s.paths) for s in (found, site))
-            reason = f"one weight is that of {one} in it, and that of {other} in the adapter's base"
+        elif {*site_here.tied} != {*site.tied}:
+            ours, theirs = (
+                " and ".join(f"`{path}`" for path in s.paths) for s in (site_here, site)
+            )
+            reason = (
+                f"one weight is that of {ours} in it, and that of {theirs} in the adapter's base"
+            )
         if reason is not None:
             break
     else:

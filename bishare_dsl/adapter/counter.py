@@ -79,7 +79,7 @@ def _normal(even: ndarray) -> ndarray:
     r = 0.180625 - q * q
     top = ((59.109374720 * r + 159.29113202) * r + 50.434271938) * r + 3.3871327179
     bottom = ((67.187563600 * r + 78.757757664) * r + 17.895169469) * r + 1.0
-    found: ndarray = q * top / bottom
+    quantiles: ndarray = q * top / bottom
     [tails] = np.nonzero(np.abs(q) > 0.425)
     mantissa, exponent = np.frexp(np.minimum(even[tails], 1.0 - even[tails]))
     s = (mantissa - 1.0) / (mantissa + 1.0)
@@ -90,5 +90,5 @@ def _normal(even: ndarray) -> ndarray:
     r = np.sqrt(logs) - 1.6
     top = ((0.17023821103 * r + 1.3067284816) * r + 2.7568153900) * r + 1.4234372777
     bottom = (0.12021132975 * r + 0.73700164250) * r + 1.0
-    found[tails] = np.copysign(top / bottom, q[tails])
-    return found
+    quantiles[tails] = np.copysign(top / bottom, q[tails])
+    return quantiles

@@ -144,8 +144,8 @@ def save_adapter(
     content, config = _content_of(values, config)
     text = config.text().encode()
     if check is not None:
-        again = _config_in(parse_json(text))
-        check(_checked(folder, folder / CONFIG, again, entries_in(content)))
+        written = _config_in(parse_json(text))
+        check(_checked(folder, folder / CONFIG, written, entries_in(content)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
@@ -216,7 +216,7 @@ def save_library(
             for name, content in own.items():
                 (new / own_file(name)).write_bytes(content)
             write_card(new, plan, spec_text, tuple(adapters))
-    return _first_of_each([problem for _, _, found in packed.values() for problem in found])
+    return _first_of_each([problem for _, _, warnings in packed.values() for problem in warnings])
 
 
 def add_to_library(
@@ -257,8 +257,10 @@ def _add_members(
     common = {attribute(name) for name in plan.common}
     digests, problems = dict(config.adapters or {}), list[Problem]()
     for name, tensors in adapters.items():
-        values, _, found = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
-        problems += found
+        values, _, warnings = pack(
+            plan, tensors, config.spec, seed=config.seed, dtype=config.rounded
+        )
+        problems += warnings
         content = _own_file(values, common)
         replace_file(folder / own_file(name), content)
         digests[name] = digest_of(entries_in(content))
@@ -332,12 +334,15 @@ def pack(
     warnings += not_finite(values)
     if form in BITS:
         small = {n: quantise(values[n], form) for n in quantisable(plan) & values.keys()}
-        again = {n: dequantise(form, made, plan.tensor[n].shape) for n, made in small.items()}
-        lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in again.items())
+        restored = {
+            n: dequantise(form, small_parts, plan.tensor[n].shape)
+            for n, small_parts in small.items()
+        }
+        lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in restored.items())
         values, parts = _replaced(values, small), {**parts, **small}
-        if not lossless and (lost := losses(plan, tensors, {**tensors, **again})):
-            each = ", ".join(f"`{kind}` {error:.2%}" for kind, error in lost.items())
-            warnings.append(codes.LOST_BY_QUANTISING(form=form, errors=each))
+        if not lossless and (lost := losses(plan, tensors, {**tensors, **restored})):
+            errors = ", ".join(f"`{kind}` {error:.2%}" for kind, error in lost.items())
+            warnings.append(codes.LOST_BY_QUANTISING(form=form, errors=errors))
     of_base = tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in tensors)
     exact = selecting(plan)
     # Clones, because a tensor that is a view of another cannot be written as it is.
@@ -360,7 +365,7 @@ def pack(
         plan=plan.digest,
         packages=packages_of(plan),
         drawn=left_out,
-        compact={name: tuple(made) for name, made in parts.items()},
+        compact={name: tuple(small_parts) for name, small_parts in parts.items()},
         of_base=of_base,
         marks=marks,
         rounded=form,
@@ -374,7 +379,9 @@ def _replaced(
 ) -> dict[str, torch.Tensor]:
     """Return tensors by name, with parts in the place of some."""
     whole = {name: tensor for name, tensor in values.items() if name not in parts}
-    named = ((name, label, part) for name, made in parts.items() for label, part in made.items())
+    named = (
+        (name, label, part) for name, labelled in parts.items() for label, part in labelled.items()
+    )
     return whole | {part_name(name, label): part for name, label, part in named}
 
 
@@ -404,17 +411,17 @@ def _check_free(folder: Path) -> None:
     Raises:
         AdapterError: it has some (BS615).
     """
-    found, tensors, card = _type_in(folder), folder / TENSORS, folder / CARD
+    method, tensors, card = _type_in(folder), folder / TENSORS, folder / CARD
     if os.path.lexists(card) and not card.is_file():
         raise in_the_way(card)
-    if found == PEFT_TYPE:
+    if method == PEFT_TYPE:
         if names_in(folder):
             raise in_the_way(folder / CONFIG)
         return
     ours = tensors.is_file() and f"{CHILD}.".encode() in tensors.read_bytes()
-    if (found is not None or os.path.lexists(tensors)) and not ours:
+    if (method is not None or os.path.lexists(tensors)) and not ours:
         # A damaged bishare adapter may be replaced.
-        raise in_the_way(tensors if found is None else folder / CONFIG)
+        raise in_the_way(tensors if method is None else folder / CONFIG)
 
 
 def check_place(folder: Path, *, library: bool = False) -> None:
@@ -512,7 +519,7 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries, most: int) -> 
     from bishare_dsl.adapter.sharing import read_sharing
 
     stated = read_sharing(config.sharing or "", config.seed)
-    left, found = dict(entries), Entries()
+    left, ours_by_key = dict(entries), Entries()
     left = {key: entry for key, entry in left.items() if not is_seed(key)}
     both = [*zip(plan.tensors, stated.tensors, strict=True)]
     drawn = [(t, e) for t, e in both if e.draw is not None and t.name not in config.drawn]
@@ -525,16 +532,16 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries, most: int) -> 
         for ours, key in keys.items():
             if (value := entries.get(attribute_in(key))) is None:
                 raise ValueError(f"the files have no tensor `{key}`")
-            found[ours] = value
+            ours_by_key[ours] = value
             left.pop(attribute_in(key), None)
         if entry.draw is not None and tensor.name not in config.drawn:
             values = np.empty(entry.shape, np.float32)
             seed, _, text = entry.text.partition(":")
             fill(values, entry.draw, seed, text)
-            found[name] = {"dtype": "F32", "shape": [*entry.shape], "data": bytearray(values)}
+            ours_by_key[name] = {"dtype": "F32", "shape": [*entry.shape], "data": bytearray(values)}
     if left:
         raise ValueError(f"`sharing` does not name the tensor `{next(iter(left))}`")
-    return found
+    return ours_by_key
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
@@ -577,26 +584,26 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
             raise AdapterError(codes.BROKEN_CONFIG(path=folder / CONFIG, reason=reason)) from error
         config = _config_of(folder, CONFIG)
         wanted = {TENSORS: config.tensors, **own_of(folder, name, config.adapters or {})}
-        found, wrong = Entries(), []
+        read_entries, wrong = Entries(), []
         for file in wanted:
             content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
             with reading(folder / file):
                 entries = entries_in(content)
-                if not found.keys().isdisjoint(entries):
+                if not read_entries.keys().isdisjoint(entries):
                     raise ValueError("a tensor of it is in another file too")
-                found |= entries
+                read_entries |= entries
             if not wanted[file] and not config.spec:
                 continue  # Written by another program.
             if (digest := digest_of(split_entries(entries)[0])) != wanted[file]:
                 wrong.append(folder / file)
                 later = _next_config(folder, digest)  # A killed save may have left it there.
                 try:
-                    return _config_of(folder, later.name), found
+                    return _config_of(folder, later.name), read_entries
                 except AdapterError:
                     if later.is_file():
                         raise
         if not wrong:
-            return config, found
+            return config, read_entries
         if before == config:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=wrong[0], reason=reason))
@@ -610,8 +617,8 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
         fields = parse_json(text)
         # Check first: a newer format may have fields that this version does not know.
         record = fields.get(RECORD) if isinstance(fields, dict) else None
-        found = record.get("format") if isinstance(record, dict) else None
-        if isinstance(record, dict) and type(found) is int and found > RECORD_FORMAT:
+        number = record.get("format") if isinstance(record, dict) else None
+        if isinstance(record, dict) and type(number) is int and number > RECORD_FORMAT:
             writer = record.get("versions")
             version = writer.get("bishare") if isinstance(writer, dict) else None
             raise AdapterError(

@@ -836,7 +836,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
             raise AdapterError(code(action=action))
         # Look at an adapter: ZeRO-3 may partition the base, but not adapters, while it is loaded.
-        stores = (store for each in self.adapters.values() for _, store in each.parts.owned)
+        stores = (store for adapter in self.adapters.values() for _, store in adapter.parts.owned)
         first = next((tensor for store in stores for tensor in store.parameters()), None)
         sharded = any(is_sharded(region) for region, _ in self.parts.regions)
         if sharded or is_partitioned(first):
@@ -930,14 +930,14 @@ def values_in(
     Raises:
         AdapterError: a tensor that trains is missing (BS617), as with keys of a wrapper of the model.
     """
-    own, values = adapter.tensors(), {}
+    held, values = adapter.tensors(), {}
     for key, name in adapter_keys(model, adapter).items():
         tensor = adapter.saved_plan.tensor[name]
-        if key not in state_dict and own[name].requires_grad:
+        if key not in state_dict and held[name].requires_grad:
             raise AdapterError(
                 codes.NO_VALUES(name=name, reason=f"`state_dict` has no key `{key}`")
             )
-        value = state_dict.get(key, own[name].detach())
+        value = state_dict.get(key, held[name].detach())
         partitioned = key not in state_dict and tuple(value.shape) != tensor.shape
         redrawn = partitioned and is_drawn(adapter, name)
         values[name] = draw_tensor(tensor, adapter.seed) if redrawn else value

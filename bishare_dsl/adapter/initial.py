@@ -83,10 +83,10 @@ def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
     copies = {}
     for trained in plan.trained:
         module, _, name = trained.parameter.rpartition(".")
-        kept = resident_tensor(model.get_submodule(module), name)
-        assert kept is not None, trained.parameter
-        wide = torch.promote_types(kept.dtype, torch.float32)
-        values = gather(kept).detach().to(wide, copy=True)
+        parameter = resident_tensor(model.get_submodule(module), name)
+        assert parameter is not None, trained.parameter
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        values = gather(parameter).detach().to(wide, copy=True)
         copies[trained.tensor] = values.reshape(plan.tensor[trained.tensor].shape)
     return copies
 

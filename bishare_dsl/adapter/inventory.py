@@ -151,20 +151,20 @@ def _library(
 def _of_lora(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Describe an adapter of another PEFT method by its config."""
     ranks = [fields.get("r"), *_values(fields.get("rank_pattern"))]
-    known = [rank for rank in ranks if type(rank) is int]
+    valid_ranks = [rank for rank in ranks if type(rank) is int]
     return {
         "method": str(fields.get("peft_type") or "unknown").lower(),
         "base": _text(fields.get("base_model_name_or_path")),
         "revision": _text(fields.get("revision")),
-        "rank": (min(known), max(known)) if known else None,
+        "rank": (min(valid_ranks), max(valid_ranks)) if valid_ranks else None,
     }
 
 
 def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     text = _text(fields.get("spec")) or ""
-    found = _SPEC.search(text)
+    spec_name = _SPEC.search(text)
     return {
-        "method": found[1].strip('"') if found else "unknown",
+        "method": spec_name[1].strip('"') if spec_name else "unknown",
         "base": _text(fields.get("base_model_name_or_path")),
         "revision": _text(fields.get("revision")),
         "rank": _ranks(record.get("sharing")),
@@ -204,7 +204,7 @@ def _run(folder: Path, task: str | None = None) -> dict[str, Any]:
             continue
         history = [entry for entry in _items(state.get("log_history")) if isinstance(entry, dict)]
         by_task = [e["losses"] for e in history if isinstance(e.get("losses"), dict)]
-        losses = [found.get(name) for found in by_task]
+        losses = [of_tasks.get(name) for of_tasks in by_task]
         if not by_task and place == folder:
             losses = [entry.get("loss") for entry in history]
         numbers = [loss for loss in losses if isinstance(loss, (int, float))]

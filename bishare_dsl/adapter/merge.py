@@ -49,8 +49,8 @@ class MergeReport:
     def __str__(self) -> str:
         dequantized = f" ({self.dequantized} dequantised)" if self.dequantized else ""
         rounding = f"weights rounded by at most {self.max_rounding:.3g}"
-        kept = f"\nkept of the update: {self.survival}" if self.survival.kept else ""
-        return f"merged {self.modules} modules{dequantized}; {rounding}{kept}"
+        survived = f"\nkept of the update: {self.survival}" if self.survival.kept else ""
+        return f"merged {self.modules} modules{dequantized}; {rounding}{survived}"
 
 
 @dataclass
@@ -113,14 +113,14 @@ class Merged:
     layers: dict[str, nn.Module] = field(default_factory=dict)
 
     def write(
-        self, path: str, kept: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor
+        self, path: str, weight: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor
     ) -> None:
         """Write a rounded merged value, and store the original if the base is kept."""
         self.note(exact, rounded)
         if self.kept:
-            self.weights[path] = kept.detach().to("cpu", copy=True)
+            self.weights[path] = weight.detach().to("cpu", copy=True)
         with torch.no_grad():
-            kept.copy_(rounded)
+            weight.copy_(rounded)
 
     def note(self, exact: torch.Tensor, rounded: torch.Tensor) -> None:
         """Record the rounding error of a value."""
@@ -131,10 +131,10 @@ class Merged:
         """Exchange the merged weights and the base's, bit for bit."""
         maps = linear_maps(model) if self.weights else {}
         for path, other in self.weights.items():
-            kept = maps[path].matrix() if path in maps else _kept(model, path)
-            self.weights[path] = kept.detach().to("cpu", copy=True)
+            weight = maps[path].matrix() if path in maps else _kept(model, path)
+            self.weights[path] = weight.detach().to("cpu", copy=True)
             with torch.no_grad():
-                kept.copy_(other)
+                weight.copy_(other)
         for path, layer in self.layers.items():
             self.layers[path] = model.get_submodule(path)
             model.set_submodule(path, layer)
@@ -166,9 +166,9 @@ def merge(
         for site, weight in targets:
             _merge_site(model, plan, tensors, site, weight, merged, stochastic_seed)
         for trained in plan.trained:
-            kept = _kept(model, trained.parameter)
-            exact = tensors[trained.tensor].view(kept.shape).to(kept.device)
-            merged.write(trained.parameter, kept, exact, exact.to(kept.dtype))
+            parameter = _kept(model, trained.parameter)
+            exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
+            merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
     except BaseException:  # Even if interrupted, restore the weights.
         merged.swap(model)
         raise
@@ -189,11 +189,11 @@ def check(
     targets = _targets(model, plan)
     _check_weights(model, targets, dequantize)
     for trained in plan.trained:
-        kept = _kept(model, trained.parameter)
-        if kept.is_meta or is_sharded_tensor(kept):
-            where = "on the meta device" if kept.is_meta else "sharded over several processes"
+        parameter = _kept(model, trained.parameter)
+        if parameter.is_meta or is_sharded_tensor(parameter):
+            where = "on the meta device" if parameter.is_meta else "sharded over several processes"
             raise AdapterError(codes.NO_WEIGHT(path=trained.parameter, reason=f"it is {where}"))
-        if not torch.isfinite(tensors[trained.tensor].to(kept.dtype)).all():
+        if not torch.isfinite(tensors[trained.tensor].to(parameter.dtype)).all():
             raise AdapterError(codes.NOT_FINITE(action="merging", path=trained.parameter))
     for site, weight in targets:
         base = _base(model, weight)
@@ -255,9 +255,9 @@ def _merge_site(
 def _kept(model: PreTrainedModel, path: str) -> torch.Tensor:
     """Return the tensor that holds the values of one of the base's parameters."""
     module, _, name = path.rpartition(".")
-    kept = resident_tensor(model.get_submodule(module), name)
-    assert kept is not None, path
-    return kept
+    parameter = resident_tensor(model.get_submodule(module), name)
+    assert parameter is not None, path
+    return parameter
 
 
 def _check_weights(
@@ -270,16 +270,16 @@ def _check_weights(
         if weight.is_computed():
             reason = "it is computed from other tensors, as by pruning or weight norm"
         elif (quantisation := weight.replacement()) is None:
-            kept = weight.stored()
-            assert kept is not None
-            if kept.is_meta:
+            stored = weight.stored()
+            assert stored is not None
+            if stored.is_meta:
                 offloaded = is_offloaded(weight.module)
                 reason = f"it is {'offloaded to disk' if offloaded else 'on the meta device'}"
-            elif is_sharded_tensor(kept):
+            elif is_sharded_tensor(stored):
                 reason = "it is sharded over several processes"
             elif others := [
                 path
-                for path in users[_identity(kept)]
+                for path in users[_identity(stored)]
                 if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight, site)
             ]:
                 problems.append(_shared(model, weight, others[0]))

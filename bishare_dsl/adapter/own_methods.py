@@ -45,8 +45,8 @@ def put_methods(model: nn.Module, *names: str) -> None:
 def drop_methods(model: nn.Module) -> None:
     """Undo `put_methods`."""
     for name, function in _METHODS.items():
-        kept = vars(model).get(name)
-        if isinstance(kept, partial) and kept.func is function:
+        override = vars(model).get(name)
+        if isinstance(override, partial) and override.func is function:
             del vars(model)[name]
             if name == SAVING:
                 vars(model).pop(HAS_ADAPTER, None)
@@ -84,8 +84,8 @@ def _resize(
         tables = (embedding, model.get_output_embeddings())
         paths = {path for path, module in model.named_modules() if any(module is t for t in tables)}
         for name, adapter in model.get_submodule(ADAPTER).adapters.items():
-            if found := _at(adapter.plan, paths):
-                raise AdapterError(RESIZED(path=found, name=name, rows=rows, wanted=wanted))
+            if used_at := _at(adapter.plan, paths):
+                raise AdapterError(RESIZED(path=used_at, name=name, rows=rows, wanted=wanted))
     return type(model).resize_token_embeddings(
         model, new_num_tokens, pad_to_multiple_of, mean_resizing
     )

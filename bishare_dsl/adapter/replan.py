@@ -40,8 +40,8 @@ def plan_of_text(spec_text: str, base: Architecture) -> Plan:
 
 def packages_of(plan: Plan) -> dict[str, str]:
     """Return the third-party packages of the plan's transforms."""
-    found = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
-    return {name: package for name, package in found.items() if package}
+    packages = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
+    return {name: package for name, package in packages.items() if package}
 
 
 def missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:

@@ -47,9 +47,9 @@ def find_reproduced(
     frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
     for name in (t.name for t in frozen if (t.like or t.name) not in stored):
         marks = marks_of(tensors[name])
-        again = _aligned(reproduced[name], marks)
+        match = _aligned(reproduced[name], marks)
         value = tensors[name].cpu().double()
-        if again is not None and (again.cpu() - value).norm() <= _SUM_TOLERANCE / 10 * value.norm():
+        if match is not None and (match.cpu() - value).norm() <= _SUM_TOLERANCE / 10 * value.norm():
             marks_by_name[name] = marks
     return marks_by_name
 

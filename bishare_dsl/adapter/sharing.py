@@ -60,7 +60,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
     modules, needs = [], set[str]()
     options: dict[tuple[str, int], dict[str, Any]] = {}
     for site in (site for site in plan.sites if plan.terms_of[site.path]):
-        here = []
+        terms_here = []
         for term in plan.terms_of[site.path]:
             kind = (term.share, term.rank)  # With equal options.
             options[kind] = options.get(kind) or _options(term)
@@ -73,7 +73,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
                     "roles": [*term.tensors],
                 }
             )
-            here.append(
+            terms_here.append(
                 [terms.setdefault(text, len(terms)), *map(place.get, term.tensors.values())]
             )
             needs.add(term.transform)
@@ -84,14 +84,14 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
             module["tied"] = [*site.tied]
         if site.expert is not None:
             module["expert"] = site.expert
-        modules.append(module | {"terms": here})
+        modules.append(module | {"terms": terms_here})
         needs |= {word for word, key in (("tied", "tied"), ("experts", "expert")) if key in module}
     full = [_full(t) | {"tensor": place[t.tensor]} for t in plan.trained if t.tensor in place]
     ways = (("draw", "drawn"), *((key, key) for key in ("base", "parts", *BITS)))
     needs |= {word for key, word in ways if any(key in entry for entry in entries)}
     needs |= {"torch"} if any("torch" in entry.get("draw", {}) for entry in entries) else set()
     needs |= {"full"} if full else set()
-    needs |= {"tied"} if any("tied" in each for each in full) else set()
+    needs |= {"tied"} if any("tied" in parameter for parameter in full) else set()
     needs |= {"library"} if config.adapters else set()
     stated = {"format": FORMAT, "needs": sorted(needs), "tensors": entries}
     stated |= {"terms": [json.loads(text) for text in terms], "modules": modules, "full": full}
@@ -262,22 +262,22 @@ def _of_format_1(stated: Mapping[str, Any], seed: int) -> dict[str, Any]:
         names = {name: i for i, name in enumerate(stated["tensors"])}
         entries = []
         for name, entry in stated["tensors"].items():
-            kept = {key: value for key, value in entry.items() if key != "like"}
+            fields = {key: value for key, value in entry.items() if key != "like"}
             entries.append(
-                kept | ({"text": f"{seed}:{entry.get('like', name)}"} if "draw" in entry else {})
+                fields | ({"text": f"{seed}:{entry.get('like', name)}"} if "draw" in entry else {})
             )
         terms: list[dict[str, Any]] = []
         modules = []
         for module in stated["modules"]:
-            here = []
+            terms_here = []
             for term in module["terms"]:
                 tensors = term["tensors"]
-                one = {k: v for k, v in term.items() if k != "tensors"} | {"roles": [*tensors]}
-                if one not in terms:
-                    terms.append(one)
-                here.append([terms.index(one), *(names[name] for name in tensors.values())])
-            modules.append(module | {"terms": here})
-        full = [each | {"tensor": names[each["tensor"]]} for each in stated["full"]]
+                shape = {k: v for k, v in term.items() if k != "tensors"} | {"roles": [*tensors]}
+                if shape not in terms:
+                    terms.append(shape)
+                terms_here.append([terms.index(shape), *(names[name] for name in tensors.values())])
+            modules.append(module | {"terms": terms_here})
+        full = [parameter | {"tensor": names[parameter["tensor"]]} for parameter in stated["full"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"`sharing` lacks or has what it should not: {error!r}") from error
     return {"format": 2, "needs": [], "tensors": entries, "terms": terms} | {
@@ -419,7 +419,7 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
     terms: list[Term] = []
     for module in sharing.modules:
         d_out, d_in = module.shape
-        here: list[Term] = []
+        terms_here: list[Term] = []
         for first, *tensors in module.terms:
             shape = _at(sharing.terms, first)
             transform = _transform(shape)
@@ -428,7 +428,7 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
                 *({*shape.roles} & {GAIN_RANK, GAIN_OUT}),
             }:
                 raise ValueError(f"the roles of {shape.transform} at `{module.module}` are others")
-            if transform.name == MAGNITUDE and not _may_scale(shape, module, here):
+            if transform.name == MAGNITUDE and not _may_scale(shape, module, terms_here):
                 raise ValueError(f"`{module.module}` cannot have such a magnitude")
             shapes = {
                 r: _at(sharing.tensors, t).shape for r, t in zip(shape.roles, tensors, strict=True)
@@ -436,7 +436,7 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
             _check_shapes(transform, shape.rank, Width(d_in, d_out), shapes, module.module)
             for tensor in tensors:
                 users.setdefault(tensor, []).append(module.module)
-            here.append(
+            terms_here.append(
                 Term(
                     share=f"term_{first}",
                     site=module.module,
@@ -450,17 +450,17 @@ def plan_of(sharing: Sharing, base: Architecture, seed: int) -> Plan:
                     tensors={r: names[t] for r, t in zip(shape.roles, tensors, strict=True)},
                 )
             )
-        rank = sum(term.rows for term in here)
+        rank = sum(term.rows for term in terms_here)
         if module.rank not in (None, rank):
             raise ValueError(f"`{module.module}` has rank {rank}, and not {module.rank}")
-        terms += here
+        terms += terms_here
     trained = []
     for full in sharing.full:
         _at(sharing.tensors, full.tensor)
         users.setdefault(full.tensor, []).append(full.parameter)
         fields = full.model_dump() | {"tensor": names[full.tensor]}
         trained.append(Trained.model_validate(fields))
-    in_full = {each.tensor for each in trained}
+    in_full = {parameter.tensor for parameter in trained}
     return Plan(
         spec="sharing",
         params={},
@@ -502,9 +502,9 @@ def _transform(shape: Shape) -> Transform:
         raise ValueError(f"{shape.transform}: {_why(error)}") from error
     stated = transform.model_dump(mode="json", by_alias=True)
     for name, value in stated.items():
-        given = shape.options.get(name, ...)
-        if given != value or isinstance(given, bool) != isinstance(value, bool):
-            what = "missing" if given is ... else repr(given)
+        value_given = shape.options.get(name, ...)
+        if value_given != value or isinstance(value_given, bool) != isinstance(value, bool):
+            what = "missing" if value_given is ... else repr(value_given)
             raise ValueError(f"the option `{name}` of {shape.transform} is {what}")
     return transform
 
@@ -567,10 +567,10 @@ def _tensor(entry: Entry, name: str, users: list[str], in_full: bool, seed: int)
 
 
 def _pools(terms: list[Term]) -> Iterator[Pool]:
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    members_of: dict[tuple[str, str], dict[str, str]] = {}
     for term in terms:
         for role in load_transform(term.transform, term.options).pooled:
-            found.setdefault((role, term.tensors[role]), {}).setdefault(term.site, term.share)
-    for (role, tensor), members in found.items():
+            members_of.setdefault((role, term.tensors[role]), {}).setdefault(term.site, term.share)
+    for (role, tensor), members in members_of.items():
         share = next(iter(members.values()))
         yield Pool(share=share, role=role, key=(), tensor=tensor, members=tuple(members))

@@ -79,9 +79,9 @@ def singular_starts(
     for pool in tqdm(pools, "reading the base's weights", disable=None, leave=False):
         # Contiguous like a loaded tensor, so that kernels give the same last bits.
         starts.found[pool.tensor] = starts.make(pool).contiguous()
-    found = starts.found
-    copies = {t.name: found[t.like].clone() for t in plan.tensors if t.like in found}
-    return found | copies
+    values = starts.found
+    copies = {t.name: values[t.like].clone() for t in plan.tensors if t.like in values}
+    return values | copies
 
 
 def fitted(plan: Plan) -> dict[str, str]:
@@ -115,8 +115,8 @@ class _Starts:
         if len(pool.members) > 1:
             read = (self._weight(path) for path in pool.members)
             stacked = _stack(w if is_down else w.T for w in read)
-            found = directions(stacked, tensor.shape[0], bottom=_is_bottom(tensor))
-            return _scaled(tensor, found.values, found.right)
+            singular = directions(stacked, tensor.shape[0], bottom=_is_bottom(tensor))
+            return _scaled(tensor, singular.values, singular.right)
         if (shared := self.fitted.get(tensor.name)) is not None:
             weight = self._weight(path)
             other = self.found[shared].to(weight.device)
@@ -124,8 +124,8 @@ class _Starts:
         key = path, tensor.shape[0], _is_bottom(tensor)
         if self._last is None or self._last[0] != key:
             self._last = key, directions(self._weight(path), *key[1:])
-        found = self._last[1]
-        return _scaled(tensor, found.values, found.right if is_down else found.left)
+        singular = self._last[1]
+        return _scaled(tensor, singular.values, singular.right if is_down else singular.left)
 
     def _weight(self, path: str) -> torch.Tensor:
         weight = read_weight(self.maps[path]).to(self.dtype)
@@ -145,11 +145,11 @@ def read_weight(weight: Weight) -> torch.Tensor:
     """
     if weight.replacement() is not None:
         return weight.dense()
-    kept = weight.stored()
-    assert kept is not None, weight.path
-    if kept.is_meta and is_offloaded(weight.module):
+    stored = weight.stored()
+    assert stored is not None, weight.path
+    if stored.is_meta and is_offloaded(weight.module):
         raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))
-    return weight.part(gather(kept).detach())
+    return weight.part(gather(stored).detach())
 
 
 def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:

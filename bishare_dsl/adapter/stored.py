@@ -88,13 +88,13 @@ def tensor_of(entry: Mapping[str, Any]) -> torch.Tensor:
 
 def entries_of(tensors: Mapping[str, torch.Tensor]) -> Entries:
     """Return the entries of tensors by key; the data are views, not copies."""
-    found = {}
+    entries = {}
     for key, tensor in tensors.items():
         name = str(tensor.dtype).removeprefix("torch.").replace("float", "f")
         dtype = name.replace("uint", "u").replace("int", "i").upper()
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        found[attribute_in(key)] = {"dtype": dtype, "shape": [*tensor.shape], "data": data}
-    return found
+        entries[attribute_in(key)] = {"dtype": dtype, "shape": [*tensor.shape], "data": data}
+    return entries
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
@@ -116,18 +116,18 @@ def find_drawn(
     plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int
 ) -> dict[str, DrawnTensor]:
     """Find frozen tensors that the seed reproduces bit for bit, generating one at a time."""
-    found = {}
+    drawn = {}
     for tensor in plan.tensors:
         if tensor.drawn and not tensor.trainable:
             value = tensors[tensor.name].detach().cpu()
             dtype = str(value.dtype).removeprefix("torch.")
             for generator in ("philox", "torch"):
                 if torch.equal(_drawn(tensor, seed, generator).to(value.dtype), value):
-                    found[tensor.name] = DrawnTensor.model_validate(
+                    drawn[tensor.name] = DrawnTensor.model_validate(
                         {"dtype": dtype, "generator": generator, "sha256": _digest(value)[:8]}
                     )
                     break
-    return found
+    return drawn
 
 
 def _drawn(tensor: Tensor, seed: int, generator: str) -> torch.Tensor:
@@ -163,14 +163,14 @@ def compact_tensors(
     Raises:
         SpecError: a package's transform fails (BS214).
     """
-    found = {}
+    parts_of = {}
     for name, (transform, role) in _users(plan).items():
         if name in tensors and role in transform.roles:
             with guard(transform, "compact"):
                 parts = transform.compact(role, tensors[name].detach())
             if parts is not None:
-                found[name] = parts
-    return found
+                parts_of[name] = parts
+    return parts_of
 
 
 def restore_tensors(
@@ -207,12 +207,12 @@ def restore_tensors(
 
 def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:
     """Return the transform that uses a tensor, and the tensor's role in it; of several, the first."""
-    found: dict[str, tuple[Transform, str]] = {}
+    users: dict[str, tuple[Transform, str]] = {}
     for term in plan.terms:
         transform = load_transform(term.transform, term.options)
         for role, name in term.tensors.items():
-            found.setdefault(name, (transform, role))
-    return found
+            users.setdefault(name, (transform, role))
+    return users
 
 
 def _digest(tensor: torch.Tensor) -> str:
@@ -261,8 +261,8 @@ def dequantise(
         numbers = torch.stack((numbers & 15, numbers >> 4), 1).flatten().to(torch.int8) - 8
     if (numbers.numel() and numbers.min() < -_most(form)) or numbers.flatten()[size:].any():
         raise ValueError(f"its numbers are not {form}")
-    each = scales.float().repeat_interleave(GROUP)[:size]
-    return (numbers.flatten()[:size].float() * each).view(shape)
+    scale_of = scales.float().repeat_interleave(GROUP)[:size]
+    return (numbers.flatten()[:size].float() * scale_of).view(shape)
 
 
 def losses(
@@ -277,7 +277,7 @@ def losses(
         before: its tensors by name.
         after: the tensors as they are loaded.
     """
-    found, key = {}, lambda site: site.kind
+    errors, key = {}, lambda site: site.kind
     terms = ((site, plan.terms_of[site.path]) for site in plan.sites)
     sites = [site for site, here in terms if here and all(t.linear or t.is_magnitude for t in here)]
     for kind, members in groupby(sorted(sites, key=key), key):
@@ -291,8 +291,8 @@ def losses(
             norm = math.hypot(norm, product_norm(down, up))
             lost = math.hypot(lost, product_norm(torch.cat([down, a]), torch.cat([up, -b])))
         if norm:
-            found[kind] = lost / norm
-    return found
+            errors[kind] = lost / norm
+    return errors
 
 
 def _most(form: str) -> int:

@@ -42,29 +42,31 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
     from bishare_dsl.show.table import Table
 
     bases, names = zip(*(base_of(Path(name), model) for name in (before, after)), strict=True)
-    one, two = (
+    first_adapter, second_adapter = (
         read_adapter_for(Path(name), base, report, named)
         for name, base, named in zip((before, after), bases, names, strict=True)
     )
-    plans, weights = (one.plan, two.plan), {}
+    plans, weights = (first_adapter.plan, second_adapter.plan), {}
     if any(plan.has_magnitudes for plan in plans):
         from bishare_dsl.models.inspect import linear_maps
         from bishare_dsl.models.load import load_model
 
         weights = linear_maps(load_model(names[0], causal=False)[0])
     first, second = ({s.path: s for s in plan.sites if plan.terms_of[s.path]} for plan in plans)
-    tensors, whole = (one.tensors(), two.tensors()), Distance()
-    each: dict[str, Distance] = {}
+    tensors, whole = (first_adapter.tensors(), second_adapter.tensors()), Distance()
+    distances: dict[str, Distance] = {}
     kinds: dict[str, Distance] = {}
     for path, site in first.items():
         if path in second:
-            own = update_of(plans[0], tensors[0], site, weights)
-            each[path] = distance(own, update_of(plans[1], tensors[1], second[path], weights))
-            kinds[site.kind] = kinds.get(site.kind, Distance()) + each[path]
-            whole += each[path]
-    alone = len(first) + len(second) - 2 * len(each)
-    specs = [one.plan.spec, two.plan.spec]
-    same_spec = one.plan.digest == two.plan.digest
+            update = update_of(plans[0], tensors[0], site, weights)
+            distances[path] = distance(
+                update, update_of(plans[1], tensors[1], second[path], weights)
+            )
+            kinds[site.kind] = kinds.get(site.kind, Distance()) + distances[path]
+            whole += distances[path]
+    alone = len(first) + len(second) - 2 * len(distances)
+    specs = [first_adapter.plan.spec, second_adapter.plan.spec]
+    same_spec = first_adapter.plan.digest == second_adapter.plan.digest
     report.data(
         before=before,
         after=after,
@@ -73,13 +75,13 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
         modules_in_one_only=alone,
         kinds={kind: _data(of_kind) for kind, of_kind in kinds.items()},
         all=_data(whole),
-        modules={path: _data(of_module) for path, of_module in each.items()},
+        modules={path: _data(of_module) for path, of_module in distances.items()},
     )
     sentence = (
         "the same spec, " + specs[0] if same_spec else "different specs, " + " and ".join(specs)
     )
     head = escaped(f"{before} -> {after}: {sentence}")
-    if not each:
+    if not distances:
         report.tables(f"{head}\nno module is adapted by both")
         return
     columns = ["kind", "modules", "norm before", "norm after", "relative difference", "cosine"]

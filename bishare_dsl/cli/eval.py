@@ -89,8 +89,8 @@ def command(
         )
     if data is not None:
         of_tasks = settings | keywords | {"include_path": include_path}
-        if given := next((name for name, value in of_tasks.items() if value), None):
-            raise CommandError(WRONG_USAGE(what=f"`{given}` goes with `--tasks`"))
+        if unfit := next((name for name, value in of_tasks.items() if value), None):
+            raise CommandError(WRONG_USAGE(what=f"`{unfit}` goes with `--tasks`"))
         _choose(report, folders, model, data, base, dtype, device)
         return
     assert tasks is not None
@@ -167,5 +167,5 @@ def _choose(
         with adapted(live, adapter, report):
             correct[label] = choice_accuracy(live.eval(), examples, collator)
     report.data(model=model, data=str(data), rows=len(examples), accuracy=correct)
-    table = [[label, len(examples), f"{right:.1%}"] for label, right in correct.items()]
+    table = [[label, len(examples), f"{accuracy:.1%}"] for label, accuracy in correct.items()]
     report.tables(Table(["model", "rows", "correct"], table))

@@ -148,10 +148,10 @@ def command(
         raise click.UsageError("give --spec and --out, or --library")
     check_out(out, CONFIG, force=force)
     base, model_name = base_of(folders[0], model)
-    made = plan_of(spec, base, params, report)
+    resolved = plan_of(spec, base, params, report)
     if name is not None and tolerance is None:
         raise click.UsageError("--solve goes with --tolerance")
-    param, most = (None, 0) if tolerance is None else _param(made, name)
+    param, most = (None, 0) if tolerance is None else _param(resolved, name)
     first = read_adapter_for(folders[0], base, report, model_name)
     report.note("fitting ...")
     import torch
@@ -175,28 +175,28 @@ def command(
     how["watch"] = partial(_tell, report)
     with open_pairs(read) as pairs:
         if tolerance is None:
-            family, values, fitted = fit(made.plan, pairs, **how)
+            family, values, fitted = fit(resolved.plan, pairs, **how)
         else:
 
             def attempt(value: int) -> tuple[ResolvedSpec, tuple[Any, Any, FitReport]]:
-                tried = make_plan(made.spec, base, {str(param): value}, made.where)
+                tried = make_plan(resolved.spec, base, {str(param): value}, resolved.where)
                 report.note(f"{param} = {value}:")
                 return tried, fit(tried.plan, pairs, **how)
 
-            made, (family, values, fitted) = _smallest(attempt, str(param), most, tolerance)
+            resolved, (family, values, fitted) = _smallest(attempt, str(param), most, tolerance)
     before = sum(_bytes(folder) for folder in named.values())
-    report.data(out=str(out), params=made.plan.params, **fitted.data())
+    report.data(out=str(out), params=resolved.plan.params, **fitted.data())
     saving: Any = {
         "seed": seed,
         "base_revision": first.config.base_revision,
         "dtype": dtype,
     }
     if family.apart:
-        each = {name: family.tensors(values, name) for name in named}
-        report.all(save_library(out, made.plan, each, made.text(), **saving))
+        members = {name: family.tensors(values, name) for name in named}
+        report.all(save_library(out, resolved.plan, members, resolved.text(), **saving))
     else:
         tensors = family.tensors(values, next(iter(named)))
-        report.all(save_adapter(out, made.plan, tensors, made.text(), **saving))
+        report.all(save_adapter(out, resolved.plan, tensors, resolved.text(), **saving))
         if len(named) > 1:
             report.note(
                 "nothing in the spec tells the adapters apart: this is one, nearest to all of them; "
@@ -221,18 +221,18 @@ def _project(
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import read_adapter_for
 
-    there = names_in(library)
-    if not there:
+    names_there = names_in(library)
+    if not names_there:
         read_adapter(library)  # Says why it is none.
         what = f"`{library}` is one adapter and no library"
         raise CommandError(codes.WRONG_USAGE(what=what, help="start one with `--spec` and `--out`"))
     if out is not None:
         check_out(out, CONFIG, force=force)
-    elif (twice := next((name for name in named if name in there), None)) and not force:
+    elif (twice := next((name for name in named if name in names_there), None)) and not force:
         what = f"`{library}` has an adapter `{twice}`"
         help = "rename the folder, or replace the adapter with `--force`"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
-    member = read_adapter(f"{library}#{there[0]}")
+    member = read_adapter(f"{library}#{names_there[0]}")
     plan, base = member.plan, member.plan.base
     report.note("fitting ...")
     from bishare_dsl.fit.fit import fit
@@ -240,17 +240,17 @@ def _project(
 
     tensors = member.tensors()
     shared = {name: tensors[name] for name in plan.common}
-    given = (
+    loras = (
         (name, read_adapter_for(folder, base, report, model))
         for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
     )
     watch = partial(_tell, report)
-    with open_pairs(given) as pairs:
+    with open_pairs(loras) as pairs:
         family, values, fitted = fit(
             plan, pairs, sweeps=sweeps, watch=watch, library=shared, seed=member.config.seed
         )
-    each = {name: family.tensors(values, name) for name in named}
-    report.all(add_to_library(library, each, out))
+    members = {name: family.tensors(values, name) for name in named}
+    report.all(add_to_library(library, members, out))
     place = out or library
     report.data(out=str(place), params=plan.params, **fitted.data())
     before = sum(_bytes(folder) for folder in named.values())
@@ -287,13 +287,13 @@ def _adapters_in(folder: Path) -> list[Path]:
     ]
 
 
-def _param(made: ResolvedSpec, name: str | None) -> tuple[str, int]:
+def _param(resolved: ResolvedSpec, name: str | None) -> tuple[str, int]:
     """Return the param that a tolerance changes, and the largest value to try: as the spec sets it.
 
     Raises:
         CommandError: there is none, or there are several and none is named (BS901).
     """
-    ranks = {n: v for n, v in made.plan.params.items() if isinstance(v, int) and v > 0}
+    ranks = {n: v for n, v in resolved.plan.params.items() if isinstance(v, int) and v > 0}
     if name in ranks:
         return str(name), ranks[str(name)]
     if name is None and len(ranks) == 1:
@@ -321,27 +321,27 @@ def _smallest(
         AdapterError: not even the largest value does (BS852).
     """
 
-    def worst(found: tuple[ResolvedSpec, tuple[Any, Any, FitReport]]) -> float:
-        return max(found[1][2].adapters.values(), default=0.0)
+    def worst(attempted: tuple[ResolvedSpec, tuple[Any, Any, FitReport]]) -> float:
+        return max(attempted[1][2].adapters.values(), default=0.0)
 
     least, value, best = 0, 1, None
     while best is None:
-        found = attempt(value)
-        if worst(found) <= tolerance:
-            best = found
+        fitted = attempt(value)
+        if worst(fitted) <= tolerance:
+            best = fitted
         elif value == most:
             raise AdapterError(
                 analyse_codes.OUT_OF_REACH(
-                    param=param, most=most, limit=tolerance, error=worst(found)
+                    param=param, most=most, limit=tolerance, error=worst(fitted)
                 )
             )
         else:
             least, value = value, min(2 * value, most)
     while value - least > 1:
         middle = (least + value) // 2
-        found = attempt(middle)
-        if worst(found) <= tolerance:
-            value, best = middle, found
+        fitted = attempt(middle)
+        if worst(fitted) <= tolerance:
+            value, best = middle, fitted
         else:
             least = middle
     return best

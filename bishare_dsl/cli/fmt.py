@@ -41,7 +41,7 @@ def command(report: Report, files: tuple[str, ...], check: bool) -> None:
             report.error(error)
         except OSError as error:
             report.problem(cannot_read(file, error))
-    changed = sum(one["changed"] for one in results)
+    changed = sum(result["changed"] for result in results)
     report.data(files=results)
     if check and changed:
         report.exit_code = max(report.exit_code, FINDINGS)

@@ -55,9 +55,9 @@ def command(
         report.result(text.rstrip())
         report.note(f"saved in {out}")
         return
-    found = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
+    loras = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
     rows: list[dict[str, Any]] = []
-    for name, folder in report.bar(named_folders(found).items(), "importing"):
+    for name, folder in report.bar(named_folders(loras).items(), "importing"):
         row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
         try:
             row |= _imported(folder, model, out / name, force, bases, report)[0]

@@ -56,8 +56,8 @@ def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None
 
     places = [adapter_folder(folder) for folder in folders]
     adapters = [adapter for place in places for adapter in find_adapters(place)]
-    one = len(places) == 1 and sort is None
-    if one and (
+    single = len(places) == 1 and sort is None
+    if single and (
         not adapters
         or (adapters == places and not names_in(adapters[0]) and not is_peft(adapters[0]))
     ):
@@ -132,9 +132,14 @@ def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
 
     config, plan, most = stored.config, stored.plan, most_parameters(None)
     # No file limits these, and the shapes of the base are the folder's own claims.
-    made = {*config.drawn, *(n for n, parts in config.compact.items() if parts not in QUANTISED)}
+    unlimited = {
+        *config.drawn,
+        *(n for n, parts in config.compact.items() if parts not in QUANTISED),
+    }
     counts = {
-        "tensors that are not stored have": sum(t.size for t in plan.tensors if t.name in made),
+        "tensors that are not stored have": sum(
+            t.size for t in plan.tensors if t.name in unlimited
+        ),
         "the factors of a module have": max(
             (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites), default=0
         ),
@@ -152,7 +157,9 @@ def _mean(norms: Sequence[float]) -> str:
     return f"{(sum(n * n for n in norms) / len(norms)) ** 0.5:.3g}" if norms else ""
 
 
-def _list(found: Sequence[Path], places: Sequence[Path], sort: str | None, report: Report) -> None:
+def _list(
+    adapters: Sequence[Path], places: Sequence[Path], sort: str | None, report: Report
+) -> None:
     """List adapters."""
     from dataclasses import asdict
 
@@ -167,7 +174,7 @@ def _list(found: Sequence[Path], places: Sequence[Path], sort: str | None, repor
                 report.error(error)
     rows: list[Listed] = []
     shared: list[Shared] = []
-    for folder in report.bar(found, "reading", hidden=len(found) < _BAR_FROM):
+    for folder in report.bar(adapters, "reading", hidden=len(adapters) < _BAR_FROM):
         for entry in list_adapters(folder):
             (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
     if sort is not None:

@@ -72,16 +72,16 @@ def command(
     With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
     LoRA r=8, and as the LoRA whose rank comes nearest in bytes.
     """
-    one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
+    single = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
     if memory is not None and adapters is None:
         raise click.UsageError("--memory goes with --adapters")
     if adapters is not None:
-        if not one or sort is not None:
+        if not single or sort is not None:
             raise click.UsageError(
                 "--adapters takes one spec, one model and one value of each param"
             )
         _cost(files[0], models[0], _single(params), adapters, memory, report)
-    elif one and sort is None:
+    elif single and sort is None:
         from bishare_dsl.cli import summary
 
         plan = plan_of(files[0], models[0], _single(params), report).plan

@@ -71,8 +71,8 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             yield name, rest.popleft() if rest and rest[0].lower() in _BOOLEANS else "true"
         elif is_flag(name.removeprefix("no_")):
             yield name.removeprefix("no_"), "false"
-        elif name not in (known := argument_types()):
-            raise TrainError(unknown_argument(name, [*known, *given], shown=f"--{name}"))
+        elif name not in (types := argument_types()):
+            raise TrainError(unknown_argument(name, [*types, *given], shown=f"--{name}"))
         elif rest:
             yield name, rest.popleft()
         else:
@@ -178,8 +178,8 @@ def command(
         )
         result = run(make_request(given, config), reporter, force=force)
     except TrainingInterrupted as stopped:
-        again = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
-        report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{again}` goes on from there")
+        retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
+        report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")
         return
     if first:
         report.data(**result.as_dict())

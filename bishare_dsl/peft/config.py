@@ -148,10 +148,10 @@ class BishareConfig(PeftConfig):
 
     def own(self) -> BishareConfig:
         """Return a copy that changes with the adapter in a model; the user's config stays unchanged."""
-        made = copy.copy(self)
-        made.modules_to_save = copy.copy(self.modules_to_save)
-        made._record = None
-        return made
+        config = copy.copy(self)
+        config.modules_to_save = copy.copy(self.modules_to_save)
+        config._record = None
+        return config
 
     @property
     def record(self) -> AdapterConfig | None:
@@ -182,8 +182,8 @@ class BishareConfig(PeftConfig):
             AdapterError: the record is not in bishare's format (BS604).
         """
         try:
-            found = AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
-            return found and check_plan(found)[1]
+            config = AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
+            return config and check_plan(config)[1]
         except ValueError as error:
             raise broken_config(CONFIG, error) from error
 

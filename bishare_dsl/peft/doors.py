@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -83,22 +83,22 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(load)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(*args, **kwargs).arguments
-        model: Any = asked.get("model", args[0])
-        name = asked.get("adapter_name", "default")
-        there = getattr(model, "peft_config", {}).get(name)
-        if isinstance(there, BishareConfig) and there.stored() is not None:
+        arguments = signature.bind(*args, **kwargs).arguments
+        model: Any = arguments.get("model", args[0])
+        name = arguments.get("adapter_name", "default")
+        present = getattr(model, "peft_config", {}).get(name)
+        if isinstance(present, BishareConfig) and present.stored() is not None:
             return load(
                 *args, **kwargs
             )  # `from_pretrained` has checked the folder before it calls `load_adapter`.
-        if (folder := _folder_of(asked["model_id"], asked.get("kwargs", {}))) is None:
+        if (folder := _folder_of(arguments["model_id"], arguments.get("kwargs", {}))) is None:
             return load(*args, **kwargs)
         for last in (False, True):
             state = _state_of(folder)
             try:
-                stored, tensors = _read_for(folder, model, name, asked.get("config"))
-                if isinstance(there, BishareConfig):
-                    there.seed_checked = True  # bishare 0.3 stores it in the config only.
+                stored, tensors = _read_for(folder, model, name, arguments.get("config"))
+                if isinstance(present, BishareConfig):
+                    present.seed_checked = True  # bishare 0.3 stores it in the config only.
                 with _as_ours(stored, tensors) as place:
                     if place is None:
                         return load(*args, **kwargs)
@@ -109,7 +109,7 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
             except (
                 Exception
             ):  # PEFT reads the files again, one by one; another process may write in between.
-                if there is None:
+                if present is None:
                     _take_out(model, name)
                 if last or _state_of(folder) == state:
                     raise
@@ -121,7 +121,7 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 def _config_of(stored: StoredAdapter, tensors: _Tensors) -> PeftConfig:
     """Return PEFT's config of a folder; of one without a spec, that of its copy under bishare's keys."""
     if stored.config.tensors:
-        return PeftConfig.from_pretrained(str(stored.folder))
+        return cast(PeftConfig, PeftConfig.from_pretrained(str(stored.folder)))
     how: Saving = {"seed": stored.config.seed, "compact": stored.compact}
     values, config, _ = pack(stored.plan, tensors, "", **how)
     config = config.model_copy(update={"tensors": digest_of(entries_of(values))})
@@ -165,13 +165,13 @@ def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def copied(*args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(*args, **kwargs)
-        model, config = asked.arguments.get("model", args[0]), asked.arguments["peft_config"]
+        bound = signature.bind(*args, **kwargs)
+        model, config = bound.arguments.get("model", args[0]), bound.arguments["peft_config"]
         of_model = any(config is known for known in getattr(model, "peft_config", {}).values())
         if isinstance(config, BishareConfig) and not of_model:
-            asked.arguments["peft_config"] = config = config.own()
+            bound.arguments["peft_config"] = config = config.own()
             config.task_adds_heads = True
-        return method(*asked.args, **asked.kwargs)
+        return method(*bound.args, **bound.kwargs)
 
     return copied
 
@@ -199,15 +199,18 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
 
     @wraps(load)
     def filled(model: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(model, *args, **kwargs).arguments
-        config, state = asked.get("peft_config"), asked.get("adapter_state_dict")
-        name = asked.get("adapter_name") or "default"
-        settings = asked.get("load_config")
-        place = asked.get("peft_model_id") or getattr(
+        arguments = signature.bind(model, *args, **kwargs).arguments
+        config, state = arguments.get("peft_config"), arguments.get("adapter_state_dict")
+        name = arguments.get("adapter_name") or "default"
+        settings = arguments.get("load_config")
+        place = arguments.get("peft_model_id") or getattr(
             settings, "pretrained_model_name_or_path", None
         )
-        where = {**(getattr(settings, "download_kwargs", None) or {}), **asked.get("kwargs", {})}
-        where |= asked.get("adapter_kwargs") or {}
+        where = {
+            **(getattr(settings, "download_kwargs", None) or {}),
+            **arguments.get("kwargs", {}),
+        }
+        where |= arguments.get("adapter_kwargs") or {}
         if state is None and place and (folder := _folder_of(place, where)) is not None:
             stored, tensors = _read_for(folder, model, name, config)
             config = config or _config_of(stored, tensors)
@@ -219,9 +222,9 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
         else:
             return load(model, *args, **kwargs)
         state = {key_of(plan, tensor): value for tensor, value in tensors.items()} | others
-        more = asked.pop("kwargs", {})
-        asked |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
-        result = load(**asked, **more)
+        more = arguments.pop("kwargs", {})
+        arguments |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
+        result = load(**arguments, **more)
         adapter = model.bishare[name]
         with torch.no_grad():
             for tensor, parameter in adapter.tensors().items():
@@ -300,7 +303,7 @@ def tables_of(model: Any) -> tuple[str, ...]:
     """Return the key prefixes of a model's token tables: PEFT saves a resized one."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     get = (getattr(base, f"get_{side}_embeddings", lambda: None) for side in ("input", "output"))
-    tables = [table for table in (each() for each in get) if table is not None]
+    tables = [table for table in (getter() for getter in get) if table is not None]
     return tuple(
         f"{path}." for path, module in model.named_modules() if any(module is t for t in tables)
     )
@@ -310,8 +313,8 @@ def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
     """Return the folder of a bishare adapter, downloaded from the Hub if needed; None for other methods."""
     folder = Path(place, where.get("subfolder") or "")
     if not (folder / CONFIG).exists():
-        known = inspect.signature(hf_hub_download).parameters
-        how = {name: value for name, value in where.items() if name in known}
+        parameters = inspect.signature(hf_hub_download).parameters
+        how = {name: value for name, value in where.items() if name in parameters}
         try:
             folder = Path(hf_hub_download(str(place), CONFIG, **how)).parent
             if is_ours(folder):

@@ -29,8 +29,8 @@ def spec_of_lora(config: LoraConfig, model: nn.Module) -> Spec:
         AdapterError: the config uses more than plain LoRA (BS656).
         ValueError: PEFT finds nothing to adapt.
     """
-    kept = chain(model.parameters(), model.buffers())
-    empty = {id(tensor): tensor.detach().to("meta") for tensor in kept}
+    originals = chain(model.parameters(), model.buffers())
+    empty = {id(tensor): tensor.detach().to("meta") for tensor in originals}
     for parameter in model.parameters():
         empty[id(parameter)] = nn.Parameter(empty[id(parameter)], requires_grad=False)
     adapted = get_peft_model(copy.deepcopy(model, empty), copy.deepcopy(config))

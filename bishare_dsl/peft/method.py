@@ -78,7 +78,7 @@ from bishare_dsl.spec import Spec
 
 
 def install(
-    model: nn.Module, made: ResolvedSpec | StoredAdapter, seed: int = 0, name: str | None = None
+    model: nn.Module, source: ResolvedSpec | StoredAdapter, seed: int = 0, name: str | None = None
 ) -> tuple[str, ...]:
     """Add an adapter to a model as `get_peft_model` does or, with a name, next to existing adapters.
 
@@ -86,7 +86,7 @@ def install(
 
     Args:
         model: must fit the plan.
-        made: a plan with random initial values, or a saved adapter.
+        source: a plan with random initial values, or a saved adapter.
         seed: for random initial values.
         name: of the adapter; ``default`` for a single one.
 
@@ -102,14 +102,14 @@ def install(
     if name is not None and name in getattr(in_model(model), "adapters", ()):
         raise AdapterError(codes.NAME_IN_USE(name=name))
     text, seed = (
-        (made.text(), index(seed))
-        if isinstance(made, ResolvedSpec)
-        else (made.spec_text, made.config.seed)
+        (source.text(), index(seed))
+        if isinstance(source, ResolvedSpec)
+        else (source.spec_text, source.config.seed)
     )
     # A text of one line would be taken for a name.
     config = BishareConfig(spec=text if "\n" in text or not text else f"{text}\n", seed=seed)
     config.base_model_name_or_path = vars(model).get("name_or_path") or None
-    notes = _put(model, made, config, name or DEFAULT)
+    notes = _put(model, source, config, name or DEFAULT)
     put_methods(model, SAVING)
     return notes
 
@@ -129,14 +129,14 @@ def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
     handle.running.config.task_type = task_type
     configs = vars(model).pop("peft_config")
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(task_type or "", PeftModel)
-    made = kind(model, configs[handle.name], handle.name)
-    made.peft_config.update(configs)
-    return made
+    peft_model = kind(model, configs[handle.name], handle.name)
+    peft_model.peft_config.update(configs)
+    return peft_model
 
 
 def _put(
     model: nn.Module,
-    made: ResolvedSpec | StoredAdapter,
+    source: ResolvedSpec | StoredAdapter,
     config: BishareConfig,
     name: str,
     unfilled: Collection[str] = (),
@@ -150,19 +150,19 @@ def _put(
     taken = module_names(path for path in paths if not in_adapter(path))
     if fault := name_fault(name, taken):
         raise AdapterError(codes.NO_NAME(name=name, reason=fault))
-    plan, where = made.plan, devices(made.plan, model)
+    plan, where = source.plan, devices(source.plan, model)
     with torch.inference_mode(False):  # Tensors created in inference mode could never train.
-        if isinstance(made, ResolvedSpec):
-            text, compact = made.text(), False
+        if isinstance(source, ResolvedSpec):
+            text, compact = source.text(), False
             on_meta = all(device.type == "meta" for device in where.values())
             device = "meta" if on_meta else "cpu"
             tensors = first_values(plan, model, config.seed, device, unfilled)
         else:
-            text, compact = made.spec_text, made.compact
-            tensors = made.tensors(with_base=True)
+            text, compact = source.spec_text, source.compact
+            tensors = source.tensors(with_base=True)
             if missing := plan.tensor.keys() - tensors.keys():
                 tensors |= start_of_base(plan, model, missing)
-                tensors |= check_reproduced(made.config.marks, tensors)
+                tensors |= check_reproduced(source.config.marks, tensors)
         tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
         handle = in_model(model)
         if handle is None:
@@ -215,20 +215,20 @@ class BishareModel(BaseTuner):
         """
         configs = cast("dict[str, BishareConfig]", self.peft_config)
         config, handle = configs[adapter_name], in_model(model)
-        there = None if handle is None else handle.adapters.get(adapter_name)
-        if there is not None and there.config is config:
+        present = None if handle is None else handle.adapters.get(adapter_name)
+        if present is not None and present.config is config:
             return  # From `as_peft_model`, or with the model's current config: wrap it only.
-        given, config = config, config.own()
+        users_config, config = config, config.own()
         config.task_adds_heads = False
         configs[adapter_name] = config
         try:
             self._inject(model, adapter_name, config, low_cpu_mem_usage)
-            if given.task_adds_heads:
+            if users_config.task_adds_heads:
                 # PEFT reads these again, from the copy that `guard_doors` passes to it.
-                given.modules_to_save = config.modules_to_save
+                users_config.modules_to_save = config.modules_to_save
         except BaseException:
-            if there is not None:
-                configs[adapter_name] = there.config
+            if present is not None:
+                configs[adapter_name] = present.config
             raise
 
     def _inject(
@@ -424,16 +424,18 @@ class BishareModel(BaseTuner):
         values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
         _check_others(model, adapter_name, record, others)
         if record is not None:
-            there: Mapping[str, torch.Tensor] = adapter.parts.tensors()
-            missing = [name for name in (*record.marks, *record.of_base) if there[name].is_meta]
+            parameters: Mapping[str, torch.Tensor] = adapter.parts.tensors()
+            missing = [
+                name for name in (*record.marks, *record.of_base) if parameters[name].is_meta
+            ]
             base = _handle_of(model).model
             if missing and not all(p.is_meta for p in base.parameters()):
                 # `low_cpu_mem_usage` created them on the meta device, without access to the base's
                 # values.
-                made = start_of_base(plan, base, missing)
-                there = {**there, **made}
-                values |= {name: made[name] for name in record.of_base if name in made}
-            values |= check_reproduced(record.marks, there)
+                starts = start_of_base(plan, base, missing)
+                parameters = {**parameters, **starts}
+                values |= {name: starts[name] for name in record.of_base if name in starts}
+            values |= check_reproduced(record.marks, parameters)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
@@ -468,16 +470,16 @@ def _check_state(
         }
         for name, value in stored.items()
     }
-    known = record or AdapterConfig(
+    config = record or AdapterConfig(
         versions={}, spec=spec_text, seed=seed, base=plan.base, plan=plan.digest
     )
-    check_entries(_IN_MEMORY, plan, known, entries, is_file=record is not None)
+    check_entries(_IN_MEMORY, plan, config, entries, is_file=record is not None)
     if record is not None and (
         len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors
     ):
         reason = "it does not belong to the adapter_config.json beside it"
         raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
-    return complete(_IN_MEMORY, plan, known, stored), others
+    return complete(_IN_MEMORY, plan, config, stored), others
 
 
 def _check_others(

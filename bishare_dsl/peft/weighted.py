@@ -29,9 +29,9 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
     """
     first = adapters[0]
     reason = help = None
-    if not all(one.spec_text for one in adapters):
+    if not all(adapter.spec_text for adapter in adapters):
         reason, help = "one has no spec", "`export` it as a LoRA, and `bishare import` that"
-    elif any(one.spec_text != first.spec_text for one in adapters):
+    elif any(adapter.spec_text != first.spec_text for adapter in adapters):
         reason = "they are of several specs"
     elif whole := first.saved_plan.trained:
         reason = f"they train `{whole[0].parameter}` in full"
@@ -62,16 +62,16 @@ def weighted_tensors(
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         tensors, sums = adapter.tensors(), {(t.share, t.site): t for t in plan.terms}
         for term in adapter.saved_plan.terms:
-            made = sums.get((_name(term.share, number), term.site))
+            summed = sums.get((_name(term.share, number), term.site))
             scale = term.scale * weight
             if (
-                made is None
-                or made.tensors.keys() != term.tensors.keys()
-                or not math.isclose(made.scale, scale)
+                summed is None
+                or summed.tensors.keys() != term.tensors.keys()
+                or not math.isclose(summed.scale, scale)
             ):
                 reason = f"share `{term.share}` at `{term.site}` has no equal in the sum"
                 raise AdapterError(codes.NOT_WEIGHTED(reason=reason))
-            for role, name in made.tensors.items():
+            for role, name in summed.tensors.items():
                 yield name, tensors[term.tensors[role]]
 
 

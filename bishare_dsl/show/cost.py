@@ -82,13 +82,13 @@ def costs(plan: Plan) -> list[Cost]:
     else:
         ways = [("separate adapters", frozen), *_libraries(plan, frozen)]
     ranks = [rank for rank in effective_ranks(plan).values() if rank]
-    each = lora_size(plan, 1)
-    expanded = max(ranks) * each if ranks and all(term.linear for term in plan.terms) else None
+    per_rank = lora_size(plan, 1)
+    expanded = max(ranks) * per_rank if ranks and all(term.linear for term in plan.terms) else None
     rows = [_cost(plan, way, common, expanded) for way, common in ways]
-    near = max(1, round(rows[0].own / each)) if each else 1
+    near = max(1, round(rows[0].own / per_rank)) if per_rank else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
     lora[near] = f"LoRA r={near}, nearest in bytes"
-    return rows + [_lora_cost(way, r * each) for r, way in lora.items() if each]
+    return rows + [_lora_cost(way, r * per_rank) for r, way in lora.items() if per_rank]
 
 
 def _lora_cost(way: str, numbers: int) -> Cost:
@@ -155,9 +155,11 @@ def size(count: int | None) -> str:
     """Write bytes in the unit of files: ``2.8 GB``."""
     if count is None:
         return "-"
-    for unit, one in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= one:
+    for unit, unit_bytes in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= unit_bytes:
             return (
-                f"{count / one:,.1f} {unit}" if count < 100 * one else f"{count / one:,.0f} {unit}"
+                f"{count / unit_bytes:,.1f} {unit}"
+                if count < 100 * unit_bytes
+                else f"{count / unit_bytes:,.0f} {unit}"
             )
     return f"{count:,} B"

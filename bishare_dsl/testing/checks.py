@@ -57,8 +57,8 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
         return False
     _same(type(transform).model_validate(transform.options()), transform, "the options, read again")
     for width in widths:
-        found = sorted([*shared, *own[width]])
-        _same(found, sorted(transform.roles), "roles of the tensors of pools and of a site's own")
+        roles = sorted([*shared, *own[width]])
+        _same(roles, sorted(transform.roles), "roles of the tensors of pools and of a site's own")
         shapes = shared | {role: (t.rows, t.columns) for role, t in own[width].items()}
         if transform.linear:
             _check_factors(transform, rank, width, shapes)
@@ -125,12 +125,14 @@ def _check_products(
     """Check that factors multiply like their matrices, also for several adapters."""
     several = {role: torch.stack([value, 2 * value]) for role, value in values.items()}
     apart = [{role: value[i] for role, value in several.items()} for i in range(2)]
-    each = [[f.dense() for f in term_factors(transform, one, rank, width)] for one in apart]
+    dense_factors = [
+        [f.dense() for f in term_factors(transform, one, rank, width)] for one in apart
+    ]
     together = vmap_factors(lambda given: term_factors(transform, given, rank, width), several, 2)
     random = _random(rank)
     for number, (role, side) in enumerate(zip("AB", width, strict=True)):
-        one, want = term_factors(transform, values, rank, width)[number], each[0][number]
-        both = torch.stack([pair[number] for pair in each])
+        one, want = term_factors(transform, values, rank, width)[number], dense_factors[0][number]
+        both = torch.stack([pair[number] for pair in dense_factors])
         _near(together[number].dense(), both, f"the effective {role} of several {where}", 1e-9)
         for tokens in (1, 3, DECODE_TOKENS + 1):
             for factor, dense, axes in ((one, want, ()), (together[number], both, (2,))):

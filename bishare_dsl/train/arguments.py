@@ -99,7 +99,7 @@ def convert(name: str, value: Any) -> Any:
     if value is False and is_flag(name) is False:
         value = "no"  # YAML reads a bare `no` as False.
     kind = argument_types()[name]
-    enums: list[Any] = [each for each in get_args(kind) if isinstance(each, EnumMeta)]
+    enums: list[Any] = [part for part in get_args(kind) if isinstance(part, EnumMeta)]
     words = [word.value for enum in enums for word in enum]
     if words and value not in words:
         reason, help = "it is not one of its words", nearest(str(value), words)
@@ -255,7 +255,7 @@ def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
     """Choose unset arguments so that an optimizer step sees `BATCH` examples."""
     size = given.get("per_device_train_batch_size")
     steps = given.get("gradient_accumulation_steps")
-    if any(given is not None and given < 1 for given in (size, steps)):
+    if any(count is not None and count < 1 for count in (size, steps)):
         raise ValueError("a batch has one example at least")
     if size is None and steps is None:
         size = max(1, min(PER_DEVICE, BATCH // args.world_size))

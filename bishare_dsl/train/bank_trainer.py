@@ -162,8 +162,8 @@ class BankTrainer(RunTrainer):
         for tasks, losses, _right in self._losses(inputs):
             losses.sum().backward()
             sums[0].index_add_(0, tasks, losses.detach())
-        for one in inputs:
-            self.state.num_input_tokens_seen += int(one.inputs["attention_mask"].sum())
+        for micro_batch in inputs:
+            self.state.num_input_tokens_seen += int(micro_batch.inputs["attention_mask"].sum())
         sums[0] = self._together(sums[0])
         for parameter in self.bank.parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -197,15 +197,17 @@ class BankTrainer(RunTrainer):
         its task's loss, and whether its learned tokens are the likeliest.
         """
         device = self.args.device
-        for one in passes[self.args.process_index :: self.args.world_size]:
-            inputs = {name: tensor.to(device) for name, tensor in one.inputs.items()}
-            names = [self.steps.tasks[task].name for task in one.tasks]
+        for micro_batch in passes[self.args.process_index :: self.args.world_size]:
+            inputs = {name: tensor.to(device) for name, tensor in micro_batch.inputs.items()}
+            names = [self.steps.tasks[task].name for task in micro_batch.tasks]
             with self.compute_loss_context_manager(), self.handle.rows(names):
                 forward = self.handle.model.forward
                 logits, learned = learned_logits(cast(Any, self.model), forward, inputs)
             flat, labels = logits.float().flatten(0, 1), learned.flatten()
             losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
-            tasks, counts = torch.tensor([one.tasks, one.learned]).to(device, non_blocking=True)
+            tasks, counts = torch.tensor([micro_batch.tasks, micro_batch.learned]).to(
+                device, non_blocking=True
+            )
             yield tasks, losses.view(learned.shape).sum(1) / counts, are_likeliest(logits, learned)
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
@@ -243,13 +245,13 @@ class BankTrainer(RunTrainer):
         steps, model = self.steps, cast(Any, self.model).eval()
         tasks = [i for i, t in enumerate(steps.tasks) if t.held_out and i not in steps.stopped]
         totals = torch.zeros_like(self._sums)
-        for numbers, losses, right in self._losses(
+        for numbers, losses, correct in self._losses(
             steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
         ):
             totals[0].index_add_(0, numbers, losses)
-            totals[1].index_add_(0, numbers, right.to(totals))
+            totals[1].index_add_(0, numbers, correct.to(totals))
         model.train()
-        means, right = self._together(totals).tolist()
+        means, correct = self._together(totals).tolist()
         by_name = {steps.tasks[i].name: means[i] for i in tasks}
         mean = {"eval_loss": sum(by_name.values()) / max(len(by_name), 1)}
         logs: dict[str, Any] = {**mean, "eval_losses": by_name}
@@ -257,15 +259,17 @@ class BankTrainer(RunTrainer):
             i: len(steps.tasks[i].held_out) for i in tasks if among_options(steps.tasks[i].held_out)
         }
         if rows:
-            logs["eval_accuracies"] = {steps.tasks[i].name: right[i] / n for i, n in rows.items()}
+            logs["eval_accuracies"] = {steps.tasks[i].name: correct[i] / n for i, n in rows.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
         return mean
 
     def held_out(self, task: int) -> float:
         """Return the last held-out loss of a task; infinity if it is missing or not finite."""
-        known = [*logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()]
-        return known[-1] if known and not math.isnan(known[-1]) else math.inf
+        losses = [
+            *logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()
+        ]
+        return losses[-1] if losses and not math.isnan(losses[-1]) else math.inf
 
     def ranked(self, group: str) -> list[int]:
         """Return the candidates of an adapter, best first: running ones by held-out loss, then eliminated

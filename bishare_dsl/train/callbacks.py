@@ -137,6 +137,6 @@ def _answers(llm: Any, texts: Sequence[str], lora_request: Any) -> list[Answer]:
     sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
     outputs = llm.generate(list(texts), sampling, lora_request=lora_request, use_tqdm=False)
     return [
-        {token: one.logprob for token, one in output.outputs[0].logprobs[0].items()}
+        {token: likely.logprob for token, likely in output.outputs[0].logprobs[0].items()}
         for output in outputs
     ]

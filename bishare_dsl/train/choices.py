@@ -44,9 +44,9 @@ def choice_accuracy(
         collator: makes batches.
         batch: the batch size.
     """
-    right, device = 0, next(model.parameters()).device
+    correct, device = 0, next(model.parameters()).device
     for start in range(0, len(examples), batch):
         part: Any = [examples[i] for i in range(start, min(start + batch, len(examples)))]
         inputs = {name: tensor.to(device) for name, tensor in collator(part).items()}
-        right += int(are_likeliest(*learned_logits(model, model.forward, inputs)).sum())
-    return right / len(examples)
+        correct += int(are_likeliest(*learned_logits(model, model.forward, inputs)).sum())
+    return correct / len(examples)

@@ -47,7 +47,7 @@ def check_names(plan: Plan, rates: Mapping[str, str]) -> None:
 def rates_of(plan: Plan, rates: Mapping[str, str]) -> dict[str, str]:
     """Return the last value in ``lr_of`` for each tensor that it names."""
     called = names_of(plan).items()
-    return {t: said for t, names in called for name, said in rates.items() if name in names}
+    return {t: rate for t, names in called for name, rate in rates.items() if name in names}
 
 
 def regroup(
@@ -73,9 +73,9 @@ def regroup(
     for group in groups:
         parts: dict[float, list[torch.Tensor]] = {}
         for parameter in group["params"]:
-            rate, said = group["lr"], own.get(name_of.get(id(parameter), ""))
-            if said is not None:
-                rate = rate * float(said[:-1]) if said[-1] in "xX" else float(said)
+            rate, own_rate = group["lr"], own.get(name_of.get(id(parameter), ""))
+            if own_rate is not None:
+                rate = rate * float(own_rate[:-1]) if own_rate[-1] in "xX" else float(own_rate)
             parts.setdefault(rate, []).append(parameter)
         # Trainer logs the first group's learning rate: the run's own, if any tensor has it.
         for rate in sorted(parts, key=lambda rate: rate != group["lr"]):

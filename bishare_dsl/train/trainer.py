@@ -143,9 +143,9 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         logits, learned = learned_logits(model, forward, inputs)
         loss = loss_of(logits, learned, num_items_in_batch)
         if ALLOWED in inputs and not model.training:
-            right = are_likeliest(logits, learned)
+            correct = are_likeliest(logits, learned)
             self._right += torch.stack(
-                [right.sum(), right.new_tensor(len(right), dtype=torch.long)]
+                [correct.sum(), correct.new_tensor(len(correct), dtype=torch.long)]
             ).cpu()
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The loss is divided by the tokens of all processes, and DDP averages.
@@ -157,9 +157,9 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         self._right = torch.zeros(2, dtype=torch.long)
         with torch.random.fork_rng():
             metrics = super().evaluate(*arguments, **keywords)
-        right, rows = self.accelerator.reduce(self._right.to(self.args.device), "sum").tolist()
+        correct, rows = self.accelerator.reduce(self._right.to(self.args.device), "sum").tolist()
         if rows:
-            self.log({"eval_accuracy": right / rows})
+            self.log({"eval_accuracy": correct / rows})
         return metrics
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

@@ -104,8 +104,8 @@ class _Fields:
             raise self.bad(codes.EMPTY_FIELD, name)
         return value
 
-    def options(self, right: str) -> tuple[str, ...]:
-        """Return the options, which must contain the completion ``right``; empty without such a column."""
+    def options(self, completion: str) -> tuple[str, ...]:
+        """Return the options, which must contain the completion; empty without such a column."""
         values = self.values.get(OPTIONS)
         if values is None:
             return ()
@@ -115,8 +115,8 @@ class _Fields:
             raise self.bad(
                 codes.BAD_OPTIONS, OPTIONS, reason="two different texts are needed, and none twice"
             )
-        if right not in values:
-            reason = f"the completion `{right}` is none of them"
+        if completion not in values:
+            reason = f"the completion `{completion}` is none of them"
             raise self.bad(codes.BAD_OPTIONS, OPTIONS, reason=reason)
         return tuple(values)
 
@@ -238,8 +238,8 @@ def split_off(
     Raises:
         DataError: the format is unknown or ambiguous (BS709, BS710), or one side would be empty (BS724).
     """
-    known = _FORMATS[format or find_format(rows)]
-    fields = [*(name for choice in known.columns for name in choice), *known.optional]
+    columns_of = _FORMATS[format or find_format(rows)]
+    fields = [*(name for choice in columns_of.columns for name in choice), *columns_of.optional]
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index in range(len(rows)):
         row = rows[index]

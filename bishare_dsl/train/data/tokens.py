@@ -81,18 +81,20 @@ class Encoder:
         answers = []
         for option in row.options:
             text = row.prompt + option
-            other, _ = self._ended(
+            option_ids, _ = self._ended(
                 *self._tokens(text, [(len(row.prompt), len(text))], special=True)
             )
-            if other[:start] != ids[:start]:
+            if option_ids[:start] != ids[:start]:
                 raise ValueError(f"the prompt is read otherwise before `{option}`")
-            answers.append(other[start:])
+            answers.append(option_ids[start:])
         if len({tuple(option) for option in answers}) < len(answers):
             raise ValueError("two of them are the same tokens")
-        right = ids[start:]
+        answer = ids[start:]
         return [
-            sorted({option[i] for option in answers if option[:i] == right[:i] and len(option) > i})
-            for i in range(len(right))
+            sorted(
+                {option[i] for option in answers if option[:i] == answer[:i] and len(option) > i}
+            )
+            for i in range(len(answer))
         ]
 
     def _tokens(self, text: str, spans: list[Span], *, special: bool = False) -> Tokens:
