@@ -334,19 +334,17 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
     site_at = {site.path: site for site in architecture.every_site}
     reason = None
     for site in plan.sites:
-        if (site_here := site_at.get(site.path)) is None:
+        if (match := site_at.get(site.path)) is None:
             reason = f"it has no linear layer `{site.path}`"
-        elif (site_here.d_in, site_here.d_out) != (site.d_in, site.d_out):
+        elif (match.d_in, match.d_out) != (site.d_in, site.d_out):
             reason = (
-                f"`{site.path}` maps {site_here.d_in} features to {site_here.d_out} in it, and "
+                f"`{site.path}` maps {match.d_in} features to {match.d_out} in it, and "
                 f"{site.d_in} to {site.d_out} in the adapter's base"
             )
-        elif {*site_here.tied} != {*site.tied}:
-            ours, theirs = (
-                " and ".join(f"`{path}`" for path in s.paths) for s in (site_here, site)
-            )
+        elif {*match.tied} != {*site.tied}:
+            here, there = (" and ".join(f"`{p}`" for p in s.paths) for s in (match, site))
             reason = (
-                f"one weight is that of {ours} in it, and that of {theirs} in the adapter's base"
+                f"one weight is that of {here} in it, and that of {there} in the adapter's base"
             )
         if reason is not None:
             break

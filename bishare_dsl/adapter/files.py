@@ -257,10 +257,8 @@ def _add_members(
     common = {attribute(name) for name in plan.common}
     digests, problems = dict(config.adapters or {}), list[Problem]()
     for name, tensors in adapters.items():
-        values, _, warnings = pack(
-            plan, tensors, config.spec, seed=config.seed, dtype=config.rounded
-        )
-        problems += warnings
+        values, _, notes = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
+        problems += notes
         content = _own_file(values, common)
         replace_file(folder / own_file(name), content)
         digests[name] = digest_of(entries_in(content))
@@ -334,10 +332,7 @@ def pack(
     warnings += not_finite(values)
     if form in BITS:
         small = {n: quantise(values[n], form) for n in quantisable(plan) & values.keys()}
-        restored = {
-            n: dequantise(form, small_parts, plan.tensor[n].shape)
-            for n, small_parts in small.items()
-        }
+        restored = {n: dequantise(form, part, plan.tensor[n].shape) for n, part in small.items()}
         lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in restored.items())
         values, parts = _replaced(values, small), {**parts, **small}
         if not lossless and (lost := losses(plan, tensors, {**tensors, **restored})):
@@ -365,7 +360,7 @@ def pack(
         plan=plan.digest,
         packages=packages_of(plan),
         drawn=left_out,
-        compact={name: tuple(small_parts) for name, small_parts in parts.items()},
+        compact={name: tuple(part) for name, part in parts.items()},
         of_base=of_base,
         marks=marks,
         rounded=form,
@@ -379,9 +374,7 @@ def _replaced(
 ) -> dict[str, torch.Tensor]:
     """Return tensors by name, with parts in the place of some."""
     whole = {name: tensor for name, tensor in values.items() if name not in parts}
-    named = (
-        (name, label, part) for name, labelled in parts.items() for label, part in labelled.items()
-    )
+    named = ((name, label, part) for name, group in parts.items() for label, part in group.items())
     return whole | {part_name(name, label): part for name, label, part in named}
 
 

@@ -132,14 +132,9 @@ def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
 
     config, plan, most = stored.config, stored.plan, most_parameters(None)
     # No file limits these, and the shapes of the base are the folder's own claims.
-    unlimited = {
-        *config.drawn,
-        *(n for n, parts in config.compact.items() if parts not in QUANTISED),
-    }
+    free = {*config.drawn, *(n for n, parts in config.compact.items() if parts not in QUANTISED)}
     counts = {
-        "tensors that are not stored have": sum(
-            t.size for t in plan.tensors if t.name in unlimited
-        ),
+        "tensors that are not stored have": sum(t.size for t in plan.tensors if t.name in free),
         "the factors of a module have": max(
             (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites), default=0
         ),
@@ -157,9 +152,7 @@ def _mean(norms: Sequence[float]) -> str:
     return f"{(sum(n * n for n in norms) / len(norms)) ** 0.5:.3g}" if norms else ""
 
 
-def _list(
-    adapters: Sequence[Path], places: Sequence[Path], sort: str | None, report: Report
-) -> None:
+def _list(paths: Sequence[Path], places: Sequence[Path], sort: str | None, report: Report) -> None:
     """List adapters."""
     from dataclasses import asdict
 
@@ -174,7 +167,7 @@ def _list(
                 report.error(error)
     rows: list[Listed] = []
     shared: list[Shared] = []
-    for folder in report.bar(adapters, "reading", hidden=len(adapters) < _BAR_FROM):
+    for folder in report.bar(paths, "reading", hidden=len(paths) < _BAR_FROM):
         for entry in list_adapters(folder):
             (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
     if sort is not None:

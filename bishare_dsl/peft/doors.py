@@ -199,18 +199,15 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
 
     @wraps(load)
     def filled(model: Any, *args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(model, *args, **kwargs).arguments
-        config, state = arguments.get("peft_config"), arguments.get("adapter_state_dict")
-        name = arguments.get("adapter_name") or "default"
-        settings = arguments.get("load_config")
-        place = arguments.get("peft_model_id") or getattr(
+        bound = signature.bind(model, *args, **kwargs).arguments
+        config, state = bound.get("peft_config"), bound.get("adapter_state_dict")
+        name = bound.get("adapter_name") or "default"
+        settings = bound.get("load_config")
+        place = bound.get("peft_model_id") or getattr(
             settings, "pretrained_model_name_or_path", None
         )
-        where = {
-            **(getattr(settings, "download_kwargs", None) or {}),
-            **arguments.get("kwargs", {}),
-        }
-        where |= arguments.get("adapter_kwargs") or {}
+        where = {**(getattr(settings, "download_kwargs", None) or {}), **bound.get("kwargs", {})}
+        where |= bound.get("adapter_kwargs") or {}
         if state is None and place and (folder := _folder_of(place, where)) is not None:
             stored, tensors = _read_for(folder, model, name, config)
             config = config or _config_of(stored, tensors)
@@ -222,9 +219,9 @@ def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., 
         else:
             return load(model, *args, **kwargs)
         state = {key_of(plan, tensor): value for tensor, value in tensors.items()} | others
-        more = arguments.pop("kwargs", {})
-        arguments |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
-        result = load(**arguments, **more)
+        more = bound.pop("kwargs", {})
+        bound |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
+        result = load(**bound, **more)
         adapter = model.bishare[name]
         with torch.no_grad():
             for tensor, parameter in adapter.tensors().items():

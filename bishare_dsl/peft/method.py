@@ -424,18 +424,16 @@ class BishareModel(BaseTuner):
         values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
         _check_others(model, adapter_name, record, others)
         if record is not None:
-            parameters: Mapping[str, torch.Tensor] = adapter.parts.tensors()
-            missing = [
-                name for name in (*record.marks, *record.of_base) if parameters[name].is_meta
-            ]
+            held: Mapping[str, torch.Tensor] = adapter.parts.tensors()
+            missing = [name for name in (*record.marks, *record.of_base) if held[name].is_meta]
             base = _handle_of(model).model
             if missing and not all(p.is_meta for p in base.parameters()):
                 # `low_cpu_mem_usage` created them on the meta device, without access to the base's
                 # values.
                 starts = start_of_base(plan, base, missing)
-                parameters = {**parameters, **starts}
+                held = {**held, **starts}
                 values |= {name: starts[name] for name in record.of_base if name in starts}
-            values |= check_reproduced(record.marks, parameters)
+            values |= check_reproduced(record.marks, held)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}

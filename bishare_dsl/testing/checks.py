@@ -125,14 +125,12 @@ def _check_products(
     """Check that factors multiply like their matrices, also for several adapters."""
     several = {role: torch.stack([value, 2 * value]) for role, value in values.items()}
     apart = [{role: value[i] for role, value in several.items()} for i in range(2)]
-    dense_factors = [
-        [f.dense() for f in term_factors(transform, one, rank, width)] for one in apart
-    ]
+    dense_of = [[f.dense() for f in term_factors(transform, one, rank, width)] for one in apart]
     together = vmap_factors(lambda given: term_factors(transform, given, rank, width), several, 2)
     random = _random(rank)
     for number, (role, side) in enumerate(zip("AB", width, strict=True)):
-        one, want = term_factors(transform, values, rank, width)[number], dense_factors[0][number]
-        both = torch.stack([pair[number] for pair in dense_factors])
+        one, want = term_factors(transform, values, rank, width)[number], dense_of[0][number]
+        both = torch.stack([pair[number] for pair in dense_of])
         _near(together[number].dense(), both, f"the effective {role} of several {where}", 1e-9)
         for tokens in (1, 3, DECODE_TOKENS + 1):
             for factor, dense, axes in ((one, want, ()), (together[number], both, (2,))):

@@ -162,8 +162,8 @@ class BankTrainer(RunTrainer):
         for tasks, losses, _right in self._losses(inputs):
             losses.sum().backward()
             sums[0].index_add_(0, tasks, losses.detach())
-        for micro_batch in inputs:
-            self.state.num_input_tokens_seen += int(micro_batch.inputs["attention_mask"].sum())
+        for batch in inputs:
+            self.state.num_input_tokens_seen += int(batch.inputs["attention_mask"].sum())
         sums[0] = self._together(sums[0])
         for parameter in self.bank.parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -197,17 +197,15 @@ class BankTrainer(RunTrainer):
         its task's loss, and whether its learned tokens are the likeliest.
         """
         device = self.args.device
-        for micro_batch in passes[self.args.process_index :: self.args.world_size]:
-            inputs = {name: tensor.to(device) for name, tensor in micro_batch.inputs.items()}
-            names = [self.steps.tasks[task].name for task in micro_batch.tasks]
+        for batch in passes[self.args.process_index :: self.args.world_size]:
+            inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+            names = [self.steps.tasks[task].name for task in batch.tasks]
             with self.compute_loss_context_manager(), self.handle.rows(names):
                 forward = self.handle.model.forward
                 logits, learned = learned_logits(cast(Any, self.model), forward, inputs)
             flat, labels = logits.float().flatten(0, 1), learned.flatten()
             losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
-            tasks, counts = torch.tensor([micro_batch.tasks, micro_batch.learned]).to(
-                device, non_blocking=True
-            )
+            tasks, counts = torch.tensor([batch.tasks, batch.learned]).to(device, non_blocking=True)
             yield tasks, losses.view(learned.shape).sum(1) / counts, are_likeliest(logits, learned)
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
@@ -266,10 +264,8 @@ class BankTrainer(RunTrainer):
 
     def held_out(self, task: int) -> float:
         """Return the last held-out loss of a task; infinity if it is missing or not finite."""
-        losses = [
-            *logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()
-        ]
-        return losses[-1] if losses and not math.isnan(losses[-1]) else math.inf
+        past = [*logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()]
+        return past[-1] if past and not math.isnan(past[-1]) else math.inf
 
     def ranked(self, group: str) -> list[int]:
         """Return the candidates of an adapter, best first: running ones by held-out loss, then eliminated

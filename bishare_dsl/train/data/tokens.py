@@ -89,12 +89,10 @@ class Encoder:
             answers.append(option_ids[start:])
         if len({tuple(option) for option in answers}) < len(answers):
             raise ValueError("two of them are the same tokens")
-        answer = ids[start:]
+        truth = ids[start:]
         return [
-            sorted(
-                {option[i] for option in answers if option[:i] == answer[:i] and len(option) > i}
-            )
-            for i in range(len(answer))
+            sorted({option[i] for option in answers if option[:i] == truth[:i] and len(option) > i})
+            for i in range(len(truth))
         ]
 
     def _tokens(self, text: str, spans: list[Span], *, special: bool = False) -> Tokens:
