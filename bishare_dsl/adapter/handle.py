@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
@@ -79,6 +79,8 @@ class Adapter:
     """The multiplier of all terms, relative to the trained plan."""
     trained: Plan | None = None
     """The plan it was trained with, if it differs from the running plan."""
+    drawn: Collection[str] | None = None
+    """The frozen tensors that the seed reproduces, of an adapter that was read; None for all."""
 
     @property
     def saved_plan(self) -> Plan:
@@ -947,7 +949,8 @@ def values_in(
 def is_drawn(adapter: Adapter, name: str) -> bool:
     """Return whether the seed reproduces a tensor, unless the adapter's folder stores it anyway."""
     tensor, record = adapter.saved_plan.tensor[name], getattr(adapter.config, "record", None)
-    return tensor.drawn and not tensor.trainable and (record is None or name in record.drawn)
+    drawn = adapter.drawn if record is None else record.drawn
+    return tensor.drawn and not tensor.trainable and (drawn is None or name in drawn)
 
 
 def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:

@@ -352,21 +352,6 @@ def what_does_not_fit(folder: Path) -> None:
     assert not (folder / "wrong").exists()
 
 
-@together
-def frozen_tensors_that_no_seed_gives_are_refused_before_the_first_step(folder: Path) -> None:
-    """Where they are partitioned, transformers gathers none of them for a checkpoint."""
-    if os.environ["RANK"] == "0":
-        base = AutoModelForCausalLM.from_pretrained(folder / "base")
-        model = compile_spec(parse_spec(MIXED), base, seed=3)
-        model.bishare.save_pretrained(folder / "stored", frozen="tensors")
-    distributed.barrier()
-    more = {"spec": str(folder / "stored"), "save_steps": 100, "load_best_model_at_end": False}
-    with pytest.raises(TrainError, match=r"BS755.*ZeRO-3 would not save"):
-        ours(folder, "frozen-3", 3, **more)
-    ours(folder, "frozen-2", 2, **more)
-    assert read_adapter(folder / "frozen-2").tensors()
-
-
 @pytest.mark.parametrize("name", together)
 def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
     assert [process[name] for process in found] == ["", ""]

@@ -1,5 +1,6 @@
 """What our trainer asks of TRL's, and what it leaves alone."""
 
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
 from bishare_dsl.train.base_trainer import RunTrainer, Watch
@@ -90,6 +91,19 @@ def test_zero_3_is_refused_if_it_would_lose_a_frozen_tensor():
         tensor.data = torch.empty(0)
     with pytest.raises(TrainError, match=r"BS755.*ZeRO-3 would not save `x\.\S+`.* `other`"):
         check()
+
+
+@pytest.mark.parametrize(("frozen", "lost"), [("seed", False), ("tensors", True)])
+def test_zero_3_needs_a_seed_for_the_frozen_tensors_of_a_folder(tmp_path, frozen, lost):
+    """Those that a folder stores may be other ones than the seed gives."""
+    spec = "spec s\ntarget q_proj\nshare x A per model  B per module rank 2 freeze A\n"
+    compile_spec(spec, tiny_model("llama")).bishare.save_pretrained(tmp_path, frozen=frozen)
+    model = load_adapter(tmp_path, tiny_model("llama").eval()).train()
+    for tensor in model.bishare.tensors().values():
+        tensor.data = torch.empty(0)
+    trainer = SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: model))
+    with pytest.raises(TrainError, match="BS755") if lost else nullcontext():
+        AdapterTrainer.check_saving(trainer)
 
 
 def test_another_loss_of_trl(start, tmp_path):
