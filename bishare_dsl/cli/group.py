@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from bishare_dsl.diagnostics import nearest
+from bishare_dsl.diagnostics import advise
 
 
 class LazyGroup(click.Group):
@@ -45,9 +45,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.lines and not args[0].startswith("-"):
-            raise click.UsageError(
-                f"no such command `{args[0]}`: {nearest(args[0], self.lines) or 'see --help'}", ctx
-            )
+            help = advise("command", args[0], self.lines, few=0) or "see --help"
+            raise click.UsageError(f"no such command `{args[0]}`: {help}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

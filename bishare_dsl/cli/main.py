@@ -146,6 +146,7 @@ def _run(arguments: list[str], report: Report) -> None:
 
 
 def _usage(error: click.ClickException) -> CommandError:
+    from bishare_dsl.diagnostics import advise
     from bishare_dsl.diagnostics.codes import usage as codes
 
     context = getattr(error, "ctx", None)
@@ -156,10 +157,7 @@ def _usage(error: click.ClickException) -> CommandError:
         what = f"no such option '{error.option_name}'"
         candidates = {*(error.possibilities or ())} - {"--help", "--version"}
         word = error.option_name.lstrip("-").replace("-", "_")
-        if word in ("r", "rank", "lora_r", "alpha", "lora_alpha"):
-            help = "the spec says it, and a param of the spec is given by `--set r=8`"
-        elif word in ("lr", "learning_rate", "epochs", "batch_size", "max_steps", "data"):
-            help = f"`bishare train` takes it; {help}"
+        help = "; ".join(filter(None, [advise("flag", word), help]))
         if candidates:
             what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(candidates))}?"
     if (

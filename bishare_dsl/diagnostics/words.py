@@ -29,3 +29,9 @@ def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> s
         few: the maximum number of valid names to list.
     """
     return _table().get((place, name.lower())) or nearest(name, valid, few)
+
+
+@cache
+def english() -> frozenset[str]:
+    """Return words of English that no module is called."""
+    return frozenset(word for place, word in _table() if place == "english")

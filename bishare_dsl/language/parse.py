@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
+from itertools import pairwise
 from math import isfinite
 from typing import NamedTuple, cast
 
@@ -17,12 +18,14 @@ from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Edit, Problem, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.diagnostics.words import english
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
     DEFAULT_KINDS,
     DEFAULTS,
     END,
+    IN_EXPRESSIONS,
     MAGNITUDE_KINDS,
     SINGLE,
     STATEMENT_KINDS,
@@ -35,7 +38,7 @@ from bishare_dsl.language.grammar import (
     shortened,
     spelled,
 )
-from bishare_dsl.language.slips import Slip, known_slip, unknown_slip
+from bishare_dsl.language.slips import Slip, is_sensible, known_slip, unknown_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 from bishare_dsl.spec.expression import globs_of
 
@@ -211,6 +214,10 @@ class _Parser:
         self.starters = STATEMENT_KINDS | DEFAULT_KINDS
         self.too_deep = False
         self.reported_line: int | None = 0
+        # Declared names, or none if a used file declares others.
+        uses = any(token.type == "USE" for token in tokens)
+        pairs = [] if uses else pairwise(tokens)
+        self.declared = {str(b) for a, b in pairs if a.type in ("PARAM", "LET", "SHARE")}
         self.held = 0  # number of mistakes, reported or not
         self.trials = _MOST_TRIALS
 
@@ -270,6 +277,7 @@ class _Parser:
         token, kind = self.tokens[position], self.tokens[position].type
         if kind in ("NAME", "STRING"):
             keyed = "RANK" in self.starters and self.tokens[position + 1].type == "PER"
+            keyed = keyed and token not in english()
             if "PLAIN" in self.starters and token == "plain":
                 token.type = "PLAIN"
             return keyed or token.type == "PLAIN"
@@ -338,6 +346,10 @@ class _Parser:
         if self.problems.full or self.held > MAX_PROBLEMS:
             self.problems.count += 1
             return self.skip(position)
+        if self.parser is not None:  # Its failure may have reduced what another token continues.
+            self.parser = Reading()
+            for read in self.tokens[self.first : position]:
+                self.parser.feed(read)
         allowed = self.allowed()
         slip = None
         if self.held <= _MOST_CORRECTIONS:
@@ -355,7 +367,8 @@ class _Parser:
             at, what = slip.at or self.tokens[position - 1], "the end of the line"
         place, help_line, edits = span_of(at), slip.help and slip.help[:200], slip.edits
         if token.type == BAD:
-            self.report(token, _unreadable(token, help_line, edits))
+            before = self.tokens[position - 1] if position else token
+            self.report(token, _unreadable(token, help_line, edits, self.declared, before))
         else:
             kinds = expected(allowed - {at.type})
             problem = codes.UNEXPECTED(
@@ -402,6 +415,8 @@ class _Parser:
             at += trial.parser is not None  # Read the token again after a finished statement.
         left = whole[at:-1]
         same_line = left and left[0].type != END and left[0].line == self.tokens[position].line
+        if whole_share and not is_sensible(whole, first - begun, self.declared):
+            return False
         if len(left) > 1 or same_line or (left and trial.parser is not None and not trial.ends(at)):
             return False
         ended = [*trial.statements]
@@ -414,7 +429,7 @@ class _Parser:
         )
         said = [(c.keyword, c.role) for s in trial.statements[-1:] for c in s.clauses]
         once = [str(s.keyword) for s in (*self.statements[:-1], *trial.statements)]
-        twice = any(once.count(word) > 1 for word in (*SINGLE, *DEFAULTS))
+        twice = whole_share and any(once.count(word) > 1 for word in (*SINGLE, *DEFAULTS))
         return not (lacks or twice) and len(said) == len({*said})
 
     def mend(self, position: int, slip: Slip) -> int:
@@ -437,8 +452,10 @@ class _Parser:
             return False
         if previous.type == "FREEZE" and token.type in CLAUSE_KINDS:
             return False
-        same_line = token.line == previous.line
-        return same_line and span_of(token).start - span_of(previous).end < 8
+        if token.line != previous.line or span_of(token).start - span_of(previous).end >= 8:
+            return False
+        name = Word.new_borrow_pos("NAME", str(token), token)
+        return self.would_read(position, position, [name, self.tokens[position + 1]], False)
 
     def skip(self, position: int) -> int:
         """Drop the current statement if it is incomplete, and skip to the next beginning."""
@@ -503,22 +520,27 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
         problems(codes.NUMBER_RANGE(span=span_of(token), text=shortened(token, 23)))
 
 
-def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) -> Problem:
+def _unreadable(
+    token: Token, help_line: str | None, edits: tuple[Edit, ...], params: Set[str], before: Token
+) -> Problem:
     text, span = str(token), span_of(token)
     if text[0] == '"':
         return codes.UNCLOSED_QUOTE(span=span)
     if text[0].isascii() and text[0].isdigit():
         why = "a number has digits, a point and an exponent alone; a name begins with a letter"
-        if plain := re.fullmatch(r"(\d+)[kK]", text):
+        named = before.type in ("SPEC", "USE", "SHARE", "PARAM", "LET")
+        if named:
+            why = f'a name begins with a letter, or stands in quotes: `"{text}"`'
+        elif plain := re.fullmatch(r"(\d+)[kK]", text):
             why = f"write `{plain[1]}000`"
         elif text.replace("_", "").isdecimal():
             why = f"write `{text.replace('_', '')}`"
-        elif plain := re.fullmatch(r"(\d+)[xX]", text):
-            why = f"a number stands alone: `{plain[1]}`"
+        elif re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", text):
+            why = f"write `{int(text, 16)}`"
         elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
-            why = f"a product is written `{product[1]} * {product[2]}`"
-            if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", text):
-                why = f"write `{int(text, 16)}`"
+            known = product[2] in params | IN_EXPRESSIONS | {"layer", "layers"}
+            why = f"a number stands alone: `{product[1]}`"
+            why = f"a product is written `{product[1]} * {product[2]}`" if known else why
         return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):

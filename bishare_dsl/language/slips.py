@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence, Set
 from functools import cache, lru_cache
 from typing import NamedTuple, cast
-from unicodedata import normalize
+from unicodedata import combining, normalize
 
 from lark import Token
 
-from bishare_dsl.diagnostics import Edit, Span, nearest
+from bishare_dsl.diagnostics import Edit, Span, advise, nearest
+from bishare_dsl.diagnostics.words import english
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
@@ -25,6 +26,7 @@ from bishare_dsl.language.grammar import (
 )
 from bishare_dsl.language.syntax import span_of
 from bishare_dsl.resources import shipped_specs, table
+from bishare_dsl.spec.expression import ATTRIBUTES, FUNCTIONS
 
 _SETS: dict[str, Set[str]] = {
     "CLAUSE": CLAUSE_KINDS,
@@ -35,6 +37,7 @@ _SETS: dict[str, Set[str]] = {
     "OPERATOR": {*OPERATORS, "COMMA", "EQUAL", "COLON", "LPAR", "RPAR", "LBRACE", "RBRACE"},
     BAD: {BAD, "QUOTE", "DIGIT", "LETTERS", "UNSEEN", "BLANK"},
 }
+_KEYS = frozenset({"layer", "kind", "module", "parent", "model", "expert", "path", "tower"})
 _QUOTES = tuple("'`´‘’‚“”„«»")
 # Letters of other alphabets that look like Latin letters; NFKC replaces wide letters.
 _LOOKALIKES = str.maketrans(
@@ -44,6 +47,11 @@ _LOOKALIKES = str.maketrans(
 _SINGLE_KINDS = {word.upper() for word in SINGLE}
 # How many words of a line to read again when trying a correction.
 _REREAD_TOKENS = 64
+# A name follows the first, and a number the second.
+_NAMES = ("SPEC", "USE", "PARAM", "LET", "SHARE", "REPLACE")
+_VALUES = ("RANK", "ALPHA", "SCALE", "DROPOUT")
+# A clause with one of these may name modules, too.
+_CHOOSE = ("MATCH", "IF", "EQ", "NE", "IN")
 
 
 class Instead(NamedTuple):
@@ -88,7 +96,7 @@ def _table() -> Table:
     """Read the table."""
     slips = Table([], {*words()}, {})
     for pattern, said in table("slips.txt"):
-        pattern, *mend = re.split(r" (=>[!>]?)(?: |$)", pattern)
+        pattern, *mend = re.split(r" (=>[?>]?)(?: |$)", pattern)
         named = pattern.split(" ")
         ahead = 2 if "..." in named or named[0] in ("only", "inside") else named[0] == "NEWLINE"
         last = named.pop() if named[-1] in ("LINE", "REST") else ""
@@ -101,6 +109,7 @@ def _table() -> Table:
             row = Row(named[:ahead], named[ahead:], at, last, instead, arrow, said)
             slips.known.append(row)
             slips.words.update(option for word in row.words for option in _plain(word).split("|"))
+    slips.words.update(english())
     return slips
 
 
@@ -111,7 +120,7 @@ def _instead(text: str) -> Instead:
 def _rows_for(token: Token) -> list[Row]:
     """Return the rows whose mistake can be at a token."""
     # Words that no row has fit the same rows, but for a large first letter.
-    known = token.type == BAD or token in _table().words
+    known = token.type == BAD or token.lower() in _table().words or token in _table().words
     return _rows_at(token.type, str(token) if known else f"{token[:1]}\0")
 
 
@@ -163,36 +172,34 @@ def known_slip(
         given.update((str(i), word) for i, word in enumerate(named))
         if row.instead is None:
             return Slip(_filled(row.help, given), at=at)
-        if row.arrow == "=>>" and cut_off:
+        if row.arrow != "=>" and cut_off:
             continue
         for instead in row.instead:
             # Most of what a row offers cannot stand here: that shows by its first word, before it is written.
             here = instead.kind in {None, tokens[position].type, *may_begin}
-            if row.arrow == "=>>" and first == position and not here:
+            if row.arrow != "=>" and first == position and not here:
                 continue
             if not all(given[name] for name in instead.names):
                 continue
             text = given["new"] = _filled(instead.text, given)
             slip = _mended(tokens, first, last, text)
             said = _filled(row.help, given)
-            written = [*(slip.tokens or ()), *tokens[slip.last : slip.last + 1]]
-            if row.arrow == "=>>":
+            following = tokens[slip.last : slip.last + 1]
+            written = [*(slip.tokens or ()), *(t for t in following if t.type != BAD and t != ";")]
+            if row.arrow != "=>":
+                written = [*(slip.tokens or ()), *following]
                 written += tokens[slip.last + 1 : ends + 1]
                 if _said_elsewhere(slip, tokens, first, last):
                     continue
                 if slip.first == position and written[0].type not in may_begin:
                     continue
-            held = (row.arrow == "=>!" and not slip.tokens) or reads(
-                slip.first, written, row.arrow == "=>>"
-            )
-            unknown = text.startswith("use ") and '"' not in text
-            if unknown and (held or row.arrow == "=>!") and text[4:] not in shipped_specs():
+            if re.fullmatch(r"use \w+", text) and text[4:] not in shipped_specs():
                 continue
-            if held:
+            if reads(slip.first, written, row.arrow != "=>"):
+                if row.arrow == "=>?":
+                    return Slip(said, at=at)
                 edits = () if row.last == "REST" else slip.edits
                 return slip._replace(help=said, at=at, edits=edits)
-            if row.arrow == "=>!":
-                return Slip(said, at=at, edits=slip.edits)
     return None
 
 
@@ -205,11 +212,23 @@ def _said_elsewhere(slip: Slip, tokens: Sequence[Token], first: int, last: int) 
 def unknown_slip(tokens: Sequence[Token], position: int) -> Slip:
     """Describe a mistake that is not in the table by the tokens allowed there."""
     token, before = tokens[position], tokens[:position]
-    if token.type == BAD:
-        return Slip(None)
     if (opened := _not_closed(before)) and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
         return Slip(f"the `{opened}` of line {opened.line} is not closed", at=opened)
     return Slip(_table().such[_clause(before)])
+
+
+def is_sensible(tokens: Sequence[Token], first: int, declared: Set[str]) -> bool:
+    """Return whether no name of a clause, from ``first`` on, is a word of English, or stands undeclared in
+    place of a number."""
+    known, kind = declared | {*ATTRIBUTES, *FUNCTIONS}, tokens[0].type
+    values = declared and kind in _VALUES and not any(token.type in _CHOOSE for token in tokens)
+    for before, token in zip(tokens[first - 1 if first else 0 :], tokens[first:], strict=False):
+        if token.type in CLAUSE_KINDS | STATEMENT_KINDS and before.type not in OPERATORS:
+            kind, values = token.type, declared and token.type in _VALUES
+        named = token.type == "NAME" and before.type not in _NAMES and kind != "VIA"
+        if named and token not in known and (values or token.lower() in english()):
+            return False
+    return True
 
 
 def _filled(text: str, given: _Near) -> str:
@@ -225,6 +244,8 @@ class _Near(dict[str, str]):
         self.before = tokens[position - 1] if position else None
         self.next = tokens[position + 1 : position + 2]
         self.number = tokens[max(0, position - 2) : position]
+        first = position - 1 - (self.before == ",")
+        self.around = tokens[max(0, first) : first + 3]
 
     def __missing__(self, name: str) -> str:
         word: str = getattr(self, f"_{name}")()
@@ -247,8 +268,43 @@ class _Near(dict[str, str]):
     def _after(self) -> str:
         return _keyword_like(self.next[0] if self.next else None)
 
+    def _split(self) -> str:
+        """Return the keyword that a name begins with, and the rest: `rank 8` for `rank8`."""
+        for kind in sorted(self.allowed):
+            word = spelled(kind)
+            if word and len(word) > 2 and self.token.startswith(word):
+                rest = self.token[len(word) :].lstrip("_")
+                if rest.isdigit() or rest in _KEYS:
+                    return f"{word} {rest}"
+        return ""
+
+    def _joined(self) -> tuple[str, ...]:
+        """Return the words before and after the token, if there is no space between them."""
+        ends = [span_of(token) for token in self.around]
+        near = len(ends) == 3 and ends[0].end == ends[1].start and ends[1].end == ends[2].start
+        return (self.around[0], self.around[2]) if near else ()
+
+    def _glued(self) -> str:
+        return "_".join(self._joined())
+
+    def _thousands(self) -> str:
+        joined = self._joined()
+        return "".join(joined) if joined and len(joined[1]) == 3 and joined[0] != "0" else ""
+
+    def _decimal(self) -> str:
+        return ".".join(self._joined())
+
+    def _starred(self) -> str:
+        pattern = self.token.replace("%", "*")
+        return pattern if "*" in pattern else ""
+
+    def _called(self) -> str:
+        advice = advise("keyword", self.token, few=0)
+        return "" if advice is None or advice.startswith("did you") else advice
+
     def _latin(self) -> str:
-        latin = normalize("NFKC", self.token).translate(_LOOKALIKES)
+        plain = normalize("NFKD", self.token).translate(_LOOKALIKES)
+        latin = "".join(letter for letter in plain if not combining(letter))
         named = latin != self.token and re.fullmatch(r"[A-Za-z_]\w*", latin, re.ASCII)
         return latin if named else ""
 
@@ -299,7 +355,7 @@ def _place(
     for i, word in enumerate(row.words, first):
         token, plain = tokens[i], _plain(word)
         elsewhere = i > first and token.line != tokens[i - 1].line
-        if elsewhere and plain not in ("ANY", "STATEMENT"):
+        if elsewhere and plain not in ("ANY", "STATEMENT", "NEXT"):
             return None
         if plain == "SAME":
             if not i or token != tokens[i - 1]:
@@ -320,25 +376,43 @@ def _plain(word: str) -> str:
     return word[1:] if len(word) > 1 and word[0] in "@^" else word
 
 
+@cache
+def _options(word: str) -> tuple[Set[str], Set[str], Set[str]]:
+    """Return the kinds of token, texts and kinds of name that a word of a pattern allows."""
+    options = {word} if word == "|" else {*word.split("|")}
+    names = options & {"THING", "NEXT", "ENGLISH", "TITLE"}
+    kinds = {option for option in options - names if option.isupper()}
+    texts = options - names - kinds
+    known = {words()[text] for text in texts & words().keys()}
+    return known.union(*(_SETS.get(kind, {kind}) for kind in kinds)), texts, names
+
+
 @lru_cache(maxsize=4096)
 def _fits(word: str, kind: str, text: str) -> bool:
     """Return whether a word of a pattern matches a token."""
-    if word in ("ANY", "WORD", "|"):
-        return text == word if word == "|" else word == "ANY" or kind != END
     if kind == BAD:
         kind = "QUOTE" if text in _QUOTES else kind
         kind = "DIGIT" if text.isdecimal() else kind
         kind = "LETTERS" if text[0].isalpha() or text[0] == "_" else kind
         kind = "UNSEEN" if not text.isprintable() else kind
         kind = "BLANK" if text.isspace() else kind
-    if word == "TITLE":
-        return kind == "NAME" and text[0].isupper()
-    return any(
-        kind in _SETS.get(option, {option})
-        if option.isupper()
-        else text == option or kind == words().get(option)
-        for option in word.split("|")
-    )
+        kind = "BROKEN" if len(text) > 1 and (text[0].isdecimal() or text[0] == '"') else kind
+    if word in ("ANY", "WORD"):
+        return word == "ANY" or kind not in {END, "BROKEN", *_SETS[BAD]}
+    if word == "TERM":
+        others = {END, "NOT", "BROKEN", *_SETS[BAD], *OPERATORS}
+        return kind not in others and text.lower() not in english()
+    kinds, texts, names = _options(word)
+    if kind in kinds or text in texts:
+        return True
+    if kind == "STRING":
+        return bool({"THING", "NEXT"} & names)
+    if kind != "NAME" or not (names or texts):
+        return False
+    if text.lower() in english():
+        return "ENGLISH" in names or text.lower() in texts
+    title = "TITLE" in names and text[0].isupper()
+    return title or text.lower() in texts or bool({"THING", "NEXT"} & names)
 
 
 @lru_cache(maxsize=1024)
@@ -359,15 +433,18 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     old = tokens[first:last]
     start = span_of(old[0]).start if old else span_of(tokens[first - 1]).end
     end = span_of(old[-1]).end if old else start
+    if first and not new and tokens[last].line != tokens[first].line == tokens[first - 1].line:
+        start = span_of(tokens[first - 1]).end
     written = " " if not new and _apart(tokens, first, last) else ""
     if new:  # Preserve the space before inserted words.
         written = text[new[0].start_pos if old else kept : new[-1].end_pos]
         if not old and first == begin and _begins_line(tokens, first):
             start = end = span_of(tokens[first]).start
             written += " "
-        joins = old and first and span_of(tokens[first - 1]).end == start
-        if joins and tokens[first - 1][-1:].isalnum() and new[0][:1].isalnum():
-            written = f" {written}"
+        if first and span_of(tokens[first - 1]).end == start:
+            written = " " * (tokens[first - 1][-1:] + written[0]).isalnum() + written
+        if span_of(tokens[last]).start == end:
+            written += " " * (written[-1] + (tokens[last] or " ")[0]).isalnum()
     placed = []
     for token in new:
         same = next((other for other in old if other == token), None)
@@ -387,13 +464,15 @@ def _alike(one: Token, other: Token) -> bool:
 
 
 def _commented(tokens: Sequence[Token], first: int) -> Slip:
-    """Turn the rest of a line, which begins with another comment sign, into a comment with `#`."""
+    """Turn the rest of a line, from another comment sign or a word on, into a comment with `#`."""
     last, sign = first + 1, span_of(tokens[first])
+    written = "# " if tokens[first][0].isalnum() else "#"
+    sign = Span(sign.start, sign.start) if written == "# " else sign
     while tokens[last].line == tokens[first].line:
         if span_of(tokens[last]).start == sign.end and not tokens[last][0].isalnum():
             sign = Span(sign.start, span_of(tokens[last]).end)
         last += 1
-    return Slip(None, first, last, [], edits=(Edit(sign, "#"),))
+    return Slip(None, first, last, [], edits=(Edit(sign, written),))
 
 
 def _apart(tokens: Sequence[Token], first: int, last: int) -> bool:

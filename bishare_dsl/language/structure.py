@@ -145,7 +145,8 @@ def _union(
         return None, ()
     listed, more = (_listed(syntax, part) for part in (first, second))
     if not listed or not more or listed == more:  # `per model` lists nothing.
-        return None, ()
+        other = "leave one of the two out, or begin another `share` with it"
+        return other if word == "per" else None, ()
     role = _text_of(syntax, span_of(first.name_token)) + " " if first.role else ""
     joined = f"{role}{word} {listed}, {more}"
     return f"both are `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
@@ -208,7 +209,10 @@ def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
     elif tree.data == "call":
         name, arguments = first_token(tree), cast(Words, tree.children[1])
         if name not in FUNCTIONS:
-            why, help_line = "is not a function", advise("function", name, FUNCTIONS)
+            why, help_line = "is not a function", advise("function", name, FUNCTIONS, few=0)
+            help_line = (
+                help_line or f"functions are {', '.join(FUNCTIONS)}; nothing else takes brackets"
+            )
             yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
         elif problem := arity_problem(name, len(arguments.children)):
             yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)

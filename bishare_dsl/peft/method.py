@@ -311,9 +311,12 @@ class BishareModel(BaseTuner):
                 is taken (BS641) or invalid (BS638).
         """
         handle = _handle_of(self.model)
-        if combination_type != "cat" or any(v is not None for v in settings.values()):
-            reason = f"`combination_type={combination_type!r}` is for LoRA"
-            raise AdapterError(codes.NOT_WEIGHTED(reason=reason))
+        others = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        others += [f"{combination_type=}"] * (combination_type != "cat")
+        if others:
+            reason = f"`{others[0]}` approximates a LoRA"
+            help = "leave it out: the sum is exact; `bishare explain BS672` makes a LoRA of less rank of it"
+            raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
         if adapter_name in handle.adapters:
             raise AdapterError(codes.NAME_IN_USE(name=adapter_name))
         members = [handle[name] for name in adapters]

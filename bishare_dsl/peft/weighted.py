@@ -33,12 +33,14 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
         reason, help = "one has no spec", "`export` it as a LoRA, and `bishare import` that"
     elif any(adapter.spec_text != first.spec_text for adapter in adapters):
         reason = "they are of several specs"
+        help = "`export` each as a LoRA of PEFT, and add these by PEFT"
     elif whole := first.saved_plan.trained:
         reason = f"they train `{whole[0].parameter}` in full"
     elif wrong := next((term for term in first.saved_plan.terms if not term.linear), None):
         reason = f"share `{wrong.share}` is not linear ({wrong.transform})"
     elif len(adapters) != len(weights) or not all(w and math.isfinite(w) for w in weights):
-        reason = "each takes one weight, a number other than 0"
+        reason = f"there are {len(adapters)} adapters, and the weights are {[*weights]}"
+        help = f"give each a weight other than 0: `weights={[1.0] * len(adapters)}`"
     if reason is not None:
         raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
     spec, _ = read_spec(first.spec_text if "\n" in first.spec_text else f"{first.spec_text}\n")

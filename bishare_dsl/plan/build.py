@@ -25,6 +25,7 @@ from bishare_dsl.spec import (
     SINGULAR,
     And,
     Binary,
+    Compare,
     Expression,
     RankMatch,
     Ref,
@@ -211,6 +212,8 @@ def _nothing_left(selection: Selection) -> str:
     for part in selection.include:
         if isinstance(part, And) and (names := names_joined(part)):
             return f"no module is both; a comma takes one and the other: `{names}`"
+        if isinstance(part, Compare) and part.left == Ref(ref="layers"):
+            return "did you mean `layer`? `layers` is their number"
     return "no module fits all of its conditions: leave one of them out"
 
 

@@ -211,11 +211,13 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                 # A quotient is fine if it is rounded or compared.
                 if isinstance(part, m.Binary) and part.op == "/":
                     ref = part.left.ref if isinstance(part.left, m.Ref) else None
+                    listed = isinstance(part.right, m.Ref) and part.right.ref not in params
+                    commas = "the parts of a key have commas between: `per layer, kind`"
                     yield codes.FINE_KEY(
                         operand=f"`{ref}`" if ref else "what is divided",
                         why="`/` does not round",
                         loc=("shares", i, *place, j, "op"),
-                        help="did you mean `//`?",
+                        help=commas if listed else "did you mean `//`?",
                     )
 
 

@@ -273,11 +273,14 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     unknown = [role for role in share.keys if role not in roles]
     plain = not {*share.keys} & {*roles} and {"A", "B"} <= {*roles}
     for role in unknown:
-        stray = f"leave `{role}` out: a key is `per` alone, or `per` after `A` or `B`"
+        stray = (
+            f"leave `{role}` out, or give it its keyword: a key is `per` alone, or after `A` or `B`"
+        )
         if role == share.name:
             stray = f"`{role}` stands there twice: leave one out"
         elif not plain or len(role) < 2:
             stray = nearest(role, roles) or stray
+        stray = advise("role", role) or stray
         yield codes.UNKNOWN_ROLE(
             share=share.name,
             role=role,
@@ -296,7 +299,8 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     elif not keyless and share.per is not None:
         yield codes.UNUSED(what="key", name="per", loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
-        yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
+        loc = ("gain",) if share.gain.out is None else ("gain", "rank")
+        yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=loc)
 
 
 def _singular(

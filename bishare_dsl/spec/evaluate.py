@@ -132,11 +132,18 @@ class Scope:
                 help_line = f"did you mean `{same[0]}`?" if same else advise(at, name)
                 help_line = help_line or advise("number", name)
                 help_line = help_line or advise("name", name, numbers, few=0)
+                bare = "".join(re.findall(r"[\w.]", name))
+                if name != bare or re.fullmatch(r"[0-9]+(\.[0-9]+)?", name):
+                    help_line = f"did you mean `{bare}`? A number or a param has no quotes"
+                elif help_line is None and {"per", "keys"} & {*loc}:
+                    help_line = (
+                        "a key reads `per layer, kind`, or of layers in a row `per layer // 4`"
+                    )
+                elif help_line is None and loc[-1:] == ("right",):
+                    help_line = "a number stands here, or a param, and a comment begins with `#`"
                 help_line = (
                     help_line or f"a number stands here, or a param: `param {name} = 8` above"
                 )
-                if re.fullmatch(r"[0-9]+(\.[0-9]+)?", name):
-                    help_line = f"did you mean `{name}`? A number has no quotes"
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             help = None
             if isinstance(expression, m.Ref) and expression.ref not in m.ATTRIBUTES:
@@ -194,16 +201,22 @@ class Scope:
             case _:
                 why = "a number is neither true nor false"
                 help = "compare it, as in `layer % 2 == 0`"
-                if isinstance(predicate, m.Binary) and all(
-                    isinstance(side, m.Ref) for side in (predicate.left, predicate.right)
-                ):
-                    help = "what is listed has commas between: `q_proj, v_proj`"
-                elif names := _dashed(predicate):
-                    help = f"a list has commas and no dashes: `{', '.join(names)}`"
+                if isinstance(predicate, m.Binary) and predicate.left == m.Ref(ref="kind"):
+                    help = 'a pattern is quoted, after what it is of: `kind "*_proj"`'
+                elif isinstance(predicate, m.Binary) and isinstance(predicate.left, m.Match):
+                    help = 'what is left out stands after `except`: `kind "*" except o_proj`'
+                elif names := _names(predicate):
+                    help = f"what is listed has commas between: `{', '.join(names)}`"
                 elif {"per", "keys"} & {*loc}:
                     help = "the parts of a key have commas between: `per layer, kind`"
                 elif "rank" in loc and isinstance(predicate, int | float):
                     help = f"a choice reads `{predicate} if layer > 3 else 2`"
+                elif (
+                    isinstance(predicate, int)
+                    and {"include", "exclude"} & {*loc}
+                    and loc[0] != "lets"
+                ):
+                    help = f"layers are chosen by `layer == {predicate}`, or `layer in {{0, {predicate}}}`"
                 elif loc[:1] == ("lets",) and isinstance(predicate, int | float):
                     help = f"a number is declared by `param`: `param ... = {predicate}`"
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
@@ -268,13 +281,14 @@ class Scope:
         return value
 
 
-def _dashed(part: m.Expression) -> list[str]:
-    """Return the names of a list that was written with dashes and parsed as a difference, if it is one."""
+def _names(part: m.Expression) -> list[str]:
+    """Return the names of a list that was parsed as arithmetic, such as ``q_proj + v_proj``, if it is one."""
     match part:
-        case m.Binary(op="-", left=0, right=m.Ref(ref=name)):
+        case m.Ref(ref=name):
             return [name]
-        case m.Binary(op="-", left=left, right=m.Ref(ref=name)) if names := _dashed(left):
-            return [*names, name]
+        case m.Binary(left=left, right=right) if after := _names(right):
+            before = _names(left)
+            return [*before, *after] if before or left == 0 else []
     return []
 
 

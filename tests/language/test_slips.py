@@ -55,10 +55,10 @@ EXAMPLES = [
     (SHARE + "where layer[3]", "`layer == 3`", SHARE + "where layer== 3"),
     (SHARE + "except layer 0", "`where layer != 0`", SHARE + "where layer != 0"),
     (SHARE + "/* four */", "comments begin with `#`", SHARE + "# four */"),
-    (SHARE + "plain", "leave `plain` out", SHARE),
+    (SHARE + "plain", "leave `plain` out", SHARE.strip()),
     (SHARE + "dtype bfloat16", "there is no clause `dtype`: leave it out", None),
-    ("learning_rate 1e-4\n" + SHARE, "a spec says nothing of training", "# 1e-4\n" + SHARE),
-    ("model llama-7b\n" + SHARE, "a spec names no model", "# llama-7b\n" + SHARE),
+    ("learning_rate 1e-4\n" + SHARE, "a spec says nothing of training", "# learning_rate 1e-4\n" + SHARE),
+    ("model llama-7b\n" + SHARE, "a spec names no model", "# model llama-7b\n" + SHARE),
     ("param r: int = 8\n" + SHARE, "a param has no type", "param r = 8\n" + SHARE),
     ("param attn = q_proj, k_proj\n" + SHARE, "by `let`", "let attn = q_proj, k_proj\n" + SHARE),
     ("per module rank 8", "a clause belongs to a share", "share a per module rank 8"),
@@ -72,10 +72,37 @@ EXAMPLES = [
     ("share a per layer rank +8", "leave the `+` out", "share a per layer rank 8"),
     ("share a per layer rank 8.", "a number ends without a point", "share a per layer rank 8"),
     ("share a per layer rank 50%", "a rank is a whole number", None),
+    # The advice is tried first.
+    ("share a per module rank 4, 8", "a share has one rank", None),
+    ("share a per module rank 1,024", "`1024`", "share a per module rank 1024"),
+    (SHARE + "dropout 0,05", "a point, and no comma", SHARE + "dropout 0.05"),
+    ("share a per module rank8", "`rank 8`", "share a per module rank 8"),
+    ("share a permodule rank 8", "`per module`", "share a per module rank 8"),
+    ("share a per module rank=8", "`rank 8`", "share a per module rank 8"),
+    ("share a per module r=8", "it is called `rank`", "share a per module rank 8"),
+    ("share a per module rank 8.\nshare b per layer. rank 8", "a number ends", "share a per module rank 8\nshare b per layer rank 8"),
+    (SHARE + "— one each", "comments begin with `#`", SHARE + "# one each"),
+    ("% by module\n" + SHARE, "comments begin with `#`", "# by module\n" + SHARE),
+    (SHARE + "\nLet me know if it works!", "this line is no statement", SHARE + "\n# Let me know if it works!"),
+    ("new param r = 4\nshare a per module rank r", "leave `new` out", " param r = 4\nshare a per module rank r"),
+    (SHARE + "weight_decay 0.1", "there is no clause `weight_decay`: leave it out", SHARE.strip()),
+    (SHARE + "for q_proj, 4 for v_proj", "`for` is no clause", None),
+    (SHARE + "where layer BETWEEN 0 AND 7", "`layer in 0..7`", SHARE + "where layer in 0.. 7"),
+    (SHARE + 'where kind like "q%"', '`kind "q*"`', SHARE + 'where kind "q*"'),
+    (SHARE + "where kind in ('q_proj', 'v_proj')", "a set has braces", None),
+    (SHARE + "where q_proj only", "leave `only` out", SHARE + "where q_proj"),
+    (SHARE + "where q_proj) or v_proj", "leave `)` out", SHARE + "where q_proj or v_proj"),
+    (SHARE + "where 25%", "a part of the layers is counted", None),
+    (SHARE + "!important", "such as `rank 8`", None),
+    (SHARE + "(unused)", "such as `rank 8`", None),
+    (SHARE + "alpha 2 x rank", "times is written `*`", SHARE + "alpha 2 * rank"),
+    ("share a A=layer, B=module rank 8", "`A per layer`", "share a A per layer, B per module rank 8"),
+    ("share q_proj, v_proj per layer rank 8", "`share a where q_proj, v_proj`", "share a where q_proj, v_proj per layer rank 8"),
+    ("share a per m\xf3dule rank 8", "U+00F3 is not one of the letters a to z", "share a per module rank 8"),
     ("share a per layer // rank 8", "a value is missing after `//`", None),
-    ("magnitude per layer rank 8\n" + SHARE, "a magnitude has no rank", "magnitude per layer \n" + SHARE),
+    ("magnitude per layer rank 8\n" + SHARE, "a magnitude has no rank", "magnitude per layer\n" + SHARE),
     ("train lm_head rank 8\n" + SHARE, "`rank` belongs to a share", None),
-    ("for layer in 0..7: " + SHARE, "a spec has no loops", None),
+    ("for layer in 0..7: " + SHARE, "a spec has no such statements", None),
 ]  # fmt: skip
 
 
@@ -106,6 +133,18 @@ def test_a_slip_is_known(text, said, mended):
         made = written(HEAD + text, [edit for problem in problems for edit in problem.edits])
         assert made == HEAD + mended
         assert parse_spec(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("share a per module rank 8px", "a number stands alone: `8`"),
+        ("param r = 4\nshare a per module rank 2r", "a product is written `2 * r`"),
+        ("share 1st per module rank 8", 'stands in quotes: `"1st"`'),
+    ],
+)
+def test_advice_on_a_broken_number_depends_on_its_place(text, said):
+    assert said in problems_of(HEAD + text)[0].help
 
 
 @pytest.mark.parametrize(

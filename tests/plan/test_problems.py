@@ -365,3 +365,33 @@ def test_a_condition_without_a_value_on_a_model_that_is_known_in_part():
     with pytest.raises(PlanError) as error:
         build_plan(spec, base)
     assert [problem.code for problem in error.value.problems] == ["BS210"]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("per layer, kind", "so nothing is shared"),
+        ("A per layer B per layer, kind", "so no `B` is shared"),
+    ],
+)
+def test_a_key_that_shares_nothing_names_the_factor_it_means(key, said):
+    problems, _ = problems_of(f"{TARGET}share s {key} rank 4 via SS")
+    assert [said in problem.message for problem in problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("share s per module rank 8 // mine", "a comment begins with `#`"),
+        ("share s per module rank 8 where layers < 4", "did you mean `layer`?"),
+        ("share s per q/k rank 8", "a key reads `per layer, kind`"),
+        ('param r = 4\nshare s per module rank "${r}"', "did you mean `r`?"),
+        ("share s per module rank 8\ndora per module", "`magnitude per module`"),
+        ("share s per module rank 8 where layer == last", "`layer == -1`"),
+        ("share s per module rank 8 where layer == 0, 1", "`layer in {0, 1}`"),
+        ("share s per module rank 8\ntrain q_proj", "leave it out of `train`"),
+    ],
+)
+def test_advice_holds_for_what_was_written(text, said):
+    problems, _ = problems_of(f"{TARGET}{text}")
+    assert said in next(problem.help for problem in problems if problem.severity == "error")

@@ -16,6 +16,16 @@ from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
 from bishare_dsl.train.data.rows import Findings, Rows, place_of
 
+# What Python says of wrong JSON, in plain words.
+_JSON_REASONS = {
+    "Expecting value": "a value is missing or misspelt",
+    "Expecting property name enclosed in double quotes": "a name in double quotes is missing",
+    "Expecting ',' delimiter": "a comma is missing",
+    "Expecting ':' delimiter": "a colon is missing",
+    "Unterminated string starting at": "a text has no closing quote; it begins",
+    "Extra data": "the row is complete, and more follows",
+    "Invalid control character at": "a tab stands in a text, where `\\t` should",
+}
 _Bad = Callable[[int, str], None]
 """Records a problem with the row of a number."""
 
@@ -58,6 +68,10 @@ def _read_file(path: Path) -> Rows:
         raise DataError(codes.UNKNOWN_FILE(path=path, help=help))
     findings = Findings(str(path))
     try:
+        with path.open("rb") as file:
+            if kind != ".parquet" and b"\0" in file.read(4):
+                reason = "it is UTF-16, or not a text"
+                raise DataError(codes.UNREADABLE(path=path, reason=reason, help="save it as UTF-8"))
         if kind == ".json" and _is_lines(path):  # JSON Lines are often named .json.
             kind = ".jsonl"
         by_line = kind not in (".json", ".parquet")
@@ -77,9 +91,21 @@ def _read_file(path: Path) -> Rows:
         problem = codes.BAD_LINE(place=f"{path}:{line}", reason="the line is not UTF-8")
         raise DataError(problem) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
+        raise DataError(codes.UNREADABLE(path=path, reason=_reason(error))) from error
     findings.raise_any()
     return Rows(str(path), table, numbers, by_line, range(len(table)))
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with a file or a line."""
+    if not isinstance(error, json.JSONDecodeError):
+        return one_line(error)
+    if error.pos >= len(error.doc.rstrip()):
+        return "it ends before its last bracket or quote is closed"
+    at = f"column {error.colno}"
+    if "\n" in error.doc.strip():
+        at = f"line {error.lineno}, {at}"
+    return f"{_JSON_REASONS.get(error.msg, error.msg)} at {at}"
 
 
 def _is_lines(path: Path) -> bool:
@@ -109,7 +135,7 @@ def _read_lines(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
         except UnicodeDecodeError as error:
             bad(number, f"byte {error.start + 1} of the line is not UTF-8")
         except (ValueError, RecursionError) as error:
-            bad(number, one_line(error))
+            bad(number, _reason(error))
 
 
 def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
@@ -122,6 +148,9 @@ def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
         for cells in reader:
             if cells and not header:
                 header = cells
+                if len(cells) == 1 and re.search(r"[;\t]", cells[0]):
+                    bad(number, "the columns have commas between, and no semicolons or tabs")
+                    return
                 if len({*header}) < len(header) or "" in header:
                     bad(number, f"the columns have no different names each: {', '.join(header)}")
                     return

@@ -1,0 +1,2 @@
+bishare generate my-adapter --prompt "Why is the sky blue?"
+bishare chat my-adapter
