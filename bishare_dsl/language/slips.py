@@ -47,11 +47,14 @@ _LOOKALIKES = str.maketrans(
 _SINGLE_KINDS = {word.upper() for word in SINGLE}
 # How many words of a line to read again when trying a correction.
 _REREAD_TOKENS = 64
+# How many words after a correction must be readable.
+_AHEAD = 3
 # A name follows the first, and a number the second.
 _NAMES = ("SPEC", "USE", "PARAM", "LET", "SHARE", "REPLACE")
-_VALUES = ("RANK", "ALPHA", "SCALE", "DROPOUT")
+_VALUES = ("RANK", "ALPHA", "SCALE", "DROPOUT", "PER")
 # A clause with one of these may name modules, too.
 _CHOOSE = ("MATCH", "IF", "EQ", "NE", "IN")
+_COMPARED = {*OPERATORS, "NAME", "STRING"} - {"AND", "OR", "IF"}
 
 
 class Instead(NamedTuple):
@@ -184,23 +187,33 @@ def known_slip(
             text = given["new"] = _filled(instead.text, given)
             slip = _mended(tokens, first, last, text)
             said = _filled(row.help, given)
-            following = tokens[slip.last : slip.last + 1]
-            written = [*(slip.tokens or ()), *(t for t in following if t.type != BAD and t != ";")]
-            if row.arrow != "=>":
-                written = [*(slip.tokens or ()), *following]
-                written += tokens[slip.last + 1 : ends + 1]
+            whole = row.arrow != "=>"
+            after = [*tokens[slip.last : slip.last + 1], *tokens[slip.last + 1 : ends + whole]]
+            if not whole:  # Further mistakes, such as the same one, may follow.
+                begins = words().get(text.partition(" ")[0]) in CLAUSE_KINDS | STATEMENT_KINDS
+                after = after[: 1 if begins else _AHEAD]
+                mistakes = (i for i, token in enumerate(after) if _is_mistake(token, named))
+                after = after[: next(mistakes, _AHEAD)]
+            written = [*(slip.tokens or ()), *after]
+            if whole:
                 if _said_elsewhere(slip, tokens, first, last):
                     continue
                 if slip.first == position and written[0].type not in may_begin:
                     continue
             if re.fullmatch(r"use \w+", text) and text[4:] not in shipped_specs():
                 continue
-            if reads(slip.first, written, row.arrow != "=>"):
+            if reads(slip.first, written, whole):
                 if row.arrow == "=>?":
                     return Slip(said, at=at)
                 edits = () if row.last == "REST" else slip.edits
                 return slip._replace(help=said, at=at, edits=edits)
     return None
+
+
+def _is_mistake(token: Token, old: Sequence[str]) -> bool:
+    """Return whether a token after a mistake, of the words ``old``, may be another one."""
+    again = token in old and not token.isidentifier()
+    return token.type == BAD or token in (",", ":", "=", ";") or again
 
 
 def _said_elsewhere(slip: Slip, tokens: Sequence[Token], first: int, last: int) -> bool:
@@ -221,12 +234,24 @@ def is_sensible(tokens: Sequence[Token], first: int, declared: Set[str]) -> bool
     """Return whether no name of a clause, from ``first`` on, is a word of English, or stands undeclared in
     place of a number."""
     known, kind = declared | {*ATTRIBUTES, *FUNCTIONS}, tokens[0].type
-    values = declared and kind in _VALUES and not any(token.type in _CHOOSE for token in tokens)
-    for before, token in zip(tokens[first - 1 if first else 0 :], tokens[first:], strict=False):
+    chosen = any(token.type in _CHOOSE for token in tokens)
+    around = zip([tokens[0], *tokens], tokens, [*tokens[1:], tokens[0]], strict=False)
+    for before, token, after in [*around][first:]:
         if token.type in CLAUSE_KINDS | STATEMENT_KINDS and before.type not in OPERATORS:
-            kind, values = token.type, declared and token.type in _VALUES
-        named = token.type == "NAME" and before.type not in _NAMES and kind != "VIA"
-        if named and token not in known and (values or token.lower() in english()):
+            kind, chosen = token.type, False
+        compared = {before.type, after.type} & _COMPARED
+        if (
+            token in ATTRIBUTES
+            and token.type != "IN"
+            and not compared
+            and kind in ("WHERE", "TARGET", "LET")
+        ):
+            return False
+        if token.type != "NAME" or token in known or before.type in _NAMES or kind == "VIA":
+            continue
+        if token.lower() in english() or after.type in _SETS["COMPARISON"]:
+            return False
+        if declared and not chosen and kind in _VALUES:
             return False
     return True
 
