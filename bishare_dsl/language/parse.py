@@ -450,7 +450,7 @@ class _Parser:
         previous, token = self.tokens[position - 1], self.tokens[position]
         if not is_keyword(token) or {"NAME", "INT"} & allowed != {"NAME"}:
             return False
-        if previous.type == "FREEZE" and token.type in CLAUSE_KINDS:
+        if previous.type in ("FREEZE", "COMMA") and token.type in CLAUSE_KINDS:
             return False
         if token.line != previous.line or span_of(token).start - span_of(previous).end >= 8:
             return False

@@ -299,7 +299,8 @@ class _Near(dict[str, str]):
             word = spelled(kind)
             if word and len(word) > 2 and self.token.startswith(word):
                 rest = self.token[len(word) :].lstrip("_")
-                if rest.isdigit() or rest in _KEYS:
+                begins = kind in ("TARGET", "SHARE", "PARAM") and self.token.column == 1
+                if rest.isdigit() or rest in _KEYS or (begins and len(rest) > 1):
                     return f"{word} {rest}"
         return ""
 
