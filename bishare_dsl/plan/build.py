@@ -213,7 +213,7 @@ def _nothing_left(selection: Selection) -> str:
         if isinstance(part, And) and (names := names_joined(part)):
             return f"no module is both; a comma takes one and the other: `{names}`"
         if isinstance(part, Compare) and part.left == Ref(ref="layers"):
-            return "did you mean `layer`? `layers` is their number"
+            return "`layers` is their number: the index of a layer is `layer`"
     return "no module fits all of its conditions: leave one of them out"
 
 

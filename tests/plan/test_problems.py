@@ -383,7 +383,7 @@ def test_a_key_that_shares_nothing_names_the_factor_it_means(key, said):
     ("text", "said"),
     [
         ("share s per module rank 8 // mine", "a comment begins with `#`"),
-        ("share s per module rank 8 where layers < 4", "did you mean `layer`?"),
+        ("share s per module rank 8 where layers < 4", "the index of a layer is `layer`"),
         ("share s per q/k rank 8", "a key reads `per layer, kind`"),
         ('param r = 4\nshare s per module rank "${r}"', "did you mean `r`?"),
         ("share s per module rank 8\ndora per module", "`magnitude per module`"),
