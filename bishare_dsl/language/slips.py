@@ -267,7 +267,6 @@ class _Near(dict[str, str]):
     def __init__(self, tokens: Sequence[Token], position: int, allowed: Set[str]) -> None:
         self.token, self.allowed = tokens[position], allowed
         self.before = tokens[position - 1] if position else None
-        self.next = tokens[position + 1 : position + 2]
         self.number = tokens[max(0, position - 2) : position]
         first = position - 1 - (self.before == ",")
         self.around = tokens[max(0, first) : first + 3]
@@ -288,10 +287,8 @@ class _Near(dict[str, str]):
         return near.split("`")[1] if near.startswith("did you mean") else ""
 
     def _nearer(self) -> str:
-        return _keyword_like(self.before)
-
-    def _after(self) -> str:
-        return _keyword_like(self.next[0] if self.next else None)
+        named = self.before is not None and self.before.type == "NAME"
+        return _nearest_keyword(str(self.before)) if named else ""
 
     def _split(self) -> str:
         """Return the keyword that a name begins with, and the rest: `rank 8` for `rank8`."""
@@ -340,11 +337,6 @@ class _Near(dict[str, str]):
     def _percent(self) -> str:
         number = self.number and self.number[0].type in _SETS["NUMBER"]
         return f"{float(self.number[0]) / 100:g}" if number else ""
-
-
-def _keyword_like(token: Token | None) -> str:
-    """Return the keyword that a name is nearly."""
-    return _nearest_keyword(str(token)) if token is not None and token.type == "NAME" else ""
 
 
 @lru_cache(maxsize=1024)
