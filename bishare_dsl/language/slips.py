@@ -57,28 +57,18 @@ _CHOOSE = ("MATCH", "IF", "EQ", "NE", "IN")
 _COMPARED = {*OPERATORS, "NAME", "STRING"} - {"AND", "OR", "IF"}
 
 
-class Instead(NamedTuple):
-    """A text to write in place of the words of a row, with the names of `_Near` in it.
-
-    ``kind`` is that of its first word, where that is a keyword or a sign.
-    """
-
-    text: str
-    names: list[str]
-    kind: str | None
-
-
 class Row(NamedTuple):
     """A row of the table, whose header explains the columns.
 
-    ``first`` precedes the words, and ``at`` is the index of the word where reading stops.
+    ``first`` precedes the words, and ``at`` is the index of the word where reading stops. ``instead`` has
+    the texts to write in place of the words, each with the names of `_Near` in it.
     """
 
     first: list[str]
     words: list[str]
     at: int
     last: str
-    instead: list[Instead] | None
+    instead: list[tuple[str, list[str]]] | None
     arrow: str
     help: str
 
@@ -107,17 +97,15 @@ def _table() -> Table:
             slips.such[words()[named[0]]] = said
         else:
             arrow, texts = mend or ("", None)
-            instead = None if texts is None else [_instead(text) for text in texts.split(" | ")]
+            instead = None
+            if texts is not None:
+                instead = [(text, re.findall(r"{([a-z]+)}", text)) for text in texts.split(" | ")]
             at = next(i for i, word in enumerate(named[ahead:]) if word[0] == "@")
             row = Row(named[:ahead], named[ahead:], at, last, instead, arrow, said)
             slips.known.append(row)
             slips.words.update(option for word in row.words for option in _plain(word).split("|"))
     slips.words.update(english())
     return slips
-
-
-def _instead(text: str) -> Instead:
-    return Instead(text, re.findall(r"{([a-z]+)}", text), words().get(text.split(" ")[0]))
 
 
 def _rows_for(token: Token) -> list[Row]:
@@ -177,35 +165,30 @@ def known_slip(
             return Slip(_filled(row.help, given), at=at)
         if row.arrow != "=>" and cut_off:
             continue
-        for instead in row.instead:
-            # Most of what a row offers cannot stand here: that shows by its first word, before it is written.
-            here = instead.kind in {None, tokens[position].type, *may_begin}
-            if row.arrow != "=>" and first == position and not here:
+        whole = row.arrow != "=>"
+        for instead, names in row.instead:
+            if not all(given[name] for name in names):
                 continue
-            if not all(given[name] for name in instead.names):
-                continue
-            text = given["new"] = _filled(instead.text, given)
+            text = given["new"] = _filled(instead, given)
             slip = _mended(tokens, first, last, text)
-            said = _filled(row.help, given)
-            whole = row.arrow != "=>"
-            after = [*tokens[slip.last : slip.last + 1], *tokens[slip.last + 1 : ends + whole]]
-            if not whole:  # Further mistakes, such as the same one, may follow.
-                begins = words().get(text.partition(" ")[0]) in CLAUSE_KINDS | STATEMENT_KINDS
-                after = after[: 1 if begins else _AHEAD]
+            after = [*tokens[slip.last : max(ends, slip.last + 1 - whole) + whole]]
+            if whole:
+                begins = [*(slip.tokens or ()), *after][0].type in may_begin
+                if _said_elsewhere(slip, tokens, first, last) or (
+                    slip.first == position and not begins
+                ):
+                    continue
+            else:  # Further mistakes, such as the same one, may follow.
+                keyword = words().get(text.partition(" ")[0]) in CLAUSE_KINDS | STATEMENT_KINDS
+                after = after[: 1 if keyword else _AHEAD]
                 mistakes = (i for i, token in enumerate(after) if _is_mistake(token, named))
                 after = after[: next(mistakes, _AHEAD)]
-            written = [*(slip.tokens or ()), *after]
-            if whole:
-                if _said_elsewhere(slip, tokens, first, last):
-                    continue
-                if slip.first == position and written[0].type not in may_begin:
-                    continue
             if re.fullmatch(r"use \w+", text) and text[4:] not in shipped_specs():
                 continue
-            if reads(slip.first, written, whole):
+            if reads(slip.first, [*(slip.tokens or ()), *after], whole):
+                said, edits = _filled(row.help, given), () if row.last == "REST" else slip.edits
                 if row.arrow == "=>?":
                     return Slip(said, at=at)
-                edits = () if row.last == "REST" else slip.edits
                 return slip._replace(help=said, at=at, edits=edits)
     return None
 
@@ -240,12 +223,8 @@ def is_sensible(tokens: Sequence[Token], first: int, declared: Set[str]) -> bool
         if token.type in CLAUSE_KINDS | STATEMENT_KINDS and before.type not in OPERATORS:
             kind, chosen = token.type, False
         compared = {before.type, after.type} & _COMPARED
-        if (
-            token in ATTRIBUTES
-            and token.type != "IN"
-            and not compared
-            and kind in ("WHERE", "TARGET", "LET")
-        ):
+        selects = kind in ("WHERE", "TARGET", "LET") and token.type != "IN"
+        if token in ATTRIBUTES and selects and not compared:
             return False
         if token.type != "NAME" or token in known or before.type in _NAMES or kind == "VIA":
             continue
@@ -322,8 +301,7 @@ class _Near(dict[str, str]):
         return pattern if "*" in pattern else ""
 
     def _called(self) -> str:
-        advice = advise("keyword", self.token, few=0)
-        return "" if advice is None or advice.startswith("did you") else advice
+        return advise("keyword", self.token) or ""
 
     def _latin(self) -> str:
         plain = normalize("NFKD", self.token).translate(_LOOKALIKES)
