@@ -74,7 +74,9 @@ def one_line(error: BaseException) -> str:
 def lines_of(error: BaseException, most: int) -> list[str]:
     """Return messages as `one_line` does; for Pydantic, one for each of the first problems."""
     texts = [str(error)]
-    if isinstance(error, OSError):
+    if isinstance(error, UnicodeDecodeError):
+        texts = [f"it is not UTF-8 (byte {error.start + 1})"]
+    elif isinstance(error, OSError):
         texts = [error.strerror or str(error)]
     elif isinstance(error, RecursionError):
         texts = ["it is nested too deep"]

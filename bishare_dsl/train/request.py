@@ -366,6 +366,14 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     return checkpoint, {**record, "spec": spec, "output_dir": str(folder)}
 
 
+# What PyYAML says of wrong YAML, in plain words.
+_YAML_REASONS = {
+    "found unexpected end of stream": "a quote is not closed",
+    "mapping values are not allowed here": "a value with a colon stands in quotes",
+    "found character '\\t' that cannot start any token": "a line begins with spaces, not with a tab",
+}
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read the arguments in a YAML file.
 
@@ -382,7 +390,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        reason = f"{at}{error.problem}"
+        reason = f"{at}{_YAML_REASONS.get(error.problem or '', error.problem)}"
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = one_line(error)
     raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,23 @@ def test_sums_that_are_refused(
     with pytest.raises(AdapterError, match=code):
         model.add_weighted_adapter(**how)
     assert [*model.peft_config] == ["a", "b"] == [*base.bishare.adapters]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"combination_type": "svd"}, "`combination_type='svd'` approximates a LoRA"),
+        ({"svd_rank": 4}, "`svd_rank=4` approximates a LoRA"),
+        ({"weights": [1.0]}, r"there are 2 adapters, and the weights are \[1.0\]"),
+    ],
+)
+def test_a_refused_sum_says_what_to_do(base: Any, given: dict[str, Any], said: str) -> None:
+    model = get_peft_model(base, BishareConfig(spec=PLAIN), "a")
+    model.add_adapter("b", BishareConfig(spec=PLAIN, seed=1))
+    how = {"adapters": ["a", "b"], "weights": [1.0, 1.0], "adapter_name": "sum"} | given
+    with pytest.raises(AdapterError, match=said) as caught:
+        model.add_weighted_adapter(**how)
+    assert re.search(r"leave it out|`weights=\[1.0, 1.0\]`", caught.value.problems[0].help)
 
 
 def test_a_sum_of_two_specs_is_refused(base: Any) -> None:

@@ -111,11 +111,20 @@ def test_a_model_that_is_given_may_be_adapted_already():
         ("{a: ", "line 1, column 5"),
         ("params: 3\n", "not a list of"),
         ("\x00", ""),
+        ("a: 'b\n", "line 2, column 1: a quote is not closed"),
+        ("a: b: c\n", "a value with a colon stands in quotes"),
+        ("a:\n\tb: 1\n", "a line begins with spaces, not with a tab"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, text, reason):
     with pytest.raises(TrainError, match=rf"(?s)BS734.*{reason}"):
         read_config(config(tmp_path, text))
+
+
+def test_a_config_in_utf_16_is_refused_in_plain_words(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1\n", encoding="utf-16")
+    with pytest.raises(TrainError, match=r"BS734.*it is not UTF-8 \(byte 1\)"):
+        read_config(tmp_path / "config.yaml")
 
 
 def test_no_code_in_a_config_is_run(tmp_path):
