@@ -219,7 +219,7 @@ def is_sensible(tokens: Sequence[Token], first: int, declared: Set[str]) -> bool
     known, kind = declared | {*ATTRIBUTES, *FUNCTIONS}, tokens[0].type
     chosen = any(token.type in _CHOOSE for token in tokens)
     around = zip([tokens[0], *tokens], tokens, [*tokens[1:], tokens[0]], strict=False)
-    for before, token, after in [*around][first:]:
+    for before, token, after in [*around][first - (first > 0 and kind == "PER") :]:
         if token.type in CLAUSE_KINDS | STATEMENT_KINDS and before.type not in OPERATORS:
             kind, chosen = token.type, False
         compared = {before.type, after.type} & _COMPARED

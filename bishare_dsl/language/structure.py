@@ -163,7 +163,8 @@ def _listed(syntax: Syntax, part: Statement) -> str:
 def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Problem]:
     named_clauses = [(_word(clause), clause) for clause in share.clauses]
     words = [word for word, _ in named_clauses]
-    lines = [c.role for c in share.clauses if c.role and c.name_token.column == 1]
+    keys = [clause for clause in share.clauses if clause.role]
+    lines = [c.role for c in keys if c.name_token.column == 1 or c.role not in ("A", "B")]
     if lines and len(words) > len({*words}):
         # A statement without its keyword is parsed as a key of a tensor.
         part = next(c for c in share.clauses if c.role == lines[0])
