@@ -165,7 +165,8 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     words = [word for word, _ in named_clauses]
     keys = [clause for clause in share.clauses if clause.role]
     lines = [c.role for c in keys if c.name_token.column == 1 or c.role not in ("A", "B")]
-    if lines and len(words) > len({*words}):
+    repeated = [_word(clause) for clause in share.clauses if not clause.role]
+    if lines and len(repeated) > len({*repeated}):
         # A statement without its keyword is parsed as a key of a tensor.
         part = next(c for c in share.clauses if c.role == lines[0])
         start, text = span_of(part.name_token), f"`share {lines[0]}`"

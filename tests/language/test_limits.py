@@ -64,8 +64,7 @@ def test_a_mutated_spec_is_a_spec_or_a_located_error(start):
 
 def test_two_keys_of_a_share_whose_first_one_is_a_name_are_said_as_one():
     """The word `per` stands nowhere in the first of them."""
-    text = "spec x\ntarget q\nshare a\n where x per layer rank 8\nshare MetaTT rows\n where y per layer rank 1"
-    assert codes(text) == ["BS110", "BS124"]
+    assert codes("spec x\ntarget q\nshare a x per layer x per kind rank 8") == ["BS124"]
 
 
 def test_the_size_of_a_text_is_that_of_its_bytes():

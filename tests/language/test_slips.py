@@ -96,7 +96,7 @@ EXAMPLES = [
     (SHARE + "!important", "such as `rank 8`", None),
     (SHARE + "(unused)", "such as `rank 8`", None),
     (SHARE + "alpha 2 x rank", "times is written `*`", SHARE + "alpha 2 * rank"),
-    ("share a A=layer, B=module rank 8", "`A per layer`", "share a A per layer, B per module rank 8"),
+    ("share a A=layer B=module rank 8", "`A per layer`", "share a A per layer B per module rank 8"),
     ("share q_proj, v_proj per layer rank 8", "`share a where q_proj, v_proj`", "share a where q_proj, v_proj per layer rank 8"),
     ("share a per m\xf3dule rank 8", "U+00F3 is not one of the letters a to z", "share a per module rank 8"),
     ("share a per layer // rank 8", "a value is missing after `//`", None),
