@@ -157,8 +157,9 @@ def _usage(error: click.ClickException) -> CommandError:
         what = f"no such option '{error.option_name}'"
         candidates = {*(error.possibilities or ())} - {"--help", "--version"}
         word = error.option_name.lstrip("-").replace("-", "_")
-        help = "; ".join(filter(None, [advise("flag", word), help]))
-        if candidates:
+        if advice := advise("flag", word):
+            help = f"{advice}; {help}"
+        elif candidates:
             what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(candidates))}?"
     if (
         isinstance(error, click.MissingParameter)
