@@ -163,8 +163,8 @@ def _listed(syntax: Syntax, part: Statement) -> str:
 def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Problem]:
     named_clauses = [(_word(clause), clause) for clause in share.clauses]
     words = [word for word, _ in named_clauses]
-    keys = [clause for clause in share.clauses if clause.role]
-    lines = [c.role for c in keys if c.name_token.column == 1 or c.role not in ("A", "B")]
+    roles = [clause for clause in share.clauses if clause.role]
+    lines = [c.role for c in roles if c.name_token.column == 1 or c.role not in ("A", "B")]
     repeated = [_word(clause) for clause in share.clauses if not clause.role]
     if lines and len(repeated) > len({*repeated}):
         # A statement without its keyword is parsed as a key of a tensor.
