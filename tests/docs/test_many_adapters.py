@@ -67,6 +67,7 @@ def masked(text):
     return sorted(text.split("\n"))  # Rows may be ordered by a number.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", MADE)
 def test_every_command_prints_what_the_page_shows(tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ import torch
 
 from bishare_dsl import load_adapter
 from bishare_dsl.testing.models import tiny_model
+from tests.support.parts import quick
 
 PAIRS = [{"prompt": "a b c", "chosen": "abc abc", "rejected": "bca bca"}]
 MARKED = [
@@ -38,7 +39,7 @@ def run(tmp_path, checkpoint, monkeypatch):
     return run
 
 
-@pytest.fixture(params=["first", "second"])
+@pytest.fixture(params=quick(["first", "second"], ["second"]))
 def stage(request, trained):
     """The flags that begin with a new adapter, or with one that was trained."""
     return ["--adapter", "lora" if request.param == "first" else str(trained)]

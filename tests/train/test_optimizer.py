@@ -11,6 +11,7 @@ from bishare_dsl.train.optimizer import RowAdamW, Settings
 from tests.batched.test_batches import IDS, filled
 from tests.batched.test_training import losses, trains
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
+from tests.support.parts import quick
 
 NAMES = ["one", "two"]
 RATES = {"one": 1e-3, "two": 3e-3}
@@ -58,7 +59,7 @@ def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
     return {name: values(model, name) for name in NAMES}
 
 
-@pytest.mark.parametrize("spec", ONE_OF_EACH)
+@pytest.mark.parametrize("spec", quick(ONE_OF_EACH, ONE_OF_EACH[::2]))
 def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
     model = made(spec)
     if not all(term.linear for term in model.bishare.plan.unscaled):
