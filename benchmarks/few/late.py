@@ -48,12 +48,15 @@ class Items(NamedTuple):
     """The items of a family.
 
     Attributes:
-        states: what the blocks below return, (items, length, width), padded at the start.
+        states: what the blocks below return, (items, length, width), padded at the start; of `Late.beyond`
+            (G, items, length, width).
         real: whether a position is a token, (items, length).
+        done: how many of the adapted blocks these states are beyond.
     """
 
     states: Tensor
     real: Tensor
+    done: int = 0
 
 
 @torch.no_grad()
@@ -126,16 +129,37 @@ class Late:
         Returns:
             (G, T, B, width).
         """
-        terms = _terms(tensors)
-        x, real = items.states[rows], items.real[rows].flatten(0, 2)
-        length = x.shape[3]
+        lanes = torch.arange(rows.shape[0])[:, None, None]
+        x = items.states[lanes, rows] if items.done else items.states[rows]
+        x = self._blocks(range(items.done, LATE), tensors, x, items.real[rows])
+        return self._normed(x[..., 0, :], self.norm)
+
+    @torch.no_grad()
+    def beyond(self, frozen: Tensors, items: Items, count: int) -> Items:
+        """Return the states beyond the first block, for training that changes nothing in it.
+
+        Args:
+            frozen: of all tasks of a library, (G, 1, rows, columns) each.
+            items: the family's.
+            count: G.
+        """
+        parts = []
+        for rows in torch.arange(len(items.states)).split(100):
+            every = rows.expand(count, 1, -1)
+            x = self._blocks(range(1), frozen, items.states[every], items.real[every])
+            parts.append(x[:, 0])
+        return Items(torch.cat(parts, 1), items.real, 1)
+
+    def _blocks(self, numbers: range, tensors: Tensors, x: Tensor, real: Tensor) -> Tensor:
+        """Return what some blocks make of (G, T, B, length, width)."""
+        terms, real, length = _terms(tensors), real.flatten(0, 2), x.shape[3]
         seen = real[:, None, :] & torch.ones(length, length, dtype=torch.bool).tril()
         # A padded position sees itself, so that no row of the softmax is empty.
         seen |= torch.eye(length, dtype=torch.bool)
-        for number, weights in enumerate(self.blocks):
-            last = number == LATE - 1
+        for number in numbers:
+            last, weights = number == LATE - 1, self.blocks[number]
             x = self._block(number, weights, terms, x, seen[:, -1:] if last else seen, last=last)
-        return self._normed(x[..., 0, :], self.norm)
+        return x
 
     def logits(self, states: Tensor, options: Tensor) -> Tensor:
         """Return (G, T, B, options) of final states; ``options`` are token ids (G, T, options)."""

@@ -131,6 +131,9 @@ METHODS = {
     "core4": Method("library_core, r=4", "core4", core, 1e-2),
     "core2": Method("library_core, r=2", "core2", core, 3e-2),
     "core1": Method("library_core, r=1", "core1", core, 3e-2),
+    "lora7": Method("fresh LoRA, r=7", None, lora(7), 1e-2),
+    "lora3": Method("fresh LoRA, r=3", None, lora(3), 1e-2),
+    "lora3_up": Method("fresh LoRA, r=3, up", None, lora(3, lambda s: s.kind == "up_proj"), 3e-2),
     "lora_longer": Method("fresh LoRA, r=8, twice the steps", None, lora(8), 1e-2, longer=2),
 }
 HEADS = {"head": None, "joint_head": "joint"}
@@ -187,7 +190,10 @@ def learn(
         return score(logits, batch), weights[0, 0].numel() + 3
     method = METHODS[name]
     frozen, trained = method.make(subject.late, library, lanes, max(seeds))
-    logits = adapted(subject, {**frozen, **trained}, batch)
+    # Below the first block that changes, states are computed once.
+    late = all(site.block for site in trained)
+    items = subject.late.beyond(frozen, subject.items, len(seeds)) if late else None
+    logits = adapted(subject, {**frozen, **trained}, batch, items)
     train(logits, list(trained.values()), batch, rates, steps * method.longer)
     return score(logits, batch), sum(p[0, 0].numel() for p in trained.values())
 

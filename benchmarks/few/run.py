@@ -100,11 +100,17 @@ def cells() -> Iterator[tuple[str, str, int, int]]:
 
 
 class Bench:
-    """The model, the families and what was found so far."""
+    """The model, the families and what was found so far.
 
-    def __init__(self) -> None:
+    Args:
+        files: of results; new ones go into the last.
+    """
+
+    def __init__(self, *files: Path) -> None:
         self.subjects: dict[str, Subject] = {}
-        self.found = list(map(json.loads, FOUND.read_text().splitlines())) if FOUND.exists() else []
+        self.file = files[-1]
+        texts = [file.read_text() for file in files if file.exists()]
+        self.found = [json.loads(line) for text in texts for line in text.splitlines()]
         self.tokenizer = AutoTokenizer.from_pretrained(smollm2_folder(cache_folder()))
 
     @cached_property
@@ -133,7 +139,7 @@ class Bench:
     def add(self, **row: Any) -> None:
         """Store a result."""
         self.found.append(row)
-        with FOUND.open("a") as file:
+        with self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print({k: v for k, v in row.items() if k != "right"}, flush=True)
 
@@ -208,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    bench = Bench()
+    bench = Bench(FOUND)
     if options.tables:
         write_below(PAGE, "run.py", lines(bench.found))
         return

@@ -206,12 +206,14 @@ def score(logits: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     )
 
 
-def adapted(subject: Subject, tensors: Tensors, batch: Batch) -> Callable[[Tensor], Tensor]:
+def adapted(
+    subject: Subject, tensors: Tensors, batch: Batch, items: Items | None = None
+) -> Callable[[Tensor], Tensor]:
     """Return the function from items to logits of lanes of adapters."""
-    late = subject.late
+    late, items = subject.late, items or subject.items
 
     def logits(rows: Tensor) -> Tensor:
-        return late.logits(late.states(tensors, subject.items, rows), batch.options)
+        return late.logits(late.states(tensors, items, rows), batch.options)
 
     return logits
 

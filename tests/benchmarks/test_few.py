@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from few import tables
+from few import compression, tables
 from few.late import LATE, Late, items_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bishare_dsl import compile_spec
+from bishare_dsl.compiler import make_plan
 
 PROMPTS = [[5, 9, 3], [7, 1, 8, 2, 6], [4]]
 OPTIONS = [11, 3, 17]
@@ -61,6 +62,11 @@ def test_the_late_blocks_give_the_logits_of_bishare(model, spec):
     found = late.logits(late.states(tensors, items, rows), options)[0, 0]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert (found - base).abs().max() > 0.01
+    # States beyond a block that does not change are computed once.
+    first = {site: p for site, p in tensors.items() if not site.block}
+    ahead = late.beyond(first, items, 1)
+    again = late.logits(late.states(tensors, ahead, rows), options)[0, 0]
+    torch.testing.assert_close(again, found, rtol=1e-5, atol=1e-5)
     # Many lanes give what one gives.
     many = {s: t.expand(2, 3 if s.role == "core" else 1, -1, -1) for s, t in tensors.items()}
     lanes = late.logits(late.states(many, items, rows.expand(2, 3, -1)), options.expand(2, 3, -1))
@@ -72,6 +78,51 @@ def test_the_note_has_the_tables_of_the_results():
     found = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
     note = (folder.parent / "notes" / "2026-11-29-few.md").read_text()
     assert note.endswith("\n".join(tables.lines(found)).rstrip() + "\n")
+
+
+def test_the_note_on_compression_has_the_tables_of_its_results():
+    folder = Path(compression.__file__).parent
+    texts = (folder / "compression.jsonl").read_text().splitlines()
+    note = (folder.parent / "notes" / "2026-11-29-compression.md").read_text()
+    assert note.endswith("\n".join(compression.lines(list(map(json.loads, texts)))).rstrip() + "\n")
+
+
+def test_truncation_keeps_what_is_largest_within_its_bits():
+    draw = torch.Generator().manual_seed(3)
+    given = {
+        (0, kind): (torch.randn(2, 8, 64, generator=draw), torch.randn(2, 8, 128, generator=draw))
+        for kind in ("q_proj", "up_proj")
+    }
+    parts = {place: compression.singular(*pair) for place, pair in given.items()}
+    directions = {place: pair for place, (pair, _) in parts.items()}
+    values = {place: s for place, (_, s) in parts.items()}
+    assert compression.error(given, directions) < 1e-3
+    assert compression.error(given, {}) == 1
+    # Of two modules with 8 directions of 192 numbers each, five fit into this budget.
+    widths = dict.fromkeys(given, 192)
+    keeps, bits = compression.greedy(values, widths, 5 * 192 * 4.25 + 16, 4.25)
+    assert bits == 2 * (5 * 192 * 4.25 + 16)
+    every = torch.cat(list(values.values()), 1)
+    kept = torch.cat(list(keeps.values()), 1).bool()
+    assert kept.sum(1).tolist() == [5, 5]
+    assert all(every[i][kept[i]].min() > every[i][~kept[i]].max() for i in range(2))
+    lost = (every * ~kept).norm() / every.norm()
+    found = compression.error(given, compression.truncated(directions, keeps))
+    assert found == pytest.approx(float(lost), abs=1e-3)
+
+
+def test_a_library_takes_the_bits_of_its_parts(model, monkeypatch):
+    monkeypatch.setattr(compression, "PEOPLE", 3)
+    spec = compression.SPEC.format(compression.SPECS["core"])
+    plan = make_plan(spec, model, {"size": 12}).plan
+    draw = torch.Generator().manual_seed(4)
+    tensors = {t.name: torch.randn(t.shape, generator=draw) for t in plan.tensors}
+    for form in compression.FORMS:
+        counted = sum(
+            compression.stored(p, form)[1] * (1 if name in plan.common else 3)
+            for name, p in tensors.items()
+        )
+        assert compression.library_bits(plan, form) == counted
 
 
 def test_a_win_is_an_interval_above_zero():
