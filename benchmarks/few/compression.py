@@ -59,15 +59,13 @@ ROWS, PAGE = HERE / "compression.jsonl", HERE.parent / "notes" / "2026-11-29-com
 FAMILY, PEOPLE, EXAMPLES, FIRST = "thresholds", 100, 32, 6000
 RATIOS = (8, 16, 32, 64, 128, 256)
 FORMS = ("float32", "int8", "int4")
-SWEEPS = 6
+SWEEPS = 2
 WIDEST = 192
-"""The most vectors: as many as the narrowest module is wide."""
+"""The largest size: the width of the narrowest module."""
 ANEW = ("lora7", "lora3", "lora1", "lora3_up", "lora1_up", "lora1_late")
 UNIFORM = (7, 3, 1)
 SPECS = {
     "core": "A per module  B per module  core per adapter, module  rank size  via Core",
-    "loadings": "per module  rank 8  via Loadings(vectors = size)",
-    "half": "A per module  B per adapter, module  rank size",
 }
 SPEC = """spec compressed
 param size = 8
