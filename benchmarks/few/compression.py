@@ -58,6 +58,8 @@ from few.training import (
 ROWS, PAGE = HERE / "compression.jsonl", HERE.parent / "notes" / "2026-11-29-compression.md"
 FAMILY, PEOPLE, EXAMPLES, FIRST = "thresholds", 100, 32, 6000
 RATIOS = (8, 16, 32, 64, 128, 256)
+SIZED = RATIOS[2:]
+"""Budgets of which `fit` tries the size that they have room for in int4."""
 FORMS = ("float32", "int8", "int4")
 SWEEPS = 2
 WIDEST = 192
@@ -334,9 +336,9 @@ class Compression:
 
     @cached_property
     def sizes(self) -> dict[str, list[int]]:
-        """The sizes of each spec, the largest in int4 for each budget."""
+        """The sizes of each spec, the largest in int4 for a budget."""
         return {
-            spec: sorted(set(filter(None, map(partial(self.size, spec), RATIOS)))) for spec in SPECS
+            spec: sorted(set(filter(None, map(partial(self.size, spec), SIZED)))) for spec in SPECS
         }
 
     def plan(self, spec: str, size: int) -> Plan:
