@@ -58,7 +58,7 @@ from few.training import (
 ROWS, PAGE = HERE / "compression.jsonl", HERE.parent / "notes" / "2026-11-29-compression.md"
 FAMILY, PEOPLE, EXAMPLES, FIRST = "thresholds", 100, 32, 6000
 RATIOS = (8, 16, 32, 64, 128, 256)
-SIZED = RATIOS[2:]
+SIZED = RATIOS[3:]
 """Budgets of which `fit` tries the size that they have room for in int4."""
 FORMS = ("float32", "int8", "int4")
 SWEEPS = 2
