@@ -233,6 +233,7 @@ class Slots:
         common: the tensors stored once for all adapters, by name.
         row: the row of each slot; the last entry is for no adapter.
         views: factors that are views of the values, so they stay valid when the values change.
+        copies: factors computed from the values of some rows, until a value there changes.
     """
 
     def __init__(
@@ -256,6 +257,7 @@ class Slots:
             tensor.copy_(common[name])
         self.row = np.arange(slots + 1)
         self.views: dict[tuple[object, int, int], Any] = {}
+        self.copies: dict[tuple[object, int, int], Any] = {}
 
     def tensor(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return a tensor of some rows, ``(R, *shape)``; a common tensor as ``shape``."""
@@ -286,11 +288,18 @@ class Slots:
 
     def write_slot(self, slot: int, packed: Tensor) -> None:
         """Write an adapter into a slot."""
+        self.copies.clear()
         self._own[self.row[slot]].copy_(packed)
 
     def read_slot(self, slot: int) -> Tensor:
         """Return a copy of the contents of a slot, in host memory."""
         return self._own[self.row[slot]].cpu().clone()
+
+    def keep_copies(self, rows: Sequence[slice]) -> None:
+        """Drop the copies for other ranges of rows than these."""
+        kept = {(part.start, part.stop) for part in rows}
+        for key in [key for key in self.copies if key[1:] not in kept]:
+            del self.copies[key]
 
     def move_to_front(self, slots: Sequence[int]) -> None:
         """Move slots to the first rows, in this order."""
@@ -298,6 +307,7 @@ class Slots:
             self.views.clear()
         if (self.row[slots] == np.arange(len(slots))).all():
             return
+        self.copies.clear()
         row, slot_at = self.row.copy(), np.argsort(self.row)
         for place, slot in enumerate(slots):
             other, old = slot_at[place], row[slot]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -50,12 +50,21 @@ class Group:
 
     def view(self, key: object, make: Callable[[], T]) -> T:
         """Return cached views of the adapters' tensors, which stay valid when these rows change."""
+        return self._cached(self.bank.views, key, make)
+
+    def copy(self, key: object, make: Callable[[], T]) -> T:
+        """Return what is computed from the adapters' tensors, cached until one of them changes."""
+        return self._cached(self.bank.copies, key, make)
+
+    def _cached(
+        self, cache: dict[tuple[object, int, int], Any], key: object, make: Callable[[], T]
+    ) -> T:
         if not isinstance(self.rows, slice):
             return make()
-        place, views = (key, self.rows.start, self.rows.stop), self.bank.views
-        if place not in views:
-            views[place] = make()
-        cached: T = views[place]
+        place = key, self.rows.start, self.rows.stop
+        if place not in cache:
+            cache[place] = make()
+        cached: T = cache[place]
         return cached
 
     def of(self, tokens: Tensor) -> Tensor:
@@ -194,6 +203,7 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
         rows, place = slice(row, row + len(adapters)), slice(token, token + len(adapters) * length)
         groups.append(Group(bank, rows, place, length))
         row, token = rows.stop, place.stop
+    bank.keep_copies([group.rows for group in groups])
     start = order[0] if order else 0
     if order == list(range(start, start + len(order))):
         return Batch(tuple(groups), slice(start, start + len(order)), rows=owners)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -106,9 +105,12 @@ class LayerTerms:
         )
         return [*zip(factors[::2], factors[1::2], strict=True)]
 
-    def _factors(self, group: Group) -> tuple[list[Factor], list[list[Factor]]]:
-        """Return each A of the layer, and the B of each site's terms."""
+    def _factors(self, group: Group, dtype: torch.dtype) -> tuple[list[Factor], list[list[Factor]]]:
+        """Return each A of the layer, and the B of each site's terms, in a dtype."""
         pairs = self.pairs(group)
+        if self._computed:
+            # The slots are float32, because factors of rounded tensors could be very different.
+            pairs = [(_cast(a, dtype), _cast(b, dtype)) for a, b in pairs]
         downs = [pairs[i][0] for i in self.downs]
         return downs, [[pairs[i][1] for i in terms] for terms in self.ups]
 
@@ -125,13 +127,8 @@ class LayerTerms:
         batch.add(output, total)
 
     def _add(self, group: Group, x: Tensor, total: Tensor) -> None:
-        if self._computed:
-            # The slots are float32, because factors of rounded tensors could be very different.
-            downs, ups = self._factors(group)
-            cast = partial(map_tensors, change=lambda tensor: tensor.to(x.dtype))
-            downs, ups = [*map(cast, downs)], [[*map(cast, site_ups)] for site_ups in ups]
-        else:
-            downs, ups = group.view(self, lambda: self._factors(group))
+        cached = group.copy if self._computed else group.view
+        downs, ups = cached((self, x.dtype), lambda: self._factors(group, x.dtype))
         uses = [uses for _, uses in self.sites]
         if group.length <= DECODE_TOKENS:
             z = [down.down(x) for down in downs]
@@ -181,6 +178,10 @@ class LayerMagnitudes:
             bias = self._bias
             free = target if bias is None else target - bias[part.place].to(target.dtype)
             target.addcmul_(change.to(target.dtype), free)
+
+
+def _cast(factor: Factor, dtype: torch.dtype) -> Factor:
+    return map_tensors(factor, lambda tensor: tensor.to(dtype))
 
 
 def _identity(factor: Factor) -> object:

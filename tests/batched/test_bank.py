@@ -94,3 +94,18 @@ def test_the_adapters_of_a_batch_are_read_in_place():
     assert before[0].all()
     assert not before[1].any()
     assert group.view("a", lambda: None) is before
+
+
+def test_computed_factors_are_cached_until_an_adapter_of_their_rows_changes():
+    _, bank = bank_of("bishare_gt", slots=9)
+    (group,) = group_tokens(bank, [8, 3]).groups
+    first = group.copy("a", object)
+    assert group_tokens(bank, [8, 3, 8, 3]).groups[0].copy("a", object) is first
+    bank.write_slot(3, torch.ones(bank.layout.numbers))
+    written = group.copy("a", object)
+    assert written is not first
+    group_tokens(bank, [3, 8])  # Their rows are swapped.
+    assert (moved := group.copy("a", object)) is not written
+    group_tokens(bank, [3, 8, 5])
+    assert not bank.copies  # None is kept for rows that no batch reads.
+    assert group.copy("a", object) is not moved
