@@ -182,8 +182,10 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) 
     if total.dim() == 2:
         return total.addmm_(left, right, alpha=scale)
     rows, count, columns = left.shape[1], left.shape[2], right.shape[2]
+    if count == 1:
+        return total.addcmul_(left, right, value=scale)
     whole = total.is_contiguous()
-    if count == 1 or rows * count * columns < 400 or (count < 4 and not whole):
+    if rows * count * columns < 400 or (count < 4 and not whole):
         for column, row in zip(left.split(1, 2), right.split(1, 1), strict=True):
             total.addcmul_(column, row, value=scale)
         return total
