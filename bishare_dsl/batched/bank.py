@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -295,9 +295,8 @@ class Slots:
         """Return a copy of the contents of a slot, in host memory."""
         return self._own[self.row[slot]].cpu().clone()
 
-    def keep_copies(self, rows: Sequence[slice]) -> None:
+    def keep_copies(self, kept: Collection[tuple[int, int]]) -> None:
         """Drop the copies for other ranges of rows than these."""
-        kept = {(part.start, part.stop) for part in rows}
         for key in [key for key in self.copies if key[1:] not in kept]:
             del self.copies[key]
 

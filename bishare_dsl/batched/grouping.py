@@ -197,13 +197,14 @@ def group_tokens(bank: Slots, slots: Sequence[int]) -> Batch:
     owners = torch.from_numpy(bank.row[np.asarray(slots, int)])  # The last one is for no adapter.
     grouped = [[members[slot] for slot in group] for group in by_size.values()]
     order, places = arrange(grouped, len(slots))
-    groups, row, token = [], 0, 0
+    groups, ranges, row, token = [], set[tuple[int, int]](), 0, 0
     for adapters in grouped:
         length = max(map(len, adapters))
         rows, place = slice(row, row + len(adapters)), slice(token, token + len(adapters) * length)
         groups.append(Group(bank, rows, place, length))
+        ranges.add((row, rows.stop))
         row, token = rows.stop, place.stop
-    bank.keep_copies([group.rows for group in groups])
+    bank.keep_copies(ranges)
     start = order[0] if order else 0
     if order == list(range(start, start + len(order))):
         return Batch(tuple(groups), slice(start, start + len(order)), rows=owners)
