@@ -315,6 +315,7 @@ def test_a_generate_of_the_users_own() -> None:
 # Compiled, and in threads ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_compiled_whole_and_once() -> None:
     graphs, model = [], filled(tiny_model("llama", num_hidden_layers=1), ADAPTERS)
@@ -352,7 +353,6 @@ def test_packed_examples_have_the_adapter_of_their_row(shared: Any) -> None:
         shared(**flat, position_ids=torch.arange(3).repeat(1, 8), adapter_names=names)
 
 
-@pytest.mark.long
 @torch.no_grad()
 def test_names_for_a_compiled_model() -> None:
     model = filled(tiny_model("llama", num_hidden_layers=1), {"a": "a", "b": "b"})

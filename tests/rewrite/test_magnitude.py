@@ -391,6 +391,7 @@ def test_without_weights_neither_way_is_open(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 def test_it_compiles_to_one_graph():
     model = model_of("shared", tiny_model("qwen2", num_hidden_layers=1))
     checks.randomize(model)
