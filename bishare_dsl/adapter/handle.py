@@ -144,7 +144,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _off: bool = False
     _blocks: int = 0
     _mixed: MixedBatches | None = None
-    _head: tuple[RemovableHandle, ...] = ()
+    _hooks: tuple[RemovableHandle, ...] = ()
 
     def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
         """Attach this handle to the first adapter that was put into a model; call this once."""
@@ -153,12 +153,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
         self.adapters, self.active, self._running = {name: first}, (name,), first
         put_methods(model, RESIZING)
-        self._watch_head(plan)
-
-    def _watch_head(self, plan: Plan) -> None:
-        """Reject losses computed elsewhere from the head's weight, if a plan has a term at the head."""
-        if not self._head and self.at_head(plan):
-            self._head = (self.model.register_forward_pre_hook(_check_head, with_kwargs=True),)
+        self._hooks = (model.register_forward_pre_hook(_check_call, with_kwargs=True),)
 
     def at_head(self, plan: Plan) -> str | None:
         """Return the path of the model's head, if a plan has a term there."""
@@ -581,7 +576,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
             if name in self.active:
                 self._running = None
                 self._switch(self.active)
-            self._watch_head(plan)
         return () if alike else compiled.notes
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -871,21 +865,24 @@ class Handle(AdapterRoot, BaseTunerLayer):
         drop_methods(model)
         if self._mixed is not None:
             self._mixed.leave()
-        for hook in self._head:
+        for hook in self._hooks:
             hook.remove()
-        self._mixed, self._head = None, ()
+        self._mixed, self._hooks = None, ()
         vars(model).pop("peft_config", None)
         self._model, self._merged, self._running = (), None, None
         self.parts, self.adapters, self.active = AdapterParts(), {}, ()
         return model
 
 
-def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-    """Check that the running adapter has no term at a head whose weight is used to compute the loss.
+def _check_call(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of a model's call, most of which transformers ignores if it does not know them.
 
     Raises:
-        AdapterError: it has one (BS668).
+        AdapterError: the call names an adapter for each row (BS683), or the running adapter has a term at a
+            head whose weight is used to compute the loss (BS668).
     """
+    if kwargs.get("adapter_names") is not None:
+        raise AdapterError(codes.NAMES_IGNORED(model=type(model).__name__))
     if kwargs.get(FUSED_HEAD):
         handle = cast(Handle, model.get_submodule(ADAPTER))
         running = None if handle.disabled or handle.merged else handle._running

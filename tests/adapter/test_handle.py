@@ -481,6 +481,40 @@ def test_what_is_no_model_of_transformers_is_saved(tmp_path: Path) -> None:
     assert torch.equal(load_adapter(tmp_path, base)(x), model(x))
 
 
+# Calls with arguments that the model would ignore ----------------------------------------------------
+
+
+def test_names_of_rows_are_refused_and_the_remedy_works(
+    adapted: Adapted, ids: torch.Tensor
+) -> None:
+    """transformers would ignore them, and run the active adapter for each row."""
+    model = adapted()
+    names = [None, *["default"] * (len(ids) - 1)]
+    for of_model in (model, copy.deepcopy(model)):
+        with pytest.raises(AdapterError, match=r"BS683.*LlamaForCausalLM"):
+            of_model(input_ids=ids, adapter_names=names)
+        with torch.no_grad(), of_model.bishare.rows(names):
+            rows = of_model(input_ids=ids, adapter_names=None).logits
+        torch.testing.assert_close(rows[1:], logits(of_model, ids)[1:], rtol=1e-4, atol=1e-4)
+        with of_model.bishare.rows([None] * len(ids)):
+            assert torch.equal(logits(of_model, ids)[0], rows[0])
+
+
+def test_names_of_rows_are_refused_in_compiled_code(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted().eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled, ids), logits(model, ids), rtol=1e-4, atol=1e-5)
+    with pytest.raises(AdapterError, match="BS683"):
+        torch.compile(model, backend="eager")(input_ids=ids, adapter_names=["default"] * len(ids))
+
+
+def test_an_unloaded_model_is_called_without_a_check(adapted: Adapted) -> None:
+    model = adapted()
+    assert model._forward_pre_hooks
+    assert not model.bishare.unload()._forward_pre_hooks
+
+
 # Resizing the tables of tokens ---------------------------------------------------------------------
 
 AT_TABLES = {

@@ -133,6 +133,7 @@ STILL_MERGED = Code("BS643", "cannot {action} while the adapter is merged")
 SHARDED = Code("BS645", "cannot {action}: the model is sharded over several processes")
 MIXED_UNKNOWN = Code("BS670", "row {row} of the batch: the model has no adapter `{name}`")
 MIXED_ROWS = Code("BS671", "{names} names in `adapter_names` for {rows} rows")
+NAMES_IGNORED = Code("BS683", "a call of {model} takes no `adapter_names`, and would ignore it")
 MIXED_NOT_LINEAR = Code(
     "BS673",
     "adapter `{name}` cannot run in a mixed batch: what share `{share}` adds is not linear in its input "
