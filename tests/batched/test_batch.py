@@ -24,6 +24,9 @@ class Bank:
     def move_to_front(self, slots):
         self.brought = [int(slot) for slot in slots]
 
+    def keep_copies(self, kept):
+        """Drop nothing: it has no copies."""
+
 
 def grouped(slots):
     """The groups of a batch with the slots of their adapters, and the batch."""
