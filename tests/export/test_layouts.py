@@ -33,7 +33,9 @@ share y  A per layer, kind, expert  B per layer, kind  rank 2  where down_proj
 share z  per module  rank 3 scale 2.0  where q_proj
 """
 HEAD = "spec s\ntarget lm_head, q_proj\nshare x per module rank 2\n"
+SOME_EXPERTS = "spec s\ntarget up_proj, down_proj\nshare x per module rank 2 where expert in 1..2\n"
 CASES = [
+    *[("qwen3_moe", SOME_EXPERTS, target) for target in ("peft", "vllm", "gguf")],
     *[("llama", DENSE, target) for target in TARGETS],
     *[("mixtral", EXPERTS, target) for target in TARGETS if target != "mlx"],
     ("qwen3_moe", EXPERTS, "vllm"),
