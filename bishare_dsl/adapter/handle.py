@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
@@ -55,6 +55,8 @@ from bishare_dsl.rewrite.rewritten import base_class
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from bishare_dsl.adapter.config import DrawnTensor
+
 _SWITCHING = threading.RLock()
 """Held while the running adapter of a model is replaced."""
 
@@ -79,7 +81,7 @@ class Adapter:
     """The multiplier of all terms, relative to the trained plan."""
     trained: Plan | None = None
     """The plan it was trained with, if it differs from the running plan."""
-    drawn: Collection[str] | None = None
+    drawn: Mapping[str, DrawnTensor] | None = None
     """The frozen tensors that the seed reproduces, of an adapter that was read; None for all."""
 
     @property
@@ -944,10 +946,11 @@ def values_in(
 
 
 def is_drawn(adapter: Adapter, name: str) -> bool:
-    """Return whether the seed reproduces a tensor, unless the adapter's folder stores it anyway."""
+    """Return whether `draw_tensor` reproduces a tensor that the adapter's folder does not store."""
     tensor, record = adapter.saved_plan.tensor[name], getattr(adapter.config, "record", None)
     drawn = adapter.drawn if record is None else record.drawn
-    return tensor.drawn and not tensor.trainable and (drawn is None or name in drawn)
+    drawn_alike = drawn is None or (name in drawn and drawn[name].generator == "philox")
+    return tensor.drawn and not tensor.trainable and drawn_alike
 
 
 def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:

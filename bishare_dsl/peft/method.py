@@ -175,7 +175,7 @@ def _put(
             notes = handle.add(name, plan, tensors, text, config.seed)
     adapter = handle[name]
     adapter.compact, adapter.config = compact, config
-    adapter.drawn = {*source.config.drawn} if isinstance(source, StoredAdapter) else None
+    adapter.drawn = source.config.drawn if isinstance(source, StoredAdapter) else None
     if compact:
         adapter.set_trainable(False)
     vars(model).setdefault("peft_config", {})[name] = config
