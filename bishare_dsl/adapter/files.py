@@ -17,6 +17,7 @@ in ``adapters/NAME.safetensors``. ``FOLDER#NAME`` is read as an adapter.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,12 +204,9 @@ def save_library(
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     folder = Path(folder)
     with writing(folder):
-        if folder.exists() and any(folder.iterdir()) and not names_in(folder):
-            raise in_the_way(folder)
+        _check_free_for_library(folder)
         with new_folder(folder) as new:
-            if folder.exists():  # Keep other files in the folder.
-                ours = shutil.ignore_patterns(TENSORS, CONFIG, MEMBERS)
-                shutil.copytree(folder, new, symlinks=True, ignore=ours, dirs_exist_ok=True)
+            _copy_others(folder, new)
             content, config = _content_of(shared, config)
             (new / TENSORS).write_bytes(content)
             (new / CONFIG).write_text(config.text(), encoding="utf-8")
@@ -243,10 +241,30 @@ def add_to_library(
     """
     if out is not None:
         with writing(out), new_folder(out) as new:
+            _copy_others(out, new, *(path.name for path in folder.iterdir()))
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
+            _replace_links(folder, new)
             return _add_members(new, adapters)
     with writing(folder):
         return _add_members(folder, adapters)
+
+
+def _copy_others(folder: Path, new: Path, *replaced: str) -> None:
+    """Copy the files of a folder that the library which replaces it does not have."""
+    if folder.exists():
+        theirs = shutil.ignore_patterns(TENSORS, CONFIG, MEMBERS, *map(glob.escape, replaced))
+        shutil.copytree(folder, new, symlinks=True, ignore=theirs, dirs_exist_ok=True)
+
+
+def _replace_links(folder: Path, copy: Path) -> None:
+    """Replace links in a copy of a folder, such as those of the Hub's cache, by the files."""
+    for link in [path for path in copy.rglob("*") if path.is_symlink()]:
+        name = str(link.relative_to(copy))
+        try:
+            content = read_file(folder, name, (folder / name).stat().st_size)
+        except OSError:  # It leads elsewhere, or to a folder.
+            continue
+        replace_file(link, content)
 
 
 def _add_members(
@@ -417,6 +435,14 @@ def _check_free(folder: Path) -> None:
         raise in_the_way(tensors if method is None else folder / CONFIG)
 
 
+def _check_free_for_library(folder: Path) -> None:
+    """As `_check_free`, for a library."""
+    if not names_in(folder):
+        for name in (CONFIG, TENSORS, MEMBERS):
+            if os.path.lexists(folder / name):
+                raise in_the_way(folder / name)
+
+
 def check_place(folder: Path, *, library: bool = False) -> None:
     """Check in advance that an adapter or a library can be saved in a folder; leaves no file.
 
@@ -424,10 +450,7 @@ def check_place(folder: Path, *, library: bool = False) -> None:
         AdapterError: the folder has other contents (BS615), or the system refuses (BS616).
     """
     with writing(folder):
-        if library and folder.is_dir() and any(folder.iterdir()) and not names_in(folder):
-            raise in_the_way(folder)
-        if not library:
-            _check_free(folder)
+        (_check_free_for_library if library else _check_free)(folder)
         check_writable(folder)
 
 

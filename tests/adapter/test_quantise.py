@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,32 @@ def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
     two, three = (read_adapter(f"{tmp_path / 'lib'}#{name}").tensors() for name in ("two", "three"))
     assert all(torch.equal(two[name], three[name]) for name in two)
     assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
+
+
+def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Path) -> None:
+    """In the Hub's cache, the files of a library are links to blobs beside it."""
+    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
+    model = adapted(text)
+    plan, values = model.bishare.plan, dict(model.bishare.tensors())
+    library, blobs, out = (tmp_path / name for name in ("hub/snapshots/v1", "hub/blobs", "out"))
+    save_library(library, plan, {"one": values}, text, seed=0)
+    save_library(out, plan, {"earlier": values}, text, seed=0)
+    (out / "notes.txt").write_text("mine")
+    blobs.mkdir()
+    elsewhere = tmp_path / "secret"
+    elsewhere.write_text("a link that leaves the folder is not followed")
+    (library / "secret").symlink_to(elsewhere)
+    for path in [path for path in library.rglob("*") if path.is_file() and path.name != "secret"]:
+        path.rename(blobs / path.name)
+        path.symlink_to(os.path.relpath(blobs / path.name, path.parent))
+    add_to_library(library, {"two": values}, out)
+    shutil.rmtree(tmp_path / "hub")
+    assert names_in(out) == ("one", "two")
+    for name in ("one", "two"):
+        found = read_adapter(f"{out}#{name}").tensors()
+        assert all(torch.equal(found[key], value) for key, value in values.items())
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "secret").is_symlink()
 
 
 def test_a_warning_of_any_adapter_of_a_library_is_given(tmp_path: Path) -> None:

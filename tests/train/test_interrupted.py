@@ -234,7 +234,7 @@ def test_the_folders_of_results_are_looked_at_before_anything_is_trained(
         with pytest.raises(BishareError, match=code):
             start(PLAIN, data, tmp_path / name)
     (tmp_path / "library" / "library").mkdir(parents=True)
-    (tmp_path / "library" / "library" / "notes").touch()
+    (tmp_path / "library" / "library" / "adapters").touch()
     text = "spec s\ntarget q_proj\nshare x A per kind  B per adapter, kind rank 2"
     with pytest.raises(BishareError, match="BS615"):
         start(text, data, tmp_path / "library")

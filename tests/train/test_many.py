@@ -216,6 +216,10 @@ def test_a_forced_run_keeps_the_library_that_it_adds_to(tasks: Any, tmp_path: Pa
     )
     assert {*names_in(library)} == {*tasks, "later"}
     assert all(torch.equal(tensors(f"{library}#long")[name], value) for name, value in old.items())
+    Path(library, "notes.txt").write_text("mine")
+    start(text, tasks, tmp_path / "run", force=True, max_steps=2)
+    assert {*names_in(library)} == {*tasks}
+    assert Path(library, "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("shared", ["per kind", "per adapter, kind"])
