@@ -113,7 +113,7 @@ def _parts(
                 len(change.sites) or "",
                 change.before,
                 change.after,
-                "everywhere" if len(change.sites) == len(sites) else _where(change, sites),
+                "everywhere" if 0 < len(change.sites) == len(sites) else _where(change, sites),
             ]
             for change in compared.changes
         ],

@@ -33,6 +33,13 @@ def test_the_same(bishare):
     assert run.out.splitlines()[-1] == "the same modules share, at the same settings"
 
 
+def test_parameters_trained_in_full_are_at_no_module(bishare, here):
+    for name, trained in (("a", "norms"), ("b", "norms, lm_head")):
+        (here / f"{name}.share").write_text(f"spec {name} train {trained}\n")
+    run = bishare("diff", "a.share", "b.share", "--model", "llama-7b")
+    assert (run.code, "lm_head.weight" in run.out, "everywhere" in run.out) == (0, True, False)
+
+
 def test_shares_that_only_one_has(bishare):
     run = bishare("diff", "lora", "bishare_ke", "--model", "llama-7b")
     rows = [line.split() for line in run.out.splitlines()]
