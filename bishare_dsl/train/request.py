@@ -275,10 +275,6 @@ _SUCH = {
 def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
     """Build the error for an unknown argument (BS730), with the nearest name."""
     help = advise("argument", name, known)
-    if name == "packing":
-        help = (
-            "`--train_sampling_strategy group_by_length` pads less; to pack, use TRL's SFTTrainer"
-        )
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
