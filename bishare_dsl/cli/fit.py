@@ -233,6 +233,12 @@ def _project(
         help = "rename the folder, or replace the adapter with `--force`"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     member = read_adapter(f"{library}#{names_there[0]}")
+    if not member.config.spec:
+        what = (
+            f"`{library}` has no spec that tells what its adapters share: another program wrote it"
+        )
+        help = f"start a library with `--spec` and `--out`, also from `{library}#{names_there[0]}`"
+        raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     plan, base = member.plan, member.plan.base
     report.note("fitting ...")
     from bishare_dsl.fit.fit import fit

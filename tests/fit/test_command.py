@@ -13,6 +13,7 @@ from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save
 from bishare_dsl.cli.main import main
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
+from tests.adapter.test_sharing import by_others
 
 SPEC = "spec small\nparam r = 2\ntarget q_proj, down_proj\nshare a per kind rank r\n"
 
@@ -211,6 +212,19 @@ def test_what_a_library_of_few_bits_loses_is_reported(
     assert (code, "note[BS690]" in err, "more#new" in err) == (0, True, True), err
     code, out, _ = run(capsys, "new", "--library", "small", "--json")
     assert "BS690" in [problem["code"] for problem in json.loads(out)["problems"]]
+
+
+def test_a_library_of_another_program_gets_no_adapter_but_gives_its_own(
+    library: dict[str, bytes], capsys: Any
+) -> None:
+    """No spec says what its adapters share, and its files have keys that others chose."""
+    theirs = by_others(Path("lib"), Path("theirs")).removesuffix("#law")
+    code, _, err = run(capsys, "new", "--library", theirs)
+    assert (code, "has no spec" in err, names_in(theirs)) == (2, True, ("a", "b"))
+    Path("core.share").write_text(CORE)
+    members = (f"{theirs}#a", f"{theirs}#b", "new")
+    assert run(capsys, *members, "--spec", "core.share", "--out", "ours", "--quiet")[0] == 0
+    assert names_in("ours") == ("a", "b", "new")
 
 
 def test_the_library_is_left_alone_if_another_folder_is_named(
