@@ -102,7 +102,8 @@ def _holds(test: ast.expr, module: nn.Module) -> bool | None:
     text = ast.unparse(test)
     try:
         in_modes = {
-            bool(eval(re.sub(r"\bself\.training\b", mode, text), {"self": module}))
+            # A child is in the mode of its parent.
+            bool(eval(re.sub(r"\bself(\.\w+)*\.training\b", mode, text), {"self": module}))
             for mode in ("True", "False")
         }
     except Exception:  # noqa: BLE001 - it depends on more than settings

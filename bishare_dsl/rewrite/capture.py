@@ -147,7 +147,7 @@ def _check_targets(graph: fx.Graph, targets: Sequence[str]) -> None:
             if n.op == "get_attr" and f"{n.target}.".startswith(f"{target}.")
         ]
         if not calls:
-            raise UntraceableRegion(f"it never calls {target}")
+            raise UntraceableRegion(f"it never calls {target}", target if reads else None)
         for call in calls:
             if len(call.args) != 1 or call.kwargs or not isinstance(call.args[0], fx.Node):
                 raise UntraceableRegion(f"it calls {target} with more than one tensor")

@@ -148,7 +148,8 @@ class RegionCompiler:
                 self._compiled[key] = self._compile(path, module, expand)
             except UntraceableRegion as reason:
                 for child in (target.path for target in targets if target.path):
-                    if reads_tensors(self.model, path, child):
+                    # The source shows no read of a child under another name, and a graph does.
+                    if child == reason.bypassed or reads_tensors(self.model, path, child):
                         why = f"the layer around it computes with the weight of {child} itself"
                         raise ModelError(
                             codes.CANNOT_ADAPT(path=f"{path}.{child}", why=why)

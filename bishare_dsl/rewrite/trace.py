@@ -52,11 +52,14 @@ _STATEFUL = {
 
 
 class UntraceableRegion(Exception):
-    """A parent module's forward cannot be converted to a graph; `reason` explains why, in a clause."""
+    """A parent module's forward cannot be converted to a graph; `reason` explains why, in a clause.
 
-    def __init__(self, reason: str) -> None:
+    ``bypassed`` is the path of a target that it never calls, though it reads its tensors.
+    """
+
+    def __init__(self, reason: str, bypassed: str | None = None) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.bypassed = reason, bypassed
 
 
 @dataclass(frozen=True)

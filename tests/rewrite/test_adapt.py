@@ -466,6 +466,15 @@ class Reads(nn.Module):
         return torch.matmul(x, self.proj.weight)
 
 
+class ReadsUnderAnotherName(Reads):
+    """Its source does not show whose weight it is."""
+
+    def forward(self, x):
+        for layer in self.children():
+            x = torch.matmul(x, layer.weight)
+        return x
+
+
 class Stack(nn.Module):
     """Layers, as small as can be; sites are what is below their numbers."""
 
@@ -499,8 +508,9 @@ class Chain(nn.Module):
 LORA = "spec s\ntarget every\nscale 2\nshare local per module rank 2"
 
 
-def test_a_weight_that_is_read_and_not_called_is_refused(planned, fresh_tensors):
-    model = Stack(Reads())
+@pytest.mark.parametrize("kind", [Reads, ReadsUnderAnotherName])
+def test_a_weight_that_is_read_and_not_called_is_refused(planned, fresh_tensors, kind):
+    model = Stack(kind())
     plan = planned(model, LORA)
     error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
     assert "layers.0.proj" in error
@@ -562,6 +572,19 @@ class ReadsInTraining(Untraced):
         return self.b(self.a(x))
 
 
+class ReadsInAModeOfAChild(ReadsInTraining):
+    """Asks a child for the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.0)
+
+    def compute(self, x):
+        if self.drop.training is self.mode:
+            return torch.nn.functional.linear(self.a(x), self.b.weight)
+        return self.b(self.a(x))
+
+
 class CalledByAnother(nn.Module):
     """Around a module of which it calls another method than `forward`, which reads a weight."""
 
@@ -598,6 +621,8 @@ class Clamps(Untraced):
         ReadsBySetting,
         ReadsInTraining,
         derived(ReadsInTraining, mode=False),
+        ReadsInAModeOfAChild,
+        derived(ReadsInAModeOfAChild, mode=False),
         around(),
     ],
 )
