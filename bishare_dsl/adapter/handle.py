@@ -6,6 +6,7 @@ disable and delete adapters through its methods, which have PEFT's names.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import threading
@@ -883,13 +884,17 @@ def _check_call(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         AdapterError: the call names an adapter for each row (BS683), or the running adapter has a term at a
             head whose weight is used to compute the loss (BS668).
     """
-    if kwargs.get("adapter_names") is not None:
+    if kwargs.get("adapter_names") is not None and not _takes_names(model):
         raise AdapterError(codes.NAMES_IGNORED(model=type(model).__name__))
     if kwargs.get(FUSED_HEAD):
         handle = cast(Handle, model.get_submodule(ADAPTER))
         running = None if handle.disabled or handle.merged else handle._running
         if running is not None and (path := handle.at_head(running.plan)):
             raise AdapterError(codes.FUSED_HEAD(path=path, name=running.name))
+
+
+def _takes_names(model: nn.Module) -> bool:
+    return "adapter_names" in inspect.signature(base_class(type(model)).forward).parameters
 
 
 @contextmanager

@@ -509,6 +509,19 @@ def test_names_of_rows_are_refused_in_compiled_code(adapted: Adapted, ids: torch
         torch.compile(model, backend="eager")(input_ids=ids, adapter_names=["default"] * len(ids))
 
 
+class NamesRows(Net):
+    """Its forward has an argument of this name."""
+
+    def forward(self, x: torch.Tensor, adapter_names: list[str] | None = None) -> Any:
+        return super().forward(x), adapter_names
+
+
+def test_names_that_the_model_itself_takes_reach_it() -> None:
+    model: Any = NamesRows()
+    compile_spec("spec s\ntarget lin\nshare x per model rank 2", model)
+    assert model(torch.randn(3, 8), adapter_names=["a"])[1] == ["a"]
+
+
 def test_an_unloaded_model_is_called_without_a_check(adapted: Adapted) -> None:
     model = adapted()
     assert model._forward_pre_hooks
