@@ -40,7 +40,7 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
         reason = f"share `{wrong.share}` is not linear ({wrong.transform})"
     elif len(adapters) != len(weights) or not all(w and math.isfinite(w) for w in weights):
         reason = f"there are {len(adapters)} adapters, and the weights are {[*weights]}"
-        help = f"give each a weight other than 0: `weights={[1.0] * len(adapters)}`"
+        help = f"give each a finite weight other than 0: `weights={[1.0] * len(adapters)}`"
     if reason is not None:
         raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
     spec, _ = read_spec(first.spec_text if "\n" in first.spec_text else f"{first.spec_text}\n")

@@ -211,6 +211,7 @@ def test_sums_that_are_refused(
         ({"combination_type": "svd"}, "`combination_type='svd'` approximates a LoRA"),
         ({"svd_rank": 4}, "`svd_rank=4` approximates a LoRA"),
         ({"weights": [1.0]}, r"there are 2 adapters, and the weights are \[1.0\]"),
+        ({"weights": [float("nan"), 1.0]}, r"the weights are \[nan, 1.0\]"),
     ],
 )
 def test_a_refused_sum_says_what_to_do(base: Any, given: dict[str, Any], said: str) -> None:
@@ -219,7 +220,9 @@ def test_a_refused_sum_says_what_to_do(base: Any, given: dict[str, Any], said: s
     how = {"adapters": ["a", "b"], "weights": [1.0, 1.0], "adapter_name": "sum"} | given
     with pytest.raises(AdapterError, match=said) as caught:
         model.add_weighted_adapter(**how)
-    assert re.search(r"leave it out|`weights=\[1.0, 1.0\]`", caught.value.problems[0].help)
+    assert re.search(
+        r"leave it out|a finite weight .*`weights=\[1.0, 1.0\]`", caught.value.problems[0].help
+    )
 
 
 def test_a_sum_of_two_specs_is_refused(base: Any) -> None:
