@@ -44,6 +44,9 @@ def test_every_spec(server, spec):
     finally:
         model.bishare.unload()
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    held = worker.model_runner.lora_manager._adapter_manager.list_adapters()
+    manager = worker.model_runner.lora_manager._adapter_manager
+    # Computed factors are kept for plans in the batch alone.
+    assert not any(bank.copies for n, bank in manager.banks.items() if n not in manager.batches)
+    held = manager.list_adapters()
     assert [held[i].packed is None for i in held].count(True) == ROOM["max_loras"]
     assert {request.lora_int_id for request in served.requests[:-1]} <= held.keys()

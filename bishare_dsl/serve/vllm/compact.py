@@ -235,6 +235,8 @@ class CompactManager(LRUCacheLoRAModelManager):
                 self.steps[plan].write(slots)
             elif own:
                 self.batches[plan] = group_tokens(bank, slots)
+            else:  # Each plan would keep the factors of its last batch, beside the slots' limit.
+                bank.keep_copies(())
 
 
 class _Served(NamedTuple):
