@@ -61,6 +61,9 @@ _AWAIT_VALUE = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
 
+# After these a name in quotes is a condition.
+_AWAIT_CONDITION = frozenset(["TARGET", "WHERE", "COMMA", "EXCEPT", "AND", "OR", "NOT"])
+
 _END = Token(END, "")
 
 # Tokens that begin a value and cannot continue one.
@@ -153,7 +156,7 @@ def parse(source: Source, problems: Problems) -> Syntax:
 
 def _foreign(text: str) -> str | None:
     """Describe a text that is not a spec, or return None."""
-    if re.search(r"^[ \t]*spec[ \t]+\S", text, re.MULTILINE):
+    if re.search(r"^[ \t]*spec[ \t:=]+\S", text, re.MULTILINE):
         return None
     lines = (line.strip() for line in text.split("\n"))
     first = next((line for line in lines if line and not line.startswith("#")), None)
@@ -415,7 +418,8 @@ class _Parser:
             at += trial.parser is not None  # Read the token again after a finished statement.
         left = whole[at:-1]
         same_line = left and left[0].type != END and left[0].line == self.tokens[position].line
-        if whole_share and not is_sensible(whole, first - begun, self.declared):
+        sensible = is_sensible(whole, first - begun, self.declared) and not trial.problems.count
+        if whole_share and not sensible:
             return False
         if len(left) > 1 or same_line or (left and trial.parser is not None and not trial.ends(at)):
             return False
@@ -500,11 +504,14 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
     if token.type == "STRING" and unquoted(token) == token:
         span, help_line = span_of(token), None
         edits: tuple[Edit, ...] = ()
-        globs = globs_of(token[1:-1]) if before.type in ("PATH", "KIND", "PARENT") else []
+        matches = before.type in ("PATH", "KIND", "PARENT")
+        globs = globs_of(token[1:-1]) if matches or before.type in _AWAIT_CONDITION else []
         if globs:
-            listed = ", ".join(f'{before} "{glob}"' for glob in globs)
+            word = spelled(before.type) if matches else "kind"
+            word = "path" if "." in "".join(globs) else word
+            listed = ", ".join(f'{word} "{glob}"' for glob in globs)
             help_line = f"a pattern is not a regular expression: `{listed}`"
-            edits = (Edit(Span(span_of(before).start, span.end), listed),)
+            edits = (Edit(Span(span_of(before if matches else token).start, span.end), listed),)
         problems(codes.BAD_ESCAPE(span=span, help=help_line, edits=edits))
     if token.type == "INT":
         # Do not convert long numbers, which takes quadratic time.

@@ -271,7 +271,7 @@ class _Near(dict[str, str]):
 
     def _split(self) -> str:
         """Return the keyword that a name begins with, and the rest: `rank 8` for `rank8`."""
-        for kind in sorted(self.allowed):
+        for kind in () if self._called() else sorted(self.allowed):
             word = spelled(kind)
             if word and len(word) > 2 and self.token.startswith(word):
                 rest = self.token[len(word) :].lstrip("_")

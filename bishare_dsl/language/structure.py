@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from typing import cast
 
 from lark import Token, Tree
@@ -57,9 +58,14 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     first_share = words.index("share") if "share" in words else len(words)
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
     after = span_of(syntax.tokens[-1]).end + 1
-    ends = [*(statement.start for statement in statements[1:]), after]
+    # A mistake further along a line may be one of its first statement.
+    ends = [after]
+    for statement, following in reversed([*pairwise(statements)]):
+        apart = statement.keyword.line != following.keyword.line
+        ends.append(following.start if apart else ends[-1])
     keys: list[tuple[str, Statement]] = []
-    for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
+    for i, (statement, word, end) in enumerate(zip(statements, words, ends[::-1], strict=False)):
+        whole = not any(statement.start <= place < end for place in broken)
         if word in DEFAULTS and i < first_share:
             keys.append((f"the default `{word}`", statement))
         elif word in DEFAULTS:
@@ -68,7 +74,8 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
             edits = _moved(syntax, statement, statements[first_share])
             yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
         elif word in SINGLE:
-            keys.append((f"`{word}`", statement))
+            if whole or i == 0 or statements[i - 1].keyword.line != statement.keyword.line:
+                keys.append((f"`{word}`", statement))
             if word == "spec" and statement is not header:
                 break  # Ignore repetitions after a second header.
         elif word == "use":
@@ -77,7 +84,6 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
                 edits = _moved(syntax, statement, statements[uses_end])
                 yield codes.LATE_USE(span=statement.span, edits=edits)
         if word in ("share", "magnitude"):
-            whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(syntax, statement, whole)
         for tree in statement.trees():
             yield from _check_tree(syntax, tree)
@@ -193,7 +199,8 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
                 similar = (c for c in others if str(c.role).lower().endswith(word[0].lower()))
                 place = span_of(next(similar, others[0]).name_token)
                 help_line = f"did you mean `{word}`? A plain share has the factors `A` and `B`"
-            yield codes.NO_CLAUSE(span=place, share=share.name, clause=word, help=help_line)
+            named = what.removeprefix("of ") if share.keyword == "share" else f"`{share.keyword}`"
+            yield codes.NO_CLAUSE(span=place, share=named, clause=word, help=help_line)
 
 
 def _word(clause: Statement) -> str:

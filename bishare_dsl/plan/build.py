@@ -20,7 +20,7 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted, largest_fit
-from bishare_dsl.plan.vocabulary import constant, located, names_joined
+from bishare_dsl.plan.vocabulary import COUNT_IS_NO_INDEX, constant, located, names_joined
 from bishare_dsl.spec import (
     SINGULAR,
     And,
@@ -213,7 +213,7 @@ def _nothing_left(selection: Selection) -> str:
         if isinstance(part, And) and (names := names_joined(part)):
             return f"no module is both; a comma takes one and the other: `{names}`"
         if isinstance(part, Compare) and part.left == Ref(ref="layers"):
-            return "`layers` is their number: the index of a layer is `layer`"
+            return COUNT_IS_NO_INDEX
     return "no module fits all of its conditions: leave one of them out"
 
 

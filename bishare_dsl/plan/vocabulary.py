@@ -13,12 +13,12 @@ from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.site_sets import SiteSets
-from bishare_dsl.spec.walk import Mention, mentions
+from bishare_dsl.spec.walk import Mention, mentions, names_read
 
 _COUNTED = ("layer", "expert")
 """Attributes that count from 0 or are `none`."""
-_SAME_EVERYWHERE = ("layers", "adapter")
-"""Attributes that are equal at all sites of a model."""
+COUNT_IS_NO_INDEX = "`layers` is their number: the index of a layer is `layer`"
+"""Advice for a selection by `layers`, which is equal at all sites of a model."""
 
 
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
@@ -236,8 +236,10 @@ def constant(
         asked &= places.partition(condition)[not truth]
     selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
     assert not isinstance(mention.part, m.Range)  # which is never a condition
+    # Elsewhere a choice by `layers` tells models apart.
+    same = {"adapter"} | ({"layers"} if mention.domain in ("let", "share") else set())
     for part, loc, truth in _constant(
-        mention.part, mention.loc, places, asked if len(asked) > 1 else frozenset()
+        mention.part, mention.loc, places, asked if len(asked) > 1 else frozenset(), same
     ):
         # Names in a list are intentional; other codes report selections of nothing.
         named = isinstance(part, m.Ref | m.Match)
@@ -248,6 +250,8 @@ def constant(
         help = "one pool of all is `per model`" if truth and {"per", "keys"} & {*loc} else None
         if not truth and isinstance(part, m.And) and (names := names_joined(part)):
             help = f"no module is both; a comma takes one and the other: `{names}`"
+        read = {name for name, _ in names_read(part, (), "condition")}
+        help = COUNT_IS_NO_INDEX if "layers" in read and "layer" not in read else help
         yield codes.CONSTANT(always=always, count=f"{len(asked):,}", what=what, loc=loc, help=help)
 
 
@@ -258,12 +262,12 @@ def names_joined(part: m.And) -> str | None:
 
 
 def _constant(
-    part: m.Expression, loc: Loc, places: SiteSets, asked: Set[int]
+    part: m.Expression, loc: Loc, places: SiteSets, asked: Set[int], same: Set[str]
 ) -> list[tuple[m.Expression, Loc, bool]]:
     """Find the smallest parts of a condition with one truth value at all sites in ``asked`` that have a
     value.
 
-    Return each with its location and truth value.
+    Return each with its location and truth value. Attributes in ``same`` tell no sites apart.
     """
     inner: list[tuple[m.Expression, Loc]] = []
     match part:
@@ -276,16 +280,16 @@ def _constant(
     constants = [
         (other, place, truth)
         for one, at in inner
-        for other, place, truth in _constant(one, at, places, asked)
+        for other, place, truth in _constant(one, at, places, asked, same)
         if not (truth and isinstance(other, m.Ref | m.Match))  # A name is intentional.
     ]
-    if not constants and _tells_apart(part):
+    if not constants and _tells_apart(part, same):
         true, false = (not asked.isdisjoint(where) for where in places.partition(part))
         constants += [(part, loc, true)] * (true != false)
     return constants
 
 
-def _tells_apart(part: m.Expression) -> bool:
+def _tells_apart(part: m.Expression, same: Set[str]) -> bool:
     """Return whether a condition can differ between modules, apart from whether they have a layer."""
     if isinstance(part, m.Compare) and m.Ref(ref="none") in (part.left, part.right):
         return False
@@ -295,7 +299,7 @@ def _tells_apart(part: m.Expression) -> bool:
             isinstance(mention.part, m.Ref)
             and (
                 mention.purpose in ("condition", "part")
-                or mention.part.ref in {*m.ATTRIBUTES} - {*_SAME_EVERYWHERE}
+                or mention.part.ref in {*m.ATTRIBUTES} - same
             )
         )
         for mention in mentions(part, "condition")

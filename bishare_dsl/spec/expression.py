@@ -7,7 +7,7 @@ kind, or a plain word such as ``centre``.
 from __future__ import annotations
 
 import re
-from itertools import product
+from itertools import islice, product
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -128,8 +128,9 @@ def globs_of(regex: str) -> list[str]:
     plain = plain if "(" in plain or "|" not in plain else f"({plain})"
     pieces = re.split(r"\((?:\?:)?([^()]*)\)", plain)  # Every second piece is a group.
     choices = [piece.split("|") if i % 2 else [piece] for i, piece in enumerate(pieces)]
-    globs = ["".join(chosen) for chosen in product(*choices)] if len(pieces) < 6 else []
-    return [] if any({*"()[]{}+\\|^$"} & {*glob} for glob in globs) else globs[:8]
+    chosen = product(*choices) if len(pieces) < 6 else ()
+    globs = ["".join(one) for one in islice(chosen, 8)]
+    return [] if any({*"()[]{}+\\|^$"} & {*glob} for glob in globs) else globs
 
 
 class Member(Node):

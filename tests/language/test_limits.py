@@ -1,9 +1,12 @@
+from itertools import islice, product
+
 import pytest
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import parse_spec
 from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.language.read import survey
+from bishare_dsl.spec import expression
 from tests.language.hostile import outcome, text_of
 
 HEAD = "spec x\ntarget q\nshare s per layer rank "
@@ -48,6 +51,15 @@ def test_of_very_many_errors_the_first_are_shown_and_the_rest_counted():
     found = codes("spec x\n" + "share )\n" * 8_000)
     assert len(found) == 101
     assert found[-1] == "BS199"
+
+
+def test_of_a_pattern_with_very_many_choices_the_first_are_written_out(monkeypatch):
+    def first_of(*choices):
+        yield from islice(product(*choices), 8)
+        raise AssertionError("as many globs as there are combinations")
+
+    monkeypatch.setattr(expression, "product", first_of)
+    assert len(expression.globs_of(f"({'|'.join('ab' * 50)})" * 2)) == 8
 
 
 def test_64_levels_are_allowed_and_65_are_not():

@@ -103,6 +103,21 @@ EXAMPLES = [
     ("magnitude per layer rank 8\n" + SHARE, "a magnitude has no rank", "magnitude per layer\n" + SHARE),
     ("train lm_head rank 8\n" + SHARE, "`rank` belongs to a share", None),
     ("for layer in 0..7: " + SHARE, "a spec has no such statements", None),
+    (SHARE + "freeze A and B gain d, b", "a comma stands between", None),
+    (SHARE + "where layer in 0..8 q_proj, v_proj", "`layer in 0..7 and (q_proj or v_proj)`", None),
+    (SHARE + "where layer in {0, 2} q_proj", "`layer in 0..7 and (q_proj or v_proj)`", None),
+    (SHARE + "where layer 0, 31", "`layer in {0, 31}`", SHARE + "where layer in { 0 , 31 }"),
+    (SHARE + "where layer 0, 2, 31", "`layer in {0, 2, 31}`", SHARE + "where layer in { 0 , 2 , 31 }"),
+    (SHARE + "init svd A, B svd", "`A svd`", SHARE + "init A svd, B svd"),
+    ("share a target q_proj, v_proj per layer rank 4", "`share a where q_proj, v_proj per ...`", None),
+    (SHARE + "init pissa", "PiSSA's is `init A svd, B svd`", SHARE + "init A svd, B svd"),
+    (SHARE + "init B = 0", "`B zeros`", SHARE + "init B zeros"),
+    ("share a per module rank match layer { < 8: 2; else: 8 }", "`rank 2 if layer < 8 else 8`", None),
+    ("share across layers rank 4", "`per kind` shares across the layers", "share a per kind rank 4"),
+    (SHARE + "where else", "the rest is `where not ...`", None),
+    ("share a target q_proj per layer rank 4", "`share a where q_proj per ...`", None),
+    ("share a per module rank 8 where mlp.*", '`path "*.mlp.*"`', 'share a per module rank 8 where path "*.mlp.*"'),
+    (SHARE + 'where regex ".*\\.q_proj"', "is no regular expression", None),
 ]  # fmt: skip
 
 
@@ -154,10 +169,30 @@ def test_advice_on_a_broken_number_depends_on_its_place(text, said):
         ("use bishare-ke", "did you mean `bishare_ke`?"),
         ("use bishare_ke.share", '`use "bishare_ke.share"`'),
         ('use "lora"\nset r = 16', "`replace param r = ...`"),
+        ('use "lora"\nr = 16', "`replace param r = ...`"),
     ],
 )
 def test_a_slip_of_what_is_used_is_known(text, said):
     assert [said in problem.help for problem in problems_of(f"spec s\n{text}")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("spec: s\ntarget q_proj\n", "spec s\ntarget q_proj\n"),
+        ('spec s\ntarget_modules = ["q_proj"]\n', 'spec s\ntarget "q_proj"\n'),
+        ('spec s\ntarget ".*\\.(q|v)_proj"\n', 'spec s\ntarget path "*.q_proj", path "*.v_proj"\n'),
+    ],
+)
+def test_a_slip_of_a_target_is_known(text, mended):
+    [problem] = problems_of(text + SHARE)
+    assert written(text, problem.edits) == mended
+    assert parse_spec(mended + SHARE)
+
+
+def test_what_a_magnitude_lacks_is_said_of_a_magnitude():
+    [problem] = problems_of(HEAD + SHARE + "magnitude")
+    assert problem.message == "`magnitude` does not say `per`"
 
 
 @pytest.mark.parametrize("row", _table().known, ids=lambda row: " ".join(row.words))

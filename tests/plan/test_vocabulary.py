@@ -152,6 +152,10 @@ def mixture():
         (f"{HEAD}train norms or q_proj\nshare s per module rank 2", "BS321", "q_proj"),
         ("let q_proj = k_proj, v_proj\ntarget q_proj\nshare s per module rank 2", "BS322", "q_proj"),
         (f"{WHERE} expert in 0..7", "BS320", "0..7"),
+        ("target layers >= 24\nshare s per module rank 2", "BS321", "layers >= 24"),
+        ("target layers in 24..\nshare s per module rank 2", "BS321", "layers in 24.."),
+        (f"{WHERE} q_proj and layers >= 24", "BS321", "layers >= 24"),
+        (f"{HEAD}train norms and layers >= 24\nshare s per module rank 2", "BS321", "layers >= 24"),
     ],
 )  # fmt: skip
 def test_what_is_nowhere_or_tells_nothing_apart_is_told_at_its_place(text, code, words):
@@ -185,6 +189,7 @@ def test_experts_are_those_of_the_model_and_asked_of_the_target_alone(mixture, w
     [
         # What tells models, or values of a param, apart is asked of no module.
         f"{SHARE} 8 if layers > 30 else 2",
+        f"let deep = layers > 30\n{SHARE} 2 + 6 * deep",
         f"param mode = slow\n{SHARE} 8 if mode == fast else 2",
         f"param mode = slow\n{SHARE} 8 scale 2 if mode == fast else 1",
         f"{WHERE} layer != none and layer >= 4",
