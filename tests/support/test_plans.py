@@ -113,7 +113,7 @@ class _Seen(Exception):
 def test_what_is_drawn_covers_the_language():
     seen = Counter()
 
-    @settings(deadline=None, max_examples=500, derandomize=True, phases=[Phase.generate],
+    @settings(deadline=None, max_examples=2000, derandomize=True, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
     @given(fitting())
     def draw(drawn):
