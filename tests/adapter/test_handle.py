@@ -500,6 +500,9 @@ def test_names_of_rows_are_refused_and_the_remedy_works(
             assert torch.equal(logits(of_model, ids)[0], rows[0])
 
 
+# Dynamo tells that it does not trace the text of the error's page, which it then reads outside of the graph.
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
+@pytest.mark.long
 def test_names_of_rows_are_refused_in_compiled_code(adapted: Adapted, ids: torch.Tensor) -> None:
     model = adapted().eval()
     torch._dynamo.reset()

@@ -180,6 +180,7 @@ def test_stochastic_rounding_takes_one_of_two_neighbours(
     assert not same(found[0], found[2])
 
 
+@pytest.mark.long
 def test_a_thousand_cycles_beside_peft() -> None:
     """bishare puts the base back; PEFT subtracts what it added, and rounds twice a cycle."""
     from peft import LoraConfig, get_peft_model

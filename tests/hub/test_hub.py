@@ -179,6 +179,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.long
 def test_a_library_comes_from_the_hub_and_what_does_not(hub, bishare, library):
     put(hub, "me/library", library)
     hub.repositories |= {
@@ -199,6 +200,7 @@ def test_a_library_comes_from_the_hub_and_what_does_not(hub, bishare, library):
         assert words in refused.err, name
 
 
+@pytest.mark.long
 def test_a_folder_wins_over_an_id_and_the_hub_may_be_down(bishare, adapter, tmp_path):
     (tmp_path / "me").mkdir()
     adapter.rename(tmp_path / "me" / "shared")
