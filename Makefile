@@ -49,10 +49,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## set up, then compare adapters that share weights with LoRA (SmolLM2-135M, fetched once)
 	@$(BIN)/python examples/demo.py --cache $(CACHE)
 
-# Tests with the mark `long` look for what nobody thought of. What each of them guards has a quick test besides.
+# Tests with the mark `long` look for what nobody thought of. A quick test guards the same, except with two processes.
 XDIST := -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function
 
-test: $(STAMP) ## set up, then run the tests, in five minutes; ARGS="tests/plan -x" selects some
+test: $(STAMP) ## set up, then run the tests, in about six minutes; ARGS="tests/plan -x" selects some
 	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-quick} $(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## run random lives, kills at each write, every spec through every command, several processes

@@ -10,10 +10,10 @@ from sweep import equal, training
 from sweep.results import Job, Results
 from sweep.tables import tables
 from sweep.tasks import DECIDING
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import bishare_dsl
 from bishare_dsl import compile_spec
+from tests.support.families import tiny_model
 
 BENCHMARKS = Path(bishare_dsl.__file__).parents[1] / "benchmarks"
 
@@ -87,16 +87,7 @@ def test_methods_and_fewer_bits_are_compared_with_their_rivals():
 
 def test_a_stored_adapter_is_tested_as_it_is_loaded(monkeypatch):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        attn_implementation="eager",
-    )
-    base = LlamaForCausalLM(config)
+    base = tiny_model("llama", hidden_size=64, intermediate_size=128)
     monkeypatch.setattr(training, "load_base", lambda _: copy.deepcopy(base))
     model = compile_spec("lora", copy.deepcopy(base), seed=0)
     with torch.no_grad():
