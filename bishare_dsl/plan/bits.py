@@ -13,6 +13,9 @@ GROUP = 64
 BITS = {"int8": 8, "int4": 4}
 """The types to which tensors are quantised."""
 
+BITS_EACH = {form: bits + 16 / GROUP for form, bits in BITS.items()}
+"""The bits of a quantised number, with its part of a scale, by type."""
+
 SCALES = "scales"
 """The part of a quantised tensor with its scales."""
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import file_bytes
+from bishare_dsl.plan.bits import BITS_EACH, file_bytes
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.show.rows import lora_size
 from bishare_dsl.show.table import Table
 
-BITS = {16: ("bfloat16", 16.0), 8: ("int8", 8.25), 4: ("int4", 4.25)}
+BITS = {16: ("bfloat16", 16.0), 8: ("int8", BITS_EACH["int8"]), 4: ("int4", BITS_EACH["int4"])}
 """The type of a file by its bits, and the bits of a number in a large factor, including scales."""
 
 SLOT_BITS = 16
