@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -331,8 +332,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
             state_dict: of the whole model, if the caller has gathered it; used as the source of values.
 
         Raises:
-            AdapterError: see `bishare_dsl.adapter.files.save_adapter`.
+            AdapterError: PEFT trains a module together with the adapter (BS686); or see
+                `bishare_dsl.adapter.files.save_adapter`.
         """
+        self._check_alone("save the adapter")
         adapter, reproduced, model = self.running, None, self.model
         kind = base_class(type(model))
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
@@ -383,8 +386,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
             uniform_rank: use one rank for all modules, for engines without ``rank_pattern``.
 
         Raises:
-            AdapterError: see `bishare_dsl.export.export.export_adapter`.
+            AdapterError: PEFT trains a module together with the adapter (BS686); or see
+                `bishare_dsl.export.export.export_adapter`.
         """
+        self._check_alone("export the adapter")
         how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank}
         report = on_first_process(
             self.plan,
@@ -431,6 +436,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
                     self.parts.enable(True)
                 else:
                     self._merged.swap(self.model)
+                for _, wrapper in self._wrappers():
+                    wrapper.enable_adapters(self.disabled)
             self._off, self._blocks = off, blocks
 
     def merge(  # type: ignore[override]
@@ -730,13 +737,43 @@ class Handle(AdapterRoot, BaseTunerLayer):
             adapter_names: the adapter of each row; None (``"__base__"`` in PEFT) for the base.
 
         Raises:
-            AdapterError: see `MixedBatches.batch`.
+            AdapterError: see `MixedBatches.batch`; or PEFT trains a module together with an adapter (BS687).
         """
         with _SWITCHING:
             if self._mixed is None:
                 self._mixed = MixedBatches(self.model, self.adapters, self._check_mixed)
-        with self._mixed.open(adapter_names):
+        names = adapter_names if isinstance(adapter_names, str) else [*adapter_names]
+        for name, adapter in self.adapters.items():
+            if (name in names or name in self.active) and (path := self.trained_by_peft(adapter)):
+                raise AdapterError(codes.MIXED_WHOLE(name=name, path=path))
+        with self._mixed.open(names):
             yield
+
+    def trained_by_peft(self, adapter: Adapter) -> str | None:
+        """Return the path of a module that PEFT trains in full together with an adapter."""
+        settings = ("modules_to_save", "trainable_token_indices")
+        if not any(getattr(adapter.config, setting, None) for setting in settings):
+            return None
+        named = ((path, wrapper._get_available_adapters()) for path, wrapper in self._wrappers())
+        return next((path for path, names in named if adapter.name in names), None)
+
+    def _check_alone(self, action: str) -> None:
+        """Check that PEFT trains no module together with the running adapters.
+
+        Raises:
+            AdapterError: it does (BS686).
+        """
+        for path in filter(None, (self.trained_by_peft(self[name]) for name in self.active)):
+            help = (
+                "call `save_pretrained` or `merge_and_unload` of the `PeftModel`, which include it"
+            )
+            raise AdapterError(codes.NOT_LOW_RANK(action=action, path=path, help=help))
+
+    def _wrappers(self) -> Iterator[tuple[str, AuxiliaryTrainingWrapper]]:
+        """Yield the modules of the base that PEFT trains, in copies, next to adapters."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                yield path, module
 
     @contextmanager
     def bank(

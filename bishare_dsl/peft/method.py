@@ -299,6 +299,8 @@ class BishareModel(BaseTuner):
     ) -> None:
         """Add an adapter that adds ``sum of w_i dW_i``, exactly, at the sum of the ranks.
 
+        ``dW_i`` is what adapter i adds now, with the scale of `set_scale`.
+
         Args:
             adapters: the names of adapters of one spec, linear in their inputs.
             weights: one for each adapter, nonzero.
@@ -320,6 +322,8 @@ class BishareModel(BaseTuner):
         if adapter_name in handle.adapters:
             raise AdapterError(codes.NAME_IN_USE(name=adapter_name))
         members = [handle[name] for name in adapters]
+        if path := next(filter(None, map(handle.trained_by_peft, members)), None):
+            raise AdapterError(codes.NOT_WEIGHTED(reason=f"they train `{path}` in full"))
         spec = weighted_spec(members, weights)
         config = BishareConfig(spec=spec, seed=members[0].seed)
         config.task_type = members[0].config.task_type

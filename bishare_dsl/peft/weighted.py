@@ -45,8 +45,8 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
         raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
     spec, _ = read_spec(first.spec_text if "\n" in first.spec_text else f"{first.spec_text}\n")
     shares = [
-        _times(spec, share, number, weight)
-        for number, weight in enumerate(weights)
+        _times(spec, share, number, weight * adapter.scale)
+        for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
         for share in spec.shares
     ]
     defaults = spec.defaults.model_copy(update={"alpha": None, "scale": None})
@@ -65,7 +65,7 @@ def weighted_tensors(
         tensors, sums = adapter.tensors(), {(t.share, t.site): t for t in plan.terms}
         for term in adapter.saved_plan.terms:
             summed = sums.get((_name(term.share, number), term.site))
-            scale = term.scale * weight
+            scale = term.scale * weight * adapter.scale
             if (
                 summed is None
                 or summed.tensors.keys() != term.tensors.keys()

@@ -168,10 +168,11 @@ def test_a_weighted_sum_is_exact_and_is_saved(
     model = two(base, spec)
     before = logits(model, ids)
     dense = [updates(model, name) for name in "ab"]
+    model.bishare.set_scale("b", 3.0)  # It counts, as in PEFT.
     model.add_weighted_adapter(["a", "b"], [0.75, -0.5], "sum")
     assert torch.equal(logits(model, ids), before)
     for path, found in updates(model, "sum").items():
-        want = 0.75 * dense[0][path] - 0.5 * dense[1][path]
+        want = 0.75 * dense[0][path] - 1.5 * dense[1][path]
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
     model.set_adapter("sum")
     want = logits(model, ids)
@@ -334,6 +335,54 @@ def test_arrow_routes_between_exports_only(base: Any, ids: torch.Tensor, tmp_pat
     loras = [str(tmp_path / f"lora-{name}") for name in ("a", "b")]
     routed = peft.create_arrow_model(copy.deepcopy(base), loras, peft.ArrowConfig(top_k=1))
     assert not torch.equal(routed(ids).logits, base(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "beside", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [10, 25]}]
+)
+def test_no_mixed_batch_runs_what_peft_trains_for_all_rows(
+    base: Any, ids: torch.Tensor, beside: dict[str, Any]
+) -> None:
+    """PEFT would run the module of the active adapter for each row, also for rows of the base."""
+    config: dict[str, Any] = {"spec": PLAIN, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(copy.deepcopy(base), BishareConfig(**config, **beside)).eval()
+    model.add_adapter("plain", BishareConfig(**config))
+    for active, names in (("default", ["plain", "__base__", None]), ("plain", ["default"] * 3)):
+        model.set_adapter(active)
+        with pytest.raises(AdapterError, match=r"BS687.*`default`"):
+            model(ids, adapter_names=names)
+        with pytest.raises(AdapterError, match="BS687"), model.bishare.rows(names):
+            pass
+    mixed = logits_of_rows(model, ids, ["plain", "__base__", None])
+    assert torch.equal(mixed[1:], logits(base, ids)[1:])
+
+
+@pytest.mark.parametrize(
+    "beside", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [10, 25]}]
+)
+def test_the_handle_loses_nothing_that_peft_trains(
+    base: Any, ids: torch.Tensor, beside: dict[str, Any], tmp_path: Path
+) -> None:
+    config = BishareConfig(spec=PLAIN, task_type="CAUSAL_LM", **beside)
+    model = get_peft_model(copy.deepcopy(base), config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "bishare" not in name:
+                parameter.add_(1)
+    want = logits(model, ids)
+    assert not torch.equal(want, logits(base, ids))
+    for write in (model.bishare.save_pretrained, model.bishare.export):
+        with pytest.raises(AdapterError, match=r"BS686.*(lm_head|embed_tokens)`"):
+            write(tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+    with pytest.raises(AdapterError, match=r"BS672.*in full"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+    with model.bishare.disable_adapter():
+        assert torch.equal(logits(model, ids), logits(base, ids))
+    assert torch.equal(logits(model, ids), want)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    assert torch.equal(logits(again, ids), want)
 
 
 @pytest.mark.parametrize("tied", [False, True])
