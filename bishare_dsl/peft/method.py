@@ -289,6 +289,10 @@ class BishareModel(BaseTuner):
             merge=merge, progressbar=False, safe_merge=safe_merge, adapter_names=adapter_names
         )
 
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        """Put the module that PEFT has unwrapped in place of its wrapper; it has its weights already."""
+        setattr(parent, child_name, new_module)
+
     def add_weighted_adapter(
         self,
         adapters: Sequence[str],

@@ -20,6 +20,7 @@ from bishare_dsl.peft.types import peft_type
 TUNER = (
     "inject_adapter",
     "_unload_and_optionally_merge",
+    "_replace_module",
     "_mark_only_adapters_as_trainable",
     "_cast_adapter_dtype",
     "_create_and_replace",

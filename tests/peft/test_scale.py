@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
 from bishare_dsl.diagnostics import AdapterError
@@ -390,7 +391,7 @@ def test_new_tokens_train_beside_a_spec(tied: bool, ids: torch.Tensor, tmp_path:
     """As TRL asks for where a chat template has new tokens."""
     base = tiny_model("llama", tie_word_embeddings=tied).eval()
     config = BishareConfig(
-        spec=PLAIN, task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": [5, 6]}
+        spec=PLAIN, task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": [10, 25]}
     )
     model = get_peft_model(copy.deepcopy(base), config)
     randomize(model.get_base_model())
@@ -405,4 +406,9 @@ def test_new_tokens_train_beside_a_spec(tied: bool, ids: torch.Tensor, tmp_path:
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
     assert torch.equal(logits(again, ids), want)
-    assert isinstance(again.get_base_model().get_input_embeddings(), nn.Module)
+    plain = again.merge_and_unload()
+    assert type(plain.get_input_embeddings()) is nn.Embedding
+    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
+    plain.save_pretrained(tmp_path / "plain")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(dense, ids), logits(plain, ids))
