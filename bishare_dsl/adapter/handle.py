@@ -332,10 +332,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
             state_dict: of the whole model, if the caller has gathered it; used as the source of values.
 
         Raises:
-            AdapterError: PEFT trains a module together with the adapter (BS686); or see
-                `bishare_dsl.adapter.files.save_adapter`.
+            AdapterError: several run together (BS659); PEFT trains a module together with the adapter
+                (BS686); or see `bishare_dsl.adapter.files.save_adapter`.
         """
         self._check_alone("save the adapter")
+        if self.active[1:]:
+            names = " and ".join(f"`{name}`" for name in self.active)
+            help = "activate one with `set_adapter`, or call `save_pretrained` of the `PeftModel`"
+            raise AdapterError(codes.SAVED_TOGETHER(names=names, help=help))
         adapter, reproduced, model = self.running, None, self.model
         kind = base_class(type(model))
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}

@@ -222,8 +222,11 @@ def make_dense(model: PreTrainedModel) -> None:
 
 def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
     """Return the sites with terms, each with its weight."""
-    maps = linear_maps(model)
-    return [(site, maps[site.path]) for site in plan.sites if plan.terms_of[site.path]]
+    maps, sites = linear_maps(model), [site for site in plan.sites if plan.terms_of[site.path]]
+    reason = "the module was removed, or replaced by another one of the model"
+    gone = [codes.NO_WEIGHT(path=s.path, reason=reason) for s in sites if s.path not in maps]
+    raise_errors(AdapterError, gone[:5])
+    return [(site, maps[site.path]) for site in sites]
 
 
 def _merge_site(

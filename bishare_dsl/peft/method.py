@@ -61,7 +61,7 @@ from bishare_dsl.diagnostics import (
     render,
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY
+from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
@@ -150,6 +150,10 @@ def _put(
     taken = module_names(path for path in paths if not in_adapter(path))
     if fault := name_fault(name, taken):
         raise AdapterError(codes.NO_NAME(name=name, reason=fault))
+    for path, module in model.named_modules():
+        if "_orig_mod" in module._modules:  # Its children would not be found by their names.
+            why, help = "`torch.compile` has wrapped it", "adapt the model first, then compile it"
+            raise ModelError(CANNOT_ADAPT(path=path or "model", why=why, help=help))
     plan, where = source.plan, devices(source.plan, model)
     with torch.inference_mode(False):  # Tensors created in inference mode could never train.
         if isinstance(source, ResolvedSpec):

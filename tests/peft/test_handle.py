@@ -399,3 +399,44 @@ def test_a_saved_folder_says_what_its_base_is(
     assert torch.equal(logits(again, ids), logits(model.eval(), ids))
     loaded = load_adapter(tmp_path / "adapter", type(base).from_pretrained(tmp_path / "base"))
     assert torch.equal(logits(loaded, ids), logits(again, ids))
+
+
+def test_what_runs_together_is_not_saved_as_one(
+    base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = with_two(base)
+    model.base_model.set_adapter(["a", "b"])
+    with pytest.raises(AdapterError, match=r"BS659.*`a` and `b`"):
+        model.bishare.save_pretrained(tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    want = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    model.bishare.export(tmp_path / "sum")
+    again = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "sum").eval()
+    torch.testing.assert_close(logits(again, ids), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["model", "model.layers.1"])
+def test_a_model_that_is_wrapped_by_compile_is_refused(
+    base: Any, ids: torch.Tensor, part: str
+) -> None:
+    """Its children have no names; `model.compile` wraps nothing."""
+    want = logits(base, ids)
+    model = base
+    if part == "model":
+        model = torch.compile(base, backend="eager")
+    else:
+        base.set_submodule(part, torch.compile(base.get_submodule(part), backend="eager"))
+    with pytest.raises(ModelError, match=f"BS403.*`{part}`"):
+        get_peft_model(model, BishareConfig(spec=PLAIN))
+    torch.testing.assert_close(logits(base, ids), want)
+
+
+def test_a_site_that_was_replaced_is_not_merged(base: Any, ids: torch.Tensor) -> None:
+    model = with_two(base)
+    first, second = (layer.self_attn for layer in base.model.layers)
+    second.q_proj = first.q_proj
+    want = logits(model, ids)
+    with pytest.raises(AdapterError, match=r"BS624.*layers\.1\.self_attn\.q_proj"):
+        model.merge_adapter()
+    assert torch.equal(logits(model, ids), want)

@@ -45,6 +45,7 @@ FOREIGN_FILE = Code("BS615", "`{path}` is not part of an adapter and would be ov
 CANNOT_WRITE = Code("BS616", "`{path}` cannot be written: {reason}")
 NO_VALUES = Code("BS617", "the values of `{name}` are not here: {reason}")
 FOLDER_EXISTS = Code("BS618", "`{folder}` exists")
+SAVED_TOGETHER = Code("BS659", "a folder has one adapter, and {names} run together")
 FROZEN_CHANGED = Code(
     "BS635",
     "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
