@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bishare_dsl.train.data.batches import IGNORED, Collator, Example
+from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator, Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,13 +122,23 @@ class Steps(Sequence[list[MicroBatch]]):
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
-        """Divide the rows of some tasks into few passes with little padding."""
-        sized = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
+        """Divide the rows of some tasks into few passes with little padding.
+
+        The loss of rows with options is another, so they are in passes without other rows.
+        """
+        sized: list[tuple[int, int, Example]] = []
+        for task, examples in rows:
+            learned = sum(map(count_learned, examples))
+            sized += [(task, learned, row) for row in examples]
         # Token ids break ties, so that a step with all rows has the same passes in each epoch.
         sized.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
         most = min(self.at_once, ceil(len(sized) / self.processes))
-        cuts = cut_by_length([len(row["input_ids"]) for *_, row in sized], most, self.cost)
-        return [self._pass(sorted(sized[a:b], key=lambda row: row[0])) for a, b in cuts]
+        passes = []
+        for among in (False, True):
+            part = [row for row in sized if (ALLOWED in row[2]) is among]
+            cuts = cut_by_length([len(row["input_ids"]) for *_, row in part], most, self.cost)
+            passes += [self._pass(sorted(part[a:b], key=lambda row: row[0])) for a, b in cuts]
+        return passes
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> MicroBatch:
         tasks, learned, examples = zip(*rows, strict=True)

@@ -17,6 +17,7 @@ from bishare_dsl.diagnostics.codes.adapter import NOTHING_COMPACT
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
+from bishare_dsl.train import tasks as tasks_module
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
@@ -113,6 +114,18 @@ def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
         assert sorted(rows) == sorted(2 * [tuple(e["input_ids"]) for e in examples])
     with pytest.raises(IndexError):
         steps[12]
+
+
+def test_each_row_is_counted_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = load_rows(files / "rows.jsonl")
+    data = encode(rows, tiny_tokenizer(), max_length=32).examples
+    counted: list[Any] = []
+    real = tasks_module.count_learned
+    monkeypatch.setattr(tasks_module, "count_learned", lambda e: (counted.append(e), real(e))[1])
+    steps = Steps([Task("a", "a", data)], Collator.of(tiny_tokenizer()), 24, 1, None, 6)
+    [passes] = steps
+    assert len(counted) == 24
+    assert {*passes[0].learned} == {sum(map(real, data))}
 
 
 class _Stop(TrainerCallback):

@@ -89,6 +89,29 @@ def test_a_run_learns_the_options_and_tells_how_many_are_right(
     assert json.loads(json.dumps(made.as_dict(), default=str))["accuracy"] == made.accuracy
 
 
+def test_tasks_with_and_without_options_train_in_one_run_as_they_do_alone(tmp_path: Path) -> None:
+    """Whichever comes first: a batch of both would have one loss."""
+    with_options = rows_of(*OPTIONS, *OPTIONS)
+    files = {
+        "chosen": write(tmp_path / "chosen.jsonl", *with_options),
+        "free": write(
+            tmp_path / "free.jsonl",
+            *({name: row[name] for name in ("prompt", "completion")} for row in with_options),
+        ),
+    }
+    how = SMALL | {"max_steps": 4, "eval_split": 2, "quiet": True, "tokenizer": tiny_tokenizer()}
+    both = train(SPEC, tiny_model("llama"), files, tmp_path / "both", **how)
+    turned = dict(reversed(files.items()))
+    again = train(SPEC, tiny_model("llama"), turned, tmp_path / "turned", **how)
+    for task, other in zip(both.tasks, again.tasks[::-1], strict=True):
+        alone = train(SPEC, tiny_model("llama"), files[task.name], tmp_path / task.name, **how)
+        for name in ("loss_first", "loss_last", "eval_loss"):
+            found = [getattr(result, name) for result in (task, other)]
+            assert found == pytest.approx([getattr(alone, name)] * 2, rel=1e-4), name
+        assert task.accuracy == other.accuracy == alone.accuracy
+    assert [task.accuracy is None for task in both.tasks] == [False, True]
+
+
 def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path: Path) -> None:
     rows = rows_of(*(OPTIONS * 3))
     held = write(tmp_path / "held.jsonl", *rows[::2])
