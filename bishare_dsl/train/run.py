@@ -214,7 +214,9 @@ def run(
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
         prevented_by = "DeepSpeed" if args.deepspeed_plugin else None
-        plans, context = [a.plan for a in adapters], trainer.compute_loss_context_manager
+        if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            prevented_by = "`use_reentrant`"  # It needs inputs with gradients.
+        plans, context = [a.plan for a in adapters], trainer.accelerator.autocast
         stack.enter_context(cached_trunk(model, plans, steps, context, reporter, prevented_by))
         run_loop(trainer, watch, request, reporter)
         best = trainer.kept() if isinstance(trainer, BankTrainer) else {tasks[0].group: 0}

@@ -49,9 +49,9 @@ def cached_trunk(
 ) -> Iterator[None]:
     """Cache the hidden states below the first adapted block within a block of code.
 
-    Caching is off if examples occur only once, or if lower blocks train or use dropout. It is also off if a
-    trial shows that the upper blocks need more than the hidden states, or, with a note, if the states of all
-    examples exceed `MEMORY`.
+    Caching is off if examples occur only once, or if lower blocks train. With a note, it is also off if a
+    trial shows that the upper blocks need more than the hidden states or that these differ in training,
+    such as with dropout, or if the states of all examples exceed `MEMORY`.
 
     Args:
         model: the adapted model, on its device.
@@ -81,6 +81,10 @@ def cached_trunk(
                     reporter.note(f"computing {below} once for each example ...")
                     trunk.fill(_batches(steps))
                     stack.enter_context(trial.pop_all())
+                else:
+                    reporter.note(
+                        f"{below} run again in each epoch: a trial of their states failed"
+                    )
         yield
 
 
@@ -126,8 +130,8 @@ def _blocks_below(
     blocks: Any = model.get_submodule(name)
     owner = model.get_submodule(name.rpartition(".")[0])
     below = list(blocks[:first])
-    drops = [module for block in below for module in block.modules()] + [*owner.children()]
-    return None if not below or any(map(_drops, drops)) else (owner, below, blocks[first])
+    # The trial may miss it, as it leaves whole blocks out at random.
+    return None if not below or getattr(owner, "layerdrop", 0) else (owner, below, blocks[first])
 
 
 def _module(model: nn.Module, words: Sequence[str]) -> nn.Module | None:
@@ -135,12 +139,6 @@ def _module(model: nn.Module, words: Sequence[str]) -> nn.Module | None:
         return model.get_submodule(".".join(words))
     except AttributeError:
         return None
-
-
-def _drops(module: nn.Module) -> bool:
-    """Return whether a module uses dropout in training."""
-    rates = [getattr(module, name, 0) for name in ("p", "attention_dropout", "dropout")]
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 class _EnoughError(Exception):
@@ -208,10 +206,10 @@ class Trunk:
         stack.callback(restore)
 
     @torch.no_grad()
-    def fill(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Compute the hidden states of all examples, without running higher blocks."""
+    def fill(self, batches: Iterable[Mapping[str, Any]], mode: bool = False) -> None:
+        """Compute the hidden states of all examples, without higher blocks; ``mode`` is that of training."""
         training, device = self._owner.training, next(self._owner.parameters()).device
-        self._owner.eval()
+        self._owner.train(mode)
         self._filling = True
         try:
             for batch in batches:
@@ -224,7 +222,7 @@ class Trunk:
 
     @torch.no_grad()
     def fits(self, model: PreTrainedModel) -> bool:
-        """Test on a few tokens whether the model's output from cached states is the same."""
+        """Test on a few tokens whether the model's output from cached states of training is the same."""
         count, length = _TRIED
         vocabulary: Any = model.get_input_embeddings().num_embeddings
         drawn = torch.randint(
@@ -238,7 +236,9 @@ class Trunk:
         try:
             first = model(**inputs, use_cache=False).logits
             # Different tokens come last, so that blocks retain no state of the tested tokens.
-            self.fill([inputs, {**inputs, "input_ids": inputs["input_ids"].flip(0, 1)}])
+            last = {**inputs, "input_ids": inputs["input_ids"].flip(0, 1)}
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                self.fill([inputs, last], mode=True)
             second = model(**inputs, use_cache=False).logits
         except Exception:  # noqa: BLE001 - the model is run as it is, and says what is wrong
             return False

@@ -69,10 +69,11 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.parametrize("more", [{}, {"bf16": True}])
 def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
-    tasks: Any, tmp_path: Path, without: Any
+    tasks: Any, tmp_path: Path, without: Any, more: dict[str, Any]
 ) -> None:
-    how = {"rows_at_once": 7}
+    how = {"rows_at_once": 7} | more
     found, tokens = start(CORES, tasks, tmp_path / "kept", **how)
     wanted, before = without(CORES, tasks, tmp_path / "not", **how)
     assert found.keys() == wanted.keys()
@@ -155,7 +156,6 @@ def test_what_excludes_the_states_is_noted(
     ("spec", "how"),
     [
         (CORES, {"num_train_epochs": 1}),
-        (CORES, {"config": {"attention_dropout": 0.1}}),
         ("spec s\ntarget q_proj\nshare x per module, adapter rank 2\n", {}),
         (f"{CORES}train input_layernorm\n", {}),
     ],
@@ -166,6 +166,44 @@ def test_nothing_is_kept_where_it_would_be_wrong_or_for_nothing(
     data = tasks if "train" not in spec else tasks["rows"]
     _, tokens = start(spec, data, tmp_path / "out", **how)
     assert tokens == [tokens[0]] * BLOCKS
+
+
+@pytest.mark.parametrize("way", ["attention_dropout", "a hook in training", "layerdrop"])
+def test_blocks_that_differ_in_training_run_again_and_draw_as_they_would(
+    tasks: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without: Any,
+    way: str,
+) -> None:
+    plain = tiny_model
+
+    def model(*given: Any, **how: Any) -> Any:
+        made = plain(*given, **how)
+        if way == "a hook in training":  # Some models add noise so.
+            mlp = made.model.layers[0].mlp
+            mlp.register_forward_hook(lambda mlp, _, output: output * 2 if mlp.training else None)
+        elif way == "layerdrop":
+            made.model.layerdrop = 0.1
+        return made
+
+    monkeypatch.setitem(globals(), "tiny_model", model)
+    config = {"attention_dropout": 0.1} if way == "attention_dropout" else {}
+    wanted, _ = without(CORES, tasks, tmp_path / "not", config=config)
+    found, _ = start(CORES, tasks, tmp_path / "tried", config=config, quiet=False)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert ("a trial of their states failed" in capsys.readouterr().err) is (way != "layerdrop")
+
+
+def test_nothing_is_cached_where_layers_are_recomputed_from_inputs_with_gradients(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = {"gradient_checkpointing": True} | {
+        "gradient_checkpointing_kwargs": {"use_reentrant": True}
+    }
+    start(LORA, files / "rows.jsonl", tmp_path / "out", quiet=False, **again)
+    assert "with `use_reentrant`, blocks 0 to 2 run again" in capsys.readouterr().err
 
 
 def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
