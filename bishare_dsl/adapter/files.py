@@ -245,7 +245,7 @@ def add_to_library(
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
             _replace_links(folder, new)
             return _add_members(new, adapters)
-    with writing(folder):
+    with writing(folder), lock_folder(folder):
         return _add_members(folder, adapters)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import analyse as analyse_codes
 from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.diagnostics.codes.adapter import OTHER_FAMILY
 
 if TYPE_CHECKING:
+    from bishare_dsl.adapter.contents import StoredAdapter
     from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.fit.report import FitReport
     from bishare_dsl.models import Architecture
@@ -154,25 +157,12 @@ def command(
     param, most = (None, 0) if tolerance is None else _param(resolved, name)
     first = read_adapter_for(folders[0], base, report, model_name)
     report.note("fitting ...")
-    import torch
-
     from bishare_dsl.adapter.files import save_adapter, save_library
     from bishare_dsl.fit.fit import fit
     from bishare_dsl.fit.pairs import open_pairs
 
-    read = (
-        (
-            name,
-            first if folder == folders[0] else read_adapter_for(folder, base, report, model_name),
-        )
-        for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
-    )
-    how: Any = {
-        "seed": seed,
-        "sweeps": sweeps,
-        "dtype": torch.bfloat16 if dtype == "bfloat16" else torch.float32,
-    }
-    how["watch"] = partial(_tell, report)
+    read = _read(report, named, base, model, model_name, {folders[0]: first})
+    how: Any = {"seed": seed, "sweeps": sweeps, "dtype": dtype, "watch": partial(_tell, report)}
     with open_pairs(read) as pairs:
         if tolerance is None:
             family, values, fitted = fit(resolved.plan, pairs, **how)
@@ -219,7 +209,6 @@ def _project(
     """Add adapters to a library, by the private tensors that approximate them best."""
     from bishare_dsl.adapter.files import CONFIG, add_to_library, names_in, read_adapter
     from bishare_dsl.cli.files import check_out
-    from bishare_dsl.cli.reading import read_adapter_for
 
     names_there = names_in(library)
     if not names_there:
@@ -228,7 +217,7 @@ def _project(
         raise CommandError(codes.WRONG_USAGE(what=what, help="start one with `--spec` and `--out`"))
     if out is not None:
         check_out(out, CONFIG, force=force)
-    elif (twice := next((name for name in named if name in names_there), None)) and not force:
+    if (twice := next((name for name in named if name in names_there), None)) and not force:
         what = f"`{library}` has an adapter `{twice}`"
         help = "rename the folder, or replace the adapter with `--force`"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
@@ -245,16 +234,10 @@ def _project(
     from bishare_dsl.fit.pairs import open_pairs
 
     tensors = member.tensors()
-    shared = {name: tensors[name] for name in plan.common}
-    loras = (
-        (name, read_adapter_for(folder, base, report, model))
-        for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1)
-    )
-    watch = partial(_tell, report)
-    with open_pairs(loras) as pairs:
-        family, values, fitted = fit(
-            plan, pairs, sweeps=sweeps, watch=watch, library=shared, seed=member.config.seed
-        )
+    how: Any = {"seed": member.config.seed, "sweeps": sweeps, "dtype": member.config.rounded}
+    how |= {"library": {n: tensors[n] for n in plan.common}, "watch": partial(_tell, report)}
+    with open_pairs(_read(report, named, base, model, model, {})) as pairs:
+        family, values, fitted = fit(plan, pairs, **how)
     members = {name: family.tensors(values, name) for name in named}
     report.all(add_to_library(library, members, out))
     place = out or library
@@ -263,6 +246,37 @@ def _project(
     after = sum(_own_bytes(place, name) for name in named)
     _judge(report, fitted, before, after, warn_above)
     report.note(f"added to {place}: `{place}#{next(iter(named))}`" + ", ..." * (len(named) > 1))
+
+
+def _read(
+    report: Report,
+    named: Mapping[str, Path],
+    base: Architecture,
+    model: str | None,
+    model_name: str | None,
+    before: Mapping[Path, StoredAdapter],
+) -> Iterator[tuple[str, StoredAdapter]]:
+    """Read adapters one by one; ``before`` has those that were read. Warn of what a fit leaves out, and, if
+    the command names no model, of bases with other names.
+    """
+    from bishare_dsl.adapter.files import is_peft
+    from bishare_dsl.cli.reading import read_adapter_for
+    from bishare_dsl.export.peft_config import read_config
+
+    here = base.model_id or base.name
+    for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1):
+        stored = before.get(folder) or read_adapter_for(folder, base, report, model_name)
+        if stored.plan.trained:
+            parameters = ", ".join(f"`{t.parameter}`" for t in stored.plan.trained[:3])
+            count = len(stored.plan.trained)
+            report.problem(analyse_codes.LEFT_OUT(name=name, count=count, parameters=parameters))
+        there = stored.config.base_model
+        if is_peft(folder):
+            there = read_config(folder).base_model_name_or_path
+        if model is None and there and Path(there).name != Path(here).name:
+            help = f"if these are one model, give it: `--model {shlex.quote(here)}`"
+            report.problem(OTHER_FAMILY(base=there, model=here, help=help))
+        yield name, stored
 
 
 def _judge(report: Report, fitted: FitReport, before: int, after: int, warn_above: float) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from bishare_dsl.adapter.initial import check_drawn
+from bishare_dsl.adapter.stored import Form, Rounded, dequantise, form_of, quantise, round_tensor
 from bishare_dsl.export.effective import check_linear, check_low_rank
 from bishare_dsl.fit.family import Family, Values
 from bishare_dsl.fit.linear import solve
@@ -17,6 +18,7 @@ from bishare_dsl.fit.problem import Block, Problem
 from bishare_dsl.fit.report import FitReport
 from bishare_dsl.fit.start import leading
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.bits import BITS, quantisable, selecting
 
 Watch = Callable[[int, float], None]
 """Called after each sweep with the number of sweeps and the relative error."""
@@ -40,7 +42,7 @@ def fit(
     *,
     seed: int = 0,
     sweeps: int = 30,
-    dtype: torch.dtype = torch.float32,
+    dtype: Rounded = None,
     watch: Watch = lambda sweep, error: None,
     library: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Family, Values, FitReport]:
@@ -54,7 +56,7 @@ def fit(
         given: the updates of the adapters.
         seed: for frozen tensors, and for initial values that `leading` does not set.
         sweeps: the maximum number of passes over all tensors.
-        dtype: the dtype to which trainable values are rounded.
+        dtype: the type in which the values will be saved. The report includes what that loses.
         watch: called after each sweep.
         library: the values of a library's shared tensors, `Plan.common`, by name. They stay fixed, and only
             private tensors are fitted.
@@ -86,15 +88,21 @@ def fit(
         watch(done, error)
         if gain < _LEAST_GAIN and done >= _LEAST_SWEEPS:
             break
-    problem.values = _rounded(values, plan, dtype)
-    return family, problem.values, FitReport.of(problem.squares(), start, done)
+    problem.values = _as_loaded(values, plan, form_of(dtype))
+    return family, values, FitReport.of(problem.squares(), start, done)
 
 
-def _rounded(values: Values, plan: Plan, dtype: torch.dtype) -> Values:
-    return {
-        v: value.to(dtype).double() if plan.tensor[v[1]].trainable else value
-        for v, value in values.items()
-    }
+def _as_loaded(values: Values, plan: Plan, form: Form | None) -> Values:
+    """Return the values that an adapter has after it was saved in a type."""
+    whole, exact = quantisable(plan) if form in BITS else set(), selecting(plan)
+    loaded = dict(values)
+    for variable, value in values.items():
+        _, name = variable
+        if name in whole and plan.tensor[name].trainable:
+            loaded[variable] = dequantise(str(form), quantise(value, str(form)), tuple(value.shape))
+        elif name not in exact and plan.tensor[name].trainable:
+            loaded[variable] = round_tensor(value.float(), form)
+    return {variable: value.double() for variable, value in loaded.items()}
 
 
 def _sweep(problem: Problem, curved: Sequence[Block]) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
+from bishare_dsl.adapter import files
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.cli.main import main
+from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
 from tests.adapter.test_sharing import by_others
@@ -211,6 +217,14 @@ def test_what_a_library_of_few_bits_loses_is_reported(
     code, _, err = run(capsys, "new", "--library", "small", "--out", "more")
     assert (code, "note[BS690]" in err, "more#new" in err) == (0, True, True), err
     code, out, _ = run(capsys, "new", "--library", "small", "--json")
+    loaded = read_adapter("small#new")
+    pairs = [
+        [delta(one.plan, one.tensors(), site) for one in (loaded, new)] for site in new.plan.sites
+    ]
+    lost, norm = (
+        sum(t.norm() ** 2 for t in ts) for ts in zip(*((a - b, b) for a, b in pairs), strict=True)
+    )
+    assert json.loads(out)["error"] == pytest.approx(float((lost / norm) ** 0.5), rel=1e-3)
     assert "BS690" in [problem["code"] for problem in json.loads(out)["problems"]]
 
 
@@ -232,6 +246,9 @@ def test_the_library_is_left_alone_if_another_folder_is_named(
 ) -> None:
     code, _, err = run(capsys, "new", "--library", "lib", "--out", "more")
     assert (code, "added to more: `more#new`" in err) == (0, True)
+    trained_more = run(capsys, "new", "--library", "more", "--out", "third")
+    assert (trained_more[0], "has an adapter `new`" in trained_more[2]) == (2, True)
+    assert not Path("third").exists()
     assert (names_in("lib"), names_in("more")) == (("a", "b"), ("a", "b", "new"))
     assert read_adapter("more#new").plan.is_library
 
@@ -250,3 +267,70 @@ def test_adapters_that_lie_elsewhere_are_warned_of(
     ):
         code, _, err = run(capsys, *words)
         assert (code, said in err) == (2, True), err
+
+
+def test_what_a_fit_leaves_out_is_warned_of(here: Path, checkpoint: Path, capsys: Any) -> None:
+    """Parameters that PEFT trains in full have no low rank."""
+    for name, how in {"plain": {}, "head": {"modules_to_save": ["model.norm"]}}.items():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **how)
+        get_peft_model(model, config).save_pretrained(name)
+        words = ("--spec", "lora", "--out", f"{name}-new", "--model", checkpoint, "--json")
+        code, out, _ = run(capsys, name, *words)
+        problems = {found["code"]: found for found in json.loads(out)["problems"]}
+        assert (code, "BS853" in problems) == (0, name == "head"), out
+        if name == "head":
+            assert "`model.norm.weight` (1)" in problems["BS853"]["message"]
+
+
+def test_adapters_of_bases_with_other_names_are_warned_of(
+    library: dict[str, bytes], checkpoint: Path, capsys: Any
+) -> None:
+    """Their shapes agree, so nothing else tells."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    for name in ("one", "two"):
+        shutil.copytree(checkpoint, f"base-{name}")
+        model = AutoModelForCausalLM.from_pretrained(f"base-{name}")
+        get_peft_model(model, config).save_pretrained(name)
+    into = ("--spec", "lora", "--set", "r=2", "--out")
+    for words, warned in (
+        (("one", "two", *into, "x"), True),
+        (("one", *into, "y"), False),
+        (("one", "two", *into, "z", "--model", "base-one"), False),
+        (("one", "--library", "lib"), True),
+        (("two", "--library", "lib", "--model", "base-two"), False),
+        (("new", "--library", "lib"), False),
+    ):
+        code, _, err = run(capsys, *words)
+        assert (code, "warning[BS614]" in err) == (0, warned), err
+
+
+def test_two_at_once_add_to_a_library(library: dict[str, bytes], trained: Any) -> None:
+    """One waits for the other: without a lock, the second would not list the first's adapter."""
+    stored = trained(CORE, name="more", seed=7)
+    began, released = threading.Event(), threading.Event()
+    real = files.read_adapter
+
+    def slow(*words: Any, **how: Any) -> Any:
+        result = real(*words, **how)
+        if threading.current_thread().name == "first":
+            began.set()
+            released.wait(1)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "read_adapter", slow)
+        threads = [
+            threading.Thread(
+                target=files.add_to_library, args=(Path("lib"), {name: stored.tensors()}), name=name
+            )
+            for name in ("first", "second")
+        ]
+        threads[0].start()
+        began.wait(5)
+        threads[1].start()
+        threads[1].join(0.3)
+        released.set()
+        for thread in threads:
+            thread.join()
+    assert names_in("lib") == ("a", "b", "first", "second")

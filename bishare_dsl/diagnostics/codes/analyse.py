@@ -11,6 +11,11 @@ FAR_FROM_GIVEN = Code(
     "{limit:.0%}",
     severity="warning",
 )
+LEFT_OUT = Code(
+    "BS853",
+    "`{name}` also has parameters that are trained in full, which a fit leaves out: {parameters} ({count})",
+    severity="warning",
+)
 OUT_OF_REACH = Code(
     "BS852",
     "no value of `{param}` up to {most} keeps the error below {limit:.1%}: the least is {error:.1%}",
