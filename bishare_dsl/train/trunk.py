@@ -131,7 +131,9 @@ def _blocks_below(
     owner = model.get_submodule(name.rpartition(".")[0])
     below = list(blocks[:first])
     # The trial may miss it, as it leaves whole blocks out at random.
-    return None if not below or getattr(owner, "layerdrop", 0) else (owner, below, blocks[first])
+    return (
+        None if not below or getattr(owner, "layerdrop", False) else (owner, below, blocks[first])
+    )
 
 
 def _module(model: nn.Module, words: Sequence[str]) -> nn.Module | None:
