@@ -382,7 +382,12 @@ def gradients_with_history(
     pairs = zip(inputs, needed, strict=True)
     inputs = [t.view_as(t) if t is not None and need else t for t, need in pairs]
     wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
-    known = [(y, dy) for y, dy in zip(forward(*inputs), grads, strict=True) if dy is not None]
+    known = [
+        (y, dy)
+        for y, dy in zip(forward(*inputs), grads, strict=True)
+        # In the first block only the adapter's outputs depend on something that trains.
+        if dy is not None and y.requires_grad
+    ]
     ys, dys = zip(*known, strict=True)
     gradients = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True, allow_unused=True))
     return [next(gradients) if need else None for need in needed]
