@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.other import _set_adapter
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -605,6 +606,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else [*adapter_names]
         with self._switching("switch adapters"):
             self._switch(names)
+            _set_adapter(self.model, names, inference_mode)  # Of the modules that PEFT trains.
             for name, adapter in self.adapters.items():
                 if adapter.bank is None:
                     trains = name in names and not inference_mode

@@ -10,6 +10,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
+from peft.utils.other import _set_adapter
 from torch import nn
 from transformers.utils import PushToHubMixin
 
@@ -101,6 +102,7 @@ def test_functions_take_what_they_are_called_with():
     )
     inspect.signature(tuners_utils.BaseTuner.get_model_config).bind(None)
     inspect.signature(tuners_utils.check_adapters_to_merge).bind(None, ["a"])
+    inspect.signature(_set_adapter).bind(None, ["a"], False)
 
 
 def test_a_forward_opens_the_hooks_of_the_tuner():

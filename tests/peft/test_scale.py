@@ -384,6 +384,10 @@ def test_the_handle_loses_nothing_that_peft_trains(
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
     assert torch.equal(logits(again, ids), want)
+    model.add_adapter("plain", BishareConfig(spec=PLAIN, task_type="CAUSAL_LM"))
+    for name, expected in (("plain", logits(base, ids)), ("default", want)):
+        model.bishare.set_adapter(name)
+        assert torch.equal(logits(model, ids), expected)
 
 
 @pytest.mark.parametrize("tied", [False, True])
