@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     "--dtype",
     among=(*DTYPES, "int8", "int4"),
     default="float32",
-    help="Of the values. int8 and int4 are for bishare, and print what they lose.",
+    help="Dtype of the values. int8 and int4 are for bishare, and print their error.",
 )
 @click.option(
     "--uniform-rank",
     is_flag=True,
-    help="Write one rank for all modules, for engines that know no rank_pattern.",
+    help="Write one rank for all modules, for engines without rank_pattern.",
 )
 @click.pass_obj
 def command(

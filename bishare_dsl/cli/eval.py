@@ -38,14 +38,14 @@ _LIMIT = click.FloatRange(min=0, min_open=True)
     "--data",
     type=_PATH,
     metavar="FILE",
-    help="Rows with `options`: count how often the right one is the likeliest.",
+    help="Examples with `options`: how often is the correct one the likeliest?",
 )
 @click.option("--base", is_flag=True, help="Also evaluate the base, first.")
 @click.option(
     "--include_path", type=_TASKS, metavar="DIR", help="Folder of task files; their code is run."
 )
 @click.option("--num_fewshot", type=int, metavar="N", help="Examples in each prompt.")
-@click.option("--limit", type=_LIMIT, metavar="N", help="The first N rows; below 1 a fraction.")
+@click.option("--limit", type=_LIMIT, metavar="N", help="The first N examples; below 1 a fraction.")
 @click.option(
     "--batch_size", default="1", metavar="N|auto", help="Sequences at a time; by default 1."
 )
@@ -77,8 +77,8 @@ def command(
     the base alone is evaluated; with --base it comes first. Adapters and tasks are checked before the
     model is loaded. If you interrupt the command, finished results are printed.
 
-    With --data it evaluates rows of your own without lm_eval. Each has a prompt, its options, and the right
-    one as completion.
+    With --data it evaluates your own examples, without lm_eval. Each has a prompt, options, and the correct
+    option as completion.
     """
     if (tasks is None) is (data is None):
         raise CommandError(

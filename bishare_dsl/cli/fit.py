@@ -1,4 +1,4 @@
-"""``bishare fit``: the adapter of a spec that comes nearest to trained LoRAs."""
+"""``bishare fit``: the adapter of a spec that comes closest to trained LoRAs."""
 
 from __future__ import annotations
 
@@ -61,44 +61,42 @@ _PERCENT = _Percent()
     "--spec",
     type=click.Path(allow_dash=True),
     metavar="SPEC",
-    help="What is fitted.",
+    help="The spec to fit.",
 )
 @click.option(
     "--library",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Add the adapters to this library, which keeps what it shares.",
+    help="Add the adapters to this library; its shared tensors do not change.",
 )
 @options.model(required=False)
 @options.values
-@options.out(
-    "The folder to write; with --library the library itself, if not given.", required=False
-)
+@options.out("The folder to write; by default the --library itself.", required=False)
 @click.option(
     "--sweeps",
     type=click.IntRange(min=1),
     default=30,
     metavar="N",
-    help="How often all tensors are gone through, at most; by default 30.",
+    help="Maximum number of passes over all tensors; by default 30.",
 )
 @click.option(
     "--warn-above",
     type=_PERCENT,
     default="10%",
     metavar="PERCENT",
-    help="Warn where the relative error of an adapter is larger; by default 10%.",
+    help="Warn if the relative error of an adapter is larger; by default 10%.",
 )
 @click.option(
     "--tolerance",
     type=_PERCENT,
     metavar="PERCENT",
-    help="Find the smallest value of a param, its rank, that keeps every adapter's relative error below.",
+    help="Find the smallest value of a param that keeps every adapter's relative error below this.",
 )
 @click.option(
     "--solve",
     "name",
     metavar="NAME",
-    help="The param that --tolerance changes; not needed where the spec has one.",
+    help="The param that --tolerance changes; not needed if the spec has only one.",
 )
 @options.seed
 @options.stored_dtype
@@ -121,19 +119,16 @@ def command(
     dtype: str,
     force: bool,
 ) -> None:
-    """Find the adapter of a spec whose updates come nearest to those of a trained LoRA.
+    """Find the adapter of a spec whose updates come closest to those of trained LoRAs.
 
-    DIR is an adapter of bishare, or a LoRA that PEFT has saved. The tensors are found by alternating least
-    squares that start at the leading eigenvectors, from the small factors alone. The report has the relative
-    error by layer, kind and adapter, and the bytes before and after.
-    By default the base is the model that DIR names. Its shapes are enough.
+    DIR is an adapter of bishare, a LoRA that PEFT has saved, a library, or a folder of these. The report has
+    the relative error by layer, kind and adapter, and the bytes before and after. By default the base is the
+    model that DIR names. Its shapes are enough.
 
-    A DIR may also be a folder of adapters, or a library, for all that are in it.
+    Several adapters become a library: one folder that stores the tensors they share once. A tensor whose key
+    names `adapter` is private to each.
 
-    Several DIRs become a library: one folder, in which all have one tensor for each pool whose key does not
-    name `adapter`, and each adapter has the others for itself.
-
-    With --library the shared tensors stay as they are, and each DIR becomes one more adapter of the library.
+    With --library the shared tensors do not change, and each DIR is added to the library.
     """
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out

@@ -26,20 +26,19 @@ if TYPE_CHECKING:
 )
 @options.folders()
 @options.model(required=False)
-@options.out("The folder to write; of several DIRs, the folder of their folders.")
+@options.out("The folder to write; with several DIRs, the parent of their folders.")
 @options.force
 @click.pass_obj
 def command(
     report: Report, folders: tuple[Path, ...], model: str | None, out: Path, force: bool
 ) -> None:
-    """Make adapters of plain LoRAs that PEFT has saved.
+    """Convert plain LoRAs that PEFT has saved into adapters of bishare, exactly.
 
-    An adapter adds to every module exactly what its LoRA adds. By default the base is the model that the LoRA
-    names. Its shapes are enough.
+    Each result is read again and compared with its LoRA at every module. By default the base is the model
+    that the LoRA names. Its shapes are enough.
 
-    Of one DIR the spec is printed. Several DIRs, or a folder of LoRAs, become one folder each in the folder
-    of --out; each is read again and compared with its LoRA. A LoRA that cannot be imported is reported, and
-    the others are imported.
+    With one DIR the spec is printed. With several, or a folder of LoRAs, each becomes a folder in --out. A
+    LoRA that cannot be imported is reported, and the others are imported.
     """
     from bishare_dsl.adapter.files import is_peft
     from bishare_dsl.adapter.inventory import find_adapters

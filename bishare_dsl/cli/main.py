@@ -25,16 +25,16 @@ COMMANDS = {
     "show": "Draw which modules share which tensors.",
     "diff": "Compare two specs, or two adapters.",
     "compile": "Write an untrained adapter from a spec, or print a stage.",
-    "train": "Train an adapter on rows of text.",
+    "train": "Train an adapter on your examples.",
     "inspect": "Show what is in an adapter, or list many.",
     "verify": "Find out whether an adapter is applied.",
     "merge": "Add an adapter to its base's weights, and save the result.",
-    "fit": "Find the adapter of a spec that comes nearest to trained LoRAs.",
+    "fit": "Find the adapter of a spec that comes closest to trained LoRAs.",
     "import": "Convert plain LoRAs of PEFT into adapters.",
     "analyse": "Measure what the modules of adapters have in common.",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
     "convert": "Convert an adapter into the layout of another program.",
-    "eval": "Evaluate adapters and their base on tasks of lm_eval.",
+    "eval": "Evaluate adapters and their base, by lm_eval or on your examples.",
     "specs": "List the specs that ship with bishare.",
     "models": "List the presets: models whose shapes are built in.",
     "explain": "Explain an error code.",
@@ -59,7 +59,7 @@ COMMANDS = {
     epilog=examples(
         "bishare check my.share",
         "bishare plan bishare_ke --model llama-7b --set r_inter=32",
-        "bishare compile bishare_ke --model llama-7b",
+        "bishare train my.share --model ./my-checkpoint --data rows.jsonl --output_dir out",
         "bishare COMMAND --help",
     )
     + "\n\n\b\nExit codes: 0 fine, 1 findings, 2 wrong usage.\n"
@@ -68,7 +68,7 @@ COMMANDS = {
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
 @click.pass_context
 def bishare(context: click.Context) -> None:
-    """Compile a declaration of which modules share which low-rank factors into an adapted model."""
+    """Design, train and serve LoRA-style adapters that share weights between layers, modules and tasks."""
     if context.invoked_subcommand is None:
         context.obj.stop(USAGE, context.get_help())
 

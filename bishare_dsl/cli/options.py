@@ -119,7 +119,7 @@ rank = click.option(
     "--rank",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Cut off what exceeds this rank; what that loses is measured and reported.",
+    help="Truncate to this rank; the loss is measured and reported.",
 )
 force = click.option("--force", is_flag=True, help="Replace an earlier result of the command.")
 

@@ -27,7 +27,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--html",
     type=_FILE,
     metavar="FILE",
-    help="Write a page that tells of each module and each share; it needs no network.",
+    help="Write a page with every module and share; it needs no network.",
 )
 @click.option("--svg", type=_FILE, metavar="FILE", help="Write a picture of all shares.")
 @click.pass_obj

@@ -23,10 +23,10 @@ _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 
 _FIRST = [
     ("--model MODEL", "The base: a checkpoint folder or a Hub id."),
-    ("--data FILE", "Rows of text: .jsonl, say."),
-    ("--output_dir DIR", "Where the adapter goes."),
-    ("--learning_rate RATE", "How far a step goes; by default 1e-4."),
-    ("--num_train_epochs N", "How often each row is seen; by default 1."),
+    ("--data FILE", "Your examples, such as a .jsonl file."),
+    ("--output_dir DIR", "The folder for the adapter."),
+    ("--learning_rate RATE", "The learning rate; by default 1e-4."),
+    ("--num_train_epochs N", "Passes over the examples; by default 1."),
 ]
 
 
@@ -86,7 +86,7 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
 _PLACES = {
     "output_dir": ("DIR", "The folder of the run."),
     "config": ("FILE", "YAML with any of these arguments, without dashes; flags win over it."),
-    "resume": ("DIR", "Go on with the run in a folder, or from a checkpoint of it."),
+    "resume": ("DIR", "Continue the run in a folder, or from one of its checkpoints."),
 }
 
 
@@ -141,16 +141,16 @@ def command(
     force: bool,
     **given: Any,
 ) -> None:
-    """Train an adapter. The recipe is the paper's where nothing else is said: AdamW at 1e-4, 64 examples in a
-    step, one epoch, and 100 steps of warm-up, but no more than a quarter; dropout and alpha as in the spec.
+    """Train an adapter. The defaults follow the Bi-Share paper: AdamW at 1e-4, 64 examples in a step, one
+    epoch, and 100 steps of warm-up, at most a quarter of the run. Dropout and alpha come from the spec.
 
     SPEC is a spec, or an adapter to train further: its folder, or LIBRARY#NAME. Any argument of transformers'
     TrainingArguments is an option too, such as --learning_rate, --num_train_epochs,
     --per_device_train_batch_size, --bf16, --gradient_checkpointing, --report_to tensorboard.
 
-    --output_dir gets the adapter, checkpoints to resume from and run.json, which is what was asked. Ctrl-C
-    saves a checkpoint and stops. Several --data are tasks that the base runs together: each gets an adapter,
-    in a folder of its name.
+    --output_dir gets the adapter, checkpoints to resume from, and all arguments in run.json. Ctrl-C saves a
+    checkpoint and stops. Several files of --data are tasks that train in one run: each gets an adapter, in a
+    folder of its name.
     """
     report = context.find_object(Report)
     assert report is not None

@@ -32,22 +32,24 @@ if TYPE_CHECKING:
 )
 @options.folder
 @options.model()
-@options.choice("--for", "engine", among=ENGINES, help="Say what this engine ignores or refuses.")
+@options.choice(
+    "--for", "engine", among=ENGINES, help="Report what this engine ignores or refuses."
+)
 @click.option(
     "--server", metavar="URL", help="Ask a running server, such as http://localhost:8000/v1."
 )
-@click.option("--name", help="What the adapter is called there; by default as its folder.")
-@click.option("--base", help="What the base is called there; by default the first model listed.")
+@click.option("--name", help="Name of the adapter on the server; by default that of its folder.")
+@click.option("--base", help="Name of the base on the server; by default the first model listed.")
 @click.option(
     "--copies",
     is_flag=True,
-    help="Load changed copies into the server, some 20. Not in production.",
+    help="Load about 20 changed copies into the server. Not for production.",
 )
 @click.option(
     "--scratch",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="Where copies are written, which the server must be able to read.",
+    help="Folder for the copies; the server must be able to read it.",
 )
 @click.pass_obj
 def command(
@@ -63,9 +65,9 @@ def command(
 ) -> None:
     """Find out whether an adapter is applied: any LoRA of PEFT, or adapter of bishare.
 
-    The files are compared with the model's own modules; shapes are enough. With --server the answers of a
-    running server (OpenAI's completions with log-probabilities) are compared with those of its base and,
-    where --model has weights, with base + adapter and what else an engine may have made of it, in float32.
+    The files are compared with the model's modules; shapes are enough. With --server, a running server
+    (OpenAI's completions with log-probabilities) answers short texts. Its answers are compared with those of
+    its base and, if --model has weights, with base + adapter and with known faults, in float32.
     """
     from bishare_dsl.diagnostics.codes import usage
 

@@ -42,23 +42,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: str | dict[str, str]
-    """FILES: Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Several files, NAME=FILE or a
-    folder of files are tasks that are trained together, each with an adapter of its own."""
+    """FILES: Examples: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Several files, NAME=FILE or a
+    folder of files are tasks that train in one run, each with a separate adapter."""
     rows_at_once: int = Field(default=32, ge=1)
-    """N: Of several tasks, the rows that go through the model together; by default 32."""
+    """N: With several tasks, the examples that go through the model at once; by default 32."""
     lr_of: dict[str, str] = {}
     """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
     seeds: int = Field(default=1, ge=1)
-    """N: Train an adapter from each of so many seeds, in one run."""
+    """N: Train N adapters from different seeds, in one run."""
     search: dict[str, tuple[str, ...]] = {}
-    """NAME=VALUE,...: Train with each learning_rate, or each value of a param of the spec, in one run, stop
-    those that lose on held-out rows halfway, and keep the best."""
+    """NAME=VALUE,...: Try each learning_rate, or each value of a param of the spec, in one run; drop the
+    worse half at each stage by held-out loss, and keep the best."""
     library: str | None = None
-    """DIR: Train adapters of a library: what all of its adapters share is as it is there, and frozen."""
+    """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
     eval_data: str | None = None
-    """FILE: Held-out rows, to evaluate on during training."""
+    """FILE: Held-out examples, to evaluate on during training."""
     eval_split: int | float | None = Field(default=None, gt=0)
-    """N|FRACTION: Hold so many rows out, or such a part of them, below 1."""
+    """N|FRACTION: Hold out this many examples, or this fraction of them."""
     data_split: str = "train"
     """NAME: The split of a Hub data set; by default train."""
     data_subset: str | None = None
@@ -66,19 +66,19 @@ class Settings(BaseModel):
     eval_data_split: str = "test"
     """NAME: The split for --eval_data; by default test."""
     format: Format | None = None
-    """NAME: alpaca, prompt-completion, messages or text, where the columns fit several."""
+    """NAME: alpaca, prompt-completion, messages or text, if the columns fit several."""
     train_on: Literal["completion", "all"] = "completion"
-    """completion|all: Learn completions and the assistant's turns, or every token."""
+    """completion|all: Train on completions and the assistant's turns, or on every token."""
     max_length: int = Field(default=1024, ge=2)
-    """N: Tokens of the longest example; by default 1024. Longer ones lose their end."""
+    """N: Cut examples to this many tokens; by default 1024."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """NAME: Of the base's weights, such as bfloat16; the adapter's are float32."""
+    """NAME: Dtype of the base's weights, such as bfloat16; the adapter is float32."""
     load_in_4bit: bool = False
     """Keep the base's linear layers in four bits, as QLoRA does (bitsandbytes)."""
     load_in_8bit: bool = False
     """Keep the base's linear layers in eight bits (bitsandbytes)."""
     device_map: str | None = None
-    """NAME: Such as auto: spread and offload the base (accelerate)."""
+    """NAME: Where to put the base, such as auto, which spreads and offloads it (accelerate)."""
 
     @field_validator("data", mode="before")
     @classmethod
