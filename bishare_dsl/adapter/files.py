@@ -353,9 +353,12 @@ def pack(
         restored = {n: dequantise(form, part, plan.tensor[n].shape) for n, part in small.items()}
         lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in restored.items())
         values, parts = _replaced(values, small), {**parts, **small}
-        if not lossless and (lost := losses(plan, tensors, {**tensors, **restored})):
-            errors = ", ".join(f"`{kind}` {error:.2%}" for kind, error in lost.items())
-            warnings.append(codes.LOST_BY_QUANTISING(form=form, errors=errors))
+        lost = {} if lossless else losses(plan, tensors, {**tensors, **restored})
+        errors = [f"`{kind}` {error:.2%}" for kind, error in lost.items()]
+        if not lossless and any(not term.linear and not term.is_magnitude for term in plan.terms):
+            errors.append("unknown where they depend on the input")
+        if errors:
+            warnings.append(codes.LOST_BY_QUANTISING(form=form, errors=", ".join(errors)))
     of_base = tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in tensors)
     exact = selecting(plan)
     # Clones, because a tensor that is a view of another cannot be written as it is.

@@ -128,6 +128,12 @@ def test_what_is_saved_is_small_and_what_is_lost_is_said(
     assert "BS690" in told
 
 
+def test_what_cannot_be_measured_is_said_too(tmp_path: Path) -> None:
+    text = "spec h\ntarget q_proj\nshare s per module rank 4 via Experts(count = 2)\n"
+    _, told = saved(tmp_path / "q", "int4", text)
+    assert "by kind: unknown where they depend on the input" in told
+
+
 @pytest.mark.parametrize("form", BITS)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_its_parameters_are_counted_and_not_its_bytes(form: Any, tmp_path: Path) -> None:
