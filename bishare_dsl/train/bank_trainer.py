@@ -126,7 +126,8 @@ class BankTrainer(RunTrainer):
     def _rate(self, rate: float, steps: int) -> Rate:
         factor = self.schedule(steps)
         if factor is None:
-            reason = f"`{self.args.lr_scheduler_type}` is for one task, and there are several"
+            name = self.args.lr_scheduler_type
+            reason = f"`{name}` is for one task, without `library`, `search` and `seeds`"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
         return lambda step: rate * factor(step)
 

@@ -125,9 +125,7 @@ def _find_trainable(
             raise TrainError(codes.SPEC_AND_ADAPTED(spec=adapter.plan.spec))
         return adapter, []
     if spec is None and (library := request.settings.library):
-        spec = next((read_adapter(f"{library}#{n}").spec_text for n in names_in(library)), None)
-        if spec is None:
-            raise TrainError(codes.BAD_COMBINATION(reason=f"`{library}` is no library"))
+        spec = _first_of(library).spec_text
     if spec is None:
         raise TrainError(codes.MISSING_ARGUMENT(name="spec"))
     if stored:
@@ -160,7 +158,9 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
         "deepspeed": args.deepspeed_plugin is not None,
     }
     reasons = [
-        f"`{n}` is for one task, and there are several" for n, is_so in refused.items() if is_so
+        f"`{n}` is for one task, without `library`, `search` and `seeds`"
+        for n, is_so in refused.items()
+        if is_so
     ]
     if settings.search and settings.eval_split is None:
         reasons.append("`search` compares by held-out rows: give `eval_split`")
@@ -185,7 +185,7 @@ def check_resumed(request: Request, contents: list[list[str]], reporter: Reporte
     """
     assert request.resume is not None
     if tasks_of(request.resume) != contents:
-        reason = "the checkpoint has adapters of other tasks, or of other params"
+        reason = "the checkpoint has adapters of other tasks, of other params or of another library"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
     later = [c for c in checkpoints(request.output_dir) if step_of(c) > step_of(request.resume)]
     for checkpoint in later:
@@ -204,17 +204,32 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
     folder = request.settings.library
     if folder is None:
         return None
-    members = names_in(folder)
-    if not members:
-        raise TrainError(codes.BAD_COMBINATION(reason=f"`{folder}` is no library"))
-    first, reason = read_adapter(f"{folder}#{members[0]}"), None
+    first = _first_of(folder)
     if not first.plan.runs_as(plan):
         reason = f"the library `{folder}` is of another spec, or of other params"
-    elif twice := sorted({*members} & {*request.groups}):
+        help = "leave the spec and `--set` out: the library has them"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    if twice := sorted({*names_in(folder)} & {*request.groups}):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
-    if reason is not None:
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        help = f"give the task another name: `--data {twice[0]}-2=FILE`"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     return first
+
+
+def _first_of(library: str) -> StoredAdapter:
+    """Read the first adapter of a library.
+
+    Raises:
+        TrainError: it is not a library, or has no spec (BS732).
+    """
+    names, reason = names_in(library), f"`{library}` is no library"
+    if names:
+        first = read_adapter(f"{library}#{names[0]}")
+        if first.config.spec:
+            return first
+        reason = f"`{library}` has no spec that says what its adapters share"
+    help = "`bishare train library_core` with several `--data` begins one"
+    raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 
 
 def is_adapter(spec: str) -> bool:

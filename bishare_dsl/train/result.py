@@ -112,14 +112,15 @@ class TrainResult:
 
     def __str__(self) -> str:
         written = [task.folder for task in self.tasks if task.folder]
-        adapters = f"{len(written)} in {self.folder}" if len(self.tasks) > 1 else f"{self.folder}"
+        several = len(self.tasks) > 1
+        adapters = f"{len(written)} in {self.folder}" if several else self.tasks[0].folder
         rows = [
             ("steps", f"{self.steps:,} of {self.batch:,} examples, {self.epochs:.2f} epochs"),
             ("loss", f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"),
             ("tokens", f"{self.tokens:,}"),
             ("time", f"{self.seconds:,.0f} s"),
             (
-                "adapter" + "s" * (len(self.tasks) > 1),
+                "adapter" + "s" * several,
                 f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
             ),
         ]
@@ -133,10 +134,9 @@ class TrainResult:
             parts.insert(0, str(self._table()))
         if written:
             folder, base = shlex.quote(written[0]), f"--model {shlex.quote(self.model_name)}"
-            several = " ".join(map(shlex.quote, written[:3]))
+            few = " ".join(map(shlex.quote, written[:3]))
             parts.append(
-                f"bishare eval {several} {base} --tasks ...\n"
-                f"bishare merge {folder} {base} --out merged"
+                f"bishare eval {few} {base} --tasks ...\nbishare merge {folder} {base} --out merged"
             )
         return "\n\n".join(parts)
 

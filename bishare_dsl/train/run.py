@@ -147,7 +147,10 @@ def run(
     library = read_library(request, variants[0].plan)
     tokenizer = find_tokenizer(request, base, tokenizer)
     tasks = read_tasks(request, args, tokenizer, reporter)
-    contents = [[task.name, variants[task.variant].plan.digest] for task in tasks if several]
+    shared_file = "" if library is None else library.config.tensors
+    contents = [
+        [task.name, variants[task.variant].plan.digest + shared_file] for task in tasks if several
+    ]
     if request.resume is not None:
         check_resumed(request, contents, reporter)
     batch, steps = effective_batch(args), _steps(args, request, tasks, tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from bishare_dsl import load_adapter
-from bishare_dsl.adapter.files import names_in, read_adapter, save_library
+from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter, save_library
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.diagnostics.codes.adapter import NOTHING_COMPACT
 from bishare_dsl.testing.models import tiny_model
@@ -22,6 +23,7 @@ from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.tasks import Steps, Task
+from tests.adapter.test_sharing import by_others
 from tests.train.conftest import SMALL, SPEC
 
 PLAIN = SPEC.replace("dropout 0.2\n", "")
@@ -193,12 +195,38 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
         assert torch.equal(found, old[name]) == (name in common), name
     kept = tensors(tmp_path / "out" / "library#long")
     assert all(torch.equal(found, old[name]) for name, found in kept.items())
-    wrong = {"another spec": text.replace("rank 4", "rank 2"), "already": text, "no library": text}
-    for number, (said, spec) in enumerate(wrong.items()):
-        data = tasks if said == "already" else {"later": tasks["short"]}
-        place = str(tmp_path) if said == "no library" else library
-        with pytest.raises(BishareError, match=f"BS732(.|\n)*{said}"):
+    assert f"{tmp_path / 'out' / 'library'}#later, " in str(later)
+    by_others(Path(library), tmp_path / "theirs")
+    wrong = {
+        "another spec.*leave the spec": (text.replace("rank 4", "rank 2"), library),
+        "already.*`--data long-2=FILE`": (text, library),
+        "is no library.*begins one": (text, str(tmp_path)),
+        "has no spec": (None, str(tmp_path / "theirs")),
+    }
+    for number, (said, (spec, place)) in enumerate(wrong.items()):
+        data = tasks if "already" in said else {"later": tasks["short"]}
+        with pytest.raises(BishareError, match=f"(?s)BS732.*{said}"):
             start(spec, data, tmp_path / str(number), library=place, **how)
+
+
+def test_a_run_does_not_go_on_with_another_library(tasks: Any, tmp_path: Path) -> None:
+    """Adapters may be added to it, but its shared tensors are what the first steps trained on."""
+    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
+    start(text, tasks, tmp_path / "first", max_steps=2)
+    library = tmp_path / "first" / "library"
+    member = read_adapter(f"{library}#long")
+    how: Any = {"library": str(library), "max_steps": 6, "callbacks": [_Stop()]}
+    with pytest.raises(TrainingInterrupted):
+        start(text, {"later": tasks["short"]}, tmp_path / "out", **how)
+    again: Any = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
+    values = {name: tensor + 1 for name, tensor in member.tensors().items()}
+    add_to_library(library, {"new": values})
+    shutil.copytree(tmp_path / "out", tmp_path / "more")
+    train(resume=tmp_path / "more", **again)
+    assert "new" in names_in(tmp_path / "more" / "library")
+    save_library(library, member.plan, {"long": values}, member.spec_text, seed=0)
+    with pytest.raises(BishareError, match=r"BS732.*of another library"):
+        train(resume=tmp_path / "out", **again | {"model": tiny_model("llama")})
 
 
 def test_a_library_keeps_its_type_and_its_files(tasks: Any, tmp_path: Path) -> None:

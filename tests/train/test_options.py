@@ -132,6 +132,8 @@ def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path: Path) -> 
         ({"completion": "cat"}, "BS726.*the completion `cat` is none of them"),
         ({"options": ["cow"]}, "BS726.*two different texts are needed"),
         ({"options": ["cow", "cow"]}, "BS726.*two different texts"),
+        ({"options": ["cow", " "]}, "BS726.*one of them is empty"),
+        ({"completion": "", "options": ["cow", ""]}, "BS726.*one of them is empty"),
         ({"options": "cow"}, "BS712.*a list of texts"),
         ({"options": None}, "BS711.*`options` is missing"),
         ({"prompt": None, "text": "x"}, "BS712"),

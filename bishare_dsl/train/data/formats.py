@@ -115,6 +115,8 @@ class _Fields:
             raise self.bad(
                 codes.BAD_OPTIONS, OPTIONS, reason="two different texts are needed, and none twice"
             )
+        if not all(value.strip() for value in values):
+            raise self.bad(codes.BAD_OPTIONS, OPTIONS, reason="one of them is empty")
         if completion not in values:
             reason = f"the completion `{completion}` is none of them"
             raise self.bad(codes.BAD_OPTIONS, OPTIONS, reason=reason)
