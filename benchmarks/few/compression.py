@@ -1,7 +1,8 @@
 """A hundred LoRAs in fewer bits: `fit`, truncation, or fewer numbers. See notes/2026-11-29-compression.md.
 
-compression.py             # every row that compression.jsonl does not have yet
-compression.py --tables    # the tables of the note
+compression.py                     # every row of the first family that compression.jsonl does not have yet
+compression.py --family bands    # of another family
+compression.py --tables            # the tables of the note
 """
 
 from __future__ import annotations
@@ -56,10 +57,23 @@ from few.training import (
 )
 
 ROWS, PAGE = HERE / "compression.jsonl", HERE.parent / "notes" / "2026-11-29-compression.md"
-FAMILY, PEOPLE, EXAMPLES, FIRST = "thresholds", 100, 32, 6000
+PEOPLE, FIRST = 100, 6000
 RATIOS = (8, 16, 32, 64, 128, 256)
-SIZED = RATIOS[3:]
-"""Budgets of which `fit` tries the size that they have room for in int4."""
+
+
+class Setting(NamedTuple):
+    """How a family is judged.
+
+    Attributes:
+        examples: of each person.
+        sized: budgets of which `fit` tries the size that they have room for in int4.
+    """
+
+    examples: int
+    sized: tuple[int, ...]
+
+
+SETTINGS = {"thresholds": Setting(32, RATIOS[3:]), "bands": Setting(144, RATIOS)}
 FORMS = ("float32", "int8", "int4")
 SWEEPS = 2
 WIDEST = 192
@@ -226,13 +240,14 @@ def library(plan: Plan, names: Sequence[str], tensors: Mapping[Any, Tensor], for
 
 
 class Compression:
-    """The hundred LoRAs, and what they become in fewer bits."""
+    """The hundred LoRAs of a family, and what they become in fewer bits."""
 
-    def __init__(self) -> None:
-        self.bench = Bench(FOUND, ROWS)
-        self.subject: Subject = self.bench.subject(FAMILY)
+    def __init__(self, family: str) -> None:
+        self.bench, self.family = Bench(FOUND, ROWS), family
+        self.examples, self.sized = SETTINGS[family]
+        self.subject: Subject = self.bench.subject(family)
         lanes = [[(FIRST + i, 0) for i in range(PEOPLE)]]
-        self.batch = self.subject.batch(lanes, EXAMPLES, new=True)
+        self.batch = self.subject.batch(lanes, self.examples, new=True)
         self.full = PEOPLE * 32 * 110_592
 
     def trained(self, method: str, batch: Batch, *, same: bool = False) -> dict[Site, Tensor]:
@@ -240,14 +255,14 @@ class Compression:
         people = batch.rows.shape[1]
         tensors = METHODS[method].make(self.subject.late, {}, (1, 1 if same else people), 0)[1]
         tensors = {s: p.expand(1, people, *p.shape[2:]).clone() for s, p in tensors.items()}
-        rate = torch.tensor([LADDER[self.bench.place(FAMILY, method, EXAMPLES)]])
+        rate = torch.tensor([LADDER[self.bench.place(self.family, method, self.examples)]])
         logits = adapted(self.subject, tensors, batch)
-        train(logits, list(tensors.values()), batch, rate, STEPS[EXAMPLES])
+        train(logits, list(tensors.values()), batch, rate, STEPS[self.examples])
         return tensors
 
     def kept(self, name: str, make: Callable[[], dict[Site, Tensor]]) -> dict[Site, Tensor]:
         """Train once."""
-        path = folder() / f"compression-{name}.pt"
+        path = folder() / f"compression-{self.family}-{name}.pt"
         if not path.exists():
             torch.save({tuple(s): p for s, p in make().items()}, path)
         return {Site(*s): p for s, p in torch.load(path, weights_only=True).items()}
@@ -267,7 +282,8 @@ class Compression:
 
     def add(self, start: str, method: str, ratio: int, one: Candidate, given: Adapters) -> None:
         """Judge adapters and store the result, if it is not stored."""
-        key = {"part": "compression", "start": start, "method": method, "ratio": ratio}
+        key = {"part": "compression", "family": self.family, "start": start}
+        key |= {"method": method, "ratio": ratio}
         if self.bench.known(**key) is None:
             made = one.made()
             self.bench.add(
@@ -319,7 +335,7 @@ class Compression:
     def anew(self, given: Adapters) -> Iterator[Candidate]:
         """Yield LoRAs of fewer numbers, trained on the same examples."""
         tasks = [[(9000 + i, 0) for i in range(VALIDATION)]]
-        few = self.subject.batch(tasks, EXAMPLES, new=True)
+        few = self.subject.batch(tasks, self.examples, new=True)
         for method in ANEW:
             tried = by_place(self.kept(f"{method}-few", partial(self.trained, method, few)))
             made = by_place(self.kept(method, partial(self.trained, method, self.batch)))
@@ -338,7 +354,8 @@ class Compression:
     def sizes(self) -> dict[str, list[int]]:
         """The sizes of each spec, the largest in int4 for a budget."""
         return {
-            spec: sorted(set(filter(None, map(partial(self.size, spec), SIZED)))) for spec in SPECS
+            spec: sorted(set(filter(None, map(partial(self.size, spec), self.sized))))
+            for spec in SPECS
         }
 
     def plan(self, spec: str, size: int) -> Plan:
@@ -372,7 +389,7 @@ class Compression:
         self, start: str, spec: str, plan: Plan, size: int, given: Adapters
     ) -> tuple[list[str], dict[tuple[str, str], Tensor]]:
         """Fit a spec to LoRAs, once, by `fit`'s own function."""
-        path = folder() / f"compression-{start}-{spec}-{size}.pt"
+        path = folder() / f"compression-{self.family}-{start}-{spec}-{size}.pt"
         names = [f"person{i}" for i in range(PEOPLE)]
         if not path.exists():
             with TemporaryDirectory(prefix="few-") as scratch:
@@ -408,9 +425,8 @@ class Compression:
                 self.add(start, "rank 1 anew", 1, max(ones, key=lambda one: one.worth), given)
                 self.add(start, "no adapter", 1, Candidate("", "", 0, dict, 0), given)
                 self.add(start, "mean of all", 1, self.mean(given), given)
-            self.best(start, "fit", given, self.fits(start, given))
-            if not same:
                 self.add(start, "library_core, trained", 1, self.trained_library(given), given)
+            self.best(start, "fit", given, self.fits(start, given))
 
     def int4(self, given: Adapters) -> Candidate:
         bits = sum(stored(p, "int4")[1] for pair in given.values() for p in pair)
@@ -465,10 +481,14 @@ class Compression:
 
 def lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the tables as Markdown."""
-    rows = {(r["start"], r["method"], r["ratio"]): r for r in found if r["part"] == "compression"}
-    yield from _budgets(rows)
-    yield from _gaps(rows)
-    yield from _whole(rows)
+    rows = [row for row in found if row["part"] == "compression"]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        of = {(r["start"], r["method"], r["ratio"]): r for r in rows if r["family"] == family}
+        for title, table in TABLES.items():
+            yield f"### {family}: {title}"
+            yield ""
+            yield from table(of)
+            yield ""
 
 
 METHOD = ("fit", "truncated", "truncated evenly", "trained anew")
@@ -480,8 +500,6 @@ def _mean(row: Mapping[str, Any]) -> float:
 
 
 def _budgets(rows: _Rows) -> Iterator[str]:
-    yield "### Correct, and what was chosen"
-    yield ""
     yield "| initial A | budget | method | stored | type | of the bits | error of dW | correct |"
     yield "|---|---|---|---|---|---|---:|---:|"
     for start in ("own", "same"):
@@ -493,7 +511,6 @@ def _budgets(rows: _Rows) -> Iterator[str]:
                         f"| {start} | 1/{ratio} | {method} | {r['what']} | {r['form']} | 1/{r['of']} "
                         f"| {_error(r)} | {_mean(r):.1f} |"
                     )
-    yield ""
 
 
 def _error(row: Mapping[str, Any]) -> str:
@@ -502,8 +519,6 @@ def _error(row: Mapping[str, Any]) -> str:
 
 
 def _gaps(rows: _Rows) -> Iterator[str]:
-    yield "### `fit` minus the better rival, and minus the LoRAs as given"
-    yield ""
     yield f"| initial A | budget | rival | difference | 95% | {100 * LEVEL:.2f}% | minus the LoRAs as given |"
     yield "|---|---|---|---:|---|---|---|"
     for start in ("own", "same"):
@@ -525,12 +540,9 @@ def _gaps(rows: _Rows) -> Iterator[str]:
                 f"| {start} | 1/{ratio} | {rival['method']}, {rival['what']} | {shown} | "
                 f"{_shown(interval(gaps))} | {_shown(wide)} | {given.mean():+.1f} {_shown(interval(given))} |"
             )
-    yield ""
 
 
 def _whole(rows: _Rows) -> Iterator[str]:
-    yield "### Beside them"
-    yield ""
     yield "| | type | of the bits | correct | the LoRAs (own A) minus it |"
     yield "|---|---|---|---:|---|"
     for (start, method, ratio), row in rows.items():
@@ -540,7 +552,13 @@ def _whole(rows: _Rows) -> Iterator[str]:
             of = f"1/{row['of']}" if row["of"] else "0"
             name = method if start == "own" else f"{method}, same initial A"
             yield f"| {name}: {row['what']} | {row['form']} | {of} | {_mean(row):.1f} | {gap} |"
-    yield ""
+
+
+TABLES = {
+    "correct, and what was chosen": _budgets,
+    "`fit` minus the better rival, and minus the LoRAs as given": _gaps,
+    "beside them": _whole,
+}
 
 
 def _shown(both: tuple[float, float]) -> str:
@@ -550,11 +568,12 @@ def _shown(both: tuple[float, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", action="store_true", help="only write the tables again")
+    parser.add_argument("--family", choices=SETTINGS, default=next(iter(SETTINGS)))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if not options.tables:
-        Compression().run()
+        Compression(options.family).run()
     write_below(PAGE, "compression.py", lines(Bench(ROWS).found))
 
 

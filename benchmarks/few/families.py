@@ -1,4 +1,4 @@
-"""Four families of tasks. A task is one person's private rule for labelling items.
+"""Families of tasks. A task is one person's private rule for labelling items.
 
 A family has items with a prompt each; a task gives each item one of its three labels. Library tasks use
 one half of the items, new tasks the other, and each task's test items are not among its examples.
@@ -83,6 +83,25 @@ def thresholds(_: Path, fits: Fits) -> Family:
         dear = draw.randint(fair + 110, 890)
         labels = tuple((price >= fair) + (price >= dear) for price in prices)
         return Task((" cheap", " fair", " dear"), labels)
+
+    return Family(tuple(f"{price} is" for price in prices), rule)
+
+
+BANDS = 10
+"""Of a hundred prices each."""
+
+
+def bands(_: Path, fits: Fits) -> Family:
+    """Prices, of which each person calls every hundred cheap, fair or dear, in no order."""
+    prices = random.Random(2).sample(range(1, 1000), ITEMS)
+
+    def rule(draw: random.Random) -> Task:
+        while True:
+            of = [draw.randrange(LABELS) for _ in range(BANDS)]
+            # Enough items of each label for many examples.
+            if min(map(of.count, range(LABELS))) >= 2:
+                labels = tuple(of[price * BANDS // 1000] for price in prices)
+                return Task((" cheap", " fair", " dear"), labels)
 
     return Family(tuple(f"{price} is" for price in prices), rule)
 
@@ -182,4 +201,5 @@ FAMILIES: dict[str, Callable[[Path, Fits], Family]] = {
     "renames": renames,
     "ratings": ratings,
     "styles": styles,
+    "bands": bands,
 }

@@ -31,7 +31,6 @@ from harness.page import write_below
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bishare_dsl.resources import cache_folder
-from few.families import FAMILIES
 from few.late import Late
 from few.methods import HEADS, LORA1, METHODS, SHOWN, in_context, learn, nearest, untrained
 from few.tables import lines
@@ -40,6 +39,8 @@ from few.training import LADDER, Library, Subject, libraries
 FOUND, PAGE = HERE / "results.jsonl", HERE.parent / "notes" / "2026-11-29-few.md"
 NEW, VALIDATION, SEEDS = 20, 6, (0, 1)
 """New tasks, tasks to choose rates by, and seeds of libraries, examples and initial values."""
+COMPARED = ("thresholds", "renames", "ratings", "styles")
+"""Families."""
 LIBRARY = 16
 """Tasks of a library in the primary comparison."""
 STRANGE = {"thresholds": "renames", "renames": "thresholds"}
@@ -52,7 +53,7 @@ REST = ("lora_xs", *HEADS, "shuffled", "core_at_mean")
 OWN, SIZED = ("core4", "core2", "core1"), ("thresholds", "renames")
 """Fewer own numbers, and the families where they are tried."""
 SHARED = ("core", "joint_tiny", "library_joint", "joint_continued", "lora_at_mean", "joint")
-TUNED_AT = {4: 8, 8: 8, 16: 8, 32: 32, 64: 32}
+TUNED_AT = {4: 8, 8: 8, 16: 8, 32: 32, 64: 32, 144: 144}
 """The count of examples at which a count's rates are chosen."""
 
 
@@ -92,7 +93,7 @@ def cells() -> Iterator[tuple[str, str, int, int]]:
         (64, LIBRARY, (*FEWER, *FREE)),
     ]
     for count, tasks, methods in orders:
-        for family in FAMILIES:
+        for family in COMPARED:
             more = OWN if methods == REST and family in SIZED else ()
             yield from ((family, method, count, tasks) for method in (*methods, *more))
         for family in () if count else STRANGE:

@@ -16,13 +16,13 @@ from bishare_dsl.resources import cache_folder
 from few.families import FAMILIES, LABELS, Family, Task
 from few.late import Items, Late, Site, Tensors, items_of
 
-LONGEST = {"thresholds": 4, "renames": 6, "ratings": 4, "styles": 7}
+LONGEST = {"thresholds": 4, "renames": 6, "ratings": 4, "styles": 7, "bands": 4}
 """Tokens of a family's longest prompt."""
 WARM_UP = 4
 """Steps; then the rate falls linearly to zero."""
 BATCH = 8
 """Examples of a task in a step, at most."""
-STEPS = {4: 24, 8: 24, 16: 32, 32: 48, 64: 64}
+STEPS = {4: 24, 8: 24, 16: 32, 32: 48, 64: 64, 144: 180}
 """By examples."""
 LIBRARY_STEPS, LIBRARY_BATCH, LIBRARY_EACH = 120, 4, 24
 """Steps, examples of each task in a step, and its examples."""
@@ -73,7 +73,7 @@ class Subject:
             every = torch.arange(len(prompts))[None, None]
             with torch.no_grad():
                 final = [late.states({}, items, some)[0, 0] for some in every.split(100, 2)]
-            torch.save((*items, torch.cat(final)), kept)
+            torch.save((items.states, items.real, torch.cat(final)), kept)
         states, real, self.final = torch.load(kept, weights_only=True)
         self.items = Items(states, real)
 

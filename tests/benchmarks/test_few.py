@@ -3,11 +3,13 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from few import compression, tables
+from few import compression, tables, training
+from few.families import Family
 from few.late import LATE, Late, items_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -71,6 +73,19 @@ def test_the_late_blocks_give_the_logits_of_bishare(model, spec):
     many = {s: t.expand(2, 3 if s.role == "core" else 1, -1, -1) for s, t in tensors.items()}
     lanes = late.logits(late.states(many, items, rows.expand(2, 3, -1)), options.expand(2, 3, -1))
     torch.testing.assert_close(lanes, found.expand_as(lanes), rtol=1e-5, atol=1e-5)
+
+
+def test_states_are_computed_once_and_read_again(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "folder", lambda: tmp_path)
+    monkeypatch.setitem(training.FAMILIES, "three", lambda *_: Family(("a", "b", "c"), None))
+    monkeypatch.setitem(training.LONGEST, "three", 4)
+    tokenizer = SimpleNamespace(encode=lambda text, **_: PROMPTS["abc".index(text)], decode=None)
+    made, read = (
+        training.Subject("three", load, tokenizer, Late(model)) for load in (lambda: model, None)
+    )
+    torch.testing.assert_close(made.items.states, items_of(model, PROMPTS).states)
+    for one, other in zip((*made.items, made.final), (*read.items, read.final), strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def test_the_note_has_the_tables_of_the_results():
