@@ -521,7 +521,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
                 return
             self._restore("unmerge")
-            self._switch([name for name in self._before_merge if name in self.adapters])
+            before = [name for name in self._before_merge if name in self.adapters]
+            self._switch(before or self.active)  # They may have been deleted meanwhile.
 
     def _restore(self, action: str) -> None:
         """Restore the base's weights, and run the merged adapters unmerged."""

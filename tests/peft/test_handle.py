@@ -416,6 +416,18 @@ def test_what_runs_together_is_not_saved_as_one(
     torch.testing.assert_close(logits(again, ids), want, rtol=1e-4, atol=1e-4)
 
 
+def test_what_was_merged_runs_if_what_ran_before_is_deleted(base: Any, ids: torch.Tensor) -> None:
+    model = with_two(base)
+    model.set_adapter("b")
+    want = logits(model, ids)
+    model.set_adapter("a")
+    model.merge_adapter(["b"])
+    model.delete_adapter("a")
+    model.unmerge_adapter()
+    assert model.active_adapters == ["b"]
+    assert torch.equal(logits(model, ids), want)
+
+
 @pytest.mark.parametrize("part", ["model", "model.layers.1"])
 def test_a_model_that_is_wrapped_by_compile_is_refused(
     base: Any, ids: torch.Tensor, part: str
