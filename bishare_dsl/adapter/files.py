@@ -273,13 +273,18 @@ def _add_members(
     stored = read_adapter(f"{folder}#{names_in(folder)[0]}")
     config, plan = stored.config, stored.plan
     common = {attribute(name) for name in plan.common}
-    digests, problems = dict(config.adapters or {}), list[Problem]()
+    shared = {key: entry for key, entry in stored.entries.items() if whole_in(key) in common}
+    contents, problems = dict[str, bytes](), list[Problem]()
     for name, tensors in adapters.items():
         values, _, notes = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
         problems += notes
-        content = _own_file(values, common)
+        contents[name] = _own_file(values, common)
+        own, _ = split_entries(entries_in(contents[name]))
+        check_entries(folder / CONFIG, plan, config, shared | own)  # As it will be read.
+    for name, content in contents.items():
         replace_file(folder / own_file(name), content)
-        digests[name] = digest_of(entries_in(content))
+    digests = {name: digest_of(entries_in(content)) for name, content in contents.items()}
+    digests = {**(config.adapters or {}), **digests}
     config = config.model_copy(update={"adapters": digests})
     replace_file(folder / CONFIG, config.text().encode())
     write_card(folder, plan, config.spec, tuple(digests))

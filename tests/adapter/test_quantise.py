@@ -319,6 +319,21 @@ def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
     assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
 
 
+def test_nothing_is_added_to_a_library_that_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config says which tensors are quantised, and a later version may choose others."""
+    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
+    model = adapted(text)
+    plan, values = model.bishare.plan, dict(model.bishare.tensors())
+    save_library(tmp_path / "lib", plan, {"one": values}, text, seed=0, dtype="int4")
+    monkeypatch.setattr(files, "quantisable", lambda plan: set())
+    with pytest.raises(AdapterError, match=r"BS609(.|\n)*BS610"):
+        add_to_library(tmp_path / "lib", {"two": values})
+    assert [path.name for path in (tmp_path / "lib" / "adapters").iterdir()] == ["one.safetensors"]
+    assert names_in(tmp_path / "lib") == ("one",)
+
+
 def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Path) -> None:
     """In the Hub's cache, the files of a library are links to blobs beside it."""
     text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
