@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
@@ -138,8 +140,11 @@ def command(
     folders = tuple(adapter for folder in folders for adapter in _adapters_in(folder))
     named = named_folders(folders)
     if library is not None:
-        if spec is not None or params or tolerance is not None:
-            raise click.UsageError("--spec, --set and --tolerance are for a new library")
+        source = click.get_current_context().get_parameter_source
+        new = ("spec", "params", "tolerance", "name", "seed", "dtype")
+        if any(source(option) is ParameterSource.COMMANDLINE for option in new):
+            what = "--spec, --set, --tolerance, --solve, --seed and --dtype"
+            raise click.UsageError(f"{what} are for a new library")
         _project(report, library, named, out, model, sweeps, warn_above, force)
         return
     if spec is None or out is None:
@@ -282,7 +287,8 @@ def _judge(report: Report, fitted: FitReport, before: int, after: int, warn_abov
     if far:
         adapter, error = max(far, key=lambda pair: pair[1])
         what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{adapter}` is"
-        report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=error, limit=warn_above))
+        text = f"{error:.1%}" if math.isfinite(error) else "infinitely far"
+        report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=text, limit=warn_above))
 
 
 def _tell(report: Report, sweep: int, error: float) -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.export.effective import finite_factors
+from bishare_dsl.export.effective import check_linear, finite_factors
 from bishare_dsl.models.site import Site
 from bishare_dsl.writing import replace_file
 
@@ -64,11 +64,12 @@ def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenP
     """Yield the updates of adapters as pairs, computed one adapter at a time, for the duration of a block.
 
     Raises:
-        AdapterError: an update is nonlinear (BS633) or not finite (BS628, BS694).
+        AdapterError: an update is nonlinear (BS633), scales the base (BS675) or is not finite (BS628, BS694).
     """
     with TemporaryDirectory(prefix="bishare-fit-") as scratch:
         files = {}
         for number, (name, stored) in enumerate(adapters):
+            check_linear(stored.plan.terms, f"fit a spec to `{name}`")
             tensors = stored.tensors()
             pairs: dict[str, torch.Tensor] = {}
             for site in stored.plan.sites:

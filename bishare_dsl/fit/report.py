@@ -77,13 +77,16 @@ class FitReport:
         }
 
     def data(self) -> dict[str, Any]:
-        """Return the report as plain values; a module without a given update has no error."""
+        """Return the report as plain values; what has no given update has no error."""
         return {
-            "error": self.error,
+            "error": _finite(self.error),
             "error_at_start": self.start,
             "sweeps": self.sweeps,
-            "adapters": self.adapters,
-            "kinds": self.by_kind,
+            "adapters": {name: _finite(error) for name, error in self.adapters.items()},
+            "kinds": {
+                name: {kind: _finite(error) for kind, error in kinds.items()}
+                for name, kinds in self.by_kind.items()
+            },
             "modules": [
                 {
                     "adapter": site.adapter,
@@ -120,6 +123,11 @@ def relative(sites: Iterable[FittedSite]) -> float:
     norm = math.hypot(*(site.norm for site in found))
     left = math.hypot(*(site.left for site in found))
     return left / norm if norm else math.inf if left else 0.0
+
+
+def _finite(error: float) -> float | None:
+    """Return an error that JSON has a number for."""
+    return error if math.isfinite(error) else None
 
 
 def _percent(sites: Sequence[FittedSite]) -> str:

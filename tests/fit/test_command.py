@@ -262,11 +262,38 @@ def test_adapters_that_lie_elsewhere_are_warned_of(
     for words, said in (
         (("other", "--library", "new"), "is one adapter and no library"),
         (("other", "--library", "nowhere"), "BS601"),
-        (("other", "--library", "lib", "--spec", "lora"), "are for a new library"),
+        *(
+            (("other", "--library", "lib", *more), "are for a new library")
+            for more in (("--spec", "lora"), ("--dtype", "float32"), ("--seed", "0"))
+        ),
         (("other",), "give --spec and --out, or --library"),
     ):
         code, _, err = run(capsys, *words)
         assert (code, said in err) == (2, True), err
+
+
+def test_an_adapter_without_an_update_is_infinitely_far_from_a_library_with_one(
+    here: Path, trained: Any, capsys: Any
+) -> None:
+    text = "spec s\ntarget q_proj\nshare all per module rank 2\nshare own where layer == 1 per adapter, module rank 1\n"
+    one = trained(text, name="one")
+    save_library("lib", one.plan, {"one": one.tensors()}, text, seed=0)
+    zero = {name: torch.zeros_like(tensor) for name, tensor in one.tensors().items()}
+    save_adapter("zero", one.plan, zero, text, seed=0)
+    assert "`zero` is infinitely far away" in run(capsys, "zero", "--library", "lib")[2]
+    _, out, _ = run(capsys, "zero", "--library", "lib", "--force", "--json")
+    found = json.loads(out, parse_constant=pytest.fail)  # JSON has no Infinity.
+    assert found["error"] is found["adapters"]["zero"] is found["kinds"]["zero"]["q_proj"] is None
+
+
+def test_an_adapter_that_no_spec_can_be_fitted_to_is_named(
+    here: Path, trained: Any, capsys: Any
+) -> None:
+    text = "spec s\ntarget q_proj\nshare a per module rank 2\n"
+    for name, more in {"one": "", "two": "magnitude per module\n"}.items():
+        trained(f"{text}{more}", name=name)
+    code, _, err = run(capsys, "one", "two", "--spec", "lora", "--out", "new")
+    assert (code, "BS675" in err, "cannot fit a spec to `two`" in err) == (1, True, True)
 
 
 def test_what_a_fit_leaves_out_is_warned_of(here: Path, checkpoint: Path, capsys: Any) -> None:

@@ -7,7 +7,7 @@ NOTHING_ADDED = Code(
 )
 FAR_FROM_GIVEN = Code(
     "BS851",
-    "{what} {error:.1%} away from what was given, measured by the norm of the updates, which is more than "
+    "{what} {error} away from what was given, measured by the norm of the updates, which is more than "
     "{limit:.0%}",
     severity="warning",
 )
