@@ -46,9 +46,7 @@ _LIMIT = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--num_fewshot", type=int, metavar="N", help="Examples in each prompt.")
 @click.option("--limit", type=_LIMIT, metavar="N", help="The first N examples; below 1 a fraction.")
-@click.option(
-    "--batch_size", default="1", metavar="N|auto", help="Sequences at a time; by default 1."
-)
+@click.option("--batch_size", metavar="N|auto", help="Sequences at a time: 1, or 16 with --data.")
 @click.option("--output_path", type=_PATH, metavar="DIR", help="Folder for lm_eval's files.")
 @click.option("--log_samples", is_flag=True, help="Also write prompts and answers.")
 @click.option("--apply_chat_template", is_flag=True, help="Put prompts into the chat template.")
@@ -65,7 +63,7 @@ def command(
     data: Path | None,
     base: bool,
     include_path: Path | None,
-    batch_size: str,
+    batch_size: str | None,
     dtype: str | None,
     device: str | None,
     keywords: dict[str, Any],
@@ -91,9 +89,13 @@ def command(
         of_tasks = settings | keywords | {"include_path": include_path}
         if unfit := next((name for name, value in of_tasks.items() if value), None):
             raise CommandError(WRONG_USAGE(what=f"`{unfit}` goes with `--tasks`"))
-        _choose(report, folders, model, data, base, dtype, device)
+        size = "16" if batch_size is None or batch_size.startswith("auto") else batch_size
+        if not size.isdecimal() or not (batch := int(size)):
+            raise CommandError(WRONG_USAGE(what=f"`--batch_size` cannot be `{size}`"))
+        _choose(report, folders, model, data, base, dtype, device, batch)
         return
     assert tasks is not None
+    batch_size = batch_size or "1"
     if settings["log_samples"] and settings["output_path"] is None:
         what = "`--log_samples` has nowhere to write"
         raise CommandError(WRONG_USAGE(what=what, help="give `--output_path DIR`"))
@@ -147,6 +149,7 @@ def _choose(
     base: bool,
     dtype: str | None,
     device: str | None,
+    batch: int,
 ) -> None:
     """Count how often each adapter prefers the right option of a row."""
     from bishare_dsl.cli.candidates import adapted, load_base, read_adapters, with_base
@@ -162,10 +165,14 @@ def _choose(
     live, tokenizer = load_base(model, dtype, device, report)
     examples, collator = encode_choices(rows, tokenizer), Collator.of(tokenizer)
     correct: dict[str, float] = {}
-    for label, adapter in models.items():
-        report.note(f"evaluating {label} ({len(correct) + 1} of {len(models)}) ...")
-        with adapted(live, adapter, report):
-            correct[label] = choice_accuracy(live.eval(), examples, collator)
-    report.data(model=model, data=str(data), rows=len(examples), accuracy=correct)
-    table = [[label, len(examples), f"{accuracy:.1%}"] for label, accuracy in correct.items()]
-    report.tables(Table(["model", "rows", "correct"], table))
+    try:
+        for label, adapter in models.items():
+            report.note(f"evaluating {label} ({len(correct) + 1} of {len(models)}) ...")
+            with adapted(live, adapter, report):
+                correct[label] = choice_accuracy(live.eval(), examples, collator, batch)
+    finally:
+        if correct:
+            report.partial = True
+            report.data(model=model, data=str(data), rows=len(examples), accuracy=correct)
+            table = [[label, len(examples), f"{right:.1%}"] for label, right in correct.items()]
+            report.tables(Table(["model", "rows", "correct"], table))

@@ -15,6 +15,7 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import choices
 from tests.support.tasks import tiny_tasks
 
 
@@ -195,7 +196,7 @@ def test_help_is_quick():
     assert run.returncode == 0
 
 
-def test_rows_with_options_are_counted_without_lm_eval(work, bishare):
+def test_rows_with_options_are_counted_without_lm_eval(work, bishare, monkeypatch):
     options = ["a", "bc", "bd"]
     rows = [
         {"prompt": f"{i}: ", "completion": options[i % 3], "options": options} for i in range(9)
@@ -235,5 +236,20 @@ def test_rows_with_options_are_counted_without_lm_eval(work, bishare):
     ):
         run = bishare("eval", "one", "--model", "tiny", *words)
         assert (run.code, "--tasks" in run.err) == (2, True)
+    words = ("eval", "one", "two", "--model", "tiny", "--data", "rows.jsonl", "--json")
+    assert bishare(*words, "--batch_size", "0").code == 2
+    sizes, real = [], choices.choice_accuracy
+
+    def stopped(model, examples, collator, batch):
+        sizes.append(batch)
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+        return real(model, examples, collator, batch)
+
+    monkeypatch.setattr(choices, "choice_accuracy", stopped)
+    assert json.loads(bishare(*words).out)["accuracy"]["one"] == right / 9
+    run = bishare(*words, "--batch_size", "2")
+    assert (run.code, sizes) == (130, [16, 16, 2, 2])
+    assert json.loads(run.out)["accuracy"] == {"one": right / 9}
     Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     assert "BS711" in bishare("eval", "one", "--model", "tiny", "--data", "rows.jsonl").err
