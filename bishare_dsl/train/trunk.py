@@ -10,6 +10,7 @@ as steps with all examples of several tasks do. Otherwise they differ by roundin
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import islice
@@ -249,8 +250,10 @@ class Trunk:
         learned = mask.bool()
         return self.hits > 0 and torch.equal(first[learned], second[learned])
 
-    def _begin(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-        rows = [] if arguments else _rows_of(keywords)
+    def _begin(self, owner: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+        names = inspect.signature(owner.forward).parameters
+        keywords = {**dict(zip(names, arguments, strict=False)), **keywords}
+        rows = _rows_of(keywords)
         self._rows, self._known = rows if self._filling else [], None
         if not self._filling and rows and all(row in self._states for row in rows):
             ids: Tensor = keywords["input_ids"]

@@ -14,6 +14,7 @@ from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import run as runs
 from bishare_dsl.train import train, trunk
 from bishare_dsl.train.trunk import _tokens as count
+from tests.support.families import tiny_model as family_model
 from tests.train.conftest import SMALL
 
 LAST = "spec s\ntarget layer in -1..-1 and (q_proj or v_proj or down_proj)\nalpha 8\n"
@@ -204,6 +205,16 @@ def test_nothing_is_cached_where_layers_are_recomputed_from_inputs_with_gradient
     }
     start(LORA, files / "rows.jsonl", tmp_path / "out", quiet=False, **again)
     assert "with `use_reentrant`, blocks 0 to 2 run again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_head_may_call_the_blocks_with_arguments_by_place(dropout: float) -> None:
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    model = family_model("gpt2", n_layer=3, **drops)
+    blocks: Any = model.transformer.h
+    cached = trunk.Trunk(model.transformer, list(blocks[:2]), blocks[2])
+    with cached.installed():
+        assert cached.fits(model) is (dropout == 0)
 
 
 def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
