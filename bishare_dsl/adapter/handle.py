@@ -987,7 +987,9 @@ def values_in(
             raise AdapterError(
                 codes.NO_VALUES(name=name, reason=f"`state_dict` has no key `{key}`")
             )
-        value = state_dict.get(key, held[name].detach())
+        value = state_dict.get(key)
+        if value is None or value.is_meta:  # With accelerate's offload, the values are elsewhere.
+            value = held[name].detach()
         partitioned = key not in state_dict and tuple(value.shape) != tensor.shape
         redrawn = partitioned and is_drawn(adapter, name)
         values[name] = draw_tensor(tensor, adapter.seed) if redrawn else value

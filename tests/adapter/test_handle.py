@@ -15,7 +15,7 @@ from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, ModelError
-from bishare_dsl.peft.method import install
+from bishare_dsl.peft.method import as_peft_model, install
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
@@ -176,9 +176,12 @@ def test_an_offloaded_model_is_saved(adapted: Adapted, tmp_path: Path) -> None:
     want = {name: t.clone() for name, t in model.bishare.tensors().items()}
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert model.bishare_tensors.default.inter__A.is_meta
-    model.bishare.save_pretrained(tmp_path)
-    found = read_adapter(tmp_path).tensors()
-    assert all(torch.equal(found[name], want[name]) for name in want)
+    model.bishare.save_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "transformers", state_dict=model.state_dict())
+    as_peft_model(model).save_pretrained(tmp_path / "peft")
+    for folder in tmp_path.iterdir():
+        found = read_adapter(folder).tensors()
+        assert all(torch.equal(found[name], want[name]) for name in want), folder.name
 
 
 def test_a_merged_adapter_is_saved_as_an_adapter(
