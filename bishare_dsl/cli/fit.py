@@ -263,20 +263,23 @@ def _read(
     from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.export.peft_config import read_config
 
-    here = base.model_id or base.name
+    here, bases, whole = base.model_id or base.name, dict[str, None](), dict[str, str]()
     for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1):
         stored = before.get(folder) or read_adapter_for(folder, base, report, model_name)
         if stored.plan.trained:
-            parameters = ", ".join(f"`{t.parameter}`" for t in stored.plan.trained[:3])
-            count = len(stored.plan.trained)
-            report.problem(analyse_codes.LEFT_OUT(name=name, count=count, parameters=parameters))
+            whole[name] = stored.plan.trained[0].parameter
         there = stored.config.base_model
         if is_peft(folder):
             there = read_config(folder).base_model_name_or_path
         if model is None and there and Path(there).name != Path(here).name:
-            help = f"if these are one model, give it: `--model {shlex.quote(here)}`"
-            report.problem(OTHER_FAMILY(base=there, model=here, help=help))
+            bases[there] = None
         yield name, stored
+    for name, parameter in [*whole.items()][:1]:
+        more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+        report.problem(analyse_codes.LEFT_OUT(names=f"`{name}`{more}", parameter=parameter))
+    help = f"if these are one model, give it: `--model {shlex.quote(here)}`"
+    for there in bases:
+        report.problem(OTHER_FAMILY(base=there, model=here, help=help))
 
 
 def _judge(report: Report, fitted: FitReport, before: int, after: int, warn_above: float) -> None:

@@ -307,7 +307,10 @@ def test_what_a_fit_leaves_out_is_warned_of(here: Path, checkpoint: Path, capsys
         problems = {found["code"]: found for found in json.loads(out)["problems"]}
         assert (code, "BS853" in problems) == (0, name == "head"), out
         if name == "head":
-            assert "`model.norm.weight` (1)" in problems["BS853"]["message"]
+            assert "`model.norm.weight` of `head`" in problems["BS853"]["message"]
+    shutil.copytree("head", "again")
+    _, _, err = run(capsys, "plain", "head", "again", *words[:3], "all", *words[4:-1])
+    assert (err.count("BS853"), "of `head` and 1 more" in err) == (1, True), err
 
 
 def test_adapters_of_bases_with_other_names_are_warned_of(

@@ -13,7 +13,7 @@ FAR_FROM_GIVEN = Code(
 )
 LEFT_OUT = Code(
     "BS853",
-    "`{name}` also has parameters that are trained in full, which a fit leaves out: {parameters} ({count})",
+    "a fit leaves out what is trained in full, such as `{parameter}` of {names}",
     severity="warning",
 )
 OUT_OF_REACH = Code(
