@@ -49,7 +49,13 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
     ) -> None:
         self._rates, self._step_loss = rates, torch.zeros(())
         self._right = torch.zeros(2, dtype=torch.long)
-        among = among_options(arguments["train_dataset"])
+        chosen = among_options(arguments.get("eval_dataset"))
+        among = chosen or among_options(arguments["train_dataset"])
+        metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+        if metric not in ("loss", *["accuracy"] * chosen):
+            reason = f"`metric_for_best_model` cannot be `{metric}`"
+            help = "it is `loss`, or `accuracy` if the held-out rows have `options`"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
         args.remove_unused_columns &= not among
         before = [(p, p.data) for p in model.parameters() if p.requires_grad]
         recompute: Any = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
@@ -159,6 +165,7 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
             metrics = super().evaluate(*arguments, **keywords)
         correct, rows = self.accelerator.reduce(self._right.to(self.args.device), "sum").tolist()
         if rows:
+            metrics["eval_accuracy"] = correct / rows
             self.log({"eval_accuracy": correct / rows})
         return metrics
 

@@ -126,6 +126,25 @@ def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path: Path) -> 
     assert made.accuracy == float(right.float().mean())
 
 
+def test_the_best_adapter_may_be_the_one_that_is_most_often_right(tmp_path: Path) -> None:
+    rows = rows_of(*(OPTIONS * 3))
+    held, file = (write(tmp_path / f"{i}.jsonl", *rows[i::2]) for i in (0, 1))
+    how = SMALL | {"max_steps": 4, "eval_data": held, "load_best_model_at_end": True, "quiet": True}
+    how |= {f"{word}_strategy": "steps" for word in ("eval", "save")}
+    how |= {"eval_steps": 1, "save_steps": 1, "tokenizer": tiny_tokenizer()}
+    how |= {"metric_for_best_model": "eval_accuracy"}
+    made = train(SPEC, tiny_model("llama"), file, tmp_path / "out", **how)
+    found = [entry["eval_accuracy"] for entry in made.history if "eval_accuracy" in entry]
+    assert made.accuracy == max(found)
+    for metric, data in (("eval_f1", held), ("accuracy", None)):
+        how |= {
+            "metric_for_best_model": metric,
+            "eval_data": data or write(tmp_path / "n.jsonl", {"text": "a"}),
+        }
+        with pytest.raises(BishareError, match=r"BS732.*`metric_for_best_model` cannot be"):
+            train(SPEC, tiny_model("llama"), file, tmp_path / "no", **how)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
