@@ -224,8 +224,7 @@ def add_to_library(
 ) -> tuple[Problem, ...]:
     """Add adapters to a library, replacing those with the same names.
 
-    The config is replaced last, in one step. If the process is killed, the library is unchanged, except
-    for an adapter that was being replaced.
+    The config is replaced last, in one step. If the process is killed, each adapter is the old or the new.
 
     Args:
         folder: the library.
@@ -281,12 +280,17 @@ def _add_members(
         contents[name] = _own_file(values, common)
         own, _ = split_entries(entries_in(contents[name]))
         check_entries(folder / CONFIG, plan, config, shared | own)  # As it will be read.
-    for name, content in contents.items():
-        replace_file(folder / own_file(name), content)
     digests = {name: digest_of(entries_in(content)) for name, content in contents.items()}
+    asides = [_next_config(folder, digest) for digest in digests.values()]
     digests = {**(config.adapters or {}), **digests}
-    config = config.model_copy(update={"adapters": digests})
-    replace_file(folder / CONFIG, config.text().encode())
+    text = config.model_copy(update={"adapters": digests}).text().encode()
+    for (name, content), aside in zip(contents.items(), asides, strict=True):
+        if name in (config.adapters or {}):
+            replace_file(aside, text)  # Until the config is replaced, it belongs to the new file.
+        replace_file(folder / own_file(name), content)
+    replace_file(folder / CONFIG, text)
+    for aside in asides:
+        aside.unlink(missing_ok=True)
     write_card(folder, plan, config.spec, tuple(digests))
     return _first_of_each(problems)
 

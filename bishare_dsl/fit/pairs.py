@@ -42,10 +42,6 @@ class GivenPairs:
         """Count the rows of a site's pair; 0 if the adapter does not change the site."""
         return self._rows.get((adapter, site.path), 0)
 
-    def paths(self, adapter: str) -> list[str]:
-        """Return the paths of the sites that an adapter changes."""
-        return [path for name, path in self._rows if name == adapter]
-
     def stacked(self, places: Sequence[tuple[str, Site]]) -> Pair:
         """Return the pairs of n places with equal shapes: A ``(n, rows, d_in)``, B ``(n, rows, d_out)``."""
         site = places[0][1]

@@ -41,9 +41,14 @@ COMMANDS = {
     "import": "import lora --model base --out OUT",
     "import of several": "import lora other --model base --out OUT",
     "fit of a library": "fit lora other --spec library.share --model base --out OUT",
+    "fit into a library": "fit third --library OUT --force",
+    "fit into a library in the place of another": "fit other --library OUT --force",
     "show": "show s.share --model base --html OUT",
     "fmt": "fmt OUT",
 }
+
+NEW = sorted(name for name in COMMANDS if name != "fmt" and not name.startswith("fit into"))
+"""Those that need nothing at the place."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for parameter in (p for p in model.parameters() if p.requires_grad):
                 parameter.copy_(torch.randn(parameter.shape, generator=random))
         model.save_pretrained(folder / name)
+    shutil.copytree(folder / "other", folder / "third")
+    shutil.copytree(folder / "lora", folder / "old" / "other")
+    loras = (str(folder / name) for name in ("lora", "old/other"))
+    words = (
+        "--spec",
+        folder / "library.share",
+        "--model",
+        folder / "base",
+        "--out",
+        folder / "lib",
+    )
+    assert main(["fit", *loras, *map(str, words)]) == 0
     return folder
 
 
@@ -146,6 +163,8 @@ def points(
         before.write_text(SPEC.replace("\nshare", " share"))
     elif name.endswith("again"):
         shutil.copytree(made / "adapter", before)
+    elif name.startswith("fit into"):
+        shutil.copytree(made / "lib", before)
     wanted = folder / "wanted" / "out"
     for number in range(200):
         place = folder / (str(number) if number else "wanted") / "out"
@@ -206,7 +225,7 @@ def test_a_disk_that_is_full_at_each_write_is_an_error_with_a_code(
         assert code or found == wanted
 
 
-@pytest.mark.parametrize("name", quick(sorted(COMMANDS.keys() - {"fmt"}), ["compile"]))
+@pytest.mark.parametrize("name", quick(NEW, ["compile"]))
 def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
     name: str, made: Path, tmp_path: Path
 ) -> None:
