@@ -239,13 +239,26 @@ def add_to_library(
         AdapterError: the library is damaged, or the system refuses (BS616).
     """
     if out is not None:
+        check_apart(folder, out)
         with writing(out), new_folder(out) as new:
             _copy_others(out, new, *(path.name for path in folder.iterdir()))
-            shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
+            with lock_folder(folder):
+                shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
             _replace_links(folder, new)
             return _add_members(new, adapters)
     with writing(folder), lock_folder(folder):
         return _add_members(folder, adapters)
+
+
+def check_apart(library: Path, out: Path) -> None:
+    """Check that a library is not copied into itself.
+
+    Raises:
+        AdapterError: it is (BS616).
+    """
+    if library.resolve() in out.resolve().parents:
+        reason = f"it lies in the library `{library}`"
+        raise AdapterError(codes.CANNOT_WRITE(path=out, reason=reason))
 
 
 def _copy_others(folder: Path, new: Path, *replaced: str) -> None:
@@ -703,6 +716,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or error
+        if isinstance(error, shutil.Error):  # Of `copytree`: one for each file.
+            [(_, _, reason), *_] = error.args[0]
         raise AdapterError(
-            codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
+            codes.CANNOT_WRITE(path=error.filename or folder, reason=reason)
         ) from error

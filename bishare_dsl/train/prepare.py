@@ -9,12 +9,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import CONFIG, check_place, names_in, place_of, read_adapter
+from bishare_dsl.adapter.files import (
+    CONFIG,
+    check_apart,
+    check_place,
+    names_in,
+    place_of,
+    read_adapter,
+)
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
@@ -205,6 +213,7 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
     if folder is None:
         return None
     first = _first_of(folder)
+    check_apart(Path(folder), request.output_dir / LIBRARY)
     if not first.plan.runs_as(plan):
         reason = f"the library `{folder}` is of another spec, or of other params"
         help = "leave the spec and `--set` out: the library has them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -358,6 +359,27 @@ def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Pat
         assert all(torch.equal(found[key], value) for key, value in values.items())
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / "secret").is_symlink()
+
+
+def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
+    model = adapted(text)
+    plan, values = model.bishare.plan, dict(model.bishare.tensors())
+    library = tmp_path / "lib"
+    save_library(library, plan, {"one": values}, text, seed=0)
+    with pytest.raises(AdapterError, match=r"BS616.*it lies in the library"):
+        add_to_library(library, {"two": values}, library / "later" / "library")
+    assert not (library / "later").exists()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+    with pytest.raises(AdapterError, match=r"BS616.*No space left on device"):
+        add_to_library(library, {"two": values}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_warning_of_any_adapter_of_a_library_is_given(tmp_path: Path) -> None:

@@ -196,6 +196,9 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
     kept = tensors(tmp_path / "out" / "library#long")
     assert all(torch.equal(found, old[name]) for name, found in kept.items())
     assert f"{tmp_path / 'out' / 'library'}#later, " in str(later)
+    with pytest.raises(BishareError, match=r"BS616.*it lies in the library"):
+        start(text, {"later": tasks["short"]}, Path(library) / "run", library=library, **how)
+    assert not (Path(library) / "run").exists()
     by_others(Path(library), tmp_path / "theirs")
     wrong = {
         "another spec.*leave the spec": (text.replace("rank 4", "rank 2"), library),
