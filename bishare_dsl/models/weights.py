@@ -170,9 +170,25 @@ def products(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return x.to(weight.dtype) @ (weight if _is_conv1d(layer) else weight.mT)
     # Quantised, offloaded or sharded: the layer is called, with a row of zeros for its bias.
     rows = torch.nn.functional.pad(x, (0, 0, 0, 1))
-    kind = getattr(type(layer), "bishare_base", None)
-    y: torch.Tensor = layer(rows) if kind is None else kind.forward(layer, rows)
+    # A layer that is a region runs now, so its weight is here. Others load theirs when they are called:
+    # torch multiplies by a weight on the meta device without an error.
+    kind: Any = type(layer)
+    code = getattr(getattr(kind, "bishare_changes", None), "code", None)
+    y: torch.Tensor = layer(rows) if code is None else kind.bishare_base.forward(layer, rows)
     return y[..., :-1, :] - y[..., -1:, :]
+
+
+def bias_of(layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
+    """Return a linear layer's bias in the dtype and on the device of a tensor; None without a bias."""
+    import torch
+
+    bias: torch.Tensor | None = getattr(layer, "bias", None)
+    if bias is not None and bias.is_meta:  # Offloaded: only a call of the layer loads it.
+        widths = linear_widths(layer)
+        assert widths is not None
+        with torch.no_grad():
+            bias = layer(like.new_zeros(1, widths[0])).squeeze(0)
+    return None if bias is None else bias.to(like)
 
 
 def row_norms(layer: nn.Module) -> torch.Tensor:
@@ -187,6 +203,8 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
     if weight is None:
         (linear,), across = weights_in("", layer), 1
         weight = linear.values()
+        if weight.is_meta:  # On disk: a call of the layer loads it.
+            weight = products(layer, torch.eye(linear.d_in, dtype=weight.dtype)).mT
     dtype = torch.promote_types(weight.dtype, torch.float32)
     norms: Any = torch.linalg.vector_norm(weight, dim=across, dtype=dtype)
     whole: torch.Tensor = gather(norms)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.models.weights import products, row_norms
+from bishare_dsl.models.weights import bias_of, products, row_norms
 from bishare_dsl.rewrite import ops
 from bishare_dsl.transforms.magnitude import bounded_ratio
 
@@ -41,11 +41,11 @@ def magnify(
             pairs = [(a.dense(), s * b.dense()) for a, b, s in zip(downs, ups, scales, strict=True)]
             a, b = (torch.cat(parts, -2).detach().to(change) for parts in zip(*pairs, strict=True))
             change = (1 + change) * length_ratio(layer, a, b, y.dtype).unsqueeze(-2) - 1
-        bias = getattr(layer, "bias", None)
+        bias = bias_of(layer, y)
         if rows is not None:
             y = rows.repeat(y)
             rows.check(y)
-        change, free = change.to(y.dtype), y if bias is None else y - bias.to(y)
+        change, free = change.to(y.dtype), y if bias is None else y - bias
         if rows is None:
             return y + change.squeeze(0) * free
         return y + rows.grouping.scatter(change * rows.grouping.gather(free), y)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
@@ -45,6 +46,26 @@ FORMS = {
 
 def model_of(form, base, **settings):
     return compile_spec(parse_spec(FORMS.get(form, form)), copy.deepcopy(base), **settings)
+
+
+@pytest.mark.parametrize("text", [DORA, DORA.replace("share l", "train biases\nshare l")])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_lengths_and_biases_of_offloaded_layers(text, where, tmp_path):
+    """Outside of a layer's own forward its weight and bias are not here, and torch computes with anything."""
+    base = tiny_model("qwen2")
+    model = model_of(text, base)
+    checks.randomize(model)
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        want = model(IDS).logits
+    if where == "memory":
+        cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        model = base
+        disk_offload(model, tmp_path / "disk", execution_device=torch.device("cpu"))
+        load_adapter(tmp_path / "adapter", model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.each_once
