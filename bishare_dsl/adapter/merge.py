@@ -286,6 +286,8 @@ def _check_weights(
                 if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight, site)
             ]:
                 problems.append(_shared(model, weight, others[0]))
+        elif any(tensor.is_meta for tensor in weight.module.parameters(recurse=False)):
+            reason = "it is quantised and offloaded"
         if reason is not None:
             problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))
         elif quantisation is not None and not dequantize:

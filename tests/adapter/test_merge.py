@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from torch.nn.utils import prune
 
@@ -373,7 +374,6 @@ def test_a_weight_that_is_computed(computed: Callable[[nn.Module], Any]) -> None
 
 
 def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Tensor) -> None:
-    from accelerate import cpu_offload
 
     model = adapted()
     want = logits(model, ids)
@@ -446,6 +446,17 @@ def test_a_layer_that_cannot_be_dequantised() -> None:
     model = quantised(Cryptic)
     with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
         model.bishare.merge(dequantize=True)
+
+
+@pytest.mark.parametrize("kind", [Dequantisable, Int8Linear])
+def test_a_quantised_layer_that_is_offloaded(kind: Any, ids: torch.Tensor) -> None:
+    """torch multiplies by a weight on the meta device without an error, and gives noise."""
+    model = quantised(kind)
+    want = logits(model, ids)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(AdapterError, match=r"BS624.*q_proj.*offloaded"):
+        model.bishare.merge(dequantize=True)
+    torch.testing.assert_close(logits(model, ids), want)
 
 
 @pytest.mark.parametrize("kind", [Dequantisable, Int8Linear])  # told; by what it computes
