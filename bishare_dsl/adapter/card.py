@@ -65,7 +65,8 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         spec=plan.spec,
         base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
         parameters="\n    ".join(
-            [f"each adapter: {plan.owned}"] * plan.is_library + [plan.parameters_line]
+            [f"each adapter: {plan.owned}"] * (plan.is_library or bool(names))
+            + [plan.parameters_line]
         ),
         what=f"A library of {len(names)} adapters" if names else "An adapter",
         use=(_WITHOUT_PEFT.format(name=names[0]) if names else _WITH_PEFT).strip(),

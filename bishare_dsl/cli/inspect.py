@@ -93,6 +93,8 @@ def _show(folder: Path, report: Report) -> None:
     size = sum(len(entry["data"]) for entry in stored.entries.values())
     form = f" in {config.rounded}" if config.rounded else ""
     notes = [f"parameters: {', '.join(f'{n:,} {text}' for text, n in where.items() if n)}"]
+    if config.adapters and not stored.plan.is_library:
+        notes.append(f"each adapter of the library: {stored.plan.owned}")
     notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     notes += [f"norms of updates: not shown, {why}"] if why else []

@@ -236,9 +236,8 @@ class Plan(Data):
 
     @property
     def owned(self) -> str:
-        """What each adapter of a library owns, and what all of them share; empty if the spec makes none."""
-        shared = self.trainable - self.private
-        return f"{self.private:,} private, {shared:,} shared" if self.is_library else ""
+        """What each adapter of a library owns, and what all of them share."""
+        return f"{self.private:,} private, {self.trainable - self.private:,} shared"
 
     @property
     def parameters_line(self) -> str:

@@ -109,7 +109,7 @@ def spec_variants(
         if request.several and not isinstance(trainable, ResolvedSpec):
             reason = "several tasks begin with a spec, and not with an adapter"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        if params and trainable.plan.is_library:
+        if params and request.makes_library(trainable.plan):
             reason = "what adapters share has one form: `search` takes no param of such a spec"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
         variants.append(trainable)
@@ -181,8 +181,9 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
     unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
     raise_errors(TrainError, [*unfit, *mixed_batch_problems("of each task", plan)])
     if args.should_save:
-        for name in [LIBRARY] if plan.is_library else request.groups:
-            check_place(request.output_dir / name, library=plan.is_library)
+        shares = request.makes_library(plan)
+        for name in [LIBRARY] if shares else request.groups:
+            check_place(request.output_dir / name, library=shares)
 
 
 def check_resumed(request: Request, contents: list[list[str]], reporter: Reporter) -> None:

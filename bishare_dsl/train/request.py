@@ -23,6 +23,7 @@ from bishare_dsl.train.errors import TrainError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
 
 
@@ -210,6 +211,10 @@ class Request:
     def several(self) -> bool:
         """Whether several adapters are trained together, each into a separate folder."""
         return self.settings.several
+
+    def makes_library(self, plan: Plan) -> bool:
+        """Return whether adapters of a plan share tensors: its keys name `adapter`, or a library has it."""
+        return self.several and (plan.is_library or self.settings.library is not None)
 
     @property
     def groups(self) -> list[str]:

@@ -170,9 +170,10 @@ def run(
         model.to(args.device)  # The bank is created on the training device.
     handle: Handle = model.bishare  # type: ignore[assignment]
     adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
-    owned = handle.plan.owned + " and frozen" * (library is not None) if several else ""
+    shares = request.makes_library(handle.plan)
+    owned = handle.plan.owned + " and frozen" * (library is not None) if shares else ""
     reporter.note(f"{'of each task: ' * several}{owned or handle.plan.parameters_line}")
-    shared = _share(adapters, library) if several else frozenset()
+    shared = _share(adapters, library) if shares else frozenset()
     fixed = frozenset() if library is None else shared
     trained = (
         sum(t.size for t in adapter.plan.tensors if t.trainable and t.name not in fixed)
@@ -268,8 +269,6 @@ def _share(adapters: Sequence[Any], library: StoredAdapter | None) -> frozenset[
     Frozen tensors are generated from one seed: the library's, or the first adapter's.
     """
     plan: Plan = adapters[0].plan
-    if not plan.is_library:
-        return frozenset()
     frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
     values = (library or adapters[0]).tensors()
     with torch.no_grad():
@@ -314,8 +313,8 @@ def _task_result(
     folder = request.output_dir
     if isinstance(trainer, BankTrainer):
         library = f"{folder / folders.LIBRARY}#{task.group}"
-        is_library = trainer.handle[task.name].plan.is_library
-        place = library if is_library else str(folder / task.group)
+        shares = request.makes_library(trainer.handle[task.name].plan)
+        place = library if shares else str(folder / task.group)
     else:
         place = str(folder)
     return TaskResult(

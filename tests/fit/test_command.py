@@ -163,6 +163,13 @@ def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(
     code, out, _ = run(capsys, "lib", "--spec", "l.share", "--out", "again", "--json")
     assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
     assert json.loads(out)["error"] < 1e-5
+    assert main(["inspect", "lib#c1"]) == 0
+    assert "each adapter of a library: 1,344 private, 0 shared" in capsys.readouterr().out
+    Path("l.share").write_text(f"{library}share a  per module  rank 4  via Loadings(vectors = 9)\n")
+    assert run(capsys, "all", "--spec", "l.share", "--out", "of", "--quiet", "--sweeps", 1)[0] == 0
+    assert main(["inspect", "of#c1"]) == 0
+    plan = read_adapter("of#c1").plan
+    assert f"each adapter of the library: {plan.private:,} private" in capsys.readouterr().out
 
 
 CORE = """spec cores

@@ -212,6 +212,31 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
             start(spec, data, tmp_path / str(number), library=place, **how)
 
 
+@pytest.mark.parametrize("via", ["Loadings(vectors = 3)", "KE(size = 4)"])
+def test_a_library_whose_keys_name_no_adapter_is_shared_too(
+    tasks: Any, tmp_path: Path, via: str
+) -> None:
+    """As `fit` makes one of a transform with private numbers."""
+    text = f"spec s\nparam r = 4\ntarget q_proj, v_proj\nshare x per kind rank r via {via}\n"
+    begun = start(text, tasks["short"], tmp_path / "first", max_steps=3).model.bishare
+    plan, values = begun.plan, {n: t.detach().clone() for n, t in begun.tensors().items()}
+    assert not plan.is_library
+    assert 0 < plan.private < plan.trainable
+    save_library(tmp_path / "lib", plan, {"one": values, "two": values}, text, seed=0)
+    assert "each adapter: " in (tmp_path / "lib" / "README.md").read_text()
+    how: Any = {"library": str(tmp_path / "lib"), "max_steps": 2}
+    later = start(None, {"later": tasks["short"]}, tmp_path / "out", **how)
+    place = f"{tmp_path / 'out' / 'library'}#later"
+    assert (later.tasks[0].folder, f"{plan.private:,} private" in str(later)) == (place, True)
+    found, trained = tensors(place), later.model.bishare["later"].tensors()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, trained[name]), name
+        assert torch.equal(tensor, values[name]) == (name in plan.common), name
+    how |= {"search": {"r": [4, 8]}, "eval_split": 2}
+    with pytest.raises(BishareError, match="BS732"):
+        start(text, {"later": tasks["short"]}, tmp_path / "no", **how)
+
+
 def test_a_run_does_not_go_on_with_another_library(tasks: Any, tmp_path: Path) -> None:
     """Adapters may be added to it, but its shared tensors are what the first steps trained on."""
     text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
