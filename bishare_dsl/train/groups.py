@@ -31,13 +31,13 @@ def names_of(plan: Plan) -> dict[str, set[str]]:
     } | {t.tensor: {TRAIN} for t in plan.trained}
 
 
-def check_names(plan: Plan, rates: Mapping[str, str]) -> None:
-    """Check that each name in ``lr_of`` matches a tensor.
+def check_names(plan: Plan, rates: Mapping[str, str], fixed: frozenset[str] = frozenset()) -> None:
+    """Check that each name in ``lr_of`` matches a tensor that is not ``fixed``.
 
     Raises:
         TrainError: a name matches none (BS731).
     """
-    known = set().union(*names_of(plan).values())
+    known = set().union(*(names for t, names in names_of(plan).items() if t not in fixed))
     for name in rates.keys() - known:
         reason = "no share and no factor that trains is called so"
         help = nearest(name, known)

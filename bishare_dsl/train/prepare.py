@@ -104,7 +104,8 @@ def spec_variants(
     for params in request.settings.params_tried:
         variant = replace(request, params={**request.params, **params})
         trainable, problems = _find_trainable(variant, getattr(base, "bishare", None), base)
-        check_names(trainable.plan, request.settings.lr_of)
+        fixed = trainable.plan.common if request.settings.library else frozenset()
+        check_names(trainable.plan, request.settings.lr_of, fixed)
         warnings += [pair for pair in problems if pair not in warnings]
         if request.several and not isinstance(trainable, ResolvedSpec):
             reason = "several tasks begin with a spec, and not with an adapter"

@@ -199,6 +199,8 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
     with pytest.raises(BishareError, match=r"BS616.*it lies in the library"):
         start(text, {"later": tasks["short"]}, Path(library) / "run", library=library, **how)
     assert not (Path(library) / "run").exists()
+    with pytest.raises(BishareError, match=r"BS731.*no factor that trains is called so"):
+        start(None, tasks, tmp_path / "no", library=library, lr_of={"x.A": "2x"}, **how)
     by_others(Path(library), tmp_path / "theirs")
     wrong = {
         "another spec.*leave the spec": (text.replace("rank 4", "rank 2"), library),
