@@ -232,7 +232,7 @@ def run(
         folder=folder,
         model=model,
         model_name=request.model if isinstance(request.model, str) else "MODEL",
-        trainable=handle.plan.trainable,
+        trainable=handle.plan.trainable if library is None else handle.plan.private,
         owned=owned,
         tasks=tuple(
             _task_result(trainer, steps, number, request, kept=best.get(task.group) == number)

@@ -230,6 +230,7 @@ def test_a_library_whose_keys_name_no_adapter_is_shared_too(
     later = start(None, {"later": tasks["short"]}, tmp_path / "out", **how)
     place = f"{tmp_path / 'out' / 'library'}#later"
     assert (later.tasks[0].folder, f"{plan.private:,} private" in str(later)) == (place, True)
+    assert later.as_dict()["trainable"] == plan.private
     found, trained = tensors(place), later.model.bishare["later"].tensors()
     for name, tensor in found.items():
         assert torch.equal(tensor, trained[name]), name
