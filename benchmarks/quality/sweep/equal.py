@@ -31,20 +31,21 @@ languages shared 0
 headlines lora_2 3
 social_iqa lora_2 3 0
 languages lora_2 6 7
+social_iqa lora_2 1 2
+headlines lora_2 5 6
+social_iqa lora_2 5 6 7 4
+headlines lora_2 7 4
+headlines shared 0
+social_iqa shared 0
 headlines ke_1_r 3
 headlines lora 3
 headlines lora_1 3
-headlines lora_2 4 5 6 7
-social_iqa lora_2 1 2 4
-headlines shared 0
 social_iqa ke_1_r 3
 social_iqa lora 3
 social_iqa lora_1 3
 languages ke_1_r 4
 languages lora 4
 languages lora_1 4
-social_iqa lora_2 5 6 7
-social_iqa shared 0
 headlines ke_1_r 4
 headlines lora 4
 headlines lora_1 4
