@@ -551,7 +551,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 self.merge(safe_merge, adapter_names, keep_base=keep, dequantize=dequantize)
             if dequantize or (self._merged and self._merged.report.dequantized):
                 merging.make_dense(model)
-            return self._detach(model)
+            return self._detach(model, merge=True)
 
     def unload(self) -> PreTrainedModel:
         """Remove the adapters, and return the unchanged base.
@@ -907,7 +907,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
         else:
             raise AdapterError(codes.NOT_KEPT(action=action))
 
-    def _detach(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _detach(self, model: PreTrainedModel, *, merge: bool = False) -> PreTrainedModel:
+        for path, wrapper in [*self._wrappers()]:
+            module = wrapper.unload_and_optionally_merge_module(merge, False, None)
+            model.set_submodule(path, module)
         unadapt(model)
         drop_methods(model)
         if self._mixed is not None:

@@ -384,6 +384,9 @@ def test_the_handle_loses_nothing_that_peft_trains(
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
     assert torch.equal(logits(again, ids), want)
+    plain = again.bishare.merge_and_unload()
+    assert [*plain.state_dict()] == [*base.state_dict()]
+    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
     model.add_adapter("plain", BishareConfig(spec=PLAIN, task_type="CAUSAL_LM"))
     for name, expected in (("plain", logits(base, ids)), ("default", want)):
         model.bishare.set_adapter(name)
