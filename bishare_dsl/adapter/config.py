@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 import zlib
 from base64 import b64decode
 from collections.abc import Mapping
@@ -41,6 +42,14 @@ Entries = dict[str, dict[str, Any]]
 
 NAME = r"^\w[\w.-]*$"
 """Valid names of adapters in a library; each is also a file name."""
+
+
+def member_fault(name: str) -> str | None:
+    """Return why an adapter of a library cannot have a name, or None if it can."""
+    if re.fullmatch(NAME, name):
+        return None
+    return "in a library it has letters, digits, `_`, `.` and `-`, and begins with none of the last two"
+
 
 _DICTS = ("linears", "shapes")
 

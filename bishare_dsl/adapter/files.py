@@ -20,7 +20,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
@@ -39,6 +39,7 @@ from bishare_dsl.adapter.config import (
     is_of_others,
     is_seed,
     key_of,
+    member_fault,
     part_name,
     seed_key,
     split_entries,
@@ -59,7 +60,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
 from bishare_dsl.adapter.sharing import UNNAMED, config_of_others, sharing_of
-from bishare_dsl.diagnostics import AdapterError, Problem, one_line
+from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import Architecture, most_parameters
@@ -191,6 +192,7 @@ def save_library(
         AdapterError: the folder has other contents (BS615), the system refuses (BS616), or the text does
             not give the plan (BS661).
     """
+    check_members(adapters)
     packed = {
         name: pack(plan, tensors, spec_text, seed=seed, base_revision=base_revision, dtype=dtype)
         for name, tensors in adapters.items()
@@ -238,6 +240,7 @@ def add_to_library(
     Raises:
         AdapterError: the library is damaged, or the system refuses (BS616).
     """
+    check_members(adapters)
     if out is not None:
         check_apart(folder, out)
         with writing(out), new_folder(out) as new:
@@ -248,6 +251,17 @@ def add_to_library(
             return _add_members(new, adapters)
     with writing(folder), lock_folder(folder):
         return _add_members(folder, adapters)
+
+
+def check_members(names: Iterable[str]) -> None:
+    """Check the names of a library's adapters: a config with another could not be read.
+
+    Raises:
+        AdapterError: a name is invalid (BS638).
+    """
+    faults = {name: member_fault(name) for name in names}
+    wrong = [codes.NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
+    raise_errors(AdapterError, wrong)
 
 
 def check_apart(library: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.nn.functional import pad
@@ -32,17 +32,6 @@ Form = Literal["bfloat16", "int8", "int4"]
 Rounded = Form | torch.dtype | None
 """The type of float32 tensors in the file, or its name; None to keep float32."""
 
-_FORMS: Mapping[Any, Form | None] = {
-    None: None,
-    "float32": None,
-    torch.float32: None,
-    "bfloat16": "bfloat16",
-    torch.bfloat16: "bfloat16",
-    "int8": "int8",
-    torch.int8: "int8",
-    "int4": "int4",
-}
-
 _SCALES = (torch.bfloat16, torch.float16, torch.float32)
 
 _MEASURED = 32
@@ -55,9 +44,10 @@ def form_of(dtype: Rounded) -> Form | None:
     Raises:
         AdapterError: unsupported type (BS662).
     """
-    if dtype not in _FORMS:
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in ("float32", *get_args(Form)):
         raise AdapterError(codes.UNKNOWN_DTYPE(dtype=dtype))
-    return _FORMS[dtype]
+    return None if name == "float32" else cast(Form, name)
 
 
 def round_tensor(tensor: torch.Tensor, form: Form | None) -> torch.Tensor:

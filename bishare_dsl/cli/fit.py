@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -207,7 +206,13 @@ def _project(
     force: bool,
 ) -> None:
     """Add adapters to a library, by the private tensors that approximate them best."""
-    from bishare_dsl.adapter.files import CONFIG, add_to_library, names_in, read_adapter
+    from bishare_dsl.adapter.files import (
+        CONFIG,
+        add_to_library,
+        check_members,
+        names_in,
+        read_adapter,
+    )
     from bishare_dsl.cli.files import check_out
 
     names_there = names_in(library)
@@ -215,6 +220,7 @@ def _project(
         read_adapter(library)  # Says why it is none.
         what = f"`{library}` is one adapter and no library"
         raise CommandError(codes.WRONG_USAGE(what=what, help="start one with `--spec` and `--out`"))
+    check_members(named)
     if out is not None:
         check_out(out, CONFIG, force=force)
     if (twice := next((name for name in named if name in names_there), None)) and not force:
@@ -398,8 +404,7 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
     Raises:
         CommandError: one has the name of another, or one that cannot be that of a file.
     """
-    from bishare_dsl.adapter.config import NAME
-    from bishare_dsl.adapter.files import place_of
+    from bishare_dsl.adapter.files import check_members, place_of
     from bishare_dsl.reading import real_path
 
     named: dict[str, Path] = {}
@@ -411,11 +416,8 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
                 f"`{named[name]}` and `{folder}` have one name: an adapter is called as its folder"
             )
             raise CommandError(codes.WRONG_USAGE(what=what))
-        if len(folders) > 1 and not re.fullmatch(NAME, name):
-            what = (
-                f"`{name}` is not a name of an adapter: letters, digits, `_`, `.` and `-` make one"
-            )
-            raise CommandError(codes.WRONG_USAGE(what=what))
+        if len(folders) > 1:
+            check_members([name])
         named[name] = folder
     return named
 

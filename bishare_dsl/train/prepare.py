@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
+from bishare_dsl.adapter.config import member_fault
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import (
     CONFIG,
@@ -178,11 +179,14 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
     base = plan.base
     others = (path for parameter in base.others for path in (parameter.path, *parameter.tied))
     taken = module_names([*(path for site in base.every_site for path in site.paths), *others])
-    faults = {name: name_fault(name, taken) for name in (*request.settings.tasks, *request.groups)}
+    shares = request.makes_library(plan)
+    faults = {
+        name: name_fault(name, taken) or (member_fault(name) if shares else None)
+        for name in (*request.settings.tasks, *request.groups)
+    }
     unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
     raise_errors(TrainError, [*unfit, *mixed_batch_problems("of each task", plan)])
     if args.should_save:
-        shares = request.makes_library(plan)
         for name in [LIBRARY] if shares else request.groups:
             check_place(request.output_dir / name, library=shares)
 

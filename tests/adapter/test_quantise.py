@@ -369,6 +369,13 @@ def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     plan, values = model.bishare.plan, dict(model.bishare.tensors())
     library = tmp_path / "lib"
     save_library(library, plan, {"one": values}, text, seed=0)
+    for write in (
+        lambda: add_to_library(library, {"my task": values}),
+        lambda: save_library(tmp_path / "new", plan, {"a/b": values}, text, seed=0),
+    ):
+        with pytest.raises(AdapterError, match="BS638"):
+            write()
+    assert names_in(library) == ("one",)
     with pytest.raises(AdapterError, match=r"BS616.*it lies in the library"):
         add_to_library(library, {"two": values}, library / "later" / "library")
     assert not (library / "later").exists()

@@ -393,6 +393,7 @@ def test_a_spec_with_a_warning_trains(
         *(({name: "rows"}, {}, "BS638") for name in ("/tmp/away", "..", "a/b", "")),
         ({"train": "rows"}, {}, "BS638"),
         (["rows", "rows"], {}, "BS731"),
+        *(({name: "rows"}, {"spec": LIBRARY}, "BS638") for name in ("my task", "-x", "a+b")),
         ({"a": "rows"}, {"optim": "sgd"}, "BS732"),
         ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS732"),
         ({"a": "rows"}, {"search": {"learning_rate": [1e-4, 1e-3]}}, "BS732"),

@@ -215,7 +215,9 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     read = _FORMATS[format].read(fields, chats)
     if row.get(OPTIONS) is not None and not (isinstance(read, Plain) and read.options):
         raise fields.bad(
-            codes.BAD_OPTIONS, OPTIONS, reason="they go with a `prompt` and a `completion`"
+            codes.BAD_OPTIONS,
+            OPTIONS,
+            reason="they go with a `prompt` and a `completion` that are texts",
         )
     return read
 
