@@ -29,7 +29,12 @@ from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD, NO_NAME
+from bishare_dsl.diagnostics.codes.adapter import (
+    COMPACT_FOR_GOOD,
+    DISABLED,
+    NO_NAME,
+    STILL_MERGED,
+)
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
@@ -133,6 +138,7 @@ def _find_trainable(
     if adapter is not None:
         if spec is not None:
             raise TrainError(codes.SPEC_AND_ADAPTED(spec=adapter.plan.spec))
+        check_state(adapter)
         return adapter, []
     if spec is None and (library := request.settings.library):
         spec = _first_of(library).spec_text
@@ -145,6 +151,28 @@ def _find_trainable(
         return read, [(problem, None) for problem in findings]
     resolved = make_plan(spec, base, request.params)
     return resolved, [(problem, resolved.where) for problem in resolved.problems]
+
+
+def check_state(handle: Handle) -> None:
+    """Check that a run would train the adapter that it saves, as it is saved.
+
+    Raises:
+        AdapterError: the adapter is disabled (BS626) or merged (BS643).
+        TrainError: another adapter than `default` runs, or it has a scale, which is not saved (BS732).
+    """
+    if handle.disabled:
+        raise AdapterError(DISABLED(action="train"))
+    if handle.merged:
+        raise AdapterError(STILL_MERGED(action="train"))
+    if handle.active != ("default",):
+        names = "` and `".join(handle.active)
+        reason = f"the adapter `{names}` runs, and a run saves the adapter `default`"
+        help = "save the adapter, and train its folder in place of a spec"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    if handle.running.scale != 1:
+        reason = f"the adapter has the scale {handle.running.scale:g}, which is not saved"
+        help = "call `model.bishare.unscale_layer()` first"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 
 
 def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:

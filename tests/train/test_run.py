@@ -5,10 +5,12 @@ import os
 import pytest
 import torch
 import yaml
+from peft import get_peft_model
 from transformers import TrainerCallback
 
 from bishare_dsl import compile_spec
 from bishare_dsl.diagnostics import AdapterError, BishareError, BishareWarning, DataError, PlanError
+from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, train
 from bishare_dsl.train.folder import check_new, hold
@@ -123,6 +125,29 @@ def test_accumulation_changes_only_rounding(start, tmp_path):
         result = start(tmp_path / str(size), spec=str(spec), logging_steps=1, **more)
         found.append([entry["loss"] for entry in result.history if "loss" in entry])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def running_another(model):
+    model = get_peft_model(model, model.peft_config["default"])
+    model.add_adapter("other", BishareConfig(spec="lora"))
+    model.set_adapter("other")
+
+
+STATES = {
+    "BS626": lambda model: model.bishare.enable_adapters(False),
+    "BS643": lambda model: model.bishare.merge(),
+    "BS732.*scale 2": lambda model: model.bishare.set_scale("default", 2.0),
+    "BS732.*`other` runs": running_another,
+}
+
+
+@pytest.mark.parametrize("said", STATES)
+def test_no_run_saves_another_adapter_than_it_trains(said, start, tmp_path):
+    model = compile_spec("lora", tiny_model("llama"), params={"r": 2})
+    STATES[said](model)
+    with pytest.raises(BishareError, match=said):
+        start(tmp_path / "out", model=model, spec=None)
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
 def test_an_adapted_model_is_trained_further(start, tmp_path):
