@@ -85,6 +85,8 @@ def test_a_run_learns_the_options_and_tells_how_many_are_right(
         assert task.data["train"].trained_tokens == 8
         assert task.accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert "among the options" in str(made)
+    assert "bishare eval" in str(made)
+    assert "--data ..." in str(made)
     assert ("correct" in str(made)) is several
     assert json.loads(json.dumps(made.as_dict(), default=str))["accuracy"] == made.accuracy
 
