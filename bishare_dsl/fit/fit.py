@@ -24,7 +24,7 @@ Watch = Callable[[int, float], None]
 """Called after each sweep with the number of sweeps and the relative error."""
 
 _LEAST_GAIN = 1e-3
-"""Stop after a sweep that reduces the squared error by less than this fraction."""
+"""Stop after a sweep that reduces the squared error by less than this fraction, where it can be reduced."""
 
 _LEAST_SWEEPS = 3
 """Sweeps before that rule applies, since the first sweeps may gain little from a bad start."""
@@ -76,7 +76,7 @@ def fit(
         values |= {family.variable("?", name): t.double() for name, t in library.items()}
         problem = Problem(family, given, values, frozenset(library))
     curved = nonlinear_blocks(problem)
-    start = best = problem.error()
+    start, part = (best := problem.error()), problem.fitted_square()
     values, done = dict(problem.values), 0
     while done < sweeps and best > _EXACT_ERROR:
         _sweep(problem, curved)
@@ -84,7 +84,8 @@ def fit(
         error = problem.error()
         if not error < best:  # Only rounding errors remain.
             break
-        gain, best, values = 1 - (error / best) ** 2, error, dict(problem.values)
+        before, part = part, problem.fitted_square()
+        gain, best, values = 1 - part / (before or 1.0), error, dict(problem.values)
         watch(done, error)
         if gain < _LEAST_GAIN and done >= _LEAST_SWEEPS:
             break

@@ -60,6 +60,17 @@ class Problem:
         """Return the relative distance of all updates."""
         return math.sqrt(sum(left for left, _ in self.squares().values())) / (self.norm or 1.0)
 
+    def fitted_square(self) -> float:
+        """Return the squared distance at the places that use a fitted tensor; no step changes the others."""
+        fitted = {variable for variables in self.blocks.values() for variable in variables}
+        total = 0.0
+        for chunk in self.chunks:
+            used = (v for term in chunk.terms for vs in term.variables.values() for v in vs)
+            if not fitted.isdisjoint(used):
+                pairs = [term.pair(self.values) for term in chunk.terms]
+                total += float(_residual(self.given.stacked(chunk.places), pairs).sum())
+        return total
+
     def squares(self) -> dict[Place, tuple[float, float]]:
         """Return the squared residual and the squared given norm at each place."""
         squares: dict[Place, tuple[float, float]] = {}
