@@ -13,7 +13,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from io import BufferedWriter
 from itertools import islice
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
     from bishare_dsl.train.tasks import Steps
 
 MEMORY = 2**31
-"""The largest number of bytes of hidden states. More are not cached: few shuffled batches would be whole."""
+"""The largest number of bytes of hidden states in memory. More go into a temporary file."""
+
+_FILE = "states"
+"""Its name."""
 
 _AT_ONCE = 4096
 """The number of rows that are sorted into batches together."""
@@ -52,7 +59,7 @@ def cached_trunk(
 
     Caching is off if examples occur only once, or if lower blocks train. With a note, it is also off if a
     trial shows that the upper blocks need more than the hidden states or that these differ in training,
-    such as with dropout, or if the states of all examples exceed `MEMORY`.
+    such as with dropout, or if the states of all examples exceed `MEMORY` and the disk has no room for them.
 
     Args:
         model: the adapted model, on its device.
@@ -75,17 +82,27 @@ def cached_trunk(
                 trial.enter_context(trunk.installed())
                 fits = trunk.fits(model)
                 size = trunk.bytes_per_token * _tokens(steps) if fits else 0
-                if size > MEMORY:
-                    room = f"{size / 2**30:.1f} GiB, more than {MEMORY / 2**30:g}"
-                    reporter.note(f"{below} run again in each epoch: their states need {room}")
-                elif fits:
-                    reporter.note(f"computing {below} once for each example ...")
-                    trunk.fill(_batches(steps))
-                    stack.enter_context(trial.pop_all())
-                else:
-                    reporter.note(
-                        f"{below} run again in each epoch: a trial of their states failed"
-                    )
+                need, to = f"their states need {size / 2**30:.1f} GiB", ""
+                if not fits:
+                    prevented_by = "a trial of their states failed"
+                elif size > MEMORY:
+                    scratch = TemporaryDirectory(prefix="bishare-", ignore_cleanup_errors=True)
+                    folder = Path(trial.enter_context(scratch))
+                    to = f", into {size / 2**30:.1f} GiB in {folder}"
+                    if size > disk_usage(folder).free:
+                        prevented_by = f"{need}, more than is free in {folder.parent}"
+                    else:
+                        trunk.spill(folder / _FILE)
+                if prevented_by is None:
+                    reporter.note(f"computing {below} once for each example{to} ...")
+                    try:
+                        trunk.fill(_batches(steps))
+                    except OSError as error:  # Of the file.
+                        prevented_by = f"{need}, and writing them failed: {error.strerror}"
+                    else:
+                        stack.enter_context(trial.pop_all())
+                if prevented_by is not None:
+                    reporter.note(f"{below} run again in each epoch: {prevented_by}")
         yield
 
 
@@ -160,6 +177,8 @@ class Trunk:
     def __init__(self, owner: nn.Module, below: Sequence[nn.Module], first: nn.Module) -> None:
         self._owner, self._below, self._first = owner, below, first
         self._states: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
+        self._file: BufferedWriter | None = None
+        self._written: list[Row] = []  # Of the file, in its order.
         self._rows: list[Row] = []  # Of the batch whose states are cached.
         self._filling = False
         self._known: Tensor | None = None
@@ -172,6 +191,21 @@ class Trunk:
         """The bytes of the states of a token, once some are cached."""
         states = next(iter(self._states.values()))
         return states.nbytes // len(states)
+
+    def spill(self, path: Path) -> None:
+        """Write the states that are computed from here on into a new file."""
+        self._file = path.open("wb")
+
+    def _map(self, file: BufferedWriter) -> None:
+        """Map the file into memory. On POSIX it has no name from here on, and ends with the process."""
+        file.close()
+        like, lengths = next(iter(self._states.values())), [*map(len, self._written)]
+        size = sum(lengths) * like.shape[1]
+        states = torch.from_file(file.name, shared=False, size=size, dtype=like.dtype)
+        parts = states.view(-1, like.shape[1]).split(lengths)
+        self._states |= zip(self._written, parts, strict=True)
+        with suppress(OSError):
+            Path(file.name).unlink()
 
     @contextmanager
     def installed(self) -> Iterator[Trunk]:
@@ -219,6 +253,8 @@ class Trunk:
                 inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
                 with suppress(_EnoughError):
                     self._owner(**inputs, use_cache=False)
+            if self._file is not None:
+                self._map(self._file)
         finally:
             self._owner.train(training)
             self._filling = False
@@ -271,8 +307,12 @@ class Trunk:
         if isinstance(states, Tensor):
             for row, row_states in zip(self._rows, states, strict=False):
                 if row not in self._states:
-                    part = row_states[: len(row)].detach()
-                    self._states[row] = part.to("cpu", copy=True).contiguous()
+                    part = row_states[: len(row)].detach().to("cpu", copy=True).contiguous()
+                    if self._file is not None:
+                        self._file.write(part.view(torch.uint8).numpy().data)
+                        self._written.append(row)
+                        part = part[:0].clone()
+                    self._states[row] = part
         raise _EnoughError
 
     def _end(self, *_: Any) -> None:
