@@ -67,13 +67,18 @@ class Setting(NamedTuple):
     Attributes:
         examples: of each person.
         sized: budgets of which `fit` tries the size that they have room for in int4.
+        starts: whether each LoRA has its own initial A, or all have the same.
     """
 
     examples: int
     sized: tuple[int, ...]
+    starts: tuple[str, ...]
 
 
-SETTINGS = {"thresholds": Setting(32, RATIOS[3:]), "bands": Setting(144, RATIOS)}
+SETTINGS = {
+    "thresholds": Setting(32, RATIOS[3:], ("own", "same")),
+    "bands": Setting(144, RATIOS, ("own",)),
+}
 FORMS = ("float32", "int8", "int4")
 SWEEPS = 2
 WIDEST = 192
@@ -244,7 +249,7 @@ class Compression:
 
     def __init__(self, family: str) -> None:
         self.bench, self.family = Bench(FOUND, ROWS), family
-        self.examples, self.sized = SETTINGS[family]
+        self.examples, self.sized, self.starts = SETTINGS[family]
         self.subject: Subject = self.bench.subject(family)
         lanes = [[(FIRST + i, 0) for i in range(PEOPLE)]]
         self.batch = self.subject.batch(lanes, self.examples, new=True)
@@ -408,7 +413,7 @@ class Compression:
 
     def run(self) -> None:
         """Judge everything that is not stored."""
-        for start in ("own", "same"):
+        for start in self.starts:
             same = start == "same"
             lora = self.kept(f"lora-{start}", partial(self.trained, "lora", self.batch, same=same))
             given = by_place(lora)
