@@ -327,8 +327,8 @@ def test_adapters_of_bases_with_other_names_are_warned_of(
     library: dict[str, bytes], checkpoint: Path, capsys: Any
 ) -> None:
     """Their shapes agree, so nothing else tells."""
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     for name in ("one", "two"):
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
         shutil.copytree(checkpoint, f"base-{name}")
         model = AutoModelForCausalLM.from_pretrained(f"base-{name}")
         get_peft_model(model, config).save_pretrained(name)
