@@ -750,8 +750,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
             if self._mixed is None:
                 self._mixed = MixedBatches(self.model, self.adapters, self._check_mixed)
         names = adapter_names if isinstance(adapter_names, str) else [*adapter_names]
-        for name, adapter in self.adapters.items():
-            if (name in names or name in self.active) and (path := self.trained_by_peft(adapter)):
+        used = {name for name in (*names, *self.active) if isinstance(name, str)}
+        for name in sorted(used & self.adapters.keys()):
+            if path := self.trained_by_peft(self.adapters[name]):
                 raise AdapterError(codes.MIXED_WHOLE(name=name, path=path))
         with self._mixed.open(names):
             yield

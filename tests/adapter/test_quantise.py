@@ -49,6 +49,7 @@ share b per module rank 2
 """
 BANK = "spec v\ntarget q_proj\nshare s per model rank 2 via VectorBank(vectors = 12, length = 8, top_k = 3) start nonzero\n"
 SHARDS = "spec m\ntarget q_proj\nshare s per kind rank 6 via Shards(rows = 3, shards = 4)\n"
+LIBRARY = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
 IDS = torch.arange(12).view(2, 6)
 MOST = {"int8": 127, "int4": 7}
 
@@ -305,12 +306,11 @@ def test_a_selecting_tensor_is_never_read_quantised(tmp_path: Path) -> None:
 
 
 def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
-    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
-    model = adapted(text)
-    plan, first = model.bishare.plan, dict(model.bishare.tensors())
+    handle = adapted(LIBRARY).bishare
+    plan, first = handle.plan, dict(handle.tensors())
     second = {n: t if n in plan.common else t + 1 for n, t in first.items()}
     problems = save_library(
-        tmp_path / "lib", plan, {"one": first, "two": second}, text, seed=0, dtype="int4"
+        tmp_path / "lib", plan, {"one": first, "two": second}, LIBRARY, seed=0, dtype="int4"
     )
     assert [problem.code for problem in problems] == ["BS690"]
     problems = add_to_library(tmp_path / "lib", {"three": second})
@@ -320,14 +320,19 @@ def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
     assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
 
 
+def save_one(library: Path, **how: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Save a library of one adapter; return its plan and the adapter's values."""
+    handle = adapted(LIBRARY).bishare
+    plan, values = handle.plan, dict(handle.tensors())
+    save_library(library, plan, {"one": values}, LIBRARY, seed=0, **how)
+    return plan, values
+
+
 def test_nothing_is_added_to_a_library_that_could_not_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its config says which tensors are quantised, and a later version may choose others."""
-    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
-    model = adapted(text)
-    plan, values = model.bishare.plan, dict(model.bishare.tensors())
-    save_library(tmp_path / "lib", plan, {"one": values}, text, seed=0, dtype="int4")
+    _, values = save_one(tmp_path / "lib", dtype="int4")
     monkeypatch.setattr(files, "quantisable", lambda plan: set())
     with pytest.raises(AdapterError, match=r"BS609(.|\n)*BS610"):
         add_to_library(tmp_path / "lib", {"two": values})
@@ -337,12 +342,9 @@ def test_nothing_is_added_to_a_library_that_could_not_be_read(
 
 def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Path) -> None:
     """In the Hub's cache, the files of a library are links to blobs beside it."""
-    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
-    model = adapted(text)
-    plan, values = model.bishare.plan, dict(model.bishare.tensors())
     library, blobs, out = (tmp_path / name for name in ("hub/snapshots/v1", "hub/blobs", "out"))
-    save_library(library, plan, {"one": values}, text, seed=0)
-    save_library(out, plan, {"earlier": values}, text, seed=0)
+    plan, values = save_one(library)
+    save_library(out, plan, {"earlier": values}, LIBRARY, seed=0)
     (out / "notes.txt").write_text("mine")
     blobs.mkdir()
     elsewhere = tmp_path / "secret"
@@ -364,14 +366,11 @@ def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Pat
 def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
-    model = adapted(text)
-    plan, values = model.bishare.plan, dict(model.bishare.tensors())
     library = tmp_path / "lib"
-    save_library(library, plan, {"one": values}, text, seed=0)
+    plan, values = save_one(library)
     for write in (
         lambda: add_to_library(library, {"my task": values}),
-        lambda: save_library(tmp_path / "new", plan, {"a/b": values}, text, seed=0),
+        lambda: save_library(tmp_path / "new", plan, {"a/b": values}, LIBRARY, seed=0),
     ):
         with pytest.raises(AdapterError, match="BS638"):
             write()
@@ -390,11 +389,10 @@ def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
 
 
 def test_a_warning_of_any_adapter_of_a_library_is_given(tmp_path: Path) -> None:
-    text = "spec l\ntarget q_proj\nshare s A per module B per adapter, module rank 3\n"
-    model = adapted(text)
-    plan, first = model.bishare.plan, dict(model.bishare.tensors())
+    handle = adapted(LIBRARY).bishare
+    plan, first = handle.plan, dict(handle.tensors())
     second = {n: t if n in plan.common else t * math.nan for n, t in first.items()}
-    problems = save_library(tmp_path / "lib", plan, {"one": first, "two": second}, text, seed=0)
+    problems = save_library(tmp_path / "lib", plan, {"one": first, "two": second}, LIBRARY, seed=0)
     assert [problem.code for problem in problems] == ["BS660"]
     more = {"three": second, "four": first}
     for out in (tmp_path / "copy", None):
