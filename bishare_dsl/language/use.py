@@ -150,7 +150,10 @@ class Reader:
             return shipped_path
         if not allowed:
             raise SpecError(codes.OUTSIDE(name=name, span=span, help=_ALLOW))
-        help_line = nearest(name, [*(path.name for path in folder.glob("*.share")), *shipped])
+        beside = [path.name for path in folder.glob("*.share")]
+        help_line = nearest(name, [*beside, *shipped])
+        if f"{name}.share" in beside:
+            help_line = f'did you mean `"{name}.share"`?'
         help_line = help_line or "a path starts at the folder of the file that says `use`"
         raise SpecError(codes.NOT_FOUND(name=name, span=span, help=help_line))
 

@@ -27,6 +27,8 @@ from bishare_dsl.spec import (
     Binary,
     Compare,
     Expression,
+    Match,
+    Member,
     RankMatch,
     Ref,
     Selection,
@@ -35,7 +37,7 @@ from bishare_dsl.spec import (
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
-from bishare_dsl.spec.walk import mentions, refs
+from bishare_dsl.spec.walk import mentions, parts_of, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -183,11 +185,13 @@ def _constant(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
 
 
 def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
-    """Find exceptions that remove nothing from the list before them."""
+    """Find exceptions that remove nothing from the list before them, in a share from its targets."""
     for loc, selection in _selections(spec):
         if not selection.exclude:
             continue
         included, _ = sites.site_sets.partition(selection.model_copy(update={"exclude": ()}))
+        if loc[0] == "shares":
+            included &= sites.target
         for i, part in enumerate(selection.exclude):
             if included.isdisjoint(sites.site_sets.partition(part)[0]):
                 yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
@@ -347,11 +351,16 @@ class _SharePlan:
         loc: Loc = (*self.loc, "where")
         places = self.sites.site_sets
         if covered := places.select(where, loc, target):
-            if len(where.include) > 1:
+            lists = [((*loc, "include"), where.include)]
+            for place, member in parts_of(where, Member, loc):
+                items = [Member(value=member.value, among=(item,)) for item in member.among]
+                lists.append(((*place, "among"), tuple(items)))
+            for place, parts in lists:
+                idle = [target.isdisjoint(places.partition(part)[0]) for part in parts]
                 self.spec_settings.add(
-                    codes.ADDS_NOTHING(share=self.share.name, loc=(*loc, "include", i))
-                    for i, part in enumerate(where.include)
-                    if target.isdisjoint(places.partition(part)[0])
+                    codes.ADDS_NOTHING(share=self.share.name, loc=(*place, i))
+                    for i, adds_nothing in enumerate(idle)
+                    if adds_nothing and not all(idle)
                 )
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
@@ -392,12 +401,17 @@ class _SharePlan:
                 self.spec_settings.add([codes.ALONE(share=name, what=what, loc=loc, help=help)])
 
     def _look_idle(self, role: str, places: Sequence[_TermSite]) -> None:
-        """Warn of a `//` in a key with one value everywhere, and of a `%` that changes no value."""
+        """Warn of a name or a `//` in a key with one value everywhere, and of a `%` that changes no value."""
         key, loc = self.share.key(role), self._key_loc(role)
-        for i, part in enumerate(key):
-            if not isinstance(part, Binary) or part.op not in ("//", "%") or len(places) < 2:
-                continue
+        for i, part in enumerate(key if len(places) > 1 else ()):
             values = [value[i] for value in self._values[key]]
+            if isinstance(part, Ref) and len({*values}) == 1 and isinstance(values[0], bool):
+                out = "leave it out" if len(key) > 1 else "for one pool of all write `per model`"
+                which = "every" if values[0] else "no"
+                help = f"{which} module of this share is `{part.ref}`: {out}"
+                self.spec_settings.add([spec_codes.CONSTANT_KEY(loc=(*loc, i), help=help)])
+            if not isinstance(part, Binary) or part.op not in ("//", "%"):
+                continue
             before = [self._key(place.site, part.left, (*loc, i, "left")) for place in places]
             if len({*before}) < 2:
                 continue  # Equal values stay equal.
@@ -631,11 +645,26 @@ class _SharePlan:
         match = self.share.rank
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
         self.spec_settings.add(idle)
+        if isinstance(match, RankMatch) and not idle:
+            self.spec_settings.add(self._late_arms(match, covered))
         ranks: dict[str, int] = {}
         for group in self.sites.site_sets.groups(match, "number", covered):
             rank = self._rank(self.sites.site_sets.scopes[group[0]])
             ranks |= {self.sites.sites[i].path: rank for i in group}
         return {} if idle else ranks
+
+    def _late_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
+        """Find values of match arms whose sites all have an arm above."""
+        left = covered
+        for i, arm in enumerate(match.arms):
+            fits = [Member(value=match.subject, among=(value,)) for value in arm.values]
+            matching = [self.sites.site_sets.partition(fit)[0] for fit in fits]
+            for j, sites in enumerate(matching):
+                if left.isdisjoint(sites):
+                    loc: Loc = (*self.loc, "rank", "arms", i, "values", j)
+                    help = "an arm above has its modules, and counts: move this up, or leave it out"
+                    yield spec_codes.REPEATED(loc=loc, help=help)
+            left -= frozenset[int]().union(*matching)
 
     def _idle_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
@@ -647,7 +676,11 @@ class _SharePlan:
                 match.subject, value, mention.loc, covered
             ):
                 help = problem.help
-                if isinstance(value, Ref) and value.ref in self.sites.kinds:
+                glob = value.pattern if isinstance(value, Match) else getattr(value, "ref", "")
+                if {*"*?"} & {*glob}:
+                    of = match.subject.ref if isinstance(match.subject, Ref) else "kind"
+                    help = f'an arm takes names: `let some = {of} "{glob}"` above, and `some` here'
+                elif isinstance(value, Ref) and value.ref in self.sites.kinds:
                     help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
                 elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
                     help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, advise
+from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import SpecSettings, check_names, reads_alpha
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
+from bishare_dsl.transforms import transform_kind
 
 _OTHER_NAME = "give one of the two another name"
 # Purposes of the parts of a list whose order and number do not matter.
@@ -156,6 +157,22 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
             if name == "alpha" and spec.defaults.scale is not None:
                 help = "`scale` is given and does not read it: `scale alpha / rank` would"
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
+    starting = [(share, _starting(share)) for share in spec.shares if not share.is_magnitude]
+    for role in spec.defaults.init if starting else ():
+        having = [share for share, roles in starting if roles is None or role in roles]
+        if all(role in share.init for share in having):
+            help = f"leave it out: {'every share says its own' if having else 'no share has it'}"
+            loc: Loc = ("defaults", "init", role)
+            yield codes.UNUSED(what="default", name=f"init {role}", loc=loc, help=help)
+
+
+def _starting(share: m.Share) -> Set[str] | None:
+    """Return the roles whose initial values a share can set, or None if its transform is unknown."""
+    try:
+        kind = transform_kind(share.via.transform if share.via else "Identity")
+    except (KeyError, SpecError):
+        return None
+    return {*kind.pooled, *kind.owned} - {*kind.fixed}
 
 
 def _empty_ranges(spec_settings: SpecSettings) -> Iterator[Problem]:

@@ -240,10 +240,14 @@ class Sites:
         here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
         elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
         listed = name.split(", ")
-        if len(listed) > 1 and {*listed} <= {*self.kinds}:
+        if name in self.params:
+            value = self.params[name]
+            compared = f"kind == {name}" if value in self.kinds else f"{name} == {value}"
+            help_line = f"`{name}` is a param, which a condition compares: `{compared}`"
+        elif len(listed) > 1 and {*listed} <= {*self.kinds}:
             help_line = f"quotes go round each name, or round none: `{name}`"
         elif {*"*?"} & {*name}:
-            help_line = f'a pattern stands after what it is of: `kind "{name}"`'
+            help_line = f'a pattern is a condition of its own: `kind "{name}"`'
         elif name in m.ATTRIBUTES and {"per", "keys"} & {*loc}:
             help_line = "the parts of a key have commas between: `per layer, kind`"
         elif name in ("kind", "parent", "path"):

@@ -183,6 +183,9 @@ class Vocabulary:
             help = f"what a module is called is its `kind`: `kind == {shown.strip('`')}`"
         if subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
             help = self.unknown(item.ref, loc, False).help
+        if isinstance(item, m.Match):
+            help = f'a pattern is a condition of its own: `{item.attribute} "{item.pattern}"`'
+            shown = "this pattern"
         yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
@@ -192,7 +195,11 @@ class Vocabulary:
         help = nearest(pattern, site_values) or self.hint
         if pattern in ("expert", "experts") and not self._most("expert"):
             help = f"{self.model} has no experts"
-        if {*"|["} & {*pattern}:
+        if self.site_sets.scopes and pattern in self.site_sets.scopes[0].lets:
+            help = f"`{pattern}` stands alone: leave `{attribute}` before it out"
+        elif pattern in {*self.declared} - {*m.ATTRIBUTES}:
+            help = f"`{pattern}` is a param, which is compared: `{attribute} == {pattern}`"
+        elif {*"|["} & {*pattern}:
             help = "a pattern is not a regular expression: a comma takes one name and another"
         fits = [
             self.site_sets.any_holds(m.Match(attribute=attribute, pattern=one)) for one in globs

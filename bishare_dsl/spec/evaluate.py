@@ -141,9 +141,8 @@ class Scope:
                     )
                 elif help_line is None and loc[-1:] == ("right",):
                     help_line = "a number stands here, or a param, and a comment begins with `#`"
-                help_line = (
-                    help_line or f"a number stands here, or a param: `param {name} = 8` above"
-                )
+                declare = f": `param {name} = 8` above" * (name not in ("rank", "alpha", "none"))
+                help_line = help_line or f"a number stands here, or a param{declare}"
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             help = None
             if isinstance(expression, m.Ref) and expression.ref not in m.ATTRIBUTES:

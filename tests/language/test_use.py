@@ -253,6 +253,12 @@ def test_nothing_is_shown_of_a_file_that_is_not_a_spec(folder, content):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX's")
+def test_a_name_without_its_ending_is_suggested_with_it(folder):
+    (folder / "b.share").write_text("spec b\n" + OWN)
+    (problem,) = problems(using(OWN, "b")).problems
+    assert problem.help == 'did you mean `"b.share"`?'
+
+
 def test_pipes_are_not_read(folder):
     os.mkfifo(folder / "pipe.share")
     error = problems(using(OWN, "pipe.share"))

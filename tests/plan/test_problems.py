@@ -118,6 +118,14 @@ ERRORS = [
     (f"{TARGET}share s per module rank match kind {{ up_proj: 4; else: 2 }}", "BS306", "up_proj", None),
     (f"{TARGET}share s where layer < 4 per module rank match layer {{ 4..7: 4; else: 2 }}", "BS306", "4..7", None),
     (f"{TARGET}share s per module rank match kind {{ q_proj: 4 }}", "BS307", None, None),
+    (f'{TARGET}share s per module rank match kind {{ "q*": 4; else: 2 }}', "BS306", '"q*"', "`let some = kind \"q*\"`"),
+    (f'{TARGET}share s per module rank match path {{ path "*q*": 4; else: 2 }}', "BS306", 'path "*q*"', "`let some = path \"*q*\"`"),
+    (f'{TARGET}share s where kind in {{kind "q*"}} per module rank 4', "BS301", 'kind "q*"', "of its own: `kind \"q*\"`"),
+    (f"param p = q_proj\n{TARGET}share s where p per module rank 4", "BS301", "p", "`kind == p`"),
+    (f"param p = true\n{TARGET}share s per module rank 4 if p else 2", "BS301", "p", "`p == true`"),
+    (f"param p = q_proj\n{TARGET}share s where kind p per module rank 4", "BS301", "kind p", "`kind == p`"),
+    (f"let p = q_proj\n{TARGET}share s where kind p per module rank 4", "BS301", "kind p", "leave `kind`"),
+    (f"dropout rank / 10\n{TARGET}share s per module rank 4", "BS201", "rank", "or a param"),
     (f"{TARGET}share s per module rank 0", "BS309", None, None),
     (f"{TARGET}share s per module rank 4 init B normal freeze A, B start nonzero", "BS309", "freeze A, B", None),
 ]  # fmt: skip
@@ -138,7 +146,17 @@ WARNINGS = [
     (f"{TARGET}share s per module rank layer + 1 start nonzero", "BS213", None, "starts at zero"),
     (f"{TARGET}share s where q_proj per module rank 4", "BS308", "q_proj, v_proj", None),
     (f"{TARGET}share s where q_proj, v_proj, k_proj per module rank 4", "BS312", "k_proj", None),
+    (f"{TARGET}share s where kind in {{q_proj, v_proj, k_proj}} per module rank 4", "BS312", "k_proj", None),
+    (f"{TARGET}share s where layer < 4 and kind in {{q_proj, k_proj}} per module rank 4", "BS312", "k_proj", None),
+    ("target layer < 4\nshare s where layer in {0..2, 9} per module rank 4", "BS312", "9", None),
     ("target q_proj except up_proj\nshare s per module rank 4", "BS310", "up_proj", None),
+    (f"{TARGET}share s where layer < 4 except up_proj per module rank 4", "BS310", "up_proj", None),
+    (f"{TARGET}share s per up_proj rank 4 via SS", "BS221", "up_proj", "write `per model`"),
+    (f"let l = layer >= 0\n{TARGET}share s A per kind B per kind, l rank 4", "BS221", "l", "leave it out"),
+    (f"init C zeros\n{TARGET}share s per module rank 4", "BS213", "zeros", "no share has it"),
+    (f"init A normal\n{TARGET}share s per module rank 4 init A uniform", "BS213", "normal", "its own"),
+    (f"{TARGET}share s per module rank match layer {{ 0..20: 8; 3..4: 2; else: 4 }}", "BS225", "3..4", "above"),
+    (f"{TARGET}share s per module rank match kind {{ q_proj: 8; v_proj, q_proj: 2 }}", "BS225", "q_proj", "above"),
     (f"{TARGET}share s per layer / 4 rank 4 via SS", "BS219", "/", "`//`"),
     (f"{TARGET}share s per layers rank 4 via SS", "BS221", "layers", "`layer`"),
     (f"{TARGET}share s per layer // 100, kind rank 4", "BS221", "layer // 100", "0 to 31 here"),
@@ -171,7 +189,7 @@ WARNINGS = [
     ("target q_proj\nshare s per model rank 5000 via SS", "BS311", "5000", None),
     ("target q_proj\nshare s per model rank 4 via GT", "BS350", "GT", None),
     ("target q_proj\nshare s per model rank 4 via KE(size = 300)", "BS351", "300", "256"),
-]
+]  # fmt: skip
 
 
 def problems_of(text):
