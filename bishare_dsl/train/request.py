@@ -291,6 +291,7 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     Raises:
         TrainError: arguments are unknown (BS730), invalid (BS731, BS732) or missing (BS736), all of them
             listed; the file is unreadable (BS734); there is no run to resume (BS742, BS743).
+        AdapterError: ``library`` is not a folder, and cannot be fetched from the Hub (BS504, BS505).
     """
     # Checking transformers' arguments requires importing it, which takes seconds.
     from bishare_dsl.train.arguments import argument_types, convert
@@ -336,6 +337,11 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
         problems.append(codes.BAD_COMBINATION(reason=reason))
     if problems:
         raise TrainError(problems)
+    if settings.library:
+        from bishare_dsl.hub import adapter_folder
+
+        place = str(adapter_folder(settings.library))
+        settings = settings.model_copy(update={"library": place})
     return Request(
         spec=merged.get("spec"),
         model=merged["model"],

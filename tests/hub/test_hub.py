@@ -168,6 +168,30 @@ assert main(["merge", "me/mine", "--model", sys.argv[3], "--out", "merged"]) == 
     )
 
 
+@pytest.mark.long
+def test_training_adds_to_a_library_of_the_hub(hub, python, library, tmp_path):
+    put(hub, "me/library", library)
+    script = """
+import sys
+from pathlib import Path
+from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.train.request import make_request
+given = {"model": "base", "data": "rows.jsonl", "output_dir": "run"}
+fetched = Path(make_request({**given, "library": "me/library"}, None).settings.library)
+assert {*names_in(fetched)} == {"law", "code"}
+law = read_adapter(f"{fetched}#law")
+add_to_library(fetched, {"late": law.tensors()}, Path("more"))
+late = read_adapter("more#late").tensors()
+assert all(late[name].equal(tensor) for name, tensor in law.tensors().items())
+try:
+    make_request({**given, "library": "me/nothing"}, None)
+except AdapterError as error:
+    print(error)
+"""
+    assert "BS505" in python(script)
+
+
 REFUSED = [
     ("me/nothing", "BS505", "there is no such repository"),
     ("me/model", "BS505", "not an adapter"),
