@@ -250,6 +250,7 @@ def _formatted(document: Document) -> list[lsp.TextEdit] | None:
         return []
     return [
         lsp.TextEdit(
-            lsp.Range(lsp.Position(0, 0), lsp.Position(document.text.count("\n") + 1, 0)), text
+            lsp.Range(lsp.Position(0, 0), lsp.Position(document.source.text.count("\n") + 1, 0)),
+            text,
         )
     ]

@@ -213,6 +213,8 @@ class Vocabulary:
     def _no_such_name(self, name: str, loc: Loc) -> Problem:
         help = advise("name", name, self.declared, few=0)
         help = help or "`kind`, `layer` or another attribute"
+        if name.isdecimal():
+            help = f"a number has no quotes: `{name}`"
         return UNKNOWN_NAME(name=name, loc=loc, help=help)
 
     def _outside(self, counted: str, what: str, loc: Loc) -> Problem:

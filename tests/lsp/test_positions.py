@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from lsprotocol.types import Position, PositionEncodingKind
 
 from bishare_dsl.diagnostics import Edit, Source, Span
+from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.positions import Positions, apply_edits
+from bishare_dsl.lsp.server import _formatted
 
 UNITS = list(PositionEncodingKind)
 
@@ -41,3 +43,10 @@ def test_beyond_the_end():
 def test_edits_of_a_text_that_another_uses():
     source = Source("s", "abcdef", start=100)
     assert apply_edits(source, (Edit(Span(101, 102), "X"), Edit(Span(104, 105), ""))) == "aXcdf"
+
+
+def test_formatting_replaces_a_whole_text_whose_lines_end_in_carriage_returns():
+    document = Document("spec s\rtarget q_proj\rshare a per module rank 8\r", "<text>")
+    (edit,) = _formatted(document)
+    assert edit.range.start.line == 0
+    assert edit.range.end.line > 3

@@ -125,7 +125,7 @@ ERRORS = [
     (f"param p = true\n{TARGET}share s per module rank 4 if p else 2", "BS301", "p", "`p == true`"),
     (f"param p = q_proj\n{TARGET}share s where kind p per module rank 4", "BS301", "kind p", "`kind == p`"),
     (f"let p = q_proj\n{TARGET}share s where kind p per module rank 4", "BS301", "kind p", "leave `kind`"),
-    (f"dropout rank / 10\n{TARGET}share s per module rank 4", "BS201", "rank", "or a param"),
+    (f'{TARGET}share s where layer == "3" per module rank 4', "BS201", '"3"', "no quotes: `3`"),
     (f"{TARGET}share s per module rank 0", "BS309", None, None),
     (f"{TARGET}share s per module rank 4 init B normal freeze A, B start nonzero", "BS309", "freeze A, B", None),
 ]  # fmt: skip
@@ -218,6 +218,11 @@ def test_problem(text, code, underlined, help):
         assert span is not None
     if help is not None:
         assert help in found[0].help
+
+
+def test_a_reserved_name_is_not_offered_as_a_param():
+    [problem], _ = problems_of(f"dropout rank / 10\n{TARGET}share s per module rank 4")
+    assert problem.help == "a number stands here, or a param"
 
 
 RIGHT = [
