@@ -280,7 +280,7 @@ keywords = click.option(
 
 def examples(*lines: str) -> str:
     """Write the examples of a command's help. Long lines break before an option."""
-    room = min(get_terminal_size().columns, 80) - len("       \\")
+    room = max(min(get_terminal_size().columns, 80) - len("       \\"), 20)
     written = []
     for line in lines:
         # Break lines only before an option, a pipe or a redirection.

@@ -24,6 +24,7 @@ from bishare_dsl.transforms import (
     Width,
     guard,
     load_transform,
+    transform_error,
     transform_kind,
     transform_names,
 )
@@ -210,11 +211,16 @@ def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value])
 def _own_starts(transform: Transform, specified: Mapping[str, Start]) -> dict[str, Start]:
     """Return the transform's initial values for roles that the share does not mention."""
     with guard(transform, "start"):
-        return {
+        starts = {
             role: Start(*transform.start(role))
             for role in transform.roles
             if role not in specified or role in transform.fixed
         }
+    for start in starts.values():
+        if start.init not in get_args(m.Initial):
+            why = f"`start` gives {start.init!r}, which is none of {[*get_args(m.Initial)]}"
+            raise transform_error(transform, why)
+    return starts
 
 
 def at_via(spec: m.Spec, index: int, error: SpecError) -> list[Problem]:

@@ -176,7 +176,8 @@ def _load(point: EntryPoint) -> type[Transform]:
 
 
 def _wrong_roles(kind: type[Transform]) -> str | None:
-    """Explain why a transform's roles are invalid as parts of tensor names; None if they are valid."""
+    """Explain why a transform's roles are invalid as parts of tensor names, or the names in its lists are no
+    roles or options; None if they are valid."""
     declared: list[object] = [kind.pooled, kind.owned]
     if not all(isinstance(roles, tuple) for roles in declared):
         return "`pooled` and `owned` must be tuples"
@@ -186,6 +187,17 @@ def _wrong_roles(kind: type[Transform]) -> str | None:
             return f"the role {role!r} is not a name"
         if role in (GAIN_RANK, GAIN_OUT) or roles.count(role) > 1:
             return f"the role {role!r} is taken"
+    options = kind.model_fields
+    for word, known in (
+        ("fixed", roles),
+        ("plain", roles),
+        ("exact", roles),
+        ("auto", options),
+        ("later", options),
+    ):
+        for name in getattr(kind, word):
+            if name not in known:
+                return f"`{word}` has {name!r}, which is none of {[*known]}"
     return None
 
 

@@ -31,6 +31,11 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert run("check", "nowhere").returncode == 2
 
 
+def test_a_terminal_of_a_few_columns_is_wide_enough() -> None:
+    found = run("specs", env={**os.environ, "COLUMNS": "4"})
+    assert found.returncode == 0, found.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     with subprocess.Popen(
         [

@@ -54,6 +54,11 @@ def fails(text: str, *words: str) -> str:
         (CYCLIC.replace('("S_A", "S_B")', '("gain_out",)'), "the role 'gain_out' is taken"),
         (CYCLIC.replace('("S_A", "S_B")', '("S.A", "S.B")'), "the role 'S.A' is not a name"),
         (CYCLIC.replace('("S_A", "S_B")', '("S_A", 3)'), "the role 3 is not a name"),
+        (
+            CYCLIC + "\n    fixed = ('S_C',)\n",
+            "`fixed` has 'S_C', which is none of ['A', 'B', 'S_A', 'S_B']",
+        ),
+        (CYCLIC + "\n    auto = ('perod',)\n", "`auto` has 'perod', which is none of ['period']"),
         (CYCLIC.replace('"Cyclic"', '"Other"'), "broken_module:Cyclic calls itself 'Other'"),
         (CYCLIC.replace('name: ClassVar[str] = "Cyclic"', ""), "calls itself None"),
     ],
@@ -141,6 +146,7 @@ IN_THE_PLAN = [
     ("reach", SITE, "return max([])", "`reach` raises ValueError"),
     ("review", "rank, widths", "yield from 3", "`review` raises TypeError"),
     ("start", ROLE, "return 'zeros', 1, 2", "`start` raises TypeError"),
+    ("start", ROLE, "return Start('one' if role == 'A' else 'zeros')", "`start` gives 'one', which is none of ['zeros'"),
     ("zeros", "zero", "return zero['A']", "`zeros` raises TypeError"),
     ("check_rank", "rank", "raise KeyError(rank)", "`check_rank` raises KeyError: 2"),
 ]  # fmt: skip
