@@ -66,7 +66,8 @@ def _other_rank(rank: m.Expression, value: float) -> str:
         return f"write `rank {max(1, round(abs(value)))}`, say"
     text = expression_text(rank)
     if isinstance(rank, m.Ref) and rank.ref not in m.ATTRIBUTES:
-        return f"give it another number: `param {text} = {max(1, round(abs(value)))}`, say"
+        number = max(1, round(abs(value)))
+        return f"give it another number: `param {text} = {number}`, or `--set {text}={number}`"
     if value < 0:
         return f"`rank max({text}, 0)` is never below 0"
     if isinstance(rank, m.Binary) and rank.op == "/":

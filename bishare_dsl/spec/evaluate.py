@@ -146,8 +146,9 @@ class Scope:
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             help = None
             if isinstance(expression, m.Ref) and expression.ref not in m.ATTRIBUTES:
+                name = expression.ref
                 help = (
-                    f"`{expression.ref}` is a word: give it a number, `param {expression.ref} = 8`"
+                    f"`{name}` is a word: give it a number, `param {name} = 8` or `--set {name}=8`"
                 )
             elif {"per", "keys"} & {*loc}:
                 help = "the parts of a key have commas between: `per layer, kind`"

@@ -63,6 +63,8 @@ ERRORS = [
     (f"let l = 1 / (layer - 3) < 1\n{TARGET}share s where l per module rank 2", "BS210", None, None),
     (f"{TARGET}share s per module rank 2.5", "BS211", "2.5", None),
     (f"{TARGET}share s per module rank -1", "BS211", "-1", None),
+    (f"param r = 8.5\n{TARGET}share s per module rank r", "BS211", "r", "`--set r=8`"),
+    (f"param r = abc\n{TARGET}share s per module rank r", "BS210", "r", "`--set r=8`"),
     (f"{TARGET}share s per module rank layer / 2", "BS211", "layer / 2", None),
     (f"{TARGET}share s per module rank 4 dropout 1", "BS211", "1", None),
     (f"dropout -0.1\n{TARGET}share s per module rank 4", "BS211", "-0.1", None),
