@@ -80,7 +80,7 @@ def _remedies(document: Document, problem: Problem) -> Iterator[Remedy]:
             yield f"Write `{meant[1]}`", (Edit(wrong, _spelled_as(document, wrong, meant[1])),)
     elif (at_start := document.statement_at(span.start)) is not None:
         yield from _clauses(help_line, *at_start)
-        if problem.code in _NEEDLESS:
+        if problem.code in _NEEDLESS and not _is_listed(document, span, at_start[1]):
             yield "Leave it out", (Edit(_with_space(document, at_start[1].span), ""),)
         if problem.code == spec.OUTDENTED.code:
             yield "Indent it", (Edit(Span(at_start[1].start, at_start[1].start), "    "),)
@@ -129,6 +129,14 @@ def _clauses(help_line: str, statement: Statement, clause: Statement) -> Iterato
         has = next(same, None)
         span = has.span if has else Span(statement.end, statement.end)
         yield f"Write `{text}`", (Edit(span, text if has else f"  {text}"),)
+
+
+def _is_listed(document: Document, span: Span, clause: Statement) -> bool:
+    """Return whether a span is an item of a clause's list, without which the clause still means something."""
+    text, first = document.source.text, document.source.start
+    before = text[clause.start - first : span.start - first]
+    after = text[span.end - first : clause.span.end - first]
+    return "," in before or after.lstrip().startswith((",", ")"))
 
 
 def _with_space(document: Document, span: Span) -> Span:

@@ -83,3 +83,19 @@ def test_what_may_be_meant_in_several_ways_is_offered_in_several(mended):
 
 def test_a_spec_without_mistakes_has_nothing_to_mend(mended):
     assert mended(T + "share a per module rank 4") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "init A normal, C zeros\n{T}share a per module rank 4",
+        "init C zeros, A normal\n{T}share a per module rank 4",
+        "{T}share a per module rank 4 init A normal, A ones",
+        "{T}share a per module rank 4 gain out init 1, out init 2",
+        "{T}share a per layer rank 4 via KE(size = 64, size = 32)",
+        "{T}share a per module rank 4 freeze A, A",
+    ],
+)
+def test_what_is_needless_in_a_list_takes_no_other_part_with_it(mended, text):
+    text = f"{MODEL}spec s\n{text.format(T='target q_proj, v_proj' + chr(10))}"
+    assert "Leave it out" not in mended(text)
