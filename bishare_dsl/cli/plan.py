@@ -93,7 +93,7 @@ def command(
 
 def _bytes_of(text: str) -> int | None:
     """Return the number of bytes in ``80GB`` or ``12MiB``, or None if the text is not a size."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     unit = _BYTES.get(match[2].lower()) if match else None
     return int(float(match[1]) * unit) if match and unit else None
 

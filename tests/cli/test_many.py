@@ -472,6 +472,7 @@ def test_a_library_costs_what_its_spec_says(bishare, here):
     [
         (["--memory", "80GB"], "--memory goes with --adapters"),
         (["--adapters", "3", "--memory", "much"], "write `--memory 80GB`"),
+        (["--adapters", "3", "--memory", f"{'9' * 400}GB"], "write `--memory 80GB`"),
         (["--adapters", "3", "--set", "r=4,8"], "--adapters takes one spec"),
     ],
 )
