@@ -19,7 +19,7 @@ def json_of(bishare, here):
     return run
 
 
-@pytest.mark.parametrize("words", ["check a.share --nope", "chck a.share", "plan a.share --set"])
+@pytest.mark.parametrize("words", ["check a.share --nope", "chck a.share"])
 def test_mistakes_of_a_command_line(json_of, words):
     (problem,) = json_of(*words.split(), code=2)["problems"]
     assert problem["code"] == "BS901"
