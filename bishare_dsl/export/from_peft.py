@@ -199,10 +199,13 @@ def _trained(
     """Extend a spec to train these parameters in full, each by its path; return it with its plan."""
     train = NONE if architecture.head else None
     if saved:
-        paths = [path for o in architecture.others if o.path in saved for path in o.paths]
-        train = m.Selection(
-            include=tuple(m.Match(attribute="path", pattern=path) for path in paths)
-        )
+        parts: list[m.Expression] = []
+        for other in (other for other in architecture.others if other.path in saved):
+            # A tied parameter has its first path, and `train` must name all of its modules.
+            path = m.Match(attribute="path", pattern=other.path)
+            kinds = dict.fromkeys(path.rsplit(".", 2)[-2] for path in other.tied)
+            parts += [path, *(m.And(all_of=(_is_kind(kind), path)) for kind in kinds)]
+        train = m.Selection(include=tuple(parts))
     spec = spec.model_copy(update={"train": train})
     return spec, build_plan(spec, architecture)[0]
 

@@ -261,12 +261,23 @@ def _gguf_tensors(path: Path, limit: int) -> tuple[float, dict[str, Any]]:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
+    class Reader(GGUFReader):  # type: ignore[misc]
+        """Refuses to read beyond the end of the file, which gguf takes for empty values without an end."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            values = super()._get(offset, dtype, count, *order, **named)
+            if len(values) < count:
+                raise ValueError("its header promises more than the file has")
+            return values
+
     try:
         if (size := path.stat().st_size) > limit:
             raise ValueError(f"it has {size:,} bytes, and may have {limit:,}")
-        reader = GGUFReader(path)
+        reader = Reader(path)
+        if sum(tensor.n_bytes for tensor in reader.tensors) > size:
+            raise ValueError("its tensors overlap")
         field = reader.get_field("adapter.lora.alpha")
         alpha = float(field.contents()) if field is not None else 0.0
         return alpha, {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error

@@ -21,7 +21,7 @@ from bishare_dsl.export.lora import Lora
 from bishare_dsl.export.peft_config import PeftConfig, read_tensors
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture
-from bishare_dsl.reading import MAX_CONFIG, read_file
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import new_folder
 
 CONFIG = "adapter_config.json"
@@ -74,7 +74,7 @@ def read_mlx(
     """
     path = folder / CONFIG
     try:
-        fields = json.loads(read_file(folder, CONFIG, MAX_CONFIG))
+        fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
         parameters = fields["lora_parameters"]
         rank, scale = parameters["rank"], parameters["scale"]
         config = PeftConfig(
@@ -84,7 +84,7 @@ def read_mlx(
             lora_alpha=rank * scale,
             lora_dropout=parameters.get("dropout", 0.0),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
     factors = {}
     for name, tensor in read_tensors(folder, TENSORS, architecture).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection
@@ -14,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Architecture, most_parameters
-from bishare_dsl.reading import MAX_CONFIG, read_file
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,7 @@ _REFUSED = (
     "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
 _ENDLESS = re.compile(r"\)[*+?{]|\(\?|\\\d|([*+?{].*){3}", re.DOTALL)
 """Parts of a regular expression that may take exponential time: repeated groups, and many repetitions."""
@@ -108,12 +107,12 @@ def read_config(folder: Path) -> PeftConfig:
         AdapterError: it cannot be read (BS608).
     """
     try:
-        fields = json.loads(read_file(folder, CONFIG, MAX_CONFIG))
+        fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
         if not isinstance(fields, dict):
             reason = "it is not a JSON object"
             raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason))
         return PeftConfig.model_validate(fields)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = one_line(error)
         raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
 

@@ -13,6 +13,7 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import is_peft, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.from_peft import read_peft
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.serve.vllm.folder import read_any
@@ -228,6 +229,25 @@ def test_an_adapter_that_trains_on(tmp_path: Path) -> None:
     assert all(tensor.grad is not None for tensor in ours.bishare.tensors().values())
 
 
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+@pytest.mark.parametrize("writer", ["bishare", "peft"])
+def test_tied_tables_that_are_trained_in_full(writer: str, tmp_path: Path) -> None:
+    def base() -> Any:
+        return tiny_model("qwen2", tie_word_embeddings=True)
+
+    folder = tmp_path / "lora"
+    if writer == "bishare":
+        text = "spec s\ntarget q_proj\ntrain heads, embeddings\nshare x per module rank 2\n"
+        model = compile_spec(text, base())
+        randomize(model, 1)
+        model.bishare.export(folder)
+    else:
+        tables = ["embed_tokens", "lm_head"]
+        how = {"modules_to_save": tables, "ensure_weight_tying": True, "r": 2}
+        model = saved(folder, base(), target_modules=["q_proj"], **how)
+    torch.testing.assert_close(logits(load_adapter(folder, base())), logits(model))
+
+
 # What is refused -----------------------------------------------------------------------------------
 
 
@@ -237,6 +257,10 @@ def test_an_adapter_that_trains_on(tmp_path: Path) -> None:
         ({"lora_bias": True}, "it has `lora_bias`"),
         ({"peft_type": "LOHA"}, "its `peft_type` is LOHA"),
         ({"init_lora_weights": "pissa"}, "`init_lora_weights` is pissa"),
+        (
+            {"init_lora_weights": "lora_ga"},
+            "`init_lora_weights` is lora_ga, which changes the base",
+        ),
     ],
 )
 def test_more_than_a_plain_lora(change: Any, said: str, tmp_path: Path) -> None:
@@ -295,6 +319,16 @@ def test_a_pattern_without_end(key: str, pattern: str, tmp_path: Path) -> None:
         AdapterError, match=r"BS608.*rank and alpha.*(repeats more|subpattern|deep)"
     ):
         load_adapter(tmp_path / "peft", tiny_model("llama"))
+
+
+def test_a_config_of_too_many_values_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MB of `{}` would take gigabytes."""
+    saved(tmp_path / "peft", "llama")
+    monkeypatch.setattr("bishare_dsl.reading.MAX_VALUES", 10)
+    with pytest.raises(AdapterError, match=r"BS608.*more than 10 values"):
+        read_peft(tmp_path / "peft", architecture_of(tiny_model("llama")))
 
 
 def test_broken_files(tmp_path: Path) -> None:

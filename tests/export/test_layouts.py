@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,35 @@ def test_a_damaged_file_of_llama_cpp_is_refused(
     writer.close()
     with pytest.raises(AdapterError, match=code):
         read_fitting(tmp_path / "x.gguf", tiny_model(family))
+
+
+def header(tensors: int, *fields: bytes) -> bytes:
+    """The start of a GGUF file, with the bytes behind the name of each field."""
+    counts = struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(fields))
+    return counts + b"".join(struct.pack("<Qc", 1, b"k") + field for field in fields)
+
+
+ARRAY = struct.pack("<I", 9)
+TWICE = b"".join(
+    struct.pack(f"<Q{len(name)}sIQQIQ", len(name), name, 2, 64, 64, 0, 0)
+    for name in (b"blk.0.ffn_down.weight.lora_a", b"blk.0.ffn_down.weight.lora_b")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (header(0, ARRAY + struct.pack("<IQ", 0, 2**16)), "promises more"),  # In full, 2**60.
+        (header(2**16), "promises more"),
+        (header(0, ARRAY + (ARRAY + struct.pack("<Q", 1)) * 2000), "nested too deep"),
+        (header(2) + TWICE + bytes(64 * 64 * 4 + 32), "overlap"),
+        (header(1) + TWICE[:40] + struct.pack("<QQIQ", 8, 8, 24, 0) + bytes(128), "not yet"),
+    ],
+)
+def test_a_hostile_file_of_llama_cpp_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(AdapterError, match=f"BS608.*{said}"):
+        read_fitting(tmp_path / "x.gguf", tiny_model("llama"))
 
 
 def test_a_file_of_llama_cpp_larger_than_its_base_is_not_read(tmp_path: Path) -> None:
