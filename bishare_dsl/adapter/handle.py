@@ -29,7 +29,7 @@ from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, o
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.own_methods import RESIZING, drop_methods, put_methods
+from bishare_dsl.adapter.own_methods import RESIZING, TYING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.batched.bank import Bank
@@ -145,6 +145,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _model: tuple[PreTrainedModel, ...] = ()
     _running: Adapter | None = None
     _merged: Merged | None = None
+    _halfway: bool = False
     _before_merge: tuple[str, ...] = ()
     _off: bool = False
     _blocks: int = 0
@@ -157,7 +158,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         sources = self.parts.sources()
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
         self.adapters, self.active, self._running = {name: first}, (name,), first
-        put_methods(model, RESIZING)
+        put_methods(model, RESIZING, TYING)
         self._hooks = (model.register_forward_pre_hook(_check_call, with_kwargs=True),)
 
     def at_head(self, plan: Plan) -> str | None:
@@ -391,10 +392,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
             uniform_rank: use one rank for all modules, for engines without ``rank_pattern``.
 
         Raises:
-            AdapterError: PEFT trains a module together with the adapter (BS686); or see
-                `bishare_dsl.export.export.export_adapter`.
+            AdapterError: PEFT trains a module together with the adapter (BS686); the adapter has a magnitude
+                and is merged (BS643, BS629); or see `bishare_dsl.export.export.export_adapter`.
         """
         self._check_alone("export the adapter")
+        if self.merged and not self.disabled and self.plan.has_magnitudes:
+            self._require_unmerged(
+                "export the adapter's magnitudes"
+            )  # They depend on the base's weights.
         how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank}
         report = on_first_process(
             self.plan,
@@ -462,7 +467,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
             safe_merge: report values that are not finite as PEFT does; they are rejected in any case.
             adapter_names: the adapters to merge instead of the running ones, which run again after
                 `unmerge`. Adapters that are already merged stay merged.
-            keep_base: keep copies of the weights on the CPU, required for `unmerge` and `disable_adapter`.
+            keep_base: keep copies of the weights on the CPU, required for `unmerge` and `disable_adapter`,
+                and to undo a merge that is interrupted. Without them the model refuses to run after one.
             dequantize: replace quantised layers by dense ones.
             stochastic_seed: round up or down at random, so that the result is exact on average.
 
@@ -485,9 +491,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
                         keep_base=keep_base, dequantize=dequantize, stochastic_seed=stochastic_seed
                     )
             except BaseException:
-                self._switch(active)
-                if merged:
-                    self._merge(keep_base=True, dequantize=True)
+                if not self._halfway:
+                    self._switch(active)
+                    if merged:
+                        self._merge(keep_base=True, dequantize=True)
                 raise
             if not merged:
                 self._before_merge = active
@@ -506,7 +513,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 *(model, self.plan, tensors), keep_base=keep_base, stochastic_seed=stochastic_seed
             )
         except BaseException:
-            self.parts.enable(True)
+            if keep_base:
+                self.parts.enable(True)
+            else:  # Some weights are merged for good, and running the adapter would add to them twice.
+                self._merged, self._halfway = Merged(False, MergeReport(0)), True
+                self._hooks += (model.register_forward_pre_hook(_refuse_half_merged),)
             raise
         return self._merged.report
 
@@ -866,7 +877,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, {state}"
 
     def _require_enabled(self, action: str) -> None:
-        """Raise AdapterError (BS626) if the adapter is disabled."""
+        """Raise AdapterError if the adapter is disabled (BS626), or merged in part for good (BS629)."""
+        if self._halfway:
+            raise AdapterError(codes.NOT_KEPT(action=action))
         if self.disabled:
             raise AdapterError(codes.DISABLED(action=action))
 
@@ -939,6 +952,11 @@ def _check_call(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         running = None if handle.disabled or handle.merged else handle._running
         if running is not None and (path := handle.at_head(running.plan)):
             raise AdapterError(codes.FUSED_HEAD(path=path, name=running.name))
+
+
+def _refuse_half_merged(*_: Any) -> None:
+    """Refuse a model of which an interrupted merge has changed some weights for good (BS629)."""
+    raise AdapterError(codes.NOT_KEPT(action="run a model that is merged in part"))
 
 
 def _takes_names(model: nn.Module) -> bool:

@@ -20,12 +20,14 @@ from bishare_dsl.diagnostics.codes.adapter import RESIZED
 from bishare_dsl.models.hooks import HAS_ADAPTER, uploaded
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
+from bishare_dsl.rewrite.rewritten import own_parameters
 
 if TYPE_CHECKING:
     from torch import nn
 
 SAVING = "save_pretrained"
 RESIZING = "resize_token_embeddings"
+TYING = "tie_weights"
 
 
 def put_methods(model: nn.Module, *names: str) -> None:
@@ -33,7 +35,7 @@ def put_methods(model: nn.Module, *names: str) -> None:
 
     Args:
         model: the adapted model.
-        names: `SAVING`, `RESIZING`, or both.
+        names: `SAVING`, `RESIZING` and `TYING`, or some of them.
     """
     for name in names:
         if hasattr(model, name):
@@ -91,6 +93,12 @@ def _resize(
     )
 
 
+def _tie(model: Any, *args: Any, **settings: Any) -> Any:
+    """Tie the base's parameters: a tensor that replaces one that is trained in full is no parameter."""
+    with own_parameters(module for module, _ in model.get_submodule(ADAPTER).parts.whole):
+        return type(model).tie_weights(model, *args, **settings)
+
+
 def _at(plan: Plan, paths: set[str]) -> str | None:
     """Return one of several modules at which an adapter has a term or trains a parameter in full."""
     used = {path for site in plan.sites if plan.terms_of[site.path] for path in site.paths}
@@ -98,4 +106,8 @@ def _at(plan: Plan, paths: set[str]) -> str | None:
     return next(iter(sorted(paths & used)), None)
 
 
-_METHODS: dict[str, Callable[..., Any]] = {SAVING: _save, RESIZING: _resize}
+_METHODS: dict[str, Callable[..., Any]] = {
+    SAVING: _save,
+    RESIZING: _resize,
+    TYING: _tie,
+}

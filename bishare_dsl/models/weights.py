@@ -141,7 +141,7 @@ class Weight:
         """Yield the layer's outputs for unit vectors, which are its weight in any encoding."""
         import torch
 
-        module, kind = self.module, getattr(type(self.module), "bishare_base", type(self.module))
+        module, kind = self.module, _kind(self.module)
         held = next(iter([*module.parameters(), *module.buffers()]), None)
         bias, training = getattr(module, "bias", None), module.training
         module.training = True  # In eval mode bitsandbytes repacks four bits, with rounding.
@@ -201,7 +201,7 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
 
     weight, across = _plain_weight(layer), 0 if _is_conv1d(layer) else 1
     if weight is None:
-        (linear,), across = weights_in("", layer), 1
+        (linear,), across = weights_in(_kind(layer).__name__, layer), 1
         weight = linear.values()
         if weight.is_meta:  # On disk: a call of the layer loads it.
             weight = products(layer, torch.eye(linear.d_in, dtype=weight.dtype)).mT
@@ -247,7 +247,7 @@ def _embedding_widths(module: nn.Module) -> tuple[int, int] | None:
 
     if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
         return None
-    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    kind = _kind(module)
     scaled = isinstance(getattr(module, "embed_scale", None), (int, float, nn.Parameter)) or (
         "embed_scale" in module._buffers
     )
@@ -262,7 +262,7 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     The modules have attributes for the layout: ``is_transposed``, and ``is_concatenated`` if gate and up
     are not interleaved. Classes in `_LAYOUTS` lack them.
     """
-    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    kind = _kind(module)
     concatenated, transposed = _LAYOUTS.get(
         kind.__name__,
         (getattr(module, "is_concatenated", None), getattr(module, "is_transposed", None)),
@@ -294,6 +294,12 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
                 )
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module without an adapter."""
+    kind: type[nn.Module] = getattr(type(module), "bishare_base", type(module))
+    return kind
+
+
 def _is_float(dtype: torch.dtype | None) -> bool:
     import torch
 
@@ -315,7 +321,7 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
     import torch
     from torch import nn
 
-    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    kind = _kind(module)
     if kind.forward is nn.Linear.forward:
         return True
     models_own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))

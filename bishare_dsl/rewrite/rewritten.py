@@ -15,8 +15,8 @@ import hashlib
 import importlib
 import linecache
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple, Protocol, cast
@@ -160,6 +160,19 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
 def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
     """Make reads of the named parameters of `module` return tensors of its child ``bishare_whole``."""
     _change(module, names=names)
+
+
+@contextmanager
+def own_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules return their own parameters inside the block, where `set_whole` replaces some."""
+    replaced = [(module, _changes(module).names) for module in modules]
+    for module, _ in replaced:
+        set_whole(module, ())
+    try:
+        yield
+    finally:
+        for module, names in replaced:
+            set_whole(module, names)
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:

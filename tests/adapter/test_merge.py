@@ -41,6 +41,23 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     )
 
 
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_a_magnitude_is_exported_with_the_weights_of_the_base_alone(tmp_path: Path) -> None:
+    """PEFT's lengths are those of W + dW, and W is not the weight that the model has while it is merged."""
+    model = compile_spec("dora", tiny_model("llama"))
+    randomize(model, 1)
+    model.bishare.export(tmp_path / "before")
+    model.bishare.merge()
+    with pytest.raises(AdapterError, match=r"BS643.*magnitudes"):
+        model.bishare.export(tmp_path / "merged")
+    with model.bishare.disable_adapter():
+        model.bishare.export(tmp_path / "off")
+    model.bishare.unmerge()
+    model.bishare.export(tmp_path / "after")
+    files = [tmp_path / n / "adapter_model.safetensors" for n in ("before", "off", "after")]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 @pytest.mark.parametrize(("family", "text"), CASES)
 def test_merged_weights_are_base_plus_delta(adapted: Adapted, family: str, text: str) -> None:
     model = adapted(family, text)
@@ -263,8 +280,8 @@ def test_a_diverged_adapter_changes_nothing(adapted: Adapted, ids: torch.Tensor)
     assert not model.bishare.merged
 
 
-def test_an_interrupted_merge_goes_back(
-    adapted: Adapted, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_merge_goes_back_or_refuses_to_run(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = adapted()
     base, want = weights(model), logits(model, ids)
@@ -281,6 +298,18 @@ def test_an_interrupted_merge_goes_back(
         model.bishare.merge()
     assert same(weights(model), base)
     assert torch.equal(logits(model, ids), want)
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        model.bishare.merge_and_unload()  # Without copies there is no way back.
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    monkeypatch.undo()
+    handle = model.bishare
+    again = (handle.merge_and_unload, handle.merge, handle.unmerge, handle.unload)
+    for action in (*again, lambda: logits(model, ids), lambda: copy.deepcopy(model)):
+        with pytest.raises(AdapterError, match="BS629"):
+            action()
+    loaded = load_adapter(tmp_path / "adapter", tiny_model("llama"))
+    assert torch.equal(logits(loaded, ids), want)
 
 
 # Weights that cannot be merged into ---------------------------------------------------------------
@@ -446,6 +475,13 @@ def test_a_layer_that_cannot_be_dequantised() -> None:
     model = quantised(Cryptic)
     with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
         model.bishare.merge(dequantize=True)
+
+
+def test_a_magnitude_names_the_kind_of_layer_that_cannot_be_dequantised(ids: torch.Tensor) -> None:
+    text = f"{SPEC}magnitude per module where q_proj\n"
+    model = compile_spec(text, quantise(tiny_model("llama"), lambda p: "q_proj" in p, Cryptic))
+    with pytest.raises(AdapterError, match=r"BS623.*`Cryptic` \(Cryptic, int8\)"):
+        model(ids)
 
 
 @pytest.mark.parametrize("kind", [Dequantisable, Int8Linear])

@@ -99,6 +99,24 @@ def test_it_trains_in_float32_on_a_base_of_bfloat16() -> None:
     assert model.model.norm.weight.dtype == torch.bfloat16
 
 
+def test_tables_that_are_trained_in_full_are_tied_again() -> None:
+    """accelerate ties the weights of a model that it shards, and transformers those of one that it loads."""
+    text = "spec s\ntarget q_proj\ntrain heads, embeddings\nshare x per module rank 3 scale 2\n"
+    model = trained(0, tiny_model("qwen2", tie_word_embeddings=True), text)
+    wanted, whole = logits(model), type(model.lm_head)
+    model.tie_weights()
+    assert torch.equal(logits(model), wanted)
+    assert type(model.lm_head) is whole
+    assert model.lm_head._parameters["weight"] is model.model.embed_tokens._parameters["weight"]
+    with model.bishare.disable_adapter():
+        base = logits(model)
+        model.tie_weights()
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), wanted)
+    model.bishare.unload().tie_weights()
+    assert torch.equal(logits(model), base)
+
+
 def test_copies_pickles_and_compiled_code() -> None:
     model = trained(base=tiny_model("llama", num_hidden_layers=1))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
