@@ -214,15 +214,15 @@ def digest_of(entries: Entries) -> str:
     return digest.hexdigest()
 
 
-def entries_in(content: bytes) -> Entries:
-    """Return the contents of a tensor file.
+def entries_in(content: bytes, *, by_key: bool = False) -> Entries:
+    """Return the contents of a tensor file by the last components of its keys, or by its whole keys.
 
     Raises:
         SafetensorError: this is not a tensor file.
         ValueError: two tensors have the same name.
     """
     stored = deserialize(content)  # type: ignore[no-untyped-call]
-    entries = {attribute_in(key): entry for key, entry in stored}
+    entries = {key if by_key else attribute_in(key): entry for key, entry in stored}
     if len(entries) < len(stored):
         raise ValueError("two of its tensors have one name")
     return entries

@@ -22,6 +22,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
@@ -60,7 +61,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
 from bishare_dsl.adapter.sharing import UNNAMED, config_of_others, sharing_of
-from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import Architecture, most_parameters
@@ -235,7 +236,7 @@ def add_to_library(
         out: write a copy of the library to this folder instead of changing the original.
 
     Returns:
-        Warnings, as `save_library`, of the added adapters.
+        Warnings, as `save_library`, of the added adapters; and of copied adapters that cannot be read.
 
     Raises:
         AdapterError: the library is damaged, or the system refuses (BS616).
@@ -247,8 +248,9 @@ def add_to_library(
             _copy_others(out, new, *(path.name for path in folder.iterdir()))
             with lock_folder(folder):
                 shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
+                damaged = [*_damaged(folder, names_in(folder))]
             _replace_links(folder, new)
-            return _add_members(new, adapters)
+            return (*damaged, *_add_members(new, adapters))
     with writing(folder), lock_folder(folder):
         return _add_members(folder, adapters)
 
@@ -291,6 +293,15 @@ def _replace_links(folder: Path, copy: Path) -> None:
         except OSError:  # It leads elsewhere, or to a folder.
             continue
         replace_file(link, content)
+
+
+def _damaged(folder: Path, names: Iterable[str]) -> Iterator[Problem]:
+    """Report adapters of a library that cannot be read, as warnings: copying them does not mend them."""
+    for name in names:
+        try:
+            read_adapter(f"{folder}#{name}")
+        except BishareError as error:
+            yield replace(error.problems[0], severity="warning")
 
 
 def _add_members(
@@ -575,7 +586,7 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries, most: int) -> 
 
     stated = read_sharing(config.sharing or "", config.seed)
     left, ours_by_key = dict(entries), Entries()
-    left = {key: entry for key, entry in left.items() if not is_seed(key)}
+    left = {key: entry for key, entry in left.items() if not is_seed(attribute_in(key))}
     both = [*zip(plan.tensors, stated.tensors, strict=True)]
     drawn = [(t, e) for t, e in both if e.draw is not None and t.name not in config.drawn]
     if (count := sum(tensor.size for tensor, _ in drawn)) > most:
@@ -585,10 +596,10 @@ def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries, most: int) -> 
         keys = {name: entry.key} if entry.key else {}
         keys |= {attribute(part_name(tensor.name, p)): key for p, key in entry.keys.items()}
         for ours, key in keys.items():
-            if (value := entries.get(attribute_in(key))) is None:
+            if (value := entries.get(key)) is None:
                 raise ValueError(f"the files have no tensor `{key}`")
             ours_by_key[ours] = value
-            left.pop(attribute_in(key), None)
+            left.pop(key, None)
         if entry.draw is not None and tensor.name not in config.drawn:
             values = np.empty(entry.shape, np.float32)
             seed, _, text = entry.text.partition(":")
@@ -643,7 +654,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
         for file in wanted:
             content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
             with reading(folder / file):
-                entries = entries_in(content)
+                entries = entries_in(content, by_key=not config.tensors and not config.spec)
                 if not read_entries.keys().isdisjoint(entries):
                     raise ValueError("a tensor of it is in another file too")
                 read_entries |= entries

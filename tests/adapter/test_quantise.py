@@ -363,6 +363,20 @@ def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Pat
     assert (out / "secret").is_symlink()
 
 
+def test_a_copy_of_a_library_names_adapters_that_cannot_be_read(tmp_path: Path) -> None:
+    library, out = tmp_path / "lib", tmp_path / "out"
+    _, values = save_one(library)
+    add_to_library(library, {"two": values})
+    file = library / "adapters" / "two.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    [problem] = add_to_library(library, {"three": values}, out)
+    assert (problem.code, problem.severity) == ("BS607", "warning")
+    assert str(file) in problem.message
+    assert read_adapter(f"{out}#three")
+
+
 def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

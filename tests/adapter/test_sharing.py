@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import shutil
 import zlib
 from base64 import b64encode
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -195,7 +198,7 @@ OTHERS = [folder.relative_to(HERE) for folder in sorted(HERE.glob("**/adapter_co
 NOW = [path for path in OTHERS if "format_1" not in path.parts]
 
 
-def by_others(source: Path, folder: Path) -> str:
+def by_others(source: Path, folder: Path, keys: str = "tensors/{}") -> str:
     """Copy an adapter as another program would write it: without a spec, and with other keys."""
     shutil.copytree(source, folder)
     config = json.loads((source / CONFIG).read_text())
@@ -208,7 +211,7 @@ def by_others(source: Path, folder: Path) -> str:
         for place in (entry, entry.get("parts", {})):
             for word in ("key", "vectors", "below", "int8", "int4", "scales"):
                 if word in place:
-                    new[place[word]] = place[word] = f"tensors/{len(new)}"
+                    new[place[word]] = place[word] = keys.format(len(new))
     for file in (folder / "adapter_model.safetensors", *folder.glob("adapters/*")):
         values = {key: value for key, value in load_file(file).items() if key in new}
         save_file({new[key]: value for key, value in values.items()}, file)
@@ -234,6 +237,30 @@ def test_what_another_program_writes_is_loaded_and_saved(path: Path, tmp_path: P
     again = load_adapter(tmp_path / "again", family_of(family)).eval()
     assert torch.equal(again(ids).logits, wanted)
     assert again.bishare.plan == load_adapter(tmp_path / "again", family_of(family)).bishare.plan
+
+
+def test_keys_of_another_program_may_end_alike(tmp_path: Path) -> None:
+    """As those in the page's example do, if each layer has such a tensor."""
+    keys = "base_model.model.model.layers.{}.self_attn.bishare_tensors.local__A"
+    folder = by_others(HERE / "int8", tmp_path / "theirs", keys)
+    ids = torch.arange(12).view(2, 6)
+    wanted = load_adapter(HERE / "int8", family_of("llama")).eval()(ids).logits
+    assert torch.equal(load_adapter(folder, family_of("llama")).eval()(ids).logits, wanted)
+
+
+def test_the_line_of_numpy_on_the_page_gives_the_words() -> None:
+    """Also where one integer of the key is below 2^63 and the other is not, as of `0:s.A`."""
+    page = (HERE.parent / "docs" / "format.md").read_text("utf-8")
+    [line] = re.findall(r"`(numpy\.random\.Philox\(.*?random_raw\(n\))`", page)
+    for text in ("0:inter.A", "0:s.A", "1:s.A", "2:s.A", "3:s.A"):
+        digest = hashlib.sha256(text.encode()).digest()
+        first, second = (int.from_bytes(digest[i : i + 8], "little") for i in (0, 8))
+        names = {"numpy": numpy, "k0": first, "k1": second, "n": 3}
+        raw = eval(line.replace("k₀", "k0").replace("k₁", "k1"), names)
+        values = numpy.empty((1, 6), numpy.float32)
+        fill(values, {"uniform": [0, 1]}, *text.split(":"))
+        words = raw.astype("<u8").view("<u4")
+        assert ((words + 0.5) * 2.0**-32).astype("f4").tolist() == values[0].tolist()
 
 
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
