@@ -37,6 +37,7 @@ from bishare_dsl.adapter.files import (
     Saving,
     in_the_way,
     is_ours,
+    names_in,
     pack,
     read_adapter,
     save_adapter,
@@ -177,17 +178,19 @@ def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``write`` of PEFT, its first write to a folder, which would block on a pipe of that name."""
+    """Wrap ``write`` of PEFT, its first write to a folder, which would block on a pipe of that name.
+
+    A library is refused, because its adapters would lose what they share.
+    """
 
     @wraps(write)
     def written(model: Any, output_dir: Any) -> Any:
         card = Path(output_dir, CARD)
-        if (
-            isinstance(model.active_peft_config, BishareConfig)
-            and card.exists()
-            and not card.is_file()
-        ):
-            raise in_the_way(card)
+        if isinstance(model.active_peft_config, BishareConfig):
+            if card.exists() and not card.is_file():
+                raise in_the_way(card)
+            if "default" in model.peft_config and names_in(output_dir):
+                raise in_the_way(Path(output_dir, CONFIG))
         return write(model, output_dir)
 
     return written

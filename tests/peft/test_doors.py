@@ -326,6 +326,16 @@ def test_a_damaged_lora_is_not_imported(damage: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_peft_does_not_save_over_a_library(tmp_path: Path) -> None:
+    """Its adapters would lose the tensors that they share."""
+    shutil.copytree(HERE / "library", library := tmp_path / "library")
+    before = {path: path.read_bytes() for path in library.rglob("*") if path.is_file()}
+    model = get_peft_model(tiny_model("llama"), BishareConfig(spec=SPEC))
+    with pytest.raises(AdapterError, match="BS615"):
+        model.save_pretrained(str(library))
+    assert {path: path.read_bytes() for path in library.rglob("*") if path.is_file()} == before
+
+
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     """Of the config, which vLLM's own resolver would open, of a LoRA's tensors, and of the card."""
     for name in ("config", "zero"):
