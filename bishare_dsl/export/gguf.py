@@ -261,7 +261,7 @@ def _gguf_tensors(path: Path, limit: int) -> tuple[float, dict[str, Any]]:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    class Reader(GGUFReader):  # type: ignore[misc]
+    class Reader(GGUFReader):
         """Refuses to read beyond the end of the file, which gguf takes for empty values without an end."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
