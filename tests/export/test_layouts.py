@@ -218,6 +218,7 @@ TWICE = b"".join(
         (header(2) + TWICE + bytes(64 * 64 * 4 + 32), "overlap"),
         (header(1) + TWICE[:40] + struct.pack("<QQIQ", 8, 8, 24, 0) + bytes(128), "not yet"),
     ],
+    ids=["array", "tensors", "nested", "overlapping", "of integers"],
 )
 def test_a_hostile_file_of_llama_cpp_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
