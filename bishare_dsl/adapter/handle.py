@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.other import _set_adapter
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -28,13 +27,14 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.own_methods import RESIZING, TYING, drop_methods, put_methods
+from bishare_dsl.adapter.own_methods import BATCHING, RESIZING, TYING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import MixedBatches
-from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, Problem, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
@@ -91,6 +91,10 @@ class Adapter:
     def saved_plan(self) -> Plan:
         """The plan to save: scales are not saved."""
         return self.trained or self.plan
+
+    def scale_problems(self) -> list[Problem]:
+        """Warn if saving leaves out a scale (BS684)."""
+        return [] if self.scale == 1 else [codes.SCALE_NOT_SAVED(name=self.name, scale=self.scale)]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the parameters themselves by their names in the plan, each once.
@@ -158,8 +162,15 @@ class Handle(AdapterRoot, BaseTunerLayer):
         sources = self.parts.sources()
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
         self.adapters, self.active, self._running = {name: first}, (name,), first
-        put_methods(model, RESIZING, TYING)
-        self._hooks = (model.register_forward_pre_hook(_check_call, with_kwargs=True),)
+        put_methods(model, RESIZING, TYING, BATCHING)
+        inner = getattr(model, "base_model", None)  # As in `model.model(...)`.
+        called = [model]
+        if isinstance(inner, nn.Module) and inner is not model and not _takes_names(model):
+            called.append(inner)
+        hooks = [
+            module.register_forward_pre_hook(_check_names, with_kwargs=True) for module in called
+        ]
+        self._hooks = (*hooks, model.register_forward_pre_hook(_check_head, with_kwargs=True))
 
     def at_head(self, plan: Plan) -> str | None:
         """Return the path of the model's head, if a plan has a term there."""
@@ -367,7 +378,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             problems = on_first_process(adapter.plan, self.tensors(), write)
         else:
             problems = write(values_in(state_dict, model, adapter))
-        for problem in problems:
+        for problem in (*problems, *adapter.scale_problems()):
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
 
     def export(
@@ -420,11 +431,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: the adapter was merged without keeping the base (BS629), or a mixed batch is open
                 (BS674).
         """
-        self._turn("disable the adapter", blocks=1)
-        try:
+        with ExitStack() as undo:
+            with uninterrupted():
+                self._turn("disable the adapter", blocks=1)
+                undo.callback(self._turn, "enable the adapter", blocks=-1)
             yield
-        finally:
-            self._turn("enable the adapter", blocks=-1)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Disable or enable the adapter; repeated calls do not nest.
@@ -439,16 +450,17 @@ class Handle(AdapterRoot, BaseTunerLayer):
     def _turn(self, action: str, *, off: bool | None = None, blocks: int = 0) -> None:
         with self._switching(action):
             off, blocks = self._off if off is None else off, self._blocks + blocks
-            if (off or blocks > 0) != self.disabled:
-                if not self.disabled:
-                    self._to_base(action)
-                elif self._merged is None:
-                    self.parts.enable(True)
-                else:
-                    self._merged.swap(self.model)
-                for _, wrapper in self._wrappers():
-                    wrapper.enable_adapters(self.disabled)
-            self._off, self._blocks = off, blocks
+            with uninterrupted():
+                if (off or blocks > 0) != self.disabled:
+                    if not self.disabled:
+                        self._to_base(action)
+                    elif self._merged is None:
+                        self.parts.enable(True)
+                    else:
+                        self._merged.swap(self.model)
+                    for _, wrapper in self._wrappers():
+                        wrapper.enable_adapters(self.disabled)
+                self._off, self._blocks = off, blocks
 
     def merge(  # type: ignore[override]
         self,
@@ -507,17 +519,20 @@ class Handle(AdapterRoot, BaseTunerLayer):
     ) -> MergeReport:
         model, tensors = self.model, gather_tensors(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
-        self.parts.enable(False)
+        began = False
         try:
+            self.parts.enable(False)
+            began = True
             self._merged = merging.merge(
                 *(model, self.plan, tensors), keep_base=keep_base, stochastic_seed=stochastic_seed
             )
         except BaseException:
-            if keep_base:
-                self.parts.enable(True)
-            else:  # Some weights are merged for good, and running the adapter would add to them twice.
-                self._merged, self._halfway = Merged(False, MergeReport(0)), True
-                self._hooks += (model.register_forward_pre_hook(_refuse_half_merged),)
+            with uninterrupted():
+                if keep_base or not began:
+                    self.parts.enable(True)
+                else:  # Some weights are merged for good, and running the adapter would add to them twice.
+                    self._merged, self._halfway = Merged(False, MergeReport(0)), True
+                    self._hooks += (model.register_forward_pre_hook(_refuse_half_merged),)
             raise
         return self._merged.report
 
@@ -537,9 +552,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     def _restore(self, action: str) -> None:
         """Restore the base's weights, and run the merged adapters unmerged."""
-        self._to_base(action)
-        self._merged = None
-        self.parts.enable(True)
+        with uninterrupted():
+            self._to_base(action)
+            self._merged = None
+            self.parts.enable(True)
 
     def merge_and_unload(
         self,
@@ -595,14 +611,16 @@ class Handle(AdapterRoot, BaseTunerLayer):
             alike = [a.compiled for a in self.adapters.values() if a.plan.runs_as(plan)]
             compiled = alike[0] if alike else compile_plan(self.model, plan)
             parts = place(self.model, compiled, tensors)
-            if name in self.adapters:
-                self[name].parts.leave(name)
-            parts.join(name)
-            sources = parts.sources()
-            self.adapters[name] = Adapter(name, plan, spec_text, seed, compiled, parts, sources)
-            if name in self.active:
-                self._running = None
-                self._switch(self.active)
+            new = Adapter(name, plan, spec_text, seed, compiled, parts, parts.sources())
+            active = [new if other == name else self[other] for other in self.active]
+            running = self._together(active) if new in active else self._running
+            with uninterrupted():
+                if name in self.adapters:
+                    self[name].parts.leave(name)
+                parts.join(name)
+                self.adapters[name] = new
+                if running is not self._running:
+                    self._run(self.active, running)
         return () if alike else compiled.notes
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -617,8 +635,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """
         names = [adapter_names] if isinstance(adapter_names, str) else [*adapter_names]
         with self._switching("switch adapters"):
-            self._switch(names)
-            _set_adapter(self.model, names, inference_mode)  # Of the modules that PEFT trains.
+            self._switch(names, inference_mode)
             for name, adapter in self.adapters.items():
                 if adapter.bank is None:
                     trains = name in names and not inference_mode
@@ -632,19 +649,21 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: no such name (BS640), or the adapter was saved compactly (BS637).
         """
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            self[name].set_trainable(requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for adapter in [self[name] for name in names]:
+            adapter.set_trainable(requires_grad)
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Scale an adapter's update relative to its trained plan, where the scale is 1.
 
-        This recompiles the forwards, and applies to merging, mixed batches and exports. Scales are not saved.
+        This recompiles the forwards, and applies to merging, mixed batches and exports. Saving warns that it
+        leaves scales out (BS684).
 
         Raises:
             AdapterError: no such adapter (BS640), the adapter trains parameters in full (BS667), the
                 model is merged (BS643, BS629) or sharded (BS645), or a mixed batch is open (BS674).
         """
-        member = self[adapter]
+        member, scale = self[adapter], float(scale)  # Generated code cannot name numpy's numbers.
         if scale == member.scale:
             return
         if member.plan.trained:
@@ -658,12 +677,15 @@ class Handle(AdapterRoot, BaseTunerLayer):
             plan = trained if scale == 1 else scaled_plan(trained, scale)
             compiled = compile_plan(self.model, plan)
             parts = attach(self.model, compiled, member.sources)
-            member.parts = replace(parts, owned=member.parts.owned)
-            member.plan, member.compiled, member.scale = plan, compiled, scale
-            member.trained = None if scale == 1 else trained
-            if adapter in self.active:
-                self._running = None
-                self._switch(self.active)
+            owned = replace(parts, owned=member.parts.owned)
+            changed = replace(member, plan=plan, compiled=compiled, parts=owned, scale=scale)
+            changed.trained = None if scale == 1 else trained
+            active = [changed if name == adapter else self[name] for name in self.active]
+            running = self._together(active) if changed in active else self._running
+            with uninterrupted():
+                vars(member).update(vars(changed))
+                if changed in active:
+                    self._run(self.active, member if running is changed else running)
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the updates of the running adapters by a number. Errors as in `set_scale`."""
@@ -675,13 +697,36 @@ class Handle(AdapterRoot, BaseTunerLayer):
         for name in self.active:
             self.set_scale(name, 1.0 if scale is None else self[name].scale / scale)
 
-    def _switch(self, names: Sequence[str]) -> None:
+    def _switch(self, names: Sequence[str], inference_mode: bool | None = None) -> None:
+        """Run other adapters, and the modules that PEFT trains with them.
+
+        Args:
+            names: of the adapters.
+            inference_mode: whether these modules are frozen; None if the adapters are.
+        """
         names = tuple(dict.fromkeys(names))
         chosen = [self[name] for name in names]
-        if names == self.active and self._running is not None:
-            return
-        self._require_unmerged("switch adapters")
-        running = chosen[0] if len(chosen) == 1 else self._together(chosen)
+        beside = [
+            (path, wrapper, [name for name in names if name in wrapper._get_available_adapters()])
+            for path, wrapper in self._wrappers()
+        ]
+        if twice := next((path for path, _, own in beside if own[1:]), None):
+            raise AdapterError(codes.TRAINED_TWICE(path=twice))
+        running = self._running
+        if names != self.active or running is None:
+            self._require_unmerged("switch adapters")
+            running = self._together(chosen)
+        if inference_mode is None:
+            inference_mode = not any(
+                p.requires_grad for a in chosen for p in a.parts.tensors().values()
+            )
+        with uninterrupted():
+            if running is not self._running or names != self.active:
+                self._run(names, running)
+            for _, wrapper, own in beside:
+                wrapper.set_adapter(own[0] if own else [], inference_mode=inference_mode)
+
+    def _run(self, names: tuple[str, ...], running: Adapter | None) -> None:
         self.parts.remove()
         self.active, self._running = names, running
         self.parts = running.parts if running else AdapterParts()
@@ -735,8 +780,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 compact = self[adapter_name].compact
                 trains = compact or any(p.requires_grad for p in self.parameters())
                 self.set_adapter(rest or others[:1], inference_mode=not trains)
-            self.adapters.pop(adapter_name).parts.leave(adapter_name)
-            vars(self.model).get("peft_config", {}).pop(adapter_name, None)
+            with uninterrupted():
+                self.adapters.pop(adapter_name).parts.leave(adapter_name)
+                vars(self.model).get("peft_config", {}).pop(adapter_name, None)
+                for _, wrapper in self._wrappers():
+                    own = wrapper._get_available_adapters()
+                    if adapter_name in own:
+                        left = [name for name in self.active if name in own]
+                        wrapper.delete_adapter(adapter_name, left)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -755,18 +806,18 @@ class Handle(AdapterRoot, BaseTunerLayer):
             adapter_names: the adapter of each row; None (``"__base__"`` in PEFT) for the base.
 
         Raises:
-            AdapterError: see `MixedBatches.batch`; or PEFT trains a module together with an adapter (BS687).
+            AdapterError: see `MixedBatches.batch`.
         """
         with _SWITCHING:
             if self._mixed is None:
                 self._mixed = MixedBatches(self.model, self.adapters, self._check_mixed)
-        names = adapter_names if isinstance(adapter_names, str) else [*adapter_names]
-        used = {name for name in (*names, *self.active) if isinstance(name, str)}
-        for name in sorted(used & self.adapters.keys()):
-            if path := self.trained_by_peft(self.adapters[name]):
-                raise AdapterError(codes.MIXED_WHOLE(name=name, path=path))
-        with self._mixed.open(names):
+        with self._mixed.open(adapter_names):
             yield
+
+    @property
+    def has_open_batch(self) -> bool:
+        """Whether this thread has opened a mixed batch of this model."""
+        return self._mixed is not None and self._mixed.last_open() is not None
 
     def trained_by_peft(self, adapter: Adapter) -> str | None:
         """Return the path of a module that PEFT trains in full together with an adapter."""
@@ -827,26 +878,27 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 member.bank = None
                 member.set_trainable(member.name in self.active)
 
-    def _check_mixed(self) -> None:
-        """Check that the running adapter permits mixed batches.
+    def _check_mixed(self, names: Iterable[str]) -> None:
+        """Check that the running adapters permit a mixed batch of others.
 
         Raises:
-            AdapterError: it is disabled (BS626), merged (BS643, BS629), or trains parameters in full
-                (BS687); or the model is sharded (BS645).
+            AdapterError: they are disabled (BS626) or merged (BS643, BS629); the model is sharded (BS645); or
+                one that runs or is named trains parameters in full, in its spec or by PEFT (BS687).
         """
         self._require_enabled("run a mixed batch")
         self._require_unmerged("run a mixed batch")
-        if self._running is not None and self.plan.trained:
-            path = self.plan.trained[0].parameter
-            raise AdapterError(codes.MIXED_WHOLE(name=self.name, path=path))
+        for name in dict.fromkeys((*self.active, *names)):
+            trained = self[name].plan.trained
+            path = trained[0].parameter if trained else self.trained_by_peft(self[name])
+            if path is not None:
+                raise AdapterError(codes.MIXED_WHOLE(name=name, path=path))
 
     def _together(self, adapters: Sequence[Adapter]) -> Adapter | None:
         """Combine several adapters into one that uses their tensors."""
-        if not adapters:
-            return None
-        if adapters[1:]:
-            help = "activate it alone, with `set_adapter`"
-            check_unscaled(adapters, "run the adapter `{}` together with others", help)
+        if len(adapters) < 2:
+            return adapters[0] if adapters else None
+        help = "activate it alone, with `set_adapter`"
+        check_unscaled(adapters, "run the adapter `{}` together with others", help)
         plan = plan_together([adapter.plan for adapter in adapters])
         paths = [path for trained in plan.trained for path in trained.paths]
         paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
@@ -938,15 +990,22 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return model
 
 
-def _check_call(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-    """Check the arguments of a model's call, most of which transformers ignores if it does not know them.
+def _check_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Check that a call names no adapter for each row, because transformers ignores unknown arguments.
 
     Raises:
-        AdapterError: the call names an adapter for each row (BS683), or the running adapter has a term at a
-            head whose weight is used to compute the loss (BS668).
+        AdapterError: it does (BS683).
     """
-    if kwargs.get("adapter_names") is not None and not _takes_names(model):
-        raise AdapterError(codes.NAMES_IGNORED(model=type(model).__name__))
+    if kwargs.get("adapter_names") is not None and not _takes_names(module):
+        raise AdapterError(codes.NAMES_IGNORED(model=type(module).__name__))
+
+
+def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Check that no call computes the loss from a head's weight without the running adapter's term there.
+
+    Raises:
+        AdapterError: it does (BS668).
+    """
     if kwargs.get(FUSED_HEAD):
         handle = cast(Handle, model.get_submodule(ADAPTER))
         running = None if handle.disabled or handle.merged else handle._running

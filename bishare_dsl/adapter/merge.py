@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
@@ -170,7 +171,8 @@ def merge(
             exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
             merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
     except BaseException:  # Even if interrupted, restore the weights.
-        merged.swap(model)
+        with uninterrupted():
+            merged.swap(model)
         raise
     return merged
 

@@ -2,7 +2,7 @@
 
 Without PEFT's saving, transformers and its Trainer write all tensors of a model; an adapted model writes
 its adapter instead. Resizing the token table is rejected if an adapter has a term there, because the
-adapter cannot follow.
+adapter cannot follow. Continuous batching is rejected for a mixed batch.
 
 The override is set on the instance; the class is untouched. The functions are in this module and take the
 model as an argument, so that copies and pickles of a model work.
@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.diagnostics.codes.adapter import RESIZED
+from bishare_dsl.diagnostics.codes.adapter import MIXED_PLACES, RESIZED
 from bishare_dsl.models.hooks import HAS_ADAPTER, uploaded
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SAVING = "save_pretrained"
 RESIZING = "resize_token_embeddings"
 TYING = "tie_weights"
+BATCHING = "generate_batch"
 
 
 def put_methods(model: nn.Module, *names: str) -> None:
@@ -35,7 +36,7 @@ def put_methods(model: nn.Module, *names: str) -> None:
 
     Args:
         model: the adapted model.
-        names: `SAVING`, `RESIZING` and `TYING`, or some of them.
+        names: some of `SAVING`, `RESIZING`, `TYING` and `BATCHING`.
     """
     for name in names:
         if hasattr(model, name):
@@ -99,6 +100,16 @@ def _tie(model: Any, *args: Any, **settings: Any) -> Any:
         return type(model).tie_weights(model, *args, **settings)
 
 
+def _generate_batch(model: Any, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Any:
+    mixed = model.get_submodule(ADAPTER).has_open_batch
+    if mixed or adapter_names is not None:
+        # transformers would run the active adapter for each row.
+        why = "continuous batching packs the requests of all rows, in another thread"
+        help = "call `generate`, which runs mixed batches"
+        raise AdapterError(MIXED_PLACES(path=BATCHING, why=why, help=help))
+    return type(model).generate_batch(model, *args, **kwargs)
+
+
 def _at(plan: Plan, paths: set[str]) -> str | None:
     """Return one of several modules at which an adapter has a term or trains a parameter in full."""
     used = {path for site in plan.sites if plan.terms_of[site.path] for path in site.paths}
@@ -110,4 +121,5 @@ _METHODS: dict[str, Callable[..., Any]] = {
     SAVING: _save,
     RESIZING: _resize,
     TYING: _tie,
+    BATCHING: _generate_batch,
 }

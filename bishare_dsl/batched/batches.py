@@ -49,6 +49,9 @@ Names = Iterable[str | None]
 ASIDE = frozenset({"vision", "audio", "connector"})
 """Towers that read images or sound, which have placeholders in the text, if there is text."""
 
+MOST_CODES = 64
+"""Maximum number of cached sets of plans with compiled regions, before the cache is cleared."""
+
 _TEXTS = ("input_ids", "inputs_embeds")
 _DECODED = ("decoder_input_ids", "decoder_inputs_embeds")
 
@@ -87,11 +90,14 @@ class MixedBatches:
     Args:
         model: whose rewritten forwards run the active adapter.
         members: the model's adapters by name.
-        check: raises an error if the model cannot run a mixed batch now.
+        check: raises an error if the model cannot run a mixed batch of the named adapters now.
     """
 
     def __init__(
-        self, model: nn.Module, members: Mapping[str, Member], check: Callable[[], None]
+        self,
+        model: nn.Module,
+        members: Mapping[str, Member],
+        check: Callable[[Iterable[str]], None],
     ) -> None:
         self.model, self.members, self._check = model, members, check
         self._hooks = (
@@ -126,11 +132,11 @@ class MixedBatches:
 
         Raises:
             AdapterError: no names (BS671), no such adapter (BS670), an adapter that does not support
-                mixed batches (BS673, BS679, BS687), or an error of ``check``.
+                mixed batches (BS673, BS679), or an error of ``check``.
         """
         with self._lock:
-            self._check()
             rows = self._rows(names)
+            self._check(name for name in rows if name is not None)
             lease = Lease()
             self._leases.add(lease)
         try:
@@ -294,6 +300,10 @@ class MixedBatches:
         key = tuple(plans)
         with self._lock:
             if key not in self._codes:
+                if (
+                    len(self._codes) == MOST_CODES
+                ):  # Plans may be gone, such as those of other scales.
+                    self._codes.clear()
                 together = plan_together([*plans.values()])
                 places = _places(together)
                 passes = (*OPTIMISATIONS, ReadRows())

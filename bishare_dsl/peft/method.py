@@ -346,6 +346,18 @@ class BishareModel(BaseTuner):
             for name, tensor in handle[adapter_name].tensors().items():
                 tensor.copy_(values[name])
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Switch as PEFT does, which would switch the modules that it trains itself before an error."""
+        handle = _handle_of(self.model)
+        if handle.merged:
+            warnings.warn(
+                "Adapter cannot be set when the model is merged. Unmerging the model first.",
+                stacklevel=2,
+            )
+            handle.unmerge()
+        handle.set_adapter(adapter_name, inference_mode)
+        self.active_adapter = adapter_name
+
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Do nothing: `install` has frozen the base."""
 
@@ -403,7 +415,7 @@ class BishareModel(BaseTuner):
             stored, record, problems = pack_as()  # Training goes on with all bits.
         record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
         config.note(record)
-        _warn(*map(render, problems))
+        _warn(*map(render, (*problems, *adapter.scale_problems())))
         places = {name: key.rpartition(".")[0] for name, key in keys.items()}
         owners = {attribute(name): place for name, place in places.items()}
         by_key = {}

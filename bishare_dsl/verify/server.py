@@ -80,8 +80,10 @@ class Server:
             VerifyError: there is none (BS872).
         """
         status, text = self.call("/models")
+        if status != 200:
+            raise self._refuses(status, f"answers {status} to /models: {shortened(text)}")
         try:
-            listed = json.loads(text)["data"] if status == 200 else []
+            listed = json.loads(text)["data"]
             names = [str(model["id"]) for model in listed if not model.get("parent")]
         except (ValueError, KeyError, TypeError, AttributeError):
             listed, names = [], []
@@ -112,7 +114,7 @@ class Server:
         Raises:
             VerifyError: the server does not respond, or omits log-probabilities (BS872).
         """
-        reason = ""
+        status, reason = 0, ""
         for form in list(self._forms):
             logprobs, extra = form
             body: dict[str, Any] = {"model": name, "prompt": list(texts), "max_tokens": 1}
@@ -132,7 +134,15 @@ class Server:
             reason = reason or f"answers {status} to '{name}': {shortened(text)}"
             if status not in _REFUSED_STATUS:
                 break
-        raise self.fails(reason)
+        raise self._refuses(status, reason)
+
+    def _refuses(self, status: int, reason: str) -> VerifyError:
+        help = None
+        if status in (401, 403):
+            help = f"put the server's key into the environment variable {KEY}"
+        elif status == 404 and not self.url.endswith("/v1"):
+            help = f"the URL may lack its end: {self.url}/v1"
+        return self.fails(reason, help)
 
     def _read(self, text: str, count: int) -> list[Answer]:
         try:

@@ -496,6 +496,12 @@ def test_names_of_rows_are_refused_and_the_remedy_works(
     for of_model in (model, copy.deepcopy(model)):
         with pytest.raises(AdapterError, match=r"BS683.*LlamaForCausalLM"):
             of_model(input_ids=ids, adapter_names=names)
+        with pytest.raises(AdapterError, match=r"BS683.*LlamaModel"):
+            of_model.model(input_ids=ids, adapter_names=names)
+        with pytest.raises(AdapterError, match=r"BS682.*`generate_batch`.*\n.*`generate`"):
+            of_model.generate_batch(ids.tolist(), adapter_names=names)
+        with of_model.bishare.rows(names), pytest.raises(AdapterError, match="BS682"):
+            of_model.generate_batch(ids.tolist())
         with torch.no_grad(), of_model.bishare.rows(names):
             rows = of_model(input_ids=ids, adapter_names=None).logits
         torch.testing.assert_close(rows[1:], logits(of_model, ids)[1:], rtol=1e-4, atol=1e-4)

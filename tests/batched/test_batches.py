@@ -641,6 +641,15 @@ def test_changes_while_another_thread_has_one_open(model: Any) -> None:
     handle.set_adapter(["b"])
 
 
+def test_few_compiled_plans_are_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scale is another plan, and each set of plans has code."""
+    monkeypatch.setattr("bishare_dsl.batched.batches.MOST_CODES", 2)
+    for scale in (1.0, 0.5, 0.25, 1.0):
+        model.bishare.set_scale("a2", scale)
+        close(logits_of(model, ["a", "a2", None, "b"]), logits_alone(model, ["a", "a2", None, "b"]))
+    assert len(model.bishare._mixed._codes) == 2
+
+
 def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
     want = logits_without(model)
     layer: nn.Module = model.get_base_model().model.layers[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from transformers.utils import PushToHubMixin
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapter.initial import first_values
+from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.peft.method import as_peft_model
+from bishare_dsl.rewrite import parts
 from bishare_dsl.testing.models import tiny_model
 from tests.peft.conftest import SPEC
 from tests.support.checks import randomize
@@ -452,3 +456,177 @@ def test_a_site_that_was_replaced_is_not_merged(base: Any, ids: torch.Tensor) ->
     with pytest.raises(AdapterError, match=r"BS624.*layers\.1\.self_attn\.q_proj"):
         model.merge_adapter()
     assert torch.equal(logits(model, ids), want)
+
+
+# Modules that PEFT trains with adapters -------------------------------------------------------------------
+
+
+def with_heads(base: Any, heads: str = "ab") -> tuple[Any, dict[str, torch.Tensor]]:
+    """A `PeftModel` of adapters a, which runs, and b, some with a head of PEFT's; and what each answers."""
+    model: Any = None
+    for seed, name in enumerate("ab"):
+        beside = {"modules_to_save": ["lm_head"]} if name in heads else {}
+        config = BishareConfig(spec=PLAIN, seed=seed, task_type="CAUSAL_LM", **beside)
+        if model is None:
+            model = get_peft_model(base, config, name)
+        else:
+            model.add_adapter(name, config)
+        model.set_adapter(name)
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.2)
+    ids = torch.tensor([[5, 9, 7]])
+    answers = {}
+    for name in "ba":
+        model.set_adapter(name)
+        answers[name] = logits(model.eval(), ids)
+    return model, answers
+
+
+def trained(model: Any) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_two_modules_of_peft_do_not_run_together(base: Any) -> None:
+    ids = torch.tensor([[5, 9, 7]])
+    model, answers = with_heads(base)
+    before = trained(model)
+    for switch in (model.bishare.set_adapter, model.base_model.set_adapter):
+        with pytest.raises(AdapterError, match=r"BS665.*`lm_head`"):
+            switch(["a", "b"])
+        with pytest.raises(AdapterError, match="BS665"):
+            model.merge_adapter(["a", "b"])
+        assert model.active_adapters == ["a"]
+        assert trained(model) == before
+        assert torch.equal(logits(model, ids), answers["a"])
+    model.bishare.set_adapter([])
+    assert torch.equal(logits(base, ids), logits(tiny_model("llama").eval(), ids))
+
+
+@pytest.mark.parametrize("heads", ["ab", "a", "b"])
+def test_merging_another_adapter_takes_its_module_of_peft(base: Any, heads: str) -> None:
+    ids = torch.tensor([[5, 9, 7]])
+    model, answers = with_heads(base, heads)
+    before = trained(model)
+    model.merge_adapter(["b"])
+    torch.testing.assert_close(logits(model, ids), answers["b"], rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model, ids), answers["a"])
+    assert trained(model) == before
+    plain = model.merge_and_unload(adapter_names=["b"])
+    torch.testing.assert_close(logits(plain, ids), answers["b"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_refused_switch_leaves_the_module_of_peft(base: Any) -> None:
+    ids = torch.tensor([[5, 9, 7]])
+    model, answers = with_heads(base, "b")
+    with model.bishare.rows(["a"]), pytest.raises(AdapterError, match="BS674"):
+        model.base_model.set_adapter("b")
+    assert torch.equal(logits(model, ids), answers["a"])
+
+
+def test_a_deleted_adapter_leaves_no_module_of_peft(base: Any) -> None:
+    ids = torch.tensor([[5, 9, 7]])
+    model, answers = with_heads(base)
+    model.bishare.delete_adapter("b")
+    model.add_adapter("b", BishareConfig(spec=PLAIN, seed=3, task_type="CAUSAL_LM"))
+    model.set_adapter("b")
+    assert torch.equal(logits(model, ids), logits(tiny_model("llama").eval(), ids))
+    model.set_adapter("a")
+    assert torch.equal(logits(model, ids), answers["a"])
+    model.delete_adapter("b")
+    model.delete_adapter("a")
+    assert torch.equal(logits(base, ids), logits(tiny_model("llama").eval(), ids))
+
+
+# What fails or is interrupted ------------------------------------------------------------------------------
+
+
+def test_a_refused_replacement_leaves_the_adapter(base: Any, ids: torch.Tensor) -> None:
+    model = with_two(base)
+    model.base_model.set_adapter(["a", "b"])
+    want = logits(model, ids)
+    spec = "spec s\ntarget q_proj\nmagnitude per module\nshare a per module rank 2\n"
+    plan = make_plan(spec, base).plan
+    with pytest.raises(AdapterError, match="BS675"):
+        base.bishare.add("a", plan, first_values(plan, base, 0, "cpu", ()), spec, 0)
+    assert base.bishare["a"].plan.digest != plan.digest
+    model.base_model.set_adapter("b")
+    model.base_model.set_adapter(["a", "b"])
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_an_unknown_name_enables_no_other(base: Any) -> None:
+    model = with_two(base)
+    before = trained(model)
+    with pytest.raises(AdapterError, match="BS640"):
+        model.set_requires_grad(["b", "c"])
+    assert trained(model) == before
+
+
+def delete_and_add(model: Any) -> None:
+    model.delete_adapter("b")
+    model.add_adapter("b", BishareConfig(spec=PLAIN, seed=1))
+
+
+def disable(model: Any) -> None:
+    with model.bishare.disable_adapter():
+        pass
+
+
+def merge(model: Any) -> None:
+    model.merge_adapter()
+    disable(model)
+    model.unmerge_adapter()
+
+
+def scale(model: Any) -> None:
+    model.bishare.set_scale("a", 2.0)
+    model.bishare.set_scale("a", 1.0)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model: model.set_adapter("b"), delete_and_add, disable, merge, scale]
+)
+@pytest.mark.parametrize("at", [1, 4, 11, 26])
+def test_ctrl_c_leaves_no_half_of_a_change(
+    base: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, change: Any, at: int
+) -> None:
+    """It comes at one of the small steps, each of which alone would leave a mixture of two states."""
+    model = with_two(base)
+    answers = {name: logits(model, ids) for name in "ba" if model.set_adapter(name) is None}
+    of_base = logits(tiny_model("llama").eval(), ids)
+    steps = 0
+
+    def interrupted(step: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == at:
+                signal.raise_signal(signal.SIGINT)
+            return step(*args, **kwargs)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("set_code", "restore_forward", "_take_out"):
+            patch.setattr(parts, name, interrupted(getattr(parts, name)))
+        patch.setattr(torch.Tensor, "copy_", interrupted(torch.Tensor.copy_))
+        try:
+            change(model)
+        except KeyboardInterrupt:
+            assert steps >= at
+    handle = base.bishare
+    if handle.merged:
+        torch.testing.assert_close(logits(base, ids), answers["a"], rtol=1e-4, atol=1e-4)
+        handle.unmerge()
+    elif handle.running.scale == 1:
+        assert torch.equal(logits(base, ids), answers[handle.name])
+    handle.unscale_layer()
+    for name in handle.adapters:
+        handle.set_adapter(name)
+        fresh = name == "b" and change is delete_and_add and not torch.equal(answers["b"], of_base)
+        assert fresh or torch.equal(logits(base, ids), answers[name])
+    with handle.disable_adapter():
+        assert torch.equal(logits(base, ids), of_base)

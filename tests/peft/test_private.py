@@ -9,8 +9,12 @@ from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
-from peft.utils.other import _set_adapter
+from peft.utils import (
+    ModulesToSaveWrapper,
+    register_peft_method,
+    save_and_load,
+    set_additional_trainable_modules,
+)
 from torch import nn
 from transformers.utils import PushToHubMixin
 
@@ -20,6 +24,7 @@ from bishare_dsl.peft.types import peft_type
 
 TUNER = (
     "inject_adapter",
+    "set_adapter",
     "_unload_and_optionally_merge",
     "_replace_module",
     "_mark_only_adapters_as_trainable",
@@ -102,7 +107,8 @@ def test_functions_take_what_they_are_called_with():
     )
     inspect.signature(tuners_utils.BaseTuner.get_model_config).bind(None)
     inspect.signature(tuners_utils.check_adapters_to_merge).bind(None, ["a"])
-    inspect.signature(_set_adapter).bind(None, ["a"], False)
+    inspect.signature(ModulesToSaveWrapper.set_adapter).bind(None, "a", inference_mode=False)
+    inspect.signature(ModulesToSaveWrapper.delete_adapter).bind(None, "a", ["b"])
 
 
 def test_a_forward_opens_the_hooks_of_the_tuner():

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from bishare_dsl.peft import BishareConfig, create_lorafa_optimizer, create_loraplus_optimizer
 from bishare_dsl.testing.models import tiny_model
@@ -139,6 +140,37 @@ def test_a_scale_trains_as_it_runs(base: Any, ids: torch.Tensor) -> None:
     dense(ids, labels=ids).loss.backward()
     for name, tensor in dense.bishare.tensors().items():
         torch.testing.assert_close(grown[name], tensor.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), "0.5"])
+def test_a_scale_is_any_number(base: Any, ids: torch.Tensor, scale: Any) -> None:
+    """Generated code contains it, where a scalar of numpy or torch has no meaning."""
+    model = two(base, PLAIN)
+    model.bishare.set_scale("a", 0.5)
+    want = logits(model, ids)
+    model.bishare.set_scale("a", 1)
+    model.bishare.set_scale("a", scale)
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_saving_tells_that_it_leaves_a_scale_out(
+    base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """And what the page of the code advises keeps it."""
+    model = two(base, PLAIN)
+    unscaled = logits(model, ids)
+    model.bishare.set_scale("a", 0.5)
+    want = logits(model, ids)
+    with pytest.warns(BishareWarning, match=r"BS684.*`a`.* 0\.5 (?s:.*)add_weighted_adapter"):
+        model.bishare.save_pretrained(tmp_path / "a")
+    with pytest.warns(BishareWarning, match=r"BS684.*`a`"):
+        model.save_pretrained(tmp_path / "both")
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "a")
+    assert torch.equal(logits(again, ids), unscaled)
+    model.add_weighted_adapter(["a"], [1.0], "scaled")
+    model.save_pretrained(tmp_path / "kept", selected_adapters=["scaled"])
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "kept" / "scaled")
+    torch.testing.assert_close(logits(again, ids), want, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_scaled(base: Any) -> None:

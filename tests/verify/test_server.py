@@ -230,6 +230,22 @@ def test_a_server_of_llama_cpp_is_asked_by_scales(base, lora, contents, referenc
             server.base("nobody")
 
 
+@pytest.mark.parametrize(
+    ("status", "end", "said"),
+    [
+        (401, "/v1", r"answers 401 to /models: \{\}(?s:.*)BISHARE_SERVER_KEY"),
+        (404, "", r"answers 404 to /models: \{\}(?s:.*)http://localhost:8000/v1$"),
+    ],
+)
+def test_a_server_that_refuses_to_list_its_models(monkeypatch, status, end, said):
+    monkeypatch.setattr(Server, "call", lambda *_, **__: (status, "{}"))
+    server = Server(f"http://localhost:8000{end}")
+    with pytest.raises(VerifyError, match=f"BS872.*{said}"):
+        server.base("mine")
+    with pytest.raises(VerifyError, match=said.replace("/models", "'mine'")):
+        server.ask("mine", TEXTS)
+
+
 def test_a_server_that_does_not_answer(engine):
     with pytest.raises(VerifyError, match=r"BS872.*answers 404 to 'nobody'"):
         Server(engine.url).ask("nobody", TEXTS)

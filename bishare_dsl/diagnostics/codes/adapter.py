@@ -46,6 +46,11 @@ CANNOT_WRITE = Code("BS616", "`{path}` cannot be written: {reason}")
 NO_VALUES = Code("BS617", "the values of `{name}` are not here: {reason}")
 FOLDER_EXISTS = Code("BS618", "`{folder}` exists")
 SAVED_TOGETHER = Code("BS659", "a folder has one adapter, and {names} run together")
+SCALE_NOT_SAVED = Code(
+    "BS684",
+    "adapter `{name}` is saved as it was trained, without the scale {scale:.4g} that it has now",
+    severity="warning",
+)
 FROZEN_CHANGED = Code(
     "BS635",
     "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
