@@ -197,9 +197,11 @@ def test_a_trainer_writes_the_tensors_of_an_adapter_from_memory(base, compact):
             llm.reset_prefix_cache()
             served.check(llm, prompts_of(1 if step < 3 else 3))
         spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
-        with pytest.raises(AdapterError, match="BS694"):
-            llm.collective_rpc(write_adapter, args=(1, spoilt))
-        served.check(llm, prompts_of(3))
+        flat = {name: tensor.detach().flatten() for name, tensor in found.items()}
+        for wrong, code in ((spoilt, "BS694"), ({}, "BS609"), (flat, "BS611")):
+            with pytest.raises(AdapterError, match=code):
+                llm.collective_rpc(write_adapter, args=(1, wrong))
+            served.check(llm, prompts_of(3))
     model.bishare.unload()
 
 

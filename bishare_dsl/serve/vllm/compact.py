@@ -36,6 +36,7 @@ from bishare_dsl.serve.vllm.private import (
 
 if TYPE_CHECKING:
     from bishare_dsl.batched.kernels import KernelTerms
+    from bishare_dsl.plan import Plan
     from bishare_dsl.serve.vllm.plans import Plans
 
 
@@ -96,6 +97,10 @@ class CompactManager(LRUCacheLoRAModelManager):
         packed = self._pack(folder, number, tensors)
         self._awaited = SlotLoRA(lora_id, stamp, number, packed)
         return self._awaited
+
+    def plan_of(self, lora_id: int) -> Plan:
+        """Return the plan of a loaded adapter."""
+        return self.plans.held[self._registered_adapters[lora_id].number].plan
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the tensors of a loaded adapter, given by their names in its plan.

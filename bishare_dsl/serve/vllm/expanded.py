@@ -84,6 +84,13 @@ class ExpandedManager(LRUCacheLoRAModelManager):
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
         return StoredLoRA(lora_id, stamp, plan, self._frozen.tensors(stored), layers)
 
+    def plan_of(self, lora_id: int) -> Plan:
+        """Return the plan of a loaded adapter of bishare."""
+        plan: Plan | None = getattr(self._registered_adapters[lora_id], "plan", None)
+        if plan is None:
+            raise KeyError(lora_id)
+        return plan
+
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the tensors of a loaded adapter, given by their names in its plan."""
         lora = self._registered_adapters[lora_id]

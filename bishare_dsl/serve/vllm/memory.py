@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bishare_dsl.adapter.stored import check_finite
+from bishare_dsl.adapter.contents import tensor_problems
+from bishare_dsl.adapter.stored import check_finite, entries_of
+from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.serve.vllm.private import manager_of
 
 
@@ -26,9 +29,14 @@ def write_adapter(worker: Any, number: int, tensors: Mapping[str, Tensor]) -> No
         tensors: the tensors by their names in the plan.
 
     Raises:
-        AdapterError: a value is not finite (BS694).
-        KeyError: no adapter with this number is loaded, or a tensor is missing.
+        AdapterError: a value is not finite (BS694), or the tensors are not the plan's (BS609 to BS612);
+            nothing was written.
+        KeyError: no adapter of bishare with this number is loaded.
     """
     values = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     check_finite(f"adapter {number}", values)
-    manager_of(worker).write(number, values)
+    manager = manager_of(worker)
+    wanted = {attribute(name): tensor for name, tensor in manager.plan_of(number).tensor.items()}
+    entries = entries_of({attribute(name): tensor for name, tensor in values.items()})
+    raise_errors(AdapterError, list(tensor_problems(wanted, entries))[:10])
+    manager.write(number, values)
