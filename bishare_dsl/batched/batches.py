@@ -300,9 +300,8 @@ class MixedBatches:
         key = tuple(plans)
         with self._lock:
             if key not in self._codes:
-                if (
-                    len(self._codes) == MOST_CODES
-                ):  # Plans may be gone, such as those of other scales.
+                # Sets of plans may be gone, such as those of other scales.
+                if len(self._codes) == MOST_CODES:
                     self._codes.clear()
                 together = plan_together([*plans.values()])
                 places = _places(together)

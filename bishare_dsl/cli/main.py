@@ -119,9 +119,8 @@ def _run(arguments: list[str], report: Report) -> None:
     except click.exceptions.Exit as stop:  # --help and --version
         report.exit_code = stop.exit_code
     except click.ClickException as error:
-        report.as_json = (
-            report.as_json or "--json" in arguments
-        )  # Not every mistake lets it be read.
+        # click stops at some mistakes before it reads `--json`.
+        report.as_json = report.as_json or "--json" in arguments
         report.error(_usage(error))
     except BishareError as error:
         report.error(error)
