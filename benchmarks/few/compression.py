@@ -1,7 +1,7 @@
 """A hundred LoRAs in fewer bits: `fit`, truncation, or fewer numbers. See notes/2026-11-29-compression.md.
 
 compression.py                     # every row of the first family that compression.jsonl does not have yet
-compression.py --family bands    # of another family
+compression.py --family bands      # of another setting: bands, bands_qv
 compression.py --tables            # the tables of the note
 """
 
@@ -65,34 +65,43 @@ class Setting(NamedTuple):
     """How a family is judged.
 
     Attributes:
+        family: of tasks.
         examples: of each person.
         sized: budgets of which `fit` tries the size that they have room for in int4.
         starts: whether each LoRA has its own initial A, or all have the same.
+        given: the method that makes the LoRAs.
+        anew: methods with fewer numbers.
+        target: the modules, in the language.
     """
 
+    family: str
     examples: int
     sized: tuple[int, ...]
     starts: tuple[str, ...]
+    given: str = "lora"
+    anew: tuple[str, ...] = ("lora7", "lora3", "lora1", "lora3_up", "lora1_up", "lora1_late")
+    target: str = "attention_inputs or mlp_ups or mlp_downs"
 
 
+QV = ("lora7_qv", "lora3_qv", "lora1_qv", "lora1_qv_late", "lora1_v_late")
 SETTINGS = {
-    "thresholds": Setting(32, RATIOS[3:], ("own", "same")),
-    "bands": Setting(144, RATIOS, ("own",)),
+    "thresholds": Setting("thresholds", 32, RATIOS[3:], ("own", "same")),
+    "bands": Setting("bands", 144, RATIOS, ("own",)),
+    "bands_qv": Setting("bands", 144, RATIOS, ("own",), "lora8_qv", QV, "q_proj or v_proj"),
 }
 FORMS = ("float32", "int8", "int4")
 SWEEPS = 2
 WIDEST = 192
 """The largest size: the width of the narrowest module."""
-ANEW = ("lora7", "lora3", "lora1", "lora3_up", "lora1_up", "lora1_late")
 UNIFORM = (7, 3, 1)
 SPECS = {
     "core": "A per module  B per module  core per adapter, module  rank size  via Core",
 }
 SPEC = """spec compressed
 param size = 8
-target attention_inputs or mlp_ups or mlp_downs
+target {target}
 scale 1
-share family  {}
+share family  {groups}
 """
 LEVEL = 1 - 0.05 / len(RATIOS)
 
@@ -245,29 +254,30 @@ def library(plan: Plan, names: Sequence[str], tensors: Mapping[Any, Tensor], for
 
 
 class Compression:
-    """The hundred LoRAs of a family, and what they become in fewer bits."""
+    """The hundred LoRAs of a setting, and what they become in fewer bits."""
 
-    def __init__(self, family: str) -> None:
-        self.bench, self.family = Bench(FOUND, ROWS), family
-        self.examples, self.sized, self.starts = SETTINGS[family]
-        self.subject: Subject = self.bench.subject(family)
+    def __init__(self, name: str) -> None:
+        self.bench, self.name, self.setting = Bench(FOUND, ROWS), name, SETTINGS[name]
+        self.examples = self.setting.examples
+        self.subject: Subject = self.bench.subject(self.setting.family)
         lanes = [[(FIRST + i, 0) for i in range(PEOPLE)]]
         self.batch = self.subject.batch(lanes, self.examples, new=True)
-        self.full = PEOPLE * 32 * 110_592
+        made = METHODS[self.setting.given].make(self.subject.late, {}, (1, 1), 0)[1]
+        self.full = PEOPLE * 32 * sum(p.numel() for p in made.values())
 
     def trained(self, method: str, batch: Batch, *, same: bool = False) -> dict[Site, Tensor]:
         """Train a fresh LoRA for each person of a batch."""
         people = batch.rows.shape[1]
         tensors = METHODS[method].make(self.subject.late, {}, (1, 1 if same else people), 0)[1]
         tensors = {s: p.expand(1, people, *p.shape[2:]).clone() for s, p in tensors.items()}
-        rate = torch.tensor([LADDER[self.bench.place(self.family, method, self.examples)]])
+        rate = torch.tensor([LADDER[self.bench.place(self.setting.family, method, self.examples)]])
         logits = adapted(self.subject, tensors, batch)
         train(logits, list(tensors.values()), batch, rate, STEPS[self.examples])
         return tensors
 
     def kept(self, name: str, make: Callable[[], dict[Site, Tensor]]) -> dict[Site, Tensor]:
         """Train once."""
-        path = folder() / f"compression-{self.family}-{name}.pt"
+        path = folder() / f"compression-{self.name}-{name}.pt"
         if not path.exists():
             torch.save({tuple(s): p for s, p in make().items()}, path)
         return {Site(*s): p for s, p in torch.load(path, weights_only=True).items()}
@@ -287,7 +297,7 @@ class Compression:
 
     def add(self, start: str, method: str, ratio: int, one: Candidate, given: Adapters) -> None:
         """Judge adapters and store the result, if it is not stored."""
-        key = {"part": "compression", "family": self.family, "start": start}
+        key = {"part": "compression", "family": self.name, "start": start}
         key |= {"method": method, "ratio": ratio}
         if self.bench.known(**key) is None:
             made = one.made()
@@ -341,7 +351,7 @@ class Compression:
         """Yield LoRAs of fewer numbers, trained on the same examples."""
         tasks = [[(9000 + i, 0) for i in range(VALIDATION)]]
         few = self.subject.batch(tasks, self.examples, new=True)
-        for method in ANEW:
+        for method in self.setting.anew:
             tried = by_place(self.kept(f"{method}-few", partial(self.trained, method, few)))
             made = by_place(self.kept(method, partial(self.trained, method, self.batch)))
             for form in FORMS:
@@ -359,12 +369,13 @@ class Compression:
     def sizes(self) -> dict[str, list[int]]:
         """The sizes of each spec, the largest in int4 for a budget."""
         return {
-            spec: sorted(set(filter(None, map(partial(self.size, spec), self.sized))))
+            spec: sorted(set(filter(None, map(partial(self.size, spec), self.setting.sized))))
             for spec in SPECS
         }
 
     def plan(self, spec: str, size: int) -> Plan:
-        return make_plan(SPEC.format(SPECS[spec]), self.subject.late.short, {"size": size}).plan
+        text = SPEC.format(target=self.setting.target, groups=SPECS[spec])
+        return make_plan(text, self.subject.late.short, {"size": size}).plan
 
     def size(self, spec: str, ratio: int) -> int:
         """Return the largest size of a spec whose int4 form has 1/ratio of the bits, or 0."""
@@ -394,7 +405,7 @@ class Compression:
         self, start: str, spec: str, plan: Plan, size: int, given: Adapters
     ) -> tuple[list[str], dict[tuple[str, str], Tensor]]:
         """Fit a spec to LoRAs, once, by `fit`'s own function."""
-        path = folder() / f"compression-{self.family}-{start}-{spec}-{size}.pt"
+        path = folder() / f"compression-{self.name}-{start}-{spec}-{size}.pt"
         names = [f"person{i}" for i in range(PEOPLE)]
         if not path.exists():
             with TemporaryDirectory(prefix="few-") as scratch:
@@ -413,9 +424,10 @@ class Compression:
 
     def run(self) -> None:
         """Judge everything that is not stored."""
-        for start in self.starts:
+        for start in self.setting.starts:
             same = start == "same"
-            lora = self.kept(f"lora-{start}", partial(self.trained, "lora", self.batch, same=same))
+            make = partial(self.trained, self.setting.given, self.batch, same=same)
+            lora = self.kept(f"lora-{start}", make)
             given = by_place(lora)
             whole = Candidate("rank 8", "float32", self.full, lambda given=given: given, 0)  # type: ignore[misc]
             self.add(start, "given", 1, whole, given)
@@ -430,7 +442,8 @@ class Compression:
                 self.add(start, "rank 1 anew", 1, max(ones, key=lambda one: one.worth), given)
                 self.add(start, "no adapter", 1, Candidate("", "", 0, dict, 0), given)
                 self.add(start, "mean of all", 1, self.mean(given), given)
-                self.add(start, "library_core, trained", 1, self.trained_library(given), given)
+                if self.setting.given == "lora":  # On all kinds of modules, as the libraries are.
+                    self.add(start, "library_core, trained", 1, self.trained_library(given), given)
             self.best(start, "fit", given, self.fits(start, given))
 
     def int4(self, given: Adapters) -> Candidate:
