@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -189,7 +189,10 @@ def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(model.active_peft_config, BishareConfig):
             if card.exists() and not card.is_file():
                 raise in_the_way(card)
-            if "default" in model.peft_config and names_in(output_dir):
+            names: tuple[str, ...] = ()
+            with suppress(AdapterError):  # A config that a kill has cut is written again.
+                names = names_in(output_dir)
+            if names and "default" in model.peft_config:
                 raise in_the_way(Path(output_dir, CONFIG))
         return write(model, output_dir)
 
