@@ -11,6 +11,7 @@ import torch
 from few import compression, tables, training
 from few.families import Family
 from few.late import LATE, Late, items_of
+from few.methods import METHODS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bishare_dsl import compile_spec
@@ -18,6 +19,7 @@ from bishare_dsl.compiler import make_plan
 
 PROMPTS = [[5, 9, 3], [7, 1, 8, 2, 6], [4]]
 OPTIONS = [11, 3, 17]
+TARGET = "attention_inputs or mlp_ups or mlp_downs"
 TWO = """spec lora_late
 target layer in -2.. and (attention_inputs or mlp_ups or mlp_downs)
 scale 2
@@ -126,9 +128,30 @@ def test_truncation_keeps_what_is_largest_within_its_bits():
     assert found == pytest.approx(float(lost), abs=1e-3)
 
 
+@pytest.mark.parametrize("setting", compression.SETTINGS.values(), ids=compression.SETTINGS)
+def test_fewer_numbers_are_on_the_modules_of_the_loras_and_of_the_library(model, setting):
+    late = Late(model)
+
+    def made(method):
+        tensors = METHODS[method].make(late, {}, (1, 1), 0)[1]
+        places = {(site.block, site.kind) for site in tensors}
+        return places, sum(tensor.numel() for tensor in tensors.values())
+
+    places, numbers = made(setting.given)
+    text = compression.SPEC.format(target=setting.target, groups=compression.SPECS["core"])
+    plan = make_plan(text, late.short).plan
+    assert {
+        (int(site.layer), site.kind) for site in plan.sites if plan.terms_of[site.path]
+    } == places
+    for method in setting.anew:
+        fewer, count = made(method)
+        assert fewer <= places
+        assert count < numbers
+
+
 def test_a_library_takes_the_bits_of_its_parts(model, monkeypatch):
     monkeypatch.setattr(compression, "PEOPLE", 3)
-    spec = compression.SPEC.format(compression.SPECS["core"])
+    spec = compression.SPEC.format(target=TARGET, groups=compression.SPECS["core"])
     plan = make_plan(spec, model, {"size": 12}).plan
     draw = torch.Generator().manual_seed(4)
     tensors = {t.name: torch.randn(t.shape, generator=draw) for t in plan.tensors}
