@@ -408,9 +408,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """
         self._check_alone("export the adapter")
         if self.merged and not self.disabled and self.plan.has_magnitudes:
-            self._require_unmerged(
-                "export the adapter's magnitudes"
-            )  # They depend on the base's weights.
+            # They depend on the base's weights.
+            self._require_unmerged("export the adapter's magnitudes")
         how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank}
         report = on_first_process(
             self.plan,
