@@ -256,6 +256,9 @@ class Trunk:
             if self._file is not None:
                 self._map(self._file)
         finally:
+            if self._file is not None:
+                with suppress(OSError):  # Of a full disk, which Python would report later.
+                    self._file.close()
             self._owner.train(training)
             self._filling = False
 
