@@ -24,7 +24,7 @@ from bishare_dsl.models.presets import PRESETS
 from bishare_dsl.resources import first_sentence, shipped_specs
 from bishare_dsl.spec import ATTRIBUTES, Initial
 from bishare_dsl.spec.expression import FUNCTIONS
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind, transform_names
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, PLAIN, transform_kind, transform_names
 
 Kind = lsp.CompletionItemKind
 Items = Iterator[lsp.CompletionItem]
@@ -244,7 +244,7 @@ class _Names:
     def _transforms(self) -> Items:
         if len(self.words) == 1:
             for name in transform_names():
-                if name != "Identity":  # A share without `via` has it.
+                if name != PLAIN:
                     yield _item(name, Kind.Class, _title(name))
             return
         try:
@@ -272,7 +272,7 @@ class _Names:
         named = self.words[1] if self.clause == "via" and len(self.words) > 1 else None
         named = name_of(via) if via else named
         try:
-            kind = transform_kind(unquoted(named) if named else "Identity")
+            kind = transform_kind(unquoted(named) if named else PLAIN)
         except (KeyError, SpecError):
             return
         fixed = kind.fixed if self.clause in ("init", "freeze") else ()

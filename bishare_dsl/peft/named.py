@@ -21,6 +21,7 @@ from torch import nn
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.transforms import PLAIN
 
 _RIDGE = 1e-8
 """Ridge added by PEFT's LoRA-FA to the diagonal of ``A A^T`` before inversion."""
@@ -109,7 +110,7 @@ def create_lorafa_optimizer(
         tensors, plan = handle[name].parts.tensors(), handle[name].plan
         uses_of: dict[str, set[tuple[str, float]]] = {}
         for term in plan.terms:
-            if term.transform != "Identity" or {*term.tensors} != {"A", "B"}:
+            if term.transform != PLAIN or {*term.tensors} != {"A", "B"}:
                 reason = f"share `{term.share}` has a transform or gains ({term.transform})"
                 raise AdapterError(codes.NO_LORA_FA(name=name, reason=reason))
             uses_of.setdefault(term.tensors["B"], set()).add((term.tensors["A"], term.scale))

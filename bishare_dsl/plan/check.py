@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import SpecSettings, check_names, reads_alpha
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
-from bishare_dsl.transforms import transform_kind
+from bishare_dsl.transforms import PLAIN, transform_kind
 
 _OTHER_NAME = "give one of the two another name"
 # Purposes of the parts of a list whose order and number do not matter.
@@ -170,7 +170,7 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
 def _starting(share: m.Share) -> Set[str] | None:
     """Return the roles whose initial values a share can set, or None if its transform is unknown."""
     try:
-        kind = transform_kind(share.via.transform if share.via else "Identity")
+        kind = transform_kind(share.via.transform if share.via else PLAIN)
     except (KeyError, SpecError):
         return None
     return {*kind.pooled, *kind.owned} - {*kind.fixed}

@@ -19,6 +19,7 @@ from bishare_dsl.spec.walk import Purpose, mentions, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
+    PLAIN,
     Start,
     Transform,
     Width,
@@ -380,7 +381,7 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
 def _transform(
     share: m.Share, rank: int, params: dict[str, Value], problems: list[Problem]
 ) -> Transform | None:
-    via = share.via or m.Via(transform="Identity")
+    via = share.via or m.Via(transform=PLAIN)
     name = via.transform
     try:
         kind = transform_kind(name)
@@ -494,8 +495,7 @@ def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, 
 
 def _transform_called(name: str) -> str | None:
     """Suggest a transform for an unknown name, which may be a title or the name of a shipped spec."""
-    # A share without `via` has Identity.
-    names = {*transform_names()} - {"Identity"}
+    names = {*transform_names()} - {PLAIN}
     titles = {transform_kind(own).title.replace(" ", "_"): own for own in names & BUILT_IN.keys()}
     meant = next((own for title, own in titles.items() if nearest(name, [title], few=0)), None)
     if meant:

@@ -14,7 +14,7 @@ from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.in_full import TRAIN
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.show.table import Table
-from bishare_dsl.transforms import Width
+from bishare_dsl.transforms import PLAIN, Width
 
 BYTES = 4
 """Bytes of a parameter: adapters are trained and saved in float32."""
@@ -194,7 +194,7 @@ def trained_in_full(plan: Plan) -> list[WholeRow]:
 
 def via(transform: str, options: Mapping[str, Any]) -> str:
     """Write a transform as a spec does, without options that are false; ``-`` for none."""
-    if transform == "Identity":
+    if transform == PLAIN:
         return "-"
     written = ", ".join(
         f"{name} = {'true' if value is True else value}"

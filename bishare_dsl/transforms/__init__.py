@@ -12,6 +12,7 @@ from bishare_dsl.transforms.apply import (
 )
 from bishare_dsl.transforms.protocol import check_term, guard, shape_of
 from bishare_dsl.transforms.registry import (
+    PLAIN,
     load_transform,
     package_of,
     register,

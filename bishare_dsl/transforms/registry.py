@@ -43,6 +43,9 @@ BUILT_IN = {
 }
 """Module and class of each built-in transform, imported only when a spec uses it."""
 
+PLAIN = "Identity"
+"""The transform of a share without ``via``."""
+
 _OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude"}
 """Transforms used by a statement of the language, not by a name after ``via``."""
 
