@@ -1,4 +1,4 @@
-"""Count the lines of code in bishare_dsl, and fail if there are more than pyproject.toml allows.
+"""Count the lines of code of each package in bishare_dsl, and fail if one has more than pyproject.toml allows.
 
 A line counts if it contains part of an operator, a name, a number or a string other than a docstring.
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COUNTED = (tokenize.OP, tokenize.NAME, tokenize.NUMBER, tokenize.STRING)
+# The packages and modules without a limit of their own share this one.
+REST = "all else"
 
 
 def code_lines(path):
@@ -21,22 +23,26 @@ def code_lines(path):
     return len({line for t in code for line in range(t.start[0], t.end[0] + 1)})
 
 
+def counts(limits):
+    """Count the lines of each part that has a limit. `fit + analyse` is one part of two packages."""
+    part_of = {package: part for part in limits for package in part.split(" + ")}
+    found = dict.fromkeys(limits, 0)
+    for path in sorted((ROOT / "bishare_dsl").rglob("*.py")):
+        package = path.relative_to(ROOT / "bishare_dsl").parts[0]
+        found[part_of.get(package, REST)] += code_lines(path)
+    return found
+
+
 def main():
-    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["code-lines"]["most"]
-    counts = {path: code_lines(path) for path in sorted((ROOT / "bishare_dsl").rglob("*.py"))}
-    found = sum(counts.values())
-    parts = {}
-    for path, count in counts.items():
-        part = path.relative_to(ROOT / "bishare_dsl").parts[0]
-        parts[part] = parts.get(part, 0) + count
-    if "--parts" in sys.argv:
-        for part, count in sorted(parts.items(), key=lambda item: -item[1]):
-            print(f"{count:6,} {part}")
-    print(f"{found:,} lines of code in bishare_dsl, at most {allowed:,}")
-    if found > allowed:
-        sys.exit(
-            "more than [tool.code-lines] allows: delete some, or raise it and say why in the commit"
-        )
+    limits = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["code-lines"]
+    found = counts(limits)
+    over = {part: count for part, count in found.items() if count > limits[part]}
+    for part, count in found.items():
+        if "--parts" in sys.argv or part in over:
+            print(f"{count:6,} {part}, at most {limits[part]:,}")
+    print(f"{sum(found.values()):6,} lines of code in bishare_dsl, at most {sum(limits.values()):,}")
+    if over:
+        sys.exit(f"Too many lines in {', '.join(over)}: delete some. No commit raises a limit.")
 
 
 if __name__ == "__main__":
