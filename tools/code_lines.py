@@ -40,7 +40,9 @@ def main():
     for part, count in found.items():
         if "--parts" in sys.argv or part in over:
             print(f"{count:6,} {part}, at most {limits[part]:,}")
-    print(f"{sum(found.values()):6,} lines of code in bishare_dsl, at most {sum(limits.values()):,}")
+    print(
+        f"{sum(found.values()):6,} lines of code in bishare_dsl, at most {sum(limits.values()):,}"
+    )
     if over:
         sys.exit(f"Too many lines in {', '.join(over)}: delete some. No commit raises a limit.")
 

@@ -14,21 +14,19 @@ if not hasattr(BaseTuner, "_get_adapter_state_dict"):
         'adapters of which nobody can tell what they are. Run: pip install --upgrade "peft>=0.21"'
     )
 
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
+
+from bishare_dsl.adapter.config import PEFT_TYPE
 from bishare_dsl.peft.config import BishareConfig
-from bishare_dsl.peft.method import BishareModel, as_peft_model, register
-from bishare_dsl.peft.named import (
-    create_lorafa_optimizer,
-    create_loraplus_optimizer,
-    rescale_adapter_scale,
-)
+from bishare_dsl.peft.loraplus import create_loraplus_optimizer
+from bishare_dsl.peft.method import BishareModel, as_peft_model
+from bishare_dsl.peft.replaced import REPLACED
+from bishare_dsl.peft.types import peft_type
 
-__all__ = [
-    "BishareConfig",
-    "BishareModel",
-    "as_peft_model",
-    "create_lorafa_optimizer",
-    "create_loraplus_optimizer",
-    "rescale_adapter_scale",
-]
+__all__ = ["BishareConfig", "BishareModel", "as_peft_model", "create_loraplus_optimizer"]
 
-register()
+if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    register_peft_method(name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel)
+    for replacement in REPLACED:
+        replacement.put()

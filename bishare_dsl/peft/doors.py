@@ -18,15 +18,8 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
-from peft import (
-    PeftConfig,
-    PeftModel,
-    PeftModelForQuestionAnswering,
-    PeftModelForSequenceClassification,
-    PeftModelForTokenClassification,
-)
+from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers.integrations.peft import PeftAdapterMixin
 
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import key_of
@@ -60,25 +53,7 @@ StateCheck = Callable[
 """Checks a state dict against a config; returns the plan, its tensors by name, and the others by key."""
 
 
-def guard_doors(check_state: StateCheck) -> None:
-    """Make each method that loads a folder check it first."""
-    by_class = PeftModel.__dict__["from_pretrained"].__func__
-    PeftModel.from_pretrained = classmethod(_checked(by_class))  # type: ignore[assignment]
-    PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
-    PeftModel.create_or_update_model_card = _if_free(PeftModel.create_or_update_model_card)  # type: ignore[method-assign]
-    kinds: tuple[Any, ...] = (
-        PeftModelForSequenceClassification,
-        PeftModelForTokenClassification,
-        PeftModelForQuestionAnswering,
-    )
-    for kind in kinds:
-        kind.__init__ = _on_a_copy(kind.__init__)
-        kind.add_adapter = _on_a_copy(kind.add_adapter)
-    by_transformers = _filled(PeftAdapterMixin.load_adapter, check_state)
-    PeftAdapterMixin.load_adapter = by_transformers  # type: ignore[method-assign]
-
-
-def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
+def checked(load: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``load`` of PEFT to check the folder first; `BishareModel` checks the tensors again."""
     signature = inspect.signature(load)
 
@@ -160,7 +135,7 @@ def _take_out(model: Any, name: str) -> None:
             handle.unload()
 
 
-def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
+def on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``method`` of PEFT, which adds a task's heads to the config it receives, to use a copy."""
     signature = inspect.signature(method)
 
@@ -177,7 +152,7 @@ def _on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
     return copied
 
 
-def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
+def if_free(write: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``write`` of PEFT, its first write to a folder, which would block on a pipe of that name.
 
     A library is refused, because its adapters would lose what they share.
@@ -199,7 +174,7 @@ def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
     return written
 
 
-def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., Any]:
+def filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., Any]:
     """Wrap ``load`` of transformers so that the model receives the checked tensors."""
     signature = inspect.signature(load)
 

@@ -8,7 +8,7 @@ of PEFT, because `inject_adapter_in_model`, which transformers calls, keeps only
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
@@ -18,18 +18,14 @@ from typing import Any, cast
 
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import (
     AuxiliaryTrainingWrapper,
-    register_peft_method,
-    save_and_load,
     set_additional_trainable_modules,
 )
 from torch import nn
 
 from bishare_dsl.adapter.config import (
-    PEFT_TYPE,
     AdapterConfig,
     Entries,
     attribute_in,
@@ -66,9 +62,7 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import BishareConfig, ModulesToSave
-from bishare_dsl.peft.doors import guard_doors, tables_of
-from bishare_dsl.peft.named import replace_named
-from bishare_dsl.peft.types import peft_type
+from bishare_dsl.peft.doors import tables_of
 from bishare_dsl.peft.weighted import weighted_spec, weighted_tensors
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
@@ -229,7 +223,7 @@ class BishareModel(BaseTuner):
         try:
             self._inject(model, adapter_name, config, low_cpu_mem_usage)
             if users_config.task_adds_heads:
-                # PEFT reads these again, from the copy that `guard_doors` passes to it.
+                # PEFT reads these again, from the copy that `on_a_copy` passes to it.
                 users_config.modules_to_save = config.modules_to_save
         except BaseException:
             if present is not None:
@@ -527,7 +521,7 @@ def _check_others(
     raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in wrong[:10]])
 
 
-def _check_new(
+def check_new(
     config: BishareConfig, model: nn.Module, state_dict: Mapping[str, torch.Tensor]
 ) -> tuple[Plan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the plan, the tensors and the extra tensors of the adapter that a config describes."""
@@ -559,39 +553,3 @@ def _handle_of(model: nn.Module) -> Handle:
 def _warn(*texts: str) -> None:
     for text in texts:
         warnings.warn(text, BishareWarning, stacklevel=3)
-
-
-def register() -> None:
-    """Register bishare as a method of PEFT, once."""
-    if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        register_peft_method(
-            name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel
-        )
-        save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(  # type: ignore[assignment]
-            save_and_load._get_adapter_state_dict_key_prefixes
-        )
-        guard_doors(_check_new)
-        replace_named()
-        upload = _with_card(PeftModel._upload_modified_files)
-        PeftModel._upload_modified_files = upload  # type: ignore[method-assign]
-
-
-def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[str]]:
-    """Make PEFT recognise the adapters' tensors, since it searches only for its own layers."""
-
-    def prefixes(model: Any) -> set[str]:
-        paths = (path for path, _ in model.base_model.model.named_modules())
-        return others(model) | {path for path in paths if path.rpartition(".")[2] == TENSORS}
-
-    return prefixes
-
-
-def _with_card(upload: Callable[..., Any]) -> Callable[..., Any]:
-    """Rewrite the adapter's card: `push_to_hub` of transformers overwrites it with an empty one."""
-
-    def uploads(model: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(config := model.peft_config.get("default"), BishareConfig):
-            config.write_card(working_dir)
-        return upload(model, working_dir, *args, **kwargs)
-
-    return uploads

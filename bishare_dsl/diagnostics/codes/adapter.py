@@ -210,8 +210,9 @@ TRAINED_TWICE = Code(
 COMPACT_BY_TRANSFORMERS = Code(
     "BS666", "`model.load_adapter` of transformers cannot read an adapter that was saved compactly"
 )
-NO_LORA_FA = Code("BS669", "LoRA-FA is not defined for adapter `{name}`: {reason}")
-NO_ARROW = Code("BS697", "Arrow cannot route between `{names}`: it needs LoRAs of PEFT")
+LORA_ALONE = Code(
+    "BS669", "`{function}` of PEFT works on LoRAs of PEFT, not on adapters of bishare"
+)
 NOT_SCALED = Code(
     "BS667",
     "adapter `{name}` cannot be scaled: its `{path}` is trained in full, and replaces the base's",

@@ -1,0 +1,138 @@
+"""Everything that importing `bishare_dsl.peft` replaces in PEFT and transformers, as one list.
+
+`tests/peft/test_replaced.py` compares the list with what an import changes, and with docs/peft.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from peft import (
+    PeftModel,
+    PeftModelForQuestionAnswering,
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+    helpers,
+    optimizers,
+)
+from peft.optimizers import lorafa, loraplus
+from peft.tuners.lora import arrow
+from peft.utils import save_and_load
+from torch import nn
+from transformers.integrations.peft import PeftAdapterMixin
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.peft.config import BishareConfig
+from bishare_dsl.peft.doors import checked, filled, if_free, on_a_copy
+from bishare_dsl.peft.loraplus import create_loraplus_optimizer, handle_in
+from bishare_dsl.peft.method import check_new
+
+_Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A function that is replaced; for other methods' models it does what it did.
+
+    Attributes:
+        owner: the module or class that has it.
+        name: its name there.
+        wrap: returns the replacement of the function that it receives.
+    """
+
+    owner: Any
+    name: str
+    wrap: Callable[[_Function], _Function]
+
+    def put(self) -> None:
+        """Replace the function."""
+        found = vars(self.owner).get(self.name) or getattr(self.owner, self.name)
+        if isinstance(found, classmethod):
+            setattr(self.owner, self.name, classmethod(self.wrap(found.__func__)))
+        else:
+            setattr(self.owner, self.name, self.wrap(found))
+
+
+def _ours(function: _Function) -> Callable[[_Function], _Function]:
+    """Make a wrapper that calls ``function`` for models with adapters of bishare, and PEFT's otherwise."""
+
+    def wrap(theirs: _Function) -> _Function:
+        @functools.wraps(theirs)
+        def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return (theirs if handle_in(model) is None else function)(model, *args, **kwargs)
+
+        return call
+
+    return wrap
+
+
+def _refused(help: str) -> Callable[[_Function], _Function]:
+    """Make a wrapper that refuses models with adapters of bishare, whose tensors have no names of PEFT.
+
+    The function would find nothing, and some would say nothing (BS669).
+    """
+
+    def wrap(theirs: _Function) -> _Function:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise AdapterError(codes.LORA_ALONE(function=theirs.__name__, help=help))
+
+        return _ours(refuse)(theirs)
+
+    return wrap
+
+
+_NO_LORA_FA = _refused("write `freeze A` in the shares, or take `create_loraplus_optimizer`")
+_NO_ARROW = _refused("`bishare export` writes each as a LoRA of PEFT: route between these")
+_NO_RESCALE = _refused("`model.bishare.set_scale(name, 0.5)` scales an adapter, and 1.0 undoes it")
+
+
+def _prefixes_beside(others: Callable[[Any], set[str]]) -> _Function:
+    """Make PEFT recognise the adapters' tensors, since it searches only for its own layers."""
+
+    def prefixes(model: Any) -> set[str]:
+        paths = (path for path, _ in model.base_model.model.named_modules())
+        return others(model) | {path for path in paths if path.rpartition(".")[2] == TENSORS}
+
+    return prefixes
+
+
+def _with_card(upload: _Function) -> _Function:
+    """Rewrite the adapter's card: `push_to_hub` of transformers overwrites it with an empty one."""
+
+    def uploads(model: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(config := model.peft_config.get("default"), BishareConfig):
+            config.write_card(working_dir)
+        return upload(model, working_dir, *args, **kwargs)
+
+    return uploads
+
+
+_WITH_HEADS = (
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+    PeftModelForQuestionAnswering,
+)
+
+REPLACED = (
+    Replacement(PeftModel, "from_pretrained", checked),
+    Replacement(PeftModel, "load_adapter", checked),
+    Replacement(PeftModel, "create_or_update_model_card", if_free),
+    Replacement(PeftModel, "_upload_modified_files", _with_card),
+    *(Replacement(kind, "__init__", on_a_copy) for kind in _WITH_HEADS),
+    *(Replacement(kind, "add_adapter", on_a_copy) for kind in _WITH_HEADS),
+    Replacement(PeftAdapterMixin, "load_adapter", partial(filled, check_state=check_new)),
+    Replacement(save_and_load, "_get_adapter_state_dict_key_prefixes", _prefixes_beside),
+    Replacement(optimizers, "create_loraplus_optimizer", _ours(create_loraplus_optimizer)),
+    Replacement(loraplus, "create_loraplus_optimizer", _ours(create_loraplus_optimizer)),
+    Replacement(optimizers, "create_lorafa_optimizer", _NO_LORA_FA),
+    Replacement(lorafa, "create_lorafa_optimizer", _NO_LORA_FA),
+    Replacement(arrow, "check_loaded_lora_compatibility_arrow", _NO_ARROW),
+    Replacement(helpers, "rescale_adapter_scale", _NO_RESCALE),
+)
+"""In the order of docs/peft.md, which says what each does for adapters of bishare."""
