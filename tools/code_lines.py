@@ -1,4 +1,4 @@
-"""Count the lines of code of each package in bishare_dsl, and fail if one has more than pyproject.toml allows.
+"""Count the lines of code of each package, and fail if one has more than pyproject.toml allows.
 
 A line counts if it contains part of an operator, a name, a number or a string other than a docstring.
 """
