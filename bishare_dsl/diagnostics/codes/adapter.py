@@ -210,9 +210,7 @@ TRAINED_TWICE = Code(
 COMPACT_BY_TRANSFORMERS = Code(
     "BS666", "`model.load_adapter` of transformers cannot read an adapter that was saved compactly"
 )
-LORA_ALONE = Code(
-    "BS669", "`{function}` of PEFT works on LoRAs of PEFT, not on adapters of bishare"
-)
+LORA_ALONE = Code("BS669", "`{function}` of PEFT works on LoRAs of PEFT alone")
 NOT_SCALED = Code(
     "BS667",
     "adapter `{name}` cannot be scaled: its `{path}` is trained in full, and replaces the base's",
