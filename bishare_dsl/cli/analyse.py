@@ -1,4 +1,4 @@
-"""``bishare analyse``: measure what the modules of adapters have in common."""
+"""``bishare analyse``: measure which modules of adapters could share a factor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from bishare_dsl.cli.report import Report
 @click.command(
     "analyse",
     epilog=options.examples(
-        "bishare analyse my-lora --model llama-7b",
-        "bishare analyse peft-a peft-b --model ./my-checkpoint",
-        "bishare analyse my-lora --model llama-7b --json | jq '.adapters[0].joint'",
+        "bishare analyse lora-seed-0 lora-seed-1 --model llama-7b",
+        "bishare analyse my-lora --model llama-7b --json | jq '.adapters[0].keys'",
     ),
 )
 @options.folders("ADAPTER...")
@@ -28,27 +27,26 @@ def command(
     model: str,
     seed: int,
 ) -> None:
-    """Measure which modules of an adapter could share a factor: how much of their updates one A, one B or one
-    pair would keep if the modules of a layer, a kind or another key shared it.
+    """Measure which modules of adapters could share a factor (experimental).
+
+    The table shows how much of their updates one A or one B would keep if the modules of a layer, a kind or
+    another key shared it, beside chance. Numbers are averages over the adapters; the last column is the
+    smallest of any of them.
 
     ADAPTER is the folder of an adapter, or a LoRA of PEFT. The model's shapes are enough.
 
-    Every number is compared with independent updates. The initial values of A are subtracted if the adapter
-    records its seed.
+    The initial values of A are subtracted if the adapter records its seed.
     """
-    from bishare_dsl.analyse.analysis import analyse
-    from bishare_dsl.analyse.finding import finding
-    from bishare_dsl.analyse.read import read_updates
-    from bishare_dsl.analyse.tables import parts
-    from bishare_dsl.cli.candidates import read_adapters
+    from dataclasses import asdict
+
+    from bishare_dsl.cli.adapters import read_adapters
+    from bishare_dsl.fit.analysis import analyse, table
 
     stored = read_adapters(folders, model, report)
-    adapters = []
+    analyses = {}
     for name in [*stored]:
-        report.note(f"reading {name} ...")
-        # Free the tensors once the updates are computed.
-        adapters.append(read_updates(name, stored.pop(name)))
-    report.note("measuring ...")
-    analyses = [analyse(adapter, seed=seed) for adapter in adapters]
-    report.data(finding=finding(analyses), adapters=[analysis.data() for analysis in analyses])
-    report.tables(*parts(analyses))
+        report.note(f"measuring {name} ...")
+        analyses[name] = analyse(stored.pop(name), seed=seed)
+    keys = {name: [asdict(row) for row in rows] for name, rows in analyses.items()}
+    report.data(adapters=[{"name": name, "keys": rows} for name, rows in keys.items()])
+    report.tables(table([*analyses.values()]))

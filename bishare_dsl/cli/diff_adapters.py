@@ -10,7 +10,7 @@ from bishare_dsl.diagnostics import Problem, escaped
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
-    from bishare_dsl.analyse.updates import Distance
+    from bishare_dsl.updates import Distance
 
 
 def is_adapter(name: str) -> bool:
@@ -36,10 +36,10 @@ def compare_adapters(before: str, after: str, model: str | None, report: Report)
         BishareError: an adapter cannot be read, or its updates depend on the input. For a magnitude, the
             base's weights cannot be loaded.
     """
-    from bishare_dsl.analyse.updates import Distance, distance, update_of
-    from bishare_dsl.cli.fit import base_of
+    from bishare_dsl.cli.adapters import base_of
     from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.show.table import Table
+    from bishare_dsl.updates import Distance, distance, update_of
 
     bases, names = zip(*(base_of(Path(name), model) for name in (before, after)), strict=True)
     first_adapter, second_adapter = (

@@ -42,7 +42,7 @@ def command(
     """
     from bishare_dsl.adapter.files import is_peft
     from bishare_dsl.adapter.inventory import find_adapters
-    from bishare_dsl.cli.fit import base_name, named_folders
+    from bishare_dsl.cli.adapters import base_name, named_folders
     from bishare_dsl.export.layouts import layout_of
 
     bases: dict[str, Architecture] = {}
@@ -105,8 +105,8 @@ def _imported(
         BishareError: it cannot be imported, or what was written adds something else (BS607).
     """
     from bishare_dsl.adapter.files import CONFIG, TENSORS
+    from bishare_dsl.cli.adapters import base_name
     from bishare_dsl.cli.files import check_out
-    from bishare_dsl.cli.fit import base_name
     from bishare_dsl.compiler import import_peft
     from bishare_dsl.models import architecture_of
 

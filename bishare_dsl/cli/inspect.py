@@ -128,9 +128,9 @@ def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
 
 def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
     """Return the norm of each module's update, or why there is none."""
-    from bishare_dsl.analyse.updates import norms_of
     from bishare_dsl.models.site import most_parameters
     from bishare_dsl.plan.bits import QUANTISED
+    from bishare_dsl.updates import norms_of
 
     config, plan, most = stored.config, stored.plan, most_parameters(None)
     # No file limits these, and the shapes of the base are the folder's own claims.

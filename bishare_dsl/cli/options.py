@@ -249,35 +249,6 @@ many_values = click.option(
 )
 
 
-def _keywords(
-    ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]
-) -> dict[str, Any]:
-    """Read ``("num_beams=4", "cache=static")`` as ``{"num_beams": 4, "cache": "static"}``."""
-    import json
-
-    keywords: dict[str, Any] = {}
-    for setting in words:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise click.BadParameter(f"`{setting}` is not of the form name=value")
-        try:
-            keywords[name] = json.loads(text)
-        except ValueError:
-            keywords[name] = text
-    return keywords
-
-
-keywords = click.option(
-    "-s",
-    "--set",
-    "keywords",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=_keywords,
-    help="Any other argument, as JSON or a word; may be repeated.",
-)
-
-
 def examples(*lines: str) -> str:
     """Write the examples of a command's help. Long lines break before an option."""
     room = max(min(get_terminal_size().columns, 80) - len("       \\"), 20)

@@ -36,7 +36,7 @@ _USAGE_CODES = frozenset(
         *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),
         *("BS701", "BS703", "BS704"),
         *("BS871", "BS872"),  # An adapter on a server that cannot be judged.
-        *("BS802", "BS803", "BS805"),  # Requirements of an evaluation: tasks and a tokenizer.
+        "BS805",  # An evaluation needs a tokenizer.
     ]
 )
 # Control characters of terminals, except tabs and line breaks.

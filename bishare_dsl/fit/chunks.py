@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -47,9 +48,15 @@ class Chunk:
     places: tuple[Place, ...]
     terms: tuple[StackedTerm, ...]
 
-    def term(self, share: str) -> StackedTerm | None:
-        """Return the term of a share, or None."""
-        return next((term for term in self.terms if term.share == share), None)
+    def term(self, share: str) -> StackedTerm:
+        """Return the term of a share, which has one."""
+        return next(term for term in self.terms if term.share == share)
+
+    @cached_property
+    def variables(self) -> frozenset[Variable]:
+        """The tensors that the terms use."""
+        of_roles = (v for term in self.terms for v in term.variables.values())
+        return frozenset(variable for variables in of_roles for variable in variables)
 
 
 def chunks(family: Family, given: GivenPairs) -> list[Chunk]:

@@ -6,14 +6,13 @@ only needs ``rows x rows`` matrices.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bishare_dsl.fit.chunks import Chunk, Place, StackedTerm, chunks
+from bishare_dsl.fit.chunks import Chunk, Place, chunks
 from bishare_dsl.fit.family import Family, Values, Variable
 from bishare_dsl.fit.pairs import GivenPairs, Pair
 
@@ -40,9 +39,6 @@ class Problem:
     ) -> None:
         self.family, self.given, self.values, self._fixed = family, given, values, fixed
         self.chunks = chunks(family, given)
-        targets = (given.stacked(chunk.places) for chunk in self.chunks)
-        self.norm = math.sqrt(sum(float(inner(target, target).sum()) for target in targets))
-        """The norm of all given updates."""
 
     @cached_property
     def blocks(self) -> dict[Block, tuple[Variable, ...]]:
@@ -56,17 +52,11 @@ class Problem:
                     variables_of.setdefault((term.share, role), {}).update(dict.fromkeys(trained))
         return {block: tuple(variables) for block, variables in variables_of.items() if variables}
 
-    def error(self) -> float:
-        """Return the relative distance of all updates."""
-        return math.sqrt(sum(left for left, _ in self.squares().values())) / (self.norm or 1.0)
-
-    def fitted_square(self) -> float:
-        """Return the squared distance at the places that use a fitted tensor; no step changes the others."""
-        fitted = {variable for variables in self.blocks.values() for variable in variables}
-        total = 0.0
+    def distance(self, variables: Iterable[Variable]) -> float:
+        """Return the squared distance at the places that use some tensors, which alone their steps change."""
+        wanted, total = frozenset(variables), 0.0
         for chunk in self.chunks:
-            used = (v for term in chunk.terms for vs in term.variables.values() for v in vs)
-            if not fitted.isdisjoint(used):
+            if not wanted.isdisjoint(chunk.variables):
                 pairs = [term.pair(self.values) for term in chunk.terms]
                 total += float(_residual(self.given.stacked(chunk.places), pairs).sum())
         return total
@@ -83,52 +73,35 @@ class Problem:
                 squares.update(zip(chunk.places, ((max(a, 0.0), b) for a, b in rows), strict=True))
         return squares
 
-    def gradient(self, variables: Iterable[Variable]) -> tuple[float, Values]:
-        """Return the squared distance at the places that use some tensors, and its gradient."""
-        wanted = frozenset(variables)
+    def gradient(self, variables: Iterable[Variable]) -> Values:
+        """Return the gradient of the squared distance in some tensors."""
 
-        def distance(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
-            pairs = [term.pair(values) for term in chunk.terms]
+        def distance(chunk: Chunk, leaves: Values) -> Tensor:
+            pairs = [term.pair(self.values | leaves) for term in chunk.terms]
             return _residual(self.given.stacked(chunk.places), pairs).sum()
 
-        return self._summed(wanted, distance, lambda chunk: chunk.terms)
+        return self._summed(distance, {v: self.values[v] for v in variables})
 
     def curvature(self, block: Block, direction: Values) -> Values:
-        """Return the Hessian of a block's tensors times a direction: the gradient of ``||M v||^2``."""
+        """Return the Hessian of a block times a direction: the gradient of ``||update||^2`` there."""
         share, _ = block
 
-        def size(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
-            pair = chunk.term(share).pair(values)  # type: ignore[union-attr]
+        def size(chunk: Chunk, leaves: Values) -> Tensor:
+            pair = chunk.term(share).pair(self.values | leaves)
             return inner(pair, pair).sum()
 
-        def used(chunk: Chunk) -> tuple[StackedTerm, ...]:
-            return tuple(term for term in chunk.terms if term.share == share)
+        return self._summed(size, direction)
 
-        frozen, self.values = self.values, self.values | direction
-        try:
-            return self._summed(frozenset(direction), size, used)[1]
-        finally:
-            self.values = frozen
-
-    def _summed(
-        self,
-        wanted: frozenset[Variable],
-        of: Callable[[Chunk, Mapping[Variable, Tensor]], Tensor],
-        used: Callable[[Chunk], Iterable[StackedTerm]],
-    ) -> tuple[float, Values]:
-        total, gradients = 0.0, {v: torch.zeros_like(self.values[v]) for v in wanted}
+    def _summed(self, of: Callable[[Chunk, Values], Tensor], points: Values) -> Values:
+        """Sum the gradients of a function of chunks at some points, over the chunks that use them."""
+        gradients = {v: torch.zeros_like(point) for v, point in points.items()}
         for chunk in self.chunks:
-            here = {v for t in used(chunk) for vs in t.variables.values() for v in vs} & wanted
-            if not here:
-                continue
-            leaves = {v: self.values[v].detach().requires_grad_() for v in sorted(here)}
-            value = of(chunk, self.values | leaves)
-            total += float(value.detach())
-            for v, gradient in zip(
-                leaves, torch.autograd.grad(value, list(leaves.values())), strict=True
-            ):
-                gradients[v] += gradient
-        return total, gradients
+            if here := sorted(chunk.variables & points.keys()):
+                leaves = {v: points[v].detach().requires_grad_() for v in here}
+                found = torch.autograd.grad(of(chunk, leaves), [*leaves.values()])
+                for variable, gradient in zip(here, found, strict=True):
+                    gradients[variable] += gradient
+        return gradients
 
 
 def inner(left: Pair, right: Pair) -> Tensor:

@@ -136,8 +136,7 @@ class TrainResult:
             folder, base = shlex.quote(written[0]), f"--model {shlex.quote(self.model_name)}"
             few = " ".join(map(shlex.quote, written[:3]))
             parts.append(
-                f"bishare eval {few} {base} --{'tasks' if self.accuracy is None else 'data'} ...\n"
-                f"bishare merge {folder} {base} --out merged"
+                f"bishare eval {few} {base} --data ...\nbishare merge {folder} {base} --out merged"
             )
         return "\n\n".join(parts)
 

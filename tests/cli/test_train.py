@@ -55,7 +55,7 @@ def test_spec_model_and_rows_are_enough(bishare, folder):
     )
     assert run.code == 0
     assert "steps          1 of 64 examples, 1.00 epochs" in run.out
-    assert "bishare eval out --model tiny --tasks ..." in run.out
+    assert "bishare eval out --model tiny --data ..." in run.out
     assert "8 rows (prompt-completion)" in run.err
     assert "lr 1.00e-04" in run.err
     assert bishare("inspect", "out").code == 0

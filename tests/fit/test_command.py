@@ -16,10 +16,8 @@ from transformers import AutoModelForCausalLM
 from bishare_dsl.adapter import files
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.cli.main import main
-from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
-from tests.adapter.test_sharing import by_others
 
 SPEC = "spec small\nparam r = 2\ntarget q_proj, down_proj\nshare a per kind rank r\n"
 
@@ -115,39 +113,12 @@ def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
     files = [*Path("lib").rglob("*.safetensors"), Path("lib/adapter_config.json")]
     assert f"bytes: {before:,} (" in out
     assert f"{sum(p.stat().st_size for p in files):,} (" in out
-    code, out, err = run(capsys, *words, "--set", "r=4", "--force", "--json", "--warn-above", "99%")
+    code, out, err = run(capsys, *words, "--set", "r=20", "--force", "--json")
     found = json.loads(out)
-    assert found["problems"] == []
     assert (found["bytes_before"], found["bytes_after"]) == (
         before,
         sum(p.stat().st_size for p in files),
     )
-    for name in names:
-        each = found["kinds"][name]
-        assert len(each) == 5
-        assert max(each.values()) >= found["adapters"][name]
-
-
-def test_a_tolerance_finds_the_smallest_rank(here: Path, trained: Any, capsys: Any) -> None:
-    for seed in (1, 2):
-        trained("lora", name=f"c{seed}", seed=seed, r=2)
-    text = (
-        "spec s\nparam r = 8\nparam other = 1\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\n"
-    )
-    Path("s.share").write_text(f"{text}share a  per module, adapter  rank r\n")
-    words = ("c1", "c2", "--spec", "s.share", "--out", "lib", "--quiet", "--json")
-    code, out, _ = run(capsys, *words, "--tolerance", "1%", "--solve", "r")
-    assert code == 0
-    assert json.loads(out)["params"]["r"] == 2
-    assert read_adapter("lib#c1").plan.params["r"] == 2
-    code, out, _ = run(capsys, *words, "--tolerance", "1%", "--force")
-    assert (code, "--solve r" in out, "--solve other" in out) == (2, True, True)
-    code, out, _ = run(
-        capsys, *words, "--tolerance", "1%", "--solve", "r", "--set", "r=1", "--force"
-    )
-    assert (code, "BS852" in out) == (1, True)
-    code, out, _ = run(capsys, *words, "--tolerance", "none", "--force")
-    assert (code, "write `5%` or `0.05`" in out) == (2, True)
 
 
 def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(
@@ -215,44 +186,11 @@ def test_a_lora_that_a_library_has_not_seen_is_added_to_it(
     assert "`#new`" not in err
 
 
-def test_what_a_library_of_few_bits_loses_is_reported(
-    here: Path, trained: Any, capsys: Any
-) -> None:
-    text = "spec s\ntarget q_proj\nshare c  A per in  B per adapter, module  rank 3\n"
-    new = trained(text, name="new")
-    save_library("small", new.plan, {"a": new.tensors()}, text, seed=0, dtype="int4")
-    code, _, err = run(capsys, "new", "--library", "small", "--out", "more")
-    assert (code, "note[BS690]" in err, "more#new" in err) == (0, True, True), err
-    code, out, _ = run(capsys, "new", "--library", "small", "--json")
-    loaded = read_adapter("small#new")
-    pairs = [
-        [delta(one.plan, one.tensors(), site) for one in (loaded, new)] for site in new.plan.sites
-    ]
-    lost, norm = (
-        sum(t.norm() ** 2 for t in ts) for ts in zip(*((a - b, b) for a, b in pairs), strict=True)
-    )
-    assert json.loads(out)["error"] == pytest.approx(float((lost / norm) ** 0.5), rel=1e-3)
-    assert "BS690" in [problem["code"] for problem in json.loads(out)["problems"]]
-
-
-def test_a_library_of_another_program_gets_no_adapter_but_gives_its_own(
-    library: dict[str, bytes], capsys: Any
-) -> None:
-    """No spec says what its adapters share, and its files have keys that others chose."""
-    theirs = by_others(Path("lib"), Path("theirs")).removesuffix("#law")
-    code, _, err = run(capsys, "new", "--library", theirs)
-    assert (code, "has no spec" in err, names_in(theirs)) == (2, True, ("a", "b"))
-    Path("core.share").write_text(CORE)
-    members = (f"{theirs}#a", f"{theirs}#b", "new")
-    assert run(capsys, *members, "--spec", "core.share", "--out", "ours", "--quiet")[0] == 0
-    assert names_in("ours") == ("a", "b", "new")
-
-
 def test_the_library_is_left_alone_if_another_folder_is_named(
     library: dict[str, bytes], capsys: Any
 ) -> None:
     code, _, err = run(capsys, "new", "--library", "lib", "--out", "more")
-    assert (code, "added to more: `more#new`" in err) == (0, True)
+    assert (code, "saved in more: `more#new`" in err) == (0, True)
     trained_more = run(capsys, "new", "--library", "more", "--out", "third")
     assert (trained_more[0], "has an adapter `new`" in trained_more[2]) == (2, True)
     assert not Path("third").exists()
@@ -269,7 +207,7 @@ def test_adapters_that_lie_elsewhere_are_warned_of(
     assert (code, "BS851" in err, "`other` is" in err) == (0, True, True)
     for words, said in (
         (("my lora", "--library", "lib"), "BS638"),
-        (("other", "--library", "new"), "is one adapter and no library"),
+        (("other", "--library", "new"), "is a single adapter, not a library"),
         (("other", "--library", "nowhere"), "BS601"),
         *(
             (("other", "--library", "lib", *more), "are for a new library")
@@ -293,7 +231,7 @@ def test_an_adapter_without_an_update_is_infinitely_far_from_a_library_with_one(
     assert "`zero` is infinitely far away" in run(capsys, "zero", "--library", "lib")[2]
     _, out, _ = run(capsys, "zero", "--library", "lib", "--force", "--json")
     found = json.loads(out, parse_constant=pytest.fail)  # JSON has no Infinity.
-    assert found["error"] is found["adapters"]["zero"] is found["kinds"]["zero"]["q_proj"] is None
+    assert found["error"] is found["adapters"]["zero"] is None
 
 
 def test_an_adapter_that_no_spec_can_be_fitted_to_is_named(

@@ -17,7 +17,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.fit import fit
-from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.fit.report import FitReport
 from bishare_dsl.models import Architecture
@@ -28,8 +28,7 @@ from bishare_dsl.transforms import Width, effective_pair, load_transform
 def fitted(
     stored: StoredAdapter, plan: Plan, **settings: Any
 ) -> tuple[dict[str, torch.Tensor], FitReport]:
-    with open_pairs([("a", stored)]) as found:
-        family, values, report = fit(plan, found, **settings)
+    family, values, report = fit(plan, read_pairs([("a", stored)]), **settings)
     return family.tensors(values, "a"), report
 
 
@@ -61,7 +60,6 @@ def test_a_lora_of_full_rank_is_exact(trained: Any, base: Architecture) -> None:
     # 1.2e-7 to 7.8e-7 from six starts: of A and B only the product is fitted, so that they may be as skew as
     # the drawn start makes them, and their rounding counts for more in the product.
     assert report.error < 1e-6
-    assert report.start == pytest.approx(1)
     assert dense_error(stored, plan_of("lora", base, r=4), tensors) < 1e-6
 
 
@@ -101,9 +99,9 @@ def test_what_is_reported_is_what_the_tensors_are(
     tensors, report = fitted(stored, plan, sweeps=2)
     assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=1e-6)
     assert report.error < 0.9
-    for site in report.sites:
+    for (_, site), (left, whole) in report.squares.items():
         dense = dense_error(stored, plan, tensors, site.path)
-        assert site.left / site.norm == pytest.approx(dense, rel=1e-3, abs=1e-6)
+        assert math.sqrt(left / whole) == pytest.approx(dense, rel=1e-3, abs=1e-6)
 
 
 def test_each_sweep_brings_it_nearer(trained: Any, base: Architecture) -> None:
@@ -145,18 +143,15 @@ def test_modules_that_no_fitted_tensor_reaches_do_not_end_it_early(
         assert (wanted - delta(plan, found, site)).norm() < 1.01 * best
 
 
-def test_a_bank_of_vectors_goes_downhill(trained: Any, base: Architecture) -> None:
-    stored, plan = trained("lora", r=4), plan_of(BANK, base)
-    tensors, report = fitted(stored, plan, sweeps=5)
-    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=1e-6)
-    _, alone = fitted(stored, plan_of(BANK.replace("rank 4", "rank 0"), base), sweeps=5)
-    assert report.error < alone.error - 0.005
+def test_a_bank_of_vectors_is_refused(trained: Any, base: Architecture) -> None:
+    with pytest.raises(AdapterError, match=r"BS854.*L_A"):
+        fitted(trained("lora", r=4), plan_of(BANK, base))
 
 
 def test_modules_that_the_spec_leaves_out_are_left(trained: Any, base: Architecture) -> None:
     stored = trained("lora", r=2)
     _, report = fitted(stored, plan_of("spec q\ntarget q_proj\nshare a per module rank 2\n", base))
-    errors = {site.kind: site.left / site.norm for site in report.sites}
+    errors = {s.kind: math.sqrt(left / whole) for (_, s), (left, whole) in report.squares.items()}
     assert errors.pop("q_proj") < 1e-6
     assert set(errors.values()) == {1.0}
 
@@ -165,10 +160,10 @@ def test_modules_that_were_not_given_stay_at_nothing(trained: Any, base: Archite
     stored = trained("spec q\ntarget q_proj\nshare a per module rank 2\n")
     tensors, report = fitted(stored, plan_of("lora", base))
     assert report.error < 1e-6
-    assert {site.norm > 0 for site in report.sites if site.kind != "q_proj"} == {False}
+    norms = {whole for (_, site), (_, whole) in report.squares.items() if site.kind != "q_proj"}
+    assert norms == {0.0}
     assert "no norm" not in str(report)
-    path = next(site.path for site in report.sites if site.kind == "v_proj")
-    site = next(site for site in base.sites if site.path == path)
+    site = next(site for site in base.sites if site.kind == "v_proj")
     assert not delta(plan_of("lora", base), tensors, site).any()
 
 
@@ -178,19 +173,6 @@ def test_the_same_input_gives_the_same_output(trained: Any, base: Architecture) 
     assert all(torch.equal(first[name], second[name]) for name in first)
     third, _ = fitted(stored, plan, sweeps=2, seed=1)
     assert any(not torch.equal(first[name], third[name]) for name in first)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
-@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_what_the_type_of_the_file_loses_is_in_the_report(
-    dtype: Any, trained: Any, base: Architecture, tmp_path: Path
-) -> None:
-    stored, made = trained("lora", r=4), make_plan("lora", base, {"r": 4})
-    tensors, report = fitted(stored, made.plan, dtype=dtype)
-    save_adapter(tmp_path / "new", made.plan, tensors, made.text(), seed=0, dtype=dtype)
-    loaded = read_adapter(tmp_path / "new").tensors()
-    assert report.error == pytest.approx(dense_error(stored, made.plan, loaded), rel=1e-3)
-    assert report.error > 1e-3
 
 
 def test_what_is_frozen_keeps_its_start(trained: Any, base: Architecture) -> None:
@@ -219,12 +201,11 @@ def test_nothing_given_is_fitted_by_nothing(base: Architecture, trained: Any) ->
 
 def test_the_gradient_is_that_of_dense_matrices(trained: Any, base: Architecture) -> None:
     stored, plan = trained("lora", r=2), plan_of("bishare_ke", base, size=16)
-    with open_pairs([("a", stored)]) as found:
-        family = Family(plan, ("a",))
-        problem = Problem(family, found, family.draw(0))
-        variables = [v for block in problem.blocks.values() for v in block]
-        problem.values |= {v: torch.ones_like(problem.values[v]) / 7 for v in variables}
-        value, gradient = problem.gradient(variables)
+    family = Family(plan, ("a",))
+    problem = Problem(family, read_pairs([("a", stored)]), family.draw(0))
+    variables = [v for block in problem.blocks.values() for v in block]
+    problem.values |= {v: torch.ones_like(problem.values[v]) / 7 for v in variables}
+    value, gradient = problem.distance(variables), problem.gradient(variables)
     tensors = {v[1]: problem.values[v].clone().requires_grad_() for v in problem.values}
     dense = torch.zeros((), dtype=torch.float64)
     for site in plan.sites:

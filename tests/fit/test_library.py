@@ -205,7 +205,7 @@ def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library: Path, c
     Path("one.share").write_text("spec one\ntarget q_proj, down_proj\nshare a per module rank 6\n")
     code, _, err = run(capsys, "fit", *NAMES, "--spec", "one.share", "--out", "one")
     assert code == 0
-    assert "nothing in the spec tells the adapters apart" in err
+    assert "no key names `adapter`, so one adapter was fitted to all" in err
     mean = sum(dense(name) for name in NAMES) / 3
     assert (dense("one") - mean).norm() < 0.02 * mean.norm()
 

@@ -1,30 +1,18 @@
-"""Conjugate gradients against a solver of dense systems; and which tensors have no closed step."""
+"""Conjugate gradients against a solver of dense systems."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.linear import solve
-from bishare_dsl.fit.nonlinear import nonlinear_blocks
-from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.models import Architecture
-from bishare_dsl.resources import shipped_specs
-from tests.methods.test_every_method import ONE_OF_EACH, SCALED
-from tests.support.parts import quick
-
-SMALL = {
-    "mos": {"r": 3},
-    "vb_lora": {"length": 4},
-    "bishare_gt": {"size": 16},
-    "late_own": {"first": -1},
-}
 
 
 def test_it_solves_separate_systems_at_once() -> None:
@@ -48,33 +36,13 @@ def test_a_tensor_on_which_nothing_depends_is_left() -> None:
 
 def test_behind_a_step_the_gradient_of_its_block_is_zero(trained: Any, base: Architecture) -> None:
     plan = make_plan("bishare_ss", base).plan
-    with open_pairs([("a", trained("lora", r=3))]) as found:
-        family = Family(plan, ("a",))
-        problem = Problem(family, found, family.draw(0))
-        block = ("intra", "B")
-        variables = problem.blocks[block]
-        _, before = problem.gradient(variables)
-        steps = solve(before, partial(problem.curvature, block), most=50)
-        problem.values |= {v: problem.values[v] + step for v, step in steps.items()}
-        _, after = problem.gradient(variables)
+    family = Family(plan, ("a",))
+    problem = Problem(family, read_pairs([("a", trained("lora", r=3))]), family.draw(0))
+    block = ("intra", "B")
+    variables = problem.blocks[block]
+    before = problem.gradient(variables)
+    steps = solve(before, partial(problem.curvature, block), most=50)
+    problem.values |= {v: problem.values[v] + step for v, step in steps.items()}
+    after = problem.gradient(variables)
     for v in variables:
         assert after[v].norm() < 1e-5 * before[v].norm()
-
-
-# An update that is no matrix, magnitudes, and starts that read the base's weights are refused by a fit.
-NOT_FITTED = {"hydralora", "lora_xs", "pissa", "tiny_lora"} | SCALED
-
-
-FITTED = sorted({*shipped_specs()} - NOT_FITTED)
-
-
-@pytest.mark.parametrize("spec", quick(FITTED, {*FITTED} & {*ONE_OF_EACH}))
-def test_only_a_bank_of_vectors_has_no_closed_step(
-    spec: str, trained: Any, base: Architecture
-) -> None:
-    plan = make_plan(spec, base, SMALL.get(spec)).plan
-    with open_pairs([("a", trained("lora", r=2))]) as found:
-        family = Family(plan, ("a",))
-        curved = nonlinear_blocks(Problem(family, found, family.draw(0)))
-    bank = [("vb_lora", role) for role in ("bank", "L_A", "L_B")]
-    assert curved == (bank if spec == "vb_lora" else [])

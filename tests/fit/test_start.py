@@ -13,7 +13,7 @@ from bishare_dsl.compiler import make_plan
 from bishare_dsl.export.effective import delta
 from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.fit import fit
-from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.fit.start import leading
 from bishare_dsl.models import Architecture
 from tests.fit.conftest import write_trained
@@ -41,8 +41,7 @@ def test_one_sweep_from_them_is_the_best_there_is(
     role: str, loras: dict[str, Any], base: Architecture
 ) -> None:
     plan = make_plan(text(SHARED[role]), base).plan
-    with open_pairs(loras.items()) as given:
-        _, _, report = fit(plan, given, sweeps=1)
+    _, _, report = fit(plan, read_pairs(loras.items()), sweeps=1)
     lost = whole = 0.0
     groups: dict[int, list[torch.Tensor]] = {}
     for stored in loras.values():
@@ -61,10 +60,10 @@ def test_with_a_core_one_sweep_is_nearer_than_many_from_random_values(
     loras: dict[str, Any], base: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(text(CORE), base).plan
-    with open_pairs(loras.items()) as given:
-        _, _, first = fit(plan, given, sweeps=1)
-        monkeypatch.setattr("bishare_dsl.fit.fit.leading", lambda family, given, values: values)
-        _, _, drawn = fit(plan, given, sweeps=4)
+    given = read_pairs(loras.items())
+    _, _, first = fit(plan, given, sweeps=1)
+    monkeypatch.setattr("bishare_dsl.fit.fit.leading", lambda family, given, values: values)
+    _, _, drawn = fit(plan, given, sweeps=4)
     assert first.error < 1.01 * drawn.error
     assert first.error < 0.99
 
@@ -75,9 +74,8 @@ def test_it_depends_on_nothing_but_what_is_given_and_leaves_the_rest(
     spec = text(f"spec s {TARGET} share wide per kind rank 2 share own per module rank 1")
     plan = make_plan(spec, base).plan
     family = Family(plan, ("0",))
-    with open_pairs([("0", loras["0"])]) as given:
-        begun = family.draw(0)
-        one, two = leading(family, given, begun), leading(family, given, begun)
+    given, begun = read_pairs([("0", loras["0"])]), family.draw(0)
+    one, two = leading(family, given, begun), leading(family, given, begun)
     changed = {v for v in one if not torch.equal(one[v], begun[v])}
     assert all(torch.equal(one[v], two[v]) for v in one)
     assert {plan.tensor[name].share for _, name in changed} == {"wide"}
@@ -96,7 +94,6 @@ def test_a_frozen_factor_and_one_of_another_width_are_left(
     ):
         plan = make_plan(text(f"spec s {TARGET} share a {share}"), base).plan
         family = Family(plan, ("0",))
-        with open_pairs([("0", loras["0"])]) as given:
-            begun = family.draw(0)
-            found = leading(family, given, begun)
+        begun = family.draw(0)
+        found = leading(family, read_pairs([("0", loras["0"])]), begun)
         assert all(torch.equal(found[v], begun[v]) for v in begun)

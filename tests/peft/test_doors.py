@@ -35,7 +35,7 @@ from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, BishareError
-from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.serve.vllm.folder import is_ours, read_any
@@ -219,8 +219,7 @@ def with_config(model: Any, folder: Path) -> None:
 
 
 def fit(model: Any, folder: Path) -> None:
-    with open_pairs([("a", read_adapter(folder))]):
-        pass
+    read_pairs([("a", read_adapter(folder))])
 
 
 def serve(model: Any, folder: Path) -> None:

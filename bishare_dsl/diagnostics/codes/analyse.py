@@ -16,7 +16,7 @@ LEFT_OUT = Code(
     "a fit leaves out what is trained in full, such as `{parameter}` of {names}",
     severity="warning",
 )
-OUT_OF_REACH = Code(
-    "BS852",
-    "no value of `{param}` up to {most} keeps the error below {limit:.1%}: the least is {error:.1%}",
+NO_LEAST_SQUARES = Code(
+    "BS854",
+    "a fit cannot find the tensor `{tensor}`, which chooses among vectors: updates are not linear in it",
 )

@@ -3,23 +3,76 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.reading import read_adapter_for
-from bishare_dsl.cli.report import Report, silence_libraries
+from bishare_dsl.cli.report import CommandError, Report, silence_libraries
 from bishare_dsl.diagnostics import EvaluateError
 from bishare_dsl.diagnostics.codes import evaluate as codes
+from bishare_dsl.diagnostics.codes.usage import WRONG_USAGE
 from bishare_dsl.reading import real_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.models import Architecture
 
 BASE = "base"
+
+
+def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the adapters by their names: those of their folders, or that they have in a library.
+
+    Raises:
+        CommandError: one has the name of another, or one that cannot be that of a file.
+    """
+    from bishare_dsl.adapter.files import check_members, place_of
+
+    named: dict[str, Path] = {}
+    for folder in folders:
+        place, member = place_of(folder)
+        name = member or real_path(place).name
+        if name in named:
+            what = (
+                f"`{named[name]}` and `{folder}` have one name: an adapter is called as its folder"
+            )
+            raise CommandError(WRONG_USAGE(what=what))
+        if len(folders) > 1:
+            check_members([name])
+        named[name] = folder
+    return named
+
+
+def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
+    """Return the shapes and the name of the base: ``model``, or else the model that the adapter names."""
+    from bishare_dsl.adapter.files import is_peft, read_adapter
+    from bishare_dsl.hub import adapter_folder
+    from bishare_dsl.models import architecture_of
+
+    folder = adapter_folder(folder)
+    if model is None and not is_peft(folder):
+        plan = read_adapter(folder).plan
+        return plan.base, plan.base.model_id or plan.base.name
+    name = base_name(folder, model)
+    return architecture_of(name), name
+
+
+def base_name(folder: Path, model: str | None) -> str:
+    """Return ``model``, or else the name of the base in the config of a LoRA.
+
+    Raises:
+        CommandError: neither the LoRA nor the command line names one (BS901).
+    """
+    from bishare_dsl.export.peft_config import read_config
+
+    name = model or read_config(folder).base_model_name_or_path
+    if name is None:
+        raise CommandError(WRONG_USAGE(what="the LoRA names no base: give --model"))
+    return name
 
 
 def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[str, StoredAdapter]:

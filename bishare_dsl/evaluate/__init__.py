@@ -1,1 +1,0 @@
-"""Evaluate adapters and their base on tasks of lm-evaluation-harness."""
