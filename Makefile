@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long hunt hostile lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -77,11 +77,8 @@ format: $(STAMP) ## fix and format the code with ruff
 	@$(BIN)/ruff format
 
 bench: $(STAMP) ## measure speed, the effect of each pass, size and start-up
-	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/claims.py benchmarks/families.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
+	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/families.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
-
-claims: $(STAMP) ## recompute figures in README and docs, in ten minutes, and compare
-	@BISHARE_CACHE=$(CACHE) $(BIN)/python benchmarks/claims.py
 
 test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## test with the oldest and the newest transformers
 	@set -e; for end in oldest newest; do \

@@ -6,4 +6,4 @@ from pathlib import Path
 import bishare_dsl
 
 BENCHMARKS = Path(bishare_dsl.__file__).parents[1] / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "quality")]
+sys.path.insert(0, str(BENCHMARKS))

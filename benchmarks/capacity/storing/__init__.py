@@ -1,1 +1,0 @@
-"""Measure how many bits of random pairs a topology stores: bases, pairs, methods, passes and tables."""

@@ -1,1 +1,0 @@
-"""PEFT's comparison of methods on MetaMathQA, extended by bishare's specs."""
