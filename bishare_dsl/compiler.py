@@ -67,15 +67,11 @@ class ResolvedSpec:
     def text(self) -> str:
         """Return a text for the spec that needs no other file, for the adapter's config.
 
-        It is empty where a folder without a spec gave the plan, so that nothing is in the spec.
-
         Raises:
             SpecError: no text can express the spec (BS140).
         """
         from bishare_dsl.language import own_text
 
-        if not self.spec.shares and not self.spec.train:
-            return ""
         return own_text(self.spec, self.where, changed=self.changed)
 
 
@@ -195,7 +191,7 @@ def read_fitting(
     folder = adapter_folder(folder)
     plain = is_peft(folder) or layout_of(folder) in ("mlx", "gguf")
     base = architecture_of(model)
-    stored = read_lora(folder, model, named) if plain else read_adapter(folder, base=base)
+    stored = read_lora(folder, model, named) if plain else read_adapter(folder)
     problems = list(base_problems(stored.plan, base))
     raise_errors(AdapterError, problems)
     return stored, problems
@@ -273,15 +269,13 @@ def save_again(
         BishareError: see `save_adapter`; or a tensor differs (BS607).
     """
     from bishare_dsl.adapter.files import save_adapter
-    from bishare_dsl.plan.names import attribute
 
     tensors, config = stored.tensors(), stored.config
 
     def compare(saved: StoredAdapter) -> None:
-        # Without a spec, names come from keys, and several names have one key.
-        again = {attribute(name): tensor for name, tensor in saved.tensors().items()}
+        again = saved.tensors()
         for name in tensors if dtype == "float32" else ():
-            if not again[attribute(name)].equal(tensors[name]):
+            if not again[name].equal(tensors[name]):
                 reason = (
                     f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
                 )
@@ -290,7 +284,7 @@ def save_again(
             check(saved)
 
     how: Any = {"seed": config.seed, "base_revision": config.base_revision, "dtype": dtype}
-    how |= {"auto_mapping": config.auto_mapping, "compact": stored.compact}
+    how |= {"auto_mapping": config.auto_mapping}
     return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)
 
 

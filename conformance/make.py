@@ -128,7 +128,6 @@ share inter per model rank 3 via GT(size = 8, gate_rank = 2) gain rank init 1 sc
 """The shares of each spec."""
 
 HOW: dict[str, dict[str, Any]] = {
-    "vector_bank": {"compact": True},
     "gains_of_random_factors": {"type": torch.bfloat16},
     "stored_random_factors": {"frozen": "tensors", "dtype": "bfloat16"},
     "experts": {"family": "mixtral", "target": "up_proj, down_proj"},

@@ -6,7 +6,7 @@
 
 const same = (x) => x;
 const TYPES = {
-  F64: [8, 'getFloat64', same], F32: [4, 'getFloat32', same], U8: [1, 'getUint8', same], I8: [1, 'getInt8', same], I32: [4, 'getInt32', same],
+  F64: [8, 'getFloat64', same], F32: [4, 'getFloat32', same], U8: [1, 'getUint8', same], I8: [1, 'getInt8', same],
   F16: [2, 'getUint16', (bits) => half(bits)], BF16: [2, 'getUint16', (bits) => fromBits(bits << 16)],
 };
 const sum = (matrices) => matrices.reduce((one, other) => one.map((row, i) => row.map((x, j) => x + other[i][j])));
@@ -38,7 +38,7 @@ const KNOWN = {
   Experts: ['A B G', 'count'],
   magnitude: ['mu', 'plain'],
 };
-const FEATURES = ['drawn', 'experts', 'full', 'int4', 'int8', 'library', 'parts', 'tied'];
+const FEATURES = ['drawn', 'experts', 'full', 'int4', 'int8', 'library', 'tied'];
 const WORDS = { slice: ['leading', 'centre', 'trailing'], cut: ['both', 'in', 'out'], plain: [true, false] };
 
 function unknown(what) {
@@ -53,9 +53,7 @@ function unknown(what) {
  */
 export async function read(config, files, weights = {}) {
   const { peft_type: type, bishare } = JSON.parse(config);
-  let sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
-  // The digits of the seed: a number of JavaScript has 53 bits.
-  if (sharing.format === 1) sharing = ofFormat1(sharing, config.match(/"seed":\s*(-?\d+)/)[1]);
+  const { sharing } = bishare;
   if (type !== 'BISHARE' || sharing.format !== 2) unknown('this format');
   for (const word of sharing.needs) if (!KNOWN[word] && !FEATURES.includes(word)) unknown(word);
   sharing.terms.forEach(check);
@@ -80,26 +78,9 @@ export async function read(config, files, weights = {}) {
   return { sharing, updates, full };
 }
 
-/** Returns format 2 of format 1: there terms stand at each module, and tensors have names. */
-function ofFormat1(sharing, seed) {
-  const names = Object.keys(sharing.tensors), terms = [], texts = [];
-  const modules = sharing.modules.map((module) => {
-    const here = module.terms.map(({ tensors, ...term }) => {
-      const text = JSON.stringify([term, Object.keys(tensors)]);
-      if (!texts.includes(text)) [texts.push(text), terms.push({ ...term, roles: Object.keys(tensors) })];
-      return [texts.indexOf(text), ...Object.values(tensors).map((name) => names.indexOf(name))];
-    });
-    return { ...module, terms: here };
-  });
-  const tensors = Object.entries(sharing.tensors).map(([name, entry]) => ({ ...entry, text: `${seed}:${entry.like ?? name}` }));
-  const full = sharing.full.map((each) => ({ ...each, tensor: names.indexOf(each.tensor) }));
-  return { format: 2, needs: [], tensors, terms, modules, full };
-}
-
 /** Returns the values of a tensor, wherever they are. */
 function values(entry, stored) {
   if (entry.key) return stored[entry.key];
-  if (entry.parts) return logits(entry.shape[1], stored[entry.parts.vectors], stored[entry.parts.below]);
   if (entry.scales) return quantised(entry, stored);
   return entry.draw ? drawn(entry, entry.text) : unknown("a start from the base's weights");
 }
@@ -123,20 +104,6 @@ function check({ transform, options, rank, scale, roles: used }) {
   for (const [option, value] of Object.entries(options)) {
     if (!names.includes(option) || !(WORDS[option] ?? [value]).includes(value)) unknown(`${option} = ${value} of ${transform}`);
   }
-}
-
-/** Returns logits of which only the largest are known, and by how much the others of them are below the first. */
-function logits(count, places, below) {
-  return places.map((row, i) => {
-    const all = Array(count).fill(-Infinity);
-    row.forEach((place, k) => (all[place] = k ? -below[i][k - 1] : 0));
-    return all;
-  });
-}
-
-async function unpacked(text) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).text();
 }
 
 export function safetensors(bytes) {

@@ -2,16 +2,14 @@
 
 python examples/to_lora.py FOLDER OUT [NAME OF AN ADAPTER IN A LIBRARY]
 
-docs/format.md describes what it reads: both formats. A module gets the pairs of all its terms, one below the
+docs/format.md describes what it reads. A module gets the pairs of all its terms, one below the
 other, with their scales and gains in B.
 """
 
-import base64
 import functools
 import hashlib
 import json
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ DTYPES = {
     "BF16": "<u2",
     "U8": "u1",
     "I8": "i1",
-    "I32": "<i4",
 }
 ONE = np.ones((1, 1))
 # The roles of each transform except `gain_rank` and `gain_out`, and its options: all others are refused.
@@ -55,7 +52,7 @@ WORDS = {
 }
 
 
-FEATURES = ("drawn", "experts", "full", "int4", "int8", "library", "parts", "tied")
+FEATURES = ("drawn", "experts", "full", "int4", "int8", "library", "tied")
 
 
 def to_lora(folder, out, name=None):
@@ -117,17 +114,13 @@ def pair_of(module, terms, tensors, x=None):
 
 
 def open_folder(folder, name=None, weights=None):
-    """Return the config, `sharing` as format 2 has it, and the tensors.
+    """Return the config, `sharing`, and the tensors.
 
     `weights` are W (d_out, d_in) of the base by module, for tensors that start from them.
     """
     config = json.loads(Path(folder, CONFIG).read_text("utf-8"))
     known(config["peft_type"] == "BISHARE", "the method of this folder")
     sharing = config["bishare"]["sharing"]
-    if isinstance(sharing, str):
-        sharing = unpacked(sharing)
-    if sharing["format"] == 1:
-        sharing = of_format_1(sharing, config["seed"])
     known(sharing["format"] == 2, "this format")
     for word in sharing["needs"]:
         known(word in KNOWN or word in FEATURES or (word == "base" and weights), word)
@@ -148,37 +141,6 @@ def open_folder(folder, name=None, weights=None):
                     not (selects and "scales" in sharing["tensors"][place]), f"a quantised {role}"
                 )
     return config, sharing, tensors
-
-
-def unpacked(text):
-    """Return what format 1 has compressed."""
-    return json.loads(zlib.decompress(base64.b64decode(text)))
-
-
-def of_format_1(sharing, seed):
-    """Return format 2 of format 1: there terms stand at each module, and tensors have names."""
-    names = {name: i for i, name in enumerate(sharing["tensors"])}
-    terms, modules = [], []
-    for module in sharing["modules"]:
-        here = []
-        for term in module["terms"]:
-            roles = term["tensors"]
-            term = {k: v for k, v in term.items() if k != "tensors"} | {"roles": [*roles]}
-            if term not in terms:
-                terms.append(term)
-            here.append([terms.index(term), *map(names.get, roles.values())])
-        modules.append(module | {"terms": here})
-    return {
-        "format": 2,
-        "needs": [],
-        "tensors": [
-            entry | {"text": f"{seed}:{entry.get('like', name)}"}
-            for name, entry in sharing["tensors"].items()
-        ],
-        "terms": terms,
-        "modules": modules,
-        "full": [each | {"tensor": names[each["tensor"]]} for each in sharing["full"]],
-    }
 
 
 def known(condition, what):
@@ -208,6 +170,7 @@ def safetensors(path):
     found = json.loads(content[8:first])
     found.pop("__metadata__", None)
     for key, entry in found.items():
+        known(entry["dtype"] in DTYPES, f"the type {entry['dtype']}")
         array = np.frombuffer(
             content[first:][slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]
         )
@@ -220,12 +183,6 @@ def values(entry, stored):
     """Return the values of a tensor, wherever they are."""
     if "key" in entry:
         return stored[entry["key"]].astype(float)
-    if "parts" in entry:
-        below = stored[entry["parts"]["below"]].astype(float)
-        logits = np.full(entry["shape"], -np.inf)
-        places = stored[entry["parts"]["vectors"]].astype(int)
-        np.put_along_axis(logits, places, np.pad(-below, ((0, 0), (1, 0))), 1)
-        return logits
     if "scales" in entry:
         return quantised(entry, stored)
     known("draw" in entry, "a start from the base's weights")
@@ -285,7 +242,7 @@ def from_base(place, sharing, weights):
 def check_digest(drawn, entry):
     """Refuse a tensor that comes out otherwise than it was."""
     found = hashlib.sha256(np.ascontiguousarray(drawn).tobytes()).hexdigest()
-    known(found.startswith(entry.get("sha256", "")), f"how {entry['text']} was drawn")
+    known(found.startswith(entry["sha256"]), f"how {entry['text']} was drawn")
 
 
 def draw(how, shape, text):

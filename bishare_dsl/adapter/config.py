@@ -6,8 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import zlib
-from base64 import b64decode
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +17,9 @@ from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models.inspect import TENSORS as CHILD
-from bishare_dsl.models.site import MAX_SITES, Architecture
+from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
-from bishare_dsl.reading import MAX_CONFIG, parse_json
 from bishare_dsl.version import __version__
 
 PEFT_TYPE = "BISHARE"
@@ -32,7 +29,7 @@ FORMAT = 2
 """The format of adapter folders that this version writes, and the newest that it reads (`docs/format.md`)."""
 
 RECORD_FORMAT = 5
-"""The number of this format in the field `RECORD`. Numbers up to 4 are of format 1."""
+"""The number of this format in the field `RECORD`."""
 
 RECORD = "bishare"
 """The config field that contains bishare's record."""
@@ -63,42 +60,12 @@ _OF_PEFT = {
 
 
 _IN_SHARING = ("drawn", "compact", "of_base", "marks")
-"""Fields that format 1 stores in the record, and format 2 in `sharing`."""
+"""Fields that are stored in `sharing`."""
 
 
 def text_of(value: Any) -> str:
     """Return a value as canonical JSON text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def text_in(value: Any) -> str:
-    """Return JSON text, decompressing it if necessary: format 1 compresses long texts.
-
-    Raises:
-        ValueError: the value is neither JSON nor base64 of its compressed text.
-    """
-    if not isinstance(value, str):
-        return text_of(value)
-    unpacker = zlib.decompressobj()
-    try:
-        text = unpacker.decompress(b64decode(value), MAX_CONFIG)
-    except zlib.error as error:
-        raise ValueError(f"it is not packed: {error}") from error
-    if not unpacker.eof:
-        raise ValueError("it is not packed to its end")
-    return text.decode()
-
-
-def unpack(value: Any) -> Any:
-    """Return a field of the file as JSON, decompressed if necessary.
-
-    Raises:
-        ValueError: it is not valid JSON, or has more entries than any adapter has tensors.
-    """
-    unpacked = parse_json(text_in(value)) if isinstance(value, str) else value
-    if isinstance(unpacked, dict) and len(unpacked) > MAX_SITES:
-        raise ValueError(f"it has more than {MAX_SITES:,} tensors")
-    return unpacked
 
 
 def broken_config(path: str | Path, error: ValueError) -> AdapterError:
@@ -111,15 +78,13 @@ def broken_config(path: str | Path, error: ValueError) -> AdapterError:
 class DrawnTensor(BaseModel):
     """A frozen tensor that is not stored: it is regenerated from ``seed`` and rounded to ``dtype``.
 
-    ``generator`` is the random generator: torch's for adapters of bishare 0.2. ``sha256`` is the start of
-    the SHA-256 of the tensor's bytes, row by row, little-endian; other programs may omit it.
+    ``sha256`` is the start of the SHA-256 of its bytes, row by row, little-endian.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    generator: Literal["philox", "torch"] = "torch"
-    sha256: str = Field(default="", pattern="^([0-9a-f]{8,64})?$")
+    sha256: str = Field(pattern="^[0-9a-f]{8}$")
 
 
 class SignFingerprint(BaseModel):
@@ -148,16 +113,14 @@ class AdapterConfig(BaseModel):
     covers all these fields.
 
     ``drawn`` are tensors regenerated from the seed. ``compact`` names the parts that are stored instead
-    of a tensor, as ``TENSOR:PART``; those of a quantised tensor are its type and ``scales``. ``of_base``
-    are untrained tensors equal to the base's. ``packages`` gives the package and version of each
-    third-party transform. ``rounded`` is the type of float32 tensors in the file; loading converts them
-    back to float32.
+    of a quantised tensor, as ``TENSOR:PART``: its type and ``scales``. ``of_base`` are untrained tensors
+    equal to the base's. ``packages`` gives the package and version of each third-party transform.
+    ``rounded`` is the type of float32 tensors in the file; loading converts them back to float32.
 
-    ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text; None in older
-    formats. ``marks`` are fingerprints of frozen tensors that loading recomputes from the base's weights
+    ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text. ``marks`` are
+    fingerprints of frozen tensors that loading recomputes from the base's weights
     (`bishare_dsl.adapter.reproduced`). ``drawn``, ``compact``, ``of_base`` and ``marks`` are stored in
-    ``sharing`` only: `bishare_dsl.adapter.contents.check_plan` reads them from it. Without a ``spec``,
-    ``sharing`` defines the plan.
+    ``sharing`` only: `bishare_dsl.adapter.contents.check_plan` reads them from it.
 
     In a library ``adapters`` has the digest of each adapter's private tensors, by name. ``beside`` is the
     digest of the modules that PEFT has saved in the same file.
@@ -176,22 +139,17 @@ class AdapterConfig(BaseModel):
     base: Architecture
     plan: str
     tensors: str = ""
-    drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(unpack)] = {}
+    drawn: dict[str, DrawnTensor] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
-    marks: Annotated[dict[str, SignFingerprint], BeforeValidator(unpack)] = {}
+    marks: dict[str, SignFingerprint] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16", "int8", "int4"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
     beside: str | None = None
-    sharing: Annotated[str | None, BeforeValidator(text_in)] = None
+    sharing: Annotated[str, BeforeValidator(text_of)] = "{}"
     _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
     """Contents of a checked `sharing`: one dict for all configs with the same text."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether the folder is of format 1."""
-        return self.format < RECORD_FORMAT
 
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
@@ -199,10 +157,8 @@ class AdapterConfig(BaseModel):
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, but the order of a block's layers matters.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
-        if self.sharing is not None:
-            record["sharing"] = json.loads(self.sharing)
-        if not self.is_first:
-            record = {name: value for name, value in record.items() if name not in _IN_SHARING}
+        record["sharing"] = json.loads(self.sharing)
+        record = {name: value for name, value in record.items() if name not in _IN_SHARING}
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 
     def text(self) -> str:
@@ -222,9 +178,10 @@ class AdapterConfig(BaseModel):
             raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
         record = fields.get(RECORD)
         record = record if isinstance(record, dict) else {}
-        if is_of_others(fields):
+        if record.get("format") != RECORD_FORMAT or not fields.get("spec"):
             raise ValueError(
-                "it has no spec: load the folder by `bishare_dsl.load_adapter`, and save it again"
+                "it has an older format, or no spec: load it by bishare 0.4 and save it once "
+                "(pip install bishare==0.4.0)"
             )
         if record.get("digest") != record_digest(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("it is not what was saved")
@@ -254,25 +211,6 @@ def layout(value: Any, depth: int = 4) -> str:
     return lines(value, depth, "") + "\n"
 
 
-def is_compact(record: Mapping[str, Any] | None) -> bool:
-    """Tell whether an unchecked config has tensors stored in parts."""
-    sharing = (record or {}).get("sharing")
-    tensors = sharing.get("tensors") if isinstance(sharing, dict) else None
-    parts = any("parts" in tensor for tensor in tensors) if isinstance(tensors, list) else False
-    return parts or bool((record or {}).get("compact"))
-
-
-def is_of_others(fields: Any) -> bool:
-    """Tell whether another program wrote a config: it has `sharing`, but neither spec nor digest."""
-    record = fields.get(RECORD) if isinstance(fields, dict) else None
-    return (
-        isinstance(record, dict)
-        and not fields.get("spec")
-        and "digest" not in record
-        and "sharing" in record
-    )
-
-
 @lru_cache(maxsize=16)
 def _config_of(text: str) -> AdapterConfig:
     """Return a config without its tensors' digest, parsed once for adapters with equal configs.
@@ -283,14 +221,8 @@ def _config_of(text: str) -> AdapterConfig:
 
 
 def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> str:
-    """Return the digest of a config's description of an adapter, without the name of the base.
-
-    Format 1 excludes ``sharing``.
-    """
-    number = record.get("format")
-    first = type(number) is not int or number < RECORD_FORMAT
-    left_out = ("digest", "sharing") if first else ("digest",)
-    others = {name: value for name, value in record.items() if name not in left_out}
+    """Return the digest of a config's description of an adapter, without the name of the base."""
+    others = {name: value for name, value in record.items() if name != "digest"}
     text = json.dumps([spec, seed, others], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,13 +21,12 @@ from bishare_dsl.adapter.config import (
     AdapterConfig,
     Entries,
     attribute_in,
-    broken_config,
     installed_versions,
     is_seed,
     part_name,
 )
-from bishare_dsl.adapter.replan import check_transforms, missing_transforms, plan_of_text
-from bishare_dsl.adapter.sharing import contents_of, plan_of, read_sharing, sharing_of
+from bishare_dsl.adapter.replan import check_transforms, plan_of_text
+from bishare_dsl.adapter.sharing import contents_of, sharing_of
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
@@ -41,8 +39,8 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
 from bishare_dsl.plan import Plan, Tensor
-from bishare_dsl.plan.bits import QUANTISED
 from bishare_dsl.plan.names import attribute
+from bishare_dsl.reading import parse_json
 from bishare_dsl.spec import SINGULAR
 
 if TYPE_CHECKING:
@@ -74,11 +72,6 @@ class StoredAdapter:
     def spec_text(self) -> str:
         """The text of the adapter's spec."""
         return self.config.spec
-
-    @property
-    def compact(self) -> bool:
-        """Whether some tensors were saved only as far as inference needs them."""
-        return any(parts not in QUANTISED for parts in self.config.compact.values())
 
     def tensors(self, *, with_base: bool = False) -> dict[str, torch.Tensor]:
         """Return the tensors by name as they were saved, regenerating those that were not stored.
@@ -214,15 +207,15 @@ def digest_of(entries: Entries) -> str:
     return digest.hexdigest()
 
 
-def entries_in(content: bytes, *, by_key: bool = False) -> Entries:
-    """Return the contents of a tensor file by the last components of its keys, or by its whole keys.
+def entries_in(content: bytes) -> Entries:
+    """Return the contents of a tensor file by the last components of its keys.
 
     Raises:
         SafetensorError: this is not a tensor file.
         ValueError: two tensors have the same name.
     """
     stored = deserialize(content)  # type: ignore[no-untyped-call]
-    entries = {key if by_key else attribute_in(key): entry for key, entry in stored}
+    entries = {attribute_in(key): entry for key, entry in stored}
     if len(entries) < len(stored):
         raise ValueError("two of its tensors have one name")
     return entries
@@ -236,18 +229,9 @@ def check_plan(
     Raises:
         BishareError: the spec is invalid or does not fit the base; a transform is not installed (BS619)
             or cannot be used (BS214); the plan differs from the saved one (BS661); `sharing` does not
-            match the spec (BS607) or, without a spec, is invalid (BS604).
+            match the spec (BS607).
         ValueError: the other fields are inconsistent.
     """
-    if not config.spec:
-        try:
-            sharing = read_sharing(config.sharing or "{}", config.seed)
-            used = {term.transform for term in sharing.terms}
-            raise_errors(AdapterError, list(missing_transforms(used, config)))
-            plan = _plan_of(config.sharing or "{}", config.base, config.seed)
-        except ValueError as error:
-            raise broken_config(path, error) from error
-        return plan, config.model_copy(update=contents_of(plan, sharing, config.seed))
     shares = check_transforms(config)
     if len(config.base.sites) * shares > MAX_SITES:
         raise ValueError(f"its base has {len(config.base.sites):,} sites")
@@ -257,13 +241,11 @@ def check_plan(
         installed = installed_versions()["bishare"]
         help = f"load it with bishare {version}, which saved it" if version != installed else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
-    if config.is_first or config.sharing is None:
-        return plan, config
     if not config._contents:
         stated: dict[str, Any] = {}
         rebuilt = None
         with suppress(ValueError):
-            stated = contents_of(plan, read_sharing(config.sharing, config.seed))
+            stated = contents_of(plan, parse_json(config.sharing))
             rebuilt = sharing_of(plan, config.model_copy(update=stated))
         if rebuilt != config.sharing:
             reason = "its `sharing` is not what its spec gives"
@@ -272,11 +254,6 @@ def check_plan(
     # Copy the dicts: thousands of adapters share this one.
     stated = {n: {**v} if isinstance(v, dict) else v for n, v in config._contents.items()}
     return plan, config.model_copy(update=stated)
-
-
-@lru_cache(maxsize=16)
-def _plan_of(text: str, base: Architecture, seed: int) -> Plan:
-    return plan_of(read_sharing(text, seed), base, seed)
 
 
 def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:

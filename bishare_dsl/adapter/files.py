@@ -4,7 +4,7 @@
 |---|---|
 | ``adapter_config.json`` | `AdapterConfig`: the spec's text, the seed, the base's shapes, digests |
 | ``adapter_model.safetensors`` | each tensor of the plan once, unless the config omits it (regenerated from |
-| | the seed) or stores it in parts |
+| | the seed) or quantises it |
 | ``README.md`` | a model card; not part of the adapter |
 
 Renaming the tensor file is the one step that saves an adapter. The new config is written first, under a
@@ -34,11 +34,8 @@ from bishare_dsl.adapter.config import (
     RECORD_FORMAT,
     AdapterConfig,
     Entries,
-    attribute_in,
     broken_config,
     installed_versions,
-    is_of_others,
-    is_seed,
     key_of,
     member_fault,
     part_name,
@@ -60,11 +57,11 @@ from bishare_dsl.adapter.contents import (
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
-from bishare_dsl.adapter.sharing import UNNAMED, config_of_others, sharing_of
+from bishare_dsl.adapter.sharing import UNNAMED, sharing_of
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
-from bishare_dsl.models.site import Architecture, most_parameters
+from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS, quantisable, selecting
 from bishare_dsl.plan.names import attribute
@@ -96,8 +93,6 @@ class Saving(TypedDict, total=False):
         auto_mapping: the class of the base, in PEFT's form, if known.
         frozen: ``"seed"`` omits frozen tensors that the seed reproduces, which loading verifies;
             ``"tensors"`` stores them.
-        compact: store only what inference needs, for transforms that support it. The loaded adapter gives
-            the same updates, but cannot train.
         dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the file. ``"int8"`` and ``"int4"``
             quantise factors in groups of 64 numbers.
         reproduced: tensors computed from the base's weights in float64; equal frozen tensors are omitted.
@@ -107,7 +102,6 @@ class Saving(TypedDict, total=False):
     base_revision: str | None
     auto_mapping: dict[str, str | None] | None
     frozen: Frozen
-    compact: bool
     dtype: Rounded
     reproduced: Mapping[str, torch.Tensor] | None
 
@@ -134,20 +128,19 @@ def save_adapter(
         **how: see `Saving`.
 
     Returns:
-        Warnings: frozen tensors that had to be stored (BS635), nothing to store compactly (BS636), values
-        that are not finite (BS660).
+        Warnings: frozen tensors that had to be stored (BS635), values that are not finite
+        (BS660).
 
     Raises:
         AdapterError: a foreign file is in the way (BS615), the system refuses (BS616), a tensor has no
             values (BS617), or the text does not give the plan (BS661).
-        SpecError: a package's transform fails to make a tensor compact (BS214).
     """
     values, config, problems = pack(plan, tensors, spec_text, **how)
     folder = Path(folder)
     content, config = _content_of(values, config)
     text = config.text().encode()
     if check is not None:
-        written = _config_in(parse_json(text))
+        written = AdapterConfig.of(parse_json(text))
         check(_checked(folder, folder / CONFIG, written, entries_in(content)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -355,7 +348,6 @@ def pack(
     base_revision: str | None = None,
     auto_mapping: dict[str, str | None] | None = None,
     frozen: Frozen = "seed",
-    compact: bool = False,
     dtype: Rounded = None,
     reproduced: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], AdapterConfig, tuple[Problem, ...]]:
@@ -367,7 +359,6 @@ def pack(
 
     from bishare_dsl.adapter.reproduced import find_reproduced
     from bishare_dsl.adapter.stored import (
-        compact_tensors,
         dequantise,
         find_drawn,
         form_of,
@@ -378,7 +369,7 @@ def pack(
     )
 
     form = form_of(dtype)
-    if spec_text and plan_of_text(spec_text, plan.base).digest != plan.digest:
+    if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     tensors, warnings = gather_tensors(plan, tensors), []
     values = dict(tensors)
@@ -390,16 +381,13 @@ def pack(
     marks = find_reproduced(plan, values, reproduced or {})
     for name in (*left_out, *marks):
         del values[name]
-    parts = compact_tensors(plan, values) if compact else {}
-    if compact and not parts:
-        warnings.append(codes.NOTHING_COMPACT())
-    values = _replaced(values, parts)
+    parts: dict[str, Mapping[str, torch.Tensor]] = {}
     warnings += not_finite(values)
     if form in BITS:
         small = {n: quantise(values[n], form) for n in quantisable(plan) & values.keys()}
         restored = {n: dequantise(form, part, plan.tensor[n].shape) for n, part in small.items()}
         lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in restored.items())
-        values, parts = _replaced(values, small), {**parts, **small}
+        values, parts = _replaced(values, small), {**small}
         lost = {} if lossless else losses(plan, tensors, {**tensors, **restored})
         errors = [f"`{kind}` {error:.2%}" for kind, error in lost.items()]
         if not lossless and any(not term.linear and not term.is_magnitude for term in plan.terms):
@@ -531,16 +519,12 @@ def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(_config_of(path, CONFIG).adapters or ())
 
 
-def read_adapter(
-    folder: str | os.PathLike[str], *, by_peft: bool = False, base: Architecture | None = None
-) -> StoredAdapter:
+def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> StoredAdapter:
     """Read and check an adapter folder; each file is read once, so the checked bytes are those used.
 
     Args:
         folder: of an adapter; ``FOLDER#NAME`` selects an adapter of a library.
         by_peft: whether the caller uses PEFT to load the modules saved with the adapter.
-        base: the shapes of the model, if known. They limit what a folder of another program may generate:
-            the shapes in the folder are claims.
 
     Raises:
         AdapterError: BS601 to BS612, BS619, BS661, BS695; lists all problems with the tensors.
@@ -548,7 +532,7 @@ def read_adapter(
     """
     place, name = place_of(folder)
     config, entries = _read_files(place, name)
-    return _checked(Path(folder), place / CONFIG, config, entries, by_peft=by_peft, base=base)
+    return _checked(Path(folder), place / CONFIG, config, entries, by_peft=by_peft)
 
 
 def _checked(
@@ -558,56 +542,14 @@ def _checked(
     entries: Entries,
     *,
     by_peft: bool = False,
-    base: Architecture | None = None,
 ) -> StoredAdapter:
     """Check the contents of an adapter's files; ``path`` is the config's, for errors. See `read_adapter`."""
     with reading(path):
         plan, config = check_plan(config, path)
-    if not config.tensors and not config.spec:
-        with reading(path):
-            entries = _of_keys(plan, config, entries, most_parameters(base))
     own, beside = split_entries(entries)
     check_entries(path, plan, config, own)
     check_beside(path, config, beside, by_peft=by_peft)
     return StoredAdapter(folder, config, plan, own, beside)
-
-
-def _of_keys(plan: Plan, config: AdapterConfig, entries: Entries, most: int) -> Entries:
-    """Return the tensors of a folder that another program wrote, by bishare's keys.
-
-    Raises:
-        ValueError: the files do not have exactly the tensors that `sharing` lists, or its random tensors
-            have more than ``most`` numbers together.
-    """
-    import numpy as np
-
-    from bishare_dsl.adapter.counter import fill
-    from bishare_dsl.adapter.sharing import read_sharing
-
-    stated = read_sharing(config.sharing or "", config.seed)
-    left, ours_by_key = dict(entries), Entries()
-    left = {key: entry for key, entry in left.items() if not is_seed(attribute_in(key))}
-    both = [*zip(plan.tensors, stated.tensors, strict=True)]
-    drawn = [(t, e) for t, e in both if e.draw is not None and t.name not in config.drawn]
-    if (count := sum(tensor.size for tensor, _ in drawn)) > most:
-        raise ValueError(f"its random tensors have {count:,} numbers, more than {most:,}")
-    for tensor, entry in both:
-        name = attribute(tensor.name)
-        keys = {name: entry.key} if entry.key else {}
-        keys |= {attribute(part_name(tensor.name, p)): key for p, key in entry.keys.items()}
-        for ours, key in keys.items():
-            if (value := entries.get(key)) is None:
-                raise ValueError(f"the files have no tensor `{key}`")
-            ours_by_key[ours] = value
-            left.pop(key, None)
-        if entry.draw is not None and tensor.name not in config.drawn:
-            values = np.empty(entry.shape, np.float32)
-            seed, _, text = entry.text.partition(":")
-            fill(values, entry.draw, seed, text)
-            ours_by_key[name] = {"dtype": "F32", "shape": [*entry.shape], "data": bytearray(values)}
-    if left:
-        raise ValueError(f"`sharing` does not name the tensor `{next(iter(left))}`")
-    return ours_by_key
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
@@ -654,12 +596,10 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
         for file in wanted:
             content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
             with reading(folder / file):
-                entries = entries_in(content, by_key=not config.tensors and not config.spec)
+                entries = entries_in(content)
                 if not read_entries.keys().isdisjoint(entries):
                     raise ValueError("a tensor of it is in another file too")
                 read_entries |= entries
-            if not wanted[file] and not config.spec:
-                continue  # Written by another program.
             if (digest := digest_of(split_entries(entries)[0])) != wanted[file]:
                 wrong.append(folder / file)
                 later = _next_config(folder, digest)  # A killed save may have left it there.
@@ -697,13 +637,9 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
             )
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
-        return _config_in(fields)
+        return AdapterConfig.of(fields)
     except ValueError as error:
         raise broken_config(path, error) from error
-
-
-def _config_in(fields: Any) -> AdapterConfig:
-    return config_of_others(fields) if is_of_others(fields) else AdapterConfig.of(fields)
 
 
 def _not_an_adapter(folder: Path) -> Problem:

@@ -76,7 +76,6 @@ class Adapter:
     parts: AdapterParts
     sources: Mapping[str, tuple[OwnedTensors, int]]
     """The module of each tensor and its index there, by the tensor's name in the plan."""
-    compact: bool = False
     bank: tuple[Bank, int] | None = None
     config: Any = None
     """PEFT's config, also in ``model.peft_config``; None for several adapters running together."""
@@ -115,13 +114,7 @@ class Adapter:
         return any(store.dropout_active for _, store in self.parts.owned)
 
     def set_trainable(self, trainable: bool) -> None:
-        """Enable or disable training of the tensors that the spec trains.
-
-        Raises:
-            AdapterError: it was saved compactly (BS637).
-        """
-        if trainable and self.compact:
-            raise AdapterError(codes.COMPACT_FOR_GOOD())
+        """Enable or disable training of the tensors that the spec trains."""
         for name, (store, number) in self.sources.items():
             parameter = store.get_parameter(store.attributes[number])
             parameter.requires_grad_(trainable and self.plan.tensor[name].trainable)
@@ -184,7 +177,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         from bishare_dsl.language import parse_spec
         from bishare_dsl.show.page import frame
 
-        return frame(self.plan, parse_spec(self.spec_text) if self.spec_text else None)
+        return frame(self.plan, parse_spec(self.spec_text))
 
     @property
     def running(self) -> Adapter:
@@ -221,13 +214,12 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """Set training or evaluation mode, like any module.
 
         Raises:
-            AdapterError: the adapter was saved compactly (BS637), or a mixed batch is open (BS674).
+            AdapterError: a mixed batch is open (BS674).
         """
         if mode and self._running is not None:
             try:
                 with self._switching("train"):
-                    if self._running.compact:
-                        raise AdapterError(codes.COMPACT_FOR_GOOD())
+                    pass
             except AdapterError:
                 self.model.eval()  # The other modules of the model are already in training mode.
                 raise
@@ -320,7 +312,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
         folder: str | os.PathLike[str],
         *,
         frozen: Frozen = "seed",
-        compact: bool = False,
         dtype: Rounded = None,
         state_dict: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
@@ -337,8 +328,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
             frozen: store frozen tensors as the ``"seed"`` that reproduces them, or as ``"tensors"``.
                 Those that the seed does not reproduce are stored anyway, with a warning. ``"base"`` also
                 omits tensors that loading recomputes from the base's weights.
-            compact: store only what inference needs, if a transform (VectorBank) trains more: the logits
-                are equal, but training cannot continue. A compact adapter is saved compactly again.
             dtype: ``"bfloat16"`` or ``torch.bfloat16`` rounds the tensors to it, which halves the file.
                 ``"int8"`` and ``"int4"`` quantise factors in groups of 64 numbers, and warn of the relative
                 error of dW by kind (BS690). Loading converts them back to float32.
@@ -369,7 +358,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 base_revision=getattr(getattr(model, "config", None), "_commit_hash", None),
                 auto_mapping={**mapping},
                 frozen=frozen,
-                compact=compact or adapter.compact,
                 dtype=dtype,
                 reproduced=reproduced,
             )
@@ -638,7 +626,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             for name, adapter in self.adapters.items():
                 if adapter.bank is None:
                     trains = name in names and not inference_mode
-                    adapter.set_trainable(trains and not adapter.compact)
+                    adapter.set_trainable(trains)
 
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
@@ -646,7 +634,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """Enable or disable training of adapters' tensors.
 
         Raises:
-            AdapterError: no such name (BS640), or the adapter was saved compactly (BS637).
+            AdapterError: no such name (BS640).
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for adapter in [self[name] for name in names]:
@@ -775,9 +763,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                         f"to {others[0]}.",
                         stacklevel=2,
                     )
-                # A compact adapter is frozen; do not infer the next adapter's mode from it.
-                compact = self[adapter_name].compact
-                trains = compact or any(p.requires_grad for p in self.parameters())
+                trains = any(p.requires_grad for p in self.parameters())
                 self.set_adapter(rest or others[:1], inference_mode=not trains)
             with uninterrupted():
                 self.adapters.pop(adapter_name).parts.leave(adapter_name)
@@ -917,7 +903,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
             compiled,
             attach(self.model, compiled, sources),
             sources,
-            any(adapter.compact for adapter in adapters),
         )
 
     def extra_repr(self) -> str:
@@ -1080,8 +1065,7 @@ def is_drawn(adapter: Adapter, name: str) -> bool:
     """Return whether `draw_tensor` reproduces a tensor that the adapter's folder does not store."""
     tensor, record = adapter.saved_plan.tensor[name], getattr(adapter.config, "record", None)
     drawn = adapter.drawn if record is None else record.drawn
-    drawn_alike = drawn is None or (name in drawn and drawn[name].generator == "philox")
-    return tensor.drawn and not tensor.trainable and drawn_alike
+    return tensor.drawn and not tensor.trainable and (drawn is None or name in drawn)
 
 
 def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:

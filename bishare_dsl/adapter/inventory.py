@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.adapter.config import PEFT_TYPE, RECORD, text_in
+from bishare_dsl.adapter.config import PEFT_TYPE, RECORD, text_of
 from bishare_dsl.adapter.contents import own_file
 from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of
 from bishare_dsl.diagnostics import one_line
@@ -175,7 +175,7 @@ def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str
 def _ranks(sharing: Any) -> tuple[int, int] | None:
     """Return the minimum and maximum sum of the ranks of a module's terms listed in ``sharing``."""
     try:
-        return _ranks_in(text_in(sharing))
+        return _ranks_in(text_of(sharing))
     except (ValueError, TypeError, KeyError, IndexError):
         return None
 

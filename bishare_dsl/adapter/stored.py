@@ -14,14 +14,12 @@ from torch.nn.functional import pad
 
 from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor, Entries, attribute_in, part_name
 from bishare_dsl.adapter.initial import draw_tensor
-from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.export.lora import product_norm
-from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS, GROUP, QUANTISED, SCALES, selecting
-from bishare_dsl.transforms import Transform, guard, load_transform
 
 Frozen = Literal["seed", "tensors", "base"]
 """How frozen tensors are saved; ``"base"`` is ``"seed"``, and omits those that loading recomputes."""
@@ -111,17 +109,11 @@ def find_drawn(
         if tensor.drawn and not tensor.trainable:
             value = tensors[tensor.name].detach().cpu()
             dtype = str(value.dtype).removeprefix("torch.")
-            for generator in ("philox", "torch"):
-                if torch.equal(_drawn(tensor, seed, generator).to(value.dtype), value):
-                    drawn[tensor.name] = DrawnTensor.model_validate(
-                        {"dtype": dtype, "generator": generator, "sha256": _digest(value)[:8]}
-                    )
-                    break
+            if torch.equal(draw_tensor(tensor, seed).to(value.dtype), value):
+                drawn[tensor.name] = DrawnTensor.model_validate(
+                    {"dtype": dtype, "sha256": _digest(value)[:8]}
+                )
     return drawn
-
-
-def _drawn(tensor: Tensor, seed: int, generator: str) -> torch.Tensor:
-    return draw_by_torch(tensor, seed) if generator == "torch" else draw_tensor(tensor, seed)
 
 
 def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
@@ -131,7 +123,7 @@ def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, tor
         AdapterError: a tensor differs from the original (BS634).
     """
     for name, expected in config.drawn.items():
-        value = _drawn(plan.tensor[name], config.seed, expected.generator)
+        value = draw_tensor(plan.tensor[name], config.seed)
         value = value.to(getattr(torch, expected.dtype))
         if not _digest(value).startswith(expected.sha256):
             raise AdapterError(
@@ -145,64 +137,26 @@ def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, tor
         yield name, value
 
 
-def compact_tensors(
-    plan: Plan, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Create the parts of tensors that have a compact form. Magnitudes do not: they have no transform.
-
-    Raises:
-        SpecError: a package's transform fails (BS214).
-    """
-    parts_of = {}
-    for name, (transform, role) in _users(plan).items():
-        if name in tensors and role in transform.roles:
-            with guard(transform, "compact"):
-                parts = transform.compact(role, tensors[name].detach())
-            if parts is not None:
-                parts_of[name] = parts
-    return parts_of
-
-
 def restore_tensors(
     plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Restore tensors that were stored in parts or quantised, by name.
+    """Restore quantised tensors, by name.
 
     Raises:
-        SpecError: a package's transform fails (BS214).
         ValueError: the parts do not fit the tensor.
     """
-    users = _users(plan) if config.compact else {}
     for name, labels in config.compact.items():
-        transform, role = users[name]
-        shape = plan.tensor[name].shape
+        form, shape = QUANTISED[labels], plan.tensor[name].shape
         parts = {label: stored[part_name(name, label)] for label in labels}
-        if (form := QUANTISED.get(labels)) is not None:
-            if name in selecting(plan):
-                raise ValueError(f"`{name}` selects other values, so it is not {form}")
-            try:
-                value = dequantise(form, parts, shape)
-            except ValueError as error:
-                raise ValueError(f"`{name}` is damaged: {error}") from error
-            if not torch.isfinite(value).all():  # The scales are finite, but not their multiples.
-                raise ValueError(f"`{name}` is damaged: its scales are too large")
-            yield name, value
-            continue
-        with guard(transform, "restore", ValueError):
-            value = transform.restore(role, parts, shape)
-        if tuple(value.shape) != shape:
-            raise ValueError(f"the parts of `{name}` give a tensor {tuple(value.shape)}")
+        if name in selecting(plan):
+            raise ValueError(f"`{name}` selects other values, so it is not {form}")
+        try:
+            value = dequantise(form, parts, shape)
+        except ValueError as error:
+            raise ValueError(f"`{name}` is damaged: {error}") from error
+        if not torch.isfinite(value).all():  # The scales are finite, but not their multiples.
+            raise ValueError(f"`{name}` is damaged: its scales are too large")
         yield name, value
-
-
-def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:
-    """Return the transform that uses a tensor, and the tensor's role in it; of several, the first."""
-    users: dict[str, tuple[Transform, str]] = {}
-    for term in plan.terms:
-        transform = load_transform(term.transform, term.options)
-        for role, name in term.tensors.items():
-            users.setdefault(name, (transform, role))
-    return users
 
 
 def _digest(tensor: torch.Tensor) -> str:

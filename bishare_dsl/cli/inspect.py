@@ -95,7 +95,6 @@ def _show(folder: Path, report: Report) -> None:
     notes = [f"parameters: {', '.join(f'{n:,} {text}' for text, n in where.items() if n)}"]
     if config.adapters and not stored.plan.is_library:
         notes.append(f"each adapter of the library: {stored.plan.owned}")
-    notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     notes += [f"norms of updates: not shown, {why}"] if why else []
     measured: list[str | Table] = []
@@ -107,7 +106,7 @@ def _show(folder: Path, report: Report) -> None:
     report.tables(
         *summary.as_parts(stored.plan),
         *measured,
-        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {1 if config.is_first else FORMAT}, "
+        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {FORMAT}, "
         f"seed {config.seed}\ntensors: {size:,} bytes{form}, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
     )
@@ -129,12 +128,11 @@ def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
 def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
     """Return the norm of each module's update, or why there is none."""
     from bishare_dsl.models.site import most_parameters
-    from bishare_dsl.plan.bits import QUANTISED
     from bishare_dsl.updates import norms_of
 
     config, plan, most = stored.config, stored.plan, most_parameters(None)
     # No file limits these, and the shapes of the base are the folder's own claims.
-    free = {*config.drawn, *(n for n, parts in config.compact.items() if parts not in QUANTISED)}
+    free = {*config.drawn}
     counts = {
         "tensors that are not stored have": sum(t.size for t in plan.tensors if t.name in free),
         "the factors of a module have": max(

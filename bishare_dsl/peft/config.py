@@ -116,7 +116,7 @@ class BishareConfig(PeftConfig):
             raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
         # For a loaded adapter: whether its tensors still have to be compared with the record.
         self._unchecked = self.bishare is not None
-        self.seed_checked = self.task_adds_heads = False
+        self.task_adds_heads = False
         self._where = None
         self._record: AdapterConfig | None = None
         if self.spec:

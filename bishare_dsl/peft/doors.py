@@ -8,13 +8,11 @@ the model unchanged. `tests/peft/test_private.py` detects changed signatures.
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -23,21 +21,18 @@ from torch import nn
 
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import key_of
-from bishare_dsl.adapter.contents import StoredAdapter, base_problems, digest_of
+from bishare_dsl.adapter.contents import StoredAdapter, base_problems
 from bishare_dsl.adapter.files import (
     CONFIG,
     TENSORS,
-    Saving,
     in_the_way,
     is_ours,
     names_in,
-    pack,
     read_adapter,
-    save_adapter,
 )
 from bishare_dsl.adapter.initial import start_of_base
 from bishare_dsl.adapter.reproduced import check_reproduced
-from bishare_dsl.adapter.stored import entries_of, tensor_of
+from bishare_dsl.adapter.stored import tensor_of
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -72,16 +67,8 @@ def checked(load: Callable[..., Any]) -> Callable[..., Any]:
         for last in (False, True):
             state = _state_of(folder)
             try:
-                stored, tensors = _read_for(folder, model, name, arguments.get("config"))
-                if isinstance(present, BishareConfig):
-                    present.seed_checked = True  # bishare 0.3 stores it in the config only.
-                with _as_ours(stored, tensors) as place:
-                    if place is None:
-                        return load(*args, **kwargs)
-                    whole = {key: v for key, v in kwargs.items() if key != "subfolder"}
-                    call = signature.bind(*args, **whole)
-                    call.arguments["model_id"] = str(place)
-                    return load(*call.args, **call.kwargs)
+                _read_for(folder, model, name, arguments.get("config"))
+                return load(*args, **kwargs)
             except (
                 Exception
             ):  # PEFT reads the files again, one by one; another process may write in between.
@@ -92,28 +79,6 @@ def checked(load: Callable[..., Any]) -> Callable[..., Any]:
         raise AssertionError
 
     return checked
-
-
-def _config_of(stored: StoredAdapter, tensors: _Tensors) -> PeftConfig:
-    """Return PEFT's config of a folder; of one without a spec, that of its copy under bishare's keys."""
-    if stored.config.tensors:
-        return cast(PeftConfig, PeftConfig.from_pretrained(str(stored.folder)))
-    how: Saving = {"seed": stored.config.seed, "compact": stored.compact}
-    values, config, _ = pack(stored.plan, tensors, "", **how)
-    config = config.model_copy(update={"tensors": digest_of(entries_of(values))})
-    return BishareConfig(**json.loads(config.text()))
-
-
-@contextmanager
-def _as_ours(stored: StoredAdapter, tensors: _Tensors) -> Iterator[Path | None]:
-    """Yield a copy of a folder without a spec under bishare's keys, which PEFT can load; else None."""
-    if stored.config.tensors:
-        yield None
-        return
-    with TemporaryDirectory() as scratch:
-        how: Saving = {"seed": stored.config.seed, "compact": stored.compact}
-        save_adapter(scratch, stored.plan, tensors, "", **how)
-        yield Path(scratch)
 
 
 def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
@@ -191,7 +156,7 @@ def filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., A
         where |= bound.get("adapter_kwargs") or {}
         if state is None and place and (folder := _folder_of(place, where)) is not None:
             stored, tensors = _read_for(folder, model, name, config)
-            config = config or _config_of(stored, tensors)
+            config = config or PeftConfig.from_pretrained(str(folder))
             plan, others = stored.plan, {k: tensor_of(entry) for k, entry in stored.beside.items()}
         elif state is not None and isinstance(config, BishareConfig):
             plan, tensors, others = check_state(config, model, state)
@@ -232,7 +197,7 @@ def _read_for(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     shapes = architecture_of(base)
     try:
-        stored = read_adapter(folder, by_peft=True, base=shapes)
+        stored = read_adapter(folder, by_peft=True)
     except AdapterError as error:
         if error.problems[0].code == codes.NEEDS_NAME.code:
             PeftConfig.from_pretrained(str(folder))  # Its error says how to load one adapter.

@@ -29,8 +29,6 @@ from bishare_dsl.adapter.config import (
     AdapterConfig,
     Entries,
     attribute_in,
-    is_compact,
-    seed_key,
 )
 from bishare_dsl.adapter.contents import (
     StoredAdapter,
@@ -68,7 +66,6 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
-from bishare_dsl.spec import Spec
 
 
 def install(
@@ -101,7 +98,7 @@ def install(
         else (source.spec_text, source.config.seed)
     )
     # A text of one line would be taken for a name.
-    config = BishareConfig(spec=text if "\n" in text or not text else f"{text}\n", seed=seed)
+    config = BishareConfig(spec=text if "\n" in text else f"{text}\n", seed=seed)
     config.base_model_name_or_path = vars(model).get("name_or_path") or None
     notes = _put(model, source, config, name or DEFAULT)
     put_methods(model, SAVING)
@@ -151,12 +148,12 @@ def _put(
     plan, where = source.plan, devices(source.plan, model)
     with torch.inference_mode(False):  # Tensors created in inference mode could never train.
         if isinstance(source, ResolvedSpec):
-            text, compact = source.text(), False
+            text = source.text()
             on_meta = all(device.type == "meta" for device in where.values())
             device = "meta" if on_meta else "cpu"
             tensors = first_values(plan, model, config.seed, device, unfilled)
         else:
-            text, compact = source.spec_text, source.compact
+            text = source.spec_text
             tensors = source.tensors(with_base=True)
             if missing := plan.tensor.keys() - tensors.keys():
                 tensors |= start_of_base(plan, model, missing)
@@ -164,18 +161,14 @@ def _put(
         tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
         handle = in_model(model)
         if handle is None:
-            if compact and model.training:
-                raise AdapterError(codes.COMPACT_FOR_GOOD())
             notes = adapt(model, plan, tensors, root=Handle, name=name)
             handle = cast(Handle, model.get_submodule(ADAPTER))
             handle.bind(model, plan, text, config.seed, name)
         else:
             notes = handle.add(name, plan, tensors, text, config.seed)
     adapter = handle[name]
-    adapter.compact, adapter.config = compact, config
+    adapter.config = config
     adapter.drawn = source.config.drawn if isinstance(source, StoredAdapter) else None
-    if compact:
-        adapter.set_trainable(False)
     vars(model).setdefault("peft_config", {})[name] = config
     return notes
 
@@ -193,8 +186,6 @@ class BishareModel(BaseTuner):
         # transformers fills the tensors itself and passes only the config; `PeftModel` passes a
         # dict.
         if isinstance(peft_config, BishareConfig):
-            if is_compact(peft_config.bishare):
-                raise AdapterError(codes.COMPACT_BY_TRANSFORMERS())
             peft_config = {adapter_name: peft_config}
         super().__init__(model, {**peft_config}, adapter_name, *args, **kwargs)
 
@@ -233,9 +224,6 @@ class BishareModel(BaseTuner):
     def _inject(
         self, model: nn.Module, name: str, config: BishareConfig, low_cpu_mem_usage: bool
     ) -> None:
-        compact = is_compact(config.bishare)
-        if compact and not config.inference_mode:
-            raise AdapterError(codes.COMPACT_FOR_GOOD())
         resolved = _planned(config, model)
         stored = frozenset[str]()  # Tensors from a file need no initial values.
         if low_cpu_mem_usage and (record := config.stored()) is not None:
@@ -252,7 +240,6 @@ class BishareModel(BaseTuner):
         notes = _put(model, resolved, config, name, stored)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
         handle = _handle_of(model)
-        handle[name].compact = compact
         if name in self.active_adapters:
             handle.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         else:
@@ -402,7 +389,6 @@ class BishareModel(BaseTuner):
             seed=adapter.seed,
             base_revision=config.revision,
             frozen="tensors" if was and drawn and not was.drawn else "seed",
-            compact=adapter.compact,
         )
         stored, record, problems = pack_as(dtype=was.rounded if was else None)
         if was and was.rounded in BITS and digest_of(entries_of(stored)) != was.tensors:
@@ -440,9 +426,6 @@ class BishareModel(BaseTuner):
         adapter = _handle_of(model)[adapter_name]
         record = config.stored() if config._unchecked else None
         plan, seed = adapter.saved_plan, adapter.seed
-        if config.seed_checked and record is None:
-            state_dict = {seed_key(seed): torch.empty(0)} | state_dict
-            config.seed_checked = False
         values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
         _check_others(model, adapter_name, record, others)
         if record is not None:
@@ -541,7 +524,7 @@ def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     plan, _ = check_plan(stored)
     problems = list(base_problems(plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
-    spec, where = read_spec(stored.spec) if stored.spec else (Spec(name=plan.spec), None)
+    spec, where = read_spec(stored.spec)
     return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
 
 

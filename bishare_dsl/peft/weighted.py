@@ -29,9 +29,7 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
     """
     first = adapters[0]
     reason = help = None
-    if not all(adapter.spec_text for adapter in adapters):
-        reason, help = "one has no spec", "`export` it as a LoRA, and `bishare import` that"
-    elif any(adapter.spec_text != first.spec_text for adapter in adapters):
+    if any(adapter.spec_text != first.spec_text for adapter in adapters):
         reason = "they are of several specs"
         help = "`export` each as a LoRA of PEFT, and add these by PEFT"
     elif whole := first.saved_plan.trained:

@@ -30,7 +30,6 @@ from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import (
-    COMPACT_FOR_GOOD,
     DISABLED,
     NO_NAME,
     STILL_MERGED,
@@ -146,8 +145,6 @@ def _find_trainable(
         raise TrainError(codes.MISSING_ARGUMENT(name="spec"))
     if stored:
         read, findings = read_fitting(str(spec), base)
-        if read.compact:
-            raise AdapterError(COMPACT_FOR_GOOD())
         return read, [(problem, None) for problem in findings]
     resolved = make_plan(spec, base, request.params)
     return resolved, [(problem, resolved.where) for problem in resolved.problems]
@@ -263,14 +260,11 @@ def _first_of(library: str) -> StoredAdapter:
     """Read the first adapter of a library.
 
     Raises:
-        TrainError: it is not a library, or has no spec (BS732).
+        TrainError: it is not a library (BS732).
     """
-    names, reason = names_in(library), f"`{library}` is no library"
-    if names:
-        first = read_adapter(f"{library}#{names[0]}")
-        if first.config.spec:
-            return first
-        reason = f"`{library}` has no spec that says what its adapters share"
+    if names := names_in(library):
+        return read_adapter(f"{library}#{names[0]}")
+    reason = f"`{library}` is no library"
     help = "`bishare train library_core` with several `--data` begins one"
     raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 

@@ -208,21 +208,6 @@ class Transform(BaseModel):
         """
         raise NotImplementedError
 
-    def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """Return the parts of a trained tensor that inference needs, if they are much smaller; else None.
-
-        Parts do not contain everything, so an adapter saved in parts cannot be trained further.
-        """
-        return None
-
-    def restore(self, role: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        """Restore from the parts of `compact` a tensor that gives the same update.
-
-        Raises:
-            ValueError: the parts do not fit such a tensor; the reason is shown to the user.
-        """
-        raise ValueError(f"{self.name} has no tensors in parts")
-
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         """Return warnings about a share of this transform at sites of these widths."""
         return ()

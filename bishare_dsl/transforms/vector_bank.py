@@ -5,7 +5,6 @@ Li et al. 2024, "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -81,29 +80,3 @@ class VectorBank(Transform):
         """Return the ``top_k`` largest logits of each row and their indices; ties go to the first."""
         ordered, places = logits.sort(dim=-1, descending=True, stable=True)
         return ordered[..., : self.top_k], places[..., : self.top_k]
-
-    def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """Keep the indices of each row's ``top_k`` largest logits, and their distances to the largest.
-
-        Softmax subtracts the largest in any case, so nothing is rounded.
-        """
-        if role == "bank":
-            return None
-        import torch
-
-        logits, vectors = self._largest(tensor)
-        return {
-            "vectors": vectors.to(torch.uint8 if self.vectors <= 256 else torch.int32),
-            "below": logits[:, :1] - logits[:, 1:],
-        }
-
-    def restore(self, role: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        vectors, below = parts["vectors"].long(), parts["below"]
-        rows, columns = shape
-        if vectors.shape != (rows, self.top_k) or below.shape != (rows, self.top_k - 1):
-            raise ValueError(f"these are not the largest {self.top_k} of {rows} rows")
-        if not ((vectors >= 0) & (vectors < columns)).all():
-            raise ValueError(f"there are {columns} vectors")
-        largest = below.new_zeros(rows, 1)
-        logits = below.new_full(shape, -math.inf)
-        return logits.scatter(1, vectors[:, 1:], -below).scatter(1, vectors[:, :1], largest)

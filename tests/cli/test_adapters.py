@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.models import load_model
 from bishare_dsl.testing.models import tiny_model
 
@@ -80,15 +80,6 @@ def test_what_is_no_matrix_is_refused_before_loading(bishare, checkpoint, here):
         assert "share `s`" in run.err
         assert "loading" not in run.err
     assert not (here / "result").exists()
-
-
-def test_inspect_says_that_an_adapter_is_compact(bishare, here):
-    spec = "spec b target q_proj share s per model rank 2 via VectorBank(length = 4) start nonzero"
-    model = compile_spec(parse_spec(spec), tiny_model("llama"))
-    model.bishare.save_pretrained(here / "compact", compact=True)
-    run = bishare("inspect", "compact")
-    assert run.code == 0
-    assert "compact: it runs, and cannot train" in run.out
 
 
 def test_merge_says_how_exact_it_is(bishare, trained, checkpoint, here):

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import AdapterConfig
-from bishare_dsl.adapter.sharing import FEATURES
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.plan.bits import BITS
 from bishare_dsl.spec import MAGNITUDE
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
-from tests.adapter.test_sharing import by_others
+from tests.adapter.test_sharing import altered, rewrite
 from tests.support.checks import randomize
 from tests.support.families import tiny_model as family_of
 
@@ -34,6 +34,7 @@ FOLDER = ROOT / "conformance"
 SCHEMA = json.loads((ROOT / "docs" / "format.schema.json").read_text("utf-8"))
 # Other tests register their own.
 OURS = {n for n in transform_names() if package_of(transform_kind(n)) == "bishare_dsl"}
+FEATURES = (*BITS, "base", "drawn", "experts", "full", "library", "tied")
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
 
@@ -50,7 +51,7 @@ MAKE = imported(FOLDER / "make.py")
 TO_LORA = imported(ROOT / "examples" / "to_lora.py")
 sys.modules["to_lora"] = TO_LORA
 READER = imported(ROOT / "examples" / "reader.py")
-EXPECTED = sorted(FOLDER.glob("**/expected*.safetensors"))  # Of both formats.
+EXPECTED = sorted(FOLDER.glob("**/expected*.safetensors"))
 
 
 def named(path: Path) -> str:
@@ -187,15 +188,12 @@ def read_by_node(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_javascript_alone_reads_them() -> None:
-    rows = []
-    for root in (FOLDER, FOLDER / "format_1"):
-        command = ["node", str(Path(__file__).with_name("read.mjs")), str(root)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = [json.loads(line) for line in done.stdout.splitlines()]
-        assert {(row["folder"], row["file"]) for row in found} == {
-            (path.parent.name, path.name) for path in EXPECTED if path.parents[1] == root
-        }
-        rows += found
+    command = ["node", str(Path(__file__).with_name("read.mjs")), str(FOLDER)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {(row["folder"], row["file"]) for row in rows} == {
+        (path.parent.name, path.name) for path in EXPECTED
+    }
     for row in rows:
         assert row["worst"] is not None, row
         assert row["worst"] <= 1e-5, row
@@ -299,14 +297,13 @@ WRONG_NUMBERS: dict[str, tuple[str, str, Any]] = {
 @pytest.mark.parametrize("wrong", WRONG_NUMBERS)
 def test_other_whole_numbers_are_refused_by_all(wrong: str, tmp_path: Path) -> None:
     form, part, change = WRONG_NUMBERS[wrong]
-    folder = Path(by_others(FOLDER / form, tmp_path / "it"))
-    READER.read(folder)
-    load_adapter(folder, tiny_model("llama"))
-    sharing = json.loads((folder / "adapter_config.json").read_text())["bishare"]["sharing"]
-    key = next(entry[part] for entry in sharing["tensors"] if part in entry)
-    stored = load_file(folder / "adapter_model.safetensors")
-    save_file(stored | {key: change(stored[key])}, folder / "adapter_model.safetensors")
-    with pytest.raises(SystemExit, match=f"does not know: such {form} numbers"):
+
+    def spoil(sharing: Any, stored: dict[str, torch.Tensor]) -> None:
+        key = next(entry[part] for entry in sharing["tensors"] if part in entry)
+        stored[key] = change(stored[key])
+
+    folder = altered(FOLDER / form, tmp_path / "it", spoil)
+    with pytest.raises(SystemExit, match=f"does not know: (such {form} numbers|the type I32)"):
         READER.read(folder)
     with pytest.raises(AdapterError, match="BS608"):
         load_adapter(folder, tiny_model("llama"))
@@ -314,7 +311,7 @@ def test_other_whole_numbers_are_refused_by_all(wrong: str, tmp_path: Path) -> N
         command = ["node", str(ROOT / "examples" / "reader.mjs"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 0
-        assert f"such {form} numbers" in done.stderr
+        assert "does not know: " in done.stderr
 
 
 def with_gain(sharing: Any) -> None:
@@ -351,17 +348,12 @@ def test_a_magnitude_that_the_page_does_not_allow_is_refused_by_all(
     change, is_seen_by_schema = STRANGE_MAGNITUDES[kind]
     source = FOLDER / ("plain_magnitude" if kind == "of a router" else "magnitudes")
     shutil.copytree(source, folder := tmp_path / "a" / "it")
-    file = folder / "adapter_config.json"
-    config = json.loads(file.read_text())
-    # As another program writes it: bishare compares its own folders with their specs.
-    config = {"peft_type": "BISHARE", "bishare": {"sharing": config["bishare"]["sharing"]}}
-    file.write_text(json.dumps(config))
-    load_adapter(folder, family_of("llama"))
+    config = json.loads((folder / "adapter_config.json").read_text())
     change(config["bishare"]["sharing"])
-    file.write_text(json.dumps(config))
+    rewrite(folder, config["bishare"]["sharing"])
     with pytest.raises(SystemExit, match="does not know"):
         READER.read(folder, None, weights_of(folder / "expected.safetensors"))
-    with pytest.raises(AdapterError, match="BS604"):
+    with pytest.raises(AdapterError, match="BS607"):
         load_adapter(folder, family_of("llama"))
     if is_seen_by_schema:
         with pytest.raises(jsonschema.ValidationError):
@@ -466,7 +458,7 @@ def test_what_a_folder_needs_is_stated(name: str) -> None:
     """It has a word for each transform and each feature that is in it, and no other."""
     sharing = stated(name)["bishare"]["sharing"]
     text = json.dumps(sharing)
-    words = {"draw": "drawn", "base": "base", "parts": "parts", "tied": "tied", "expert": "experts"}
+    words = {"draw": "drawn", "base": "base", "tied": "tied", "expert": "experts"}
     words |= {"int8": "int8", "int4": "int4"}
     wanted = {term["transform"] for term in sharing["terms"]}
     wanted |= {word for key, word in words.items() if f'"{key}":' in text}

@@ -235,16 +235,15 @@ class Life(RuleBasedStateMachine):
 
     @rule(
         frozen=st.sampled_from(["seed", "tensors"]),
-        compact=st.booleans(),
         rounded=st.booleans(),
         beside=st.booleans(),
     )
-    def save_and_load(self, frozen: Any, compact: bool, rounded: bool, beside: bool) -> None:
+    def save_and_load(self, frozen: Any, rounded: bool, beside: bool) -> None:
         """Go on with what was loaded: alone, or beside the adapters that there are."""
         rounded = rounded and not may_tie(self.now.plan)
         with tempfile.TemporaryDirectory() as folder:
             self.handle.save_pretrained(
-                folder, frozen=frozen, compact=compact, dtype="bfloat16" if rounded else None
+                folder, frozen=frozen, dtype="bfloat16" if rounded else None
             )
             known = copy.copy(self.now)
             if beside:
@@ -261,7 +260,6 @@ class Life(RuleBasedStateMachine):
                 self.model, self.known, self.active = model, {FIRST: known}, FIRST
                 self.merged = False
         self.model.eval()
-        # What was loaded compactly stays so.
         known.trains = all(
             tensor.requires_grad
             for name, tensor in self.handle.tensors().items()

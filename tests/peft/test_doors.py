@@ -40,10 +40,9 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.serve.vllm.folder import is_ours, read_any
 from bishare_dsl.testing.models import tiny_model
-from tests.adapter.test_sharing import HERE, by_others
-from tests.support.families import tiny_model as family_of
 
 # A share with private factors, and one whose factors a seed draws.
+CONFORMANCE = Path(__file__).parents[2] / "conformance"
 SPEC = """spec s
 target q_proj, v_proj
 share a per layer, kind rank 2
@@ -327,7 +326,7 @@ def test_a_damaged_lora_is_not_imported(damage: str, tmp_path: Path) -> None:
 
 def test_peft_does_not_save_over_a_library(tmp_path: Path) -> None:
     """Its adapters would lose the tensors that they share."""
-    shutil.copytree(HERE / "library", library := tmp_path / "library")
+    shutil.copytree(CONFORMANCE / "library", library := tmp_path / "library")
     before = {path: path.read_bytes() for path in library.rglob("*") if path.is_file()}
     model = get_peft_model(tiny_model("llama"), BishareConfig(spec=SPEC))
     with pytest.raises(AdapterError, match="BS615"):
@@ -447,33 +446,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-@pytest.mark.parametrize("door", ["from_pretrained", "load_adapter"])
-def test_a_folder_that_gets_a_spec_meanwhile_is_loaded_again(
-    door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second attempt reads the folder, and not the copy that the first one made."""
-    (tmp_path / "up").mkdir()
-    folder = Path(by_others(HERE / "slice_sharing", tmp_path / "up" / "theirs"))
-    read, left = peft_model.load_peft_weights, [None]
-
-    def write_between(*args: Any, **kwargs: Any) -> Any:
-        if left:
-            left.pop()
-            for file in (TENSORS, CONFIG):
-                shutil.copy(HERE / "slice_sharing" / file, folder / file)
-            raise OSError
-        return read(*args, **kwargs)
-
-    monkeypatch.setattr(peft_model, "load_peft_weights", write_between)
-    model = family_of("llama")
-    if door == "load_adapter":
-        model = get_peft_model(model, BishareConfig(spec=OTHER), "first")
-        model.load_adapter(tmp_path / "up", "new", subfolder="theirs")
-    else:
-        model = PeftModel.from_pretrained(model, tmp_path / "up", "new", subfolder="theirs")
-    assert model.peft_config["new"].spec
 
 
 @pytest.mark.each_once

@@ -361,30 +361,6 @@ def test_folders_of_other_methods_do_not_stand_beside_ours(
         assert torch.equal(logits(model, ids), want)
 
 
-def test_a_compact_adapter_is_read_by_those_who_can(
-    base: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
-    text = "spec s\ntarget q_proj\nshare s per model rank 2 via VectorBank(vectors = 20, length = 8, top_k = 2) start nonzero\n"
-    model = compile_spec(text, copy.deepcopy(base))
-    randomize(model)
-    model.bishare.save_pretrained(tmp_path, compact=True)
-    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
-    assert torch.equal(logits(again, ids), logits(model.eval(), ids))
-    with pytest.raises(AdapterError, match="BS637"):
-        PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, is_trainable=True)
-    with pytest.raises(AdapterError, match="BS666"):
-        copy.deepcopy(base).load_adapter(tmp_path)
-    # It does not train; the adapter that runs once it is deleted trains, as in PEFT.
-    beside = get_peft_model(copy.deepcopy(base), BishareConfig(spec=SPEC))
-    beside.load_adapter(tmp_path, "compact")
-    beside.set_adapter("compact")
-    assert not any(p.requires_grad for p in beside.parameters())
-    beside.delete_adapter("compact")
-    assert all(
-        tensor.requires_grad for tensor in beside.get_base_model().bishare.tensors().values()
-    )
-
-
 def test_a_config_alone_is_kept(tmp_path: Path) -> None:
     BishareConfig(spec="bishare_ke_ab", params={"size": 8}, seed=4).save_pretrained(tmp_path)
     found = PeftConfig.from_pretrained(tmp_path)

@@ -1,14 +1,12 @@
 """Transforms of other packages that do not hold to the protocol: an error with a code, a place, a package."""
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.api import BishareWarning
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import read
@@ -300,27 +298,3 @@ def test_inspect_names_the_package(
 ) -> None:
     assert main(["inspect", str(tmp_path / "adapter")]) == 0
     assert "transform Cyclic: from cyclic-package 2.1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("hook", ["compact", "restore"])
-def test_a_compact_form_that_fails(install: Install, tmp_path: Path, hook: str) -> None:
-    source = CYCLIC + (
-        "\n    def compact(self, role, tensor):\n"
-        f"        {'1 / 0' if hook == 'compact' else ''}\n"
-        "        return {'half': tensor[:, ::2]}\n"
-        "\n    def restore(self, role, parts, shape):\n        1 / 0\n"
-    )
-    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
-    text = TEXT.format(via="Cyclic(period = 8)")
-    model: Any = compile_spec(parse_spec(text), tiny_model("llama"))
-
-    def save_and_load() -> None:
-        model.bishare.save_pretrained(tmp_path / "adapter", compact=True)
-        load_adapter(tmp_path / "adapter", tiny_model("llama"))
-
-    with pytest.raises(BishareError, match=rf"BS214.*`{hook}` raises ZeroDivisionError"):
-        save_and_load()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BishareWarning)
-        model.bishare.save_pretrained(tmp_path / "whole")
-    assert load_adapter(tmp_path / "whole", tiny_model("llama"))

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from bishare_dsl.adapter.config import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS
 from bishare_dsl.adapter.initial import draw_tensor
-from bishare_dsl.adapter.old_draws import draw_by_torch
-from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter, plan_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models.inspect import linear_maps
@@ -96,7 +94,6 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         check_fresh,
         check_count,
         check_saving,
-        check_compact,
         check_merging,
         check_export,
         check_seed,
@@ -209,14 +206,11 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
         randomize(adapted, seed, frozen=False)
         _check_saved(adapted, model, stored, seed)
     tensors = randomize(adapted, seed)
-    # With few choices, different indices may be equal, to what either generator draws.
+    # With few choices, different indices may be equal, to what the seed gives.
     same = {
         t.name
         for t in plan.tensors
-        if t.init == "choice"
-        and any(
-            torch.equal(tensors[t.name], draw(t, seed)) for draw in (draw_tensor, draw_by_torch)
-        )
+        if t.init == "choice" and torch.equal(tensors[t.name], draw_tensor(t, seed))
     }
     _check_saved(adapted, model, set(plan.tensor) - same, seed)
 
@@ -250,22 +244,6 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
         _identical(again[name], tensor, f"the loaded tensor {name}")
     _identical(_logits(loaded, inputs), _logits(adapted, inputs), "logits after loading")
     _same(_names(loaded), _names(adapted), "names of trainable parameters after loading")
-
-
-def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
-    """Check that a compactly saved adapter, if the transform supports it, has the same logits and is
-    frozen.
-    """
-    inputs = tiny_inputs(model, seed)
-    adapted = _adapted(spec, model, seed, compiled)
-    tensors = randomize(adapted, seed)
-    if not compact_tensors(adapted.bishare.plan, tensors):
-        return
-    with tempfile.TemporaryDirectory() as folder, _quietly():
-        adapted.bishare.save_pretrained(folder, compact=True)
-        loaded: Any = load_adapter(folder, copy.deepcopy(model))
-    _identical(_logits(loaded, inputs), _logits(adapted, inputs), "logits of the compact adapter")
-    _same(_names(loaded), [], "tensors of the compact adapter that train")
 
 
 def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:

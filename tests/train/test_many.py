@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter, save_library
 from bishare_dsl.diagnostics import BishareError, BishareWarning
-from bishare_dsl.diagnostics.codes.adapter import NOTHING_COMPACT
+from bishare_dsl.diagnostics.codes.adapter import NOT_FINITE_TENSORS
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
@@ -23,7 +23,6 @@ from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.tasks import Steps, Task
-from tests.adapter.test_sharing import by_others
 from tests.train.conftest import SMALL, SPEC
 
 PLAIN = SPEC.replace("dropout 0.2\n", "")
@@ -201,12 +200,10 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
     assert not (Path(library) / "run").exists()
     with pytest.raises(BishareError, match=r"BS731.*no factor that trains is called so"):
         start(None, tasks, tmp_path / "no", library=library, lr_of={"x.A": "2x"}, **how)
-    by_others(Path(library), tmp_path / "theirs")
     wrong = {
         "another spec.*leave the spec": (text.replace("rank 4", "rank 2"), library),
         "already.*`--data long-2=FILE`": (text, library),
         "is no library.*begins one": (text, str(tmp_path)),
-        "has no spec": (None, str(tmp_path / "theirs")),
     }
     for number, (said, (spec, place)) in enumerate(wrong.items()):
         data = tasks if "already" in said else {"later": tasks["short"]}
@@ -300,11 +297,11 @@ def test_what_the_writer_warns_of_is_reported(
 ) -> None:
     from bishare_dsl.adapter import files
 
-    lost = NOTHING_COMPACT()
+    lost = NOT_FINITE_TENSORS(count=1, name="x")
     real = files.pack
     monkeypatch.setattr(files, "pack", lambda *a, **how: (*real(*a, **how)[:2], (lost,)))
     text = f"spec s\ntarget q_proj\nshare x A {shared}  B per adapter, kind rank 4"
-    with pytest.warns(BishareWarning, match="BS636"):
+    with pytest.warns(BishareWarning, match="BS660"):
         start(text, tasks, tmp_path / "out", max_steps=1)
 
 

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 
 from bishare_dsl import compile_spec
-from bishare_dsl.diagnostics import AdapterError, BishareError, BishareWarning, DataError, PlanError
+from bishare_dsl.diagnostics import BishareError, BishareWarning, DataError, PlanError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, train
@@ -166,18 +166,6 @@ def test_an_adapter_is_trained_further(start, tmp_path):
     assert again.loss_first == pytest.approx(
         start(tmp_path / "live", model=first.model, spec=None, logging_steps=1).loss_first
     )
-
-
-def test_a_compact_adapter_is_not_trained(start, tmp_path):
-    spec = tmp_path / "vb.share"
-    spec.write_text(
-        "spec vb target q_proj share a per model rank 2 "
-        "via VectorBank(vectors = 8, length = 8, top_k = 2) start nonzero"
-    )
-    model = compile_spec(spec, tiny_model("llama"))
-    model.bishare.save_pretrained(tmp_path / "small", compact=True)
-    with pytest.raises(AdapterError, match="BS637"):
-        start(tmp_path / "it", spec=str(tmp_path / "small"))
 
 
 class Spoils(TrainerCallback):

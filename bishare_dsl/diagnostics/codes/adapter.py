@@ -56,7 +56,6 @@ FROZEN_CHANGED = Code(
     "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
     severity="warning",
 )
-NOTHING_COMPACT = Code("BS636", "no tensor of the adapter has a compact form", severity="warning")
 
 # Merging ------------------------------------------------------------------------------------------
 
@@ -128,7 +127,6 @@ OTHER_WEIGHTS = Code(
     "BS699",
     "`{name}`, which comes from the base's weights, is not what it was: these are other weights",
 )
-COMPACT_FOR_GOOD = Code("BS637", "this adapter was saved compactly, and cannot train")
 
 # Several adapters in memory -----------------------------------------------------------------------
 
@@ -206,9 +204,6 @@ SPEC_TARGETS = Code(
 )
 TRAINED_TWICE = Code(
     "BS665", "`{path}` cannot be trained in full and be changed in another way too"
-)
-COMPACT_BY_TRANSFORMERS = Code(
-    "BS666", "`model.load_adapter` of transformers cannot read an adapter that was saved compactly"
 )
 LORA_ALONE = Code("BS669", "`{function}` of PEFT works on LoRAs of PEFT alone")
 NOT_SCALED = Code(

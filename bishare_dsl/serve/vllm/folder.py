@@ -64,7 +64,7 @@ def read_for(folder: str | Path, base: Architecture, *, compact: bool = False) -
         AdapterError: it is damaged (BS601 to BS612, BS619), belongs to another base (BS613), is nonlinear
             in its input (BS633), has a magnitude (BS675), or adapts heads or embeddings (BS680).
     """
-    stored = read_adapter(folder, base=base)
+    stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
     terms = stored.plan.unscaled if compact else stored.plan.terms
     check_linear(terms, "serve the adapter with vLLM", COMPACT)
