@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import tests.support.references  # noqa: F401 - registers what `check_transform` compares with
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.transforms import (
     Transform,
@@ -20,52 +19,94 @@ from bishare_dsl.transforms import (
     transform_kind,
     transform_names,
 )
+from bishare_dsl.transforms.basis import Basis
+from bishare_dsl.transforms.block_diagonal import BlockDiagonal
+from bishare_dsl.transforms.core import Core
+from bishare_dsl.transforms.experts import Experts
 from bishare_dsl.transforms.gate_transformation import GateTransformation
+from bishare_dsl.transforms.grid import Grid
+from bishare_dsl.transforms.hadamard import Hadamard
 from bishare_dsl.transforms.identity import Identity
 from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
+from bishare_dsl.transforms.loadings import Loadings
+from bishare_dsl.transforms.miss import MiSS
+from bishare_dsl.transforms.mix import Mix
+from bishare_dsl.transforms.registry import BUILT_IN
+from bishare_dsl.transforms.rotation import Rotation
+from bishare_dsl.transforms.shards import Shards
 from bishare_dsl.transforms.slice_sharing import SliceSharing
+from bishare_dsl.transforms.vector_bank import VectorBank
 from tests.support.plans import pools
+from tests.support.references import REFERENCES
 from tests.support.toeplitz import Toeplitz
 
 # Each example checks every site of a pool, and with every set of its tensors at zero.
 SOME = settings(max_examples=max(1, settings().max_examples // 2))
-RANKS = st.integers(1, 6)
 SIZES = st.integers(1, 26)
 STARTS = st.sampled_from(["kaiming_uniform", "kaiming_normal", "ones"])
 
 
+COUNTS = st.integers(1, 5)
+
+
+def multiples(widths, of):
+    return [Width(width.d_in * of, width.d_out * of) for width in widths]
+
+
+def some(kind, **options):
+    return st.fixed_dictionaries(options).map(lambda found: kind(**found))
+
+
+TRANSFORMS = {
+    "Identity": some(Identity),
+    "SS": some(SliceSharing, slice=st.sampled_from(["centre", "leading", "trailing"])),
+    "GT": some(GateTransformation, size=SIZES, gates=STARTS, gate_rank=st.integers(1, 6)),
+    "KE": some(KroneckerExtension, size=SIZES, kernel=STARTS, rowwise=st.booleans())
+    | some(KroneckerExtension, size=SIZES, shared_rank=st.integers(1, 3)),
+    "Rotation": some(
+        Rotation, chunks_A=COUNTS, chunks_B=COUNTS, stride=st.none() | st.integers(0, 7)
+    ),
+    "BlockDiagonal": some(BlockDiagonal, blocks=COUNTS, cut=st.sampled_from(["both", "in", "out"])),
+    "VectorBank": some(VectorBank, vectors=st.just(7), length=COUNTS, top_k=st.integers(2, 6)),
+    "Basis": some(Basis, count=COUNTS),
+    "Mix": st.sampled_from([(1, 2), (1, 4), (3, 1), (2, 3)]).map(
+        lambda counts: Mix(count_A=counts[0], count_B=counts[1])
+    ),
+    "Core": some(Core, cores=st.integers(1, 3), count=st.integers(0, 3)),
+    "MiSS": some(MiSS),
+    "Hadamard": some(Hadamard),
+    "Grid": some(Grid, blocks=st.integers(1, 3)),
+    "Shards": some(Shards, rows=st.integers(1, 6), shards=COUNTS),
+    "Loadings": some(Loadings, vectors=COUNTS),
+    "Experts": some(Experts, count=st.integers(2, 5)),
+    "Toeplitz": some(Toeplitz),
+}
+ONE_WIDTH = {"Identity", "Rotation", "BlockDiagonal", "Grid", "Shards", "Experts"}
+"""Transforms whose pools have one width on each side."""
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
 @SOME
-@given(pools(), RANKS)
-def test_identity(widths, rank):
-    assert check_transform(Identity(), rank, widths[:1])
+@given(st.data(), pools(), st.integers(1, 4))
+def test_it_is_its_dense_reference(name, data, widths, rank):
+    """Shapes, zero starts, rank, tracing, products and gradients; on every site of a pool."""
+    transform = data.draw(TRANSFORMS[name])
+    widths = widths[:1] if name in ONE_WIDTH else widths
+    of = {"blocks", "length", "shards"} & {*type(transform).model_fields}
+    for option in of:
+        widths = multiples(widths, getattr(transform, option))
+    if name == "Rotation":
+        assume(transform.chunks_A <= widths[0].d_in and transform.chunks_B <= widths[0].d_out)
+    if name == "Grid":
+        rank *= transform.blocks
+    rank *= getattr(transform, "shared_rank", None) or 1
+    expected = name != "Shards" or transform.site_rows <= rank
+    assert check_transform(transform, rank, widths) == expected
 
 
-@SOME
-@given(pools(), RANKS, st.sampled_from(["centre", "leading", "trailing"]))
-def test_slice_sharing(widths, rank, window):
-    assert check_transform(SliceSharing(slice=window), rank, widths)
-
-
-@SOME
-@given(pools(), RANKS, SIZES, STARTS, st.integers(1, 6))
-def test_gate_transformation(widths, rank, size, gates, gate_rank):
-    assert check_transform(
-        GateTransformation(size=size, gates=gates, gate_rank=gate_rank), rank, widths
-    )
-
-
-@SOME
-@given(pools(), RANKS, SIZES, STARTS, st.booleans())
-def test_kronecker_extension(widths, rank, size, kernel, rowwise):
-    assert check_transform(
-        KroneckerExtension(size=size, kernel=kernel, rowwise=rowwise), rank, widths
-    )
-
-
-@SOME
-@given(pools(), st.integers(1, 3), st.integers(1, 3), SIZES)
-def test_kronecker_extension_a_b(widths, a, b, size):
-    assert check_transform(KroneckerExtension(size=size, shared_rank=a), a * b, widths)
+def test_each_of_ours_is_here():
+    assert {*TRANSFORMS} - {"Toeplitz"} == {*BUILT_IN} - {"Magnitude"}
+    assert {*BUILT_IN} <= REFERENCES.keys()
 
 
 @pytest.mark.parametrize("own", [(), ("A",), ("B", "K_A"), ("A", "B", "K_A", "K_B")])
@@ -112,13 +153,6 @@ def test_a_factor_that_multiplies_otherwise_than_it_is_fails_the_check():
 
     with pytest.raises(AssertionError, match=r"`down` of the effective A at .* 1 tokens differs"):
         check_transform(Wrong(), 2, [Width(4, 6)])
-
-
-@SOME
-@given(pools(), RANKS)
-def test_toeplitz(widths, rank):
-    register(Toeplitz)
-    assert check_transform(Toeplitz(), rank, widths)
 
 
 @pytest.mark.parametrize(
@@ -232,21 +266,6 @@ def test_options_are_checked(kind, options):
         kind.model_validate(options)
 
 
-def test_defaults_are_the_paper_s():
-    assert SliceSharing().options() == {"slice": "centre"}
-    assert GateTransformation().options() == {
-        "size": 1024,
-        "gates": "kaiming_uniform",
-        "gate_rank": 1,
-    }
-    assert KroneckerExtension().options() == {
-        "size": 256,
-        "kernel": "kaiming_normal",
-        "shared_rank": None,
-        "rowwise": False,
-    }
-
-
 def test_registry(monkeypatch):
     from bishare_dsl.transforms import registry
 
@@ -266,18 +285,3 @@ def test_registry(monkeypatch):
 
     with pytest.raises(ValueError, match="'KE' is taken"):
         register(Other)
-
-
-def test_each_of_ours_has_a_dense_reference():
-    from bishare_dsl.transforms.registry import BUILT_IN
-    from tests.support.references import REFERENCES
-
-    assert {*BUILT_IN} <= REFERENCES.keys()
-
-
-def test_import_needs_no_torch():
-    import subprocess
-    import sys
-
-    code = "import bishare_dsl.transforms, bishare_dsl.plan, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
