@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import preset
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import (
-    check_writable,
     new_folder,
     replace_file,
 )
@@ -182,27 +180,6 @@ def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")
-def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    replace_file(pipe, b"all")
-    assert os.read(end, 9) == b"all"
-    os.close(end)
-    assert pipe.is_fifo()
-    assert list(tmp_path.iterdir()) == [pipe]
-
-
-def test_a_device_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = []
-    monkeypatch.setattr(writing, "_write", Mock(side_effect=AssertionError))
-    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append((path, content)))
-    for name in ("/dev/null", "/dev/stdout", "/dev/not-there"):
-        replace_file(Path(name), b"all")
-    assert [str(path) for path, _ in written] == ["/dev/null", "/dev/stdout", "/dev/not-there"]
-
-
 def test_a_file_that_cannot_be_replaced_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,16 +269,6 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) ->
     assert seen == ["old", "new", "new"]
 
 
-def test_a_new_folder_may_be_locked_by_what_is_written_into_it(
-    tmp_path: Path, plans: list[Plan]
-) -> None:
-    """As `bishare compile` saves an adapter into one."""
-    with new_folder(tmp_path / "it") as new:
-        save(new, plans, 0)
-    assert version_in(tmp_path / "it", plans) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["it"]
-
-
 def test_what_another_writer_is_writing_is_not_removed(tmp_path: Path) -> None:
     with new_folder(tmp_path / "it") as first:
         (first / "a").touch()
@@ -309,14 +276,6 @@ def test_what_another_writer_is_writing_is_not_removed(tmp_path: Path) -> None:
             (second / "b").touch()
         assert (first / "a").exists()
     assert [path.name for path in (tmp_path / "it").iterdir()] == ["a"]
-
-
-def test_whether_a_folder_can_be_written(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "b")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Not a directory"):
-        check_writable(tmp_path / "file" / "a")
 
 
 # Several processes -----------------------------------------------------------------------------------

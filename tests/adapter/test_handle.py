@@ -54,19 +54,6 @@ def test_a_state_dict_without_what_trains_is_refused(adapted: Adapted, tmp_path:
 # Counting -----------------------------------------------------------------------------------------
 
 
-def test_the_parameters_line(adapted: Adapted, capsys: pytest.CaptureFixture[str]) -> None:
-    model = adapted()
-    model.bishare.print_trainable_parameters()
-    line = capsys.readouterr().out
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in model.parameters())
-    assert line == (
-        f"trainable params: {trainable:,} || all params: {everything:,} || "
-        f"trainable%: {100 * trainable / everything:.4f}\n"
-    )
-    assert line == f"{model.bishare.plan.parameters_line}\n"
-
-
 def test_the_line_counts_what_really_trains(
     adapted: Adapted, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,15 +63,6 @@ def test_the_line_counts_what_really_trains(
     model.bishare.print_trainable_parameters()
     trainable = model.bishare.plan.trainable - 4 * 48 + model.lm_head.weight.numel()
     assert f"trainable params: {trainable:,} ||" in capsys.readouterr().out
-
-
-def test_tensors_are_the_parameters_each_once(adapted: Adapted) -> None:
-    model = adapted()
-    tensors = model.bishare.tensors()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert tensors.keys() == {t.name for t in model.bishare.plan.tensors}
-    assert {id(t) for t in tensors.values()} == {id(p) for p in trained}
-    assert len(tensors) == len(trained)
 
 
 def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.Tensor) -> None:
@@ -101,26 +79,6 @@ def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.T
     before = {name: t.clone() for name, t in model.bishare.tensors().items()}
     optimizer.step()
     assert any(not torch.equal(t, before[name]) for name, t in model.bishare.tensors().items())
-
-
-def test_the_handle_says_what_it_is(adapted: Adapted) -> None:
-    model = adapted()
-    assert "mixed: " in repr(model.bishare)
-    assert "10 modules, active" in repr(model.bishare)
-    with model.bishare.disable_adapter():
-        assert "disabled" in repr(model.bishare)
-    model.bishare.merge()
-    assert "merged" in repr(model.bishare)
-    handle = model.bishare
-    model.bishare.unload()
-    assert "unloaded" in repr(handle)
-    assert "Handle(mixed" in repr(adapted())
-
-
-def test_a_notebook_shows_the_picture_in_the_words_of_the_spec(adapted: Adapted) -> None:
-    model = adapted()
-    assert model.bishare._repr_html_().startswith("<iframe srcdoc=")
-    assert " per layer " in model.bishare._repr_html_()
 
 
 # Saving and loading -------------------------------------------------------------------------------
@@ -145,28 +103,6 @@ def test_loading_gives_the_same_logits_and_the_same_ties(
     assert loaded.bishare.plan == model.bishare.plan
     assert loaded.bishare.seed == model.bishare.seed == 3
     assert loaded.bishare.spec_text == model.bishare.spec_text
-
-
-def test_saving_what_was_loaded_changes_nothing(adapted: Adapted, tmp_path: Path) -> None:
-    adapted().bishare.save_pretrained(tmp_path / "a")
-    load_adapter(tmp_path / "a", tiny_model("llama")).bishare.save_pretrained(tmp_path / "b")
-    for path in (tmp_path / "a").iterdir():
-        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_the_commit_of_the_base_is_kept(adapted: Adapted, tmp_path: Path) -> None:
-    model = adapted()
-    model.config._commit_hash = "abc123"
-    model.bishare.save_pretrained(tmp_path)
-    assert read_adapter(tmp_path).config.base_revision == "abc123"
-
-
-def test_bf16_models(adapted: Adapted, ids: torch.Tensor, tmp_path: Path) -> None:
-    model = adapted().to(torch.bfloat16)
-    model.bishare.save_pretrained(tmp_path)
-    loaded = load_adapter(tmp_path, tiny_model("llama").to(torch.bfloat16))
-    assert {t.dtype for t in loaded.bishare.tensors().values()} == {torch.bfloat16}
-    assert torch.equal(logits(loaded, ids), logits(model, ids))
 
 
 def test_an_offloaded_model_is_saved(adapted: Adapted, tmp_path: Path) -> None:
@@ -239,22 +175,6 @@ def test_what_cannot_be_done_while_disabled(
     assert torch.equal(logits(model, ids), want)
 
 
-def test_saving_while_disabled(adapted: Adapted, tmp_path: Path) -> None:
-    model = adapted()
-    with model.bishare.disable_adapter():
-        model.bishare.save_pretrained(tmp_path)
-    found = read_adapter(tmp_path).tensors()
-    assert all(torch.equal(found[n], t) for n, t in model.bishare.tensors().items())
-
-
-def test_gradients_flow_after_disabling(adapted: Adapted, ids: torch.Tensor) -> None:
-    model = adapted()
-    with model.bishare.disable_adapter():
-        pass
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert all(t.grad is not None and t.grad.any() for t in model.bishare.tensors().values())
-
-
 # Leaving ------------------------------------------------------------------------------------------
 
 
@@ -315,17 +235,6 @@ def test_the_handle_of_an_unloaded_adapter_says_so(adapted: Adapted, tmp_path: P
         pass
 
 
-def test_a_model_can_be_adapted_again(adapted: Adapted, ids: torch.Tensor) -> None:
-    model = adapted()
-    want = logits(model, ids)
-    tensors = {name: t.detach().clone() for name, t in model.bishare.tensors().items()}
-    compile_spec(parse_spec(SPEC), model.bishare.unload())
-    with torch.no_grad():
-        for name, tensor in model.bishare.tensors().items():
-            tensor.copy_(tensors[name])
-    assert torch.equal(logits(model, ids), want)
-
-
 # Copies -------------------------------------------------------------------------------------------
 
 
@@ -359,12 +268,6 @@ def test_a_copy_has_a_handle_of_its_own(
     other.bishare.unload()
     assert torch.equal(logits(model, ids), want)
     assert model.bishare.model is model
-
-
-def test_the_model_is_no_child_of_its_handle(adapted: Adapted) -> None:
-    model = adapted()
-    assert not list(model.bishare.children())
-    assert len(list(model.modules())) == len({id(module) for module in model.modules()})
 
 
 def test_a_copy_is_not_made_while_disabled(adapted: Adapted, ids: torch.Tensor) -> None:
@@ -462,14 +365,6 @@ def test_a_model_is_saved_as_its_adapter(adapted: Adapted, tmp_path: Path) -> No
     assert read_adapter(tmp_path / "2").entries != read_adapter(tmp_path / "adapter").entries
 
 
-@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
-def test_a_plain_model_again_is_saved_whole(adapted: Adapted, tmp_path: Path, leave: str) -> None:
-    model = getattr(adapted().bishare, leave)()
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").is_file()
-    assert not {"save_pretrained", "_hf_peft_config_loaded"} & {*vars(model)}
-
-
 def test_what_is_no_model_of_transformers_is_saved(tmp_path: Path) -> None:
     """E12: it has no config."""
 
@@ -521,25 +416,6 @@ def test_names_of_rows_are_refused_in_compiled_code(adapted: Adapted, ids: torch
         torch.compile(model, backend="eager")(input_ids=ids, adapter_names=["default"] * len(ids))
 
 
-class NamesRows(Net):
-    """Its forward has an argument of this name."""
-
-    def forward(self, x: torch.Tensor, adapter_names: list[str] | None = None) -> Any:
-        return super().forward(x), adapter_names
-
-
-def test_names_that_the_model_itself_takes_reach_it() -> None:
-    model: Any = NamesRows()
-    compile_spec("spec s\ntarget lin\nshare x per model rank 2", model)
-    assert model(torch.randn(3, 8), adapter_names=["a"])[1] == ["a"]
-
-
-def test_an_unloaded_model_is_called_without_a_check(adapted: Adapted) -> None:
-    model = adapted()
-    assert model._forward_pre_hooks
-    assert not model.bishare.unload()._forward_pre_hooks
-
-
 # Resizing the tables of tokens ---------------------------------------------------------------------
 
 AT_TABLES = {
@@ -567,10 +443,3 @@ def test_tables_that_an_adapter_has_something_at_stay_as_they_are(
     base = model.bishare.unload()
     base.resize_token_embeddings(70)
     assert len(base.get_input_embeddings().weight) == 70
-
-
-def test_other_tables_are_resized(adapted: Adapted, ids: torch.Tensor) -> None:
-    model = adapted()
-    before = logits(model, ids)
-    model.resize_token_embeddings(70, mean_resizing=False)
-    torch.testing.assert_close(logits(model, ids)[..., :64], before)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
-from torch.nn.utils import prune
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter import merge as merging
@@ -76,53 +75,12 @@ def test_merged_weights_are_base_plus_delta(adapted: Adapted, family: str, text:
     assert all(torch.equal(after[n], before[n]) for n in before.keys() - changed)
 
 
-@pytest.mark.parametrize(("family", "text"), CASES)
-def test_the_merged_model_computes_the_same(
-    adapted: Adapted, base: Adapted, ids: torch.Tensor, family: str, text: str
-) -> None:
-    model = adapted(family, text)
-    want = logits(model, ids)
-    assert (want - logits(base(family), ids)).abs().max() > 0.1  # the adapter does something
-    model.bishare.merge()
-    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.each_once
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize(("family", "text"), CASES[:2])
-def test_unmerge_restores_the_base_bit_for_bit(
-    adapted: Adapted, ids: torch.Tensor, family: str, text: str, dtype: torch.dtype
-) -> None:
-    model = adapted(family, text, dtype=dtype)
-    base, want = weights(model), logits(model, ids)
-    for _ in range(2):
-        model.bishare.merge()
-        assert not same(weights(model), base)
-        model.bishare.unmerge()
-        assert same(weights(model), base)
-        assert torch.equal(logits(model, ids), want)
-
-
 def test_parameters_stay_the_same_objects(adapted: Adapted) -> None:
     model = adapted()
     before = {name: id(p) for name, p in model.named_parameters()}
     model.bishare.merge()
     model.bishare.unmerge()
     assert {name: id(p) for name, p in model.named_parameters()} == before
-
-
-def test_the_report(adapted: Adapted, ids: torch.Tensor) -> None:
-    model = adapted()
-    before = logits(model, ids)
-    report = model.bishare.merge()
-    assert 0 < (logits(model, ids) - before).abs().max() < 1e-4
-    assert report.modules == 10
-    assert report.dequantized == 0
-    assert report.max_rounding == 0.0  # float32 is summed in float32
-    assert set(report.survival.kept.values()) == {1.0}
-    first, second = str(report).splitlines()
-    assert first == "merged 10 modules; weights rounded by at most 0"
-    assert second.startswith("kept of the update: 100% in float32 (")
 
 
 def small(model: Any, size: float) -> torch.Tensor:
@@ -155,21 +113,6 @@ def test_what_bfloat16_keeps_of_a_small_update(adapted: Adapted) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stochastic_rounding_is_exact_on_average(dtype: torch.dtype) -> None:
-    exact = torch.tensor([1.0013, -0.30015, 0.0, 65504.0 * (dtype == torch.float16)])
-    nearest = exact.to(dtype)
-    random = torch.Generator().manual_seed(0)
-    draws = torch.stack(
-        [merging._rounded_at_random(exact, nearest, random).float() for _ in range(4000)]
-    )
-    step = (torch.nextafter(nearest, torch.full_like(nearest, torch.inf)) - nearest).float()
-    error = (draws.mean(0) - exact).abs()
-    assert (error[:3] < 0.03 * step[:3]).all()
-    assert ((nearest.float() - exact).abs()[:2] > 0.03 * step[:2]).all()
-    assert torch.isfinite(draws).all()  # No step beyond the largest number.
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_stochastic_rounding_takes_one_of_two_neighbours(
     adapted: Adapted, dtype: torch.dtype
 ) -> None:
@@ -198,38 +141,6 @@ def test_stochastic_rounding_takes_one_of_two_neighbours(
     assert not same(found[0], found[2])
 
 
-@pytest.mark.long
-def test_a_thousand_cycles_beside_peft() -> None:
-    """bishare puts the base back; PEFT subtracts what it added, and rounds twice a cycle."""
-    from peft import LoraConfig, get_peft_model
-
-    drifts = {}
-    for name in ("peft", "bishare"):
-        model = tiny_model("llama", num_hidden_layers=1).bfloat16()
-        before = model.model.layers[0].self_attn.q_proj.weight.detach().float().clone()
-        if name == "peft":
-            config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-            torch.manual_seed(0)
-            adapted = get_peft_model(model, config)
-            layer = model.model.layers[0].self_attn.q_proj
-            cycle = (layer.merge, layer.unmerge)
-        else:
-            compile_spec("spec s\ntarget q_proj\nshare l per module rank 2", model)
-            with torch.no_grad():
-                for tensor in model.bishare.tensors().values():
-                    tensor.normal_(0, 0.2)
-            adapted, cycle = model, (model.bishare.merge, model.bishare.unmerge)
-        for _ in range(1000):
-            for step in cycle:
-                step()
-        layer = model.model.layers[0].self_attn.q_proj
-        after = getattr(layer, "base_layer", layer).weight.detach().float()
-        drifts[name] = float((after - before).abs().max() / before.abs().mean())
-        del adapted
-    assert drifts["bishare"] == 0
-    assert drifts["peft"] > 0.1
-
-
 def test_low_precision_shows_in_the_report(adapted: Adapted) -> None:
     model = adapted(dtype=torch.bfloat16)
     site = model.bishare.plan.sites[0]
@@ -239,15 +150,6 @@ def test_low_precision_shows_in_the_report(adapted: Adapted) -> None:
     assert torch.equal(weight, want.bfloat16())
     assert (want - weight.float()).abs().max() <= report.max_rounding < 0.01
     assert report.max_rounding > 0
-
-
-def test_merging_twice(adapted: Adapted) -> None:
-    model = adapted()
-    report = model.bishare.merge()
-    merged = weights(model)
-    with pytest.warns(UserWarning, match="already merged"):
-        assert model.bishare.merge() == report
-    assert same(weights(model), merged)
 
 
 def test_unmerging_what_is_not_merged(adapted: Adapted) -> None:
@@ -315,17 +217,6 @@ def test_an_interrupted_merge_goes_back_or_refuses_to_run(
 # Weights that cannot be merged into ---------------------------------------------------------------
 
 
-def test_one_weight_of_two_sites(adapted: Adapted) -> None:
-    model = tiny_model("llama")
-    layers = model.model.layers
-    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
-    compile_spec(parse_spec(SPEC), model)
-    with pytest.raises(AdapterError, match=r"BS625.*layers\.0\.mlp\.up_proj") as caught:
-        model.bishare.merge()
-    assert len(caught.value.problems) == 2
-    assert not model.bishare.merged
-
-
 def test_a_weight_that_another_module_uses_the_memory_of() -> None:
     model = tiny_model("llama")
     layers = model.model.layers
@@ -366,40 +257,11 @@ def test_a_module_that_stands_in_two_layers_is_merged_or_untied_as_told(
     assert torch.equal(logits(model, ids), wanted)
 
 
-def test_tied_embeddings_are_no_obstacle(ids: torch.Tensor) -> None:
-    model = compile_spec(parse_spec(SPEC), tiny_model("llama", tie_word_embeddings=True))
-    assert model.bishare.merge().modules == 10
-
-
-def test_a_model_of_shapes_only() -> None:
-    with torch.device("meta"):
-        model = tiny_model("llama")
-    compile_spec(parse_spec(SPEC), model)
-    with pytest.raises(AdapterError, match=r"BS617.*meta device"):
-        model.bishare.merge()
-
-
 def test_a_weight_that_is_not_there(adapted: Adapted) -> None:
     model = adapted()
     model.model.layers[0].mlp.up_proj.to("meta")
     with pytest.raises(AdapterError, match=r"BS624.*layers\.0\.mlp\.up_proj.*meta device"):
         model.bishare.merge()
-
-
-@pytest.mark.parametrize(
-    "computed",
-    [
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        nn.utils.parametrizations.weight_norm,
-    ],
-)
-def test_a_weight_that_is_computed(computed: Callable[[nn.Module], Any]) -> None:
-    model = tiny_model("llama")
-    computed(model.model.layers[0].mlp.up_proj)
-    compile_spec(parse_spec(SPEC), model)
-    for dequantize in (False, True):
-        with pytest.raises(AdapterError, match=r"BS624.*layers\.0\.mlp\.up_proj.*is computed"):
-            model.bishare.merge(dequantize=dequantize)
 
 
 def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Tensor) -> None:
@@ -463,27 +325,6 @@ def test_a_quantised_base_is_refused(kind: type[Int8Linear]) -> None:
     assert not model.bishare.merged
 
 
-class Cryptic(Int8Linear):
-    """Takes batches of sequences only, so that unit vectors tell nothing."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, sequence, _ = x.shape
-        return super().forward(x).view(batch, sequence, -1)
-
-
-def test_a_layer_that_cannot_be_dequantised() -> None:
-    model = quantised(Cryptic)
-    with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
-        model.bishare.merge(dequantize=True)
-
-
-def test_a_magnitude_names_the_kind_of_layer_that_cannot_be_dequantised(ids: torch.Tensor) -> None:
-    text = f"{SPEC}magnitude per module where q_proj\n"
-    model = compile_spec(text, quantise(tiny_model("llama"), lambda p: "q_proj" in p, Cryptic))
-    with pytest.raises(AdapterError, match=r"BS623.*`Cryptic` \(Cryptic, int8\)"):
-        model(ids)
-
-
 @pytest.mark.parametrize("kind", [Dequantisable, Int8Linear])
 def test_a_quantised_layer_that_is_offloaded(kind: Any, ids: torch.Tensor) -> None:
     """torch multiplies by a weight on the meta device without an error, and gives noise."""
@@ -505,68 +346,6 @@ def test_a_quantised_base_is_dequantised_on_request(kind: Any, ids: torch.Tensor
     torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
     model.bishare.unmerge()
     assert model.model.layers[0].self_attn.q_proj is layer
-    assert torch.equal(logits(model, ids), want)
-
-
-def test_dequantised_for_good(ids: torch.Tensor) -> None:
-    model = quantised(Dequantisable)
-    want = logits(model, ids)
-    plain = model.bishare.merge_and_unload(dequantize=True)
-    assert not any("bishare" in name for name, _ in plain.named_modules())
-    assert not any(isinstance(module, Int8Linear) for module in plain.modules())
-    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
-
-
-def test_a_quantised_region_of_its_own(ids: torch.Tensor) -> None:
-    # Falcon's parents cannot be traced, so the quantised layer itself is the region.
-    model = tiny_model("falcon")
-    for block in model.transformer.h:
-        block.mlp.dense_h_to_4h = Dequantisable(block.mlp.dense_h_to_4h)
-    text = "spec s target dense_h_to_4h share x per module rank 2"
-    compile_spec(parse_spec(text), model)
-    with torch.no_grad():
-        for tensor in model.bishare.tensors().values():
-            tensor.add_(0.1)
-    want = logits(model, ids)
-    base = logits_disabled(model, ids)
-    assert model.bishare.merge(dequantize=True).dequantized == 2
-    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
-    assert torch.equal(logits_disabled(model, ids), base)
-    model.bishare.unmerge()
-    assert torch.equal(logits(model, ids), want)
-    plain = model.bishare.merge_and_unload(dequantize=True)
-    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
-
-
-class Int8Tensor(torch.Tensor):
-    """A tensor that dequantises itself, as torchao's do."""
-
-    scale: torch.Tensor
-
-    def dequantize(self) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor) * self.scale
-
-
-class HoldsInt8Tensor(Int8Linear):
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear)
-        weight = self.weight.data.as_subclass(Int8Tensor)
-        weight.scale = self.scale
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.weight.scale = self.scale
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight.dequantize(), self.bias)
-
-
-def test_a_weight_that_dequantises_itself(ids: torch.Tensor) -> None:
-    model = quantised(HoldsInt8Tensor)
-    want = logits(model, ids)
-    with pytest.raises(AdapterError, match="BS622"):
-        model.bishare.merge()
-    assert model.bishare.merge(dequantize=True).dequantized == 4
-    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
-    model.bishare.unmerge()
     assert torch.equal(logits(model, ids), want)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import shlex
@@ -18,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter import files
@@ -30,7 +29,6 @@ from bishare_dsl.adapter.files import (
     read_adapter,
     save_library,
 )
-from bishare_dsl.adapter.inventory import Listed, list_adapters
 from bishare_dsl.adapter.stored import dequantise, losses, quantise
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import save_again
@@ -126,21 +124,6 @@ def test_what_is_saved_is_small_and_what_is_lost_is_said(
         assert error == pytest.approx(float((lost / norm) ** 0.5), rel=1e-3)
         assert 0 < error < (0.02 if name == "int8" else 0.25)
     assert "BS690" in told
-
-
-def test_what_cannot_be_measured_is_said_too(tmp_path: Path) -> None:
-    text = "spec h\ntarget q_proj\nshare s per module rank 4 via Experts(count = 2)\n"
-    _, told = saved(tmp_path / "q", "int4", text)
-    assert "by kind: unknown where they depend on the input" in told
-
-
-@pytest.mark.parametrize("form", BITS)
-@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_its_parameters_are_counted_and_not_its_bytes(form: Any, tmp_path: Path) -> None:
-    model, _ = saved(tmp_path / "q", form)
-    [listed] = list_adapters(tmp_path / "q")
-    assert isinstance(listed, Listed)
-    assert listed.parameters == model.bishare.plan.stored
 
 
 @pytest.mark.parametrize("form", BITS)
@@ -256,18 +239,6 @@ def test_what_is_damaged_is_refused_at_every_door(damage: str, tmp_path: Path) -
             door()
 
 
-def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
-    with pytest.warns(BishareWarning, match="BS690"):
-        adapted().bishare.save_pretrained(tmp_path / "q", dtype="int8")
-    tensors = load_file(tmp_path / "q" / TENSORS)
-    next(t for key, t in tensors.items() if key.endswith(":int8"))[0, 0] += 1
-    save_file(tensors, tmp_path / "q" / TENSORS)
-    with pytest.raises(AdapterError, match="BS607"):
-        load_adapter(tmp_path / "q", tiny_model("llama"))
-    with pytest.raises(AdapterError, match="BS607"):
-        PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "q"))
-
-
 def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
     handle = adapted(LIBRARY).bishare
     plan, first = handle.plan, dict(handle.tensors())
@@ -326,20 +297,6 @@ def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Pat
     assert (out / "secret").is_symlink()
 
 
-def test_a_copy_of_a_library_names_adapters_that_cannot_be_read(tmp_path: Path) -> None:
-    library, out = tmp_path / "lib", tmp_path / "out"
-    _, values = save_one(library)
-    add_to_library(library, {"two": values})
-    file = library / "adapters" / "two.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    [problem] = add_to_library(library, {"three": values}, out)
-    assert (problem.code, problem.severity) == ("BS607", "warning")
-    assert str(file) in problem.message
-    assert read_adapter(f"{out}#three")
-
-
 def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,20 +320,6 @@ def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     with pytest.raises(AdapterError, match=r"BS616.*No space left on device"):
         add_to_library(library, {"two": values}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_warning_of_any_adapter_of_a_library_is_given(tmp_path: Path) -> None:
-    handle = adapted(LIBRARY).bishare
-    plan, first = handle.plan, dict(handle.tensors())
-    second = {n: t if n in plan.common else t * math.nan for n, t in first.items()}
-    problems = save_library(tmp_path / "lib", plan, {"one": first, "two": second}, LIBRARY, seed=0)
-    assert [problem.code for problem in problems] == ["BS660"]
-    more = {"three": second, "four": first}
-    for out in (tmp_path / "copy", None):
-        assert [problem.code for problem in add_to_library(tmp_path / "lib", more, out)] == [
-            "BS660"
-        ]
-    assert names_in(tmp_path / "copy") == names_in(tmp_path / "lib")
 
 
 def test_what_is_not_saved_as_it_was_is_not_saved(

@@ -8,29 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     TorchAoConfig,
-    Trainer,
-    TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.language import read_file
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.peft import BishareConfig
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.transforms.registry import transform_names
 from tests.methods.test_every_method import TINY
 from tests.support.checks import randomize
@@ -291,18 +284,6 @@ def test_each_transform_and_its_gradient(kind: Callable[[], Any], name: str) -> 
         near(gradients[tensor], gradient, 3 * ROUNDING.get(kind, 1e-4))
 
 
-def test_its_terms_are_exact(kind: Callable[[], Any]) -> None:
-    model = compile_spec(parse_spec("spec s target down_proj share x per module rank 2"), kind())
-    tensors = randomize(model)
-    mlp, x = model.model.layers[0].mlp, torch.randn(3, 5, 128)
-    with torch.no_grad():
-        with model.bishare.disable_adapter():
-            plain = mlp(x)
-            hidden = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
-        a, b = (tensors[f"x.layers.0.mlp.down_proj.{role}"] for role in "AB")
-        torch.testing.assert_close(mlp(x), plain + hidden @ a.T @ b, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("spec", [SPEC, SCALED], ids=["terms", "magnitude"])
 def test_it_trains_and_is_kept(kind: Callable[[], Any], spec: str, tmp_path: Path) -> None:
     model = compile_spec(parse_spec(spec), kind()).train()
@@ -333,45 +314,6 @@ def test_it_trains_and_is_kept(kind: Callable[[], Any], spec: str, tmp_path: Pat
     exported = peft.PeftModel.from_pretrained(oracle(kind()), tmp_path / "peft")
     there = load_adapter(tmp_path / "adapter", oracle(kind()))
     torch.testing.assert_close(logits(exported), logits(there), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("way", ["compile_spec and Trainer", "SFTTrainer's peft_config"])
-@pytest.mark.parametrize("kind", [bitsandbytes_4, bitsandbytes_8])
-def test_anybodys_trainer_trains_it(kind: Callable[[], Any], way: str, tmp_path: Path) -> None:
-    kind()  # Whoever lacks the package is told so here.
-    dense().save_pretrained(tmp_path / "dense")
-    base = load(tmp_path / "dense", quantization_config=CONFIGS[kind]())
-    rows = Dataset.from_list([{"input_ids": IDS[0].tolist(), "labels": IDS[0].tolist()}] * 8)
-    settings: dict[str, Any] = {
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-    }
-    if way == "compile_spec and Trainer":
-        trainer = Trainer(
-            compile_spec(SPEC, base), TrainingArguments(**settings), train_dataset=rows
-        )
-    else:
-        trainer = SFTTrainer(
-            base,
-            args=SFTConfig(**settings),
-            train_dataset=rows,
-            processing_class=tiny_tokenizer(),
-            peft_config=BishareConfig(spec=SPEC, task_type="CAUSAL_LM"),
-        )
-    trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert losses[-1] < losses[0] - 0.1
-    checkpoint = tmp_path / "out" / "checkpoint-4"
-    assert not (checkpoint / "model.safetensors").exists()
-    expected = trainer.model.bishare.tensors()
-    for name, tensor in read_adapter(checkpoint).tensors().items():
-        assert torch.equal(tensor, expected[name]), name
 
 
 def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:

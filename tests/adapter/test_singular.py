@@ -13,7 +13,6 @@ from torch import nn
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import singular
 from bishare_dsl.adapter.files import save_adapter
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.singular import directions, is_exact
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import read_fitting
@@ -23,7 +22,6 @@ from bishare_dsl.fit.analysis import read_rows
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.models.inspect import inspect_model, linear_maps
-from tests.adapter.test_files import config_of, refused, reseal
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
@@ -68,23 +66,6 @@ def test_invariants(family: str, share: str) -> None:
     check_spec(spec(share, family), tiny_model(family))
 
 
-@pytest.mark.parametrize(
-    "share",
-    [
-        "share s A per layer, in B per module rank 3 scale 2 init A svd, B svd",
-        "share s B per layer, out A per module rank 3 init A svd_bottom, B svd_bottom",
-        "share s per module rank 3 init A zeros, B svd_vectors_bottom freeze B",
-        "share s per module rank 3 init A svd, B svd freeze A, B gain rank init 1",
-        "share s per module rank 3 init A svd, B kaiming_uniform freeze B",
-        "share s A per in B per out rank 3 via Core init A svd_vectors, B svd_vectors",
-        "share s A per layer, in B per module rank 3 via Experts init B zeros",
-        "share s per module rank 3 init A svd, B svd start nonzero",
-    ],
-)
-def test_invariants_of_others(share: str) -> None:
-    check_spec(spec(share), tiny_model("llama"))
-
-
 @pytest.mark.each_once
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("bottom", ["", "_bottom"])
@@ -104,24 +85,6 @@ def test_scale_times_the_product_is_a_part_of_the_weight(
         close(sign * term.scale * b.T @ a, sign * expected * sign)
         squares = (a.square().sum(1), b.square().sum(1))
         close(*squares)  # Either has its half of the singular values.
-
-
-@pytest.mark.parametrize("family", TARGETS)
-def test_directions_and_values(family: str) -> None:
-    text = "share s per module rank 3 via Core init A {}, B {}"
-    for starts, rows, powers in (
-        (("svd_vectors", "svd_scaled"), slice(3), (0, 1)),
-        (("svd_vectors_bottom", "svd_vectors_bottom"), slice(-3, None), (0, 0)),
-    ):
-        model = adapted(text.format(*starts), family)
-        tensors, maps = model.bishare.tensors(), linear_maps(model)
-        for term in model.bishare.plan.terms:
-            a, b = (tensors[term.tensors[role]].detach() for role in "AB")
-            u, s, vh = torch.linalg.svd(maps[term.site].matrix(), full_matrices=False)
-            close((a * vh[rows]).sum(1).abs(), s[rows] ** powers[0])
-            close((b * u.T[rows]).sum(1).abs(), s[rows] ** powers[1])
-            close(a.square().sum(1), s[rows] ** (2 * powers[0]))
-            close(b.square().sum(1), s[rows] ** (2 * powers[1]))
 
 
 def test_a_term_that_starts_at_zero_keeps_its_scale() -> None:
@@ -144,18 +107,6 @@ def test_what_is_shared_has_the_directions_of_all_and_each_is_fitted_to_it() -> 
         close(2 * b.T @ a, weight @ vh[:3].T @ vh[:3])
 
 
-def test_a_shared_b() -> None:
-    model = adapted("share s B per layer, out A per module rank 3 init A svd, B svd")
-    plan, tensors, maps = model.bishare.plan, model.bishare.tensors(), linear_maps(model)
-    pool = next(pool for pool in plan.pools if pool.role == "B" and len(pool.members) > 1)
-    weights = [maps[path].matrix() for path in pool.members]
-    u, _, _ = torch.linalg.svd(torch.cat(weights, 1), full_matrices=False)
-    for path, weight in zip(pool.members, weights, strict=True):
-        term = next(term for term in plan.terms_of[path] if term.share == "s")
-        a, b = (tensors[term.tensors[role]].detach() for role in "AB")
-        close(b.T @ a, u[:, :3] @ u[:, :3].T @ weight)
-
-
 def test_of_a_large_weight() -> None:
     """Krylov iteration, held to the whole decomposition; the same each time."""
     random = torch.Generator().manual_seed(0)
@@ -171,11 +122,6 @@ def test_of_a_large_weight() -> None:
     close(directions(weight, 3, bottom=True).values, torch.arange(1098, 1101).pow(-0.5))
 
 
-def test_the_seed_does_not_matter() -> None:
-    one, other = (adapted(PISSA, seed=seed).bishare.tensors() for seed in (0, 1))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_model_is_its_base_up_to_rounding(dtype: torch.dtype) -> None:
     base = tiny_model("llama").to(dtype)
@@ -184,12 +130,6 @@ def test_a_fresh_model_is_its_base_up_to_rounding(dtype: torch.dtype) -> None:
     assert (logits(model) - expected).abs().max() <= reach * expected.abs().max()
     model.bishare.unload()
     assert torch.equal(logits(model), expected)
-
-
-def test_a_core_at_zero_is_the_base_bit_for_bit() -> None:
-    base = tiny_model("llama").bfloat16()
-    expected = logits(base)
-    assert torch.equal(logits(compile_spec(spec(XS), base)), expected)
 
 
 @pytest.mark.parametrize("share", [PISSA, XS])
@@ -212,15 +152,6 @@ def test_it_is_stored_and_never_computed_again(
         assert torch.equal(found[name], tensor)
         assert torch.equal(saved[name], tensor)
         assert found[name].requires_grad is tensor.requires_grad
-
-
-def test_what_the_base_says_is_not_drawn(tmp_path: Path) -> None:
-    adapted(XS).bishare.save_pretrained(tmp_path)
-    sharing = config_of(tmp_path)["bishare"]["sharing"]
-    entry = {"shape": sharing["tensors"][0]["shape"], "dtype": "float32", "text": "0:x"}
-    sharing["tensors"][0] = entry | {"draw": {"normal": 1}}
-    reseal(tmp_path, sharing=sharing)
-    refused(tmp_path, "BS607", "not what its spec gives")
 
 
 def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path: Path) -> None:
@@ -250,15 +181,6 @@ class Opaque(nn.Module):
         return x @ self.dequantize().to(x).T
 
 
-class Silent(Opaque):
-    dequantize = None  # type: ignore[assignment]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[-2] == self.in_features:
-            raise ValueError("unit vectors are not taken")
-        return x @ (self.codes / 8).to(x).T
-
-
 def replaced(kind: type[nn.Module]) -> Any:
     model = tiny_model("llama")
     for path, module in list(model.named_modules()):
@@ -281,29 +203,11 @@ def test_of_a_quantised_base_the_directions_are_those_of_what_it_computes_with()
     close(logits(model), expected)
 
 
-def test_of_a_head_and_an_embedding() -> None:
-    text = "spec x\ntarget lm_head, embed_tokens\n" + PISSA
-    base = tiny_model("llama")
-    check_spec(parse_spec(text), base)
-    model = compile_spec(parse_spec(text), base)
-    tensors, maps = model.bishare.tensors(), linear_maps(model)
-    for term in model.bishare.plan.terms:
-        a, b = (tensors[term.tensors[role]].detach() for role in "AB")
-        close(b.T @ a, part(maps[term.site].matrix(), slice(3)))
-
-
 def test_on_the_meta_device_there_are_shapes() -> None:
     with torch.device("meta"):
         base = type(tiny_model("llama"))(tiny_model("llama").config)
     model = compile_spec(spec(PISSA), base)
     assert all(tensor.is_meta for tensor in model.bishare.tensors().values())
-
-
-def test_a_layer_that_does_not_tell_its_weight() -> None:
-    base = replaced(Silent)
-    with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
-        compile_spec(spec(PISSA), base)
-    assert not hasattr(base, "bishare")
 
 
 def test_a_weight_on_disk(tmp_path: Path) -> None:
@@ -351,18 +255,6 @@ def test_what_is_frozen_is_subtracted_by_itself() -> None:
     for learned, away in plan.terms_of.values():
         assert learned.tensors["A"] == away.tensors["A"]
         assert f"{learned.tensors['B']}.start" == away.tensors["B"]
-
-
-@pytest.mark.parametrize("share", [XS, f"{PISSA} start nonzero"])
-def test_nothing_is_subtracted_that_need_not_be(share: str) -> None:
-    plan = plan_spec(spec(share), tiny_model("llama"))
-    assert {len(terms) for terms in plan.terms_of.values()} == {1}
-
-
-def test_a_plan_says_what_cannot_be_drawn() -> None:
-    plan = plan_spec(spec(PISSA), tiny_model("llama"))
-    assert draw(plan, 0) == {}
-    assert {tensor.drawn for tensor in plan.tensors} == {False}
 
 
 @pytest.mark.parametrize("share", [PISSA, XS, "share s per module rank 3 init A svd, B normal"])

@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ import transformers as hf
 from torch import Tensor
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.adapter.files import read_adapter, save_adapter
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.peft.method import install
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
-from tests.support.stored import load_stored
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning"),
@@ -56,20 +52,6 @@ def trained(seed: int = 0, base: Any = None, text: str = TEXT) -> Any:
 def test_every_invariant(family: str, tied: bool, train: str) -> None:
     text = f"spec s\ntarget mlp_downs\ntrain {train}\nshare x per module rank 3 scale 2"
     check_spec(parse_spec(text), tiny_model(family, tie_word_embeddings=tied))
-
-
-@pytest.mark.parametrize(
-    ("family", "train"), [("llama", "norms"), ("bert", "biases"), ("gpt2", "heads, embeddings")]
-)
-def test_without_a_share(family: str, train: str) -> None:
-    """Only norms, BitFit, a head: every invariant, and an export that PEFT has no form for."""
-    base, spec = tiny_model(family), parse_spec(f"spec s\ntrain {train}")
-    check_spec(spec, base)
-    model: Any = compile_spec(spec, copy.deepcopy(base))
-    assert not model.bishare.plan.terms
-    with pytest.raises(AdapterError, match=r"BS692.*no low-rank term"):
-        model.bishare.export("never-written")
-    assert "trained in full" in model.bishare._repr_html_()
 
 
 def test_a_step_changes_it_and_not_the_base() -> None:
@@ -124,18 +106,6 @@ def test_copies_pickles_and_compiled_code() -> None:
     # Compiled, no island is run as one function, whose sums are in another order.
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(logits(compiled), logits(model))
-
-
-def test_what_was_not_trained_yet_is_the_bases(tmp_path: Path) -> None:
-    """An adapter that is made without weights has no values for it."""
-    model = compile_spec(TEXT, tiny_model("llama"))
-    plan = model.bishare.plan
-    save_adapter(tmp_path / "a", plan, draw(plan, 0), TEXT, seed=0)
-    assert not [name for name in load_stored(tmp_path / "a") if "train" in name]
-    other = tiny_model("llama", seed=3)
-    loaded = load_adapter(tmp_path / "a", copy.deepcopy(other))
-    assert torch.equal(logits(loaded), logits(other))
-    assert read_adapter(tmp_path / "a").config.of_base == tuple(t.tensor for t in plan.trained)
 
 
 @pytest.mark.parametrize("text", [TEXT, "spec s\ntrain norms\n"])
@@ -211,24 +181,6 @@ def test_a_fresh_head_is_trained_saved_and_exported(
     assert heads <= {*saved["modules_to_save"]}
     exported = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "theirs")
     torch.testing.assert_close(first(exported), first(model), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("said", "count"), [("train heads", 2), ("train none", 0), ("train norms", 12)]
-)
-def test_a_spec_may_say_what_becomes_of_the_head(said: str, count: int) -> None:
-    text = SHARE.replace("share", f"{said}\nshare")
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", BishareWarning)
-        model = compile_spec(text, fresh(hf.BertForSequenceClassification, BERT))
-    assert len(model.bishare.plan.trained) == count
-    assert any("BS318" in str(w.message) for w in told) == (said == "train norms")
-
-
-def test_a_share_may_adapt_the_head_instead() -> None:
-    text = SHARE.replace("attention_inputs", "attention_inputs, classifier")
-    model = compile_spec(text, fresh(hf.BertForSequenceClassification, BERT))
-    assert [t.parameter for t in model.bishare.plan.trained] == ["classifier.bias"]
 
 
 # What PEFT keeps ----------------------------------------------------------------------------------

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import nn
 
 from bishare_dsl.batched.rows import open_batches
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.peft import BishareConfig
-from bishare_dsl.rewrite.rewritten import is_rewritten
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
 from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
@@ -186,22 +185,6 @@ def test_padding(model: Any, side: str) -> None:
 
 
 @torch.no_grad()
-def test_one_row(model: Any) -> None:
-    for name in ("a2", None, "b"):
-        close(model(IDS[:1], adapter_names=[name]).logits, logits_alone(model, [name], IDS[:1]))
-
-
-@torch.no_grad()
-def test_inputs_that_are_embeddings(model: Any) -> None:
-    names = ["a", "a2", None, "a"]
-    embeddings = model.get_input_embeddings()(IDS)
-    found = model(inputs_embeds=embeddings, adapter_names=names).logits
-    close(found, logits_alone(model, names))
-    with pytest.raises(AdapterError, match="BS671"):
-        model(inputs_embeds=embeddings, adapter_names=names[:3])
-
-
-@torch.no_grad()
 def test_a_cache(model: Any) -> None:
     names = ["a", "a2", None, "b"]
     whole = model(IDS, adapter_names=names).logits
@@ -209,22 +192,6 @@ def test_a_cache(model: Any) -> None:
     with model.bishare.rows(names):
         rest = model(IDS[:, 4:], past_key_values=first.past_key_values)
     close(torch.cat([first.logits, rest.logits], 1), whole)
-
-
-def test_modes_of_autograd(model: Any) -> None:
-    names = ["a", "a2", None, "a"]
-    with torch.no_grad():
-        want = model(IDS, adapter_names=names).logits
-    with torch.inference_mode():
-        assert torch.equal(model(IDS, adapter_names=names).logits, want)
-    # With gradients the input gets one, and the adapters none.
-    embeddings = model.get_input_embeddings()(IDS).requires_grad_()
-    model.delete_adapter("a3")  # A new batch, made in this mode.
-    found = model(inputs_embeds=embeddings, adapter_names=names).logits
-    close(found, want)
-    found.sum().backward()
-    assert embeddings.grad.abs().sum() > 0
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_what_inference_mode_leaves_trains() -> None:
@@ -290,26 +257,6 @@ def test_sampling(model: Any, names: Names) -> None:
     mixed = model.generate(IDS, adapter_names=["a2"] * 4, **how)
     torch.manual_seed(0)
     assert torch.equal(alone(model, "a2", lambda: model.generate(IDS, **how)), mixed)
-
-
-def test_generating_by_position(model: Any) -> None:
-    names = ["a", "a2", None, "a"]
-    found = model.generate(IDS, adapter_names=names, max_new_tokens=3, do_sample=False)
-    with model.bishare.rows(names):
-        assert torch.equal(model.generate(IDS, max_new_tokens=3, do_sample=False), found)
-        with pytest.raises(AdapterError, match="BS671"):
-            model(IDS[:2])
-    assert found.shape == (4, 10)
-
-
-def test_a_generate_of_the_users_own() -> None:
-    model: Any = tiny_model("llama")
-    calls = []
-    own = model.generate = lambda *args, **kwargs: calls.append((args, kwargs))
-    filled(model, {"a": "a"}).generate(IDS, adapter_names=["a", None, "a", "a"], top_k=3)
-    assert calls[0][1] == {"top_k": 3}
-    model.bishare.unload()
-    assert model.generate is own
 
 
 # Compiled, and in threads ---------------------------------------------------------------------------
@@ -396,18 +343,6 @@ def logits_without(model: Any) -> torch.Tensor:
     return found
 
 
-@torch.no_grad()
-def test_a_batch_is_of_its_model(model: Any) -> None:
-    other = copy.deepcopy(model)
-    want = other(IDS).logits
-    with model.bishare.rows(["a2", None, "a3", "b"]):
-        assert torch.equal(other(IDS).logits, want)
-        found = other(IDS, adapter_names=["a3"] * 4).logits
-        assert not torch.equal(found, want)
-        model(IDS, adapter_names=["a"] * 4)  # For the one call.
-        close(model(IDS).logits, logits_of(model, ["a2", None, "a3", "b"]))
-
-
 # What is in the banks is what trains, is saved, moves and goes ---------------------------------------
 
 
@@ -428,70 +363,6 @@ def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
         assert not torch.equal(found, before)
         close(found, logits_alone(model, names))
         before = found
-
-
-def test_training_one_after_a_mixed_batch(model: Any) -> None:
-    names = ["a", "a2", None, "b"]
-    before = logits_of(model, names)
-    model.set_adapter("a2")
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):
-        model.train()
-        optimizer.zero_grad()
-        model(IDS, labels=IDS).loss.backward()
-        optimizer.step()
-        model.eval()
-        found = logits_of(model, names)
-        assert not torch.equal(found[1], before[1])
-        assert torch.equal(found[[0, 2, 3]], before[[0, 2, 3]])
-        with torch.no_grad():
-            close(found, logits_alone(model, names))
-        before = found
-
-
-def test_saving_and_loading_after_a_mixed_batch(model: Any, tmp_path: Any) -> None:
-    names = ["a", "a2", None, "b"]
-    want = logits_of(model, names)
-    model.save_pretrained(tmp_path)
-    other: Any = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "b", adapter_name="b")
-    for name in ("a2", "a"):  # In another order.
-        other.load_adapter(tmp_path / name, name)
-    assert torch.equal(logits_of(other, names), want)
-
-
-@torch.no_grad()
-def test_deleting_and_taking_the_name_again(model: Any) -> None:
-    names = ["a", "a2", None, "a3"]
-    want = logits_of(model, names)
-    model.delete_adapter("a3")
-    with pytest.raises(AdapterError, match=r"BS670.*row 3 of the batch.*`a3`"):
-        model(IDS, adapter_names=names)
-    model.add_adapter("a3", config("a", seed=9))
-    found = logits_of(model, names)
-    assert torch.equal(found[:3], want[:3])
-    assert not torch.equal(found[3], want[3])
-
-
-@torch.no_grad()
-def test_moved_and_converted(model: Any) -> None:
-    names = ["a", "a2", None, "b"]
-    want = logits_of(model, names)
-    found = logits_of(model.double(), names)
-    assert found.dtype is torch.float64
-    close(found.float(), want)
-    close(logits_of(model.float(), names), want)
-
-
-@torch.no_grad()
-def test_parameters_that_got_other_memory(model: Any) -> None:
-    names = ["a", "a2", None, "b"]
-    want = logits_of(model, names)
-    for parameter in model.bishare.parameters():
-        parameter.data = parameter.data.clone() * 2
-    found = logits_of(model, names)
-    assert not torch.equal(found[0], want[0])
-    assert torch.equal(found[1:], want[1:])
-    close(found, logits_alone(model, names))
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
@@ -515,36 +386,6 @@ def test_copies(model: Any, way: str) -> None:
     other.set_adapter("b")
     assert torch.equal(logits_of(other, names), want)
     assert tokens.shape == (4, 9)
-
-
-def test_an_optimizer_copied_along(model: Any) -> None:
-    logits_of(model, ["a", "a2", None, "b"])
-    optimizer = torch.optim.SGD(model.bishare.parameters(), lr=1.0)
-    other, again = copy.deepcopy((model, optimizer))
-    ours = {id(p) for p in other.bishare.parameters()}
-    assert {id(p) for group in again.param_groups for p in group["params"]} == ours
-
-
-def test_unloading(model: Any) -> None:
-    logits_of(model, ["b", "a", None, "a2"])
-    base = model.unload()
-    fresh = tiny_model("llama")
-    assert torch.equal(logits_without(base), logits_without(fresh))
-    for ours, theirs in zip(base.modules(), fresh.modules(), strict=True):
-        assert type(ours) is type(theirs)
-        assert vars(ours).keys() == vars(theirs).keys()
-        assert ours._forward_hooks == ours._forward_pre_hooks == {}
-        assert not is_rewritten(ours)
-    filled(base, {"a": "a"})
-
-
-def test_merging_after_a_mixed_batch(model: Any) -> None:
-    logits_of(model, ["b", "a", None, "a2"])
-    want = logits_without(model)
-    model.bishare.merge()
-    close(logits_without(model), want)
-    model.bishare.unmerge()
-    assert torch.equal(logits_without(model), want)
 
 
 def test_offloaded() -> None:
@@ -639,15 +480,6 @@ def test_changes_while_another_thread_has_one_open(model: Any) -> None:
     hook.remove()
     assert torch.equal(found["rows"], want)
     handle.set_adapter(["b"])
-
-
-def test_few_compiled_plans_are_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each scale is another plan, and each set of plans has code."""
-    monkeypatch.setattr("bishare_dsl.batched.batches.MOST_CODES", 2)
-    for scale in (1.0, 0.5, 0.25, 1.0):
-        model.bishare.set_scale("a2", scale)
-        close(logits_of(model, ["a", "a2", None, "b"]), logits_alone(model, ["a", "a2", None, "b"]))
-    assert len(model.bishare._mixed._codes) == 2
 
 
 def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bishare_dsl.diagnostics import AdapterError
-from tests.batched.test_batches import IDS, alone, close, filled, logits_alone
+from tests.batched.test_batches import IDS, close, filled, logits_alone
 from tests.batched.test_training import close as close_gradients
 from tests.batched.test_training import gradients, losses, of_each_alone, trains
 from tests.models.test_weights import mixture
@@ -41,17 +41,6 @@ def model(request: Any) -> Any:
 @torch.no_grad()
 def test_each_row_has_its_own_adapter(model: Any, names: list[Any]) -> None:
     close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
-
-
-@torch.no_grad()
-def test_beams_have_the_adapter_of_their_row(model: Any) -> None:
-    names = ["a", "b"]
-    ask = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False, "pad_token_id": 0}
-    found = model.generate(input_ids=IDS[:2], adapter_names=names, **ask)
-    for row, name in enumerate(names):
-        ids = IDS[row : row + 1]
-        want = alone(model, name, lambda ids=ids: model.generate(input_ids=ids, **ask))
-        assert torch.equal(found[row : row + 1], want)
 
 
 def test_each_adapter_gets_the_gradients_of_its_rows(model: Any) -> None:

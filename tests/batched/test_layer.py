@@ -106,25 +106,6 @@ def test_a_step_adds_nothing_to_tokens_without_an_adapter(spec):
         close(output, server.expected(path, x))
 
 
-def test_a_gain_by_rank_comes_between_a_pool_and_the_b_that_is_next():
-    server = Server(
-        "spec scaled\ntarget q_proj, k_proj\nscale 1\n"
-        "share pool per model rank 4 via KE(size = 16) gain rank init 1"
-    )
-    path = ATTENTION[0]
-    site = server.site[path]
-    x = torch.randn(len(SLOTS), site.d_in)
-    found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out)
-    close(found, server.expected(path, x))
-
-
-def test_sites_of_a_fused_layer_stand_side_by_side():
-    server = Server("bishare_ke")
-    x, outputs = torch.randn(len(SLOTS), 32), qkv(server)
-    found = server.added(outputs, x, outputs[-1].place.stop)
-    close(found, torch.cat([server.expected(path, x) for path in ATTENTION], 1))
-
-
 def products(server, outputs, slots):
     """How many matrix products a layer makes of a batch."""
     terms = LayerTerms(server.bank, outputs)
@@ -238,19 +219,6 @@ def test_a_magnitude_scales_what_its_adapter_gives_but_the_bias(text, recorded, 
     near = 4e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(output.float(), expected, rtol=near, atol=near)
     assert not torch.equal(output, before)
-
-
-def test_slots_count_what_a_magnitude_takes():
-    """A plain one its vector, once for all modules that share it; others one for each module."""
-    for form in ("alone", "of lengths"):
-        server = Server(SCALING[form])
-        scaled = set(server.bank.layout.changes.values())
-        numbers = sum(site.d_out for site in server.site.values())
-        assert sum(server.bank.layout.own[name][1] for name in scaled) == numbers
-        factors = sum(t.size for t in server.plan.tensors if t.share != "magnitude")
-        assert server.bank.layout.numbers == numbers + factors
-    shared = Server(SCALING["of a library"], library=True).bank.layout
-    assert {*shared.changes.values()} <= shared.common.keys()
 
 
 def test_a_part_of_the_outputs_of_a_magnitude_may_be_elsewhere():

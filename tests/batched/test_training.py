@@ -141,16 +141,6 @@ def test_layers_that_are_computed_again(model: Any, opened: str) -> None:
         model(IDS, adapter_names=names)
 
 
-def test_autocast(model: Any) -> None:
-    names = ["a", "a2", None, "a"]
-    with torch.autocast("cpu", torch.bfloat16):
-        wanted = of_each_alone(model, names)
-        losses(model(IDS, adapter_names=names).logits).sum().backward()
-    found = gradients(model)
-    assert all(gradient.dtype is torch.float32 for gradient in found.values())
-    close(found, wanted, rtol=0.1, atol=0.02)
-
-
 def test_an_open_batch_sees_each_step(model: Any) -> None:
     names = ["a", "a2", "a3", "b"]
     tensors = [t for adapter in model.bishare.adapters.values() for t in adapter.tensors().values()]
@@ -164,21 +154,6 @@ def test_an_open_batch_sees_each_step(model: Any) -> None:
     close(gradients(model), of_each_alone(model, names))
 
 
-def test_gradients_are_accumulated(model: Any) -> None:
-    names = ["a", "b", None, "a2"]
-    for _ in range(2):
-        losses(model(IDS, adapter_names=names).logits).sum().backward()
-    twice = gradients(model)
-    losses(model(IDS, adapter_names=names).logits).sum().backward()
-    close(twice, {key: 2 * gradient for key, gradient in gradients(model).items()})
-
-
-def test_adapters_that_are_frozen_stay_so(model: Any) -> None:
-    model.bishare["b"].set_trainable(False)
-    losses(model(IDS, adapter_names=["a", "b", "a2", "b"]).logits).sum().backward()
-    assert {name for name, _ in gradients(model)} == {"a", "a2"}
-
-
 def test_factors_are_not_kept_for_the_backward(model: Any) -> None:
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
@@ -188,31 +163,6 @@ def test_factors_are_not_kept_for_the_backward(model: Any) -> None:
     # By the ranks of the islands: only the products are there, which have a column for each token.
     found = {shape for shape in kept if len(shape) == 3 and shape[1] in (9, 19)}
     assert found == {(4, 9, 7), (4, 19, 7)}
-
-
-def test_gradients_of_gradients(model: Any) -> None:
-    def twice(run: Any, names: Names) -> dict[str, torch.Tensor]:
-        mine = {n: t for n, t in model.bishare["a2"].tensors().items() if t.requires_grad}
-        first = torch.autograd.grad(run().sum(), [*mine.values()], create_graph=True)
-        sum(g.square().sum() for g in first).backward()
-        return {key[1]: g for key, g in gradients(model).items() if key[0] == "a2"}
-
-    # The fused attention of a CPU has no second derivative.
-    model.get_base_model().set_attn_implementation("eager")
-    names = ["a", None, "a2", "b"]
-    found = twice(lambda: losses(model(IDS, adapter_names=names).logits)[2:3], names)
-    model.set_adapter("a2")
-    trains(model)
-    close(found, twice(lambda: losses(model(IDS[2:3]).logits, IDS[2:3]), names))
-
-
-def test_sources_that_were_written_to_are_seen(model: Any) -> None:
-    found = losses(model(IDS, adapter_names=["a", "a2", None, "b"]).logits).sum()
-    with torch.no_grad():
-        for tensor in model.bishare["a2"].tensors().values():
-            tensor.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        found.backward()
 
 
 @pytest.mark.each_once

@@ -28,35 +28,11 @@ def test_every_error_of_every_file_is_reported_in_one_run(bishare, here):
     assert "3 specs checked: 3 errors, 1 warning" in run.err
 
 
-def test_names_are_looked_up_in_the_model(bishare, here):
-    (here / "bad.share").write_text(BAD)
-    assert "BS301" not in bishare("check", "bad.share").out
-    run = bishare("check", "bad.share", "--model", "llama-7b")
-    assert run.code == 1
-    assert "error[BS301]: `FAKE` matches no module" in run.out
-    assert "error[BS201]" in run.out
-
-
-def test_warnings_alone_are_fine(bishare, here):
-    (here / "warn.share").write_text(GOOD + "param unused = 1\n")
-    run = bishare("check", "warn.share")
-    assert run.code == 0
-    assert "warning[BS213]" in run.out
-
-
 def test_a_missing_file_is_wrong_usage_and_the_others_are_checked(bishare, here):
     (here / "bad.share").write_text(BAD)
     run = bishare("check", "nowhere.share", "bad.share")
     assert run.code == 2
     assert "error[BS902]" in run.out
-    assert "error[BS201]" in run.out
-
-
-def test_an_unknown_model_is_wrong_usage_and_the_files_are_checked(bishare, here):
-    (here / "bad.share").write_text(BAD)
-    run = bishare("check", "bad.share", "--model", "lama-7b")
-    assert run.code == 2
-    assert "did you mean `llama-7b`" in run.out
     assert "error[BS201]" in run.out
 
 
@@ -125,29 +101,3 @@ def test_a_spec_uses_files_of_other_folders_with_the_user_s_word_alone(bishare, 
     assert "error[BS138]: `../base.share` is outside of the spec's folder" in run.out
     assert bishare("check", "own/main.share", "--allow-use").code == 0
     assert bishare("plan", "own/main.share", "--allow-use", "--model", "llama-7b").code == 0
-
-
-TWO = "spec two\ntarget q_proj\nshare a per module rank 4\nshare b per layer rank 4 via SS"
-
-
-@pytest.mark.parametrize("model", [[], ["--model", "llama-7b"]])
-def test_a_setting_that_looks_like_a_default_is_told(bishare, here, model):
-    (here / "two.share").write_text(f"{TWO}\nalpha 16\n")
-    run = bishare("check", "two.share", *model)
-    assert run.code == 0
-    assert "warning[BS218]: `alpha` begins a line, and is a clause of share `b` alone" in run.out
-    assert " --> two.share:5:" in run.out
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"{TWO} alpha 16\n",
-        f"{TWO}\n  alpha 16\n",
-        "spec two\ntarget q_proj\nalpha 16\nshare a\nper module\nrank 4\nshare b\nper kind\nrank 2\nscale 1\n",
-        "spec one\ntarget q_proj\nshare a per module rank 4\nalpha 16\n",
-    ],
-)
-def test_a_setting_within_its_share_is_not(bishare, here, text):
-    (here / "two.share").write_text(text)
-    assert "BS218" not in bishare("check", "two.share").out

@@ -25,19 +25,6 @@ def test_spec_and_model_are_enough(bishare, here):
     assert [path.name for path in here.iterdir()] == ["bishare_ke-smollm2-135m"]
 
 
-def test_the_text_is_kept_as_it_is(bishare, here):
-    text = "# mine\nspec mine target q_proj share local per module rank 1\n"
-    (here / "mine.share").write_text(text)
-    assert bishare("compile", "mine.share", "--model", "smollm2-135m").code == 0
-    assert read_adapter(here / "mine-smollm2-135m").spec_text == text
-
-
-def test_seeds(bishare, here, checkpoint):
-    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        bishare("compile", "lora", "--model", checkpoint, "--out", out, "--seed", seed)
-    assert tensors("a") == tensors("b") != tensors("c")
-
-
 def test_frozen_tensors_are_drawn(bishare, here, checkpoint):
     text = "spec f target q_proj share s per model rank 2 freeze A"
     (here / "f.share").write_text(text)
@@ -105,18 +92,6 @@ def test_emit_writes_nothing(bishare, here, checkpoint):
 @pytest.mark.parametrize("stage", ["syntax", "spec"])
 def test_the_first_stages_need_no_model(bishare, stage):
     assert bishare("compile", "lora", "--emit", stage).code == 0
-
-
-@pytest.mark.parametrize("more", [[], ["--emit", "plan"]])
-def test_the_others_do(bishare, here, more):
-    run = bishare("compile", "lora", *more)
-    assert (run.code, run.out) == (2, "")
-    assert "--model" in run.err
-
-
-def test_emitted_spec_is_what_would_be_planned(bishare):
-    run = bishare("compile", "lora", "--emit", "spec", "--set", "r=3")
-    assert {"name": "r", "value": 3} in json.loads(run.out)["params"]
 
 
 def test_an_interrupt_leaves_no_half_written_folder(bishare, here, checkpoint, monkeypatch):

@@ -26,35 +26,9 @@ def test_json(bishare, here):
     assert found["problems"] == []
 
 
-def test_the_same(bishare):
-    run = bishare("diff", "lora", "lora", "--model", "llama-7b")
-    assert run.code == 0
-    assert "0 of 160 modules differ" in run.out
-    assert run.out.splitlines()[-1] == "the same modules share, at the same settings"
-
-
-def test_parameters_trained_in_full_are_at_no_module(bishare, here):
-    for name, trained in (("a", "norms"), ("b", "norms, lm_head")):
-        (here / f"{name}.share").write_text(f"spec {name} train {trained}\n")
-    run = bishare("diff", "a.share", "b.share", "--model", "llama-7b")
-    assert (run.code, "lm_head.weight" in run.out, "everywhere" in run.out) == (0, True, False)
-
-
-def test_shares_that_only_one_has(bishare):
-    run = bishare("diff", "lora", "bishare_ke", "--model", "llama-7b")
-    rows = [line.split() for line in run.out.splitlines()]
-    assert ["intra", "-", "160", "-", "72,384"] in rows
-
-
 def test_a_spec_that_does_not_fit_is_told(bishare, here):
     (here / "a.share").write_text(A.replace("q_proj", "q_porj"))
     run = bishare("diff", "a.share", "lora", "--model", "llama-7b")
     assert (run.code, run.out) == (1, "")
     assert "error[BS301]" in run.err
     assert "a.share:1:" in run.err
-
-
-def test_a_param_that_neither_has_is_wrong_usage(bishare):
-    run = bishare("diff", "lora", "bishare_ke", "--model", "llama-7b", "--set", "rr=1")
-    assert run.code == 2
-    assert "error[BS207]" in run.err

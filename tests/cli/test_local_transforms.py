@@ -68,13 +68,6 @@ def test_an_adapter_never_runs_it(bishare, here, name):
     assert "was run" not in alone.stderr
 
 
-def test_a_folder_stands_for_its_files(bishare, here, name):
-    (here / "transforms").mkdir()
-    (here / "mine.py").rename(here / "transforms" / "mine.py")
-    (here / "transforms" / "_draft.py").write_text("raise SystemExit")
-    assert bishare("check", "mine.share", "--spec-transform", "transforms").code == 0
-
-
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -93,10 +86,6 @@ def test_a_file_that_is_of_no_use(bishare, here, source, reason):
     assert run.code == 2
     assert "error[BS910]: `bad.py` gives no transform: " in run.err
     assert reason in run.err
-
-
-def test_commands_without_a_spec_do_not_take_it(bishare, here):
-    assert bishare("models", *FLAG).code == 2
 
 
 def test_nothing_is_run_while_a_shell_completes(bishare, here, name, monkeypatch):

@@ -119,25 +119,6 @@ def test_totals_count_what_is_shared_once(bishare, adapters):
     assert data["totals"]["specs"] == 1
 
 
-@pytest.mark.parametrize(
-    ("sort", "first"), [("bytes", "one"), ("loss", "acme"), ("name", "acme"), ("method", "one")]
-)
-def test_rows_are_sorted_and_what_has_no_value_comes_last(bishare, adapters, sort, first):
-    rows = json.loads(bishare("inspect", "adapters", "--sort", sort, "--json").out)["adapters"]
-    values = [row[sort] for row in rows]
-    known = [value for value in values if value is not None]
-    assert known == sorted(known)
-    assert values[: len(known)] == known
-    assert rows[0]["name"] == first
-
-
-def test_several_folders_and_formats(bishare, adapters):
-    run = bishare("inspect", "adapters/acme", "adapters/lib#two", "--format", "csv")
-    lines = run.out.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["name", "acme", "two"]
-    assert lines[0].startswith("name,method,base,rank,parameters,bytes")
-
-
 def test_what_cannot_be_read_is_a_row_and_the_others_are_listed(bishare, adapters):
     (adapters / "acme" / "adapter_model.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0nonsense!")
     (adapters / "globex" / "adapter_model.safetensors").unlink()
@@ -182,12 +163,6 @@ def test_one_adapter_shows_its_norms_and_where_its_numbers_are(bishare, adapters
     out = bishare("inspect", "adapters/acme").out
     assert "norms of updates, by layer and kind" in out
     assert "stored" in out
-
-
-def test_frozen_numbers_are_said_to_be_random(bishare, here, checkpoint):
-    (here / "f.share").write_text("spec f target q_proj share s per model rank 2 freeze A")
-    bishare("compile", "f.share", "-m", checkpoint, "--out", "f")
-    assert "64 random, regenerated from the seed" in bishare("inspect", "f").out
 
 
 def test_two_adapters_are_compared_by_their_factors(bishare, adapters):
@@ -245,47 +220,6 @@ def test_adapters_with_a_magnitude_are_compared_by_their_weights(bishare, here, 
         difference = float((a - b).norm() / a.norm())
         assert found["relative_difference"] == pytest.approx(difference, abs=1e-6)
         assert found["cosine"] == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
-
-
-def test_adapters_of_different_kinds_are_compared(bishare, adapters, checkpoint):
-    run = bishare("diff", "adapters/initech", "adapters/lib#one", "--model", checkpoint)
-    assert run.code == 0
-    assert "different specs" in run.out
-    assert "adapted by one of the two only" in run.out
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["diff", "adapters/lib", "adapters/acme"], "name one: `adapters/lib#one`"),
-        (["diff", "adapters/lib#on", "adapters/acme"], "did you mean `one`?"),
-        (["diff", "adapters/acme#one", "adapters/acme"], "leave `#one` out: `adapters/acme`"),
-        (["diff", "adapters/acme", "lora", "-m", "llama-7b"], "give a second adapter"),
-        (["diff", "lora", "bishare_ke"], "give --model"),
-        (["inspect", "nowhere"], "there is no folder `nowhere`"),
-        (["inspect", "adapters/lib#onee"], "did you mean `one`?"),
-        (["plan", "adapters/acme", "-m", "llama-7b"], "`bishare inspect adapters/acme`"),
-    ],
-)
-def test_what_is_asked_for_wrongly_is_answered_by_what_to_type(bishare, adapters, words, told):
-    run = bishare(*words)
-    assert run.code in (1, 2)
-    assert told in run.err
-
-
-def test_peft_says_what_a_library_is(adapters, checkpoint):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    import bishare_dsl.peft  # noqa: F401
-    from bishare_dsl.diagnostics import AdapterError
-
-    with pytest.raises(AdapterError) as caught:
-        PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(checkpoint), adapters / "lib"
-        )
-    assert [problem.code for problem in caught.value.problems] == ["BS676"]
-    assert "load_adapter" in caught.value.problems[0].help
 
 
 @pytest.fixture
@@ -387,12 +321,6 @@ def test_a_folder_of_loras_is_imported(bishare, customers, checkpoint):
     assert rows["c-1"]["checked"] == rows["c-1"]["modules"] == 10
     assert bishare("import", "customers", "--out", "new", "-m", checkpoint).code == 2
     assert bishare("import", "customers", "--out", "new", "-m", checkpoint, "--force").code == 0
-
-
-def test_an_imported_lora_keeps_its_name(bishare, customers, checkpoint):
-    run = bishare("import", customers[1], "--out", "new", "--model", checkpoint)
-    assert run.out.startswith("spec c_1\n")
-    assert read_adapter("new").plan.spec == "c_1"
 
 
 def test_a_scale_is_part_of_the_check(bishare, customers, checkpoint):

@@ -46,26 +46,5 @@ def test_every_spec_that_ships_fits_the_json_schema():
         assert not validator.is_valid(spec | {"shares": [{"name": "a"}]})
 
 
-def test_measured_numbers_are_those_of_the_notes():
-    """Every number in a table of docs/measured.md is in a note that the page links to."""
-    page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((\.\./benchmarks/notes/[^)#]*)", page)
-    notes = "".join((ROOT / "docs" / link).read_text(encoding="utf-8") for link in links)
-    rows = "".join(line for line in page.splitlines() if line.startswith("| "))
-    numbers = set(re.findall(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+", rows)) - {"1.00"}
-    assert len(numbers) >= 25
-    assert not [number for number in numbers if number not in notes]
-
-
-def test_measured_numbers_of_the_readme_are_on_the_page_of_what_was_measured():
-    readme, page = (
-        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/measured.md")
-    )
-    rounded = {f"{float(number):.0f}%" for number in re.findall(r"(\d+\.\d)%", page)}
-    said = re.findall(r"(?<![\d.])\d+%", readme)
-    assert len(said) >= 2
-    assert set(said) <= rounded
-
-
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100

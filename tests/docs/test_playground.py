@@ -3,12 +3,10 @@
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import permutations
 from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from bishare_dsl.models import PRESETS
@@ -90,25 +88,6 @@ def test_answer_and_picture_stand_beside_the_text(page):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_it_is_checked_and_drawn_as_one_types(page):
-    spec, answer = page.find_element(By.ID, "spec"), page.find_element(By.ID, "answer")
-    spec.clear()
-    spec.send_keys("spec typed\ntarget q_porj\nshare a per layer rank 4\n")
-    WebDriverWait(page, 120).until(lambda _: "did you mean `q_proj`" in answer.text)
-    assert "stale" in page.find_element(By.ID, "picture").get_attribute("class")
-    assert text_of(page) == "spec typed\ntarget q_porj\nshare a per layer rank 4\n"
-    spec.clear()
-    spec.send_keys("spec typed\ntarget q_proj\nshare a per layer rank 4\n")
-    WebDriverWait(page, 120).until(lambda _: "fine" in answer.text)
-    frame = page.find_element(By.ID, "picture")
-    assert "stale" not in (frame.get_attribute("class") or "")
-    page.switch_to.frame(frame)
-    try:
-        assert page.find_element(By.TAG_NAME, "h1").text == "typed on llama-7b"
-    finally:
-        page.switch_to.default_content()
-
-
 def test_a_trained_adapter_is_read(page):
     folder = Path(__file__).parents[2] / "conformance" / "slice_sharing"
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
@@ -126,60 +105,6 @@ def test_plan(page):
     idle(page)
     assert "on qwen2.5-7b" in run(page, "plan")
     Select(page.find_element(By.ID, "model")).select_by_visible_text("llama-7b")
-
-
-def test_check_shows_the_mistake_at_its_place(page):
-    told = run(page, "check", "spec s\ntarget q_porj, v_proj\nshare a per module rank 4\n")
-    assert "error[BS301]: `q_porj` matches no module of llama-7b" in told
-    assert " --> my.share:2:8" in told
-    assert "= help: did you mean `q_proj`?" in told
-
-
-def test_fmt_formats_the_text(page):
-    run(page, "fmt", "spec s target q_proj share a per module rank 4")
-    assert text_of(page) == "spec s\n\ntarget q_proj\n\nshare a  per module  rank 4\n"
-
-
-def test_the_picture_follows_a_check(page):
-    run(page, "check", "spec s\ntarget q_proj\nshare a per layer rank 4\n")
-    frame = page.find_element(By.ID, "picture")
-    assert frame.is_displayed()
-    page.switch_to.frame(frame)
-    try:
-        WebDriverWait(page, 20).until(lambda b: b.find_elements(By.TAG_NAME, "h1"))
-        assert page.find_element(By.TAG_NAME, "h1").text == "s on llama-7b"
-        cells = page.find_elements(By.CSS_SELECTOR, "figure:nth-of-type(1) svg rect[data-i]")
-        assert len(cells) == 32
-    finally:
-        page.switch_to.default_content()
-
-
-@pytest.mark.parametrize("commands", [*permutations(("check", "fmt", "plan"))])
-def test_the_picture_is_there_whatever_was_pressed(page, commands):
-    run(page, commands[0], "spec s\ntarget q_proj\nshare a per layer rank 4\n")
-    for command in commands[1:]:
-        run(page, command)
-    frame = page.find_element(By.ID, "picture")
-    assert frame.is_displayed()
-    page.switch_to.frame(frame)
-    try:
-        WebDriverWait(page, 20).until(lambda b: b.find_elements(By.TAG_NAME, "h1"))
-    finally:
-        page.switch_to.default_content()
-
-
-def test_words_are_coloured_and_completed(page):
-    spec = page.find_element(By.ID, "spec")
-    spec.clear()
-    spec.send_keys("spec s  # mine\ntarget q_proj\nshare a per mod")
-    kinds = [e.get_attribute("class") for e in page.find_elements(By.CSS_SELECTOR, "#colours span")]
-    assert kinds == ["k", "c", "k", "k", "k"]
-    assert [e.text for e in page.find_elements(By.CSS_SELECTOR, "#words button")] == [
-        "model",
-        "module",
-    ]
-    spec.send_keys("ul" + Keys.TAB)
-    assert text_of(page).endswith("share a per module")
 
 
 def test_a_link_brings_the_spec_and_its_picture(page):

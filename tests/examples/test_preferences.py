@@ -69,13 +69,6 @@ def test_the_first_loss_of_dpo_is_ln_2(run, stage, tmp_path):
     check_trained_alone(trainer, tmp_path)
 
 
-def test_dpo_reads_the_reference_before_training_too(run, stage):
-    import dpo
-
-    trainer = run(dpo.main, PAIRS, *stage, "--precompute_ref_log_probs", "True")
-    assert logged(trainer, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
-
-
 def test_the_first_kl_of_kto_is_0(run, stage, tmp_path):
     import dpo
 
@@ -95,16 +88,3 @@ def test_the_first_kl_of_grpo_is_0(run, stage, tmp_path):
     assert divergences[0] == pytest.approx(0, abs=1e-6)
     assert divergences[-1] > 1e-3
     check_trained_alone(trainer, tmp_path)
-
-
-def test_the_base_is_in_memory_once(run, trained):
-    """TRL's reference is a frozen copy of the adapter's tensors, in the same model."""
-    import dpo
-
-    trainer = run(dpo.main, PAIRS, "--adapter", str(trained))
-    assert trainer.ref_model is None
-    adapters = trainer.model.get_base_model().bishare.adapters
-    assert set(adapters) == {"default", "ref"}
-    bases = trainer.model.base_model.model.named_parameters()
-    count = sum(p.numel() for name, p in bases if "bishare_tensors" not in name)
-    assert count == tiny_model("llama", max_position_embeddings=128).num_parameters()

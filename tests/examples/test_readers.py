@@ -14,18 +14,14 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 
-from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl import compile_spec
 from bishare_dsl.adapter.config import AdapterConfig
-from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan.bits import BITS
 from bishare_dsl.spec import MAGNITUDE
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
-from tests.adapter.test_sharing import altered, rewrite
 from tests.support.checks import randomize
 from tests.support.families import tiny_model as family_of
 
@@ -99,15 +95,6 @@ def test_the_parameters_of_gpt_oss_by_the_page() -> None:
                 found[expert][:, 0::2] = updates[f"{owner}.{expert}.gate_proj"].T
                 found[expert][:, 1::2] = updates[f"{owner}.{expert}.up_proj"].T
         near(found, value)
-
-
-def test_another_base_is_refused() -> None:
-    weights = weights_of(FOLDER / "base" / "expected.safetensors")
-    assert weights is not None
-    with pytest.raises(SystemExit, match="these weights"):
-        READER.read(FOLDER / "base", None, {k: v[::-1, ::-1] for k, v in weights.items()})
-    with pytest.raises(SystemExit, match="does not know: base"):
-        READER.read(FOLDER / "base")
 
 
 def test_a_magnitude_is_not_read_without_the_weights_that_it_scales() -> None:
@@ -229,142 +216,6 @@ def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> Non
         near((b.double() @ a.double()).numpy(), value)
 
 
-def test_peft_loads_the_plain_lora(tmp_path: Path) -> None:
-    TO_LORA.to_lora(FOLDER / "several_terms", tmp_path / "lora")
-    ours = load_adapter(FOLDER / "several_terms", tiny_model("llama")).eval()
-    theirs = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "lora").eval()
-    ids = torch.arange(12).view(2, 6)
-    torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def changed(folder: Path, change: Any) -> Path:
-    """Copy an adapter with several terms, and change its first term."""
-    shutil.copytree(FOLDER / "slice_sharing", folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    change(config["bishare"]["sharing"]["terms"][0])
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-STRANGE = {
-    "role": lambda term: term["roles"].append("gain_in"),
-    "option": lambda term: term["options"].update(mirror=True),
-    "word": lambda term: term["options"].update(slice="middle"),
-    "transform": lambda term: term.update(transform="Mirror"),
-}
-
-
-@pytest.mark.parametrize("kind", STRANGE)
-def test_what_is_not_on_the_page_is_refused_by_page_schema_and_readers(
-    kind: str, tmp_path: Path
-) -> None:
-    folder = changed(tmp_path / "it", STRANGE[kind])
-    with pytest.raises(SystemExit, match="does not know"):
-        READER.read(folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(config, SCHEMA)
-    if shutil.which("node"):
-        command = ["node", str(ROOT / "examples" / "reader.mjs"), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "does not know" in done.stderr
-
-
-def turned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.t().contiguous()
-
-
-WRONG_NUMBERS: dict[str, tuple[str, str, Any]] = {
-    "-128": (
-        "int8",
-        "int8",
-        lambda t: t.index_put((torch.tensor(0), torch.tensor(0)), t.new_tensor(-128)),
-    ),
-    "int8 of another type": ("int8", "int8", lambda t: t.view(torch.uint8) & 127),
-    "int8 of another shape": ("int8", "int8", turned),
-    "int8 in one row": ("int8", "int8", torch.flatten),
-    "int8 of 32 bits": ("int8", "int8", lambda t: t.int()),
-    "int4 of another type": ("int4", "int4", lambda t: t.float()),
-    "int4 of signed numbers": ("int4", "int4", lambda t: torch.full_like(t, 17).view(torch.int8)),
-    "int4 of another shape": ("int4", "int4", lambda t: t.view(2, -1)),
-    "int4 too short": ("int4", "int4", lambda t: t[:-1].clone()),
-    "scales of 64 bits": ("int8", "scales", lambda t: t.double()),
-    "scales of another shape": ("int4", "scales", lambda t: t.view(1, -1)),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_NUMBERS)
-def test_other_whole_numbers_are_refused_by_all(wrong: str, tmp_path: Path) -> None:
-    form, part, change = WRONG_NUMBERS[wrong]
-
-    def spoil(sharing: Any, stored: dict[str, torch.Tensor]) -> None:
-        key = next(entry[part] for entry in sharing["tensors"] if part in entry)
-        stored[key] = change(stored[key])
-
-    folder = altered(FOLDER / form, tmp_path / "it", spoil)
-    with pytest.raises(SystemExit, match=f"does not know: (such {form} numbers|the type I32)"):
-        READER.read(folder)
-    with pytest.raises(AdapterError, match="BS608"):
-        load_adapter(folder, tiny_model("llama"))
-    if shutil.which("node"):
-        command = ["node", str(ROOT / "examples" / "reader.mjs"), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "does not know: " in done.stderr
-
-
-def with_gain(sharing: Any) -> None:
-    sharing["terms"][1]["roles"].append("gain_out")
-    for module in sharing["modules"]:
-        module["terms"][1] *= 2
-        module["terms"][1].pop(2)
-
-
-STRANGE_MAGNITUDES: dict[str, tuple[Any, bool]] = {
-    "rank": (lambda s: s["terms"][1].update(rank=2), True),
-    "scale": (lambda s: s["terms"][1].update(scale=0.5), True),
-    "role": (with_gain, True),
-    "option": (lambda s: s["terms"][1]["options"].update(mirror=True), True),
-    "word": (lambda s: s["terms"][1]["options"].update(plain="middle"), True),
-    "no last term": (lambda s: s["modules"][0]["terms"].reverse(), False),
-    "two": (lambda s: s["modules"][0]["terms"].append(s["modules"][0]["terms"][1]), False),
-    "of an expert": (lambda s: s["modules"][0].update(expert=0), False),
-    "at an expert": (
-        lambda s: s["modules"][0].update(module="model.layers.0.experts.0.q_proj", expert=0),
-        False,
-    ),
-    "at an embedding": (lambda s: s["modules"][0].update(module="model.embed_tokens"), False),
-    "of another width": (lambda s: s["modules"][0]["terms"][1].__setitem__(1, 9), False),
-    "of a router": (lambda s: s["terms"][1]["options"].update(plain=False), False),
-}
-"""By kind: what changes, and whether a schema can see it, which follows no index."""
-
-
-@pytest.mark.parametrize("kind", STRANGE_MAGNITUDES)
-def test_a_magnitude_that_the_page_does_not_allow_is_refused_by_all(
-    kind: str, tmp_path: Path
-) -> None:
-    change, is_seen_by_schema = STRANGE_MAGNITUDES[kind]
-    source = FOLDER / ("plain_magnitude" if kind == "of a router" else "magnitudes")
-    shutil.copytree(source, folder := tmp_path / "a" / "it")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    change(config["bishare"]["sharing"])
-    rewrite(folder, config["bishare"]["sharing"])
-    with pytest.raises(SystemExit, match="does not know"):
-        READER.read(folder, None, weights_of(folder / "expected.safetensors"))
-    with pytest.raises(AdapterError, match="BS607"):
-        load_adapter(folder, family_of("llama"))
-    if is_seen_by_schema:
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(config, SCHEMA)
-    if shutil.which("node"):
-        command = ["node", str(Path(__file__).with_name("read.mjs")), str(tmp_path / "a")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "does not know" in done.stderr
-
-
 def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() -> None:
     assert {*TO_LORA.KNOWN} == OURS | {MAGNITUDE}
     assert {*SCHEMA["$defs"]["sharing"]["properties"]["needs"]["items"]["enum"]} == OURS | {
@@ -382,20 +233,6 @@ def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() 
             *roles.split(),
             *(() if name == MAGNITUDE else TO_LORA.GAINS),
         }
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 + 11, -3])
-def test_a_seed_of_any_size_draws_the_same_in_javascript(seed: int, tmp_path: Path) -> None:
-    text = "spec s\ntarget q_proj\nshare s per module rank 2 via SS init B normal freeze A, B gain rank init 1 start nonzero\n"
-    model = compile_spec(text, tiny_model("llama"), seed=seed)
-    model.bishare.save_pretrained(tmp_path)
-    updates, _ = READER.read(tmp_path)
-    command = ["node", str(ROOT / "examples" / "reader.mjs"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for line in done.stdout.splitlines():
-        place, norm = line.split()
-        assert float(norm) == pytest.approx(np.linalg.norm(updates[place]), rel=1e-9)
 
 
 def test_neither_imports_torch_or_bishare() -> None:
@@ -451,64 +288,3 @@ def stated(name: str) -> Any:
 @pytest.mark.parametrize("name", MAKE.ADAPTERS)
 def test_the_file_as_it_lies_keeps_to_the_schema(name: str) -> None:
     jsonschema.validate(stated(name), SCHEMA)
-
-
-@pytest.mark.parametrize("name", MAKE.ADAPTERS)
-def test_what_a_folder_needs_is_stated(name: str) -> None:
-    """It has a word for each transform and each feature that is in it, and no other."""
-    sharing = stated(name)["bishare"]["sharing"]
-    text = json.dumps(sharing)
-    words = {"draw": "drawn", "base": "base", "tied": "tied", "expert": "experts"}
-    words |= {"int8": "int8", "int4": "int4"}
-    wanted = {term["transform"] for term in sharing["terms"]}
-    wanted |= {word for key, word in words.items() if f'"{key}":' in text}
-    wanted |= ({"full"} if sharing["full"] else set()) | (
-        {"library"} if name == "library" else set()
-    )
-    assert {*sharing["needs"]} == wanted
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda sharing: sharing.update(format=3),
-        lambda sharing: sharing["needs"].append("Fold"),
-        lambda sharing: sharing["modules"][0].pop("shape"),
-        lambda sharing: sharing["terms"][0].update(scale="2"),
-        lambda sharing: sharing["terms"][0].update(options={}),
-        lambda sharing: sharing["tensors"][0].update(draw={"cauchy": 1}),
-    ],
-)
-def test_the_schema_refuses(change: Any) -> None:
-    config = stated("slice_sharing")
-    change(config["bishare"]["sharing"])
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(config, SCHEMA)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda s: s.update(format=3), "this format"),
-        (lambda s: s["needs"].append("Fold"), "Fold"),
-        (lambda s: s["terms"][0].update(transform="Fold"), "the transform Fold"),
-        (lambda s: s["tensors"][0].update(draw={"torch": {"normal": 1}}), "torch"),
-        (lambda s: s["tensors"][0].update(sha256="00000000"), "how 5:s.A was drawn"),
-        (lambda s: s["modules"][0].update(rank=7), "another rank"),
-        (
-            lambda s: s["tensors"].__setitem__(0, {"shape": [2, 48], "base": {"svd": 1}}),
-            "a start from",
-        ),
-    ],
-)
-def test_a_reader_refuses_what_it_does_not_know(change: Any, says: str, tmp_path: Path) -> None:
-    shutil.copytree(FOLDER / "random_basis", folder := tmp_path / "adapter")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    change(config["bishare"]["sharing"])
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match=f"does not know: {says}"):
-        READER.read(folder)
-
-
-def test_the_folders_are_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 2_500_000

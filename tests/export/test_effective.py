@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bishare_dsl import parse_spec, plan_spec
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.plan import Plan
 from bishare_dsl.testing.models import tiny_model
@@ -47,12 +46,6 @@ def test_delta_is_the_sum_of_the_terms(model: Any) -> None:
     torch.testing.assert_close(delta(plan, tensors, site), want)
 
 
-def test_a_fresh_adapter_adds_nothing(model: Any) -> None:
-    plan = plan_spec(parse_spec(f"{HEAD} share x per model rank 2 via KE(size = 4)"), model)
-    tensors = draw(plan, 0)
-    assert all(not delta(plan, tensors, site).any() for site in plan.sites)
-
-
 def test_low_precision_tensors_are_multiplied_in_float32(model: Any) -> None:
     plan = plan_spec(parse_spec(f"{HEAD} share x per module rank 2"), model)
     low = {name: t.bfloat16() for name, t in tensors_of(plan).items()}
@@ -60,13 +53,3 @@ def test_low_precision_tensors_are_multiplied_in_float32(model: Any) -> None:
     found = delta(plan, low, plan.sites[0])
     assert found.dtype == torch.float32
     assert torch.equal(found, delta(plan, exact, plan.sites[0]))
-
-
-def test_a_target_without_terms_has_no_rows(model: Any) -> None:
-    text = "share x where q_proj per module rank 2"
-    with pytest.warns(UserWarning, match="BS308"):
-        plan = plan_spec(parse_spec(HEAD + text), model)
-    site = next(site for site in plan.sites if site.kind == "down_proj")
-    a, b = effective_factors(plan, tensors_of(plan), site)
-    assert a.shape == (0, site.d_in)
-    assert b.shape == (0, site.d_out)

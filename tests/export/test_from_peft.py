@@ -13,7 +13,6 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import is_peft, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export.from_peft import read_peft
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.serve.vllm.folder import read_any
@@ -91,16 +90,6 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
     assert {term.dropout for term in again.bishare.plan.terms} == {settings.get("lora_dropout", 0)}
 
 
-def test_the_spec_is_what_one_would_write(tmp_path: Path) -> None:
-    saved(tmp_path / "peft", "llama", **SETTINGS["plain"][1])
-    text = import_peft(tmp_path / "peft", architecture_of(tiny_model("llama")), tmp_path / "ours")[
-        0
-    ].spec_text
-    assert text == (
-        "spec peft\n\ntarget q_proj, down_proj\n\nshare lora  per module  rank 4  scale 2\n"
-    )
-
-
 def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **PATTERNS)
     architecture = architecture_of(tiny_model("llama"))
@@ -165,22 +154,6 @@ def test_what_it_trains_in_full_comes_along(
     assert torch.equal(logits(load_adapter(tmp_path / "ours", base())), logits(ours))
 
 
-@pytest.mark.parametrize(
-    ("tied", "module", "said"),
-    [
-        (False, "mlp", "layers.0.mlp.down_proj.weight` is neither"),
-        (True, "lm_head", "are one parameter in llama, and its values of them differ"),
-    ],
-)
-def test_what_train_cannot_name_is_refused(
-    tied: bool, module: str, said: str, tmp_path: Path
-) -> None:
-    base = tiny_model("llama", tie_word_embeddings=tied)
-    saved(tmp_path / "peft", base, r=2, target_modules=["q_proj"], modules_to_save=[module])
-    with pytest.raises(AdapterError, match=f"BS656.*{said}"):
-        load_adapter(tmp_path / "peft", tiny_model("llama", tie_word_embeddings=tied))
-
-
 def test_an_export_is_imported(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **PATTERNS)
     ours = load_adapter(tmp_path / "peft", tiny_model("llama"))
@@ -204,29 +177,6 @@ def test_tables_of_one_name_and_of_other_ranks(tmp_path: Path) -> None:
     with torch.no_grad():
         found, expected = (model.eval()(**tiny_inputs(model)).logits for model in (again, ours))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_tied_modules_that_get_the_same_and_others(tmp_path: Path) -> None:
-    base = tiny_model("llama", tie_word_embeddings=True)
-    ours = compile_spec("spec s\ntarget heads, embeddings\nshare x per module rank 2", base)
-    randomize(ours)
-    ours.bishare.export(tmp_path / "exported")
-    again = load_adapter(tmp_path / "exported", tiny_model("llama", tie_word_embeddings=True))
-    torch.testing.assert_close(logits(again), logits(ours), rtol=1e-5, atol=1e-5)
-    path = tmp_path / "exported" / "adapter_model.safetensors"
-    tensors = load_file(path)
-    tensors["base_model.model.lm_head.lora_B.weight"] *= 2
-    save_file(tensors, path)
-    with pytest.raises(AdapterError, match=r"BS656.*are one weight in llama"):
-        load_adapter(tmp_path / "exported", tiny_model("llama", tie_word_embeddings=True))
-
-
-def test_an_adapter_that_trains_on(tmp_path: Path) -> None:
-    saved(tmp_path / "peft", "llama", **PATTERNS)
-    ours = load_adapter(tmp_path / "peft", tiny_model("llama")).train()
-    ours(input_ids=torch.arange(6).view(1, 6)).logits.sum().backward()
-    assert all(tensor.grad is not None for tensor in ours.bishare.tensors().values())
 
 
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
@@ -282,14 +232,6 @@ def test_dora_as_peft_saves_it(tmp_path: Path) -> None:
     assert all(plan.magnitude(site.path) is not None for site in plan.sites)
 
 
-def test_another_base(tmp_path: Path) -> None:
-    saved(tmp_path / "peft", "llama", **PATTERNS)
-    with pytest.raises(AdapterError, match=r"BS613.*no linear layer `model\.layers\.0"):
-        load_adapter(tmp_path / "peft", tiny_model("gpt2"))
-    with pytest.raises(AdapterError, match=r"BS613.*maps 32 features to 24 in it"):
-        load_adapter(tmp_path / "peft", tiny_model("llama", head_dim=12))
-
-
 WRONG: tuple[tuple[str, Any, str], ...] = (
     ("r", 0, "r: .*greater than 0"),
     ("r", None, "r: .*integer"),
@@ -304,31 +246,6 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("target_parameters", 5, "target_parameters: "),
     ("base_model_name_or_path", ["x"], "base_model_name_or_path: .*string"),
 )
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [r"(([a-z_.0-9]+)+)+X", r"(?:(?:|.){60000}){60000}X", ".*a.*b.*c", "(" * 900, "a" * 2000],
-)
-@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
-def test_a_pattern_without_end(key: str, pattern: str, tmp_path: Path) -> None:
-    saved(tmp_path / "peft", "llama", **PATTERNS)
-    path = tmp_path / "peft" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: {pattern: 3}}))
-    with pytest.raises(
-        AdapterError, match=r"BS608.*rank and alpha.*(repeats more|subpattern|deep)"
-    ):
-        load_adapter(tmp_path / "peft", tiny_model("llama"))
-
-
-def test_a_config_of_too_many_values_is_not_parsed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """64 MB of `{}` would take gigabytes."""
-    saved(tmp_path / "peft", "llama")
-    monkeypatch.setattr("bishare_dsl.reading.MAX_VALUES", 10)
-    with pytest.raises(AdapterError, match=r"BS608.*more than 10 values"):
-        read_peft(tmp_path / "peft", architecture_of(tiny_model("llama")))
 
 
 def test_broken_files(tmp_path: Path) -> None:

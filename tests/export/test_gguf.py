@@ -10,7 +10,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, parse_spec
-from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import gguf as exporting
 from tests.export.conftest import moved
 from tests.support.families import _GROUPED, TINY_FAMILIES, tiny_model
@@ -138,41 +137,4 @@ def test_experts_are_one_pair_for_all(tmp_path: Path) -> None:
             torch.testing.assert_close(up[site.expert] @ down[site.expert], dense)
 
 
-def test_a_family_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
-    model = adapted("opt", "spec s target q_proj share x per module rank 2")
-    with pytest.raises(
-        AdapterError, match=r"BS647.*`opt`.*falcon, gemma2, gemma3_text, gpt2, llama"
-    ):
-        model.bishare.export(tmp_path / "lora.gguf", "gguf")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_module_that_llama_cpp_does_not_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(exporting.FAMILIES, "opt", ("gpt2", exporting._as_it_is))
-    model = adapted("opt", "spec s target q_proj share x per module rank 2")
-    with pytest.raises(AdapterError, match=r"BS648.*layers\.0\.self_attn\.q_proj") as caught:
-        model.bishare.export(tmp_path / "lora.gguf", "gguf")
-    assert len(caught.value.problems) == 2
-
-
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    with pytest.raises(AdapterError, match=r"(?s)BS735.*bishare\[gguf\]"):
-        adapted("llama").bishare.export(tmp_path / "lora.gguf", "gguf")
-
-
 # Files --------------------------------------------------------------------------------------------
-
-
-def test_a_file_in_the_way(tmp_path: Path) -> None:
-    model = adapted("llama")
-    file = tmp_path / "new" / "lora.gguf"
-    model.bishare.export(file, "gguf")
-    before = file.read_bytes()
-    model.bishare.tensors()["local.layers.0.mlp.up_proj.A"].data.zero_()
-    with pytest.raises(AdapterError, match="BS618"):
-        model.bishare.export(file, "gguf")
-    assert file.read_bytes() == before
-    assert [path.name for path in file.parent.iterdir()] == ["lora.gguf"]

@@ -10,11 +10,9 @@ from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.export import export_adapter
-from bishare_dsl.export.report import ExportedSite, ExportReport
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.families import tiny_model
 
@@ -147,11 +145,6 @@ def test_what_vllm_documents(adapted: Adapted, tmp_path: Path, uniform: bool) ->
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
-def test_ranks_are_told_by_kind_where_all_of_a_kind_have_one() -> None:
-    ranks = {"b.1.q": 4, "b.1.k": 2, "b.2.q": 4, "b.2.k": 2}
-    assert exporting._pattern(ranks, 4) == {"k": 2}
-
-
 def test_a_pattern_matches_the_modules_that_are_meant_and_no_others() -> None:
     # Paths that end in others, a name that ends in another, and a dot that is a dot.
     paths = ["h.1.q", "a.h.1.q", "h.11.q", "h.1.xq", "h.11q", "h.21.q", "a.q", "q"]
@@ -162,26 +155,8 @@ def test_a_pattern_matches_the_modules_that_are_meant_and_no_others() -> None:
         assert sum(bool(re.match(rf"(.*\.)?({key})$", path)) for key in pattern) == (rank != 3)
 
 
-@pytest.mark.parametrize(
-    ("rank", "enough"), [(1, 1), (2, 8), (8, 8), (9, 16), (33, 64), (300, 320), (513, None)]
-)
-def test_the_least_rank_that_vllm_must_allow(rank: int, enough: int | None) -> None:
-    sites = (ExportedSite("h.0.q", 1, 1, 0.0), ExportedSite("h.1.q", rank, rank, 0.0))
-    report = exporting.served_by_vllm(ExportReport(Path("out"), "peft", sites, None), rank)
-    assert report.max_lora_rank == enough
-    assert [problem.code for problem in report.warnings] == ([] if enough else ["BS632"])
-    assert (f"--max-lora-rank {enough}" in str(report)) == (enough is not None)
-
-
 def targets(folder: Path) -> Any:
     return json.loads((folder / "adapter_config.json").read_text())["target_modules"]
-
-
-def test_target_modules_are_kinds_where_these_choose_the_same(
-    adapted: Adapted, tmp_path: Path
-) -> None:
-    adapted().bishare.export(tmp_path / "peft")
-    assert targets(tmp_path / "peft") == ["down_proj", "k_proj", "q_proj", "up_proj", "v_proj"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -199,12 +174,6 @@ def test_target_modules_are_a_regex_where_paths_would_choose_more() -> None:
     assert pattern == "a"  # a string, which PEFT matches whole
 
 
-def test_gpt2_says_that_its_weights_lie_the_other_way(adapted: Adapted, tmp_path: Path) -> None:
-    adapted("gpt2", GPT2).bishare.export(tmp_path / "peft")
-    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert config["fan_in_fan_out"] is True
-
-
 def test_the_base_is_named(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.config.name_or_path = "owner/base"
@@ -212,17 +181,6 @@ def test_the_base_is_named(tmp_path: Path) -> None:
     model.bishare.export(tmp_path / "peft")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "owner/base"
-
-
-def test_a_model_of_shapes_only_is_enough(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path
-) -> None:
-    model = adapted()
-    with torch.device("meta"):
-        shapes = tiny_model("llama")
-    export_adapter(tmp_path / "peft", model.bishare.plan, model.bishare.tensors(), shapes)
-    loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
-    torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
 
 
 def test_exporting_while_merged_exports_the_adapter(
@@ -237,55 +195,6 @@ def test_exporting_while_merged_exports_the_adapter(
 
 
 # Folders ------------------------------------------------------------------------------------------
-
-
-def test_an_existing_folder_is_refused(adapted: Adapted, tmp_path: Path) -> None:
-    model = adapted()
-    model.bishare.export(tmp_path / "peft")
-    content = (tmp_path / "peft" / "adapter_model.safetensors").read_bytes()
-    with torch.no_grad():
-        model.bishare.tensors()["inter.A"].zero_()
-    with pytest.raises(AdapterError, match="BS618"):
-        model.bishare.export(tmp_path / "peft")
-    assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["peft"]
-
-
-def test_an_empty_folder_is_as_good_as_none(adapted: Adapted, tmp_path: Path) -> None:
-    (tmp_path / "peft").mkdir()
-    adapted().bishare.export(tmp_path / "peft")
-    assert (tmp_path / "peft" / "adapter_config.json").exists()
-
-
-def test_a_file_in_the_way(adapted: Adapted, tmp_path: Path) -> None:
-    (tmp_path / "peft").write_text("mine")
-    with pytest.raises(AdapterError, match="BS618"):
-        adapted().bishare.export(tmp_path / "peft")
-    assert (tmp_path / "peft").read_text() == "mine"
-
-
-def test_a_place_that_cannot_be_written(adapted: Adapted, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(AdapterError, match="BS616"):
-        adapted().bishare.export(tmp_path / "file" / "peft")
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "said"),
-    [
-        ({"format": "pefd"}, "BS631", "did you mean `peft`?"),
-        ({"rank": 0}, "BS646", "at least 1"),
-        ({"dtype": "float8"}, "BS646", "float32, bfloat16, float16"),
-        ({"format": "gguf", "uniform_rank": True}, "BS646", "leaves no choice of it"),
-    ],
-)
-def test_options_that_make_no_sense(
-    adapted: Adapted, tmp_path: Path, options: Any, code: str, said: str
-) -> None:
-    with pytest.raises(AdapterError, match=code) as caught:
-        adapted().bishare.export(tmp_path / "x", **options)
-    assert said in str(caught.value)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
@@ -315,19 +224,3 @@ def test_a_rank_and_a_type(adapted: Adapted, ids: torch.Tensor, tmp_path: Path, 
 
 def plan_site(model: Any, path: str) -> Any:
     return next(site for site in model.bishare.plan.sites if site.path == path)
-
-
-def test_an_exact_export_says_nothing_of_errors(adapted: Adapted, tmp_path: Path) -> None:
-    report = adapted(text=UNEVEN).bishare.export(tmp_path / "peft")
-    assert report.total_error is None
-    assert str(report).startswith("exported 6 modules at ranks 2 to 8 to ")
-    assert "error" not in str(report)
-
-
-def test_meta_tensors_are_not_exported(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = tiny_model("llama")
-    compile_spec(parse_spec(SPEC), model)
-    with pytest.raises(AdapterError, match="BS617"):
-        model.bishare.export(tmp_path / "peft")
-    assert not list(tmp_path.iterdir())

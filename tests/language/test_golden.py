@@ -2,26 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import format_text, parse_spec
 from bishare_dsl.resources import shipped_specs
 
 GOLDEN = Path(__file__).parent / "golden"
-BROKEN = sorted((GOLDEN / "errors").glob("*.share"))
 UNFORMATTED = sorted((GOLDEN / "format").glob("*.before.share"))
 
 
 def test_there_are_golden_files():
-    assert len(BROKEN) >= 5
     assert len(UNFORMATTED) >= 2
-
-
-@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_errors_read_as_they_should(path, check_golden, monkeypatch):
-    monkeypatch.chdir(path.parent)
-    with pytest.raises(SpecError) as caught:
-        parse_spec(path.read_bytes(), path.name)
-    check_golden(path.with_suffix(".txt"), f"{caught.value}\n")
 
 
 @pytest.mark.parametrize("path", UNFORMATTED, ids=lambda path: path.stem)

@@ -115,31 +115,12 @@ def test_precedence_is_pythons():
     assert expression("in in {in}") == Member(value="in", among=("in",))
 
 
-def test_a_minus_binds_like_a_function():
-    assert expression("-a * b") == Binary(op="*", left=Binary(op="-", left=0, right="a"), right="b")
-    assert expression("--3") == 3
-    assert expression("-(3)") == -3
-
-
 def test_if_binds_least_and_goes_on_to_the_right():
     assert expression("1 if a or b else 2 if c else 3") == If(
         then=1,
         condition=Or(any_of=("a", "b")),
         otherwise=If(then=2, condition="c", otherwise=3),
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "range_"),
-    [
-        ("24..", Range(first=24)),
-        ("..7", Range(last=7)),
-        ("-r..-1", Range(first=Binary(op="-", left=0, right="r"), last=-1)),
-    ],
-)
-def test_a_range_may_lack_an_end(text, range_):
-    assert expression(f"layer in {text}") == Member(value="layer", among=(range_,))
-    assert expression(f"layer in {{{text}, 3}}") == Member(value="layer", among=(range_, 3))
 
 
 @pytest.mark.parametrize("clause", ["rank 8", "rank r", "rank (8)", "rank match kind { else: 8 }"])
@@ -153,34 +134,3 @@ def test_a_clause_behind_an_open_range_is_none_of_its_ends(clause):
     assert spec.shares[0].alpha == 2
     ended = parse_spec("spec x target q share s per layer rank 8 where layer in 3..rank alpha 2")
     assert ended.shares[0].where.include[0].among == (Range(first=3, last="rank"),)
-
-
-def test_a_quoted_keyword_is_a_name():
-    assert expression('"model"') == Ref(ref="model")
-    assert parse_spec("spec x target q share s per model rank 1").shares[0].per == ()
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ("A per in B per out core per layer", {"A": ("in",), "B": ("out",), "core": ("layer",)}),
-        # A name that gets a key does not go on with the key before it.
-        ("A per kind core per kind B per model", {"A": ("kind",), "core": ("kind",), "B": ()}),
-        (
-            'where kind q per layer "rank" per kind gain_out per in',
-            {"rank": ("kind",), "gain_out": ("in",)},
-        ),
-    ],
-)
-def test_a_role_is_a_name_before_per(keys, expected):
-    share = parse_spec(f"spec x target q share s {keys} rank 1").shares[0]
-    refs = {role: tuple(Ref(ref=name) for name in key) for role, key in expected.items()}
-    assert share.keys == refs
-
-
-def test_behind_an_open_range_too():
-    share = parse_spec(
-        "spec x target q share s A per layer in 4.. core per layer B per in rank 1"
-    ).shares[0]
-    assert [*share.keys] == ["A", "core", "B"]
-    assert share.keys["A"] == (Member(value="layer", among=(Range(first=4),)),)

@@ -122,7 +122,7 @@ EXAMPLES = [
 
 
 TESTS = Path(__file__).parents[1]
-GOLDEN = [*TESTS.glob("messages/inputs/*.share"), *TESTS.glob("language/golden/errors/*.share")]
+GOLDEN = [*TESTS.glob("messages/inputs/*.share")]
 
 
 def problems_of(text):

@@ -5,7 +5,6 @@ from hypothesis import HealthCheck, given, settings
 
 from bishare_dsl.diagnostics import SpecError, as_json
 from bishare_dsl.language import format_text, parse_spec, read, read_file, spec_text
-from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.spec import Match, Ref, Settings
 from tests.support.specs import specs
 
@@ -52,12 +51,6 @@ def test_a_used_file_s_statements_stand_before_the_file_s_own(folder):
     )
 
 
-def test_the_whole_is_one_text(folder):
-    spec = parse_spec(using(OWN))
-    assert "use" not in spec_text(spec)
-    assert parse_spec(spec_text(spec)) == spec
-
-
 def test_target_and_defaults_of_the_file_itself_go_before_those_used(folder):
     spec = parse_spec(using("target k_proj\nalpha 16\ninit B normal\n" + OWN))
     assert [part.ref for part in spec.target.include] == ["k_proj"]
@@ -80,23 +73,6 @@ def test_what_replaces_stands_where_the_replaced_one_stood(folder):
     assert spec.shares[0].per == (Ref(ref="layer"),)
 
 
-def test_params_and_lets_that_nothing_refers_to_are_not_brought_in(folder):
-    spec = parse_spec(using("target k_proj\nreplace share inter  per model  rank 1\n"))
-    assert [param.name for param in spec.params] == ["r"]
-    assert spec.lets == ()
-    kept = parse_spec(using("let own = q_proj\ntarget all\n"))
-    assert [let.name for let in kept.lets] == ["mlp", "all", "own"]
-
-
-def test_a_file_used_along_two_ways_is_one(folder):
-    for name in ("left", "right"):
-        (folder / f"{name}.share").write_text(
-            using(f"share {name}  per layer  rank r\n", name=name)
-        )
-    shares = parse_spec(using("", "left.share", "right.share")).shares
-    assert [share.name for share in shares] == ["local", "inter", "left", "right"]
-
-
 def test_the_order_of_uses_means_nothing(folder):
     for name in ("left", "right"):
         (folder / f"{name}.share").write_text(
@@ -109,13 +85,6 @@ def test_the_order_of_uses_means_nothing(folder):
     # One that replaces and one that does not disagree too.
     both = problems(using("", "base.share", "left.share"))
     assert [problem.code for problem in both.problems] == ["BS136"]
-
-
-def test_a_used_let_changes_no_other_file(folder):
-    (folder / "lets.share").write_text("spec lets\nlet up_proj = o_proj\n")
-    error = problems(using("", "base.share", "lets.share"))
-    assert [problem.code for problem in error.problems] == ["BS137"]
-    assert " --> lets.share:2:1\n" in str(error)
 
 
 def test_a_param_of_the_whole_is_set_wherever_it_was_declared(folder):
@@ -149,32 +118,6 @@ def test_every_part_is_found_in_its_file(folder):
     assert where.uses(own) == []
 
 
-def test_a_machine_is_told_the_file_and_who_uses_it(folder):
-    (folder / "base.share").write_text("spec base\nparam r = )\n")
-    (folder / "next.share").write_text(using("", name="next"))
-    error = problems(using(OWN, "next.share"))
-    record = as_json(error.problems[0], error.where)
-    assert (record["file"], record["line"], record["column"]) == ("base.share", 2, 11)
-    assert record["used_at"] == [
-        {"file": "next.share", "line": 2, "column": 5},
-        {"file": "main.share", "line": 2, "column": 5},
-    ]
-
-
-def chain(folder, length):
-    for i in range(length):
-        (folder / f"{i}.share").write_text(using("", f"{i + 1}.share", name="link"))
-    (folder / f"{length}.share").write_text(BASE)
-    return using("", "0.share")
-
-
-def test_files_may_use_each_other_as_deep_as_there_may_be_files(folder):
-    assert parse_spec(chain(folder, 63)).shares
-    error = problems(chain(folder, 64))
-    assert [problem.code for problem in error.problems] == ["BS133"]
-    assert " --> 63.share:2:5\n" in str(error)
-
-
 def test_64_files_are_allowed_and_65_are_not(folder):
     names = [f"{i}.share" for i in range(65)]
     for name in names:
@@ -182,20 +125,6 @@ def test_64_files_are_allowed_and_65_are_not(folder):
     assert parse_spec(using("", "base.share", *names[:63])).shares
     error = problems(using("", "base.share", *names[:64]))
     assert [problem.code for problem in error.problems] == ["BS133"]
-
-
-def test_of_very_many_missing_files_the_first_are_shown(folder):
-    error = problems(using("", *(f"no{i}.share" for i in range(3000))))
-    assert [problem.code for problem in error.problems] == ["BS130"] * 100
-
-
-def test_all_files_together_have_the_limit_of_one(folder):
-    (folder / "half.share").write_text(f"spec half\n#{' ' * (MAX_BYTES // 2)}\n")
-    (folder / "more.share").write_text(f"spec more\n#{' ' * (MAX_BYTES // 2)}\n")
-    assert parse_spec(using("", "base.share", "half.share")).shares
-    error = problems(using("", "half.share", "more.share"))
-    assert [problem.code for problem in error.problems] == ["BS102"]
-    assert " --> main.share:3:5\n" in str(error)
 
 
 def test_what_the_system_keeps_is_an_error_at_its_use(folder, monkeypatch):
@@ -206,12 +135,6 @@ def test_what_the_system_keeps_is_an_error_at_its_use(folder, monkeypatch):
     error = problems(using(""))
     assert [problem.code for problem in error.problems] == ["BS131"]
     assert "`base.share` cannot be read: Permission denied" in str(error)
-
-
-@pytest.mark.parametrize("name", ["", ".", "/dev/null", "x\\u0000y", "n" * 5000, "../" * 2000])
-def test_odd_paths_are_errors_at_their_use(folder, name):
-    found = {problem.code for problem in problems(using("", name)).problems}
-    assert found <= {"BS130", "BS131", "BS138"}
 
 
 SECRET = "# comment\nroot:x:0:0 SECRET\n"
@@ -252,22 +175,10 @@ def test_nothing_is_shown_of_a_file_that_is_not_a_spec(folder, content):
     assert "SECRET" not in str([as_json(problem, error.where) for problem in error.problems])
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX's")
-def test_a_name_without_its_ending_is_suggested_with_it(folder):
-    (folder / "b.share").write_text("spec b\n" + OWN)
-    (problem,) = problems(using(OWN, "b")).problems
-    assert problem.help == 'did you mean `"b.share"`?'
-
-
 def test_pipes_are_not_read(folder):
     os.mkfifo(folder / "pipe.share")
     error = problems(using(OWN, "pipe.share"))
     assert [problem.code for problem in error.problems] == ["BS130"]
-
-
-def test_what_replaces_nothing_is_told(folder):
-    error = problems(using("replace let a = q_proj\nreplace param p = 1\n" + OWN))
-    assert [problem.code for problem in error.problems] == ["BS135", "BS135"]
 
 
 def test_a_file_to_be_used_is_formatted_by_itself_and_reads_no_other():

@@ -118,39 +118,6 @@ def test_gradients_reach_each_bank_and_who_trains_beside_it(model: Any) -> None:
                 torch.testing.assert_close(parameter.grad, want["d", tensor], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("in_bank", [False, True])
-def test_backward_twice_through_one_graph(model: Any, in_bank: bool) -> None:
-    handle, names, ids = model.bishare, ["a", "b", "a"], ids_of(8)
-    model.train()
-    with ExitStack() as stack:
-        if in_bank:
-            trained = stack.enter_context(handle.bank(["a", "b"])).parameters
-        else:
-            for name in "ab":
-                handle[name].set_trainable(True)
-            trained = [p for n in "ab" for p in handle[n].tensors().values() if p.requires_grad]
-        with handle.rows(names):
-            loss = model(ids, labels=ids).loss
-        loss.backward(retain_graph=True)
-        once = [p.grad.clone() for p in trained]
-        loss.backward()
-        for parameter, first in zip(trained, once, strict=True):
-            torch.testing.assert_close(parameter.grad, 2 * first, rtol=1e-5, atol=1e-8)
-
-
-def test_adapters_of_one_bank_with_other_frozen_tensors() -> None:
-    model = with_four("vera")
-    frozen = [
-        next(t for n, t in model.bishare[name].tensors().items() if n.endswith("A"))
-        for name in "ab"
-    ]
-    assert not torch.equal(*frozen)
-    ids, names = ids_of(6), ["a", "b", "c"]
-    want = mixed(model, names, ids)
-    with model.bishare.bank(names):
-        torch.testing.assert_close(mixed(model, names, ids), want, rtol=1e-4, atol=1e-5)
-
-
 def test_a_refusal_in_the_middle_of_other_states(model: Any) -> None:
     handle, ids = model.bishare, ids_of(4)
     handle.set_adapter("a")
@@ -184,15 +151,6 @@ def test_a_refusal_in_the_middle_of_other_states(model: Any) -> None:
                     refused()
         assert torch.equal(model(ids).logits, want)
     assert (handle.active, handle.merged, handle.disabled) == (("a",), False, False)
-
-
-def test_switching_in_a_bank_leaves_training_to_the_bank(model: Any) -> None:
-    handle = model.bishare
-    with handle.bank(["a", "b"]):
-        handle.set_adapter("b")
-        assert not any(p.requires_grad for n in "ab" for p in handle[n].tensors().values())
-        handle.set_adapter("c")
-        assert any(p.requires_grad for p in handle["c"].tensors().values())
 
 
 @pytest.mark.parametrize("seed", [5, 2**40])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from bishare_dsl.diagnostics import ModelError
-from bishare_dsl.models import Site, architecture_of, inspect_config, inspect_model, load_model
+from bishare_dsl.models import Site, inspect_config, inspect_model
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import linear_widths
 from tests.support.families import TINY_FAMILIES, tiny_model
@@ -123,31 +121,6 @@ def test_parents_are_the_nearest_name_that_is_no_number() -> None:
     )
 
 
-def test_a_tied_embedding_counts_once() -> None:
-    untied, tied = (
-        inspect_model(tiny_model("llama", tie_word_embeddings=tie)) for tie in (False, True)
-    )
-    assert untied.parameters - tied.parameters == 64 * 32
-    assert untied.sites == tied.sites
-
-
-def with_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    """What compiling leaves behind: subclasses in place of classes, and modules named `bishare`."""
-    attention = model.model.layers[0].self_attn
-    attention.__class__ = type("Rewritten", (type(attention),), {})
-    query = attention.q_proj
-    query.__class__ = type("RewrittenLinear", (nn.Linear,), {})
-    for owner in (model, model.model.layers[1], attention, query):
-        owner.bishare = nn.ModuleDict({"inner": nn.Linear(7, 7)})
-        owner.bishare.register_parameter("intra__A", nn.Parameter(torch.zeros(2, 7)))
-    return model
-
-
-def test_an_adapter_is_not_part_of_its_base() -> None:
-    plain = inspect_model(tiny_model("llama"))
-    assert inspect_model(with_adapter(tiny_model("llama"))) == plain
-
-
 class Packed(nn.Module):
     """A quantised linear as the libraries make them: eight values in an int32, and scales."""
 
@@ -167,43 +140,6 @@ def test_a_quantised_weight_counts_as_what_it_stands_for() -> None:
         for parent, kind in ((block.self_attn, "q_proj"), (block.mlp, "up_proj")):
             setattr(parent, kind, Packed(getattr(parent, kind)))
     assert inspect_model(model) == plain
-
-
-def test_the_parts_of_a_wrapped_linear_are_no_sites() -> None:
-    model = tiny_model("llama")
-    plain = inspect_model(model)
-    query = model.model.layers[0].self_attn.q_proj
-    query.base_layer = copy.deepcopy(query)
-    assert inspect_model(model) == plain
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_a_linear_without_outputs_is_not_a_site() -> None:
-    model = nn.Sequential(nn.ModuleList([nn.Linear(4, 0), nn.Linear(4, 8)]))
-    assert [site.path for site in inspect_model(model).sites] == ["0.1"]
-
-
-def test_the_name_is_the_hub_id_or_else_the_family() -> None:
-    model = tiny_model("llama")
-    assert (inspect_model(model).name, inspect_model(model).model_id) == ("llama", None)
-    model.config.name_or_path = "owner/some-model"
-    assert inspect_model(model).name == inspect_model(model).model_id == "owner/some-model"
-    assert inspect_model(model, "mine").name == "mine"
-
-
-def test_a_folder_is_no_hub_id(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "last").mkdir(parents=True)
-    model = tiny_model("llama")
-    model.config.name_or_path = "runs/last"
-    assert inspect_model(model).model_id is None
-
-
-def test_a_model_of_a_folder_is_called_after_it(tmp_path) -> None:
-    tiny_model("llama").save_pretrained(tmp_path / "mine")
-    loaded, _ = load_model(str(tmp_path / "mine"))
-    assert inspect_model(loaded).name == architecture_of(str(tmp_path / "mine")).name == "mine"
-    assert inspect_model(loaded).model_id is None
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Embedding(3, 4)])

@@ -118,12 +118,6 @@ def test_shipped_specs_resolve(spec: str, family: str) -> None:
     assert all(plan.terms_of[site.path] for site in plan.sites)
 
 
-def test_a_let_of_the_same_name_is_in_its_place() -> None:
-    text = "spec s\nlet mlp_ups = q_proj\ntarget mlp_ups\nshare x per module rank 1"
-    plan = plan_spec(text, tiny_model("llama"))
-    assert {site.kind for site in plan.sites} == {"q_proj"}
-
-
 def test_a_part_in_conditions_and_keys() -> None:
     text = """
         spec s
@@ -139,11 +133,3 @@ def test_a_part_in_conditions_and_keys() -> None:
         (False, 32),
         (True, 48),
     }
-
-
-def test_a_part_that_no_site_plays() -> None:
-    with pytest.raises(PlanError) as caught:
-        plan_spec("spec s\ntarget mlp_gates\nshare x per module rank 1", tiny_model("gpt2"))
-    (problem,) = caught.value.problems
-    assert problem.code == "BS301"
-    assert "`mlp_gates`" in problem.message

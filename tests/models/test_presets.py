@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from bishare_dsl.diagnostics import ModelError
-from bishare_dsl.models import ALIASES, PRESETS, architecture_of, config_of, inspect_config, preset
+from bishare_dsl.models import PRESETS, architecture_of, config_of, inspect_config, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -85,27 +84,6 @@ def test_every_map_of_every_expert_is_a_site() -> None:
     assert {site.kind for site in of_experts} == {"gate_proj", "up_proj", "down_proj"}
     assert of_experts[-1].path == "model.layers.47.mlp.experts.127.down_proj"
     assert (of_experts[-1].d_in, of_experts[-1].d_out) == (768, 2048)
-
-
-@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
-def test_an_alias_is_the_preset_under_its_own_name(alias: str, name: str) -> None:
-    assert preset(alias) is not None
-    assert preset(alias) == preset(name)
-    assert preset(alias).name == name
-    assert config_of(alias) == config_of(name)
-
-
-def test_a_config_can_be_edited_without_harm() -> None:
-    config_of("llama-3-8b")["rope_scaling"]["factor"] = 1.0
-    assert config_of("llama-3-8b")["rope_scaling"]["factor"] == 8.0
-
-
-def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(ModelError) as caught:
-        preset("lama-7b")
-    (problem,) = caught.value.problems
-    assert problem.code == "BS501"
-    assert "`llama-7b`" in (problem.help or "")
 
 
 def test_the_hub_id_of_a_preset_needs_no_network() -> None:

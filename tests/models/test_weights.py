@@ -121,12 +121,6 @@ def test_writing_into_a_matrix_changes_the_model() -> None:
         assert (next(iter(changed.values())) == 3.0).sum() == weight.d_in * weight.d_out
 
 
-def test_parameters_of_experts_are_counted() -> None:
-    for family in GATES:
-        model = mixture(family)
-        assert inspect_model(model).parameters == sum(p.numel() for p in model.parameters())
-
-
 class Quantised(nn.Module):
     """A layer that keeps integers, and tells what they stand for."""
 
@@ -171,25 +165,12 @@ def test_looking_at_a_quantised_layer_leaves_it_where_it_is() -> None:
     assert "model.layers.0.self_attn.q_proj" in linear_maps(model)
 
 
-class Marked(Tensor):
-    """As a quantiser's tensor: it looks like a dense one, and is kept in another way."""
-
-
 class RoundsInEvaluation(nn.Linear):
     """As a layer of bitsandbytes, which packs its four bits anew in evaluation, and rounds them."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return y if self.training else y.round()
-
-
-def test_a_tensor_of_another_class_stands_for_a_weight() -> None:
-    """Of the right shape and dtype: only its class says that nothing may be added to it in place."""
-    layer = nn.Linear(3, 4)
-    weight = Weight("fc", "fc", layer, 3, 4)
-    assert weight.replacement() is None
-    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Marked))
-    assert weight.replacement() == "Marked"
 
 
 @pytest.mark.parametrize("training", [True, False])

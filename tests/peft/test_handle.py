@@ -12,8 +12,6 @@ import huggingface_hub
 import pytest
 import torch
 from peft import (
-    AutoPeftModelForCausalLM,
-    LoraConfig,
     PeftModel,
     get_peft_model,
     inject_adapter_in_model,
@@ -21,10 +19,8 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import PushToHubMixin
 
-from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl import compile_spec
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.adapter.initial import first_values
-from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.peft.method import as_peft_model
@@ -34,10 +30,6 @@ from tests.peft.conftest import SPEC
 from tests.support.checks import randomize
 
 PLAIN = "spec plain\ntarget q_proj, down_proj\nshare a per module rank 2\n"
-HYDRA = """spec gated
-target down_proj
-share h per module rank 2 via Hydra(experts = 2)
-"""
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -82,17 +74,6 @@ def test_three_ways_put_the_same_into_a_model(base: Any, ids: torch.Tensor) -> N
     assert trained[0] == trained[1] == trained[2] != set()
 
 
-def test_the_models_own_config_wraps_what_is_there(base: Any, ids: torch.Tensor) -> None:
-    model = compile_spec(SPEC, base, seed=3)
-    randomize(model)
-    want = logits(model.eval(), ids)
-    with pytest.warns(UserWarning, match="second time"):
-        wrapped = get_peft_model(model, model.peft_config["default"])
-    assert wrapped.get_base_model() is model
-    assert torch.equal(logits(wrapped.eval(), ids), want)
-    assert wrapped.get_nb_trainable_parameters()[0] == model.bishare.plan.trainable
-
-
 def test_a_peft_model_of_several_adapters(base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     model = with_two(base).get_base_model()
     model.bishare.set_adapter("b")
@@ -133,29 +114,6 @@ def test_a_second_get_peft_model_gives_a_fresh_adapter(base: Any, ids: torch.Ten
     fresh = compile_spec(SPEC, tiny_model("llama"), seed=2).bishare.tensors()
     assert all(torch.equal(t, fresh[n]) for n, t in base.bishare.tensors().items())
     assert second.get_nb_trainable_parameters()[0] == base.bishare.plan.trainable
-
-
-def test_a_second_get_peft_model_with_another_spec_and_name(base: Any, ids: torch.Tensor) -> None:
-    get_peft_model(base, BishareConfig(spec=SPEC), "one")
-    randomize(base)
-    changed = logits(base.eval(), ids)
-    with pytest.warns(UserWarning, match="second time"):
-        second = get_peft_model(base, BishareConfig(spec=PLAIN), "two")
-    assert base.bishare.active == ("two",)
-    assert {*second.peft_config} == {"one", "two"}
-    second.set_adapter("one")
-    assert torch.equal(logits(second.eval(), ids), changed)
-
-
-def test_a_refused_second_get_peft_model_leaves_the_first(base: Any, ids: torch.Tensor) -> None:
-    model = get_peft_model(base, BishareConfig(spec=SPEC))
-    randomize(base)
-    want, config = logits(model.eval(), ids), base.peft_config["default"]
-    wrong = BishareConfig(spec="spec x\ntarget nothing_here\nshare a per module rank 1\n")
-    with pytest.warns(UserWarning, match="second time"), pytest.raises(Exception, match="BS301"):
-        get_peft_model(base, wrong)
-    assert base.peft_config["default"] is config
-    assert torch.equal(logits(model, ids), want)
 
 
 def test_nothing_changes_a_config_that_a_user_holds(
@@ -257,55 +215,6 @@ def test_a_refused_merge_changes_nothing(
         )
 
 
-def test_a_refused_merge_of_what_is_no_matrix(base: Any, ids: torch.Tensor) -> None:
-    model = with_two(base)
-    gated = (Path(__file__).parents[2] / "specs" / "hydralora.share").read_text()
-    model.add_adapter("h", BishareConfig(spec=gated))
-    want = logits(model, ids)
-    with pytest.raises(AdapterError, match="BS633"):
-        model.merge_adapter(adapter_names=["h"])
-    assert base.bishare.active == ("a",)
-    assert torch.equal(logits(model, ids), want)
-
-
-@pytest.mark.parametrize("names", [["b"], ["a", "b"]])
-def test_unloading_with_adapters_that_do_not_run(
-    base: Any, ids: torch.Tensor, names: list[str]
-) -> None:
-    model = with_two(base)
-    model.base_model.set_adapter(names)
-    want = logits(model, ids)
-    model.base_model.set_adapter("a")
-    plain = model.merge_and_unload(adapter_names=names)
-    assert plain is base
-    assert not hasattr(plain, "bishare")
-    assert torch.allclose(logits(plain, ids), want, atol=1e-4)
-
-
-def test_no_such_adapter_to_merge_or_delete(base: Any) -> None:
-    handle = compile_spec(PLAIN, base).bishare
-    with pytest.raises(AdapterError, match="BS640"):
-        handle.merge(adapter_names=["defualt"])
-    with pytest.raises(AdapterError, match="BS640"):
-        handle.delete_adapter("defualt")
-
-
-def test_deleting_an_adapter_of_another_method_beside(base: Any) -> None:
-    model = compile_spec("spec x\ntarget q_proj\nshare a per module rank 1\n", base)
-    inject_adapter_in_model(LoraConfig(target_modules=["down_proj"]), model, "lora")
-    model.bishare.delete_adapter("lora")
-    assert [*model.bishare.adapters] == ["default"]
-
-
-def test_an_adapter_that_is_added_in_inference_mode_trains(base: Any, ids: torch.Tensor) -> None:
-    model = get_peft_model(base, BishareConfig(spec=PLAIN))
-    with torch.inference_mode():
-        model.add_adapter("two", BishareConfig(spec=PLAIN))
-    model.set_adapter("two")
-    model(ids, labels=ids).loss.backward()
-    assert any(p.grad is not None for p in base.bishare.parameters())
-
-
 # Saving through the methods of transformers that are wrapped (F2, F38) -----------------------------------
 
 
@@ -332,40 +241,6 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-PUSHES = [
-    {},
-    {"private": True, "token": "hf_mine", "commit_message": "first"},
-    {"repo_id": "me/other", "create_pr": True},
-    {"max_shard_size": "1GB", "token": False},
-]
-
-
-@pytest.mark.parametrize("how", PUSHES)
-def test_saving_reaches_the_hub_as_a_plain_model_does(
-    base: Any, reached: list[Any], tmp_path: Path, how: dict[str, Any]
-) -> None:
-    adapted = compile_spec(PLAIN, copy.deepcopy(base))
-    base.save_pretrained(tmp_path / "plain" / "run", push_to_hub=True, **how)
-    plain = [*reached]
-    reached.clear()
-    adapted.save_pretrained(tmp_path / "adapted" / "run", push_to_hub=True, **how)
-    assert reached == plain
-    assert [call[0] for call in reached] == ["create", "upload"]
-    assert (tmp_path / "adapted" / "run" / "adapter_config.json").is_file()
-
-
-@pytest.mark.parametrize("how", [{}, {"private": True, "token": "hf_mine", "commit_message": "c"}])
-def test_pushing_reaches_the_hub_as_a_plain_model_does(
-    base: Any, reached: list[Any], how: dict[str, Any]
-) -> None:
-    adapted = compile_spec(PLAIN, copy.deepcopy(base))
-    base.push_to_hub("me/name", **how)
-    plain = [*reached]
-    reached.clear()
-    adapted.push_to_hub("me/name", **how)
-    assert reached == plain != []
-
-
 def test_other_wrapped_methods_reach_nothing(
     base: Any,
     reached: list[Any],
@@ -382,27 +257,6 @@ def test_other_wrapped_methods_reach_nothing(
     assert model.get_input_embeddings().weight.shape[0] == 70
     assert not reached
     assert not [*tmp_path.iterdir()]
-
-
-def test_not_the_main_process_writes_nothing(base: Any, reached: list[Any], tmp_path: Path) -> None:
-    model = compile_spec(PLAIN, base)
-    model.save_pretrained(tmp_path / "out", is_main_process=False, push_to_hub=True)
-    assert not (tmp_path / "out" / "adapter_config.json").exists()
-    assert not reached
-
-
-def test_a_saved_folder_says_what_its_base_is(
-    base: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    base.save_pretrained(tmp_path / "base")
-    model = compile_spec(PLAIN, type(base).from_pretrained(tmp_path / "base"))
-    randomize(model)
-    model.bishare.save_pretrained(tmp_path / "adapter")
-    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(logits(again, ids), logits(model.eval(), ids))
-    loaded = load_adapter(tmp_path / "adapter", type(base).from_pretrained(tmp_path / "base"))
-    assert torch.equal(logits(loaded, ids), logits(again, ids))
 
 
 def test_what_runs_together_is_not_saved_as_one(
@@ -430,22 +284,6 @@ def test_what_was_merged_runs_if_what_ran_before_is_deleted(base: Any, ids: torc
     model.unmerge_adapter()
     assert model.active_adapters == ["b"]
     assert torch.equal(logits(model, ids), want)
-
-
-@pytest.mark.parametrize("part", ["model", "model.layers.1"])
-def test_a_model_that_is_wrapped_by_compile_is_refused(
-    base: Any, ids: torch.Tensor, part: str
-) -> None:
-    """Its children have no names; `model.compile` wraps nothing."""
-    want = logits(base, ids)
-    model = base
-    if part == "model":
-        model = torch.compile(base, backend="eager")
-    else:
-        base.set_submodule(part, torch.compile(base.get_submodule(part), backend="eager"))
-    with pytest.raises(ModelError, match=f"BS403.*`{part}`"):
-        get_peft_model(model, BishareConfig(spec=PLAIN))
-    torch.testing.assert_close(logits(base, ids), want)
 
 
 def test_a_site_that_was_replaced_is_not_merged(base: Any, ids: torch.Tensor) -> None:
@@ -504,65 +342,7 @@ def test_two_modules_of_peft_do_not_run_together(base: Any) -> None:
     assert torch.equal(logits(base, ids), logits(tiny_model("llama").eval(), ids))
 
 
-@pytest.mark.parametrize("heads", ["ab", "a", "b"])
-def test_merging_another_adapter_takes_its_module_of_peft(base: Any, heads: str) -> None:
-    ids = torch.tensor([[5, 9, 7]])
-    model, answers = with_heads(base, heads)
-    before = trained(model)
-    model.merge_adapter(["b"])
-    torch.testing.assert_close(logits(model, ids), answers["b"], rtol=1e-4, atol=1e-4)
-    model.unmerge_adapter()
-    assert torch.equal(logits(model, ids), answers["a"])
-    assert trained(model) == before
-    plain = model.merge_and_unload(adapter_names=["b"])
-    torch.testing.assert_close(logits(plain, ids), answers["b"], rtol=1e-4, atol=1e-4)
-
-
-def test_a_refused_switch_leaves_the_module_of_peft(base: Any) -> None:
-    ids = torch.tensor([[5, 9, 7]])
-    model, answers = with_heads(base, "b")
-    with model.bishare.rows(["a"]), pytest.raises(AdapterError, match="BS674"):
-        model.base_model.set_adapter("b")
-    assert torch.equal(logits(model, ids), answers["a"])
-
-
-def test_a_deleted_adapter_leaves_no_module_of_peft(base: Any) -> None:
-    ids = torch.tensor([[5, 9, 7]])
-    model, answers = with_heads(base)
-    model.bishare.delete_adapter("b")
-    model.add_adapter("b", BishareConfig(spec=PLAIN, seed=3, task_type="CAUSAL_LM"))
-    model.set_adapter("b")
-    assert torch.equal(logits(model, ids), logits(tiny_model("llama").eval(), ids))
-    model.set_adapter("a")
-    assert torch.equal(logits(model, ids), answers["a"])
-    model.delete_adapter("b")
-    model.delete_adapter("a")
-    assert torch.equal(logits(base, ids), logits(tiny_model("llama").eval(), ids))
-
-
 # What fails or is interrupted ------------------------------------------------------------------------------
-
-
-def test_a_refused_replacement_leaves_the_adapter(base: Any, ids: torch.Tensor) -> None:
-    model = with_two(base)
-    model.base_model.set_adapter(["a", "b"])
-    want = logits(model, ids)
-    spec = "spec s\ntarget q_proj\nmagnitude per module\nshare a per module rank 2\n"
-    plan = make_plan(spec, base).plan
-    with pytest.raises(AdapterError, match="BS675"):
-        base.bishare.add("a", plan, first_values(plan, base, 0, "cpu", ()), spec, 0)
-    assert base.bishare["a"].plan.digest != plan.digest
-    model.base_model.set_adapter("b")
-    model.base_model.set_adapter(["a", "b"])
-    assert torch.equal(logits(model, ids), want)
-
-
-def test_an_unknown_name_enables_no_other(base: Any) -> None:
-    model = with_two(base)
-    before = trained(model)
-    with pytest.raises(AdapterError, match="BS640"):
-        model.set_requires_grad(["b", "c"])
-    assert trained(model) == before
 
 
 def delete_and_add(model: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,12 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
-    get_base_model_state_dict,
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_base_model_state_dict,
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from torch import distributed, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import AutoModelForCausalLM, RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
@@ -41,7 +36,6 @@ from tests.peft.conftest import SPEC
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 from tests.support.parts import quick
-from tests.support.plain import Mlp, Net
 
 
 def logits(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
@@ -233,38 +227,6 @@ def test_one_adapter_after_the_other_is_merged(adapted: Any, ids: torch.Tensor) 
     assert torch.equal(logits(merged, ids), alone)
 
 
-def test_an_adapter_is_saved_from_a_model_that_fsdp_wraps(
-    adapted: Any, base: Any, ids: torch.Tensor
-) -> None:
-    """By the first FSDP, which puts wrappers into the paths of modules, and not into keys."""
-    model = adapted()
-    want = logits(model, ids)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wrapped = FullyShardedDataParallel(
-                model, use_orig_params=True, device_id=torch.device("cpu")
-            )
-            state = get_peft_model_state_dict(wrapped)
-    finally:
-        distributed.destroy_process_group()
-    other = get_peft_model(copy.deepcopy(base), BishareConfig(spec=SPEC)).eval()
-    set_peft_model_state_dict(other, state)
-    assert torch.equal(logits(other, ids), want)
-
-
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies(adapted: Any, ids: torch.Tensor, way: Any) -> None:
-    model = adapted()
-    model.add_adapter("other", BishareConfig(spec="lora"))
-    again = way(model)
-    assert torch.equal(logits(again, ids), logits(model, ids))
-    again.set_adapter("other")
-    assert model.active_adapter == "default"
-    assert not torch.equal(logits(again.eval(), ids), logits(model, ids))
-
-
 def test_tensors_of_one_model_go_into_another(adapted: Any, base: Any, ids: torch.Tensor) -> None:
     model = adapted(VERA)
     state = get_peft_model_state_dict(model)
@@ -275,16 +237,6 @@ def test_tensors_of_one_model_go_into_another(adapted: Any, base: Any, ids: torc
     state.popitem()
     with pytest.raises(AdapterError, match="BS609"):
         set_peft_model_state_dict(other, state)
-
-
-def test_tensors_that_are_not_their_configs_are_refused(
-    adapted: Any, base: Any, tmp_path: Path
-) -> None:
-    for seed in (0, 1):
-        adapted(seed=seed).save_pretrained(tmp_path / str(seed))
-    (tmp_path / "0" / "adapter_config.json").replace(tmp_path / "1" / "adapter_config.json")
-    with pytest.raises(AdapterError, match="BS607"):
-        PeftModel.from_pretrained(base, tmp_path / "1")
 
 
 def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
@@ -303,15 +255,6 @@ def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
         BishareConfig(spec="lora", target_modules=["q_proj"])
     with pytest.raises(ValueError, match="different peft types"):
         adapted().add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
-
-
-@pytest.mark.parametrize("name", ["", "a.b", "keys", "training", "mlp", "layers", "0", "__base__"])
-def test_names_that_no_adapter_can_have(adapted: Any, ids: torch.Tensor, name: str) -> None:
-    model = adapted()
-    with pytest.raises(AdapterError, match="BS638"):
-        model.add_adapter(name, BishareConfig(spec="lora"))
-    assert list(model.peft_config) == ["default"]
-    logits(model, ids)
 
 
 def test_transformers_takes_adapters_in_by_itself(
@@ -361,14 +304,6 @@ def test_folders_of_other_methods_do_not_stand_beside_ours(
         assert torch.equal(logits(model, ids), want)
 
 
-def test_a_config_alone_is_kept(tmp_path: Path) -> None:
-    BishareConfig(spec="bishare_ke_ab", params={"size": 8}, seed=4).save_pretrained(tmp_path)
-    found = PeftConfig.from_pretrained(tmp_path)
-    assert isinstance(found, BishareConfig)
-    assert found.seed == 4
-    assert re.search("param size +?= 8", found.spec)
-
-
 LORAS: dict[str, dict[str, Any]] = {
     "names": {"target_modules": ["q_proj", "down_proj"], "lora_alpha": 16},
     "ranks": {
@@ -403,58 +338,6 @@ def test_a_lora_config_becomes_a_spec(base: Any, ids: torch.Tensor, given: dict[
     }
     with pytest.raises(AdapterError, match=r"BS656.*lora_bias"):
         compile_spec(LoraConfig(target_modules=["q_proj"], lora_bias=True), base)
-
-
-WHOLE = "spec s\ntarget q_proj, v_proj, lm_head\ntrain norms\nshare a per model rank 2 via SS\n"
-
-
-def test_tensors_that_stand_at_the_top_of_the_model_go_while_peft_walks_over_it(base: Any) -> None:
-    """`lm_head` makes the model itself a region, and what all share stands there too."""
-    model = get_peft_model(base, BishareConfig(spec=WHOLE))
-    model.add_adapter("other", BishareConfig(spec="bishare_ss"))
-    model.delete_adapter("default")
-    model.delete_adapter("other")
-    assert not any("bishare" in name for name, _ in base.named_parameters())
-
-
-def test_the_tensors_of_the_base_are_told_from_those_of_adapters(base: Any) -> None:
-    want = {key: value.clone() for key, value in base.state_dict().items()}
-    model = get_peft_model(copy.deepcopy(base), BishareConfig(spec=WHOLE))
-    randomize(model, 1)
-    found = get_base_model_state_dict(model)
-    assert found.keys() == want.keys()
-    assert all(torch.equal(found[key], value) for key, value in want.items())
-    assert set_base_model_state_dict(model, want) == ([], [])
-
-
-@pytest.mark.parametrize(("kind", "target"), [(Net, "lin"), (Mlp, 'lin0, path "seq.1"')])
-def test_a_module_without_a_config(kind: type[nn.Module], target: str, tmp_path: Path) -> None:
-    base, x = kind(), torch.randn(3, 8)
-    spec = f"spec s\ntarget {target}\nshare x per model rank 2 via SS\n"
-    model = get_peft_model(copy.deepcopy(base), BishareConfig(spec=spec))
-    assert torch.equal(model(x), base(x))
-    randomize(model)
-    model.save_pretrained(tmp_path)
-    for again in (
-        PeftModel.from_pretrained(copy.deepcopy(base), tmp_path),
-        load_adapter(tmp_path, copy.deepcopy(base)),
-    ):
-        assert torch.equal(again(x), model(x))
-    merged = model.merge_and_unload()
-    assert type(merged) is kind
-    torch.testing.assert_close(merged(x), again(x))
-
-
-def test_a_safe_merge_raises_what_pefts_does(adapted: Any) -> None:
-    model = adapted()
-    with torch.no_grad():
-        next(p for p in model.parameters() if p.requires_grad)[0] = torch.nan
-    with pytest.raises(ValueError, match=r"NaNs detected .* The adapter default"):
-        model.merge_and_unload(safe_merge=True)
-    with pytest.raises(ValueError, match="NaNs detected"):
-        model.merge_adapter(safe_merge=True)
-    with pytest.raises(AdapterError, match="BS628"):
-        model.merge_adapter()
 
 
 @pytest.mark.parametrize(
@@ -525,28 +408,6 @@ def test_the_heads_of_a_task_are_added_to_a_copy_of_the_config(
     assert of_models[0] != beside
 
 
-# torch deprecates tracing, and each question about a shape, ours and transformers', is answered for good.
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
-def test_an_adapted_model_is_traced_by_torch_jit(family: str, ids: torch.Tensor) -> None:
-    """F41."""
-    model = tiny_model(family, use_cache=False).eval()
-    compile_spec('spec s\ntarget kind "*"\nshare x per layer rank 2 via KE(size = 4)\n', model)
-    randomize(model)
-
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return self.model(ids).logits  # type: ignore[no-any-return]
-
-    with torch.no_grad():
-        traced = torch.jit.trace(Logits(), (ids,), check_trace=False)  # type: ignore[no-untyped-call]
-        torch.testing.assert_close(traced(ids), model(ids).logits)
-
-
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_adapter_is_loaded_whole_whatever_sizes_are_to_be_ignored(
     ignored: bool, base: Any, ids: torch.Tensor
@@ -562,25 +423,6 @@ def test_an_adapter_is_loaded_whole_whatever_sizes_are_to_be_ignored(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_module_with_a_term_is_not_copied_to_be_trained(base: Any, ids: torch.Tensor) -> None:
-    """The copy would have the term of the adapter that runs, and a merge would not find the weight."""
-
-    def config(target: str, *whole: str) -> BishareConfig:
-        text = f"spec s\ntarget {target}\nshare x per module rank 1\n"
-        return BishareConfig(spec=text, modules_to_save=[*whole] or None, task_type="CAUSAL_LM")
-
-    with pytest.raises(AdapterError, match="BS665"):
-        get_peft_model(copy.deepcopy(base), config("q_proj", "self_attn"))
-    for first, second in (
-        (config("lm_head"), config("q_proj", "lm_head")),
-        (config("q_proj", "lm_head"), config("lm_head")),
-    ):
-        model = get_peft_model(copy.deepcopy(base), first)
-        with pytest.raises(AdapterError, match="BS665"):
-            model.add_adapter("b", second)
-        assert torch.equal(logits(model, ids), logits(base, ids))
-
-
 @pytest.mark.parametrize("record", [None, {}])
 def test_a_strangers_config_reads_no_file(
     base: Any, record: dict[str, Any] | None, tmp_path: Path
@@ -592,14 +434,6 @@ def test_a_strangers_config_reads_no_file(
         with pytest.raises((FileNotFoundError, AdapterError), match=r"secret|BS604") as caught:
             read(tmp_path)
         assert "1234" not in str(caught.value)
-
-
-def test_a_config_that_was_changed_says_so(base: Any, adapted: Any, tmp_path: Path) -> None:
-    adapted(SPEC).save_pretrained(tmp_path)
-    file = tmp_path / "adapter_config.json"
-    file.write_text(file.read_text().replace('"seed": 0', '"seed": "x"'))
-    with pytest.raises(AdapterError, match="BS604"):
-        PeftModel.from_pretrained(base, tmp_path)
 
 
 @pytest.mark.parametrize("how", [{"dtype": "bfloat16"}, {"frozen": "tensors"}])

@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import disable_input_dtype_casting
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -136,17 +134,6 @@ def test_a_scale_trains_as_it_runs(base: Any, ids: torch.Tensor) -> None:
         torch.testing.assert_close(grown[name], tensor.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), "0.5"])
-def test_a_scale_is_any_number(base: Any, ids: torch.Tensor, scale: Any) -> None:
-    """Generated code contains it, where a scalar of numpy or torch has no meaning."""
-    model = two(base, PLAIN)
-    model.bishare.set_scale("a", 0.5)
-    want = logits(model, ids)
-    model.bishare.set_scale("a", 1)
-    model.bishare.set_scale("a", scale)
-    assert torch.equal(logits(model, ids), want)
-
-
 def test_saving_tells_that_it_leaves_a_scale_out(
     base: Any, ids: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -178,13 +165,6 @@ def test_what_cannot_be_scaled(base: Any) -> None:
     assert handle["default"].scale == 1
 
 
-def test_inputs_are_never_cast(base: Any, ids: torch.Tensor) -> None:
-    model = two(base, PLAIN)
-    want = logits(model, ids)
-    with disable_input_dtype_casting(model):
-        assert torch.equal(logits(model, ids), want)
-
-
 # Sums with weights ---------------------------------------------------------------------------------------
 
 
@@ -209,31 +189,6 @@ def test_a_weighted_sum_is_exact_and_is_saved(
 
 
 @pytest.mark.parametrize(
-    ("spec", "given", "code"),
-    [
-        (PLAIN, {"weights": [1.0]}, "BS672"),
-        (PLAIN, {"weights": [1.0, 0.0]}, "BS672"),
-        (PLAIN, {"combination_type": "svd"}, "BS672"),
-        (PLAIN, {"svd_rank": 4}, "BS672"),
-        (PLAIN, {"adapters": ["a", "x"]}, "BS640"),
-        (PLAIN, {"adapter_name": "b"}, "BS641"),
-        (PLAIN, {"adapter_name": "mlp"}, "BS638"),
-        (WHOLE, {}, "BS672"),
-        ("hydralora", {}, "BS672"),
-    ],
-)
-def test_sums_that_are_refused(
-    base: Any, ids: torch.Tensor, spec: str, given: dict[str, Any], code: str
-) -> None:
-    model = get_peft_model(base, BishareConfig(spec=spec), "a")
-    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
-    how = {"adapters": ["a", "b"], "weights": [1.0, 1.0], "adapter_name": "sum"} | given
-    with pytest.raises(AdapterError, match=code):
-        model.add_weighted_adapter(**how)
-    assert [*model.peft_config] == ["a", "b"] == [*base.bishare.adapters]
-
-
-@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"combination_type": "svd"}, "`combination_type='svd'` approximates a LoRA"),
@@ -253,13 +208,6 @@ def test_a_refused_sum_says_what_to_do(base: Any, given: dict[str, Any], said: s
     )
 
 
-def test_a_sum_of_two_specs_is_refused(base: Any) -> None:
-    model = get_peft_model(base, BishareConfig(spec=PLAIN), "a")
-    model.add_adapter("b", BishareConfig(spec=SPEC))
-    with pytest.raises(AdapterError, match=r"BS672.*several specs"):
-        model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")
-
-
 # Optimizers ----------------------------------------------------------------------------------------------
 
 
@@ -272,26 +220,6 @@ def test_lora_plus_learns_b_faster_by_either_name(base: Any) -> None:
         assert {*rates} == {id(p) for p in model.parameters() if p.requires_grad}
         for name, tensor in tensors.items():
             assert rates[id(tensor)] == (1.6e-2 if name.split(".")[-1] == "B" else 1e-3), name
-
-
-def test_lora_plus_at_an_embedding(base: Any) -> None:
-    text = "spec e\ntarget embed_tokens, q_proj\nshare a per module rank 2\n"
-    model = compile_spec(text, tiny_model("llama", tie_word_embeddings=False))
-    optimizer = create_loraplus_optimizer(model, torch.optim.SGD, lr=1.0, loraplus_lr_ratio=4)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for name, tensor in model.bishare.tensors().items():
-        want = 1e-6 if "embed_tokens" in name else 4.0 if name.endswith("B") else 1.0
-        assert rates[id(tensor)] == want
-
-
-def test_another_model_is_peft_s(base: Any) -> None:
-    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
-    made = peft.optimizers.create_loraplus_optimizer(
-        model, torch.optim.SGD, lr=1.0, loraplus_lr_ratio=2
-    )
-    assert [group["lr"] for group in made.param_groups] == [1.0, 1e-6, 2.0, 2.0]
-    with peft.helpers.rescale_adapter_scale(model, 0.5):
-        pass
 
 
 # Other things of PEFT ------------------------------------------------------------------------------------

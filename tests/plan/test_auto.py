@@ -8,7 +8,6 @@ from bishare_dsl.compiler import make_plan, read_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import preset
 from bishare_dsl.models.presets import PRESETS
-from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import ONE_OF_EACH
@@ -58,25 +57,6 @@ def test_a_spec_that_ships_fits_every_model(name):
 def sizes(spec, model, params=None):
     plan = make_plan(spec, model, params).plan
     return {term.share: term.options["size"] for term in plan.terms if "size" in term.options}
-
-
-@pytest.mark.parametrize(
-    ("model", "found"),
-    [
-        ("llama-7b", {"intra": 256, "inter": 256}),  # the paper's
-        ("smollm2-135m", {"intra": 48, "inter": 12}),
-        ("qwen2.5-72b", {"intra": 128, "inter": 64}),
-    ],
-)
-def test_each_share_has_its_own_number(model, found):
-    assert sizes("bishare_ke_ab", model) == found
-    ranks = effective_ranks(make_plan("bishare_ke_ab", model).plan)
-    assert {rank for rank in ranks.values() if rank} == {22}
-
-
-def test_what_is_given_from_outside_is_taken():
-    assert sizes("bishare_ke_ab", "smollm2-135m", {"size": 64}) == {"intra": 64, "inter": 64}
-    assert sizes("bishare_ke", "smollm2-135m", {"size": "auto"}) == {"intra": 192, "inter": 192}
 
 
 @pytest.mark.parametrize(

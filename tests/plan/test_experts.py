@@ -80,31 +80,6 @@ def test_a_key_that_others_do_not_have(mixture: Architecture) -> None:
     )
 
 
-def test_an_order_that_others_do_not_have(mixture: Architecture) -> None:
-    target = "target parent experts, q_proj share x per module rank 2"
-    with pytest.raises(PlanError) as caught:
-        planned(mixture, f"{target} where expert < 4")
-    (problem,) = caught.value.problems
-    assert problem.code == "BS210"
-    assert problem.help is not None
-    assert "model.layers.0.self_attn.q_proj" in problem.help
-    assert "expert != none" in problem.help
-    with pytest.warns(match="BS308"):
-        plan = planned(mixture, f"{target} where expert != none and expert < 4")
-    assert len(plan.terms) == 2 * 4 * 3
-
-
-def test_experts_own_what_one_of_them_has(mixture: Architecture) -> None:
-    plan = planned(mixture, "target parent experts, q_proj share x per module rank 1")
-    owners = {tensor.owner for tensor in plan.tensors}
-    blocks = [f"model.layers.{i}" for i in range(2)]
-    assert owners == {f"{b}.mlp.experts" for b in blocks} | {f"{b}.self_attn" for b in blocks}
-
-
-def test_shapes_are_read_as_they_were_written(mixture: Architecture) -> None:
-    assert Architecture.model_validate_json(mixture.model_dump_json()) == mixture
-
-
 def test_only_experts_have_one() -> None:
     for path, expert in {
         "model.layers.3.mlp.experts.12.up_proj": 12,

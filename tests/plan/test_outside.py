@@ -9,11 +9,9 @@ from bishare_dsl import Plan, plan_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.site import Architecture
-from tests.support.families import tiny_model
 from tests.support.plain import Mlp
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
-LET = "let ends = heads, embeddings "
 
 
 def planned(statements: str, model: str | Architecture = UNTIED) -> Plan:
@@ -51,26 +49,6 @@ def test_one_of_two_tied_modules_is_refused(named: str) -> None:
     assert "`target lm_head, embed_tokens` adapts it for all of them" in said
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["lm_head, embed_tokens", "heads, embeddings", 'kind "lm_head", embed_tokens', "ends"],
-)
-@pytest.mark.parametrize(("model", "count"), [(UNTIED, 2), (TIED, 1)])
-def test_ways_to_name_them(target: str, model: str, count: int) -> None:
-    plan = planned(f"{LET * (target == 'ends')}target {target} share x per module rank 4", model)
-    assert len(plan.sites) == count
-
-
-@pytest.mark.parametrize(
-    "target",
-    ['kind "*"', 'path "*"', "not k_proj", "in == out", "layer in 0.."],
-)
-def test_no_condition_means_them_by_chance(target: str) -> None:
-    with pytest.warns(match="BS308"):
-        plan = planned(f"target {target} share x where q_proj per module rank 4")
-    assert not [site for site in plan.sites if site.layer is None]
-
-
 class Heads(nn.Module):
     """Blocks with modules of the name of the model's own head."""
 
@@ -81,57 +59,10 @@ class Heads(nn.Module):
         self.head = nn.Linear(4, 8)
 
 
-@pytest.mark.parametrize("condition", ["parent head", 'parent "head"', "not parent head"])
-def test_a_parent_of_the_name_of_a_head_does_not_name_the_head(condition: str) -> None:
-    plan = plan_spec(f"spec s\ntarget {condition}\nshare x per module rank 2\n", Heads())
-    assert {site.kind for site in plan.sites} == {"q" if condition.startswith("not") else "p"}
-    named = plan_spec("spec s\ntarget head, q\nshare x per module rank 2\n", Heads())
-    assert {site.path for site in named.sites} >= {"head"}
-
-
-@pytest.mark.parametrize("pattern", ["mlp", '"m?p"', '"*lp"', '"*"'])
-def test_a_pattern_of_parents_is_of_the_module_around(pattern: str) -> None:
-    plan = planned(f"target parent {pattern} and down_proj share x per module rank 4")
-    assert {site.parent for site in plan.sites} == {"mlp"}
-    assert "BS3" in refused('target parent "down*" share x per module rank 4')
-
-
-@pytest.mark.parametrize("where", ['kind "*"', 'path "*"', "layer in 0.."])
-def test_a_glob_is_over_blocks_where_the_head_is_a_target_too(where: str) -> None:
-    with pytest.warns(match="BS308.*`lm_head`"):
-        plan = planned(f"target q_proj, lm_head share x where {where} per module rank 4")
-    assert {term.site.rpartition(".")[2] for term in plan.terms} == {"q_proj"}
-
-
-def test_a_share_may_select_what_the_target_names() -> None:
-    plan = planned(
-        "target q_proj, lm_head share x where q_proj per layer rank 2 share y where not q_proj per module rank 4"
-    )
-    assert {(t.share, t.rank) for t in plan.terms_of["lm_head"]} == {("y", 4)}
-
-
 def test_what_a_share_alone_names_is_told() -> None:
     assert "`target` names it: `target lm_head`" in refused(
         "target q_proj share x where lm_head per module rank 4"
     )
-
-
-def test_layer_is_the_word_none_there() -> None:
-    plan = planned(
-        "target q_proj, lm_head share x per layer // 40, kind rank 4 where layer != none "
-        "share y per layer, kind rank 2 where layer == none"
-    )
-    assert [pool.key for pool in plan.pools if pool.share == "y"] == 2 * [("none", "lm_head")]
-    said = refused("target q_proj, lm_head share x per layer // 2, kind rank 4")
-    assert "BS210" in said
-    assert "`lm_head` is in no layer: `layer != none` leaves it out" in said
-
-
-def test_a_rank_of_its_own() -> None:
-    rank = "rank match kind { embed_tokens: 2; heads: 8; else: 1 }"
-    plan = planned(f"target q_proj, lm_head, embed_tokens share x per module {rank}")
-    ranks = {path: terms[0].rank for path, terms in plan.terms_of.items()}
-    assert (ranks["lm_head"], ranks["model.embed_tokens"]) == (8, 2)
 
 
 def test_a_kind_that_blocks_have_means_those_and_a_path_the_other() -> None:
@@ -161,18 +92,6 @@ def test_an_embedding_that_does_more_than_give_its_rows_is_none(option: str) -> 
 
     assert outside() == ["wte"]
     assert outside(**{option: 1}) == []
-
-
-@pytest.mark.parametrize(
-    ("family", "paths"),
-    [
-        ("gpt2", [("lm_head", "transformer.wte"), ("transformer.wpe",)]),
-        ("falcon", [("lm_head", "transformer.word_embeddings")]),
-        ("llama", [("model.embed_tokens",), ("lm_head",)]),
-    ],
-)
-def test_where_a_family_has_them(family: str, paths: list[tuple[str, ...]]) -> None:
-    assert [site.paths for site in inspect_model(tiny_model(family)).outside] == paths
 
 
 def test_they_go_through_json() -> None:

@@ -44,14 +44,6 @@ def test_count_is_the_paper_s(model, name, ranks, params, count):
     assert planned(name, model, ranks, **params).trainable == count
 
 
-def test_counts_do_not_depend_on_the_slice():
-    counts = {
-        planned("bishare_ss", "llama-7b", (2, 4, 32), slice=slice).trainable
-        for slice in ("centre", "leading", "trailing")
-    }
-    assert counts == {7_028_736}
-
-
 def test_defaults_of_the_files_are_the_ranks_of_section_4_1():
     defaults = {
         name: tuple(
@@ -66,35 +58,6 @@ def test_defaults_of_the_files_are_the_ranks_of_section_4_1():
         "bishare_gt": (2, 8, 16),
         "bishare_ke": (2, 4, 16),
     }
-
-
-@pytest.mark.parametrize("name", ["bishare_ss", "bishare_gt", "bishare_ke", "bishare_ke_rowwise"])
-def test_rank_0_drops_a_tier(name):
-    """The paper's single-tier ablations, {8, 0, 0} and the like (Figure 4b)."""
-    parts = [
-        planned(name, "llama-7b", ranks).trainable for ranks in ((8, 0, 0), (0, 8, 0), (0, 0, 8))
-    ]
-    whole = planned(name, "llama-7b", (8, 8, 8))
-    assert list(whole.shares.values()) == parts
-    assert sum(parts) == whole.trainable
-    only = planned(name, "llama-7b", (0, 8, 0))
-    assert set(only.shares) == {"intra"}
-    assert {term.share for term in only.terms} == {"intra"}
-    assert {pool.share for pool in only.pools} == {"intra"}
-
-
-def test_all_is_the_base_and_the_adapter():
-    plan = planned("lora", "llama-7b", r=8)
-    assert plan.base.parameters == 6_738_415_616
-    assert plan.all == 6_738_415_616 + 14_024_704
-    assert plan.parameters_line == (
-        "trainable params: 14,024,704 || all params: 6,752,440,320 || trainable%: 0.2077"
-    )
-
-
-def test_the_published_scale_is_2():
-    for name in ("lora", "bishare_ss", "bishare_gt", "bishare_ke"):
-        assert {term.scale for term in planned(name, "llama-7b").terms} == {2.0}
 
 
 def test_rank_at_a_site_is_what_figure_4a_measures():

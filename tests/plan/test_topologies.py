@@ -1,7 +1,5 @@
 """Which sites share: every `where` and `per` of the language, on a model of four layers."""
 
-import pytest
-
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -19,20 +17,8 @@ def sites(layers, kinds):
     return {f"{layer}.{kind}" for layer in layers for kind in kinds}
 
 
-def test_per_module_shares_nothing(plan):
-    made = plan("share s per module rank 2")
-    assert len(made.pools) == 2 * 28
-    assert all(len(pool.members) == 1 and pool.key == pool.members for pool in made.pools)
-
-
 def test_per_model_shares_everything(plan):
     assert groups(plan("share s per model rank 2 via SS")) == {(): sites(range(4), ATTENTION + MLP)}
-
-
-def test_per_layer(plan):
-    assert groups(plan("share s per layer rank 2 via SS")) == {
-        (i,): sites([i], ATTENTION + MLP) for i in range(4)
-    }
 
 
 def test_per_kind_needs_no_transform(plan):
@@ -41,20 +27,6 @@ def test_per_kind_needs_no_transform(plan):
     assert groups(made) == {(kind,): sites(range(4), [kind]) for kind in ATTENTION + MLP}
     assert made.tensor["s.q_proj.A"].shape == (2, 12)
     assert made.tensor["s.q_proj.B"].shape == (2, 20)
-
-
-def test_blocks_of_layers(plan):
-    assert groups(plan("target q_proj\nshare s per layer // 3 rank 2")) == {
-        (0,): sites([0, 1, 2], ["q_proj"]),
-        (1,): sites([3], ["q_proj"]),
-    }
-
-
-def test_odd_and_even_layers(plan):
-    assert groups(plan("target q_proj\nshare s per layer % 2 rank 2")) == {
-        (0,): sites([0, 2], ["q_proj"]),
-        (1,): sites([1, 3], ["q_proj"]),
-    }
 
 
 def test_layers_is_the_number_of_blocks(plan):
@@ -70,66 +42,11 @@ def test_layers_is_the_number_of_blocks(plan):
     assert "s.abs_2_times_layer_minus_layers_plus_1_3.A" in mirrored.tensor
 
 
-def test_several_keys(plan):
-    assert groups(plan("share s per parent, layer // 2 rank 2 via SS")) == {
-        ("self_attn", 0): sites([0, 1], ATTENTION),
-        ("mlp", 0): sites([0, 1], MLP),
-        ("self_attn", 1): sites([2, 3], ATTENTION),
-        ("mlp", 1): sites([2, 3], MLP),
-    }
-
-
 def test_a_predicate_is_a_key(plan):
     assert groups(plan("target q_proj\nshare s per layer in 0..2 rank 2")) == {
         (True,): sites([0, 1, 2], ["q_proj"]),
         (False,): sites([3], ["q_proj"]),
     }
-
-
-@pytest.mark.parametrize("key", ["mlp", "parent mlp", "gate_proj or up_proj or down_proj"])
-def test_a_let_is_a_key(plan, key):
-    made = (
-        plan(f"let mlp = gate_proj, up_proj, down_proj\nshare s per {key}, layer rank 2 via SS")
-        if (key == "mlp")
-        else plan(f"share s per {key}, layer rank 2 via SS")
-    )
-    assert groups(made)[True, 3] == sites([3], MLP)
-    assert groups(made)[False, 3] == sites([3], ATTENTION)
-
-
-def test_a_width_is_a_key(plan):
-    """Sites of equal widths share without a transform."""
-    assert groups(plan("share s per in, out rank 2"))[12, 10] == sites(
-        range(4), ["k_proj", "v_proj"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("where", "layers", "kinds"),
-    [
-        ("q_proj", range(4), ["q_proj"]),
-        ("q_proj, v_proj", range(4), ["q_proj", "v_proj"]),
-        ("mlp and layer in -2..-1", [2, 3], MLP),
-        ("layer == -1", [3], ATTENTION + MLP),
-        ("layer in {0, -1}", [0, 3], ATTENTION + MLP),
-        ("layer >= -2", [2, 3], ATTENTION + MLP),
-        ("not mlp", range(4), ATTENTION),
-        ('path "model.layers.*.mlp.*" except down_proj', range(4), ["gate_proj", "up_proj"]),
-        ('path "model.layers.?.self_attn.q_proj"', range(4), ["q_proj"]),
-        ("parent self_attn except layer in 1..3, o_proj", [0], ["q_proj", "k_proj", "v_proj"]),
-        ("out > in", range(4), ["q_proj", "gate_proj", "up_proj"]),
-        ("mlp except layer % 2 == 1", [0, 2], MLP),
-        ("(q_proj or k_proj) and layer < 1", [0], ["q_proj", "k_proj"]),
-    ],
-)
-def test_where(plan, where, layers, kinds):
-    made = plan(f"let mlp = gate_proj, up_proj, down_proj\nshare s where {where} per module rank 2")
-    assert {site for group in groups(made).values() for site in group} == sites(layers, kinds)
-
-
-def test_a_let_may_name_another(plan):
-    made = plan("let up = up_proj\nlet top = up and layer > 1\nshare s where top per model rank 2")
-    assert groups(made) == {(): sites([2, 3], ["up_proj"])}
 
 
 def test_lets_cost_no_more_than_their_number(plan):
@@ -153,11 +70,6 @@ def test_ranks_by_kind(plan):
         ("gate_proj", 2),
         ("up_proj", 2),
     }
-
-
-def test_ranks_by_ranges_of_layers(plan):
-    made = plan("target q_proj\nshare s per layer rank match layer { 0..1: 1; -1: 3; else: 2 }")
-    assert [term.rank for term in made.terms] == [1, 1, 2, 3]
 
 
 def test_the_first_arm_that_fits_gives_the_rank(plan):

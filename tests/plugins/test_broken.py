@@ -84,44 +84,6 @@ def test_a_broken_package_disturbs_nobody_else(install: Install) -> None:
     plan_spec(parse_spec(TEXT.format(via="SS")), "smollm2-135m")
 
 
-def test_a_name_of_ours(install: Install) -> None:
-    install("greedy", "greedy_module", CYCLIC, SS="greedy_module:Cyclic")
-    fails(TEXT.format(via="SS"), "`SS` of package `greedy`", "another transform has this name")
-
-
-def test_a_name_that_is_registered_in_python(install: Install) -> None:
-    from bishare_dsl.transforms import registry
-
-    install("greedy", "greedy_module", CYCLIC, Cyclic="greedy_module:Cyclic")
-    scope: dict[str, Any] = {"__name__": "mine"}
-    exec(CYCLIC, scope)
-    registry._REGISTERED["Cyclic"] = scope["Cyclic"]
-    try:
-        fails(TEXT.format(via="Cyclic"), "`greedy`", "another transform has this name")
-    finally:
-        del registry._REGISTERED["Cyclic"]
-
-
-def test_a_class_that_is_registered_both_ways_is_one(install: Install) -> None:
-    from bishare_dsl.transforms import registry
-
-    source = CYCLIC.replace("class Cyclic", "@register\nclass Cyclic").replace(
-        "import Own", "import register, Own"
-    )
-    install("both", "both_module", source, Cyclic="both_module:Cyclic")
-    try:
-        for _ in range(2):
-            assert plan_spec(parse_spec(TEXT.format(via="Cyclic")), "smollm2-135m").trainable
-    finally:
-        registry._REGISTERED.pop("Cyclic", None)
-
-
-def test_two_packages_with_one_name(install: Install) -> None:
-    install("first", "first_module", CYCLIC, Cyclic="first_module:Cyclic")
-    install("second", "second_module", CYCLIC, Cyclic="second_module:Cyclic")
-    fails(TEXT.format(via="Cyclic"), "`first and second`", "another transform has this name")
-
-
 def change(method: str, body: str, arguments: str) -> str:
     """The example with a method of another body behind its own."""
     return f"{CYCLIC}\n    def {method}(self, {arguments}):\n        {body}\n"
@@ -157,13 +119,6 @@ def test_a_method_that_fails_while_planning(
     source = change(method, body, arguments)
     install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
     fails(TEXT.format(via="Cyclic(period = 7)"), "`Cyclic` of package `broken-package`", why)
-
-
-def test_a_refusal_is_no_failure(install: Install) -> None:
-    source = change("shared_shape", "raise ValueError('it does not want to')", SHARED)
-    install("shy", "shy_module", source, Cyclic="shy_module:Cyclic")
-    with pytest.raises(BishareError, match=r"BS305.*it does not want to"):
-        plan_spec(parse_spec(TEXT.format(via="Cyclic")), "smollm2-135m")
 
 
 @pytest.mark.parametrize(
@@ -203,33 +158,6 @@ def test_factors_that_are_none(install: Install, tmp_path: Path, body: str, why:
     assert why in problem.message
     assert not hasattr(model, "bishare")
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_factors_that_fail_for_proxies_only(install: Install) -> None:
-    """A graph does not know how many rows there are to go through."""
-    body = (
-        "a, b = (self.repeat(tensors['S_' + f], tensors[f], w) for f, w in zip('AB', width));"
-        "list(a); return a, b"
-    )
-    source = change("factors", body, "tensors, rank, width")
-    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
-    with pytest.raises(BishareError, match=r"BS214.*broken-package.*`factors` raises TraceError"):
-        compile_spec(parse_spec(TEXT.format(via="Cyclic(period = 7)")), tiny_model("llama"))
-
-
-def test_bishare_compile_writes_nothing_that_cannot_run(
-    install: Install,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source = change("factors", "return tensors['A'], tensors['B']", "tensors, rank, width")
-    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.share").write_text(TEXT.format(via="Cyclic"))
-    assert main(["compile", "x.share", "--model", "smollm2-135m", "--out", "it"]) == 1
-    assert "error[BS214]" in capsys.readouterr().err
-    assert not (tmp_path / "it").exists()
 
 
 # Adapters that outlive what they were made with -----------------------------------------------------
@@ -291,10 +219,3 @@ def test_an_adapter_of_a_package_that_has_changed(
     assert "`Cyclic` of package `cyclic-package`" in str(caught.value)
     assert why in str(caught.value)
     assert not hasattr(model, "bishare")
-
-
-def test_inspect_names_the_package(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["inspect", str(tmp_path / "adapter")]) == 0
-    assert "transform Cyclic: from cyclic-package 2.1" in capsys.readouterr().out

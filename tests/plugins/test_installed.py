@@ -126,22 +126,6 @@ def test_check_fmt_and_plan(site: Path, here: Path) -> None:
     assert rows["inter"]["trainable"] == 2 * 3 * 7 + 30 * (83 + 83 + 220 + 83)
 
 
-def test_its_options_are_checked_as_those_of_ours(site: Path, here: Path) -> None:
-    (here / "bad.share").write_text(SPEC.replace("period", "perod"))
-    checked = bishare(site, "check", "bad.share")
-    assert checked.returncode == 1
-    assert "BS205" in checked.stdout
-    assert "did you mean `period`?" in checked.stdout
-    (here / "bad.share").write_text(SPEC.replace("Cyclic", "Cyclc"))
-    assert "did you mean `Cyclic`?" in bishare(site, "check", "bad.share").stdout
-
-
-def test_without_the_package_there_is_no_such_transform(here: Path) -> None:
-    checked = bishare(here, "check", "cyclic.share")
-    assert checked.returncode == 1
-    assert "BS204" in checked.stdout
-
-
 def test_a_spec_that_does_not_use_it_does_not_import_it(site: Path, here: Path) -> None:
     (here / "plain.share").write_text(SPEC[: SPEC.index("share inter")])
     program = (

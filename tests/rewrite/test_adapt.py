@@ -1,10 +1,7 @@
 """An adapted model: the base until it trains, W + sum of dW after, and a transformers model throughout."""
 
 import copy
-import pickle
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -47,51 +44,6 @@ def gradients(model, tensors, ids=IDS):
 
 
 @pytest.mark.each_once
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_a_fresh_adapter_changes_no_bit(adapted, family, dtype):
-    model = tiny_model(family).to(dtype)
-    cls = type(model)
-    case = adapted(model)
-    assert case.model is model
-    assert type(model) is cls
-    named = dict(case.base.named_modules())
-    found = dict(regions(model))
-    assert found
-    assert all(isinstance(region, type(named[path])) for path, region in found.items())
-    expected = logits(case.base)
-    with torch.no_grad():
-        assert torch.equal(logits(model), expected)
-        assert torch.equal(logits(model), expected)  # with factors that were kept
-    assert torch.equal(logits(model), expected)
-    for each in (model, case.base):
-        each.train()
-        for module in each.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            for name in ("dropout", "attention_dropout"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
-    assert torch.equal(logits(model), logits(case.base))
-
-
-@pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_a_trained_adapter_is_the_dense_reference(adapted, family):
-    case = adapted(family).train()
-    reference = case.reference()
-    expected = logits(reference)
-    assert not torch.allclose(expected, logits(case.base), atol=1e-2)
-    close(logits(case.model), expected, 1e-4)
-    with torch.no_grad():
-        close(logits(case.model), expected, 1e-4)
-    want, got = (gradients(m, case.tensors) for m in (reference, case.model))
-    assert all(gradient.any() for gradient in want.values())
-    for name, gradient in want.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
-    assert all(p.grad is None for n, p in case.model.named_parameters() if "bishare" not in n)
-
-
-@pytest.mark.each_once
 @pytest.mark.parametrize(
     ("family", "how"),
     # Falcon's own attention takes no static cache.
@@ -112,12 +64,6 @@ def test_generation(adapted, family, how):
     assert torch.equal(trained, generate(case.merged()))
     if family != "gemma2":  # whose embeddings, scaled up, drown all else in so small a model
         assert not torch.equal(trained, before)
-
-
-def test_fallbacks_are_noted(adapted):
-    assert adapted("llama").notes == ()
-    (one, *_) = adapted("gpt2").notes
-    assert "GPT2Attention is adapted linear by linear" in one
 
 
 # Training --------------------------------------------------------------------------------------------
@@ -251,42 +197,6 @@ def test_deepcopy_shares_nothing(adapted, family):
     assert all(s in stores for _, r in regions(again) for s in r.bishare_factors._owned)
 
 
-LOAD = """
-import pickle, sys, torch
-from bishare_dsl.rewrite import unadapt
-from bishare_dsl.rewrite.rewritten import is_rewritten
-for path in sys.argv[1:]:
-    ids, trained, base = torch.load(path + ".in")
-    with open(path, "rb") as file:
-        pickled = pickle.load(file)
-    for model in (pickled, torch.load(path + ".pt", weights_only=False)):
-        with torch.no_grad():
-            assert torch.equal(model(ids).logits, trained)
-            model.bishare.parts.enable(False)
-            assert torch.equal(model(ids).logits, base)
-            model.bishare.parts.enable(True)
-            assert torch.equal(model(ids).logits, trained)
-            assert any(map(is_rewritten, model.modules()))
-            unadapt(model)
-            assert not any(map(is_rewritten, model.modules()))
-            assert torch.equal(model(ids).logits, base)
-"""
-
-
-def test_pickles_load_in_a_fresh_process(adapted, tmp_path):
-    paths = []
-    for family in ("llama", "gpt2"):
-        case = adapted(family).train()
-        path = tmp_path / family
-        path.write_bytes(pickle.dumps(case.model))
-        torch.save(case.model, tmp_path / f"{family}.pt")
-        with torch.no_grad():
-            saved = IDS, case.model(IDS).logits, case.base(IDS).logits
-        torch.save(saved, tmp_path / f"{family}.in")
-        paths.append(path)
-    subprocess.run([sys.executable, "-c", LOAD, *paths], check=True)
-
-
 @pytest.mark.parametrize("family", quick(TINY_FAMILIES, ["llama", "gpt2", "mixtral"]))
 def test_each_tensor_stands_once_in_the_state_dict(adapted, family):
     case = adapted(family).train()
@@ -318,15 +228,6 @@ def test_save_pretrained_is_read_as_the_base_by_stock_transformers(adapted, fami
         assert torch.equal(logits(loaded.eval()), logits(case.base))
 
 
-def test_bfloat16_and_back(adapted):
-    case = adapted("llama").train()
-    expected = logits(case.reference())
-    case.model.to(torch.bfloat16)
-    close(logits(case.model).float(), expected, 0.2)
-    case.model.float()
-    assert logits(case.model).dtype == torch.float32
-
-
 def test_hooks_and_recorded_outputs(adapted):
     case = adapted("llama", attn_implementation="eager")
     seen = []
@@ -346,36 +247,6 @@ def test_hooks_and_recorded_outputs(adapted):
         expected, actual = (getattr(output, recorded) for output in outputs)
         assert len(expected) >= 2
         assert all(map(torch.equal, expected, actual))
-
-
-@pytest.mark.parametrize("family", quick(TINY_FAMILIES, ["llama", "gpt2", "mixtral"]))
-def test_unadapt_gives_the_base_back(adapted, family):
-    model = tiny_model(family)
-    frozen = next(name for name, _ in model.named_parameters())
-    model.get_parameter(frozen).requires_grad_(False)
-    case = adapted(model).train()
-    assert not any(p.requires_grad for n, p in model.named_parameters() if "bishare" not in n)
-    unadapt(model)
-    assert [type(m) for m in model.modules()] == [type(m) for m in case.base.modules()]
-    assert list(model.state_dict()) == list(case.base.state_dict())
-    assert [p.requires_grad for p in model.parameters()] == [
-        p.requires_grad for p in case.base.parameters()
-    ]
-    assert not model.get_parameter(frozen).requires_grad
-    assert torch.equal(logits(model), logits(case.base))
-    assert torch.equal(logits(adapted(model).train().model), logits(adapted(family).train().model))
-
-
-def test_disabling(adapted):
-    case = adapted("llama").train()
-    trained = logits(case.model)
-    paths = [path for path, _ in regions(case.model)]
-    for _ in range(2):
-        case.model.bishare.parts.enable(False)
-        assert torch.equal(logits(case.model), logits(case.base))
-        assert [path for path, _ in regions(case.model)] == paths
-        case.model.bishare.parts.enable(True)
-        assert torch.equal(logits(case.model), trained)
 
 
 # Refusals --------------------------------------------------------------------------------------------
@@ -401,11 +272,6 @@ def test_another_models_plan_is_refused(adapted, planned, fresh_tensors):
     assert "32 -> 40" in error
     model = tiny_model("gpt2")
     assert "no linear layer" in unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
-
-
-def test_an_adapted_model_is_refused(adapted):
-    case = adapted("llama")
-    assert "already" in unchanged(case.model, lambda: adapted(case.model))
 
 
 def test_a_model_of_which_a_part_is_adapted_is_refused(adapted, planned, fresh_tensors):
@@ -455,26 +321,6 @@ def test_a_parent_with_a_forward_of_its_own_falls_back(adapted):
     close(logits(case.train().model), logits(case.reference()), 1e-4)
 
 
-class Reads(nn.Module):
-    """Uses its linear's weight and never calls it, so that no term could be added."""
-
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return torch.matmul(x, self.proj.weight)
-
-
-class ReadsUnderAnotherName(Reads):
-    """Its source does not show whose weight it is."""
-
-    def forward(self, x):
-        for layer in self.children():
-            x = torch.matmul(x, layer.weight)
-        return x
-
-
 class Stack(nn.Module):
     """Layers, as small as can be; sites are what is below their numbers."""
 
@@ -488,33 +334,7 @@ class Stack(nn.Module):
         return x
 
 
-class Chain(nn.Module):
-    """Asks for a type, so that it cannot be traced: each linear is a region."""
-
-    def __init__(self, **modules):
-        super().__init__()
-        self.steps = tuple(modules)
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError
-        for name in self.steps:
-            x = self.get_submodule(name)(x)
-        return x
-
-
 LORA = "spec s\ntarget every\nscale 2\nshare local per module rank 2"
-
-
-@pytest.mark.parametrize("kind", [Reads, ReadsUnderAnotherName])
-def test_a_weight_that_is_read_and_not_called_is_refused(planned, fresh_tensors, kind):
-    model = Stack(kind())
-    plan = planned(model, LORA)
-    error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
-    assert "layers.0.proj" in error
-    assert "computes with the weight of proj itself" in error
 
 
 class Untraced(nn.Module):
@@ -605,14 +425,6 @@ def around(**members):
     return lambda: CalledByAnother(derived(ReadsInTraining, **methods, **members))
 
 
-class Clamps(Untraced):
-    """As AltUp's `predict`: writes to its weight, and computes by calling."""
-
-    def compute(self, x):
-        self.b.weight.data.clamp_(-9, 9)
-        return self.b(self.a(x))
-
-
 @pytest.mark.parametrize(
     "region",
     [
@@ -632,23 +444,6 @@ def test_a_weight_that_an_untraced_forward_computes_with_is_refused(planned, fre
     error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
     assert re.search(r"`layers\.0\.(inner\.)?b` cannot be adapted", error)
     assert "computes with the weight of b itself" in error
-
-
-@pytest.mark.parametrize(
-    "region",
-    [
-        Asks,
-        derived(ReadsBySetting, parts=1),
-        derived(ReadsInTraining, clip=None),
-        around(clip=None),
-        Clamps,
-    ],
-)
-def test_a_weight_that_is_only_asked_about_is_no_obstacle(adapted, region):
-    case = adapted(Stack(region()), LORA)
-    assert "linear by linear" in case.notes[0]
-    x = torch.randn(2, 3, 4)
-    close(case.train().model(x), case.reference()(x), 1e-5)
 
 
 def test_attention_of_torch_is_refused(planned, fresh_tensors):
@@ -705,44 +500,7 @@ def test_quantised_linears_are_opaque_calls(adapted, family):
     assert torch.equal(logits(case.model), logits(packed))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_torchs_own_dynamically_quantised_linears(adapted):
-    def make(linear):
-        return torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear})[0]
-
-    case = adapted(quantised("llama", make))
-    with torch.no_grad():
-        assert torch.equal(logits(case.model), logits(case.base))
-        assert not torch.equal(logits(case.train().model), logits(case.base))
-
-
-def test_conv1d(adapted):
-    case = adapted(Stack(Chain(one=Conv1D(6, 4), act=nn.Tanh(), two=Conv1D(4, 6))), LORA).train()
-    x = torch.randn(3, 4)
-    close(case.model(x), case.reference()(x))
-
-
 # Mixed -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (0, 4)], ids=str)
-def test_a_linear_region_takes_any_number_of_dimensions(adapted, shape):
-    case = adapted(Stack(Chain(one=nn.Linear(4, 6), two=nn.Linear(6, 4))), LORA).train()
-    assert [path for path, _ in regions(case.model)] == ["layers.0.one", "layers.0.two"]
-    x = torch.randn(shape)
-    close(case.model(x), case.reference()(x))
-
-
-def test_a_sequential_keeps_its_children(adapted):
-    """A store in it would be one more child for it to run, with and without the adapter."""
-    steps = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
-    case = adapted(Stack(steps), LORA.replace("every", '"0", "2"')).train()
-    assert [path for path, _ in regions(case.model)] == ["layers.0.0", "layers.0.2"]
-    assert len(case.model.layers[0]) == 3
-    x = torch.randn(3, 4)
-    close(case.model(x), case.reference()(x))
-    case.model.bishare.parts.enable(False)
-    assert torch.equal(case.model(x), case.base(x))
 
 
 def test_a_block_that_owns_targets_and_holds_regions(adapted):
@@ -757,24 +515,6 @@ def test_a_block_that_owns_targets_and_holds_regions(adapted):
         "intra",
         "inter",
     }
-
-
-def test_some_of_a_parents_linears(adapted):
-    text = "spec s\ntarget v_proj, gate_proj\nshare all per layer rank 2 via SS"
-    case = adapted("llama", text).train()
-    close(logits(case.model), logits(case.reference()))
-
-
-def test_shares_that_cover_different_sites(adapted):
-    text = """
-        spec s
-        target q_proj, v_proj, down_proj
-        share one per module rank 2 where layer == 0
-        share two per kind rank 3 where q_proj, v_proj
-        """
-    case = adapted("llama", text).train()
-    assert "model.layers.1.mlp" not in dict(regions(case.model))
-    close(logits(case.model), logits(case.reference()))
 
 
 def test_shares_of_different_dropout(adapted):
@@ -800,21 +540,6 @@ def test_shares_of_different_dropout(adapted):
     want.sum().backward()
 
 
-def test_dropout_is_right_on_average(adapted):
-    text = "spec s\ntarget every\nshare one per module rank 2 dropout 0.5"
-    case = adapted(Stack(Chain(one=nn.Linear(4, 6))), text).train()
-    x = torch.randn(4)
-    case.model.train()
-    many = case.model(x.expand(20000, 4))
-    assert many.var(0).min() > 1e-5  # from rounding alone: under 1e-12
-    torch.testing.assert_close(many.mean(0), case.reference()(x), rtol=0.02, atol=0.02)
-
-
-def test_one_layer(adapted):
-    case = adapted("llama", num_hidden_layers=1).train()
-    close(logits(case.model), logits(case.reference()), 1e-4)
-
-
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_a_linear_of_two_layers_is_adapted_in_both():
     model = tiny_model("llama", num_hidden_layers=3)
@@ -831,12 +556,6 @@ def test_a_linear_of_two_layers_is_adapted_in_both():
         == "`model.layers.0.self_attn.q_proj` is a layer of other modules, too, and adapted alone"
     )
     assert all("BS313" in warning for warning in left_out), "each second name is told"
-
-
-def test_layers_alike_share_their_code(adapted):
-    case = adapted("llama", num_hidden_layers=4)
-    classes = {type(layer.self_attn) for layer in case.model.model.layers}
-    assert len(classes) == 1
 
 
 def test_a_model_on_the_meta_device(planned):

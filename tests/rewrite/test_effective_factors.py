@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from bishare_dsl.rewrite import OwnedTensors
@@ -325,32 +324,6 @@ def test_what_is_written_is_read(trained, change):
             assert not torch.allclose(after, before[name], rtol=1e-3, atol=1e-4)
 
 
-def test_functional_call_has_its_tensors(trained):
-    """Others in the place of all, for one call."""
-    model = copy.deepcopy(trained).model
-    others = {n: p + 0.1 for n, p in model.named_parameters() if "bishare_tensors" in n}
-    with torch.no_grad():
-        before = model(IDS).logits
-        given = functional_call(model, others, (IDS,)).logits
-        assert torch.equal(model(IDS).logits, before)
-        for name, value in others.items():
-            model.get_parameter(name).copy_(value)
-        assert torch.equal(model(IDS).logits, given)
-    assert not torch.equal(given, before)
-
-
-def test_inference_mode_and_gradients_take_turns(adapted):
-    model = adapted("llama").train().model
-    expected = model(IDS).logits
-    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
-        with mode():
-            torch.testing.assert_close(model(IDS).logits, expected)
-    with torch.inference_mode():
-        model(IDS)
-    model(IDS, labels=IDS).loss.backward()
-    assert all(p.grad is not None for n, p in model.named_parameters() if "bishare" in n)
-
-
 @pytest.mark.each_once
 @pytest.mark.parametrize("order", ["offloaded first", "adapted first"])
 @pytest.mark.parametrize("how", ["cpu", "disk", "map"])
@@ -391,21 +364,3 @@ def test_offloading(adapted, planned, fresh_tensors, family, how, order, tmp_pat
         for _ in range(2):
             assert torch.equal(model(IDS).logits, expected)
     assert model(IDS).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize("tokens", [1, 7])
-def test_who_looks_at_calls_of_owners_sees_them(adapted, tokens, everywhere):
-    """FSDP and accelerate bring tensors in by such hooks: a call is left out only where there is none."""
-    model, seen = adapted("llama").model, set()
-    if everywhere:
-        hooks = [nn.modules.module.register_module_forward_pre_hook(lambda m, _: seen.add(m))]
-    else:
-        hooks = [
-            store.register_forward_pre_hook(lambda m, _: seen.add(m)) for store in stores(model)
-        ]
-    with torch.no_grad():
-        model(IDS[:, :tokens])
-    for hook in hooks:
-        hook.remove()
-    assert seen.issuperset(stores(model))

@@ -5,8 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.nn.utils import parametrize
+from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 from bishare_dsl.rewrite.island import island
@@ -89,18 +88,6 @@ def test_its_gradients_are_those_of_the_formula(x, given):
         assert gradgradcheck(run, (start, *parameters))
 
 
-def test_only_what_is_wanted_gets_a_gradient(x):
-    module = Island()
-    module.a.requires_grad_(False)
-    module(x.detach())[0].sum().backward()
-    assert module.a.grad is None
-    assert module.bs[0].grad is not None
-    assert module.bs[1].grad is None  # nothing was asked of the second layer
-    used = module(x)[1]
-    used.sum().backward()
-    torch.testing.assert_close(x.grad, torch.autograd.grad(module.dense(x)[1].sum(), x)[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_without_an_update_the_layers_are_bit_identical(dtype):
     module = Island(dtype, zero=True)
@@ -152,90 +139,10 @@ def test_a_hook_sees_what_its_layer_gives(x, watch):
     assert torch.equal(y, module.layers[0](x))
 
 
-def with_a_pre_hook(module):
-    module.layers[1].register_forward_pre_hook(lambda layer, args: (2 * args[0],))
-
-
-def with_a_backward_hook(module):
-    module.layers[1].register_full_backward_hook(lambda layer, dx, dy: (2 * dx[0],))
-
-
-def with_a_forward_of_its_own(module):
-    module.layers[1].forward = lambda x: 2 * nn.Linear.forward(module.layers[1], x)
-
-
-def of_a_class_of_its_own(module):
-    class Doubled(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    module.layers[1].__class__ = Doubled
-
-
-def with_a_weight_made_of_another(module):
-    class Double(nn.Module):
-        def forward(self, weight):
-            return 2 * weight
-
-    parametrize.register_parametrization(module.layers[1], "weight", Double())
-
-
-def with_a_weight_that_trains(module):
-    module.layers[1].weight.requires_grad_(True)
-
-
-def with_a_bias_that_trains(module):
-    module.layers[1].bias.requires_grad_(True)
-
-
-WAYS = [
-    with_a_pre_hook, with_a_backward_hook, with_a_forward_of_its_own, of_a_class_of_its_own,
-    with_a_weight_made_of_another, with_a_weight_that_trains, with_a_bias_that_trains,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_layers_that_are_not_plain_are_called(x, way):
-    module = Island()
-    way(module)
-    ys = module(x)
-    assert not is_fused(ys)
-    expected = module.dense(x)
-    torch.testing.assert_close(list(ys), expected)
-    inputs = [x, module.a, *[p for p in module.layers.parameters() if p.requires_grad]]
-    for gradient, other in zip(
-        torch.autograd.grad(sum(y.sum() for y in ys), inputs),
-        torch.autograd.grad(sum(y.sum() for y in expected), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(gradient, other)
-
-
-def test_autocast_casts_as_it_does_for_the_layers():
-    module = Island(torch.float32)
-    x = torch.randn(2, 3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        ys = module(x)
-    assert not is_fused(ys)
-    assert {y.dtype for y in ys} == {torch.bfloat16}
-
-
 def test_compiled_it_is_one_graph(x):
     module = Island()
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     torch.testing.assert_close(list(compiled(x)), module.dense(x))
-
-
-def test_forward_mode_and_functorch_work(x):
-    module = Island().requires_grad_(False)
-    _, expected = torch.func.jvp(lambda x: module.dense(x)[0], (x,), (torch.ones_like(x),))
-    _, actual = torch.func.jvp(lambda x: module(x)[0], (x,), (torch.ones_like(x),))
-    torch.testing.assert_close(actual, expected)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
-        torch.testing.assert_close(forward_ad.unpack_dual(module(dual)[0]).tangent, expected)
-    per_row = torch.func.vmap(lambda row: module(row)[0])(x.detach())
-    torch.testing.assert_close(per_row, module.dense(x)[0])
 
 
 def test_under_checkpointing(x):

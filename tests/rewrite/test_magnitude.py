@@ -1,7 +1,6 @@
 """`magnitude`: what it computes, beside the properties that hold of any spec."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
-from bishare_dsl.export import TARGETS, from_peft
+from bishare_dsl.export import from_peft
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.language import parse_spec
@@ -22,7 +21,6 @@ from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import products, row_norms
 from bishare_dsl.rewrite.magnify import length_ratio
 from bishare_dsl.serve.vllm.folder import read_any
-from bishare_dsl.spec import MAGNITUDE, Share, Spec, Via
 from tests.batched.test_batches import alone, filled
 from tests.methods.test_every_method import SCALED, TINY
 from tests.support import checks
@@ -66,32 +64,6 @@ def test_lengths_and_biases_of_offloaded_layers(text, where, tmp_path):
         load_adapter(tmp_path / "adapter", model)
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, want, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.each_once
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_every_invariant_holds(form, family):
-    text = FORMS[form]
-    if family == "gpt2":  # Whose layers are transposed, and fused.
-        for name, other in (("q_proj, v_proj", "c_attn"), ("q_proj, k_proj", "c_attn")):
-            text = text.replace(name, other)
-        for name, other in (("k_proj, v_proj", "c_attn"), ("q_proj, o_proj", "c_attn")):
-            text = text.replace(name, other)
-        text = text.replace("gate_proj, up_proj", "c_fc").replace(" and not v_proj", "")
-        text = text.replace("up_proj", "c_fc").replace("down_proj", "c_proj")
-    checks.check_spec(parse_spec(text), tiny_model(family))
-
-
-@pytest.mark.parametrize("form", ["dora", "shared"])
-def test_a_fresh_adapter_is_its_base_bit_for_bit(form):
-    base = tiny_model("qwen2").requires_grad_(False)
-    model = model_of(form, base)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model(IDS).logits, base(IDS).logits)
-    for one in (base, model):
-        one.train().gradient_checkpointing_enable({"use_reentrant": False})
-    assert torch.equal(model(IDS).logits, base(IDS).logits)
 
 
 class _Relative(torch.nn.Module):
@@ -265,17 +237,6 @@ def test_rows_that_train_have_the_gradients_of_their_adapters_alone(names):
             torch.testing.assert_close(now / scale, gradient / scale, rtol=1e-3, atol=1e-5)
 
 
-def test_a_mixed_batch_takes_the_lengths_of_each_adapter_alone():
-    """Rows of an adapter without a magnitude, whose site others scale, are as they would be without these."""
-    lora = "spec l\ntarget q_proj\nshare l per module rank 2"
-    model = filled(tiny_model("qwen2"), {"l": lora, "d": f"{lora}\nmagnitude per module"})
-    with torch.no_grad():
-        expected = model(IDS[:1]).logits
-        with model.bishare.rows(["l", "d"]):
-            found = model(IDS).logits
-    torch.testing.assert_close(found[:1], expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.each_once
 @pytest.mark.parametrize("form", ["dora", "ia3", "shared", "some"])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
@@ -351,30 +312,6 @@ def test_an_error_of_a_small_dora_is_found(tmp_path, monkeypatch):
     assert not (tmp_path / "spoilt").exists()
 
 
-@pytest.mark.each_once
-@pytest.mark.parametrize("how", [{"rank": 1}, {"dtype": "bfloat16"}])
-@pytest.mark.parametrize("form", ["dora", "some", "shared"])
-def test_a_loss_is_relative_to_the_change_of_the_weight(form, how, tmp_path):
-    base = tiny_model("qwen2")
-    model = model_of(form, base)
-    checks.randomize(model)
-    plan, tensors = model.bishare.plan, model.bishare.tensors()
-    report = export_adapter(tmp_path / "peft", plan, tensors, base, compare=True, **how)
-    other = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").merge_and_unload()
-    norms, lost = [], []
-    for one in report.sites:
-        weight = linear_maps(base)[one.path].values()
-        site = next(site for site in plan.sites if site.path == one.path)
-        wanted = delta(plan, tensors, site, weight)
-        written = other.get_submodule(one.path).weight - weight
-        norms.append(float(wanted.norm()))
-        lost.append(float((written - wanted).norm()))
-        assert one.error == pytest.approx(lost[-1] / norms[-1], rel=1e-2, abs=1e-5)
-    total = math.hypot(*lost) / math.hypot(*norms)
-    assert report.total_error == pytest.approx(total, rel=1e-2)
-    assert report.compared.worst == pytest.approx(report.worst.error, rel=1e-2, abs=1e-5)
-
-
 def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
     base = tiny_model("qwen2")
     config = LoraConfig(
@@ -399,22 +336,6 @@ def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
     save_file(tensors, file)
     with pytest.raises(AdapterError, match="lora_magnitude_vector"):
         import_peft(tmp_path / "peft", base, tmp_path / "none")
-
-
-def test_without_weights_neither_way_is_open(tmp_path):
-    base = tiny_model("qwen2")
-    model = model_of("dora", base)
-    model.bishare.export(tmp_path / "peft")
-    with torch.device("meta"):
-        hollow = type(base)(base.config)
-    with pytest.raises(AdapterError, match="meta device") as caught:
-        import_peft(tmp_path / "peft", hollow, tmp_path / "ours")
-    assert caught.value.problems[0].code == "BS624"
-    tensors = model.bishare.tensors()
-    with pytest.raises(AdapterError, match="meta device") as caught:
-        export_adapter(tmp_path / "other", model.bishare.plan, tensors, hollow)
-    assert caught.value.problems[0].code == "BS624"
-    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.long
@@ -485,35 +406,6 @@ def test_what_has_no_output_to_scale_is_refused_with_a_remedy(target, family, wh
     assert any(term.is_magnitude for term in model.bishare.plan.terms)
 
 
-def test_lengths_of_an_update_that_is_no_matrix_are_refused_with_a_remedy():
-    text = FORMS["routed"].replace(" plain", "")
-    said = refused(text)
-    assert "BS323" in said
-    assert "`e`" in said
-    assert "magnitude per module plain" in said
-
-
-@pytest.mark.parametrize(
-    "share",
-    [
-        Share(name=MAGNITUDE, per="module", rank=2),
-        Share(name="other", per="module", rank=1, via=Via(transform=MAGNITUDE)),
-        Share(name=MAGNITUDE, per="module", rank=2, via=Via(transform=MAGNITUDE)),
-        Share(name=MAGNITUDE, per="module", rank=1, via=Via(transform=MAGNITUDE), dropout=0.5),
-    ],
-)
-def test_a_share_that_is_not_the_statement_cannot_have_its_name(share):
-    target = parse_spec(DORA).target
-    assert "BS203" in refused(Spec(name="s", target=target, shares=(share,)))
-
-
-def test_defaults_of_terms_are_not_its_own():
-    spec = parse_spec("spec s\ntarget q_proj\nalpha 16\ndropout 0.1\n" + DORA.split("proj\n")[1])
-    plan = compile_spec(spec, tiny_model("llama")).bishare.plan
-    found = plan.magnitude(plan.sites[0].path)
-    assert (found.scale, found.dropout, found.rows, found.linear) == (1, 0, 0, False)
-
-
 def test_what_adds_low_rank_terms_alone_refuses_it():
     model = model_of("dora", tiny_model("llama"))
     both = filled(tiny_model("llama"), {"a": DORA, "b": DORA})
@@ -527,17 +419,6 @@ def test_what_adds_low_rank_terms_alone_refuses_it():
             action()
         assert caught.value.problems[0].code == "BS675"
         assert caught.value.problems[0].help
-
-
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "peft"])
-def test_no_layout_of_a_lora_holds_it(target, tmp_path):
-    model = model_of("dora", tiny_model("llama"))
-    found = model.bishare.plan, model.bishare.tensors(), tiny_model("llama")
-    with pytest.raises(AdapterError, match=r"BS675.*export the adapter") as caught:
-        export_adapter(tmp_path / "new", *found, target)
-    (problem,) = caught.value.problems
-    assert "bishare merge" in problem.help
-    assert not (tmp_path / "new").exists()
 
 
 def _cancelled(text):

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import bishare_dsl.peft  # noqa: F401 - registers the method
-from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
 from bishare_dsl.export.effective import delta
-from bishare_dsl.models import inspect_model
-from tests.support.checks import check_against_reference, check_spec, randomize
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
@@ -43,26 +41,6 @@ def logits(model: Any, ids: torch.Tensor = IDS, **more: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(ids, **more).logits
     return found
-
-
-@pytest.mark.each_once
-@pytest.mark.parametrize(
-    ("family", "shares"),
-    [("llama", "own"), ("gemma2", "shared"), ("gpt2", "own"), ("falcon", "shared")],
-)
-@pytest.mark.parametrize("tied", [False, True])
-def test_every_invariant(family: str, tied: bool, shares: str) -> None:
-    check_spec(
-        parse_spec(spec(family, SHARES[shares])), tiny_model(family, tie_word_embeddings=tied)
-    )
-
-
-@pytest.mark.each_once
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shorter_types(dtype: torch.dtype, tied: bool) -> None:
-    model = tiny_model("gemma2", tie_word_embeddings=tied)
-    check_against_reference(parse_spec(spec("gemma2")), model, dtype=dtype)
 
 
 def test_both_uses_of_a_tied_weight_hear_the_one_update() -> None:
@@ -158,17 +136,3 @@ class Bypassing(nn.Module):
 def test_a_head_whose_weight_the_model_reads_is_refused() -> None:
     with pytest.raises(ModelError, match=r"BS403.*`head`.*computes with its weight itself"):
         compile_spec("spec s\ntarget head\nshare x per module rank 1", Bypassing())
-
-
-def test_an_embedding_that_computes_something_else_is_no_site() -> None:
-    model = tiny_model("opt")  # Its positions are shifted by two.
-    paths = [path for site in inspect_model(model).outside for path in site.paths]
-    assert paths == ["lm_head", "model.decoder.embed_tokens"]
-
-
-def test_merging_into_a_weight_that_another_module_has_too_is_refused() -> None:
-    model = trained(tiny_model("llama"), "spec s\ntarget lm_head\nshare x per module rank 1")
-    model.model.norm.other = nn.Linear(1, 1, bias=False)
-    model.model.norm.other.weight = model.lm_head.weight
-    with pytest.raises(AdapterError, match="BS625"), warnings.catch_warnings():
-        model.bishare.merge()

@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -108,27 +107,6 @@ def test_sixty_four_adapters_in_one_batch(base):
     model.bishare.unload()
 
 
-@pytest.mark.parametrize("compact", [False, True])
-def test_a_hundred_adapters_in_four_slots(base, compact):
-    """Each batch has adapters that the last one had not; the host keeps few, so that folders are read again."""
-    root, model = base
-    if "qwen3" in root.name:
-        pytest.skip("nothing in it depends on the base")
-    served = Served(root / f"hundred-{compact}", model, "bishare_ke", 100)
-    extra = {"additional_config": {"bishare_slots_gib": 1}} if compact else {}
-    random = torch.Generator().manual_seed(0)
-    prompts = prompts_of(40)
-    with engine(root / "base", **CHUNKS, **ROOM, **extra) as llm:
-        every = served.requests[:-1], served.tensors
-        for _ in range(4):
-            chosen = torch.randperm(100, generator=random)[:39].tolist()
-            served.requests = [every[0][i] for i in chosen] + [None]
-            served.tensors = [every[1][i] for i in chosen]
-            served.check(llm, prompts)
-            llm.llm_engine.remove_lora(served.requests[0].lora_int_id)
-    model.bishare.unload()
-
-
 def test_compiled(base):
     """Without `enforce_eager` vLLM compiles the model; what layers add is one opaque step in it."""
     root, model = base
@@ -142,35 +120,6 @@ def test_compiled(base):
     ) as llm:
         for served in each:
             served.check(llm, prompts_of(8))
-
-
-def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
-    """vLLM repeats the wish to load in place with each request; the folder is read when it has changed.
-
-    Prompts have one prefix: neither a new folder nor the same one finds what the old adapter left in the cache.
-    """
-    root, model = base
-    served = Served(root, model, "bishare_ke", 2)
-    first, second, _ = served.requests
-    plan = {"bishare_plans": [first.lora_path]}
-    with engine(root / "base", **CHUNKS, **ROOM, additional_config=plan) as llm:
-        served.check(llm, prompts_of(3))
-        shutil.copytree(second.lora_path, root / "again")
-        model.bishare.save_pretrained(root / "again")
-        again = type(first)(
-            first.lora_name, first.lora_int_id, str(root / "again"), load_inplace=True
-        )
-        served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
-        served.requests[0] = again
-        served.check(llm, prompts_of(3))
-        with torch.no_grad():
-            for tensor in model.bishare.tensors().values():
-                tensor.mul_(1.5)
-        model.bishare.save_pretrained(root / "again")
-        served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
-        served.check(llm, prompts_of(3))
-    shutil.rmtree(root / "again")
-    model.bishare.unload()
 
 
 @pytest.mark.parametrize("compact", [False, True])
@@ -321,51 +270,4 @@ def test_a_hundred_adapters_share_one_copy_of_what_their_library_shares(base, sp
         assert (len(adapters), len(waiting)) == (100, 92)
         assert bank.memory.nbytes == 4 * (9 * served.own + served.shared)
         assert sum(packed.untyped_storage().nbytes() for packed in waiting) == 4 * 92 * served.own
-    model.bishare.unload()
-
-
-def test_libraries_with_other_shared_tensors_have_copies_of_their_own(base):
-    """Beside plain LoRA, and an adapter of the same spec that stands alone; copies go with the last adapter."""
-    from bishare_dsl.serve.vllm.memory import write_adapter
-
-    root, model = base
-    if "qwen3" in root.name:
-        pytest.skip("nothing in it depends on the base")
-    root = root / "libraries"
-    first = Library(root, model, "library_core", 2)
-    model = model.bishare.unload()
-    second = Library(root, model, "library_core", 2, first=11)
-    model = model.bishare.unload()
-    alone = Served(root, model, "library_core", 1, first=21)
-    extra = {"additional_config": {"bishare_slots_gib": 1}}
-    with engine(root.parent / "base", **CHUNKS, max_loras=5, max_cpu_loras=8, **extra) as llm:
-        manager = manager_in(llm)
-        for served, count in ((first, 1), (second, 2), (alone, 3), (first, 3), (second, 3)):
-            served.check(llm, prompts_of(5))
-            assert len(manager.banks) == count
-        assert len(
-            {
-                bank.common[name].data_ptr()
-                for bank in manager.banks.values()
-                for name in bank.common
-            }
-        ) == 2 * len(first.plan.common)
-        changed = dict(first.tensors[1])
-        own = next(name for name in changed if name not in first.plan.common)
-        first.tensors[1][own] = changed[own] = changed[own] * 0.5
-        llm.collective_rpc(write_adapter, args=(2, changed))
-        llm.reset_prefix_cache()
-        first.check(llm, prompts_of(5))
-        shared = next(iter(first.plan.common))
-        with pytest.raises(AdapterError, match="BS653"):
-            llm.collective_rpc(write_adapter, args=(2, changed | {shared: changed[shared] + 1}))
-        (number,) = {manager.list_adapters()[i].number for i in (1, 2)}
-        for lora_id, left in ((1, True), (2, False)):
-            llm.llm_engine.remove_lora(lora_id)
-            assert (number in manager.banks) is left
-        assert all(number not in {n for n, *_ in k._plans} for k in manager._kernels.values())
-        first.tensors[1] = first.tensors[1] | {own: changed[own] * 2}  # As in its folder.
-        llm.reset_prefix_cache()
-        first.check(llm, prompts_of(5))
-        assert number in manager.banks
     model.bishare.unload()

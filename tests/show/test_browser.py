@@ -1,13 +1,10 @@
 """The page in a real browser."""
 
-import re
-from itertools import pairwise, product
+from itertools import pairwise
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from bishare_dsl.api import plan_spec
 from bishare_dsl.language import parse_spec, read_file
@@ -87,64 +84,6 @@ def test_pointing_at_a_module_says_who_shares_and_what(show):
     ]
 
 
-def test_a_tensor_of_the_whole_model_tells_its_modules_by_kind(show):
-    browser = show(*ke())
-    browser.find_elements(By.CSS_SELECTOR, "nav button")[2].click()
-    told = hover(browser, cells(browser)[7])
-    assert told[0] == "160 modules of layers 0-31 share A and B"
-    assert told[3:8] == [
-        *(f"self_attn.{kind}_proj: layers 0-31" for kind in "qkv"),
-        "mlp.up_proj: layers 0-31",
-        "mlp.down_proj: layers 0-31",
-    ]
-
-
-def test_it_opens_on_the_share_with_the_largest_pools(show):
-    browser = show(*ke())
-    [open_tab] = browser.find_elements(By.CSS_SELECTOR, "nav button[aria-selected=true]")
-    assert open_tab.text.split()[0] == "inter"
-    [statement] = visible(browser, ".statement")
-    assert statement.text.endswith("rank 16 via KE(size = 256, kernel = kaiming_normal) scale 2")
-
-
-def test_the_head_counts_what_is_private(show, planned):
-    spec, plan = planned(
-        "share s A per kind  B per module  rank 2 freeze A share t per model rank 1 via SS"
-    )
-    browser = show(plan, spec)
-    assert [part.text for part in visible(browser, ".facts .item")] == [
-        "160 shared by several modules (10.0%)",
-        "1,056 private to one module (66.0%)",
-        "384 frozen, not trained (24.0%)",
-    ]
-    bars = visible(browser, ".split i")
-    assert [bar.get_attribute("class") for bar in bars] == ["shared", "private", "frozen"]
-    widths = [bar.size["width"] for bar in bars]
-    assert widths[0] < widths[2] < widths[1]
-
-
-def test_a_narrow_page_hints_at_the_rest_of_a_picture(show):
-    browser = show(*ke())
-    assert not visible(browser, ".hint")
-    size = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        WebDriverWait(browser, 10).until(lambda b: len(visible(b, ".hint")) == 2)
-        browser.execute_script(
-            "document.querySelectorAll('section:not([hidden]) .scroll').forEach(s => s.scrollLeft = 9999)"
-        )
-        WebDriverWait(browser, 10).until(lambda b: not visible(b, ".hint"))
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_what_is_a_module_s_own_is_grey(show):
-    browser = show(*ke())
-    browser.find_elements(By.CSS_SELECTOR, "nav button")[0].click()
-    drawn = visible(browser, "figure svg g[data-p]")
-    assert {group.get_attribute("fill") for group in drawn} == {"#a3adb8"}
-
-
 def test_counts(show):
     plan, spec = ke()
     browser = show(plan, spec)
@@ -169,70 +108,6 @@ def test_counts(show):
         drawn = visible(browser, "figure:nth-of-type(1) svg g[data-p]")
         assert len(drawn) == len(pools) // 2
         assert len(cells(browser)) == len(plan.sites)
-
-
-def test_a_module_that_a_share_leaves_out_is_told_so(show, planned):
-    spec, plan = planned("share s where kind q_proj per model rank 2")
-    browser = show(plan, spec)
-    empty = browser.find_elements(By.CSS_SELECTOR, "g.none rect")
-    assert len(empty) == 6
-    assert hover(browser, empty[0]) == [
-        "at model.layers.0.self_attn.v_proj, 64 → 16: not in this share"
-    ]
-
-
-def test_a_click_keeps_what_is_shown(show, planned):
-    spec, plan = planned("share s per layer rank 2 via SS")
-    browser = show(plan, spec)
-    cell, title = cells(browser)[4], browser.find_element(By.TAG_NAME, "h1")
-    on = "svg g.on rect"
-    hover(browser, cell)
-    ActionChains(browser).move_to_element(title).perform()
-    assert not browser.find_elements(By.CSS_SELECTOR, on)
-    ActionChains(browser).click(cell).move_to_element(title).perform()
-    assert len(browser.find_elements(By.CSS_SELECTOR, on)) == 3
-    assert not browser.find_element(By.ID, "tip").is_displayed()
-    ActionChains(browser).click(cell).move_to_element(title).perform()
-    assert not browser.find_elements(By.CSS_SELECTOR, on)
-
-
-def test_the_legend_points_too(show, planned):
-    spec, plan = planned("share s per layer rank 2 via SS")
-    browser = show(plan, spec)
-    entries = browser.find_elements(By.CSS_SELECTOR, "figure:nth-of-type(1) li[data-p]")
-    assert [entry.text for entry in entries] == ["layer_0", "layer_1", "layer_2"]
-    assert hover(browser, entries[1])[0] == "3 modules of layer 1 share A and B"
-
-
-def test_keys_move_between_shares(show):
-    browser = show(*ke())
-    browser.find_elements(By.CSS_SELECTOR, "nav button")[0].send_keys(Keys.ARROW_LEFT)
-    assert visible(browser, ".statement")[0].text.startswith("share inter per model rank 16")
-
-
-def luminance(browser, selector, what="background-color"):
-    element = browser.find_element(By.CSS_SELECTOR, selector)
-    red, green, blue = map(int, re.findall(r"\d+", element.value_of_css_property(what))[:3])
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-@pytest.mark.parametrize(("scheme", "clicks"), list(product(("light", "dark"), range(4))))
-def test_light_and_dark(show, planned, scheme, clicks):
-    spec, plan = planned("share s where kind q_proj per model rank 2")
-    browser = show(plan, spec)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    button = browser.find_element(By.ID, "theme")
-    for _ in range(clicks):
-        button.click()
-    chosen = ("auto", "light", "dark", "auto")[clicks]
-    assert button.text == f"theme: {chosen}"
-    dark = chosen == "dark" or (chosen == "auto" and scheme == "dark")
-    assert (luminance(browser, "body") < 40) == dark
-    # What is written can be read on either.
-    text, page_of = luminance(browser, "h1", "color"), luminance(browser, "body")
-    assert abs(text - page_of) > 150
-    assert abs(luminance(browser, "svg text", "fill") - luminance(browser, "figure")) > 80
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from itertools import pairwise, product
+from itertools import product
 
 from bishare_dsl.show.colours import colours
 
@@ -17,26 +17,6 @@ def test_few_pools_are_told_apart_wherever_they_are():
 
 def test_what_is_a_module_s_own_has_one_colour():
     assert len({*colours([(0, i) for i in range(20)], alone=True)}) == 1
-
-
-def test_neighbours_in_a_large_grid_are_told_apart():
-    rows, columns = 40, 80
-    places = list(product(range(rows), range(columns)))
-    of = dict(zip(places, colours(places), strict=True))
-    steps = [(0, 1), (0, 2), (1, 0), (2, 0), (1, 1), (1, -1)]
-    near = [
-        distance(of[row, column], of[row + down, column + across])
-        for row, column in places
-        for down, across in steps
-        if (row + down, column + across) in of
-    ]
-    assert min(near) > 38
-
-
-def test_layers_side_by_side_are_told_apart():
-    found = colours([(0, column) for column in range(126)])
-    assert min(distance(a, b) for a, b in pairwise(found)) > 60
-    assert len(set(found)) > 120
 
 
 def test_they_can_be_seen_on_white_and_on_black():

@@ -1,7 +1,5 @@
-from bishare_dsl.models.site import Architecture
 from bishare_dsl.show.picture import picture
 from bishare_dsl.show.rows import held
-from tests.show.conftest import architecture
 
 
 def panels(planned, text):
@@ -35,13 +33,6 @@ def test_roles_that_are_shared_alike_are_drawn_once(planned):
     assert len(panels(planned, "share s A per layer  B per module rank 2")) == 2
 
 
-def test_where_a_share_is_not_is_told(planned):
-    [a] = panels(planned, "share s where kind q_proj and layer > 0 per model rank 2")
-    assert a.patches[0].label == "all"
-    assert a.patches[0].sites == (3, 6)
-    assert a.uncovered == (0, 1, 2, 4, 5, 7, 8)
-
-
 def test_private_tensors_have_a_panel_and_a_count(planned):
     shared, own = panels(planned, "share s per model rank 2 via KE(size = 16)")
     assert (shared.roles, shared.private, own.roles, own.private) == (
@@ -56,12 +47,6 @@ def test_private_tensors_have_a_panel_and_a_count(planned):
         2 * 2 * 16,
         3 * (4 + 4 + 4 + 1 + 4 + 6),
     )
-
-
-def test_frozen_tensors_are_a_panel_of_their_own(planned):
-    a, b = panels(planned, "share s per kind rank 2 freeze A")
-    assert [(p.roles, p.frozen) for p in (a, b)] == [(("A",), True), (("B",), False)]
-    assert a.parameters == 3 * 2 * 64
 
 
 def test_the_whole_share_is_printed_with_the_values_of_params(planned):
@@ -84,28 +69,6 @@ def test_what_is_shared_what_is_private_and_what_is_frozen(planned):
         "share s A per layer  B per module  rank 2 freeze A share t per model rank 1 via SS"
     )
     assert held(plan) == (64 + 96, 3 * 2 * (64 + 16 + 96), 3 * 2 * 64)
-
-
-def test_two_towers_with_the_same_layers_have_rows_of_their_own(planned):
-    towers = [architecture(2, prefix=f"{tower}.layers").sites for tower in ("vision", "text")]
-    both = Architecture(
-        name="both", family="x", layers=2, parameters=1000, sites=(*towers[0], *towers[1])
-    )
-    _, plan = planned("share s per module rank 2", both)
-    grid = picture(plan).panels[0].grid
-    assert len(set(grid.places)) == len(grid.sites) == 12
-    assert grid.rows[0] == "vision.layers.self_attn.q_proj"
-    assert grid.rows[3] == "text.layers.self_attn.q_proj"
-
-
-def test_a_layer_without_a_module_has_a_gap_there(planned):
-    whole = architecture()
-    some = whole.model_copy(
-        update={"sites": tuple(s for s in whole.sites if s.layer != 1 or s.kind != "v_proj")}
-    )
-    spec, plan = planned("share s per kind rank 2", some)
-    drawn = picture(plan, spec)
-    assert (1, 1) not in drawn.panels[0].grid.places
 
 
 def test_a_magnitude_is_drawn_as_it_is_written(planned):

@@ -46,30 +46,11 @@ def test_layers_that_are_alike_are_one_row():
     ]
 
 
-def test_a_layer_without_terms_has_rank_0():
-    found = rows.layers(plan("share s where layer >= 1 per module rank 4"))
-    assert [(r.first, r.last, r.modules, r.effective_rank) for r in found] == [
-        (0, 0, 0, (0, 0)),
-        (1, 29, 2, (4, 4)),
-    ]
-
-
 def test_own_and_shared_parameters_add_up_to_the_count():
     made = plan_spec("bishare_ke", MODEL)
     [row] = rows.layers(made)
     # Every layer shares the pool of the whole model.
     assert 30 * row.own + row.shared == made.trainable
-
-
-def test_memory_of_frozen_tensors_is_weights_alone():
-    made = plan("share s per model rank 8 via SS freeze A")
-    assert (made.trainable, made.frozen) == (8 * 576, 8 * 576)
-    assert rows.memory(made) == rows.Memory(
-        base=2 * made.base.parameters,
-        weights=4 * 2 * 8 * 576,
-        gradients=4 * 8 * 576,
-        optimizer=8 * 8 * 576,
-    )
 
 
 def test_lora_is_counted_on_the_adapted_modules():

@@ -1,6 +1,3 @@
-import re
-from collections import Counter
-from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +9,7 @@ from bishare_dsl.resources import shipped_specs
 from bishare_dsl.show.picture import picture
 from bishare_dsl.show.svg import whole
 from bishare_dsl.spec import EACH_ADAPTER
-from tests.show.conftest import architecture, experts
+from tests.show.conftest import experts
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</style></svg><script>alert(1)</script>&amp;\"'"
@@ -57,20 +54,6 @@ def test_nothing_is_asked_of_a_network(planned):
     assert "@import" not in text
 
 
-def test_cells_do_not_overlap_at_any_depth(planned):
-    for model in (architecture(1), architecture(80), architecture(126), experts(3, 42)):
-        spec, plan = planned("share s per module rank 2", model, target="q_proj, v_proj, up_proj")
-        groups, _ = pools(drawn(spec, plan))
-        cells = [rect for g in groups for rect in g.iter(f"{SVG}rect")]
-        assert len(cells) == len({*picture(plan).panels[0].grid.places})
-        corners = Counter((rect.get("x"), rect.get("y")) for rect in cells)
-        assert max(corners.values()) == 1
-        width, height = int(cells[0].get("width")), int(cells[0].get("height"))
-        for axis, size in (("x", width), ("y", height)):
-            starts = sorted({int(rect.get(axis)) for rect in cells})
-            assert all(b - a > size for a, b in pairwise(starts))
-
-
 def test_experts_that_share_alike_are_one_row(planned):
     text = (
         "share own per module rank 2 "
@@ -98,37 +81,6 @@ def test_experts_that_share_alike_are_one_row(planned):
         target="q_proj, up_proj",
     )[1]
     assert len(picture(odd).panels[0].grid.rows) == 1 + 4
-
-
-def test_what_shares_in_a_panel_is_one_row_there(planned):
-    text = "share s A per layer, kind  B per layer, kind, expert // 2 rank 2"
-    spec, plan = planned(text, experts(2, 4), target="up_proj")
-    a, b = picture(plan, spec).panels
-    assert a.grid.rows == ("mlp.experts.0-3.up_proj",)
-    assert b.grid.rows == ("mlp.experts.0-1.up_proj", "mlp.experts.2-3.up_proj")
-
-
-def test_frozen_cells_are_hatched(planned):
-    groups, _ = pools(drawn(*planned("share s per kind rank 2 freeze A")))
-    hatched = [len(list(g.iter(f"{SVG}path"))) for g in groups]
-    assert hatched == [1, 1, 1, 0, 0, 0]
-    cells = list(groups[0].iter(f"{SVG}rect"))
-    left, right = int(cells[0].get("x")), int(cells[-1].get("x")) + int(cells[-1].get("width"))
-    lines = re.findall(r"M(\d+) (\d+)L(\d+) (\d+)", next(groups[0].iter(f"{SVG}path")).get("d"))
-    assert len(lines) > len(cells)
-    for x1, y1, x2, y2 in (map(int, line) for line in lines):
-        assert x1 - x2 == y2 - y1  # At 45 degrees, inside the cells.
-        assert left <= x1 <= x2 <= right
-
-
-def test_the_cells_of_a_pool_touch(planned):
-    groups, _ = pools(drawn(*planned("share s per model rank 2 via SS")))
-    cells = [
-        [int(rect.get(name)) for name in ("x", "y", "width", "height")]
-        for rect in groups[0].iter(f"{SVG}rect")
-    ]
-    ends = {(x + width, y) for x, y, width, _ in cells} | {(x, y + h) for x, y, _, h in cells}
-    assert all((x, y) in ends for x, y, *_ in cells[1:])
 
 
 @pytest.mark.parametrize("name", shipped_specs())

@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter, save_library
 from bishare_dsl.diagnostics import BishareError, BishareWarning
-from bishare_dsl.diagnostics.codes.adapter import NOT_FINITE_TENSORS
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
@@ -79,19 +78,6 @@ def test_a_tensor_without_a_gradient_is_named_with_its_task(
         for task in tasks:
             assert f"`{task}: x.layers.{layer}.mlp.up_proj.B`" in told[0]
         assert "in step 3" in told[0]
-
-
-def test_each_task_trains_on_all_tokens_where_it_is_told_to(tasks: Any, tmp_path: Path) -> None:
-    how = {"max_steps": 2, "train_on": "all"}
-    start(PLAIN, tasks, tmp_path / "many", **how)
-    for name, data in tasks.items():
-        found = tensors(tmp_path / "many" / name)
-        alone = start(PLAIN, data, tmp_path / name, **how).model.bishare.tensors()
-        other = start(PLAIN, data, tmp_path / f"{name}-2", **how | {"train_on": "completion"})
-        for key, wanted in alone.items():
-            torch.testing.assert_close(found[key], wanted, rtol=0, atol=1e-5)
-        differ = [(found[k] - t).abs().max() for k, t in other.model.bishare.tensors().items()]
-        assert max(differ) > 1e-4
 
 
 def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
@@ -257,24 +243,6 @@ def test_a_run_does_not_go_on_with_another_library(tasks: Any, tmp_path: Path) -
         train(resume=tmp_path / "out", **again | {"model": tiny_model("llama")})
 
 
-def test_a_library_keeps_its_type_and_its_files(tasks: Any, tmp_path: Path) -> None:
-    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
-    start(text, tasks, tmp_path / "first", max_steps=2)
-    members = {name: read_adapter(f"{tmp_path / 'first' / 'library'}#{name}") for name in tasks}
-    plan, spec_text = members["long"].plan, members["long"].spec_text
-    values = {name: member.tensors() for name, member in members.items()}
-    save_library(tmp_path / "int4", plan, values, spec_text, seed=0, dtype="int4")
-    before = {path: path.read_bytes() for path in (tmp_path / "int4").rglob("*.safetensors")}
-    how = {"library": str(tmp_path / "int4"), "max_steps": 2}
-    with pytest.warns(BishareWarning, match="BS690"):
-        start(text, {"later": tasks["short"]}, tmp_path / "out", **how)
-    later = read_adapter(f"{tmp_path / 'out' / 'library'}#later")
-    assert later.config.rounded == "int4"
-    for path, content in before.items():
-        copied = tmp_path / "out" / "library" / path.relative_to(tmp_path / "int4")
-        assert copied.read_bytes() == path.read_bytes() == content
-
-
 def test_a_forced_run_keeps_the_library_that_it_adds_to(tasks: Any, tmp_path: Path) -> None:
     text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
     start(text, tasks, tmp_path / "run", max_steps=2)
@@ -289,20 +257,6 @@ def test_a_forced_run_keeps_the_library_that_it_adds_to(tasks: Any, tmp_path: Pa
     start(text, tasks, tmp_path / "run", force=True, max_steps=2)
     assert {*names_in(library)} == {*tasks}
     assert Path(library, "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("shared", ["per kind", "per adapter, kind"])
-def test_what_the_writer_warns_of_is_reported(
-    shared: str, tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bishare_dsl.adapter import files
-
-    lost = NOT_FINITE_TENSORS(count=1, name="x")
-    real = files.pack
-    monkeypatch.setattr(files, "pack", lambda *a, **how: (*real(*a, **how)[:2], (lost,)))
-    text = f"spec s\ntarget q_proj\nshare x A {shared}  B per adapter, kind rank 4"
-    with pytest.warns(BishareWarning, match="BS660"):
-        start(text, tasks, tmp_path / "out", max_steps=1)
 
 
 class _Break(TrainerCallback):
@@ -365,19 +319,6 @@ def test_a_run_without_a_finite_adapter_is_an_error(tasks: Any, tmp_path: Path) 
     with pytest.raises(BishareError, match=r"BS750.*no adapter is written for `long`, `short`"):
         start(PLAIN, tasks, tmp_path / "out", callbacks=[_BreakAt(1, "")], **how)
     assert not (tmp_path / "out" / "long").exists()
-
-
-@pytest.mark.parametrize(
-    "how", [{}, {"seeds": 2}, {"search": ["r=1,2"], "eval_split": 2}], ids=lambda how: "".join(how)
-)
-def test_a_spec_with_a_warning_trains(
-    tasks: Any, tmp_path: Path, how: dict[str, Any], recwarn: pytest.WarningsRecorder
-) -> None:
-    """As every KE whose size divides no width, and so `bishare_ke_ab` on SmolLM2; each run says it once."""
-    text = "spec s\nparam r = 2\ntarget q_proj, v_proj\nshare a where q_proj per kind rank r\n"
-    made = start(text, tasks, tmp_path / "out", max_steps=1, **how)
-    assert len([task for task in made.tasks if task.folder]) == 2 * how.get("seeds", 1)
-    assert sum("BS308" in str(w.message) for w in recwarn) == 1
 
 
 @pytest.mark.parametrize(
@@ -496,14 +437,3 @@ def test_several_seeds_are_several_adapters(tasks: Any, tmp_path: Path) -> None:
     begun = alone.model.bishare.tensors()
     for name, found in two.items():
         assert (found - begun[name]).abs().max() < 0.05
-
-
-@pytest.mark.parametrize(("rate", "said"), [("1e-4", 1), ("5e-3", 0)])
-def test_few_parameters_at_a_low_rate_are_noted_once(
-    files: Path, tmp_path: Path, capsys: Any, rate: str, said: int
-) -> None:
-    """Of rates that are tried the highest counts."""
-    how: Any = {"search": {"learning_rate": ["1e-5", rate]}, "eval_split": 4, "max_steps": 1}
-    start(PLAIN, str(files / "rows.jsonl"), tmp_path / "many", **how, quiet=False)
-    told = f"at a rate of {float(rate):g}: try --learning_rate 2e-3"
-    assert capsys.readouterr().err.count(told) == said

@@ -53,39 +53,11 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         assert expected in said
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("lora_r", "the spec says it: `rank`"),
-        ("lr", "it is `learning_rate`"),
-        ("epochs", "it is `num_train_epochs`"),
-        ("batch_size", "it is `per_device_train_batch_size`"),
-        ("target_modules", "`target q_proj, v_proj`"),
-        ("push_to_hub", "hf upload"),
-        ("resume_from_checkpoint", "it is `resume`"),
-    ],
-)
-def test_what_others_call_it(name, said):
-    with pytest.raises(TrainError, match="BS730") as caught:
-        make_request({**NEEDED, name: 1}, None)
-    assert said in str(caught.value)
-
-
 def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
     known = {*arguments.argument_types(), *Settings.model_fields, "model", "spec", "output_dir"}
     elsewhere = {word for place, word in words._table() if place == "argument"}
     assert elsewhere
     assert not known & elsewhere
-
-
-def test_rates_of_shares():
-    given = {**NEEDED, "lr_of": ["B=16x", "inter = 5e-4"]}
-    settings = make_request(given, None).settings
-    assert settings.lr_of == {"B": "16x", "inter": "5e-4"}
-    assert make_request({**NEEDED, "lr_of": "B=16x"}, None).settings.lr_of == {"B": "16x"}
-    for wrong in ("B", "B=fast", "B=-1"):
-        with pytest.raises(TrainError, match=r"BS731.*`lr_of`"):
-            make_request({**NEEDED, "lr_of": wrong}, None)
 
 
 def test_a_split_is_a_part_or_a_number():
@@ -130,22 +102,3 @@ def test_a_config_in_utf_16_is_refused_in_plain_words(tmp_path):
 def test_no_code_in_a_config_is_run(tmp_path):
     with pytest.raises(TrainError, match="BS734"):
         read_config(config(tmp_path, "seed: !!python/object/apply:os.getpid []\n"))
-
-
-def test_no_config(tmp_path):
-    assert read_config(config(tmp_path, "# nothing yet\n")) == {}
-    with pytest.raises(TrainError, match=r"BS734.*No such file"):
-        read_config(tmp_path / "none.yaml")
-
-
-def test_every_setting_says_what_the_command_shows_of_it():
-    for name, field in Settings.model_fields.items():
-        metavar, colon, about = field.description.partition(": ")
-        switch = field.annotation is bool
-        assert switch or (colon and about and " " not in metavar), name
-
-
-def test_packing_names_what_to_use_instead(tmp_path):
-    given = {"spec": "lora", "model": "m", "data": "rows.jsonl", "output_dir": tmp_path}
-    with pytest.raises(TrainError, match=r"BS730.*`packing`(.|\n)*group_by_length"):
-        make_request({**given, "packing": True}, None)

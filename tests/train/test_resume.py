@@ -72,36 +72,9 @@ def test_dropout_is_drawn(start, files, tmp_path):
     assert losses(wet) != losses(start(tmp_path / "dry", spec=str(dry)))
 
 
-def test_sigterm_stops_as_well(start, tmp_path):
-    with pytest.raises(TrainingInterrupted, match=r"step 2 of 6; saved in .*checkpoint-2"):
-        start(tmp_path / "it", callbacks=[Asks(2, signal.SIGTERM)])
-
-
-def test_the_second_time_stops_at_once(start, tmp_path):
-    class Impatient(Asks):
-        def on_substep_end(self, args, state, control, **_):
-            if state.global_step + 1 == self.step:
-                os.kill(os.getpid(), self.number)
-
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        start(tmp_path / "it", callbacks=[Impatient(2)])
-    assert not isinstance(caught.value, TrainingInterrupted)
-    assert not list((tmp_path / "it").glob("*checkpoint*"))
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
 def test_a_last_step_that_is_done_is_the_end(start, tmp_path):
     result = start(tmp_path / "it", callbacks=[Asks(6)])
     assert result.steps == 6
-
-
-@pytest.mark.parametrize("more", [{}, {"max_steps": 4}, {"num_train_epochs": 0.5}])
-def test_a_finished_run_is_finished(start, tmp_path, more):
-    first = start(tmp_path / "it", save_strategy="steps", **more)
-    again = go_on(tmp_path / "it")
-    assert again.steps == first.steps
-    assert all(torch.equal(values(again)[n], t) for n, t in values(first).items())
 
 
 def test_a_finished_run_goes_on_if_it_is_made_longer(start, tmp_path):
@@ -110,14 +83,6 @@ def test_a_finished_run_goes_on_if_it_is_made_longer(start, tmp_path):
     rates = [entry["learning_rate"] for entry in longer.history if "loss" in entry]
     assert longer.steps == 12
     assert rates[7:] == pytest.approx([1e-2 * (12 - step) / 12 for step in range(7, 12)])
-
-
-def test_an_earlier_checkpoint_and_the_later_ones(start, tmp_path, capsys):
-    more = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 3, "logging_steps": 1}
-    whole = start(tmp_path / "it", **more)
-    again = go_on(tmp_path / "it" / "checkpoint-2")
-    assert losses(again) == losses(whole)
-    assert [p.name for p in (tmp_path / "it").glob("checkpoint-6")] == ["checkpoint-6"]
 
 
 def test_a_model_that_was_given_is_given_again(start, tmp_path):

@@ -13,7 +13,7 @@ from bishare_dsl.models.load import load_model, meta_model
 from bishare_dsl.verify import ENGINES
 from bishare_dsl.verify.contents import read_contents
 from bishare_dsl.verify.engines import TESTS, engine_problems, facts
-from tests.verify.served import CONFIG, KINDS, LAYERS, TENSORS, change, without
+from tests.verify.served import CONFIG, KINDS, LAYERS, TENSORS, change
 
 COUNT = LAYERS * len(KINDS)
 
@@ -96,14 +96,6 @@ def test_zeros_and_what_is_no_number(base, copy):
     )
 
 
-def test_modules_without_tensors(base, copy):
-    change(copy, without(".layers.3."), target_modules=KINDS)
-    contents, problems = found_in(copy, base)
-    assert list(problems) == ["BS866"]
-    assert f"the config targets {len(KINDS)} modules" in problems["BS866"].message
-    assert contents.complete
-
-
 def test_another_method_is_told_and_its_names_are_compared(base, copy):
     change(copy, use_dora=True)
     contents, problems = found_in(copy, base)
@@ -142,26 +134,6 @@ def test_every_fact_has_a_test_a_source_and_something_to_do(row):
     assert row["when"] in TESTS
     assert row["does"] in ("refuses", "ignores", "misreads")
     assert row["source"] and row["help"] and row["what"]  # noqa: PT018
-
-
-@pytest.mark.parametrize(
-    ("config", "engine", "what"),
-    [
-        ({"use_rslora": True}, "llama.cpp", "misreads rsLoRA"),
-        ({"alpha_pattern": {"up_proj": 4}}, "llama.cpp", "ignores `alpha_pattern`"),
-        ({"modules_to_save": ["lm_head"]}, "vllm", "refuses `modules_to_save`"),
-        ({"use_dora": True}, "vllm", "refuses DoRA"),
-        ({"bias": "all"}, "vllm", "refuses trained biases"),
-        ({"peft_type": "LOHA"}, "vllm", "misreads a `peft_type`"),
-        ({}, "mlx", "refuses a folder of PEFT"),
-    ],
-)
-def test_what_an_engine_does_with_a_config(base, copy, contents, config, engine, what):
-    change(copy, **config)
-    changed, _ = found_in(copy, base)
-    messages = [problem.message for problem in engine_problems(changed, engine)]
-    assert any(what in message for message in messages), messages
-    assert len([*engine_problems(contents, engine)]) == len(messages) - bool(config)
 
 
 def test_the_command_names_and_counts(bishare, base, lora, tmp_path):

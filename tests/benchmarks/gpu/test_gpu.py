@@ -70,34 +70,9 @@ def counted(graph, inputs):
 torch._dynamo.register_backend(counted)
 
 
-def test_compiled(rows, monkeypatch):
-    """A step: what decodes compiles the same subjects, and without a backward."""
-    GRAPHS.clear()
-    monkeypatch.setitem(importlib.import_module("gpu.subjects").TINY, "num_hidden_layers", 1)
-    torch.compiler.reset()
-    assert len(rows("step", "--compile", "counted", "--precision", "float32")) == 4
-    assert len(GRAPHS) >= 3  # the base, PEFT's and ours
-
-
 def test_mixed_batches(rows):
     found = [row["decoding"] for row in rows("mixed_batch", "--precision", "float32")]
     assert "bishare_ke, adapter_names" in found
-
-
-def test_four_bits_are_few(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    subjects = importlib.import_module("gpu.subjects")
-    dense, small = (
-        subjects.base_model(subjects.arguments(None, [*TINY, "--precision", precision]))
-        for precision in ("bfloat16", "4bit")
-    )
-    ids = torch.arange(8)[None]
-    weight = small.model.layers[0].mlp.up_proj.weight
-    assert weight.numel() * 4 == dense.model.layers[0].mlp.up_proj.weight.numel() * 2
-    close = torch.nn.functional.cosine_similarity(
-        dense.train()(ids).logits.flatten(), small.train()(ids).logits.flatten(), dim=0
-    )
-    assert close > 0.9
 
 
 def test_all_parts_are_run_and_a_failure_is_told(monkeypatch, capfd):
@@ -140,26 +115,3 @@ SHAPES = {
     "vocab_size": 64,
     "tie_word_embeddings": False,
 }
-WIDTHS = 2 * ((32 + 32) + 2 * (32 + 16) + (32 + 96) + (96 + 32))
-"""The sum of d_in + d_out of q, k, v, up and down."""
-
-
-def test_a_rank_of_lora_costs_its_two_products_a_token(roofline):
-    found = {r: roofline("lora", "--set", f"r={r}") for r in (4, 8)}
-    token = {r: rows["decoded token", "lora"]["GFLOP"] * 1e9 for r, rows in found.items()}
-    assert token[8] - token[4] == pytest.approx(2 * 4 * WIDTHS, abs=0.5)
-    base = found[4]["decoded token", "base"]["GFLOP"] * 1e9
-    assert token[4] - base == pytest.approx(2 * 4 * WIDTHS, abs=0.5)
-    peft = found[8]["decoded token", "PEFT LoRA r=8"]["GFLOP"] * 1e9
-    assert peft == pytest.approx(token[8], abs=0.5)
-
-
-def test_a_token_reads_every_weight_and_an_adapter_makes_it_no_faster(roofline):
-    found = roofline("bishare_ke_ab", "--context", "0")
-    weights = 2 * (2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 96) + 32 * 64)
-    base = found["decoded token", "base"]
-    assert weights < base["GB"] * 1e9 < 3 * weights
-    for (step, name), row in found.items():
-        assert row["kernels"] >= found[step, "base"]["kernels"], name
-        assert 0 < row["at best, x base's speed"] <= 1
-    assert {name for step, name in found if step == "mixed batch"} == {"base", "bishare_ke_ab x 3"}

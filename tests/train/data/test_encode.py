@@ -88,41 +88,6 @@ def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, trained):
     assert str(whole).endswith("of which 2 are trained on.")
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        [{"text": " "}, {"text": ""}],
-        [{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}],
-        [{"prompt": "the quick fox: a", "completion": "a"}],
-    ],
-)
-def test_nothing_to_learn_at_all(values, tokenizer, rows, problems):
-    [problem] = problems(encode, rows(*values), tokenizer("chatml"), max_length=4)
-    assert problem.code == "BS723"
-
-
-def test_texts_and_chats_may_alternate(tokenizer, rows, chat, trained):
-    """In a set of prompts and completions; the order stays."""
-    made = tokenizer("chatml", adds=("<s>",))
-    turns = {
-        "prompt": chat("user: fox")["messages"],
-        "completion": chat("assistant: dog")["messages"],
-    }
-    text = {"prompt": "the", "completion": " fox"}
-    encoded = encode(rows(text, turns, text, turns), made, max_length=99)
-    found = [trained(example, made) for example in encoded.examples]
-    assert found == [[" fox</s>"], ["dog<|im_end|>"]] * 2
-    assert [decoded(e, made)[:3] for e in encoded.examples] == ["<s>", "<|i"] * 2
-
-
-def test_examples_are_a_data_set(tokenizer, rows):
-    examples = encode(rows(*[{"text": "fox"}] * 5), tokenizer(), max_length=4).examples
-    assert len(examples) == 5
-    assert examples[-1] == examples[4] == list(examples)[4]
-    assert {type(v) for v in examples[0]["input_ids"]} == {int}
-    assert examples.data.nbytes < 5 * (8 * 4 + 2 * 16)  # Eight bytes a token.
-
-
 # Tokenizers that do not have what is needed.
 
 
@@ -130,14 +95,6 @@ def test_no_chat_template(tokenizer, rows, chat, problems):
     row = chat("user: fox", "assistant: dog")
     [problem] = problems(encode, rows(row), tokenizer(), max_length=9)
     assert problem.code == "BS718"
-
-
-def test_no_end_of_sequence(tokenizer, rows, chat, problems):
-    made = tokenizer("chatml", eos=None)
-    [problem] = problems(encode, rows({"text": "fox"}), made, max_length=9)
-    assert problem.code == "BS721"
-    # A chat ends as its template says.
-    assert encode(rows(chat("user: fox", "assistant: dog")), made, max_length=99).examples
 
 
 def test_a_token_on_both_sides_is_trained_where_it_cannot_be_parted(rows):

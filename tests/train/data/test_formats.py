@@ -59,12 +59,6 @@ def test_alpaca_without_a_chat_template(given, encoded, tokenizer):
     assert ("further context" in text) == bool(given)
 
 
-def test_the_format_may_be_said(encoded, tokenizer):
-    row = {"instruction": "fox", "output": "dog", "text": "hello"}
-    assert read(encoded(row, format="text"), tokenizer) == "hello</s>"
-    assert encoded(row, format="alpaca").report.format == "alpaca"
-
-
 @pytest.mark.parametrize(
     ("row", "code", "said"),
     [
@@ -102,22 +96,6 @@ def test_bad_rows_of_alpaca(row, code, said, encoded, problems):
 
 
 @pytest.mark.parametrize(
-    ("row", "code", "said"),
-    [
-        ({"prompt": "a"}, "BS711", "`completion` is missing"),
-        ({"prompt": "", "completion": "b"}, "BS714", "`prompt` is empty"),
-        ({"prompt": [], "completion": [ASSISTANT]}, "BS714", "`prompt` is empty"),
-        ({"prompt": [USER], "completion": "b"}, "BS712", "`completion` is text; a list of messages"),
-        ({"prompt": "a", "completion": [ASSISTANT]}, "BS712", "`completion` is a list; text"),
-        ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "BS711", "`completion[0].content` is missing"),
-    ],
-)  # fmt: skip
-def test_bad_prompts_and_completions(row, code, said, encoded, problems):
-    [problem] = problems(encoded, {"prompt": "a", "completion": "b"}, row)
-    assert (problem.code, said in problem.message) == (code, True)
-
-
-@pytest.mark.parametrize(
     ("messages", "code", "said"),
     [
         ("a", "BS712", "`messages` is text; a list of messages"),
@@ -138,11 +116,6 @@ def test_bad_messages(messages, code, said, encoded, problems):
     assert problem.code == code
     assert problem.message.startswith("rows.jsonl:2: ")
     assert said in problem.message
-
-
-def test_a_near_role_is_named(encoded, problems):
-    [problem] = problems(encoded, {"messages": [{"role": "asistant", "content": "a"}]})
-    assert problem.help == "did you mean `assistant`?"
 
 
 def test_the_first_bad_rows_are_named_and_the_rest_counted(encoded, problems):

@@ -1,7 +1,5 @@
 """Which part of a chat is trained on, for the chat templates that are about."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,33 +62,6 @@ def test_a_prompt_is_read_as_the_model_reads_it_when_it_generates(tokenizer, row
     assert example["labels"][: len(prompt)] == [-100] * len(prompt)
 
 
-SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfor %}
-{%- if add_generation_prompt %}<|assistant|>opening{% endif %}"""
-
-
-@pytest.mark.parametrize(
-    ("opening", "ending", "said", "wanted"),
-    [
-        # A turn ends with a token of its own, and then with the one that stops.
-        ("", "<|im_end|></s>", "dog", ["dog<|im_end|></s>", "dog<|im_end|></s>"]),
-        # What begins the next turn ends none.
-        (
-            "",
-            "{% if m.role == 'assistant' and not loop.last %}<s>{% endif %}",
-            "dog",
-            ["dog", "dog</s>"],
-        ),
-    ],
-)
-def test_where_a_turn_begins_and_ends(
-    opening, ending, said, wanted, tokenizer, rows, chat, trained
-):
-    made = tokenizer(SIMPLE.replace("opening", opening).replace("ending", ending))
-    row = chat("user: fox", f"assistant: {said}", "user: fox", f"assistant: {said}")
-    [example] = encode(rows(row), made, max_length=200).examples
-    assert trained(example, made) == wanted
-
-
 def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, trained):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.thought }}{{ m.content }}</s>"
@@ -103,24 +74,6 @@ def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, trained):
     ]
     [example] = encode(rows({"messages": messages}), made, max_length=50).examples
     assert trained(example, made) == ["hello dog</s>"]
-
-
-@pytest.mark.parametrize("template", ["chatml", "llama3", "mistral"])
-def test_an_empty_turn_is_not_trained_on(template, tokenizer, rows, chat, trained):
-    made = tokenizer(template)
-    row = chat("user: fox", "assistant: ", "user: fox", "assistant: dog")
-    [example] = encode(rows(row), made, max_length=100).examples
-    assert [part.strip()[:3] for part in trained(example, made)] == ["dog"]
-
-
-def test_turns_of_the_prompt_are_not_trained_on(tokenizer, rows, chat, trained):
-    made = tokenizer("chatml")
-    prompt = chat("user: fox", "assistant: quick", "user: fox")["messages"]
-    completion = chat("assistant: dog", "user: hello", "assistant: lazy")["messages"]
-    row = {"prompt": prompt, "completion": completion}
-    encoded = encode(rows(row), made, max_length=100)
-    assert trained(encoded.examples[0], made) == ["dog<|im_end|>", "lazy<|im_end|>"]
-    assert encoded.report.format == "prompt-completion"
 
 
 # Templates that say themselves what is generated.
@@ -140,21 +93,6 @@ def test_markers_count_and_the_end_of_turn_is_trained_with_them(
     row = chat("user: fox", "assistant: dog", "user: a", "assistant: hello")
     [example] = encode(rows(row), made, max_length=100).examples
     assert trained(example, made) == [" dog</s>", " hello</s>"]
-
-
-def test_markers_may_enclose_several_parts_of_a_turn(tokenizer, rows, chat, trained):
-    template = re.sub(
-        r"\{%- if not end_inside.*?endif %\}",
-        "{%- generation %} fox</s>{% endgeneration %}",
-        MARKED,
-    )
-    made = tokenizer(template.replace("end_inside", "true"))
-    row = {
-        "prompt": chat("user: a", "assistant: lazy", "user: a")["messages"],
-        "completion": chat("assistant: dog")["messages"],
-    }
-    [example] = encode(rows(row), made, max_length=100).examples
-    assert trained(example, made) == [" dog</s>", " fox</s>"]
 
 
 # Templates from which it cannot be told.
@@ -187,19 +125,6 @@ def test_a_template_that_hides_the_turns_is_an_error(
     assert reason in problem.message
     # Without a loss on turns it does not matter.
     assert encode(rows(row), tokenizer(template), max_length=100, train_on="all").examples
-
-
-def test_a_template_that_trl_knows_has_markers_of_trl(tokenizer, rows, chat, trained):
-    """Qwen3's writes thinking into the last turn alone."""
-    from trl.chat_template_utils import qwen3_chat_template
-
-    made = tokenizer(qwen3_chat_template, eos="<|im_end|>")
-    row = chat("user: fox", "assistant: dog", "user: fox", "assistant: lazy")
-    [example] = encode(rows(row), made, max_length=200).examples
-    assert [part.split("\n")[-1] for part in trained(example, made)] == [
-        "dog<|im_end|>",
-        "lazy<|im_end|>",
-    ]
 
 
 @pytest.mark.parametrize(
