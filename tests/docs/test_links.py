@@ -13,7 +13,7 @@ PAGES = [
         page
         for folder in FOLDERS
         for page in sorted((ROOT / folder).rglob("*.md"))
-        if "node_modules" not in page.parts
+        if not {"node_modules", "notes"} & {*page.parts}  # Nobody edits dated notes.
     ),
 ]
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
