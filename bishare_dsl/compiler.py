@@ -174,11 +174,11 @@ def read_spec(spec: Spec | str | os.PathLike[str]) -> tuple[Spec, SourceMap | No
 def read_fitting(
     folder: str | os.PathLike[str],
     model: nn.Module | Architecture | Source | str,
-    named: Source | str | None = None,
+    named: nn.Module | Source | str | None = None,
 ) -> tuple[StoredAdapter, list[Problem]]:
     """Read an adapter or a LoRA of PEFT, check that it fits a model, and return its warnings.
 
-    Hub ids are fetched. ``named`` is the name of the model if ``model`` is its shapes.
+    Hub ids are fetched. ``named`` is the model or its name if ``model`` is its shapes.
 
     Raises:
         BishareError: the adapter cannot be read or does not fit, or the model cannot be found.
@@ -200,7 +200,7 @@ def read_fitting(
 def read_lora(
     folder: str | os.PathLike[str],
     model: nn.Module | Architecture | Source | str,
-    named: Source | str | None = None,
+    named: nn.Module | Source | str | None = None,
 ) -> StoredAdapter:
     """Read a plain LoRA as an equal adapter. The arguments are those of `read_fitting`.
 
@@ -213,7 +213,7 @@ def read_lora(
 def _base_of(
     folder: str | os.PathLike[str],
     model: nn.Module | Architecture | Source | str,
-    named: Source | str | None,
+    named: nn.Module | Source | str | None,
 ) -> Callable[[], nn.Module] | None:
     """Return a function that returns the base of a LoRA, if it is known, and loads it at most once."""
     from bishare_dsl.export.layouts import layout_of
@@ -292,7 +292,7 @@ def import_peft(
     folder: str | os.PathLike[str],
     model: nn.Module | Architecture | Source | str,
     out: str | os.PathLike[str],
-    named: Source | str | None = None,
+    named: nn.Module | Source | str | None = None,
 ) -> tuple[StoredAdapter, Compared]:
     """Save a plain LoRA as an equal adapter, and return it with its comparison with the LoRA.
 

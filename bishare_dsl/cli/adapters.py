@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.reading import read_adapter_for
 from bishare_dsl.cli.report import CommandError, Report, silence_libraries
-from bishare_dsl.diagnostics import EvaluateError
+from bishare_dsl.diagnostics import BishareError, EvaluateError
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.diagnostics.codes.usage import WRONG_USAGE
 from bishare_dsl.reading import real_path
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from bishare_dsl.models import Architecture
 
 BASE = "base"
+
+
+def adapters_in(folder: Path) -> list[Path]:
+    """Return the adapter that a word names, or all of those in a folder or in a library."""
+    from bishare_dsl.adapter.files import names_in
+    from bishare_dsl.adapter.inventory import find_adapters
+
+    adapters: list[Path] = []
+    for place in find_adapters(folder) or [folder]:
+        names: tuple[str, ...] = ()
+        with suppress(BishareError):  # Reading the adapter raises it.
+            names = names_in(place)
+        adapters += [Path(f"{place}#{name}") for name in names] or [place]
+    return adapters
 
 
 def named_folders(folders: Sequence[Path]) -> dict[str, Path]:

@@ -91,11 +91,11 @@ def command(
     """
     from bishare_dsl.adapter.contents import own_file
     from bishare_dsl.adapter.files import CONFIG, add_to_library, save_adapter, save_library
-    from bishare_dsl.cli.adapters import base_of, named_folders
+    from bishare_dsl.cli.adapters import adapters_in, base_of, named_folders
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_adapter_for
 
-    folders = tuple(adapter for folder in folders for adapter in _adapters_in(folder))
+    folders = tuple(adapter for folder in folders for adapter in adapters_in(folder))
     named = named_folders(folders)
     settings: Any = {"seed": seed, "dtype": dtype}
     first, model_name = None, model
@@ -217,19 +217,6 @@ def _warn_of_far(report: Report, fitted: FitReport) -> None:
 
 def _tell(report: Report, sweep: int, error: float) -> None:
     report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
-
-
-def _adapters_in(folder: Path) -> list[Path]:
-    """Return the adapter that a word names, or all of those in a folder or in a library."""
-    from bishare_dsl.adapter.files import names_in
-    from bishare_dsl.adapter.inventory import find_adapters
-
-    places = find_adapters(folder) or [folder]
-    return [
-        adapter
-        for place in places
-        for adapter in ([Path(f"{place}#{name}") for name in names_in(place)] or [place])
-    ]
 
 
 def _bytes(folder: Path) -> int:

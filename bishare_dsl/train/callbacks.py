@@ -118,7 +118,7 @@ class SyncCheck(TrainerCallback):
         if isinstance(engine, str):
             server = Server(engine)
             self._ask = lambda adapted: server.ask(
-                self._name if adapted else base or server.base(self._name), TEXTS
+                self._name if adapted else base or server.base([self._name]), TEXTS
             )
         else:
             self._ask = lambda adapted: _answers(engine, TEXTS, lora_request if adapted else None)

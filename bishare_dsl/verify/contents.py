@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from bishare_dsl.adapter.files import is_peft
 from bishare_dsl.compiler import read_fitting
-from bishare_dsl.diagnostics import AdapterError, Problem, nearest
-from bishare_dsl.diagnostics.codes import adapter as adapter_codes
+from bishare_dsl.diagnostics import BishareError, Problem, nearest
 from bishare_dsl.diagnostics.codes import verify as codes
-from bishare_dsl.export.effective import check_linear, effective_factors
-from bishare_dsl.export.experts import stacked_in
+from bishare_dsl.diagnostics.codes.adapter import MISSING_TENSOR, NO_WEIGHT, OTHER_BASE
+from bishare_dsl.export.effective import check_linear, effective_factors, scale_changes
 from bishare_dsl.export.layouts import FACTOR, read_tensors
-from bishare_dsl.export.peft import TENSORS as PEFT_TENSORS
-from bishare_dsl.export.peft_config import PREFIX, PeftConfig, read_config
+from bishare_dsl.export.peft_config import PREFIX, TENSORS
 from bishare_dsl.hub import adapter_folder
-from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.site import block_of
+from bishare_dsl.models.site import Architecture, block_of
+from bishare_dsl.models.weights import Weight
+from bishare_dsl.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,14 @@ class Pair:
     Attributes:
         down: A, ``(rank, d_in)``.
         up: B, ``(d_out, rank)``.
-        scale: ``alpha / rank``, or 1 if it is folded into B.
+        scale: ``alpha / rank``, or 1 for a sum of several terms.
+        changes: of a magnitude: returns ``g - 1`` of each row of W + dW, from W and W + dW.
     """
 
     down: torch.Tensor
     up: torch.Tensor
-    scale: float
+    scale: float = 1.0
+    changes: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,33 +53,22 @@ class Contents:
     """An adapter, matched with the modules of a model.
 
     Attributes:
-        folder: the adapter's folder.
-        pairs: the updates of the model's modules by path.
-        named: all modules in the files, even if the model lacks them.
+        pairs: the updates of the model's modules by path; empty if the files do not fit.
         problems: problems with the files.
-        tensors: the tensors of a PEFT LoRA by their names in the file; empty for bishare's folders.
-        config: the config of a PEFT LoRA.
-        scales: the scales of a PEFT LoRA's modules by their names in the file.
-        others: the names of tensors other than factors, such as modules trained in full.
+        modules: the paths of the adapted modules, also of those that the model lacks.
+        ranks: the distinct ranks of the modules, sorted.
         complete: whether ``pairs`` are the adapter's whole effect.
-        plain: whether ``pairs`` fit into a LoRA of linear layers, as copies require.
     """
 
-    folder: Path
     pairs: Mapping[str, Pair]
-    named: Sequence[str]
     problems: Sequence[Problem]
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    config: PeftConfig | None = None
-    scales: Mapping[str, float] = field(default_factory=dict)
-    others: Sequence[str] = ()
-    complete: bool = True
-    plain: bool = True
+    modules: Sequence[str] = ()
+    ranks: Sequence[int] = ()
+    complete: bool = False
 
-    @property
-    def ranks(self) -> list[int]:
-        """The distinct ranks of the modules, sorted."""
-        return sorted({len(pair.down) for pair in self.pairs.values()})
+    def __str__(self) -> str:
+        ranks = f", rank {' and '.join(map(str, self.ranks))}" if self.ranks else ""
+        return f"{len(self.modules)} modules{ranks}"
 
 
 def layers_of(paths: Iterable[str]) -> list[int]:
@@ -91,134 +81,89 @@ def kind_of(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def read_contents(folder: str | os.PathLike[str], model: nn.Module, name: str) -> Contents:
+def read_contents(place: str | os.PathLike[str], model: nn.Module, base: Architecture) -> Contents:
     """Read a LoRA of PEFT or an adapter of bishare, and match it with the modules of a model.
 
     Args:
-        folder: the adapter's folder or Hub id.
-        model: the base, which may be on the meta device.
-        name: the model's name in messages.
+        place: the adapter's folder or Hub id; ``LIBRARY#NAME`` for an adapter of a library.
+        model: the base, which may be on the meta device unless the adapter is a DoRA.
+        base: its shapes, with its name in messages.
 
     Raises:
-        BishareError: there is no adapter, or its files are unreadable (BS6xx).
+        BishareError: there is no LoRA of PEFT, or its files are unreadable (BS608).
     """
-    folder = adapter_folder(folder)
+    folder, names = adapter_folder(place), list[str]()
     if is_peft(folder):
-        return _of_peft(Path(folder), model, name)
-    stored, problems = read_fitting(folder, model)
-    check_linear(stored.plan.terms, "verify the adapter")
-    tensors, maps = stored.tensors(), linear_maps(model)
+        names = [name.removeprefix(PREFIX) for name in sorted(read_tensors(folder, TENSORS, base))]
+    modules = dict.fromkeys(match[1] for name in names if (match := FACTOR.fullmatch(name)))
+    try:
+        stored, fitting = read_fitting(folder, base, model)
+        plan, tensors = stored.plan, stored.tensors()
+        check_linear([t for t in plan.terms if not t.is_magnitude], "verify the adapter")
+    except BishareError as error:
+        # The magnitudes of a DoRA are computed last, and need weights.
+        said = [problem for problem in error.problems if problem.code != NO_WEIGHT.code]
+        other = all(problem.code in (OTHER_BASE.code, MISSING_TENSOR.code) for problem in said)
+        unknown = [*_unknown_modules(modules, base)] if other else []
+        return Contents({}, unknown or said, [*modules])
+    pairs = _pairs(plan, tensors, linear_maps(model))
+    others = [trained.parameter for trained in plan.trained]
+    others += [name for name in names if ".base_layer." in name]
+    problems = [*fitting, *_zeros(pairs)]
+    problems += [codes.NO_FACTORS(count=len(others), path=others[0])] if others else []
+    ranks = sorted({len(pair.down) for pair in pairs.values()})
+    return Contents(pairs, problems, [*pairs], ranks, complete=not others)
+
+
+def _pairs(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], maps: Mapping[str, Weight]
+) -> dict[str, Pair]:
     pairs: dict[str, Pair] = {}
-    for site in stored.plan.sites:
-        down, up = effective_factors(stored.plan, tensors, site)
-        for path in site.paths if len(down) else ():
+    for site in plan.sites:
+        down, up = effective_factors(plan, tensors, site, scaled=True)
+        magnitude = plan.magnitude(site.path)
+        scales = {term.scale for term in plan.terms_of[site.path] if not term.is_magnitude}
+        scale = scales.pop() if len(scales) == 1 and 0 not in scales else 1.0
+        changes = None
+        if magnitude is not None:
+            mu = tensors[magnitude.tensors["mu"]].detach().float().squeeze(0)
+            changes = partial(scale_changes, magnitude, mu)
+        for path in site.paths if len(down) or changes else ():
             # A tied embedding uses the transposed update of the head.
             swapped = maps[path].looks_up and not maps[site.path].looks_up
             a, b = (up, down) if swapped else (down, up)
-            pairs[path] = Pair(a, b.t(), 1.0)
-    problems += _values({path: (pair.down, pair.up) for path, pair in pairs.items()}, folder)
-    whole = [trained.parameter for trained in stored.plan.trained]
-    plain = all(maps[p].expert is None and not maps[p].looks_up for p in pairs) and bool(pairs)
-    return Contents(
-        Path(folder), pairs, [*pairs], problems, others=whole, complete=not whole, plain=plain
-    )
+            pairs[path] = Pair(a, b.t() / scale, scale, changes)
+    return pairs
 
 
-def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
-    config, problems = read_config(folder), []
-    try:
-        config.check_plain(folder)
-    except AdapterError as error:
-        reasons = [problem.message.partition(": ")[2] for problem in error.problems]
-        problems.append(codes.NOT_PLAIN(reason="; ".join(reasons)))
-    if config.use_dora:
-        problems.append(codes.NOT_PLAIN(reason="it has `use_dora`, which scales the base too"))
-    tensors = read_tensors(folder, PEFT_TENSORS, architecture_of(model))
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    others = []
-    for full in sorted(tensors):
-        if match := FACTOR.fullmatch(full.removeprefix(PREFIX)):
-            factors.setdefault(match[1], {})[match[2] or match[3]] = tensors[full]
-        else:
-            others.append(full)
-    maps = linear_maps(model)
-    stacked = stacked_in(model, config.target_parameters) if config.target_parameters else {}
-    known = maps.keys() | stacked.keys()
-    named = {path: stacked[path].path if path in stacked else path for path in factors}
-    settings = config.settings(folder, named.values())
-
-    def add(code: Callable[..., Problem], paths: Sequence[str], **values: object) -> None:
-        if paths:
-            count, total = len(paths), len(factors)
-            problems.append(code(count=count, total=total, path=paths[0], model=name, **values))
-
-    missing = [path for path in factors if path not in known]
-    add(codes.NO_MODULE, missing, help=_advice(missing, known))
-    whole = {path: pair for path, pair in factors.items() if len(pair) == 2}
-    add(codes.ONE_FACTOR, [path for path in factors if path not in whole])
-    wrong, pairs = [], {}
-    for path, pair in whole.items():
-        rank, scale = settings[named[path]]
-        if path in known:
-            if path in stacked:
-                wanted = stacked[path].shapes(rank)
-            else:
-                wanted = (rank, maps[path].d_in), (maps[path].d_out, rank)
-            if (tuple(pair["A"].shape), tuple(pair["B"].shape)) != wanted:
-                wrong.append(path)
-            elif path in stacked:
-                for at, down, up in stacked[path].split(pair["A"], pair["B"], rank):
-                    pairs[at] = Pair(down.float(), up.float(), scale)
-            else:
-                pairs[path] = Pair(pair["A"].float(), pair["B"].float(), scale)
-    add(codes.OTHER_SHAPES, wrong)
-    problems += _values({path: (pair["A"], pair["B"]) for path, pair in whole.items()}, folder)
-    add(codes.NO_FACTORS, others)
-    if not missing:  # Missing modules most likely explain these.
-        add(codes.WITHOUT_TENSORS, _without_tensors(config, factors, known))
-    plain = not others and all(problem.code != "BS867" for problem in problems)
-    scales = {path: settings[named[path]][1] for path in factors}
-    return Contents(
-        folder, pairs, [*factors], problems, tensors, config, scales, tuple(others), plain
-    )
-
-
-def _values(
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: object
-) -> list[Problem]:
-    """Find factors that are zero or not finite."""
-    problems = []
-    bad = [path for path, pair in factors.items() if not all(t.isfinite().all() for t in pair)]
-    if bad:
-        what = f"{len(bad)} modules have values that are not finite, the first is `{bad[0]}`"
-        problems.append(adapter_codes.NOT_FINITE_ADAPTER(folder=folder, what=what))
-    zero = [path for path, pair in factors.items() if not all(t.any() for t in pair)]
+def _zeros(pairs: Mapping[str, Pair]) -> Iterator[Problem]:
+    """Find modules whose update is zero."""
+    zero = [
+        path
+        for path, pair in pairs.items()
+        if pair.changes is None and not (pair.down.any() and pair.up.any())
+    ]
     if zero:
-        problem = codes.ADDS_NOTHING(count=len(zero), total=len(factors), path=zero[0])
-        some = len(zero) < len(factors)
-        problems.append(replace(problem, severity="warning") if some else problem)
-    return problems
+        problem = codes.ADDS_NOTHING(count=len(zero), total=len(pairs), path=zero[0])
+        some = len(zero) < len(pairs)
+        yield replace(problem, severity="warning") if some else problem
 
 
-def _without_tensors(
-    config: PeftConfig, factors: Collection[str], known: Collection[str]
-) -> list[str]:
-    """Return the modules that a config targets by name but that have no tensors in the file."""
-    more = config.model_extra or {}
-    targets = more.get("target_modules")
-    chosen = ("layers_to_transform", "exclude_modules", "layers_pattern")
-    if not isinstance(targets, list) or any(more.get(key) for key in chosen):
-        return []
-    ends = tuple(f".{target}" for target in targets)
-    return [path for path in known if f".{path}".endswith(ends) and path not in factors]
+def _unknown_modules(paths: Collection[str], base: Architecture) -> Iterator[Problem]:
+    """Find modules that a model lacks, and suggest its names for them."""
+    known = [path for site in base.every_site for path in site.paths]
+    missing = [path for path in paths if path not in {*known}]
+    # In models whose experts are one parameter, factors have the names of wrappers.
+    if missing and not any(".experts" in path for path in missing):
+        count, total, path = len(missing), len(paths), missing[0]
+        help = _advice(path, known)
+        yield codes.NO_MODULE(count=count, total=total, path=path, model=base.name, help=help)
 
 
-def _advice(missing: Sequence[str], known: Collection[str]) -> str | None:
-    """Suggest the model's names for modules that it lacks."""
-    if not missing:
-        return None
-    path, layers = missing[0], layers_of(known)
-    parts, layer = path.split("."), layers_of([path])
+def _advice(path: str, known: Collection[str]) -> str | None:
+    """Suggest the model's name for a module that it lacks."""
+    layers, layer = layers_of(known), layers_of([path])
+    parts = path.split(".")
     candidates: dict[tuple[int, bool], list[str]] = {}
     for other in (other for other in known if kind_of(other) == parts[-1]):
         pairs = zip(reversed(parts), reversed(other.split(".")), strict=False)

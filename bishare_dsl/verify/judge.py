@@ -6,13 +6,24 @@ in bfloat16, effects below four times that are not judged.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
-from bishare_dsl.verify.answers import LONG, TEXTS, Answer, distance, rms
+import torch
+
+from bishare_dsl.verify.answers import LONG, TEXTS, Answer, distance
 from bishare_dsl.verify.contents import Contents, kind_of
-from bishare_dsl.verify.reference import NONE, WHOLE, WITHOUT, Reference, hypotheses
+from bishare_dsl.verify.reference import (
+    LEAST_EFFECT,
+    NONE,
+    WHOLE,
+    WITHOUT,
+    Located,
+    Reference,
+    tolerance,
+)
 from bishare_dsl.verify.server import Server, VerifyError
 
 MOST_NOISE = 0.3
@@ -21,11 +32,14 @@ MOST_NOISE = 0.3
 OTHER_BASE = 0.2
 """The distance between the server's base and the reference above which their weights differ."""
 
-LEAST_FLOOR = 5e-4
-"""A bound for the difference between two programs in float32."""
+IN_FLIGHT = 4
+"""The number of requests that a server gets at a time."""
 
-APPLIED, NOT_APPLIED, IN_PART, AS_IF = "APPLIED", "NOT APPLIED", "APPLIED IN PART", "AS IF"
-OTHER_TENSORS, STALE, SCALE, GARBAGE = "OTHER TENSORS", "STALE", "SCALE", "GARBAGE"
+Bar = Callable[[Iterable[str], str], Iterable[str]]
+"""Yields items, and shows progress under a label."""
+
+APPLIED, NOT_APPLIED, AS_IF = "APPLIED", "NOT APPLIED", "AS IF"
+OTHER_TENSORS, STALE = "OTHER TENSORS", "STALE"
 UNKNOWN = "cannot be judged"
 
 
@@ -36,7 +50,6 @@ class Verdict:
     Attributes:
         word: `APPLIED`, a fault, or `UNKNOWN`.
         why: the evidence in one sentence.
-        faults: all faults, each a word and a sentence.
         unseen: possible faults that were not tested.
         warnings: further remarks.
         numbers: the distances, in natural logarithms.
@@ -44,21 +57,9 @@ class Verdict:
 
     word: str = UNKNOWN
     why: str = ""
-    faults: list[tuple[str, str]] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
-
-    def fault(self, word: str, why: str) -> None:
-        """Add a fault; the first determines the verdict."""
-        if not self.faults:
-            self.word, self.why = word, why
-        self.faults.append((word, why))
-
-    @property
-    def sentence(self) -> str:
-        """The verdict with its evidence."""
-        return "; ".join(f"{word}: {why}" for word, why in self.faults or [(self.word, self.why)])
 
 
 @dataclass(frozen=True)
@@ -78,120 +79,159 @@ class Asked:
     noise: float
     long: tuple[list[Answer], list[Answer]] | None = None
 
-    @property
-    def exact(self) -> bool:
-        """Whether the base's answers are bit-identical for any batching."""
-        return self.noise == 0
 
+def ask(
+    server: Server, names: Sequence[str], base: str | None, bar: Bar
+) -> dict[str, Asked | VerifyError]:
+    """Query the base in three arrangements, and each adapter once.
 
-def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> Asked:
-    """Query the base in three arrangements, and the adapter once.
+    No adapter runs beside the base, which vLLM's build for the CPU then answers with the adapter.
+
+    Args:
+        server: the server.
+        names: its names for the adapters.
+        base: its name for the base; by default, the first listed model that is no adapter.
+        bar: yields the names, and shows progress.
 
     Raises:
-        VerifyError: the server does not answer (BS872).
+        VerifyError: the server does not answer for the base (BS872).
     """
-    tell(f"asking the base, and '{name}' ...")
+    base = server.base(names) if base is None else base
     first = server.ask(base, TEXTS)
     one_by_one = [server.ask(base, [text])[0] for text in TEXTS]
     reverse = server.ask(base, TEXTS[::-1])[::-1]
-    adapter = server.ask(name, TEXTS)
-    repeated = server.ask(base, TEXTS)
+
+    def ask_one(name: str) -> tuple[list[Answer], Any] | VerifyError:
+        try:
+            answers = server.ask(name, TEXTS)
+        except VerifyError as error:
+            return error
+        try:
+            # Each run leaves its answer in the cache, so that a run after a reload detects stale
+            # entries.
+            return answers, (server.ask(name, [LONG]), server.ask(name, [LONG], salt=False))
+        except VerifyError:
+            return answers, None
+
+    pool = ThreadPoolExecutor(IN_FLIGHT)
     try:
-        # Each run leaves its answer in the cache, so that a run after a reload detects stale
-        # entries.
-        long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
-    except VerifyError:
-        long = None
-    others = [other for other in (one_by_one, reverse, repeated) if other != first]
-    noise = max((distance(other, first) for other in others), default=0.0)
-    return Asked(first, adapter, noise, long)
+        told = dict(zip(bar(names, f"asking {server.url}"), pool.map(ask_one, names), strict=True))
+    except BaseException:
+        server.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    others = [one_by_one, reverse, server.ask(base, TEXTS)]
+    noise = max(0.0 if other == first else distance(other, first) for other in others)
+    return {
+        name: found if isinstance(found, VerifyError) else Asked(first, found[0], noise, found[1])
+        for name, found in told.items()
+    }
 
 
-def judge(asked: Asked, name: str, contents: Contents, reference: Reference | None) -> Verdict:
-    """Judge the answers, without loading anything into the server.
+def judge(
+    asked: Asked,
+    name: str,
+    contents: Contents,
+    reference: Reference | None,
+    expected: Mapping[str, torch.Tensor] | None = None,
+) -> Verdict:
+    """Judge the answers.
 
     Args:
         asked: the answers.
         name: the server's name for the adapter.
         contents: the adapter.
         reference: the base in float32; without it, only an ignored adapter is detected.
+        expected: `Reference.expect` of the adapter, if it is computed already.
     """
     verdict = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.adapter, asked.base)})
+    exact = asked.noise == 0
     if asked.noise > MOST_NOISE:
         verdict.why = (
-            f"the base answers the same texts differently (by {asked.noise:.2f}): ask it alone"
+            f"the base answers the same texts differently (by {asked.noise:.2f}): try again when no "
+            "other requests run"
         )
-    elif asked.exact and asked.adapter == asked.base:
+    elif exact and asked.adapter == asked.base:
         count = len(TEXTS)
-        verdict.fault(
-            NOT_APPLIED,
-            f"'{name}' answers as the base does, bit for bit, on {count} of {count} texts",
-        )
+        verdict.word = NOT_APPLIED
+        verdict.why = f"'{name}' answers as the base, bit for bit, on {count} of {count} texts"
     elif reference is None or not contents.complete:
-        lacking = (
-            "the base's weights (--model)" if reference is None else "all that it does in the file"
-        )
+        lacking = "files that fit" if not contents.complete else "the base's weights (--model)"
         verdict.why = (
-            f"'{name}' differs from the base by {verdict.numbers['moved']:.3g}, and whether by this adapter "
-            f"cannot be told without {lacking}"
+            f"'{name}' differs from the base by {verdict.numbers['moved']:.3g}; to tell whether by this "
+            f"adapter takes {lacking}"
         )
+    elif (heard := reference.locate(asked.adapter)) is None or (
+        rounding := reference.rounding(asked.base)
+    ) is None:
+        verdict.why = "the tokens of the server are not those of --model's tokenizer"
     else:
-        _compare(verdict, asked, name, contents, reference)
+        floor = max(rounding, asked.noise)
+        compare(verdict, name, heard, expected or reference.expect(contents.pairs), floor)
     if asked.long is None:
         verdict.unseen.append(
             "a prefix cache of older tensors: the server takes no text of 300 tokens"
         )
-    elif asked.exact and (off := distance(*asked.long)):
-        why = f"a long text is answered by what older tensors left in the prefix cache ({off:.2g} off)"
-        verdict.fault(STALE, f"{why}: reset that cache, or load the adapter under a new name")
+    elif exact and verdict.word in (APPLIED, UNKNOWN) and (off := distance(*asked.long)):
+        verdict.word = STALE
+        verdict.why = (
+            f"a long text is answered by what older tensors left in the prefix cache ({off:.2g} off): "
+            "reset that cache, or load the adapter under a new name"
+        )
+    verdict.unseen += _unseen_modules(contents)
     return verdict
 
 
-def _compare(
-    verdict: Verdict, asked: Asked, name: str, contents: Contents, reference: Reference
+def compare(
+    verdict: Verdict,
+    name: str,
+    heard: Located,
+    expected: Mapping[str, torch.Tensor],
+    floor: float,
 ) -> None:
-    """Find the hypothesis with the nearest answers."""
-    expected = {words: reference.answer(h) for words, h in hypotheses(contents.pairs).items()}
-    ids = [[reference.number(token) for token in answer] for answer in asked.adapter]
+    """Find the hypothesis with the nearest answers, and complete the verdict.
 
-    def moved(words: str, other: str = NONE) -> float:
-        rows = zip(expected[words], expected[other], ids, strict=True)
-        return rms([float(a[i] - b[i]) for a, b, tokens in rows for i in tokens if i is not None])
-
-    rounding = reference.distance(asked.base, expected[NONE])
-    if rounding == math.inf:
-        verdict.why = "the tokens of the server are not those of --model's tokenizer"
-        return
-    if rounding > OTHER_BASE:
+    Args:
+        verdict: what is known so far.
+        name: the server's name for the adapter.
+        heard: the server's answers to the adapter.
+        expected: the answers of each hypothesis, ``(texts, vocabulary)``, with `NONE` and `WHOLE`.
+        floor: the rounding of the server.
+    """
+    if floor > OTHER_BASE:
         verdict.warnings.append(
-            f"the server's base differs from --model by {rounding:.2g}: it is another base, or quantised"
+            f"the server's base differs from --model by {floor:.2g}: it is another base, or quantised"
         )
-    floor = max(rounding, LEAST_FLOOR, asked.noise)
-    errors = {words: reference.distance(asked.adapter, row) for words, row in expected.items()}
+    errors = {words: heard.distance(row) for words, row in expected.items()}
     best = min(errors, key=lambda words: errors[words])
     near = sorted(
         (w for w in errors if errors[w] <= errors[best] + 0.2 * floor), key=errors.__getitem__
     )
-    effect = moved(WHOLE)
+    effect = heard.distance(expected[WHOLE], expected[NONE])
     verdict.numbers |= {"floor": floor, "effect": effect, "error": errors[WHOLE]}
     verdict.numbers |= {f"as if {words}": errors[words] for words in near if words != WHOLE}
     numbers = (
         f"{errors[best]:.2g} from it, {errors[WHOLE]:.2g} from the whole, rounding {floor:.2g}"
     )
-    if effect < 4 * floor:
+    if not effect >= LEAST_EFFECT * floor:  # Also if it is not a number.
         verdict.why = (
             f"the adapter moves these answers by {effect:.2g}, and this server's rounding is {floor:.2g}: "
-            "ask one that runs in float32, or add --copies"
+            "ask a server that runs in float32"
         )
-    elif errors[best] > 1.5 * floor * math.hypot(1, effect):  # The update is rounded, too.
-        verdict.fault(
-            OTHER_TENSORS,
-            f"'{name}' answers as nothing that this adapter gives ({errors[best]:.2g} from {best}, the "
-            f"nearest): an older version of it, another adapter, or another base",
+    elif errors[best] > tolerance(floor, effect):
+        verdict.word = OTHER_TENSORS
+        verdict.why = (
+            f"'{name}' matches no known way of applying this adapter ({errors[best]:.2g} from {best}, the "
+            "nearest): it is an older version, another adapter, or on another base"
         )
     elif WHOLE in near:
         kinds = [w for w in expected if w.startswith(WITHOUT)]
-        small = [w.removeprefix(WITHOUT) for w in kinds if moved(WHOLE, w) < floor]
+        small = [
+            w.removeprefix(WITHOUT)
+            for w in kinds
+            if heard.distance(expected[WHOLE], expected[w]) < floor
+        ]
         verdict.word = APPLIED
         verdict.why = (
             f"'{name}' answers as base + adapter ({errors[WHOLE]:.2g} from it, {errors[NONE]:.2g} from "
@@ -201,21 +241,22 @@ def _compare(
             verdict.unseen.append(
                 f"whether {', '.join(small)} count, whose effect is below the rounding"
             )
-        verdict.unseen.append("what may be left in unused ranks of its slot (--copies)")
+        verdict.unseen.append("what may be left in unused ranks of its slot")
     elif best == NONE:
-        verdict.fault(NOT_APPLIED, f"'{name}' answers as the base ({numbers})")
+        verdict.word, verdict.why = NOT_APPLIED, f"'{name}' answers as the base ({numbers})"
     else:
-        verdict.fault(AS_IF, f"'{name}' answers as the adapter {', or '.join(near)} ({numbers})")
+        verdict.word = AS_IF
+        verdict.why = f"'{name}' answers as the adapter {', or '.join(near)} ({numbers})"
 
 
-def unseen_modules(contents: Contents) -> list[str]:
+def _unseen_modules(contents: Contents) -> list[str]:
     """List the modules that short texts may not reach."""
     unseen = []
-    if any(".experts." in path for path in contents.named):
+    if any(".experts" in path for path in contents.modules):
         unseen.append("experts to which no token of the texts was sent")
     towers = ("vision", "visual", "audio", "image")
-    if any(word in path for path in contents.named for word in towers):
+    if any(word in path for path in contents.modules for word in towers):
         unseen.append("towers that read no text")
-    if any(kind_of(path) == "embed_tokens" for path in contents.named):
+    if any(kind_of(path) == "embed_tokens" for path in contents.modules):
         unseen.append("rows of `embed_tokens` whose tokens are not in the texts")
     return unseen

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from torch import nn
 
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import block_of
-from bishare_dsl.verify.answers import Answer, rms
+from bishare_dsl.models.weights import Weight, bias_of
+from bishare_dsl.verify.answers import Answer
 from bishare_dsl.verify.contents import Pair, kind_of, layers_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 
 Pairs = Mapping[str, Pair]
 NONE, WHOLE, WITHOUT = "the base alone", "the whole adapter", "without "
+
+
+LEAST_FLOOR = 5e-4
+"""A bound for the difference between two programs in float32."""
+
+
+LEAST_EFFECT = 4
+"""The smallest effect that is judged, in units of the server's rounding."""
+
+
+def tolerance(floor: float, effect: float) -> float:
+    """Return the distance up to which answers are equal. A server rounds the update, too."""
+    return 1.5 * floor * math.hypot(1, effect)
 
 
 def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
@@ -36,9 +50,11 @@ def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
         scales.append(("without its scale alpha / r", lambda pair: 1.0))
     for words, scale in scales:
         updates[words] = {path: replace(pair, scale=scale(pair)) for path, pair in pairs.items()}
+    if any(pair.changes for pair in pairs.values()):
+        updates["without its magnitude"] = {p: replace(x, changes=None) for p, x in pairs.items()}
     square = {path: pair for path, pair in pairs.items() if pair.shape[0] == pair.shape[1]}
     if square:
-        swapped = {path: Pair(p.up.t(), p.down.t(), p.scale) for path, p in square.items()}
+        swapped = {path: replace(p, down=p.up.t(), up=p.down.t()) for path, p in square.items()}
         updates["with A and B swapped where modules are square"] = {**pairs, **swapped}
     for step, words in ((1, "shifted by one layer"), (-1, "shifted back by one layer")):
         shifted = {}
@@ -82,6 +98,11 @@ class Reference:
         )
         self._mask = torch.arange(longest) <= self._last[:, None]
 
+    @cached_property
+    def base(self) -> torch.Tensor:
+        """The answers of the base."""
+        return self.answer({})
+
     @torch.no_grad()
     def answer(self, pairs: Pairs) -> torch.Tensor:
         """Return the log-probabilities of the next token with an update, ``(texts, vocabulary)``."""
@@ -90,18 +111,41 @@ class Reference:
         last: torch.Tensor = logits[torch.arange(len(logits)), self._last]
         return last.float().log_softmax(-1)
 
+    def expect(self, pairs: Pairs) -> dict[str, torch.Tensor]:
+        """Return the answers of each of the `hypotheses`."""
+        updates = hypotheses(pairs).items()
+        return {words: self.answer(some) if some else self.base for words, some in updates}
+
+    def rounding(self, answers: Sequence[Answer]) -> float | None:
+        """Return how far a server's base is from this one; None if it has another vocabulary."""
+        heard = self.locate(answers)
+        return None if heard is None else max(heard.distance(self.base), LEAST_FLOOR)
+
+    def near(
+        self, adapter: Sequence[Answer], base: Sequence[Answer], expected: torch.Tensor
+    ) -> float | None:
+        """Return how far a server's answers are from an expectation; None if they are not equal to it."""
+        heard, floor = self.locate(adapter), self.rounding(base)
+        if heard is None or floor is None:
+            return None
+        effect, off = heard.distance(expected, self.base), heard.distance(expected)
+        return off if effect >= LEAST_EFFECT * floor and off <= tolerance(floor, effect) else None
+
     @contextmanager
     def _added(self, pairs: Pairs) -> Iterator[None]:
         with ExitStack() as undo:
             for path, pair in pairs.items():
                 weight = self.maps[path]
                 if weight.expert is None:
-                    hook = _adds(pair, embeds=weight.looks_up)
+                    hook = _adds(pair, weight)
                     undo.callback(weight.module.register_forward_hook(hook).remove)
                 else:  # Several matrices share a parameter.
                     matrix = weight.matrix()
-                    undo.callback(matrix.copy_, matrix.clone())
+                    before = matrix.clone()
+                    undo.callback(matrix.copy_, before)
                     matrix.addmm_(pair.up, pair.down, alpha=pair.scale)
+                    if pair.changes is not None:
+                        matrix.addcmul_(pair.changes(before, matrix).unsqueeze(1), matrix)
             yield
 
     @cached_property
@@ -115,27 +159,49 @@ class Reference:
             ids |= {text: i for i, text in enumerate(written) if counts[text] == 1}
         return ids
 
-    def number(self, token: int | str) -> int | None:
-        """Return the id of a server's token, which may be an id or a text."""
-        return token if isinstance(token, int) else self._id_of.get(token)
-
-    def distance(self, answers: Sequence[Answer], expected: torch.Tensor) -> float:
-        """Return the rms difference at the server's listed tokens; infinite if all are unknown."""
-        differences = []
-        for answer, row in zip(answers, expected, strict=True):
+    def locate(self, answers: Sequence[Answer]) -> Located | None:
+        """Find a server's tokens in the vocabulary; None if fewer than half are in it."""
+        found: list[tuple[int, int, float]] = []
+        for row, answer in enumerate(answers):
             for token, value in answer.items():
-                number = self.number(token)
-                if number is not None:
-                    differences.append(value - float(row[number]))
-        return rms(differences) if differences else math.inf
+                number = token if isinstance(token, int) else self._id_of.get(token)
+                if number is not None and number < self.base.shape[1]:
+                    found.append((row, number, value))
+        if 2 * len(found) < sum(map(len, answers)):
+            return None
+        rows, ids, values = zip(*found, strict=True)
+        return Located(torch.tensor(rows), torch.tensor(ids), torch.tensor(values))
 
 
-def _adds(pair: Pair, *, embeds: bool) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
-    """Return a hook that adds ``scale * up @ down`` to its module's weight."""
+@dataclass(frozen=True)
+class Located:
+    """A server's answers: the log-probability of each listed token, with its text and its id."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    values: torch.Tensor
+
+    def distance(self, expected: torch.Tensor, other: torch.Tensor | None = None) -> float:
+        """Return the rms difference at these tokens from the answers, or from another expectation."""
+        at = self.values if other is None else other[self.rows, self.ids]
+        return float((at - expected[self.rows, self.ids]).square().mean().sqrt())
+
+
+def _adds(pair: Pair, weight: Weight) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+    """Return a hook that adds ``scale * up @ down`` to its module's weight, and scales the rows."""
+    changes = None
+    if pair.changes is not None:
+        base = weight.values()
+        changes = pair.changes(base, base.addmm(pair.up, pair.down, alpha=pair.scale))
 
     def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         (x,) = inputs
-        down = nn.functional.embedding(x, pair.down.t()) if embeds else x @ pair.down.t()
-        return output + pair.scale * (down @ pair.up.t())
+        lookup = weight.looks_up
+        down = nn.functional.embedding(x, pair.down.t()) if lookup else x @ pair.down.t()
+        total = output + pair.scale * (down @ pair.up.t())
+        if changes is None:
+            return total
+        bias = bias_of(module, total)
+        return total + changes * (total if bias is None else total - bias)
 
     return hook

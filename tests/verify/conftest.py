@@ -1,11 +1,10 @@
 import pytest
 
-from bishare_dsl.models.load import load_model, meta_model
+from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.answers import TEXTS
-from bishare_dsl.verify.contents import read_contents
 from bishare_dsl.verify.reference import Reference
 from tests.cli.conftest import bishare  # noqa: F401
-from tests.verify.served import save_base, save_lora
+from tests.verify.served import contents_of, save_base, save_lora
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +19,7 @@ def lora(base):
 
 @pytest.fixture(scope="session")
 def contents(base, lora):
-    return read_contents(lora, meta_model(str(base)), "base")
+    return contents_of(lora, base)
 
 
 @pytest.fixture(scope="session")

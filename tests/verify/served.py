@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.load import architecture_of, meta_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.verify.contents import read_contents
-from bishare_dsl.verify.server import Server
+from bishare_dsl.verify.judge import ask
+from bishare_dsl.verify.server import Server, VerifyError
 
 LAYERS = 4
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -74,6 +77,11 @@ def change(folder, tensors=lambda found: found, **config):
     save_file(tensors(load_file(folder / TENSORS)), folder / TENSORS)
     settings = json.loads((folder / CONFIG).read_text()) | config
     (folder / CONFIG).write_text(json.dumps(settings))
+
+
+def contents_of(folder, base):
+    """The files of an adapter, against the shapes of a base."""
+    return read_contents(folder, meta_model(str(base)), architecture_of(str(base)))
 
 
 def without(*words):
@@ -146,6 +154,14 @@ class FaultyServer(Server):
         return super().call(path, body, root)
 
 
+def ask_one(server, name="mine"):
+    """The answers of the base and of an adapter."""
+    (found,) = ask(server, [name], None, lambda items, label: items).values()
+    if isinstance(found, VerifyError):
+        raise found
+    return found
+
+
 class Engine:
     """A base in a type, with adapters by name: what a server answers."""
 
@@ -159,15 +175,15 @@ class Engine:
 
     def load(self, name, folder):
         """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
-        config = json.loads((Path(folder) / CONFIG).read_text())
+        config = json.loads((Path(str(folder).partition("#")[0]) / CONFIG).read_text())
         if config["peft_type"] == "LORA":
             scale, tensors = config["lora_alpha"] / config["r"], load_file(Path(folder) / TENSORS)
         else:  # A folder of bishare's, with the engine's own fault.
-            found, scale = read_contents(folder, self.model, "base").pairs, 1.0
+            found, scale = read_contents(folder, self.model, inspect_model(self.model)).pairs, 1.0
             tensors = {
                 f"base_model.model.{path}.lora_{factor}.weight": tensor
                 for path, pair in found.items()
-                for factor, tensor in (("A", pair.down), ("B", pair.up))
+                for factor, tensor in (("A", pair.down), ("B", pair.up * pair.scale))
             }
             tensors = FAULTS[self.fault].get("tensors", dict)(tensors)
         pairs = {}

@@ -2,30 +2,31 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 import torch
 
-from bishare_dsl.models.load import meta_model
+from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.answers import TEXTS, distance
-from bishare_dsl.verify.contents import read_contents
-from bishare_dsl.verify.copies import Copies
-from bishare_dsl.verify.judge import ask, judge
+from bishare_dsl.verify.judge import Verdict, compare, judge
+from bishare_dsl.verify.reference import NONE, WHOLE, Located
 from bishare_dsl.verify.server import Server, VerifyError
 from tests.support.parts import quick
 from tests.verify.served import (
     FAULTS,
     Engine,
     FaultyServer,
+    ask_one,
     change,
+    contents_of,
     save_base,
     save_compiled,
+    save_lora,
     serving,
 )
 
-# What answers against the reference say of each fault, and what copies add.
-BY_REFERENCE = {
+# The verdict on each fault, and a part of its sentence.
+VERDICTS = {
     "none": "APPLIED",
     "prefix": "NOT APPLIED",
     "up": "AS IF",
@@ -45,18 +46,6 @@ WORDS = {
     "prefix": "bit for bit, on 8 of 8 texts",
     "k": "without k_proj",
 }
-BY_COPIES = {
-    "none": "APPLIED",
-    "prefix": "NOT APPLIED",
-    "up": "APPLIED IN PART",
-    "k": "APPLIED IN PART",
-    "half": "APPLIED IN PART",
-    "shifted": "APPLIED IN PART",
-    "alpha": "SCALE",
-    "swapped": "APPLIED",  # Blind, and says so.
-    "littered": "GARBAGE",
-}
-PARTS = {"up": "up_proj", "k": "k_proj", "half": "layers 2 to 3", "shifted": "layer 3, or shifts"}
 
 
 @pytest.fixture(
@@ -78,41 +67,28 @@ def ask_mine(engine, lora, tmp_path, fault="none"):
     assert (
         server.call("/load_lora_adapter", {"lora_name": "mine", "lora_path": str(folder)})[0] == 200
     )
-    return server, ask(server, "mine", server.base("mine"), lambda text: None)
+    return ask_one(server)
 
 
 @pytest.mark.parametrize(
     "fault", quick(FAULTS, ["none", "prefix", "half", "alpha", "swapped", "littered"])
 )
 def test_against_the_reference(engine, lora, contents, reference, tmp_path, fault):
-    _, asked = ask_mine(engine, lora, tmp_path, fault)
-    assert asked.exact
+    asked = ask_mine(engine, lora, tmp_path, fault)
+    assert asked.noise == 0
     found = judge(asked, "mine", contents, reference)
     kinds = {"k", "littered"} if engine.model.dtype == torch.bfloat16 else set()
     if (
         fault in kinds
     ):  # Less than the rounding: never a wrong word, and what it is blind to is named.
-        assert found.word in (BY_REFERENCE[fault], "APPLIED")
+        assert found.word in (VERDICTS[fault], "APPLIED")
         assert found.word != "APPLIED" or found.unseen
     else:
-        assert found.word == BY_REFERENCE[fault], (found.sentence, found.numbers)
-        assert WORDS.get(fault, "") in found.sentence
-    assert any("--copies" in one for one in found.unseen) == (found.word == "APPLIED")
-
-
-@pytest.mark.parametrize("fault", quick(FAULTS, ["none", "up", "shifted", "alpha", "littered"]))
-def test_by_copies_alone(engine, lora, contents, tmp_path, fault):
-    server, asked = ask_mine(engine, lora, tmp_path, fault)
-    found = judge(asked, "mine", contents, None)
-    assert found.word == ("NOT APPLIED" if fault == "prefix" else "cannot be judged")
-    Copies(server, contents, asked, "base", "mine", tmp_path, lambda text: None).test(found)
-    assert BY_COPIES[fault] in {found.word, *(word for word, _ in found.faults)}, found.sentence
-    assert PARTS.get(fault, "") in found.sentence
-    if fault in ("none", "swapped"):
-        assert found.faults == []
-        assert "A and B swapped" in found.unseen
-    assert list(engine.adapters) == ["mine"]  # No copy is left, there or on the disk.
-    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+        assert found.word == VERDICTS[fault], (found.why, found.numbers)
+        assert WORDS.get(fault, "") in found.why
+    assert any("its slot" in one for one in found.unseen) == (found.word == "APPLIED")
+    without_weights = judge(asked, "mine", contents, None)
+    assert without_weights.word == ("NOT APPLIED" if fault == "prefix" else "cannot be judged")
 
 
 @pytest.fixture(scope="module")
@@ -121,50 +97,30 @@ def compiled(base):
 
 
 @pytest.mark.parametrize(
-    "fault", quick(["none", "prefix", "up", "half", "littered", "older"], ["none", "half", "older"])
+    "fault", quick(["none", "prefix", "up", "half", "littered"], ["none", "half", "littered"])
 )
-def test_copies_of_a_folder_of_bishare(engine, base, compiled, reference, tmp_path, fault):
-    contents = read_contents(compiled, meta_model(str(base)), "base")
-    assert contents.plain
+def test_a_folder_of_bishare(engine, base, compiled, reference, tmp_path, fault):
+    contents = contents_of(compiled, base)
     assert len(contents.ranks) == 2
-    engine.fault = "littered" if fault == "older" else "none" if fault == "littered" else fault
+    engine.fault = fault
     try:
-        server, asked = ask_mine(engine, compiled, tmp_path, "none")
-        if fault == "older":
-            engine.fault = "none"
-        else:
-            server.fault = fault
-        found = judge(asked, "mine", contents, reference)
-        words = {**BY_REFERENCE, "older": "OTHER TENSORS", "littered": "APPLIED"}
-        assert found.word == words[fault], (found.sentence, found.numbers)
-        if fault in ("up", "half"):  # Copies alone tell as much.
-            found = judge(asked, "mine", contents, None)
-        copies = Copies(server, contents, asked, "base", "mine", tmp_path, lambda text: None)
-        copies.test(found)
-        words = {found.word, *(word for word, _ in found.faults)}
-        assert {"older": "STALE", **BY_COPIES}[fault] in words, found.sentence
-        assert PARTS.get(fault, "") in found.sentence
-        if fault == "none":
-            assert found.faults == []
-        assert list(engine.adapters) == ["mine"]
+        found = judge(ask_mine(engine, compiled, tmp_path), "mine", contents, reference)
     finally:
         engine.fault = "none"
+    assert found.word == VERDICTS[fault], (found.why, found.numbers)
 
 
 def test_tensors_that_are_older(engine, lora, contents, reference, tmp_path):
     old = shutil.copytree(lora, tmp_path / "old")
     change(old, lambda found: {n: t.roll(1, 0) for n, t in found.items()})
-    server, asked = ask_mine(engine, old, tmp_path)
-    found = judge(asked, "mine", contents, reference)
+    found = judge(ask_mine(engine, old, tmp_path), "mine", contents, reference)
     assert found.word == "OTHER TENSORS"
-    Copies(server, contents, asked, "base", "mine", tmp_path, lambda text: None).test(found)
-    assert "STALE" in dict(found.faults)
 
 
 def test_another_base(lora, contents, reference, tmp_path):
     engine = Engine(save_base(tmp_path / "base", seed=1))
     with serving(engine) as engine.url:
-        _, asked = ask_mine(engine, lora, tmp_path)
+        asked = ask_mine(engine, lora, tmp_path)
         found = judge(asked, "mine", contents, reference)
     assert found.word != "APPLIED"
     assert "another base, or quantised" in found.warnings[0]
@@ -177,24 +133,36 @@ def test_a_base_that_answers_with_an_adapter_is_not_judged(
     engine = Engine(base)
     engine.restless = 2.0
     with serving(engine) as engine.url:
-        _, asked = ask_mine(engine, lora, tmp_path)
+        asked = ask_mine(engine, lora, tmp_path)
         found = judge(asked, "mine", contents, reference)
     assert asked.noise > 0.3
     assert found.word == "cannot be judged"
-    assert "ask it alone" in found.why
+    assert "try again when no other requests run" in found.why
 
 
-def test_an_effect_below_the_rounding_is_not_judged(base, lora, contents, reference, tmp_path):
+@pytest.mark.parametrize(("floors", "word"), [(1, False), (3.9, False), (4.1, True), (40, True)])
+@pytest.mark.parametrize("applied", [True, False])
+def test_an_effect_is_judged_from_four_floors_on(floors, word, applied):
+    """Answers are exact, so that the effect alone decides; below it there is no verdict, right or wrong."""
+    floor, rows = 0.01, torch.arange(3)
+    base = -torch.rand(3, 9, generator=torch.Generator().manual_seed(0)) - 1
+    whole = base - floors * floor
+    given = whole if applied else base
+    heard = Located(rows, rows, given[rows, rows])
+    verdict = Verdict()
+    compare(verdict, "mine", heard, {NONE: base, WHOLE: whole}, floor)
+    wanted = ("APPLIED" if applied else "NOT APPLIED") if word else "cannot be judged"
+    assert verdict.word == wanted
+    assert word or "this server's rounding is 0.01" in verdict.why
+
+
+def test_a_small_effect_on_a_server_that_rounds(base, lora, contents, reference, tmp_path):
     engine = Engine(base, torch.bfloat16)
     small = shutil.copytree(lora, tmp_path / "small")
     change(small, lambda found: {n: t * (1e-2 if "lora_B" in n else 1) for n, t in found.items()})
-    from bishare_dsl.models.load import meta_model
-    from bishare_dsl.verify.contents import read_contents
-
-    little = read_contents(small, meta_model(str(base)), "base")
     with serving(engine) as engine.url:
-        _, asked = ask_mine(engine, small, tmp_path)
-        found = judge(asked, "mine", little, reference)
+        asked = ask_mine(engine, small, tmp_path)
+        found = judge(asked, "mine", contents_of(small, base), reference)
     assert found.word == "cannot be judged"
     assert "this server's rounding is" in found.why
 
@@ -209,7 +177,7 @@ def test_servers_that_offer_less(
     engine = Engine(base)
     engine.ids, engine.most, engine.unknown_fields = ids, most, unknown_fields
     with serving(engine) as engine.url:
-        _, asked = ask_mine(engine, lora, tmp_path)
+        asked = ask_mine(engine, lora, tmp_path)
         found = judge(asked, "mine", contents, reference)
     assert {len(answer) for answer in asked.adapter} <= {most, most - 1}
     assert found.word == "APPLIED"
@@ -222,12 +190,11 @@ def test_a_server_of_llama_cpp_is_asked_by_scales(base, lora, contents, referenc
         engine.adapters["other"] = {}
         engine.llama = True
         server = Server(engine.url)
-        asked = ask(server, "mine", server.base("mine"), lambda text: None)
-        assert judge(asked, "mine", contents, reference).word == "APPLIED"
-        asked = ask(server, "other", server.base("other"), lambda text: None)
+        assert judge(ask_one(server), "mine", contents, reference).word == "APPLIED"
+        asked = ask_one(server, "other")
         assert judge(asked, "other", contents, reference).word == "NOT APPLIED"
         with pytest.raises(VerifyError, match=r"BS872.*has no adapter 'nobody'"):
-            server.base("nobody")
+            ask_one(server, "nobody")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +208,7 @@ def test_a_server_that_refuses_to_list_its_models(monkeypatch, status, end, said
     monkeypatch.setattr(Server, "call", lambda *_, **__: (status, "{}"))
     server = Server(f"http://localhost:8000{end}")
     with pytest.raises(VerifyError, match=f"BS872.*{said}"):
-        server.base("mine")
+        server.base(["mine"])
     with pytest.raises(VerifyError, match=said.replace("/models", "'mine'")):
         server.ask("mine", TEXTS)
 
@@ -269,9 +236,10 @@ def test_the_command_asks_and_says(bishare, engine, base, lora, tmp_path):
     assert run.code == 0, run.out + run.err
     assert "verdict   APPLIED: 'mine' answers as base + adapter" in run.out
     assert "not seen  " in run.out
-    data = json.loads(bishare(*command, "--copies", "--json").out)
-    assert (data["word"], data["faults"], data["problems"]) == ("APPLIED", [], [])
-    assert data["numbers"]["effect"] > 4 * data["numbers"]["floor"]
+    data = json.loads(bishare(*command, "--json").out)
+    (row,) = data["rows"]
+    assert (row["word"], row["server"], data["problems"]) == ("APPLIED", engine.url, [])
+    assert row["numbers"]["effect"] > 4 * row["numbers"]["floor"]
     config = shutil.copy(base / "config.json", tmp_path / "config.json")  # Shapes alone.
     run = bishare(*command[:3], config, *command[4:])
     assert (run.code, "BS871" in run.err) == (2, True)
@@ -281,26 +249,93 @@ def test_the_command_asks_and_says(bishare, engine, base, lora, tmp_path):
     assert "verdict   NOT APPLIED" in run.out
     run = bishare(*command[:-1], "nobody", "--base", "base")
     assert (run.code, "BS872" in run.err) == (2, True)
+    assert "verdict   NOT THERE" in run.out
 
 
-def test_a_server_that_loads_no_copies_is_judged_by_its_answers(bishare, base, lora, tmp_path):
+@pytest.fixture(scope="module")
+def several(base):
+    """Five LoRAs in a folder, and a library of two adapters."""
+    root = base.parent / "loras"
+    for i, name in enumerate("abcde"):
+        save_lora(root / name, base, seed=i)
+    return root
+
+
+def test_a_table_of_adapters_and_servers(bishare, base, several):
+    """One server has all as they are; of the other, each name answers in another way."""
+    right, wrong = Engine(base), Engine(base)
+    for name in "abcde":
+        right.load(name, several / name)
+    wrong.load("a", several / "a")
+    wrong.load("b", several / "c")
+    wrong.adapters["c"] = {}
+    wrong.load("d", several / "d")
+    wrong.adapters["d"] = {p: (a, b, s / 2) for p, (a, b, s) in wrong.adapters["d"].items()}
+    with serving(right) as one, serving(wrong) as two:
+        command = ["verify", several, "--model", base, "--server", one, "--server", two]
+        run = bishare(*command)
+        data = json.loads(bishare(*command, "--json").out)
+    assert run.code == 1
+    assert "error[BS870]: the server does not apply 'b', 'c', 'd', 'e' as it was trained" in run.err
+    words = {(row["adapter"], row["server"]): row["word"] for row in data["rows"]}
+    assert {words[name, one] for name in "abcde"} == {"APPLIED"}
+    expected = {"a": "APPLIED", "b": "ANOTHER ADAPTER", "c": "NOT APPLIED", "d": "AS IF"}
+    assert {name: words[name, two] for name in "abcde"} == expected | {"e": "NOT THERE"}
+    lines = [line for line in run.out.splitlines() if two in line]
+    assert [line.split()[0] for line in lines] == [*"abcde"]
+    assert "'b' answers as `c`" in lines[1]
+    assert "answers 404 to 'e'" in lines[4]
+
+
+def test_a_server_that_is_down_is_a_row_of_its_own(bishare, base, several):
     engine = Engine(base)
-    with serving(engine) as engine.url:
-        ask_mine(engine, lora, tmp_path)
-        engine.loads = False
-        run = bishare(
-            *("verify", lora, "--model", base, "--server", engine.url, "--name", "mine", "--copies")
+    engine.load("a", several / "a")
+    down = "http://127.0.0.1:9/v1"
+    with serving(engine) as url:
+        command = ["verify", several / "a", "--model", base, "--server", down, "--server", url]
+        run = bishare(*command)
+    assert (run.code, "error[BS871]" in run.err) == (2, True)
+    words = [line.split()[2] for line in run.out.splitlines()[2:]]
+    assert words == ["cannot", "APPLIED"]
+    assert "does not answer" in run.out
+
+
+def test_two_adapters_that_answer_alike_are_told(bishare, base, several, tmp_path):
+    shutil.copytree(several / "a", tmp_path / "twins" / "a")
+    shutil.copytree(several / "a", tmp_path / "twins" / "b")
+    engine = Engine(base)
+    for name in "ab":
+        engine.load(name, several / "a")
+    with serving(engine) as url:
+        data = json.loads(
+            bishare("verify", tmp_path / "twins", "--model", base, "--server", url, "--json").out
         )
-    assert (run.code, "BS872" in run.err) == (2, True)
-    assert "loads no copy of the adapter: 404" in run.err
-    assert "verdict   APPLIED" in run.out
+    assert [row["word"] for row in data["rows"]] == ["APPLIED", "APPLIED"]
+    assert "whether it is `b` instead, whose answers are as near" in data["rows"][0]["unseen"]
 
 
-def test_every_fault_is_told_by_one_or_the_other():
-    told = Counter(
-        fault
-        for table in (BY_REFERENCE, BY_COPIES)
-        for fault, word in table.items()
-        if word != "APPLIED"
-    )
-    assert told.keys() == FAULTS.keys() - {"none"}
+def test_adapters_of_a_library_are_verified_by_their_names(bishare, base, tmp_path):
+    from bishare_dsl import compile_spec
+    from bishare_dsl.adapter.files import save_library
+
+    model, _ = load_model(str(base), dtype="float32")
+    text = "spec l\ntarget q_proj, up_proj\nshare s per adapter, module rank 2\n"
+    plan = compile_spec(text, model).bishare.plan
+    random = torch.Generator().manual_seed(0)
+    members = {
+        name: {t.name: 0.3 * torch.randn(t.shape, generator=random) for t in plan.tensors}
+        for name in "cd"
+    }
+    save_library(tmp_path / "lib", plan, members, text, seed=0)
+    engine = Engine(base)
+    for name in "cd":
+        engine.load(name, f"{tmp_path}/lib#{name}")
+    with serving(engine) as url:
+        command = ["verify", "--model", base, "--server", url, "--json"]
+        one = json.loads(bishare(*command, f"{tmp_path}/lib#c").out)["rows"]
+        both = json.loads(bishare(*command, tmp_path / "lib").out)["rows"]
+        engine.adapters["d"] = engine.adapters["c"]
+        swapped = json.loads(bishare(*command, tmp_path / "lib").out)["rows"]
+    assert [(row["adapter"], row["word"]) for row in one] == [("c", "APPLIED")]
+    assert [(row["adapter"], row["word"]) for row in both] == [("c", "APPLIED"), ("d", "APPLIED")]
+    assert [row["word"] for row in swapped] == ["APPLIED", "ANOTHER ADAPTER"]
