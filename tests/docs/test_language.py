@@ -16,7 +16,7 @@ from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind, transfor
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = "".join(
     (DOCS / name).read_text(encoding="utf-8")
-    for name in ("language.md", "modules.md", "transforms.md", "starts.md")
+    for name in ("language.md", "modules.md", "transforms.md")
 )
 HEAD = "spec x let mlp = up_proj, down_proj target q_proj, k_proj, v_proj, mlp, parent self_attn"
 
