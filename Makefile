@@ -52,7 +52,7 @@ demo: $(STAMP) ## set up, then compare adapters that share weights with LoRA (Sm
 # Tests with the mark `long` look for what nobody thought of. A quick test guards the same, except with two processes.
 XDIST := -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function
 
-test: $(STAMP) ## set up, then run the tests, in about six minutes; ARGS="tests/plan -x" selects some
+test: $(STAMP) ## set up, then run the tests, in about five minutes; ARGS="tests/plan -x" selects some
 	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-quick} $(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## run random lives, kills at each write, every spec through every command, several processes

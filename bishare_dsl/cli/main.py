@@ -29,7 +29,7 @@ COMMANDS = {
     "inspect": "Show what is in an adapter, or list many.",
     "verify": "Find out whether an adapter is applied.",
     "merge": "Add an adapter to its base's weights, and save the result.",
-    "fit": "Find the adapter of a spec that comes closest to trained LoRAs.",
+    "fit": "Find the adapter of a spec that is closest to LoRAs (experimental).",
     "import": "Convert plain LoRAs of PEFT into adapters.",
     "analyse": "Measure which modules could share (experimental).",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",

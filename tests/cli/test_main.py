@@ -1,8 +1,10 @@
 """What holds for every command: help, exit codes, streams, colours, and that no traceback gets out."""
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -190,3 +192,9 @@ def test_the_group_is_a_plain_click_command():
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "lsp"}))
 def test_every_command_has_its_answer_for_machines(bishare, command):
     assert "--json" in bishare(command, "--help").out
+
+
+def test_what_is_experimental_is_listed_in_one_place():
+    page = (Path(__file__).parents[2] / "docs/guarantees.md").read_text("utf-8")
+    listed = re.findall(r"^- `bishare (\w+)`", page.partition("## Experimental")[2], re.MULTILINE)
+    assert {*listed} == {name for name, line in COMMANDS.items() if "(experimental)" in line}
