@@ -140,10 +140,9 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	@touch $@
 
 # Frameworks ask for versions of their own; for a PEFT that is too old, too (docs/frameworks.md).
-CLIENTS = ms-swift axolotl mlx-lm
-EXTRA_mlx-lm = [cpu]
+CLIENTS = ms-swift axolotl
 
-test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## test ms-swift, Axolotl and mlx-lm (5 GB, minutes the first time)
+test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## test ms-swift and Axolotl (5 GB, minutes the first time)
 	@set -e; for client in $(CLIENTS); do \
 	  $(PYTEST) .venv-clients/$$client/bin/python -m pytest -q $(or $(ARGS),tests/clients); done
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.export.report import Compared
     from bishare_dsl.models import Source
 
 
@@ -185,11 +184,11 @@ def read_fitting(
     """
     from bishare_dsl.adapter.contents import base_problems
     from bishare_dsl.adapter.files import is_peft, read_adapter
-    from bishare_dsl.export.layouts import layout_of
+    from bishare_dsl.export.peft_config import layout_of
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
-    plain = is_peft(folder) or layout_of(folder) in ("mlx", "gguf")
+    plain = is_peft(folder) or layout_of(folder) == "gguf"
     base = architecture_of(model)
     stored = read_lora(folder, model, named) if plain else read_adapter(folder)
     problems = list(base_problems(stored.plan, base))
@@ -207,7 +206,17 @@ def read_lora(
     Raises:
         BishareError: see `read_peft`; or the model cannot be found.
     """
-    return _read_lora(folder, architecture_of(model), _base_of(folder, model, named))
+    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.adapter.files import pack
+    from bishare_dsl.adapter.stored import check_finite, entries_of
+    from bishare_dsl.export.from_peft import read_peft
+    from bishare_dsl.language import spec_text
+
+    base = _base_of(folder, model, named)
+    spec, plan, tensors = read_peft(folder, architecture_of(model), base)
+    check_finite(folder, tensors)
+    values, config, _ = pack(plan, tensors, spec_text(spec), seed=0)
+    return StoredAdapter(Path(folder), config, plan, entries_of(values))
 
 
 def _base_of(
@@ -216,8 +225,7 @@ def _base_of(
     named: nn.Module | Source | str | None,
 ) -> Callable[[], nn.Module] | None:
     """Return a function that returns the base of a LoRA, if it is known, and loads it at most once."""
-    from bishare_dsl.export.layouts import layout_of
-    from bishare_dsl.export.peft_config import read_config
+    from bishare_dsl.export.peft_config import layout_of, read_config
     from bishare_dsl.models.load import load_model, meta_model
     from bishare_dsl.models.source import Source
 
@@ -231,28 +239,10 @@ def _base_of(
     return cache(lambda: load_model(source, causal=False)[0] if whole else meta_model(source))
 
 
-def _read_lora(
-    folder: str | os.PathLike[str],
-    architecture: Architecture,
-    base: Callable[[], nn.Module] | None,
-) -> StoredAdapter:
-    from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.adapter.files import pack
-    from bishare_dsl.adapter.stored import check_finite, entries_of
-    from bishare_dsl.export.from_peft import read_peft
-    from bishare_dsl.language import spec_text
-
-    spec, plan, tensors = read_peft(folder, architecture, base)
-    check_finite(folder, tensors)
-    values, config, _ = pack(plan, tensors, spec_text(spec), seed=0)
-    return StoredAdapter(Path(folder), config, plan, entries_of(values))
-
-
 def save_again(
     stored: StoredAdapter,
     out: str | os.PathLike[str],
     dtype: str = "float32",
-    check: Callable[[StoredAdapter], None] | None = None,
 ) -> tuple[Problem, ...]:
     """Save an adapter in another folder, after comparing what will be read from it.
 
@@ -260,7 +250,6 @@ def save_again(
         stored: the adapter.
         out: the folder; unchanged if a comparison fails.
         dtype: of the file; only tensors in float32 are compared.
-        check: makes another comparison; it raises if that fails.
 
     Returns:
         The warnings of `save_adapter`.
@@ -280,35 +269,7 @@ def save_again(
                     f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
                 )
                 raise AdapterError(CHANGED_FILE(path=out, reason=reason))
-        if check is not None:
-            check(saved)
 
     how: Any = {"seed": config.seed, "base_revision": config.base_revision, "dtype": dtype}
     how |= {"auto_mapping": config.auto_mapping}
     return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)
-
-
-def import_peft(
-    folder: str | os.PathLike[str],
-    model: nn.Module | Architecture | Source | str,
-    out: str | os.PathLike[str],
-    named: nn.Module | Source | str | None = None,
-) -> tuple[StoredAdapter, Compared]:
-    """Save a plain LoRA as an equal adapter, and return it with its comparison with the LoRA.
-
-    dW of the adapter, as it will be read, is compared at every module before the folder is written. The
-    arguments are those of `read_fitting`.
-
-    Raises:
-        BishareError: see `read_lora`, `save_again` and `check_equal`.
-    """
-    from bishare_dsl.export.from_peft import check_equal
-
-    base, compared = _base_of(folder, model, named), []
-
-    def check(saved: StoredAdapter) -> None:
-        compared.append(check_equal(folder, saved.plan, saved.tensors(), saved.plan.base, base))
-
-    stored = _read_lora(folder, architecture_of(model), base)
-    save_again(stored, out, check=check)
-    return stored, compared[0]

@@ -23,7 +23,7 @@ from peft import PeftModel
 
 model = PeftModel.from_pretrained(model, "path/to/this/folder")
 # For programs that you cannot change (lm_eval, a web UI): python -m bishare_dsl.autoload on
-# Or write a plain LoRA for them: bishare export path/to/this/folder --model MODEL --out lora"""
+# Or write a plain LoRA for them: bishare convert path/to/this/folder --model MODEL --out lora"""
 _WITHOUT_PEFT = """\
 
 from bishare_dsl import load_adapter  # pip install bishare

@@ -646,7 +646,7 @@ def _not_an_adapter(folder: Path) -> Problem:
     if not folder.is_dir():
         return codes.NO_SUCH_FOLDER(folder=folder)
     if is_peft(folder):
-        help = "`bishare import` makes an adapter of bishare's of it"
+        help = "`bishare convert --for bishare` makes an adapter of bishare's of it"
         return codes.PEFT_ADAPTER(folder=folder, help=help)
     if (folder / "bishare_config.json").is_file():
         help = "bishare 0.2 has saved it, and 0.3 reads it: load it with bishare 0.3, and save it again"

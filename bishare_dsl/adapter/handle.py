@@ -376,7 +376,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
         *,
         rank: int | None = None,
         dtype: str | torch.dtype = torch.float32,
-        uniform_rank: bool = False,
     ) -> ExportReport:
         """Write the adapter as a plain LoRA: a folder, or for llama.cpp a file.
 
@@ -384,11 +383,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
         Args:
             out: the folder or file; must not exist, or be an empty folder.
-            format: ``"peft"``, ``"vllm"``, ``"sglang"``, ``"mlx"`` or ``"gguf"``. The first three differ
-                in experts that are stored in one parameter.
+            format: ``"peft"``, ``"vllm"``, ``"sglang"`` or ``"gguf"``. The first three differ in experts
+                that are stored in one parameter.
             rank: truncate to this rank; the report contains the loss.
             dtype: of the values: float32, bfloat16 or float16.
-            uniform_rank: use one rank for all modules, for engines without ``rank_pattern``.
 
         Raises:
             AdapterError: PEFT trains a module together with the adapter (BS686); the adapter has a magnitude
@@ -398,7 +396,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         if self.merged and not self.disabled and self.plan.has_magnitudes:
             # They depend on the base's weights.
             self._require_unmerged("export the adapter's magnitudes")
-        how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank}
+        how: Any = {"rank": rank, "dtype": dtype}
         report = on_first_process(
             self.plan,
             self.tensors(),

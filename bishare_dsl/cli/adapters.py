@@ -76,16 +76,16 @@ def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
 
 
 def base_name(folder: Path, model: str | None) -> str:
-    """Return ``model``, or else the name of the base in the config of a LoRA.
+    """Return ``model``, or else the name of the base in the config of an adapter.
 
     Raises:
-        CommandError: neither the LoRA nor the command line names one (BS901).
+        CommandError: neither the adapter nor the command line names one (BS901).
     """
     from bishare_dsl.export.peft_config import read_config
 
     name = model or read_config(folder).base_model_name_or_path
     if name is None:
-        raise CommandError(WRONG_USAGE(what="the LoRA names no base: give --model"))
+        raise CommandError(WRONG_USAGE(what="the adapter names no base: give --model"))
     return name
 
 

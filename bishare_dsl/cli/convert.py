@@ -1,16 +1,18 @@
-"""``bishare convert``: an adapter in the layout of another program."""
+"""``bishare convert``: adapters in the layout of another program, or of bishare."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import Report
-from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.cli.report import CommandError, Report, silence_libraries
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
+from bishare_dsl.diagnostics.codes import usage
 from bishare_dsl.diagnostics.codes.adapter import EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
 
@@ -21,20 +23,21 @@ if TYPE_CHECKING:
 @click.command(
     "convert",
     epilog=options.examples(
-        "bishare convert from-peft --for sglang --model ./base --out served",
-        "bishare convert from-mlx --for peft --model ./base --out lora",
-        "bishare convert my.gguf --for vllm --model ./base --out lora",
+        "bishare convert my-adapter --out for-peft --model ./base",
+        "bishare convert my-adapter --for gguf --model ./base --out my.gguf",
+        "bishare convert peft-lora --for bishare --out my-adapter",
+        "bishare convert customers/* --for bishare --out adapters    # each into adapters/NAME",
     ),
 )
-@click.argument("adapter", type=click.Path(path_type=Path))
+@options.folders("ADAPTER...")
 @options.choice(
-    *("--for", "--format", "target"),
+    *("--for", "target"),
     among=(*TARGETS, "bishare"),
     default="peft",
     help="The program to write for. Those with PEFT's files differ in experts.",
 )
-@options.model()
-@options.out("The folder to write, or the file for gguf.", "PATH")
+@options.model(required=False)
+@options.out("The folder, or file for gguf, to write; with several ADAPTERs, their parent.", "PATH")
 @options.rank
 @options.choice(
     "--dtype",
@@ -42,79 +45,190 @@ if TYPE_CHECKING:
     default="float32",
     help="Dtype of the values. int8 and int4 are for bishare, and print their error.",
 )
-@click.option(
-    "--uniform-rank",
-    is_flag=True,
-    help="Write one rank for all modules, for engines without rank_pattern.",
-)
+@options.force
 @click.pass_obj
 def command(
     report: Report,
-    adapter: Path,
-    target: str,
-    model: str,
+    /,
+    folders: tuple[Path, ...],
+    model: str | None,
     out: Path,
-    rank: int | None,
-    dtype: str,
-    uniform_rank: bool,
+    force: bool,
+    **how: Any,
 ) -> None:
-    """Convert an adapter into the layout of another program.
+    """Convert adapters into the layout of another program, or plain LoRAs into adapters of bishare.
 
-    Reads the layouts of bishare, PEFT, vLLM, SGLang, Tinker, Megatron-Bridge, mlx-lm and llama.cpp. Every
-    tensor is used, and what was written is read again and compared at every module. The model's shapes
-    are enough, except to read or write a DoRA of PEFT.
+    Reads the layouts of bishare, PEFT, vLLM, SGLang, Megatron-Bridge and llama.cpp. Every tensor is used, and
+    the result is read again and compared at every module. By default the base is the model that the adapter
+    names. Its shapes are enough, except to read or write a DoRA of PEFT.
+
+    A LoRA equals the adapter exactly, unless --rank or --dtype limits it. With several ADAPTERs, or a folder
+    of them, one that cannot be converted is reported, and the others are converted.
     """
-    from bishare_dsl.cli.reading import read_adapter_for
+    from bishare_dsl.adapter.files import CONFIG
+    from bishare_dsl.adapter.inventory import find_adapters
+    from bishare_dsl.cli.adapters import named_folders
+    from bishare_dsl.cli.files import check_out
 
-    stored = read_adapter_for(adapter, model, report)
-    report.note(f"writing for {target} ...")
+    words = [str(folders[0]), "--out", str(out), *(("--model", model) if model else ())]
+    raise_errors(AdapterError, list(_refused(words, force, **how)))
+    ours, end = how["target"] == "bishare", ".gguf" if how["target"] == "gguf" else ""
+
+    def convert(folder: Path, place: Path) -> tuple[dict[str, Any], str]:
+        check_out(place, CONFIG if ours else None, force=force)
+        return _write(folder, *_read(folder, model, report), place, report, **how)
+
+    found = find_adapters(folders[0])
+    if len(folders) == 1 and found in ([], [folders[0]]):
+        data, text = convert(folders[0], out)
+        report.data(**data)
+        report.result(text)
+        report.note(f"saved in {out}")
+        return
+    adapters = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
+    rows: list[dict[str, Any]] = []
+    for name, folder in report.bar(named_folders(adapters).items(), "converting"):
+        row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
+        try:
+            row |= convert(folder, out / f"{name}{end}")[0]
+        except BishareError as error:
+            row["error"] = error.problems[0].code
+            report.error(error)
+        rows.append(row)
+    _report(rows, out, report)
+
+
+def _refused(
+    words: Sequence[str], force: bool, target: str, rank: int | None, dtype: str
+) -> Iterator[Problem]:
+    """Find options that the target does not take. ``words`` are those of a `fit` instead."""
+    found: Mapping[str, tuple[bool, str, str]]
     if target == "bishare":
-        fit = ("fit", str(adapter), "--spec", "lora", "--set", f"r={rank}", "--out", str(out))
-        words = shlex.join(("bishare", *fit, "--model", model))
-        fixed = "a folder of bishare has the ranks of its spec"
-        refused = {
-            "rank": (rank is not None, fixed, f"fit a LoRA of rank {rank} to it: `{words}`"),
-            "uniform_rank": (uniform_rank, fixed, "leave out `--uniform-rank`"),
+        fit = shlex.join(["bishare", "fit", *words, "--spec", "lora", "--set", f"r={rank}"])
+        found = {
+            "rank": (rank is not None, "a spec has its own ranks", f"fit a LoRA to it: `{fit}`"),
             "dtype": (
                 dtype == "float16",
                 "bishare writes no float16",
                 "use `--dtype bfloat16`, which takes as many bytes",
             ),
         }
-        problems = [
-            EXPORT_OPTION(option=name, reason=why, help=help)
-            for name, (wrong, why, help) in refused.items()
-            if wrong
-        ]
-        raise_errors(AdapterError, problems)
-        _save(stored, out, dtype, report)
-        return
-    from bishare_dsl.export.export import export_adapter
-    from bishare_dsl.models.load import load_model, meta_model
-
-    scales = stored.plan.has_magnitudes  # Then the base's weights count.
-    exported = export_adapter(
-        out,
-        stored.plan,
-        stored.tensors(),
-        load_model(model, causal=False)[0] if scales and target == "peft" else meta_model(model),
-        target,
-        rank=rank,
-        dtype=dtype,
-        uniform_rank=uniform_rank,
-        compare=True,
-    )
-    report.all(exported.warnings)
-    report.data(**exported.data())
-    report.result(str(exported))
+    else:
+        found = {
+            "dtype": (
+                dtype not in DTYPES,
+                f"{target} reads no {dtype}",
+                "quantise a folder of bishare: `--for bishare`",
+            ),
+            "force": (force, "it replaces folders of bishare alone", "give another `--out`"),
+        }
+    for option, (wrong, why, help) in found.items():
+        if wrong:
+            yield EXPORT_OPTION(option=option, reason=why, help=help)
 
 
-def _save(stored: StoredAdapter, out: Path, dtype: str, report: Report) -> None:
-    """Save an adapter as a folder of bishare."""
-    from bishare_dsl.cli.files import check_out
+def _read(folder: Path, model: str | None, report: Report) -> tuple[StoredAdapter, str]:
+    """Read an adapter, and return it with the name of its base. Damage is found before torch is loaded.
+
+    Raises:
+        BishareError: it cannot be read, names no base, or does not fit.
+    """
+    from bishare_dsl.adapter.contents import base_problems
+    from bishare_dsl.adapter.files import is_ours, place_of, read_adapter
+    from bishare_dsl.cli.adapters import base_name
+    from bishare_dsl.export.peft_config import check_files, layout_of
+    from bishare_dsl.hub import adapter_folder
+    from bishare_dsl.models import architecture_of
+
+    folder = adapter_folder(folder)
+    if is_ours(place_of(folder)[0]):
+        stored = read_adapter(folder)
+        name = model or stored.plan.base.model_id or stored.plan.base.name
+        base = architecture_of(model) if model else stored.plan.base
+    else:
+        if layout_of(folder) != "gguf":
+            check_files(folder)
+        elif model is None:
+            what = "a GGUF file does not say where its base is: give --model"
+            raise CommandError(usage.WRONG_USAGE(what=what))
+        name = base_name(folder, model)
+        base = architecture_of(name)
+        from bishare_dsl.compiler import read_lora
+
+        silence_libraries()
+        stored = read_lora(folder, base, name)
+    problems = list(base_problems(stored.plan, base))
+    raise_errors(AdapterError, problems)
+    report.all(problems)
+    return stored, name
+
+
+def _write(
+    folder: Path,
+    stored: StoredAdapter,
+    base: str,
+    out: Path,
+    report: Report,
+    target: str,
+    dtype: str,
+    **how: Any,
+) -> tuple[dict[str, Any], str]:
+    """Write an adapter, and return a row of the report and a text.
+
+    Raises:
+        BishareError: it cannot be written, or the output differs.
+    """
+    from bishare_dsl.adapter.files import place_of
     from bishare_dsl.compiler import save_again
+    from bishare_dsl.export.gguf import read_gguf_origin
+    from bishare_dsl.export.origin import read_origin
 
-    check_out(out)
-    report.all(save_again(stored, out, dtype))
-    report.data(out=str(out), spec=stored.spec_text)
-    report.result(f"saved in {out}")
+    report.note(f"writing for {target}, on {base} ...")
+    place, _ = place_of(folder)
+    origin = read_gguf_origin(place) if place.is_file() else read_origin(place, stored.plan)
+    data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
+    if target == "bishare":
+        report.all(save_again(stored, out, dtype))
+        origin.write(out, stored.plan.spec)
+        data["spec"], text = stored.spec_text, stored.spec_text.rstrip()
+    else:
+        from bishare_dsl.export.export import export_adapter
+        from bishare_dsl.models.load import load_model, meta_model
+
+        silence_libraries()
+        scales = stored.plan.has_magnitudes and target == "peft"  # Then the base's weights count.
+        model = load_model(base, causal=False)[0] if scales else meta_model(base)
+        how |= {"dtype": dtype, "origin": origin}
+        exported = export_adapter(out, stored.plan, stored.tensors(), model, target, **how)
+        report.all(exported.warnings)
+        data, text = exported.data(), str(exported)
+    data["left"] = left = origin.left_for(target)
+    if left:
+        report.note(f"not carried over: {', '.join(left)}")
+    return data | {"bytes_before": _size(folder), "bytes_after": _size(out)}, text
+
+
+def _size(path: Path) -> int:
+    from bishare_dsl.adapter.files import CONFIG, TENSORS
+
+    files = [path] if path.is_file() else [path / CONFIG, path / TENSORS]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
+    """Report what became of each adapter."""
+    from bishare_dsl.show.rows import mib
+    from bishare_dsl.show.table import Table
+
+    keys = ("modules", "bytes_before", "bytes_after")
+    done = [row for row in rows if row["out"]]
+    _, before, after = (sum(row[key] for row in done) for key in keys)
+    report.data(adapters=rows, converted=len(done), bytes_before=before, bytes_after=after)
+    cells = [
+        [row["name"], *([row[k] for k in keys] if row["out"] else [row["error"], "", ""])]
+        for row in rows
+    ]
+    report.tables(
+        Table(["name", "modules", "bytes before", "after"], cells),
+        f"{len(done):,} of {len(rows):,} converted into {out}: {mib(before)} MiB before, {mib(after)} after",
+    )

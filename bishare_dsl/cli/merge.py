@@ -23,7 +23,7 @@ from bishare_dsl.writing import new_folder
     ),
 )
 @options.folder
-@options.model(weights=True)
+@options.model(required=False, weights=True)
 @options.out("The folder to write.")
 @options.dtype
 @click.option("--dequantize", is_flag=True, help="Convert quantised layers to dense layers.")
@@ -43,7 +43,7 @@ from bishare_dsl.writing import new_folder
 def command(
     report: Report,
     folder: Path,
-    model: str,
+    model: str | None,
     out: Path,
     dtype: str | None,
     dequantize: bool,
@@ -53,18 +53,23 @@ def command(
 ) -> None:
     """Add an adapter to its base's weights, and save the result as an ordinary checkpoint.
 
-    Sums are computed in float32. The report gives the part of the update that survives rounding, by kind of
-    module, and warns below 90%.
+    By default the base is the model that the adapter names. Sums are computed in float32. The report gives
+    the part of the update that survives rounding, by kind of module, and warns below 90%.
     """
     import warnings
 
+    from bishare_dsl.adapter.files import place_of
+    from bishare_dsl.cli.adapters import base_name
     from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.diagnostics import BishareWarning
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.export.effective import check_linear
+    from bishare_dsl.hub import adapter_folder
     from bishare_dsl.models.source import resolve
 
     check_out(out)
+    folder = adapter_folder(folder)
+    model = base_name(place_of(folder)[0], model)
     source = resolve(model)
     if into and source.kind == "gguf":
         what = "--into quantises checkpoint folders and Hub models, and this is a .gguf file"

@@ -2,5 +2,5 @@
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-TARGETS = ("peft", "vllm", "sglang", "mlx", "gguf")
-"""The layouts that can be written: rows of `bishare_dsl.export.layouts`."""
+TARGETS = ("peft", "vllm", "sglang", "gguf")
+"""The layouts: rows of `bishare_dsl.export.layouts`."""

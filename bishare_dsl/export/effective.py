@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
-from bishare_dsl.transforms.magnitude import LONGEST, bounded_ratio
+from bishare_dsl.transforms.magnitude import bounded_ratio
 
 MERGE = "merge the adapter into its base: `bishare merge FOLDER --model BASE --out NEW`"
 """Advice for operations that need low-rank updates, if the adapter has a magnitude."""
@@ -94,30 +94,19 @@ def delta(
     return added + scale_changes(term, mu, base, base + added).unsqueeze(1) * (base + added)
 
 
-def magnitude_vector(
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    path: str,
-    added: torch.Tensor,
-    base: torch.Tensor,
-) -> torch.Tensor:
-    """Return DoRA's ``m (d_out)`` of a site, float32: the weight is ``diag(m / |W + dW|) (W + dW)``.
+def magnitude_vector(base: torch.Tensor, added: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Return DoRA's ``m (d_out)``, float32: ``diag(m / |W + dW|) (W + dW)`` is closest to the new weight.
+
+    A row is NaN if W + dW is 0 there, which has no direction to scale.
 
     Args:
-        plan: the adapter's plan.
-        tensors: the plan's tensors by name.
-        path: the site's path; without a magnitude, m scales by 1.
-        added: dW, ``(d_out, d_in)``.
-        base: W.
+        base: W, ``(d_out, d_in)``.
+        added: dW, before any magnitude.
+        change: the whole change of the weight, see `delta`.
     """
-    base = base.to(added)
-    before, after = base.norm(dim=1), (base + added).norm(dim=1)
-    if (term := plan.magnitude(path)) is None:
-        scaled: torch.Tensor = after
-    else:
-        mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)
-        scaled = (1 + mu) * (after if term.options["plain"] else before.minimum(LONGEST * after))
-    return scaled
+    whole = base.to(added) + added
+    lengths: torch.Tensor = whole.norm(dim=1)
+    return ((base.to(added) + change.to(added)) * whole).sum(1) / lengths
 
 
 def scale_changes(

@@ -1,8 +1,7 @@
 """Pairs for experts whose weights are one parameter, in the layouts of several programs.
 
 For each parameter, PEFT has stacked pairs of all experts with one rank (`stacks`). vLLM and SGLang have a
-pair for each map of each expert (`each_expert`), or three stacked pairs. In these, the outer factor, next
-to the hidden state, exists once for all experts: A of gate and up, B of down (`shared_outer`).
+pair for each map of each expert (`each_expert`).
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from bishare_dsl.diagnostics import AdapterError, raise_errors
-from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import Weight
@@ -133,36 +130,6 @@ def each_expert(
         for expert, factors in enumerate(zip(*_of_all(pairs_of_kind, weight), strict=True))
     ]
 
-
-def shared_outer(
-    pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
-) -> list[Named]:
-    """Return three pairs for all experts of a layer, with a single outer factor each.
-
-    Raises:
-        AdapterError: the outer factor differs between experts (BS685).
-    """
-    names = in_checkpoints(model, maps)
-    stacked, problems, in_all = [], [], {kind: name for name, kind in KINDS.items()}
-    for owner, kind, weight, pairs_of_kind in _by_kind(pairs, maps):
-        down, up = _of_all(pairs_of_kind, weight)
-        side = _OUTER[kind]
-        outer = [pair[side] for pair in pairs_of_kind.values()]
-        if any(not torch.equal(factor, outer[0]) for factor in outer):
-            problems.append(codes.NOT_SHARED_OUTER(role="AB"[side], kind=kind, owner=owner))
-            continue
-        once = outer[0][None] if outer else (down, up)[side][:1]
-        place = names[f"{owner}.0.{kind}"].rsplit(".", 2)[0]
-        both = (once, up) if side == 0 else (down, once)
-        stacked.append(Named(f"{place}.{in_all[kind]}", kind, *both))
-    raise_errors(AdapterError, problems[:5])
-    return stacked
-
-
-_OUTER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
-"""The factor, A or B, next to the hidden state."""
-KINDS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-"""The maps, by their names in layouts with all experts in one tensor."""
 
 _Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -291,27 +258,7 @@ def expand_experts(
     if not of_experts:
         return {}
     by_name = {name: path for path, name in in_checkpoints(base, of_experts).items()}
-    stacks: dict[tuple[str, str], dict[int, str]] = {}
-    for name, path in (*by_name.items(), *((path, path) for path in of_experts)):
-        owner, kind = name.rsplit(".", 2)[0], path.rpartition(".")[2]
-        stacks.setdefault((owner, kind), {})[of_experts[path].expert or 0] = path
-    origins: dict[str, str] = {}
-    for name in unknown:
-        owner, _, kind = name.rpartition(".")
-        pair = factors[name]
-        paths = {0: by_name[name]} if name in by_name else {}
-        if not paths and all(tensor.dim() == 3 for tensor in pair.values()):
-            paths = stacks.get((owner, KINDS.get(kind, kind)), {})
-            if any(len(tensor) not in (1, len(paths)) for tensor in pair.values()):
-                paths = {}
-            for expert, path in paths.items():
-                factors[path] = {
-                    label: tensor[expert if len(tensor) > 1 else 0]
-                    for label, tensor in pair.items()
-                }
-        elif paths:
-            factors[paths[0]] = pair
-        if paths:
-            del factors[name]
-            origins |= dict.fromkeys(paths.values(), name)
+    origins = {by_name[name]: name for name in unknown if name in by_name}
+    for path, name in origins.items():
+        factors[path] = factors.pop(name)
     return origins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,16 +15,19 @@ from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export import DTYPES, TARGETS
 from bishare_dsl.export.effective import check_linear
-from bishare_dsl.export.from_peft import check_equal
-from bishare_dsl.export.layouts import LAYOUTS, TENSORS
-from bishare_dsl.export.lora import Lora, plain_lora, total_error, with_magnitude
+from bishare_dsl.export.from_peft import compare
+from bishare_dsl.export.layouts import LAYOUTS
+from bishare_dsl.export.lora import Lora, plain_lora
+from bishare_dsl.export.origin import NONE, Origin
 from bishare_dsl.export.peft import served_by_vllm, taken_for_others
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.models import architecture_of
-from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
 from bishare_dsl.writing import discard
+
+_WORST = 1.0
+"""The largest relative error with ``rank`` or ``dtype``: that of writing zeros."""
 
 
 def export_adapter(
@@ -35,13 +39,13 @@ def export_adapter(
     *,
     rank: int | None = None,
     dtype: str | torch.dtype = torch.float32,
-    uniform_rank: bool = False,
-    compare: bool = False,
+    origin: Origin = NONE,
 ) -> ExportReport:
     """Write a plain LoRA with the same update as the adapter, exact unless ``rank`` or ``dtype`` limits it.
 
     Each module has the rank that it needs. Scales are folded into B. Dropout is omitted, since it only
-    affects training. The output appears in one step.
+    affects training. The output appears in one step. It is read again, and dW compared at every module;
+    output of PEFT's that bishare cannot read (BS656) is a warning.
 
     Args:
         out: the folder or file to write; new, or an empty folder.
@@ -50,22 +54,19 @@ def export_adapter(
         model: the base, adapted or not, on any device including meta. Its config and modules are read, and
             for a magnitude also its weights.
         format: one of `TARGETS`.
-        rank: truncate to the best approximation of this rank, and report the error.
+        rank: truncate to the best approximation of this rank.
         dtype: float32, bfloat16 or float16.
-        uniform_rank: write the highest rank for all modules, for engines without ``rank_pattern``.
-        compare: read the output again, and compare dW at every module. Output of PEFT's that bishare cannot
-            read (BS656) is a warning.
+        origin: what to say of the base, the task and the licence.
 
     Raises:
         AdapterError: ``out`` exists (BS618) or cannot be written (BS616); the format is unknown (BS631) or
             an option is invalid (BS646); the update is nonlinear (BS633), or has a magnitude that the
             format does not support (BS675) or for which a weight is missing (BS624); llama.cpp does not
-            support the family (BS647) or a module (BS648); experts do not share their outer factors
-            (BS685); a value is not finite (BS628); or the output differs, and is removed (BS607).
+            support the family (BS647) or a module (BS648); a value is not finite (BS628); or the output
+            differs, and is removed (BS607).
     """
     out, named = Path(out), str(dtype).removeprefix("torch.")
-    write = LAYOUTS[format].write if format in TARGETS else None
-    if write is None:
+    if format not in TARGETS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, TARGETS)))
     if named not in DTYPES:
         reason = f"{named} is not one of {', '.join(DTYPES)}"
@@ -76,48 +77,37 @@ def export_adapter(
         )
     if rank is not None and rank < 1:
         raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
-    if uniform_rank and LAYOUTS[format].tensors != TENSORS:
-        reason = f"the format {format} leaves no choice of it"
-        raise AdapterError(codes.EXPORT_OPTION(option="uniform_rank", reason=reason))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise AdapterError(codes.FOLDER_EXISTS(folder=out))
     terms = plan.unscaled if format == "peft" else plan.terms
     check_linear(terms, "export the adapter as a plain LoRA")
     pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, named)))
     try:
-        highest = write(out, Lora(plan, tensors, model, pairs, uniform_rank))
+        highest = LAYOUTS[format].write(out, Lora(plan, tensors, model, pairs, origin))
     except OSError as error:
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
         ) from error
-    inexact = rank is not None or named != "float32"
-    if inexact and len(terms) < len(plan.terms):
-        maps = linear_maps(model)
-        pairs = tuple(with_magnitude(plan, tensors, p, maps[p.name].values()) for p in pairs)
+    sites, inexact = [pair.site for pair in pairs], rank is not None or named != "float32"
+    problems = taken_for_others(model, sites) if format == "peft" else []
+    errors: dict[str, tuple[float, float]] = {}
+    try:
+        base = architecture_of(model)
+        errors = compare(out, plan, tensors, base, lambda: model, format, _WORST * inexact)
+    except BaseException as error:  # Remove output that was not verified.
+        unread = [p for p in getattr(error, "problems", ()) if p.code == codes.NOT_PLAIN_LORA.code]
+        if not unread or format != "peft":
+            discard(out)
+            raise
+        # PEFT loads it, but no spec expresses it, such as a linear layer trained in full.
+        problems.append(replace(unread[0], severity="warning"))
+    unknown = math.nan, math.nan
     report = ExportReport(
         out,
         format,
-        tuple(ExportedSite(pair.site.path, pair.rank, pair.rows, pair.error) for pair in pairs),
-        total_error(pairs) if inexact else None,
-        warnings=tuple(
-            taken_for_others(model, [p.site for p in pairs]) if format == "peft" else ()
-        ),
+        tuple(ExportedSite(p.name, p.rank, p.rows, *errors.get(p.name, unknown)) for p in pairs),
+        warnings=tuple(problems),
     )
-    if compare:
-        bound = report.worst.error * 1.01 if inexact else 0.0
-        try:
-            base = architecture_of(model)
-            compared = check_equal(out, plan, tensors, base, lambda: model, format, bound)
-            report = replace(report, compared=compared)
-        except BaseException as error:  # Remove output that was not verified.
-            problem = error.problems[0] if isinstance(error, AdapterError) else None
-            unread = problem is not None and problem.code == codes.NOT_PLAIN_LORA.code
-            if problem is None or not unread or format != "peft":
-                discard(out)
-                raise
-            # PEFT loads it, but no spec expresses it, such as a linear layer trained in full.
-            warning = replace(problem, severity="warning")
-            report = replace(report, warnings=(*report.warnings, warning))
     # vLLM supports low-rank terms only.
     alone = not plan.trained and not plan.has_magnitudes
     return served_by_vllm(report, highest) if highest is not None and alone else report

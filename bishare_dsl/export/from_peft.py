@@ -19,10 +19,9 @@ from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.experts import Stacked, expand_experts, stacked_in
-from bishare_dsl.export.layouts import FACTOR, LAYOUTS, layout_of
+from bishare_dsl.export.layouts import FACTOR, LAYOUTS
 from bishare_dsl.export.lora import product_norm
-from bishare_dsl.export.peft_config import TENSORS, PeftConfig
-from bishare_dsl.export.report import Compared
+from bishare_dsl.export.peft_config import TENSORS, PeftConfig, layout_of
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, runs_of
 from bishare_dsl.plan import Plan, build_plan
@@ -96,7 +95,8 @@ def read_peft(
 
     Raises:
         AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is not plain (BS656), or
-            belongs to another base (BS613); or it is a DoRA and a weight is missing (BS624).
+            belongs to another base (BS613); it is a DoRA and a weight is missing (BS624); or the spec does
+            not have its dW (BS607).
         PlanError: it is a DoRA on a module without an output to scale (BS323).
     """
     source = _open(Path(folder), architecture, model, layout)
@@ -119,10 +119,17 @@ def read_peft(
         for trained in plan.trained
         if trained.parameter in saved
     }
-    for site, (down, up, _) in pairs.items():
+    if {*plan.sites} != pairs.keys():
+        raise _differs(folder, "the spec adapts other modules")
+    for site, (down, up, scale) in pairs.items():
         term = plan.terms_of[site.path][0]
         values[term.tensors["A"]] = down.float()
         values[term.tensors["B"]] = up.t().float().contiguous()
+        found, wanted = effective_factors(plan, values, site, scaled=True), (down, scale * up.t())
+        if not all(
+            torch.allclose(a, b.float(), equal_nan=True) for a, b in zip(found, wanted, strict=True)
+        ):
+            raise _differs(folder, f"dW of `{site.path}` differs in the spec")
     if config.use_dora:
         values |= _relative(source, plan)
     return spec, plan, values
@@ -310,7 +317,7 @@ Lengths of 8,192 values in bfloat16 differ by 1e-6 from those of float64, and of
 """
 
 
-def check_equal(
+def compare(
     folder: str | os.PathLike[str],
     plan: Plan,
     tensors: Mapping[str, torch.Tensor],
@@ -318,10 +325,8 @@ def check_equal(
     model: Callable[[], nn.Module] | None = None,
     layout: str | None = None,
     bound: float = 0.0,
-) -> Compared:
-    """Compare a LoRA with the adapter that it was written from, or that was imported from it.
-
-    The LoRA's side is computed from its own factors, scales and lengths, not from a spec.
+) -> dict[str, tuple[float, float]]:
+    """Read a LoRA, and compare it with the adapter that it was written from, or that was made from it.
 
     Args:
         folder: the LoRA's folder or file.
@@ -330,56 +335,58 @@ def check_equal(
         architecture, model, layout: as for `read_peft`.
         bound: the largest relative error of dW by which the two may differ.
 
+    Returns:
+        The Frobenius norm of dW, and of its difference, by the path of each module that the LoRA has. With
+        a magnitude, dW is the whole change of the weight.
+
     Raises:
         AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
     """
-    source = _open(Path(folder), architecture, model, layout)
-    saved = _saved(source)  # First, because it names what no spec expresses.
-    pairs = {site.path: pair for site, pair in _pairs(source).items()}
-    sites = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
-    lengths = _vectors(source) if source.config.use_dora else {}
-    maps = linear_maps(model()) if model is not None and lengths else {}
-    worst, where = 0.0, ""
-    for path in pairs | sites:
-        if path not in pairs:
+    _, lora, values = read_peft(folder, architecture, model, layout)
+    both = ((plan, tensors), (lora, values))
+    ours, theirs = ({s.path: s for s in p.sites if p.terms_of[s.path]} for p, _ in both)
+    scaled = model is not None and (plan.has_magnitudes or lora.has_magnitudes)
+    maps = linear_maps(model()) if model is not None and scaled else {}
+    norms: dict[str, tuple[float, float]] = {}
+    for path, site in (theirs | ours).items():
+        if path not in theirs:
             raise _differs(folder, f"the adapter alone adapts `{path}`")
-        down, up, scale = pairs[path]
-        lora, floor = (down.float().cpu(), scale * up.t().float().cpu()), 0.0
-        if path not in sites:
+        norm = apart = floor = 0.0
+        if path not in ours:
             # Layouts that have all experts have zeros for those that the adapter leaves alone.
-            if path in lengths or product_norm(*lora) != 0:
+            if lora.magnitude(path) or product_norm(*effective_factors(lora, values, site)):
                 raise _differs(folder, f"the LoRA alone adapts `{path}`")
-            continue
-        if path in lengths:
-            dense = maps[path].values().cpu().double()
-            whole = dense + (lora[1].t() @ lora[0]).double()
-            wide = lengths[path].cpu().double().view(-1, 1)
-            # A row of zeros has no direction to scale.
-            theirs = wide * torch.nn.functional.normalize(whole, eps=1e-300) - dense
-            ours = delta(plan, tensors, sites[path], dense).cpu()
-            norm, apart = float(ours.norm()), float((ours - theirs).norm())
-            floor = _ROUNDING_OF_W * float(dense.norm())
+        elif any(p.magnitude(path) for p, _ in both):
+            dense = maps[path].values().cpu()
+            wanted, found = (delta(p, t, site, dense).cpu() for p, t in both)
+            norm, apart = float(wanted.norm()), float((wanted - found).norm())
+            floor = _ROUNDING_OF_W * float(dense.float().norm())
         else:
-            a, b = (factor.cpu() for factor in effective_factors(plan, tensors, sites[path]))
-            norm = product_norm(a, b)
-            apart = product_norm(torch.cat([lora[0], a]), torch.cat([lora[1], -b]))
-        relative = apart / norm if norm else apart
+            (a, b), (c, d) = (effective_factors(p, t, site) for p, t in both)
+            norm = product_norm(a.cpu(), b.cpu())
+            apart = product_norm(torch.cat([a.cpu(), c]), torch.cat([b.cpu(), -d]))
         # Also if it is not a number.
         if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + floor:
+            relative = apart / norm if norm else apart
             raise _differs(
                 folder, f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
             )
-        worst, where = max((worst, where), (relative, path))
-    trained = {t.parameter: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
+        norms[path] = norm, apart
+    trained, saved = (
+        {t.parameter: v[t.tensor] for t in p.trained if t.tensor in v} for p, v in both
+    )
     for parameter in trained | saved:
         written, value = saved.get(parameter, torch.empty(0)), trained.get(parameter)
         if value is None and model is not None:  # PEFT saves the head of a task, trained or not.
             module, _, name = parameter.rpartition(".")
             value = model().get_submodule(module)._parameters[name]
+        wanted = torch.empty(0) if value is None else value.detach().float().cpu().flatten()
         # What is written has the base's dtype.
-        if value is None or not written.flatten().equal(value.detach().to(written).flatten()):
+        if written.numel() != wanted.numel() or not torch.allclose(
+            written.flatten(), wanted, rtol=2**-8, atol=1e-7
+        ):
             raise _differs(folder, f"`{parameter}`, which is trained in full, differs")
-    return Compared(len(pairs), worst, where)
+    return norms
 
 
 def _differs(folder: str | os.PathLike[str], reason: str) -> AdapterError:

@@ -10,23 +10,24 @@ The experts of a layer have one stacked pair for each kind, like their weights.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
-from bishare_dsl.diagnostics import AdapterError, one_line
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.export.effective import check_low_rank
 from bishare_dsl.export.experts import of_all
 from bishare_dsl.export.lora import Lora, Pair
-from bishare_dsl.export.peft_config import BYTES_EACH, PeftConfig
+from bishare_dsl.export.origin import CONFIG_FIELDS, Origin
+from bishare_dsl.export.peft_config import BYTES_EACH, PeftConfig, reading
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, most_parameters
 from bishare_dsl.models.weights import Weight
@@ -117,13 +118,6 @@ def gguf_names(
     return {path: str(name) for path, name in names.items()}
 
 
-class _Written(np.ndarray[Any, Any]):
-    """An array that reports a full disk, unlike numpy's own `tofile`."""
-
-    def tofile(self, file: Any, *_: Any) -> None:
-        file.write(self.tobytes())
-
-
 def row_order(model: nn.Module, site: Site) -> torch.Tensor | None:
     """Return llama.cpp's order of a weight's rows; None if it is unchanged."""
     config: Any = model.config
@@ -154,13 +148,14 @@ def write_gguf(path: Path, lora: Lora) -> None:
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
         writer.add_name(plan.spec)
+        _write_origin(writer, lora.origin)
         for of_weight in _by_weight(pairs, names):
             rows = row_order(model, of_weight[0].site)
             down, up = _factors(of_weight, maps)
             up = up if rows is None else up[..., rows]
             for label, factor in (("a", down), ("b", up.mT)):
                 kind = GGMLQuantizationType[_GGML[factor.dtype]]
-                values = quantize(factor.float().contiguous().numpy(), kind).view(_Written)
+                values = quantize(factor.float().contiguous().numpy(), kind)
                 name = f"{names[of_weight[0].name]}.lora_{label}"
                 writer.add_tensor(name, values, raw_dtype=kind)
         writer.write_header_to_file()
@@ -217,7 +212,9 @@ def read_gguf(
         by_weight.setdefault(name, []).append(maps[of])
     factors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
-    alpha, tensors = _gguf_tensors(path, BYTES_EACH * most_parameters(architecture))
+    family = FAMILIES[cast(Any, model).config.model_type][0]
+    reader = _reader(path, BYTES_EACH * most_parameters(architecture))
+    alpha, tensors = _gguf_tensors(path, reader, family)
     for name, values in tensors.items():
         weight, _, label = name.rpartition(".")
         maps_of, reason = by_weight.get(weight, []), ""
@@ -256,10 +253,13 @@ def _fits(shape: tuple[int, ...], label: str, site: Site, weights: Sequence[Weig
     return rank > 0 and width == wanted and experts == stacked
 
 
-def _gguf_tensors(path: Path, limit: int) -> tuple[float, dict[str, Any]]:
-    """Return alpha and the values of each tensor in a GGUF file of at most ``limit`` bytes."""
+def _reader(path: Path, limit: int) -> Any:
+    """Open a GGUF file of at most ``limit`` bytes.
+
+    Raises:
+        AdapterError: it cannot be read (BS608).
+    """
     from gguf import GGUFReader
-    from gguf.quants import dequantize
 
     class Reader(GGUFReader):
         """Refuses to read beyond the end of the file, which gguf takes for empty values without an end."""
@@ -270,14 +270,59 @@ def _gguf_tensors(path: Path, limit: int) -> tuple[float, dict[str, Any]]:
                 raise ValueError("its header promises more than the file has")
             return values
 
-    try:
+    with reading(path):
         if (size := path.stat().st_size) > limit:
             raise ValueError(f"it has {size:,} bytes, and may have {limit:,}")
         reader = Reader(path)
         if sum(tensor.n_bytes for tensor in reader.tensors) > size:
             raise ValueError("its tensors overlap")
-        field = reader.get_field("adapter.lora.alpha")
-        alpha = float(field.contents()) if field is not None else 0.0
+        return reader
+
+
+def _gguf_tensors(path: Path, reader: Any, family: str) -> tuple[float, dict[str, Any]]:
+    """Return alpha and the values of each tensor of an adapter for a family."""
+    from gguf.quants import dequantize
+
+    wanted = {"general.type": "adapter", "general.architecture": family}
+    with reading(path):
+        for key, value in wanted.items():
+            if (found := _field(reader, key)) != value:
+                raise ValueError(f"its `{key}` is {found}, and the base needs {value}")
+        alpha = float(_field(reader, "adapter.lora.alpha") or 0.0)
         return alpha, {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
+
+
+def _field(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+_GENERAL = {
+    "base_model_name_or_path": "general.base_model.0.name",
+    "revision": "general.base_model.0.version",
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "language": "general.languages",
+    "datasets": "general.datasets",
+    "tags": "general.tags",
+}
+"""GGUF's keys for the fields of an `Origin`; it has none for the task."""
+
+
+def _write_origin(writer: Any, origin: Origin) -> None:
+    fields = {**origin.card, **origin.config}
+    writer.add_base_model_count("base_model_name_or_path" in fields)
+    for name, key in _GENERAL.items():
+        if value := fields.get(name):
+            (writer.add_array if isinstance(value, list) else writer.add_string)(key, value)
+
+
+def read_gguf_origin(path: Path) -> Origin:
+    """Return the origin of a GGUF file. Raises AdapterError as `_reader`."""
+    reader = _reader(path, sys.maxsize)
+    with reading(path):
+        found = {name: _field(reader, key) for name, key in _GENERAL.items()}
+    fields = {name: value for name, value in found.items() if value}
+    config = {name: fields.pop(name) for name in CONFIG_FIELDS if name in fields}
+    return Origin(config, fields)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import delta, effective_factors, magnitude_vector
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.origin import NONE, Origin
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.ranks import effective_ranks
@@ -28,16 +28,12 @@ class Pair:
         down: A, ``(rank, d_in)``, on the CPU.
         up: B, ``(rank, d_out)``.
         rows: the number of rows of the effective factors.
-        norm: the Frobenius norm of dW, if a rank or a dtype was requested; otherwise 0.
-        lost: the norm of the pair's error, likewise.
     """
 
     site: Site
     down: torch.Tensor
     up: torch.Tensor
     rows: int
-    norm: float
-    lost: float
 
     @property
     def name(self) -> str:
@@ -47,11 +43,6 @@ class Pair:
     @property
     def rank(self) -> int:
         return len(self.down)
-
-    @property
-    def error(self) -> float:
-        """The relative error."""
-        return self.lost / self.norm if self.norm else 0.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +54,14 @@ class Lora:
         tensors: its tensors by name.
         model: the base, adapted or not.
         pairs: the pairs of its modules.
-        uniform: whether to pad all pairs with zeros to the highest rank.
+        origin: of the adapter.
     """
 
     plan: Plan
     tensors: Mapping[str, torch.Tensor]
     model: nn.Module
     pairs: Sequence[Pair]
-    uniform: bool = False
+    origin: Origin = NONE
 
 
 def plain_lora(
@@ -107,37 +98,7 @@ def plain_lora(
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             action = f"exporting in {str(dtype).removeprefix('torch.')}"
             raise AdapterError(codes.NOT_FINITE(action=action, path=site.path))
-        norm = lost = 0.0
-        if rank is not None or dtype != torch.float32:
-            norm = product_norm(down, up)
-            lost = product_norm(torch.cat([down, a]), torch.cat([up, -b]))
-        yield Pair(site, a, b, len(down), norm, lost)
-
-
-def with_magnitude(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], pair: Pair, weight: torch.Tensor
-) -> Pair:
-    """Return a pair with the norm and the error of W' - W, where a magnitude scales W + dW.
-
-    Args:
-        plan: the adapter's plan.
-        tensors: its tensors by name.
-        pair: the export of dW.
-        weight: W, ``(d_out, d_in)``.
-    """
-    wanted = delta(plan, tensors, pair.site, weight).cpu()
-    base = weight.to(wanted)
-    added = pair.up.to(wanted).mT @ pair.down.to(wanted)
-    lengths = magnitude_vector(plan, tensors, pair.name, added, base)
-    written = lengths.cpu().view(-1, 1) * nn.functional.normalize(base + added) - base
-    return replace(pair, norm=float(wanted.norm()), lost=float((wanted - written).norm()))
-
-
-def total_error(pairs: Sequence[Pair]) -> float:
-    """Return the total error of all pairs, relative to the norm of all updates."""
-    lost = math.hypot(*(pair.lost for pair in pairs))
-    norm = math.hypot(*(pair.norm for pair in pairs))
-    return lost / norm if norm else 0.0
+        yield Pair(site, a, b, len(down))
 
 
 def _shortened(

@@ -11,13 +11,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import build_peft_weight_mapping
+from peft.utils.transformers_weight_conversion import (
+    build_peft_weight_mapping,
+    convert_peft_config_for_transformers,
+)
 from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedModel
@@ -27,7 +31,7 @@ from transformers.models.auto import modeling_auto
 
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import MERGE, magnitude_vector
+from bishare_dsl.export.effective import MERGE, delta, magnitude_vector
 from bishare_dsl.export.experts import Named, stacks, wrappers_of
 from bishare_dsl.export.lora import Lora, Pair
 from bishare_dsl.export.peft_config import CONFIG, PREFIX, TENSORS
@@ -62,16 +66,6 @@ _HEADS = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 
-# Families whose experts PEFT 0.21 recognises by their module names from before transformers 5.
-_WERE_MODULES = """
-    afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo
-    glm4_moe glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe
-    qwen3_next qwen3_omni_moe qwen3_omni_moe_text qwen3_omni_moe_thinker sarvam_mla solar_open
-"""
-# Those names. PEFT resolves `gate`, a router's name, and Mixtral's `w1`, `w2` and `w3` are used only
-# for experts.
-_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
-
 
 def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
     """Warn of modules that PEFT confuses with others (BS693).
@@ -85,8 +79,12 @@ def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
     """
     family = getattr(getattr(model, "config", None), "model_type", None)
     paths = [path for site in sites if site.expert is None for path in site.paths]
-    as_experts = family in _WERE_MODULES.split()
-    experts = [path for path in paths if as_experts and _kind(path) in _OF_EXPERTS]
+    as_peft = LoraConfig(target_modules=paths)
+    kept = set[str]()
+    with suppress(ValueError):  # It refuses gate without up.
+        convert_peft_config_for_transformers(as_peft, model, None)
+        kept = set(as_peft.target_modules or ())
+    experts = [path for path in paths if path not in kept]
     maps = linear_maps(model)
     owners = dict.fromkeys(maps[site.path].owner for site in sites if site.expert is not None)
     renamed = _renamed(model, [*paths, *owners]) if family else ()
@@ -116,7 +114,9 @@ def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
             yield path
 
 
-def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
+def write_peft(
+    folder: Path, lora: Lora, experts: ExpertsForm = stacks, *, one_rank: bool = False
+) -> int:
     """Write a folder for PEFT, or an engine with PEFT's files, in one step, and return the highest rank.
 
     A parameter of experts is one of PEFT's target parameters, A ``(experts * rank, d_in)`` and B ``(d_out,
@@ -128,10 +128,10 @@ def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
         folder: new, or empty.
         lora: what to write.
         experts: returns the form of experts in one parameter; all except `stacks` are for vLLM and SGLang.
+        one_rank: whether to pad all pairs with zeros to the highest rank.
 
     Raises:
-        AdapterError: the experts share no outer factor (BS685), or PEFT cannot save modules trained in full
-            (BS692).
+        AdapterError: PEFT cannot save modules trained in full (BS692).
         OSError: the system refused.
     """
     plan, model, tensors, pairs = lora.plan, lora.model, lora.tensors, lora.pairs
@@ -148,24 +148,21 @@ def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
     wrappers = wrappers_of(model, [(owner, name) for owner, _, name in parameters])
     factors: dict[str, torch.Tensor] = {}
     for target in targets:
-        fill = (0, 0, 0, highest - target.rank if lora.uniform else 0)
+        fill = (0, 0, 0, highest - target.rank if one_rank else 0)
         down, up = nn.functional.pad(target.down, fill), nn.functional.pad(target.up, fill)
+        key = f"{PREFIX}{wrappers.get(target.name, target.name)}"
         if isinstance(target, Pair) and target.site.layer is None:
             factors.update(_outside(target.site, maps, down, up))
-            continue
-        if (
-            isinstance(target, Named) and target.is_parameter
-        ):  # All outputs of one rank are adjacent.
-            down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1)
         else:
-            up = up.mT
-        key = f"{PREFIX}{wrappers.get(target.name, target.name)}"
-        factors[f"{key}.lora_A.weight"] = down.contiguous()
-        factors[f"{key}.lora_B.weight"] = up.contiguous()
+            if isinstance(target, Named) and target.is_parameter:
+                # All outputs of one rank are adjacent.
+                down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1).mT
+            factors[f"{key}.lora_A.weight"] = down.contiguous()
+            factors[f"{key}.lora_B.weight"] = up.mT.contiguous()
         if target.name in vectors:
             factors[f"{key}.lora_magnitude_vector"] = vectors[target.name]
     ranks = {
-        path: highest if lora.uniform else target.rank
+        path: highest if one_rank else target.rank
         for target in targets
         for path in (target.site.paths if isinstance(target, Pair) else [target.name])
     }
@@ -203,6 +200,7 @@ def write_peft(folder: Path, lora: Lora, experts: ExpertsForm = stacks) -> int:
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
+        lora.origin.write(new, plan.spec)
     return highest
 
 
@@ -218,26 +216,25 @@ def _vectors(
         AdapterError: a weight is missing (BS624), PEFT does not support DoRA on a module (BS675), or a row
             of W + dW is 0 (BS628).
     """
-    if not plan.has_magnitudes:
-        return {}
     vectors, problems = {}, []
-    for pair in pairs:
+    for pair in pairs if plan.has_magnitudes else ():
         weight = maps[pair.name]
         if weight.expert is not None or weight.looks_up or pair.site.tied:
             action = f"export `{pair.name}` for PEFT, whose DoRA is of linear layers,"
             problems.append(codes.SCALES_BASE(action=action, help=MERGE))
-        elif (stored := weight.stored()) is not None and (
-            stored.is_meta or is_sharded_tensor(stored)
-        ):
+            continue
+        stored = weight.stored()
+        if stored is not None and (stored.is_meta or is_sharded_tensor(stored)):
             reason = "it is on the meta device" if stored.is_meta else "it is sharded"
             problems.append(codes.NO_WEIGHT(path=pair.name, reason=reason))
-        else:
-            dense = weight.values()
-            added = pair.up.float().mT @ pair.down.float()
-            vectors[pair.name] = magnitude_vector(plan, tensors, pair.name, added, dense)
-            if not (dense.to(added) + added).any(1).all():
-                action = "PEFT's DoRA, which divides by the length of each row, of which one is 0,"
-                problems.append(codes.NOT_FINITE(action=action, path=pair.name))
+            continue
+        dense = weight.values().cpu()
+        change = delta(plan, tensors, pair.site, dense).cpu()
+        vector = magnitude_vector(dense, pair.up.float().mT @ pair.down.float(), change)
+        vectors[pair.name] = vector
+        if vector.isnan().any():
+            action = "PEFT's DoRA, which divides by the length of each row, of which one is 0,"
+            problems.append(codes.NOT_FINITE(action=action, path=pair.name))
     raise_errors(AdapterError, problems[:5])
     return vectors
 

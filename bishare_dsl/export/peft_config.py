@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +39,8 @@ _ENDLESS = re.compile(r"\)[*+?{]|\(\?|\\\d|([*+?{].*){3}", re.DOTALL)
 
 _Rank = Annotated[int, Field(gt=0, lt=2**31)]
 _Map = BeforeValidator(lambda value: {} if value is None else value)
+_MOST = Field(max_length=10_000)
+"""Each pattern is compiled, and tried on each module."""
 
 
 class PeftConfig(BaseModel):
@@ -53,8 +57,8 @@ class PeftConfig(BaseModel):
     use_dora: bool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = None
-    rank_pattern: Annotated[dict[str, _Rank], _Map] = {}
-    alpha_pattern: Annotated[dict[str, FiniteFloat], _Map] = {}
+    rank_pattern: Annotated[dict[str, _Rank], _Map, _MOST] = {}
+    alpha_pattern: Annotated[dict[str, FiniteFloat], _Map, _MOST] = {}
     target_parameters: Annotated[tuple[str, ...], BeforeValidator(lambda value: value or ())] = ()
 
     @property
@@ -86,7 +90,7 @@ class PeftConfig(BaseModel):
             AdapterError: a pattern is invalid, or may take exponential time (BS608).
         """
         settings = {}
-        try:
+        with reading(folder / CONFIG, "rank and alpha of its modules: "):
             ranks, alphas = (_first_fits(p, paths) for p in (self.rank_pattern, self.alpha_pattern))
             for path in paths:
                 rank_key, alpha_key = ranks.get(path), alphas.get(path)
@@ -94,10 +98,22 @@ class PeftConfig(BaseModel):
                 alpha = self.lora_alpha if alpha_key is None else self.alpha_pattern[alpha_key]
                 scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
                 settings[path] = rank, int(scale) if scale.is_integer() else scale
-        except (ValueError, re.error, RecursionError, OverflowError) as error:
-            reason = f"rank and alpha of its modules: {one_line(error)}"
-            raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
         return settings
+
+
+@contextmanager
+def reading(path: Path, what: str = "") -> Iterator[None]:
+    """Raise AdapterError (BS608) if a stranger's file cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, re.error),
+        SafetensorError,
+    ) as error:
+        reason = f"{what}{one_line(error)}"
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason)) from error
 
 
 def read_config(folder: Path) -> PeftConfig:
@@ -106,37 +122,57 @@ def read_config(folder: Path) -> PeftConfig:
     Raises:
         AdapterError: it cannot be read (BS608).
     """
-    try:
+    with reading(folder / CONFIG):
         fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
         if not isinstance(fields, dict):
-            reason = "it is not a JSON object"
-            raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason))
+            raise TypeError("it is not a JSON object")
         return PeftConfig.model_validate(fields)
-    except (OSError, ValueError) as error:
-        reason = one_line(error)
-        raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
+
+
+def layout_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the layout of a plain LoRA's file or folder; all layouts with PEFT's files count as one.
+
+    None if it has none, such as a folder of bishare.
+    """
+    path = Path(path)
+    with suppress(OSError):  # Such as a name that is too long.
+        if path.suffix == ".gguf" and path.is_file():
+            return "gguf"
+        if (path / TENSORS).is_file():
+            return "peft"
+    return None
+
+
+def check_files(folder: Path) -> None:
+    """Check the config and the header of PEFT's files without torch; see `read_config`, `check_plain`."""
+    from safetensors import safe_open
+
+    read_config(folder).check_plain(folder)
+    with reading(folder / TENSORS):
+        if not (folder / TENSORS).is_file():  # Opening a pipe would block.
+            raise FileNotFoundError("it is no file")
+        with safe_open(folder / TENSORS, framework="np"):
+            pass
 
 
 def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[str, torch.Tensor]:
     """Return the tensors of a file in a folder by name.
 
     Raises:
-        AdapterError: they cannot be read, or are too large for the base (BS608).
+        AdapterError: they cannot be read, or are too large or too many for the base (BS608).
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / file
-    try:
+    most = 4 * (len(architecture.every_site) + len(architecture.others)) + 100
+    with reading(folder / file):
         tensors = load(read_file(folder, file, BYTES_EACH * most_parameters(architecture)))
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():  # float32 would drop imaginary parts.
-            kind = str(tensor.dtype).removeprefix("torch.")
-            reason = f"the tensor `{name}` is {kind}"
-            raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
-    return tensors
+        if len(tensors) > most:
+            raise ValueError(f"it has {len(tensors):,} tensors, and may have {most:,}")
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():  # float32 would drop imaginary parts.
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"the tensor `{name}` is {kind}")
+        return tensors
 
 
 def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, str | None]:

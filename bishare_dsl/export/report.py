@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bishare_dsl.diagnostics import Problem
+
+_EXACT = 1e-5
+"""Relative errors that are rounding."""
 
 
 @dataclass(frozen=True)
@@ -16,53 +20,40 @@ class ExportedSite:
     Attributes:
         rank: the rank of the written pair.
         rows: the rows of the effective factors; more than the rank if some were redundant or truncated.
-        error: the relative error of dW in the Frobenius norm, if a rank or a dtype was requested. Rounding
-            to float32 is not counted. With a magnitude, dW is the whole change of the weight.
+        norm: the Frobenius norm of dW. With a magnitude, dW is the whole change of the weight.
+        lost: the norm by which dW in the output differs, which was read again; NaN if it cannot be read.
     """
 
     path: str
     rank: int
     rows: int
-    error: float
+    norm: float
+    lost: float
 
-
-@dataclass(frozen=True)
-class Compared:
-    """The comparison of an output with its source.
-
-    Attributes:
-        sites: the number of compared modules.
-        worst: the largest relative difference of dW, which is the whole change of the weight if there is a
-            magnitude.
-        where: the module with this difference.
-    """
-
-    sites: int
-    worst: float
-    where: str
+    @property
+    def error(self) -> float:
+        """The relative error of dW."""
+        return self.lost / self.norm if self.norm else self.lost
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of an export and its error.
+    """The result of an export, which was read again.
 
     Attributes:
         out: the folder or file.
         sites: the modules that the adapter changes.
-        total_error: the relative error of all updates together; None if no rank or dtype was requested.
         max_lora_rank: the required ``--max-lora-rank`` of vLLM; None if vLLM has no such rank (see
             ``warnings``, BS632) or the export is not for vLLM.
-        warnings: known problems in the target programs (BS632, BS693).
-        compared: the comparison of the output with the adapter, if it was requested.
+        warnings: known problems in the target programs (BS632, BS693), or why the output was not
+            compared (BS656).
     """
 
     out: Path
     format: str
     sites: tuple[ExportedSite, ...]
-    total_error: float | None
     max_lora_rank: int | None = None
     warnings: tuple[Problem, ...] = ()
-    compared: Compared | None = None
 
     @property
     def modules(self) -> int:
@@ -76,22 +67,32 @@ class ExportReport:
 
     @property
     def worst(self) -> ExportedSite:
-        """The module with the largest error."""
+        """The module with the largest relative error."""
         return max(self.sites, key=lambda site: site.error)
 
+    @property
+    def total_error(self) -> float:
+        """The error of all updates together, relative to their norm."""
+        norm = math.hypot(*(site.norm for site in self.sites))
+        return math.hypot(*(site.lost for site in self.sites)) / (norm or 1)
+
     def data(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        compared = {} if self.compared is None else vars(self.compared)
+        """Return the report as plain values; an error is None if the output was not compared."""
+        compared = not math.isnan(self.total_error)
         return {
             "out": str(self.out),
             "format": self.format,
             "modules": self.modules,
             "rank": self.rank,
             "max_lora_rank": self.max_lora_rank,
-            "total_error": self.total_error,
-            "worst_error": None if self.total_error is None else self.worst.error,
-            "sites": [vars(site) for site in self.sites],
-            **{f"compared_{name}": value for name, value in compared.items()},
+            "compared": compared,
+            "total_error": self.total_error if compared else None,
+            "worst_error": self.worst.error if compared else None,
+            "sites": [
+                {"path": s.path, "rank": s.rank, "rows": s.rows}
+                | {"error": s.error if compared else None}
+                for s in self.sites
+            ],
         }
 
     def __str__(self) -> str:
@@ -99,15 +100,13 @@ class ExportReport:
         ranks = f"rank {self.rank}" if lowest == self.rank else f"ranks {lowest} to {self.rank}"
         serve = f"; vLLM needs --max-lora-rank {self.max_lora_rank}" if self.max_lora_rank else ""
         lines = [f"exported {self.modules} modules at {ranks} to {self.out}{serve}"]
-        if self.total_error is not None:
+        if shorter := sum(site.rank < site.rows for site in self.sites):
+            lines.append(f"{shorter} modules have fewer rows than the sum of their ranks")
+        if self.total_error < _EXACT:
+            lines.append("read again: the updates of all modules are equal")
+        elif not math.isnan(self.total_error):
             lines.append(
-                f"relative error of what is added to the weights: {self.total_error:.3g} in all, at most "
-                f"{self.worst.error:.3g} (`{self.worst.path}`)"
-            )
-        elif shorter := sum(site.rank < site.rows for site in self.sites):
-            lines.append(f"{shorter} modules need fewer rows than the sum of their ranks")
-        if (compared := self.compared) is not None:
-            lines.append(
-                f"dW compared at {compared.sites:,} modules: largest difference {compared.worst:.2g}"
+                f"read again: the updates differ by {self.total_error:.2g} of their norm, at most by "
+                f"{self.worst.error:.2g} (`{self.worst.path}`)"
             )
         return "\n".join(lines)

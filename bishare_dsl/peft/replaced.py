@@ -88,7 +88,7 @@ def _refused(help: str) -> Callable[[_Function], _Function]:
 
 
 _NO_LORA_FA = _refused("write `freeze A` in the shares, or take `create_loraplus_optimizer`")
-_NO_ARROW = _refused("`bishare export` writes each as a LoRA of PEFT: route between these")
+_NO_ARROW = _refused("`bishare convert` writes each as a LoRA of PEFT: route between these")
 _NO_RESCALE = _refused("`model.bishare.set_scale(name, 0.5)` scales an adapter, and 1.0 undoes it")
 
 

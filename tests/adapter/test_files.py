@@ -156,7 +156,7 @@ def test_not_an_adapter(tmp_path: Path) -> None:
 
 def test_a_peft_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(AdapterError, match=r"(?s)BS603.*bishare import"):
+    with pytest.raises(AdapterError, match=r"(?s)BS603.*bishare convert"):
         read_adapter(tmp_path)
 
 

@@ -353,9 +353,8 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert main(to_peft) == 2
     assert "BS646" in capsys.readouterr().err
     refused = {
-        ("--rank", "2"): "fit a LoRA of rank 2 to it: `(.+)`",
+        ("--rank", "2"): "fit a LoRA to it: `(.+)`",
         ("--dtype", "float16"): "use `(--dtype bfloat16)`",
-        ("--uniform-rank",): "leave out `(--uniform-rank)`",
     }
     remedies = {}
     for more, remedy in refused.items():

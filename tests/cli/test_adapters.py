@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, load_adapter
@@ -73,7 +76,7 @@ def test_what_is_no_matrix_is_refused_before_loading(bishare, checkpoint, here):
     (here / "e.share").write_text("spec e target q_proj share s per module rank 2 via Experts")
     assert bishare("compile", "e.share", "--model", checkpoint, "--out", "experts").code == 0
     assert bishare("inspect", "experts").code == 0
-    for command in ("merge", "export"):
+    for command in ("merge", "convert"):
         run = bishare(command, "experts", "--model", checkpoint, "--out", "result")
         assert run.code == 1
         assert "error[BS633]" in run.err
@@ -182,15 +185,17 @@ def test_an_interrupted_merge_leaves_what_was_there(
     assert not list((here / "merged").iterdir())
 
 
-def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
+def test_what_peft_gets_is_loaded_by_peft(bishare, trained, checkpoint, here):
     peft = pytest.importorskip("peft")
     folder, logits = trained
-    command = ["export", folder, "--model", checkpoint, "--out", "lora"]
+    command = ["convert", folder, "--model", checkpoint, "--out", "lora"]
     run = bishare(*command)
-    assert (run.code, run.err) == (0, "writing for peft ...\n")
+    assert run.code == 0
+    assert run.err.startswith(f"writing for peft, on {checkpoint} ...\n")
     # 2 + 4 + 16 rows, and a Kronecker product of factors 4 wide has no higher rank than 4.
     assert "at rank 10 to lora; vLLM needs --max-lora-rank 16" in run.out
-    assert "10 modules need fewer rows than the sum of their ranks" in run.out
+    assert "10 modules have fewer rows than the sum of their ranks" in run.out
+    assert "read again: the updates of all modules are equal" in run.out
     base = AutoModelForCausalLM.from_pretrained(checkpoint)
     model = peft.PeftModel.from_pretrained(base, here / "lora")
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
@@ -198,18 +203,31 @@ def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
     assert json.loads(bishare(*command, "-o", "b", "--json").out)["max_lora_rank"] == 16
 
 
-def test_export_knows_its_formats(bishare, trained, checkpoint, here):
-    run = bishare("export", trained[0], "--format", "pft", "-m", checkpoint, "-o", "lora")
+def test_it_knows_its_layouts(bishare, trained, checkpoint, here):
+    run = bishare("convert", trained[0], "--for", "pft", "-m", checkpoint, "-o", "lora")
     assert run.code == 2
-    assert "is not one of 'peft', 'vllm', 'sglang', 'mlx', 'gguf'" in run.err
+    assert "is not one of 'peft', 'vllm', 'sglang', 'gguf', 'bishare'" in run.err
 
 
-def test_export_to_a_rank_says_what_that_loses(bishare, trained, checkpoint, here):
-    command = ["export", trained[0], "--model", checkpoint, "--rank", "4", "--dtype", "bfloat16"]
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("export", "`bishare convert DIR --out LORA`"),
+        ("import", "`bishare convert LORA --for bishare"),
+    ],
+)
+def test_old_commands_say_what_to_type(bishare, here, old, new):
+    run = bishare(old, "lora", "--out", "ours")
+    assert run.code == 2
+    assert new in run.err
+
+
+def test_a_rank_says_what_it_loses(bishare, trained, checkpoint, here):
+    command = ["convert", trained[0], "--model", checkpoint, "--rank", "4", "--dtype", "bfloat16"]
     run = bishare(*command, "--out", "small")
     assert run.code == 0
     assert "at rank 4 to small; vLLM needs --max-lora-rank 8" in run.out
-    assert "relative error of what is added to the weights: 0." in run.out
+    assert "read again: the updates differ by 0." in run.out
     data = json.loads(bishare(*command, "--out", "again", "--json").out)
     errors = {site["path"]: site["error"] for site in data["sites"]}
     assert len(errors) == data["modules"] == 10
@@ -217,55 +235,139 @@ def test_export_to_a_rank_says_what_that_loses(bishare, trained, checkpoint, her
     assert {site["rank"] for site in data["sites"]} == {4}
 
 
-def test_export_writes_a_file_for_llama_cpp(bishare, trained, checkpoint, here):
-    command = ["export", trained[0], "--model", checkpoint, "--format", "gguf", "--out", "my.gguf"]
+def test_a_file_for_llama_cpp(bishare, trained, checkpoint, here):
+    command = ["convert", trained[0], "--model", checkpoint, "--for", "gguf", "--out", "my.gguf"]
     run = bishare(*command)
     assert run.code == 0
     assert "to my.gguf" in run.out
     assert "vLLM" not in run.out
     assert (here / "my.gguf").read_bytes()[:4] == b"GGUF"
     assert bishare(*command).code == 2
-    assert bishare(*command, "-o", "b.gguf", "--uniform-rank").code == 2
 
 
-def test_import_makes_an_adapter_of_an_export(bishare, trained, checkpoint, here):
+def test_a_lora_becomes_an_adapter(bishare, trained, checkpoint, here):
     folder, logits = trained
-    assert bishare("export", folder, "--model", checkpoint, "--out", "lora").code == 0
-    # The export names its base, which is the checkpoint.
-    run = bishare("import", "lora", "--out", "ours")
-    assert (run.code, run.err) == (0, f"importing for {checkpoint} ...\nsaved in ours\n")
+    assert bishare("convert", folder, "--model", checkpoint, "--out", "lora").code == 0
+    # The LoRA names its base, which is the checkpoint.
+    run = bishare("convert", "lora", "--for", "bishare", "--out", "ours")
+    assert run.code == 0
+    assert run.err.startswith(f"writing for bishare, on {checkpoint} ...\n")
+    assert run.err.endswith("saved in ours\n")
     config = json.loads((here / "ours" / "adapter_config.json").read_text())
     assert run.out == config["spec"]
     assert "share lora  per module  rank 10  scale 1" in run.out
-    for adapter in ("ours", "lora"):  # What takes an adapter takes a LoRA of PEFT.
-        command = ["merge", adapter, "--model", checkpoint, "--out", f"merged-{adapter}"]
-        assert bishare(*command).code == 0
+    for adapter in ("ours", "lora"):  # What takes an adapter takes a LoRA of PEFT, and its base.
+        assert bishare("merge", adapter, "--out", f"merged-{adapter}").code == 0
         merged = AutoModelForCausalLM.from_pretrained(here / f"merged-{adapter}")
         torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-4, atol=1e-4)
-    assert bishare("import", "lora", "--out", "ours").code == 2
-    data = json.loads(
-        bishare("import", "lora", "-o", "ours", "-m", checkpoint, "--force", "--json").out
-    )
-    assert data["spec"] == run.out
+    again = ("convert", "lora", "--for", "bishare", "-o", "ours", "-m", checkpoint)
+    assert bishare(*again).code == 2
+    assert json.loads(bishare(*again, "--force", "--json").out)["spec"] == run.out
 
 
-def test_import_needs_a_base(bishare, trained, checkpoint, here):
-    assert bishare("export", trained[0], "--model", checkpoint, "--out", "lora").code == 0
+def test_without_a_base_it_says_so(bishare, trained, checkpoint, here):
+    assert bishare("convert", trained[0], "--model", checkpoint, "--out", "lora").code == 0
     path = here / "lora" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    run = bishare("import", "lora", "--out", "ours")
-    assert run.code == 2
-    assert "the LoRA names no base: give --model" in run.err
+    for words in (("convert", "lora", "--for", "bishare"), ("merge", "lora")):
+        run = bishare(*words, "--out", "ours")
+        assert run.code == 2
+        assert "the adapter names no base: give --model" in run.err
     path.write_text(json.dumps({**config, "base_model_name_or_path": "x\nerror[BS000]: \x1b[2J"}))
-    run = bishare("import", "lora", "--out", "ours")
+    run = bishare("convert", "lora", "--for", "bishare", "--out", "ours")
     assert run.code == 2
-    assert all(
-        line.startswith(("importing for x\\nerror", "error[BS5", "  = help"))
-        for line in run.err.splitlines()
-    )
+    assert all(line.startswith(("error[BS5", "  = help")) for line in run.err.splitlines())
     assert "\x1b" not in run.err
-    run = bishare("import", "nowhere", "--out", "ours", "--model", checkpoint)
+    run = bishare("convert", "nowhere", "--for", "bishare", "--out", "ours", "--model", checkpoint)
     assert run.code == 1
     assert "error[BS608]" in run.err
     assert not (here / "ours").exists()
+
+
+CARD = """---
+license: other
+license_name: custom
+license_link: https://example.org/licence
+language: [en, de]
+datasets: [me/rows]
+tags: [poems]
+base_model: me/base
+metrics: [bleu]
+---
+# Poems
+"""
+
+
+@pytest.mark.parametrize("middle", ["peft", "vllm", "sglang", "gguf", "bishare"])
+def test_who_made_it_and_on_what_goes_along(bishare, trained, checkpoint, here, middle):
+    """From PEFT's folder into each layout, and from there into PEFT's and into bishare's."""
+    assert bishare("convert", trained[0], "--model", checkpoint, "--out", "lora").code == 0
+    path = here / "lora" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    stated = {"base_model_name_or_path": "me/base", "revision": "v1", "task_type": "CAUSAL_LM"}
+    path.write_text(json.dumps(config | stated))
+    (here / "lora" / "README.md").write_text(CARD)
+    place = "x.gguf" if middle == "gguf" else "x"
+    base = ("--model", checkpoint)
+    run = bishare("convert", "lora", "--for", middle, "--out", place, *base)
+    assert run.code == 0, run.err
+    assert "not carried over: `metrics` of its card, the text of its card" in run.err
+    assert ("`task_type`" in run.err) == (middle == "gguf")
+    for last in ("peft", "bishare"):
+        assert bishare("convert", place, "--for", last, "--out", last, *base).code == 0
+        config = json.loads((here / last / "adapter_config.json").read_text())
+        for field, value in stated.items():
+            if (middle, field) != ("gguf", "task_type"):
+                assert config[field] == value
+        front = yaml.safe_load((here / last / "README.md").read_text().split("---\n")[1])
+        assert (front["license"], front["license_name"]) == ("other", "custom")
+        assert front["license_link"] == "https://example.org/licence"
+        assert (front["language"], front["datasets"]) == (["en", "de"], ["me/rows"])
+        assert "poems" in front["tags"]
+        assert ("bishare" in front["tags"]) == (last == "bishare" or middle == "bishare")
+        run = bishare("inspect", last) if last == "bishare" else None
+        assert run is None or run.code == 0, run.err
+
+
+DAMAGED = {
+    "a config that is no object": ("adapter_config.json", b"[]", "BS604"),
+    "a method that is no LoRA": ("adapter_config.json", b'{"peft_type": "VERA"}', "BS656"),
+    "tensors cut off": ("adapter_model.safetensors", b"\xff\0\0\0\0\0\0\0{", "BS608"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_is_found_before_torch_is_loaded(trained, bishare, checkpoint, here, damage):
+    assert bishare("convert", trained[0], "--model", checkpoint, "--out", "lora").code == 0
+    file, content, code = DAMAGED[damage]
+    (here / "lora" / file).write_bytes(content)
+    words = ["convert", "lora", "--for", "bishare", "--out", "new", "--model", str(checkpoint)]
+    assert code in without_torch(words)
+    assert not (here / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--for", "bishare", "--rank", "4"), "BS646"),
+        (("--for", "bishare", "--dtype", "float16"), "BS646"),
+        (("--dtype", "int8"), "BS646"),
+        (("--force",), "BS646"),
+    ],
+)
+def test_wrong_options_are_found_before_torch_is_loaded(trained, here, words, code):
+    assert code in without_torch(["convert", str(trained[0]), "--out", "new", *words])
+
+
+def without_torch(words):
+    """Run a command in a process of its own, in which torch cannot be imported; return its errors."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from bishare_dsl.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode in (1, 2), run.stderr
+    return run.stderr

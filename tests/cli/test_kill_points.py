@@ -36,10 +36,10 @@ COMMANDS = {
     "compile": "compile s.share --model base --out OUT",
     "compile again": "compile s.share --model base --seed 1 --out OUT --force",
     "merge": "merge adapter --model base --out OUT",
-    "export": "export adapter --model base --out OUT",
-    "export as gguf": "export adapter --model base --format gguf --out OUT",
-    "import": "import lora --model base --out OUT",
-    "import of several": "import lora other --model base --out OUT",
+    "convert": "convert adapter --model base --out OUT",
+    "convert for gguf": "convert adapter --model base --for gguf --out OUT",
+    "convert for bishare": "convert lora --for bishare --model base --out OUT",
+    "convert several": "convert lora other --for bishare --model base --out OUT",
     "fit of a library": "fit lora other --spec library.share --model base --out OUT",
     "fit into a library": "fit third --library OUT --force",
     "fit into a library in the place of another": "fit other --library OUT --force",
@@ -201,7 +201,7 @@ def test_a_kill_at_each_write_leaves_the_old_or_the_new(
     for place, before, wanted, code, said in points(name, made, tmp_path, kill):
         assert code in (0, -signal.SIGKILL), said
         found = content(place)
-        if name == "import of several":  # Each is whole, or not there.
+        if name == "convert several":  # Each is whole, or not there.
             assert (found or {}).items() <= wanted.items()
         else:
             assert found in (before, wanted)
@@ -218,7 +218,7 @@ def test_a_disk_that_is_full_at_each_write_is_an_error_with_a_code(
             assert code != 70, said
             assert "error[BS" in said
             assert "No space left on device" in said
-        if name == "import of several":  # The first one may be there.
+        if name == "convert several":  # The first one may be there.
             assert (found or {}).items() <= wanted.items()
         else:  # What comes last, such as a card, may be what fails.
             assert found in (before, wanted)
@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
     assert "error[BS" in said
     assert "File too large" in said or "os error 27" in said
     found = content(place)
-    if name == "import of several":
+    if name == "convert several":
         assert (found or {}).items() <= content(wanted).items()
     else:
         assert found is None

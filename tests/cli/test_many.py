@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bishare_dsl.adapter.files import read_adapter, save_adapter, save_library
 from bishare_dsl.compiler import make_plan
@@ -237,10 +237,12 @@ def customers(here, checkpoint):
 
 
 def test_many_loras_are_imported_and_each_is_checked(bishare, customers, checkpoint, here):
-    run = bishare("import", *customers, "--out", "adapters", "--model", checkpoint)
+    run = bishare(
+        "convert", "--for", "bishare", *customers, "--out", "adapters", "--model", checkpoint
+    )
     assert run.code == 1
     assert "BS608" in run.err
-    assert "4 of 5 imported into adapters" in run.out
+    assert "4 of 5 converted into adapters" in run.out
     assert sorted(p.name for p in (here / "adapters").iterdir()) == ["c-0", "c-1", "c-2", "c-4"]
     for name in ("c-0", "c-4"):
         stored = read_adapter(f"adapters/{name}")
@@ -263,49 +265,37 @@ def test_an_import_that_is_not_the_lora_is_an_error(
         return real(folder, plan, tensors | {first: tensors[first] + 1e-3}, text, **how)
 
     monkeypatch.setattr("bishare_dsl.adapter.files.save_adapter", spoil)
-    run = bishare("import", *customers[:2], "--out", "adapters", "--model", checkpoint)
+    run = bishare(
+        "convert", "--for", "bishare", *customers[:2], "--out", "adapters", "--model", checkpoint
+    )
     assert run.code == 1
     assert "error[BS607]" in run.err
     assert "differ from those of" in run.err
-    assert "0 of 2 imported" in run.out
+    assert "0 of 2 converted" in run.out
     assert not list(here.glob("adapters/*"))
 
 
-@pytest.mark.parametrize("side", ["down", "up", "scale", "extra", "less"])
-def test_an_import_is_compared_with_the_lora_itself(
+@pytest.mark.parametrize("side", ["scale", "extra", "less"])
+def test_a_spec_is_compared_with_the_lora_itself(
     bishare, customers, checkpoint, here, monkeypatch, side
 ):
     """A mistake of the reader, which the saved tensors share, is found; `--force` keeps the old adapter."""
     from bishare_dsl.export import from_peft
 
-    words = ("import", customers[1], "--out", "new", "--model", checkpoint)
+    words = ("convert", "--for", "bishare", customers[1], "--out", "new", "--model", checkpoint)
     assert bishare(*words).code == 0
     old = {path.name: path.read_bytes() for path in (here / "new").iterdir()}
-    real = from_peft.read_peft
+    real = from_peft._spec
 
-    def spoil(folder, architecture, *rest):
-        spec, plan, values = real(folder, architecture, *rest)
-        if side == "scale":
-            shares = tuple(s.model_copy(update={"scale": 2 * s.scale}) for s in spec.shares)
-            spec = spec.model_copy(update={"shares": shares})
-            plan = from_peft.build_plan(spec, architecture)[0]
-        elif side == "extra":
-            pairs = from_peft._pairs
-            monkeypatch.setattr(
-                from_peft, "_pairs", lambda source: dict([*pairs(source).items()][1:])
-            )
-        elif side == "less":
-            without = (from_peft.m.Match(attribute="path", pattern=plan.sites[-1].path),)
-            target = spec.target.model_copy(update={"exclude": without})
-            spec = spec.model_copy(update={"target": target})
-            plan = from_peft.build_plan(spec, architecture)[0]
-            values = {name: values[name] for name in plan.tensor}
-        else:
-            term = plan.terms[0]
-            values[term.tensors["A" if side == "down" else "B"]][0] *= 1.01
-        return spec, plan, values
+    def spoil(name, groups, dropout, architecture):
+        ((rank, scale), sites), *_ = groups.items()
+        others = [site for site in architecture.sites if site not in sites]
+        chosen = {"extra": [*sites, *others[:1]], "less": sites[1:]}.get(side, sites)
+        return real(
+            name, {(rank, scale * (2 if side == "scale" else 1)): chosen}, dropout, architecture
+        )
 
-    monkeypatch.setattr(from_peft, "read_peft", spoil)
+    monkeypatch.setattr(from_peft, "_spec", spoil)
     run = bishare(*words, "--force")
     assert (run.code, "BS607" in run.err) == (1, True), run.err
     assert {path.name: path.read_bytes() for path in (here / "new").iterdir()} == old
@@ -314,23 +304,23 @@ def test_an_import_is_compared_with_the_lora_itself(
 def test_a_folder_of_loras_is_imported(bishare, customers, checkpoint):
     shutil.rmtree(customers[3])
     data = json.loads(
-        bishare("import", "customers", "--out", "new", "-m", checkpoint, "--json").out
+        bishare(
+            "convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint, "--json"
+        ).out
     )
-    assert data["imported"] == 4
+    assert data["converted"] == 4
     rows = {row["name"]: row for row in data["adapters"]}
-    assert rows["c-1"]["checked"] == rows["c-1"]["modules"] == 10
-    assert bishare("import", "customers", "--out", "new", "-m", checkpoint).code == 2
-    assert bishare("import", "customers", "--out", "new", "-m", checkpoint, "--force").code == 0
-
-
-def test_a_scale_is_part_of_the_check(bishare, customers, checkpoint):
-    """Of a LoRA whose config was changed behind its import the factors differ."""
-    tensors = load_file(customers[2] / "adapter_model.safetensors")
-    save_file(
-        {k: v.bfloat16() for k, v in tensors.items()}, customers[2] / "adapter_model.safetensors"
+    assert rows["c-1"]["modules"] == 10
+    assert (
+        bishare("convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint).code
+        == 2
     )
-    run = bishare("import", customers[2], customers[1], "--out", "n", "-m", checkpoint, "--json")
-    assert [row["checked"] for row in json.loads(run.out)["adapters"]] == [10, 10]
+    assert (
+        bishare(
+            "convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint, "--force"
+        ).code
+        == 0
+    )
 
 
 def test_what_many_adapters_cost(bishare):

@@ -17,7 +17,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 collect_ignore_glob = [
-    f"test_{name}.py" for name in ("axolotl", "swift", "mlx_lm") if find_spec(name) is None
+    f"test_{name}.py" for name in ("axolotl", "swift") if find_spec(name) is None
 ]
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -4,7 +4,6 @@ import copy
 import json
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,19 +11,17 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from bishare_dsl import Plan, compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models import architecture_of
 from tests.models.test_weights import GATES, mixture
 from tests.support.families import tiny_model
+from tests.support.lora import import_peft
 from tests.support.references import reference_model
 
 SPECS = {
@@ -79,15 +76,14 @@ def test_merged(family: str, spec: str) -> None:
 
 
 @pytest.mark.each_once
-@pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
-def test_peft_computes_the_same(family: str, spec: str, uniform: bool, tmp_path: Path) -> None:
+def test_peft_computes_the_same(family: str, spec: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model = mixture(family)
     plan, tensors = adapter(model, spec)
     expected = logits(reference_model(model, plan, tensors))
-    report = export_adapter(tmp_path / "peft", plan, tensors, model, uniform_rank=uniform)
+    report = export_adapter(tmp_path / "peft", plan, tensors, model)
     assert {site.path for site in report.sites} == {term.site for term in plan.terms}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -162,15 +158,6 @@ def test_vllm_needs_the_rank_of_gate_and_up_together(tmp_path: Path) -> None:
     assert (report.rank, report.max_lora_rank) == (6, 16)
 
 
-OUTER = """
-spec s
-target parent experts, q_proj
-share q     per module                                    rank 1  where expert == none
-share up    A per layer, kind  B per layer, kind, expert  rank 3  where gate_proj, up_proj
-share down  A per layer, kind, expert  B per layer, kind  rank 2  where down_proj
-"""
-
-
 def folder_of(model: Any, text: str, folder: Path, layout: str) -> tuple[Plan, Any, Any]:
     """Export an adapter of a text; give its plan, its tensors and what was written."""
     from safetensors.torch import load_file
@@ -201,28 +188,14 @@ def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family: str, tmp_p
     assert "target_parameters" not in config
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
-def test_outer_factors_are_there_once(family: str, tmp_path: Path) -> None:
-    model = mixture(family)
-    plan, tensors, written = folder_of(model, OUTER, tmp_path / "lora", "sglang")
-    block = "block_sparse_moe" if family == "mixtral" else "mlp"
-    for site in plan.sites:
-        if site.expert is None:
-            continue
-        name = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}[site.kind]
-        place = f"model.layers.{site.layer}.{block}.experts.{name}"
-        a, b = (written[f"{place}.lora_{label}.weight"] for label in "AB")
-        assert (len(a), len(b)) == ((4, 1) if site.kind == "down_proj" else (1, 4))
-        of_one = b[min(site.expert, len(b) - 1)] @ a[min(site.expert, len(a) - 1)]
-        torch.testing.assert_close(of_one, delta(plan, tensors, site))
-
-
-def test_what_has_no_outer_factor_in_common_is_refused(tmp_path: Path) -> None:
-    model = mixture("qwen3_moe")
-    text = OUTER.replace("A per layer, kind, expert  B per layer, kind", "per module")
-    with pytest.raises(AdapterError, match=r"BS685.*the B of `down_proj`.*layers\.0\.mlp\.experts"):
-        folder_of(model, text, tmp_path / "lora", "sglang")
-    assert not (tmp_path / "lora").exists()
+def test_sglang_gets_one_rank(tmp_path: Path) -> None:
+    """It reads no `rank_pattern`."""
+    text = "spec s\ntarget parent experts, q_proj\nshare x per module rank match kind { q_proj: 3; else: 2 }"
+    plan, _, written = folder_of(mixture("mixtral"), text, tmp_path / "lora", "sglang")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"]) == (3, {})
+    assert {len(t) for name, t in written.items() if "lora_A" in name} == {3}
+    assert len(written) == 2 * sum(plan.rows(site.path) > 0 for site in plan.sites)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -308,18 +281,3 @@ def test_what_peft_renames_by_a_pattern_of_checkpoints_is_told(target: str, tmp_
     told = [problem.message for problem in report.warnings]
     assert told == [] if same else "sconv.weight_proj` and 1 more for other modules" in told[0]
     assert same == (target != "weight_proj")
-
-
-def test_the_families_are_those_whose_experts_peft_renames() -> None:
-    peft = pytest.importorskip("peft")
-    conversion = pytest.importorskip("peft.utils.transformers_weight_conversion")
-    names = {"gate_proj", "up_proj", "down_proj", "q_proj"}
-    renamed = set()
-    for family in CONFIG_MAPPING_NAMES:
-        config = peft.LoraConfig(target_modules=sorted(names))
-        model = SimpleNamespace(config=SimpleNamespace(model_type=family))
-        conversion.convert_peft_config_for_transformers(config, model, None)
-        assert set(config.target_modules) in (names, {"q_proj"})
-        if set(config.target_modules) != names:
-            renamed.add(family)
-    assert renamed == set(exporting._WERE_MODULES.split())

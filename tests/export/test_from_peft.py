@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import is_peft, read_adapter
-from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.serve.vllm.folder import read_any
 from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
+from tests.support.lora import import_peft
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -78,9 +78,9 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
     want = logits(theirs)
     assert (want - logits(tiny_model(family))).abs().max() > 0.1
     torch.testing.assert_close(logits(ours), want, rtol=1e-5, atol=1e-5)
-    text = import_peft(tmp_path / "peft", architecture_of(tiny_model(family)), tmp_path / "ours")[
-        0
-    ].spec_text
+    text = import_peft(
+        tmp_path / "peft", architecture_of(tiny_model(family)), tmp_path / "ours"
+    ).spec_text
     assert read_adapter(tmp_path / "ours").spec_text == text
     again = load_adapter(tmp_path / "ours", tiny_model(family))
     assert torch.equal(logits(again), logits(ours))
@@ -93,7 +93,7 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
 def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **PATTERNS)
     architecture = architecture_of(tiny_model("llama"))
-    text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours")[0].spec_text
+    text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours").spec_text
     spec = parse_spec(text)
     assert [(share.rank, share.scale) for share in spec.shares] == [
         (4, 4),
@@ -286,3 +286,23 @@ def test_broken_files(tmp_path: Path) -> None:
     (tmp_path / "peft" / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="BS608"):
         load_adapter(tmp_path / "peft", tiny_model("llama"))
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_config_with_endless_patterns_is_refused(field: str, tmp_path: Path) -> None:
+    """Each would be compiled, and tried on each module: 100,000 took 40 seconds."""
+    saved(folder := tmp_path / "lora", "llama", r=2, target_modules=["q_proj"])
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {field: {f"x{i}": 2 for i in range(100_000)}}))
+    with pytest.raises(AdapterError, match=r"BS608.*at most 10000 items"):
+        load_adapter(folder, tiny_model("llama"))
+
+
+def test_a_file_with_more_tensors_than_the_base_has_places_is_refused(tmp_path: Path) -> None:
+    saved(folder := tmp_path / "lora", "llama", r=2, target_modules=["q_proj"])
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file) | {f"x{i}": torch.empty(0) for i in range(2000)}
+    save_file(tensors, file)
+    with pytest.raises(AdapterError, match=r"BS608.*it has 2,004 tensors, and may have"):
+        load_adapter(folder, tiny_model("llama"))

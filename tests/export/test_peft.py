@@ -105,10 +105,11 @@ def test_what_was_saved_as_a_seed_is_exported_as_numbers(
     torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("uniform", [False, True])
-def test_what_vllm_documents(adapted: Adapted, tmp_path: Path, uniform: bool) -> None:
-    model = adapted(text=UNEVEN)
-    report = model.bishare.export(tmp_path / "peft", uniform_rank=uniform)
+@pytest.mark.parametrize("target", ["peft", "sglang"])
+def test_what_engines_document(adapted: Adapted, tmp_path: Path, target: str) -> None:
+    """vLLM reads ranks by patterns, and SGLang one rank."""
+    model, uniform = adapted(text=UNEVEN), target == "sglang"
+    report = model.bishare.export(tmp_path / "peft", format=target)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     plan = model.bishare.plan
@@ -219,8 +220,15 @@ def test_a_rank_and_a_type(adapted: Adapted, ids: torch.Tensor, tmp_path: Path, 
         lost, norm = lost + float((got - want).detach().norm() ** 2), norm + float(want.norm() ** 2)
     assert report.total_error == pytest.approx((lost / norm) ** 0.5, rel=1e-3)
     assert report.worst.error == max(site.error for site in report.sites) > report.total_error
-    assert f"{report.worst.error:.3g} (`{report.worst.path}`)" in str(report)
+    assert f"{report.worst.error:.2g} (`{report.worst.path}`)" in str(report)
 
 
 def plan_site(model: Any, path: str) -> Any:
     return next(site for site in model.bishare.plan.sites if site.path == path)
+
+
+def test_an_exact_export_is_read_again(adapted: Adapted, tmp_path: Path) -> None:
+    report = adapted(text=UNEVEN).bishare.export(tmp_path / "peft")
+    assert report.total_error <= report.worst.error < 1e-6
+    assert str(report).startswith("exported 6 modules at ranks 2 to 8 to ")
+    assert "read again: the updates of all modules are equal" in str(report)

@@ -118,7 +118,7 @@ def test_commands_take_an_adapter_of_a_library(
 ) -> None:
     for words in (
         ("inspect", "library#law"),
-        ("export", "library#law", "--model", checkpoint, "--out", "exported"),
+        ("convert", "library#law", "--model", checkpoint, "--out", "exported"),
         ("merge", "library#law", "--model", checkpoint, "--out", "merged"),
         ("fit", "library#law", "--spec", "lora", "--out", "again"),
     ):

@@ -33,13 +33,13 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import record_digest, split_entries
 from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
-from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.serve.vllm.folder import is_ours, read_any
 from bishare_dsl.testing.models import tiny_model
+from tests.support.lora import import_peft
 
 # A share with private factors, and one whose factors a seed draws.
 CONFORMANCE = Path(__file__).parents[2] / "conformance"

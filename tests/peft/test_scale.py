@@ -242,7 +242,7 @@ def test_functions_for_loras_alone_say_what_to_do(base: Any, tmp_path: Path) -> 
         peft.helpers.rescale_adapter_scale(model, 0.5)
     model.save_pretrained(tmp_path)
     experts = [str(tmp_path / name) for name in "ab"]
-    with pytest.raises(AdapterError, match=r"BS669(?s:.*)bishare export"):
+    with pytest.raises(AdapterError, match=r"BS669(?s:.*)bishare convert"):
         peft.create_arrow_model(tiny_model("llama"), experts, peft.ArrowConfig(top_k=1))
 
 

@@ -1,6 +1,7 @@
 """`magnitude`: what it computes, beside the properties that hold of any spec."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
 from bishare_dsl.export import from_peft
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
+from bishare_dsl.export.peft_config import TENSORS
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import products, row_norms
@@ -25,6 +26,7 @@ from tests.batched.test_batches import alone, filled
 from tests.methods.test_every_method import SCALED, TINY
 from tests.support import checks
 from tests.support.families import tiny_model
+from tests.support.lora import import_peft
 from tests.support.quantised import quantise
 from tests.support.references import reference_model
 
@@ -259,10 +261,26 @@ def test_a_dora_of_peft_goes_out_and_comes_back(form, family, tmp_path):
         torch.testing.assert_close(again(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     terms = again.bishare.plan.terms
     assert any(term.is_magnitude for term in terms)
-    plan, tensors = model.bishare.plan, model.bishare.tensors()
-    proved = export_adapter(tmp_path / "proved", plan, tensors, base, compare=True).compared
-    assert proved is not None
-    assert proved.worst < 1e-5
+    assert report.worst.error < 1e-5
+
+
+@pytest.mark.parametrize("target", ["q_proj, lm_head", "lm_head"])
+def test_a_magnitude_outside_of_the_blocks_is_exported(target, tmp_path):
+    """PEFT's DoRA of a head; the vector was left out, and PEFT computed something else."""
+    base = tiny_model("llama")
+    text = (
+        f"spec x\ntarget {target}\nalpha 8\nshare local per module rank 4\nmagnitude per module\n"
+    )
+    model = compile_spec(parse_spec(text), copy.deepcopy(base))
+    checks.randomize(model)
+    report = model.bishare.export(tmp_path / "peft")
+    assert report.worst.error < 1e-5
+    assert any("lm_head.lora_magnitude" in n for n in load_file(tmp_path / "peft" / TENSORS))
+    other = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+    with torch.no_grad():
+        logits = model(IDS).logits
+        assert (logits - base(IDS).logits).abs().max() > 0.1
+        torch.testing.assert_close(other(IDS).logits, logits, rtol=1e-4, atol=1e-4)
 
 
 def small_dora(base, size):
@@ -286,21 +304,17 @@ def test_an_error_of_a_small_dora_is_found(tmp_path, monkeypatch):
         for s in plan.sites
     ]
     assert 2e-4 < min(sizes) < max(sizes) < 0.02
-    found = export_adapter(tmp_path / "peft", plan, tensors, base, compare=True).compared
-    assert found is not None
-    assert found.worst < 1e-3
+    assert export_adapter(tmp_path / "peft", plan, tensors, base).worst.error < 1e-3
     import_peft(tmp_path / "peft", base, tmp_path / "ours")
-    read, factors = from_peft.read_peft, from_peft._pairs
+    factors, spec_of = from_peft._pairs, from_peft._spec
 
-    def wrong(*given):
-        spec, again, values = read(*given)
-        for name in again.terms[0].tensors.values():
-            values[name] = values[name] * 1.01
-        return spec, again, values
+    def wrong(name, groups, *given):
+        return spec_of(name, {(r, s * 1.01): sites for (r, s), sites in groups.items()}, *given)
 
-    monkeypatch.setattr(from_peft, "read_peft", wrong)
-    with pytest.raises(AdapterError, match="BS607"):
-        import_peft(tmp_path / "peft", base, tmp_path / "none")
+    with monkeypatch.context() as patch:
+        patch.setattr(from_peft, "_spec", wrong)
+        with pytest.raises(AdapterError, match="BS607"):
+            import_peft(tmp_path / "peft", base, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
     def spoilt(source):
@@ -308,8 +322,31 @@ def test_an_error_of_a_small_dora_is_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(from_peft, "_pairs", spoilt)
     with pytest.raises(AdapterError, match="BS607"):
-        export_adapter(tmp_path / "spoilt", plan, tensors, base, compare=True)
+        export_adapter(tmp_path / "spoilt", plan, tensors, base)
     assert not (tmp_path / "spoilt").exists()
+
+
+@pytest.mark.each_once
+@pytest.mark.parametrize("how", [{"rank": 1}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("form", ["dora", "some", "shared"])
+def test_a_loss_is_relative_to_the_change_of_the_weight(form, how, tmp_path):
+    base = tiny_model("qwen2")
+    model = model_of(form, base)
+    checks.randomize(model)
+    plan, tensors = model.bishare.plan, model.bishare.tensors()
+    report = export_adapter(tmp_path / "peft", plan, tensors, base, **how)
+    other = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").merge_and_unload()
+    norms, lost = [], []
+    for one in report.sites:
+        weight = linear_maps(base)[one.path].values()
+        site = next(site for site in plan.sites if site.path == one.path)
+        wanted = delta(plan, tensors, site, weight)
+        written = other.get_submodule(one.path).weight - weight
+        norms.append(float(wanted.norm()))
+        lost.append(float((written - wanted).norm()))
+        assert one.error == pytest.approx(lost[-1] / norms[-1], rel=1e-2, abs=1e-5)
+    total = math.hypot(*lost) / math.hypot(*norms)
+    assert report.total_error == pytest.approx(total, rel=1e-2)
 
 
 def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
@@ -323,7 +360,7 @@ def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
         theirs(IDS, labels=IDS).loss.backward()
         optimizer.step()
     theirs.save_pretrained(tmp_path / "peft")
-    text = import_peft(tmp_path / "peft", base, tmp_path / "ours")[0].spec_text
+    text = import_peft(tmp_path / "peft", base, tmp_path / "ours").spec_text
     assert "magnitude  per module" in text
     ours = load_adapter(tmp_path / "ours", copy.deepcopy(base))
     with torch.no_grad():
@@ -413,7 +450,7 @@ def test_what_adds_low_rank_terms_alone_refuses_it():
         lambda: both.bishare.set_adapter(["a", "b"]),
         lambda: model.bishare.set_scale("default", 2.0),
         lambda: model.bishare.export("nowhere", format="gguf"),
-        lambda: model.bishare.export("nowhere", format="mlx"),
+        lambda: model.bishare.export("nowhere", format="vllm"),
     ):
         with pytest.raises(AdapterError, match="`magnitude` scales the base's weights") as caught:
             action()

@@ -90,9 +90,6 @@ TAKEN_FOR_OTHERS = Code(
     severity="warning",
 )
 EXPORT_OPTION = Code("BS646", "cannot export with this `{option}`: {reason}")
-NOT_SHARED_OUTER = Code(
-    "BS685", "the {role} of `{kind}` is not the same for all experts of `{owner}`"
-)
 GGUF_FAMILY = Code(
     "BS647", "cannot export an adapter of a `{family}` to GGUF; the families are {known}"
 )

@@ -63,5 +63,5 @@ def unsupported() -> str | None:
     versions = " and ".join(SUPPORTED)
     return (
         f"bishare does not serve adapters here: its plug-in is for vLLM {versions}, and this is "
-        f"{__version__}. Install `bishare[vllm]`, or export adapters for PEFT: `bishare export`."
+        f"{__version__}. Install `bishare[vllm]`, or export adapters for PEFT: `bishare convert`."
     )
