@@ -47,7 +47,7 @@ def loss(model: Any, forward: Any, one: MicroBatch) -> torch.Tensor:
     each = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), learned.flatten(), ignore_index=-100, reduction="none"
     )
-    return (each.view(learned.shape).sum(1) / torch.tensor(one.learned)).sum()
+    return (each.view(learned.shape).sum(1) * one.values["weights"].squeeze(1)).sum()
 
 
 def alone(
@@ -100,7 +100,7 @@ def main() -> None:
     many = [int(number) for number in args.many.split(",")]
     base: Any = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32)
     drawn = examples(max(many), args.rows, base.config.vocab_size)
-    tasks = [Task(f"t{i}", f"t{i}", ()) for i in range(max(many))]  # type: ignore[arg-type]
+    tasks = [Task(f"t{i}", ()) for i in range(max(many))]  # type: ignore[arg-type]
     steps = Steps(tasks, Collator(0), args.rows, 1, None, 32)
     each = [steps.passes([(i, drawn[i])])[0] for i in range(max(many))]
     lora = get_peft_model(
@@ -128,13 +128,12 @@ def main() -> None:
         times: dict[str, list[float]] = {}
         of_ours = alone(base, base.forward, ours, each[:count])
         with handle.bank([task.name for task in tasks[:count]]) as bank:
-            rates = [[lambda step: 1e-4] * len(p) for p in bank.parameters]
-            scales = [torch.ones(1, 1) for _ in bank.parameters]
-            optimizer = RowAdamW(bank.parameters, rates, scales, Settings(max_norm=1.0))
+            optimizer = RowAdamW(bank.parameters, Settings(max_norm=1.0))
+            optimizer.rates = [dict.fromkeys(range(len(p)), 1e-4) for p in bank.parameters]
 
             def together(passes: list[MicroBatch] = passes, optimizer: Any = optimizer) -> None:
                 for one in passes:
-                    with handle.rows([tasks[task].name for task in one.tasks]):
+                    with handle.rows(one.names):
                         loss(base, base.forward, one).backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -172,14 +171,14 @@ def main() -> None:
 def memory(base: Any, handle: Any, bank: Any, one: MicroBatch, count: int) -> None:
     """Print the bytes that a pass of ``count`` adapters keeps, and that the base keeps for these rows."""
     there = [*base.parameters(), *base.buffers(), *bank.parameters]
-    with handle.rows([f"t{task}" for task in one.tasks]):
+    with handle.rows(one.names):
         mixed = kept(lambda: loss(base, base.forward, one), there)
     embeds = base.get_input_embeddings()(one.inputs["input_ids"]).detach().requires_grad_()
 
     def forward(input_ids: Any = None, logits_to_keep: Any = 0, **others: Any) -> Any:
         return base(inputs_embeds=embeds, logits_to_keep=logits_to_keep, **others)
 
-    with handle.rows([None] * len(one.tasks)):
+    with handle.rows([None] * len(one.names)):
         bare = kept(lambda: loss(forward, forward, one), there)
     rows = 4 * sum(p.numel() * p.itemsize for p in bank.parameters)
     print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -23,48 +23,45 @@ VIEWS = 20_000
 
 
 class Kind(NamedTuple):
-    """Adapters whose tensors have the same names and shapes.
+    """The names and shapes of an adapter's tensors.
 
     Attributes:
-        rows: the adapters' rows in the bank.
         own, common: shapes by name, of the tensors in each row and of those stored once for all rows.
         frozen: tensors that do not train and are not in a bank, of each adapter or of all.
     """
 
-    rows: list[int]
     own: Shapes
     common: Shapes
     frozen: Mapping[str, Tensor]
 
 
 class Bank:
-    """The tensors of several adapters.
+    """The tensors of several adapters of one plan.
 
     Args:
-        kinds: the adapters by the shapes of their tensors; one kind if some tensors are common.
+        kind: of the adapters.
+        rows: their number.
         dtype: of the bank.
         device: of the bank.
         trains: whether the bank receives gradients.
 
     Attributes:
         memory: all values.
-        own: ``(rows, values)``, the private values of each adapter. With several plans, smaller adapters
-            are padded with zeros, which are never read.
+        own: ``(rows, values)``, the private values of each adapter.
         common: ``(1, values)``, values stored once for all rows.
     """
 
     def __init__(
         self,
-        kinds: Sequence[Kind],
+        kind: Kind,
+        rows: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         *,
         trains: bool = False,
     ) -> None:
-        self.kinds = [*kinds]
-        rows = sum(len(kind.rows) for kind in kinds)
-        size = rows * max(_count(kind.own) for kind in kinds)
-        self.memory = torch.zeros(size + _count(kinds[0].common), dtype=dtype, device=device)
+        self.kind, size = kind, rows * _count(kind.own)
+        self.memory = torch.zeros(size + _count(kind.common), dtype=dtype, device=device)
         own, common = self.memory[:size].view(rows, size // rows), self.memory[size:].unsqueeze(0)
         self.own, self.common = (nn.Parameter(part, trains) for part in (own, common))
         self._members: Sequence[Mapping[str, nn.Parameter]] = ()
@@ -76,38 +73,27 @@ class Bank:
         """Create the bank of adapters that train together; their parameters become views of it.
 
         Args:
-            members: each adapter's parameters by their names in the plan; trainable ones are float32.
+            members: each adapter's parameters by their names in the plan, which is one for all; trainable
+                ones are float32.
             shared: the names of tensors stored once for all adapters; they receive all adapters' gradients.
         """
-        rows_by_shapes: dict[Any, list[int]] = {}
-        for row, member in enumerate(members):
-            key = tuple((name, t.shape, t.requires_grad) for name, t in member.items())
-            rows_by_shapes.setdefault(key, []).append(row)
         like = next(iter(members[0].values()))
-        kinds = [_kind([*members], rows, shared) for rows in rows_by_shapes.values()]
-        bank = cls(kinds, like.dtype, like.device, trains=True)
+        bank = cls(_kind(members, shared), len(members), like.dtype, like.device, trains=True)
         bank._members = members
         with torch.no_grad():
-            for row, member in enumerate(members):
-                kind = bank.kind_of(row)
-                _write(bank.own[row], member, kind.own)
-                if row == 0:
-                    _write(bank.common[0], member, kind.common)
+            for row, member in zip(bank.own, members, strict=True):
+                _write(row, member, bank.kind.own)
+            _write(bank.common[0], members[0], bank.kind.common)
         bank.attach()
         return bank
-
-    def kind_of(self, row: int) -> Kind:
-        """Return the kind of the adapter in a row."""
-        return next(kind for kind in self.kinds if row in kind.rows)
 
     def attach(self) -> None:
         """Make the adapters' parameters views of the bank, also after other code has moved them."""
         for row, member in enumerate(self._members):
-            kind = self.kind_of(row)
-            values = _parts(self.own.detach()[row], kind.own)
-            values |= _parts(self.common.detach()[0], kind.common)
-            for name, frozen in kind.frozen.items():
-                values[name] = frozen[kind.rows.index(row)] if frozen.dim() == 3 else frozen
+            values = _parts(self.own.detach()[row], self.kind.own)
+            values |= _parts(self.common.detach()[0], self.kind.common)
+            for name, frozen in self.kind.frozen.items():
+                values[name] = frozen[row] if frozen.dim() == 3 else frozen
             for name, tensor in member.items():
                 tensor.data = values[name]
                 tensor.requires_grad_(False)
@@ -117,18 +103,15 @@ class Bank:
         """The trainable parameters: `own` and `common`, without empty tensors."""
         return [part for part in (self.own, self.common) if part.numel()]
 
-    def views(self, kind: Kind) -> dict[str, Tensor]:
+    def views(self) -> dict[str, Tensor]:
         """Return tensors by name: private as ``(adapters, *shape)``, common as ``shape``.
 
         Their gradients reach the bank as one tensor.
         """
-        own: Tensor = self.own
-        if len(self.kinds) > 1:
-            own = own.index_select(0, torch.tensor(kind.rows, device=own.device))
         return {
-            **_parts(own, kind.own),
-            **_parts(self.common.squeeze(0), kind.common),
-            **kind.frozen,
+            **_parts(self.own, self.kind.own),
+            **_parts(self.common.squeeze(0), self.kind.common),
+            **self.kind.frozen,
         }
 
 
@@ -247,8 +230,8 @@ class Slots:
         library: bool = False,
     ):
         self.layout, self.slots = Layout(plan, library=library), slots
-        self._kind = Kind([*range(slots + 1)], self.layout.own, self.layout.common, {})
-        self.bank = Bank([self._kind], self.layout.dtype(dtype), device)
+        kind = Kind(self.layout.own, self.layout.common, {})
+        self.bank = Bank(kind, slots + 1, self.layout.dtype(dtype), device)
         self.memory = self.bank.memory
         self._own = self.bank.own.detach()
         self._columns = columns(self.layout.own)
@@ -328,23 +311,15 @@ def _count(shapes: Shapes) -> int:
     return sum(map(prod, shapes.values()))
 
 
-def _kind(members: Sequence[Mapping[str, Tensor]], rows: list[int], shared: frozenset[str]) -> Kind:
-    first = members[rows[0]]
-
-    def shapes(names: Iterable[str]) -> Shapes:
-        return {name: tuple(first[name].shape) for name in names}
-
-    trained = [name for name, tensor in first.items() if tensor.requires_grad]
-    frozen = {
-        name: _one_or_all([members[row][name] for row in rows])
-        for name in first
-        if name not in trained
-    }
-    own, common = (
-        shapes(name for name in trained if (name in shared) == together)
-        for together in (False, True)
-    )
-    return Kind(rows, own, common, frozen)
+def _kind(members: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> Kind:
+    first = members[0]
+    own, common, frozen = dict[str, Any](), dict[str, Any](), dict[str, Tensor]()
+    for name, tensor in first.items():
+        if tensor.requires_grad:
+            (common if name in shared else own)[name] = tuple(tensor.shape)
+        else:
+            frozen[name] = _one_or_all([member[name] for member in members])
+    return Kind(own, common, frozen)
 
 
 def _write(row: Tensor, tensors: Mapping[str, Tensor], shapes: Shapes) -> None:

@@ -412,19 +412,18 @@ class _MemberTensors:
         self._views: Mapping[str, Tensor] = {}
         self._tensors: list[Mapping[str, Tensor]] = []
         held = [m.bank for m in of_plan.values()]
-        views = {id(bank): bank.views(bank.kind_of(row)) for bank, row in filter(None, held)}
+        views = {id(bank): bank.views() for bank, _ in filter(None, held)}
         if len(views) == 1 and None not in held:
             (self._views,) = views.values()
-            self._rows = [bank.kind_of(row).rows.index(row) for bank, row in filter(None, held)]
+            self._rows = [row for _, row in filter(None, held)]
             return
         for member in of_plan.values():
             if member.bank is None:
                 self._tensors.append(member.tensors())
             else:  # Combined with adapters outside this bank.
                 bank, row = member.bank
-                number = bank.kind_of(row).rows.index(row)
                 tensors = views[id(bank)].items()
-                self._tensors.append({n: t[number] if t.dim() == 3 else t for n, t in tensors})
+                self._tensors.append({n: t[row] if t.dim() == 3 else t for n, t in tensors})
 
     def stack(self, name: str) -> _Stack:
         """Stack a tensor of all members, with zeros for those of other plans."""

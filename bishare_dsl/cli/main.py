@@ -91,12 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Print the code of a character that the terminal cannot show.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    for name in ("stdout", "stderr"):  # A closed stream (`>&-`) is None.
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # A closed stream, such as by `>&-`.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     report = Report()
     try:
-        _run(sys.argv[1:] if argv is None else list(argv), report)
+        with report.stops_no_work():
+            _run(sys.argv[1:] if argv is None else list(argv), report)
         report.close()
     except OSError as error:  # standard output's
         # Python would flush again at exit, and complain.

@@ -45,9 +45,9 @@ def read_text(name: str) -> tuple[bytes, str]:
     Raises:
         CommandError: the spec does not exist (BS902) or cannot be read (BS904).
     """
-    if name == "-":
-        return sys.stdin.buffer.read(MAX_BYTES + 1), "<stdin>"
     try:
+        if name == "-":
+            return sys.stdin.buffer.read(MAX_BYTES + 1), "<stdin>"
         path = find_spec(name)
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1), str(path)

@@ -16,7 +16,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO, TypeVar
+from contextlib import AbstractContextManager, redirect_stderr, suppress
+from typing import Any, TextIO, TypeVar, cast
 
 import click
 
@@ -51,6 +52,24 @@ class CommandError(BishareError):
     """A mistake in the command line."""
 
 
+class _Notes:
+    """Standard error without what cannot be written, on a full disk or after its reader has ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Report:
     """Collect and write the output of a command.
 
@@ -70,6 +89,10 @@ class Report:
         self._data: dict[str, Any] = {}
         self._problems: list[dict[str, Any]] = []
 
+    def stops_no_work(self) -> AbstractContextManager[Any]:
+        """Return a context in which notes and problems that cannot be written are left out."""
+        return redirect_stderr(cast("TextIO", _Notes(sys.stderr)))
+
     def result(self, text: str) -> None:
         """Write lines of the result, as text."""
         if not self.as_json:
@@ -87,7 +110,7 @@ class Report:
     def note(self, *lines: str) -> None:
         """Write progress or advice that the result does not need. Names cannot add lines."""
         if not self.quiet:
-            sys.stderr.writelines(f"{wrapped(escaped(line), sys.stderr)}\n" for line in lines)
+            sys.stderr.write("".join(f"{wrapped(escaped(line), sys.stderr)}\n" for line in lines))
 
     def bar(self, items: Iterable[_Item], label: str, *, hidden: bool = False) -> Iterator[_Item]:
         """Yield items, with a progress bar on a terminal."""

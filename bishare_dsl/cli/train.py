@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +21,6 @@ if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
 
 _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
-
-
-_FIRST = [
-    ("--model MODEL", "The base: a checkpoint folder or a Hub id."),
-    ("--data FILE", "Your examples, such as a .jsonl file."),
-    ("--output_dir DIR", "The folder for the adapter."),
-    ("--learning_rate RATE", "The learning rate; by default 1e-4."),
-    ("--num_train_epochs N", "Passes over the examples; by default 1."),
-]
-
-
-class _TrainCommand(click.Command):
-    """A command whose help begins with the few options of a first run."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("To begin with"):
-            formatter.write_dl(_FIRST)
-        super().format_options(ctx, formatter)
 
 
 def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -103,24 +87,20 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         about = str(field.description)
         if field.annotation is not bool:
             metavar, _, about = about.partition(": ")
-            several = name == "data" or isinstance(field.default, dict)
-            kind = {"metavar": metavar, "multiple": several}
+            kind = {"metavar": metavar, "multiple": name == "data"}
         command = click.option(f"--{name}", help=about, **kind)(command)
     return command
 
 
 @click.command(
     "train",
-    cls=_TrainCommand,
     context_settings={
         "token_normalize_func": lambda name: name.replace("-", "_"),
         "ignore_unknown_options": True,
     },
     epilog=options.examples(
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
-        "bishare train my.share --config train.yaml --learning_rate 5e-4 --set r_inter=32",
-        "bishare train lora --config train.yaml --output_dir out --eval_split 0.05 --bf16",
-        "bishare train lora --config train.yaml --lr_of B=16x --lr_of inter=5e-5",
+        "bishare train my.share --config train.yaml --set r_inter=32 --eval_split 0.05 --bf16",
         "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
         "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
@@ -171,12 +151,13 @@ def command(
         raise CommandError(NEEDS_PACKAGE(what="training", package=error.name)) from error
     datasets.disable_progress_bars()
     given |= dict(_arguments(words, given)) | {"params": params or None}
-    given = {name: None if value == () else value for name, value in given.items()}
     try:
         reporter = Reporter(
             report.quiet, report.note, report.problem, partial(click.echo, err=True)
         )
-        result = run(make_request(given, config), reporter, force=force)
+        # The log of transformers goes to standard output, where results stand.
+        with redirect_stdout(sys.stderr):
+            result = run(make_request(given, config), reporter, force=force)
     except TrainingInterrupted as stopped:
         retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")
@@ -184,7 +165,10 @@ def command(
     if first:
         report.data(**result.as_dict())
         report.result(str(result))
-    _leave()
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _spec(name: str | None) -> Spec | str | None:
@@ -197,11 +181,3 @@ def _spec(name: str | None) -> Spec | str | None:
     if name is not None and not is_adapter(name):
         read_text(name)
     return name
-
-
-def _leave() -> None:
-    """Take leave of the other processes, if there are any."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()

@@ -9,17 +9,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from enum import EnumMeta
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from bishare_dsl.diagnostics import nearest, one_line, raise_errors
+from bishare_dsl.diagnostics import one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 
@@ -59,8 +58,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Defaults that differ from SFTConfig's."""
 _FIXED: Mapping[str, Any] = {
-    # The bar is our own; a bad loss must not be hidden; rows are already encoded.
-    "disable_tqdm": True,
+    # A bad loss must not be hidden; rows are already encoded.
     "logging_nan_inf_filter": False,
     "remove_unused_columns": False,
     "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -69,7 +67,7 @@ _OF_TRL = ("loss_type", "router_aux_loss_coef")
 _NOT_TAKEN = {
     *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
     *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
-    *_FIXED,
+    *("disable_tqdm", *_FIXED),
 }
 
 
@@ -99,11 +97,6 @@ def convert(name: str, value: Any) -> Any:
     if value is False and is_flag(name) is False:
         value = "no"  # YAML reads a bare `no` as False.
     kind = argument_types()[name]
-    enums: list[Any] = [part for part in get_args(kind) if isinstance(part, EnumMeta)]
-    words = [word.value for enum in enums for word in enum]
-    if words and value not in words:
-        reason, help = "it is not one of its words", nearest(str(value), words)
-        raise TrainError(codes.WRONG_VALUE(name=name, value=value, reason=reason, help=help))
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -226,8 +219,7 @@ def check_processes(args: TrainingArguments, model: PreTrainedModel) -> None:
     """Check that a run has the requested processes, each with one device.
 
     Raises:
-        TrainError: one process sees several GPUs, or accelerate started one process instead of several
-            (BS732).
+        TrainError: one process sees several GPUs (BS732).
     """
     if args.n_gpu > 1 and len({*(getattr(model, "hf_device_map", None) or {}).values()}) < 2:
         reason = f"one process sees {args.n_gpu} GPUs"
@@ -257,10 +249,9 @@ def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
     steps = given.get("gradient_accumulation_steps")
     if any(count is not None and count < 1 for count in (size, steps)):
         raise ValueError("a batch has one example at least")
-    if size is None and steps is None:
-        size = max(1, min(PER_DEVICE, BATCH // args.world_size))
+    if size is None:
+        most = PER_DEVICE if steps is None else BATCH
+        size = max(1, min(most, round(BATCH / (args.world_size * (steps or 1)))))
     if steps is None:
         steps = max(1, round(BATCH / (size * args.world_size)))
-    if size is None:
-        size = max(1, round(BATCH / (steps * args.world_size)))
     args.per_device_train_batch_size, args.gradient_accumulation_steps = size, steps

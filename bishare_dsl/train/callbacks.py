@@ -4,7 +4,6 @@ rollouts use them.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,17 +13,14 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
-from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, render
+from bishare_dsl.diagnostics import Problem, SourceMap
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train.bank_trainer import BankModel
 from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.verify.answers import TEXTS, Answer
 from bishare_dsl.verify.server import Server
-
-
-def _warn(problem: Problem, where: SourceMap | None) -> None:
-    warnings.warn(render(problem, where), BishareWarning, stacklevel=3)
 
 
 class GradientCheck(TrainerCallback):
@@ -45,9 +41,10 @@ class GradientCheck(TrainerCallback):
         self,
         *,
         stop: bool = False,
-        report: Callable[[Problem, SourceMap | None], None] = _warn,
+        report: Callable[[Problem, SourceMap | None], None] | None = None,
     ) -> None:
-        self._stop, self._report, self._calls, self._updates = stop, report, 0, 0
+        self._stop, self._report = stop, report or Reporter().report
+        self._calls = self._updates = 0
 
     def on_pre_optimizer_step(
         self,

@@ -39,7 +39,8 @@ def translate_refusals(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=one_line(error))) from error
+        reason = error.strerror or one_line(error)
+        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
     except Exception as error:
         if not _is_of_saving(error):
             raise

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedIOBase, RawIOBase
 from pathlib import Path, PurePosixPath
@@ -129,14 +129,23 @@ def _lock(file: RawIOBase | BufferedIOBase, folder: Path, *, force: bool) -> Non
 # Checkpoints ----------------------------------------------------------------------------------------------
 
 
-def seal(checkpoint: Path, tasks: Sequence[Sequence[str]]) -> None:
-    """Record each file of a finished checkpoint, and the plan digests of several tasks."""
-    files = [
-        path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != DIGESTS
-    ]
-    digests = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in files}
-    record = {"step": step_of(checkpoint), "tasks": tasks, "files": digests}
-    replace_file(checkpoint / DIGESTS, json.dumps(record, indent=1).encode())
+def seal(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """Record each file of a finished checkpoint, and what its run is of.
+
+    Args:
+        checkpoint: its folder.
+        record: ``tasks``, the name and plan digest of each of several tasks, and digests of ``data`` and
+            ``base``.
+    """
+    digests = {name: _digest(checkpoint / name) for name in sorted(_files(checkpoint))}
+    content = {"step": step_of(checkpoint), **record, "files": digests}
+    replace_file(checkpoint / DIGESTS, json.dumps(content, indent=1).encode())
+
+
+def _files(checkpoint: Path) -> set[str]:
+    """Return the paths of a checkpoint's files, except its record."""
+    found = (path for path in checkpoint.rglob("*") if not path.is_dir() or path.is_symlink())
+    return {path.relative_to(checkpoint).as_posix() for path in found} - {DIGESTS}
 
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
@@ -147,22 +156,17 @@ def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
         discard(path)
 
 
-def keep_only(folder: Path, best: str) -> None:
-    """Remove all checkpoints but the best, at the end of a run that keeps one."""
-    for path in checkpoints(folder):
-        if path.name != Path(best).name:
-            discard(path)
-
-
 def fault_of(checkpoint: Path) -> str | None:
     """Return why a run cannot resume from a checkpoint: it is unsealed, or its files have changed."""
     try:
-        record = json.loads((checkpoint / DIGESTS).read_bytes())
-        files, step, _ = dict(record["files"]), record["step"], [*record["tasks"]]
+        record = record_of(checkpoint)
+        files, step = dict(record["files"]), record["step"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "it was not saved to its end"
     if step != step_of(checkpoint):
         return f"it is that of step {step}"
+    if added := sorted(_files(checkpoint) - files.keys()):
+        return f"`{added[0]}` was added to it"
     for name, digest in files.items():
         path = checkpoint / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -179,10 +183,14 @@ def fault_of(checkpoint: Path) -> str | None:
     return None if needed <= files.keys() else "files of it are missing"
 
 
-def tasks_of(checkpoint: Path) -> list[list[str]]:
-    """Return the name and plan digest of each of several tasks in a checkpoint; empty for one adapter."""
-    tasks: list[list[str]] = json.loads((checkpoint / DIGESTS).read_bytes())["tasks"]
-    return tasks
+def record_of(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint records of its run: ``tasks`` is empty for one adapter.
+
+    Raises:
+        KeyError: something is missing, as in checkpoints of earlier versions.
+    """
+    record = json.loads((checkpoint / DIGESTS).read_bytes())
+    return {name: record[name] for name in ("step", "tasks", "data", "base", "files")}
 
 
 def find_checkpoint(path: Path) -> Path:

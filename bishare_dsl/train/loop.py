@@ -7,24 +7,24 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback
 from transformers.utils import logging
 
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
-from bishare_dsl.train.reporter import Progress, Reporter
+from bishare_dsl.train.reporter import Reporter
 
 if TYPE_CHECKING:
     from bishare_dsl.train.bank_trainer import BankTrainer
-    from bishare_dsl.train.base_trainer import Watch
     from bishare_dsl.train.request import Request
     from bishare_dsl.train.trainer import AdapterTrainer
+    from bishare_dsl.train.watch import Watch
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,11 +36,8 @@ def run_loop(
 ) -> None:
     """Train, and save the adapter."""
     folder, resume = request.output_dir, request.resume
-    for theirs in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(theirs)
-    shown = None if reporter.quiet else Progress()
-    if shown is not None:
-        trainer.add_callback(shown)
+    if reporter.quiet:
+        trainer.remove_callback(PrinterCallback)
     trainer.done = 0 if resume is None else folders.step_of(resume)
     try:
         with hear_signals(not reporter.quiet) as watch.asked, translate_refusals(folder):
@@ -51,16 +48,10 @@ def run_loop(
                 raise TrainingInterrupted(state.global_step, state.max_steps, saved)
             trainer.save_model()
             trainer.save_state()
-            best = state.best_model_checkpoint
-            if trainer.keep == 1 and best is not None and trainer.args.should_save:
-                folders.keep_only(folder, best)
             trainer.accelerator.wait_for_everyone()
     except torch.OutOfMemoryError as error:
         reason = str(error).split(".")[0]
         raise TrainError(codes.OUT_OF_MEMORY(reason=reason)) from error
-    finally:
-        if shown is not None:
-            shown.close()
 
 
 @contextmanager
@@ -96,7 +87,8 @@ def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
         heard.append(number)
         restore()
         if says:
-            os.write(2, _SAID)  # The signal may have interrupted `print`.
+            with suppress(OSError):
+                os.write(2, _SAID)  # The signal may have interrupted `print`.
 
     main = threading.current_thread() is threading.main_thread()
     before = {which: signal.signal(which, hear) for which in _SIGNALS} if main else {}

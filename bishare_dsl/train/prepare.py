@@ -5,13 +5,15 @@ Nothing is written. Errors are raised, and notes go to the reporter.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import product
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from transformers import set_seed
 
 from bishare_dsl.adapter.config import member_fault
@@ -27,36 +29,29 @@ from bishare_dsl.adapter.files import (
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
-from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap, raise_errors
+from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.diagnostics.codes.adapter import (
-    DISABLED,
-    NO_NAME,
-    STILL_MERGED,
-)
+from bishare_dsl.diagnostics.codes.adapter import DISABLED, NO_NAME, STILL_MERGED
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
 from bishare_dsl.models.load import load_model, load_tokenizer
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
-from bishare_dsl.train.arguments import training_arguments
+from bishare_dsl.train.arguments import (
+    check_processes,
+    effective_batch,
+    training_arguments,
+    warm_up,
+)
+from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.data.rows import Rows
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import (
-    LIBRARY,
-    check_new,
-    checkpoints,
-    fault_of,
-    step_of,
-    tasks_of,
-)
-from bishare_dsl.train.groups import check_names
-from bishare_dsl.train.request import groups_of
-from bishare_dsl.train.tasks import Steps, Task
+from bishare_dsl.train.folder import LIBRARY, check_new, checkpoints, fault_of, record_of, step_of
+from bishare_dsl.train.tasks import COSTS, Steps, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,31 +67,94 @@ _FEW_PARAMETERS, _LOW_RATE = 10_000, 1e-3
 """A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
 
 
-def arguments_and_base(
-    request: Request, reporter: Reporter, *, force: bool
-) -> tuple[SFTConfig, PreTrainedModel | Source]:
-    """Return the Trainer's arguments and the base or its location, after checking that the folder is free.
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose arguments, spec and examples are checked.
+
+    Attributes:
+        request: the request.
+        args: the Trainer's arguments.
+        base: the base, or its location.
+        trainable: the object to train.
+        library: the first adapter of the library that tasks are added to.
+        tokenizer: encodes the examples.
+        steps: the steps of the tasks; for a single task, Trainer and its data loader create them.
+        record: the tasks and the digest of the examples, for `folder.seal`.
+        warm_up: maps the number of steps of a run to its warm-up steps.
+    """
+
+    request: Request
+    args: SFTConfig
+    base: PreTrainedModel | Source
+    trainable: Trainable
+    library: StoredAdapter | None
+    tokenizer: PreTrainedTokenizerBase
+    steps: Steps
+    record: Mapping[str, Any]
+    warm_up: Callable[[int], int]
+
+
+def prepare(
+    request: Request, reporter: Reporter, tokenizer: PreTrainedTokenizerBase | None, *, force: bool
+) -> Prepared:
+    """Check all that needs no weights.
 
     Raises:
-        BishareError: an argument is invalid, the folder contains a run (BS740), or there is no such base.
+        BishareError: an argument is invalid, the folder contains a run (BS740), there is no such base or
+            spec, they do not fit, or examples are invalid.
+        FileNotFoundError: there is no such spec.
     """
     settings, folder = request.settings, request.output_dir
     evaluates = settings.eval_data is not None or settings.eval_split is not None
     args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
     if args.process_index > 0:
         reporter.silence()
+    args.disable_tqdm = reporter.quiet
     set_seed(args.seed)
     if args.should_save:  # Another process may see files of this one.
         check_new(folder, force=force or request.resume is not None)
-    return args, resolve(request.model) if isinstance(request.model, str) else request.model
+    base: Any = request.model
+    base = resolve(base) if isinstance(base, str) else base
+    trainable = find_trainable(request, base, reporter)
+    if request.several:
+        check_several(request, args, trainable.plan)
+    library = read_library(request, trainable.plan)
+    tokenizer = find_tokenizer(request, base, tokenizer)
+    tasks = read_tasks(request, args, tokenizer, reporter)
+    content = trainable.plan.digest + ("" if library is None else library.config.tensors)
+    digests = [report.digest for task in tasks for report in task.data.values()]
+    record = {
+        "tasks": [[task.name, content] for task in tasks if request.several],
+        "data": hashlib.sha256("".join(digests).encode()).hexdigest(),
+    }
+    if request.resume is not None:
+        check_resumed(request.resume, record)
+        _note_replaced(request, request.resume, reporter)
+    steps = Steps(
+        tasks,
+        Collator.of(tokenizer),
+        effective_batch(args),
+        args.num_train_epochs,
+        args.max_steps if args.max_steps > 0 else None,
+        settings.rows_at_once,
+        args.world_size,
+        COSTS.get(args.device.type, COSTS["cuda"]),
+    )
+    # A trainer changes the arguments.
+    warm = partial(warm_up, args, request.arguments)
+    text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {steps.batch:,} examples"
+    if request.several:
+        text = f"adapters: {len(tasks)}; {text} of each, {steps.at_once} rows at once"
+    elif (passes := args.world_size * args.gradient_accumulation_steps) > 1:
+        text += f", {passes} passes of {args.per_device_train_batch_size}"
+    reporter.note(text)
+    return Prepared(request, args, base, trainable, library, tokenizer, steps, record, warm)
 
 
-def spec_variants(
+def find_trainable(
     request: Request, base: PreTrainedModel | Source, reporter: Reporter
-) -> list[Trainable]:
-    """Return the object to train, or one variant of the spec for each candidate value.
-
-    Plan the spec, read the adapter or find it in the model. To resume a run, read its checkpoint.
+) -> Trainable:
+    """Plan the spec, read the adapter or find it in the model. To resume a run, read its checkpoint.
 
     Raises:
         BishareError: it cannot be trained.
@@ -104,33 +162,13 @@ def spec_variants(
     """
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
-    variants: list[Trainable] = []
-    warnings: list[tuple[Problem, SourceMap | None]] = []  # The source of a text is not hashable.
-    for params in request.settings.params_tried:
-        variant = replace(request, params={**request.params, **params})
-        trainable, problems = _find_trainable(variant, getattr(base, "bishare", None), base)
-        fixed = trainable.plan.common if request.settings.library else frozenset()
-        check_names(trainable.plan, request.settings.lr_of, fixed)
-        warnings += [pair for pair in problems if pair not in warnings]
-        if request.several and not isinstance(trainable, ResolvedSpec):
-            reason = "several tasks begin with a spec, and not with an adapter"
-            raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        if params and request.makes_library(trainable.plan):
-            reason = "what adapters share has one form: `search` takes no param of such a spec"
-            raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        variants.append(trainable)
-    for problem, where in warnings:
-        reporter.report(problem, where)
-    return variants
-
-
-def _find_trainable(
-    request: Request, adapter: Handle | None, base: PreTrainedModel | Source
-) -> tuple[Trainable, list[tuple[Problem, SourceMap | None]]]:
-    spec = request.spec
-    if request.resume is not None and not tasks_of(request.resume):
-        return read_adapter(request.resume), []
+    adapter, spec = getattr(base, "bishare", None), request.spec
+    if request.resume is not None and not record_of(request.resume)["tasks"]:
+        return read_adapter(request.resume)
     stored = isinstance(spec, str) and "\n" not in spec and is_adapter(spec)
+    if request.several and (adapter is not None or stored):
+        reason = "to train several tasks, give a spec instead of an adapter"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
     if request.params and (adapter is not None or stored):
         reason = "`params` are a spec's, and an adapter has none to be set"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
@@ -138,16 +176,20 @@ def _find_trainable(
         if spec is not None:
             raise TrainError(codes.SPEC_AND_ADAPTED(spec=adapter.plan.spec))
         check_state(adapter)
-        return adapter, []
+        return cast(Handle, adapter)
     if spec is None and (library := request.settings.library):
-        spec = _first_of(library).spec_text
+        spec = first_of(library).spec_text
     if spec is None:
         raise TrainError(codes.MISSING_ARGUMENT(name="spec"))
     if stored:
         read, findings = read_fitting(str(spec), base)
-        return read, [(problem, None) for problem in findings]
+        for problem in findings:
+            reporter.report(problem, None)
+        return read
     resolved = make_plan(spec, base, request.params)
-    return resolved, [(problem, resolved.where) for problem in resolved.problems]
+    for problem in resolved.problems:
+        reporter.report(problem, resolved.where)
+    return resolved
 
 
 def check_state(handle: Handle) -> None:
@@ -192,45 +234,53 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
         "deepspeed": args.deepspeed_plugin is not None,
     }
-    reasons = [
-        f"`{n}` is for one task, without `library`, `search` and `seeds`"
-        for n, is_so in refused.items()
-        if is_so
-    ]
-    if settings.search and settings.eval_split is None:
-        reasons.append("`search` compares by held-out rows: give `eval_split`")
-    if reasons:
-        raise TrainError(codes.BAD_COMBINATION(reason=reasons[0]))
+    for name in (name for name, is_so in refused.items() if is_so):
+        raise TrainError(
+            codes.BAD_COMBINATION(reason=f"`{name}` is for one task, without `library`")
+        )
     base = plan.base
     others = (path for parameter in base.others for path in (parameter.path, *parameter.tied))
     taken = module_names([*(path for site in base.every_site for path in site.paths), *others])
     shares = request.makes_library(plan)
     faults = {
         name: name_fault(name, taken) or (member_fault(name) if shares else None)
-        for name in (*request.settings.tasks, *request.groups)
+        for name in request.settings.tasks
     }
     unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
     raise_errors(TrainError, [*unfit, *mixed_batch_problems("of each task", plan)])
     if args.should_save:
-        for name in [LIBRARY] if shares else request.groups:
+        for name in [LIBRARY] if shares else request.settings.tasks:
             check_place(request.output_dir / name, library=shares)
 
 
-def check_resumed(request: Request, contents: list[list[str]], reporter: Reporter) -> None:
-    """Check that a checkpoint has the same tasks, and report which later ones are replaced.
+_OTHERS = {
+    "tasks": "the checkpoint has adapters of other tasks, of other params or of another library",
+    "data": "the checkpoint was trained on other examples",
+    "base": "the checkpoint was trained on another base, or on other weights of it",
+}
+
+
+def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is of the same run; ``record`` is a part of that of `folder.seal`.
 
     Raises:
-        TrainError: it has other tasks (BS732).
+        TrainError: it is of other tasks, examples or weights (BS732).
     """
-    assert request.resume is not None
-    if tasks_of(request.resume) != contents:
-        reason = "the checkpoint has adapters of other tasks, of other params or of another library"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    later = [c for c in checkpoints(request.output_dir) if step_of(c) > step_of(request.resume)]
-    for checkpoint in later:
-        fault = fault_of(checkpoint) or "an earlier one was named"
-        text = f"{request.resume.name}, which replaces {checkpoint.name}: {fault}"
-        reporter.note(f"going on from {text}")
+    sealed = record_of(checkpoint)
+    help = "start a new run with all arguments, in another `--output_dir`"
+    if not sealed["tasks"]:
+        help = f"`bishare train {checkpoint} ...` trains its adapter further, in another `--output_dir`"
+    reasons = [_OTHERS[name] for name in record if sealed[name] != record[name]]
+    raise_errors(TrainError, [codes.BAD_COMBINATION(reason=r, help=help) for r in reasons])
+
+
+def _note_replaced(request: Request, checkpoint: Path, reporter: Reporter) -> None:
+    """Report which later checkpoints a resumed run replaces."""
+    for later in checkpoints(request.output_dir):
+        if step_of(later) > step_of(checkpoint):
+            fault = fault_of(later) or "an earlier one was named"
+            text = f"{checkpoint.name}, which replaces {later.name}: {fault}"
+            reporter.note(f"going on from {text}")
 
 
 def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
@@ -243,20 +293,20 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
     folder = request.settings.library
     if folder is None:
         return None
-    first = _first_of(folder)
+    first = first_of(folder)
     check_apart(Path(folder), request.output_dir / LIBRARY)
     if not first.plan.runs_as(plan):
         reason = f"the library `{folder}` is of another spec, or of other params"
         help = "leave the spec and `--set` out: the library has them"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    if twice := sorted({*names_in(folder)} & {*request.groups}):
+    if twice := sorted({*names_in(folder)} & {*request.settings.tasks}):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
         help = f"give the task another name: `--data {twice[0]}-2=FILE`"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     return first
 
 
-def _first_of(library: str) -> StoredAdapter:
+def first_of(library: str) -> StoredAdapter:
     """Read the first adapter of a library.
 
     Raises:
@@ -277,7 +327,7 @@ def is_adapter(spec: str) -> bool:
 def read_tasks(
     request: Request, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
 ) -> list[Task]:
-    """Read and encode the rows of each task; several tasks are repeated for each seed and candidate value.
+    """Read and encode the rows of each task; a task is repeated for each seed.
 
     Raises:
         DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
@@ -299,29 +349,9 @@ def read_tasks(
             examples[part], reports[part] = encoded.examples, encoded.report
             of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
             reporter.note(f"{of}{encoded.report}")
-        both = {
-            "examples": examples["train"],
-            "held_out": examples.get("eval", ()),
-            "data": reports,
-        }
-        tasks += _candidates(name, both, settings, args)
+        order = args.seed if args.data_seed is None else args.data_seed
+        tasks.append(Task(name, examples["train"], examples.get("eval", ()), order, reports))
     return tasks
-
-
-def _candidates(
-    name: str, data: dict[str, Any], settings: Settings, args: SFTConfig
-) -> Iterator[Task]:
-    """Create the tasks of a file: one for each seed, each choice of params and each learning rate."""
-    rates = settings.search.get("learning_rate", (None,))
-    for group, seed in groups_of(name, settings.seeds, args.seed).items():
-        for (variant, params), rate in product(enumerate(settings.params_tried), rates):
-            words = [f"{name_of}{value}" for name_of, value in params.items()] + [
-                *filter(None, [rate])
-            ]
-            called = "-".join([group, *(word.replace(".", "_") for word in words)])
-            top = args.learning_rate if rate is None else float(rate)
-            order = seed if args.data_seed is None else args.data_seed
-            yield Task(called, group, rate=top, seed=seed, order=order, variant=variant, **data)
 
 
 def _read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
@@ -355,39 +385,39 @@ def find_tokenizer(
     return tokenizer
 
 
-def note_steps(args: SFTConfig, request: Request, steps: Steps, reporter: Reporter) -> None:
-    """Report the number of steps, and warn if a step is larger than a task (BS752)."""
-    batch, passes = steps.batch, args.world_size * args.gradient_accumulation_steps
-    of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
-    text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {batch:,} examples"
-    if request.several:
-        at_once = f"{steps.at_once} rows at once"
-        text = f"adapters: {len(steps.tasks)}; {text} of each, {at_once}"
-    else:
-        text += of
-    reporter.note(text)
-    small = {t.group: len(t.examples) for t in steps.tasks if len(t.examples) < batch}
-    if small and len(steps) > 1:
-        shown = ", ".join(f"`{name}` has {count}" for name, count in [*small.items()][:3])
-        more = f" and {len(small) - 3} other tasks have fewer" if len(small) > 3 else ""
-        names = f"{shown}{more}" if request.several else f"there are {min(small.values())}"
-        reporter.report(codes.LARGE_STEP(batch=batch, names=names), None)
+def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, str]:
+    """Return the given model, or load the named one, and the digest of its weights, empty if adapted.
+
+    Raises:
+        BishareError: it cannot be loaded, or it is not the base of the checkpoint to resume (BS732).
+    """
+    request, model = prepared.request, prepared.base
+    if isinstance(model, Source):
+        settings = request.settings
+        reporter.note(f"loading {request.model} ...")
+        bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
+        model = load_model(model, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
+    check_processes(prepared.args, model)
+    digest = "" if isinstance(prepared.trainable, Handle) else _digest_of(model)
+    if request.resume is not None and record_of(request.resume)["base"]:
+        check_resumed(request.resume, {"base": digest})
+    return model, digest
 
 
-def load_base(
-    request: Request, base: PreTrainedModel | Source, reporter: Reporter
-) -> PreTrainedModel:
-    """Return the given model, or load the named one."""
-    if not isinstance(base, Source):
-        return base
-    settings = request.settings
-    reporter.note(f"loading {request.model} ...")
-    bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
-    return load_model(base, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
+def _digest_of(model: PreTrainedModel) -> str:
+    """Return a digest of the name, shape and sum of each weight; weights on disk count without a sum."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {[*weight.shape]} ".encode())
+        if not weight.is_meta:
+            # A sum of integers does not depend on the order of addition, as one of floats does.
+            bits = weight.detach().contiguous().view(getattr(torch, f"int{8 * weight.itemsize}"))
+            digest.update(str(int(bits.sum())).encode())
+    return digest.hexdigest()
 
 
-def note_low_rate(reporter: Reporter, learned: int, rate: float, settings: Settings) -> None:
-    """Warn that few parameters learn little at a low learning rate, unless ``lr_of`` sets another."""
-    if learned < _FEW_PARAMETERS and rate < _LOW_RATE and not settings.lr_of:
-        advice = "try --learning_rate 2e-3"
-        reporter.note(f"so few parameters learn little at a rate of {rate:g}: {advice}")
+def note_low_rate(reporter: Reporter, learned: int, rate: float) -> None:
+    """Note that few parameters learn little at a low learning rate."""
+    if learned < _FEW_PARAMETERS and rate < _LOW_RATE:
+        text = f"so few parameters learn little at a rate of {rate:g}: try --learning_rate 2e-3"
+        reporter.note(text)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 
 _NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_-]+")
-_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_RATE = re.compile(_NUMBER.pattern + "x?", re.IGNORECASE)
-_VALUE = re.compile(_NUMBER.pattern + r"|[A-Za-z]\w*", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -47,13 +43,6 @@ class Settings(BaseModel):
     folder of files are tasks that train in one run, each with a separate adapter."""
     rows_at_once: int = Field(default=32, ge=1)
     """N: With several tasks, the examples that go through the model at once; by default 32."""
-    lr_of: dict[str, str] = {}
-    """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
-    seeds: int = Field(default=1, ge=1)
-    """N: Train N adapters from different seeds, in one run."""
-    search: dict[str, tuple[str, ...]] = {}
-    """NAME=VALUE,...: Try each learning_rate, or each value of a param of the spec, in one run; drop the
-    worse half at each stage by held-out loss, and keep the best."""
     library: str | None = None
     """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
     eval_data: str | None = None
@@ -110,33 +99,7 @@ class Settings(BaseModel):
     @property
     def several(self) -> bool:
         """Whether several adapters are trained together, each into a separate folder."""
-        return isinstance(self.data, dict) or bool(self.seeds > 1 or self.search or self.library)
-
-    @property
-    def params_tried(self) -> list[dict[str, int | float | str]]:
-        """All combinations of candidate values for the spec's params; one empty combination without any."""
-        tried = {name: texts for name, texts in self.search.items() if name != "learning_rate"}
-        values = ([_value(value) for value in texts] for texts in tried.values())
-        return [dict(zip(tried, chosen, strict=True)) for chosen in product(*values)]
-
-    @field_validator("search", mode="before")
-    @classmethod
-    def _searched(cls, value: Any) -> Any:
-        """Parse ``["learning_rate=1e-4,5e-4", "r=4,8"]`` from the command line; also accept numbers."""
-        if not isinstance(value, Mapping):
-            value = [value] if isinstance(value, str) else value
-            value = {name: text.split(",") for name, _, text in (v.partition("=") for v in value)}
-        candidates = {
-            name: tuple(str(candidate).strip() for candidate in texts)
-            for name, texts in value.items()
-        }
-        for name, texts in candidates.items():
-            pattern = _NUMBER if name == "learning_rate" else _VALUE
-            if len(set(texts)) < max(2, len(texts)) or not all(map(pattern.fullmatch, texts)):
-                raise ValueError(
-                    "it is written learning_rate=1e-4,5e-4 or r=4,8, with two values at least"
-                )
-        return candidates
+        return isinstance(self.data, dict) or self.library is not None
 
     @field_validator("eval_split")
     @classmethod
@@ -144,26 +107,6 @@ class Settings(BaseModel):
         if value is not None and value >= 1 and value != int(value):
             raise ValueError("from 1 on it is a number of rows, which is whole")
         return int(value) if value is not None and value >= 1 else value
-
-    @field_validator("lr_of", mode="before")
-    @classmethod
-    def _rates(cls, value: Any) -> Any:
-        """Parse ``["B=16x"]`` from the command line as ``{"B": "16x"}``."""
-        value = [value] if isinstance(value, str) else value
-        pairs = value.items() if isinstance(value, Mapping) else [v.split("=", 1) for v in value]
-        if not all(len(pair) == 2 for pair in pairs):
-            raise ValueError("it is written NAME=RATE")
-        rates = {str(name).strip(): str(rate).strip() for name, rate in pairs}
-        if wrong := [rate for rate in rates.values() if not _RATE.fullmatch(rate)]:
-            reason = "is neither a rate, such as 5e-4, nor a factor, such as 16x"
-            raise ValueError(f"`{wrong[0]}` {reason}")
-        return rates
-
-
-def _value(text: str) -> int | float | str:
-    if _NUMBER.fullmatch(text) is None:
-        return text
-    return int(text) if text.isdecimal() else float(text)
 
 
 def is_tasks(word: str) -> bool:
@@ -216,11 +159,6 @@ class Request:
         """Return whether adapters of a plan share tensors: its keys name `adapter`, or a library has it."""
         return self.several and (plan.is_library or self.settings.library is not None)
 
-    @property
-    def groups(self) -> list[str]:
-        """The names of the kept adapters: one for each task and seed."""
-        return _groups(self.settings, self.arguments)
-
     def as_dict(self, spec: str | None) -> dict[str, Any]:
         """Return arguments for the same run from any folder; ``spec`` is a text or a path."""
         plain = self.settings.model_dump(exclude_defaults=True)
@@ -233,18 +171,6 @@ class Request:
         return {**({"spec": spec} if spec else {}), **params, **named, **places, **values}
 
 
-def groups_of(task: str, seeds: int, first: int) -> dict[str, int]:
-    """Return the names of a task's adapters, with the seed of each."""
-    if seeds == 1:
-        return {task: first}
-    return {f"{task}-seed{seed}": seed for seed in range(first, first + seeds)}
-
-
-def _groups(settings: Settings, arguments: Mapping[str, Any]) -> list[str]:
-    seed = int(arguments.get("seed", 0))
-    return [group for task in settings.tasks for group in groups_of(task, settings.seeds, seed)]
-
-
 def result_folders(folder: Path) -> list[str]:
     """Return the names of the adapter folders in a run's folder; empty for a run of one adapter."""
     from bishare_dsl.train.folder import LIBRARY, RUN_FILE
@@ -253,7 +179,7 @@ def result_folders(folder: Path) -> list[str]:
         arguments = read_config(folder / RUN_FILE)
         own = {name: arguments[name] for name in Settings.model_fields if name in arguments}
         settings = Settings.model_validate(own)
-        names = [*_groups(settings, arguments), LIBRARY] if settings.several else []
+        names = [*settings.tasks, LIBRARY] if settings.several else []
     except (TrainError, ValueError, TypeError):  # The record is unreadable.
         return []
     return [name for name in names if name_fault(name) is None]
@@ -357,7 +283,7 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     """Return the checkpoint that a run resumes from, and the run's arguments."""
     if where is None:
         return None, {}
-    from bishare_dsl.train.folder import RUN_FILE, find_checkpoint, is_checkpoint, tasks_of
+    from bishare_dsl.train.folder import RUN_FILE, find_checkpoint, is_checkpoint, record_of
 
     path = Path(where).expanduser()
     folder = path.parent if is_checkpoint(path) else path
@@ -369,16 +295,8 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
         raise TrainError(codes.NO_CHECKPOINT(reason=reason, help="begin anew, with all arguments"))
     # The checkpoint has the run's spec; the spec's file may have changed since.
     checkpoint = find_checkpoint(path)
-    spec = record.get("spec") if tasks_of(checkpoint) else None
+    spec = record.get("spec") if record_of(checkpoint)["tasks"] else None
     return checkpoint, {**record, "spec": spec, "output_dir": str(folder)}
-
-
-# What PyYAML says of wrong YAML, in plain words.
-_YAML_REASONS = {
-    "found unexpected end of stream": "a quote is not closed",
-    "mapping values are not allowed here": "a value with a colon stands in quotes",
-    "found character '\\t' that cannot start any token": "a line begins with spaces, not with a tab",
-}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -397,7 +315,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        reason = f"{at}{_YAML_REASONS.get(error.problem or '', error.problem)}"
+        reason = f"{at}{error.problem}"
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = one_line(error)
     raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,51 +93,50 @@ class TrainResult:
     @property
     def eval_loss(self) -> float | None:
         """The mean held-out loss of the written adapters; None without held-out rows."""
-        losses = [t.eval_loss for t in self.tasks if t.folder and t.eval_loss is not None]
-        return sum(losses) / len(losses) if losses else None
+        return _mean(task.eval_loss for task in self.tasks if task.folder)
 
     @property
     def accuracy(self) -> float | None:
         """The mean accuracy of the written adapters among options; None without options."""
-        accuracies = [t.accuracy for t in self.tasks if t.folder and t.accuracy is not None]
-        return sum(accuracies) / len(accuracies) if accuracies else None
+        return _mean(task.accuracy for task in self.tasks if task.folder)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without the model and the history."""
         plain = {k: v for k, v in vars(self).items() if k not in ("model", "history")}
-        names = ("loss_first", "loss_last", "eval_loss", "accuracy")
-        losses = {name: getattr(self, name) for name in names}
+        for name in ("loss_first", "loss_last", "eval_loss", "accuracy"):
+            plain[name] = getattr(self, name)
         tasks = [asdict(task) for task in self.tasks]
-        return {**plain, **losses, "folder": str(self.folder), "tasks": tasks}
+        return {**plain, "folder": str(self.folder), "tasks": tasks}
 
     def __str__(self) -> str:
         written = [task.folder for task in self.tasks if task.folder]
         several = len(self.tasks) > 1
         adapters = f"{len(written)} in {self.folder}" if several else self.tasks[0].folder
-        rows = [
-            ("steps", f"{self.steps:,} of {self.batch:,} examples, {self.epochs:.2f} epochs"),
-            ("loss", f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"),
-            ("tokens", f"{self.tokens:,}"),
-            ("time", f"{self.seconds:,.0f} s"),
-            (
-                "adapter" + "s" * several,
-                f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
-            ),
-        ]
-        if self.eval_loss is not None:
-            rows.insert(2, ("held-out loss", f"{self.eval_loss:.4f}"))
-        if self.accuracy is not None:
-            rows.insert(3, ("held-out accuracy", f"{self.accuracy:.1%} among the options"))
-        width = max(13, *(len(name) for name, _ in rows))
-        parts = ["\n".join(f"{name:{width}}  {text}" for name, text in rows)]
-        if len(self.tasks) > 1:
+        least, most = min(t.rows for t in self.tasks), max(t.rows for t in self.tasks)
+        batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
+        whole = " or all" if least < self.batch < most else ""
+        rows = {
+            "steps": f"{self.steps:,} of {batch}{whole} examples, {self.epochs:.2f} epochs",
+            "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last",
+            "held-out loss": None if self.eval_loss is None else f"{self.eval_loss:.4f}",
+            "held-out accuracy": None
+            if self.accuracy is None
+            else f"{self.accuracy:.1%} among the options",
+            "tokens": f"{self.tokens:,}",
+            "time": f"{self.seconds:,.0f} s",
+            "adapter"
+            + "s" * several: f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
+        }
+        shown = {name: text for name, text in rows.items() if text}
+        width = max(13, *map(len, shown))
+        parts = ["\n".join(f"{name:{width}}  {text}" for name, text in shown.items())]
+        if several:
             parts.insert(0, str(self._table()))
         if written:
             folder, base = shlex.quote(written[0]), f"--model {shlex.quote(self.model_name)}"
             few = " ".join(map(shlex.quote, written[:3]))
-            parts.append(
-                f"bishare eval {few} {base} --data ...\nbishare merge {folder} {base} --out merged"
-            )
+            judge = f"bishare eval {few} {base} --data ...\n" * (self.accuracy is not None)
+            parts.append(f"{judge}bishare merge {folder} {base} --out merged")
         return "\n\n".join(parts)
 
     def _table(self) -> Table:
@@ -161,3 +160,8 @@ class TrainResult:
                 cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
             rows.append((task.name, task.rows, task.steps, *cells, where))
         return Table(head, rows, left={0, len(head) - 1})
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None

@@ -7,12 +7,11 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from transformers import TrainerCallback
 
 from bishare_dsl.adapter.contents import StoredAdapter
@@ -22,42 +21,26 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import check_processes, effective_batch, warm_up
-from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch, Halving
-from bishare_dsl.train.base_trainer import Watch, logged
+from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
 from bishare_dsl.train.callbacks import GradientCheck
-from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
-from bishare_dsl.train.prepare import (
-    arguments_and_base,
-    check_resumed,
-    check_several,
-    find_tokenizer,
-    load_base,
-    note_low_rate,
-    note_steps,
-    read_library,
-    read_tasks,
-    spec_variants,
-)
+from bishare_dsl.train.prepare import Prepared, load_base, note_low_rate, prepare
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request, result_folders
 from bishare_dsl.train.result import TaskResult, TrainResult
-from bishare_dsl.train.tasks import Steps, Task
+from bishare_dsl.train.tasks import Steps
+from bishare_dsl.train.tenants import Tenants
 from bishare_dsl.train.trunk import cached_trunk
+from bishare_dsl.train.watch import Watch, logged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTConfig
 
+    from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.diagnostics import Problem
-    from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
     from bishare_dsl.train.trainer import AdapterTrainer
-
-COSTS = {"cpu": 64, "cuda": 16_384}
-"""The fixed cost of a micro-batch in tokens, by device type."""
 
 
 def train(
@@ -139,203 +122,198 @@ def run(
 ) -> TrainResult:
     """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
     began = time.monotonic()
-    settings, folder, several = request.settings, request.output_dir, request.several
-    args, base = arguments_and_base(request, reporter, force=force)
-    variants = spec_variants(request, base, reporter)
-    if several:
-        check_several(request, args, variants[0].plan)
-    library = read_library(request, variants[0].plan)
-    tokenizer = find_tokenizer(request, base, tokenizer)
-    tasks = read_tasks(request, args, tokenizer, reporter)
-    shared_file = "" if library is None else library.config.tensors
-    contents = [
-        [task.name, variants[task.variant].plan.digest + shared_file] for task in tasks if several
-    ]
-    if request.resume is not None:
-        check_resumed(request, contents, reporter)
-    batch, steps = effective_batch(args), _steps(args, request, tasks, tokenizer)
-    warm = partial(warm_up, args, request.arguments)  # A trainer changes the arguments.
-    note_steps(args, request, steps, reporter)
-    model = load_base(request, base, reporter)
-    check_processes(args, model)
-    for task in tasks:
-        trainable = variants[task.variant]
-        name = task.name if several else None
-        for note in (
-            () if isinstance(trainable, Handle) else install(model, trainable, task.seed, name)
-        ):
-            reporter.warn(note)
+    prepared = prepare(request, reporter, tokenizer, force=force)
+    loaded = load(prepared, reporter)
+    trainer = fit(prepared, loaded, reporter, callbacks, force=force)
+    return _result(prepared, loaded, trainer, reporter, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with an adapter for each task.
+
+    Attributes:
+        model: the adapted model, on its device.
+        tenants: the adapters, if several are trained together.
+        base: the digest of the base's weights.
+        owned: private and shared parameters of a library's adapters; empty without a library.
+    """
+
+    model: PreTrainedModel
+    tenants: Tenants | None
+    base: str
+    owned: str
+
+    @property
+    def handle(self) -> Handle:
+        """The handle of the adapters."""
+        return cast("Handle", self.model.bishare)
+
+
+def load(prepared: Prepared, reporter: Reporter) -> Loaded:
+    """Load the base and adapt it.
+
+    Raises:
+        BishareError: it cannot be loaded or adapted, or it is not the base of the checkpoint to resume.
+    """
+    request, args, library = prepared.request, prepared.args, prepared.library
+    trainable, tasks = prepared.trainable, prepared.steps.tasks
+    model, digest = load_base(prepared, reporter)
+    tenants, notes = None, list[str]()
+    if request.several:
+        tenants = Tenants(model, library or cast("ResolvedSpec", trainable))
+        notes = [note for task in tasks for note in tenants.add(task.name, args.seed)]
+    elif not isinstance(trainable, Handle):
+        notes = [*install(model, trainable, args.seed)]
+    for note in dict.fromkeys(notes):
+        reporter.warn(note)
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-    if several and args.place_model_on_device and not placed:
+    if tenants is not None and args.place_model_on_device and not placed:
         model.to(args.device)  # The bank is created on the training device.
-    handle: Handle = model.bishare  # type: ignore[assignment]
-    adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
-    shares = request.makes_library(handle.plan)
-    owned = handle.plan.owned + " and frozen" * (library is not None) if shares else ""
-    reporter.note(f"{'of each task: ' * several}{owned or handle.plan.parameters_line}")
-    shared = _share(adapters, library) if shares else frozenset()
-    fixed = frozenset() if library is None else shared
-    trained = (
-        sum(t.size for t in adapter.plan.tensors if t.trainable and t.name not in fixed)
-        for adapter in adapters
-    )
-    note_low_rate(reporter, min(trained), max(task.rate for task in tasks), settings)
-    first = variants[0]
-    spec = str(first.folder) if isinstance(first, StoredAdapter) else handle.spec_text
-    how: dict[str, Any] = {
-        "rates": settings.lr_of,
-        "warm_up": warm,
-        "tasks": contents,
-        "args": args,
-    }
-    with undo_prepare(model), quietly(), ExitStack() as stack:
+    plan = cast("Handle", model.bishare).plan
+    owned = ""
+    if request.makes_library(plan):
+        owned = plan.owned + " and frozen" * (library is not None)
+    reporter.note(f"{'of each task: ' * request.several}{owned or plan.parameters_line}")
+    learned = plan.trainable if library is None else plan.private
+    note_low_rate(reporter, learned, args.learning_rate)
+    return Loaded(model, tenants, digest, owned)
+
+
+def fit(
+    prepared: Prepared,
+    loaded: Loaded,
+    reporter: Reporter,
+    callbacks: Iterable[TrainerCallback],
+    *,
+    force: bool,
+) -> AdapterTrainer | BankTrainer:
+    """Train the adapters and write them; return the trainer.
+
+    Raises:
+        TrainError: see `train`.
+        TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
+    """
+    request, args, steps = prepared.request, prepared.args, prepared.steps
+    folder, settings, tenants = request.output_dir, request.settings, loaded.tenants
+    record = {**prepared.record, "base": loaded.base}
+    how: dict[str, Any] = {"warm_up": prepared.warm_up, "args": args}
+    keep, args.save_total_limit = args.save_total_limit, None
+    with undo_prepare(loaded.model), quietly(), ExitStack() as stack:
         trainer: AdapterTrainer | BankTrainer
-        if several:
-            watch: Watch = BankWatch(steps)
-            names = [task.name for task in tasks]
-            bank = stack.enter_context(handle.bank(names, shared, fixed))
-            evaluates = [()] if settings.eval_split is not None else None
-            how["eval_dataset"] = evaluates
-            how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
-            trainer = BankTrainer(steps=steps, handle=handle, bank=bank, **how)
-            trainer.write = partial(_write, trainer, folder, settings.library, reporter)
-            if settings.search:
-                trainer.add_callback(Halving(trainer))
+        watch = Watch(record, keep) if tenants is None else BankWatch(steps, record, keep)
+        how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
+        if tenants is None:
+            trainer = _one_trainer(loaded.handle, prepared, how)
         else:
-            watch = Watch()
-            how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
-            trainer = _one_trainer(handle, tasks[0], tokenizer, **how)
+            stack.callback(tenants.close)
+            how["eval_dataset"] = [()] if settings.eval_split is not None else None
+            trainer = BankTrainer(steps=steps, tenants=tenants, **how)
+            trainer.write = partial(_write, trainer, folder, settings.library, reporter)
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
-            arguments, library_folder = (
-                request.as_dict(spec),
-                Path(settings.library or "").resolve(),
+            first = prepared.trainable
+            spec = (
+                str(first.folder) if isinstance(first, StoredAdapter) else loaded.handle.spec_text
             )
-            earlier = [
-                n for n in result_folders(folder) if (folder / n).resolve() != library_folder
-            ]
+            library = Path(settings.library or "").resolve()
+            earlier = [n for n in result_folders(folder) if (folder / n).resolve() != library]
+            arguments = request.as_dict(spec)
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
-        prevented_by = "DeepSpeed" if args.deepspeed_plugin else None
+        prevented_by = "DeepSpeed shards them" if args.deepspeed_plugin else None
         if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            prevented_by = "`use_reentrant`"  # It needs inputs with gradients.
-        plans, context = [a.plan for a in adapters], trainer.accelerator.autocast
-        stack.enter_context(cached_trunk(model, plans, steps, context, reporter, prevented_by))
+            prevented_by = "`use_reentrant` needs inputs with gradients"
+        plan, context = loaded.handle.plan, trainer.accelerator.autocast
+        stack.enter_context(
+            cached_trunk(loaded.model, plan, steps, context, reporter, prevented_by)
+        )
         run_loop(trainer, watch, request, reporter)
-        best = trainer.kept() if isinstance(trainer, BankTrainer) else {tasks[0].group: 0}
-    if lost := [group for group in steps.groups if group not in best]:
-        reporter.report(_not_finite(steps, lost), None)
-    model.eval()
-    epochs = max(steps.epochs_of(i) for i in range(len(tasks)))
-    return TrainResult(
-        folder=folder,
-        model=model,
-        model_name=request.model if isinstance(request.model, str) else "MODEL",
-        trainable=handle.plan.trainable if library is None else handle.plan.private,
-        owned=owned,
-        tasks=tuple(
-            _task_result(trainer, steps, number, request, kept=best.get(task.group) == number)
-            for number, task in enumerate(tasks)
-        ),
-        steps=trainer.state.global_step,
-        epochs=epochs if several else float(trainer.state.epoch or 0),
-        batch=batch,
-        tokens=int(trainer.state.num_input_tokens_seen),
-        seconds=time.monotonic() - began,
-        history=trainer.state.log_history,
-    )
+    loaded.model.eval()
+    return trainer
 
 
-def _steps(
-    args: SFTConfig, request: Request, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase
-) -> Steps:
-    """Return the steps of the tasks; for a single task, Trainer and its data loader create them."""
-    return Steps(
-        tasks,
-        Collator.of(tokenizer),
-        effective_batch(args),
-        args.num_train_epochs,
-        args.max_steps if args.max_steps > 0 else None,
-        request.settings.rows_at_once,
-        args.world_size,
-        COSTS.get(args.device.type, COSTS["cuda"]),
-    )
-
-
-def _share(adapters: Sequence[Any], library: StoredAdapter | None) -> frozenset[str]:
-    """Return the tensors that all adapters share, after loading the library's values into them.
-
-    Frozen tensors are generated from one seed: the library's, or the first adapter's.
-    """
-    plan: Plan = adapters[0].plan
-    frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
-    values = (library or adapters[0]).tensors()
-    with torch.no_grad():
-        for name, adapter in product(frozen | (plan.common if library else set()), adapters):
-            adapter.tensors()[name].copy_(values[name])
-    return plan.common
-
-
-def _one_trainer(
-    handle: Handle, task: Task, tokenizer: PreTrainedTokenizerBase, **how: Any
-) -> AdapterTrainer:
+def _one_trainer(handle: Handle, prepared: Prepared, how: Mapping[str, Any]) -> AdapterTrainer:
     """Create the trainer of one adapter: TRL's, on a PEFT model."""
     from bishare_dsl.train.trainer import AdapterTrainer
 
-    model: Any = handle.model
+    (task,), model = prepared.steps.tasks, cast(Any, handle.model)
     return AdapterTrainer(
         model=as_peft_model(model, "CAUSAL_LM"),
-        data_collator=Collator.of(tokenizer),
+        data_collator=prepared.steps.collator,
         train_dataset=task.examples,
         eval_dataset=task.held_out or None,
-        processing_class=tokenizer,
+        processing_class=prepared.tokenizer,
         **how,
     )
 
 
-def _task_result(
+def _result(
+    prepared: Prepared,
+    loaded: Loaded,
     trainer: AdapterTrainer | BankTrainer,
-    steps: Steps,
+    reporter: Reporter,
+    seconds: float,
+) -> TrainResult:
+    """Build the result of a run from its log, and report the tasks without an adapter."""
+    request, steps, state = prepared.request, prepared.steps, trainer.state
+    numbers, plan = range(len(steps.tasks)), loaded.handle.plan
+    kept = trainer.kept() if isinstance(trainer, BankTrainer) else [0]
+    if lost := [i for i in numbers if i not in kept]:
+        reporter.report(_not_finite(steps, lost), None)
+    epochs = max(map(steps.epochs_of, numbers)) if request.several else float(state.epoch or 0)
+    return TrainResult(
+        folder=request.output_dir,
+        model=loaded.model,
+        model_name=request.model if isinstance(request.model, str) else "MODEL",
+        trainable=plan.trainable if prepared.library is None else plan.private,
+        owned=loaded.owned,
+        tasks=tuple(_task_result(prepared, loaded, trainer, i, kept=i in kept) for i in numbers),
+        steps=state.global_step,
+        epochs=epochs,
+        batch=steps.batch,
+        tokens=int(state.num_input_tokens_seen),
+        seconds=seconds,
+        history=state.log_history,
+    )
+
+
+def _task_result(
+    prepared: Prepared,
+    loaded: Loaded,
+    trainer: AdapterTrainer | BankTrainer,
     number: int,
-    request: Request,
     *,
     kept: bool,
 ) -> TaskResult:
     """Build a task's result from the log."""
-    task, state, several = steps.tasks[number], trainer.state, request.several
+    steps, state, several = prepared.steps, trainer.state, prepared.request.several
+    task, folder = steps.tasks[number], prepared.request.output_dir
     named = task.name if several else None
     losses = [*logged(state.log_history, "loss", named).values()]
     held_out = logged(state.log_history, "eval_loss", named)
     accuracies = logged(state.log_history, "eval_accuracy", named)
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    done, why = steps.stopped.get(number, (steps.count(task), None))
-    folder = request.output_dir
-    if isinstance(trainer, BankTrainer):
-        library = f"{folder / folders.LIBRARY}#{task.group}"
-        shares = request.makes_library(trainer.handle[task.name].plan)
-        place = library if shares else str(folder / task.group)
-    else:
-        place = str(folder)
+    place = f"{folder / folders.LIBRARY}#{task.name}" if loaded.owned else str(folder / task.name)
     return TaskResult(
         name=task.name,
-        folder=place if kept else None,
-        steps=done if several else state.global_step,
+        folder=(place if several else str(folder)) if kept else None,
+        steps=steps.stopped.get(number, steps.count(task)) if several else state.global_step,
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         eval_loss=held_out[best or max(held_out)] if held_out else None,
         accuracy=accuracies[best or max(accuracies)] if accuracies else None,
-        stopped=why,
+        stopped="a gradient was not finite" if number in steps.stopped else None,
         data=task.data,
     )
 
 
-def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
-    """Build the error for adapters that are not kept because of non-finite values (BS750)."""
-    whys = (steps.stopped.get(i) for i, task in enumerate(steps.tasks) if task.group == groups[0])
-    step = max((why[0] for why in whys if why), default=len(steps))
-    consequence = f"no adapter is written for {', '.join(f'`{name}`' for name in groups)}"
-    return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=consequence)
+def _not_finite(steps: Steps, lost: Sequence[int]) -> Problem:
+    """Build the error for tasks whose adapters have non-finite values (BS750)."""
+    names = ", ".join(f"`{steps.tasks[i].name}`" for i in lost)
+    step, kept = steps.stopped.get(lost[0], len(steps)), f"no adapter is written for {names}"
+    return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
 
 
 def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Reporter) -> None:
@@ -343,14 +321,14 @@ def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Re
 
     Adapters for an existing ``library`` are added to a copy of it. Warnings of writers go to ``reporter``.
     """
-    names = {group: trainer.steps.tasks[i].name for group, i in trainer.kept().items()}
-    adapters = {group: trainer.handle[name] for group, name in names.items()}
+    steps, handle = trainer.steps, trainer.tenants.handle
+    adapters = {steps.tasks[i].name: handle[steps.tasks[i].name] for i in trainer.kept()}
     if not adapters:
-        raise TrainError(_not_finite(trainer.steps, trainer.steps.groups))
+        raise TrainError(_not_finite(steps, range(len(steps.tasks))))
     if not trainer.args.should_save:
         return
     first = next(iter(adapters.values()))
-    tensors, out = {g: a.tensors() for g, a in adapters.items()}, folder / folders.LIBRARY
+    tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / folders.LIBRARY
     if library is not None:
         problems = add_to_library(Path(library), tensors, out)
     elif first.plan.is_library:
@@ -358,13 +336,9 @@ def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Re
     else:
         problems = tuple(
             problem
-            for group, adapter in adapters.items()
+            for name, adapter in adapters.items()
             for problem in save_adapter(
-                folder / group,
-                adapter.plan,
-                adapter.tensors(),
-                adapter.spec_text,
-                seed=adapter.seed,
+                folder / name, adapter.plan, adapter.tensors(), adapter.spec_text, seed=adapter.seed
             )
         )
     for problem in problems:

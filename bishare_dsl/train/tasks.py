@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from bishare_dsl.train.data.encoding import DataReport
 
+COSTS = {"cpu": 64, "cuda": 16_384}
+"""The fixed cost of a forward in tokens, by device type."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -24,24 +27,16 @@ class Task:
 
     Attributes:
         name: the adapter's name.
-        group: the name of the kept adapter; tasks of one group are candidates for it.
         examples: the training examples.
         held_out: the held-out examples, perhaps empty.
-        rate: the peak learning rate.
-        seed: the seed of the initial values.
         order: the seed for shuffling the examples.
-        variant: the index of its spec variant, if there are several.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
     """
 
     name: str
-    group: str
     examples: Dataset
     held_out: Dataset | tuple[()] = ()
-    rate: float = 1e-4
-    seed: int = 0
     order: int = 0
-    variant: int = 0
     data: Mapping[str, DataReport] = field(default_factory=dict)
 
 
@@ -51,13 +46,13 @@ class MicroBatch:
 
     Attributes:
         inputs: ``input_ids``, ``attention_mask`` and ``labels``, (rows, longest).
-        tasks: the task number of each row.
-        learned: for each row, the trained tokens of its task in all rows of the step.
+        names: the adapter of each row; None for the base.
+        values: what the loss needs for each row, by name, ``(rows, positions or 1)``.
     """
 
     inputs: dict[str, torch.Tensor]
-    tasks: list[int]
-    learned: list[int]
+    names: list[str | None]
+    values: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,13 +77,8 @@ class Steps(Sequence[list[MicroBatch]]):
     at_once: int
     processes: int = 1
     cost: int = 64
-    stopped: dict[int, tuple[int, str]] = field(default_factory=dict)
-    """Stopped tasks by number, with their last step and the reason."""
-
-    @property
-    def groups(self) -> list[str]:
-        """The names of the kept adapters."""
-        return [*dict.fromkeys(task.group for task in self.tasks)]
+    stopped: dict[int, int] = field(default_factory=dict)
+    """The last step of each task whose gradient was not finite, by number."""
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
@@ -99,7 +89,7 @@ class Steps(Sequence[list[MicroBatch]]):
     def epochs_of(self, number: int) -> float:
         """Return the number of epochs of a task."""
         task = self.tasks[number]
-        done, _ = self.stopped.get(number, (self.count(task), ""))
+        done = self.stopped.get(number, self.count(task))
         return done / ceil(len(task.examples) / self.batch)
 
     def __len__(self) -> int:
@@ -142,7 +132,10 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> MicroBatch:
         tasks, learned, examples = zip(*rows, strict=True)
-        return MicroBatch(self.collator(examples), [*tasks], [*learned])
+        names = [self.tasks[task].name for task in tasks]
+        # The loss of a task is the mean over its trained tokens in all rows of the step.
+        weights = (1 / torch.tensor(learned)).unsqueeze(1)
+        return MicroBatch(self.collator(examples), names, {"weights": weights})
 
 
 def cut_by_length(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:

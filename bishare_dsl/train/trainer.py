@@ -1,9 +1,8 @@
-"""TRL's SFTTrainer for an adapter, with separate learning rates and the model's own loss."""
+"""TRL's SFTTrainer for an adapter, with the model's own loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,10 +12,8 @@ from trl import SFTConfig, SFTTrainer
 from bishare_dsl.adapter.handle import is_drawn
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.arguments import catch_refusals, check_sharding
-from bishare_dsl.train.base_trainer import RunTrainer
 from bishare_dsl.train.data.batches import ALLOWED
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.groups import regroup
 from bishare_dsl.train.loss import (
     among_options,
     are_likeliest,
@@ -24,6 +21,7 @@ from bishare_dsl.train.loss import (
     learned_logits,
     loss_of,
 )
+from bishare_dsl.train.watch import schedule_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,21 +31,25 @@ if TYPE_CHECKING:
     from bishare_dsl.adapter.handle import Adapter
 
 
-class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
+class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """A Trainer for the adapter of a PEFT model, with transformers' loop and checkpoints and TRL's loss.
 
     Args:
-        rates: learning rates of shares and factors, for `regroup`.
-        **arguments: as for `RunTrainer` and SFTTrainer.
+        warm_up: maps the number of steps of a run to its warm-up steps.
+        **arguments: as for SFTTrainer.
 
     Attributes:
+        done: the steps of the checkpoint that training resumes from.
         fused: whether TRL's loss is used, which has a GPU kernel and never stores the logits.
     """
 
+    done = 0
+    lr_scheduler: Any
+
     def __init__(
-        self, *, rates: Mapping[str, str], model: PeftModel, args: SFTConfig, **arguments: Any
+        self, *, warm_up: Callable[[int], int], model: PeftModel, args: SFTConfig, **arguments: Any
     ) -> None:
-        self._rates, self._step_loss = rates, torch.zeros(())
+        self._warm_up, self._step_loss = warm_up, torch.zeros(())
         self._right = torch.zeros(2, dtype=torch.long)
         chosen = among_options(arguments.get("eval_dataset"))
         among = chosen or among_options(arguments["train_dataset"])
@@ -74,30 +76,29 @@ class AdapterTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         if wants_trl and not plain:
             reason = "the head has an adapter, which the losses of TRL leave out"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        kernel = args.device.type != "cpu" and find_spec("triton") is not None
         if wants_trl and among:
             reason = (
                 "rows with `options` are learned by a loss of their own, and not by those of TRL"
             )
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        self.fused = not among and (bool(wants_trl) or (plain and kernel))
+        self.fused = not among and (bool(wants_trl) or (plain and args.device.type != "cpu"))
+
+    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
+        """Count epochs and steps. A finished run has no epochs left, or the loop would do one more step."""
+        epochs, *others, steps = super().set_initial_training_values(*arguments)
+        return (0 if self.done >= steps else epochs, *others, steps)
 
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
-        """Create transformers' optimizer, with the learning rates of shares and factors."""
-        exists = self.optimizer is not None
+        """Create transformers' optimizer."""
         with catch_refusals():
-            optimizer = super().create_optimizer(*arguments, **keywords)
-        if not exists:
-            adapter = cast(Any, self.model).get_base_model().bishare
-            regroup(optimizer, adapter.tensors(), adapter.plan, self._rates)
-        return optimizer
+            return super().create_optimizer(*arguments, **keywords)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create transformers' schedule, without a first step at learning rate 0."""
         layerwise = "layerwise" in str(self.args.optim)
-        self.args.warmup_steps = self.warm_up(num_training_steps)
+        warm = self.args.warmup_steps = self._warm_up(num_training_steps)
         if self.lr_scheduler is None and not layerwise:
-            factor = self.schedule(num_training_steps)
+            factor = schedule_of(self.args, warm, num_training_steps)
             stepped: Any = optimizer or self.optimizer
             self.lr_scheduler = None if factor is None else LambdaLR(stepped, factor)
         with catch_refusals():

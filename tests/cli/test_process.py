@@ -81,6 +81,31 @@ def test_closed_streams_are_no_error() -> None:
     assert run("check", "nowhere", program=program).returncode == 2
 
 
+@pytest.mark.parametrize("command", ["check", "fmt", "lsp"])
+def test_a_closed_standard_input_is_an_empty_one(command: str) -> None:
+    """As under cron, and in containers."""
+    words = [command] if command == "lsp" else [command, "-"]
+    found = run(*words, preexec_fn=lambda: os.close(0))
+    assert found.returncode == (0 if command == "lsp" else 1), found.stderr
+    assert "unexpected" not in found.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_notes_that_cannot_be_written_stop_no_work(tmp_path: Path) -> None:
+    """On a full disk, and when their reader has ended: the result is there."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as ended:
+        for number, stream in enumerate((full, ended)):
+            words = ["compile", "lora", "--model", "llama-7b", "--out", f"out{number}"]
+            command = [sys.executable, "-c", PROGRAM, *words]
+            found = subprocess.run(
+                command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=stream, check=False
+            )
+            assert found.returncode == 0
+            assert (tmp_path / f"out{number}" / "adapter_config.json").exists()
+
+
 def test_characters_that_the_terminal_lacks_are_written_as_codes(tmp_path: Path) -> None:
     (tmp_path / "bad.share").write_text("spec ü\n", encoding="utf-8")
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}

@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,10 +56,10 @@ def test_spec_model_and_rows_are_enough(bishare, folder):
         "train", "small.share", "--model", "tiny", "--data", "rows.jsonl", "--output_dir", "out"
     )
     assert run.code == 0
-    assert "steps          1 of 64 examples, 1.00 epochs" in run.out
-    assert "bishare eval out --model tiny --data ..." in run.out
+    assert "steps          1 of all 8 examples, 1.00 epochs" in run.out
+    assert "bishare merge out --model tiny --out merged" in run.out
     assert "8 rows (prompt-completion)" in run.err
-    assert "lr 1.00e-04" in run.err
+    assert "'learning_rate': '0.0001'" in run.err
     assert bishare("inspect", "out").code == 0
 
 
@@ -104,7 +106,7 @@ def test_json(bishare, folder):
     [
         (["--lr", "1"], "BS730", "it is `learning_rate`"),
         (["--lora_r=8"], "BS730", "the spec says it"),
-        (["--lr_of", "C=2x"], "BS731", "no share and no factor"),
+        (["--lr_of", "C=2x"], "BS730", "lr_of"),
         (["--resume", "nowhere"], "BS742", "run.json"),
         (["--learning_rat", "1"], "BS730", "did you mean `learning_rate`?"),
         (["--data_splitt=1"], "BS730", "did you mean `data_split`?"),
@@ -115,7 +117,7 @@ def test_json(bishare, folder):
         (["--data", "none.jsonl"], "BS701", "none.jsonl"),
         (["--learning_rate"], "BS901", "requires an argument"),
         (["--max_length", "x"], "BS731", "`max_length` cannot be `x`"),
-        (["--seeds", "0"], "BS731", "be at least 1\n  = help: `bishare train --help`"),
+        (["--rows_at_once", "0"], "BS731", "be at least 1\n  = help: `bishare train --help`"),
         (["none.share"], "BS902", "none.share"),
         (["tiny"], "BS902", "that is a folder"),
         (["--set", "q=1"], "BS207", "`q`"),
@@ -162,8 +164,27 @@ def test_a_spec_on_standard_input(bishare, folder):
     assert asked()["spec"].startswith("spec small")
 
 
+@pytest.mark.parametrize("ends", ["a full disk", "a reader that ends"])
+def test_notes_and_progress_that_cannot_be_written_stop_no_training(folder, ends):
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "import sys; from bishare_dsl.cli.main import main; sys.exit(main())"
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as ended:
+        found = subprocess.run(
+            [sys.executable, "-c", program, "train", "--config", "train.yaml"],
+            stdout=subprocess.PIPE,
+            stderr=full if ends == "a full disk" else ended,
+            check=False,
+        )
+    assert found.returncode == 0
+    assert b"held-out" not in found.stdout
+    assert b"steps          2 of 4 examples" in found.stdout
+    assert read_adapter("out").plan.spec == "small"
+
+
 def test_interrupted(bishare, folder, monkeypatch):
-    monkeypatch.setattr("bishare_dsl.train.loop.Progress", lambda: Interrupts())
+    stop = Interrupts.on_step_begin
+    monkeypatch.setattr("bishare_dsl.train.watch.Watch.on_step_begin", stop)
     command = ["train", "--config", "train.yaml", "--num_train_epochs", 3, "--force"]
     run = bishare(*command)
     assert (run.code, run.out) == (130, "")
@@ -178,21 +199,10 @@ def test_interrupted(bishare, folder, monkeypatch):
     assert bishare(*again.split()[1:], "-q").code == 0
 
 
-def test_rates_of_shares(bishare, folder):
-    run = bishare(
-        "train", "--config", "train.yaml", "--lr_of", "B=16x", "--lr-of=a.A=1e-5",
-    )  # fmt: skip
-    assert run.code == 0
-    assert asked()["lr_of"] == {"B": "16x", "a.A": "1e-5"}
-
-
 class Interrupts(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self):
-        pass
 
 
 def test_a_loss_that_is_no_number(bishare, folder):

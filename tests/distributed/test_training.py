@@ -50,7 +50,6 @@ RECIPE = {
     "gradient_accumulation_steps": 2,
     "eval_steps": 3,
     "load_best_model_at_end": True,
-    "lr_of": "B=2x",
 }
 TENSORS = "adapter_model.safetensors"
 # In float32 the order of sums is all that differs; six steps let it grow to some 1e-6.

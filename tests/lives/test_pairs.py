@@ -106,7 +106,7 @@ def test_gradients_reach_each_bank_and_who_trains_beside_it(model: Any) -> None:
         with handle.rows(names):
             model(ids, labels=ids).loss.backward()
         for bank, row, name in ((first, 0, "a"), (second, 0, "c")):
-            kind = bank.kind_of(row)
+            kind = bank.kind
             sizes = [torch.Size(shape).numel() for shape in kind.own.values()]
             parts = bank.own.grad[row][: sum(sizes)].split(sizes)
             for tensor, part in zip(kind.own, parts, strict=True):

@@ -79,8 +79,6 @@ def test_values_may_be_text(name, value, expected):
         ("learning_rate", "fast", "a valid number"),
         ("max_steps", "1.5", "a valid integer"),
         ("bf16", "maybe", "a valid boolean"),
-        ("eval_strategy", "sometimes", "valid here: `epoch`, `no`, `steps`"),
-        ("lr_scheduler_type", "cosin", "did you mean `cosine`?"),
     ],
 )
 def test_wrong_values(name, value, reason):
@@ -98,6 +96,7 @@ def test_wrong_values(name, value, reason):
         ({"eval_strategy": "epoch"}, "eval_split"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers"),
         ({"report_to": "tensorbord"}, "tensorbord"),
+        ({"lr_scheduler_type": "cosin"}, "please select one of"),
         ({"report_to": "wandb"}, "pip install wandb"),
         ({"per_device_train_batch_size": 0}, "one example at least"),
         ({"per_device_train_batch_size": -2}, "one example at least"),

@@ -284,13 +284,14 @@ def test_the_first_step_of_a_warm_up_has_a_rate(files: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_step_that_sees_every_example_is_a_warning(
-    files: Path, tmp_path: Path, several: bool
+def test_a_step_that_sees_every_example_says_so(
+    files: Path, tmp_path: Path, several: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
     rows = str(files / "others.jsonl")
     how = {"per_device_train_batch_size": 8, "max_steps": 2}
-    with pytest.warns(UserWarning, match=r"BS752.* a step takes 16 examples, and .* 6"):
-        start(PLAIN, {"a": rows} if several else rows, tmp_path / "it", **how)
+    made = start(PLAIN, {"a": rows} if several else rows, tmp_path / "it", **how)
+    assert "2 of all 6 examples" in str(made)
+    assert not recwarn
 
 
 def test_a_library_says_which_spec_a_late_comer_has(files: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_each_task_is_as_if_it_were_trained_alone(
     tasks: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Its rows come in the same order; as many as that are no whole number of steps."""
-    how = {"num_train_epochs": 5, "warmup_steps": None, "lr_of": {"B": "4x"}}
+    how = {"num_train_epochs": 5, "warmup_steps": None}
     made = start(PLAIN, tasks, tmp_path / "many", **how)
     assert [(task.name, task.rows, task.steps) for task in made.tasks] == [
         ("long", 24, 30),
@@ -55,7 +55,7 @@ def test_each_task_is_as_if_it_were_trained_alone(
     for name, data in tasks.items():
         alone = start(PLAIN, data, tmp_path / name, **how).model.bishare.tensors()
         for key, found in tensors(tmp_path / "many" / name).items():
-            torch.testing.assert_close(found, alone[key], rtol=0, atol=1e-5)
+            torch.testing.assert_close(found, alone[key], rtol=0, atol=3e-5)
     # `GradientCheck` has nothing to tell: an empty part of the bank is no tensor that trains.
     assert not [warning for warning in recwarn if "BS873" in str(warning.message)]
 
@@ -86,15 +86,18 @@ def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
         encode(load_rows(files / f"{n}.jsonl"), tiny_tokenizer(), max_length=32).examples
         for n in ("rows", "others")
     ]
-    steps = Steps([Task("a", "a", data[0]), Task("b", "b", data[1])], collator, 4, 2, None, 6)
+    steps = Steps([Task("a", data[0]), Task("b", data[1])], collator, 4, 2, None, 6)
     assert len(steps) == 12
     seen: list[list[Any]] = [[], []]
     for passes in steps:
         for one in passes:
-            assert len(one.tasks) <= 6
-            assert one.tasks == sorted(one.tasks)
+            assert len(one.names) <= 6
+            assert one.names == sorted(one.names)
             for task, ids, mask in zip(
-                one.tasks, one.inputs["input_ids"], one.inputs["attention_mask"], strict=True
+                map(["a", "b"].index, one.names),
+                one.inputs["input_ids"],
+                one.inputs["attention_mask"],
+                strict=True,
             ):
                 seen[task].append(tuple(ids[mask.bool()].tolist()))
     for rows, examples in zip(seen, data, strict=True):
@@ -109,10 +112,11 @@ def test_each_row_is_counted_once(files: Path, monkeypatch: pytest.MonkeyPatch) 
     counted: list[Any] = []
     real = tasks_module.count_learned
     monkeypatch.setattr(tasks_module, "count_learned", lambda e: (counted.append(e), real(e))[1])
-    steps = Steps([Task("a", "a", data)], Collator.of(tiny_tokenizer()), 24, 1, None, 6)
+    steps = Steps([Task("a", data)], Collator.of(tiny_tokenizer()), 24, 1, None, 6)
     [passes] = steps
     assert len(counted) == 24
-    assert {*passes[0].learned} == {sum(map(real, data))}
+    (count,) = (1 / passes[0].values["weights"]).unique().tolist()
+    assert round(count) == sum(map(real, data))
 
 
 class _Stop(TrainerCallback):
@@ -134,7 +138,7 @@ def test_what_was_stopped_goes_on_bit_for_bit(tasks: Any, tmp_path: Path) -> Non
             model=tiny_model("llama"),
             tokenizer=tiny_tokenizer(),
             resume=tmp_path / "parts",
-            seeds=2,
+            data={"other": tasks["long"]},
             quiet=True,
         )
     again = train(
@@ -184,8 +188,6 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
     with pytest.raises(BishareError, match=r"BS616.*it lies in the library"):
         start(text, {"later": tasks["short"]}, Path(library) / "run", library=library, **how)
     assert not (Path(library) / "run").exists()
-    with pytest.raises(BishareError, match=r"BS731.*no factor that trains is called so"):
-        start(None, tasks, tmp_path / "no", library=library, lr_of={"x.A": "2x"}, **how)
     wrong = {
         "another spec.*leave the spec": (text.replace("rank 4", "rank 2"), library),
         "already.*`--data long-2=FILE`": (text, library),
@@ -218,9 +220,6 @@ def test_a_library_whose_keys_name_no_adapter_is_shared_too(
     for name, tensor in found.items():
         assert torch.equal(tensor, trained[name]), name
         assert torch.equal(tensor, values[name]) == (name in plan.common), name
-    how |= {"search": {"r": [4, 8]}, "eval_split": 2}
-    with pytest.raises(BishareError, match="BS732"):
-        start(text, {"later": tasks["short"]}, tmp_path / "no", **how)
 
 
 def test_a_run_does_not_go_on_with_another_library(tasks: Any, tmp_path: Path) -> None:
@@ -274,7 +273,7 @@ class _Break(TrainerCallback):
 def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
     with pytest.warns(BishareWarning, match=r"BS750.*no adapter is written for `short`"):
         made = start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break()], max_steps=4)
-    assert [task.stopped for task in made.tasks] == [None, "a gradient was no number"]
+    assert [task.stopped for task in made.tasks] == [None, "a gradient was not finite"]
     assert [task.folder for task in made.tasks] == [str(tmp_path / "out" / "long"), None]
     assert not (tmp_path / "out" / "short").exists()
     whole = start(PLAIN, tasks, tmp_path / "whole", max_steps=4)
@@ -301,24 +300,21 @@ class _BreakAt(TrainerCallback):
                         bank.own[row, 0] = torch.nan
 
 
-def test_the_best_finite_adapter_of_a_search_is_kept(tasks: Any, tmp_path: Path) -> None:
-    """The winner of the halving diverges: the best of those that lost is kept, not the first."""
-    how = {"eval_split": 2, "max_steps": 8, "search": {"learning_rate": ["1e-5", "3e-2", "1e-3"]}}
-    data = {"long": tasks["long"]}
-    plain = start(PLAIN, data, tmp_path / "plain", **how)
-    (winner,) = (task.name for task in plain.tasks if task.folder)
-    losers = {t.name: t.eval_loss for t in plain.tasks if t.name != winner}
-    broken = start(PLAIN, data, tmp_path / "out", callbacks=[_BreakAt(5, winner)], **how)
-    kept = [task.name for task in broken.tasks if task.folder]
-    assert kept == [min(losers, key=lambda name: losers[name])] != ["long-1e-5"]
-    assert all(t.isfinite().all() for t in tensors(tmp_path / "out" / "long").values())
-
-
 def test_a_run_without_a_finite_adapter_is_an_error(tasks: Any, tmp_path: Path) -> None:
-    how = {"eval_split": 2, "max_steps": 4, "search": {"learning_rate": ["1e-3", "1e-2"]}}
+    how = {"eval_split": 2, "max_steps": 4}
     with pytest.raises(BishareError, match=r"BS750.*no adapter is written for `long`, `short`"):
         start(PLAIN, tasks, tmp_path / "out", callbacks=[_BreakAt(1, "")], **how)
     assert not (tmp_path / "out" / "long").exists()
+
+
+def test_a_spec_with_a_warning_trains(
+    tasks: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As every KE whose size divides no width, and so `bishare_ke_ab` on SmolLM2; each run says it once."""
+    text = "spec s\nparam r = 2\ntarget q_proj, v_proj\nshare a where q_proj per kind rank r\n"
+    made = start(text, tasks, tmp_path / "out", max_steps=1)
+    assert len([task for task in made.tasks if task.folder]) == 2
+    assert sum("BS308" in str(w.message) for w in recwarn) == 1
 
 
 @pytest.mark.parametrize(
@@ -334,11 +330,7 @@ def test_a_run_without_a_finite_adapter_is_an_error(tasks: Any, tmp_path: Path) 
         *(({name: "rows"}, {"spec": LIBRARY}, "BS638") for name in ("my task", "-x", "a+b")),
         ({"a": "rows"}, {"optim": "sgd"}, "BS732"),
         ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS732"),
-        ({"a": "rows"}, {"search": {"learning_rate": [1e-4, 1e-3]}}, "BS732"),
-        ({"a": "rows"}, {"search": ["learning_rate=1e-4"]}, "BS731"),
-        ({"a": "rows"}, {"search": ["learning_rate=high,low"]}, "BS731"),
-        ({"a": "rows"}, {"search": ["r=4,8"], "eval_split": 2}, "BS207"),
-        ({"a": "rows"}, {"search": ["r=4,8"], "eval_split": 2, "spec": LIBRARY}, "BS732"),
+        ({"a": "rows"}, {"search": ["learning_rate=1e-4,1e-3"]}, "BS730"),
         ({"a": "rows"}, {"spec": "hydralora"}, "BS673"),
     ],
 )
@@ -365,75 +357,10 @@ def test_names_of_tasks(files: Path) -> None:
         Settings(data=[rows, rows])  # type: ignore[arg-type]
 
 
-@pytest.mark.long
-def test_the_best_of_several_rates_is_what_runs_alone_find(tasks: Any, tmp_path: Path) -> None:
-    rates = ["1e-5", "3e-2", "1e-3"]
-    how = {"eval_split": 2, "num_train_epochs": 2, "warmup_steps": None}
-    search = {"learning_rate": rates}
-    made = start(PLAIN, tasks, tmp_path / "out", search=search, eval_strategy="no", **how)
-    for name, data in tasks.items():
-        tried = {task.name: task for task in made.tasks if task.name.startswith(name)}
-        assert [*tried] == [f"{name}-{rate}" for rate in rates]
-        alone = {
-            f"{name}-{rate}": start(
-                PLAIN, data, tmp_path / name / rate, learning_rate=float(rate), **how
-            )
-            for rate in rates
-        }
-        best = min(alone, key=lambda one: alone[one].eval_loss)
-        assert [one for one, task in tried.items() if task.folder is not None] == [best]
-        assert tried[best].folder == str(tmp_path / "out" / name)
-        assert [one for one, task in tried.items() if task.stopped is None] == [best]
-        for one, task in tried.items():
-            assert task.stopped in (None, f"lost at step {task.steps}")
-            assert task.loss_first == pytest.approx(alone[one].loss_first, abs=1e-5)
-        assert tried[best].eval_loss == pytest.approx(alone[best].eval_loss, abs=1e-5)
-        for key, found in tensors(tmp_path / "out" / name).items():
-            of_run = alone[best].model.bishare.tensors()[key]
-            torch.testing.assert_close(found, of_run, rtol=0, atol=1e-5)
-
-
-def test_ranks_are_tried_against_each_other(tasks: Any, tmp_path: Path) -> None:
-    text = PLAIN.replace("target", "param r = 4\ntarget").replace("rank 4", "rank r")
-    how = {"eval_split": 2, "num_train_epochs": 2, "lr_of": {"B": "4x", "A": "5e-3"}}
-    search = {"r": [1, 4], "learning_rate": ["1e-3", "1e-2"]}
-    made = start(text, tasks, tmp_path / "out", search=search, **how)
-    assert [task.name for task in made.tasks if task.name.startswith("long")] == [
-        f"long-r{r}-{rate}" for r in (1, 4) for rate in ("1e-3", "1e-2")
-    ]
-    for name, data in tasks.items():
-        (kept,) = (task for task in made.tasks if task.folder == str(tmp_path / "out" / name))
-        rank, rate = kept.name.split("-", 1)[1].removeprefix("r").split("-", 1)
-        alone = start(
-            text,
-            data,
-            tmp_path / name,
-            params={"r": int(rank)},
-            learning_rate=float(rate),
-            **how,
-        )
-        assert kept.eval_loss == pytest.approx(alone.eval_loss, abs=1e-5)
-        for key, found in tensors(kept.folder).items():
-            wanted = alone.model.bishare.tensors()[key]
-            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    again = {
-        task.name: task.eval_loss
-        for task in start(text, tasks, tmp_path / "again", search=search, **how).tasks
-    }
-    with pytest.raises(TrainingInterrupted):
-        start(text, tasks, tmp_path / "parts", search=search, callbacks=[_Stop()], **how)
-    parts = train(
-        model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=tmp_path / "parts", quiet=True
-    )
-    assert {task.name: task.eval_loss for task in parts.tasks} == again
-
-
-def test_several_seeds_are_several_adapters(tasks: Any, tmp_path: Path) -> None:
-    made = start(PLAIN, tasks["short"], tmp_path / "out", seeds=2, max_steps=2)
-    assert [task.name for task in made.tasks] == ["others-seed0", "others-seed1"]
-    one, two = (tensors(task.folder) for task in made.tasks)
-    assert not any(torch.equal(one[name], two[name]) for name in one)
-    alone = start(PLAIN, tasks["short"], tmp_path / "alone", seed=1, max_steps=1, learning_rate=0.0)
-    begun = alone.model.bishare.tensors()
-    for name, found in two.items():
-        assert (found - begun[name]).abs().max() < 0.05
+@pytest.mark.parametrize(("rate", "said"), [(1e-4, 1), (5e-3, 0)])
+def test_few_parameters_at_a_low_rate_are_noted_once(
+    files: Path, tmp_path: Path, capsys: Any, rate: float, said: int
+) -> None:
+    how: Any = {"learning_rate": rate, "max_steps": 1, "quiet": False}
+    start(PLAIN, [str(files / f"{n}.jsonl") for n in ("rows", "others")], tmp_path / "many", **how)
+    assert capsys.readouterr().err.count(f"at a rate of {rate:g}: try --learning_rate 2e-3") == said

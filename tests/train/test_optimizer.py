@@ -48,10 +48,8 @@ def alone(model: Any, name: str, steps: int) -> dict[str, torch.Tensor]:
 
 def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
     with model.bishare.bank(NAMES) as bank:
-        rates = [[lambda step, r=RATES[name]: r for name in NAMES] for _ in bank.parameters]
-        settings = Settings(weight_decay=0.1, max_norm=0.5)
-        scales = [torch.ones(1, 1) for _ in bank.parameters]
-        optimizer = RowAdamW(bank.parameters, rates, scales, settings)
+        optimizer = RowAdamW(bank.parameters, Settings(weight_decay=0.1, max_norm=0.5))
+        optimizer.rates = [dict(enumerate(RATES.values())) for _ in bank.parameters]
         for ids in batches(steps):
             losses(model(ids, adapter_names=NAMES).logits, ids).sum().backward()
             optimizer.step()
@@ -73,8 +71,9 @@ def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
 
 def bank_of(rows: list[list[float]], **how: Any) -> tuple[torch.nn.Parameter, RowAdamW]:
     parameter = torch.nn.Parameter(torch.tensor(rows))
-    rates = [[lambda step: 0.1] * len(rows)]
-    return parameter, RowAdamW([parameter], rates, [torch.ones(1, 1)], Settings(**how))
+    optimizer = RowAdamW([parameter], Settings(**how))
+    optimizer.rates = [dict.fromkeys(range(len(rows)), 0.1)]
+    return parameter, optimizer
 
 
 def test_a_row_that_is_no_number_stops_alone() -> None:
@@ -93,15 +92,15 @@ def test_a_row_that_is_no_number_stops_alone() -> None:
 
 def test_rows_that_have_no_step_stay_as_they_are() -> None:
     bank, optimizer = bank_of([[1.0], [2.0], [3.0]])
-    optimizer.stepping = [[0, 2]]
+    optimizer.rates = [{0: 0.1, 2: 0.1}]
     bank.grad = torch.ones(3, 1)
     optimizer.step()
-    assert optimizer.state[bank]["done"] == [1, 0, 1]
+    assert optimizer.state[bank]["step"].tolist() == [1, 0, 1]
     assert bank[1] == 2
     assert bank.detach()[[0, 2]].flatten().tolist() == pytest.approx([0.9, 2.9])
     other, again = bank_of([[1.0], [2.0], [3.0]])
     again.load_state_dict(optimizer.state_dict())
-    assert again.state[other]["done"] == [1, 0, 1]
+    assert again.state[other]["step"].tolist() == [1, 0, 1]
 
 
 def test_what_all_share_gets_the_gradients_of_all() -> None:
@@ -135,6 +134,5 @@ def test_an_adapter_in_a_bank_is_an_adapter(tmp_path: Any) -> None:
             torch.testing.assert_close(model(IDS[:2]).logits[1], found, rtol=1e-4, atol=1e-5)
         model.bishare.save_pretrained(tmp_path / "two")
     want = values(model, "two")
-    (kind,) = bank.kinds
-    assert torch.equal(bank.own[1], torch.cat([want[n].flatten() for n in kind.own]))
+    assert torch.equal(bank.own[1], torch.cat([want[n].flatten() for n in bank.kind.own]))
     assert model.bishare["two"].bank is None

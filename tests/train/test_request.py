@@ -83,9 +83,9 @@ def test_a_model_that_is_given_may_be_adapted_already():
         ("{a: ", "line 1, column 5"),
         ("params: 3\n", "not a list of"),
         ("\x00", ""),
-        ("a: 'b\n", "line 2, column 1: a quote is not closed"),
-        ("a: b: c\n", "a value with a colon stands in quotes"),
-        ("a:\n\tb: 1\n", "a line begins with spaces, not with a tab"),
+        ("a: 'b\n", "line 2, column 1: found unexpected end of stream"),
+        ("a: b: c\n", "mapping values are not allowed here"),
+        ("a:\n\tb: 1\n", "cannot start any token"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, text, reason):

@@ -27,7 +27,7 @@ class Asks(TrainerCallback):
 
 def go_on(folder, **more):
     given = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
-    return train(resume=folder, **given, **more)
+    return train(resume=folder, **given | more)
 
 
 IN_ORDER = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 1}
@@ -45,7 +45,7 @@ ADAFACTOR = {"optim": "adafactor", "lr_scheduler_type": "cosine", "max_steps": 9
         pytest.param(5, EACH_EPOCH, id="eval-epoch", marks=pytest.mark.long),
         pytest.param(3, {"eval_split": 4, "eval_steps": 3}, id="eval-steps"),
         pytest.param(4, ADAFACTOR, id="adafactor", marks=pytest.mark.long),
-        pytest.param(3, {"lr_of": {"B": "4x"}, "weight_decay": 0.1}, id="rates"),
+        pytest.param(3, {"weight_decay": 0.1}, id="decay"),
     ],
 )
 def test_resuming_is_exact(start, tmp_path, step, more):
@@ -99,7 +99,7 @@ def test_the_folder_is_enough(files, model_folder, tmp_path, monkeypatch):
         shutil.copy(files / name, tmp_path)
     given = {
         "spec": "small.share", "model": "tiny", "data": "rows.jsonl", "quiet": True, **SMALL,
-        "lr_of": {"B": "2x"}, "logging_steps": 1,
+        "logging_steps": 1,
     }  # fmt: skip
     whole = train(output_dir="whole", **given)
     with pytest.raises(TrainingInterrupted):
@@ -141,3 +141,38 @@ def test_a_new_run_from_a_checkpoint(start, tmp_path):
     further = start(tmp_path / "further", spec=str(tmp_path / "it" / "checkpoint-4"), **more)
     assert further.steps == 6
     assert further.loss_first < start(tmp_path / "fresh", **more).loss_first
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_other_examples_or_weights_are_refused(start, files, tmp_path, several):
+    """They were taken without a word, where the page promises the same bits."""
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(files / "rows.jsonl", rows)
+    data = {"a": str(rows)} if several else rows
+    with pytest.raises(TrainingInterrupted):
+        start(tmp_path / "it", data=data, callbacks=[Asks(2)])
+    other = tiny_model("llama")
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[3, 2] += 1e-3
+    before = {path: path.read_bytes() for path in (tmp_path / "it").rglob("*") if path.is_file()}
+    with pytest.raises(TrainError, match=r"BS732.*other weights"):
+        go_on(tmp_path / "it", model=other)
+    rows.write_text(rows.read_text().replace("abc", "abd", 1))
+    with pytest.raises(TrainError, match=r"BS732.*other examples"):
+        go_on(tmp_path / "it")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    shutil.copy(files / "rows.jsonl", rows)
+    assert go_on(tmp_path / "it").steps == 6
+
+
+@pytest.mark.parametrize("name", ["scaler.pt", "pytorch_model.bin", "model.safetensors", "more/x"])
+def test_a_checkpoint_with_an_added_file_is_not_used(start, tmp_path, name):
+    with pytest.raises(TrainingInterrupted):
+        start(tmp_path / "it", callbacks=[Asks(2)])
+    added = tmp_path / "it" / "checkpoint-2" / name
+    added.parent.mkdir(exist_ok=True)
+    added.write_bytes(b"nothing")
+    with pytest.raises(TrainError, match=rf"BS742.*`{name}` was added to it"):
+        go_on(tmp_path / "it")
+    with pytest.raises(TrainError, match=rf"BS743.*`{name}` was added to it"):
+        go_on(tmp_path / "it" / "checkpoint-2")

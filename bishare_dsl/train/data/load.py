@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ _JSON_REASONS = {
     "Extra data": "the row is complete, and more follows",
     "Invalid control character at": "a tab stands in a text, where `\\t` should",
 }
-_Bad = Callable[[int, str], None]
-"""Records a problem with the row of a number."""
 
 
 def load_rows(
@@ -69,23 +67,22 @@ def _read_file(path: Path) -> Rows:
     findings = Findings(str(path))
     try:
         with path.open("rb") as file:
-            if kind != ".parquet" and b"\0" in file.read(4):
-                reason = "it is UTF-16, or not a text"
-                raise DataError(codes.UNREADABLE(path=path, reason=reason, help="save it as UTF-8"))
-        if kind == ".json" and _is_lines(path):  # JSON Lines are often named .json.
+            content = b"" if kind == ".parquet" else file.read().removeprefix(b"\xef\xbb\xbf")
+        if b"\0" in content[:4]:
+            reason = "it is UTF-16, or not a text"
+            raise DataError(codes.UNREADABLE(path=path, reason=reason, help="save it as UTF-8"))
+        if kind == ".json" and _is_lines(content):  # JSON Lines are often named .json.
             kind = ".jsonl"
         by_line = kind not in (".json", ".parquet")
-
-        def bad(number: int, reason: str) -> None:
-            place = place_of(str(path), number, by_line=by_line)
-            findings.add(codes.BAD_LINE(place=place, reason=reason))
-
-        for number, row in _READERS[kind](path, bad):
+        for number, row in _READERS[kind](path, content):
             if isinstance(row, dict):
                 table.append(row)
                 numbers.append(number)
-            else:
-                bad(number, f"the {'line' if by_line else 'row'} is not an object")
+                continue
+            place = place_of(str(path), number, by_line=by_line)
+            what = f"the {'line' if by_line else 'row'} is not an object"
+            reason = row if isinstance(row, _Fault) else what
+            findings.add(codes.BAD_LINE(place=place, reason=reason))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         problem = codes.BAD_LINE(place=f"{path}:{line}", reason="the line is not UTF-8")
@@ -96,29 +93,38 @@ def _read_file(path: Path) -> Rows:
     return Rows(str(path), table, numbers, by_line, range(len(table)))
 
 
-def _reason(error: Exception) -> str:
+class _Fault(str):
+    """What is wrong with a row, in its place."""
+
+
+def _reason(error: Exception) -> _Fault:
     """Say what is wrong with a file or a line."""
     if not isinstance(error, json.JSONDecodeError):
-        return one_line(error)
-    if error.pos >= len(error.doc.rstrip()):
-        return "it ends before its last bracket or quote is closed"
+        return _Fault(one_line(error))
+    line, rest = error.doc.strip(), error.doc[error.pos :].strip()
+    if not rest:
+        return _Fault("it ends before its last bracket or quote is closed")
+    if rest == "," and error.msg == "Extra data":
+        return _Fault("a comma ends the line: leave it out")
+    if line.startswith("{'"):
+        return _Fault("it is a dict of Python: write rows with `json.dumps`, in double quotes")
     at = f"column {error.colno}"
-    if "\n" in error.doc.strip():
+    if "\n" in line:
         at = f"line {error.lineno}, {at}"
-    return f"{_JSON_REASONS.get(error.msg, error.msg)} at {at}"
+    return _Fault(f"{_JSON_REASONS.get(error.msg, error.msg)} at {at}")
 
 
-def _is_lines(path: Path) -> bool:
+def _is_lines(content: bytes) -> bool:
     """Return whether the first line is an object and more lines follow."""
-    first, _, rest = path.read_bytes().strip().partition(b"\n")
+    first, _, rest = content.strip().partition(b"\n")
     try:
-        return bool(rest) and isinstance(json.loads(first), dict)
+        return bool(rest) and isinstance(json.loads(first.rstrip(b"\r,")), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _read_json(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
-    value = json.loads(path.read_text("utf-8-sig"))
+def _read_json(path: Path, content: bytes) -> Iterable[tuple[int, Any]]:
+    value = json.loads(content.decode())
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if isinstance(value, list):
@@ -126,46 +132,45 @@ def _read_json(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
     raise ValueError("it is not an array of rows, nor an object with one in `data`")
 
 
-def _read_lines(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
+def _read_lines(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
     # Not `splitlines`: a JSON string may contain U+2028 and similar characters unescaped.
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
             if line.strip():
                 yield number, json.loads(line.decode())
         except UnicodeDecodeError as error:
-            bad(number, f"byte {error.start + 1} of the line is not UTF-8")
+            yield number, _Fault(f"byte {error.start + 1} of the line is not UTF-8")
         except (ValueError, RecursionError) as error:
-            bad(number, _reason(error))
+            yield number, _reason(error)
 
 
-def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
-    """Return the nonblank rows, each with its first line number."""
+def _read_csv(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the nonblank rows, each with its first line number."""
     limit = csv.field_size_limit(2**31 - 1)  # The default is 128 KiB per field.
-    text = path.read_bytes().decode("utf-8-sig")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
     number, header = 1, list[str]()
     try:
         for cells in reader:
             if cells and not header:
                 header = cells
                 if len(cells) == 1 and re.search(r"[;\t]", cells[0]):
-                    bad(number, "the columns have commas between, and no semicolons or tabs")
+                    yield number, _Fault("separate columns by commas, not semicolons or tabs")
                     return
                 if len({*header}) < len(header) or "" in header:
-                    bad(number, f"the columns have no different names each: {', '.join(header)}")
+                    yield number, _Fault(f"the columns need different names: {', '.join(header)}")
                     return
             elif cells and len(cells) != len(header):
-                bad(number, f"there are {len(cells)} columns, and {len(header)} in the header")
+                yield number, _Fault(f"it has {len(cells)} columns, the header {len(header)}")
             elif cells:
                 yield number, dict(zip(header, cells, strict=True))
             number = reader.line_num + 1
     except csv.Error as error:
-        bad(number, one_line(error))
+        yield number, _Fault(one_line(error))
     finally:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
+def _read_parquet(path: Path, content: bytes) -> Iterable[tuple[int, Any]]:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 

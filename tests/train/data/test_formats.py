@@ -103,7 +103,11 @@ def test_bad_rows_of_alpaca(row, code, said, encoded, problems):
         ([USER, {"content": "a"}], "BS711", "`messages[1].role` is missing"),
         ([USER, {"role": "assistant"}], "BS711", "`messages[1].content` is missing"),
         ([USER, {"role": "assistant", "content": None}], "BS712", "`messages[1].content` is null"),
-        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "BS712", "is a list; text"),
+        (
+            [USER, {"role": "assistant", "content": [{"type": "text"}]}],
+            "BS712",
+            "is a list of parts; text",
+        ),
         ([{"role": "user", "content": ""}, ASSISTANT], "BS714", "`messages[0].content` is empty"),
         ([USER, {"role": "asistant", "content": "a"}], "BS713", "`messages[1].role` is `asistant`"),
         ([USER, {"role": "human", "content": "a"}], "BS713", "`messages[1].role` is `human`"),

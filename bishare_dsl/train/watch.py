@@ -1,4 +1,4 @@
-"""Shared parts of the trainers of one and of several adapters: schedule, checkpoints, early stop."""
+"""What runs of one and of several adapters share: the schedule, sealed checkpoints, early stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import TrainerCallback, get_scheduler
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
@@ -27,62 +27,27 @@ Schedule = Callable[[int], float]
 """A factor of the learning rate, as a function of the number of steps done."""
 
 
-class RunTrainer(Trainer):
-    """A Trainer with sealed checkpoints, no step at learning rate 0, and early stopping.
+def schedule_of(args: Args, warm_up: int, steps: int) -> Schedule | None:
+    """Return the schedule of a run with this many steps; None if it depends on more than the step.
 
-    Args:
-        warm_up: maps the number of steps of a run to its warm-up steps.
-        tasks: the name and plan digest of each of several tasks; empty for one adapter.
-
-    Attributes:
-        done: the steps of the checkpoint that training resumes from.
-        keep: the maximum number of checkpoints.
+    The k-th of n warm-up steps has k / n of the learning rate, so the first one learns too.
     """
-
-    def __init__(
-        self,
-        *,
-        warm_up: Callable[[int], int],
-        tasks: Sequence[Sequence[str]] = (),
-        args: Args,
-        **arguments: Any,
-    ) -> None:
-        self.warm_up, self.tasks, self.done = warm_up, tasks, 0
-        # Trainer would remove a checkpoint before the next one is sealed.
-        self.keep, args.save_total_limit = args.save_total_limit, None
-        super().__init__(args=args, **arguments)
-
-    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
-        """Count epochs and steps. A finished run has no epochs left, or the loop would do one more step."""
-        epochs, *others, steps = super().set_initial_training_values(*arguments)
-        return (0 if self.done >= steps else epochs, *others, steps)
-
-    def schedule(self, steps: int) -> Schedule | None:
-        """Return the schedule of a run with this many steps; None if it depends on more than the step.
-
-        The k-th of n warm-up steps has k / n of the learning rate, so the first one learns too.
-        """
-        args, warm_up = self.args, self.warm_up(steps)
-        probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        kinds: Any = args.lr_scheduler_kwargs
-        with catch_refusals():
-            scheduler = get_scheduler(args.lr_scheduler_type, probe, warm_up, steps, kinds)
-        if not isinstance(scheduler, LambdaLR):
-            return None
-        (factor,) = scheduler.lr_lambdas
-        return lambda step: factor(step + 1 if step < warm_up else step)
-
-    def seal(self) -> None:
-        """Record the contents of this step's checkpoint, and remove excess older ones."""
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            folders.seal(folder / f"checkpoint-{self.state.global_step}", self.tasks)
-            folders.remove_old(folder, self.keep, self.state.best_model_checkpoint)
+    probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    kinds: Any = args.lr_scheduler_kwargs
+    with catch_refusals():
+        scheduler = get_scheduler(args.lr_scheduler_type, probe, warm_up, steps, kinds)
+    if not isinstance(scheduler, LambdaLR):
+        return None
+    (factor,) = scheduler.lr_lambdas
+    return lambda step: factor(step + 1 if step < warm_up else step)
 
 
 class Watch(TrainerCallback):
-    """Checks for non-finite values and for a stop request in any process, right before each step.
+    """Seals checkpoints, and checks for non-finite values and for a stop request right before each step.
+
+    Args:
+        record: what each checkpoint records of its run, for `folder.seal`.
+        keep: the maximum number of checkpoints; Trainer would remove one before the next one is sealed.
 
     Attributes:
         trainer: the trainer, created after the callback.
@@ -92,7 +57,8 @@ class Watch(TrainerCallback):
 
     trainer: Any
 
-    def __init__(self) -> None:
+    def __init__(self, record: Mapping[str, Any] = {}, keep: int | None = None) -> None:
+        self._record, self._keep = record, keep
         self.asked: Callable[[], bool] = lambda: False
         self.stopping = False
 
@@ -120,7 +86,11 @@ class Watch(TrainerCallback):
         return [bool(flag) for flag in self.trainer.accelerator.reduce(together, "sum")]
 
     def on_save(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        self.trainer.seal()
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            folder = Path(str(args.output_dir))
+            folders.seal(folder / f"checkpoint-{state.global_step}", self._record)
+            folders.remove_old(folder, self._keep, state.best_model_checkpoint)
 
     def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -1,0 +1,517 @@
+"""Train adapters of many tenants on one model, call by call: forward and backward, step, sample, save.
+
+(The interface of Tinker, https://tinker-docs.thinkingmachines.ai, in one process.)
+
+    tenants = Tenants(model, "library_core")
+    tenants.add("acme", seed=1)
+    tenants.forward_backward([Example(tokens, tenant="acme")])
+    tenants.step("acme", learning_rate=2e-3)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from bishare_dsl.adapter.contents import StoredAdapter
+from bishare_dsl.adapter.files import names_in
+from bishare_dsl.batched.bank import Bank
+from bishare_dsl.batched.batches import mixed_batch_problems
+from bishare_dsl.compiler import ResolvedSpec, make_plan
+from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.peft.method import install
+from bishare_dsl.train.data.batches import IGNORED
+from bishare_dsl.train.errors import TrainError, translate_refusals
+from bishare_dsl.train.loss import are_likeliest, learned_logits
+from bishare_dsl.train.optimizer import RowAdamW, Settings
+from bishare_dsl.train.prepare import first_of
+from bishare_dsl.train.tasks import COSTS, MicroBatch, cut_by_length
+from bishare_dsl.writing import replace_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bishare_dsl.adapter.handle import Handle
+    from bishare_dsl.spec import Spec
+
+FILE = "tenant.safetensors"
+"""The file of a saved tenant: its values, the state of its optimizer and its gradients."""
+
+Values = Mapping[str, Tensor]
+Loss = Callable[[Tensor, Values], Tensor]
+"""Maps log-probabilities ``(rows, positions)``, and values of the rows by name, to losses ``(rows,)``."""
+
+
+def cross_entropy(logprobs: Tensor, values: Values) -> Tensor:
+    """Return minus the weighted sum of the log-probabilities."""
+    return -(logprobs * values["weights"]).sum(1)
+
+
+def importance_sampling(logprobs: Tensor, values: Values) -> Tensor:
+    """Return minus the sum of the advantages, each times the ratio of the new to the old probability."""
+    return -((logprobs - values["logprobs"]).exp() * values["advantages"]).sum(1)
+
+
+def ppo(logprobs: Tensor, values: Values, clip: tuple[float, float] = (0.8, 1.2)) -> Tensor:
+    """Return the clipped loss of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7)."""
+    ratio, advantages = (logprobs - values["logprobs"]).exp(), values["advantages"]
+    return -torch.minimum(ratio * advantages, ratio.clamp(*clip) * advantages).sum(1)
+
+
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "importance_sampling": importance_sampling,
+    "ppo": ppo,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a forward pass.
+
+    Attributes:
+        tokens: token ids; without ``targets``, each is predicted from those before it.
+        tenant: the adapter; None for the base, which has no gradient.
+        weights: of the targets, for cross-entropy; by default 1.
+        targets: the token to predict after each of the ``tokens``.
+        logprobs, advantages: of the targets, for importance sampling and PPO.
+    """
+
+    tokens: Sequence[int]
+    tenant: str | None
+    weights: Sequence[float] | None = None
+    targets: Sequence[int] | None = None
+    logprobs: Sequence[float] | None = None
+    advantages: Sequence[float] | None = None
+
+    def split(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the tokens that the model reads, and the target after each."""
+        if self.targets is None:
+            return self.tokens[:-1], self.tokens[1:]
+        return self.tokens, self.targets
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The result of a forward pass.
+
+    Attributes:
+        logprobs: the log-probabilities of each example's targets, on the CPU.
+        losses: each tenant's sum of the losses of its examples.
+        refused: tenants whose gradient was not finite; nothing was added to their gradients.
+    """
+
+    logprobs: list[Tensor]
+    losses: dict[str, float]
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled continuation: its tokens, their log-probabilities in the distribution sampled from, and
+    whether it ends with a token that stops.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+class Tenants:
+    """Adapters of one spec on one model, each of which trains when it is called.
+
+    With a library, a tenant trains its private tensors, and the shared ones stay as they are. With a spec
+    that names `adapter` in a key, shared tensors train too: they collect the gradients of all tenants, and
+    step when `step` is called without a name.
+
+    Args:
+        model: the base, on its device. It gets an adapter for each tenant.
+        spec: as for `compile_spec`, or the folder of a library.
+        params: values for params of the spec.
+        apart: run each tenant's rows in a separate forward, so that results do not depend on other tenants'
+            rows bit for bit. Otherwise they equal them up to rounding.
+        at_once: the largest number of rows in one forward.
+
+    Raises:
+        BishareError: the spec does not fit the model, or supports no mixed batches (BS673, BS679).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: Spec | str | os.PathLike[str] | ResolvedSpec | StoredAdapter,
+        *,
+        params: Mapping[str, int | float | str] | None = None,
+        apart: bool = False,
+        at_once: int = 32,
+    ) -> None:
+        self.model, self.apart, self.at_once = model, apart, at_once
+        if isinstance(spec, str | os.PathLike) and names_in(spec):
+            spec = first_of(os.fspath(spec))
+        self.library = spec if isinstance(spec, StoredAdapter) else None
+        text = spec.spec_text if isinstance(spec, StoredAdapter) else spec
+        self._spec = (
+            text if isinstance(text, ResolvedSpec) else make_plan(text, model, params or {})
+        )
+        self.plan = self._spec.plan
+        raise_errors(AdapterError, [*mixed_batch_problems("of each tenant", self.plan)])
+        shares = self.library is not None or self.plan.is_library
+        self.shared = self.plan.common if shares else frozenset()
+        self.fixed = self.shared if self.library is not None else frozenset()
+        self.names: list[str] = []
+        self._first = None if self.library is None else self.library.tensors()
+        self._waiting: set[str] = set()  # Tenants with gradients.
+        self._open = ExitStack()
+        self._bank: Bank | None = None
+
+    @property
+    def handle(self) -> Handle:
+        """The handle of the model, which saves, merges and switches adapters."""
+        return cast("Handle", self.model.bishare)
+
+    def add(self, name: str, seed: int = 0) -> tuple[str, ...]:
+        """Add a tenant, whose private tensors get the initial values of a seed; return notes for the user.
+
+        Raises:
+            AdapterError: the name is invalid (BS638) or in use (BS641).
+        """
+        states = self.close()
+        notes = install(self.model, self._spec, seed, name)
+        self.names.append(name)
+        if self.library is not None or self.plan.is_library:
+            # Frozen tensors are generated from one seed: the library's, or the first tenant's.
+            values = self._first or self.handle[self.names[0]].tensors()
+            frozen = {tensor.name for tensor in self.plan.tensors if not tensor.trainable}
+            for tensor in frozen | (self.plan.common if self.library else set()):
+                self.handle[name].tensors()[tensor].data.copy_(values[tensor])
+        for tenant, state in states.items():
+            self._restore(tenant, state)
+        return notes
+
+    def close(self) -> dict[str, dict[str, Tensor]]:
+        """End joint training until the next call, and return the state of each tenant."""
+        states = {}
+        if self._bank is not None:
+            states = {n: {k: t.clone() for k, t in self._held(n).items()} for n in self.names}
+        self._open.close()
+        self._bank = None
+        return states
+
+    @property
+    def bank(self) -> Bank:
+        """The tensors of all tenants, one row each; `optimizer` is its optimizer."""
+        if self._bank is None:
+            bank = self.handle.bank(self.names, self.shared, self.fixed)
+            self._bank = self._open.enter_context(bank)
+            self.optimizer = RowAdamW(self._bank.parameters)
+        return self._bank
+
+    def _row(self, name: str) -> int:
+        return self.names.index(self.handle[name].name)  # Or the handle says that there is none.
+
+    def run(self, batch: MicroBatch, loss: Loss = cross_entropy) -> tuple[Tensor, Tensor, Tensor]:
+        """Run one forward.
+
+        Returns:
+            The losses ``(rows,)``, the log-probabilities of the targets ``(rows, positions)``, 0 where there
+            is none, and whether all targets of a row are the likeliest ``(rows,)``.
+        """
+        model = cast(Any, self.model)
+        inputs, values = (
+            {name: tensor.to(model.device, non_blocking=True) for name, tensor in part.items()}
+            for part in (batch.inputs, batch.values)
+        )
+        with self.handle.rows(batch.names):
+            logits, labels = learned_logits(model, model.forward, inputs)
+        flat, targets = logits.float().flatten(0, 1), labels.flatten()
+        negative = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
+        logprobs = -negative.view(labels.shape)
+        return loss(logprobs, values), logprobs, are_likeliest(logits, labels)
+
+    def forward_backward(
+        self,
+        examples: Sequence[Example],
+        loss: str | Callable[[list[Tensor], Sequence[Example]], Tensor] = "cross_entropy",
+        *,
+        backward: bool = True,
+        **settings: Any,
+    ) -> Pass:
+        """Add the gradient of a loss to the gradients of the examples' tenants.
+
+        Args:
+            examples: of any tenants.
+            loss: ``cross_entropy``, ``importance_sampling`` or ``ppo``, which are sums over targets and
+                examples; or a function of the log-probabilities of all examples and of the examples, which
+                takes a second forward.
+            backward: False computes log-probabilities and losses alone.
+            **settings: of the loss, such as ``clip=(0.8, 1.2)`` of PPO.
+
+        Raises:
+            TrainError: there is no such loss (BS731), or the gradient of tensors that all tenants share and
+                train is not finite (BS750). Nothing was added.
+        """
+        if callable(loss):
+            leaves = [
+                p.requires_grad_() for p in self.forward_backward(examples, backward=False).logprobs
+            ]
+            gradients = torch.autograd.grad(loss(leaves, examples), leaves)
+            weighted = zip(examples, gradients, strict=True)
+            examples = [replace(e, weights=(-gradient).tolist()) for e, gradient in weighted]
+            loss = "cross_entropy"
+        if loss not in LOSSES:
+            reason = f"the losses are {', '.join(LOSSES)}"
+            raise TrainError(codes.WRONG_VALUE(name="loss", value=loss, reason=reason))
+        measure, parameters = partial(LOSSES[loss], **settings), self.bank.parameters
+        before, mode = [p.grad for p in parameters], self.model.training
+        logprobs: dict[int, Tensor] = {}
+        losses = dict.fromkeys((e.tenant for e in examples if e.tenant is not None), 0.0)
+        try:
+            for p in parameters:
+                p.grad = None
+            self.model.train(backward)  # A mixed batch has gradients in training mode alone.
+            for numbers in self._passes(examples):
+                rows = [examples[i] for i in numbers]
+                with torch.set_grad_enabled(backward):
+                    each, found, _ = self.run(_collated(rows), measure)
+                if backward and each.requires_grad:
+                    each.sum().backward()
+                for i, row, value, part in zip(numbers, rows, each.tolist(), found, strict=True):
+                    logprobs[i] = part[: len(row.split()[1])].detach().cpu()
+                    if row.tenant is not None:
+                        losses[row.tenant] += value
+            refused = self._add_to(before)
+        except BaseException:
+            for p, gradient in zip(parameters, before, strict=True):
+                p.grad = gradient
+            raise
+        finally:
+            self.model.train(mode)
+        if backward:
+            self._waiting |= losses.keys() - refused
+        return Pass([logprobs[i] for i in range(len(examples))], losses, tuple(refused))
+
+    def _passes(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Divide examples into forwards, by number: of one tenant each with ``apart``."""
+        passes, groups = [], dict[str | None, list[int]]()
+        for i, example in enumerate(examples):
+            groups.setdefault(example.tenant if self.apart else None, []).append(i)
+        for part in groups.values():
+            part.sort(key=lambda i: len(examples[i].tokens))
+            lengths = [len(examples[i].tokens) for i in part]
+            cost = COSTS.get(cast(Any, self.model).device.type, COSTS["cuda"])
+            passes += [part[a:b] for a, b in cut_by_length(lengths, self.at_once, cost)]
+        return passes
+
+    def _add_to(self, before: Sequence[Tensor | None]) -> list[str]:
+        """Add the finite new gradients to those from before; return the tenants with others."""
+        bank, bad = self.bank, set[int]()
+        if bank.own.grad is not None:
+            finite = bank.own.grad.isfinite().all(1, keepdim=True)
+            bad = {row for row, (yes,) in enumerate(finite.tolist()) if not yes}
+            bank.own.grad = torch.where(finite, bank.own.grad, 0)
+        if bank.common.grad is not None and not bank.common.grad.isfinite().all():
+            kept = "nothing was added: tenants share tensors that train"
+            raise TrainError(codes.NOT_FINITE(what="gradient", step=0, value="nan", kept=kept))
+        for p, gradient in zip(bank.parameters, before, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else gradient + p.grad
+        return [self.names[row] for row in sorted(bad)]
+
+    def step(
+        self,
+        *tenants: str,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_norm: float = 0.0,
+    ) -> dict[str, float]:
+        """Do a step of AdamW for some tenants, each with its gradient, and clear these gradients.
+
+        Args:
+            *tenants: by default all with a gradient, and the shared tensors if they train.
+            learning_rate: of this step.
+            betas, eps, weight_decay: of AdamW.
+            max_norm: clip each tenant's gradient to this norm; 0 does not.
+
+        Returns:
+            The norm of each tenant's gradient, before clipping.
+        """
+        bank, names = self.bank, tenants or sorted(self._waiting)
+        rates = {self._row(name): learning_rate for name in names}
+        self.optimizer.settings = Settings(betas, eps, weight_decay, max_norm)
+        self.optimizer.rates = [rates]
+        if bank.common.numel():
+            self.optimizer.rates.append({} if tenants else {0: learning_rate})
+        for p in bank.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        norms = {n: float(cast(Tensor, bank.own.grad)[self._row(n)].norm()) for n in names}
+        if wrong := [name for name, norm in norms.items() if not isfinite(norm)]:
+            kept = f"`{wrong[0]}` and all others stay as they are"
+            raise TrainError(codes.NOT_FINITE(what="gradient", step=0, value="inf", kept=kept))
+        self.optimizer.step()
+        for p, rows in zip(bank.parameters, self.optimizer.rates, strict=True):
+            cast(Tensor, p.grad)[[*rows]] = 0
+        self._waiting -= {*names}
+        return norms
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tenants: Sequence[str | None],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[int] | None = None,
+        seed: int | None = None,
+    ) -> list[Sample]:
+        """Continue each prompt with its tenant's adapter, all in one mixed batch.
+
+        Args:
+            prompts: token ids.
+            tenants: the adapter of each prompt; None for the base.
+            max_tokens: the largest number of tokens.
+            temperature: 0 takes the likeliest token.
+            top_k, top_p: of `GenerationConfig`; 0 and 1 sample from all tokens.
+            stop: tokens that end a continuation; by default those of the model.
+            seed: of the samples. The random numbers of the process do not change.
+        """
+        model, device = cast(Any, self.model), cast(Any, self.model).device
+        ends = model.generation_config.eos_token_id if stop is None else stop
+        ends = [ends] if isinstance(ends, int) else [*(ends or ())]
+        reads = [torch.tensor([*prompt], device=device) for prompt in prompts]
+        ids, mask = (
+            pad_sequence(part, batch_first=True, padding_side="left")
+            for part in (reads, [torch.ones_like(read) for read in reads])
+        )
+        how: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        how |= {"return_dict_in_generate": True, "output_scores": True, "pad_token_id": 0}
+        how |= {"max_new_tokens": max_tokens, "eos_token_id": ends or None}
+        mode = model.training
+        model.eval()
+        try:
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with forked, self.handle.rows(tenants):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                made = model.generate(input_ids=ids, attention_mask=mask, **how)
+        finally:
+            model.train(mode)
+        scores = torch.stack(made.scores, dim=1).float().log_softmax(-1)
+        tokens = made.sequences[:, ids.shape[1] :]
+        chosen = scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+        samples = []
+        for row, logprobs in zip(tokens.tolist(), chosen, strict=True):
+            length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+            samples.append(Sample(row[:length], logprobs[:length], row[length - 1] in ends))
+        return samples
+
+    def save(self, name: str, folder: str | os.PathLike[str]) -> None:
+        """Write a tenant's values, gradients and optimizer state into one file of a folder, in one step.
+
+        If shared tensors train, the file has them too. `model.bishare` saves tenants as adapters.
+
+        Raises:
+            TrainError: the folder cannot be written (BS747).
+        """
+        path = Path(folder)
+        state = {name: tensor.cpu().contiguous() for name, tensor in self._held(name).items()}
+        with translate_refusals(path):
+            path.mkdir(parents=True, exist_ok=True)
+            replace_file(path / FILE, safetensors.save(state, {"plan": self._digest}))
+
+    def load(self, name: str, folder: str | os.PathLike[str], *, optimizer: bool = True) -> None:
+        """Restore a tenant, bit for bit, and with it the shared tensors if they train.
+
+        Args:
+            name: of the tenant, which need not be the saved one's.
+            folder: from `save`.
+            optimizer: False restores the values alone, and clears gradients and the optimizer's state.
+
+        Raises:
+            TrainError: there is no such file, or it is of another spec, base or library (BS743).
+        """
+        wanted = self._held(name)
+        try:
+            with safe_open(Path(folder) / FILE, framework="pt") as file:
+                digest = (file.metadata() or {}).get("plan")
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            reason = one_line(error)
+            raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason)) from error
+        shapes, found = ({k: t.shape for k, t in part.items()} for part in (wanted, state))
+        if digest != self._digest or shapes != found:
+            reason = "it is of another spec, base or library"
+            raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
+        if not optimizer:
+            state = {k: t if k.endswith((".value", ".finite")) else t * 0 for k, t in state.items()}
+        self._restore(name, state)
+
+    @property
+    def _digest(self) -> str:
+        """Identifies the plan, and the library's file of shared tensors."""
+        return self.plan.digest + ("" if self.library is None else self.library.config.tensors)
+
+    def _held(self, name: str) -> dict[str, Tensor]:
+        """Return views of a tenant's values, gradients and optimizer state, and of the shared ones."""
+        held, row = dict[str, Tensor](), self._row(name)
+        for part, p, at in (("own", self.bank.own, row), ("common", self.bank.common, 0)):
+            if p.numel():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                tensors = {"value": p.detach(), "gradient": p.grad, **self.optimizer.state[p]}
+                held |= {f"{part}.{key}": tensor[at] for key, tensor in tensors.items()}
+        return held
+
+    def _restore(self, name: str, state: Mapping[str, Tensor]) -> None:
+        for key, tensor in self._held(name).items():
+            tensor.copy_(state[key])
+        waits = bool(state["own.gradient"].any())
+        self._waiting = self._waiting | {name} if waits else self._waiting - {name}
+
+
+def _collated(rows: Sequence[Example]) -> MicroBatch:
+    """Pad examples on the right."""
+    pairs = [row.split() for row in rows]
+    reads = [torch.tensor(tokens) for tokens, _ in pairs]
+    # The first label is that of the first token read, which nothing predicts.
+    labels = [torch.tensor([IGNORED, *targets]) for _, targets in pairs]
+    inputs = {
+        "input_ids": pad_sequence(reads, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in reads], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+    parts: dict[str, Any] = {
+        "weights": [
+            [1.0] * len(targets) if row.weights is None else row.weights
+            for row, (_, targets) in zip(rows, pairs, strict=True)
+        ],
+        "logprobs": [row.logprobs for row in rows],
+        "advantages": [row.advantages for row in rows],
+    }
+    values = {
+        name: pad_sequence(
+            [torch.as_tensor(v, dtype=torch.float32) for v in part], batch_first=True
+        )
+        for name, part in parts.items()
+        if all(v is not None for v in part)
+    }
+    return MicroBatch(inputs, [row.tenant for row in rows], values)
