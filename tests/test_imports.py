@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,26 @@ COMMANDS = (
     ["diff", "lora", "bishare_ke", "--model", "llama-7b"],
     ["lsp"],  # Last: nothing can be printed once it has ended.
 )
+# A wrong command is answered before anything heavy is loaded: its arguments, its spec, its files.
+MODEL = ("--model", "checkpoint")
+WRONG = (
+    (["convert", "cut", "--for", "bishare", "--out", "o"], "BS608"),
+    (["convert", "broken", "--for", "bishare", "--out", "o"], "BS604"),
+    (["merge", "nowhere", *MODEL, "--out", "o"], "BS601"),
+    (["merge", "broken", "--model", "llama-7b", "--out", "o"], "BS604"),
+    (["verify", "nowhere", "--model", "llama-7b"], "BS601"),
+    (["verify", "cut", "--model", "llama-7b"], "BS608"),
+    (["eval", "nowhere", *MODEL, "--data", "rows.jsonl"], "BS601"),
+    (["eval", "--model", "nowhere", "--data", "rows.jsonl"], "BS501"),
+    (["inspect", "nowhere"], "BS601"),
+    (["inspect", "broken"], "BS604"),
+    (["fit", "nowhere", "--spec", "lora", "--out", "o"], "BS601"),
+    (["fit", "cut", "--spec", "nospec", "--out", "o"], "BS902"),
+    (["analyse", "nowhere", "--model", "llama-7b"], "BS601"),
+    (["compile", "lora", "--model", "nowhere"], "BS501"),
+    (["diff", "nowhere", "lora", "--model", "llama-7b"], "BS9"),
+    (["plan", "lora", *MODEL, "--set", "r=x y"], "BS903"),
+)
 # What the first one loads all have loaded, which needs one start.
 RUN_ALL = """
 import json, sys
@@ -36,10 +57,13 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def run_alone(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_alone(
+    program: str, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         stdin=subprocess.DEVNULL,
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
@@ -59,6 +83,36 @@ def test_no_command_loads_anything_heavy() -> None:
         assert not code, arguments
         assert not {*modules} & HEAVY, arguments
         assert output or arguments[0] in ("check", "fmt", "lsp"), arguments
+
+
+def test_an_error_that_needs_no_tensor_loads_nothing_heavy(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 99,
+        "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    lora = {
+        "peft_type": "LORA",
+        "r": 8,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": "llama-7b",
+    }
+    for name in ("checkpoint", "cut", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint/config.json").write_text(json.dumps(config))
+    (tmp_path / "cut/adapter_config.json").write_text(json.dumps(lora))
+    (tmp_path / "cut/adapter_model.safetensors").write_bytes(b"x")
+    (tmp_path / "broken/adapter_config.json").write_text("{")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    run = run_alone(RUN_ALL, json.dumps([words for words, _ in WRONG]), cwd=tmp_path)
+    told = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("[")]
+    answers = run.stderr.split("\n[")
+    for (words, wanted), (code, modules), answer in zip(WRONG, told, answers, strict=False):
+        assert code in (1, 2), words
+        assert f"error[{wanted}" in answer, words
+        # The reader of files imports safetensors, and that of names huggingface_hub: neither is slow.
+        assert not {*modules} & (HEAVY - {"safetensors"}), words
+    assert len(told) == len(WRONG)
 
 
 def test_package_loads_nothing_but_itself() -> None:

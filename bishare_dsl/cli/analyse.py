@@ -14,7 +14,7 @@ from bishare_dsl.cli.report import Report
     "analyse",
     epilog=options.examples(
         "bishare analyse lora-seed-0 lora-seed-1 --model llama-7b",
-        "bishare analyse my-lora --model llama-7b --json | jq '.adapters[0].keys'",
+        "bishare analyse my-lora --model llama-7b --json | jq '.adapters'",
     ),
 )
 @options.folders("ADAPTER...")
@@ -40,13 +40,13 @@ def command(
     from dataclasses import asdict
 
     from bishare_dsl.cli.adapters import read_adapters
-    from bishare_dsl.fit.analysis import analyse, table
 
     stored = read_adapters(folders, model, report)
+    from bishare_dsl.fit.analysis import analyse, table
+
     analyses = {}
     for name in [*stored]:
         report.note(f"measuring {name} ...")
         analyses[name] = analyse(stored.pop(name), seed=seed)
-    keys = {name: [asdict(row) for row in rows] for name, rows in analyses.items()}
-    report.data(adapters=[{"name": name, "keys": rows} for name, rows in keys.items()])
+    report.data(adapters={name: [*map(asdict, rows)] for name, rows in analyses.items()})
     report.tables(table([*analyses.values()]))

@@ -59,13 +59,14 @@ def command(
     from bishare_dsl.cli.adapters import adapted, load_base, read_adapters, with_base
     from bishare_dsl.models.load import require_weights
     from bishare_dsl.show.table import Table
-    from bishare_dsl.train.choices import choice_accuracy, encode_choices
-    from bishare_dsl.train.data.batches import Collator
     from bishare_dsl.train.data.load import load_rows
 
     require_weights(model)
     models = with_base(read_adapters(folders, model, report), base=base)
     rows = load_rows(str(data))
+    from bishare_dsl.train.choices import choice_accuracy, encode_choices
+    from bishare_dsl.train.data.batches import Collator
+
     live, tokenizer = load_base(model, dtype, device, report)
     examples, collator = encode_choices(rows, tokenizer), Collator.of(tokenizer)
     correct: dict[str, float] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +122,8 @@ def command(
     from bishare_dsl.fit.pairs import read_pairs
 
     pairs = read_pairs(_read(report, named, base, model, model_name, first))
-    watch = partial(_tell, report)
-    family, values, fitted = fit(plan, pairs, seed=seed, sweeps=sweeps, watch=watch, library=shared)
+    how: Any = {"seed": seed, "sweeps": sweeps, "library": shared}
+    family, values, fitted = fit(plan, pairs, watch=report.note, **how)
     before = sum(_bytes(folder) for folder in named.values())
     report.data(out=str(place), params=plan.params, **fitted.data())
     members = {name: family.tensors(values, name) for name in named}
@@ -144,7 +143,7 @@ def command(
             )
         after = _bytes(place)
     report.data(bytes_before=before, bytes_after=after)
-    report.result(f"{fitted}\n\n{_saved(before, after)}")
+    report.result(f"{fitted}\n\nbytes: {before:,} before, {after:,} after")
     _warn_of_far(report, fitted)
     report.note(f"saved in {place}" + f": `{place}#{name}`" * (library is not None or family.apart))
 
@@ -215,19 +214,8 @@ def _warn_of_far(report: Report, fitted: FitReport) -> None:
         report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=text, limit=_WARN_ABOVE))
 
 
-def _tell(report: Report, sweep: int, error: float) -> None:
-    report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
-
-
 def _bytes(folder: Path) -> int:
     """Return the bytes of an adapter's files: of a library those of all its adapters."""
     from bishare_dsl.adapter.inventory import list_adapters
 
     return sum(entry.bytes for entry in list_adapters(folder))
-
-
-def _saved(before: int, after: int) -> str:
-    from bishare_dsl.show.rows import mib
-
-    part = f", {after / before:.1%}" if before else ""
-    return f"bytes: {before:,} ({mib(before)} MiB) before, {after:,} ({mib(after)} MiB) after{part}"

@@ -63,7 +63,6 @@ def command(
     from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.diagnostics import BishareWarning
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.export.effective import check_linear
     from bishare_dsl.hub import adapter_folder
     from bishare_dsl.models.source import resolve
 
@@ -77,6 +76,8 @@ def command(
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     # Report mismatches before the weights are loaded.
     stored = read_adapter_for(folder, model, report)
+    from bishare_dsl.export.effective import check_linear
+
     check_linear(stored.plan.unscaled, "merge the adapter")
     report.note(f"loading {model} ...")
     from bishare_dsl.adapter.handle import Handle

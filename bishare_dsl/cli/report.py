@@ -156,14 +156,19 @@ class Report:
 
 
 def silence_libraries() -> None:
-    """Silence progress bars and advice that libraries write to standard error."""
+    """Silence progress bars and advice that libraries write to standard error.
+
+    Transformers takes over the setting of huggingface_hub when it is imported, so it is not imported here.
+    """
     import logging
 
     # It logs when transformers is imported.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    disable_progress_bar()
+    disable_progress_bars()
+    if (loaded := sys.modules.get("transformers")) is not None:
+        loaded.utils.logging.disable_progress_bar()
 
 
 def exit_code_of(problem: Problem) -> int:

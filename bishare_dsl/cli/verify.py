@@ -72,6 +72,7 @@ def command(
         if len(places) > 1:
             raise CommandError(usage.WRONG_USAGE(what="--name is for one adapter"))
         places = dict.fromkeys([name], *places.values())
+    _check(*places.values())
     silence_libraries()
     from bishare_dsl.models.inspect import inspect_model
     from bishare_dsl.models.load import load_model, meta_model
@@ -97,6 +98,19 @@ def command(
         reference = Reference(weights, tokenizer, TEXTS) if tokenizer is not None else None
     rows = judge_all(asked, contents, places, reference, architecture, report.bar)
     _report(report, rows, source.name)
+
+
+def _check(folder: Path, *others: Path) -> None:
+    """Check before torch is loaded that a single folder is an adapter, and that a LoRA is whole.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    from bishare_dsl.adapter.files import is_peft, read_adapter
+    from bishare_dsl.export.peft_config import check_files
+
+    if not others:
+        (check_files if is_peft(folder) else read_adapter)(folder)
 
 
 def _report(report: Report, rows: Sequence[Row], model: str) -> None:

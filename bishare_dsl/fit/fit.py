@@ -20,8 +20,8 @@ from bishare_dsl.fit.start import leading
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import selecting
 
-Watch = Callable[[int, float], None]
-"""Called after each sweep with the number of sweeps and the relative error."""
+Watch = Callable[[str], None]
+"""Called after each sweep with a line on its relative error."""
 
 _LEAST_GAIN = 1e-3
 """Stop after a sweep that reduces the squared error by less than this fraction, where it can be reduced."""
@@ -39,7 +39,7 @@ def fit(
     *,
     seed: int = 0,
     sweeps: int = 30,
-    watch: Watch = lambda sweep, error: None,
+    watch: Watch = lambda line: None,
     library: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Family, Values, FitReport]:
     """Find the tensors of a plan whose updates are nearest to the given updates.
@@ -81,7 +81,7 @@ def fit(
             problem.values |= {v: problem.values[v] + step for v, step in steps.items()}
         before, left, done = left, problem.distance(fitted), done + 1
         report = FitReport(problem.squares(), done)
-        watch(done, report.error)
+        watch(f"sweep {done}: relative error {100 * report.error:.3g}%")
         if left > (1 - _LEAST_GAIN * (done >= _LEAST_SWEEPS)) * before:
             break
     return family, problem.values, report

@@ -126,8 +126,7 @@ def test_the_command_prints_it_and_refuses_what_cannot_be_measured(
     assert main(["analyse", str(tmp_path / "given"), *words]) == 0
     assert "by chance" in capsys.readouterr().out
     assert main(["analyse", str(tmp_path / "given"), *words, "--json"]) == 0
-    [adapter] = json.loads(capsys.readouterr().out)["adapters"]
-    assert (adapter["name"], len(adapter["keys"])) == ("given", 10)
+    assert [*map(len, json.loads(capsys.readouterr().out)["adapters"].values())] == [10]
     for factor, code in ((0.0, "BS850"), (1e30, "BS628"), (math.inf, "BS694")):
         tensors = {n: factor * t if factor else 0 * t for n, t in stored.tensors().items()}
         save_adapter(tmp_path / "bad", stored.plan, tensors, stored.spec_text, seed=0)

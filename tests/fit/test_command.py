@@ -111,8 +111,8 @@ def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
     assert [row.split()[0] for row in rows if row.startswith("c")] != []
     before = sum(p.stat().st_size for n in names for p in Path(n).glob("adapter_*"))
     files = [*Path("lib").rglob("*.safetensors"), Path("lib/adapter_config.json")]
-    assert f"bytes: {before:,} (" in out
-    assert f"{sum(p.stat().st_size for p in files):,} (" in out
+    assert f"bytes: {before:,} before" in out
+    assert f"{sum(p.stat().st_size for p in files):,} after" in out
     code, out, err = run(capsys, *words, "--set", "r=20", "--force", "--json")
     found = json.loads(out)
     assert (found["bytes_before"], found["bytes_after"]) == (

@@ -110,11 +110,11 @@ def test_each_sweep_brings_it_nearer(trained: Any, base: Architecture) -> None:
         trained("lora", r=4),
         plan_of("bishare_ke", base, size=16, r_inter=4),
         sweeps=6,
-        watch=lambda sweep, error: seen.append(error),
+        watch=lambda line: seen.append(float(line.split()[-1].rstrip("%")) / 100),
     )
     assert len(seen) == report.sweeps > 3
     assert seen == sorted(seen, reverse=True)
-    assert report.error == pytest.approx(seen[-1], rel=1e-5)
+    assert report.error == pytest.approx(seen[-1], rel=1e-2)
 
 
 BANK = """spec bank
