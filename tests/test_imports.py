@@ -24,6 +24,10 @@ COMMANDS = (
 # A wrong command is answered before anything heavy is loaded: its arguments, its spec, its files.
 MODEL = ("--model", "checkpoint")
 WRONG = (
+    (["train", "lora", "--data", "rows.jsonl"], "BS736"),
+    (["train", "lora", *MODEL, "--data", "rows.jsonl", "--lerning_rate", "1"], "BS730"),
+    (["train", "nospec", *MODEL, "--data", "rows.jsonl", "--output_dir", "o"], "BS902"),
+    (["train", "lora", "--model", "nowhere", "--data", "rows.jsonl", "--output_dir", "o"], "BS501"),
     (["convert", "cut", "--for", "bishare", "--out", "o"], "BS608"),
     (["convert", "broken", "--for", "bishare", "--out", "o"], "BS604"),
     (["merge", "nowhere", *MODEL, "--out", "o"], "BS601"),

@@ -111,12 +111,6 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
     }
 
 
-def with_base(stored: dict[str, StoredAdapter], *, base: bool) -> dict[str, StoredAdapter | None]:
-    """Add the base, as None, before the adapters if ``base`` is set or ``stored`` is empty."""
-    first: dict[str, StoredAdapter | None] = {BASE: None} if base or not stored else {}
-    return first | stored
-
-
 def load_base(
     model: str, dtype: str | None, device: str | None, report: Report
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

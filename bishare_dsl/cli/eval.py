@@ -56,13 +56,14 @@ def command(
     For tasks of lm-evaluation-harness run `python -m bishare_dsl.autoload on` once, and then `lm_eval run
     --model hf --model_args pretrained=MODEL,peft=DIR`.
     """
-    from bishare_dsl.cli.adapters import adapted, load_base, read_adapters, with_base
+    from bishare_dsl.cli.adapters import BASE, adapted, load_base, read_adapters
     from bishare_dsl.models.load import require_weights
     from bishare_dsl.show.table import Table
     from bishare_dsl.train.data.load import load_rows
 
     require_weights(model)
-    models = with_base(read_adapters(folders, model, report), base=base)
+    adapters = read_adapters(folders, model, report)
+    models = ({BASE: None} if base or not adapters else {}) | adapters
     rows = load_rows(str(data))
     from bishare_dsl.train.choices import choice_accuracy, encode_choices
     from bishare_dsl.train.data.batches import Collator

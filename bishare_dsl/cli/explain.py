@@ -31,8 +31,7 @@ def command(report: Report, code: str) -> None:
     if (file := error_page(name)).is_file():
         page = file.read_text(encoding="utf-8").rstrip()
     else:
-        line = f"{name}, {title}: {code_of.message}."
-        page = " ".join(filter(None, (line, code_of.remedy)))
+        page = f"{name}, {title}: {code_of.message}. {code_of.remedy or ''}".rstrip()
     report.data(code=name, title=title, page=page)
     fenced = False
     for line in page.split("\n"):

@@ -26,8 +26,7 @@ _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Read the words that are not options here: SPEC, files of ``--data``, and transformers' arguments.
 
-    They are looked up in transformers, which takes seconds to import, where there are any. A switch may
-    stand without a value: ``--bf16``, ``--bf16 false``, ``--no_bf16``.
+    A switch may stand without a value: ``--bf16``, ``--bf16 false``, ``--no_bf16``.
 
     Args:
         words: of the command line.
@@ -42,8 +41,7 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             # As a shell writes `--data *.jsonl`.
             (files if given["data"] and word.endswith(ENDINGS) else specs).append(word)
             continue
-        silence_libraries()
-        from bishare_dsl.train.arguments import argument_types, is_flag
+        from bishare_dsl.arguments import argument_types, is_flag
         from bishare_dsl.train.errors import TrainError
         from bishare_dsl.train.request import unknown_argument
 
@@ -139,25 +137,30 @@ def command(
         report.quiet, report.as_json = True, False
     # TRL reports each run to its developers. Switch that off before any part of it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from bishare_dsl.models import resolve
+    from bishare_dsl.train.request import make_request
+
+    given |= dict(_arguments(words, given)) | {"params": params or None}
+    request = make_request(given, config)
+    if isinstance(request.model, str):
+        resolve(request.model)
     silence_libraries()
     try:
         import datasets
 
         from bishare_dsl.train.errors import TrainingInterrupted
         from bishare_dsl.train.reporter import Reporter
-        from bishare_dsl.train.request import make_request
         from bishare_dsl.train.run import run
     except ImportError as error:
         raise CommandError(NEEDS_PACKAGE(what="training", package=error.name)) from error
     datasets.disable_progress_bars()
-    given |= dict(_arguments(words, given)) | {"params": params or None}
     try:
         reporter = Reporter(
             report.quiet, report.note, report.problem, partial(click.echo, err=True)
         )
         # The log of transformers goes to standard output, where results stand.
         with redirect_stdout(sys.stderr):
-            result = run(make_request(given, config), reporter, force=force)
+            result = run(request, reporter, force=force)
     except TrainingInterrupted as stopped:
         retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")
@@ -174,7 +177,7 @@ def command(
 def _spec(name: str | None) -> Spec | str | None:
     """Return what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
     from bishare_dsl.cli.reading import read_spec, read_text
-    from bishare_dsl.train.prepare import is_adapter
+    from bishare_dsl.train.folder import is_adapter
 
     if name == "-":
         return read_spec(name)[0]

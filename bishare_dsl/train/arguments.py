@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
-from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from bishare_dsl.arguments import argument_types
 from bishare_dsl.diagnostics import one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
@@ -63,45 +61,6 @@ _FIXED: Mapping[str, Any] = {
     "remove_unused_columns": False,
     "dataset_kwargs": {"skip_prepare_dataset": True},
 }
-_OF_TRL = ("loss_type", "router_aux_loss_coef")
-_NOT_TAKEN = {
-    *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
-    *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
-    *("disable_tqdm", *_FIXED),
-}
-
-
-@cache
-def argument_types() -> Mapping[str, Any]:
-    """Return the types of all accepted arguments by name."""
-    from trl import SFTConfig
-
-    types = get_type_hints(SFTConfig)
-    names = (*(field.name for field in fields(TrainingArguments) if field.init), *_OF_TRL)
-    return {name: types[name] for name in names if name not in _NOT_TAKEN}
-
-
-def is_flag(name: str) -> bool:
-    """Return whether an argument is boolean, so that its option needs no value."""
-    return name == "fsdp" or argument_types().get(name) in (bool, bool | None)
-
-
-def convert(name: str, value: Any) -> Any:
-    """Convert a value to what `TrainingArguments` wants.
-
-    Raises:
-        TrainError: the value is invalid for this argument (BS731).
-    """
-    if name == "fsdp" and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"  # Formerly a list of words.
-    if value is False and is_flag(name) is False:
-        value = "no"  # YAML reads a bare `no` as False.
-    kind = argument_types()[name]
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].lower()
-        raise TrainError(codes.WRONG_VALUE(name=name, value=value, reason=reason)) from None
 
 
 def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: bool) -> SFTConfig:

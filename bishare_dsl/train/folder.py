@@ -25,7 +25,7 @@ from typing import Any
 
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.contents import MEMBERS
-from bishare_dsl.adapter.files import CONFIG, TENSORS, is_ours
+from bishare_dsl.adapter.files import CONFIG, TENSORS, is_ours, place_of
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.writing import check_writable, discard, replace_file
@@ -247,3 +247,8 @@ def _remove_adapter(folder: Path) -> None:
             discard(folder / name)
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def is_adapter(spec: str) -> bool:
+    """Return whether a word names an adapter's folder; otherwise it names a spec."""
+    return (place_of(spec)[0] / CONFIG).is_file()

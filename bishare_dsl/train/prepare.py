@@ -19,11 +19,9 @@ from transformers import set_seed
 from bishare_dsl.adapter.config import member_fault
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import (
-    CONFIG,
     check_apart,
     check_place,
     names_in,
-    place_of,
     read_adapter,
 )
 from bishare_dsl.adapter.handle import Handle
@@ -50,7 +48,15 @@ from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.data.rows import Rows
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import LIBRARY, check_new, checkpoints, fault_of, record_of, step_of
+from bishare_dsl.train.folder import (
+    LIBRARY,
+    check_new,
+    checkpoints,
+    fault_of,
+    is_adapter,
+    record_of,
+    step_of,
+)
 from bishare_dsl.train.tasks import COSTS, Steps, Task
 
 if TYPE_CHECKING:
@@ -317,11 +323,6 @@ def first_of(library: str) -> StoredAdapter:
     reason = f"`{library}` is no library"
     help = "`bishare train library_core` with several `--data` begins one"
     raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-
-
-def is_adapter(spec: str) -> bool:
-    """Return whether a word names an adapter's folder; otherwise it names a spec."""
-    return (place_of(spec)[0] / CONFIG).is_file()
 
 
 def read_tasks(

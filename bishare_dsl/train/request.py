@@ -10,8 +10,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from bishare_dsl.arguments import argument_types, is_flag
 from bishare_dsl.diagnostics import Problem, advise, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.names import name_fault
@@ -209,6 +210,24 @@ def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) 
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
+def convert(name: str, value: Any) -> Any:
+    """Convert a value to what `TrainingArguments` wants.
+
+    Raises:
+        TrainError: the value is invalid for this argument (BS731).
+    """
+    if name == "fsdp" and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"  # Formerly a list of words.
+    if value is False and is_flag(name) is False:
+        value = "no"  # YAML reads a bare `no` as False.
+    kind = argument_types()[name]
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].lower()
+        raise TrainError(codes.WRONG_VALUE(name=name, value=value, reason=reason)) from None
+
+
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
     """Merge the given arguments, a config file and the record of an earlier run.
 
@@ -219,9 +238,6 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
             listed; the file is unreadable (BS734); there is no run to resume (BS742, BS743).
         AdapterError: ``library`` is not a folder, and cannot be fetched from the Hub (BS504, BS505).
     """
-    # Checking transformers' arguments requires importing it, which takes seconds.
-    from bishare_dsl.train.arguments import argument_types, convert
-
     plain = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
     given = {name: value for name, value in plain.items() if value is not None}
     file = {} if config is None else read_config(Path(config))

@@ -2,15 +2,14 @@ from types import SimpleNamespace
 
 import pytest
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.arguments import (
     _check_deepspeed,
-    convert,
     effective_batch,
     training_arguments,
 )
+from bishare_dsl.train.request import convert
 
 
 def args(tmp_path, evaluates=False, **given):
@@ -62,7 +61,6 @@ def test_the_effective_batch_is_64_if_nobody_says_otherwise(
         ("bf16", False, False),
         ("gradient_checkpointing", "yes", True),
         ("eval_strategy", False, "no"),  # as YAML reads `no`
-        ("eval_strategy", IntervalStrategy.STEPS, IntervalStrategy.STEPS),
         ("report_to", ["tensorboard"], ["tensorboard"]),
         ("lr_scheduler_kwargs", {"num_cycles": 2}, {"num_cycles": 2}),
         ("fsdp", "true", True),

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from bishare_dsl.arguments import argument_types
 from bishare_dsl.diagnostics import words
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train import TrainError, arguments
+from bishare_dsl.train import TrainError
 from bishare_dsl.train.request import Settings, make_request, read_config
 
 NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
@@ -54,7 +55,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
 
 
 def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
-    known = {*arguments.argument_types(), *Settings.model_fields, "model", "spec", "output_dir"}
+    known = {
+        *argument_types(),
+        *Settings.model_fields,
+        "model",
+        "spec",
+        "output_dir",
+    }
     elsewhere = {word for place, word in words._table() if place == "argument"}
     assert elsewhere
     assert not known & elsewhere
