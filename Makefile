@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients test-tinker dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -141,6 +141,13 @@ $(VLLM_VENV)/.installed: pyproject.toml
 
 # Frameworks ask for versions of their own; for a PEFT that is too old, too (docs/frameworks.md).
 CLIENTS = ms-swift axolotl
+
+test-tinker: $(STAMP) .venv-tinker/.installed ## test examples/tinker_server.py by the tinker SDK
+	@$(PYTEST) $(BIN)/python -m pytest -q $(or $(ARGS),tests/examples/test_tinker_server.py)
+
+.venv-tinker/.installed: pyproject.toml
+	$(call install,.venv-tinker,-e '.[train]' tinker==0.38.0 starlette uvicorn)
+	@touch $@
 
 test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## test ms-swift and Axolotl (5 GB, minutes the first time)
 	@set -e; for client in $(CLIENTS); do \

@@ -15,12 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_OF_TRL = {"loss_type": str, "router_aux_loss_coef": float}
 _NOT_TAKEN = {
     *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
     *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
-    "disable_tqdm",
-    *("logging_nan_inf_filter", "remove_unused_columns", "dataset_kwargs"),
+    *("disable_tqdm", "label_smoothing_factor"),
+    *("logging_nan_inf_filter", "remove_unused_columns"),
 }
 
 
@@ -39,7 +38,7 @@ def argument_types() -> Mapping[str, Any]:
         for node in body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    return {name: kind for name, kind in (types | _OF_TRL).items() if name not in _NOT_TAKEN}
+    return {name: kind for name, kind in types.items() if name not in _NOT_TAKEN}
 
 
 def is_flag(name: str) -> bool:

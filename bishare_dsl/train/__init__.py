@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from bishare_dsl.train.errors import TrainError, TrainingInterrupted
     from bishare_dsl.train.result import TrainResult
     from bishare_dsl.train.run import train
+    from bishare_dsl.train.tenants import Example, Tenants
 
 __all__ = [
+    "Example",
     "GradientCheck",
     "SyncCheck",
+    "Tenants",
     "TrainError",
     "TrainResult",
     "TrainingInterrupted",
@@ -26,8 +29,10 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "Example": "bishare_dsl.train.tenants",
         "GradientCheck": "bishare_dsl.train.callbacks",
         "SyncCheck": "bishare_dsl.train.callbacks",
+        "Tenants": "bishare_dsl.train.tenants",
         "TrainError": "bishare_dsl.train.errors",
         "TrainResult": "bishare_dsl.train.result",
         "TrainingInterrupted": "bishare_dsl.train.errors",

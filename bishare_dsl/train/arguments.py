@@ -1,4 +1,4 @@
-"""The Trainer's arguments, with the names and meanings of transformers and TRL and the paper's defaults.
+"""The Trainer's arguments, with the names and meanings of transformers and the paper's defaults.
 
 A value may be text, as on the command line or as YAML reads ``2e-4``.
 """
@@ -22,7 +22,6 @@ from bishare_dsl.train.errors import TrainError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from trl import SFTConfig
 
 BATCH = 64
 """Examples per optimizer step, over all processes."""
@@ -39,10 +38,8 @@ DEFAULTS: Mapping[str, Any] = {
     # The paper's values, with transformers' AdamW.
     "learning_rate": 1e-4,
     "num_train_epochs": 1,
-    # TRL's defaults differ here. None of the paper's runs has a router loss.
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "router_aux_loss_coef": 0.0,
+    # Reentrant recomputing needs inputs with gradients.
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
     # The seed of `bishare compile`, so that training starts from the same tensors.
     "seed": 0,
     "logging_steps": 10,
@@ -54,16 +51,17 @@ DEFAULTS: Mapping[str, Any] = {
     # Every tensor of an adapter has a gradient in every step, and a search costs time.
     "ddp_find_unused_parameters": False,
 }
-"""Defaults that differ from SFTConfig's."""
+"""Defaults that differ from those of `TrainingArguments`."""
 _FIXED: Mapping[str, Any] = {
     # A bad loss must not be hidden; rows are already encoded.
     "logging_nan_inf_filter": False,
     "remove_unused_columns": False,
-    "dataset_kwargs": {"skip_prepare_dataset": True},
 }
 
 
-def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: bool) -> SFTConfig:
+def training_arguments(
+    given: Mapping[str, Any], output_dir: str, *, evaluates: bool
+) -> TrainingArguments:
     """Build the arguments of a run. Under `torchrun` and similar launchers, this joins the processes.
 
     Args:
@@ -76,8 +74,6 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
             one process (BS754), or DeepSpeed's config conflicts with the arguments or would lose the
             adapter (BS755).
     """
-    from trl import SFTConfig
-
     for name, without in (("load_best_model_at_end", False), ("eval_strategy", "no")):
         if not evaluates and given.get(name, without) != without:
             reason = f"`{name}` needs held-out data"
@@ -100,7 +96,7 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
         chosen["eval_strategy"] = "steps"
         chosen.setdefault("eval_steps", chosen["save_steps"])
     with catch_refusals():
-        args = SFTConfig(output_dir=output_dir, **chosen)
+        args = TrainingArguments(output_dir=output_dir, **chosen)
         for callback in get_reporting_integration_callbacks(args.report_to or []):
             callback()
         _fill_batch(args, given)

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
@@ -22,6 +21,7 @@ from bishare_dsl.train.loss import among_options
 from bishare_dsl.train.optimizer import Settings
 from bishare_dsl.train.tasks import MicroBatch, Steps
 from bishare_dsl.train.tenants import Tenants
+from bishare_dsl.train.trainer import AdapterTrainer
 from bishare_dsl.train.watch import EACH, Schedule, Watch, schedule_of
 
 
@@ -57,7 +57,7 @@ class BankModel(nn.Module):
             return getattr(super().__getattr__("adapted"), name)
 
 
-class BankTrainer(Trainer):
+class BankTrainer(AdapterTrainer):
     """A Trainer for tenants, one for each task. An item of its data set is a whole step.
 
     Args:
@@ -67,11 +67,9 @@ class BankTrainer(Trainer):
         **arguments: as for Trainer.
 
     Attributes:
-        done: the steps of the checkpoint that training resumes from.
         write: writes the adapters at the end of the run.
     """
 
-    done = 0
     write: Callable[[], None]
 
     def __init__(
@@ -96,18 +94,13 @@ class BankTrainer(Trainer):
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
         model = BankModel(tenants)
-        super().__init__(model=model, args=args, train_dataset=cast(Any, steps), **arguments)
+        super().__init__(warm_up=warm_up, model=model, args=args, train_dataset=steps, **arguments)
         model.gradients = self._gradients
         # DDP must not sum gradients: this class does it for all processes.
         accelerator = cast(Any, self.accelerator)
         accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
         self._sums = torch.zeros(2, len(steps.tasks), device=args.device)
         self._numbers = {task.name: i for i, task in enumerate(steps.tasks)}
-
-    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
-        """Count epochs and steps. A finished run has no epochs left, or the loop would do one more step."""
-        epochs, *others, steps = super().set_initial_training_values(*arguments)
-        return (0 if self.done >= steps else epochs, *others, steps)
 
     def get_train_dataloader(self) -> Any:
         """Return the steps unchanged."""
@@ -238,10 +231,9 @@ class BankTrainer(Trainer):
         means, correct = self._together(totals).tolist()
         mean = {"eval_loss": sum(means[i] for i in tasks) / max(len(tasks), 1)}
         self._record("eval_loss", {i: means[i] for i in tasks})
-        chosen = [i for i in tasks if among_options(steps.tasks[i].held_out)]
-        if chosen:
-            rows = {i: len(steps.tasks[i].held_out) for i in chosen}
-            self._record("eval_accuracy", {i: correct[i] / n for i, n in rows.items()})
+        if chosen := [i for i in tasks if among_options(steps.tasks[i].held_out)]:
+            shares = {i: correct[i] / len(steps.tasks[i].held_out) for i in chosen}
+            self._record("eval_accuracy", shares)
         self.log({**mean})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
         return mean

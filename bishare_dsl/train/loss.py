@@ -7,7 +7,7 @@ a loss, it needs a seventh of the operations.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -16,14 +16,6 @@ from bishare_dsl.train.data.batches import ALLOWED, IGNORED
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
-
-
-def head_is_plain(model: PreTrainedModel) -> bool:
-    """Return whether the head has no adapter, which TRL's product with the head's weight would omit."""
-    head, handle = model.get_output_embeddings(), cast("Any", model).bishare
-    adapted = {term.site for term in handle.plan.terms}
-    return not any(m is head and name in adapted for name, m in model.named_modules())
 
 
 def loss_of(

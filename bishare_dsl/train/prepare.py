@@ -18,12 +18,7 @@ from transformers import set_seed
 
 from bishare_dsl.adapter.config import member_fault
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import (
-    check_apart,
-    check_place,
-    names_in,
-    read_adapter,
-)
+from bishare_dsl.adapter.files import check_apart, check_place, names_in, read_adapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
@@ -36,6 +31,7 @@ from bishare_dsl.models.inspect import other_task
 from bishare_dsl.models.load import load_model, load_tokenizer
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
+from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import (
     check_processes,
     effective_batch,
@@ -48,20 +44,10 @@ from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.data.rows import Rows
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import (
-    LIBRARY,
-    check_new,
-    checkpoints,
-    fault_of,
-    is_adapter,
-    record_of,
-    step_of,
-)
 from bishare_dsl.train.tasks import COSTS, Steps, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
@@ -90,7 +76,7 @@ class Prepared:
     """
 
     request: Request
-    args: SFTConfig
+    args: TrainingArguments
     base: PreTrainedModel | Source
     trainable: Trainable
     library: StoredAdapter | None
@@ -118,7 +104,7 @@ def prepare(
     args.disable_tqdm = reporter.quiet
     set_seed(args.seed)
     if args.should_save:  # Another process may see files of this one.
-        check_new(folder, force=force or request.resume is not None)
+        folders.check_new(folder, force=force or request.resume is not None)
     base: Any = request.model
     base = resolve(base) if isinstance(base, str) else base
     trainable = find_trainable(request, base, reporter)
@@ -169,9 +155,9 @@ def find_trainable(
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
     adapter, spec = getattr(base, "bishare", None), request.spec
-    if request.resume is not None and not record_of(request.resume)["tasks"]:
+    if request.resume is not None and not folders.record_of(request.resume)["tasks"]:
         return read_adapter(request.resume)
-    stored = isinstance(spec, str) and "\n" not in spec and is_adapter(spec)
+    stored = isinstance(spec, str) and "\n" not in spec and folders.is_adapter(spec)
     if request.several and (adapter is not None or stored):
         reason = "to train several tasks, give a spec instead of an adapter"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
@@ -220,7 +206,7 @@ def check_state(handle: Handle) -> None:
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 
 
-def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
+def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None:
     """Reject options that need a single adapter, and invalid names and folders of adapters.
 
     Raises:
@@ -234,8 +220,6 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
         "load_best_model_at_end": args.load_best_model_at_end,
         "optim": getattr(args.optim, "value", args.optim)
         not in ("adamw_torch", "adamw_torch_fused"),
-        "loss_type": args.loss_type != "nll",
-        "label_smoothing_factor": args.label_smoothing_factor > 0,
         "train_sampling_strategy": args.train_sampling_strategy != "random",
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
         "deepspeed": args.deepspeed_plugin is not None,
@@ -255,7 +239,7 @@ def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
     unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
     raise_errors(TrainError, [*unfit, *mixed_batch_problems("of each task", plan)])
     if args.should_save:
-        for name in [LIBRARY] if shares else request.settings.tasks:
+        for name in [folders.LIBRARY] if shares else request.settings.tasks:
             check_place(request.output_dir / name, library=shares)
 
 
@@ -272,7 +256,7 @@ def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
     Raises:
         TrainError: it is of other tasks, examples or weights (BS732).
     """
-    sealed = record_of(checkpoint)
+    sealed = folders.record_of(checkpoint)
     help = "start a new run with all arguments, in another `--output_dir`"
     if not sealed["tasks"]:
         help = f"`bishare train {checkpoint} ...` trains its adapter further, in another `--output_dir`"
@@ -282,9 +266,9 @@ def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
 
 def _note_replaced(request: Request, checkpoint: Path, reporter: Reporter) -> None:
     """Report which later checkpoints a resumed run replaces."""
-    for later in checkpoints(request.output_dir):
-        if step_of(later) > step_of(checkpoint):
-            fault = fault_of(later) or "an earlier one was named"
+    for later in folders.checkpoints(request.output_dir):
+        if folders.step_of(later) > folders.step_of(checkpoint):
+            fault = folders.fault_of(later) or "an earlier one was named"
             text = f"{checkpoint.name}, which replaces {later.name}: {fault}"
             reporter.note(f"going on from {text}")
 
@@ -300,7 +284,7 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
     if folder is None:
         return None
     first = first_of(folder)
-    check_apart(Path(folder), request.output_dir / LIBRARY)
+    check_apart(Path(folder), request.output_dir / folders.LIBRARY)
     if not first.plan.runs_as(plan):
         reason = f"the library `{folder}` is of another spec, or of other params"
         help = "leave the spec and `--set` out: the library has them"
@@ -326,7 +310,10 @@ def first_of(library: str) -> StoredAdapter:
 
 
 def read_tasks(
-    request: Request, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+    request: Request,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    reporter: Reporter,
 ) -> list[Task]:
     """Read and encode the rows of each task; a task is repeated for each seed.
 
@@ -400,7 +387,7 @@ def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, 
         model = load_model(model, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
     check_processes(prepared.args, model)
     digest = "" if isinstance(prepared.trainable, Handle) else _digest_of(model)
-    if request.resume is not None and record_of(request.resume)["base"]:
+    if request.resume is not None and folders.record_of(request.resume)["base"]:
         check_resumed(request.resume, {"base": digest})
     return model, digest
 

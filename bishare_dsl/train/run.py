@@ -31,6 +31,7 @@ from bishare_dsl.train.request import Request, make_request, result_folders
 from bishare_dsl.train.result import TaskResult, TrainResult
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.tenants import Tenants
+from bishare_dsl.train.trainer import AdapterTrainer
 from bishare_dsl.train.trunk import cached_trunk
 from bishare_dsl.train.watch import Watch, logged
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.diagnostics import Problem
     from bishare_dsl.spec import Spec
-    from bishare_dsl.train.trainer import AdapterTrainer
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     quiet: bool = False,
     **arguments: Any,
 ) -> TrainResult:
-    """Train an adapter with TRL's SFTTrainer, or one for each of several tasks, and save it in a folder.
+    """Train an adapter by transformers' Trainer, or one for each of several tasks, and save it in a folder.
 
     The defaults are the paper's recipe: AdamW at 1e-4 with linear decay to 0, 64 examples per optimizer
     step by accumulation, one epoch, dropout and alpha of the spec. The learning rate warms up over 100
@@ -169,7 +169,7 @@ def load(prepared: Prepared, reporter: Reporter) -> Loaded:
         reporter.warn(note)
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     if tenants is not None and args.place_model_on_device and not placed:
-        model.to(args.device)  # The bank is created on the training device.
+        cast(Any, model).to(args.device)  # The bank is created on the training device.
     plan = cast("Handle", model.bishare).plan
     owned = ""
     if request.makes_library(plan):
@@ -223,7 +223,7 @@ def fit(
             held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
             stack.enter_context(held)
         prevented_by = "DeepSpeed shards them" if args.deepspeed_plugin else None
-        if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        if cast(Any, args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             prevented_by = "`use_reentrant` needs inputs with gradients"
         plan, context = loaded.handle.plan, trainer.accelerator.autocast
         stack.enter_context(
@@ -235,9 +235,7 @@ def fit(
 
 
 def _one_trainer(handle: Handle, prepared: Prepared, how: Mapping[str, Any]) -> AdapterTrainer:
-    """Create the trainer of one adapter: TRL's, on a PEFT model."""
-    from bishare_dsl.train.trainer import AdapterTrainer
-
+    """Create the trainer of one adapter, on a PEFT model."""
     (task,), model = prepared.steps.tasks, cast(Any, handle.model)
     return AdapterTrainer(
         model=as_peft_model(model, "CAUSAL_LM"),

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import names_in
+from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan
@@ -73,9 +74,7 @@ def ppo(logprobs: Tensor, values: Values, clip: tuple[float, float] = (0.8, 1.2)
 
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "importance_sampling": importance_sampling,
-    "ppo": ppo,
+    loss.__name__: loss for loss in (cross_entropy, importance_sampling, ppo)
 }
 
 
@@ -183,13 +182,17 @@ class Tenants:
         """The handle of the model, which saves, merges and switches adapters."""
         return cast("Handle", self.model.bishare)
 
+    @uninterrupted()
     def add(self, name: str, seed: int = 0) -> tuple[str, ...]:
         """Add a tenant, whose private tensors get the initial values of a seed; return notes for the user.
 
         Raises:
             AdapterError: the name is invalid (BS638) or in use (BS641).
         """
-        states = self.close()
+        states = {}
+        if self._bank is not None:
+            states = {n: {k: t.clone() for k, t in self._held(n).items()} for n in self.names}
+        self.close()
         notes = install(self.model, self._spec, seed, name)
         self.names.append(name)
         if self.library is not None or self.plan.is_library:
@@ -202,14 +205,10 @@ class Tenants:
             self._restore(tenant, state)
         return notes
 
-    def close(self) -> dict[str, dict[str, Tensor]]:
-        """End joint training until the next call, and return the state of each tenant."""
-        states = {}
-        if self._bank is not None:
-            states = {n: {k: t.clone() for k, t in self._held(n).items()} for n in self.names}
+    def close(self) -> None:
+        """End joint training: tenants are ordinary adapters of the model. Gradients and moments are lost."""
         self._open.close()
         self._bank = None
-        return states
 
     @property
     def bank(self) -> Bank:
@@ -331,6 +330,7 @@ class Tenants:
                 p.grad = gradient if p.grad is None else gradient + p.grad
         return [self.names[row] for row in sorted(bad)]
 
+    @uninterrupted()
     def step(
         self,
         *tenants: str,
@@ -434,7 +434,7 @@ class Tenants:
             TrainError: the folder cannot be written (BS747).
         """
         path = Path(folder)
-        state = {name: tensor.cpu().contiguous() for name, tensor in self._held(name).items()}
+        state = {key: tensor.cpu().clone() for key, tensor in self._held(name).items()}
         with translate_refusals(path):
             path.mkdir(parents=True, exist_ok=True)
             replace_file(path / FILE, safetensors.save(state, {"plan": self._digest}))
@@ -450,17 +450,15 @@ class Tenants:
         Raises:
             TrainError: there is no such file, or it is of another spec, base or library (BS743).
         """
-        wanted = self._held(name)
+        wanted, digest, reason = self._held(name), None, "it is of another spec, base or library"
         try:
             with safe_open(Path(folder) / FILE, framework="pt") as file:
                 digest = (file.metadata() or {}).get("plan")
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            reason = one_line(error)
-            raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason)) from error
+            reason, state = one_line(error), {}
         shapes, found = ({k: t.shape for k, t in part.items()} for part in (wanted, state))
         if digest != self._digest or shapes != found:
-            reason = "it is of another spec, base or library"
             raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
         if not optimizer:
             state = {k: t if k.endswith((".value", ".finite")) else t * 0 for k, t in state.items()}
@@ -481,6 +479,7 @@ class Tenants:
                 held |= {f"{part}.{key}": tensor[at] for key, tensor in tensors.items()}
         return held
 
+    @uninterrupted()
     def _restore(self, name: str, state: Mapping[str, Tensor]) -> None:
         for key, tensor in self._held(name).items():
             tensor.copy_(state[key])

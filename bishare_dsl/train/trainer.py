@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer for an adapter, with the model's own loss."""
+"""transformers' Trainer for an adapter, with the model's own loss of trained tokens."""
 
 from __future__ import annotations
 
@@ -7,81 +7,58 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from trl import SFTConfig, SFTTrainer
+from transformers import Trainer, TrainingArguments
 
 from bishare_dsl.adapter.handle import is_drawn
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.arguments import catch_refusals, check_sharding
 from bishare_dsl.train.data.batches import ALLOWED
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.loss import (
-    among_options,
-    are_likeliest,
-    head_is_plain,
-    learned_logits,
-    loss_of,
-)
+from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits, loss_of
 from bishare_dsl.train.watch import schedule_of
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import nn
-    from transformers import PreTrainedModel
 
     from bishare_dsl.adapter.handle import Adapter
 
 
-class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
-    """A Trainer for the adapter of a PEFT model, with transformers' loop and checkpoints and TRL's loss.
+class AdapterTrainer(Trainer):
+    """A Trainer for the adapter of a PEFT model, and the base of the one for several tasks.
 
     Args:
         warm_up: maps the number of steps of a run to its warm-up steps.
-        **arguments: as for SFTTrainer.
+        **arguments: as for Trainer.
 
     Attributes:
         done: the steps of the checkpoint that training resumes from.
-        fused: whether TRL's loss is used, which has a GPU kernel and never stores the logits.
     """
 
     done = 0
     lr_scheduler: Any
 
     def __init__(
-        self, *, warm_up: Callable[[int], int], model: PeftModel, args: SFTConfig, **arguments: Any
+        self,
+        *,
+        warm_up: Callable[[int], int],
+        model: Any,
+        args: TrainingArguments,
+        **arguments: Any,
     ) -> None:
         self._warm_up, self._step_loss = warm_up, torch.zeros(())
         self._right = torch.zeros(2, dtype=torch.long)
-        chosen = among_options(arguments.get("eval_dataset"))
-        among = chosen or among_options(arguments["train_dataset"])
         metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
-        if metric not in ("loss", *["accuracy"] * chosen):
+        known = ["loss", *["accuracy"] * among_options(arguments.get("eval_dataset"))]
+        if metric not in known:
             reason = f"`metric_for_best_model` cannot be `{metric}`"
             help = "it is `loss`, or `accuracy` if the held-out rows have `options`"
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-        args.remove_unused_columns &= not among
-        before = [(p, p.data) for p in model.parameters() if p.requires_grad]
-        recompute: Any = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        recompute: Any = args.gradient_checkpointing_kwargs
+        if (recompute or {}).get("use_reentrant"):
+            model.enable_input_require_grads()
         super().__init__(model=model, args=args, **arguments)
-        if self.is_deepspeed_enabled:
-            # TRL sets reentrant checkpointing for ZeRO-3, which gives shared tensors several gradients.
-            args.gradient_checkpointing_kwargs = recompute
-        for parameter, data in before:
-            if parameter.dtype != data.dtype:  # TRL rounds trainable tensors on a quantised base.
-                parameter.data = data.to(parameter.device)
+        self.model_accepts_loss_kwargs = True  # The loss here is divided by the tokens of a step.
         check_sharding(self)
-        wants_trl = (
-            args.loss_type != "nll" or args.router_aux_loss_coef or args.label_smoothing_factor
-        )
-        plain = head_is_plain(cast("PreTrainedModel", model.get_base_model()))
-        if wants_trl and not plain:
-            reason = "the head has an adapter, which the losses of TRL leave out"
-            raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        if wants_trl and among:
-            reason = (
-                "rows with `options` are learned by a loss of their own, and not by those of TRL"
-            )
-            raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        self.fused = not among and (bool(wants_trl) or (plain and args.device.type != "cpu"))
 
     def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
         """Count epochs and steps. A finished run has no epochs left, or the loop would do one more step."""
@@ -143,9 +120,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute the loss by TRL, or from logits of trained tokens only."""
-        if self.fused or (return_outputs and ALLOWED not in inputs):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """Compute the loss from the logits of trained tokens alone."""
         forward = cast(Any, self.model).get_base_model().forward
         logits, learned = learned_logits(model, forward, inputs)
         loss = loss_of(logits, learned, num_items_in_batch)
@@ -169,6 +144,3 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             metrics["eval_accuracy"] = correct / rows
             self.log({"eval_accuracy": correct / rows})
         return metrics
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no card, because PEFT writes the adapter's."""

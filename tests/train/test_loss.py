@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from bishare_dsl import compile_spec
-from bishare_dsl.train.loss import IGNORED, head_is_plain, learned_logits, loss_of
+from bishare_dsl.train.loss import IGNORED, learned_logits, loss_of
 from tests.support.families import tiny_model
 
 
@@ -44,9 +43,3 @@ def test_logits_are_made_where_any_row_learns():
     model.lm_head.register_forward_hook(lambda module, given, made: seen.append(made.shape))
     loss_of(*learned_logits(model, model.forward, batch([[4, 5], [7]])), None)
     assert seen == [(2, 3, 64)]
-
-
-def test_a_head_with_an_adapter_is_known():
-    assert head_is_plain(compile_spec("lora", tiny_model("llama")))
-    spec = "spec head\ntarget lm_head\nshare a per module rank 2"
-    assert not head_is_plain(compile_spec(spec, tiny_model("llama")))

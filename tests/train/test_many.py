@@ -329,7 +329,7 @@ def test_a_spec_with_a_warning_trains(
         (["rows", "rows"], {}, "BS731"),
         *(({name: "rows"}, {"spec": LIBRARY}, "BS638") for name in ("my task", "-x", "a+b")),
         ({"a": "rows"}, {"optim": "sgd"}, "BS732"),
-        ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS732"),
+        ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS730"),
         ({"a": "rows"}, {"search": ["learning_rate=1e-4,1e-3"]}, "BS730"),
         ({"a": "rows"}, {"spec": "hydralora"}, "BS673"),
     ],
