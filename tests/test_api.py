@@ -114,13 +114,6 @@ def test_a_low_precision_base_gets_float32_tensors(ids: torch.Tensor) -> None:
     assert torch.equal(logits(model, ids), before)
 
 
-def test_a_meta_model_gets_meta_tensors() -> None:
-    with torch.device("meta"):
-        model = tiny_model("llama")
-    compile_spec(parse_spec(TEXT), model)
-    assert all(t.is_meta for t in tensors(model).values())
-
-
 def test_an_offloaded_model_gets_real_tensors(ids: torch.Tensor) -> None:
     from accelerate import cpu_offload
 
@@ -172,17 +165,6 @@ def test_reading_an_adapter_needs_no_torch(file: Path, tmp_path: Path) -> None:
 # What is saved ------------------------------------------------------------------------------------
 
 
-def test_shapes_alone_give_the_adapter_that_the_model_gives(file: Path, tmp_path: Path) -> None:
-    # What `bishare compile` does, which has no model.
-    plan = plan_spec(file, inspect_model(tiny_model("llama")), {"r": 3})
-    text = TEXT.replace("r = 2", "r = 3")
-    save_adapter(tmp_path, plan, draw(plan, 9), text, seed=9)
-    loaded = load_adapter(tmp_path, tiny_model("llama"))
-    compiled = compile_spec(file, tiny_model("llama"), {"r": 3}, seed=9)
-    assert loaded.bishare.plan == compiled.bishare.plan
-    assert same(tensors(loaded), tensors(compiled))
-
-
 def saved_text(model: Any, folder: Path) -> str:
     model.bishare.save_pretrained(folder)
     return json.loads((folder / "adapter_config.json").read_text())["spec"]
@@ -216,18 +198,3 @@ def test_loading_freezes_the_base_and_trains_the_adapter(file: Path, tmp_path: P
     assert {id(p) for p in model.parameters() if p.requires_grad} == {
         id(t) for t in tensors(model).values()
     }
-
-
-def test_what_is_kept_of_a_spec_needs_no_other_file(tmp_path: Path) -> None:
-    (tmp_path / "base.share").write_text(
-        "spec base\nparam r = 2\ntarget q_proj, v_proj\nshare local per module rank r\n"
-    )
-    mine = tmp_path / "mine.share"
-    mine.write_text('# mine\nspec mine\nuse "base.share"\nreplace param r = 3\n')
-    model = compile_spec(mine, tiny_model("llama"))
-    kept = model.bishare.spec_text
-    assert "use" not in kept
-    assert plan_spec(parse_spec(kept), tiny_model("llama")) == model.bishare.plan
-    # A text that stands on its own is kept as it was written.
-    alone = compile_spec(tmp_path / "base.share", tiny_model("llama"))
-    assert alone.bishare.spec_text == (tmp_path / "base.share").read_text()

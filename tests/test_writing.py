@@ -195,26 +195,6 @@ def full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_no_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "target").write_text("precious")
-    (folder := tmp_path / "folder").mkdir()
-    (folder / "a").symlink_to(tmp_path / "target")
-    replace_file(folder / "a", b"newer")
-    assert (tmp_path / "target").read_text() == "precious"
-    assert (folder / "a").read_text() == "newer"
-
-
-def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "it").mkdir()
-    (tmp_path / "it" / "old").touch()
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "it") as new:
-        (new / "nowhere" / "new").touch()
-    with new_folder(tmp_path / "it") as new:
-        assert (tmp_path / "it" / "old").exists()
-        (new / "newer").touch()
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/newer"]
-
-
 def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,15 +247,6 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) ->
             (new / "content").touch()
         assert [path.name for path in tmp_path.iterdir()] == ["it"]
     assert seen == ["old", "new", "new"]
-
-
-def test_what_another_writer_is_writing_is_not_removed(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "it") as first:
-        (first / "a").touch()
-        with new_folder(tmp_path / "it") as second:
-            (second / "b").touch()
-        assert (first / "a").exists()
-    assert [path.name for path in (tmp_path / "it").iterdir()] == ["a"]
 
 
 # Several processes -----------------------------------------------------------------------------------

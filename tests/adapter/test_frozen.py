@@ -10,11 +10,10 @@ import torch
 
 from bishare_dsl import load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import initial
-from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stored import find_drawn
-from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.models import preset
+from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
@@ -65,15 +64,6 @@ def test_the_seed_is_stored_and_draws_the_same_again(text: str, tmp_path: Path) 
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_the_tensors_are_stored_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made()
-    model.bishare.save_pretrained(tmp_path, frozen="tensors")
-    assert stored(tmp_path) == set(model.bishare.plan.tensor)
-    want = logits(model)
-    draws_otherwise(monkeypatch)  # Nothing is drawn.
-    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), want)
-
-
 def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path: Path) -> None:
     model = made()
     with torch.no_grad():
@@ -84,20 +74,6 @@ def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path: Path) ->
     assert "s.A" in stored(tmp_path)
     assert "s.B" not in stored(tmp_path)
     assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
-
-
-def test_values_that_are_no_numbers_are_stored(tmp_path: Path) -> None:
-    model = made()
-    with torch.no_grad():
-        model.bishare.tensors()["s.A"][1, 2] = torch.nan
-    with (
-        pytest.warns(BishareWarning, match="BS635"),
-        pytest.warns(BishareWarning, match="BS660"),
-    ):
-        model.bishare.save_pretrained(tmp_path)
-    assert torch.isnan(load_stored(tmp_path)["s.A"][1, 2])
-    with pytest.raises(AdapterError, match="BS694"):
-        load_adapter(tmp_path, tiny_model("llama"))
 
 
 def test_one_tensor_is_drawn_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +156,3 @@ def test_what_must_not_be_drawn(folder: Path) -> None:
 
 
 # The sizes of the papers ----------------------------------------------------------------------------
-
-
-def test_vera_at_7b_is_small(tmp_path: Path) -> None:
-    text = VERA.replace("rank 4", "rank 64").replace("via SS ", "")
-    plan = plan_spec(parse_spec(text), preset("llama-7b"))
-    assert plan.frozen == 2 * 64 * 4096
-    save_adapter(tmp_path, plan, draw(plan, 0), text, seed=0)
-    stored = load_stored(tmp_path).values()
-    assert sum(tensor.nbytes for tensor in stored) == 4 * plan.trainable

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import make_plan
-from bishare_dsl.diagnostics import AdapterError, ModelError
-from bishare_dsl.peft.method import as_peft_model, install
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.peft.method import install
 from tests.adapter.conftest import GPT2, SPEC
-from tests.support.checks import randomize
 from tests.support.families import tiny_model
-from tests.support.plain import Net
 
 Adapted = Callable[..., Any]
 
@@ -52,17 +49,6 @@ def test_a_state_dict_without_what_trains_is_refused(adapted: Adapted, tmp_path:
 
 
 # Counting -----------------------------------------------------------------------------------------
-
-
-def test_the_line_counts_what_really_trains(
-    adapted: Adapted, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = adapted()
-    model.bishare.tensors()["inter.A"].requires_grad_(False)
-    model.lm_head.weight.requires_grad_(True)
-    model.bishare.print_trainable_parameters()
-    trainable = model.bishare.plan.trainable - 4 * 48 + model.lm_head.weight.numel()
-    assert f"trainable params: {trainable:,} ||" in capsys.readouterr().out
 
 
 def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.Tensor) -> None:
@@ -103,21 +89,6 @@ def test_loading_gives_the_same_logits_and_the_same_ties(
     assert loaded.bishare.plan == model.bishare.plan
     assert loaded.bishare.seed == model.bishare.seed == 3
     assert loaded.bishare.spec_text == model.bishare.spec_text
-
-
-def test_an_offloaded_model_is_saved(adapted: Adapted, tmp_path: Path) -> None:
-    from accelerate import cpu_offload
-
-    model = adapted()
-    want = {name: t.clone() for name, t in model.bishare.tensors().items()}
-    cpu_offload(model, execution_device=torch.device("cpu"))
-    assert model.bishare_tensors.default.inter__A.is_meta
-    model.bishare.save_pretrained(tmp_path / "ours")
-    model.save_pretrained(tmp_path / "transformers", state_dict=model.state_dict())
-    as_peft_model(model).save_pretrained(tmp_path / "peft")
-    for folder in tmp_path.iterdir():
-        found = read_adapter(folder).tensors()
-        assert all(torch.equal(found[name], want[name]) for name in want), folder.name
 
 
 def test_a_merged_adapter_is_saved_as_an_adapter(
@@ -215,26 +186,6 @@ def test_merge_and_unload_gives_a_plain_model(
     assert torch.equal(logits(again, ids), logits(plain, ids))
 
 
-def test_the_handle_of_an_unloaded_adapter_says_so(adapted: Adapted, tmp_path: Path) -> None:
-    model = adapted()
-    handle = model.bishare
-    handle.unload()
-    for action in (
-        handle.merge,
-        handle.unmerge,
-        handle.unload,
-        handle.merge_and_unload,
-        handle.tensors,
-        handle.print_trainable_parameters,
-        lambda: handle.save_pretrained(tmp_path),
-        lambda: handle.export(tmp_path),
-    ):
-        with pytest.raises(AdapterError, match="BS627"):
-            action()
-    with pytest.raises(AdapterError, match="BS627"), handle.disable_adapter():
-        pass
-
-
 # Copies -------------------------------------------------------------------------------------------
 
 
@@ -270,16 +221,6 @@ def test_a_copy_has_a_handle_of_its_own(
     assert model.bishare.model is model
 
 
-def test_a_copy_is_not_made_while_disabled(adapted: Adapted, ids: torch.Tensor) -> None:
-    model = adapted()
-    with model.bishare.disable_adapter():
-        for copying in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(AdapterError, match=r"BS626.*copy the model"):
-                copying(model)
-    before = logits(model, ids)
-    assert torch.equal(logits(copy.deepcopy(model), ids), before)
-
-
 def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tensor) -> None:
     """Each stops, as well as it can, between reading the counter and writing it."""
     model = adapted()
@@ -302,18 +243,6 @@ def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tens
         sys.setswitchinterval(interval)
     assert "active" in repr(model.bishare)
     assert torch.equal(logits(model, ids), before)
-
-
-def test_zero_3_leaves_the_numbers_of_the_line(
-    adapted: Adapted, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It empties parameters, and keeps their shape in `ds_shape`."""
-    model = adapted()
-    for parameter in model.parameters():
-        parameter.ds_shape = parameter.shape
-        parameter.data = parameter.new_empty(0)
-    model.bishare.print_trainable_parameters()
-    assert capsys.readouterr().out == f"{model.bishare.plan.parameters_line}\n"
 
 
 @pytest.mark.parametrize("whole", ["base", "adapter"])
@@ -363,20 +292,6 @@ def test_a_model_is_saved_as_its_adapter(adapted: Adapted, tmp_path: Path) -> No
         next(other.bishare.parameters()).zero_()
     other.save_pretrained(tmp_path / "2")
     assert read_adapter(tmp_path / "2").entries != read_adapter(tmp_path / "adapter").entries
-
-
-def test_what_is_no_model_of_transformers_is_saved(tmp_path: Path) -> None:
-    """E12: it has no config."""
-
-    model: Any = Net()
-    base = copy.deepcopy(model)
-    with pytest.raises(ModelError, match=r"BS406.*`Sequential` would take"):
-        compile_spec("spec s\ntarget lin\nshare x per model rank 2", nn.Sequential(Net()))
-    compile_spec("spec s\ntarget lin\nshare x per model rank 2", model)
-    randomize(model)
-    model.bishare.save_pretrained(tmp_path)
-    x = torch.randn(3, 8)
-    assert torch.equal(load_adapter(tmp_path, base)(x), model(x))
 
 
 # Calls with arguments that the model would ignore ----------------------------------------------------

@@ -31,7 +31,6 @@ from bishare_dsl.adapter.files import (
 )
 from bishare_dsl.adapter.stored import dequantise, losses, quantise
 from bishare_dsl.cli.main import main
-from bishare_dsl.compiler import save_again
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from bishare_dsl.plan.bits import BITS, GROUP, file_bytes
@@ -274,29 +273,6 @@ def test_nothing_is_added_to_a_library_that_could_not_be_read(
     assert names_in(tmp_path / "lib") == ("one",)
 
 
-def test_a_copy_of_a_library_has_its_files_and_leaves_others_alone(tmp_path: Path) -> None:
-    """In the Hub's cache, the files of a library are links to blobs beside it."""
-    library, blobs, out = (tmp_path / name for name in ("hub/snapshots/v1", "hub/blobs", "out"))
-    plan, values = save_one(library)
-    save_library(out, plan, {"earlier": values}, LIBRARY, seed=0)
-    (out / "notes.txt").write_text("mine")
-    blobs.mkdir()
-    elsewhere = tmp_path / "secret"
-    elsewhere.write_text("a link that leaves the folder is not followed")
-    (library / "secret").symlink_to(elsewhere)
-    for path in [path for path in library.rglob("*") if path.is_file() and path.name != "secret"]:
-        path.rename(blobs / path.name)
-        path.symlink_to(os.path.relpath(blobs / path.name, path.parent))
-    add_to_library(library, {"two": values}, out)
-    shutil.rmtree(tmp_path / "hub")
-    assert names_in(out) == ("one", "two")
-    for name in ("one", "two"):
-        found = read_adapter(f"{out}#{name}").tensors()
-        assert all(torch.equal(found[key], value) for key, value in values.items())
-    assert (out / "notes.txt").read_text() == "mine"
-    assert (out / "secret").is_symlink()
-
-
 def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,21 +296,6 @@ def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     with pytest.raises(AdapterError, match=r"BS616.*No space left on device"):
         add_to_library(library, {"two": values}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_what_is_not_saved_as_it_was_is_not_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapted().bishare.save_pretrained(tmp_path / "a")
-    stored, real = read_adapter(tmp_path / "a"), files.save_adapter
-
-    def spoil(folder: Any, plan: Any, tensors: Any, text: str, **how: Any) -> Any:
-        return real(folder, plan, {n: t + 1 for n, t in tensors.items()}, text, **how)
-
-    monkeypatch.setattr(files, "save_adapter", spoil)
-    with pytest.raises(AdapterError, match="BS607"):
-        save_again(stored, tmp_path / "again")
-    assert not (tmp_path / "again").exists()
 
 
 def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

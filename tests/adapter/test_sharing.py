@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
 import zlib
@@ -15,7 +14,6 @@ from typing import Any
 import jsonschema
 import numpy
 import pytest
-import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -23,13 +21,11 @@ from bishare_dsl import compile_spec, parse_spec, plan_spec
 from bishare_dsl.adapter.config import key_of, record_digest
 from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.counter import fill
-from bishare_dsl.adapter.files import TENSORS, pack, read_adapter, save_adapter
+from bishare_dsl.adapter.files import TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.sharing import sharing_of
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.models import preset, site
-from bishare_dsl.resources import find_spec
+from bishare_dsl.models import site
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.test_files import CONFIG, TEXT, config_of, refused, saved
 from tests.support.checks import randomize
@@ -132,15 +128,6 @@ def test_peft_writes_it_and_refuses_another(tmp_path: Path) -> None:
         PeftModel.from_pretrained(tiny_model("llama"), str(folder))
 
 
-@pytest.mark.parametrize(("name", "most"), [("bishare_ke", 160_000), ("lora", 60_000)])
-def test_that_of_a_large_model_is_not_large(name: str, most: int) -> None:
-    plan = plan_spec(name, preset("llama-7b"))
-    values = {tensor.name: torch.zeros(()).expand(tensor.shape) for tensor in plan.tensors}
-    _, config, _ = pack(plan, values, find_spec(name).read_text(), seed=0)
-    assert len(config.text()) <= most
-    assert json.loads(config.text())["bishare"]["sharing"] == json.loads(sharing_of(plan, config))
-
-
 @pytest.mark.parametrize(
     "wrong", ["%", b64encode(zlib.compress(b"{")).decode(), None, 7, [], [[]], {"tensors": 7}]
 )
@@ -166,33 +153,6 @@ def test_a_folder_that_needs_another_version_says_which(folder: Path, change: An
     refused(folder, "BS604", "pip install bishare==0.4.0")
     with pytest.raises(AdapterError, match=r"(?s)BS604.*pip install bishare==0\.4\.0"):
         PeftModel.from_pretrained(tiny_model("llama"), str(folder))
-
-
-def test_what_is_kept_of_a_config_nobody_changes(folder: Path) -> None:
-    """Thousands of adapters have one config but for their tensors, which is kept once it was found right."""
-    before = read_adapter(folder).config
-    kept = before.model_copy(deep=True)
-    for value in (v for _, v in before if isinstance(v, dict)):
-        value.clear()
-    after = read_adapter(folder).config
-    assert after == kept
-    assert after.versions
-    assert after.base is before.base, "it was not read again"
-
-
-def test_what_is_drawn_is_said(tmp_path: Path) -> None:
-    text = TEXT.replace("via SS", "via SS freeze A")
-    plan = plan_spec(parse_spec(text), tiny_model("llama"))
-    save_adapter(tmp_path, plan, draw(plan, 0), text, seed=0)
-    entry = config_of(tmp_path)["bishare"]["sharing"]["tensors"][0]
-    fan_in = plan.tensor["x.layer_0.A"].fan_in
-    assert len(entry.pop("sha256")) == 8
-    assert entry == {
-        "shape": list(plan.tensor["x.layer_0.A"].shape),
-        "dtype": "float32",
-        "draw": {"uniform": [-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in)]},
-        "text": "0:x.layer_0.A",
-    }
 
 
 HERE = Path(__file__).parents[2] / "conformance"

@@ -1,8 +1,6 @@
 """Mixed batches: each row is as if its adapter were active and the row alone."""
 
 import copy
-import io
-import pickle
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -162,15 +160,6 @@ def test_regions_of_other_models(family: str) -> None:
         close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
 
 
-@torch.no_grad()
-def test_a_half_base() -> None:
-    model = filled(tiny_model("llama").bfloat16(), {"a": "a", "a2": "a"})
-    found = model(IDS, adapter_names=["a", None, "a2", "a"]).logits
-    want = logits_alone(model, ["a", None, "a2", "a"])
-    assert found.dtype is torch.bfloat16
-    assert (found - want).abs().max() < 0.05 * want.abs().max()
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_padding(model: Any, side: str) -> None:
@@ -245,20 +234,6 @@ def test_generating(model: Any, names: Names, how: dict[str, Any]) -> None:
     assert not open_batches()
 
 
-@pytest.mark.parametrize("names", [["a", "a2", None, "a"]])
-def test_sampling(model: Any, names: Names) -> None:
-    """With one seed, what is drawn does not depend on how rows were run: a batch of equal rows tells."""
-    how = {"max_new_tokens": 5, "do_sample": True, "num_return_sequences": 3}
-    torch.manual_seed(0)
-    found = model.generate(IDS, adapter_names=names, **how)
-    torch.manual_seed(0)
-    assert torch.equal(model.generate(IDS, adapter_names=names, **how), found)
-    torch.manual_seed(0)
-    mixed = model.generate(IDS, adapter_names=["a2"] * 4, **how)
-    torch.manual_seed(0)
-    assert torch.equal(alone(model, "a2", lambda: model.generate(IDS, **how)), mixed)
-
-
 # Compiled, and in threads ---------------------------------------------------------------------------
 
 
@@ -298,16 +273,6 @@ def test_packed_examples_have_the_adapter_of_their_row(shared: Any) -> None:
     flat = {"input_ids": packed["input_ids"].reshape(1, -1), "use_cache": False}
     with pytest.raises(AdapterError, match="BS671"):
         shared(**flat, position_ids=torch.arange(3).repeat(1, 8), adapter_names=names)
-
-
-@torch.no_grad()
-def test_names_for_a_compiled_model() -> None:
-    model = filled(tiny_model("llama", num_hidden_layers=1), {"a": "a", "b": "b"})
-    names = ["a", "b", None, "a"]
-    want = model(IDS, adapter_names=names).logits
-    model.base_model.model.compile(backend="eager")
-    assert torch.equal(model(IDS, adapter_names=names).logits, want)
-    assert not open_batches()
 
 
 def logits_of(model: Any, names: Names) -> torch.Tensor:
@@ -365,40 +330,6 @@ def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
         before = found
 
 
-@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-def test_copies(model: Any, way: str) -> None:
-    names = ["a", "a2", None, "b"]
-    want = logits_of(model, names)
-    if way == "deepcopy":
-        other = copy.deepcopy(model)
-    elif way == "pickle":
-        other = pickle.loads(pickle.dumps(model))
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        other = torch.load(file, weights_only=False)
-    assert torch.equal(logits_of(other, names), want)
-    tokens = other.generate(IDS, adapter_names=names, max_new_tokens=2, do_sample=False)
-    model.set_adapter("a2")
-    randomize(model, 12)
-    assert torch.equal(logits_of(other, names), want)
-    other.set_adapter("b")
-    assert torch.equal(logits_of(other, names), want)
-    assert tokens.shape == (4, 9)
-
-
-def test_offloaded() -> None:
-    from accelerate import cpu_offload
-
-    names = ["a", "a2", None, "b"]
-    model = filled(tiny_model("llama"), {"a": "a", "a2": "a", "b": "b"})
-    want = logits_of(model, names)
-    cpu_offload(model, execution_device=torch.device("cpu"))
-    for _ in range(2):
-        close(logits_of(model, names), want)
-
-
 # Refused --------------------------------------------------------------------------------------------
 
 
@@ -415,17 +346,6 @@ def test_names_that_are_not(model: Any) -> None:
         with pytest.raises(AdapterError, match="BS671"):
             model.generate(IDS, adapter_names=names, num_beams=2)
     assert torch.equal(logits_without(model), want)
-
-
-def test_states_in_which_none_runs(model: Any) -> None:
-    names = ["a", None, "a2", "b"]
-    with model.bishare.disable_adapter(), pytest.raises(AdapterError, match="BS626"):
-        model(IDS, adapter_names=names)
-    model.bishare.merge()
-    with pytest.raises(AdapterError, match="BS643"):
-        model.generate(IDS, adapter_names=names)
-    model.bishare.unmerge()
-    logits_of(model, names)
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
@@ -525,20 +445,6 @@ def test_images_of_which_a_row_may_have_any_number(family: str) -> None:
     found = model(**inputs, adapter_names=["b", None]).logits
     close(found[0], alone(model, "b", lambda: model(**inputs).logits)[0])
     close(found[1], alone(model, None, lambda: model(**inputs).logits)[1])
-
-
-@pytest.mark.parametrize(("family", "kind"), [("gpt2", "wpe"), ("bert", "position_embeddings")])
-@torch.no_grad()
-def test_positions_that_rows_have_in_common(family: str, kind: str) -> None:
-    spec = f"spec s target {kind} share local per module rank 2"
-    model = filled(tiny_model(family), {"a": spec, "a2": spec})
-    for names in (["a", "a2", None, "a"], ["a", "a2", None], ["a2"] * 2):
-        ids = IDS[: len(names)]
-        found = model(ids, adapter_names=names).logits
-        close(found, logits_alone(model, names, ids))
-        positions = torch.arange(7).flip(0).expand(len(names), -1)
-        found = model(ids, position_ids=positions, adapter_names=names).logits
-        close(found, logits_alone(model, names, ids, position_ids=positions))
 
 
 class Windows(nn.Module):

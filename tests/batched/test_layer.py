@@ -137,11 +137,6 @@ def qkv(server):
     return outputs
 
 
-def test_a_product_that_sites_of_a_layer_share_is_made_once():
-    server = Server("shared_input")
-    assert products(server, qkv(server), [0, 1, 2]) == 1  # And three of vectors, of each B.
-
-
 def test_nothing_as_wide_as_a_site_is_made_of_kernels():
     """For few tokens of each adapter."""
     server = Server("bishare_ke")
@@ -219,16 +214,3 @@ def test_a_magnitude_scales_what_its_adapter_gives_but_the_bias(text, recorded, 
     near = 4e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(output.float(), expected, rtol=near, atol=near)
     assert not torch.equal(output, before)
-
-
-def test_a_part_of_the_outputs_of_a_magnitude_may_be_elsewhere():
-    server = Server(SCALING["alone"])
-    path = ATTENTION[0]
-    half = server.site[path].d_out // 2
-    part = Outputs(path, slice(0, half), torch.arange(half, 2 * half))
-    output = torch.ones(len(SLOTS), half)
-    LayerMagnitudes(server.bank, [part], None).apply(output, group_tokens(server.bank, SLOTS).rows)
-    name = server.plan.magnitude(path).tensors["mu"]
-    for token, slot in enumerate(SLOTS):
-        own = server.adapters[slot][name][0, half:] if slot >= 0 else torch.zeros(half)
-        torch.testing.assert_close(output[token], 1 + own)

@@ -15,6 +15,7 @@ from bishare_dsl.batched.rows import (
 )
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.grouped_rows import Call, Grouping, Place, RegionRows
+from bishare_dsl.rewrite.magnify import magnify
 from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
 from bishare_dsl.transforms.factor import Dense
 
@@ -101,3 +102,13 @@ def test_a_region_leaves_its_call_to_the_open_batch() -> None:
     assert torch.equal(region(x), plain)
     restore_forward(region)
     assert type(region) is cls
+
+
+def test_a_magnitude_meets_a_row_that_stands_for_all() -> None:
+    """What no row depends on, such as positions, is computed once, and each adapter scales it by itself."""
+    owners = [0, 1, 0]
+    rows = RegionRows(Grouping.of(owners, CPU), PLACE, False, Call(len(owners), (4,), text=False))
+    mu, layer, y = drawn(2, 1, 6), nn.Linear(5, 6), drawn(1, 4, 6)
+    found = magnify(y, layer, ops.OfRows(Dense(mu), rows))
+    each = [magnify(y[0], layer, Dense(mu[owner])) for owner in owners]
+    torch.testing.assert_close(found, torch.stack(each))

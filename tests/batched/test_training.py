@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
 from tests.batched.test_batches import ADAPTERS, IDS, NAMES, filled
 
@@ -120,27 +119,6 @@ def test_dropout_drops_other_values_in_each_row(shared: Any) -> None:
         torch.testing.assert_close(found[2:], model(same, adapter_names=names).logits[2:])
 
 
-@pytest.mark.parametrize("opened", ["for a call", "for a block"])
-def test_layers_that_are_computed_again(model: Any, opened: str) -> None:
-    names = ["a", "b", None, "a2"]
-    wanted = of_each_alone(model, names)
-    base = model.get_base_model()
-    base.activation_checkpointing_enable()
-    if opened == "for a call":
-        found = losses(model(IDS, adapter_names=names).logits)
-    else:
-        with model.bishare.rows(names):
-            found = losses(model(IDS).logits)
-    model(IDS[:1])  # Of the active one alone: whose rows are computed again does not depend on it.
-    found.sum().backward()
-    close(gradients(model), wanted)
-    losses(model(IDS).logits).sum().backward()
-    assert {name for name, _ in gradients(model)} == {"a"}
-    base.activation_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(AdapterError, match="BS689"):
-        model(IDS, adapter_names=names)
-
-
 def test_an_open_batch_sees_each_step(model: Any) -> None:
     names = ["a", "a2", "a3", "b"]
     tensors = [t for adapter in model.bishare.adapters.values() for t in adapter.tensors().values()]
@@ -152,17 +130,6 @@ def test_an_open_batch_sees_each_step(model: Any) -> None:
             optimizer.zero_grad()
         losses(model(IDS).logits).sum().backward()
     close(gradients(model), of_each_alone(model, names))
-
-
-def test_factors_are_not_kept_for_the_backward(model: Any) -> None:
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
-    ):
-        model(IDS, adapter_names=["a", "a2", "a3", "a"])
-    # By the ranks of the islands: only the products are there, which have a column for each token.
-    found = {shape for shape in kept if len(shape) == 3 and shape[1] in (9, 19)}
-    assert found == {(4, 9, 7), (4, 19, 7)}
 
 
 @pytest.mark.each_once

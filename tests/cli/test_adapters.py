@@ -85,19 +85,6 @@ def test_what_is_no_matrix_is_refused_before_loading(bishare, checkpoint, here):
     assert not (here / "result").exists()
 
 
-def test_merge_says_how_exact_it_is(bishare, trained, checkpoint, here):
-    run = bishare(
-        "merge", trained[0], "--model", checkpoint, "--out", "merged", "--dtype", "bfloat16"
-    )
-    assert run.code == 0
-    assert run.out.startswith("merged 10 modules")
-    merged = AutoModelForCausalLM.from_pretrained(here / "merged", dtype="auto")
-    assert merged.dtype == torch.bfloat16
-    run = bishare("merge", trained[0], "--model", checkpoint, "--out", "merged")
-    assert run.code == 2
-    assert "error[BS618]" in run.err
-
-
 def test_merge_says_what_it_keeps_and_what_keeps_more(bishare, trained, checkpoint, here):
     """The update is made small, so that bfloat16 loses most of it."""
     model, _ = load_model(str(checkpoint))
@@ -151,24 +138,6 @@ def test_merge_into_a_quantised_checkpoint(bishare, here, form):
     assert close.median() > 0.8
 
 
-def test_merge_does_not_quantise_a_gguf_file(bishare, trained, here):
-    (here / "a.gguf").write_bytes(b"GGUF")
-    run = bishare(
-        *("merge", trained[0], "--model", "a.gguf", "--out", "merged", "--into", "nf4"),
-    )
-    assert (run.code, run.out) == (2, "")
-    assert "error[BS901]" in run.err
-    assert "the checkpoint that the .gguf file was made from" in run.err
-
-
-def test_merge_refuses_before_loading(bishare, trained, here):
-    run = bishare("merge", trained[0], "--model", "llama-7b", "--out", "merged")
-    assert run.code == 1
-    assert "error[BS613]" in run.err
-    assert "loading" not in run.err
-    assert not list(here.iterdir())
-
-
 def test_an_interrupted_merge_leaves_what_was_there(
     bishare, trained, checkpoint, here, monkeypatch
 ):
@@ -201,12 +170,6 @@ def test_what_peft_gets_is_loaded_by_peft(bishare, trained, checkpoint, here):
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     assert bishare(*command).code == 2
     assert json.loads(bishare(*command, "-o", "b", "--json").out)["max_lora_rank"] == 16
-
-
-def test_it_knows_its_layouts(bishare, trained, checkpoint, here):
-    run = bishare("convert", trained[0], "--for", "pft", "-m", checkpoint, "-o", "lora")
-    assert run.code == 2
-    assert "is not one of 'peft', 'vllm', 'sglang', 'gguf', 'bishare'" in run.err
 
 
 @pytest.mark.parametrize(

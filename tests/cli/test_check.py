@@ -6,16 +6,6 @@ GOOD = "spec good\ntarget q_proj\nshare local per module rank 4\n"
 BAD = "spec bad\nparam r = 4\ntarget q_proj, FAKE\nshare local per module rank q\n"
 
 
-def test_a_good_spec_is_silent_on_stdout(bishare, here):
-    (here / "good.share").write_text(GOOD)
-    run = bishare("check", "good.share")
-    assert (run.code, run.out) == (0, "")
-    assert "1 spec checked: all fine" in run.err
-    assert "not checked without `--model`" in run.err
-    assert "not checked" not in bishare("check", "good.share", "--model", "llama-7b").err
-    assert bishare("check", "--quiet", "good.share").err == ""
-
-
 def test_every_error_of_every_file_is_reported_in_one_run(bishare, here):
     (here / "bad.share").write_text(BAD)
     (here / "worse.share").write_text("spec worse\ntarget\nshare local per module rank\n")
@@ -26,25 +16,6 @@ def test_every_error_of_every_file_is_reported_in_one_run(bishare, here):
     assert "bad.share:2:1" in run.out  # r is never used
     assert run.out.count("worse.share:") == 2
     assert "3 specs checked: 3 errors, 1 warning" in run.err
-
-
-def test_a_missing_file_is_wrong_usage_and_the_others_are_checked(bishare, here):
-    (here / "bad.share").write_text(BAD)
-    run = bishare("check", "nowhere.share", "bad.share")
-    assert run.code == 2
-    assert "error[BS902]" in run.out
-    assert "error[BS201]" in run.out
-
-
-def test_shipped_names_standard_input_and_folders(bishare, here):
-    assert bishare("check", "bishare_ke").code == 0
-    assert bishare("check", "-", stdin=GOOD.encode()).code == 0
-    run = bishare("check", "-", stdin=BAD.encode())
-    assert run.code == 1
-    assert "<stdin>:4:29" in run.out
-    run = bishare("check", ".")
-    assert run.code == 2
-    assert "that is a folder" in run.out
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"\0", b"(" * 20_000, b"spec x\r\n" * 3])

@@ -1,10 +1,7 @@
 import json
-import signal
 
-import pytest
 from safetensors import safe_open
 
-from bishare_dsl.adapter import files
 from bishare_dsl.adapter.config import key_of
 from bishare_dsl.adapter.files import TENSORS, read_adapter
 
@@ -23,17 +20,6 @@ def test_spec_and_model_are_enough(bishare, here):
     with safe_open(stored.folder / TENSORS, framework="numpy") as file:
         assert set(file.keys()) == {key_of(stored.plan, name) for name in stored.plan.tensor}
     assert [path.name for path in here.iterdir()] == ["bishare_ke-smollm2-135m"]
-
-
-def test_frozen_tensors_are_drawn(bishare, here, checkpoint):
-    text = "spec f target q_proj share s per model rank 2 freeze A"
-    (here / "f.share").write_text(text)
-    assert bishare("compile", "f.share", "-m", checkpoint, "--out", "seed").code == 0
-    plan = read_adapter(here / "seed").plan
-    with safe_open(here / "seed" / TENSORS, framework="numpy") as file:
-        assert set(file.keys()) == {key_of(plan, "s.B"), "base_model.model.bishare_tensors.seed_0"}
-    assert "64 random, regenerated from the seed" in bishare("inspect", "seed").out
-    assert json.loads(bishare("inspect", "seed", "--json").out)["config"]["drawn"].keys() == {"s.A"}
 
 
 def test_what_exists_is_replaced_when_asked(bishare, here, checkpoint):
@@ -87,17 +73,3 @@ def test_emit_writes_nothing(bishare, here, checkpoint):
     assert "def forward(self, hidden_states" in outputs["code"]
     # Layers are alike: one program for all attentions, one for all MLPs.
     assert outputs["code"].count(": forward\n") == 2
-
-
-@pytest.mark.parametrize("stage", ["syntax", "spec"])
-def test_the_first_stages_need_no_model(bishare, stage):
-    assert bishare("compile", "lora", "--emit", stage).code == 0
-
-
-def test_an_interrupt_leaves_no_half_written_folder(bishare, here, checkpoint, monkeypatch):
-    # The signal comes when the files are in place but for the last step.
-    monkeypatch.setattr(files, "replace_file", lambda *_: signal.raise_signal(signal.SIGINT))
-    run = bishare("compile", "lora", "--model", checkpoint)
-    assert run.code == 128 + signal.SIGINT
-    assert run.err.splitlines()[-1].startswith("error: interrupted")
-    assert not list(here.iterdir())

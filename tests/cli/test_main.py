@@ -1,14 +1,11 @@
 """What holds for every command: help, exit codes, streams, colours, and that no traceback gets out."""
 
-import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-from click.testing import CliRunner
 
 from bishare_dsl.cli import main as cli
 from bishare_dsl.cli.main import COMMANDS
@@ -42,14 +39,6 @@ def test_help(bishare, command):
     assert (run.code, run.err) == (0, "")
     assert "Examples:\n" in run.out
     assert bishare(*command.split(), "-h").out == run.out
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_of_commands_says_what_they_are(name):
-    command = importlib.import_module(f"bishare_dsl.cli.{name}").command
-    assert isinstance(command, click.Command)
-    assert command.name == name
-    assert command.help
 
 
 def test_version(bishare):
@@ -121,14 +110,6 @@ def test_colours_on_a_terminal_only_and_not_against_the_user(bishare, monkeypatc
     assert "\033" not in bishare("check", "nowhere").out
 
 
-def test_colours_where_they_are_asked_for(bishare, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert bishare("check", "nowhere").out.startswith("\033[1;31merror[BS902]:\033[0m ")
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\033" not in bishare("check", "nowhere").out
-
-
 @pytest.mark.parametrize("code", registry())
 def test_explain(bishare, code):
     run = bishare("explain", code.lower())
@@ -170,23 +151,6 @@ def test_the_package_is_a_command():
         check=True,
     )
     assert run.stdout == f"bishare {__version__}\n"
-
-
-@pytest.mark.parametrize("command", [["plan", "bishare_ke", "-m", "llama-7b"], ["specs"]])
-def test_a_narrow_terminal_has_no_line_cut(bishare, monkeypatch, command):
-    wide = bishare(*command).out
-    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda *_: 60)
-    narrow = bishare(*command).out
-    tables = [line for line in narrow.splitlines() if "  " in line]
-    assert max(map(len, tables)) <= 60 < max(map(len, wide.splitlines()))
-    # Nothing is lost, and each table has its first columns.
-    assert set(narrow.split()) >= set(wide.split())
-
-
-def test_the_group_is_a_plain_click_command():
-    result = CliRunner().invoke(cli.bishare, ["--help"])
-    assert result.exit_code == 0
-    assert "check" in result.output
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "lsp"}))

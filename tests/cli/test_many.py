@@ -361,30 +361,6 @@ def test_what_many_adapters_cost(bishare):
     assert library["disk_bytes"]["16"] == 2 * (library["once"] + 200 * library["own"])
 
 
-def test_gains_stay_whole_in_quantised_files(bishare):
-    """VeRA trains gains alone: `--dtype int8` stores them in float32, bfloat16 rounds them."""
-    run = bishare("plan", "vera", "-m", "llama-7b", "--adapters", "10", "--json")
-    own, lora, *_ = json.loads(run.out)["ways"]
-    assert own["disk_bytes"] == {"16": 20 * own["own"], "8": 40 * own["own"], "4": 40 * own["own"]}
-    assert lora["disk_bytes"]["8"] == int(lora["own"] * 8.25) // 8 * 10
-
-
-def test_slots_are_what_the_server_keeps(bishare):
-    """A slot of NOLA holds the few numbers that it trains: its random bases are there once."""
-    run = bishare("plan", "nola", "-m", "llama-7b", "--adapters", "10", "--json")
-    own = json.loads(run.out)["ways"][0]
-    assert own["slot"] == own["own"]
-
-
-def test_a_library_costs_what_its_spec_says(bishare, here):
-    (here / "l.share").write_text(LIBRARY)
-    data = json.loads(bishare("plan", "l.share", "-m", "llama-7b", "--adapters", "3", "--json").out)
-    first = data["ways"][0]
-    assert first["way"] == "library, as the spec says"
-    assert first["once"] == 2 * (4096 + 11008)
-    assert data["memory_left"] is None
-
-
 @pytest.mark.parametrize(
     ("more", "told"),
     [

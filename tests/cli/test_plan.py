@@ -18,12 +18,6 @@ def test_warnings_go_to_stderr_with_their_place(bishare):
     assert "^^^" in run.err
 
 
-def test_the_effective_rank_is_what_the_update_can_have(bishare):
-    # GT's rank-one gates: "local rank plus 2".
-    kinds = json.loads(bishare("plan", "bishare_gt", "--model", "llama-7b", "--json").out)["kinds"]
-    assert {tuple(kind["effective_rank"]) for kind in kinds} == {(4, 4)}
-
-
 def test_json_adds_up(bishare):
     run = bishare("plan", "bishare_ke", "--model", "llama-7b", "--json")
     assert (run.code, run.err) == (0, "")
@@ -56,26 +50,6 @@ def test_a_magnitude_has_no_rank_and_no_scale(bishare, tmp_path):
     assert " ".join(row.split()) == "magnitude 32 - magnitude(plain = true) - 131,072 20.0%"
     shares = json.loads(bishare("plan", str(file), "--model", "llama-7b", "--json").out)["shares"]
     assert [(s["ranks"], s["scales"]) for s in shares] == [([2], [1.0]), ([], [])]
-
-
-FROZEN = """spec f target q_proj, v_proj
-share s per model rank 64 freeze A, B init B kaiming_uniform gain rank init 0.1, out init 0
-"""
-
-
-def test_frozen_parameters_are_counted_apart(bishare, here):
-    (here / "f.share").write_text(FROZEN)
-    run = bishare("plan", "f.share", "--model", "llama-7b")
-    assert run.code == 0
-    lines = run.out.splitlines()
-    # VeRA's: a gain of the rank and one of the output at 64 modules.
-    assert lines[-1].startswith("trainable params: 266,240 || all params: 6,739,206,144 ||")
-    assert lines[-3] == (
-        "adapter: 1,064,960 bytes (1.02 MiB) in float32, 0.508 in bfloat16, 1.02 in int8, 1.02 in int4, without 524,288 frozen parameters"
-    )
-    plan = json.loads(bishare("plan", "f.share", "-m", "llama-7b", "--json").out)
-    assert (plan["trainable"], plan["frozen"]) == (266_240, 524_288)
-    assert plan["bytes"] == 4 * 266_240
 
 
 def test_all_malformed_settings_are_told(bishare):
@@ -128,16 +102,3 @@ def test_a_combination_that_does_not_fit_leaves_the_others(bishare):
     assert run.err.count("error[BS211]") == 1
     assert run.out.splitlines()[-1].split() == ["lora", "llama-7b", "2.5", "BS211"]
     assert "50.00%" in run.out.splitlines()[-2]
-
-
-def test_a_warning_is_told_once(bishare):
-    run = bishare(
-        "plan", "bishare_ke", "-m", "llama-7b", "--set", "size=300", "--set", "r_local=1,2"
-    )
-    assert run.err.count("warning[BS351]") == 2  # one for each of two shares
-
-
-def test_a_param_that_no_spec_has_is_wrong_usage(bishare):
-    run = bishare("plan", "lora", "bishare_ke", "-m", "llama-7b", "--set", "r_outer=1,2")
-    assert (run.code, run.out) == (2, "")
-    assert "error[BS207]" in run.err

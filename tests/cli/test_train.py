@@ -135,33 +135,11 @@ def test_what_is_wrong_with_the_command(bishare, folder, arguments, code, said):
     assert not (folder / "out").exists()
 
 
-def test_nothing_at_all(bishare, here):
-    run = bishare("train")
-    assert run.code == 2
-    for name in ("spec", "model", "data", "output_dir"):
-        assert f"error[BS736]: `{name}` is missing" in run.err
-
-
-def test_an_existing_run(bishare, folder):
-    assert bishare("train", "--config", "train.yaml", "-q").code == 0
-    run = bishare("train", "--config", "train.yaml")
-    assert run.code == 2
-    assert "`bishare train --resume out` goes on with it, `--force` begins anew" in run.err
-
-
 def test_an_adapter_in_the_place_of_a_spec(bishare, folder):
     bishare("compile", "small.share", "--model", "tiny", "--out", "fresh", "--seed", 3)
     assert bishare("train", "fresh", "--config", "train.yaml", "--learning_rate", 0).code == 0
     fresh, trained = read_adapter("fresh").tensors(), saved(Path("out"))
     assert all((fresh[name] == tensor).all() for name, tensor in trained.items())
-
-
-def test_a_spec_on_standard_input(bishare, folder):
-    run = bishare(
-        "train", "-", "--config", "train.yaml", stdin=(folder / "small.share").read_bytes()
-    )
-    assert run.code == 0
-    assert asked()["spec"].startswith("spec small")
 
 
 @pytest.mark.parametrize("ends", ["a full disk", "a reader that ends"])

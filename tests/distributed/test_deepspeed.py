@@ -4,7 +4,6 @@ Run it with `make test-deepspeed`, which installs DeepSpeed next to .venv.
 """
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 from trl import SFTConfig, SFTTrainer
 
@@ -139,19 +137,6 @@ def checkpointing(folder: Path) -> None:
 
 
 @together
-def reentrant_checkpointing(folder: Path) -> None:
-    """A tensor of several layers has several gradients, which DeepSpeed adds up in ZeRO-1 only."""
-    for stage in (1, 2, 3):
-        model = adapted()
-        model.gradient_checkpointing_enable({"use_reentrant": True})
-        if stage == 1:
-            assert_as_one_process(model, stage)
-        else:
-            with pytest.raises(AssertionError):
-                learn(engine_of(model, stage), mine(IDS))
-
-
-@together
 def a_base_that_is_partitioned_when_it_is_loaded(folder: Path) -> None:
     """Planned by its real shapes, and its weights are read where an initial value is of them."""
     whole = tiny_model("llama")
@@ -229,32 +214,6 @@ def trl_that_is_resumed(folder: Path) -> None:
             assert all(torch.equal(tensor, resumed[name]) for name, tensor in stored.items())
 
 
-@together
-def the_trainer_of_transformers(folder: Path) -> None:
-    """With frozen tensors, which transformers leaves out of what ZeRO-3 gathers."""
-    ids = IDS.tolist()
-    rows = [{"input_ids": row, "labels": row} for row in ids * 4]
-    settings: Any = {**COMMON, "max_steps": 3, "save_steps": 3}
-    found = {}
-    for stage in (1, 2, 3):
-        with without_fsdp():
-            out = folder / f"trainer-{stage}"
-            args = TrainingArguments(str(out), deepspeed=zero(stage), **settings)
-            base = AutoModelForCausalLM.from_pretrained(folder / "base")
-            model = compile_spec(parse_spec(MIXED), base, seed=3)
-            trainer = Trainer(model, args, train_dataset=rows)
-            trainer.train()
-            distributed.barrier()
-            found[stage] = losses(trainer)
-            values = values_of(model)
-            base = AutoModelForCausalLM.from_pretrained(folder / "base")
-            stored = load_adapter(out / "checkpoint-3", base).bishare.tensors()
-            for name, tensor in stored.items():
-                assert torch.equal(tensor, values[name]), name
-    assert found[3] == pytest.approx(found[1], abs=1e-5), found
-    assert found[2] == pytest.approx(found[1], abs=1e-5), found
-
-
 # What `accelerate launch --use_deepspeed --zero_stage 3 --zero3_save_16bit_model true` sets.
 ACCELERATE = {
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -273,55 +232,6 @@ def ours(folder: Path, name: str, stage: int, **more: Any) -> None:
 def bishare_train(folder: Path) -> None:
     ours(folder, "ours", 1)
     runs.assert_as_one_process(folder, "ours")
-
-
-@together
-def bishare_train_by_a_config_of_accelerate(folder: Path) -> None:
-    with without_fsdp(), pytest.MonkeyPatch.context() as patch:
-        for name, value in ACCELERATE.items():
-            patch.setenv(name, value)
-        train(**runs.asked(folder, "accelerate"), quiet=True)
-    runs.assert_as_one_process(folder, "accelerate")
-
-
-@together
-def bishare_train_with_checkpointing_that_is_resumed(folder: Path) -> None:
-    """TRL would make it reentrant in ZeRO-3, which is wrong for a tensor of several layers."""
-    for stage in (2, 3):
-        name = f"recomputed-{stage}"
-        ours(folder, name, stage, gradient_checkpointing=True)
-        runs.assert_as_one_process(folder, name)
-        if os.environ["RANK"] == "0":
-            shutil.copytree(folder / name, folder / f"{name}-again")
-        distributed.barrier()
-        with without_fsdp():
-            train(resume=folder / f"{name}-again" / "checkpoint-3", quiet=True)
-        runs.assert_bit_for_bit(folder, f"{name}-again", name)
-
-
-@together
-def a_command_with_a_file(folder: Path) -> None:
-    """The batch of the run is put in where the config has "auto"; the log has a loss."""
-    file = folder / "zero.json"
-    if os.environ["RANK"] == "0":
-        file.write_text(json.dumps(zero(3)))
-    distributed.barrier()
-    given = runs.asked(folder, "file", deepspeed=str(file), load_best_model_at_end=False)
-    del given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
-    with without_fsdp():
-        assert runs.main(runs.command(given)) == 0
-    assert json.loads((folder / "file" / "run.json").read_text())["deepspeed"] == str(file)
-
-
-@together
-def a_bfloat16_base(folder: Path) -> None:
-    for stage in (2, 3):
-        ours(folder, f"bfloat16-{stage}", stage, dtype="bfloat16")
-        stored = load_file(folder / f"bfloat16-{stage}" / runs.TENSORS)
-        assert {t.dtype for t in stored.values() if t.numel()} == {torch.float32}
-        entries = [e["loss"] for e in runs.log(folder / f"bfloat16-{stage}") if "loss" in e]
-        expected = [e["loss"] for e in runs.log(folder / "alone") if "loss" in e]
-        assert entries == pytest.approx(expected, abs=0.05)
 
 
 @together

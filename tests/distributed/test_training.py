@@ -11,7 +11,6 @@ import os
 import random
 import re
 import shutil
-import signal
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train import TrainError, TrainingInterrupted, train
+from bishare_dsl.train import TrainError, train
 from tests.distributed.together import Together, assert_same_everywhere
 
 pytestmark = pytest.mark.long
@@ -172,20 +171,6 @@ def ddp_of_many_tasks(folder: Path) -> None:
 
 
 @together
-def a_signal_to_one_process(folder: Path) -> None:
-    """All of them stop, and go on together."""
-    arguments = asked(folder, "stopped")
-    stop = on_process(1, lambda model: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(TrainingInterrupted) as stopped:
-        without_fsdp(arguments, callbacks=[stop])
-    assert stopped.value.step == 3
-    result = without_fsdp({"resume": folder / "stopped"})
-    assert_as_one_process(folder, "stopped")
-    assert type(result.model).__name__ == "LlamaForCausalLM"
-    assert_same_everywhere(result.model.bishare.tensors())
-
-
-@together
 def the_command(folder: Path) -> None:
     """One process speaks, and DDP need not look for parameters that are not used."""
     looked, wrap = [], DistributedDataParallel.__init__
@@ -219,37 +204,11 @@ def fsdp_that_is_resumed(folder: Path) -> None:
 
 
 @together
-def fsdp_with_checkpointing(folder: Path) -> None:
-    # What transformers' flags say wins over the config of `accelerate launch`.
-    flags = {"fsdp": True, "fsdp_config": '{"version": 2, "activation_checkpointing": true}'}
-    assert main(command(asked(folder, "checkpointing", **flags))) == 0
-    assert_as_one_process(folder, "checkpointing")
-
-
-@together
-def fsdp_in_bfloat16(folder: Path) -> None:
-    train(**asked(folder, "bfloat16", bf16=True), quiet=True)
-    losses, expected = (
-        [e["loss"] for e in log(folder / n) if "loss" in e] for n in ("bfloat16", "alone")
-    )
-    assert losses == pytest.approx(expected, abs=0.05)
-    for name, tensor in load_file(folder / "bfloat16" / TENSORS).items():
-        if tensor.numel():  # The seed is a tensor's name; it has no values.
-            assert not torch.equal(tensor, tensor.bfloat16().float()), name
-
-
-@together
 def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
     """All of them stop."""
     spoil = on_process(1, lambda model: model.bishare.tensors()["inter.A"].data.fill_(torch.nan))
     with pytest.raises(TrainError, match="BS750"):
         without_fsdp(asked(folder, "spoilt", load_best_model_at_end=False), callbacks=[spoil])
-
-
-@together
-def fsdp_that_would_not_be_used(folder: Path) -> None:
-    with pytest.raises(TrainError, match=r"BS754.*does not shard on a CPU"):
-        without_fsdp(asked(folder, "unused", fsdp=True, fsdp_config={"version": 2}))
 
 
 @pytest.mark.parametrize("name", together)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import distributed, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.devices import gather_tensors
-from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.peft import BishareConfig
 from tests.distributed.together import Together, assert_same_everywhere
 from tests.support.families import tiny_model
@@ -143,11 +143,6 @@ def ddp(folder: Path) -> None:
 
 
 @together
-def ddp_with_checkpointing_where_a_layer_is_a_region(folder: Path) -> None:
-    assert_as_one_process(DistributedDataParallel, "opt", reentrant=False)
-
-
-@together
 def fsdp(folder: Path) -> None:
     assert_as_one_process(sharded)
 
@@ -155,42 +150,6 @@ def fsdp(folder: Path) -> None:
 @together
 def fsdp_with_checkpointing_where_a_layer_is_a_region(folder: Path) -> None:
     assert_as_one_process(sharded, "opt", reentrant=False)
-
-
-@together
-def fsdp_that_keeps_what_it_gathered(folder: Path) -> None:
-    assert_as_one_process(partial(sharded, reshard_after_forward=False))
-
-
-@together
-def fsdp_that_gathers_again_for_recomputed_layers(folder: Path) -> None:
-    """The root owns a share per model: what a layer needs is not gone when it is recomputed."""
-    for reentrant in (False, True):
-        assert_as_one_process(partial(sharded, reshard_after_forward=True), reentrant=reentrant)
-
-
-@together
-def fsdp_of_either_type_of_an_adapter(folder: Path) -> None:
-    """`autocast_adapter_dtype`: a bfloat16 base with an adapter in float32, and one in its own type."""
-    for autocast, dtype in ((True, torch.float32), (False, torch.bfloat16)):
-        alone, model = (
-            get_peft_model(
-                tiny_model("llama").bfloat16(),
-                BishareConfig(spec=MIXED, seed=3),
-                autocast_adapter_dtype=autocast,
-            )
-            for _ in range(2)
-        )
-        expected = train(alone, IDS)
-        losses = mean(train(sharded(model, reshard_after_forward=True), mine(IDS)))
-        torch.testing.assert_close(losses, expected, atol=0.02, rtol=0)
-        values = values_of(model)
-        assert {value.dtype for value in values.values()} == {dtype}
-        assert_same_everywhere(values)
-        model.bishare.save_pretrained(folder / str(dtype))
-        distributed.barrier()
-        stored = load_adapter(folder / str(dtype), tiny_model("llama")).bishare.tensors()
-        assert all(torch.equal(t.to(dtype), values[n]) for n, t in stored.items())
 
 
 @together
@@ -228,28 +187,6 @@ def saving_in_mixed_precision(folder: Path) -> None:
 
 
 @together
-def exporting(folder: Path) -> None:
-    model = sharded(adapted())
-    logits(model)
-    report = model.bishare.export(folder / "peft")
-    assert report.modules == len(model.bishare.plan.sites)
-    assert (folder / "peft" / "adapter_model.safetensors").is_file()
-    # The first process finds the folder in the way, and all of them are told.
-    with pytest.raises(AdapterError, match="BS618"):
-        model.bishare.export(folder / "peft")
-
-
-@together
-def a_folder_that_cannot_be_written(folder: Path) -> None:
-    """The first process cannot write; the other hears of it."""
-    (folder / "file").touch()
-    name = "file" if distributed.get_rank() == 0 else "other"
-    with pytest.raises(AdapterError, match="BS616"):
-        sharded(adapted()).bishare.save_pretrained(folder / name)
-    assert not (folder / "other").exists()
-
-
-@together
 def merging(folder: Path) -> None:
     """Weights that were gathered for a forward, and go with the next, are not merged into."""
     model = sharded(adapted(), reshard_after_forward=False)
@@ -257,22 +194,6 @@ def merging(folder: Path) -> None:
     with pytest.raises(AdapterError, match=r"BS624.*sharded over several processes"):
         model.bishare.merge()
     assert torch.equal(logits(model), before)
-
-
-@together
-def disabling(folder: Path) -> None:
-    for family in SPECS:
-        alone, model = adapted(family), sharded(adapted(family))
-        expected = logits(alone)
-        with alone.bishare.disable_adapter():
-            base = logits(alone)
-        for _ in range(2):
-            with model.bishare.disable_adapter():
-                assert torch.equal(logits(model), base)
-            assert torch.equal(logits(model), expected)
-        base_model = model.bishare.unload()
-        assert isinstance(base_model, FSDPModule)
-        assert torch.equal(logits(base_model), base)
 
 
 @together
@@ -290,34 +211,6 @@ def switching(folder: Path) -> None:
         model.add_adapter("another", BishareConfig(spec=MIXED))
     assert torch.equal(logits(model), expected)
     assert torch.equal(logits(model.unload()), logits(tiny_model("llama")))
-
-
-@together
-def no_factors_are_kept(folder: Path) -> None:
-    """What FSDP gathers into does not tell that it has changed."""
-    model = sharded(adapted())
-    first = logits(model)
-    model.bishare.tensors()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    expected = adapted()
-    with torch.no_grad():
-        for tensor in expected.bishare.tensors().values():
-            if tensor.requires_grad:
-                tensor.add_(0.1)
-    assert torch.equal(logits(model), logits(expected))
-    assert not torch.equal(logits(model), first)
-
-
-@together
-def adapting_what_is_sharded(folder: Path) -> None:
-    model = sharded(tiny_model("llama"))
-    with pytest.warns(BishareWarning, match="BS404"):
-        compile_spec(parse_spec(MIXED), model, seed=3)
-    expected = compile_spec(parse_spec(MIXED), tiny_model("llama"), seed=3)
-    assert torch.equal(logits(model), logits(expected))
 
 
 @pytest.mark.parametrize("name", together)

@@ -223,13 +223,3 @@ def test_examples_are_found():
     assert not [b.place for b in BLOCKS if b.language not in known]
     marks = r"fragment|run|many|(model|warning|error|exit|file)=[\w.-]+"
     assert not [b.place for b in BLOCKS if not all(re.fullmatch(marks, m) for m in b.marks)]
-
-
-def test_entry_point_of_a_plugin():
-    """What the page tells packages to write is what bishare looks for."""
-    import tomllib
-
-    from bishare_dsl.transforms.registry import GROUP
-
-    [block] = [b for b in BLOCKS if b.language == "toml" and b.page.name == "write-a-transform.md"]
-    assert list(tomllib.loads(block.text)["project"]["entry-points"]) == [GROUP]

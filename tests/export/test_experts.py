@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from bishare_dsl import Plan, compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import merge as merging
@@ -137,20 +135,6 @@ def test_what_peft_has_trained_of_experts_is_imported(targets: list[str], tmp_pa
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-4)
 
 
-def test_equal_rows_of_gate_and_up_are_written_once(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    model = mixture("qwen3_moe")
-    text = "spec s\ntarget gate_proj, up_proj share x A per layer B per module rank 3"
-    plan = plan_spec(text, model)
-    export_adapter(tmp_path / "peft", plan, draw(plan, 0), model)
-    written = load_file(tmp_path / "peft" / "adapter_model.safetensors")
-    shapes = {name: tuple(tensor.shape) for name, tensor in written.items()}
-    first = "base_model.model.model.layers.0.mlp.experts"
-    assert shapes[f"{first}.lora_A.weight"] == (4 * 3, 32)
-    assert shapes[f"{first}.lora_B.weight"] == (48, 3 * 4)
-
-
 def test_vllm_needs_the_rank_of_gate_and_up_together(tmp_path: Path) -> None:
     model = mixture("qwen3_moe")
     plan = plan_spec("spec s\ntarget gate_proj, up_proj share x per module rank 6", model)
@@ -250,34 +234,3 @@ def test_what_peft_takes_for_experts_is_told(
     assert same == (not taken)
     each = adapted.bishare.export(tmp_path / "each", format="vllm")
     assert not each.warnings  # PEFT is not who loads it.
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("target", ["weight_proj", "kind linear, parent experts"])
-def test_what_peft_renames_by_a_pattern_of_checkpoints_is_told(target: str, tmp_path: Path) -> None:
-    """F16: PEFT looks for `sconv.weight_proj.weight.lora_A`, and leaves the pair out without a word."""
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
-    sizes = {"hidden_size": 32, "vocab_size": 64, "unpadded_vocab_size": 64, **heads}
-    sizes |= {f"swa_{name}": size for name, size in heads.items()}
-    sizes |= {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
-    config = AutoConfig.for_model(
-        "inkling2_text",
-        **sizes,
-        num_hidden_layers=1,
-        layer_types=["hybrid"],
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    adapted = compile_spec(
-        f"spec s\ntarget {target}\nshare x per module rank 2\n", copy.deepcopy(model)
-    )
-    with torch.no_grad():
-        for tensor in adapted.bishare.tensors().values():
-            tensor += 0.3
-    report = adapted.bishare.export(tmp_path / "peft")
-    loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "peft")
-    same = torch.allclose(logits(loaded.eval()), logits(adapted), rtol=1e-4, atol=1e-4)
-    told = [problem.message for problem in report.warnings]
-    assert told == [] if same else "sconv.weight_proj` and 1 more for other modules" in told[0]
-    assert same == (target != "weight_proj")

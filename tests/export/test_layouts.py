@@ -122,17 +122,6 @@ def test_peft_and_llama_cpp_load_what_was_converted(source: str, tmp_path: Path)
         torch.testing.assert_close(base.logits(ids[0].tolist()), wanted[0], atol=2e-5, rtol=0)
 
 
-def test_what_is_trained_in_full_is_compared(tmp_path: Path) -> None:
-    model, plan, tensors = adapter("llama", f"{DENSE}train norms\n")
-    tensors |= {t.tensor: torch.randn(plan.tensor[t.tensor].shape) for t in plan.trained}
-    convert(tmp_path / "out", plan, tensors, model.bfloat16(), "peft")
-    stored, _ = read_fitting(tmp_path / "out", model)
-    values = stored.tensors()
-    assert plan.trained
-    for trained, again in zip(plan.trained, stored.plan.trained, strict=True):
-        assert torch.equal(values[again.tensor], tensors[trained.tensor].bfloat16().float())
-
-
 def test_an_alpha_of_llama_cpp_is_read(tmp_path: Path) -> None:
     """Other programs write an alpha, over the rank of each pair."""
     from gguf import GGUFType, GGUFWriter
@@ -215,13 +204,6 @@ def test_a_hostile_file_of_llama_cpp_is_refused(content: bytes, said: str, tmp_p
         read_fitting(tmp_path / "x.gguf", tiny_model("llama"))
 
 
-def test_a_file_of_llama_cpp_larger_than_its_base_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "x.gguf").open("wb") as file:
-        file.truncate(2**33)
-    with pytest.raises(AdapterError, match=r"BS608.*bytes, and may have"):
-        read_fitting(tmp_path / "x.gguf", tiny_model("llama"))
-
-
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "gguf"])
 def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
     model, plan, tensors = adapter("mixtral", EXPERTS)
@@ -250,23 +232,6 @@ def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     model, plan, tensors = adapter("mixtral", EXPERTS)
     with pytest.raises(AdapterError, match=r"BS607.*experts\.0\.(up|gate)_proj` differs"):
         convert(tmp_path / "out", plan, tensors, model, "sglang")
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_is_read_as_no_number_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bishare_dsl.export import from_peft
-
-    read = from_peft._pairs
-
-    def broken(*given: Any) -> Any:
-        return {site: (a * torch.nan, b, scale) for site, (a, b, scale) in read(*given).items()}
-
-    monkeypatch.setattr(from_peft, "_pairs", broken)
-    model, plan, tensors = adapter("llama", DENSE)
-    with pytest.raises(AdapterError, match="BS607"):
-        convert(tmp_path / "out", plan, tensors, model, "peft")
     assert not (tmp_path / "out").exists()
 
 

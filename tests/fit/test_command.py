@@ -198,6 +198,22 @@ def test_the_library_is_left_alone_if_another_folder_is_named(
     assert read_adapter("more#new").plan.is_library
 
 
+def test_a_copy_of_a_library_in_the_hub_s_cache_has_files_and_no_links(
+    library: dict[str, bytes], here: Path, capsys: Any
+) -> None:
+    cache = here / "models--me--lib"
+    snapshot = cache / "snapshots" / "c0"
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(p for p in Path("lib").rglob("*") if p.is_file()):
+        link = snapshot / path.relative_to("lib")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blob := cache / "blobs" / str(number))
+        link.symlink_to(blob)
+    assert run(capsys, "new", "--library", snapshot, "--out", "more")[0] == 0
+    assert [path for path in Path("more").rglob("*") if path.is_symlink()] == []
+    assert names_in("more") == ("a", "b", "new")
+
+
 def test_adapters_that_lie_elsewhere_are_warned_of(
     library: dict[str, bytes], trained: Any, capsys: Any
 ) -> None:

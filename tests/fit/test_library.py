@@ -187,20 +187,6 @@ def test_another_base_is_refused(library: Path) -> None:
         load_adapter("library#law", tiny_model("llama", hidden_size=40))
 
 
-def test_a_library_is_replaced_by_a_library_alone(library: Path, capsys: Any) -> None:
-    words = ("--spec", "family.share", "--sweeps", 1, "--out", "library", "--force")
-    code, _, err = run(capsys, "fit", "law", "--spec", "lora", "--out", "library", "--force")
-    assert code != 0
-    assert "BS615" in err
-    assert names_in(library) == tuple(sorted(NAMES))
-    assert run(capsys, "fit", "law", "code", *words)[0] == 0
-    assert names_in(library) == ("code", "law")
-    assert sorted(path.stem for path in (library / "adapters").iterdir()) == ["code", "law"]
-    (library / "notes.txt").write_text("mine")
-    assert run(capsys, "fit", "law", "maths", *words)[0] == 0
-    assert (library / "notes.txt").read_text() == "mine"
-
-
 def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library: Path, capsys: Any) -> None:
     Path("one.share").write_text("spec one\ntarget q_proj, down_proj\nshare a per module rank 6\n")
     code, _, err = run(capsys, "fit", *NAMES, "--spec", "one.share", "--out", "one")
@@ -208,11 +194,3 @@ def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library: Path, c
     assert "no key names `adapter`, so one adapter was fitted to all" in err
     mean = sum(dense(name) for name in NAMES) / 3
     assert (dense("one") - mean).norm() < 0.02 * mean.norm()
-
-
-def test_folders_of_one_name_are_refused(library: Path, capsys: Any) -> None:
-    Path("other").mkdir()
-    shutil.copytree("law", "other/law")
-    code, _, err = run(capsys, "fit", "law", "other/law", "--spec", "family.share", "--out", "two")
-    assert code == 2
-    assert "have one name" in err

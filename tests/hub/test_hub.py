@@ -192,38 +192,6 @@ except AdapterError as error:
     assert "BS505" in python(script)
 
 
-REFUSED = [
-    ("me/nothing", "BS505", "there is no such repository"),
-    ("me/model", "BS505", "not an adapter"),
-    ("me/gated", "BS505", "it is gated"),
-    ("me/shared@v9", "BS505", "no revision `v9`"),
-    ("me/shared--x", "BS505", "Cannot have --"),
-    ("me/shared@../../../../stolen", "BS601", "there is no folder"),
-    ("me/shared@/etc/stolen", "BS601", "there is no folder"),
-]
-
-
-@pytest.mark.long
-def test_a_library_comes_from_the_hub_and_what_does_not(hub, bishare, library):
-    put(hub, "me/library", library)
-    hub.repositories |= {
-        "me/model": {"config.json": b"{}"},
-        "me/shared": {"adapter_config.json": b""},
-    }
-    hub.gated.add("me/gated")
-    names = ["me/library@main#code", "me/library#lwa", "me/library"]
-    names += [name for name, _, _ in REFUSED]
-    found, unknown, listed, *answers = bishare(*[("inspect", name) for name in names])
-    assert found.code == 0, found.err
-    assert "BS678" in unknown.err
-    assert listed.code == 0, listed.err
-    assert all(name in listed.out for name in ("code", "law"))
-    for (name, code, words), refused in zip(REFUSED, answers, strict=True):
-        assert refused.code == 2, name
-        assert code in refused.err, name
-        assert words in refused.err, name
-
-
 @pytest.mark.long
 def test_a_folder_wins_over_an_id_and_the_hub_may_be_down(bishare, adapter, tmp_path):
     (tmp_path / "me").mkdir()

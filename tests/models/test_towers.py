@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.diagnostics import PlanError
 from bishare_dsl.models import Site, inspect_model
 from tests.support.checks import check_spec
 from tests.support.families import TINY_TOWERS, tiny_inputs, tiny_model
@@ -106,18 +105,3 @@ def test_conditions_on_towers() -> None:
         "vision",
         "connector",
     }
-
-
-def test_what_no_tower_has_is_told() -> None:
-    with pytest.raises(PlanError) as caught:
-        plan("whisper", "tower == vision")
-    assert {problem.code for problem in caught.value.problems} == {"BS301"}
-    with pytest.raises(PlanError) as caught:
-        plan("whisper", "layer in 2..3")
-    assert {problem.code for problem in caught.value.problems} == {"BS302"}
-
-
-def test_names_tell_towers_apart() -> None:
-    text = "spec s\ntarget q_proj\nshare x per tower, layer rank 1"
-    names = {tensor.name for tensor in plan_spec(text, tiny_model("bart")).tensors}
-    assert {"x.encoder.layer_0.A", "x.decoder.layer_2.B"} <= names

@@ -14,17 +14,14 @@ import pytest
 import torch
 import transformers
 from peft import (
-    AutoPeftModelForCausalLM,
     LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
-    get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, RobertaConfig
+from transformers import RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import read_adapter
@@ -103,18 +100,6 @@ def test_a_folder_of_ours_is_one_of_pefts_and_the_other_way_round(
         assert trained == {n for n, p in trains.named_parameters() if p.requires_grad} != set()
     fields = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (fields["peft_type"], fields["spec"]) == ("BISHARE", model.bishare.spec_text)
-
-
-def test_the_automatic_class_finds_base_and_adapter(
-    checkpoint: Path, tmp_path: Path, ids: torch.Tensor
-) -> None:
-    base = AutoModelForCausalLM.from_pretrained(checkpoint)
-    model = get_peft_model(base, BishareConfig(spec=SPEC, task_type="CAUSAL_LM")).eval()
-    randomize(model)
-    model.save_pretrained(tmp_path)
-    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path, adapter_name="named")
-    assert again.active_adapter == "named"
-    assert torch.equal(logits(again, ids), logits(model, ids))
 
 
 def test_several_adapters(adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
@@ -225,18 +210,6 @@ def test_one_adapter_after_the_other_is_merged(adapted: Any, ids: torch.Tensor) 
     with pytest.warns(UserWarning, match="nothing to do"):
         merged = model.merge_and_unload(adapter_names=["default"])
     assert torch.equal(logits(merged, ids), alone)
-
-
-def test_tensors_of_one_model_go_into_another(adapted: Any, base: Any, ids: torch.Tensor) -> None:
-    model = adapted(VERA)
-    state = get_peft_model_state_dict(model)
-    assert all(".bishare_tensors." in key and ".default." not in key for key in state)
-    other = get_peft_model(copy.deepcopy(base), BishareConfig(spec=VERA)).eval()
-    set_peft_model_state_dict(other, state)
-    assert torch.equal(logits(other, ids), logits(model, ids))
-    state.popitem()
-    with pytest.raises(AdapterError, match="BS609"):
-        set_peft_model_state_dict(other, state)
 
 
 def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
@@ -380,47 +353,6 @@ def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
             found, wanted = again.eval()(ids)[0], model.eval()(ids)[0]
             assert torch.equal(found, wanted)
             assert not torch.equal(found, base(ids)[0])
-
-
-@pytest.mark.parametrize(
-    ("task", "kind"),
-    [
-        ("SEQ_CLS", "SequenceClassification"),
-        ("TOKEN_CLS", "TokenClassification"),
-        ("QUESTION_ANS", "QuestionAnswering"),
-    ],
-)
-@pytest.mark.parametrize("beside", [None, ["LayerNorm"]])
-def test_the_heads_of_a_task_are_added_to_a_copy_of_the_config(
-    task: str, kind: str, beside: list[str] | None
-) -> None:
-    """F15: PEFT extends the list of the very config that it is given."""
-    sizes = tiny_model("roberta").config.to_dict() | {"num_labels": 2}
-    base = getattr(transformers, f"RobertaFor{kind}")(RobertaConfig(**sizes))
-    config = BishareConfig(spec="lora", task_type=task, modules_to_save=beside)
-    before = copy.deepcopy(config.to_dict())
-    model = get_peft_model(base, config)
-    model.add_adapter("b", config)
-    assert config.to_dict() == before
-    assert beside in (None, ["LayerNorm"])
-    of_models = [model.peft_config[name].modules_to_save for name in ("default", "b")]
-    assert of_models[0] == of_models[1]
-    assert of_models[0] != beside
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-def test_an_adapter_is_loaded_whole_whatever_sizes_are_to_be_ignored(
-    ignored: bool, base: Any, ids: torch.Tensor
-) -> None:
-    """F41: PEFT's `ignore_mismatched_sizes` would leave a part of the adapter as it is drawn."""
-    model = get_peft_model(base, BishareConfig(spec="lora"))
-    state = get_peft_model_state_dict(model)
-    state[next(key for key, value in state.items() if value.ndim == 2)] = torch.zeros(3, 3)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(AdapterError, match="BS611") as caught:
-        set_peft_model_state_dict(model, state, ignore_mismatched_sizes=ignored)
-    assert "ignore_mismatched_sizes" in str(caught.value)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("record", [None, {}])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +120,6 @@ def test_scales_by_the_names_of_diffusers_and_peft(base: Any, ids: torch.Tensor)
     torch.testing.assert_close(together, logits(plain, ids), rtol=1e-3, atol=1e-4)
 
 
-def test_a_scale_trains_as_it_runs(base: Any, ids: torch.Tensor) -> None:
-    model = two(base, PLAIN)
-    base.bishare.set_scale("a", 0.5)
-    model.train()(ids, labels=ids).loss.backward()
-    grown = {n: p.grad.clone() for n, p in base.bishare.tensors().items()}
-    dense = compile_spec(PLAIN.replace("alpha 3", "alpha 1.5"), tiny_model("llama").train())
-    for name, tensor in dense.bishare.tensors().items():
-        tensor.data.copy_(base.bishare.tensors()[name])
-    dense(ids, labels=ids).loss.backward()
-    for name, tensor in dense.bishare.tensors().items():
-        torch.testing.assert_close(grown[name], tensor.grad, rtol=1e-4, atol=1e-6)
-
-
 def test_saving_tells_that_it_leaves_a_scale_out(
     base: Any, ids: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -188,26 +174,6 @@ def test_a_weighted_sum_is_exact_and_is_saved(
     assert torch.equal(logits(again, ids), want)
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"combination_type": "svd"}, "`combination_type='svd'` approximates a LoRA"),
-        ({"svd_rank": 4}, "`svd_rank=4` approximates a LoRA"),
-        ({"weights": [1.0]}, r"there are 2 adapters, and the weights are \[1.0\]"),
-        ({"weights": [float("nan"), 1.0]}, r"the weights are \[nan, 1.0\]"),
-    ],
-)
-def test_a_refused_sum_says_what_to_do(base: Any, given: dict[str, Any], said: str) -> None:
-    model = get_peft_model(base, BishareConfig(spec=PLAIN), "a")
-    model.add_adapter("b", BishareConfig(spec=PLAIN, seed=1))
-    how = {"adapters": ["a", "b"], "weights": [1.0, 1.0], "adapter_name": "sum"} | given
-    with pytest.raises(AdapterError, match=said) as caught:
-        model.add_weighted_adapter(**how)
-    assert re.search(
-        r"leave it out|a finite weight .*`weights=\[1.0, 1.0\]`", caught.value.problems[0].help
-    )
-
-
 # Optimizers ----------------------------------------------------------------------------------------------
 
 
@@ -232,18 +198,6 @@ def test_a_config_says_that_it_is_no_lora() -> None:
         config.use_dora  # noqa: B018
     with pytest.raises(AttributeError):
         peft.XLoraConfig(hidden_size=4, adapters={"a": "x"}) and config.r
-
-
-def test_functions_for_loras_alone_say_what_to_do(base: Any, tmp_path: Path) -> None:
-    model = two(base, PLAIN)
-    with pytest.raises(AdapterError, match=r"BS669.*create_lorafa_optimizer(?s:.*)freeze A"):
-        peft.optimizers.create_lorafa_optimizer(model, 2, 3)
-    with pytest.raises(AdapterError, match=r"BS669.*rescale_adapter_scale(?s:.*)set_scale"):
-        peft.helpers.rescale_adapter_scale(model, 0.5)
-    model.save_pretrained(tmp_path)
-    experts = [str(tmp_path / name) for name in "ab"]
-    with pytest.raises(AdapterError, match=r"BS669(?s:.*)bishare convert"):
-        peft.create_arrow_model(tiny_model("llama"), experts, peft.ArrowConfig(top_k=1))
 
 
 @pytest.mark.parametrize(

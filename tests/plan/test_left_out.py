@@ -7,7 +7,6 @@ import pytest
 
 from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import BishareWarning
-from bishare_dsl.models import Architecture, inspect_model
 from tests.support.families import tiny_model
 
 
@@ -46,19 +45,3 @@ def test_what_was_not_meant_is_not_told() -> None:
 
 def test_experts_that_are_sites_are_not_left_out() -> None:
     assert warnings_of(tiny_model("mixtral"), 'kind "*"') == []
-
-
-def test_a_layer_with_a_second_name() -> None:
-    model: Any = tiny_model("llama")
-    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
-    assert warnings_of(model, "q_proj, up_proj") == [
-        "`model.layers.1.mlp.up_proj` (1,536 parameters): it is `model.layers.0.mlp.up_proj` again"
-    ]
-    assert warnings_of(model, "q_proj") == []
-
-
-def test_shapes_keep_it() -> None:
-    architecture = inspect_model(stacked())
-    again = Architecture.model_validate_json(architecture.model_dump_json())
-    assert again == architecture
-    assert warnings_of(again, 'kind "*"') == warnings_of(architecture, 'kind "*"') != []

@@ -9,7 +9,6 @@ from bishare_dsl import Plan, plan_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.site import Architecture
-from tests.support.plain import Mlp
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
 
@@ -59,12 +58,6 @@ class Heads(nn.Module):
         self.head = nn.Linear(4, 8)
 
 
-def test_what_a_share_alone_names_is_told() -> None:
-    assert "`target` names it: `target lm_head`" in refused(
-        "target q_proj share x where lm_head per module rank 4"
-    )
-
-
 def test_a_kind_that_blocks_have_means_those_and_a_path_the_other() -> None:
     from torch import nn
 
@@ -92,29 +85,3 @@ def test_an_embedding_that_does_more_than_give_its_rows_is_none(option: str) -> 
 
     assert outside() == ["wte"]
     assert outside(**{option: 1}) == []
-
-
-def test_they_go_through_json() -> None:
-    plan = planned("target lm_head, embed_tokens, q_proj share x per module rank 4", TIED)
-    assert Plan.model_validate_json(plan.model_dump_json()) == plan
-
-
-@pytest.mark.parametrize(
-    ("statements", "said"),
-    [
-        ("target lin share x per module rank 2", "did you mean `lin0`?"),
-        ("target nix share x per module rank 2", 'such as `path "lin0"`, `path "seq.1"`'),
-        ('target kind "*" share x per expert rank 2 via SS', "in numbered blocks: name"),
-        ("target attention_inputs share x per module rank 2", "in numbered blocks: name"),
-        ("target lin0 and layer in 0..3 share x per module rank 2", "in numbered blocks: name"),
-        ("target layer in 0..3 share x per module rank 2", "in numbered blocks: name"),
-        ("target expert in 1..0 share x per module rank 2", "no experts"),
-        ("target lin0 share x per layer // 2 rank 2 via SS", "`lin0` is in no layer"),
-    ],
-)
-def test_a_model_without_blocks_says_how_its_modules_are_named(statements: str, said: str) -> None:
-    plan = planned('target lin0, path "seq.1" share x per layer rank 2 via SS', Mlp())
-    assert (plan.base.layers, len(plan.sites), plan.trainable) == (0, 2, 2 * (8 + 6))
-    with pytest.raises(BishareError) as info:
-        planned(statements, Mlp())
-    assert said in str(info.value)

@@ -58,31 +58,6 @@ def test_shapes_are_rank_major(plan):
     assert made.tensor["s.B"].shape == (3, 20)  # the widest output: q_proj's
 
 
-def test_starts_and_their_fan_in(plan):
-    made = plan("target q_proj\nshare s per model rank 3 via KE(size = 4, kernel = ones)")
-    a, b, kernel = (
-        made.tensor["s.A"],
-        made.tensor["s.B"],
-        made.tensor["s.layers.0.self_attn.q_proj.K_A"],
-    )
-    assert (a.init, a.fan_in) == ("kaiming_uniform", 4)
-    assert (b.init, b.fan_in) == ("zeros", 3)  # B is (d_out, rank) in the paper
-    assert (kernel.init, kernel.shape) == ("ones", (1, 3))
-
-
-def test_starts_given_by_the_share_by_default_and_by_a_param(plan):
-    made = plan(
-        "param how = normal\ninit A how\n"
-        "share a per module rank 1 init A zeros, B uniform\nshare b per layer, kind rank 1"
-    )
-    assert {(t.share, t.name[-1], t.init) for t in made.tensors} == {
-        ("a", "A", "zeros"),
-        ("a", "B", "uniform"),
-        ("b", "A", "normal"),
-        ("b", "B", "zeros"),
-    }
-
-
 def test_counts(plan):
     made = plan(f"target q_proj, down_proj\n{THREE}")
     assert made.shares == {
@@ -113,13 +88,6 @@ def test_order_of_shares_changes_nothing_else(plan):
         assert set(other.tensors) == set(first.tensors)
         assert {pool.tensor: pool for pool in other.pools} == {p.tensor: p for p in first.pools}
         assert other.trainable == first.trainable
-
-
-def test_order_of_sites_changes_nothing_else(small):
-    spec = parse_spec(f"spec s\ntarget q_proj, down_proj\n{THREE}")
-    backwards = small.model_copy(update={"sites": small.sites[::-1]})
-    first, other = build_plan(spec, small)[0], build_plan(spec, backwards)[0]
-    assert set(other.tensors) == set(first.tensors)
 
 
 def test_names_that_are_one_attribute_are_told_apart(small):

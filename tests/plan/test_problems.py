@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
+from bishare_dsl.diagnostics import BishareError, PlanError
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import read
 from bishare_dsl.models import inspect_model, preset
@@ -222,11 +222,6 @@ def test_problem(text, code, underlined, help):
         assert help in found[0].help
 
 
-def test_a_reserved_name_is_not_offered_as_a_param():
-    [problem], _ = problems_of(f"dropout rank / 10\n{TARGET}share s per module rank 4")
-    assert problem.help == "a number stands here, or a param"
-
-
 RIGHT = [
     # What the only share leaves out of a kind is what its condition is for.
     "target attention_inputs\nshare ends where layer < layers // 4 per module rank 4",
@@ -309,58 +304,6 @@ def test_a_transform_that_fails():
         del registry_of_transforms["Failing"]
 
 
-def test_a_share_is_worked_out_once_for_each_rank():
-    seen = []
-
-    @register
-    class Counting(SliceSharing):
-        name: ClassVar[str] = "Counting"
-
-        def check_rank(self, rank):
-            seen.append(rank)
-
-    try:
-        problems, _ = problems_of(
-            f"{TARGET}share s per kind rank match kind {{ q_proj: 4; else: 2 }} via Counting"
-        )
-        assert problems == ()
-        assert seen == [4, 2]
-        problems, _ = problems_of(
-            f"{TARGET}share s per kind rank match kind {{ q_proj: 4; else: 2 }} via Counting dropout 2"
-        )
-        assert [problem.code for problem in problems] == ["BS211"]  # not once for each rank
-    finally:
-        del registry_of_transforms["Counting"]
-
-
-def test_an_unknown_param_from_outside():
-    spec, _ = read(f"spec test\nparam rank_a = 2\n{TARGET}share s per module rank rank_a")
-    with pytest.raises(SpecError) as caught:
-        spec.with_params({"rank_b": 1, "x": 2})
-    first, second = caught.value.problems
-    assert first.code == second.code == "BS207"
-    assert first.help == "did you mean `rank_a`?"
-
-
-def test_all_problems_are_told_at_once():
-    problems, _ = problems_of(
-        "target q_proj, FAKE\nshare a per module rank 2.5\nshare a per layer rank x via KA(z = 1)\n"
-        "share b where layer == 99 per module rank 2 scale 0 dropout 2"
-    )
-    codes = [problem.code for problem in problems]
-    assert sorted(set(codes)) == ["BS201", "BS202", "BS211", "BS301", "BS302"]
-    assert codes.count("BS211") == 3
-
-
-def test_what_is_wrong_whatever_the_model_is_a_spec_error():
-    spec, _ = read("spec test\ntarget FAKE\nshare s per module rank 2.5")
-    with pytest.raises(SpecError):
-        build_plan(spec, preset("llama-7b"))
-    spec, _ = read("spec test\ntarget FAKE\nshare s per module rank 2")
-    with pytest.raises(PlanError):
-        build_plan(spec, preset("llama-7b"))
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -381,15 +324,6 @@ def test_what_is_wrong_whatever_the_model_is_a_spec_error():
 )
 def test_nothing_to_say_of_a_sound_spec(text):
     assert problems_of(text)[0] == ()
-
-
-def test_a_condition_without_a_value_on_a_model_that_is_known_in_part():
-    """As adapters of 0.1 have it: names are not looked up, and what has no value is an error all the same."""
-    base = preset("llama-7b").model_copy(update={"complete": False})
-    spec, _ = read("spec s  target 6 / layer > 2  share s per module rank 4")
-    with pytest.raises(PlanError) as error:
-        build_plan(spec, base)
-    assert [problem.code for problem in error.value.problems] == ["BS210"]
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,13 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
 from bishare_dsl.diagnostics import BishareWarning, ModelError
-from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.spec import Via
 from bishare_dsl.transforms import Width, effective_pair, load_transform
 from tests.support.checks import regions
-from tests.support.plans import vias
-from tests.support.references import reference_model
 
 COMMON = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -157,47 +151,6 @@ def test_any_sharing(terms, implementation):
         assert_close(one, other)
 
 
-UNEQUAL = {
-    "gates of some, downs of all": (
-        "(gate_proj and expert in 0..1), (down_proj and expert != none)",
-        "per expert",
-    ),
-    "all of one, downs of all": (
-        "(expert != none and expert == 0), (down_proj and expert != none)",
-        "per layer, expert % 2",
-    ),
-    "a key for each factor": (
-        "gate_proj, up_proj, down_proj",
-        "A per expert // 2 B per expert % 2",
-    ),
-}
-OF_BASES = [("Loadings", "vectors"), ("Core", "count"), ("Core", "cores"), ("Basis", "count")]
-
-
-@settings(max_examples=max(1, settings().max_examples // 4))
-@given(
-    st.sampled_from(["qwen3_moe", "gpt_oss", "mixtral"]),
-    st.sampled_from([*UNEQUAL]),
-    vias() | st.sampled_from([Via(transform=t, options={o: 2}) for t, o in OF_BASES]),
-)
-def test_pools_of_unequal_widths(family, pools, via):
-    """Whose tensors are as wide as the widest of their sites: one expert's pool may be wider than another's."""
-    target, keys = UNEQUAL[pools]
-    spec = parse_spec(f"spec s\ntarget {target}\nscale 2\nshare x {keys} rank 2 via SS")
-    spec = spec.model_copy(update={"shares": (spec.shares[0].model_copy(update={"via": via}),)})
-    model = mixture(family)
-    base = copy.deepcopy(model)
-    fresh = base(IDS).logits
-    adapt(model, spec)
-    assert torch.equal(model(IDS).logits, fresh)
-    trained(model)
-    logits = model(IDS).logits
-    expected = reference_model(base, model.bishare.plan, tensors_of(model))(IDS).logits
-    assert_close(logits, expected)
-    for one, other in zip(gradients(logits, model), gradients(expected, model), strict=True):
-        assert_close(one, other)
-
-
 def test_only_experts_with_tokens_are_multiplied(monkeypatch):
     """Nor is an update ever as large as a weight."""
     from bishare_dsl.rewrite import ops
@@ -226,28 +179,6 @@ def test_an_implementation_of_a_users_own_runs_one_by_one():
         assert torch.equal(model(IDS).logits, expected)
 
 
-def test_compiled():
-    """Around the experts: what is compiled must not leave the terms out, as it would here."""
-    model = mixture("qwen3_moe", "grouped_mm", torch.bfloat16, layers=1)
-    block = model.model.layers[0].mlp
-    x = torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
-    with torch.no_grad():
-        base = block(x)
-        trained(adapt(model))
-        expected = block(x)
-        found = torch.compile(block, backend="aot_eager")(x)
-    torch._dynamo.reset()
-    assert (found - expected).abs().max() < 0.2 * (base - expected).abs().max()
-
-
-def test_dropout_is_for_training_only():
-    model = precise("mixtral")
-    base = copy.deepcopy(model)
-    trained(adapt(model, "share x per module rank 2 dropout 0.5"))
-    assert_close(model(IDS).logits, dense(base, model))
-    assert not torch.equal(model.train()(IDS).logits, model(IDS).logits)
-
-
 def test_what_is_no_matrix_is_refused():
     with pytest.raises(ModelError, match="must be a matrix"):
         adapt(mixture(), "share x per module rank 2 via Experts")
@@ -262,15 +193,3 @@ def exported(model):
     except Exception:  # noqa: BLE001 - whatever cannot be exported
         return None
     return program.module()(IDS, use_cache=False).logits
-
-
-@pytest.mark.parametrize(
-    ("family", "implementation"),
-    [("qwen3_moe", "grouped_mm"), ("gpt_oss", "grouped_mm"), ("olmoe", "batched_mm")],
-)
-@torch.no_grad()
-def test_it_is_exported_where_its_base_is(family, implementation):
-    model = mixture(family, implementation, layers=1)
-    assert exported(model) is not None
-    trained(adapt(model, SPECS["pooled"]))
-    torch.testing.assert_close(exported(model), model(IDS).logits)

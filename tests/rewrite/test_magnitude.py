@@ -5,14 +5,13 @@ import math
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import from_peft
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
@@ -20,7 +19,6 @@ from bishare_dsl.export.peft_config import TENSORS
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import products, row_norms
-from bishare_dsl.rewrite.magnify import length_ratio
 from bishare_dsl.serve.vllm.folder import read_any
 from tests.batched.test_batches import alone, filled
 from tests.methods.test_every_method import SCALED, TINY
@@ -46,26 +44,6 @@ FORMS = {
 
 def model_of(form, base, **settings):
     return compile_spec(parse_spec(FORMS.get(form, form)), copy.deepcopy(base), **settings)
-
-
-@pytest.mark.parametrize("text", [DORA, DORA.replace("share l", "train biases\nshare l")])
-@pytest.mark.parametrize("where", ["memory", "disk"])
-def test_lengths_and_biases_of_offloaded_layers(text, where, tmp_path):
-    """Outside of a layer's own forward its weight and bias are not here, and torch computes with anything."""
-    base = tiny_model("qwen2")
-    model = model_of(text, base)
-    checks.randomize(model)
-    model.bishare.save_pretrained(tmp_path / "adapter")
-    with torch.no_grad():
-        want = model(IDS).logits
-    if where == "memory":
-        cpu_offload(model, execution_device=torch.device("cpu"))
-    else:
-        model = base
-        disk_offload(model, tmp_path / "disk", execution_device=torch.device("cpu"))
-        load_adapter(tmp_path / "adapter", model)
-    with torch.no_grad():
-        torch.testing.assert_close(model(IDS).logits, want, rtol=1e-4, atol=1e-4)
 
 
 class _Relative(torch.nn.Module):
@@ -156,19 +134,6 @@ def test_the_lengths_have_no_gradient_and_no_matrix_of_a_weights_shape_is_made()
         model(IDS, labels=IDS).loss.backward()
     assert (2, 44) in shapes
     assert not {(44, 24), (24, 44)} & shapes
-
-
-def test_a_row_that_is_zero_stays_finite():
-    layer = torch.nn.Linear(4, 3, bias=False)
-    with torch.no_grad():
-        layer.weight[0] = 0
-    a, b = torch.randn(1, 4), torch.zeros(1, 3)
-    assert torch.equal(length_ratio(layer, a, b, torch.float32), torch.ones(3))
-    gone = torch.linalg.lstsq(a.T, layer.weight[1:2].T).solution
-    with torch.no_grad():
-        layer.weight[1] = (a.T @ gone)[:, 0]
-    b[0, 1] = -gone[0, 0]  # W + dW is zero there.
-    assert length_ratio(layer, a, b, torch.float32).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "quantised", "computed"])
@@ -349,32 +314,6 @@ def test_a_loss_is_relative_to_the_change_of_the_weight(form, how, tmp_path):
     assert report.total_error == pytest.approx(total, rel=1e-2)
 
 
-def test_a_dora_that_peft_has_trained_is_imported(tmp_path):
-    base = tiny_model("qwen2")
-    config = LoraConfig(
-        r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=True, use_rslora=True
-    )
-    theirs = get_peft_model(copy.deepcopy(base), config)
-    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], 1e-2)
-    for _ in range(3):
-        theirs(IDS, labels=IDS).loss.backward()
-        optimizer.step()
-    theirs.save_pretrained(tmp_path / "peft")
-    text = import_peft(tmp_path / "peft", base, tmp_path / "ours").spec_text
-    assert "magnitude  per module" in text
-    ours = load_adapter(tmp_path / "ours", copy.deepcopy(base))
-    with torch.no_grad():
-        expected = theirs.eval()(IDS).logits
-        assert (expected - base(IDS).logits).abs().max() > 1e-2
-        torch.testing.assert_close(ours(IDS).logits, expected, rtol=1e-4, atol=1e-5)
-    file = tmp_path / "peft" / "adapter_model.safetensors"
-    tensors = load_file(file)
-    tensors.pop(next(name for name in tensors if "magnitude" in name))
-    save_file(tensors, file)
-    with pytest.raises(AdapterError, match="lora_magnitude_vector"):
-        import_peft(tmp_path / "peft", base, tmp_path / "none")
-
-
 @pytest.mark.long
 def test_it_compiles_to_one_graph():
     model = model_of("shared", tiny_model("qwen2", num_hidden_layers=1))
@@ -391,56 +330,7 @@ def test_it_compiles_to_one_graph():
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["dora", "some"])
-def test_a_quantised_base_has_the_lengths_of_what_it_stands_for(form):
-    """Forward, gradients, merging and PEFT's DoRA, all of a base whose q and up are eight bits wide."""
-    base = quantise(tiny_model("qwen2"), lambda path: path.endswith(("q_proj", "up_proj")))
-    checks.check_spec(parse_spec(FORMS[form]), base)
-    model = model_of(form, base).train()
-    before = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
-    for _ in range(2):
-        model(IDS, labels=IDS).loss.backward()
-        optimizer.step()
-    assert all(not torch.equal(t, before[n]) for n, t in model.bishare.tensors().items())
-
-
 # What cannot be ---------------------------------------------------------------------------------------
-
-
-def refused(text, family="llama", **settings):
-    with pytest.raises((PlanError, SpecError)) as caught:
-        compile_spec(text, tiny_model(family, **settings))
-    return str(caught.value)
-
-
-def test_widths_that_differ_under_one_key_are_located_with_a_key_that_works():
-    text = "spec s\ntarget q_proj, up_proj\nshare l per module rank 2\nmagnitude per layer"
-    said = refused(text)
-    assert "BS305" in said
-    assert "4:15" in said
-    assert "`per layer, kind`" in said
-    compile_spec(text + ", kind", tiny_model("llama"))
-
-
-@pytest.mark.parametrize(
-    ("target", "family", "where", "why"),
-    [
-        ("q_proj, up_proj", "mixtral", "where expert == none", "experts"),
-        ("q_proj, embed_tokens", "llama", "where layer != none", "embedding"),
-    ],
-)
-def test_what_has_no_output_to_scale_is_refused_with_a_remedy(target, family, where, why):
-    text = f"spec s\ntarget {target}\nshare l per module rank 2\nmagnitude per module"
-    if family == "mixtral":
-        text = text.replace("up_proj", "gate_proj")
-    said = refused(f"{text}\n", family)
-    assert "BS323" in said
-    assert "4:1" in said
-    assert why in said
-    assert f"`{where}`" in said
-    model = compile_spec(f"{text} {where}", tiny_model(family))
-    assert any(term.is_magnitude for term in model.bishare.plan.terms)
 
 
 def test_what_adds_low_rank_terms_alone_refuses_it():

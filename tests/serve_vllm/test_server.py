@@ -201,23 +201,6 @@ def test_what_cannot_be_served_is_an_error_of_the_request(server, name):
     assert server.complete("base") == server.texts["base"]
 
 
-def test_a_folder_that_is_damaged_when_its_adapter_has_left_the_cache(server):
-    name, *others = server.names
-    assert server.complete(name) == server.texts[name]
-    for other in others:
-        assert server.complete(other) == server.texts[other]
-    file = server.adapters / name / "adapter_model.safetensors"
-    content = file.read_bytes()
-    file.write_bytes(content[:-8])
-    status, text = server.call(
-        "/v1/completions", {"model": name, "prompt": PROMPT, "max_tokens": 1}
-    )
-    assert (status, "BS608" in text) == (400, True), text
-    assert server.complete("base") == server.texts["base"]
-    file.write_bytes(content)
-    assert server.complete(name) == server.texts[name]
-
-
 @pytest.mark.parametrize("name", ["missing", "../base", ".."])
 def test_a_name_that_is_not_there(server, name):
     status, text = server.call(

@@ -87,39 +87,6 @@ def test_wrong_values(name, value, reason):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"bf16": True, "fp16": True}, "fp16 and bf16"),
-        ({"load_best_model_at_end": True}, "eval_split"),
-        ({"eval_strategy": "epoch"}, "eval_split"),
-        ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers"),
-        ({"report_to": "tensorbord"}, "tensorbord"),
-        ({"lr_scheduler_type": "cosin"}, "please select one of"),
-        ({"report_to": "wandb"}, "pip install wandb"),
-        ({"per_device_train_batch_size": 0}, "one example at least"),
-        ({"per_device_train_batch_size": -2}, "one example at least"),
-        ({"gradient_accumulation_steps": -1}, "one example at least"),
-    ],
-)
-def test_what_does_not_go(tmp_path, given, said):
-    with pytest.raises(TrainError, match="BS732") as caught:
-        args(tmp_path, **given)
-    assert said in str(caught.value)
-
-
-def test_strategies_that_do_not_match(tmp_path):
-    with pytest.raises(TrainError, match=r"BS732.*round multiple"):
-        args(tmp_path, evaluates=True, load_best_model_at_end=True, eval_steps=30)
-
-
-def test_held_out_data_is_evaluated_on_when_checkpoints_are_saved(tmp_path):
-    found = args(tmp_path, evaluates=True, save_steps=7)
-    assert (found.eval_strategy, found.eval_steps) == ("steps", 7)
-    assert args(tmp_path, evaluates=True, eval_strategy="epoch").eval_strategy == "epoch"
-    assert args(tmp_path, evaluates=True, eval_strategy=False).eval_strategy == "no"
-
-
-@pytest.mark.parametrize(
     ("there", "code"), [(None, "BS735.*deepspeed"), ("spec", "BS732.*launcher")]
 )
 def test_deepspeed_that_cannot_start_is_refused(tmp_path, monkeypatch, there, code):

@@ -89,13 +89,6 @@ def test_an_older_checkpoint_ends_as_the_run_did(
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
-def test_a_checkpoint_under_another_name_is_refused(run: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(run[0], tmp_path / "copy")
-    shutil.copytree(tmp_path / "copy" / "checkpoint-4", tmp_path / "copy" / "checkpoint-8")
-    with pytest.raises(TrainError, match=r"BS743.*that of step 4"):
-        resume(tmp_path / "copy" / "checkpoint-8")
-
-
 def test_a_record_that_names_other_files_reads_none(run: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(run[0] / "checkpoint-6", tmp_path / "checkpoint-6")
     record = json.loads((tmp_path / "checkpoint-6" / "digests.json").read_text())
@@ -103,13 +96,6 @@ def test_a_record_that_names_other_files_reads_none(run: tuple[Path, str], tmp_p
     (tmp_path / "checkpoint-6" / "digests.json").write_text(json.dumps(record))
     with pytest.raises(TrainError, match=r"BS743.*outside"):
         folders.find_checkpoint(tmp_path / "checkpoint-6")
-
-
-@pytest.mark.parametrize("limit", [1, 2])
-def test_checkpoints_that_are_too_many_are_removed(files: Path, tmp_path: Path, limit: int) -> None:
-    start(PLAIN, str(files / "rows.jsonl"), tmp_path / "it", **STEPS | {"save_total_limit": limit})
-    left = [path.name for path in folders.checkpoints(tmp_path / "it")]
-    assert left == ["checkpoint-4", "checkpoint-6"][-limit:]
 
 
 def _begin_and_die(folder: Path, number: int) -> int:
@@ -240,47 +226,10 @@ def test_the_folders_of_results_are_looked_at_before_anything_is_trained(
         start(text, data, tmp_path / "library")
 
 
-@pytest.mark.parametrize(
-    ("given", "code"),
-    [
-        ({"output_dir": ""}, "BS731"),
-        ({"output_dir": " "}, "BS731"),
-        ({"data": {}}, "BS731"),
-        ({"gradient_accumulation_steps": -1}, "BS732"),
-        ({"per_device_train_batch_size": -2}, "BS732"),
-    ],
-)
-def test_values_that_mean_nothing(files: Path, tmp_path: Path, given: Any, code: str) -> None:
-    how = {"spec": PLAIN, "data": str(files / "rows.jsonl"), "output_dir": tmp_path / "it", **given}
-    with pytest.raises(TrainError, match=code):
-        train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), quiet=True, **how)
-
-
 def test_several_tasks_are_not_sharded(files: Path, tmp_path: Path) -> None:
     data = {"a": str(files / "rows.jsonl")}
     with pytest.raises(BishareError, match=r"BS754|BS732"):
         start(PLAIN, data, tmp_path / "it", fsdp=True)
-
-
-def test_processes_that_accelerate_has_not_started(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `accelerate launch --cpu --num_processes 2` leaves it (F58)."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(TrainError, match=r"BS732.*accelerate has started one"):
-        start(PLAIN, str(files / "rows.jsonl"), tmp_path / "it")
-
-
-def test_the_first_step_of_a_warm_up_has_a_rate(files: Path, tmp_path: Path) -> None:
-    how = {"warmup_steps": 3, "max_steps": 6, "logging_steps": 1}
-    rows = str(files / "rows.jsonl")
-    alone = start(PLAIN, rows, tmp_path / "one", **how)
-    several = start(PLAIN, {"a": rows}, tmp_path / "many", **how)
-    for made in (alone, several):
-        rates = [entry["learning_rate"] / 1e-2 for entry in made.history if "loss" in entry]
-        assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -292,22 +241,3 @@ def test_a_step_that_sees_every_example_says_so(
     made = start(PLAIN, {"a": rows} if several else rows, tmp_path / "it", **how)
     assert "2 of all 6 examples" in str(made)
     assert not recwarn
-
-
-def test_a_library_says_which_spec_a_late_comer_has(files: Path, tmp_path: Path) -> None:
-    """And its seed draws what is frozen, whatever the seed of the run."""
-    text = (
-        "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4 freeze A\n"
-        "share y A per adapter, kind  B per adapter, kind rank 2 freeze A\n"
-    )
-    rows, others = str(files / "rows.jsonl"), str(files / "others.jsonl")
-    how = {"max_steps": 2}
-    start(text, {"a": rows, "b": others}, tmp_path / "first", seed=3, **how)
-    library = str(tmp_path / "first" / "library")
-    made = start(None, {"late": others}, tmp_path / "out", library=library, **how)  # type: ignore[arg-type]
-    old, new = tensors(f"{library}#a"), tensors(made.tasks[0].folder)
-    frozen = [t.name for t in made.model.bishare.plan.tensors if not t.trainable]
-    assert len(frozen) == 4
-    assert all(torch.equal(old[name], new[name]) for name in frozen)
-    kept = tensors(tmp_path / "out" / "library#a")
-    assert all(torch.equal(kept[name], tensor) for name, tensor in old.items())

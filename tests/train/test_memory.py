@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from accelerate import dispatch_model
 from safetensors.torch import load_file
 
-from bishare_dsl.train.errors import TrainError
 from tests.support.families import tiny_model
 from tests.train.conftest import losses, values
 
@@ -26,17 +24,6 @@ def test_activations_computed_twice(start, tmp_path):
     assert len(calls) == 12 * 2
 
 
-def test_autocast(start, tmp_path):
-    dtypes = set()
-    model = tiny_model("llama")
-    model.model.layers[0].mlp.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
-    cast = start(tmp_path / "cast", model=model, logging_steps=1, bf16=True)
-    plain = start(tmp_path / "plain", logging_steps=1)
-    assert torch.bfloat16 in dtypes
-    assert [x[0] for x in shown(cast)] == pytest.approx([x[0] for x in shown(plain)], rel=0.02)
-    assert {tensor.dtype for tensor in values(cast).values()} == {torch.float32}
-
-
 def test_a_base_of_half_the_size(start, tmp_path, model_folder):
     """The adapter stays in float32, as it is trained and saved."""
     half = start(
@@ -48,27 +35,6 @@ def test_a_base_of_half_the_size(start, tmp_path, model_folder):
     assert [x[0] for x in shown(half)] == pytest.approx([x[0] for x in shown(plain)], rel=0.02)
     stored = load_file(tmp_path / "half" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("how", ["map", "dispatched"])
-def test_a_base_that_is_kept_elsewhere(start, tmp_path, model_folder, how):
-    """accelerate brings its weights when they are needed; the adapter is resident."""
-    plain = start(tmp_path / "plain", logging_steps=1)
-    more = {"logging_steps": 1}
-    if how == "map":
-        more |= {"model": str(model_folder), "device_map": "auto"}
-    else:
-        model = more["model"] = tiny_model("llama")
-        device_map = {name: "cpu" for name, _ in model.named_children()}
-        device_map |= {"model": "disk"}
-        folder = str(tmp_path / "weights")
-        dispatch_model(model, device_map, "cpu", offload_dir=folder, force_hooks=True)
-    result = start(tmp_path / "it", **more)
-    if how != "map":
-        assert result.model.model.layers[0].self_attn.q_proj.weight.is_meta
-    assert not any(tensor.is_meta for tensor in values(result).values())
-    for here, there in zip(shown(result), shown(plain), strict=True):
-        assert here == pytest.approx(there, rel=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -88,11 +54,3 @@ def test_a_quantised_base(start, tmp_path, bits):
     first, *_, last = [loss for loss, *_ in shown(result)]
     assert last < first
     assert {tensor.dtype for tensor in values(result).values()} == {torch.float32}
-
-
-def test_a_model_that_is_not_causal_is_refused(start, tmp_path):
-    with pytest.raises(TrainError) as caught:
-        start(tmp_path / "it", model=tiny_model("bert"))
-    [problem] = caught.value.problems
-    assert problem.code == "BS756"
-    assert "`BertForMaskedLM`" in problem.message

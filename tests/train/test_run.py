@@ -66,14 +66,6 @@ def test_what_was_asked_asks_for_the_same_run(start, files, model_folder, tmp_pa
     assert losses(again) == losses(first)
 
 
-def test_the_same_seed_the_same_run(start, tmp_path):
-    torch.manual_seed(1)
-    one = start(tmp_path / "one", logging_steps=1)
-    torch.manual_seed(2)
-    assert losses(start(tmp_path / "two", logging_steps=1)) == losses(one)
-    assert losses(start(tmp_path / "three", logging_steps=1, seed=1)) != losses(one)
-
-
 def test_evaluating_changes_nothing_in_training(start, files, tmp_path):
     alone = start(tmp_path / "alone", logging_steps=1)
     more = {"eval_data": files / "others.jsonl", "eval_steps": 1, "eval_on_start": True}
@@ -105,18 +97,6 @@ def test_the_best_adapter_is_kept(start, files, tmp_path):
     assert all(torch.equal(stored[name], tensor) for name, tensor in values(result).items())
 
 
-def test_accumulation_changes_only_rounding(start, tmp_path):
-    found = []
-    for size, steps in ((1, 4), (4, 1)):
-        more = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
-        # Dropout is drawn for other shapes.
-        spec = tmp_path / "dry.share"
-        spec.write_text(SPEC.replace("dropout 0.2\n", ""))
-        result = start(tmp_path / str(size), spec=str(spec), logging_steps=1, **more)
-        found.append([entry["loss"] for entry in result.history if "loss" in entry])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
-
-
 def running_another(model):
     model = get_peft_model(model, model.peft_config["default"])
     model.add_adapter("other", BishareConfig(spec="lora"))
@@ -138,16 +118,6 @@ def test_no_run_saves_another_adapter_than_it_trains(said, start, tmp_path):
     with pytest.raises(BishareError, match=said):
         start(tmp_path / "out", model=model, spec=None)
     assert not (tmp_path / "out" / "adapter_config.json").exists()
-
-
-def test_an_adapted_model_is_trained_further(start, tmp_path):
-    first = start(tmp_path / "first", logging_steps=1)
-    again = start(tmp_path / "again", model=first.model, spec=None, logging_steps=1)
-    assert again.loss_first < first.loss_first
-    with pytest.raises(TrainError, match=r"BS737.*`small`"):
-        start(tmp_path / "no", model=first.model)
-    with pytest.raises(TrainError, match=r"BS732.*params"):
-        start(tmp_path / "no", model=first.model, spec=None, params={"r": 2})
 
 
 def test_an_adapter_is_trained_further(start, tmp_path):
@@ -305,14 +275,6 @@ def test_quiet_and_not(start, tmp_path, capsys):
         " 6/6 [",
     ):
         assert said in err
-
-
-def test_a_model_is_left_as_it_was_found(start, tmp_path):
-    model = tiny_model("llama")
-    forward = model.forward
-    start(tmp_path / "it", model=model, bf16=True)
-    assert model.forward == forward
-    assert "forward" not in vars(model)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_weights_are_loaded(start, tmp_path):

@@ -13,7 +13,6 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import run as runs
 from bishare_dsl.train import train, trunk
-from tests.support.families import tiny_model as family_model
 from tests.train.conftest import SMALL
 
 LAST = "spec s\ntarget layer in -1..-1 and (q_proj or v_proj or down_proj)\nalpha 8\n"
@@ -84,18 +83,6 @@ def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
     assert tokens[:-1] == [tokens[0]] * (BLOCKS - 1)
 
 
-@pytest.mark.parametrize("how", [{"gradient_checkpointing": True}, {"eval_split": 3}])
-def test_one_task_in_shuffled_batches(
-    files: Path, tmp_path: Path, without: Any, how: dict[str, Any]
-) -> None:
-    how |= {"per_device_train_batch_size": 4}
-    found, tokens = start(LORA, files / "rows.jsonl", tmp_path / "kept", **how)
-    wanted, before = without(LORA, files / "rows.jsonl", tmp_path / "not", **how)
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
-    assert tokens[0] < before[0] / 1.5
-
-
 def test_a_resumed_run_computes_the_states_again_and_ends_as_it_would_have(
     tasks: Any, tmp_path: Path
 ) -> None:
@@ -125,32 +112,6 @@ def test_states_that_do_not_fit_into_memory_are_not_kept_and_a_note_says_so(
     wanted, before = without(CORES, tasks, tmp_path / "not")
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert tokens[0] == before[0] + 3 * 2 * 6  # Those of the trial.
-
-
-def test_what_excludes_the_states_is_noted(
-    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = runs.cached_trunk
-    monkeypatch.setattr(runs, "cached_trunk", lambda *given: real(*given[:-1], "DeepSpeed"))
-    _, tokens = start(CORES, tasks, tmp_path / "out", quiet=False)
-    assert tokens == [tokens[0]] * BLOCKS
-    assert "blocks 0 to 2 run again in each epoch: DeepSpeed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("spec", "how"),
-    [
-        (CORES, {"num_train_epochs": 1}),
-        ("spec s\ntarget q_proj\nshare x per module, adapter rank 2\n", {}),
-        (f"{CORES}train input_layernorm\n", {}),
-    ],
-)
-def test_nothing_is_kept_where_it_would_be_wrong_or_for_nothing(
-    tasks: Any, tmp_path: Path, spec: str, how: dict[str, Any]
-) -> None:
-    data = tasks if "train" not in spec else tasks["rows"]
-    _, tokens = start(spec, data, tmp_path / "out", **how)
-    assert tokens == [tokens[0]] * BLOCKS
 
 
 @pytest.mark.parametrize("way", ["attention_dropout", "a hook in training", "layerdrop"])
@@ -189,16 +150,6 @@ def test_nothing_is_cached_where_layers_are_recomputed_from_inputs_with_gradient
     }
     start(LORA, files / "rows.jsonl", tmp_path / "out", quiet=False, **again)
     assert "blocks 0 to 2 run again in each epoch: `use_reentrant` needs" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_head_may_call_the_blocks_with_arguments_by_place(dropout: float) -> None:
-    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    model = family_model("gpt2", n_layer=3, **drops)
-    blocks: Any = model.transformer.h
-    cached = trunk.Trunk(model.transformer, list(blocks[:2]), blocks[2])
-    with cached.installed():
-        assert cached.fits(model) is (dropout == 0)
 
 
 def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
