@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
 from tests.batched.test_batches import ADAPTERS, IDS, NAMES, filled
 
@@ -147,3 +148,51 @@ def test_adapters_of_a_bank_stand_next_to_others_of_their_plan(
                 stack.enter_context(model.bishare.bank(members.split()))
             found = model(IDS, adapter_names=names).logits
     torch.testing.assert_close(found, want)
+
+
+def test_gradients_of_gradients(model: Any) -> None:
+    def twice(run: Any, names: Names) -> dict[str, torch.Tensor]:
+        mine = {n: t for n, t in model.bishare["a2"].tensors().items() if t.requires_grad}
+        first = torch.autograd.grad(run().sum(), [*mine.values()], create_graph=True)
+        sum(g.square().sum() for g in first).backward()
+        return {key[1]: g for key, g in gradients(model).items() if key[0] == "a2"}
+
+    # The fused attention of a CPU has no second derivative.
+    model.get_base_model().set_attn_implementation("eager")
+    names = ["a", None, "a2", "b"]
+    found = twice(lambda: losses(model(IDS, adapter_names=names).logits)[2:3], names)
+    model.set_adapter("a2")
+    trains(model)
+    close(found, twice(lambda: losses(model(IDS[2:3]).logits, IDS[2:3]), names))
+
+
+@pytest.mark.parametrize("opened", ["for a call", "for a block"])
+def test_layers_that_are_computed_again(model: Any, opened: str) -> None:
+    names = ["a", "b", None, "a2"]
+    wanted = of_each_alone(model, names)
+    base = model.get_base_model()
+    base.activation_checkpointing_enable()
+    if opened == "for a call":
+        found = losses(model(IDS, adapter_names=names).logits)
+    else:
+        with model.bishare.rows(names):
+            found = losses(model(IDS).logits)
+    model(IDS[:1])  # Of the active one alone: whose rows are computed again does not depend on it.
+    found.sum().backward()
+    close(gradients(model), wanted)
+    losses(model(IDS).logits).sum().backward()
+    assert {name for name, _ in gradients(model)} == {"a"}
+    base.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(AdapterError, match="BS689"):
+        model(IDS, adapter_names=names)
+
+
+def test_factors_are_not_kept_for_the_backward(model: Any) -> None:
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+    ):
+        model(IDS, adapter_names=["a", "a2", "a3", "a"])
+    # By the ranks of the islands: only the products are there, which have a column for each token.
+    found = {shape for shape in kept if len(shape) == 3 and shape[1] in (9, 19)}
+    assert found == {(4, 9, 7), (4, 19, 7)}

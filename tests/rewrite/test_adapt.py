@@ -488,3 +488,39 @@ def test_each_pass_can_be_switched_off(adapted, step):
         return [region.bishare_changes.code.source for _, region in regions(model)]
 
     assert code(model) != code(case.model)
+
+
+@pytest.mark.each_once
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_gradient_checkpointing(adapted, family, reentrant):
+    dropout = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
+    overrides = dropout if family == "gpt2" else {"dropout": 0.0} if family == "opt" else {}
+    case = adapted(family, **overrides).train()
+    case.model.train()
+    want = gradients(case.model, case.tensors)
+    # Reentrant checkpoints pass gradients on only where their input has some: peft asks for it too.
+    case.model.enable_input_require_grads()
+    case.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for name, gradient in gradients(case.model, case.tensors).items():
+        # Equal but for the order in which a shared tensor's gradients add up.
+        torch.testing.assert_close(gradient, want[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_autocast(adapted, family):
+    case = adapted(family)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(case.model), logits(case.base))
+    case.train()
+    seen = {}
+    _, region = regions(case.model)[0]
+    region.bishare_factors.register_forward_hook(lambda m, a, out: seen.update(out=out))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradients(case.model, case.tensors)
+    assert {factor.dense().dtype for factor in seen["out"]} == {torch.float32}
+    want = gradients(case.model, case.tensors)
+    for name, gradient in want.items():
+        assert gradient.dtype == torch.float32
+        error = (got[name] - gradient).norm() / gradient.norm()
+        assert error < 0.1, name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
@@ -111,3 +111,8 @@ def test_two_wide_tensors_are_kept_where_modules_keep_four(x):
 
     assert kept(mlp) == 2
     assert kept(mlp.plain) == 4
+
+
+def test_it_can_be_differentiated_twice(x):
+    mlp = Mlp(bias=True)
+    assert gradgradcheck(mlp, (x, *mlp.factors))

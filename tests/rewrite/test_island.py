@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 from bishare_dsl.rewrite.island import island
@@ -150,3 +150,15 @@ def test_under_checkpointing(x):
     expected = torch.autograd.grad(sum(y.sum() for y in module.dense(x)), module.a)
     ys = checkpoint(module, x, use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(sum(y.sum() for y in ys), module.a), expected)
+
+
+def test_forward_mode_and_functorch_work(x):
+    module = Island().requires_grad_(False)
+    _, expected = torch.func.jvp(lambda x: module.dense(x)[0], (x,), (torch.ones_like(x),))
+    _, actual = torch.func.jvp(lambda x: module(x)[0], (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(actual, expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        torch.testing.assert_close(forward_ad.unpack_dual(module(dual)[0]).tangent, expected)
+    per_row = torch.func.vmap(lambda row: module(row)[0])(x.detach())
+    torch.testing.assert_close(per_row, module.dense(x)[0])
