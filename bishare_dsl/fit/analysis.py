@@ -61,19 +61,18 @@ class Shared:
         return self.kept - self.chance
 
 
-def analyse(stored: StoredAdapter, rank: int | None = None, *, seed: int = 0) -> list[Shared]:
-    """Measure an adapter.
+def analyse(stored: StoredAdapter, *, seed: int = 0) -> list[Shared]:
+    """Measure an adapter, with common factors of the commonest rank of its modules.
 
     Args:
         stored: the adapter.
-        rank: of the common factors; by default the commonest rank of a module.
         seed: for the random directions of chance.
 
     Raises:
         AdapterError: an update is not a matrix (BS633) or not finite (BS628, BS694), or all are zero (BS850).
     """
     rows = read_rows(stored)
-    rank = rank or Counter(len(r) for r in rows["A"].values()).most_common(1)[0][0]
+    rank = Counter(len(r) for r in rows["A"].values()).most_common(1)[0][0]
     random = torch.Generator().manual_seed(seed)
     measured = []
     for role, given in rows.items():

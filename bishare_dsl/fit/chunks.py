@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,13 +80,9 @@ def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
         terms = terms_of.get(site.path, ())
         rows = given.rows(*places[0]) + sum(term.rows for term in terms)
         most = max(1, _VALUES_PER_CHUNK // ((site.d_in + site.d_out) * max(rows, 1)))
-        grouped += [_chunk(family, part) for part in _parts(places, most)]
+        starts = range(0, len(places), most)
+        grouped += [_chunk(family, places[start : start + most]) for start in starts]
     return grouped
-
-
-def _parts(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
-    for start in range(0, len(places), most):
-        yield places[start : start + most]
 
 
 def _chunk(family: Family, places: Sequence[Place]) -> Chunk:

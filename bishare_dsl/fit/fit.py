@@ -65,7 +65,7 @@ def fit(
     for name in sorted(selecting(plan)):
         raise AdapterError(NO_LEAST_SQUARES(tensor=name))
     check_drawn(plan, "a fit")
-    family = Family(plan, given.names)
+    family = Family(plan, tuple(given.pairs))
     values = family.draw(seed)
     if library is None:
         problem = Problem(family, given, leading(family, given, values))

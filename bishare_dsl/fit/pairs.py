@@ -20,10 +20,6 @@ class GivenPairs:
 
     pairs: Mapping[str, Mapping[str, Pair]]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.pairs)
-
     def rows(self, adapter: str, site: Site) -> int:
         """Count the rows of a site's pair; 0 if the adapter does not change the site."""
         pair = self.pairs[adapter].get(site.path)

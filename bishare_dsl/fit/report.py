@@ -11,9 +11,6 @@ from typing import Any
 from bishare_dsl.fit.chunks import Place
 from bishare_dsl.show.table import Table, by_layer_and_kind
 
-_SHOWN_ADAPTERS = 12
-"""The number of adapters that are shown individually: those with the largest errors."""
-
 Squares = Mapping[Place, tuple[float, float]]
 """The squared norm of the residual and of the given update, at each place."""
 
@@ -58,10 +55,8 @@ class FitReport:
         ]
         if len(self.adapters) > 1:
             worst = sorted(self.adapters.items(), key=lambda item: -item[1])
-            lines = [[name, f"{100 * error:.2f}"] for name, error in worst[:_SHOWN_ADAPTERS]]
+            lines = [[name, f"{100 * error:.2f}"] for name, error in worst]
             parts.append(str(Table(["adapter", "error"], lines)))
-            if len(worst) > _SHOWN_ADAPTERS:
-                parts.append(f"and {len(worst) - _SHOWN_ADAPTERS} with smaller errors")
         return "\n\n".join(parts)
 
 
