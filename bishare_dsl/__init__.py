@@ -12,7 +12,7 @@ from bishare_dsl.version import __version__
 
 if TYPE_CHECKING:
     from bishare_dsl.api import compile_spec, load_adapter, plan_spec
-    from bishare_dsl.language import parse_spec
+    from bishare_dsl.compiler import parse_spec
     from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
 
@@ -33,7 +33,7 @@ __getattr__ = lazy(
         "Spec": "bishare_dsl.spec",
         "compile_spec": "bishare_dsl.api",
         "load_adapter": "bishare_dsl.api",
-        "parse_spec": "bishare_dsl.language",
+        "parse_spec": "bishare_dsl.compiler",
         "plan_spec": "bishare_dsl.api",
     },
 )

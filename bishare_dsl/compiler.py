@@ -6,9 +6,8 @@ Warnings are returned to the caller: `api` emits them, and commands and training
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,10 @@ from bishare_dsl.diagnostics import (
     SourceMap,
     raise_errors,
 )
-from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.plan.check import check_spec
+from bishare_dsl.plan.advice import Adviser, Params
 from bishare_dsl.resources import find_spec
 from bishare_dsl.spec import Spec
 
@@ -44,9 +42,6 @@ def _frame(plan: Plan) -> str:
 
 # Plans must not import pictures, which import plans.
 Plan._repr_html_ = _frame  # type: ignore[attr-defined]
-
-Params = Mapping[str, int | float | str]
-"""Values for a spec's params."""
 
 
 @dataclass(frozen=True)
@@ -95,60 +90,53 @@ def make_plan(
     """
     from bishare_dsl.language.read import warn_of_outdented
 
-    spec, read_where = read_spec(spec)
-    where = where or read_where
     architecture = architecture_of(model)
     try:
+        spec, read_where = read_spec(spec)
+        where = where or read_where
         spec = spec.with_params(params or {})
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
-        said = drop_failing_advice(error.problems, where, architecture)
-        raise type(error)(said, where) from None
-    return ResolvedSpec(
-        plan, (*warn_of_outdented(spec, where), *problems), spec, where, bool(params)
-    )
+        raise advised(error, where, architecture, params) from None
+    found = (*warn_of_outdented(spec, where), *problems)
+    if where is not None:
+        found = (*Adviser(where, architecture, params).settled(found),)
+    return ResolvedSpec(plan, found, spec, where, bool(params))
 
 
-# Trying a piece of advice means planning the spec again.
-_TRIED = 10
-_ADVICE = re.compile(r"did you mean `([^`]+)`\?|^`rank ([^`]+)`")
+def advised(
+    error: BishareError,
+    where: SourceMap | None,
+    architecture: Architecture | None = None,
+    params: Params | None = None,
+    *,
+    allow_use: bool = False,
+) -> BishareError:
+    """Return an error of a spec with advice that was tried: see `Adviser`."""
+    where = error.where or where
+    if where is None:
+        return error
+    judge = Adviser(where, architecture, params, allow_use)
+    return type(error)(judge.settled(error.problems), where)
 
 
-def drop_failing_advice(
-    problems: Iterable[Problem], where: SourceMap | None, architecture: Architecture | None
-) -> Iterator[Problem]:
-    """Yield problems, without advice that fails when it is followed.
+def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:
+    """Parse a text to a spec.
 
-    The advised text replaces the wrong text, and the spec is checked again, with or without a model.
-    This is done for the first few problems; the others lose their advice. Problems of used files are not
-    changed.
+    Args:
+        text: the text.
+        name: its path, for messages; used files are searched in its folder.
+        allow_use: whether it may use files outside of that folder.
+
+    Raises:
+        SpecError: every problem of the text and of used files (BS1xx), with its position.
     """
-    tried = 0
-    for problem in problems:
-        meant = _ADVICE.match(problem.help or "")
-        span = where.locate(problem.loc) if where and problem.loc and meant else None
-        if meant and span and where and where.source_of(span) is where.source:
-            text = where.source.text
-            text = text[: span.start] + (meant[1] or meant[2]) + text[span.end :]
-            tried += 1
-            failing = tried > _TRIED
-            if not failing:
-                again = _problems(text, where.source.name, architecture)
-                locations = [one.loc for one in again if one.severity == "error"]
-                failing = any(loc[: len(problem.loc)] == problem.loc for loc in locations)
-            if failing:
-                problem = replace(problem, help=registry()[problem.code].remedy)
-        yield problem
-
-
-def _problems(text: str, name: str, architecture: Architecture | None) -> Sequence[Problem]:
     from bishare_dsl.language import read
 
     try:
-        spec, _ = read(text, name)
-        return check_spec(spec) if architecture is None else build_plan(spec, architecture)[1]
+        return read(text, name, allow_use=allow_use)[0]
     except BishareError as error:
-        return error.problems
+        raise advised(error, None, allow_use=allow_use) from None
 
 
 def read_spec(spec: Spec | str | os.PathLike[str]) -> tuple[Spec, SourceMap | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,10 @@ from bishare_dsl.diagnostics import BishareError
 
 if TYPE_CHECKING:
     from bishare_dsl.models.site import Architecture
+    from bishare_dsl.plan import Plan
+
+_SHAPES = "llama-7b"
+"""The shapes on which to show what a spec shares if no model is given."""
 
 
 @click.command(
@@ -35,8 +40,12 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
     report.problems_are_results = True
     report.data(files=list(files))
     architecture = _architecture(model, report) if model is not None else None
+    told: dict[str, Any] = {}
     for file in files:
-        _check(file, architecture, report)
+        plan = _check(file, architecture, report)
+        if plan is not None:
+            told[file] = _tell(file if len(files) > 1 else None, plan, model, report)
+    report.data(sharing=told)
     counts = [
         f"{count} {word}{'s' if count != 1 else ''}"
         for count, word in ((report.errors, "error"), (report.warnings, "warning"))
@@ -45,8 +54,18 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
     checked = f"{len(files)} spec{'s' if len(files) != 1 else ''} checked"
     report.note(f"{checked}: {', '.join(counts) or 'all fine'}")
     if model is None:
-        what = "whether what it names exists in a model, and widths and ranks fit"
+        what = "whether what it names exists in your model, and widths and ranks fit"
         report.note(f"not checked without `--model`: {what}")
+
+
+def _tell(file: str | None, plan: Plan, model: str | None, report: Report) -> dict[str, Any]:
+    """Say what a spec shares, and return it as data."""
+    from bishare_dsl.show.shared import shared_data, told
+
+    shapes = "" if model is not None else f"on the shapes of {_SHAPES}, for example:"
+    head = " ".join(filter(None, (file and f"{file}:", shapes)))
+    report.tables(*[head] * bool(head), *told(plan))
+    return {"model": plan.base.name, **shared_data(plan)}
 
 
 def _architecture(model: str, report: Report) -> Architecture | None:
@@ -59,23 +78,26 @@ def _architecture(model: str, report: Report) -> Architecture | None:
         return None
 
 
-def _check(file: str, architecture: Architecture | None, report: Report) -> None:
+def _check(file: str, architecture: Architecture | None, report: Report) -> Plan | None:
+    """Report the problems of a spec, and return its plan; without a model, for example shapes."""
     where = None
+    from bishare_dsl.compiler import make_plan
+
     try:
-        spec, where = read_spec(file)
-        if architecture is None:
-            from bishare_dsl.language.read import warn_of_outdented
-            from bishare_dsl.plan.check import check_spec
+        spec, where = read_spec(file, architecture)
+        if architecture is not None:
+            resolved = make_plan(spec, architecture, where=where)
+            report.all(resolved.problems, where)
+            return resolved.plan
+        from bishare_dsl.language.read import warn_of_outdented
+        from bishare_dsl.plan.advice import Adviser
+        from bishare_dsl.plan.check import check_spec
 
-            problems = check_spec(spec)
-            if any(problem.severity == "error" for problem in problems):
-                from bishare_dsl.compiler import drop_failing_advice
-
-                problems = [*drop_failing_advice(problems, where, None)]
-            report.all([*warn_of_outdented(spec, where), *problems], where)
-        else:
-            from bishare_dsl.compiler import make_plan
-
-            report.all(make_plan(spec, architecture, where=where).problems, where)
+        problems = [*warn_of_outdented(spec, where), *check_spec(spec)]
+        report.all(Adviser(where, allow_use=report.allow_use).settled(problems), where)
+        with suppress(BishareError):
+            return None if report.errors else make_plan(spec, _SHAPES).plan
+        report.note(f"{file} does not fit {_SHAPES}: give `--model` to see what is shared")
     except BishareError as error:
         report.error(error, where)
+    return None

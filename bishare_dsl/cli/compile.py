@@ -116,6 +116,7 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)
+    report.tell(plan)
     report.note(f"see it with `bishare inspect {out}`")
 
 

@@ -1,4 +1,4 @@
-"""Compare the specs and the updates of two adapters."""
+"""Compare the updates of two adapters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ def is_adapter(name: str) -> bool:
         return False
 
 
-def one_of_each(adapter: str, spec: str) -> Problem:
-    """Return the problem of comparing an adapter with a spec (BS901)."""
-    what = f"`{adapter}` is an adapter and `{spec}` is not: two adapters are compared, or two specs"
-    help = f"give a second adapter, or the spec of the first: it is in `bishare inspect {adapter}`"
-    return codes.WRONG_USAGE(what=what, help=help)
+def no_adapter(before: str, after: str, name: str) -> Problem:
+    """Return the problem of comparing what is not an adapter (BS901)."""
+    help = f"to compare two specs, use `bishare plan {before} {after} --model MODEL`"
+    return codes.WRONG_USAGE(what=f"`{name}` is not the folder of an adapter", help=help)
 
 
 def compare_adapters(before: str, after: str, model: str | None, report: Report) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {
     "fmt": "Give specs the standard layout.",
     "plan": "Show what a spec shares and costs on a model.",
     "show": "Draw which modules share which tensors.",
-    "diff": "Compare two specs, or two adapters.",
+    "diff": "Compare two adapters.",
     "compile": "Write an untrained adapter from a spec, or print a stage.",
     "train": "Train an adapter on your examples.",
     "inspect": "Show what is in an adapter, or list many.",
@@ -47,7 +47,7 @@ COMMANDS = {
     lines=COMMANDS,
     params=[quiet],
     shared={
-        allow_use: ("check", "plan", "show", "diff", "compile", "fit"),
+        allow_use: ("check", "plan", "show", "compile", "fit"),
         table_form: ("plan", "diff", "inspect", "analyse", "eval"),
         as_json: COMMANDS.keys() - {"lsp"},
         quiet: COMMANDS.keys(),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from bishare_dsl.cli.report import CommandError, Report, silence_libraries
-from bishare_dsl.diagnostics import Problem, SourceMap, nearest
+from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, SpecError, nearest
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.language.read import read
@@ -26,15 +27,27 @@ if TYPE_CHECKING:
 _Set = TypeVar("_Set")
 
 
-def read_spec(name: str) -> tuple[Spec, SourceMap]:
+def read_spec(name: str, model: str | Architecture | None = None) -> tuple[Spec, SourceMap]:
     """Read a spec from a path, a shipped spec by its name, or ``-`` for standard input.
+
+    Advice on a text that is wrong is tried on the model, if one is given and can be read.
 
     Raises:
         SpecError: every problem of the text.
         CommandError: as `read_text`.
     """
     report = click.get_current_context().find_object(Report)
-    return read(*read_text(name), allow_use=report is not None and report.allow_use)
+    allow_use = report is not None and report.allow_use
+    try:
+        return read(*read_text(name), allow_use=allow_use)
+    except SpecError as error:
+        from bishare_dsl.compiler import advised
+        from bishare_dsl.models import architecture_of
+
+        architecture = None
+        with suppress(BishareError):
+            architecture = None if model is None else architecture_of(model)
+        raise advised(error, None, architecture, allow_use=allow_use) from None
 
 
 def read_text(name: str) -> tuple[bytes, str]:
@@ -72,7 +85,7 @@ def plan_of(
     """
     from bishare_dsl.compiler import make_plan
 
-    spec, where = read_spec(name)
+    spec, where = read_spec(name, model)
     resolved = make_plan(spec, model, params, where)
     report.all(resolved.problems, where)
     return resolved

@@ -17,12 +17,15 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, redirect_stderr, suppress
-from typing import Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
 from bishare_dsl.show.table import Table, terminal, wrapped, write_tables
+
+if TYPE_CHECKING:
+    from bishare_dsl.plan import Plan
 
 _Item = TypeVar("_Item")
 
@@ -117,6 +120,14 @@ class Report:
         off = hidden or self.quiet or self.as_json or not sys.stderr.isatty()
         with click.progressbar([*items], label=label, file=sys.stderr, hidden=off) as bar:
             yield from bar
+
+    def tell(self, plan: Plan) -> None:
+        """Say what a plan shares, in a note and in the data."""
+        from bishare_dsl.show.shared import shared_data, told
+
+        self.data(sharing=shared_data(plan))
+        for part in told(plan):
+            self.note(str(part))
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding. Errors set the exit code."""

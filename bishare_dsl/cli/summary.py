@@ -9,6 +9,7 @@ from bishare_dsl.diagnostics import escaped
 from bishare_dsl.plan.bits import file_bytes
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
+from bishare_dsl.show.shared import shared_data, told
 from bishare_dsl.show.table import Table
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "bytes": BYTES * plan.stored,
         "bytes_by_dtype": file_bytes(plan),
         "memory": asdict(rows.memory(plan)),
+        "sharing": shared_data(plan),
         "shares": [asdict(row) for row in rows.shares(plan)],
         "roles": [asdict(row) for row in rows.roles(plan)],
         "kinds": [asdict(row) for row in rows.kinds(plan)],
@@ -90,7 +92,7 @@ def as_parts(plan: Plan) -> list[str | Table]:
     drawn = [by_share, rows.role_table(plan), by_kind, by_layer] if plan.terms else []
     owned = [f"each adapter of a library: {plan.owned}"] * plan.is_library
     last = "\n".join([_adapter_size(plan), *owned, _memory(plan), plan.parameters_line])
-    return [first, *drawn, *([in_full] if plan.trained else []), last]
+    return [first, *drawn, *([in_full] if plan.trained else []), *told(plan), last]
 
 
 def _adapter_size(plan: Plan) -> str:

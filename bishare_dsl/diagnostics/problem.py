@@ -21,12 +21,32 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A replacement for the text of a part of a spec, in which ``{}`` stands for the old text."""
+
+    loc: Loc
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A candidate for the advice of a problem, which is tried before it is shown.
+
+    ``help`` says what to write, ``edits`` write it, and ``kind`` is equal for repetitions of one mistake.
+    """
+
+    help: str
+    edits: tuple[Edit | Rewrite, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A problem, without its rendering (`render`).
 
     ``loc`` is the faulty part of a spec, or ``span`` the faulty text if it could not be parsed. ``also``
     locates the first of two duplicates. ``help`` states what was expected or what to do. ``edits`` apply
-    this if the parser can derive them.
+    this. ``remedies`` are candidates for both, in the order of preference.
     """
 
     code: str
@@ -37,6 +57,7 @@ class Problem:
     span: Span | None = None
     edits: tuple[Edit, ...] = ()
     also: Loc | Span | None = None
+    remedies: tuple[Remedy, ...] = ()
 
     def within(self, *prefix: str | int) -> Problem:
         """Return the problem with the location of an enclosing part prepended."""
@@ -68,12 +89,13 @@ class Code:
         help: str | None = None,
         edits: tuple[Edit, ...] = (),
         also: Loc | Span | None = None,
+        remedies: tuple[Remedy, ...] = (),
         **values: object,
     ) -> Problem:
         """Create a problem with this code; ``values`` fill the message."""
         message = self.message.format(**values)
         help = help or self.remedy
-        return Problem(self.code, message, loc, help, self.severity, span, edits, also)
+        return Problem(self.code, message, loc, help, self.severity, span, edits, also, remedies)
 
 
 def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:

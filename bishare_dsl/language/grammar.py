@@ -6,12 +6,11 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Collection, Iterator, Set
 from functools import cache
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
-from lark import Lark, Token, Tree
-from lark.grammar import Rule
+from lark import Lark, Token, Tree, UnexpectedInput
 
 from bishare_dsl.resources import cache_folder, grammar
 
@@ -57,6 +56,7 @@ def lark() -> Lark:
         parser="lalr",
         lexer="basic",
         maybe_placeholders=False,
+        propagate_positions=True,
         cache=_cache_file() or False,
     )
 
@@ -82,112 +82,34 @@ class Word(Token):
         return word
 
 
-class _Reduction(NamedTuple):
-    """Replace the last ``size`` values by one, of the rule ``name``. Without ``build``, the value stays."""
-
-    size: int
-    name: str
-    build: Callable[[list[Token | Words]], Token | Words] | None
-
-
-class _States(dict[int, dict[str, int | _Reduction]]):
-    """Lark's tables: the next state, or a reduction, by state and kind, converted at a state's first use."""
-
-    def __init__(self, parser: Lark) -> None:
-        self.tables = parser.parse_interactive().parser_state.parse_conf
-
-    def __missing__(self, state: int) -> dict[str, int | _Reduction]:
-        row: dict[str, int | _Reduction] = {}
-        callbacks: dict[Any, Any] = self.tables.callbacks
-        for kind, (_, step) in self.tables.states[state].items():
-            if isinstance(step, Rule):
-                same = len(step.expansion) == 1 and step.options.expand1 and not step.alias
-                same = same and not step.expansion[0].name.startswith("_")
-                build = None if same else callbacks[step]
-                step = _Reduction(len(step.expansion), str(step.origin.name), build)
-            row[str(kind)] = step
-        self[state] = row
-        return row
-
-
-_states = cache(_States)
-
-
 class Reading:
-    """A statement or clause that is being read, with Lark's tables and tree builders.
-
-    Lark's own `InteractiveParser` raises an exception for each token that cannot follow, and copies all trees
-    to find those that can.
-    """
+    """A statement or clause that is being read by Lark's interactive parser."""
 
     def __init__(self) -> None:
-        self._rows = _states(lark())
-        self._stack: list[int] = [self._rows.tables.start_state]
-        self._values: list[Token | Words] = []
-        # Where each value begins and ends in the text.
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._parser = lark().parse_interactive()
 
     def choices(self) -> Collection[str]:
         """Return the kinds of token that may follow: all that can, and some that cannot."""
-        return self._rows[self._stack[-1]]
+        return cast("Collection[str]", self._parser.choices())
 
     def accepts(self) -> Set[str]:
         """Return the kinds of token that can follow."""
-        return {kind for kind in self.choices() if kind.isupper() and self._can(kind)}
-
-    def _can(self, kind: str) -> bool:
-        stack, end = [*self._stack], self._rows.tables.end_state
-        while stack[-1] != end:
-            step = self._rows[stack[-1]].get(kind)
-            if step is None or isinstance(step, int):
-                return step is not None
-            del stack[-step.size :]
-            stack.append(cast(int, self._rows[stack[-1]][step.name]))
-        return True
+        return cast("Set[str]", self._parser.accepts())
 
     def feed(self, token: Token) -> bool:
         """Read a token, or return False if it cannot follow."""
-        kind = token.type
-        while isinstance(step := self._rows[self._stack[-1]].get(kind), _Reduction):
-            self._reduce(step)
-        if step is None:
+        try:
+            self._parser.feed_token(token)
+        except UnexpectedInput:
             return False
-        self._stack.append(step)
-        self._values.append(token)
-        self._starts.append(token.start_pos)  # type: ignore[arg-type]
-        self._ends.append(token.end_pos)  # type: ignore[arg-type]
         return True
 
     def finish(self) -> Words | None:
         """Return the tree of the tokens, or None if they are not complete."""
-        rows, end = self._rows, self._rows.tables.end_state
-        while self._stack[-1] != end:
-            step = rows[self._stack[-1]].get(END)
-            if not isinstance(step, _Reduction):
-                return None
-            self._reduce(step)
-        return cast("Words", self._values[-1])
-
-    def _reduce(self, step: _Reduction) -> None:
-        size, name, build = step
-        stack, values = self._stack, self._values
-        del stack[-size:]
-        stack.append(self._rows[stack[-1]][name])  # type: ignore[arg-type]
-        if build is None:
-            return
-        value = build(values[-size:])
-        values[-size:] = [value]
-        if size > 1:
-            del self._starts[1 - size :], self._ends[-size:-1]
-        if name[0] != "_" and isinstance(value, Tree):
-            place = value.meta
-            if place.empty:
-                place.empty, place.start_pos, place.end_pos = (
-                    False,
-                    self._starts[-1],
-                    self._ends[-1],
-                )
+        try:
+            return cast("Words", self._parser.feed_eof())
+        except UnexpectedInput:
+            return None
 
 
 @cache

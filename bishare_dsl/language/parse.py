@@ -1,8 +1,7 @@
 """Parse a text to a syntax tree, and report every error of the text in one run.
 
-Lark splits the text into tokens, and parses one statement or clause after the other. The parser corrects
-simple slips (a misspelt keyword, a missing comma). After any other error it continues with the next clause or
-statement, which begins with a reserved word.
+Lark splits the text into tokens, and parses one statement or clause after the other. After an error the
+parser continues with the next clause or statement, which begins with a reserved word.
 """
 
 from __future__ import annotations
@@ -10,24 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import isfinite
 from typing import NamedTuple, cast
 
 from lark import Token, Tree
 
-from bishare_dsl.diagnostics import Edit, Problem, Source, SourceMap, Span, SpecError
+from bishare_dsl.diagnostics import Edit, Problem, Remedy, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.diagnostics.words import english
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
     DEFAULT_KINDS,
-    DEFAULTS,
     END,
     IN_EXPRESSIONS,
     MAGNITUDE_KINDS,
-    SINGLE,
     STATEMENT_KINDS,
     Reading,
     Word,
@@ -38,7 +35,7 @@ from bishare_dsl.language.grammar import (
     shortened,
     spelled,
 )
-from bishare_dsl.language.slips import Slip, is_sensible, known_slip, unknown_slip
+from bishare_dsl.language.slips import Place, remedies
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 from bishare_dsl.spec.expression import globs_of
 
@@ -46,11 +43,8 @@ from bishare_dsl.spec.expression import globs_of
 MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
-# How many tokens of a statement to read again after a correction.
-_REREAD_TOKENS = 64
-# How many corrections to try in a text, and for how many mistakes.
-_MOST_TRIALS = 300
-_MOST_CORRECTIONS = 30
+# How many remedies to try for a mistake.
+_MOST_REMEDIES = 24
 # Rules of expressions, which nest.
 _NESTING_RULES = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
@@ -151,7 +145,7 @@ def parse(source: Source, problems: Problems) -> Syntax:
             codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_SHORTEST_SPEC}")
         )
         return Syntax([], tokens)
-    return Syntax(_Parser(_spoken(tokens), problems).run(), tokens)
+    return Syntax(_Parser(source, _spoken(tokens), problems).run(), tokens)
 
 
 def _foreign(text: str) -> str | None:
@@ -187,7 +181,7 @@ class Open(NamedTuple):
 
 def parse_open(source: Source) -> Open:
     """Parse an unfinished text, and return its open end."""
-    return _Parser(_spoken(_tokens(source)), Problems()).read_open()
+    return _Parser(source, _spoken(_tokens(source)), Problems()).read_open()
 
 
 def _tokens(source: Source) -> list[Token]:
@@ -207,8 +201,8 @@ def _spoken(tokens: list[Token]) -> list[Token]:
 class _Parser:
     """Read the statements and clauses of a text, each with a separate parser of Lark."""
 
-    def __init__(self, tokens: list[Token], problems: Problems) -> None:
-        self.tokens, self.problems = tokens, problems
+    def __init__(self, source: Source, tokens: list[Token], problems: Problems) -> None:
+        self.source, self.tokens, self.problems = source, tokens, problems
         self.statements: list[Statement] = []
         # The statement being read, its first token, and the number of open brackets.
         self.parser: Reading | None = None
@@ -222,7 +216,6 @@ class _Parser:
         pairs = [] if uses else pairwise(tokens)
         self.declared = {str(b) for a, b in pairs if a.type in ("PARAM", "LET", "SHARE")}
         self.held = 0  # number of mistakes, reported or not
-        self.trials = _MOST_TRIALS
 
     def run(self) -> list[Statement]:
         """Read all tokens."""
@@ -354,42 +347,48 @@ class _Parser:
             for read in self.tokens[self.first : position]:
                 self.parser.feed(read)
         allowed = self.allowed()
-        slip = None
-        if self.held <= _MOST_CORRECTIONS:
-            slip = known_slip(
-                self.tokens, position, allowed, lambda *mend: self.would_read(position, *mend)
+        if self.is_name(position, allowed):
+            why = f'in quotes it is a name: `"{token}"`'
+            quoted = Remedy(why, (Edit(span, f'"{token}"'),))
+            others = self.remedies(position, allowed)
+            self.report(
+                token, codes.KEYWORD_AS_NAME(span=span, word=token, remedies=(quoted, *others))
             )
-        if slip is None and self.is_name(position, allowed):
-            quoted, why = (Edit(span, f'"{token}"'),), f'in quotes it is a name: `"{token}"`'
-            self.report(token, codes.KEYWORD_AS_NAME(span=span, word=token, help=why, edits=quoted))
             token.type = "NAME"
             return position
-        slip = slip or unknown_slip(self.tokens, position)
-        at, what = slip.at or token, found(slip.at or token)
-        if self.is_cut_off(position, allowed):
-            at, what = slip.at or self.tokens[position - 1], "the end of the line"
-        place, help_line, edits = span_of(at), slip.help and slip.help[:200], slip.edits
+        before = self.tokens[position - 1] if position else None
+        what, found_remedies = found(token), self.remedies(position, allowed)
+        if before is not None and self.is_cut_off(position, allowed):
+            token, span, what = before, span_of(before), "the end of the line"
         if token.type == BAD:
-            before = self.tokens[position - 1] if position else token
-            self.report(token, _unreadable(token, help_line, edits, self.declared, before))
+            problem = _unreadable(token, self.declared, before or token)
         else:
-            kinds = expected(allowed - {at.type})
-            problem = codes.UNEXPECTED(
-                span=place, expected=kinds, found=what, help=help_line, edits=edits
-            )
-            self.report(token, problem)
-        return self.mend(position, slip)
+            help = None
+            opened = _not_closed(self.tokens[:position])
+            if opened is not None and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
+                span, what = span_of(opened), f"`{opened}` without an end"
+                help = f"close the `{opened}` of line {opened.line}"
+            problem = codes.UNEXPECTED(span=span, expected=expected(allowed), found=what, help=help)
+        self.report(token, replace(problem, remedies=(*problem.remedies, *found_remedies)))
+        return self.skip(position)
+
+    def remedies(self, position: int, allowed: Set[str]) -> tuple[Remedy, ...]:
+        """Return the remedies that may mend the text at a token, or at the end of the line before it."""
+        token, text = self.tokens[position], self.source.text
+        before = self.tokens[position - 1] if position else None
+        at = span_of(token).start - self.source.start
+        if before is not None and self.is_cut_off(position, allowed):
+            at = span_of(before).end - self.source.start
+            token = Token(END, "")
+        start = text.rfind("\n", 0, at) + 1
+        line = text[start : (text + "\n").find("\n", at)]
+        place = Place(line, self.source.start + start, at - start, token, before, allowed)
+        return tuple(islice(remedies(place), _MOST_REMEDIES))
 
     def report(self, token: Token, problem: Problem) -> None:
-        """Report a problem at a token, unless it follows from a problem in the same line.
-
-        In that case the edits are added to the other problem.
-        """
-        kept = self.problems.kept
-        if token.line != self.reported_line or not kept:
+        """Report a problem at a token, unless it follows from a problem in the same line."""
+        if token.line != self.reported_line or not self.problems.kept:
             self.problems(problem)
-        elif kept[-1].edits:
-            kept[-1] = replace(kept[-1], edits=(*kept[-1].edits, *problem.edits))
         self.reported_line = token.line
 
     def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
@@ -397,57 +396,6 @@ class _Parser:
         token, before = self.tokens[position], self.tokens[position - 1]
         begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != before.line
         return self.parser is not None and END not in allowed and (begins or token.type == END)
-
-    def would_read(
-        self, position: int, first: int, tokens: Sequence[Token], whole_share: bool
-    ) -> bool:
-        """Return whether tokens can be read from ``first`` on, instead of the text where reading stopped.
-
-        The last token may also begin the next statement. The tokens must not repeat a clause of a share.
-        """
-        begun = position if self.parser is None else self.first
-        self.trials -= 1
-        if first < begun or position - begun > _REREAD_TOKENS or self.trials < 0:
-            return False
-        whole = [*self.tokens[begun:first], *tokens, _END]
-        trial = _Parser(whole, Problems())
-        trial.starters = self.starters
-        trial.statements = [replace(s, clauses=[*s.clauses]) for s in self.statements[-1:]]
-        at = 0
-        while trial.reads(at) or (trial.begins(at) and trial.ends(at)):
-            at += trial.parser is not None  # Read the token again after a finished statement.
-        left = whole[at:-1]
-        same_line = left and left[0].type != END and left[0].line == self.tokens[position].line
-        sensible = is_sensible(whole, first - begun, self.declared) and not trial.problems.count
-        if whole_share and not sensible:
-            return False
-        if len(left) > 1 or same_line or (left and trial.parser is not None and not trial.ends(at)):
-            return False
-        ended = [*trial.statements]
-        if ended and not (whole_share and tokens[-1].type in STATEMENT_KINDS):
-            ended.pop()
-        lacks = any(
-            not {"per", "rank"} <= {c.keyword for c in s.clauses if c.role in (None, "A", "B")}
-            for s in ended
-            if s.keyword == "share"
-        )
-        said = [(c.keyword, c.role) for s in trial.statements[-1:] for c in s.clauses]
-        once = [str(s.keyword) for s in (*self.statements[:-1], *trial.statements)]
-        twice = whole_share and any(once.count(word) > 1 for word in (*SINGLE, *DEFAULTS))
-        return not (lacks or twice) and len(said) == len({*said})
-
-    def mend(self, position: int, slip: Slip) -> int:
-        """Read the intended tokens of a known mistake, or skip it."""
-        if slip.tokens is None:
-            return self.skip(position)
-        if len(slip.tokens) == slip.last - slip.first == 1 and is_keyword(slip.tokens[0]):
-            self.tokens[slip.first].type = slip.tokens[0].type  # Use the text's token.
-        else:
-            self.tokens[slip.first : slip.last] = slip.tokens
-        if slip.first == position:
-            return position
-        self.parser = None  # Read the statement again.
-        return self.first
 
     def is_name(self, position: int, allowed: Set[str]) -> bool:
         """Return whether a keyword is meant as a name, and not a name missing before it."""
@@ -458,8 +406,12 @@ class _Parser:
             return False
         if token.line != previous.line or span_of(token).start - span_of(previous).end >= 8:
             return False
-        name = Word.new_borrow_pos("NAME", str(token), token)
-        return self.would_read(position, position, [name, self.tokens[position + 1]], False)
+        trial = Reading()
+        for read in self.tokens[self.first : position]:
+            trial.feed(read)
+        trial.feed(Word.new_borrow_pos("NAME", str(token), token))
+        after = self.tokens[position + 1].type
+        return after in trial.accepts() or (after in self.starters and END in trial.accepts())
 
     def skip(self, position: int) -> int:
         """Drop the current statement if it is incomplete, and skip to the next beginning."""
@@ -467,6 +419,9 @@ class _Parser:
         if broken and self.tokens[self.first].type in STATEMENT_KINDS:
             self.starters = STATEMENT_KINDS  # A clause must follow a statement that could be read.
         self.parser, self.open = None, 0
+        last = self.statements[-1].keyword if self.statements else None
+        if last == "use" and last.line == self.tokens[position].line:
+            self.statements.pop()  # Its name is not what stands there.
         first = position
         while True:
             if self.tokens[position].type in STATEMENT_KINDS or (
@@ -527,29 +482,39 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
         problems(codes.NUMBER_RANGE(span=span_of(token), text=shortened(token, 23)))
 
 
-def _unreadable(
-    token: Token, help_line: str | None, edits: tuple[Edit, ...], params: Set[str], before: Token
-) -> Problem:
+def _unreadable(token: Token, params: Set[str], before: Token) -> Problem:
     text, span = str(token), span_of(token)
     if text[0] == '"':
         return codes.UNCLOSED_QUOTE(span=span)
     if text[0].isascii() and text[0].isdigit():
         why = "a number has digits, a point and an exponent alone; a name begins with a letter"
-        named = before.type in ("SPEC", "USE", "SHARE", "PARAM", "LET")
+        named, new = before.type in ("SPEC", "USE", "SHARE", "PARAM", "LET"), ""
         if named:
-            why = f'a name begins with a letter, or stands in quotes: `"{text}"`'
+            why, new = f'a name begins with a letter, or stands in quotes: `"{text}"`', f'"{text}"'
         elif plain := re.fullmatch(r"(\d+)[kK]", text):
-            why = f"write `{plain[1]}000`"
+            new = f"{plain[1]}000"
         elif text.replace("_", "").isdecimal():
-            why = f"write `{text.replace('_', '')}`"
+            new = text.replace("_", "")
         elif re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", text):
-            why = f"write `{int(text, 16)}`"
+            new = str(int(text, 16))
         elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
-            known = product[2] in params | IN_EXPRESSIONS | {"layer", "layers"}
-            why = f"a number stands alone: `{product[1]}`"
-            why = f"a product is written `{product[1]} * {product[2]}`" if known else why
-        return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)
+            known = product[2] in params | IN_EXPRESSIONS | {"r", "layer", "layers"}
+            new = f"{product[1]} * {'rank' if product[2] == 'r' not in params else product[2]}"
+            new = new if known else ""
+        remedy = Remedy(why if named else f"write `{new}`", (Edit(span, new),))
+        tried = (remedy,) if new else ()
+        return codes.BAD_NUMBER(span=span, text=shortened(text), help=why, remedies=tried)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):
         what = f"the character U+{ord(text):04X}"
-    return codes.BAD_CHARACTER(span=span, what=what, help=help_line, edits=edits)
+    return codes.BAD_CHARACTER(span=span, what=what)
+
+
+def _not_closed(tokens: Sequence[Token]) -> Token | None:
+    """Return the last open bracket in the last statement of these tokens, or None."""
+    depth = 0
+    for token in reversed(tokens):
+        depth += (token in (")", "}")) - (token in ("(", "{"))
+        if depth < 0 or token.type in STATEMENT_KINDS:
+            return token if depth < 0 else None
+    return None

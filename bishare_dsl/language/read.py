@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 from bishare_dsl.diagnostics import Problem, SourceMap, SpecError
-from bishare_dsl.diagnostics.codes.spec import OUTDENTED
+from bishare_dsl.diagnostics.codes.spec import OUTDENTED, SAME_VALUE
 from bishare_dsl.language.lower import lower
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import parse_and_check
@@ -18,10 +18,11 @@ from bishare_dsl.spec import Spec
 
 
 def warn_of_outdented(spec: Spec, where: SourceMap | None) -> list[Problem]:
-    """Warn of a setting of one share that looks like a default for all shares."""
+    """Warn of a setting of one share that looks like a default for all shares, and of idle replacements."""
     outdented = where.outdented if where and len(spec.shares) > 1 else ()
     help_line = "for all shares it stands before the first one; for this one, indent it"
-    return [
+    unchanged = where.unchanged if where else ()
+    return [SAME_VALUE(what=what, span=span) for what, span in unchanged] + [
         OUTDENTED(word=loc[2], share=spec.shares[int(loc[1])].name, loc=loc, help=help_line)
         for loc in outdented
     ]
@@ -78,14 +79,15 @@ def survey(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) 
         file = reader.read(text, name)
     except SpecError as error:
         return Survey(None, error.where or reader.where, error.problems)
-    parts = None if reader.problems.count else Joiner(reader.problems, reader.where).whole(file)
+    joiner = Joiner(reader.problems, reader.where)
+    parts = None if reader.problems.count else joiner.whole(file)
     if parts is None or reader.problems.count:
         return Survey(file, reader.where, reader.problems.sorted())
     try:
         spec, where = lower(parts, reader.where)
     except SpecError as error:
         return Survey(file, reader.where, error.problems)
-    return Survey(file, where, (), spec)
+    return Survey(file, replace(where, unchanged=tuple(joiner.unchanged)), (), spec)
 
 
 def read_file(path: str | PathLike[str], *, allow_use: bool = False) -> tuple[Spec, SourceMap]:

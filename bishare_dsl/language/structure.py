@@ -35,11 +35,11 @@ def parse_and_check(source: Source, problems: Problems) -> Syntax:
     syntax = parse(source, problems)
     broken = [problem.span.start for problem in problems.kept if problem.span]
     if not problems.full:
-        problems.extend(_check_structure(syntax, broken))
+        problems.extend(_check_structure(syntax, broken, source))
     return syntax
 
 
-def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
+def _check_structure(syntax: Syntax, broken: list[int], source: Source) -> Iterator[Problem]:
     """Find problems in the structure of a tree, except near the positions ``broken`` where reading failed."""
     statements, header = syntax.statements, syntax.header
     written = any(token.type == "SPEC" for token in syntax.tokens)
@@ -63,9 +63,11 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     for statement, following in reversed([*pairwise(statements)]):
         apart = statement.keyword.line != following.keyword.line
         ends.append(following.start if apart else ends[-1])
+    broken_lines = {source.position(place)[0] for place in broken}
     keys: list[tuple[str, Statement]] = []
     for i, (statement, word, end) in enumerate(zip(statements, words, ends[::-1], strict=False)):
         whole = not any(statement.start <= place < end for place in broken)
+        whole = whole and statement.keyword.line not in broken_lines
         if word in DEFAULTS and i < first_share:
             keys.append((f"the default `{word}`", statement))
         elif word in DEFAULTS:

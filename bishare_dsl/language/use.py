@@ -163,6 +163,7 @@ class Joiner:
 
     def __init__(self, problems: Problems, where: SourceMap) -> None:
         self.problems, self.where = problems, where
+        self.unchanged: list[tuple[str, Span]] = []
         self._joined: dict[File, list[Statement]] = {}
 
     def whole(self, file: File) -> list[Statement]:
@@ -222,22 +223,29 @@ class Joiner:
                 if inherited:
                     place = self.where.place(inherited[0].span)
                     help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
-                    edits = (Edit(Span(span.start, span.start), "replace "),)
                     self.problems(
                         codes.NOT_REPLACED(
-                            what=what, place=place, span=span, help=help_line, edits=edits
+                            what=what,
+                            place=place,
+                            span=span,
+                            help=help_line,
+                            edits=(Edit(Span(span.start, span.start), "replace "),),
                         )
                     )
             elif not inherited:
-                edits = (Edit(Span(part.start, span_of(part.keyword).start), ""),)
                 names = [key[1] for key in used if key[0] == part.keyword]
-                help_line = nearest(part.name, names) or "leave `replace` out"
+                near = nearest(part.name, names)
+                left_out = Edit(Span(part.start, span_of(part.keyword).start), "")
+                edits: tuple[Edit, ...] = () if near else (left_out,)
+                help_line = near or "leave `replace` out"
                 self.problems(
                     codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits, help=help_line)
                 )
             elif inherited[0] not in parts:
                 self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
             else:
+                if part.words == inherited[0].words and not (part.clauses or inherited[0].clauses):
+                    self.unchanged.append((what, span))
                 parts[parts.index(inherited[0])] = part
         return parts
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
-from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
+from bishare_dsl.diagnostics import (
+    Loc,
+    PlanError,
+    Problem,
+    Remedy,
+    Rewrite,
+    SpecError,
+    raise_errors,
+)
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.diagnostics.codes import spec as spec_codes
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
@@ -20,20 +26,20 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted, largest_fit
-from bishare_dsl.plan.vocabulary import COUNT_IS_NO_INDEX, constant, located, names_joined
+from bishare_dsl.plan.vocabulary import COUNT_IS_NO_INDEX, located, names_joined
 from bishare_dsl.spec import (
     SINGULAR,
     And,
-    Binary,
     Compare,
     Expression,
-    Match,
+    If,
     Member,
     RankMatch,
     Ref,
     Selection,
     Share,
     Spec,
+    meant,
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
@@ -41,12 +47,15 @@ from bishare_dsl.spec.walk import mentions, parts_of, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
+    PLAIN,
     Own,
     Transform,
     Width,
     guard,
     shape_of,
     transform_error,
+    transform_kind,
+    transform_names,
 )
 
 
@@ -82,9 +91,8 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     else:
         spec_settings.add(sites.tied_problems(target))
         spec_settings.add(_idle_exceptions(sites, spec))
-        if architecture.complete:
-            spec_settings.add(_constant(spec_settings, sites))
         spec_settings.add(_left_out(sites))
+        spec_settings.add(meant.shares(spec, sites.kinds | sites.parts))
         short = _short(sites.sites)
         for index in range(len(spec.shares)):
             planned = _SharePlan(spec_settings, index, sites, short)
@@ -93,9 +101,8 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             pools += planned.pools
             terms += planned.terms
             without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
-        terms.sort(
-            key=lambda term: term.is_magnitude
-        )  # The magnitude scales all terms, so it comes last.
+        # The magnitude scales all terms, so it comes last.
+        terms.sort(key=lambda term: term.is_magnitude)
         spec_settings.add(_unscaled(spec, target, terms))
     raise_errors(PlanError, spec_settings.problems)
     adapted = {term.site for term in terms}
@@ -126,10 +133,6 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
 
 def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
     """Find every name, pattern, layer and expert of the spec that the model does not have."""
-    for i, let in enumerate(sites.spec.lets):
-        if let.name in sites.kinds:
-            model, loc = sites.architecture.name, ("lets", i, "name")
-            yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
     # `train` checks its own mentions, and some mentions concern no module.
     asked = [m for m in spec_settings.mentions if m.domain not in (None, "parameters")]
     problems = sites.vocabulary.problems(asked)
@@ -157,9 +160,7 @@ def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iter
             help = "`where layer != none` leaves out what is in no block"
         elif site.path in other and not term.options["plain"]:
             share = other[site.path].share
-            why = (
-                f"what share `{share}` adds there is not a matrix, so that its rows have no length"
-            )
+            why = f"what share `{share}` adds there is not a matrix, whose rows have a length"
             help = "`plain` leaves the lengths out: `magnitude per module plain`"
         if why:
             problem = codes.NO_MAGNITUDE(path=site.path, why=why, loc=loc, help=help)
@@ -177,13 +178,6 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
             yield ("shares", i, "where"), share.where
 
 
-def _constant(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
-    """Find conditions in selections that are always or never true at their sites."""
-    for mention in spec_settings.mentions:
-        if mention.purpose == "condition" and mention.domain in ("model", "let", "target"):
-            yield from constant(mention, sites.site_sets, sites.domain_of(mention))
-
-
 def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
     """Find exceptions that remove nothing from the list before them, in a share from its targets."""
     for loc, selection in _selections(spec):
@@ -194,7 +188,8 @@ def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
             included &= sites.target
         for i, part in enumerate(selection.exclude):
             if included.isdisjoint(sites.site_sets.partition(part)[0]):
-                yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
+                help = "everything after `except` is left out; name what to adapt before it"
+                yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i), help=help)
 
 
 def _left_out(sites: Sites) -> Iterator[Problem]:
@@ -232,15 +227,11 @@ def _uncovered(
     if missing:
         counts = Counter(site.kind for site in missing)
         what = ", ".join(f"`{kind}` ({n} module{'s' * (n > 1)})" for kind, n in counts.items())
-        help = None
+        layers = layers_of(missing)
+        where = ", ".join("none" if n is None else str(n) for n in layers[:4])
+        help = f"`where` of no share selects these, in layers {where}{', …' * (len(layers) > 4)}"
         if all(site.path in without_rank for site in missing):
-            layers = layers_of(missing)
-            share = without_rank[missing[0].path]
-            some = ", ".join("none" if n is None else str(n) for n in layers[:4])
-            where = f"layer{'s' * (len(layers) > 1)} {some}{', …' * (len(layers) > 4)}"
-            help = (
-                f"the rank of share `{share}` is 0 there, in {where}: raise it, or leave these out"
-            )
+            help = help.replace("`where` of no share selects", "every share has rank 0 for")
         yield codes.UNCOVERED(what=what, loc=("target",), help=help)
 
 
@@ -299,11 +290,7 @@ class _SharePlan:
 
     def _make(self, target: Set[int]) -> None:
         covered = self._covered(target)
-        ranks, complete = self._ranks(covered), self.sites.architecture.complete
-        for mention in self.spec_settings.mentions if complete else ():
-            asked = mention.purpose == "condition" and mention.domain == "share"
-            if asked and mention.loc[:2] == self.loc:
-                self.spec_settings.add(constant(mention, self.sites.site_sets, covered))
+        ranks = self._ranks(covered)
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         at_ranks = {
             rank: self.spec_settings.for_rank(self.index, rank)
@@ -331,8 +318,6 @@ class _SharePlan:
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
             groups = self._groups(role, self.share.key(role), places)
-            self._look_alone(role, groups)
-            self._look_idle(role, places)
             for key, members in groups.items():
                 self._pool(role, key, members, places)
         for place in places:
@@ -351,17 +336,6 @@ class _SharePlan:
         loc: Loc = (*self.loc, "where")
         places = self.sites.site_sets
         if covered := places.select(where, loc, target):
-            lists = [((*loc, "include"), where.include)]
-            for place, member in parts_of(where, Member, loc):
-                items = [Member(value=member.value, among=(item,)) for item in member.among]
-                lists.append(((*place, "among"), tuple(items)))
-            for place, parts in lists:
-                idle = [target.isdisjoint(places.partition(part)[0]) for part in parts]
-                self.spec_settings.add(
-                    codes.ADDS_NOTHING(share=self.share.name, loc=(*place, i))
-                    for i, adds_nothing in enumerate(idle)
-                    if adds_nothing and not all(idle)
-                )
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
         help = _nothing_left(where)
@@ -386,46 +360,6 @@ class _SharePlan:
             if pooled or role in place.own:
                 groups.setdefault(value, []).append(place)
         return groups
-
-    def _look_alone(self, role: str, groups: _Groups) -> None:
-        """Warn of a key with a `via` under which no two sites share."""
-        alone = 1 < len(groups) == sum(map(len, groups.values()))
-        if alone and self.share.via:
-            names = {ref.ref for _, ref in refs(self.share.key(role))}
-            if names.isdisjoint(("module", "path")):
-                loc, name = self._key_loc(role), self.share.name
-                help = (
-                    "a coarser key shares, such as `per layer`; `per module` says that nothing does"
-                )
-                what = f"no `{role}`" if role in self.share.keys else "nothing"
-                self.spec_settings.add([codes.ALONE(share=name, what=what, loc=loc, help=help)])
-
-    def _look_idle(self, role: str, places: Sequence[_TermSite]) -> None:
-        """Warn of a name or a `//` in a key with one value everywhere, and of a `%` that changes no value."""
-        key, loc = self.share.key(role), self._key_loc(role)
-        for i, part in enumerate(key if len(places) > 1 else ()):
-            values = [value[i] for value in self._values[key]]
-            if isinstance(part, Ref) and len({*values}) == 1 and isinstance(values[0], bool):
-                out = "leave it out" if len(key) > 1 else "for one pool of all write `per model`"
-                which = "every" if values[0] else "no"
-                help = f"{which} module of this share is `{part.ref}`: {out}"
-                self.spec_settings.add([spec_codes.CONSTANT_KEY(loc=(*loc, i), help=help)])
-            if not isinstance(part, Binary) or part.op not in ("//", "%"):
-                continue
-            before = [self._key(place.site, part.left, (*loc, i, "left")) for place in places]
-            if len({*before}) < 2:
-                continue  # Equal values stay equal.
-            least, most = min(map(float, before)), max(map(float, before))
-            of = f"`{part.left.ref}`" if isinstance(part.left, Ref) else "the left side"
-            spread = f"{of} is {least:g} to {most:g} here"
-            if part.op == "//" and len({*values}) == 1:
-                help = f"{spread}: divide it by less, or leave this part of the key out"
-                self.spec_settings.add([spec_codes.CONSTANT_KEY(loc=(*loc, i), help=help)])
-            elif part.op == "%" and values == before:
-                help = f"{spread}: take the rest of a division by less, or write {of} alone"
-                why = "this `%` changes no value of it"
-                problem = spec_codes.FINE_KEY(operand=of, why=why, loc=(*loc, i, "op"), help=help)
-                self.spec_settings.add([problem])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
         """Return the value of a part of a key at a site."""
@@ -477,14 +411,18 @@ class _SharePlan:
         ranks = sorted({place.rank for place in members})
         if len(ranks) > 1:
             rank_list = ", ".join(map(str, ranks))
-            raise PlanError(codes.RANK_VARIES(pool=pool, found=rank_list, loc=(*self.loc, "rank")))
+            remedies = self._keys_by_rank(role)
+            loc: Loc = (*self.loc, "rank")
+            raise PlanError(
+                codes.RANK_VARIES(pool=pool, found=rank_list, loc=loc, remedies=remedies)
+            )
         try:
             return self._shared_shape(role, members)
         except ValueError as error:
             what = f"share its {role} in the pool `{pool}`"
             if len(members) == 1:
                 what = f"have a factor {role} at `{members[0].site.path}`"
-            raise self._unfit(what, error, self._finer(role, places)) from error
+            raise self._unfit(what, error, self._finer(role)) from error
 
     def _shared_shape(self, role: str, members: Sequence[_TermSite]) -> Own:
         """Return the shape of the tensor that these sites share.
@@ -534,36 +472,46 @@ class _SharePlan:
             )
         )
 
-    def _finer(self, role: str, places: Sequence[_TermSite]) -> str | None:
-        """Suggest a finer key under which all sites of each pool fit, or return None."""
-        key, name = self.share.key(role), f"{role} " if role in self.share.keys else ""
-        pooled = places[0].resolved.transform.pooled
-        roles = [role] if name else [role for role in pooled if role not in self.share.keys]
-        for more in (("kind",), ("parent",), ("kind", "parent"), ("in",), ("out",), ("in", "out")):
-            finer = (*key, *(Ref(ref=word) for word in more))
-            if len({*map(str, finer)}) < len(finer):
-                continue
-            with suppress(ValueError):
-                for other in roles:
-                    for members in self._groups(other, finer, places).values():
-                        self._shared_shape(other, members)
-                words = [part.ref for part in finer if isinstance(part, Ref)]
-                if len(words) == len(finer):
-                    return f"the key `{name}per {', '.join(words)}`"
-                return f"`{', '.join(more)}` as a further part of its key"
-        return None
+    def _with_key(self, role: str, parts: Iterable[str]) -> Iterator[Remedy]:
+        """Yield remedies that add parts to the key of a role."""
+        from bishare_dsl.language.text import expression_text
 
-    def _unfit(self, what: str, error: ValueError, finer: str | None = None) -> PlanError:
-        bare = self.share.via is None
-        help = "give it a transform (`via SS`, `via KE`, `via GT`)" if bare else None
-        if self.share.is_magnitude:
-            help = f"take {finer}" if finer else "`magnitude per module` gives each its own"
-        elif finer:
-            help = f"{help or 'take an option that fits these widths'}, or {finer}"
-        loc: Loc = (*self.loc, "per" if bare or self.share.is_magnitude else "via")
-        return PlanError(
-            codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
-        )
+        loc, key = self._key_loc(role), [expression_text(part) for part in self.share.key(role)]
+        named = f"{role} " if role in self.share.keys else ""
+        for part in parts:
+            text = ", ".join([*key, part])
+            yield Remedy(f"write `{named}per {text}`", (Rewrite(loc, text),))
+
+    def _keys_by_rank(self, role: str) -> tuple[Remedy, ...]:
+        """Return remedies with a key that tells apart what the rank depends on."""
+        from bishare_dsl.language.text import expression_text
+
+        rank = self.share.rank
+        told: list[Expression] = [one.condition for _, one in parts_of(rank, If)]
+        if isinstance(rank, RankMatch):
+            told += (Member(value=rank.subject, among=arm.values) for arm in rank.arms)
+        told += (ref for _, ref in refs(rank))
+        return tuple(self._with_key(role, dict.fromkeys(map(expression_text, told))))
+
+    def _finer(self, role: str) -> list[Remedy]:
+        """Return remedies that make the widths of a pool fit: a transform, or a finer key."""
+        kinds = {name: transform_kind(name) for name in transform_names() if name != PLAIN}
+        pairs = [name for name, kind in kinds.items() if kind.pooled == ("A", "B")]
+        pairs.sort(key=lambda name: len(kinds[name].owned))
+        vias: list[Remedy] = []
+        if self.share.via is None:
+            at: Loc = (*self.loc, "rank")
+            vias = [
+                Remedy(f"write `via {name}`", (Rewrite(at, f"{{}} via {name}"),)) for name in pairs
+            ]
+        return [*self._with_key(role, ("in", "out", "in, out", "kind", "parent")), *vias]
+
+    def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:
+        bare = self.share.via is None or self.share.is_magnitude
+        help = "give it a key under which these widths are equal" + ", or a transform" * bare
+        loc: Loc = (*self.loc, "per" if bare else "via")
+        problem = codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
+        return PlanError(replace(problem, remedies=(*remedies,)))
 
     def _tensor(self, name: str, role: str, shape: Own, users: Sequence[_TermSite]) -> None:
         """Add a tensor that some sites use."""
@@ -645,26 +593,11 @@ class _SharePlan:
         match = self.share.rank
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
         self.spec_settings.add(idle)
-        if isinstance(match, RankMatch) and not idle:
-            self.spec_settings.add(self._late_arms(match, covered))
         ranks: dict[str, int] = {}
         for group in self.sites.site_sets.groups(match, "number", covered):
             rank = self._rank(self.sites.site_sets.scopes[group[0]])
             ranks |= {self.sites.sites[i].path: rank for i in group}
         return {} if idle else ranks
-
-    def _late_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
-        """Find values of match arms whose sites all have an arm above."""
-        left = covered
-        for i, arm in enumerate(match.arms):
-            fits = [Member(value=match.subject, among=(value,)) for value in arm.values]
-            matching = [self.sites.site_sets.partition(fit)[0] for fit in fits]
-            for j, sites in enumerate(matching):
-                if left.isdisjoint(sites):
-                    loc: Loc = (*self.loc, "rank", "arms", i, "values", j)
-                    help = "an arm above has its modules, and counts: move this up, or leave it out"
-                    yield spec_codes.REPEATED(loc=loc, help=help)
-            left -= frozenset[int]().union(*matching)
 
     def _idle_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
@@ -676,21 +609,9 @@ class _SharePlan:
                 match.subject, value, mention.loc, covered
             ):
                 help = problem.help
-                glob = value.pattern if isinstance(value, Match) else getattr(value, "ref", "")
-                if {*"*?"} & {*glob}:
-                    of = match.subject.ref if isinstance(match.subject, Ref) else "kind"
-                    help = f'an arm takes names: `let some = {of} "{glob}"` above, and `some` here'
-                elif isinstance(value, Ref) and value.ref in self.sites.kinds:
+                if isinstance(value, Ref) and value.ref in self.sites.kinds:
                     help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
-                elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
-                    help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"
-                elif isinstance(value, Ref) and value.ref in (
-                    "default",
-                    "_",
-                    "other",
-                    "others",
-                    "rest",
-                ):
+                elif isinstance(value, Ref) and value.ref in ("default", "_", "other", "rest"):
                     help = "what is left is called `else`"
                 yield codes.ARM_NOTHING(
                     value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
@@ -734,25 +655,18 @@ class _SharePlan:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
             loc: Loc = (*self.loc, "rank")
-            # Suggest `auto` if an option causes it.
-            help = None
+            remedies = []
             for option in transform.auto:
                 best = largest_fit(transform, option, [(rank, width) for width in distinct])
-                other = transform.model_copy(update={option: best})
-                if all(other.reach(rank, width) == other.rows(rank, width) for width in distinct):
-                    help = f"`{option} = {best}` lets it reach rank {rank}; `{option} = auto` finds that"
-            self.spec_settings.add(
-                [
-                    codes.UNREACHABLE(
-                        share=self.share.name,
-                        rank=rank,
-                        sites=sites,
-                        reach=reach,
-                        loc=loc,
-                        help=help,
-                    )
-                ]
-            )
+                at: Loc = (*self.loc, "via", "options", option)
+                remedies.append(Remedy(f"write `{option} = {best}`", (Rewrite(at, str(best)),)))
+            what: dict[str, Any] = {
+                "share": self.share.name,
+                "rank": rank,
+                "sites": sites,
+                "reach": reach,
+            }
+            self.spec_settings.add([codes.UNREACHABLE(**what, loc=loc, remedies=(*remedies,))])
 
 
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:

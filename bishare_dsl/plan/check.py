@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise
+from bishare_dsl.diagnostics import Loc, Problem, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import SpecSettings, check_names, reads_alpha
+from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
-from bishare_dsl.transforms import PLAIN, transform_kind
 
 _OTHER_NAME = "give one of the two another name"
-# Purposes of the parts of a list whose order and number do not matter.
-_LISTED = ("condition", "part", "item", "arm", "key")
 
 
 def check_spec(spec: m.Spec) -> list[Problem]:
@@ -33,9 +31,10 @@ def check(spec_settings: SpecSettings) -> None:
     spec_settings.add(_names(spec))
     spec_settings.add(_unused(spec_settings))
     spec_settings.add(_empty_ranges(spec_settings))
-    spec_settings.add(_lists(spec_settings))
+    spec_settings.add(_differences(spec_settings))
     spec_settings.add(_keys(spec))
-    spec_settings.add(_choices(spec_settings))
+    spec_settings.add(meant.lists(spec))
+    spec_settings.add(meant.layers(spec, spec_settings.mentions))
     spec_settings.add(_params(spec, spec_settings.params))
     for index, share in enumerate(spec.shares):
         spec_settings.add(_share(spec_settings, index, share))
@@ -63,16 +62,9 @@ def _other_rank(rank: m.Expression, value: float) -> str:
     from bishare_dsl.language.text import expression_text
 
     if isinstance(rank, int | float):
-        return f"write `rank {max(1, round(abs(value)))}`, say"
-    text = expression_text(rank)
-    if isinstance(rank, m.Ref) and rank.ref not in m.ATTRIBUTES:
-        number = max(1, round(abs(value)))
-        return f"give it another number: `param {text} = {number}`, or `--set {text}={number}`"
-    if value < 0:
-        return f"`rank max({text}, 0)` is never below 0"
-    if isinstance(rank, m.Binary) and rank.op == "/":
-        return f"`//` rounds down: `rank {expression_text(rank.model_copy(update={'op': '//'}))}`"
-    return f"`rank floor({text})` rounds down"
+        return f"write `{max(1, round(abs(value)))}`"
+    rounded = f"max({expression_text(rank)}, 0)" if value < 0 else f"floor({expression_text(rank)})"
+    return f"write `{rounded}`"
 
 
 def _params(spec: m.Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
@@ -154,26 +146,10 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
         if name == "alpha":
             takers = [share for share in takers if _uses_alpha(spec, share)]
         if getattr(spec.defaults, name) is not None and terms and not takers:
-            help = f"leave it out: every share says its own `{name}`"
-            if name == "alpha" and spec.defaults.scale is not None:
-                help = "`scale` is given and does not read it: `scale alpha / rank` would"
+            help = f"every share has its own `{name}`"
+            if name == "alpha" and any(share.alpha is None for share in terms):
+                help = "no `scale` reads it: `scale alpha / rank` would"
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
-    starting = [(share, _starting(share)) for share in spec.shares if not share.is_magnitude]
-    for role in spec.defaults.init if starting else ():
-        having = [share for share, roles in starting if roles is None or role in roles]
-        if all(role in share.init for share in having):
-            help = f"leave it out: {'every share says its own' if having else 'no share has it'}"
-            loc: Loc = ("defaults", "init", role)
-            yield codes.UNUSED(what="default", name=f"init {role}", loc=loc, help=help)
-
-
-def _starting(share: m.Share) -> Set[str] | None:
-    """Return the roles whose initial values a share can set, or None if its transform is unknown."""
-    try:
-        kind = transform_kind(share.via.transform if share.via else PLAIN)
-    except (KeyError, SpecError):
-        return None
-    return {*kind.pooled, *kind.owned} - {*kind.fixed}
 
 
 def _empty_ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
@@ -194,20 +170,15 @@ def empty_range(first: float, last: float, loc: Loc) -> Problem:
     )
 
 
-def _lists(spec_settings: SpecSettings) -> Iterator[Problem]:
-    """Find parts that repeat another part of their list, and differences that were meant as ranges."""
-    before: dict[tuple[Loc, object], Loc] = {}
-    for loc, part, purpose, _, subject, _ in spec_settings.mentions:
+def _differences(spec_settings: SpecSettings) -> Iterator[Problem]:
+    """Find differences of layers that were meant as ranges."""
+    for loc, part, purpose, _, subject in spec_settings.mentions:
         if subject == m.Ref(ref="layer") and isinstance(part, m.Binary) and part.op == "-":
             first, last = part.left, part.right
             if isinstance(first, int) and isinstance(last, int) and first < last:
                 whole = f"{'layer in ' * (purpose == 'side')}{first}..{last}"
                 help = f"a range has two dots: `{whole}`"
                 yield codes.NO_VALUE(why="it is a difference", loc=loc, help=help)
-        if loc and isinstance(loc[-1], int) and purpose in _LISTED and loc[-2] != "arguments":
-            if (place := (loc[:-1], part)) in before:
-                yield codes.REPEATED(loc=loc, also=before[place], help="leave it out")
-            before.setdefault(place, loc)
 
 
 def _keys(spec: m.Spec) -> Iterator[Problem]:
@@ -226,30 +197,6 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     elif isinstance(part, m.Binary) and part.left == m.Ref(ref="layers"):
                         help = f"did you mean `layer {part.op} ...`? `layers` is their number"
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
-                # A quotient is fine if it is rounded or compared.
-                if isinstance(part, m.Binary) and part.op == "/":
-                    ref = part.left.ref if isinstance(part.left, m.Ref) else None
-                    listed = isinstance(part.right, m.Ref) and part.right.ref not in params
-                    commas = "the parts of a key have commas between: `per layer, kind`"
-                    yield codes.FINE_KEY(
-                        operand=f"`{ref}`" if ref else "what is divided",
-                        why="`/` does not round",
-                        loc=("shares", i, *place, j, "op"),
-                        help=commas if listed else "did you mean `//`?",
-                    )
-
-
-def _choices(spec_settings: SpecSettings) -> Iterator[Problem]:
-    """Find choices whose sides are equal."""
-    for loc, part, *_ in spec_settings.mentions:
-        if isinstance(part, m.If) and part.then == part.otherwise:
-            yield codes.SAME_CHOICE(loc=loc)
-    for i, share in enumerate(spec_settings.spec.shares):
-        if isinstance(share.rank, m.RankMatch):
-            ranks = [arm.rank for arm in share.rank.arms]
-            ranks += [] if share.rank.otherwise is None else [share.rank.otherwise]
-            if len(ranks) > 1 and all(rank == ranks[0] for rank in ranks):
-                yield codes.SAME_CHOICE(loc=("shares", i, "rank"))
 
 
 def _uses_alpha(spec: m.Spec, share: m.Share) -> bool:

@@ -14,7 +14,7 @@ from bishare_dsl.models.site import Parameter, Site
 from bishare_dsl.plan.names import owner, short_path
 from bishare_dsl.plan.plan import Tensor, Trained
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.vocabulary import Vocabulary, constant
+from bishare_dsl.plan.vocabulary import Vocabulary
 from bishare_dsl.spec import ATTRIBUTES, Range, Ref, Selection, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.site_sets import SiteSets
@@ -98,9 +98,6 @@ def _selected(
         problems = [problem for mention in whole for problem in _fits_none(mention, vocabulary)]
     if problems:
         return [], problems
-    for mention in mentioned:
-        if mention.purpose == "condition":
-            problems += constant(mention, places, places.all, "parameters")
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
     if not chosen:
         model, help = sites.architecture.name, "`except` takes away all that stands before it"

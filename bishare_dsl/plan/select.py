@@ -10,7 +10,7 @@ from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site
-from bishare_dsl.plan.vocabulary import Vocabulary, located
+from bishare_dsl.plan.vocabulary import Vocabulary, glob_remedies, located
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
@@ -239,41 +239,33 @@ class Sites:
         part = part_called(name)
         here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
         elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
-        listed = name.split(", ")
         if name in self.params:
             value = self.params[name]
             compared = f"kind == {name}" if value in self.kinds else f"{name} == {value}"
             help_line = f"`{name}` is a param, which a condition compares: `{compared}`"
-        elif len(listed) > 1 and {*listed} <= {*self.kinds}:
-            help_line = f"quotes go round each name, or round none: `{name}`"
-        elif {*"*?"} & {*name}:
-            help_line = f'a pattern is a condition of its own: `kind "{name}"`'
         elif name in m.ATTRIBUTES and {"per", "keys"} & {*loc}:
-            help_line = "the parts of a key have commas between: `per layer, kind`"
-        elif name in ("kind", "parent", "path"):
-            help_line = f'a name or pattern stands after it, such as `{name} "*..."`'
+            help_line = "put commas between the parts of a key: `per layer, kind`"
         elif name in m.ATTRIBUTES:
             help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
-        elif as_key and name == "experts" and any(site.expert is not None for site in sites):
-            help_line = "did you mean `expert`?"
         elif name in {site.parent for site in sites}:
-            help_line = f"`parent {name}` means the linear layers in it"
-        elif name in ("expert", "experts"):
-            help_line = "the layers of its experts are `expert != none`"
-            if all(site.expert is None for site in sites):
-                help_line = f"{model.name} has no experts"
+            help_line = f"write `parent {name}` for the linear layers in it"
+        elif name in ("expert", "experts") and not as_key:
+            has = any(site.expert is not None for site in sites)
+            help_line = "write `expert != none`" if has else f"{model.name} has no experts"
         elif any(name in site.kinds for site in model.outside):
-            help_line = (
-                f"it is in no layer, so that it takes part where `target` names it: `target {name}`"
-            )
+            help_line = f"it is in no layer: name it in `target`, as in `target {name}`"
         elif elsewhere and not as_key:
             help_line = f"shares adapt linear layers; `train {name}` trains it in full"
         elif here:
             help_line = f"`{part}` means it in any model, here {', '.join(here)}"
         elif help_line is None and as_key:
-            help_line = "such as `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
+            help_line = "a key reads `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
         help_line = help_line or nearest(name, self.kinds)
         if not sites and not as_key:
             named = {kind for site in model.outside for kind in site.kinds}
             help_line = nearest(name, named, few=0) or self._hint
-        return codes.NO_SUCH_SITE(what=f"`{name}`", model=model.name, loc=loc, help=help_line)
+        remedies = () if name.isidentifier() or as_key else glob_remedies(name, loc)
+        what = f"`{name}`"
+        return codes.NO_SUCH_SITE(
+            what=what, model=model.name, loc=loc, help=help_line, remedies=remedies
+        )

@@ -267,42 +267,22 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
             help_line = nearest(role, [*trained, *(["none"] if by_param else [])])
-            yield codes.UNKNOWN_ROLE(
-                share=share.name, role=role, what="freeze", loc=loc, help=help_line
-            )
+            wrong: dict[str, Any] = {"share": share.name, "role": role, "what": "freeze"}
+            yield codes.UNKNOWN_ROLE(**wrong, loc=loc, help=help_line)
     started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
-            help_line = nearest(role, started)
-            yield codes.UNKNOWN_ROLE(
-                share=share.name, role=role, what="start", loc=("init", role), help=help_line
-            )
+            wrong = {"share": share.name, "role": role, "what": "start"}
+            yield codes.UNKNOWN_ROLE(**wrong, loc=("init", role), help=nearest(role, started))
     unknown = [role for role in share.keys if role not in roles]
-    plain = not {*share.keys} & {*roles} and {"A", "B"} <= {*roles}
     for role in unknown:
-        stray = (
-            f"leave `{role}` out, or give it its keyword: a key is `per` alone, or after `A` or `B`"
-        )
-        if role == share.name:
-            stray = f"`{role}` stands there twice: leave one out"
-        elif not plain or len(role) < 2:
-            stray = nearest(role, roles) or stray
-        stray = advise("role", role) or stray
-        yield codes.UNKNOWN_ROLE(
-            share=share.name,
-            role=role,
-            what="give a key",
-            loc=("keys", role, "name"),
-            help=stray,
-        )
+        stray = advise("role", role) or nearest(role, roles)
+        wrong = {"share": share.name, "role": role, "what": "give a key"}
+        yield codes.UNKNOWN_ROLE(**wrong, loc=("keys", role, "name"), help=stray)
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:
-        yield codes.NO_KEY(
-            share=share.name,
-            role=keyless[0],
-            loc=("keys",),
-            help=f"say `{keyless[0]} per layer`, or `per layer` for all that have no key of their own",
-        )
+        help = f"write `{keyless[0]} per layer`, or `per layer` for all that have no other key"
+        yield codes.NO_KEY(share=share.name, role=keyless[0], loc=("keys",), help=help)
     elif not keyless and share.per is not None:
         yield codes.UNUSED(what="key", name="per", loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
@@ -318,16 +298,15 @@ def _singular(
     for role, loc in places.items():
         start = resolved.starts[role].init
         if start in m.SINGULAR and role in transform.roles and role not in transform.plain:
-            yield codes.NOT_PLAIN(
-                share=share.name,
-                role=role,
-                start=start,
-                transform=transform.name,
-                loc=loc,
-                help=f"these can: {' and '.join(f'`{role}`' for role in transform.plain)}"
-                if transform.plain
-                else None,
-            )
+            plain = " and ".join(f"`{role}`" for role in transform.plain)
+            help = f"these can: {plain}" if plain else None
+            how: dict[str, Any] = {
+                "share": share.name,
+                "role": role,
+                "start": start,
+                "transform": transform.name,
+            }
+            yield codes.NOT_PLAIN(**how, loc=loc, help=help)
 
 
 def _zeros(resolved: ShareSettings) -> frozenset[str]:
@@ -431,18 +410,6 @@ def _transform(
                 )
             )
         return None
-    taken = transform.options()
-    for option, value in values.items():  # Pydantic takes the text of a number for the number.
-        if isinstance(value, str) and type(taken.get(option)) in (int, float):
-            problems.append(
-                codes.BAD_OPTION(
-                    transform=name,
-                    what=f'{option} = "{value}"',
-                    why="it is a word",
-                    help=f"a number has no quotes: `{option} = {value}`",
-                    loc=("via", "options", option),
-                )
-            )
     try:
         with guard(transform, "check_rank", ValueError):
             transform.check_rank(rank)

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
+from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.site_sets import SiteSets
-from bishare_dsl.spec.walk import Mention, mentions, names_read
+from bishare_dsl.spec.walk import Mention, mentions
 
 _COUNTED = ("layer", "expert")
 """Attributes that count from 0 or are `none`."""
 COUNT_IS_NO_INDEX = "`layers` is their number: the index of a layer is `layer`"
 """Advice for a selection by `layers`, which is equal at all sites of a model."""
+
+
+def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Remedy, ...]:
+    """Return remedies for a regular expression, or for quotes round a list, as globs and names."""
+    globs = m.globs_of(pattern)
+    listed = [", ".join(f'{attribute} "{glob}"' for glob in globs)] if globs else []
+    inner = re.split(r"[,|]\s*", pattern.strip("^$()"))
+    if len(inner) > 1 and all(word.isidentifier() for word in inner):
+        listed.append(", ".join(inner))
+    if attribute == "path":
+        listed.append(f'path "*{pattern.strip("^$*")}*"')
+        listed.append(
+            'path "' + re.sub(r"\[[^]]*\][*+]?|\\d[*+]?|\.\*", "*", pattern.strip("^$")) + '"'
+        )
+    elif {*"*?"} & {*pattern}:
+        listed.append(f'{attribute} "{pattern}"')
+    return tuple(Remedy(f"write `{text}`", (Rewrite(loc, text),)) for text in listed)
 
 
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
@@ -169,29 +187,21 @@ class Vocabulary:
         if counted:
             yield self._outside(counted, what, loc)
             return
-        slip = "did you mean `layer`? `layers` is their number"
-        scopes = [
-            self.site_sets.scopes[i]
-            for i, *_ in self.site_sets.groups((subject, item), "item", valued)
-        ]
+        groups = self.site_sets.groups((subject, item), "item", valued)
+        scopes = [self.site_sets.scopes[i] for i, *_ in groups]
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
-        known = {str(scope.value(subject)) for scope in scopes}
-        help = slip if subject == m.Ref(ref="layers") else nearest(shown.strip("`"), known)
-        if subject == m.Ref(ref="path"):
+        help = nearest(shown.strip("`"), {str(scope.value(subject)) for scope in scopes})
+        if subject == m.Ref(ref="layers"):
+            help = "did you mean `layer`? `layers` is their number"
+        elif subject == m.Ref(ref="path"):
             help = help or f'a path is matched by a pattern: `path "*{shown.strip("`")}*"`'
-        if subject == m.Ref(ref="module"):
-            help = f"what a module is called is its `kind`: `kind == {shown.strip('`')}`"
-        if subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
+        elif subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
             help = self.unknown(item.ref, loc, False).help
-        if isinstance(item, m.Match):
-            help = f'a pattern is a condition of its own: `{item.attribute} "{item.pattern}"`'
-            shown = "this pattern"
         yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         attribute, pattern = part.attribute, part.pattern
         site_values = {str(scope.values[attribute]) for scope in self.site_sets.scopes}
-        globs = m.globs_of(pattern)
         help = nearest(pattern, site_values) or self.hint
         if pattern in ("expert", "experts") and not self._most("expert"):
             help = f"{self.model} has no experts"
@@ -199,16 +209,11 @@ class Vocabulary:
             help = f"`{pattern}` stands alone: leave `{attribute}` before it out"
         elif pattern in {*self.declared} - {*m.ATTRIBUTES}:
             help = f"`{pattern}` is a param, which is compared: `{attribute} == {pattern}`"
-        elif {*"|["} & {*pattern}:
-            help = "a pattern is not a regular expression: a comma takes one name and another"
-        fits = [
-            self.site_sets.any_holds(m.Match(attribute=attribute, pattern=one)) for one in globs
-        ]
-        if globs != [pattern] and globs and all(fits):
-            listed = ", ".join(f'{attribute} "{glob}"' for glob in globs)
-            help = f"a pattern is not a regular expression: `{listed}`"
         what = f"`{attribute} {pattern}`"
-        return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help)
+        remedies = glob_remedies(pattern, loc, attribute)
+        return codes.NO_SUCH_SITE(
+            what=what, model=self.model, loc=loc, help=help, remedies=remedies
+        )
 
     def _no_such_name(self, name: str, loc: Loc) -> Problem:
         help = advise("name", name, self.declared, few=0)
@@ -229,87 +234,7 @@ class Vocabulary:
         return codes.NO_SUCH_EXPERT(what=what, model=self.model, has=has, loc=loc)
 
 
-def constant(
-    mention: Mention, places: SiteSets, among: Set[int], what: str = "modules"
-) -> Iterator[Problem]:
-    """Warn of a condition, or of its smallest part, that is always or never true where it is evaluated.
-
-    Args:
-        mention: a whole condition.
-        places: the sites, or the parameters, of a model.
-        among: the sites at which it is evaluated.
-        what: the noun for these in messages.
-    """
-    asked = among
-    for condition, truth in mention.assuming:
-        asked &= places.partition(condition)[not truth]
-    selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
-    assert not isinstance(mention.part, m.Range)  # which is never a condition
-    # Elsewhere a choice by `layers` tells models apart.
-    same = {"adapter"} | ({"layers"} if mention.domain in ("let", "share") else set())
-    for part, loc, truth in _constant(
-        mention.part, mention.loc, places, asked if len(asked) > 1 else frozenset(), same
-    ):
-        # Names in a list are intentional; other codes report selections of nothing.
-        named = isinstance(part, m.Ref | m.Match)
-        idle = not truth and (selects == "exclude" or mention.domain == "target")
-        if selects and loc == mention.loc and (named or idle):
-            continue
-        always = "always" if truth else "never"
-        help = "one pool of all is `per model`" if truth and {"per", "keys"} & {*loc} else None
-        if not truth and isinstance(part, m.And) and (names := names_joined(part)):
-            help = f"no module is both; a comma takes one and the other: `{names}`"
-        read = {name for name, _ in names_read(part, (), "condition")}
-        help = COUNT_IS_NO_INDEX if "layers" in read and "layer" not in read else help
-        yield codes.CONSTANT(always=always, count=f"{len(asked):,}", what=what, loc=loc, help=help)
-
-
 def names_joined(part: m.And) -> str | None:
     """Write the names of an `and` as a list, or return None if there are fewer than two."""
     names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
     return ", ".join(names) if len(names) > 1 else None
-
-
-def _constant(
-    part: m.Expression, loc: Loc, places: SiteSets, asked: Set[int], same: Set[str]
-) -> list[tuple[m.Expression, Loc, bool]]:
-    """Find the smallest parts of a condition with one truth value at all sites in ``asked`` that have a
-    value.
-
-    Return each with its location and truth value. Attributes in ``same`` tell no sites apart.
-    """
-    inner: list[tuple[m.Expression, Loc]] = []
-    match part:
-        case m.And(all_of=parts):
-            inner = [(one, (*loc, "all_of", i)) for i, one in enumerate(parts)]
-        case m.Or(any_of=parts):
-            inner = [(one, (*loc, "any_of", i)) for i, one in enumerate(parts)]
-        case m.Not(negated=one):
-            inner = [(one, (*loc, "negated"))]
-    constants = [
-        (other, place, truth)
-        for one, at in inner
-        for other, place, truth in _constant(one, at, places, asked, same)
-        if not (truth and isinstance(other, m.Ref | m.Match))  # A name is intentional.
-    ]
-    if not constants and _tells_apart(part, same):
-        true, false = (not asked.isdisjoint(where) for where in places.partition(part))
-        constants += [(part, loc, true)] * (true != false)
-    return constants
-
-
-def _tells_apart(part: m.Expression, same: Set[str]) -> bool:
-    """Return whether a condition can differ between modules, apart from whether they have a layer."""
-    if isinstance(part, m.Compare) and m.Ref(ref="none") in (part.left, part.right):
-        return False
-    return any(
-        isinstance(mention.part, m.Match)
-        or (
-            isinstance(mention.part, m.Ref)
-            and (
-                mention.purpose in ("condition", "part")
-                or mention.part.ref in {*m.ATTRIBUTES} - same
-            )
-        )
-        for mention in mentions(part, "condition")
-    )

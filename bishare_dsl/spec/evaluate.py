@@ -91,10 +91,8 @@ class Scope:
                 try:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except (ZeroDivisionError, OverflowError) as error:
-                    help, why = "make the numbers smaller", f"{error}{self.where}"
-                    if rhs == 0:
-                        why = f"it divides by zero{self.where}"
-                        help = "divide by a number other than 0: `max(..., 1)` is one"
+                    why = f"it divides by zero{self.where}" if rhs == 0 else f"{error}{self.where}"
+                    help = "make the numbers smaller" if rhs else "`max(..., 1)` is never 0"
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
             case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
@@ -117,45 +115,33 @@ class Scope:
         if type(expression) is int:
             return _bounded(expression, loc)
         value = self.value(expression, loc)
-        if isinstance(value, bool) and isinstance(expression, m.Ref):
+        # Arithmetic may use a condition: `8 * (layer > 15)`.
+        if isinstance(value, bool) and (
+            isinstance(expression, m.Ref) or loc[-1:] in (("left",), ("right",))
+        ):
             return int(value)
         if isinstance(value, bool | str):
-            if isinstance(expression, m.Ref) and expression.ref not in self.values:
-                name = expression.ref
-                if name in m.ATTRIBUTES:
-                    self.attribute(name, loc)
-                numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
-                if {"rank", "per", "keys"} & {*loc}:
-                    numbers += ["layer", "layers", "in", "out", "expert"]
-                at = "rank" if "rank" in loc else "number"
-                same = [word for word in numbers if word.lower() == name.lower()]
-                help_line = f"did you mean `{same[0]}`?" if same else advise(at, name)
-                help_line = help_line or advise("number", name)
-                help_line = help_line or advise("name", name, numbers, few=0)
-                bare = "".join(re.findall(r"[\w.]", name))
-                if name != bare or re.fullmatch(r"[0-9]+(\.[0-9]+)?", name):
-                    help_line = f"did you mean `{bare}`? A number or a param has no quotes"
-                elif help_line is None and {"per", "keys"} & {*loc}:
-                    help_line = (
-                        "a key reads `per layer, kind`, or of layers in a row `per layer // 4`"
-                    )
-                elif help_line is None and loc[-1:] == ("right",):
-                    help_line = "a number stands here, or a param, and a comment begins with `#`"
-                declare = f": `param {name} = 8` above" * (name not in ("rank", "alpha", "none"))
-                help_line = help_line or f"a number stands here, or a param{declare}"
-                raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
-            help = None
-            if isinstance(expression, m.Ref) and expression.ref not in m.ATTRIBUTES:
-                name = expression.ref
-                help = (
-                    f"`{name}` is a word: give it a number, `param {name} = 8` or `--set {name}=8`"
-                )
-            elif {"per", "keys"} & {*loc}:
-                help = "the parts of a key have commas between: `per layer, kind`"
-            raise EvaluationError(
-                codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number", help=help)
-            )
+            help, ref = None, expression.ref if isinstance(expression, m.Ref) else None
+            keyed = bool({"per", "keys"} & {*loc})
+            if ref is not None and ref not in self.values:
+                raise EvaluationError(self._no_number(ref, loc, keyed=keyed))
+            if ref in self.values and ref not in m.ATTRIBUTES:
+                help = f"`{ref}` is a word: give it a number, `param {ref} = 8` or `--set {ref}=8`"
+            why = f"`{value}` is not a number"
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
         return value
+
+    def _no_number(self, name: str, loc: Loc, *, keyed: bool) -> Problem:
+        """Return the problem of a name that stands for no number."""
+        if name in m.ATTRIBUTES:
+            self.attribute(name, loc)
+        numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
+        if keyed or "rank" in loc:
+            numbers += ["layer", "layers", "in", "out", "expert"]
+        at = "rank" if "rank" in loc else "number"
+        help_line = advise(at, name) or advise("name", name, numbers, few=0)
+        help_line = help_line or "a number stands here, or a param that is declared above"
+        return codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line)
 
     def holds(self, predicate: m.Condition, loc: Loc = ()) -> bool:
         """Return whether a predicate is true, or a selection selects the site.
@@ -192,33 +178,16 @@ class Scope:
                 if self.holds(condition, (*loc, "condition")):
                     return self.holds(chosen, (*loc, "then"))
                 return self.holds(otherwise, (*loc, "otherwise"))
-            case m.Binary(op="-", left=m.Ref(ref=left), right=m.Ref(ref=right)):
-                why, name = "`-` is minus, between two words", f"{left}-{right}"
-                help = f'did you mean `{left}_{right}`? A name with `-` is quoted: `"{name}"`'
-                if name == "all-linear":
-                    help = 'every linear layer is `kind "*"`'
-                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
             case _:
                 why = "a number is neither true nor false"
                 help = "compare it, as in `layer % 2 == 0`"
-                if isinstance(predicate, m.Binary) and predicate.left == m.Ref(ref="kind"):
-                    help = 'a pattern is quoted, after what it is of: `kind "*_proj"`'
-                elif isinstance(predicate, m.Binary) and isinstance(predicate.left, m.Match):
-                    help = 'what is left out stands after `except`: `kind "*" except o_proj`'
-                elif names := _names(predicate):
-                    help = f"what is listed has commas between: `{', '.join(names)}`"
-                elif {"per", "keys"} & {*loc}:
-                    help = "the parts of a key have commas between: `per layer, kind`"
-                elif "rank" in loc and isinstance(predicate, int | float):
-                    help = f"a choice reads `{predicate} if layer > 3 else 2`"
-                elif (
-                    isinstance(predicate, int)
-                    and {"include", "exclude"} & {*loc}
-                    and loc[0] != "lets"
-                ):
-                    help = f"layers are chosen by `layer == {predicate}`, or `layer in {{0, {predicate}}}`"
-                elif loc[:1] == ("lets",) and isinstance(predicate, int | float):
-                    help = f"a number is declared by `param`: `param ... = {predicate}`"
+                if names := _names(predicate):
+                    help = f"put commas between the parts of a list: `{', '.join(names)}`"
+                    if isinstance(predicate, m.Binary) and predicate.op == "-":
+                        help = f"did you mean `{'_'.join(names)}`?"
+                    help = (
+                        'every linear layer is `kind "*"`' if names == ["all", "linear"] else help
+                    )
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
 
     def attribute(self, name: str, loc: Loc) -> Value:
@@ -229,11 +198,7 @@ class Scope:
         """
         if name not in self.values:
             why = f"it is about a module, whose `{name}` is not known in this place"
-            help = "say here a number, or a param; modules are told apart by `where`, `per` and `match`"
-            if loc[:1] == ("params",):
-                help = "a param knows no model: write this where the param is used"
-            elif "options" in loc:
-                help = "an option is one value for the whole share: another one takes a share of its own"
+            help = "write a number or a param; `where`, `per` and `match` tell modules apart"
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
         return self.values[name]
 

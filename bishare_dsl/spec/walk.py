@@ -37,7 +37,6 @@ class Mention(NamedTuple):
     purpose: Purpose
     domain: Domain | None = None
     compared_with: m.Expression | None = None
-    assuming: tuple[tuple[m.Expression, bool], ...] = ()
 
 
 # The purpose of each field with expressions. `_add` handles `If` and rank matches.
@@ -81,7 +80,6 @@ _DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
 _PREDICATES = (m.Match, m.Member, m.Compare, m.And, m.Or, m.Not)
 _EXPRESSIONS = (*_PREDICATES, m.Ref, m.Binary, m.Call, m.Range, m.If, int, float)
 _Part = TypeVar("_Part", bound=BaseModel)
-_Assumptions = tuple[tuple[m.Expression, bool], ...]
 
 
 def mentions(
@@ -108,12 +106,11 @@ def _add(
     loc: Loc,
     domain: Domain | None,
     compared_with: m.Expression | None = None,
-    assuming: _Assumptions = (),
 ) -> None:
     """Add every expression in a part of a spec."""
     if isinstance(part, tuple | dict):
         for name, item in part.items() if isinstance(part, dict) else enumerate(part):
-            _add(found, item, purpose, (*loc, name), domain, compared_with, assuming)
+            _add(found, item, purpose, (*loc, name), domain, compared_with)
         return
     if isinstance(part, str):
         part, purpose = m.Ref(ref=part), "name"
@@ -122,23 +119,20 @@ def _add(
             raise TypeError(f"the expression at {loc} has no purpose")
         # A predicate is a condition, even as a key.
         purpose = "condition" if purpose == "key" and isinstance(part, _PREDICATES) else purpose
-        found.append(Mention(loc, part, purpose, domain, compared_with, assuming))
+        found.append(Mention(loc, part, purpose, domain, compared_with))
     if isinstance(part, m.If):
-        then, otherwise = ((*assuming, (part.condition, truth)) for truth in (True, False))
-        _add(found, part.condition, "condition", (*loc, "condition"), domain, None, assuming)
-        _add(found, part.then, purpose, (*loc, "then"), domain, None, then)
-        _add(found, part.otherwise, purpose, (*loc, "otherwise"), domain, None, otherwise)
+        _add(found, part.condition, "condition", (*loc, "condition"), domain)
+        _add(found, part.then, purpose, (*loc, "then"), domain)
+        _add(found, part.otherwise, purpose, (*loc, "otherwise"), domain)
     elif isinstance(part, RankMatch):
-        _add(found, part.subject, "subject", (*loc, "subject"), domain, None, assuming)
+        _add(found, part.subject, "subject", (*loc, "subject"), domain)
         for i, arm in enumerate(part.arms):
-            at, fits = (*loc, "arms", i), m.Member(value=part.subject, among=arm.values)
-            _add(found, arm.values, "arm", (*at, "values"), domain, part.subject, assuming)
-            here = (*assuming, (fits, True))
-            _add(found, arm.rank, "number", (*at, "rank"), domain, None, here)
-            assuming = (*assuming, (fits, False))
+            at = (*loc, "arms", i)
+            _add(found, arm.values, "arm", (*at, "values"), domain, part.subject)
+            _add(found, arm.rank, "number", (*at, "rank"), domain)
         if part.otherwise is not None:
             at = (*loc, "otherwise")
-            _add(found, part.otherwise, "number", at, domain, None, assuming)
+            _add(found, part.otherwise, "number", at, domain)
     elif isinstance(part, BaseModel):
         for name, field_purpose, whose in _fields(type(part)):
             value = getattr(part, name)
@@ -149,9 +143,7 @@ def _add(
                 compared_with = part.left if name == "right" else part.right
             elif isinstance(part, m.Member):
                 compared_with = part.value if name == "among" else None
-            _add(
-                found, value, field_purpose, (*loc, name), whose or domain, compared_with, assuming
-            )
+            _add(found, value, field_purpose, (*loc, name), whose or domain, compared_with)
 
 
 @cache

@@ -6,6 +6,37 @@ GOOD = "spec good\ntarget q_proj\nshare local per module rank 4\n"
 BAD = "spec bad\nparam r = 4\ntarget q_proj, FAKE\nshare local per module rank q\n"
 
 
+def test_a_good_spec_is_told_back(bishare, here):
+    (here / "good.share").write_text(GOOD)
+    run = bishare("check", "good.share")
+    assert run.code == 0
+    assert run.out.startswith("on the shapes of llama-7b, for example:")
+    assert run.out.endswith("nothing is shared: this is a LoRA of rank 4\n")
+    (here / "other.share").write_text(GOOD.replace("q_proj", "c_attn"))
+    assert "give `--model` to see what is shared" in bishare("check", "other.share").err
+    assert "1 spec checked: all fine" in run.err
+    assert "not checked without `--model`" in run.err
+    assert "not checked" not in bishare("check", "good.share", "--model", "llama-7b").err
+    assert bishare("check", "--quiet", "good.share").err == ""
+
+
+def test_what_is_shared_is_in_the_json(bishare, here):
+    (here / "pairs.share").write_text(GOOD.replace("per module", "per layer // 2"))
+    run = bishare("check", "pairs.share", "--model", "llama-7b", "--json")
+    told = json.loads(run.out)["sharing"]["pairs.share"]
+    assert (
+        told["conclusion"]
+        == "100% of the trained parameters are shared, 0% are private to one module"
+    )
+    (share,) = told["shares"]
+    assert share == {
+        "share": "local",
+        "modules": 32,
+        "tensors": {"A": "16, each by 2 modules", "B": "16, each by 2 modules"},
+        "fraction": 1.0,
+    }
+
+
 def test_every_error_of_every_file_is_reported_in_one_run(bishare, here):
     (here / "bad.share").write_text(BAD)
     (here / "worse.share").write_text("spec worse\ntarget\nshare local per module rank\n")
@@ -55,7 +86,7 @@ def test_tables_show_names_escaped(bishare, here):
     for command in (
         ["plan", "evil.share"],
         ["plan", "evil.share", "evil.share"],
-        ["diff", "evil.share", "lora"],
+        ["check", "evil.share"],
     ):
         run = bishare(*command, "--model", "llama-7b")
         assert run.code == 0

@@ -50,19 +50,19 @@ def test_each_answer_tells_place_and_a_short_remedy():
     for path in INPUTS:
         text = path.with_suffix(".txt").read_text(encoding="utf-8")
         for answer in re.split(r"^(?=error|warning\[)", text, flags=re.MULTILINE)[1:]:
-            assert "  = help: " in answer, path.stem
+            # Where no remedy survives a trial, the message says what may stand there.
+            said = answer.startswith(("error[BS110]: expected ", "error[BS103]", "error[BS111]"))
+            assert said or "  = help: " in answer, path.stem
             assert path.suffix == ".cmd" or " --> " in answer, path.stem
         assert max(map(len, re.findall(r"= help: (.*)", text)), default=0) <= 160, path.stem
 
 
-def test_nothing_passes_in_silence_but_what_has_become_right():
-    silent = {
-        path.stem for path in INPUTS if path.with_suffix(".txt").read_text() == "exit code 0\n"
-    }
-    assert silent == {
-        *("46_per_and_A_per", "83_param_computed", "A8_list_adds_nothing"),
-        *("peft_embed", "peft_lm_head"),
-    }
+def test_nothing_passes_in_silence():
+    for path in INPUTS:
+        text = path.with_suffix(".txt").read_text(encoding="utf-8")
+        assert text != "exit code 0\n", path.stem
+        if path.suffix == ".share" and text.endswith("exit code 0\n"):
+            assert re.search(r"nothing is shared|are shared|parameter is shared", text), path.stem
 
 
 def test_each_input_is_kept_with_its_answer():

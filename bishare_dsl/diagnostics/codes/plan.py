@@ -7,14 +7,6 @@ NO_SUCH_LAYER = Code(
     "BS302", "{what} is outside {model}, which has layers 0..{last} (or -{layers}..-1)"
 )
 NO_SUCH_EXPERT = Code("BS320", "{what} is outside {model}, which has {has}")
-CONSTANT = Code(
-    "BS321",
-    "this condition is {always} true of the {count} {what} that it is asked of",
-    severity="warning",
-)
-HIDES_KIND = Code(
-    "BS322", "`let {name}` hides the layers that {model} calls `{name}`", severity="warning"
-)
 COVERS_NOTHING = Code("BS303", "{what} covers no module of {model}")
 RANK_VARIES = Code("BS304", "the rank is not the same in the whole pool `{pool}`: {found}")
 SHAPES = Code("BS305", "share `{share}` cannot {what}: {why}")
@@ -29,11 +21,6 @@ UNREACHABLE = Code(
     severity="warning",
 )
 LEFT_OUT = Code("BS313", "`target` leaves out {what}: {why}", severity="warning")
-ALONE = Code(
-    "BS314",
-    "no two modules of share `{share}` have the same value of this key, so {what} is shared",
-    severity="warning",
-)
 TIED = Code("BS315", "{names} are one weight in {model}, and `{statement}` does not name {unnamed}")
 TRAINED_TWICE = Code("BS316", "`{path}` is trained in full, and a share adds a term to it")
 TRAINS_SITE = Code(
@@ -57,7 +44,4 @@ KERNEL_CROPS = Code(
     "BS351",
     "size {size} does not divide {widths}: KE extends past the width and crops",
     severity="warning",
-)
-ADDS_NOTHING = Code(
-    "BS312", "this part of `where` adds no target module to share `{share}`", severity="warning"
 )

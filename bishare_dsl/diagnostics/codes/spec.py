@@ -20,11 +20,6 @@ UNKNOWN_ROLE = Code("BS215", "share `{share}` has no tensor `{role}` to {what}")
 OUTDENTED = Code(
     "BS218", "`{word}` begins a line, and is a clause of share `{share}` alone", severity="warning"
 )
-FINE_KEY = Code(
-    "BS219",
-    "this key tells apart all that {operand} tells apart: {why}",
-    severity="warning",
-)
 EMPTY_RANGE = Code("BS220", "`{first}..{last}` is empty: it ends before it begins")
 CONSTANT_KEY = Code(
     "BS221",
@@ -36,8 +31,12 @@ NOT_PLAIN = Code(
     "BS223",
     "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
 )
-SAME_CHOICE = Code(
-    "BS224", "this choice is the same either way, so that it decides nothing", severity="warning"
+NAME_SELECTS_NOTHING = Code(
+    "BS226", "the name of share `{share}` selects nothing: it covers all", severity="warning"
 )
-REPEATED = Code("BS225", "this repeats a part of its list, and adds nothing", severity="warning")
+COMMA_IS_OR = Code("BS227", "a comma means `or` here: {why}", severity="warning")
+LAYER_IN_BOTH = Code("BS228", "layer {layer} is in shares `{one}` and `{other}`", severity="note")
+SAME_SHARE = Code("BS229", "shares `{one}` and `{other}` act as one share", severity="warning")
+SAME_VALUE = Code("BS230", "this replaces {what} by what it already is", severity="warning")
+COUNTS_LAYERS = Code("BS231", "`layers` is the same for every module", severity="warning")
 NOT_LINEAR = Code("BS217", "{transform} is not linear in its input, so it takes no `{what}`")

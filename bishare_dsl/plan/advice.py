@@ -1,0 +1,246 @@
+"""Try advice before anybody reads it: the one place where a remedy is judged."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from bishare_dsl import spec as m
+from bishare_dsl.diagnostics import BishareError, Edit, Problem, Remedy, Rewrite, SourceMap, Span
+from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.diagnostics.words import english
+from bishare_dsl.language.grammar import lex
+from bishare_dsl.language.read import survey
+from bishare_dsl.language.slips import edit_between
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.plan.build import build_plan
+from bishare_dsl.plan.check import check_spec
+from bishare_dsl.plan.plan import Plan
+from bishare_dsl.plan.sharing import Sharing, asked, sharing
+
+_LONGEST = 2**14
+# A help line with one text to write in place of the wrong one.
+_MEANT = re.compile(r"^[^`]*\b(?:did you mean|write|is|are|reads?|by) `([^`]+)`[^`]*$")
+_WORDS = ("NAME", "STRING", "INT", "FLOAT")
+_MOST_TRIALS = 300
+# How many equal mistakes of a line to mend one after the other.
+_MOST_AGAIN = 16
+
+Params = Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text comes to: a spec, a plan if it fits the model, and problems with their places."""
+
+    text: str
+    where: SourceMap
+    problems: Sequence[Problem]
+    spec: m.Spec | None = None
+    plan: Plan | None = None
+
+    @property
+    def words(self) -> int:
+        """The number of words and numbers of the text, without its comments."""
+        return sum(token.type in _WORDS or token.isalpha() for token in lex(self.text))
+
+    def worth(self, before: Reading) -> tuple[int, Sharing]:
+        """Rank texts that mend the same problem: the most of its words, then the most sharing."""
+        shared = Sharing(0) if self.plan is None else sharing(self.plan)
+        return min(self.words, before.words), shared
+
+    def lines(self, problem: Problem) -> range:
+        """Return the lines of a problem; none without a place in this text."""
+        span = problem.span or self.where.locate(problem.loc)
+        if span is None or self.where.source_of(span) is not self.where.source:
+            return range(0)
+        first, last = (self.where.source.position(place)[0] for place in (span.start, span.end))
+        return range(first, last + 1)
+
+
+@dataclass
+class Adviser:
+    """Judge the remedies of a text's problems, with the model at hand.
+
+    Attributes:
+        where: the text.
+        architecture: the model, or None to judge what needs no model.
+        params: values for params of the spec.
+        allow_use: whether the text may use any file.
+    """
+
+    where: SourceMap
+    architecture: Architecture | None = None
+    params: Params | None = None
+    allow_use: bool = False
+    trials: int = _MOST_TRIALS
+
+    def settled(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Return problems, each with the best of its remedies that survives, or without advice."""
+        settled = [self._settled(problem) for problem in problems]
+        if sum(bool(problem.edits) for problem in settled) > 1 and self.before.spec is None:
+            settled = self._together(settled)
+        return settled
+
+    def _together(self, problems: list[Problem]) -> list[Problem]:
+        """Drop the advice that fails in a text that follows all of it: names are looked up only there."""
+        edits = [edit for problem in problems for edit in problem.edits]
+        after = self.read(_written(self.where, self.where.source.text, edits) or "")
+        if after.spec is None:
+            return problems
+        bad = {line for problem in after.problems for line in after.lines(problem)}
+        return [
+            replace(problem, help=registry()[problem.code].remedy, edits=())
+            if problem.edits and not bad.isdisjoint(self.before.lines(problem))
+            else problem
+            for problem in problems
+        ]
+
+    def _settled(self, problem: Problem) -> Problem:
+        remedies = self._remedies(problem)
+        if not remedies:
+            return problem
+        if (
+            not problem.remedies and not problem.edits
+        ):  # Prose may mention a text that is no remedy.
+            new = _written(self.where, self.where.source.text, remedies[0].edits)
+            if new is None or self.read(new).spec is None:
+                return problem
+        tried = [(made, remedy) for remedy in remedies if (made := self._survives(problem, remedy))]
+        fallback = problem.help if problem.remedies else registry()[problem.code].remedy
+        if not tried:
+            return replace(problem, help=fallback, edits=(), remedies=())
+        reading, best = max(tried, key=lambda one: one[0].worth(self.before))
+        edit = edit_between(self.where.source.text, reading.text, self.where.source.start)
+        return replace(problem, help=best.help, edits=(edit,), remedies=())
+
+    def _remedies(self, problem: Problem) -> tuple[Remedy, ...]:
+        """Return a problem's remedies, its edits, or the word that its help advises."""
+        if problem.remedies or len(self.where.source.text) > _LONGEST:
+            return problem.remedies
+        if problem.edits:
+            return (Remedy(problem.help or "", problem.edits),)
+        meant = _MEANT.search(problem.help or "")
+        span = self.where.locate(problem.loc) if problem.loc else None
+        if span is None or self.where.source_of(span) is not self.where.source:
+            return ()
+        start = self.where.source.start
+        old = self.where.source.text[span.start - start : span.end - start]
+        bare = old.strip('"')
+        if meant is None and old == bare:
+            return ()
+        help = problem.help if meant and problem.help else f"write `{bare}` without quotes"
+        new = meant[1] if meant else bare
+        new = f'"{new}"' if meant and old != bare and not new.startswith('"') else new
+        return (Remedy(help, (Edit(span, new),)),)
+
+    @cached_property
+    def before(self) -> Reading:
+        """The text as it is."""
+        return self.read(self.where.source.text)
+
+    @cached_property
+    def asked(self) -> Sharing:
+        """What the text asks to share, or what its plan shares."""
+        before = self.before
+        if before.plan is not None:
+            return sharing(before.plan)
+        if before.spec is None or self.architecture is None:
+            return Sharing(0)
+        return asked(before.spec, self.architecture)
+
+    def read(self, text: str) -> Reading:
+        """Read and plan a text."""
+        name = self.where.source.name
+        found = survey(text, name, allow_use=self.allow_use)
+        if found.spec is None:
+            return Reading(text, found.where, found.problems)
+        try:
+            spec = found.spec.with_params(self.params or {})
+            if self.architecture is None:
+                return Reading(text, found.where, check_spec(spec), spec)
+            plan, problems = build_plan(spec, self.architecture)
+            return Reading(text, found.where, problems, spec, plan)
+        except BishareError as error:
+            return Reading(text, found.where, error.problems, found.spec)
+
+    def _survives(self, problem: Problem, remedy: Remedy) -> Reading | None:
+        """Return what a remedy makes of the text, if it mends the problem and loses nothing."""
+        text = self.where.source.text
+        new, before = _written(self.where, text, remedy.edits), self.before
+        for _ in range(_MOST_AGAIN):
+            if new is None or self.trials <= 0 or _spoils(text, new):
+                return None
+            self.trials -= 1
+            after = self.read(new)
+            if self._mends(problem, before, after):
+                return after
+            same = self._again(problem, remedy, after)
+            if same is None:
+                return None
+            new = _written(after.where, new, same.edits)
+        return None
+
+    def _again(self, problem: Problem, remedy: Remedy, after: Reading) -> Remedy | None:
+        """Return the remedy for the same mistake further along a line, if a text has it."""
+        for later in after.problems:
+            elsewhere = (later.span, later.message) != (problem.span, problem.message)
+            if elsewhere and set(after.lines(later)) <= set(self.before.lines(problem)):
+                return next((one for one in later.remedies if one.kind == remedy.kind), None)
+        return None
+
+    def _mends(self, problem: Problem, before: Reading, after: Reading) -> bool:
+        """Return whether a problem is gone, nothing new is wrong, and no fewer modules share."""
+        of_text = before.spec is None
+        key = problem.code, problem.message
+        old = Counter((one.code, one.message) for one in before.problems)
+        new = Counter((one.code, one.message) for one in after.problems)
+        if new[key] >= old[key]:
+            return False
+        changed = _changed_lines(before.text, after.text)
+        same_stage, known_codes = (
+            of_text == (after.spec is None),
+            {one.code for one in before.problems},
+        )
+        for one in after.problems:
+            known = old[one.code, one.message] >= new[one.code, one.message] > 0
+            wrong = same_stage and one.severity == "error" and one.code not in known_codes
+            if wrong and not known:
+                return False
+            if not known and not set(after.lines(one)).isdisjoint(changed):
+                return False
+        if after.plan is not None and not of_text:
+            return all(a >= b for a, b in zip(sharing(after.plan), self.asked, strict=True))
+        return True
+
+
+def _written(where: SourceMap, text: str, edits: Iterable[Edit | Rewrite]) -> str | None:
+    """Write edits into a text, or return None if one is not in it."""
+    placed: list[tuple[Span, str]] = []
+    for edit in edits:
+        span = edit.span if isinstance(edit, Edit) else where.spans.get(edit.loc)
+        if span is None or where.source_of(span) is not where.source:
+            return None
+        placed.append((span, edit.text))
+    for span, new in sorted(placed, key=lambda one: -one[0].start):
+        start, end = span.start - where.source.start, span.end - where.source.start
+        text = text[:start] + new.replace("{}", text[start:end]) + text[end:]
+    return text
+
+
+def _changed_lines(old: str, new: str) -> range:
+    """Return the numbers of the lines of a new text that differ from an old one."""
+    edit = edit_between(old, new, 0)
+    first = new.count("\n", 0, edit.span.start) + 1
+    return range(first, first + edit.text.count("\n") + 1)
+
+
+def _spoils(old: str, new: str) -> bool:
+    """Return whether a new text takes a word of English for a name."""
+    lines = {line.strip() for line in old.split("\n")}
+    changed = [line for line in new.split("\n") if line.strip() not in lines]
+    names = {token.lower() for line in changed for token in lex(line) if token.type == "NAME"}
+    return bool(names & english() - {*m.ATTRIBUTES, "none"})
