@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 # Before torch is loaded: one thread.
@@ -25,7 +24,6 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 import numpy as np
 import torch
 from harness.page import write_below
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bishare_dsl.adapter.stored import dequantise, quantise
@@ -408,15 +406,12 @@ class Compression:
         path = folder() / f"compression-{self.name}-{start}-{spec}-{size}.pt"
         names = [f"person{i}" for i in range(PEOPLE)]
         if not path.exists():
-            with TemporaryDirectory(prefix="few-") as scratch:
-                files = {name: Path(scratch, name) for name in names}
+            pairs: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in names}
+            for site in plan.sites:
+                a, b = given[int(site.layer or 0), site.kind]
                 for i, name in enumerate(names):
-                    pairs = {}
-                    for site in plan.sites:
-                        a, b = given[int(site.layer or 0), site.kind]
-                        pairs |= {f"{site.path}:A": a[i].clone(), f"{site.path}:B": b[i].clone()}
-                    save_file(pairs, files[name])
-                values = fit(plan, GivenPairs(files), sweeps=SWEEPS)[1]
+                    pairs[name][site.path] = a[i], b[i]
+            values = fit(plan, GivenPairs(pairs), sweeps=SWEEPS)[1]
             torch.save({v: p.float() for v, p in values.items()}, path)
         return names, torch.load(path, weights_only=True)
 
