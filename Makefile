@@ -55,7 +55,7 @@ XDIST := -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=fu
 test: $(STAMP) ## set up, then run the tests, in about five minutes; ARGS="tests/plan -x" selects some
 	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-quick} $(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "not long" $(ARGS)
 
-test-long: $(STAMP) ## run random lives, kills at each write, every spec through every command, several processes
+test-long: $(STAMP) ## run random lives, kills at each write, several processes
 	@$(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "long or hypothesis" $(ARGS)
 
 hunt: $(STAMP) ## compare random sequences of operations with a dense reference, for an hour; ARGS="--minutes 480 --seed 7"
