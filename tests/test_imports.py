@@ -18,7 +18,6 @@ COMMANDS = (
     ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
     ["plan", "lora", "--model", "llama-7b", "--adapters", "200", "--memory", "80GB"],
     ["show", "lora", "--model", "llama-7b", "--html", "/dev/stdout", "--svg", "/dev/null"],
-    ["diff", "lora", "bishare_ke", "--model", "llama-7b"],
     ["lsp"],  # Last: nothing can be printed once it has ended.
 )
 # A wrong command is answered before anything heavy is loaded: its arguments, its spec, its files.
