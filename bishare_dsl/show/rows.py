@@ -232,8 +232,8 @@ def roles(plan: Plan) -> list[RoleRow]:
     ]
 
 
-def role_table(plan: Plan) -> Table:
-    """Make the table of all roles."""
+def role_table(plan: Plan, share: str | None = None) -> Table:
+    """Make the table of all roles, or of the roles of one share."""
     return Table(
         ["share", "role", "pools", "modules each", "shape", "parameters"],
         [
@@ -246,6 +246,7 @@ def role_table(plan: Plan) -> Table:
                 f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
             ]
             for row in roles(plan)
+            if share in (None, row.share)
         ],
         left={0, 1},
     )

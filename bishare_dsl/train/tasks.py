@@ -31,8 +31,6 @@ class Task:
         held_out: the held-out examples, perhaps empty.
         order: the seed for shuffling the examples.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
-        start: the members that it starts from; None if it starts from zero.
-        most: its number of steps, if another than the run's.
     """
 
     name: str
@@ -40,8 +38,6 @@ class Task:
     held_out: Dataset | tuple[()] = ()
     order: int = 0
     data: Mapping[str, DataReport] = field(default_factory=dict)
-    start: str | None = None
-    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,8 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
-        if (most := self.most if task.most is None else task.most) is not None:
-            return most
+        if self.most is not None:
+            return self.most
         return ceil(self.epochs * ceil(len(task.examples) / self.batch))
 
     def epochs_of(self, number: int) -> float:

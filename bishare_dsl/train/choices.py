@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
+from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import OPTIONS
 from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def encode_choices(rows: Any, tokenizer: Any) -> Any:
+    from bishare_dsl.train.data.rows import Rows
+
+
+def encode_choices(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Encode rows that have options, without truncation.
 
     Raises:
@@ -26,7 +33,9 @@ def encode_choices(rows: Any, tokenizer: Any) -> Any:
 
 
 @torch.no_grad()
-def choice_accuracy(model: Any, examples: Any, collator: Any, batch: int = 16) -> float:
+def choice_accuracy(
+    model: PreTrainedModel, examples: Dataset, collator: Collator, batch: int = 16
+) -> float:
     """Return the fraction of examples whose correct option is decoded greedily among the options.
 
     Args:
