@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, SupportsIndex, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from bishare_dsl.compiler import Params, make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareWarning, render
@@ -73,9 +73,6 @@ def compile_spec(
     from bishare_dsl.peft.lora import spec_of_lora
     from bishare_dsl.peft.method import install
 
-    _check_arguments("compile_spec(spec, model)", spec, model)
-    if not isinstance(seed, SupportsIndex):
-        raise TypeError(f"`seed` is an integer, and this is {seed!r}")
     if type(spec).__name__ == "LoraConfig":
         spec = spec_of_lora(cast("LoraConfig", spec), model)
     resolved = make_plan(cast("Spec", spec), model, params)
@@ -102,26 +99,10 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
     """
     from bishare_dsl.peft.method import install
 
-    _check_arguments("load_adapter(folder, model)", folder, model)
     stored, problems = read_fitting(folder, model)
     _warn(*map(render, problems))
     _warn(*install(model, stored))
     return model
-
-
-def _check_arguments(call: str, first: object, model: object) -> None:
-    """Check that the arguments of a call are in their order, and that the model is one.
-
-    Raises:
-        TypeError: they are not.
-    """
-    from torch import nn
-
-    if isinstance(first, nn.Module):
-        raise TypeError(f"the model is the second argument: `{call}`")
-    if not isinstance(model, nn.Module):
-        load = "load it first, as by `AutoModelForCausalLM.from_pretrained(name)`"
-        raise TypeError(f"`{call}` changes a model in memory, and {model!r} is none: {load}")
 
 
 def _warn(*texts: str) -> None:

@@ -27,10 +27,10 @@ import torch
 from harness.page import write_below
 from torch import Tensor
 
+from bishare_dsl.members import weights
 from few import members, rivals
 from few.late import Late
 from few.methods import SHOWN, in_context, learn, nearest, stacked, untrained
-from few.rules import weights
 from few.run import FOUND, LIBRARY, NEW, SEEDS, Bench
 from few.start_tables import lines
 from few.training import LADDER, LIBRARY_EACH, Batch, Library, Subject, adapted, score

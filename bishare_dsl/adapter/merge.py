@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
@@ -105,14 +106,12 @@ class Merged:
 
     ``weights`` are exact copies on the CPU, by the path of a site or of a parameter trained in full.
     ``layers`` are the quantised layers that dense layers replace. Both are empty if the base is not kept.
-    ``inside`` tells whether the merged weights are in the model, or a part of them while `merge` runs.
     """
 
     kept: bool
     report: MergeReport
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     layers: dict[str, nn.Module] = field(default_factory=dict)
-    inside: bool = False
 
     def write(
         self, path: str, weight: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor
@@ -130,40 +129,26 @@ class Merged:
         self.report.max_rounding = max(self.report.max_rounding, lost)
 
     def swap(self, model: PreTrainedModel) -> None:
-        """Exchange the merged weights and the base's, bit for bit. If it is interrupted, no value changed."""
+        """Exchange the merged weights and the base's, bit for bit."""
         maps = linear_maps(model) if self.weights else {}
-        places = {
-            path: maps[path].matrix() if path in maps else _kept(model, path)
-            for path in self.weights
-        }
-        before: dict[str, torch.Tensor] = {}
-        layers = {path: model.get_submodule(path) for path in self.layers}
-        try:
+        for path, other in self.weights.items():
+            weight = maps[path].matrix() if path in maps else _kept(model, path)
+            self.weights[path] = weight.detach().to("cpu", copy=True)
             with torch.no_grad():
-                for path, weight in places.items():
-                    before[path] = weight.detach().to("cpu", copy=True)
-                    weight.copy_(self.weights[path])
-                    self.weights[path] = before[path]
-            for path, layer in self.layers.items():
-                model.set_submodule(path, layer)
-            self.layers, self.inside = layers, not self.inside
-        except BaseException:
-            with torch.no_grad():
-                for path, value in before.items():
-                    if self.weights[path] is value:
-                        self.weights[path] = places[path].detach().to("cpu", copy=True)
-                    places[path].copy_(value)
-            raise
+                weight.copy_(other)
+        for path, layer in self.layers.items():
+            self.layers[path] = model.get_submodule(path)
+            model.set_submodule(path, layer)
 
 
 def merge(
     model: PreTrainedModel,
     plan: Plan,
     tensors: Mapping[str, torch.Tensor],
-    merged: Merged,
     *,
+    keep_base: bool,
     stochastic_seed: int | None = None,
-) -> None:
+) -> Merged:
     """Add each site's ``dW`` to its weight, in float32, and round the sum to the weight's type.
 
     Replace quantised layers by dense layers. Call `check` and disable the regions first.
@@ -172,19 +157,24 @@ def merge(
         model: an adapted model.
         plan: its adapter's.
         tensors: the adapter's tensors by name, with values.
-        merged: receives the report and, if it keeps the base, copies of the weights, each before it changes.
-            After an interruption its `swap` undoes what was done.
+        keep_base: whether to keep copies of the weights, to undo the merge.
         stochastic_seed: round up or down at random, so that the result is exact on average; None rounds
             to nearest.
     """
     targets = _targets(model, plan)
-    merged.report, merged.inside = MergeReport(len(targets)), True
-    for site, weight in targets:
-        _merge_site(model, plan, tensors, site, weight, merged, stochastic_seed)
-    for trained in plan.trained:
-        parameter = _kept(model, trained.parameter)
-        exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
-        merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
+    merged = Merged(keep_base, MergeReport(len(targets)))
+    try:
+        for site, weight in targets:
+            _merge_site(model, plan, tensors, site, weight, merged, stochastic_seed)
+        for trained in plan.trained:
+            parameter = _kept(model, trained.parameter)
+            exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
+            merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
+    except BaseException:  # Even if interrupted, restore the weights.
+        with uninterrupted():
+            merged.swap(model)
+        raise
+    return merged
 
 
 def check(

@@ -65,7 +65,7 @@ def command(
     adapters = read_adapters(folders, model, report)
     models = ({BASE: None} if base or not adapters else {}) | adapters
     rows = load_rows(str(data))
-    from bishare_dsl.train.choices import choice_accuracy, encode_choices
+    from bishare_dsl.choices import choice_accuracy, encode_choices
     from bishare_dsl.train.data.batches import Collator
 
     live, tokenizer = load_base(model, dtype, device, report)

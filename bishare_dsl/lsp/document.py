@@ -18,6 +18,7 @@ from bishare_dsl.lsp.model import ChosenModel, NamedModel, named_model
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.advice import Adviser
 from bishare_dsl.plan.check import check_spec
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.spec import Spec
@@ -27,8 +28,7 @@ from bishare_dsl.spec import Spec
 class Document:
     """A text with its path.
 
-    ``chosen`` is the model of the settings, ``unit`` the unit of columns, and ``earlier`` the plan of
-    the text before the last change.
+    ``chosen`` is the model of the settings, and ``unit`` the unit of columns.
     """
 
     text: str
@@ -36,7 +36,6 @@ class Document:
     chosen: ChosenModel = field(default_factory=ChosenModel)
     allow_use: bool = False
     unit: str = PositionEncodingKind.Utf16
-    earlier: Plan | None = None
 
     @cached_property
     def survey(self) -> Survey:
@@ -81,10 +80,11 @@ class Document:
     @cached_property
     def _checked(self) -> tuple[Plan | None, tuple[Problem, ...]]:
         spec, where, architecture = self.spec, self.survey.where, self.architecture
+        judge = Adviser(where, architecture, allow_use=self.allow_use)
         if spec is None:
-            return None, tuple(self.survey.problems)
+            return None, tuple(judge.settled(self.survey.problems))
         if architecture is None:
-            return None, (*warn_of_outdented(spec, where), *check_spec(spec))
+            return None, (*warn_of_outdented(spec, where), *judge.settled(check_spec(spec)))
         from bishare_dsl.compiler import make_plan
 
         try:
@@ -97,11 +97,6 @@ class Document:
     def plan(self) -> Plan | None:
         """The plan of the spec, or None without a model or if the spec does not fit it."""
         return self._checked[0]
-
-    @property
-    def plan_so_far(self) -> Plan | None:
-        """The plan if it is computed, else the plan before the last change."""
-        return self.plan if "_checked" in vars(self) else self.earlier
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -18,6 +18,7 @@ from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.site import Site, runs_of
 from bishare_dsl.resources import first_sentence
 from bishare_dsl.show import rows
+from bishare_dsl.show.shared import conclusion, shared_table
 from bishare_dsl.show.table import write_tables
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
 from bishare_dsl.spec.evaluate import EvaluationError
@@ -76,7 +77,8 @@ def share_card(document: Document, name: str) -> str | None:
         f"**{name}** on {plan.base.name}: {row.modules:,} modules, rank {ranks}, "
         f"{row.trainable:,} trainable parameters ({row.of_total:.1%} of all)"
     )
-    return f"{head}\n\n{write_tables([rows.role_table(plan, name)], 'markdown')}"
+    told = write_tables([shared_table(plan, name), conclusion(plan)], "markdown")
+    return f"{head}\n\n{told}"
 
 
 def _used(document: Document, statement: Statement) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lsprotocol.types import Position, PositionEncodingKind, Range
 
-from bishare_dsl.diagnostics import Edit, Source, Span
+from bishare_dsl.diagnostics import Source, Span
 
 _WIDTHS: dict[str, Callable[[str], int]] = {
     PositionEncodingKind.Utf8: lambda text: len(text.encode()),
@@ -44,12 +44,3 @@ class Positions:
             counted += width(line[column])
             column += 1
         return self.source.start + sum(len(above) + 1 for above in lines[: position.line]) + column
-
-
-def apply_edits(source: Source, edits: tuple[Edit, ...]) -> str:
-    """Apply edits that do not overlap, and return the new text."""
-    text = source.text
-    for edit in sorted(edits, key=lambda edit: edit.span.start, reverse=True):
-        start, end = edit.span.start - source.start, edit.span.end - source.start
-        text = text[:start] + edit.text + text[end:]
-    return text

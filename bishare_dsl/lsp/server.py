@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from dataclasses import replace
 from os.path import realpath
 from typing import Any
 
 from lsprotocol import types as lsp
-from pygls.exceptions import JsonRpcInvalidParams
 from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path, to_fs_path
 
-from bishare_dsl.diagnostics import BishareError, Edit, Span
+from bishare_dsl.diagnostics import BishareError, Span
 from bishare_dsl.language.format import format_text
-from bishare_dsl.language.syntax import span_of, unquoted
-from bishare_dsl.language.text import spelled_name
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.model import ChosenModel
-from bishare_dsl.lsp.names import name_at, tokens_named
-from bishare_dsl.lsp.positions import Positions, apply_edits
+from bishare_dsl.lsp.names import name_at
+from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.version import __version__
 
@@ -52,8 +46,7 @@ class SpecServer(LanguageServer):
         if cached is None or cached.text != text or cached.chosen is not self.chosen:
             unit = self.workspace.position_encoding or lsp.PositionEncodingKind.Utf16
             path = to_fs_path(uri) if uri.startswith("file:") else None
-            plan = cached.plan_so_far if cached else None
-            cached = Document(text, path or "<text>", self.chosen, self.allow_use, unit, plan)
+            cached = Document(text, path or "<text>", self.chosen, self.allow_use, unit)
             self._documents[uri] = cached
         return cached
 
@@ -78,14 +71,7 @@ class SpecServer(LanguageServer):
         problems = await asyncio.to_thread(diagnostics, document)
         if self._documents.get(uri) is document:
             self.publish(uri, problems, version)
-            self.refresh_hints()
             await asyncio.to_thread(getattr, document, "sites")  # Prepare for a hover.
-
-    def refresh_hints(self) -> None:
-        """Request that the editor refreshes the hints, if it can."""
-        workspace = self.client_capabilities.workspace
-        if workspace and workspace.inlay_hint and workspace.inlay_hint.refresh_support:
-            self.workspace_inlay_hint_refresh(None)
 
     def publish(self, uri: str, problems: list[lsp.Diagnostic], version: int | None = None) -> None:
         """Show the diagnostics of a document."""
@@ -173,12 +159,6 @@ def make_server() -> SpecServer:
     def on_definition(params: lsp.DefinitionParams) -> list[lsp.Location]:
         return _definitions(server, params.text_document.uri, params.position)
 
-    @server.feature(lsp.TEXT_DOCUMENT_RENAME)
-    def on_rename(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
-        uri = params.text_document.uri
-        edits = _renamed(server.document(uri), params.position, params.new_name)
-        return lsp.WorkspaceEdit(changes={uri: edits})
-
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
     def on_formatting(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
         return _formatted(server.document(params.text_document.uri))
@@ -190,10 +170,6 @@ def make_server() -> SpecServer:
     def on_code_action(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
         uri = params.text_document.uri
         return code_actions(server.document(uri), uri, params.range)
-
-    @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
-    def on_inlay_hint(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
-        return inlay_hints(server.document(params.text_document.uri), params.range)
 
     return server
 
@@ -216,28 +192,6 @@ def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[l
             start = file.syntax.first.start
             return [lsp.Location(server.uri_of(file.source.name), first.range(Span(start, start)))]
     return []
-
-
-def _renamed(document: Document, position: lsp.Position, new: str) -> list[lsp.TextEdit]:
-    """Rename a param or let everywhere in a document.
-
-    Raises:
-        JsonRpcInvalidParams: this file declares no name at the position, or the new name is reserved or
-        taken.
-    """
-    name = name_at(document, document.positions.offset(position))
-    if name is None or document.file is None or name[1][0].source is not document.file.source:
-        raise JsonRpcInvalidParams("a file renames the params and lets that it declares itself")
-    text = spelled_name(new.strip().strip('"'))
-    places = [span_of(token) for token in tokens_named(document.file, [unquoted(name[0])])]
-    after = replace(
-        document, text=apply_edits(document.source, tuple(Edit(place, text) for place in places))
-    )
-    before = Counter(problem.code for problem in document.problems if problem.severity == "error")
-    for problem in after.problems:
-        if problem.severity == "error" and not before[problem.code]:
-            raise JsonRpcInvalidParams(f"the file would be wrong: {problem.message}")
-    return [lsp.TextEdit(document.positions.range(place), text) for place in places]
 
 
 def _formatted(document: Document) -> list[lsp.TextEdit] | None:

@@ -8,9 +8,10 @@ of PEFT, because `inject_adapter_in_model`, which transformers calls, keeps only
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import accumulate
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -55,12 +56,12 @@ from bishare_dsl.diagnostics import (
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
-from bishare_dsl.interrupts import whole_method
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import BishareConfig, ModulesToSave
-from bishare_dsl.peft.doors import READ, is_copied, tables_of
+from bishare_dsl.peft.doors import tables_of
+from bishare_dsl.peft.weighted import weighted_spec, weighted_tensors
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
 from bishare_dsl.plan.names import attribute
@@ -108,21 +109,6 @@ def in_model(model: nn.Module) -> Handle | None:
     """Return the handle of a model, if it has adapters of bishare."""
     handle = getattr(model, ADAPTER, None)
     return handle if isinstance(handle, Handle) else None
-
-
-def handle(model: nn.Module) -> Handle:
-    """Return ``model.bishare`` with its type, which editors and type checkers know.
-
-    Args:
-        model: that `compile_spec` or `load_adapter` has adapted, or a `PeftModel` of it.
-
-    Raises:
-        AdapterError: the model has no adapter of bishare (BS627).
-    """
-    found = in_model(model.get_base_model() if isinstance(model, PeftModel) else model)
-    if found is None:
-        raise AdapterError(codes.UNLOADED())
-    return found
 
 
 def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
@@ -203,7 +189,6 @@ class BishareModel(BaseTuner):
             peft_config = {adapter_name: peft_config}
         super().__init__(model, {**peft_config}, adapter_name, *args, **kwargs)
 
-    @whole_method
     def inject_adapter(
         self,
         model: nn.Module,
@@ -226,10 +211,15 @@ class BishareModel(BaseTuner):
         users_config, config = config, config.own()
         config.task_adds_heads = False
         configs[adapter_name] = config
-        self._inject(model, adapter_name, config, low_cpu_mem_usage)
-        if users_config.task_adds_heads:
-            # PEFT reads these again, from the copy that `copy_config` passes to it.
-            users_config.modules_to_save = config.modules_to_save
+        try:
+            self._inject(model, adapter_name, config, low_cpu_mem_usage)
+            if users_config.task_adds_heads:
+                # PEFT reads these again, from the copy that `on_a_copy` passes to it.
+                users_config.modules_to_save = config.modules_to_save
+        except BaseException:
+            if present is not None:
+                configs[adapter_name] = present.config
+            raise
 
     def _inject(
         self, model: nn.Module, name: str, config: BishareConfig, low_cpu_mem_usage: bool
@@ -242,9 +232,10 @@ class BishareModel(BaseTuner):
         others = getattr(in_model(model), "adapters", {}).items()
         plans = [resolved.plan, *(adapter.plan for other, adapter in others if other != name)]
         configs = cast("dict[str, BishareConfig]", self.peft_config).values()
-        copied = [module for c in configs for module in c.modules_to_save or ()]
+        copied = tuple(module for c in configs for module in c.modules_to_save or ())
         for path in (site.path for plan in plans for site in plan.sites):
-            if is_copied(path, copied):
+            modules = accumulate(path.split("."), "{}.{}".format)
+            if any(module.endswith(copied) for module in modules):  # PEFT matches names this way.
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
         notes = _put(model, resolved, config, name, stored)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
@@ -287,16 +278,55 @@ class BishareModel(BaseTuner):
         """Put the module that PEFT has unwrapped in place of its wrapper; it has its weights already."""
         setattr(parent, child_name, new_module)
 
-    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
-        """Refuse a sum of adapters, which PEFT makes of LoRAs.
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        **settings: Any,
+    ) -> None:
+        """Add an adapter that adds ``sum of w_i dW_i``, exactly, at the sum of the ranks.
+
+        ``dW_i`` is what adapter i adds now, with the scale of `set_scale`.
+
+        Args:
+            adapters: the names of adapters of one spec, linear in their inputs.
+            weights: one for each adapter, nonzero.
+            adapter_name: of the sum, which is inactive until `set_adapter`.
+            combination_type: must be ``"cat"``; PEFT's other types are approximations for LoRA.
+            **settings: of PEFT's other types; rejected.
 
         Raises:
-            AdapterError: always (BS669).
+            AdapterError: the sum does not exist (BS672), an adapter does not exist (BS640), or the name
+                is taken (BS641) or invalid (BS638).
         """
-        help = "`bishare convert` writes each as a LoRA of PEFT: load these, and add them by PEFT"
-        raise AdapterError(codes.LORA_ALONE(function="add_weighted_adapter", help=help))
+        handle = _handle_of(self.model)
+        others = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        others += [f"{combination_type=}"] * (combination_type != "cat")
+        if others:
+            reason = f"`{others[0]}` approximates a LoRA"
+            help = "leave it out: the sum is exact; `bishare explain BS672` makes a LoRA of less rank of it"
+            raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
+        if adapter_name in handle.adapters:
+            raise AdapterError(codes.NAME_IN_USE(name=adapter_name))
+        members = [handle[name] for name in adapters]
+        if path := next(filter(None, map(handle.trained_by_peft, members)), None):
+            raise AdapterError(codes.NOT_WEIGHTED(reason=f"they train `{path}` in full"))
+        spec = weighted_spec(members, weights)
+        config = BishareConfig(spec=spec, seed=members[0].seed)
+        config.task_type = members[0].config.task_type
+        values = dict(weighted_tensors(members, weights, make_plan(spec, self.model).plan))
+        self.peft_config[adapter_name] = config
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except BaseException:
+            self.peft_config.pop(adapter_name, None)
+            raise
+        with torch.no_grad():
+            for name, tensor in handle[adapter_name].tensors().items():
+                tensor.copy_(values[name])
 
-    @whole_method
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Switch as PEFT does, which would switch the modules that it trains itself before an error."""
         handle = _handle_of(self.model)
@@ -395,12 +425,9 @@ class BishareModel(BaseTuner):
         config = cast(BishareConfig, config)
         adapter = _handle_of(model)[adapter_name]
         record = config.stored() if config._unchecked else None
-        if (read := READ.get()) is not None:
-            values, others = {**read.tensors}, state_dict
-        else:
-            plan, seed = adapter.saved_plan, adapter.seed
-            values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
-            _check_others(model, adapter_name, record, others)
+        plan, seed = adapter.saved_plan, adapter.seed
+        values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
+        _check_others(model, adapter_name, record, others)
         if record is not None:
             held: Mapping[str, torch.Tensor] = adapter.parts.tensors()
             missing = [name for name in (*record.marks, *record.of_base) if held[name].is_meta]
@@ -408,11 +435,10 @@ class BishareModel(BaseTuner):
             if missing and not all(p.is_meta for p in base.parameters()):
                 # `low_cpu_mem_usage` created them on the meta device, without access to the base's
                 # values.
-                starts = start_of_base(adapter.saved_plan, base, missing)
+                starts = start_of_base(plan, base, missing)
                 held = {**held, **starts}
                 values |= {name: starts[name] for name in record.of_base if name in starts}
-            if read is None:
-                values |= check_reproduced(record.marks, held)
+            values |= check_reproduced(record.marks, held)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}

@@ -124,7 +124,7 @@ class Adviser:
         if problem.edits:
             return (Remedy(problem.help or "", problem.edits),)
         meant = _MEANT.search(problem.help or "")
-        span = self.where.locate(problem.loc) if problem.loc else None
+        span = problem.span or (self.where.locate(problem.loc) if problem.loc else None)
         if span is None or self.where.source_of(span) is not self.where.source:
             return ()
         start = self.where.source.start

@@ -232,8 +232,8 @@ def roles(plan: Plan) -> list[RoleRow]:
     ]
 
 
-def role_table(plan: Plan, share: str | None = None) -> Table:
-    """Make the table of all roles, or of the roles of one share."""
+def role_table(plan: Plan) -> Table:
+    """Make the table of all roles."""
     return Table(
         ["share", "role", "pools", "modules each", "shape", "parameters"],
         [
@@ -246,7 +246,6 @@ def role_table(plan: Plan, share: str | None = None) -> Table:
                 f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
             ]
             for row in roles(plan)
-            if share in (None, row.share)
         ],
         left={0, 1},
     )

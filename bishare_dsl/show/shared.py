@@ -53,9 +53,9 @@ def _users(row: RoleRow) -> str:
     return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}"
 
 
-def shared_table(plan: Plan) -> Table:
-    """Make the table of what each share shares."""
-    rows = shared_rows(plan)
+def shared_table(plan: Plan, share: str | None = None) -> Table:
+    """Make the table of what each share shares, or one share."""
+    rows = [row for row in shared_rows(plan) if share in (None, row.share)]
     names = [*dict.fromkeys(role for row in rows for role in row.tensors)]
     lines = [
         [

@@ -1,10 +1,8 @@
-"""Callbacks for transformers' and TRL's Trainers: check that all tensors train and that
-rollouts use them.
-"""
+"""A callback for transformers' and TRL's Trainers: check that all tensors train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -19,8 +17,6 @@ from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train.bank_trainer import BankModel
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.verify.answers import TEXTS, Answer
-from bishare_dsl.verify.server import Server
 
 
 class GradientCheck(TrainerCallback):
@@ -80,60 +76,3 @@ class GradientCheck(TrainerCallback):
             if self._stop:
                 raise TrainError(problem)
             self._report(problem, None)
-
-
-class SyncCheck(TrainerCallback):
-    """Stops training if the engine that generates the rollouts answers like the base (BS874).
-
-        SyncCheck("http://localhost:8000/v1", name="policy")
-        SyncCheck(llm, lora_request=LoRARequest("policy", 1, folder))
-
-    Args:
-        engine: the URL of a server, or vLLM's ``LLM`` in this process.
-        every: the number of steps between two checks.
-        name: the server's name for the adapter.
-        base: the server's name for the base; by default, the first listed model.
-        lora_request: the adapter, for vLLM's ``LLM``.
-
-    Raises:
-        TrainError: the engine returns exactly the base's log-probabilities.
-        VerifyError: the server does not answer (BS872).
-    """
-
-    def __init__(
-        self,
-        engine: Any,
-        every: int = 10,
-        *,
-        name: str | None = None,
-        base: str | None = None,
-        lora_request: Any = None,
-    ) -> None:
-        self._every = every
-        self._name = str(name or getattr(lora_request, "lora_name", ""))
-        self._ask: Callable[[bool], list[Answer]]
-        if isinstance(engine, str):
-            server = Server(engine)
-            self._ask = lambda adapted: server.ask(
-                self._name if adapted else base or server.base([self._name]), TEXTS
-            )
-        else:
-            self._ask = lambda adapted: _answers(engine, TEXTS, lora_request if adapted else None)
-
-    def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        """Query the engine from the first process."""
-        due = state.global_step % self._every == 0 and state.is_world_process_zero
-        if due and self._ask(True) == self._ask(False):
-            raise TrainError(codes.ENGINE_IS_BASE(step=state.global_step, name=self._name))
-
-
-def _answers(llm: Any, texts: Sequence[str], lora_request: Any) -> list[Answer]:
-    """Return vLLM's log-probabilities of the token after each text."""
-    from vllm import SamplingParams
-
-    sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
-    outputs = llm.generate(list(texts), sampling, lora_request=lora_request, use_tqdm=False)
-    return [
-        {token: likely.logprob for token, likely in output.outputs[0].logprobs[0].items()}
-        for output in outputs
-    ]

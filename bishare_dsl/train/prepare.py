@@ -108,6 +108,8 @@ def prepare(
     base: Any = request.model
     base = resolve(base) if isinstance(base, str) else base
     trainable = find_trainable(request, base, reporter)
+    if args.max_steps == 0 and settings.library is None:
+        raise TrainError(codes.BAD_COMBINATION(reason="`max_steps` 0 needs a `library`"))
     if request.several:
         check_several(request, args, trainable.plan)
     library = read_library(request, trainable.plan)
@@ -127,7 +129,7 @@ def prepare(
         Collator.of(tokenizer),
         effective_batch(args),
         args.num_train_epochs,
-        args.max_steps if args.max_steps > 0 else None,
+        args.max_steps if args.max_steps >= 0 else None,
         settings.rows_at_once,
         args.world_size,
         COSTS.get(args.device.type, COSTS["cuda"]),

@@ -46,6 +46,10 @@ class Settings(BaseModel):
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
     """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
+    start: Literal["zero", "mean", "nearest", "mixture", "auto"] = "auto"
+    """zero|mean|nearest|mixture|auto: Where adapters of a library start: at zero, at the mean of its members,
+    the nearest member, or a sum weighted by their losses; auto, the default, takes such a sum if it answers
+    more of the examples than training from zero. --max_steps 0 does not train."""
     eval_data: str | None = None
     """FILE: Held-out examples, to evaluate on during training."""
     eval_split: int | float | None = Field(default=None, gt=0)

@@ -30,6 +30,7 @@ class TaskResult:
         accuracy: the fraction of held-out rows whose correct option is the likeliest; None without options.
         stopped: the reason for an early end (a non-finite gradient, or a better candidate), or None.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
+        start: the members that it starts from; None if it starts from zero.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TaskResult:
     accuracy: float | None
     stopped: str | None
     data: Mapping[str, DataReport] = field(repr=False)
+    start: str | None = None
 
     @property
     def rows(self) -> int:
@@ -83,12 +85,12 @@ class TrainResult:
     @property
     def loss_first(self) -> float:
         """The first logged loss, averaged over the tasks."""
-        return float(next(entry["loss"] for entry in self.history if "loss" in entry))
+        return float(next((e["loss"] for e in self.history if "loss" in e), float("nan")))
 
     @property
     def loss_last(self) -> float:
         """The last logged loss, averaged over the tasks that were running then."""
-        return float(next(entry["loss"] for entry in reversed(self.history) if "loss" in entry))
+        return float(next((e["loss"] for e in reversed(self.history) if "loss" in e), float("nan")))
 
     @property
     def eval_loss(self) -> float | None:
@@ -111,7 +113,8 @@ class TrainResult:
     def __str__(self) -> str:
         written = [task.folder for task in self.tasks if task.folder]
         several = len(self.tasks) > 1
-        adapters = f"{len(written)} in {self.folder}" if several else self.tasks[0].folder
+        only = filter(None, (self.tasks[0].folder, self.tasks[0].start))
+        adapters = f"{len(written)} in {self.folder}" if several else ", ".join(only)
         least, most = min(t.rows for t in self.tasks), max(t.rows for t in self.tasks)
         batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
         whole = " or all" if least < self.batch < most else ""
@@ -155,7 +158,7 @@ class TrainResult:
         for task in self.tasks:
             losses = (task.loss_first, task.loss_last, task.eval_loss)
             cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
-            where = ", ".join(part for part in (task.folder, task.stopped) if part)
+            where = ", ".join(part for part in (task.folder, task.stopped, task.start) if part)
             if among:
                 cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
             rows.append((task.name, task.rows, task.steps, *cells, where))

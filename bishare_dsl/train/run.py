@@ -29,6 +29,7 @@ from bishare_dsl.train.prepare import Prepared, load_base, note_low_rate, prepar
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request, result_folders
 from bishare_dsl.train.result import TaskResult, TrainResult
+from bishare_dsl.train.start import record_start, start_tasks
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.tenants import Tenants
 from bishare_dsl.train.trainer import AdapterTrainer
@@ -124,7 +125,9 @@ def run(
     began = time.monotonic()
     prepared = prepare(request, reporter, tokenizer, force=force)
     loaded = load(prepared, reporter)
+    start_tasks(prepared, loaded.tenants, reporter)
     trainer = fit(prepared, loaded, reporter, callbacks, force=force)
+    record_start(prepared, loaded.tenants, reporter)
     return _result(prepared, loaded, trainer, reporter, time.monotonic() - began)
 
 
@@ -229,7 +232,10 @@ def fit(
         stack.enter_context(
             cached_trunk(loaded.model, plan, steps, context, reporter, prevented_by)
         )
-        run_loop(trainer, watch, request, reporter)
+        if len(steps):
+            run_loop(trainer, watch, request, reporter)
+        else:  # Members were chosen for all tasks.
+            trainer.save_model()
     loaded.model.eval()
     return trainer
 
@@ -304,6 +310,7 @@ def _task_result(
         accuracy=accuracies[best or max(accuracies)] if accuracies else None,
         stopped="a gradient was not finite" if number in steps.stopped else None,
         data=task.data,
+        start=task.start,
     )
 
 

@@ -31,6 +31,8 @@ class Task:
         held_out: the held-out examples, perhaps empty.
         order: the seed for shuffling the examples.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
+        start: the members that it starts from; None if it starts from zero.
+        most: its number of steps, if another than the run's.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Task:
     held_out: Dataset | tuple[()] = ()
     order: int = 0
     data: Mapping[str, DataReport] = field(default_factory=dict)
+    start: str | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
-        if self.most is not None:
-            return self.most
+        if (most := self.most if task.most is None else task.most) is not None:
+            return most
         return ceil(self.epochs * ceil(len(task.examples) / self.batch))
 
     def epochs_of(self, number: int) -> float:

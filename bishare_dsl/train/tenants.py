@@ -28,12 +28,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import names_in
+from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan
 from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.interrupts import uninterrupted
 from bishare_dsl.peft.method import install
 from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.errors import TrainError, translate_refusals

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl import choices, compile_spec, load_adapter
 from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.train import choices
 
 
 @pytest.fixture(scope="module")

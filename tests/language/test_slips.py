@@ -61,6 +61,7 @@ EXAMPLES = [
     (f"spec s\nparam alpha = 16\ntarget q_proj\n{SHARE}", f"spec s\nalpha 16\ntarget q_proj\n{SHARE}"),
     ("spec s\nparam r: int = 4\ntarget q_proj\nshare a per module rank r", "spec s\nparam r = 4\ntarget q_proj\nshare a per module rank r"),
     (f"spec s\nparam attn = q_proj, v_proj\ntarget attn\n{SHARE}", f"spec s\nlet attn = q_proj, v_proj\ntarget attn\n{SHARE}"),
+    (f"{HEAD}share a-b per module rank 4", f"{HEAD}share a_b per module rank 4"),
     (f"{HEAD}share per module rank 4", f"{HEAD}{SHARE}"),
     ("spec s\ntarget q_proj\nshare a of q_proj per module rank 4", "spec s\ntarget q_proj\nshare a where q_proj per module rank 4"),
     (f"{HEAD}share a by layer rank 4", f"{HEAD}share a per layer rank 4"),
@@ -126,7 +127,7 @@ def kinds_used():
 
 def test_each_row_has_an_example_in_which_it_is_the_advice():
     assert {row.pattern.pattern for row in rows()} - kinds_used() == set()
-    assert len(rows()) <= 61
+    assert len(rows()) <= 62
 
 
 @pytest.mark.parametrize(

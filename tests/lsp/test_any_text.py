@@ -8,7 +8,6 @@ from bishare_dsl.diagnostics import Span
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.remedies import code_actions
@@ -31,7 +30,6 @@ def answer_all(document, place):
     assert all(item.text_edit for item in completions(document, place))
     name_at(document, offset)
     assert all(found.range.start <= found.range.end for found in diagnostics(document))
-    inlay_hints(document, whole)
     code_actions(document, "file:///x.share", whole)
 
 

@@ -24,7 +24,7 @@ def hover_text(at):
     ("text", "expected"),
     [
         (HEAD + SHARE.replace("share", "sha|re"), "**intra** on llama-7b: 96 modules, rank 8"),
-        (HEAD + SHARE.replace("intra", "in|tra"), "| intra | K_A | 96 | 1 |"),
+        (HEAD + SHARE.replace("intra", "in|tra"), "96, private | 63% |"),
         (HEAD + SHARE.replace("double", "dou|ble"), "param **double** = `8`"),
         (HEAD.replace("target q_proj, mlp", "target q_proj, m|lp") + SHARE, "let **mlp**: 64 modules: `up_proj`, `down_proj` of layers 0..31"),
         (HEAD.replace("target q_proj", "target attention_|inputs") + SHARE, "Selects 96 modules: `q_proj`, `k_proj`, `v_proj` of"),

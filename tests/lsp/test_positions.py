@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lsprotocol.types import Position, PositionEncodingKind
 
-from bishare_dsl.diagnostics import Edit, Source, Span
+from bishare_dsl.diagnostics import Source
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.positions import Positions, apply_edits
+from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.lsp.server import _formatted
 
 UNITS = list(PositionEncodingKind)
@@ -38,11 +38,6 @@ def test_beyond_the_end():
     positions = Positions(Source("s", "ab\ncd"))
     assert positions.offset(Position(0, 99)) == 2
     assert positions.offset(Position(9, 0)) == 5
-
-
-def test_edits_of_a_text_that_another_uses():
-    source = Source("s", "abcdef", start=100)
-    assert apply_edits(source, (Edit(Span(101, 102), "X"), Edit(Span(104, 105), ""))) == "aXcdf"
 
 
 def test_formatting_replaces_a_whole_text_whose_lines_end_in_carriage_returns():

@@ -222,9 +222,7 @@ def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
     assert not hasattr(base, "bishare")
     with pytest.raises(FileNotFoundError, match=r"did you mean `lora`.*lroa"):
         BishareConfig(spec="lroa")
-    with pytest.raises(
-        TypeError, match=r'argument `r`: `params=\{"r": 8\}` sets a param of the spec'
-    ):
+    with pytest.raises(TypeError, match=r'no `r`: `params=\{"r": 8\}` sets a param of the spec'):
         BishareConfig(spec="lora", r=8)  # type: ignore[call-arg]
     with pytest.raises(AdapterError, match="BS664"):
         BishareConfig(spec="lora", target_modules=["q_proj"])
@@ -311,18 +309,8 @@ def test_a_lora_config_becomes_a_spec(base: Any, ids: torch.Tensor, given: dict[
         for name, layer in theirs.named_modules()
         if hasattr(layer, "lora_A") and layer.r
     }
-    with pytest.raises(AdapterError, match=r"BS656.*`LoraConfig`: it has `lora_bias`"):
+    with pytest.raises(AdapterError, match=r"BS656.*lora_bias"):
         compile_spec(LoraConfig(target_modules=["q_proj"], lora_bias=True), base)
-    assert model.bishare.plan.spec == "lora"
-
-
-@pytest.mark.parametrize("start", ["gaussian", False, "orthogonal", "pissa", "olora", "mica"])
-def test_a_lora_config_with_another_start_is_refused(base: Any, start: Any) -> None:
-    """Its start was dropped, so that training began at another point, or PEFT failed on a copy without values."""
-    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=start)
-    with pytest.raises(AdapterError, match=r"BS656.*init_lora_weights(?s:.*)init A svd, B svd"):
-        compile_spec(config, base)
-    assert not hasattr(base, "bishare")
 
 
 @pytest.mark.parametrize(

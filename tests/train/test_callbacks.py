@@ -1,4 +1,4 @@
-"""Tensors without a gradient, and an engine that answers as the base."""
+"""Tensors without a gradient."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from transformers import Trainer, TrainingArguments
 
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train import GradientCheck, SyncCheck, TrainError
-from tests.verify.served import KINDS, Engine, save_base, save_lora, serving
+from bishare_dsl.train import GradientCheck, TrainError
+from tests.verify.served import KINDS
 
 
 def lora(base_size=2, **settings):
@@ -65,14 +65,3 @@ def test_train_always_looks(start, tmp_path, monkeypatch):
     )
     start(tmp_path / "out", max_steps=2)
     assert len(seen) == 2
-
-
-def test_an_engine_that_answers_as_the_base_stops_the_run(tmp_path):
-    base = save_base(tmp_path / "base")
-    engine = Engine(base)
-    engine.load("policy", save_lora(tmp_path / "lora", base))
-    with serving(engine) as url:
-        run(lora(), tmp_path, SyncCheck(url, every=2, name="policy"))
-        engine.adapters["policy"] = {}  # Names that the engine does not know.
-        with pytest.raises(TrainError, match=r"BS874.*after step 2 .*'policy'"):
-            run(lora(), tmp_path, SyncCheck(url, every=2, name="policy"))

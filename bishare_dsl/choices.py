@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import OPTIONS
 from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.train.data.rows import Rows
-
-
-def encode_choices(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def encode_choices(rows: Any, tokenizer: Any) -> Any:
     """Encode rows that have options, without truncation.
 
     Raises:
@@ -33,9 +26,7 @@ def encode_choices(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 
 @torch.no_grad()
-def choice_accuracy(
-    model: PreTrainedModel, examples: Dataset, collator: Collator, batch: int = 16
-) -> float:
+def choice_accuracy(model: Any, examples: Any, collator: Any, batch: int = 16) -> float:
     """Return the fraction of examples whose correct option is decoded greedily among the options.
 
     Args:

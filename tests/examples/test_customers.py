@@ -1,0 +1,171 @@
+"""Customers are added to one library by many processes, and nothing is lost."""
+
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from bishare_dsl.adapter.files import names_in, read_adapter
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import train
+from tests.examples.conftest import EXAMPLES
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+
+import ray
+import ray_customers
+
+add = ray_customers.add_customers
+
+
+def killed_once(library, model, files):
+    mark = Path(library).parent / "killed"
+    if any(Path(file).stem == "c0" for file in files) and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(library, model, files)
+
+
+ray.init(num_cpus=2, include_dashboard=False)
+ray_customers.add_customers = killed_once
+ray_customers.main()
+"""
+
+
+def examples(path, limit, count, first):
+    sizes = [(37 * i) % 97 for i in range(first, first + count)]
+    rows = (
+        {"prompt": f"{n}: ", "completion": "yes" if n > limit else "no", "options": ["yes", "no"]}
+        for n in sizes
+    )
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.fixture
+def library(tmp_path):
+    data = {f"m{i}": examples(tmp_path / f"m{i}.jsonl", 30 * i + 10, 9, i) for i in range(3)}
+    how = {"tokenizer": tiny_tokenizer(), "quiet": True, "max_steps": 2, "start": "zero"}
+    params = {"r": 2, "first": -1}
+    train("library_core", tiny_model("llama"), data, tmp_path / "run", params=params, **how)
+    return tmp_path / "run" / "library"
+
+
+@pytest.fixture
+def customers(tmp_path):
+    (tmp_path / "customers").mkdir()
+    return [examples(tmp_path / "customers" / f"c{i}.jsonl", 2 * i, 4, i) for i in range(40)]
+
+
+def whole(library, count):
+    names = names_in(library)
+    assert len(names) == count
+    for name in names:
+        read_adapter(f"{library}#{name}").tensors()
+
+
+def test_customers_that_the_library_has_are_left_out(library, checkpoint, customers):
+    from ray_customers import add_customers
+
+    assert add_customers(str(library), str(checkpoint), customers[:3]) == ["c0", "c1", "c2"]
+    before = (library / "adapter_config.json").read_bytes()
+    assert add_customers(str(library), str(checkpoint), customers[1:3]) == []
+    assert (library / "adapter_config.json").read_bytes() == before
+    whole(library, 6)
+
+
+@pytest.mark.long
+def test_two_processes_add_forty_customers_to_one_library(library, checkpoint, customers):
+    script = str(EXAMPLES / "ray_customers.py")
+    parts = (customers[::2], customers[1::2])
+    command = [sys.executable, script, "--here", str(library), str(checkpoint)]
+    running = [
+        subprocess.Popen([*command, *part], stdout=subprocess.PIPE, text=True) for part in parts
+    ]
+    for process in running:
+        assert "20 customers added" in process.communicate(timeout=300)[0]
+    whole(library, 43)
+
+
+@pytest.mark.long
+def test_ray_does_the_customers_of_a_killed_worker_again(
+    library, checkpoint, customers, tmp_path, monkeypatch
+):
+    pytest.importorskip("ray", reason="Ray is not among the requirements: `pip install ray`")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("PYTHONPATH", f"{EXAMPLES}:{EXAMPLES.parent}")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(library), str(checkpoint), *customers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
+    assert (library.parent / "killed").exists()
+    assert "40 customers added" in done.stdout
+    whole(library, 43)
+
+
+def test_a_new_customer_is_in_the_library_when_the_server_is_asked(
+    library, checkpoint, customers, monkeypatch, capsys
+):
+    import new_customer
+
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, body["model"], body["model"] in names_in(library)))
+            content = json.dumps({"choices": [{"text": " yes"}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.handle_request, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    words = [str(library), str(checkpoint), customers[7], "98:", url]
+    monkeypatch.setattr(sys, "argv", ["new_customer.py", *words])
+    new_customer.main()
+    thread.join(10)
+    server.server_close()
+    assert asked == [("/v1/completions", "c7", True)]
+    assert capsys.readouterr().out.startswith("98: yes\n")
+
+
+def test_the_script_has_at_most_sixty_lines():
+    assert len(Path(EXAMPLES / "ray_customers.py").read_text().splitlines()) <= 60
+
+
+def test_every_way_to_learn_a_new_task_is_in_one_table(checkpoint, tmp_path):
+    from compare import compare, table
+
+    files = {f"t{i}": examples(tmp_path / f"t{i}.jsonl", 20 * i + 5, 12, 5 * i) for i in range(5)}
+    scores, sizes = compare("library_core", str(checkpoint), files, max_steps=2)
+    assert len(scores) == 9
+    assert {len(found) for found in scores.values()} == {2}
+    assert all(0 <= value <= 100 for found in scores.values() for value in found)
+    own = sizes["the library, mixture"]
+    assert sizes["one LoRA for all, as it is"] == 0 < own < sizes["a fresh LoRA, r=8"]
+    text = table(scores, sizes)
+    assert "correct, %" in text
+    assert text.splitlines()[-1].startswith("Take ")
+
+
+def test_the_advice_takes_the_fewest_numbers_that_nothing_beats():
+    from compare import table
+
+    scores = {"large": [90.0, 91.0, 92.0], "small": [90.0, 90.0, 93.0], "none": [10.0, 20.0, 30.0]}
+    text = table(scores, {"large": 1000, "small": 10, "none": 0})
+    assert "Take small: over 3 tasks that were left out" in text
+    assert [line.split()[0] for line in text.splitlines()[2:5]] == ["large", "small", "none"]

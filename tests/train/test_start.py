@@ -1,0 +1,207 @@
+"""New adapters of a library that start from its members."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import members as members_module
+from bishare_dsl.adapter.contents import own_file
+from bishare_dsl.adapter.files import names_in, read_adapter
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.members import RECORD, SHARPNESS, Record, folds, members_win, sharpest, weights
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import train
+
+LIMITS = {"low": 20, "middle": 50, "high": 80}
+HOW: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
+
+
+def rows(path: Path, limit: int, count: int, first: int = 0) -> str:
+    """Write rows of one customer: sizes from 0 to 96 are big from a limit on."""
+    sizes = [(37 * i) % 97 for i in range(first, first + count)]
+    lines = [
+        {"prompt": f"{n}: ", "completion": "yes" if n > limit else "no", "options": ["yes", "no"]}
+        for n in sizes
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    data = {
+        name: rows(folder / f"{name}.jsonl", limit, 24, 30 * i)
+        for i, (name, limit) in enumerate(LIMITS.items())
+    }
+    params = {"r": 2, "first": -1}
+    train(
+        "library_core", tiny_model("llama"), data, folder / "run", params=params, max_steps=6, **HOW
+    )
+    return folder / "run" / "library"
+
+
+def added(library: Path, out: Path, start: str, count: int = 8, **how: Any) -> Any:
+    data = {"new": rows(out.with_suffix(".jsonl"), 45, count, 5)}
+    how = {"max_steps": 0, **HOW, **how}
+    return train(None, tiny_model("llama"), data, out, library=str(library), start=start, **how)
+
+
+def own(library: Path, name: str) -> dict[str, torch.Tensor]:
+    stored = read_adapter(f"{library}#{name}")
+    return {k: v for k, v in stored.tensors().items() if k not in stored.plan.common}
+
+
+def test_weights_go_from_the_mean_to_the_nearest_member() -> None:
+    losses = torch.tensor([[2.0, 1.0, 4.0], [0.5, math.inf, 0.5]])
+    mean, nearest = weights(losses, 0.0), weights(losses, math.inf)
+    torch.testing.assert_close(mean, torch.tensor([[1 / 3] * 3, [0.5, 0, 0.5]]))
+    assert nearest.tolist() == [[0, 1, 0], [1, 0, 0]]
+    # softmax(-0.5 * losses), by hand.
+    expected = torch.tensor([math.exp(-1), math.exp(-0.5), math.exp(-2)])
+    torch.testing.assert_close(weights(losses, 0.5)[0], expected / expected.sum())
+    assert weights(losses, 3.0)[1, 1] == 0
+
+
+def test_the_most_correct_sharpness_wins_and_the_loss_decides_ties() -> None:
+    assert sharpest({0.0: (0.5, 1.0), 1.0: (0.7, 3.0), math.inf: (0.7, 2.0)}) == math.inf
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 11])
+def test_each_example_is_in_one_fold(count: int) -> None:
+    found = folds(count)
+    assert sorted(i for part in found for i in part) == [*range(count)]
+    assert len(found) == min(count, 4)
+
+
+def test_a_tie_goes_to_training_and_only_a_lead_of_the_library_counts() -> None:
+    yes, no = [True, False], [False, False]
+    assert members_win(yes, no, 0.0)
+    assert not members_win(yes, yes, 0.0)
+    assert members_win(yes, yes, 0.1)  # As if 0.8 of an example.
+    assert members_win(yes, no, -0.9)
+    assert not members_win(no, yes, 0.125)  # One example against one.
+
+
+def test_the_mean_and_the_nearest_member_are_what_they_say(library: Path, tmp_path: Path) -> None:
+    members = {name: own(library, name) for name in LIMITS}
+    mean = added(library, tmp_path / "mean", "mean").tasks[0]
+    for key, value in own(tmp_path / "mean" / "library", "new").items():
+        torch.testing.assert_close(value, sum(m[key] for m in members.values()) / 3)
+    assert mean.steps == 0
+    assert mean.start == "mean of 3 members, sharpness 0"
+    added(library, tmp_path / "nearest", "nearest")
+    found = own(tmp_path / "nearest" / "library", "new")
+    assert [
+        name
+        for name, member in members.items()
+        if all(torch.equal(found[key], value) for key, value in member.items())
+    ]
+    # As many bytes as any other member.
+    folder = tmp_path / "mean" / "library"
+    assert len({(folder / own_file(name)).stat().st_size for name in names_in(folder)}) == 1
+
+
+def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(
+    library: Path, tmp_path: Path
+) -> None:
+    held = rows(tmp_path / "held.jsonl", 45, 8, 5)
+    losses = {}
+    for name in LIMITS:
+        # The member alone, judged on the same rows by another path: the loss of a run's first step.
+        out = tmp_path / name
+        how = {"max_steps": 1, "learning_rate": 0.0}
+        model, member = tiny_model("llama"), str(read_adapter(f"{library}#{name}").folder)
+        losses[name] = 8 * train(member, model, held, out, **{**HOW, **how}).loss_first
+    (library / RECORD).write_text(Record(sharpness=0.7).model_dump_json())
+    try:
+        added(library, tmp_path / "mixture", "mixture")
+    finally:
+        (library / RECORD).unlink()
+    shares = torch.tensor([-0.7 * losses[name] for name in LIMITS]).softmax(0)
+    members = [own(library, name) for name in LIMITS]
+    for key, value in own(tmp_path / "mixture" / "library", "new").items():
+        expected = sum(share * m[key] for share, m in zip(shares, members, strict=True))
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_auto_trains_what_members_do_not_answer(
+    library: Path, tmp_path: Path, wins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def judged(members: Any, trained: Any, ahead: float) -> bool:
+        seen.append((len(members), len(trained), ahead))
+        return wins
+
+    monkeypatch.setattr(members_module, "members_win", judged)
+    (task,) = added(library, tmp_path / "auto", "auto", max_steps=3).tasks
+    assert [counts[:2] for counts in seen] == [(8, 8)]
+    assert task.steps == (0 if wins else 3)
+    assert (task.start is None) is not wins
+    by_training = added(library, tmp_path / "zero", "zero", max_steps=3)
+    assert by_training.tasks[0].start is None
+    same = all(
+        torch.equal(value, own(tmp_path / "zero" / "library", "new")[key])
+        for key, value in own(tmp_path / "auto" / "library", "new").items()
+    )
+    assert same is not wins
+
+
+def test_nothing_of_the_trial_stays_in_the_model(library: Path, tmp_path: Path) -> None:
+    result = added(library, tmp_path / "out", "auto", max_steps=2)
+    assert [*result.model.bishare.adapters] == ["new"]
+    assert names_in(tmp_path / "out" / "library") == (*names_in(library), "new")
+
+
+def test_a_new_library_records_how_later_tasks_should_start(library: Path, tmp_path: Path) -> None:
+    data = {
+        name: rows(tmp_path / f"{name}.jsonl", limit, 24, 30 * i)
+        for i, (name, limit) in enumerate(LIMITS.items())
+    }
+    how = {"params": {"r": 2, "first": -1}, "max_steps": 2, **HOW}
+    train("library_core", tiny_model("llama"), data, tmp_path / "run", **how)
+    record = Record.of(tmp_path / "run" / "library")
+    assert record.sharpness in SHARPNESS
+    assert record.examples == sum(
+        1
+        for i in range(3)
+        for n in range(30 * i + 8, 30 * i + 24)
+        if all(
+            (37 * n) % 97 != (37 * k) % 97
+            for j in range(3)
+            if j != i
+            for k in range(30 * j, 30 * j + 24)
+        )
+    )
+    assert abs(record.ahead) <= 1
+    # It goes with the library's copies.
+    added(tmp_path / "run" / "library", tmp_path / "out", "mean")
+    assert Record.of(tmp_path / "out" / "library") == record
+    train("library_core", tiny_model("llama"), data, tmp_path / "plain", start="zero", **how)
+    assert not (tmp_path / "plain" / "library" / RECORD).exists()
+
+
+@pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
+def test_a_damaged_record_is_as_none(library: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / RECORD).write_text(text)
+    assert Record.of(tmp_path) == Record()
+
+
+def test_an_infinite_sharpness_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = Record(sharpness=math.inf, correct=0.5, ahead=-0.25, examples=4)
+    (tmp_path / RECORD).write_text(record.model_dump_json())
+    assert Record.of(tmp_path) == record
+
+
+def test_no_steps_need_a_library(tmp_path: Path) -> None:
+    data = rows(tmp_path / "rows.jsonl", 20, 8)
+    with pytest.raises(BishareError, match=r"BS732.*max_steps"):
+        train("lora", tiny_model("llama"), data, tmp_path / "out", max_steps=0, **HOW)
+    assert not (tmp_path / "out").exists()
