@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,13 +101,8 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
 
     architecture = architecture_of(model)
     names = {folder: real_path(folder).name for folder in folders}
-    count = Counter([BASE, *names.values()])
-    return {
-        name if count[name] == 1 else str(folder): read_adapter_for(
-            folder, architecture, report, model
-        )
-        for folder, name in names.items()
-    }
+    labels = {f: n if [BASE, *names.values()].count(n) == 1 else str(f) for f, n in names.items()}
+    return {name: read_adapter_for(f, architecture, report, model) for f, name in labels.items()}
 
 
 def load_base(

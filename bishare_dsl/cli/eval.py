@@ -23,8 +23,9 @@ from bishare_dsl.cli.report import Report
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Examples with a prompt, `options`, and the correct option as completion.",
+    metavar="FILE|DIR",
+    help="Examples with a prompt, `options`, and the correct option as completion; or a folder, in which "
+    "an adapter x is judged on x.jsonl.",
 )
 @click.option("--base", is_flag=True, help="Also evaluate the base, first.")
 @click.option(
@@ -64,21 +65,26 @@ def command(
     require_weights(model)
     adapters = read_adapters(folders, model, report)
     models = ({BASE: None} if base or not adapters else {}) | adapters
-    rows = load_rows(str(data))
+    names = {label: Path(label).name.rpartition("#")[2] for label in models}
+    alone = {x: data / f"{n}.jsonl" if data.is_dir() else data for x, n in names.items()}
+    rows = {file: load_rows(str(file)) for file in dict.fromkeys(alone.values())}
     from bishare_dsl.choices import choice_accuracy, encode_choices
     from bishare_dsl.train.data.batches import Collator
 
     live, tokenizer = load_base(model, dtype, device, report)
-    examples, collator = encode_choices(rows, tokenizer), Collator.of(tokenizer)
-    correct: dict[str, float] = {}
+    sets = {file: encode_choices(read, tokenizer) for file, read in rows.items()}
+    collator, correct = Collator.of(tokenizer), dict[str, float]()
     try:
         for label, adapter in models.items():
             report.note(f"evaluating {label} ({len(correct) + 1} of {len(models)}) ...")
             with adapted(live, adapter, report):
-                correct[label] = choice_accuracy(live.eval(), examples, collator, batch_size)
+                some = sets[alone[label]]
+                correct[label] = choice_accuracy(live.eval(), some, collator, batch_size)
     finally:
         if correct:
             report.partial = True
-            report.data(model=model, data=str(data), rows=len(examples), accuracy=correct)
-            table = [[label, len(examples), f"{right:.1%}"] for label, right in correct.items()]
+            counts = {label: len(sets[file]) for label, file in alone.items()}
+            judged = counts if data.is_dir() else max(counts.values())
+            report.data(model=model, data=str(data), rows=judged, accuracy=correct)
+            table = [[label, counts[label], f"{right:.1%}"] for label, right in correct.items()]
             report.tables(Table(["model", "rows", "correct"], table))

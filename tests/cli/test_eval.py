@@ -96,3 +96,26 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
     assert json.loads(run.out)["accuracy"] == {"one": right / 9}
     Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     assert "BS711" in bishare("eval", "one", "--model", "tiny", "--data", "rows.jsonl").err
+
+
+def test_each_adapter_is_judged_on_its_file_of_a_folder(work, bishare):
+    Path("held").mkdir()
+    options = ["a", "bc", "bd"]
+    for name, count in (("one", 6), ("two", 4)):
+        rows = [
+            {"prompt": f"{name}{i}: ", "completion": options[i % 3], "options": options}
+            for i in range(count)
+        ]
+        Path("held", f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = bishare("eval", "one", "two", "--model", "tiny", "--data", "held", "--json")
+    found = json.loads(run.out)
+    assert found["rows"] == {"one": 6, "two": 4}
+    for name in ("one", "two"):
+        file = f"held/{name}.jsonl"
+        alone = json.loads(bishare("eval", name, "--model", "tiny", "--data", file, "--json").out)
+        assert found["accuracy"][name] == alone["accuracy"][name]
+        assert alone["rows"] == found["rows"][name]
+    Path("held/two.jsonl").unlink()
+    run = bishare("eval", "one", "two", "--model", "tiny", "--data", "held")
+    assert "BS701" in run.err
+    assert "two.jsonl" in run.err
