@@ -124,7 +124,7 @@ def _hub_errors(name: str, raised: type[BishareError], offline: str) -> Iterator
         help = f"accept its licence at https://huggingface.co/{name}, then run `hf auth login`"
         raise raised(HUB_REFUSED(name=name, reason="it is gated", help=help)) from None
     except RepositoryNotFoundError:
-        reason = "there is no such repository, or it is private"
+        reason = "the repository does not exist, or is private"
         help = "check the id; for a private repository run `hf auth login`"
         raise raised(HUB_REFUSED(name=name, reason=reason, help=help)) from None
     except Exception as error:

@@ -184,7 +184,7 @@ class AdapterConfig(BaseModel):
                 "(pip install bishare==0.4.0)"
             )
         if record.get("digest") != record_digest(fields.get("spec"), fields.get("seed"), record):
-            raise ValueError("it is not what was saved")
+            raise ValueError("the config was changed after saving")
         described = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
         own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
         config = _config_of(json.dumps(described | own))

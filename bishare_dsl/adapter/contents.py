@@ -185,12 +185,12 @@ def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft:
             was saved (BS607).
     """
     if beside and not by_peft:
-        help = "if PEFT has saved it beside the adapter, load the folder by `PeftModel.from_pretrained`"
+        help = "if PEFT saved it with the adapter, load the folder by `PeftModel.from_pretrained`"
         raise AdapterError(
             codes.UNEXPECTED_TENSOR(name=name, help=help) for name in sorted(beside)[:10]
         )
     if config.beside is not None and digest_of(beside) != config.beside:
-        reason = "the modules beside the adapter are not those of its config"
+        reason = "the modules saved with the adapter differ from those in its config"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
 
 

@@ -370,7 +370,7 @@ def pack(
 
     form = form_of(dtype)
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
-        raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
+        raise AdapterError(codes.OTHER_COMPILER(help="pass the text that the plan was built from"))
     tensors, warnings = gather_tensors(plan, tensors), []
     values = dict(tensors)
     left_out = find_drawn(plan, values, seed) if frozen != "tensors" else {}
@@ -611,7 +611,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
         if not wrong:
             return config, read_entries
         if before == config:
-            reason = "it does not belong to the adapter_config.json beside it"
+            reason = "it belongs to another adapter_config.json"
             raise AdapterError(codes.CHANGED_FILE(path=wrong[0], reason=reason))
         before = config  # Try again: an adapter may have been saved in the meantime.
 

@@ -131,6 +131,6 @@ def contents_of(plan: Plan, stated: Any) -> dict[str, Any]:
         }
         forms = {n: next((bits for bits in BITS if bits in e), None) for n, e in entries.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"`sharing` lacks or has what it should not: {error!r}") from error
+        raise ValueError(f"a field of `sharing` is missing or unknown: {error!r}") from error
     compact = {name: (form, SCALES) for name, form in forms.items() if form is not None}
     return {"drawn": drawn, "marks": marks, "compact": compact, "of_base": of_base}

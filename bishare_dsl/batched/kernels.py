@@ -134,7 +134,7 @@ class KernelTerms:
             stored, kernel = self._stored(factor.tensor), NOWHERE
             blocks, size = 1, stored.columns
         else:
-            raise ValueError("a factor is no part of the bank")  # noqa: TRY004 - of a package
+            raise ValueError("a factor is not in the bank")  # noqa: TRY004 - of a package
         # With ``rowwise``, each row of the kernel has one row of the shared factor.
         rowwise = isinstance(factor, Kron) and factor.rowwise
         rows, skip = (1, stored.stride) if rowwise else (stored.rows, 0)

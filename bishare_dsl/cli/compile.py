@@ -99,7 +99,7 @@ def command(
 
 
 def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -> None:
-    report.note("drawing the tensors ...")
+    report.note("generating the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import check_drawn, draw
     from bishare_dsl.rewrite.adapt import check_terms

@@ -127,7 +127,7 @@ def _cost(
         memory_left=free,
         ways=[row.data(adapters, free) for row in rows],
     )
-    where = f"; fit: beside it in {memory}" if memory is not None else ""
+    where = f"; fit: together with it in {memory}" if memory is not None else ""
     report.tables(
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
         f"the base takes {cost.size(base)} at 16 bits{where}",

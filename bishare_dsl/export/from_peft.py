@@ -104,7 +104,7 @@ def read_peft(
     saved, pairs = _saved(source), _pairs(source)
     if not pairs and not saved:
         raise AdapterError(
-            codes.BROKEN_FILE(path=folder / TENSORS, reason="there are no tensors in it")
+            codes.BROKEN_FILE(path=folder / TENSORS, reason="it contains no tensors")
         )
     groups: dict[tuple[int, float], list[Site]] = {}
     for site, (down, _, scale) in pairs.items():

@@ -141,7 +141,7 @@ def write_peft(
     named = experts([(p, w) for p in pairs if (w := maps[p.name]).expert is not None], maps, model)
     targets: list[Pair | Named] = [*single, *named]
     if not targets:
-        reason = "there is no low-rank term, and PEFT keeps it beside one alone"
+        reason = "PEFT keeps it only with a low-rank term, and this adapter has none"
         raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter, reason=reason))
     highest = max(target.rank for target in targets)
     parameters = [expert.name.rpartition(".") for expert in named if expert.is_parameter]

@@ -490,7 +490,7 @@ def _unreadable(token: Token, params: Set[str], before: Token) -> Problem:
         why = "a number has digits, a point and an exponent alone; a name begins with a letter"
         named, new = before.type in ("SPEC", "USE", "SHARE", "PARAM", "LET"), ""
         if named:
-            why, new = f'a name begins with a letter, or stands in quotes: `"{text}"`', f'"{text}"'
+            why, new = f'start a name with a letter, or quote it: `"{text}"`', f'"{text}"'
         elif plain := re.fullmatch(r"(\d+)[kK]", text):
             new = f"{plain[1]}000"
         elif text.replace("_", "").isdecimal():

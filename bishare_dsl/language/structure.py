@@ -146,7 +146,7 @@ def _union(
             joined = f"where {texts[0]} and {texts[1]}"
             return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
     if word == "spec":
-        return "a file holds one spec: put the second one into a file of its own", ()
+        return "a file holds one spec: move the second one to another file", ()
     if word not in _LIST_STATEMENTS or any(
         t.data == "exclude" for p in (first, second) for t in p.trees()
     ):

@@ -129,6 +129,6 @@ def _check_json(path: Path) -> None:
     if family not in CONFIG_MAPPING:
         help = nearest(family, CONFIG_MAPPING.keys())
         if "auto_map" in fields:
-            help = "it comes with code of its own, and bishare never runs such code"
+            help = "it brings its own code, which bishare never runs"
         reason = f"has the model_type `{family}`, which the installed transformers does not know"
         raise ModelError(UNKNOWN_FAMILY(path=path, reason=reason, help=help))

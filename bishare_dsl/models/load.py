@@ -190,4 +190,4 @@ def _where_weights_are(source: Source) -> str:
             "give a checkpoint folder, a .gguf file or a Hub id: the weights of this preset are "
             f"`{PRESETS[source.place].model_id}` on the Hub"
         )
-    return "give the folder that has the weights beside this config.json, a .gguf file or a Hub id"
+    return "give a folder with this config.json and the weights, a .gguf file or a Hub id"

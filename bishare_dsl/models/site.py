@@ -252,7 +252,7 @@ def _from_pairs(value: Any) -> Any:
     try:
         return dict(value) if isinstance(value, list) else value
     except TypeError as error:
-        raise ValueError("it is no list of pairs") from error
+        raise ValueError("it is not a list of pairs") from error
 
 
 _AS_PAIRS = BeforeValidator(_from_pairs)

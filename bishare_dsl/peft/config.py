@@ -83,10 +83,10 @@ class BishareConfig(PeftConfig):
     )
     seed: int = field(default=0, metadata={"help": "Draws the adapter's first values."})
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to copy and train beside the spec."}
+        default=None, metadata={"help": "Modules to copy and train in addition to the spec."}
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Tokens whose embeddings train beside the spec."}
+        default=None, metadata={"help": "Tokens whose embeddings train in addition to the spec."}
     )
     target_modules: None = field(
         default=None, metadata={"help": "Not to be given: the spec says what it targets."}
@@ -140,7 +140,7 @@ class BishareConfig(PeftConfig):
             AttributeError: always.
         """
         message = (
-            f"{type(self).__name__} has no `{name}`: an adapter of bishare is no LoRA of PEFT. "
+            f"{type(self).__name__} has no `{name}`: a bishare adapter is not a LoRA of PEFT. "
         )
         raise AttributeError(
             message + "Where a LoRA is wanted, use `model.bishare.export(folder)`."

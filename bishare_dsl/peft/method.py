@@ -480,7 +480,7 @@ def _check_state(
     if record is not None and (
         len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors
     ):
-        reason = "it does not belong to the adapter_config.json beside it"
+        reason = "it belongs to another adapter_config.json"
         raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
     return complete(_IN_MEMORY, plan, config, stored), others
 

@@ -115,7 +115,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         if terms:
             why, loc = "every tensor is frozen", ("shares", 0, "freeze")
         elif not spec.shares:
-            why, loc = "`train none` trains no parameter, and there is no share", ("train",)
+            why, loc = "`train none` trains no parameter, and the spec has no share", ("train",)
         raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=loc))
     spec_settings.add(_uncovered(target, adapted, without_rank, alone=len(spec.shares) == 1))
     plan = Plan(
@@ -455,7 +455,7 @@ class _SharePlan:
         for place in members:
             if (width := getattr(place.site, side)) != shape.columns:
                 why = f"it is {shape.columns} wide, and `{place.site.path}` {width}"
-                help = "give it a key under which widths are equal"
+                help = "choose a key under which widths are equal"
                 break
         else:
             if shape.rows <= rank:
@@ -508,7 +508,7 @@ class _SharePlan:
 
     def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:
         bare = self.share.via is None or self.share.is_magnitude
-        help = "give it a key under which these widths are equal" + ", or a transform" * bare
+        help = "choose a key under which these widths are equal" + ", or a transform" * bare
         loc: Loc = (*self.loc, "per" if bare else "via")
         problem = codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         return PlanError(replace(problem, remedies=(*remedies,)))

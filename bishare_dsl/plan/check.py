@@ -102,7 +102,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
     for i, share in enumerate(spec.shares):
         at: Loc = ("shares", i, "name")
         if (share.name == m.MAGNITUDE or share.is_magnitude) and share != _statement(share):
-            said = "`magnitude per module`, a statement of its own, makes the share of this name"
+            said = "the statement `magnitude per module` makes the share of this name"
             yield codes.RESERVED(name=m.MAGNITUDE, why=said, loc=at)
         if (name := share.name) in shares:
             other = shares[name]

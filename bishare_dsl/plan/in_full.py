@@ -134,7 +134,7 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
     def unknown(name: str, loc: Loc, _: bool) -> Problem:
         help = advise("train", name, {*modules, *_PARTS}) or hint
         if name in _PARTS:
-            help = f"{architecture.name} has none of these: leave `{name}` out"
+            help = f"{architecture.name} lacks these: leave `{name}` out"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
 
     return Vocabulary(

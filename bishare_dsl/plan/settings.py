@@ -125,7 +125,7 @@ class SpecSettings:
             except EvaluationError as error:
                 help = error.problem.help
                 if isinstance(given, m.Ref) and given.ref in {let.name for let in self.spec.lets}:
-                    help = f"a `let` is no number: `param {given.ref} = 8` is one"
+                    help = f"a `let` is not a number: `param {given.ref} = 8` is one"
                 problems.append(replace(error.problem, help=help))
                 return otherwise
 
@@ -475,7 +475,7 @@ def _transform_called(name: str) -> str | None:
 def _described(kind: type[Transform], option: str, value: Value | None) -> str | None:
     """Describe the values of a transform's option."""
     if value in m.ATTRIBUTES:
-        return "an option is one value for the whole share: another one takes a share of its own"
+        return "an option has one value in a share: use another share for another value"
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
     field = fields.get(option)
     if field is None or not field.description:

@@ -274,7 +274,7 @@ class RegionTracer(GraphAppendingTracer):
         if isinstance(a, Implementation):
             return self.create_node("get_attr", _IMPLEMENTATION_PATH, (), {})
         if isinstance(a, torch.Tensor):
-            raise TraceError("it makes a tensor of its own")
+            raise TraceError("it creates a tensor")
         return super().create_arg(a)
 
     def create_node(

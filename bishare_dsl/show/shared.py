@@ -83,7 +83,7 @@ def conclusion(plan: Plan) -> str:
     if frozen and any(row.members[1] > 1 for row in roles(plan)):
         return f"no trained parameter is shared: modules share frozen tensors alone{library}"
     transforms = {term.transform for term in plan.unscaled}
-    text = "nothing is shared: each module has tensors of its own"
+    text = "nothing is shared: each module has private tensors"
     if transforms == {PLAIN}:
         rows = {
             sum(t.rows for t in terms if not t.is_magnitude) for terms in plan.terms_of.values()

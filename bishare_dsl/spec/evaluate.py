@@ -126,7 +126,7 @@ class Scope:
             if ref is not None and ref not in self.values:
                 raise EvaluationError(self._no_number(ref, loc, keyed=keyed))
             if ref in self.values and ref not in m.ATTRIBUTES:
-                help = f"`{ref}` is a word: give it a number, `param {ref} = 8` or `--set {ref}=8`"
+                help = f"`{ref}` is a word: set a number by `param {ref} = 8` or `--set {ref}=8`"
             why = f"`{value}` is not a number"
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
         return value

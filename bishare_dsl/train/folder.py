@@ -203,7 +203,7 @@ def find_checkpoint(path: Path) -> Path:
         if fault := fault_of(path):
             raise TrainError(codes.BROKEN_CHECKPOINT(folder=path, reason=fault))
         return path
-    reason = f"`{path}` has none that is whole"
+    reason = f"`{path}` contains no complete one"
     for checkpoint in reversed(checkpoints(path)):
         if (fault := fault_of(checkpoint)) is None:
             return checkpoint

@@ -164,7 +164,7 @@ def find_trainable(
         reason = "to train several tasks, give a spec instead of an adapter"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
     if request.params and (adapter is not None or stored):
-        reason = "`params` are a spec's, and an adapter has none to be set"
+        reason = "`params` belong to a spec; an adapter has no params to set"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
     if adapter is not None:
         if spec is not None:
@@ -199,7 +199,7 @@ def check_state(handle: Handle) -> None:
         raise AdapterError(STILL_MERGED(action="train"))
     if handle.active != ("default",):
         names = "` and `".join(handle.active)
-        reason = f"the adapter `{names}` runs, and a run saves the adapter `default`"
+        reason = f"the adapter `{names}` is active, but training saves `default`"
         help = "save the adapter, and train its folder in place of a spec"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     if handle.running.scale != 1:

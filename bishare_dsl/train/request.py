@@ -82,7 +82,7 @@ class Settings(BaseModel):
         words = [value] if isinstance(value, str) else value
         if isinstance(value, Mapping):
             if not value:
-                raise ValueError("there is no task in it")
+                raise ValueError("it contains no task")
             return {str(name): os.fspath(path) for name, path in value.items()}
         if len(words) == 1 and not is_tasks(words[0]):
             return words[0]

@@ -129,7 +129,7 @@ def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]
     try:
         last = f"`{folders.find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
     except TrainError:
-        last = "there is no checkpoint yet"
+        last = "no checkpoint exists yet"
     problem = codes.NOT_FINITE(what=what, step=state.global_step + 1, value=value, kept=last)
     return TrainError(problem)
 

@@ -29,7 +29,7 @@ class Experts(Transform):
     linear: ClassVar[bool] = False
 
     # With one expert the softmax is constant, and the router would never learn.
-    count: int = Field(3, ge=2, description="experts, each with a B of its own")
+    count: int = Field(3, ge=2, description="experts, each with a private B")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return (rank if role == "A" else self.count * rank), one_width(widths)

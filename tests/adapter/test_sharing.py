@@ -104,7 +104,7 @@ def test_one_that_was_changed_by_hand_is_refused(folder: Path) -> None:
     config = config_of(folder)
     config["bishare"]["sharing"]["terms"][0]["scale"] = 2.0
     (folder / CONFIG).write_text(json.dumps(config))
-    refused(folder, "BS604", "it is not what was saved")
+    refused(folder, "BS604", "the config was changed after saving")
 
 
 def test_peft_writes_it_and_refuses_another(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class DecoratorClass:
         (contains, "looks inside"),
         (branches, "control flow"),
         (sets, "sets self.last"),
-        (creates, "tensor of its own"),
+        (creates, "creates a tensor"),
         (asks_torch, "torch.is_grad_enabled"),
         (starred, r"takes \*xs"),
         (reads_weight, "reads up.weight"),

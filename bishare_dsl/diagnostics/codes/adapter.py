@@ -4,7 +4,7 @@ from bishare_dsl.diagnostics.problem import Code
 
 # Reading a folder ---------------------------------------------------------------------------------
 
-NO_SUCH_FOLDER = Code("BS601", "there is no folder `{folder}`")
+NO_SUCH_FOLDER = Code("BS601", "the folder `{folder}` does not exist")
 NOT_AN_ADAPTER = Code("BS602", "`{folder}` is not a bishare adapter: it has no adapter_config.json")
 PEFT_ADAPTER = Code("BS603", "`{folder}` is a PEFT adapter")
 BROKEN_CONFIG = Code("BS604", "`{path}` cannot be read: {reason}")
@@ -34,7 +34,7 @@ DRAWN_OTHERWISE = Code(
 
 OTHER_SEED = Code(
     "BS695",
-    "the tensors are those of seed {found}, and the adapter's frozen tensors were drawn from seed {seed}",
+    "the tensors belong to seed {found}, but the adapter's frozen tensors were generated from seed {seed}",
 )
 
 OTHER_CONFIG = Code("BS696", "`{folder}` has another plan than {what}")
@@ -68,7 +68,7 @@ NOT_DENSE = Code("BS623", "`{path}` ({found}) offers no way to dequantise it")
 NO_WEIGHT = Code("BS624", "the weight of `{path}` is not here: {reason}")
 SHARED_WEIGHT = Code("BS625", "the weight of `{path}` is also that of `{other}`")
 DISABLED = Code("BS626", "cannot {action} while the adapter is disabled")
-UNLOADED = Code("BS627", "the adapter is no longer in a model")
+UNLOADED = Code("BS627", "the adapter was taken out of its model")
 NOT_FINITE = Code("BS628", "{action} gives values in `{path}` that are not finite")
 NOT_KEPT = Code("BS629", "cannot {action}: the base's weights were not kept")
 
@@ -142,7 +142,7 @@ MIXED_NOT_LINEAR = Code(
 )
 MIXED_EXPERTS = Code(
     "BS679",
-    "cannot run a mixed batch with terms at the expert `{path}`, which is a module of its own",
+    "cannot run a mixed batch with terms at the expert `{path}`, which is a separate module",
 )
 MIXED_PLACES = Code(
     "BS682",
@@ -156,7 +156,7 @@ MIXED_REENTRANT = Code(
 MIXED_OPEN = Code("BS674", "cannot {action} while a mixed batch is open")
 NEEDS_NAME = Code("BS676", "`{folder}` is a library of {count} adapters")
 NOT_A_LIBRARY = Code(
-    "BS677", "`{folder}` is an adapter by itself, and no library with an adapter `{name}`"
+    "BS677", "`{folder}` is a single adapter, not a library with an adapter `{name}`"
 )
 NOT_IN_LIBRARY = Code("BS678", "the library `{folder}` has no adapter `{name}`")
 NOT_FINITE_TENSORS = Code(
@@ -168,9 +168,7 @@ NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
 LOST_BY_QUANTISING = Code(
     "BS690", "relative error of the updates by {form}, by kind: {errors}", severity="note"
 )
-OTHER_COMPILER = Code(
-    "BS661", "the adapter's spec gives another plan here than the one that it was saved with"
-)
+OTHER_COMPILER = Code("BS661", "the adapter's spec gives another plan here than when it was saved")
 UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")
 
 # Serving with vLLM --------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from bishare_dsl.diagnostics.problem import Code
 
 # Finding and reading data -------------------------------------------------------------------------
 
-NO_SUCH_DATA = Code("BS701", "there is no file `{source}`")
+NO_SUCH_DATA = Code("BS701", "the file `{source}` does not exist")
 NO_SUCH_PART = Code("BS703", "the data set `{name}` cannot be loaded: {reason}")
 UNKNOWN_FILE = Code("BS704", "`{path}` is not a kind of file that training data is read from")
 UNREADABLE = Code("BS705", "`{path}` cannot be read: {reason}")
@@ -36,4 +36,4 @@ NOTHING_TO_LEARN = Code("BS723", "none of the {rows:,} rows of `{name}` has anyt
 TOO_FEW_TO_SPLIT = Code(
     "BS724", "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}"
 )
-BAD_OPTIONS = Code("BS726", "{place}: `{field}` are no options: {reason}")
+BAD_OPTIONS = Code("BS726", "{place}: `{field}` is not a list of options: {reason}")

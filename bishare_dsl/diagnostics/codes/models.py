@@ -3,7 +3,7 @@
 from bishare_dsl.diagnostics.problem import Code
 
 UNKNOWN_MODEL = Code("BS501", "no model is called `{name}`")
-NO_SUCH_FILE = Code("BS502", "there is no file or folder `{path}`")
+NO_SUCH_FILE = Code("BS502", "`{path}` does not exist")
 NOT_A_MODEL = Code("BS503", "`{path}` holds no model: {reason}")
 HUB_UNREACHABLE = Code(
     "BS504",

@@ -3,15 +3,15 @@
 from bishare_dsl.diagnostics.problem import Code
 
 UNKNOWN_PARAM_SET = Code("BS207", "spec `{spec}` has no param `{name}`")
-UNKNOWN_NAME = Code("BS201", "nothing here is called `{name}`")
+UNKNOWN_NAME = Code("BS201", "unknown name `{name}`")
 TWICE = Code("BS202", "{what} `{name}` is declared twice")
 RESERVED = Code("BS203", "`{name}` cannot be declared: {why}")
 UNKNOWN_TRANSFORM = Code("BS204", "no transform is called `{name}`")
 UNKNOWN_OPTION = Code("BS205", "{transform} has no option `{name}`")
 BAD_OPTION = Code("BS206", "{transform} cannot take {what}: {why}")
-UNKNOWN_INIT = Code("BS208", "no tensor can start as `{name}`")
+UNKNOWN_INIT = Code("BS208", "unknown initial value `{name}`")
 START = Code("BS209", "share `{share}` {what}")
-NO_VALUE = Code("BS210", "this has no value here: {why}")
+NO_VALUE = Code("BS210", "this has no value: {why}")
 BAD_NUMBER = Code("BS211", "{what} cannot be {value}: {why}")
 NO_ALPHA = Code("BS212", "this scale reads `alpha`, and nothing sets it")
 UNUSED = Code("BS213", "{what} `{name}` is never used", severity="warning")

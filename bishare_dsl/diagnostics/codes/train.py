@@ -16,7 +16,7 @@ SPEC_AND_ADAPTED = Code("BS737", "the model is adapted by `{spec}` already, so i
 
 RUN_EXISTS = Code("BS740", "`{folder}` holds a run already")
 NOT_A_RUN = Code("BS741", "a run cannot begin in `{folder}`: {reason}")
-NO_CHECKPOINT = Code("BS742", "there is no checkpoint to resume from: {reason}")
+NO_CHECKPOINT = Code("BS742", "cannot resume: {reason}")
 BROKEN_CHECKPOINT = Code("BS743", "the checkpoint `{folder}` cannot be used: {reason}")
 CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
 

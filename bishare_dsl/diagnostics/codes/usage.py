@@ -3,7 +3,7 @@
 from bishare_dsl.diagnostics.problem import Code
 
 WRONG_USAGE = Code("BS901", "{what}")
-NO_SUCH_SPEC = Code("BS902", "there is no spec `{name}`: {why}")
+NO_SUCH_SPEC = Code("BS902", "cannot find spec `{name}`: {why}")
 MALFORMED_SET = Code("BS903", "`--set {given}` {why}")
 CANNOT_READ = Code("BS904", "`{path}`: {reason}")
 NOT_REPLACEABLE = Code("BS905", "`{folder}` is not replaced: {why}")

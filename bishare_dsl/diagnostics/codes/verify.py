@@ -10,7 +10,7 @@ ADDS_NOTHING = Code(
 )
 NO_FACTORS = Code(
     "BS865",
-    "{count} tensors are no factors of a LoRA, the first is `{path}`: engines may ignore them",
+    "{count} tensors, such as `{path}`, do not belong to a LoRA: engines may ignore them",
     severity="warning",
 )
 FILES_DO_NOT_FIT = Code("BS869", "the files of {count} of {total} adapters do not fit {model}")

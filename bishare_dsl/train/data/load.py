@@ -135,7 +135,7 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(HUB_REFUSED(name=name, reason=one_line(error))) from error
     except ConnectionError as error:
-        help = "there is no file of this name either; data sets in the cache (`HF_HOME`) work"
+        help = "no file has this name either; data sets in the cache (`HF_HOME`) work"
         raise DataError(HUB_UNREACHABLE(name=name, reason=one_line(error), help=help)) from error
     except Exception as error:
         # `datasets`, its file systems and its formats raise exceptions of many types.

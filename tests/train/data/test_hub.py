@@ -82,4 +82,4 @@ def test_a_hub_that_does_not_answer(monkeypatch, problems):
     assert problem.code == "BS504"
     assert "`owner/other` is not in the local cache" in problem.message
     assert "Couldn't reach" in problem.message
-    assert "there is no file of this name" in problem.help
+    assert "no file has this name" in problem.help
