@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 MADE = {
     "many-adapters.md": (7, "adapters/acme", "imported/acme", "library/adapters/acme.safetensors"),
     "few-examples.md": (
-        4,
+        5,
         "alone",
         *(f"later/library/adapters/{n}.safetensors" for n in ("wonka", "umbrella")),
     ),
