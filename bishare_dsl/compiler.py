@@ -228,9 +228,7 @@ def _base_of(
 
 
 def save_again(
-    stored: StoredAdapter,
-    out: str | os.PathLike[str],
-    dtype: str = "float32",
+    stored: StoredAdapter, out: str | os.PathLike[str], dtype: str = "float32"
 ) -> tuple[Problem, ...]:
     """Save an adapter in another folder, after comparing what will be read from it.
 
@@ -250,14 +248,11 @@ def save_again(
     tensors, config = stored.tensors(), stored.config
 
     def compare(saved: StoredAdapter) -> None:
-        again = saved.tensors()
-        for name in tensors if dtype == "float32" else ():
-            if not again[name].equal(tensors[name]):
-                reason = (
-                    f"its tensors differ from those of `{stored.folder}`, the first is `{name}`"
-                )
-                raise AdapterError(CHANGED_FILE(path=out, reason=reason))
+        again = saved.tensors() if dtype == "float32" else {}
+        if wrong := [name for name, tensor in again.items() if not tensor.equal(tensors[name])]:
+            reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
+            raise AdapterError(CHANGED_FILE(path=out, reason=reason))
 
-    how: Any = {"seed": config.seed, "base_revision": config.base_revision, "dtype": dtype}
-    how |= {"auto_mapping": config.auto_mapping}
+    how: Any = {"dtype": dtype, "auto_mapping": config.auto_mapping, "seed": config.seed}
+    how |= {"base_revision": config.base_revision}
     return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)

@@ -4,7 +4,9 @@
         --learning_rate 1e-4 --num_generations 8 --max_completion_length 256
 
 A row has `prompt` and `answer`. All other flags are those of TRL's `GRPOConfig`. Its `beta`, the weight of
-the KL divergence from where training began, is 0 by default.
+the KL divergence from where training began, is 0 by default. With `--use_vllm True` and
+`--vllm_server_base_url URL`, a vLLM server generates, and gets the adapter after each update, not merged
+weights (docs/adapter-sync.md). `--adapter tiny_lora --params '{"count": 4}'` trains 600 numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> GRPOTrainer:
     parser.set_defaults(report_to="none")
     start, args = parser.parse_args_into_dataclasses(arguments)
     rows = load_dataset("json", data_files=start.data, split="train")
-    trainer = GRPOTrainer(reward_funcs=holds_answer, args=args, train_dataset=rows, **start.load())
+    kind = GRPOTrainer
+    if args.use_vllm:
+        from adapter_sync import adapter_sync
+
+        kind = adapter_sync(GRPOTrainer)
+    trainer = kind(reward_funcs=holds_answer, args=args, train_dataset=rows, **start.load())
     trainer.train()
     trainer.save_model()
     return trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Start:
     adapter: str = field(
         default="bishare_ke", metadata={"help": "a spec, or the folder of an adapter to train on"}
     )
+    params: str = field(default="{}", metadata={"help": "values for the spec's params, as JSON"})
 
     def load(self) -> dict[str, Any]:
         """Return what a trainer of TRL takes: the model, its tokenizer, and the config of a new adapter."""
@@ -29,6 +31,7 @@ class Start:
         if Path(self.adapter).is_dir():
             model = PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
         else:
-            config = BishareConfig(spec=self.adapter, task_type="CAUSAL_LM")
+            params = json.loads(self.params)
+            config = BishareConfig(spec=self.adapter, params=params, task_type="CAUSAL_LM")
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         return {"model": model, "processing_class": tokenizer, "peft_config": config}

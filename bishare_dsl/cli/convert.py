@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ from bishare_dsl.diagnostics.codes.adapter import EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.models import Architecture
 
 
 @click.command(
@@ -80,9 +84,11 @@ def command(
 
     found = find_adapters(folders[0])
     if len(folders) == 1 and found in ([], [folders[0]]):
+        report.note(f"converting for {how['target']} ...")
         data, text = convert(folders[0], out)
         report.data(**data)
         report.result(text)
+        _say_left([data], report)
         report.note(f"saved in {out}")
         return
     adapters = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
@@ -102,29 +108,33 @@ def _refused(
     words: Sequence[str], force: bool, target: str, rank: int | None, dtype: str
 ) -> Iterator[Problem]:
     """Find options that the target does not take. ``words`` are those of a `fit` instead."""
-    found: Mapping[str, tuple[bool, str, str]]
-    if target == "bishare":
+    ours = target == "bishare"
+    if ours and rank is not None:
         fit = shlex.join(["bishare", "fit", *words, "--spec", "lora", "--set", f"r={rank}"])
-        found = {
-            "rank": (rank is not None, "a spec has its own ranks", f"fit a LoRA to it: `{fit}`"),
-            "dtype": (
-                dtype == "float16",
-                "bishare writes no float16",
-                "use `--dtype bfloat16`, which takes as many bytes",
-            ),
-        }
-    else:
-        found = {
-            "dtype": (
-                dtype not in DTYPES,
-                f"{target} reads no {dtype}",
-                "quantise a folder of bishare: `--for bishare`",
-            ),
-            "force": (force, "it replaces folders of bishare alone", "give another `--out`"),
-        }
-    for option, (wrong, why, help) in found.items():
-        if wrong:
-            yield EXPORT_OPTION(option=option, reason=why, help=help)
+        help = f"fit a LoRA to it: `{fit}`"
+        yield EXPORT_OPTION(option="rank", reason="a spec has its own ranks", help=help)
+    if ours and dtype == "float16":
+        help = "use `--dtype bfloat16`, which takes as many bytes"
+        yield EXPORT_OPTION(option="dtype", reason="bishare writes no float16", help=help)
+    if not ours and dtype not in DTYPES:
+        help = "quantise a folder of bishare: `--for bishare`"
+        yield EXPORT_OPTION(option="dtype", reason=f"{target} reads no {dtype}", help=help)
+    if not ours and force:
+        yield EXPORT_OPTION(option="force", reason="only for bishare", help="give another `--out`")
+
+
+@cache
+def _shapes(base: str) -> Architecture:
+    from bishare_dsl.models import architecture_of
+
+    return architecture_of(base)
+
+
+@cache
+def _modules(base: str, weights: bool) -> PreTrainedModel:
+    from bishare_dsl.models.load import load_model, meta_model
+
+    return load_model(base, causal=False)[0] if weights else meta_model(base)
 
 
 def _read(folder: Path, model: str | None, report: Report) -> tuple[StoredAdapter, str]:
@@ -138,21 +148,19 @@ def _read(folder: Path, model: str | None, report: Report) -> tuple[StoredAdapte
     from bishare_dsl.cli.adapters import base_name
     from bishare_dsl.export.peft_config import check_files, layout_of
     from bishare_dsl.hub import adapter_folder
-    from bishare_dsl.models import architecture_of
 
     folder = adapter_folder(folder)
     if is_ours(place_of(folder)[0]):
         stored = read_adapter(folder)
         name = model or stored.plan.base.model_id or stored.plan.base.name
-        base = architecture_of(model) if model else stored.plan.base
+        base = _shapes(model) if model else stored.plan.base
     else:
         if layout_of(folder) != "gguf":
             check_files(folder)
         elif model is None:
-            what = "a GGUF file does not say where its base is: give --model"
-            raise CommandError(usage.WRONG_USAGE(what=what))
+            raise CommandError(usage.WRONG_USAGE(what="a GGUF file names no base: give --model"))
         name = base_name(folder, model)
-        base = architecture_of(name)
+        base = _shapes(name)
         from bishare_dsl.compiler import read_lora
 
         silence_libraries()
@@ -183,7 +191,6 @@ def _write(
     from bishare_dsl.export.gguf import read_gguf_origin
     from bishare_dsl.export.origin import read_origin
 
-    report.note(f"writing for {target}, on {base} ...")
     place, _ = place_of(folder)
     origin = read_gguf_origin(place) if place.is_file() else read_origin(place, stored.plan)
     data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
@@ -193,18 +200,15 @@ def _write(
         data["spec"], text = stored.spec_text, stored.spec_text.rstrip()
     else:
         from bishare_dsl.export.export import export_adapter
-        from bishare_dsl.models.load import load_model, meta_model
 
         silence_libraries()
-        scales = stored.plan.has_magnitudes and target == "peft"  # Then the base's weights count.
-        model = load_model(base, causal=False)[0] if scales else meta_model(base)
+        # The base's weights count if outputs are scaled.
+        model = _modules(base, stored.plan.has_magnitudes and target == "peft")
         how |= {"dtype": dtype, "origin": origin}
         exported = export_adapter(out, stored.plan, stored.tensors(), model, target, **how)
         report.all(exported.warnings)
         data, text = exported.data(), str(exported)
-    data["left"] = left = origin.left_for(target)
-    if left:
-        report.note(f"not carried over: {', '.join(left)}")
+    data["left"] = [*origin.left_for(target)]
     return data | {"bytes_before": _size(folder), "bytes_after": _size(out)}, text
 
 
@@ -213,6 +217,12 @@ def _size(path: Path) -> int:
 
     files = [path] if path.is_file() else [path / CONFIG, path / TENSORS]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _say_left(rows: Iterable[Mapping[str, Any]], report: Report) -> None:
+    """Note what was not carried over."""
+    if left := dict.fromkeys(name for row in rows for name in row["left"]):
+        report.note(f"not carried over: {', '.join(left)}")
 
 
 def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
@@ -224,6 +234,7 @@ def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
     done = [row for row in rows if row["out"]]
     _, before, after = (sum(row[key] for row in done) for key in keys)
     report.data(adapters=rows, converted=len(done), bytes_before=before, bytes_after=after)
+    _say_left(done, report)
     cells = [
         [row["name"], *([row[k] for k in keys] if row["out"] else [row["error"], "", ""])]
         for row in rows

@@ -134,7 +134,7 @@ def _cost(
         cost.table(rows, adapters, free),
         "each, once: numbers of one adapter, and numbers that all share. disk: their files, with scales at 8 "
         "and 4 bits. slots: an engine's memory in compact mode, and host memory while they wait; "
-        "expanded: in expanded mode.",
+        "plain LoRA: in slots of vLLM's own LoRA.",
     )
 
 

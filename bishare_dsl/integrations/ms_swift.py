@@ -37,12 +37,8 @@ class BishareTuner(PeftTuner):  # type: ignore[misc]
         if not (spec := os.environ.get("BISHARE_SPEC")):
             help = """it is `--model_kwargs '{"bishare_spec": "bishare_ke_ab"}'`, say"""
             raise BishareError(MISSING_ARGUMENT(name="bishare_spec", help=help))
-        config = BishareConfig(
-            spec=spec,
-            params=json.loads(os.environ.get("BISHARE_PARAMS", "{}")),
-            seed=args.seed,
-            task_type="CAUSAL_LM",
-        )
+        params = json.loads(os.environ.get("BISHARE_PARAMS", "{}"))
+        config = BishareConfig(spec=spec, params=params, seed=args.seed, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
 

@@ -33,7 +33,7 @@ class Cost:
         once: numbers that all adapters share, in one file.
         slot: numbers per adapter in a slot of an engine, in compact mode; None for a nonlinear update.
         slot_once: numbers that all slots share.
-        expanded: numbers in a slot in expanded mode, as a plain LoRA of the highest rank.
+        plain: numbers in a slot as a plain LoRA of the highest rank; None for other updates.
         own_bytes: bytes of ``own`` by bits. Gains and other tensors that are never quantised stay whole.
         once_bytes: bytes of ``once`` by bits.
     """
@@ -43,7 +43,7 @@ class Cost:
     once: int
     slot: int | None
     slot_once: int
-    expanded: int | None
+    plain: int | None
     own_bytes: Mapping[int, int]
     once_bytes: Mapping[int, int]
 
@@ -58,8 +58,6 @@ class Cost:
 
     def fit(self, memory: int) -> int | None:
         """Count the adapters whose slots fit into ``memory`` bytes."""
-        if self.slot is None:
-            return None
         left = 8 * memory // SLOT_BITS - self.slot_once
         return max(left // self.slot, 0) if self.slot else None
 
@@ -83,8 +81,8 @@ def costs(plan: Plan) -> list[Cost]:
         ways = [("separate adapters", frozen), *_libraries(plan, frozen)]
     ranks = [rank for rank in effective_ranks(plan).values() if rank]
     per_rank = lora_size(plan, 1)
-    expanded = max(ranks) * per_rank if ranks and all(term.linear for term in plan.terms) else None
-    rows = [_cost(plan, way, common, expanded) for way, common in ways]
+    plain = max(ranks) * per_rank if ranks and all(term.linear for term in plan.terms) else None
+    rows = [_cost(plan, way, common, plain) for way, common in ways]
     near = max(1, round(rows[0].own / per_rank)) if per_rank else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
     lora[near] = f"LoRA r={near}, nearest in bytes"
@@ -96,9 +94,12 @@ def _lora_cost(way: str, numbers: int) -> Cost:
     return Cost(way, numbers, 0, numbers, 0, numbers, own, dict.fromkeys(BITS, 0))
 
 
-def _cost(plan: Plan, way: str, common: frozenset[str], expanded: int | None) -> Cost:
+def _cost(plan: Plan, way: str, common: frozenset[str], plain: int | None) -> Cost:
     trained = {tensor.name for tensor in plan.tensors if tensor.trainable}
-    used = {name for term in plan.terms for name in term.tensors.values()}
+    # A slot holds what a magnitude of the base's weights becomes: a number for each output of its module.
+    scaled = [term for term in plan.terms if term.is_magnitude and not term.options["plain"]]
+    used = {name for term in plan.terms if term not in scaled for name in term.tensors.values()}
+    changes = sum(plan.tensor[term.tensors["mu"]].size for term in scaled)
 
     def count(names: Set[str]) -> int:
         return sum(plan.tensor[name].size for name in names)
@@ -107,10 +108,10 @@ def _cost(plan: Plan, way: str, common: frozenset[str], expanded: int | None) ->
         counts = file_bytes(plan, names)
         return {bits: counts[form] for bits, (form, _) in BITS.items()}
 
-    slot = count(used - common) if all(term.linear for term in plan.terms) else None
+    slot = count(used - common) + changes if all(t.linear for t in plan.unscaled) else None
     slot_once = 0 if slot is None else count(used & common)
     own, once = trained - common, trained & common
-    numbers = count(own), count(once), slot, slot_once, expanded
+    numbers = count(own), count(once), slot, slot_once, plain
     return Cost(way, *numbers, in_file(own), in_file(once))
 
 
@@ -138,13 +139,13 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
     """Make a table with a row for each way."""
     head = ["way", "each", "once", *(f"disk, {bits} bits" for bits in BITS)]
-    head += ["slots, 16 bits", "expanded, 16 bits"] + ["fit"] * (memory is not None)
+    head += ["slots, 16 bits", "plain LoRA, 16 bits"] + ["fit"] * (memory is not None)
     lines = []
     for row in rows:
         line = [row.way, row.own, row.once]
         line += [size(row.disk(adapters, bits)) for bits in BITS]
         line += [size(row.slots(adapters))]
-        line.append(size(None if row.expanded is None else 2 * adapters * row.expanded))
+        line.append(size(None if row.plain is None else 2 * adapters * row.plain))
         if memory is not None:
             line.append(row.fit(memory))
         lines.append(line)

@@ -160,7 +160,7 @@ def test_what_peft_gets_is_loaded_by_peft(bishare, trained, checkpoint, here):
     command = ["convert", folder, "--model", checkpoint, "--out", "lora"]
     run = bishare(*command)
     assert run.code == 0
-    assert run.err.startswith(f"writing for peft, on {checkpoint} ...\n")
+    assert run.err.startswith("converting for peft ...\n")
     # 2 + 4 + 16 rows, and a Kronecker product of factors 4 wide has no higher rank than 4.
     assert "at rank 10 to lora; vLLM needs --max-lora-rank 16" in run.out
     assert "10 modules have fewer rows than the sum of their ranks" in run.out
@@ -214,7 +214,7 @@ def test_a_lora_becomes_an_adapter(bishare, trained, checkpoint, here):
     # The LoRA names its base, which is the checkpoint.
     run = bishare("convert", "lora", "--for", "bishare", "--out", "ours")
     assert run.code == 0
-    assert run.err.startswith(f"writing for bishare, on {checkpoint} ...\n")
+    assert run.err.startswith("converting for bishare ...\n")
     assert run.err.endswith("saved in ours\n")
     config = json.loads((here / "ours" / "adapter_config.json").read_text())
     assert run.out == config["spec"]
@@ -240,7 +240,10 @@ def test_without_a_base_it_says_so(bishare, trained, checkpoint, here):
     path.write_text(json.dumps({**config, "base_model_name_or_path": "x\nerror[BS000]: \x1b[2J"}))
     run = bishare("convert", "lora", "--for", "bishare", "--out", "ours")
     assert run.code == 2
-    assert all(line.startswith(("error[BS5", "  = help")) for line in run.err.splitlines())
+    assert all(
+        line.startswith(("converting for", "error[BS5", "  = help"))
+        for line in run.err.splitlines()
+    )
     assert "\x1b" not in run.err
     run = bishare("convert", "nowhere", "--for", "bishare", "--out", "ours", "--model", checkpoint)
     assert run.code == 1

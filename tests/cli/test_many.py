@@ -374,3 +374,16 @@ def test_costs_asked_for_wrongly(bishare, more, told):
     run = bishare("plan", "lora", "-m", "llama-7b", *more)
     assert run.code == 2
     assert told in run.err
+
+
+@pytest.mark.parametrize("spec", ["dora", "ia3", "bishare_ke", "module", "kind", "layer"])
+def test_a_slot_is_as_large_as_the_engine_s(spec):
+    """A magnitude takes a number for each output of its module, however it is shared."""
+    from bishare_dsl import parse_spec, plan_spec
+    from bishare_dsl.batched.bank import Layout
+    from bishare_dsl.show.cost import costs
+
+    text = "spec x\ntarget q_proj, o_proj\nshare a per module rank 4\nmagnitude per {}\n"
+    shipped = spec in ("dora", "ia3", "bishare_ke")
+    plan = plan_spec(spec if shipped else parse_spec(text.format(spec)), "smollm2-135m")
+    assert costs(plan)[0].slot == Layout(plan).numbers

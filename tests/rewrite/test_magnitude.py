@@ -19,7 +19,7 @@ from bishare_dsl.export.peft_config import TENSORS
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import products, row_norms
-from bishare_dsl.serve.vllm.folder import read_any
+from bishare_dsl.serve.vllm.folder import read_any, read_for
 from tests.batched.test_batches import alone, filled
 from tests.methods.test_every_method import SCALED, TINY
 from tests.support import checks
@@ -394,13 +394,13 @@ def test_rows_that_the_terms_cancel_are_finite_everywhere():
 
 
 @pytest.mark.parametrize("form", sorted(SCALED))
-def test_a_folder_of_it_is_refused_by_a_server_in_expanded_mode(form, tmp_path):
+def test_a_folder_of_it_is_refused_by_a_server_without_compact_mode(form, tmp_path):
     base = tiny_model("llama")
     model = compile_spec(form, copy.deepcopy(base), params=TINY[form])
     model.bishare.save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match=r"BS675.*serve the adapter with vLLM") as caught:
-        read_any(tmp_path, inspect_model(base))
+        read_for(tmp_path, inspect_model(base))
     (problem,) = caught.value.problems
     assert "bishare_plans" in problem.help
     assert "bishare_slots_gib" in problem.help
-    assert read_any(tmp_path, inspect_model(base), compact=True).plan == model.bishare.plan
+    assert read_any(tmp_path, inspect_model(base)).plan == model.bishare.plan

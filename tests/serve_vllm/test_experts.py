@@ -51,7 +51,6 @@ def slots(model: Any) -> dict[str, list[torch.Tensor]]:
         ("mixtral", "vllm", SHARED),
         ("qwen3_moe", "vllm", SOME),
         ("mixtral", "sglang", SHARED),
-        ("gpt_oss", "sglang", SHARED),
     ],
 )
 def test_vllm_loads_what_bishare_computes(
@@ -64,7 +63,6 @@ def test_vllm_loads_what_bishare_computes(
     randomize(model, 1, frozen=False)
     model.bishare.export(tmp_path / "lora", layout)
     settings = {"max_lora_rank": 8, "lora_target_modules": None}
-    settings["enable_moe_shared_loras"] = layout == "sglang"
     with conftest.engine(tmp_path / "base", **settings) as llm:
         assert llm.llm_engine.add_lora(LoRARequest("a", 1, str(tmp_path / "lora")))
         (worker,) = llm.collective_rpc(lambda self: self)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ def root(tmp_path, monkeypatch):
     compile_spec("spec s\ntarget q_proj\nshare x per module rank 2\n", model)
     model.bishare.save_pretrained(tmp_path / "good")
     monkeypatch.setenv("VLLM_LORA_RESOLVER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("BISHARE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
     served = SimpleNamespace(model=str(tmp_path / "base"), hf_config=model.config)
     start_checks(SimpleNamespace(model_config=served, additional_config={}))
@@ -66,7 +68,7 @@ def test_a_file_that_is_none_is_an_error_of_the_request(root, file, put):
     put(root / "bad" / file)
     with pytest.raises(ValueError, match="BS60"):
         resolve(root, "bad")
-    assert resolve(root, "good").lora_path == str(root / "good")
+    assert Path(resolve(root, "good").lora_path, TENSORS).is_file()
     assert resolve(root, "nobody") is None
 
 
@@ -81,10 +83,40 @@ def test_a_folder_below_home_is_checked(root, monkeypatch):
     """vLLM expands `~` in a path, so that a path with it is a folder, not a name on the Hub."""
     monkeypatch.setenv("HOME", str(root))
     base = str(root / "base")
-    check_folder("a", "~/good", base)
+    assert Path(check_folder("a", "~/good", base)).is_relative_to(root / "cache")
     (root / "good" / TENSORS).write_bytes(b"")
     for folder in ("~/good", root / "good"):
         with pytest.raises(ValueError, match=r"'a' cannot be served: .*BS60"):
             check_folder("a", folder, base)
     assert _place("~/good") == str(root / "good")
     assert _place("~/good#a") == f"{root / 'good'}#a"
+
+
+def test_another_version_of_vllm_serves_adapters_by_name(root, monkeypatch):
+    """By vLLM's public resolver alone: an equal plain LoRA in the cache, which is written once."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from bishare_dsl import load_adapter
+
+    monkeypatch.setattr("vllm.__version__", "0.99.1")
+    monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
+    monkeypatch.setattr(
+        "bishare_dsl.serve.vllm.check._servers", {}
+    )  # Private names are not patched.
+    register_resolver()
+    found = resolve(root, "good")
+    assert Path(found.lora_path).is_relative_to(root / "cache")
+    before = Path(found.lora_path).stat()
+    assert resolve(root, "good").lora_path == found.lora_path
+    assert Path(found.lora_path).stat() == before
+    base, ids = root / "base", torch.arange(3, 12).view(1, -1)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), found.lora_path)
+    ours = load_adapter(root / "good", AutoModelForCausalLM.from_pretrained(base))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-4, atol=1e-5)
+    shutil.copytree(root / "good", root / "bad")
+    (root / "bad" / TENSORS).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"'bad' cannot be served: .*BS60"):
+        resolve(root, "bad")

@@ -5,7 +5,7 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
-from vllm.lora import lora_model, lora_weights, model_manager, utils, worker_manager
+from vllm.lora import lora_model, model_manager, utils, worker_manager
 from vllm.lora.layers import base_linear, column_parallel_linear, row_parallel_linear
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
@@ -32,7 +32,6 @@ SOURCES = {
     MANAGER._create_lora_modules: "d713c4fa88bc",
     MANAGER._create_merged_loras_inplace: "1b64ebe57c3d",
     MANAGER._deactivate_adapter: "c03307590919",
-    MANAGER._get_lora_layer_weights: "90bb2aa34ddc",
     MANAGER._set_adapter_mapping: "6ae4384167f2",
     MANAGER.activate_adapter: "0661f9e08a07",
     MANAGER.add_adapter: "8d3d33085e4e",
@@ -50,7 +49,6 @@ SOURCES = {
     WORKER.create_lora_manager: "0701d0adf352",
     column_parallel_linear.ColumnParallelLinearWithLoRA.slice_lora_b: "919e14cb4628",
     lora_model.LoRAModel.__init__: "ce46a2f2c885",
-    lora_weights.PackedLoRALayerWeights.pack: "9041cc7654db",
     model_manager.AdapterLRUCache: "7e9dc1c59dcc",
     row_parallel_linear.RowParallelLinearWithLoRA.slice_lora_a: "3e74c71c977a",
     utils.from_layer: "6f7988ad5bef",

@@ -48,20 +48,22 @@ def checked(monkeypatch):
 
     for name in ("scandir", "listdir", "walk"):
         monkeypatch.setattr(os, name, searched)
-    found = []
-    monkeypatch.setattr(resolver, "check_folder", lambda *given: found.append(given))
-    return found
+    return []
 
 
-def resolve(folder, name):
-    return asyncio.run(resolver.FolderResolver(str(folder)).resolve_lora("base", name))
+def resolve(folder, name, checked):
+    def place(*given):
+        checked.append(given)
+        return str(given[1])
+
+    return asyncio.run(resolver.FolderResolver(str(folder), place).resolve_lora("base", name))
 
 
 def test_a_library_of_ten_thousand(root, checked):
     for name in ("c0", "c9999"):
-        request = resolve(root / "library", name)
+        request = resolve(root / "library", name, checked)
         assert (request.lora_name, request.lora_path) == (name, f"{root}/library#{name}")
-    assert resolve(root, "library#c5000").lora_path == f"{root}/library#c5000"
+    assert resolve(root, "library#c5000", checked).lora_path == f"{root}/library#c5000"
     assert [given[0] for given in checked] == ["c0", "c9999", "library#c5000"]
 
 
@@ -69,11 +71,11 @@ def test_a_library_of_ten_thousand(root, checked):
     "name", ["c10000", "../library/adapters/c1", "adapters/c1", "", ".", "c1\0"]
 )
 def test_what_no_adapter_of_it_is_called(root, checked, name):
-    assert resolve(root / "library", name) is None
+    assert resolve(root / "library", name, checked) is None
     assert checked == []
 
 
 def test_a_folder_of_ten_thousand(root, checked):
-    assert resolve(root, "folder-77").lora_path == f"{root}/folder-77"
-    assert resolve(root, "folder-78") is None
+    assert resolve(root, "folder-77", checked).lora_path == f"{root}/folder-77"
+    assert resolve(root, "folder-78", checked) is None
     assert len(checked) == 1

@@ -88,7 +88,7 @@ class CompactManager(LRUCacheLoRAModelManager):
                 scales cannot be read (BS623).
         """
         stamp = stamp_of(folder)
-        read = read_any(folder, self.plans.base, self._frozen.tensors, compact=True)
+        read = read_any(folder, self.plans.base, self._frozen.tensors)
         number, tensors = self.plans.number_of(folder, read), read.tensors()
         if number not in self.banks:
             # Steps run in inference mode, but `write` updates the slots outside of it too.

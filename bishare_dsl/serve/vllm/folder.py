@@ -58,7 +58,7 @@ def read_for(folder: str | Path, base: Architecture, *, compact: bool = False) -
     Args:
         folder: the folder.
         base: the served base.
-        compact: whether to accept magnitudes, which only compact mode applies.
+        compact: whether to accept magnitudes, which compact mode alone applies.
 
     Raises:
         AdapterError: it is damaged (BS601 to BS612, BS619), belongs to another base (BS613), is nonlinear
@@ -68,7 +68,7 @@ def read_for(folder: str | Path, base: Architecture, *, compact: bool = False) -
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
     terms = stored.plan.unscaled if compact else stored.plan.terms
     check_linear(terms, "serve the adapter with vLLM", COMPACT)
-    _check_outside(folder, stored.plan)
+    check_outside(folder, stored.plan)
     return stored
 
 
@@ -90,34 +90,31 @@ def read_any(
     folder: str | Path,
     base: Architecture,
     tensors_of: Callable[[StoredAdapter], dict[str, Tensor]] = StoredAdapter.tensors,
-    *,
-    compact: bool = False,
 ) -> Read:
-    """Read a folder of bishare or of plain LoRA.
+    """Read a folder of bishare or of plain LoRA for compact mode.
 
     Args:
         folder: the folder.
         base: the served base.
         tensors_of: returns the tensors of a folder of bishare.
-        compact: see `read_for`.
 
     Raises:
         AdapterError: see `read_for`; or a LoRA is damaged (BS608), belongs to another base (BS613), is not
             plain (BS656), or has non-finite values (BS694).
     """
     if is_ours(folder):
-        stored = read_for(folder, base, compact=compact)
+        stored = read_for(folder, base, compact=True)
         trained = {tensor.name for tensor in stored.plan.tensors if tensor.trainable}
         shares = stored.config.adapters and not trained.isdisjoint(stored.plan.common)
         library = stored.config.tensors if shares else None
         return Read(stored.plan, library, lambda: tensors_of(stored))
     _, plan, tensors = read_peft(folder, base)
-    _check_outside(folder, plan)
+    check_outside(folder, plan)
     check_finite(folder, tensors)
     return Read(plan, None, lambda: tensors)
 
 
-def _check_outside(folder: str | Path, plan: Plan) -> None:
+def check_outside(folder: str | Path, plan: Plan) -> None:
     """Check that vLLM has a layer for every part of the adapter."""
     paths = [site.path for site in plan.sites if site.layer is None and plan.terms_of[site.path]]
     if plan.trained:

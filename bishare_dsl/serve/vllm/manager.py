@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.adapter.stored import check_finite
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.serve.vllm.compact import CompactManager
-from bishare_dsl.serve.vllm.expanded import ExpandedManager
 from bishare_dsl.serve.vllm.folder import is_ours, stamp_of
+from bishare_dsl.serve.vllm.plain import plain_folder
 from bishare_dsl.serve.vllm.plans import Plans
 from bishare_dsl.serve.vllm.private import (
     LRUCacheWorkerLoRAManager,
@@ -21,7 +20,6 @@ from bishare_dsl.serve.vllm.private import (
     layers_of,
     linear_layers,
     only_layers,
-    tensors_of,
 )
 from bishare_dsl.serve.vllm.settings import granted
 
@@ -47,9 +45,8 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         super().__init__(*settings, **more)
 
     def create_lora_manager(self, model: nn.Module, vllm_config: Any) -> Any:
-        if (given := granted(vllm_config)) is None:
-            self._manager_cls = ExpandedManager
-        else:
+        self._base = vllm_config.model_config.model
+        if (given := granted(vllm_config)) is not None:
             plans = Plans(vllm_config, given)
             self._manager_cls = partial(CompactManager, plans)
             layers = linear_layers(model, self.lora_config)
@@ -68,7 +65,8 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         try:
             lora = self._read(lora_request)
         except Exception as error:
-            if number not in self._in_a_step:
+            compact = isinstance(self._adapter_manager, CompactManager)
+            if number not in self._in_a_step or not compact:
                 raise
             # An error would stop the engine, and all other requests with it.
             _log.error(
@@ -87,12 +85,13 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
     def _read(self, lora_request: LoRARequest) -> LoRAModel:
         folder = _place(lora_request.lora_path)
         manager = self._adapter_manager
-        compact = isinstance(manager, CompactManager) and Path(folder).exists()
-        if compact or is_ours(folder):
+        if isinstance(manager, CompactManager) and (Path(folder).exists() or is_ours(folder)):
             return manager.read(lora_request.lora_int_id, folder)
-        lora = super()._load_adapter(lora_request)
-        check_finite(folder, tensors_of(lora))
-        return lora
+        if not is_ours(folder):
+            return super()._load_adapter(lora_request)
+        plain = copy(lora_request)
+        plain.lora_path = plain_folder(folder, self._base)
+        return super()._load_adapter(plain)
 
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
         # Only adapters that were read before can belong to accepted requests.

@@ -10,7 +10,9 @@ from torch import Tensor
 from bishare_dsl.adapter.contents import tensor_problems
 from bishare_dsl.adapter.stored import check_finite, entries_of
 from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan.names import attribute
+from bishare_dsl.serve.vllm.compact import CompactManager
 from bishare_dsl.serve.vllm.private import manager_of
 
 
@@ -29,13 +31,16 @@ def write_adapter(worker: Any, number: int, tensors: Mapping[str, Tensor]) -> No
         tensors: the tensors by their names in the plan.
 
     Raises:
-        AdapterError: a value is not finite (BS694), or the tensors are not the plan's (BS609 to BS612);
-            nothing was written.
+        AdapterError: a value is not finite (BS694), the tensors are not the plan's (BS609 to BS612), or the
+            server is not in compact mode (BS658); nothing was written.
         KeyError: no adapter of bishare with this number is loaded.
     """
     values = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     check_finite(f"adapter {number}", values)
     manager = manager_of(worker)
+    if not isinstance(manager, CompactManager):
+        problem = "`write_adapter` needs compact mode"
+        raise AdapterError(codes.BAD_SERVER_SETTING(setting="additional_config", problem=problem))
     wanted = {attribute(name): tensor for name, tensor in manager.plan_of(number).tensor.items()}
     entries = entries_of({attribute(name): tensor for name, tensor in values.items()})
     raise_errors(AdapterError, list(tensor_problems(wanted, entries))[:10])

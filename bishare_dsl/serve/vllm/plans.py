@@ -55,7 +55,7 @@ class Plans:
         self._left, self.grows = granted.bishare_slots_gib, True
         self.folders = granted.bishare_plans
         for folder in self.folders:
-            self.number_of(folder, read_any(folder, self.base, compact=True))
+            self.number_of(folder, read_any(folder, self.base))
         self.grows = self._left is not None and not records_steps(config)
 
     def number_of(self, folder: str | Path, read: Read) -> int:

@@ -10,10 +10,10 @@ from bishare_dsl.serve.vllm.settings import unsupported
 def register() -> None:
     """Let vLLM's workers load adapter folders of bishare.
 
-    In an unsupported vLLM, this only logs the reason, so plain LoRA is still served.
+    In another vLLM, this only logs what is left: adapters by name, as plain LoRAs.
     """
     if reason := unsupported():
-        logging.getLogger(__name__).error(reason)
+        logging.getLogger(__name__).warning(reason)
         return
     from bishare_dsl.serve.vllm.check import check_folder, start_checks
     from bishare_dsl.serve.vllm.folder import stamp_of
@@ -32,7 +32,8 @@ def register() -> None:
 def register_resolver() -> None:
     """Let vLLM's server find bishare's adapter folders by name.
 
-    They are in the folder of vLLM's own resolver, ``VLLM_LORA_RESOLVER_CACHE_DIR``.
+    They are in the folder of vLLM's own resolver, ``VLLM_LORA_RESOLVER_CACHE_DIR``. Only public names of
+    vLLM are used, so that this works in any version.
 
     Raises:
         ValueError: this is not a folder.
@@ -42,9 +43,12 @@ def register_resolver() -> None:
 
     from bishare_dsl.serve.vllm.resolver import FolderResolver
 
-    root = envs.VLLM_LORA_RESOLVER_CACHE_DIR
-    if root and not unsupported():
+    if root := envs.VLLM_LORA_RESOLVER_CACHE_DIR:
+        if unsupported():
+            from bishare_dsl.serve.vllm.plain import served_folder as place
+        else:
+            from bishare_dsl.serve.vllm.check import check_folder as place
         resolvers = LoRAResolverRegistry.resolvers
         others = {name: resolvers.pop(name) for name in [*resolvers]}
-        LoRAResolverRegistry.register_resolver("bishare", FolderResolver(root))
+        LoRAResolverRegistry.register_resolver("bishare", FolderResolver(root, place))
         resolvers.update(others)  # vLLM's resolver opens any file, and would block on a pipe.

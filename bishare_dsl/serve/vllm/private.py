@@ -18,7 +18,6 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.exceptions import VLLMValidationError
 from vllm.forward_context import get_forward_context
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.utils import (
     get_adapter_absolute_path,
@@ -68,7 +67,7 @@ def install_manager(manager: type[Any]) -> None:
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager
 
 
-def install_check(start: Callable[[Any], None], check: Callable[[str, str, str], None]) -> None:
+def install_check(start: Callable[[Any], None], check: Callable[[str, str, str], object]) -> None:
     """Check each adapter request by name, folder and base before it reaches the engine.
 
     The request is answered with any ValueError of the check.
@@ -176,31 +175,6 @@ def records_steps(config: Any) -> bool:
 def only_layers(config: Any, layers: Sequence[str]) -> Any:
     """vLLM's LoRA config, restricted to these layers."""
     return replace(config, target_modules=list(layers))
-
-
-def tensors_of(lora: Any) -> dict[str, Tensor]:
-    """Return the tensors of a plain LoRA in vLLM by name."""
-    return {
-        f"{layer}.{label}": tensor
-        for layer, weights in lora.loras.items()
-        for label, given in (("A", weights.lora_a), ("B", weights.lora_b))
-        for tensor in (given if isinstance(given, list) else [given])
-        if tensor is not None
-    }
-
-
-def layer_weights(
-    name: str, pairs: Sequence[tuple[Tensor, Tensor] | None], dtype: torch.dtype
-) -> Any:
-    """Build a layer's plain LoRA from a pair for each of its sites, ``(R, d_in)`` and ``(R, d_out)``."""
-    weights = [
-        pair
-        and LoRALayerWeights(
-            name, len(pair[0]), len(pair[0]), pair[0].to(dtype), pair[1].t().to(dtype)
-        )
-        for pair in pairs
-    ]
-    return weights[0] if len(weights) == 1 else PackedLoRALayerWeights.pack(weights)
 
 
 def local_inputs(layer: Any, width: int) -> Tensor | None:

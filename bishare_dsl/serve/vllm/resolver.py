@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from vllm.lora.request import LoRARequest
@@ -12,7 +13,6 @@ from vllm.lora.resolver import LoRAResolver
 from bishare_dsl.adapter.config import NAME
 from bishare_dsl.adapter.contents import own_file
 from bishare_dsl.adapter.files import place_of
-from bishare_dsl.serve.vllm.check import check_folder
 from bishare_dsl.serve.vllm.folder import is_ours
 
 
@@ -20,10 +20,14 @@ class FolderResolver(LoRAResolver):
     """Finds bishare's adapters at ``root/NAME``; vLLM's own resolver handles others.
 
     If ``root`` is a library, ``NAME`` is one of its adapters: ``LIBRARY#NAME``.
+
+    Args:
+        root: the folder of adapters.
+        place: returns the folder to serve an adapter from, by its name, its folder and the base.
     """
 
-    def __init__(self, root: str):
-        self._root = Path(root).resolve()
+    def __init__(self, root: str, place: Callable[[str, Path, str], str]):
+        self._root, self._place = Path(root).resolve(), place
         if not self._root.is_dir():
             raise ValueError(f"VLLM_LORA_RESOLVER_CACHE_DIR is not a folder: {root}")
 
@@ -38,13 +42,13 @@ class FolderResolver(LoRAResolver):
         if "\0" in lora_name:  # Invalid in a file name.
             return None
         folder = self._folder(lora_name)
-        place, member = place_of(folder)
-        inside = self._root in place.parents or (place == self._root and member is not None)
+        library, member = place_of(folder)
+        inside = self._root in library.parents or (library == self._root and member is not None)
         if not inside or not is_ours(folder):
             return None
-        await asyncio.to_thread(check_folder, lora_name, folder, base_model_name)
+        place = await asyncio.to_thread(self._place, lora_name, folder, base_model_name)
         # vLLM assigns the actual number.
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=place)
 
     def _folder(self, name: str) -> Path:
         # Look for the file, because the config of a library may list 10,000 names.

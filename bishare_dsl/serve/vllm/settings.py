@@ -28,7 +28,7 @@ class Granted(BaseModel):
 
 
 def granted(config: Any) -> Granted | None:
-    """Return the settings of compact mode from vLLM's config; None in expanded mode.
+    """Return the settings of compact mode from vLLM's config; None without it.
 
     Raises:
         AdapterError: a setting is invalid (BS658) or conflicts with the mode (BS654).
@@ -55,13 +55,12 @@ def granted(config: Any) -> Granted | None:
 
 
 def unsupported() -> str | None:
-    """Return why this version of vLLM is not supported, or None."""
+    """Return why compact mode does not work in this version of vLLM, or None."""
     from vllm import __version__
 
     if __version__.startswith(tuple(f"{version}." for version in SUPPORTED)):
         return None
-    versions = " and ".join(SUPPORTED)
     return (
-        f"bishare does not serve adapters here: its plug-in is for vLLM {versions}, and this is "
-        f"{__version__}. Install `bishare[vllm]`, or export adapters for PEFT: `bishare convert`."
+        f"bishare's compact mode is for vLLM {' and '.join(SUPPORTED)}, and this is {__version__}: those in "
+        "VLLM_LORA_RESOLVER_CACHE_DIR are served as plain LoRAs; convert others: `bishare convert --for vllm`"
     )
