@@ -117,9 +117,9 @@ def members_win(members: Sequence[bool], trained: Sequence[bool], ahead: float) 
         members: for each of a new task's examples, whether members weighed by the other folds answer it.
         trained: the same for tensors trained on the other folds.
         ahead: by what part of the rows members were better when members of the library were left out. Shared
-            tensors have seen a member that is left out, which flatters training: only a lead counts.
+            tensors have seen a member that is left out, which flatters training.
     """
-    return LIBRARY_ROWS * max(ahead, 0.0) + sum(members) - sum(trained) > 0
+    return LIBRARY_ROWS * ahead + sum(members) - sum(trained) > 0
 
 
 def choose(trial: Trial, tasks: Tasks, start: str, record: Record, *, trains: bool) -> Chosen:

@@ -196,7 +196,9 @@ def auto(
         [
             [
                 members_win(
-                    ours[g, :, t].flatten().tolist(), theirs[g, :, t].flatten().tolist(), ahead
+                    ours[g, :, t].flatten().tolist(),
+                    theirs[g, :, t].flatten().tolist(),
+                    max(ahead, 0.0),
                 )
                 for t in range(batch.rows.shape[1])
             ]

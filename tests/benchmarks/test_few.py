@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from few import compression, tables, training
+from few import compression, rivals, start_tables, tables, training
 from few.families import Family
-from few.late import LATE, Late, items_of
+from few.late import LATE, Late, Site, items_of
 from few.methods import METHODS
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -95,6 +95,33 @@ def test_the_note_has_the_tables_of_the_results():
     found = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
     note = (folder.parent / "notes" / "2026-11-29-few.md").read_text()
     assert note.endswith("\n".join(tables.lines(found)).rstrip() + "\n")
+
+
+def test_the_note_on_starting_has_the_tables_of_the_results():
+    folder = Path(tables.__file__).parent
+    files = (folder / name for name in ("results.jsonl", "start.jsonl"))
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    note = (folder.parent / "notes" / "2026-11-30-starting.md").read_text()
+    assert note.endswith("\n".join(start_tables.lines(found)).rstrip() + "\n")
+
+
+def test_not_worse_is_an_interval_above_the_margin():
+    mine, theirs = np.array([50.0, 52.0] * 10), np.array([51.0, 52.0] * 10)
+    row = start_tables._compared("f", "zero", mine, theirs, 0.99, -2)
+    assert "| 51.0 | 51.5 | -0.5 |" in row
+    assert row.endswith("not worse |")
+    assert start_tables._compared("f", "zero", mine, theirs, 0.99, 0).endswith("loss |")
+    assert start_tables._compared("f", "zero", mine, mine, 0.99, 0).endswith("open |")
+
+
+def test_a_sum_of_loras_is_the_sum_of_their_updates():
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(1, 3, 2, 5, generator=draw), torch.randn(1, 3, 4, 2, generator=draw)
+    site = Site("joint", 0, "q_proj", "A")
+    mix = torch.tensor([[[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]]])
+    made = rivals.summed({site: a, site._replace(role="B"): b}, mix)
+    update = made[site._replace(role="B")] @ made[site]
+    torch.testing.assert_close(update[0], torch.einsum("tm,mor,mri->toi", mix[0], b[0], a[0]))
 
 
 def test_the_note_on_compression_has_the_tables_of_its_results():

@@ -79,13 +79,14 @@ def test_each_example_is_in_one_fold(count: int) -> None:
     assert len(found) == min(count, 4)
 
 
-def test_a_tie_goes_to_training_and_only_a_lead_of_the_library_counts() -> None:
+def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples() -> None:
     yes, no = [True, False], [False, False]
     assert members_win(yes, no, 0.0)
     assert not members_win(yes, yes, 0.0)
     assert members_win(yes, yes, 0.1)  # As if 0.8 of an example.
-    assert members_win(yes, no, -0.9)
-    assert not members_win(no, yes, 0.125)  # One example against one.
+    assert members_win(yes, no, -0.1)
+    assert not members_win(yes, no, -0.125)  # One example against one.
+    assert not members_win(no, yes, 0.125)
 
 
 def test_the_mean_and_the_nearest_member_are_what_they_say(library: Path, tmp_path: Path) -> None:
