@@ -169,7 +169,7 @@ class Server:
         vocabulary = self.tenants.model.get_input_embeddings().num_embeddings
         if not all(0 <= token < vocabulary for token in (*tokens, *targets)):
             raise RefusedError(f"a token is outside of the vocabulary of {vocabulary}")
-        return Example(tokens, name, targets=targets, **given)
+        return Example(tokens, tenant=name, targets=targets, **given)
 
     def optim_step(self, asked: types.OptimStepRequest) -> types.OptimStepResponse:
         adam, name = asked.optim_params, self.names[asked.model_id]
@@ -235,7 +235,7 @@ class Server:
         prompt, output = asked.prompt.to_ints(), pb.SampleResponse()
         for sample in self.tenants.sample(
             [prompt] * asked.num_samples,
-            [tenant] * asked.num_samples,
+            tenant,
             max_tokens=how.max_tokens or 128,
             temperature=how.temperature,
             top_k=max(how.top_k, 0),
@@ -247,7 +247,7 @@ class Server:
             row.logprobs = np.array(sample.logprobs, np.float32).tobytes()
             row.stop_reason = pb.STOP_REASON_STOP if sample.stopped else pb.STOP_REASON_LENGTH
         if asked.prompt_logprobs:
-            found = self.tenants.forward_backward([Example(prompt, tenant)], backward=False)
+            found = self.tenants.forward_backward([Example(prompt, tenant=tenant)], backward=False)
             values = [np.nan, *found.logprobs[0].tolist()]
             output.prompt_logprobs = np.array(values, np.float32).tobytes()
         return output

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from bishare_dsl.lazy import lazy
 
 if TYPE_CHECKING:
-    from bishare_dsl.train.callbacks import GradientCheck
     from bishare_dsl.train.errors import TrainError, TrainingInterrupted
     from bishare_dsl.train.result import TrainResult
     from bishare_dsl.train.run import train
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Example",
-    "GradientCheck",
     "Tenants",
     "TrainError",
     "TrainResult",
@@ -29,7 +27,6 @@ __getattr__ = lazy(
     __name__,
     {
         "Example": "bishare_dsl.train.tenants",
-        "GradientCheck": "bishare_dsl.train.callbacks",
         "Tenants": "bishare_dsl.train.tenants",
         "TrainError": "bishare_dsl.train.errors",
         "TrainResult": "bishare_dsl.train.result",

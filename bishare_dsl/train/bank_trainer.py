@@ -32,7 +32,6 @@ class BankModel(nn.Module):
         super().__init__()
         bank = tenants.bank
         self.adapted, self.own = cast(nn.Module, tenants.model), bank.own
-        self.gradients: Callable[[], Iterator[tuple[str, Tensor]]]
         # An empty parameter has no gradient, which callbacks would report.
         self.register_parameter("common", bank.common if bank.common.numel() else None)
 
@@ -95,7 +94,6 @@ class BankTrainer(AdapterTrainer):
         args.include_num_input_tokens_seen = "no"
         model = BankModel(tenants)
         super().__init__(warm_up=warm_up, model=model, args=args, train_dataset=steps, **arguments)
-        model.gradients = self._gradients
         # DDP must not sum gradients: this class does it for all processes.
         accelerator = cast(Any, self.accelerator)
         accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
@@ -160,7 +158,7 @@ class BankTrainer(AdapterTrainer):
         count = len(self.steps) if task is None else self.steps.count(self.steps.tasks[task])
         return self.args.learning_rate * self._schedules[count](step)
 
-    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the gradients of the running tasks' tensors and of the shared tensors."""
         running, kind = self.steps.running(self.state.global_step), self.bank.kind
         own, common = (cast(Tensor, slab.grad) for slab in (self.bank.own, self.bank.common))
@@ -280,4 +278,5 @@ class BankWatch(Watch, ExportableState):
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **more: Any
     ) -> None:
+        self.check_gradients(args, state)
         (self.stopping,) = self._of_any(args, [self.asked()])

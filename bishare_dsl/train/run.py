@@ -22,7 +22,6 @@ from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
-from bishare_dsl.train.callbacks import GradientCheck
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.prepare import Prepared, load_base, note_low_rate, prepare
@@ -204,8 +203,10 @@ def fit(
     keep, args.save_total_limit = args.save_total_limit, None
     with undo_prepare(loaded.model), quietly(), ExitStack() as stack:
         trainer: AdapterTrainer | BankTrainer
-        watch = Watch(record, keep) if tenants is None else BankWatch(steps, record, keep)
-        how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
+        watch: Watch = Watch(record, keep, reporter.report)
+        if tenants is not None:
+            watch = BankWatch(steps, record, keep, reporter.report)
+        how["callbacks"] = [watch, *callbacks]
         if tenants is None:
             trainer = _one_trainer(loaded.handle, prepared, how)
         else:

@@ -84,15 +84,15 @@ class Example:
 
     Attributes:
         tokens: token ids; without ``targets``, each is predicted from those before it.
-        tenant: the adapter; None for the base, which has no gradient.
         weights: of the targets, for cross-entropy; by default 1.
+        tenant: the adapter; None for the base, which has no gradient.
         targets: the token to predict after each of the ``tokens``.
         logprobs, advantages: of the targets, for importance sampling and PPO.
     """
 
     tokens: Sequence[int]
-    tenant: str | None
     weights: Sequence[float] | None = None
+    tenant: str | None = None
     targets: Sequence[int] | None = None
     logprobs: Sequence[float] | None = None
     advantages: Sequence[float] | None = None
@@ -260,7 +260,7 @@ class Tenants:
             **settings: of the loss, such as ``clip=(0.8, 1.2)`` of PPO.
 
         Raises:
-            TrainError: there is no such loss (BS731), or the gradient of tensors that all tenants share and
+            TrainError: there is no such loss, or no tenant (BS731), or the gradient of shared tensors that
                 train is not finite (BS750). Nothing was added.
         """
         if callable(loss):
@@ -274,6 +274,9 @@ class Tenants:
         if loss not in LOSSES:
             reason = f"the losses are {', '.join(LOSSES)}"
             raise TrainError(codes.WRONG_VALUE(name="loss", value=loss, reason=reason))
+        if backward and None in {example.tenant for example in examples}:
+            reason = "the base has no gradient: name a tenant, or pass `backward=False`"
+            raise TrainError(codes.WRONG_VALUE(name="tenant", value=None, reason=reason))
         measure, parameters = partial(LOSSES[loss], **settings), self.bank.parameters
         before, mode = [p.grad for p in parameters], self.model.training
         logprobs: dict[int, Tensor] = {}
@@ -373,7 +376,7 @@ class Tenants:
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
-        tenants: Sequence[str | None],
+        tenant: str | Sequence[str | None] | None,
         *,
         max_tokens: int = 64,
         temperature: float = 1.0,
@@ -386,7 +389,7 @@ class Tenants:
 
         Args:
             prompts: token ids.
-            tenants: the adapter of each prompt; None for the base.
+            tenant: the adapter of all prompts, or of each; None for the base.
             max_tokens: the largest number of tokens.
             temperature: 0 takes the likeliest token.
             top_k, top_p: of `GenerationConfig`; 0 and 1 sample from all tokens.
@@ -410,7 +413,8 @@ class Tenants:
         model.eval()
         try:
             forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-            with forked, self.handle.rows(tenants):
+            each = [tenant] * len(prompts) if tenant is None or isinstance(tenant, str) else tenant
+            with forked, self.handle.rows(each):
                 if seed is not None:
                     torch.manual_seed(seed)
                 made = model.generate(input_ids=ids, attention_mask=mask, **how)

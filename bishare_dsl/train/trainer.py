@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -86,6 +86,11 @@ class AdapterTrainer(Trainer):
         loss: torch.Tensor = super().training_step(model, inputs, *rest)
         self._step_loss = self._step_loss.to(loss.device) + loss.detach().float().sum()
         return loss
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Yield the gradients of all trainable tensors; DeepSpeed keeps them elsewhere."""
+        named = () if self.is_deepspeed_enabled else cast(Any, self.model).named_parameters()
+        return ((name, p.grad) for name, p in named if p.requires_grad)
 
     def take_loss(self) -> float:
         """Return and reset the loss of the current step in this process."""

@@ -14,7 +14,9 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
+from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.diagnostics.codes.verify import NO_GRADIENT
 from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import catch_refusals
@@ -48,6 +50,7 @@ class Watch(TrainerCallback):
     Args:
         record: what each checkpoint records of its run, for `folder.seal`.
         keep: the maximum number of checkpoints; Trainer would remove one before the next one is sealed.
+        report: receives the warning about tensors without a gradient.
 
     Attributes:
         trainer: the trainer, created after the callback.
@@ -57,8 +60,13 @@ class Watch(TrainerCallback):
 
     trainer: Any
 
-    def __init__(self, record: Mapping[str, Any] = {}, keep: int | None = None) -> None:
-        self._record, self._keep = record, keep
+    def __init__(
+        self,
+        record: Mapping[str, Any] = {},
+        keep: int | None = None,
+        report: Callable[[Problem, None], None] = lambda *_: None,
+    ) -> None:
+        self._record, self._keep, self._report = record, keep, report
         self.asked: Callable[[], bool] = lambda: False
         self.stopping = False
 
@@ -74,9 +82,23 @@ class Watch(TrainerCallback):
         elif accelerator.scaler is None:
             gradient = _norm(more["optimizer"])
         flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]
+        self.check_gradients(args, state)
         bad_loss, bad_gradient, self.stopping = self._of_any(args, flags)
         if bad_loss or bad_gradient:
             raise _not_finite(args, state, "loss" if bad_loss else "gradient", (loss, gradient))
+
+    def check_gradients(self, args: Args, state: State) -> None:
+        """Report trainable tensors without a gradient (BS873), after two steps: at first, A's is zero."""
+        if state.global_step - self.trainer.done != 2 or not args.learning_rate:
+            return
+        gradients = dict(self.trainer.gradients())
+        missing = [n for n, grad in gradients.items() if grad is None or not own_part(grad).any()]
+        if missing:
+            names = ", ".join(f"`{name}`" for name in missing[:8])
+            names += f" and {len(missing) - 8} more" if missing[8:] else ""
+            step, total = state.global_step + 1, len(gradients)
+            problem = NO_GRADIENT(count=len(missing), total=total, step=step, names=names)
+            self._report(problem, None)
 
     def _of_any(self, args: Args, flags: Sequence[bool]) -> Sequence[bool]:
         """Return which of the flags are set in any process."""

@@ -92,18 +92,19 @@ def test_a_closed_standard_input_is_an_empty_one(command: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_notes_that_cannot_be_written_stop_no_work(tmp_path: Path) -> None:
-    """On a full disk, and when their reader has ended: the result is there."""
+    """On a full disk, and when their reader has ended: `fmt` of several files tells how many have changed."""
     reader, writer = os.pipe()
     os.close(reader)
     with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as ended:
-        for number, stream in enumerate((full, ended)):
-            words = ["compile", "lora", "--model", "llama-7b", "--out", f"out{number}"]
-            command = [sys.executable, "-c", PROGRAM, *words]
+        for stream in (full, ended):
+            for name in ("a.share", "b.share"):
+                (tmp_path / name).write_text("spec  s\ntarget q_proj\nshare x   per kind rank 4\n")
+            command = [sys.executable, "-c", PROGRAM, "fmt", "a.share", "b.share"]
             found = subprocess.run(
                 command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=stream, check=False
             )
             assert found.returncode == 0
-            assert (tmp_path / f"out{number}" / "adapter_config.json").exists()
+            assert "spec s\n" in (tmp_path / "b.share").read_text()
 
 
 def test_characters_that_the_terminal_lacks_are_written_as_codes(tmp_path: Path) -> None:

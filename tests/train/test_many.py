@@ -56,7 +56,7 @@ def test_each_task_is_as_if_it_were_trained_alone(
         alone = start(PLAIN, data, tmp_path / name, **how).model.bishare.tensors()
         for key, found in tensors(tmp_path / "many" / name).items():
             torch.testing.assert_close(found, alone[key], rtol=0, atol=3e-5)
-    # `GradientCheck` has nothing to tell: an empty part of the bank is no tensor that trains.
+    # There is nothing to tell of gradients: an empty part of the bank is no tensor that trains.
     assert not [warning for warning in recwarn if "BS873" in str(warning.message)]
 
 

@@ -35,7 +35,7 @@ def examples(tenant: str, seed: int) -> list[Example]:
         tokens = torch.randint(3, 60, (length,), generator=some).tolist()
         parts = torch.randn(2, length - 1, generator=some).tolist()
         made.append(
-            Example(tokens, tenant, advantages=parts[0], logprobs=[-4 + p for p in parts[1]])
+            Example(tokens, tenant=tenant, advantages=parts[0], logprobs=[-4 + p for p in parts[1]])
         )
     return made
 
@@ -108,14 +108,14 @@ def test_a_tenant_trains_as_by_autograd_and_torch() -> None:
 
 def test_the_result_of_a_pass_is_of_each_example_and_tenant() -> None:
     tenants = trained(["acme", "no"], apart=False)
-    rows = [*examples("acme", 1), *examples("no", 2), Example([3, 4, 5], None)]
+    rows = [*examples("acme", 1), *examples("no", 2), Example([3, 4, 5])]
     found = tenants.forward_backward(rows, backward=False)
     assert [len(part) for part in found.logprobs] == [len(row.tokens) - 1 for row in rows]
     acme = -sum(float(part.sum()) for part in found.logprobs[:3])
     assert found.losses == {"acme": pytest.approx(acme), "no": found.losses["no"]}
     assert tenants.step(learning_rate=1.0) == {}  # Nobody has a gradient.
-    weighted = Example([3, 4, 5], "no", weights=[0.0, 2.0])
-    shifted = Example([3, 4], "no", targets=[4, 5], weights=[0.0, 2.0])
+    weighted = Example([3, 4, 5], tenant="no", weights=[0.0, 2.0])
+    shifted = Example([3, 4], tenant="no", targets=[4, 5], weights=[0.0, 2.0])
     one, other = (tenants.forward_backward([row]) for row in (weighted, shifted))
     assert one.losses == other.losses == {"no": pytest.approx(-2 * float(one.logprobs[0][1]))}
 
@@ -130,7 +130,7 @@ def test_a_gradient_that_is_no_number_is_refused_alone() -> None:
         tenants.step(**HOW)
         return tenants, found
 
-    bad = Example([3, 4, 5], "bad", weights=[float("nan"), 1.0])
+    bad = Example([3, 4, 5], tenant="bad", weights=[float("nan"), 1.0])
     tenants, found = step([bad, *examples("good", 3)])
     assert found.refused == ("bad",)
     wanted, fine = step(examples("good", 3))
@@ -165,7 +165,7 @@ def test_what_tenants_share_trains_with_all_of_them_and_steps_when_no_one_is_nam
     two = {n: t for n, t in values(tenants, "two").items() if n in tenants.shared}
     assert all(torch.equal(tensor, two[name]) for name, tensor in after.items())
     with pytest.raises(TrainError, match=r"BS750.*nothing was added"):
-        tenants.forward_backward([Example([3, 4], "one", weights=[float("nan")])])
+        tenants.forward_backward([Example([3, 4], tenant="one", weights=[float("nan")])])
     assert not tenants.bank.common.grad.any()
 
 
@@ -255,12 +255,14 @@ def test_samples_of_many_tenants() -> None:
     for prompt, name, sample in zip(prompts, names, greedy, strict=True):
         (alone,) = tenants.sample([prompt], [name], max_tokens=6, temperature=0, stop=[1])
         assert alone.tokens == sample.tokens
-        found = tenants.forward_backward([Example([*prompt, *sample.tokens], name)], backward=False)
+        found = tenants.forward_backward(
+            [Example([*prompt, *sample.tokens], tenant=name)], backward=False
+        )
         end = found.logprobs[0][len(prompt) - 1 :].tolist()
         assert sample.logprobs == pytest.approx(end, abs=1e-4)
     one, two = (tenants.sample(prompts, names, max_tokens=6, seed=3) for _ in range(2))
     assert one == two != tenants.sample(prompts, names, max_tokens=6, seed=4)
-    (whole,) = tenants.sample([[5, 6]], ["no"], max_tokens=6, seed=3, stop=[1])
+    (whole,) = tenants.sample([[5, 6]], "no", max_tokens=6, seed=3, stop=[1])
     (cut,) = tenants.sample([[5, 6]], ["no"], max_tokens=6, seed=3, stop=[whole.tokens[2]])
     assert cut.tokens == whole.tokens[: whole.tokens.index(whole.tokens[2]) + 1]
     assert not tenants.model.training
@@ -309,6 +311,8 @@ def test_what_is_refused() -> None:
     before = copy.deepcopy(values(tenants, "acme"))
     with pytest.raises(BishareError, match="BS670"):
         tenants.forward_backward(examples("nobody", 1))
+    with pytest.raises(TrainError, match=r"BS731.*the base has no gradient"):
+        tenants.forward_backward([Example([3, 4, 5])])
     with pytest.raises(BishareError, match="nobody"):
         tenants.step("nobody", learning_rate=1.0)
     with pytest.raises(TrainError, match=r"BS731.*cross_entropy, importance_sampling, ppo"):
