@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.cli.reading import read_adapter_for
+from bishare_dsl.cli.reading import is_adapter, plan_of, read_adapter_for
 from bishare_dsl.cli.report import CommandError, Report, silence_libraries
 from bishare_dsl.diagnostics import BishareError, EvaluateError
 from bishare_dsl.diagnostics.codes import evaluate as codes
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.models import Architecture
+    from bishare_dsl.plan.advice import Params
 
 BASE = "base"
 
@@ -72,6 +74,19 @@ def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
         return plan.base, plan.base.model_id or plan.base.name
     name = base_name(folder, model)
     return architecture_of(name), name
+
+
+def plan_of_any(name: str, model: str | None, params: Params, report: Report) -> ResolvedSpec:
+    """Return the plan of a spec for a model, or of an adapter for its base. Warnings go to the report."""
+    from bishare_dsl.compiler import ResolvedSpec
+    from bishare_dsl.language import read
+
+    if params or not is_adapter(name):
+        return plan_of(name, model, params, report)
+    base, named = base_of(Path(name), model)
+    stored = read_adapter_for(Path(name), base, report, named)
+    spec = read(stored.spec_text, name)[0]
+    return ResolvedSpec(stored.plan, (), spec, None, changed=False)
 
 
 def base_name(folder: Path, model: str | None) -> str:

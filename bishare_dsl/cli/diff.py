@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.diff_adapters import compare_adapters, is_adapter, no_adapter
+from bishare_dsl.cli.diff_adapters import compare_adapters, no_adapter
+from bishare_dsl.cli.reading import is_adapter
 from bishare_dsl.cli.report import CommandError, Report
 
 

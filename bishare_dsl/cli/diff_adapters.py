@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from bishare_dsl.updates import Distance
 
 
-def is_adapter(name: str) -> bool:
-    """Return whether a name is the folder of an adapter or library, or an adapter in a library."""
-    try:
-        path = Path(name.rpartition("#")[0] if "#" in name and not Path(name).exists() else name)
-        return path.is_dir()
-    except (OSError, ValueError):  # For example, a name that is too long.
-        return False
-
-
 def no_adapter(before: str, after: str, name: str) -> Problem:
     """Return the problem of comparing what is not an adapter (BS901)."""
     help = f"to compare two specs, use `bishare plan {before} {after} --model MODEL`"

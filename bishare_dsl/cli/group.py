@@ -46,6 +46,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.lines and not args[0].startswith("-"):
             help = advise("command", args[0], self.lines, few=0) or "see --help"
+            if args[0].endswith(".share"):
+                help = f"to check a spec, use `bishare check {args[0]}`"
             raise click.UsageError(f"no such command `{args[0]}`: {help}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -6,22 +6,23 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.reading import plan_of, read_specs
+from bishare_dsl.cli.adapters import plan_of_any
+from bishare_dsl.cli.reading import read_specs
 from bishare_dsl.cli.report import Report
 from bishare_dsl.diagnostics import BishareError, Problem
 
 if TYPE_CHECKING:
+    from bishare_dsl.plan import Plan
     from bishare_dsl.show.table import Table
 
 _BYTES = {f"{unit}b": 1000**power for power, unit in enumerate("kmgt", 1)}
 _BYTES |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", 1)}
-
-SORTS = ("spec", "model", "parameters", "rank", "percent")
 
 
 @click.command(
@@ -30,21 +31,19 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
         "bishare plan my.share --model llama-7b",
         "bishare plan bishare_ke --model ./my-checkpoint --set r_inter=32 --set size=128",
         "bishare plan bishare_ke --model llama-7b --json | jq .trainable",
-        "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16 --sort percent",
+        "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16",
+        "bishare plan out/library#acme",
         "bishare plan bishare_ke -m llama-7b --adapters 200 --memory 80GB",
+        "bishare plan --adapters loras -m ./my-checkpoint",
     ),
 )
-@options.specs
-@options.model(many=True)
+@options.spec("files", "[FILE...]", nargs=-1)
+@options.model(required=False, many=True)
 @options.many_values
 @click.option(
-    "--sort", type=click.Choice(SORTS), help="Sort the rows of a comparison, smallest first."
-)
-@click.option(
     "--adapters",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Show the cost of N adapters: on disk, in memory, in an engine's slots.",
+    metavar="N|DIR",
+    help="Show the cost of N adapters, or of those in a folder: on disk, in memory, in an engine's slots.",
 )
 @click.option(
     "--memory",
@@ -57,38 +56,49 @@ def command(
     files: tuple[str, ...],
     models: tuple[str, ...],
     params: dict[str, tuple[options.Value, ...]],
-    sort: str | None,
-    adapters: int | None,
+    adapters: str | None,
     memory: str | None,
 ) -> None:
     """Show what a spec shares and costs on a model: pools, ranks, parameters, bytes.
 
-    FILE is a .share file, the name of a spec that ships with bishare, or - for standard input. The model's
-    weights are not read.
+    FILE is a .share file, the name of a shipped spec, - for standard input, or the folder of an adapter
+    (FOLDER#NAME in a library), which names its model. The model's weights are not read.
 
     With several specs, models or values of a param, one table compares all combinations. A param is set
     in the specs that have it.
 
     With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
-    LoRA r=8, and as the LoRA whose rank comes nearest in bytes.
+    LoRA r=8, and as the LoRA whose rank comes nearest in bytes. A count says nothing of quality.
     """
-    single = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
     if memory is not None and adapters is None:
         raise click.UsageError("--memory goes with --adapters")
+    files, count = (files, 1) if adapters is None else _counted(files, adapters)
+    if not files or len(models) > 1 or len(files) > 1 or any(len(v) > 1 for v in params.values()):
+        if adapters is not None or not files:
+            raise click.UsageError("give a spec; --adapters takes one, and one model")
+        _compare(files, models, params, report)
+        return
+    chosen = {name: value for name, (value,) in params.items()}
+    plan = plan_of_any(files[0], models[0] if models else None, chosen, report).plan
     if adapters is not None:
-        if not single or sort is not None:
-            raise click.UsageError(
-                "--adapters takes one spec, one model and one value of each param"
-            )
-        _cost(files[0], models[0], _single(params), adapters, memory, report)
-    elif single and sort is None:
-        from bishare_dsl.cli import summary
+        _cost(plan, count, memory, report)
+        return
+    from bishare_dsl.cli import summary
 
-        plan = plan_of(files[0], models[0], _single(params), report).plan
-        report.data(**summary.as_data(plan))
-        report.tables(*summary.as_parts(plan))
-    else:
-        _compare(files, models, params, sort, report)
+    report.data(**summary.as_data(plan))
+    report.tables(*summary.as_parts(plan))
+
+
+def _counted(files: tuple[str, ...], adapters: str) -> tuple[tuple[str, ...], int]:
+    """Return what to plan, and the number of adapters: as given, or those in a folder."""
+    if adapters.isdecimal() and int(adapters):
+        return files, int(adapters)
+    if not Path(adapters).is_dir():
+        raise click.UsageError(f"`{adapters}` is no number and no folder: write `--adapters 200`")
+    from bishare_dsl.cli.adapters import adapters_in
+
+    found = [str(adapter) for adapter in adapters_in(Path(adapters))]
+    return files or (found[0],), len(found)
 
 
 def _bytes_of(text: str) -> int | None:
@@ -98,18 +108,10 @@ def _bytes_of(text: str) -> int | None:
     return int(float(match[1]) * unit) if match and unit else None
 
 
-def _cost(
-    file: str,
-    model: str,
-    params: dict[str, options.Value],
-    adapters: int,
-    memory: str | None,
-    report: Report,
-) -> None:
+def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None:
     """Show what many adapters of a spec cost."""
     from bishare_dsl.show import cost
 
-    plan = plan_of(file, model, params, report).plan
     base = 2 * plan.base.parameters
     free = None
     if memory is not None:
@@ -132,28 +134,20 @@ def _cost(
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
         f"the base takes {cost.size(base)} at 16 bits{where}",
         cost.table(rows, adapters, free),
-        "each, once: numbers of one adapter, and numbers that all share. disk: their files, with scales at 8 "
-        "and 4 bits. slots: an engine's memory in compact mode, and host memory while they wait; "
-        "plain LoRA: in slots of vLLM's own LoRA.",
+        "each: numbers of one adapter. once: of all. No column measures what a smaller way loses.",
     )
-
-
-def _single(params: Mapping[str, tuple[options.Value, ...]]) -> dict[str, options.Value]:
-    return {name: value for name, (value,) in params.items()}
 
 
 def _compare(
     files: tuple[str, ...],
     models: tuple[str, ...],
     params: Mapping[str, tuple[options.Value, ...]],
-    sort: str | None,
     report: Report,
 ) -> None:
     """Show one table of all combinations, and report combinations that do not fit."""
+    if not models:
+        raise click.UsageError("missing option '--model', such as --model llama-7b")
     rows = list(_combined(files, models, params, report))
-    if sort is not None:
-        # Rows without this figure come last.
-        rows.sort(key=lambda row: ((key := _key(row, sort)) is None, 0 if key is None else key))
     report.data(rows=rows)
     report.tables(_table(rows))
 
@@ -187,13 +181,6 @@ def _combined(
                 reported.update((file, problem) for problem in new)
                 report.all(new, where)
                 yield row
-
-
-def _key(row: dict[str, Any], sort: str) -> Any:
-    if sort in ("spec", "model"):
-        return row["file" if sort == "spec" else "model"]
-    name = {"parameters": "trainable", "rank": "effective_rank", "percent": "of_lora"}[sort]
-    return row.get(name)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

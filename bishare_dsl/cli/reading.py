@@ -76,7 +76,10 @@ def cannot_read(path: str | Path, error: OSError) -> Problem:
 
 
 def plan_of(
-    name: str, model: str | Architecture, params: Mapping[str, int | float | str], report: Report
+    name: str,
+    model: str | Architecture | None,
+    params: Mapping[str, int | float | str],
+    report: Report,
 ) -> ResolvedSpec:
     """Return the plan of a spec for a model. Warnings go to the report.
 
@@ -85,6 +88,8 @@ def plan_of(
     """
     from bishare_dsl.compiler import make_plan
 
+    if model is None:
+        raise click.UsageError("missing option '--model', such as --model llama-7b")
     spec, where = read_spec(name, model)
     resolved = make_plan(spec, model, params, where)
     report.all(resolved.problems, where)
@@ -130,20 +135,21 @@ def read_adapter_for(
     return stored
 
 
-def _no_such_spec(name: str) -> Problem:
+def is_adapter(name: str) -> bool:
+    """Return whether a name is the folder of an adapter or library, or an adapter in a library."""
     try:
-        why = (
-            "that is a folder"
-            if Path(name).is_dir()
-            else "no such file, and none of that name ships"
-        )
-    except ValueError:
-        why = "that is not a name of a file"
+        path = Path(name.rpartition("#")[0] if "#" in name and not Path(name).exists() else name)
+        return path.is_dir()
+    except (OSError, ValueError):  # For example, a name that is too long.
+        return False
+
+
+def _no_such_spec(name: str) -> Problem:
+    why = "no such file, and none of that name ships"
+    why = "that is a folder" if is_adapter(name) else why
     help = nearest(Path(name).stem, shipped_specs())
     if "=" in name:
         help = f"a param is given by `--set {name}`"
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".share"):
         help = f"an adapter of the Hub is fetched first: `hf download {name} --local-dir adapter`"
-    if why == "that is a folder":
-        help = f"`bishare inspect {name}` shows the adapters in a folder; a spec is a `.share` file"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

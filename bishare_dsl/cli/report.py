@@ -123,11 +123,10 @@ class Report:
 
     def tell(self, plan: Plan) -> None:
         """Say what a plan shares, in a note and in the data."""
-        from bishare_dsl.show.shared import shared_data, told
+        from bishare_dsl.show.shared import shared_data, told_lines
 
         self.data(sharing=shared_data(plan))
-        for part in told(plan):
-            self.note(str(part))
+        self.note(*told_lines(plan))
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding. Errors set the exit code."""

@@ -7,57 +7,54 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.reading import plan_of
+from bishare_dsl.cli.adapters import plan_of_any
 from bishare_dsl.cli.report import Report
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(
     "show",
     epilog=options.examples(
         "bishare show bishare_ke --model llama-7b --html sharing.html",
-        "bishare show bishare_ss --model ./my-checkpoint --set r_inter=0 --svg sharing.svg",
+        "bishare show bishare_ss --model ./my-checkpoint --set r_inter=0 --out sharing.svg",
+        "bishare show out/library#acme --out sharing.html",
     ),
 )
 @options.spec()
-@options.model()
+@options.model(required=False)
 @options.values
 @click.option(
-    "--html",
-    type=_FILE,
+    *("-o", "--out", "--html", "--svg"),
+    "files",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write a page with every module and share; it needs no network.",
+    help="Write a page with every module and share (.html), or a picture (.svg); may be repeated.",
 )
-@click.option("--svg", type=_FILE, metavar="FILE", help="Write a picture of all shares.")
 @click.pass_obj
 def command(
     report: Report,
     file: str,
-    model: str,
+    model: str | None,
     params: dict[str, options.Value],
-    html: Path | None,
-    svg: Path | None,
+    files: tuple[Path, ...],
 ) -> None:
     """Draw which modules share: layers across, modules down, one colour for each tensor.
 
-    Give --html, --svg or both. Existing files are replaced.
+    FILE is a spec, or the folder of an adapter (FOLDER#NAME in a library). Existing files are replaced.
     """
-    if html is None and svg is None:
-        raise click.UsageError("give a file to write: --html FILE or --svg FILE")
+    for path in files:
+        if path.suffix not in (".svg", ".html"):
+            raise click.UsageError(f"`{path}` is neither .html nor .svg, such as `sharing.svg`")
+    from bishare_dsl.show.page import page
+    from bishare_dsl.show.picture import picture
+    from bishare_dsl.show.svg import whole
     from bishare_dsl.writing import replace_file
 
-    resolved = plan_of(file, model, params, report)
-    if html is not None:
-        from bishare_dsl.show.page import page
-
-        replace_file(html, page(resolved.plan, resolved.spec).encode())
-        report.data(html=str(html))
-        report.result(str(html))
-    if svg is not None:
-        from bishare_dsl.show.picture import picture
-        from bishare_dsl.show.svg import whole
-
-        replace_file(svg, whole(picture(resolved.plan, resolved.spec)).encode())
-        report.data(svg=str(svg))
-        report.result(str(svg))
+    resolved = plan_of_any(file, model, params, report)
+    for path in files:
+        drawn = picture(resolved.plan, resolved.spec)
+        text = whole(drawn) if path.suffix == ".svg" else page(resolved.plan, resolved.spec)
+        replace_file(path, text.encode())
+        report.data(**{path.suffix[1:]: str(path)})
+        report.result(str(path))

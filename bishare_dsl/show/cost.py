@@ -138,16 +138,14 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
 
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
     """Make a table with a row for each way."""
-    head = ["way", "each", "once", *(f"disk, {bits} bits" for bits in BITS)]
-    head += ["slots, 16 bits", "plain LoRA, 16 bits"] + ["fit"] * (memory is not None)
+    head = ["way", *["fit"] * (memory is not None), "each", "once"]
+    head += [*(f"disk, {bits} bits" for bits in BITS), "slots", "plain LoRA"]
     lines = []
     for row in rows:
-        line = [row.way, row.own, row.once]
+        line = [row.way, *([] if memory is None else [row.fit(memory)]), row.own, row.once]
         line += [size(row.disk(adapters, bits)) for bits in BITS]
         line += [size(row.slots(adapters))]
         line.append(size(None if row.plain is None else 2 * adapters * row.plain))
-        if memory is not None:
-            line.append(row.fit(memory))
         lines.append(line)
     return Table(head, lines)
 

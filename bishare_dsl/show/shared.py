@@ -107,6 +107,11 @@ def shared_data(plan: Plan) -> dict[str, Any]:
     return {"shares": [asdict(row) for row in shared_rows(plan)], "conclusion": conclusion(plan)}
 
 
+def told_lines(plan: Plan) -> list[str]:
+    """Return the lines of the table and the sentence, for notes."""
+    return "\n".join(map(str, told(plan))).split("\n")
+
+
 def told(plan: Plan) -> list[str | Table]:
     """Return the table and the sentence, for a report."""
     table = shared_table(plan)

@@ -45,7 +45,7 @@ class Reporter:
         self.quiet = True
         self.report, self.warn = (lambda *_: None), (lambda _: None)
 
-    def note(self, text: str) -> None:
-        """Report an event or a fact."""
-        if not self.quiet:
+    def note(self, *texts: str) -> None:
+        """Report events or facts."""
+        for text in () if self.quiet else texts:
             self.say(text)

@@ -20,6 +20,7 @@ from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
+from bishare_dsl.show.shared import told_lines
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
 from bishare_dsl.train.errors import TrainError
@@ -173,12 +174,11 @@ def load(prepared: Prepared, reporter: Reporter) -> Loaded:
     if tenants is not None and args.place_model_on_device and not placed:
         cast(Any, model).to(args.device)  # The bank is created on the training device.
     plan = cast("Handle", model.bishare).plan
-    owned = ""
-    if request.makes_library(plan):
-        owned = plan.owned + " and frozen" * (library is not None)
-    reporter.note(f"{'of each task: ' * request.several}{owned or plan.parameters_line}")
-    learned = plan.trainable if library is None else plan.private
-    note_low_rate(reporter, learned, args.learning_rate)
+    owned = plan.owned + " and frozen" * (library is not None)
+    owned = owned if request.makes_library(plan) else ""
+    of = "of each task: " * request.several
+    reporter.note(f"{of}{owned or plan.parameters_line}", *told_lines(plan))
+    note_low_rate(reporter, plan.private if library else plan.trainable, args.learning_rate)
     return Loaded(model, tenants, digest, owned)
 
 

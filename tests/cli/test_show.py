@@ -9,7 +9,10 @@ from bishare_dsl.show.page import page
 def test_a_file_is_asked_for(bishare):
     run = bishare("show", "bishare_ss", "--model", "llama-7b")
     assert (run.code, run.out) == (2, "")
-    assert "--html FILE or --svg FILE" in run.err
+    assert "missing option" in run.err
+    run = bishare("show", "bishare_ss", "--model", "llama-7b", "--out", "s.png")
+    assert (run.code, run.out) == (2, "")
+    assert "is neither .html nor .svg" in run.err
 
 
 def test_files_are_written(bishare, here):
@@ -41,3 +44,22 @@ def test_a_spec_that_does_not_fit_is_told(bishare, here):
     assert (run.code, run.out) == (1, "")
     assert "error[BS211]" in run.err
     assert not list(here.iterdir())
+
+
+def test_an_adapter_is_drawn_and_planned_as_its_spec(bishare, here):
+    assert bishare("compile", "bishare_ss", "--model", "smollm2-135m", "--out", "one").code == 0
+    for name, arguments in (("one", ()), ("bishare_ss", ("--model", "smollm2-135m"))):
+        assert bishare("show", name, *arguments, "--out", f"{name}.svg").code == 0
+    assert (here / "one.svg").read_text() == (here / "bishare_ss.svg").read_text()
+    plans = [
+        bishare("plan", *words).out for words in (("one",), ("bishare_ss", "-m", "smollm2-135m"))
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_the_adapters_of_a_folder_are_counted(bishare, here):
+    for name in "ab":
+        bishare("compile", "lora", "--model", "smollm2-135m", "--out", f"loras/{name}")
+    run = bishare("plan", "--adapters", "loras", "--memory", "80GB")
+    assert run.out.startswith("lora on smollm2-135m: 2 adapters;")
+    assert bishare("plan", "lora", "--adapters", "many", "-m", "llama-7b").code == 2

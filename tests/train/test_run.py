@@ -107,7 +107,7 @@ STATES = {
     "BS626": lambda model: model.bishare.enable_adapters(False),
     "BS643": lambda model: model.bishare.merge(),
     "BS732.*scale 2": lambda model: model.bishare.set_scale("default", 2.0),
-    "BS732.*`other` runs": running_another,
+    "BS732.*`other` is active": running_another,
 }
 
 
@@ -272,6 +272,7 @@ def test_quiet_and_not(start, tmp_path, capsys):
         "24 rows (prompt-completion)",
         "6 steps of 4 examples, 2 passes of 2",
         "trainable params: ",
+        "of the trained parameters are shared",
         " 6/6 [",
     ):
         assert said in err
