@@ -20,15 +20,15 @@ from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.testing.models import tiny_model
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WAYS = [("bfloat16", None), ("bfloat16", 0), ("float16", None), ("float32", None)]
+WAYS = ["bfloat16", "float16", "float32"]
 
 
 def survival(model: str, adapters: list[str]) -> None:
-    print("| adapter | |dW| / |W|, median | bfloat16 | stochastic | float16 | float32 |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| adapter | |dW| / |W|, median | bfloat16 | float16 | float32 |")
+    print("|---|---:|---:|---:|---:|")
     for adapter in adapters:
         cells, kinds = [], ""
-        for dtype, seed in WAYS:
+        for dtype in WAYS:
             base, _ = load_model(model, dtype=dtype)
             load_adapter(adapter, base)
             handle = base.bishare
@@ -41,7 +41,7 @@ def survival(model: str, adapters: list[str]) -> None:
                     if handle.plan.rows(site.path)
                 ]
                 cells.append(f"{torch.stack(sizes).median():.1e}")
-            found = handle.merge(keep_base=False, stochastic_seed=seed).survival
+            found = handle.merge(keep_base=False).survival
             kinds = kinds or str(found)
             cells.append(str(found).partition(" ")[0])
         print(f"| {adapter} | {' | '.join(cells)} |", flush=True)

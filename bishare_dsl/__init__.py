@@ -13,6 +13,7 @@ from bishare_dsl.version import __version__
 if TYPE_CHECKING:
     from bishare_dsl.api import compile_spec, load_adapter, plan_spec
     from bishare_dsl.compiler import parse_spec
+    from bishare_dsl.peft.method import handle
     from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
 
@@ -21,6 +22,7 @@ __all__ = [
     "Spec",
     "__version__",
     "compile_spec",
+    "handle",
     "load_adapter",
     "parse_spec",
     "plan_spec",
@@ -32,6 +34,7 @@ __getattr__ = lazy(
         "Plan": "bishare_dsl.plan",
         "Spec": "bishare_dsl.spec",
         "compile_spec": "bishare_dsl.api",
+        "handle": "bishare_dsl.peft.method",
         "load_adapter": "bishare_dsl.api",
         "parse_spec": "bishare_dsl.compiler",
         "plan_spec": "bishare_dsl.api",

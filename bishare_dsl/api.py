@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from bishare_dsl.compiler import Params, make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareWarning, render
@@ -13,7 +13,6 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from torch import nn
 
     Model = TypeVar("Model", bound=nn.Module)
@@ -46,7 +45,7 @@ def plan_spec(
 
 
 def compile_spec(
-    spec: Spec | str | os.PathLike[str] | LoraConfig,
+    spec: Spec | str | os.PathLike[str],
     model: Model,
     params: Params | None = None,
     seed: int = 0,
@@ -57,7 +56,7 @@ def compile_spec(
     equal the base's bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
 
     Args:
-        spec: as in `plan_spec`, or a `LoraConfig` of PEFT, which is converted to a spec.
+        spec: as in `plan_spec`. docs/peft.md says what the fields of a `LoraConfig` are in a spec.
         model: any model of transformers, with weights or on the meta device.
         params: as in `plan_spec`.
         seed: for the initial values. Each tensor is generated separately in float32, so the same
@@ -70,12 +69,12 @@ def compile_spec(
         BishareError: see `plan_spec`; or the model has an adapter already (BS401). The model is unchanged.
         FileNotFoundError: the spec does not exist.
     """
-    from bishare_dsl.peft.lora import spec_of_lora
-    from bishare_dsl.peft.method import install
+    from bishare_dsl.peft.method import check_arguments, install
 
-    if type(spec).__name__ == "LoraConfig":
-        spec = spec_of_lora(cast("LoraConfig", spec), model)
-    resolved = make_plan(cast("Spec", spec), model, params)
+    check_arguments("compile_spec(spec, model)", spec, model)
+    if not isinstance(seed, SupportsIndex):
+        raise TypeError(f"`seed` is an integer, and this is {seed!r}")
+    resolved = make_plan(spec, model, params)
     _warn(*(render(problem, resolved.where) for problem in resolved.problems))
     _warn(*install(model, resolved, seed))
     return model
@@ -97,8 +96,9 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
             transform is missing or unusable (BS619, BS214); the Hub refuses it (BS504, BS505); or the model
             has an adapter already (BS401). The model is unchanged.
     """
-    from bishare_dsl.peft.method import install
+    from bishare_dsl.peft.method import check_arguments, install
 
+    check_arguments("load_adapter(folder, model)", folder, model)
     stored, problems = read_fitting(folder, model)
     _warn(*map(render, problems))
     _warn(*install(model, stored))

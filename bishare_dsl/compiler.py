@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import (
     AdapterError,
@@ -19,7 +19,6 @@ from bishare_dsl.diagnostics import (
     SourceMap,
     raise_errors,
 )
-from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.advice import Adviser, Params
@@ -176,9 +175,13 @@ def read_fitting(
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
-    plain = is_peft(folder) or layout_of(folder) == "gguf"
     base = architecture_of(model)
-    stored = read_lora(folder, model, named) if plain else read_adapter(folder)
+    try:
+        stored = read_adapter(folder)
+    except AdapterError:
+        if not (is_peft(folder) or layout_of(folder) == "gguf"):
+            raise
+        stored = read_lora(folder, model, named)
     problems = list(base_problems(stored.plan, base))
     raise_errors(AdapterError, problems)
     return stored, problems
@@ -225,34 +228,3 @@ def _base_of(
     # A DoRA is relative to the weights themselves.
     whole = layout_of(folder) == "peft" and read_config(Path(folder)).use_dora
     return cache(lambda: load_model(source, causal=False)[0] if whole else meta_model(source))
-
-
-def save_again(
-    stored: StoredAdapter, out: str | os.PathLike[str], dtype: str = "float32"
-) -> tuple[Problem, ...]:
-    """Save an adapter in another folder, after comparing what will be read from it.
-
-    Args:
-        stored: the adapter.
-        out: the folder; unchanged if a comparison fails.
-        dtype: of the file; only tensors in float32 are compared.
-
-    Returns:
-        The warnings of `save_adapter`.
-
-    Raises:
-        BishareError: see `save_adapter`; or a tensor differs (BS607).
-    """
-    from bishare_dsl.adapter.files import save_adapter
-
-    tensors, config = stored.tensors(), stored.config
-
-    def compare(saved: StoredAdapter) -> None:
-        again = saved.tensors() if dtype == "float32" else {}
-        if wrong := [name for name, tensor in again.items() if not tensor.equal(tensors[name])]:
-            reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
-            raise AdapterError(CHANGED_FILE(path=out, reason=reason))
-
-    how: Any = {"dtype": dtype, "auto_mapping": config.auto_mapping, "seed": config.seed}
-    how |= {"base_revision": config.base_revision}
-    return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)

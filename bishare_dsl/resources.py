@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 _PACKAGE = Path(__file__).resolve().parent
 _HOME = _PACKAGE if (_PACKAGE / "grammars").is_dir() else _PACKAGE.parent
@@ -31,6 +32,34 @@ def table(name: str) -> Iterator[tuple[str, str]]:
     lines = grammar(name).read_text(encoding="utf-8").splitlines()
     rows = [line.strip() for line in lines if line and not line.startswith("#")]
     return zip(rows[::2], rows[1::2], strict=True)
+
+
+class PeftWord(NamedTuple):
+    """A field of PEFT's `LoraConfig`, and what it is in a spec.
+
+    Attributes:
+        example: keyword arguments of a `LoraConfig`; empty if there is none.
+        advice: what to write instead, as a phrase that begins with a verb.
+        spec: a text that does what the example does; empty if there is none.
+    """
+
+    example: str
+    advice: str
+    spec: str
+
+
+@cache
+def peft_words() -> dict[str, PeftWord]:
+    """Map the fields of `LoraConfig` to what they are in a spec, from `grammars/peft.txt`."""
+    lines = grammar("peft.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip() for line in lines if line and not line.startswith("#")]
+    words: dict[str, PeftWord] = {}
+    for head, advice, spec in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        names, _, example = head.partition(": ")
+        text = "" if spec == "-" else "\n".join(["spec peft", "", *spec.split(" | "), ""])
+        word = PeftWord("" if example == "-" else example, advice, text)
+        words |= dict.fromkeys(names.split(" "), word)
+    return words
 
 
 def error_page(code: str) -> Path:

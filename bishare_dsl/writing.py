@@ -1,153 +1,203 @@
 """Write files and folders atomically: after any failure, the old or the new content is there.
 
-Unfinished files have unique names, `.NAME.TOKEN.new`, and are created exclusively, so no link is
-followed. A kill may leave them.
+Writers of a name take turns: each holds the lock file `.NAME.lock` beside it. Unfinished files and folders
+are `.NAME.TOKEN.new`, created exclusively, so no link is followed. A kill may leave them; the next writer of
+the name removes them, because nobody else writes there.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
 import secrets
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
+
+from bishare_dsl.reading import real_path
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, new: bool = False) -> None:
     """Replace the content of a file in one step, keeping its mode. A link becomes a file.
 
     A device or a pipe, such as ``/dev/stdout``, is written to instead.
 
+    Args:
+        path: of the file.
+        content: of the file.
+        new: refuse to replace a file.
+
     Raises:
-        OSError: the system refused. The file is unchanged.
+        OSError: the system refused, or a file is there and must be new. It is unchanged.
     """
     in_place = path.exists() and not path.is_file()
     # `/dev/stdout` is a link, possibly to a file.
     if in_place or path.parent.resolve() == Path("/dev"):
         path.write_bytes(content)
         return
-    new = _aside(path, "new")
+    unfinished = _aside(path, "new")
     try:
-        _write(new, content)
+        _write(unfinished, content)
         if path.is_file():
-            new.chmod(path.stat().st_mode & 0o7777)
-        new.replace(path)
+            unfinished.chmod(path.stat().st_mode & 0o7777)
+        _put(unfinished, path, replace=not new)
     except BaseException as error:
-        new.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = os.fspath(path)  # `write` names no file, and users know no other.
         raise
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to write into, which replaces ``folder`` at the end of the block.
-
-    The new folder is flushed to disk before it gets its name. After an error or an interruption,
-    ``folder`` is unchanged. Leftovers of killed writers are removed.
+def new_file(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet.
 
     Raises:
-        OSError: the system refused.
+        OSError: the system refused, or a file is there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = _aside(folder, "new")
-    with ExitStack() as held:
-        with lock_folder(folder.parent):
-            half_written = _half_written(glob.escape(folder.name))
-            for left in folder.parent.glob(half_written):
-                if not left.is_symlink() and left.is_dir() and _is_abandoned(left):
-                    discard(left)
-            for mark in folder.parent.glob(half_written.removesuffix(".new") + _MARK):
-                _is_abandoned(mark.with_suffix(".new"))  # Killed before it had a folder.
-            # Writers may lock the new folder themselves.
-            mark = new.with_suffix(_MARK)
-            mark.touch(exist_ok=False)
-            held.callback(mark.unlink, missing_ok=True)
-            held.enter_context(lock_folder(mark))
-            new.mkdir()
+    with lock_name(path):
+        remove_leftovers(path)
+        replace_file(path, content, new=True)
+
+
+@contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a new folder to write into, which gets the name ``folder`` at the end of the block.
+
+    It is flushed to disk before. Other writers of the name wait until then. After an error or an
+    interruption, ``folder`` is unchanged.
+
+    Args:
+        folder: the name.
+        replace: whether to replace a folder of this name, which is then removed. Otherwise a folder that
+            is not empty is never replaced, even if it appears during the block.
+
+    Raises:
+        OSError: the system refused, or a folder is there and must not be replaced.
+    """
+    with lock_name(folder):
+        remove_leftovers(folder)
+        (unfinished := _aside(folder, "new")).mkdir()
         try:
-            yield new
-            _move_into_place(new, folder)
+            yield unfinished
+            for path in (*unfinished.rglob("*"), unfinished):
+                _sync(path)
+            _put(unfinished, folder, replace=replace)
         except BaseException as error:
-            discard(new)
+            discard(unfinished)
             if isinstance(error, OSError):
                 error.filename = error.filename or os.fspath(folder)
             raise
 
 
-def _move_into_place(new: Path, folder: Path) -> None:
-    """Replace a folder, if it exists, by a new one.
+def _put(unfinished: Path, path: Path, *, replace: bool) -> None:
+    """Give a new file or folder its name: the one place where something is replaced.
 
     Raises:
-        OSError: the system refused. Both folders are unchanged.
+        FileExistsError: something has this name, and must not be replaced.
+        OSError: the system refused. Nothing has changed.
     """
-    for path in (*new.rglob("*"), new):
-        _sync(path)
-    old = _aside(folder, "old")
-    if os.path.lexists(folder):
-        if _exchange(new, folder):
-            _sync(folder.parent)
-            discard(new)
-            return
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if os.path.lexists(old):
-            old.rename(folder)
-        raise
-    _sync(folder.parent)
-    discard(old)
+    if not replace:
+        # A system without this call replaces no folder that is not empty, and links no second name.
+        if not _rename(unfinished, path, "new"):
+            if unfinished.is_dir():
+                unfinished.rename(path)
+            else:
+                path.hardlink_to(unfinished)
+                unfinished.unlink()
+    elif not unfinished.is_dir() or not os.path.lexists(path):
+        unfinished.replace(path)
+    elif _rename(unfinished, path, "swap"):
+        _sync(path.parent)
+        discard(unfinished)
+    else:
+        path.rename(old := _aside(path, "old"))
+        try:
+            unfinished.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        discard(old)
+    if path.is_dir():
+        _sync(path.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two files or folders in one step, or return False if the system cannot.
+def _rename(one: Path, other: Path, how: Literal["swap", "new"]) -> bool:
+    """Exchange two names, or rename what must not replace anything, in one step; False if the system cannot.
 
-    The caller then renames twice, and a kill in between leaves the old folder as ``.NAME.TOKEN.old``.
+    Raises:
+        FileExistsError: ``other`` exists and must be new.
     """
     import ctypes
 
-    names = [os.fsencode(path) for path in (one, other)]
-    libc, swap, here = ctypes.CDLL(None), 2, -100  # RENAME_EXCHANGE or RENAME_SWAP; AT_FDCWD.
+    names, here = [os.fsencode(path) for path in (one, other)], -100  # AT_FDCWD
+    libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        return bool(libc.renameat2(here, names[0], here, names[1], swap) == 0)
-    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        return bool(libc.renamex_np(*names, swap) == 0)
-    return False
-
-
-_MARK = ".lock"
-"""The suffix of the file that the writer of a new folder locks while it runs."""
-
-
-def _is_abandoned(new: Path) -> bool:
-    """Return whether the writer of a new folder is gone. Always False on systems without locks."""
-    if os.name == "nt":
+        flag = {"swap": 2, "new": 1}[how]
+        done = libc.renameat2(here, names[0], here, names[1], flag) == 0
+    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        done = libc.renamex_np(*names, {"swap": 2, "new": 4}[how]) == 0
+    else:
         return False
+    if not done and how == "new" and ctypes.get_errno() == errno.EEXIST:
+        if other.is_dir() and not any(other.iterdir()):
+            return False
+        raise FileExistsError(errno.EEXIST, "it has appeared meanwhile", os.fspath(other))
+    return bool(done)
+
+
+_held = threading.local()
+"""The names that a thread has locked, each once."""
+
+
+@contextmanager
+def lock_name(path: Path) -> Iterator[None]:
+    """Let no other process or thread write a file or folder of this name inside the block.
+
+    All who write into a folder, or in place of it, lock its name, and look at the folder only then. Windows
+    and some network file systems lack such locks: there, write from one process at a time.
+
+    Raises:
+        OSError: the system refused.
+    """
+    path = real_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names: set[Path] = vars(_held).setdefault("names", set())
+    if os.name == "nt" or path in names:
+        yield
+        return
     import fcntl
 
-    mark = new.with_suffix(_MARK)
-    try:
-        descriptor = os.open(mark, os.O_RDONLY)
-    except FileNotFoundError:  # The writer was killed in between, or is an older version.
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    mark.unlink(missing_ok=True)
-    return True
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError:
+            if not path.exists():
+                raise
+            lock, descriptor = path, os.open(path, os.O_RDONLY)  # Nobody can replace it.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if lock == path or (lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))):
+            break
+        os.close(descriptor)  # Its holder has removed it.
+    with ExitStack() as ended:
+        ended.callback(os.close, descriptor)
+        if lock != path:
+            ended.callback(lock.unlink, missing_ok=True)
+        names.add(path)
+        ended.callback(names.discard, path)
+        yield
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove leftovers of a killed `replace_file`. No other process may be writing that file."""
-    for left in path.parent.glob(_half_written(path.name)):
+    """Remove what killed writers have left. Lock the name before, or that of the folder that it is in."""
+    for left in path.parent.glob(_half_written(glob.escape(path.name))):
         discard(left)
 
 
@@ -162,29 +212,6 @@ def check_writable(folder: Path) -> None:
     trial = _aside(folder / "bishare", "new")
     trial.mkdir()
     trial.rmdir()
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder against other writers for the duration of a block.
-
-    Windows and some network file systems lack such locks: there, write from one process at a time.
-
-    Raises:
-        OSError: the folder cannot be opened.
-    """
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def is_half_written(name: str) -> bool:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
-from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl import compile_spec, handle, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.api import BishareWarning
@@ -198,3 +199,56 @@ def test_loading_freezes_the_base_and_trains_the_adapter(file: Path, tmp_path: P
     assert {id(p) for p in model.parameters() if p.requires_grad} == {
         id(t) for t in tensors(model).values()
     }
+
+
+def test_what_is_kept_of_a_spec_needs_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "base.share").write_text(
+        "spec base\nparam r = 2\ntarget q_proj, v_proj\nshare local per module rank r\n"
+    )
+    mine = tmp_path / "mine.share"
+    mine.write_text('# mine\nspec mine\nuse "base.share"\nreplace param r = 3\n')
+    model = compile_spec(mine, tiny_model("llama"))
+    kept = model.bishare.spec_text
+    assert "use" not in kept
+    assert plan_spec(parse_spec(kept), tiny_model("llama")) == model.bishare.plan
+    # A text that stands on its own is kept as it was written.
+    alone = compile_spec(tmp_path / "base.share", tiny_model("llama"))
+    assert alone.bishare.spec_text == (tmp_path / "base.share").read_text()
+
+
+# Wrong arguments ------------------------------------------------------------------------------------
+
+
+def test_arguments_in_the_wrong_order_or_of_another_kind_are_named(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(TypeError, match=r"second argument: `compile_spec\(spec, model\)`"):
+        compile_spec(model, "lora")
+    with pytest.raises(TypeError, match=r"second argument: `load_adapter\(folder, model\)`"):
+        load_adapter(model, tmp_path)
+    with pytest.raises(TypeError, match=r"in memory, and 'llama-7b' is none.*from_pretrained"):
+        compile_spec("bishare_ss", "llama-7b")
+    with pytest.raises(TypeError, match=r"docs/peft.md writes it as a spec: `compile_spec"):
+        compile_spec(peft.LoraConfig(target_modules=["q_proj"]), model)
+    for seed in (None, "1", 1.5):
+        with pytest.raises(TypeError, match="`seed` is an integer, and this is"):
+            compile_spec("lora", model, seed=seed)
+    with pytest.raises(TypeError, match=r"get_peft_model\(model, BishareConfig\(spec='lora'\)\)"):
+        peft.get_peft_model(model, "lora")
+    assert not hasattr(model, "bishare")
+
+
+def test_the_handle_has_a_type_and_a_refusal() -> None:
+    model = compile_spec("lora", tiny_model("llama"))
+    assert handle(model) is model.bishare
+    with pytest.raises(BishareError, match="BS627"):
+        handle(tiny_model("llama"))
+    first = [name for name in dir(model.bishare) if not name.startswith("_")]
+    assert {"save_pretrained", "merge", "export", "disable_adapter", "plan"} <= {*first}
+    assert len(first) < 45
+
+
+def test_the_first_line_of_a_program_is_its_own(tmp_path: Path) -> None:
+    """PEFT imports bitsandbytes, which warns of kernels that no CPU needs."""
+    code = "from bishare_dsl import compile_spec; import bishare_dsl.peft; print('mine')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.stdout, run.stderr) == ("mine\n", "")

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -206,8 +207,8 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
         return full_disk() if path.suffix == ".new" else real(path, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    monkeypatch.setattr(writing, "_exchange", lambda *_: False)  # As on a system without it.
-    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "it"):
+    monkeypatch.setattr(writing, "_rename", lambda *_: False)  # As on a system without it.
+    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "it", replace=True):
         pass
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/old"]
 
@@ -224,10 +225,10 @@ def _replace_and_die(folder: Path, number: int) -> None:
 
         return wrapped
 
-    writing._exchange = counted(writing._exchange)  # type: ignore[assignment]
+    writing._rename = counted(writing._rename)  # type: ignore[assignment]
     writing.discard = counted(writing.discard)  # type: ignore[assignment]
     Path.rename = counted(Path.rename)  # type: ignore[assignment,method-assign]
-    with new_folder(folder) as new:
+    with new_folder(folder, replace=True) as new:
         (new / "content").write_text("new")
 
 
@@ -243,10 +244,63 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) ->
         seen.append((folder / "content").read_text())
         if process.exitcode == 0:
             break
-        with new_folder(folder) as new:
+        with new_folder(folder, replace=True) as new:
             (new / "content").touch()
         assert [path.name for path in tmp_path.iterdir()] == ["it"]
     assert seen == ["old", "new", "new"]
+
+
+def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with new_folder(tmp_path / "it", replace=True) as new:
+            order.append("second")
+            (new / "b").touch()
+
+    with new_folder(tmp_path / "it") as first:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+        (first / "a").touch()
+    thread.join()
+    assert order == ["first", "second"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["it", "b"]
+
+
+@pytest.mark.parametrize("by_system", [True, False])
+def test_what_appears_meanwhile_is_not_replaced(
+    tmp_path: Path, by_system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G20: a folder that appeared while another was written was deleted."""
+    if not by_system:
+        monkeypatch.setattr(writing, "_rename", lambda *_: False)
+
+    def write() -> None:
+        with new_folder(tmp_path / "it"):
+            (tmp_path / "it").mkdir()
+            (tmp_path / "it" / "notes").write_text("precious")
+
+    with pytest.raises(OSError, match=r"appeared|not empty"):
+        write()
+    assert (tmp_path / "it" / "notes").read_text() == "precious"
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(FileExistsError):
+        writing.new_file(tmp_path / "file", b"other")
+    assert (tmp_path / "file").read_text() == "precious"
+    with new_folder(tmp_path / "empty") as new:
+        (tmp_path / "empty").mkdir()
+        (new / "a").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "it"]
+
+
+def test_what_a_killed_writer_of_a_file_left_is_removed(tmp_path: Path) -> None:
+    """G39: `convert` to a GGUF file left these for ever."""
+    (tmp_path / ".a.gguf.01234567.new").touch()
+    (tmp_path / ".a.gguf.lock").touch()
+    writing.new_file(tmp_path / "a.gguf", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
 
 
 # Several processes -----------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-import bishare_dsl
 from bishare_dsl.cli.main import COMMANDS, bishare
 from bishare_dsl.cli.report import Report
 
@@ -79,15 +78,6 @@ def page_of(path: Path) -> tuple[str, set[Path]]:
     return f"# `{name}`\n\n~~~~{language}\n{text}\n~~~~\n", set()
 
 
-def api() -> str:
-    """Write the page of the API: every public name of the package, and what a transform is written with."""
-    names = [f"bishare_dsl.{name}" for name in sorted(bishare_dsl.__all__) if name != "__version__"]
-    names += ["bishare_dsl.adapter.handle.Handle", "bishare_dsl.transforms.Transform"]
-    text = "\n\n".join(f"::: {name}" for name in names)
-    head = "All names of `bishare_dsl`, the handle `model.bishare`, and the protocol of transforms."
-    return f"# Python API\n\n{head}\n\n{text}\n"
-
-
 def command_line() -> str:
     """Return the page of the command line: usage, help and options of every command, as click has them."""
     parts = [
@@ -139,7 +129,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text, found = page_of(path)
         waiting |= found
         files.append(File.generated(config, place_of(path), content=text))
-    files.append(File.generated(config, "api.md", content=api()))
     files.append(File.generated(config, "cli.md", content=command_line()))
     return files
 

@@ -150,6 +150,12 @@ class AdapterConfig(BaseModel):
     sharing: Annotated[str, BeforeValidator(text_of)] = "{}"
     _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
     """Contents of a checked `sharing`: one dict for all configs with the same text."""
+    _fields: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """All fields of the file that was read, for PEFT."""
+        return self._fields
 
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
@@ -189,7 +195,9 @@ class AdapterConfig(BaseModel):
         own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
         config = _config_of(json.dumps(described | own))
         of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
-        return config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
+        read = config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
+        read._fields = fields
+        return read
 
 
 def layout(value: Any, depth: int = 4) -> str:

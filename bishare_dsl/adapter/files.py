@@ -21,7 +21,7 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
@@ -68,9 +68,9 @@ from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import (
     check_writable,
-    lock_folder,
+    discard,
+    lock_name,
     new_folder,
-    remove_leftovers,
     replace_file,
 )
 
@@ -142,19 +142,17 @@ def save_adapter(
     if check is not None:
         written = AdapterConfig.of(parse_json(text))
         check(_checked(folder, folder / CONFIG, written, entries_in(content)))
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder):
+    with writing(folder), lock_name(folder):
+        if folder.exists():
             _check_free(folder)
-            for name in (TENSORS, CARD):
-                remove_leftovers(folder / name)
-            replace_file(_next_config(folder, config.tensors), text)
-            replace_file(folder / TENSORS, content)
-            replace_file(folder / CONFIG, text)
-            # From this save, and from earlier saves that were killed.
-            remove_leftovers(folder / CONFIG)
-            remove_leftovers(_next_config(folder, "*"))
+            _tidy(folder)
+            _put_part(folder, TENSORS, content, config)
             write_card(folder, plan, spec_text)
+        else:
+            with new_folder(folder) as new:
+                (new / TENSORS).write_bytes(content)
+                (new / CONFIG).write_bytes(text)
+                write_card(new, plan, spec_text)
     return problems
 
 
@@ -199,9 +197,9 @@ def save_library(
     config = config.model_copy(update={"adapters": digests})
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     folder = Path(folder)
-    with writing(folder):
+    with writing(folder), lock_name(folder):
         _check_free_for_library(folder)
-        with new_folder(folder) as new:
+        with new_folder(folder, replace=folder.exists()) as new:
             _copy_others(folder, new)
             content, config = _content_of(shared, config)
             (new / TENSORS).write_bytes(content)
@@ -237,15 +235,58 @@ def add_to_library(
     check_members(adapters)
     if out is not None:
         check_apart(folder, out)
-        with writing(out), new_folder(out) as new:
-            _copy_others(out, new, *(path.name for path in folder.iterdir()))
-            with lock_folder(folder):
-                shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
-                damaged = [*_damaged(folder, names_in(folder))]
-            _replace_links(folder, new)
+        with writing(out), lock_name(out), new_folder(out, replace=out.exists()) as new:
+            with lock_name(folder):
+                _tidy(folder)
+                _copy_others(out, new, *(path.name for path in folder.iterdir()))
+                _copy_others(folder, new)
+                names = names_in(folder)
+                (new / MEMBERS).mkdir()
+                # Files, where the Hub's cache has links.
+                for file in (CONFIG, TENSORS, *map(own_file, names)):
+                    content = read_file(folder, file, (folder / file).stat().st_size)
+                    (new / file).write_bytes(content)
+                damaged = [*_damaged(folder, names)]
             return (*damaged, *_add_members(new, adapters))
-    with writing(folder), lock_folder(folder):
+    with writing(folder), lock_name(folder):
+        _tidy(folder)
         return _add_members(folder, adapters)
+
+
+def _tidy(folder: Path) -> None:
+    """Finish what a killed writer of a folder has begun, or undo it, and remove what it has left.
+
+    A new config is in force as soon as its tensors have replaced the old ones.
+    """
+    for aside in folder.glob(f".{CONFIG}.*.new"):
+        if _is_in_force(folder, aside):
+            replace_file(folder / CONFIG, aside.read_bytes())
+    for name in (CONFIG, f"{CONFIG}.*", TENSORS, CARD, f"{MEMBERS}/*.safetensors"):
+        for left in folder.glob(str(Path(name).with_name(f".{Path(name).name}.*.new"))):
+            discard(left)
+
+
+def _is_in_force(folder: Path, aside: Path) -> bool:
+    """Tell whether the tensor file for which a killed writer wrote a config is in its place."""
+    with suppress(AdapterError):
+        config = _config_of(folder, aside.name)
+        members = {own_file(name): digest for name, digest in (config.adapters or {}).items()}
+        for file, digest in {TENSORS: config.tensors, **members}.items():
+            if _next_config(folder, digest) == aside:
+                with reading(folder / file):
+                    own, _ = split_entries(entries_in(_content(folder, file, _most(config))))
+                return digest_of(own) == digest
+    return False
+
+
+def _put_part(folder: Path, file: str, content: bytes, config: AdapterConfig) -> None:
+    """Replace one tensor file of a folder, and then its config, as one step for readers."""
+    text = config.text().encode()
+    aside = _next_config(folder, digest_of(split_entries(entries_in(content))[0]))
+    replace_file(aside, text)
+    replace_file(folder / file, content)
+    replace_file(folder / CONFIG, text)
+    aside.unlink()
 
 
 def check_members(names: Iterable[str]) -> None:
@@ -277,17 +318,6 @@ def _copy_others(folder: Path, new: Path, *replaced: str) -> None:
         shutil.copytree(folder, new, symlinks=True, ignore=theirs, dirs_exist_ok=True)
 
 
-def _replace_links(folder: Path, copy: Path) -> None:
-    """Replace links in a copy of a folder, such as those of the Hub's cache, by the files."""
-    for link in [path for path in copy.rglob("*") if path.is_symlink()]:
-        name = str(link.relative_to(copy))
-        try:
-            content = read_file(folder, name, (folder / name).stat().st_size)
-        except OSError:  # It leads elsewhere, or to a folder.
-            continue
-        replace_file(link, content)
-
-
 def _damaged(folder: Path, names: Iterable[str]) -> Iterator[Problem]:
     """Report adapters of a library that cannot be read, as warnings: copying them does not mend them."""
     for name in names:
@@ -300,7 +330,7 @@ def _damaged(folder: Path, names: Iterable[str]) -> Iterator[Problem]:
 def _add_members(
     folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> tuple[Problem, ...]:
-    stored = read_adapter(f"{folder}#{names_in(folder)[0]}")
+    stored = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
     config, plan = stored.config, stored.plan
     common = {attribute(name) for name in plan.common}
     shared = {key: entry for key, entry in stored.entries.items() if whole_in(key) in common}
@@ -312,16 +342,17 @@ def _add_members(
         own, _ = split_entries(entries_in(contents[name]))
         check_entries(folder / CONFIG, plan, config, shared | own)  # As it will be read.
     digests = {name: digest_of(entries_in(content)) for name, content in contents.items()}
-    asides = [_next_config(folder, digest) for digest in digests.values()]
-    digests = {**(config.adapters or {}), **digests}
+    present = config.adapters or {}
+    for name, content in contents.items():
+        if name not in present:  # No config names it yet.
+            replace_file(folder / own_file(name), content)
+    digests = {**present, **digests}
+    for name in present.keys() & contents.keys():
+        present = {**present, name: digests[name]}
+        changed = config.model_copy(update={"adapters": present})
+        _put_part(folder, own_file(name), contents[name], changed)
     text = config.model_copy(update={"adapters": digests}).text().encode()
-    for (name, content), aside in zip(contents.items(), asides, strict=True):
-        if name in (config.adapters or {}):
-            replace_file(aside, text)  # Until the config is replaced, it belongs to the new file.
-        replace_file(folder / own_file(name), content)
     replace_file(folder / CONFIG, text)
-    for aside in asides:
-        aside.unlink(missing_ok=True)
     write_card(folder, plan, config.spec, tuple(digests))
     return _first_of_each(problems)
 
@@ -333,10 +364,7 @@ def _own_file(values: Mapping[str, torch.Tensor], common: set[str]) -> bytes:
 
 def _first_of_each(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     """Return the first problem of each code."""
-    first: dict[str, Problem] = {}
-    for problem in problems:
-        first.setdefault(problem.code, problem)
-    return tuple(first.values())
+    return tuple({problem.code: problem for problem in reversed(problems)}.values())
 
 
 def pack(
@@ -594,7 +622,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
         wanted = {TENSORS: config.tensors, **own_of(folder, name, config.adapters or {})}
         read_entries, wrong = Entries(), []
         for file in wanted:
-            content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
+            content = _content(folder, file, _most(config))
             with reading(folder / file):
                 entries = entries_in(content)
                 if not read_entries.keys().isdisjoint(entries):
@@ -640,6 +668,11 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
         return AdapterConfig.of(fields)
     except ValueError as error:
         raise broken_config(path, error) from error
+
+
+def _most(config: AdapterConfig) -> int:
+    """Return the largest size in bytes that a tensor file may have."""
+    return 8 * most_parameters(config.base) + MAX_CONFIG
 
 
 def _not_an_adapter(folder: Path) -> Problem:

@@ -7,14 +7,15 @@ disable and delete adapters through its methods, which have PEFT's names.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
-import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -27,7 +28,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw_tensor
-from bishare_dsl.adapter.interrupts import uninterrupted
+from bishare_dsl.adapter.interrupts import CHANGING, ended_by
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.own_methods import BATCHING, RESIZING, TYING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
@@ -60,8 +61,7 @@ if TYPE_CHECKING:
 
     from bishare_dsl.adapter.config import DrawnTensor
 
-_SWITCHING = threading.RLock()
-"""Held while the running adapter of a model is replaced."""
+_BY_CALL = frozenset({"enable_adapters"})
 
 
 @dataclass(eq=False)
@@ -144,8 +144,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _merged: Merged | None = None
     _halfway: bool = False
     _before_merge: tuple[str, ...] = ()
-    _off: bool = False
-    _blocks: int = 0
+    _disabled: frozenset[object] = frozenset()
+    """The open blocks, and the calls, that disable the adapter."""
     _mixed: MixedBatches | None = None
     _hooks: tuple[RemovableHandle, ...] = ()
 
@@ -171,6 +171,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
         paths = {p for s in plan.sites if plan.terms_of[s.path] for p in s.paths}
         modules = self.model.named_modules()
         return next((p for p, module in modules if module is head and p in paths), None)
+
+    def __dir__(self) -> list[str]:
+        """List what users call and read first, without torch's and PEFT's."""
+        kinds = (property, FunctionType)
+        return [n for n, m in vars(Handle).items() if isinstance(m, kinds) and m.__doc__]
 
     def _repr_html_(self) -> str:
         """Draw the sharing structure in a notebook."""
@@ -258,12 +263,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
     @property
     def disabled(self) -> bool:
         """Whether the model currently runs as its base."""
-        return self._off or self._blocks > 0
+        return bool(self._disabled)
 
-    @property
-    def disable_adapters(self) -> bool:
-        """Whether the model currently runs as its base."""
-        return self.disabled
+    disable_adapters = disabled  # PEFT's name.
 
     @property
     def by_adapter(self) -> nn.ModuleDict:
@@ -416,10 +418,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: the adapter was merged without keeping the base (BS629), or a mixed batch is open
                 (BS674).
         """
-        with ExitStack() as undo:
-            with uninterrupted():
-                self._turn("disable the adapter", blocks=1)
-                undo.callback(self._turn, "enable the adapter", blocks=-1)
+        token = frozenset({object()})
+        with ended_by(lambda: self._turn("enable the adapter", ended=token)):
+            self._turn("disable the adapter", begun=token)
             yield
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -430,22 +431,51 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: as `disable_adapter`.
         """
-        self._turn("enable the adapter" if enabled else "disable the adapter", off=not enabled)
+        action = "enable the adapter" if enabled else "disable the adapter"
+        self._turn(action, **{"ended" if enabled else "begun": _BY_CALL})
 
-    def _turn(self, action: str, *, off: bool | None = None, blocks: int = 0) -> None:
+    def _turn(
+        self, action: str, begun: Set[object] = frozenset(), ended: Set[object] = frozenset()
+    ) -> None:
+        reasons = self._disabled - ended | begun
+        if reasons == self._disabled:
+            return
         with self._switching(action):
-            off, blocks = self._off if off is None else off, self._blocks + blocks
-            with uninterrupted():
-                if (off or blocks > 0) != self.disabled:
-                    if not self.disabled:
-                        self._to_base(action)
-                    elif self._merged is None:
-                        self.parts.enable(True)
-                    else:
-                        self._merged.swap(self.model)
-                    for _, wrapper in self._wrappers():
-                        wrapper.enable_adapters(self.disabled)
-                self._off, self._blocks = off, blocks
+            if bool(reasons) != self.disabled:
+                if not self.disabled:
+                    self._to_base(action)
+                elif self._merged is None:
+                    self.parts.enable(True)
+                else:
+                    self._merged.swap(self.model)
+                for _, wrapper in self._wrappers():
+                    wrapper.enable_adapters(self.disabled)
+            self._disabled = reasons
+
+    def restorer(self) -> Callable[[], Callable[[], None] | None]:
+        """Return a function that gives the base's weights their present values again.
+
+        It returns a function to call last, if a merge has lost them: the model then refuses to run.
+        """
+        before, inside = self._merged, bool(self._merged and self._merged.inside)
+
+        def undo() -> Callable[[], None] | None:
+            now = self._merged
+            if now is not None and now is not before and now.inside:
+                if not now.kept:
+                    return self._give_up
+                now.swap(self.model)
+            if before is not None and before.inside != inside:
+                before.swap(self.model)
+            return None
+
+        return undo
+
+    def _give_up(self) -> None:
+        """Refuse to run: weights are merged for good, and running the adapter would add to them twice."""
+        self.parts.enable(False)
+        self._merged, self._halfway = Merged(False, MergeReport(0), inside=True), True
+        self._hooks += (self.model.register_forward_pre_hook(_refuse_half_merged),)
 
     def merge(  # type: ignore[override]
         self,
@@ -454,7 +484,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
         *,
         keep_base: bool = True,
         dequantize: bool = False,
-        stochastic_seed: int | None = None,
     ) -> MergeReport:
         """Merge adapters into the base's weights, in float32, and report how the sums were rounded.
 
@@ -467,7 +496,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
             keep_base: keep copies of the weights on the CPU, required for `unmerge` and `disable_adapter`,
                 and to undo a merge that is interrupted. Without them the model refuses to run after one.
             dequantize: replace quantised layers by dense ones.
-            stochastic_seed: round up or down at random, so that the result is exact on average.
 
         Raises:
             AdapterError: disabled (BS626), no such adapter (BS640), an update is not a matrix (BS633), or
@@ -481,44 +509,21 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 return self._merged.report if self._merged else MergeReport(0)
             if merged:
                 self._restore("merge")
-            try:
-                self._switch([*merged, *more])
-                with _as_peft_error(more) if safe_merge else nullcontext():
-                    report = self._merge(
-                        keep_base=keep_base, dequantize=dequantize, stochastic_seed=stochastic_seed
-                    )
-            except BaseException:
-                if not self._halfway:
-                    self._switch(active)
-                    if merged:
-                        self._merge(keep_base=True, dequantize=True)
-                raise
+            self._switch([*merged, *more])
+            with _as_peft_error(more) if safe_merge else nullcontext():
+                report = self._merge(keep_base=keep_base, dequantize=dequantize)
             if not merged:
                 self._before_merge = active
             for problem in report.survival.problems():
                 warnings.warn(render(problem), BishareWarning, stacklevel=3)
             return report
 
-    def _merge(
-        self, *, keep_base: bool, dequantize: bool, stochastic_seed: int | None = None
-    ) -> MergeReport:
+    def _merge(self, *, keep_base: bool, dequantize: bool) -> MergeReport:
         model, tensors = self.model, gather_tensors(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
-        began = False
-        try:
-            self.parts.enable(False)
-            began = True
-            self._merged = merging.merge(
-                *(model, self.plan, tensors), keep_base=keep_base, stochastic_seed=stochastic_seed
-            )
-        except BaseException:
-            with uninterrupted():
-                if keep_base or not began:
-                    self.parts.enable(True)
-                else:  # Some weights are merged for good, and running the adapter would add to them twice.
-                    self._merged, self._halfway = Merged(False, MergeReport(0)), True
-                    self._hooks += (model.register_forward_pre_hook(_refuse_half_merged),)
-            raise
+        self.parts.enable(False)
+        self._merged = Merged(keep_base, MergeReport(0))
+        merging.merge(model, self.plan, tensors, self._merged)
         return self._merged.report
 
     def unmerge(self) -> None:
@@ -537,10 +542,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
     def _restore(self, action: str) -> None:
         """Restore the base's weights, and run the merged adapters unmerged."""
-        with uninterrupted():
-            self._to_base(action)
-            self._merged = None
-            self.parts.enable(True)
+        self._to_base(action)
+        self._merged = None
+        self.parts.enable(True)
 
     def merge_and_unload(
         self,
@@ -592,20 +596,19 @@ class Handle(AdapterRoot, BaseTunerLayer):
             ModelError, SpecError: see `compile_plan`.
         """
         self._require_unmerged("load another adapter")
-        with self._switching("replace an adapter") if name in self.adapters else _SWITCHING:
+        with self._switching("replace an adapter") if name in self.adapters else CHANGING:
             alike = [a.compiled for a in self.adapters.values() if a.plan.runs_as(plan)]
             compiled = alike[0] if alike else compile_plan(self.model, plan)
             parts = place(self.model, compiled, tensors)
             new = Adapter(name, plan, spec_text, seed, compiled, parts, parts.sources())
             active = [new if other == name else self[other] for other in self.active]
             running = self._together(active) if new in active else self._running
-            with uninterrupted():
-                if name in self.adapters:
-                    self[name].parts.leave(name)
-                parts.join(name)
-                self.adapters[name] = new
-                if running is not self._running:
-                    self._run(self.active, running)
+            if name in self.adapters:
+                self[name].parts.leave(name)
+            parts.join(name)
+            self.adapters[name] = new
+            if running is not self._running:
+                self._run(self.active, running)
         return () if alike else compiled.notes
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -649,6 +652,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 model is merged (BS643, BS629) or sharded (BS645), or a mixed batch is open (BS674).
         """
         member, scale = self[adapter], float(scale)  # Generated code cannot name numpy's numbers.
+        if not math.isfinite(scale):
+            raise AdapterError(codes.WRONG_SCALE(scale=scale))
         if scale == member.scale:
             return
         if member.plan.trained:
@@ -667,10 +672,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
             changed.trained = None if scale == 1 else trained
             active = [changed if name == adapter else self[name] for name in self.active]
             running = self._together(active) if changed in active else self._running
-            with uninterrupted():
-                vars(member).update(vars(changed))
-                if changed in active:
-                    self._run(self.active, member if running is changed else running)
+            vars(member).update(vars(changed))
+            if changed in active:
+                self._run(self.active, member if running is changed else running)
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the updates of the running adapters by a number. Errors as in `set_scale`."""
@@ -705,11 +709,10 @@ class Handle(AdapterRoot, BaseTunerLayer):
             inference_mode = not any(
                 p.requires_grad for a in chosen for p in a.parts.tensors().values()
             )
-        with uninterrupted():
-            if running is not self._running or names != self.active:
-                self._run(names, running)
-            for _, wrapper, own in beside:
-                wrapper.set_adapter(own[0] if own else [], inference_mode=inference_mode)
+        if running is not self._running or names != self.active:
+            self._run(names, running)
+        for _, wrapper, own in beside:
+            wrapper.set_adapter(own[0] if own else [], inference_mode=inference_mode)
 
     def _run(self, names: tuple[str, ...], running: Adapter | None) -> None:
         self.parts.remove()
@@ -763,14 +766,13 @@ class Handle(AdapterRoot, BaseTunerLayer):
                     )
                 trains = any(p.requires_grad for p in self.parameters())
                 self.set_adapter(rest or others[:1], inference_mode=not trains)
-            with uninterrupted():
-                self.adapters.pop(adapter_name).parts.leave(adapter_name)
-                vars(self.model).get("peft_config", {}).pop(adapter_name, None)
-                for _, wrapper in self._wrappers():
-                    own = wrapper._get_available_adapters()
-                    if adapter_name in own:
-                        left = [name for name in self.active if name in own]
-                        wrapper.delete_adapter(adapter_name, left)
+            self.adapters.pop(adapter_name).parts.leave(adapter_name)
+            vars(self.model).get("peft_config", {}).pop(adapter_name, None)
+            for _, wrapper in self._wrappers():
+                own = wrapper._get_available_adapters()
+                if adapter_name in own:
+                    left = [name for name in self.active if name in own]
+                    wrapper.delete_adapter(adapter_name, left)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -791,7 +793,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: see `MixedBatches.batch`.
         """
-        with _SWITCHING:
+        with CHANGING:
             if self._mixed is None:
                 self._mixed = MixedBatches(self.model, self.adapters, self._check_mixed)
         with self._mixed.open(adapter_names):
@@ -847,19 +849,21 @@ class Handle(AdapterRoot, BaseTunerLayer):
             fixed: the names of tensors to freeze.
         """
         members = [self[name] for name in names]
-        for member in members:
-            member.set_trainable(True)
-            for name in fixed:
-                member.parts.tensors()[name].requires_grad_(False)
-        bank = Bank.of_members([member.parts.tensors() for member in members], shared)
-        for row, member in enumerate(members):
-            member.bank = bank, row
-        try:
-            yield bank
-        finally:
+
+        def leave() -> None:
             for member in members:
                 member.bank = None
                 member.set_trainable(member.name in self.active)
+
+        with ended_by(leave):
+            for member in members:
+                member.set_trainable(True)
+                for name in fixed:
+                    member.parts.tensors()[name].requires_grad_(False)
+            bank = Bank.of_members([member.parts.tensors() for member in members], shared)
+            for row, member in enumerate(members):
+                member.bank = bank, row
+            yield bank
 
     def _check_mixed(self, names: Iterable[str]) -> None:
         """Check that the running adapters permit a mixed batch of others.
@@ -941,7 +945,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: the adapter was unloaded (BS627), a mixed batch is open (BS674), or the adapter is
                 disabled (BS626) and ``enabled`` is set.
         """
-        with _SWITCHING, self._mixed.closed(action) if self._mixed else nullcontext():
+        with CHANGING, self._mixed.closed(action) if self._mixed else nullcontext():
             model = self.model
             if enabled:
                 self._require_enabled(action)

@@ -1,11 +1,14 @@
-"""Defer Ctrl-C while a model changes in steps that belong together."""
+"""Defer Ctrl-C, and end blocks, while a model changes in steps that belong together."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+CHANGING = threading.RLock()
+"""Held while the adapters of a model change."""
 
 
 @contextmanager
@@ -23,3 +26,15 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if heard:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def ended_by(leave: Callable[[], object]) -> Iterator[None]:
+    """Call ``leave`` at the end of the block, again if it is interrupted: it must not matter how often."""
+    try:
+        try:
+            yield
+        finally:
+            leave()
+    finally:
+        leave()

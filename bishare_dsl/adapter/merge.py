@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
@@ -106,12 +104,14 @@ class Merged:
 
     ``weights`` are exact copies on the CPU, by the path of a site or of a parameter trained in full.
     ``layers`` are the quantised layers that dense layers replace. Both are empty if the base is not kept.
+    ``inside`` tells whether the merged weights are in the model, or a part of them while `merge` runs.
     """
 
     kept: bool
     report: MergeReport
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     layers: dict[str, nn.Module] = field(default_factory=dict)
+    inside: bool = False
 
     def write(
         self, path: str, weight: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor
@@ -129,26 +129,38 @@ class Merged:
         self.report.max_rounding = max(self.report.max_rounding, lost)
 
     def swap(self, model: PreTrainedModel) -> None:
-        """Exchange the merged weights and the base's, bit for bit."""
+        """Exchange the merged weights and the base's, bit for bit. If it is interrupted, no value changed."""
         maps = linear_maps(model) if self.weights else {}
-        for path, other in self.weights.items():
-            weight = maps[path].matrix() if path in maps else _kept(model, path)
-            self.weights[path] = weight.detach().to("cpu", copy=True)
+        places = {
+            path: maps[path].matrix() if path in maps else _kept(model, path)
+            for path in self.weights
+        }
+        before: dict[str, torch.Tensor] = {}
+        layers = {path: model.get_submodule(path) for path in self.layers}
+        try:
             with torch.no_grad():
-                weight.copy_(other)
-        for path, layer in self.layers.items():
-            self.layers[path] = model.get_submodule(path)
-            model.set_submodule(path, layer)
+                for path, weight in places.items():
+                    before[path] = weight.detach().to("cpu", copy=True)
+                    weight.copy_(self.weights[path])
+                    self.weights[path] = before[path]
+            for path, layer in self.layers.items():
+                model.set_submodule(path, layer)
+            self.layers, self.inside = layers, not self.inside
+        except BaseException:
+            with torch.no_grad():
+                for path, value in before.items():
+                    if self.weights[path] is value:
+                        self.weights[path] = places[path].detach().to("cpu", copy=True)
+                    places[path].copy_(value)
+            raise
 
 
 def merge(
     model: PreTrainedModel,
     plan: Plan,
     tensors: Mapping[str, torch.Tensor],
-    *,
-    keep_base: bool,
-    stochastic_seed: int | None = None,
-) -> Merged:
+    merged: Merged,
+) -> None:
     """Add each site's ``dW`` to its weight, in float32, and round the sum to the weight's type.
 
     Replace quantised layers by dense layers. Call `check` and disable the regions first.
@@ -157,24 +169,17 @@ def merge(
         model: an adapted model.
         plan: its adapter's.
         tensors: the adapter's tensors by name, with values.
-        keep_base: whether to keep copies of the weights, to undo the merge.
-        stochastic_seed: round up or down at random, so that the result is exact on average; None rounds
-            to nearest.
+        merged: receives the report and, if it keeps the base, copies of the weights, each before it changes.
+            After an interruption its `swap` undoes what was done.
     """
     targets = _targets(model, plan)
-    merged = Merged(keep_base, MergeReport(len(targets)))
-    try:
-        for site, weight in targets:
-            _merge_site(model, plan, tensors, site, weight, merged, stochastic_seed)
-        for trained in plan.trained:
-            parameter = _kept(model, trained.parameter)
-            exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
-            merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
-    except BaseException:  # Even if interrupted, restore the weights.
-        with uninterrupted():
-            merged.swap(model)
-        raise
-    return merged
+    merged.report, merged.inside = MergeReport(len(targets)), True
+    for site, weight in targets:
+        _merge_site(model, plan, tensors, site, weight, merged)
+    for trained in plan.trained:
+        parameter = _kept(model, trained.parameter)
+        exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
+        merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
 
 
 def check(
@@ -238,11 +243,10 @@ def _merge_site(
     site: Site,
     weight: Weight,
     merged: Merged,
-    seed: int | None,
 ) -> None:
     base = _base(model, weight)
     added = delta(plan, tensors, site, base)
-    exact, rounded = _summed(weight, base, added, seed)
+    exact, rounded = _summed(weight, base, added)
     survival, added = merged.report.survival, added.to(exact.device)
     survival.form = str(rounded.dtype).removeprefix("torch.")
     # Subtract the small loss, so that the fraction is exact if nothing is lost.
@@ -355,30 +359,14 @@ def _base(model: PreTrainedModel, weight: Weight) -> torch.Tensor:
 
 
 def _summed(
-    weight: Weight, base: torch.Tensor, added: torch.Tensor, seed: int | None = None
+    weight: Weight, base: torch.Tensor, added: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute a merged weight: exact, in float32 (or float64), and rounded to the weight's type."""
     exact = base.to(torch.promote_types(base.dtype, torch.float32)) + added.to(base.device)
     rounded = exact.to(base.dtype)
-    if seed is not None:
-        digest = hashlib.sha256(f"{seed}:{weight.path}".encode()).digest()
-        random = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        rounded = _rounded_at_random(exact, rounded, random)
     if not torch.isfinite(rounded).all():
         raise AdapterError(codes.NOT_FINITE(action="merging", path=weight.path))
     return exact, rounded
-
-
-def _rounded_at_random(
-    exact: torch.Tensor, nearest: torch.Tensor, random: torch.Generator
-) -> torch.Tensor:
-    """Round at random to the value below or above the exact value, so that it is exact on average."""
-    lost = exact - nearest
-    towards = torch.full_like(lost, math.inf).copysign(lost).to(nearest.dtype)
-    other = torch.nextafter(nearest, towards)
-    drawn = torch.rand(exact.shape, generator=random).to(exact.device)
-    chosen = (drawn * (other.to(exact) - nearest).abs() < lost.abs()) & other.isfinite()
-    return torch.where(chosen, other, nearest)
 
 
 def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:

@@ -103,16 +103,11 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import check_drawn, draw
     from bishare_dsl.rewrite.adapt import check_terms
-    from bishare_dsl.writing import new_folder
 
     check_terms(plan)
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
-    if out.exists():  # Replace the adapter in one step.
-        report.all(save_adapter(out, plan, tensors, seed=seed, **saving))
-    else:
-        with new_folder(out.resolve()) as new:
-            report.all(save_adapter(new, plan, tensors, seed=seed, **saving))
+    report.all(save_adapter(out, plan, tensors, seed=seed, **saving))
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -14,7 +15,7 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report, silence_libraries
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import usage
-from bishare_dsl.diagnostics.codes.adapter import EXPORT_OPTION
+from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
 
 if TYPE_CHECKING:
@@ -187,7 +188,6 @@ def _write(
         BishareError: it cannot be written, or the output differs.
     """
     from bishare_dsl.adapter.files import place_of
-    from bishare_dsl.compiler import save_again
     from bishare_dsl.export.gguf import read_gguf_origin
     from bishare_dsl.export.origin import read_origin
 
@@ -243,3 +243,34 @@ def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
         Table(["name", "modules", "bytes before", "after"], cells),
         f"{len(done):,} of {len(rows):,} converted into {out}: {mib(before)} MiB before, {mib(after)} after",
     )
+
+
+def save_again(
+    stored: StoredAdapter, out: str | os.PathLike[str], dtype: str = "float32"
+) -> tuple[Problem, ...]:
+    """Save an adapter in another folder, after comparing what will be read from it.
+
+    Args:
+        stored: the adapter.
+        out: the folder; unchanged if a comparison fails.
+        dtype: of the file; only tensors in float32 are compared.
+
+    Returns:
+        The warnings of `save_adapter`.
+
+    Raises:
+        BishareError: see `save_adapter`; or a tensor differs (BS607).
+    """
+    from bishare_dsl.adapter.files import save_adapter
+
+    tensors, config = stored.tensors(), stored.config
+
+    def compare(saved: StoredAdapter) -> None:
+        again = saved.tensors() if dtype == "float32" else {}
+        if wrong := [name for name, tensor in again.items() if not tensor.equal(tensors[name])]:
+            reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
+            raise AdapterError(CHANGED_FILE(path=out, reason=reason))
+
+    how: Any = {"dtype": dtype, "auto_mapping": config.auto_mapping, "seed": config.seed}
+    how |= {"base_revision": config.base_revision}
+    return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)

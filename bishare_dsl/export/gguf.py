@@ -31,7 +31,7 @@ from bishare_dsl.export.peft_config import BYTES_EACH, PeftConfig, reading
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, most_parameters
 from bishare_dsl.models.weights import Weight
-from bishare_dsl.writing import replace_file
+from bishare_dsl.writing import new_file
 
 
 def _halves(config: Any, site: Site) -> torch.Tensor | None:
@@ -162,8 +162,7 @@ def write_gguf(path: Path, lora: Lora) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, file.read_bytes())
+        new_file(path, file.read_bytes())
 
 
 def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:

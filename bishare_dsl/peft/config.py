@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -24,11 +25,11 @@ from bishare_dsl.adapter.config import (
 from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
-from bishare_dsl.diagnostics import AdapterError, nearest
+from bishare_dsl.diagnostics import AdapterError, BishareError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
-from bishare_dsl.resources import shipped_specs
+from bishare_dsl.resources import peft_words, shipped_specs
 from bishare_dsl.spec import Spec
 from bishare_dsl.writing import replace_file
 
@@ -93,11 +94,27 @@ class BishareConfig(PeftConfig):
     )
     bishare: dict[str, Any] | None = None
 
-    def __new__(cls, *_: Any, **given: Any) -> BishareConfig:
-        """Explain how to specify a setting that belongs in the spec, not in the config."""
-        for name in given.keys() - signature(cls.__init__).parameters.keys():
-            value = f'`params={{"{name}": {given[name]!r}}}`'
-            raise TypeError(f"{cls.__name__} has no `{name}`: {value} sets a param of the spec")
+    def __new__(cls, *values: Any, **given: Any) -> BishareConfig:
+        """Explain how to write a setting that belongs in the spec, and that a spec needs its name.
+
+        Raises:
+            TypeError: an argument is not a field, or has no name. PEFT drops unknown fields of a file that a
+                newer version wrote, with a warning, by the words of this error.
+        """
+        if values:
+            raise TypeError(f"name the spec: `{cls.__name__}(spec={values[0]!r})`")
+        fields = signature(cls.__init__).parameters
+        for name in given.keys() - fields.keys():
+            spec = None
+            with suppress(BishareError, OSError):
+                spec, _ = read_spec(given["spec"]) if "spec" in given else (None, None)
+            if spec and any(name == param.name for param in spec.params):
+                advice = f'`params={{"{name}": {given[name]!r}}}` sets a param of the spec'
+            elif word := peft_words().get(name):
+                advice = f"in the spec, {word.advice}"
+            else:
+                advice = nearest(name, fields) or ""
+            raise TypeError(f"{cls.__name__} got an unexpected keyword argument `{name}`: {advice}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -132,19 +149,6 @@ class BishareConfig(PeftConfig):
             self.spec = own_text(spec, self._where, changed=bool(self.params))
             if self.params:
                 self._where = None  # It refers to the replaced text.
-
-    def __getattr__(self, name: str) -> Any:
-        """Report attributes that only other PEFT methods have, such as X-LoRA's or Arrow's, as missing.
-
-        Raises:
-            AttributeError: always.
-        """
-        message = (
-            f"{type(self).__name__} has no `{name}`: a bishare adapter is not a LoRA of PEFT. "
-        )
-        raise AttributeError(
-            message + "Where a LoRA is wanted, use `model.bishare.export(folder)`."
-        )
 
     def own(self) -> BishareConfig:
         """Return a copy that changes with the adapter in a model; the user's config stays unchanged."""

@@ -1,18 +1,22 @@
 """Folder checks in front of every PEFT and transformers method that loads or saves an adapter.
 
 PEFT changes the model before it reads the adapter's file, and transformers does not compare the file's
-tensors with anything. These wrappers read and check a bishare folder first, so a rejected folder leaves
-the model unchanged. `tests/peft/test_private.py` detects changed signatures.
+tensors with anything. These wrappers read and check a bishare folder first, once, and hand on what they
+read. `tests/peft/test_private.py` detects changed signatures.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import wraps
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -22,14 +26,7 @@ from torch import nn
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import key_of
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
-from bishare_dsl.adapter.files import (
-    CONFIG,
-    TENSORS,
-    in_the_way,
-    is_ours,
-    names_in,
-    read_adapter,
-)
+from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, names_in, read_adapter
 from bishare_dsl.adapter.initial import start_of_base
 from bishare_dsl.adapter.reproduced import check_reproduced
 from bishare_dsl.adapter.stored import tensor_of
@@ -39,8 +36,10 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft.config import BishareConfig
+from bishare_dsl.peft.whole import whole
 from bishare_dsl.plan import Plan
 
+_Function = Callable[..., Any]
 _Tensors = dict[str, torch.Tensor]
 StateCheck = Callable[
     [BishareConfig, nn.Module, Mapping[str, torch.Tensor]], tuple[Plan, _Tensors, _Tensors]
@@ -48,59 +47,87 @@ StateCheck = Callable[
 """Checks a state dict against a config; returns the plan, its tensors by name, and the others by key."""
 
 
-def checked(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``load`` of PEFT to check the folder first; `BishareModel` checks the tensors again."""
+@dataclass(frozen=True)
+class Read:
+    """A folder that a load has read and checked: PEFT's calls inside of it get what was read.
+
+    Attributes:
+        stored: the contents of the folder.
+        tensors: the adapter's, by name.
+    """
+
+    stored: StoredAdapter
+    tensors: _Tensors
+
+    def is_of(self, file: str | os.PathLike[str]) -> bool:
+        """Tell whether a file is in the folder."""
+        return Path(file).parent == self.stored.folder
+
+    @property
+    def config(self) -> PeftConfig:
+        """PEFT's config of the adapter."""
+        fields = BishareConfig.check_kwargs(**self.stored.config.fields)  # type: ignore[no-untyped-call]
+        return cast(PeftConfig, BishareConfig.from_peft_type(**fields))  # type: ignore[no-untyped-call]
+
+    @property
+    def others(self) -> _Tensors:
+        """The tensors of modules that PEFT has saved with the adapter, by key."""
+        return {key: tensor_of(entry) for key, entry in self.stored.beside.items()}
+
+
+READ: ContextVar[Read | None] = ContextVar("READ", default=None)
+"""What the load that runs in this thread has read."""
+
+
+def check_first(load: _Function) -> _Function:
+    """Wrap ``load`` of PEFT to check the folder first, and to change the model wholly or not at all."""
     signature = inspect.signature(load)
 
     @wraps(load)
     def checked(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
+        if READ.get() is not None:  # `from_pretrained` calls `load_adapter`.
+            return load(*args, **kwargs)
         model: Any = arguments.get("model", args[0])
         name = arguments.get("adapter_name", "default")
-        present = getattr(model, "peft_config", {}).get(name)
-        if isinstance(present, BishareConfig) and present.stored() is not None:
-            return load(
-                *args, **kwargs
-            )  # `from_pretrained` has checked the folder before it calls `load_adapter`.
-        if (folder := _folder_of(arguments["model_id"], arguments.get("kwargs", {}))) is None:
+        where, config = arguments.get("kwargs", {}), arguments.get("config")
+        if (read := _read_for(arguments["model_id"], where, model, name, config)) is None:
             return load(*args, **kwargs)
-        for last in (False, True):
-            state = _state_of(folder)
-            try:
-                _read_for(folder, model, name, arguments.get("config"))
+        token = READ.set(read)
+        try:
+            with whole(model):
                 return load(*args, **kwargs)
-            except (
-                Exception
-            ):  # PEFT reads the files again, one by one; another process may write in between.
-                if present is None:
-                    _take_out(model, name)
-                if last or _state_of(folder) == state:
-                    raise
-        raise AssertionError
+        finally:
+            READ.reset(token)
 
     return checked
 
 
-def _state_of(folder: Path) -> list[tuple[int, int, int] | None]:
-    """Return file metadata that changes when an adapter is written."""
-    stats = [
-        path.stat() if (path := folder / name).exists() else None for name in (CONFIG, TENSORS)
-    ]
-    return [stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+def hand_on_config(read: _Function) -> _Function:
+    """Wrap PEFT's reading of a config file: inside of a load it has been read already."""
+
+    @wraps(read)
+    def from_json_file(cls: Any, path_json_file: str, **kwargs: Any) -> Any:
+        if (found := READ.get()) is not None and found.is_of(path_json_file):
+            return {**found.stored.config.fields}
+        return read(cls, path_json_file, **kwargs)
+
+    return from_json_file
 
 
-def _take_out(model: Any, name: str) -> None:
-    """Remove from a model the adapter that PEFT added before reading its file."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    handle: Any = getattr(base, "bishare", None)
-    if name in getattr(handle, "adapters", {}):
-        if len(handle.adapters) > 1:
-            handle.delete_adapter(name)
-        else:
-            handle.unload()
+def hand_on_tensors(read: _Function) -> _Function:
+    """Wrap PEFT's reading of a tensor file: inside of a load, `BishareModel` has the adapter's tensors."""
+
+    @wraps(read)
+    def safe_load_file(filename: Any, device: Any = "cpu") -> Any:
+        if (found := READ.get()) is not None and found.is_of(filename):
+            return {key: tensor.to(device) for key, tensor in found.others.items()}
+        return read(filename, device=device)
+
+    return safe_load_file
 
 
-def on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
+def copy_config(method: _Function) -> _Function:
     """Wrap ``method`` of PEFT, which adds a task's heads to the config it receives, to use a copy."""
     signature = inspect.signature(method)
 
@@ -117,7 +144,7 @@ def on_a_copy(method: Callable[..., Any]) -> Callable[..., Any]:
     return copied
 
 
-def if_free(write: Callable[..., Any]) -> Callable[..., Any]:
+def refuse_library(write: _Function) -> _Function:
     """Wrap ``write`` of PEFT, its first write to a folder, which would block on a pipe of that name.
 
     A library is refused, because its adapters would lose what they share.
@@ -139,7 +166,7 @@ def if_free(write: Callable[..., Any]) -> Callable[..., Any]:
     return written
 
 
-def filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., Any]:
+def fill_after(load: _Function, check_state: StateCheck) -> _Function:
     """Wrap ``load`` of transformers so that the model receives the checked tensors."""
     signature = inspect.signature(load)
 
@@ -154,38 +181,40 @@ def filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., A
         )
         where = {**(getattr(settings, "download_kwargs", None) or {}), **bound.get("kwargs", {})}
         where |= bound.get("adapter_kwargs") or {}
-        if state is None and place and (folder := _folder_of(place, where)) is not None:
-            stored, tensors = _read_for(folder, model, name, config)
-            config = config or PeftConfig.from_pretrained(str(folder))
-            plan, others = stored.plan, {k: tensor_of(entry) for k, entry in stored.beside.items()}
+        read = _read_for(place, where, model, name, config) if state is None and place else None
+        if read is not None:
+            config, plan, tensors = config or read.config, read.stored.plan, read.tensors
+            others = read.others
         elif state is not None and isinstance(config, BishareConfig):
             plan, tensors, others = check_state(config, model, state)
-            wrong = [key for key in others if not _is_saved(key, config)]
+            wrong = [key for key in others if not is_copied(key, config.modules_to_save)]
             raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in wrong[:10]])
         else:
             return load(model, *args, **kwargs)
         state = {key_of(plan, tensor): value for tensor, value in tensors.items()} | others
         more = bound.pop("kwargs", {})
         bound |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
-        result = load(**bound, **more)
-        adapter = model.bishare[name]
-        with torch.no_grad():
-            for tensor, parameter in adapter.tensors().items():
-                if tensor in tensors:
-                    parameter.copy_(tensors[tensor])
-        adapter.config.settle()
+        with whole(model):
+            result = load(**bound, **more)
+            adapter = model.bishare[name]
+            with torch.no_grad():
+                for tensor, parameter in adapter.tensors().items():
+                    if tensor in tensors:
+                        parameter.copy_(tensors[tensor])
+            adapter.config.settle()
         return result
 
     return filled
 
 
 def _read_for(
-    folder: Path, model: Any, name: str, config: PeftConfig | None
-) -> tuple[StoredAdapter, dict[str, torch.Tensor]]:
-    """Read the folder of an adapter for a model, and return its tensors by name.
+    place: Any, where: Mapping[str, Any], model: Any, name: str, config: PeftConfig | None
+) -> Read | None:
+    """Read and check an adapter for a model; return None for a folder of another method.
 
     Args:
-        folder: of an adapter of bishare.
+        place: the folder, or the id of a repository on the Hub.
+        where: PEFT's settings of the place, such as ``subfolder`` and ``revision``.
         model: the base, or PEFT's model of it.
         name: of the adapter; it may be in the model already.
         config: overrides the folder's config.
@@ -194,26 +223,25 @@ def _read_for(
         AdapterError: the folder is damaged (BS601 to BS612, BS694, BS695), belongs to another base
             (BS613, BS699), or differs from the config or from the adapter in the model (BS696).
     """
+    if (folder := _folder_of(place, where)) is None:
+        return None
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     shapes = architecture_of(base)
     try:
         stored = read_adapter(folder, by_peft=True)
     except AdapterError as error:
-        if error.problems[0].code == codes.NEEDS_NAME.code:
-            PeftConfig.from_pretrained(str(folder))  # Its error says how to load one adapter.
+        [problem, *_] = error.problems
+        if problem.code in (codes.PEFT_ADAPTER.code, codes.NOT_AN_ADAPTER.code):
+            return None
+        if problem.code == codes.NEEDS_NAME.code:
+            help = f'`bishare_dsl.load_adapter("{folder}#NAME", model)` loads one of them'
+            raise AdapterError(replace(problem, help=help)) from None
         raise
     raise_errors(AdapterError, list(base_problems(stored.plan, shapes)))
-    if stored.beside:
-        own = PeftConfig.from_pretrained(str(folder))
-        tables = tuple(f"{PREFIX}{path}" for path in tables_of(base))
-        others = [
-            key
-            for key in stored.beside
-            if not _is_saved(key, own)
-            # bishare 0.3 does not record the modules saved with an adapter.
-            and not (stored.config.beside and key.startswith(tables))
-        ]
-        raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in others[:10]])
+    tables = tuple(f"{PREFIX}{path}" for path in tables_of(base)) if stored.config.beside else ()
+    copied = stored.config.fields.get("modules_to_save")
+    wrong = [k for k in stored.beside if not (is_copied(k, copied) or k.startswith(tables))]
+    raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in wrong[:10]])
     adapters = getattr(getattr(base, "bishare", None), "adapters", {})
     plans: dict[str, tuple[str, int]] = {}
     if name in adapters:
@@ -234,12 +262,13 @@ def _read_for(
     if stored.config.marks:
         starts = start_of_base(stored.plan, base, stored.config.marks.keys())
         tensors |= check_reproduced(stored.config.marks, starts)
-    return stored, tensors
+    return Read(stored, tensors)
 
 
-def _is_saved(key: str, config: PeftConfig) -> bool:
-    """Tell whether a tensor belongs to a module that PEFT trains and saves with an adapter."""
-    return any(f".{name}." in key for name in getattr(config, "modules_to_save", None) or ())
+def is_copied(path: str, modules: Iterable[str] | None) -> bool:
+    """Tell whether a module, or one that it is in, is one that PEFT copies and trains: it compares ends."""
+    within = accumulate(path.split("."), "{}.{}".format)
+    return any(module.endswith(tuple(modules or ())) for module in within)
 
 
 def tables_of(model: Any) -> tuple[str, ...]:
@@ -253,17 +282,16 @@ def tables_of(model: Any) -> tuple[str, ...]:
 
 
 def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
-    """Return the folder of a bishare adapter, downloaded from the Hub if needed; None for other methods."""
+    """Return the folder of an adapter, downloaded from the Hub if needed; None without a tensor file."""
     folder = Path(place, where.get("subfolder") or "")
     if not (folder / CONFIG).exists():
         parameters = inspect.signature(hf_hub_download).parameters
         how = {name: value for name, value in where.items() if name in parameters}
         try:
             folder = Path(hf_hub_download(str(place), CONFIG, **how)).parent
-            if is_ours(folder):
-                hf_hub_download(str(place), TENSORS, **how)
+            hf_hub_download(str(place), TENSORS, **how)
         except Exception:  # noqa: BLE001 - loading asks the Hub again, and reports the error
             return None
     if not (folder / TENSORS).exists() and (folder / "adapter_model.bin").exists():
         return None  # A pickled file: PEFT reads it, and `set_peft_model_state_dict` checks the result.
-    return folder if is_ours(folder) else None
+    return folder

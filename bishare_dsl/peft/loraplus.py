@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bishare_dsl.adapter.handle import Handle
-
-
-def handle_in(model: nn.Module) -> Handle | None:
-    """Return the handle of a model, or of the model wrapped in a `PeftModel`."""
-    return next((module for module in model.modules() if isinstance(module, Handle)), None)
+from bishare_dsl.peft.method import handle
 
 
 def create_loraplus_optimizer(
@@ -38,10 +33,9 @@ def create_loraplus_optimizer(
         loraplus_lr_embedding: the learning rate of tensors used only at embeddings.
         **settings: for the optimizer.
     """
-    handle = handle_in(model)
-    assert handle is not None
+    of_model = handle(model)
     fast, looked_up = set[int](), set[int]()
-    for adapter in handle.adapters.values():
+    for adapter in of_model.adapters.values():
         tensors, plan = adapter.parts.tensors(), adapter.plan
         sites: dict[str, list[str]] = {}
         for term in plan.terms:
@@ -51,7 +45,7 @@ def create_loraplus_optimizer(
                 if role == "B" or plan.tensor[name].init == "zeros" or tensor.ndim == 1:
                     fast.add(id(tensor))
         for name, paths in sites.items():
-            modules = map(handle.model.get_submodule, paths)
+            modules = map(of_model.model.get_submodule, paths)
             if all(isinstance(module, nn.Embedding) for module in modules):
                 looked_up.add(id(tensors[name]))
     groups: dict[float, list[nn.Parameter]] = {}

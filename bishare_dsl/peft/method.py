@@ -8,10 +8,9 @@ of PEFT, because `inject_adapter_in_model`, which transformers calls, keeps only
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import accumulate
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -60,8 +59,8 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import BishareConfig, ModulesToSave
-from bishare_dsl.peft.doors import tables_of
-from bishare_dsl.peft.weighted import weighted_spec, weighted_tensors
+from bishare_dsl.peft.doors import READ, is_copied, tables_of
+from bishare_dsl.peft.whole import whole_method
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
 from bishare_dsl.plan.names import attribute
@@ -105,10 +104,40 @@ def install(
     return notes
 
 
+def check_arguments(call: str, first: object, model: object) -> None:
+    """Check that the arguments of a call are in their order, and that the model is one.
+
+    Raises:
+        TypeError: they are not.
+    """
+    if isinstance(first, nn.Module | PeftConfig):
+        is_model = isinstance(first, nn.Module)
+        why = "the model is the second argument" if is_model else "docs/peft.md writes it as a spec"
+        raise TypeError(f"{why}: `{call}`")
+    if not isinstance(model, nn.Module):
+        load = "load it first, as by `AutoModelForCausalLM.from_pretrained(name)`"
+        raise TypeError(f"`{call}` changes a model in memory, and {model!r} is none: {load}")
+
+
 def in_model(model: nn.Module) -> Handle | None:
     """Return the handle of a model, if it has adapters of bishare."""
-    handle = getattr(model, ADAPTER, None)
-    return handle if isinstance(handle, Handle) else None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    found = getattr(base, ADAPTER, None)
+    return found if isinstance(found, Handle) else None
+
+
+def handle(model: nn.Module) -> Handle:
+    """Return ``model.bishare`` with its type, which editors and type checkers know.
+
+    Args:
+        model: that `compile_spec` or `load_adapter` has adapted, or a `PeftModel` of it.
+
+    Raises:
+        AdapterError: the model has no adapter of bishare (BS627).
+    """
+    if (found := in_model(model)) is None:
+        raise AdapterError(codes.UNLOADED())
+    return found
 
 
 def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
@@ -189,6 +218,7 @@ class BishareModel(BaseTuner):
             peft_config = {adapter_name: peft_config}
         super().__init__(model, {**peft_config}, adapter_name, *args, **kwargs)
 
+    @whole_method
     def inject_adapter(
         self,
         model: nn.Module,
@@ -211,15 +241,10 @@ class BishareModel(BaseTuner):
         users_config, config = config, config.own()
         config.task_adds_heads = False
         configs[adapter_name] = config
-        try:
-            self._inject(model, adapter_name, config, low_cpu_mem_usage)
-            if users_config.task_adds_heads:
-                # PEFT reads these again, from the copy that `on_a_copy` passes to it.
-                users_config.modules_to_save = config.modules_to_save
-        except BaseException:
-            if present is not None:
-                configs[adapter_name] = present.config
-            raise
+        self._inject(model, adapter_name, config, low_cpu_mem_usage)
+        if users_config.task_adds_heads:
+            # PEFT reads these again, from the copy that `copy_config` passes to it.
+            users_config.modules_to_save = config.modules_to_save
 
     def _inject(
         self, model: nn.Module, name: str, config: BishareConfig, low_cpu_mem_usage: bool
@@ -232,18 +257,17 @@ class BishareModel(BaseTuner):
         others = getattr(in_model(model), "adapters", {}).items()
         plans = [resolved.plan, *(adapter.plan for other, adapter in others if other != name)]
         configs = cast("dict[str, BishareConfig]", self.peft_config).values()
-        copied = tuple(module for c in configs for module in c.modules_to_save or ())
+        copied = [module for c in configs for module in c.modules_to_save or ()]
         for path in (site.path for plan in plans for site in plan.sites):
-            modules = accumulate(path.split("."), "{}.{}".format)
-            if any(module.endswith(copied) for module in modules):  # PEFT matches names this way.
+            if is_copied(path, copied):
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
         notes = _put(model, resolved, config, name, stored)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
-        handle = _handle_of(model)
+        held = handle(model)
         if name in self.active_adapters:
-            handle.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+            held.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         else:
-            handle[name].set_trainable(False)
+            held[name].set_trainable(False)
         beside = ModulesToSave()
         beside.of_spec = frozenset(
             part for t in resolved.plan.trained for path in t.paths for part in path.split(".")[:-1]
@@ -265,11 +289,11 @@ class BishareModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
-        handle = _handle_of(self.model)
+        held = handle(self.model)
         if merge:
-            handle.merge_and_unload(safe_merge, adapter_names)
+            held.merge_and_unload(safe_merge, adapter_names)
         else:
-            handle.unload()
+            held.unload()
         return super()._unload_and_optionally_merge(  # For modules wrapped by PEFT itself.
             merge=merge, progressbar=False, safe_merge=safe_merge, adapter_names=adapter_names
         )
@@ -278,65 +302,26 @@ class BishareModel(BaseTuner):
         """Put the module that PEFT has unwrapped in place of its wrapper; it has its weights already."""
         setattr(parent, child_name, new_module)
 
-    def add_weighted_adapter(
-        self,
-        adapters: Sequence[str],
-        weights: Sequence[float],
-        adapter_name: str,
-        combination_type: str = "cat",
-        **settings: Any,
-    ) -> None:
-        """Add an adapter that adds ``sum of w_i dW_i``, exactly, at the sum of the ranks.
-
-        ``dW_i`` is what adapter i adds now, with the scale of `set_scale`.
-
-        Args:
-            adapters: the names of adapters of one spec, linear in their inputs.
-            weights: one for each adapter, nonzero.
-            adapter_name: of the sum, which is inactive until `set_adapter`.
-            combination_type: must be ``"cat"``; PEFT's other types are approximations for LoRA.
-            **settings: of PEFT's other types; rejected.
+    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
+        """Refuse a sum of adapters, which PEFT makes of LoRAs.
 
         Raises:
-            AdapterError: the sum does not exist (BS672), an adapter does not exist (BS640), or the name
-                is taken (BS641) or invalid (BS638).
+            AdapterError: always (BS669).
         """
-        handle = _handle_of(self.model)
-        others = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
-        others += [f"{combination_type=}"] * (combination_type != "cat")
-        if others:
-            reason = f"`{others[0]}` approximates a LoRA"
-            help = "leave it out: the sum is exact; `bishare explain BS672` makes a LoRA of less rank of it"
-            raise AdapterError(codes.NOT_WEIGHTED(reason=reason, help=help))
-        if adapter_name in handle.adapters:
-            raise AdapterError(codes.NAME_IN_USE(name=adapter_name))
-        members = [handle[name] for name in adapters]
-        if path := next(filter(None, map(handle.trained_by_peft, members)), None):
-            raise AdapterError(codes.NOT_WEIGHTED(reason=f"they train `{path}` in full"))
-        spec = weighted_spec(members, weights)
-        config = BishareConfig(spec=spec, seed=members[0].seed)
-        config.task_type = members[0].config.task_type
-        values = dict(weighted_tensors(members, weights, make_plan(spec, self.model).plan))
-        self.peft_config[adapter_name] = config
-        try:
-            self.inject_adapter(self.model, adapter_name)
-        except BaseException:
-            self.peft_config.pop(adapter_name, None)
-            raise
-        with torch.no_grad():
-            for name, tensor in handle[adapter_name].tensors().items():
-                tensor.copy_(values[name])
+        help = "`bishare convert` writes each as a LoRA of PEFT: load these, and add them by PEFT"
+        raise AdapterError(codes.LORA_ALONE(function="add_weighted_adapter", help=help))
 
+    @whole_method
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Switch as PEFT does, which would switch the modules that it trains itself before an error."""
-        handle = _handle_of(self.model)
-        if handle.merged:
+        held = handle(self.model)
+        if held.merged:
             warnings.warn(
                 "Adapter cannot be set when the model is merged. Unmerging the model first.",
                 stacklevel=2,
             )
-            handle.unmerge()
-        handle.set_adapter(adapter_name, inference_mode)
+            held.unmerge()
+        held.set_adapter(adapter_name, inference_mode)
         self.active_adapter = adapter_name
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
@@ -376,7 +361,7 @@ class BishareModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """Return an adapter's stored tensors by the model's keys, and record them in the config."""
         config = cast(BishareConfig, config)
-        adapter = _handle_of(model)[adapter_name]
+        adapter = handle(model)[adapter_name]
         keys = {name: key for key, name in adapter_keys(model, adapter).items()}
         tensors = values_in(state_dict, model, adapter)
         was = config.record  # A loaded or saved adapter is saved again in the same way.
@@ -423,22 +408,26 @@ class BishareModel(BaseTuner):
             AdapterError: the values do not match (BS607, BS609 to BS612), or as `StoredAdapter.tensors`.
         """
         config = cast(BishareConfig, config)
-        adapter = _handle_of(model)[adapter_name]
+        adapter = handle(model)[adapter_name]
         record = config.stored() if config._unchecked else None
-        plan, seed = adapter.saved_plan, adapter.seed
-        values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
-        _check_others(model, adapter_name, record, others)
+        if (read := READ.get()) is not None:
+            values, others = {**read.tensors}, state_dict
+        else:
+            plan, seed = adapter.saved_plan, adapter.seed
+            values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
+            _check_others(model, adapter_name, record, others)
         if record is not None:
             held: Mapping[str, torch.Tensor] = adapter.parts.tensors()
             missing = [name for name in (*record.marks, *record.of_base) if held[name].is_meta]
-            base = _handle_of(model).model
+            base = handle(model).model
             if missing and not all(p.is_meta for p in base.parameters()):
                 # `low_cpu_mem_usage` created them on the meta device, without access to the base's
                 # values.
-                starts = start_of_base(plan, base, missing)
+                starts = start_of_base(adapter.saved_plan, base, missing)
                 held = {**held, **starts}
                 values |= {name: starts[name] for name in record.of_base if name in starts}
-            values |= check_reproduced(record.marks, held)
+            if read is None:
+                values |= check_reproduced(record.marks, held)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
@@ -526,11 +515,6 @@ def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     raise_errors(AdapterError, problems)
     spec, where = read_spec(stored.spec)
     return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
-
-
-def _handle_of(model: nn.Module) -> Handle:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return cast(Handle, base.bishare)
 
 
 def _warn(*texts: str) -> None:

@@ -7,31 +7,44 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import peft
 from peft import (
     PeftModel,
     PeftModelForQuestionAnswering,
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
     helpers,
+    mapping_func,
     optimizers,
 )
+from peft.config import PeftConfigMixin
 from peft.optimizers import lorafa, loraplus
 from peft.tuners.lora import arrow
 from peft.utils import save_and_load
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
+from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS
 from bishare_dsl.peft.config import BishareConfig
-from bishare_dsl.peft.doors import checked, filled, if_free, on_a_copy
-from bishare_dsl.peft.loraplus import create_loraplus_optimizer, handle_in
-from bishare_dsl.peft.method import check_new
+from bishare_dsl.peft.doors import (
+    check_first,
+    copy_config,
+    fill_after,
+    hand_on_config,
+    hand_on_tensors,
+    refuse_library,
+)
+from bishare_dsl.peft.loraplus import create_loraplus_optimizer
+from bishare_dsl.peft.method import check_new, in_model
+from bishare_dsl.peft.whole import whole, whole_method
 
 _Function = Callable[..., Any]
 
@@ -65,7 +78,7 @@ def _ours(function: _Function) -> Callable[[_Function], _Function]:
     def wrap(theirs: _Function) -> _Function:
         @functools.wraps(theirs)
         def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return (theirs if handle_in(model) is None else function)(model, *args, **kwargs)
+            return (theirs if in_model(model) is None else function)(model, *args, **kwargs)
 
         return call
 
@@ -113,6 +126,36 @@ def _with_card(upload: _Function) -> _Function:
     return uploads
 
 
+def _changing(theirs: _Function) -> _Function:
+    """Let a function that changes a model's adapters do it wholly or not at all."""
+
+    @functools.wraps(theirs)
+    def change(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if theirs.__name__ == "get_peft_model" and args and isinstance(args[0], str):
+            raise TypeError(
+                f"give a config: `get_peft_model(model, BishareConfig(spec={args[0]!r}))`"
+            )
+        ours = any(isinstance(value, BishareConfig) for value in (*args, *kwargs.values()))
+        with whole(model) if ours or in_model(model) is not None else nullcontext():
+            return theirs(model, *args, **kwargs)
+
+    return change
+
+
+def _disabling(theirs: _Function) -> _Function:
+    """Let a block that runs the base end wholly, as the handle's does."""
+
+    @functools.wraps(theirs)
+    def disable_adapter(model: PeftModel) -> Any:
+        handle = in_model(model)
+        return theirs(model) if handle is None else handle.disable_adapter()
+
+    return disable_adapter
+
+
+_BOTH = ("add_adapter", "delete_adapter", "set_adapter")
+_CHANGING_OF_PEFT = (*_BOTH, "set_requires_grad")
+_CHANGING_OF_TRANSFORMERS = (*_BOTH, "disable_adapters", "enable_adapters")
 _WITH_HEADS = (
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
@@ -120,13 +163,20 @@ _WITH_HEADS = (
 )
 
 REPLACED = (
-    Replacement(PeftModel, "from_pretrained", checked),
-    Replacement(PeftModel, "load_adapter", checked),
-    Replacement(PeftModel, "create_or_update_model_card", if_free),
+    Replacement(peft, "get_peft_model", _changing),
+    Replacement(mapping_func, "get_peft_model", _changing),
+    Replacement(PeftModel, "from_pretrained", check_first),
+    Replacement(PeftModel, "load_adapter", check_first),
+    Replacement(PeftConfigMixin, "from_json_file", hand_on_config),
+    Replacement(save_and_load, "safe_load_file", hand_on_tensors),
+    Replacement(PeftModel, "disable_adapter", _disabling),
+    *(Replacement(PeftModel, name, _changing) for name in _CHANGING_OF_PEFT),
+    *(Replacement(kind, "__init__", copy_config) for kind in _WITH_HEADS),
+    *(Replacement(kind, "add_adapter", copy_config) for kind in _WITH_HEADS),
+    Replacement(PeftModel, "create_or_update_model_card", refuse_library),
     Replacement(PeftModel, "_upload_modified_files", _with_card),
-    *(Replacement(kind, "__init__", on_a_copy) for kind in _WITH_HEADS),
-    *(Replacement(kind, "add_adapter", on_a_copy) for kind in _WITH_HEADS),
-    Replacement(PeftAdapterMixin, "load_adapter", partial(filled, check_state=check_new)),
+    Replacement(PeftAdapterMixin, "load_adapter", partial(fill_after, check_state=check_new)),
+    *(Replacement(PeftAdapterMixin, name, _changing) for name in _CHANGING_OF_TRANSFORMERS),
     Replacement(save_and_load, "_get_adapter_state_dict_key_prefixes", _prefixes_beside),
     Replacement(optimizers, "create_loraplus_optimizer", _ours(create_loraplus_optimizer)),
     Replacement(loraplus, "create_loraplus_optimizer", _ours(create_loraplus_optimizer)),
@@ -136,3 +186,10 @@ REPLACED = (
     Replacement(helpers, "rescale_adapter_scale", _NO_RESCALE),
 )
 """In the order of docs/peft.md, which says what each does for adapters of bishare."""
+
+_OF_THE_HANDLE = (
+    *("_turn", "add", "delete_adapter", "merge", "merge_and_unload", "scale_layer"),
+    *("set_adapter", "set_requires_grad", "set_scale", "unload", "unmerge", "unscale_layer"),
+)
+for name in _OF_THE_HANDLE:
+    setattr(Handle, name, whole_method(vars(Handle)[name]))

@@ -154,18 +154,18 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     The graph's placeholders are the parameters of the replaced forward. Its nodes may call the module's
     children (`call_module`), read its attributes (`get_attr`) and call importable functions.
     """
-    _change(module, code=code, wrap=None)
+    change(module, code=code, wrap=None)
 
 
 def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
     """Make reads of the named parameters of `module` return tensors of its child ``bishare_whole``."""
-    _change(module, names=names)
+    change(module, names=names)
 
 
 @contextmanager
 def own_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules return their own parameters inside the block, where `set_whole` replaces some."""
-    replaced = [(module, _changes(module).names) for module in modules]
+    replaced = [(module, changes_of(module).names) for module in modules]
     for module, _ in replaced:
         set_whole(module, ())
     try:
@@ -177,8 +177,8 @@ def own_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
     """Wrap the current forward of a module in `wrap`, once; `wrap` is pickled by its name."""
-    if _changes(module).wrap is not wrap:
-        _change(module, wrap=wrap)
+    if changes_of(module).wrap is not wrap:
+        change(module, wrap=wrap)
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
@@ -189,22 +189,23 @@ def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
 
 def restore_forward(module: nn.Module) -> None:
     """Restore the original class and forward of `module`; do nothing without a graph."""
-    _change(module, code=None, wrap=None)
+    change(module, code=None, wrap=None)
 
 
-def _changes(module: nn.Module) -> Changes:
+def changes_of(module: nn.Module) -> Changes:
+    """Return how the class of a module differs from its original class."""
     return getattr(type(module), "bishare_changes", _UNCHANGED)
 
 
-def _change(module: nn.Module, **changed: Any) -> None:
+def change(module: nn.Module, **changed: Any) -> None:
     """Generate and set the class of a module with some `Changes`; without any, the original class."""
-    base, changes = base_class(type(module)), _changes(module)._replace(**changed)
+    base, changes = base_class(type(module)), changes_of(module)._replace(**changed)
     _swap(module, _generated_class(base, changes) if any(changes) else base)
 
 
 def is_rewritten(module: nn.Module) -> bool:
     """Tell whether the forward of `module` is a graph."""
-    return _changes(module).code is not None
+    return changes_of(module).code is not None
 
 
 def base_class(cls: type[nn.Module]) -> type[nn.Module]:

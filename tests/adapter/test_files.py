@@ -163,7 +163,7 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(
     with suppress(KeyboardInterrupt):
         saved(folder, seed=1)
     assert read_adapter(folder).config.seed == seed
-    left += [None] * 2
+    left += [None] * 3  # The first may finish what the kill left.
     with suppress(KeyboardInterrupt):
         saved(folder, seed=2)
     assert read_adapter(folder).config.seed == 2
@@ -215,14 +215,14 @@ def test_every_flipped_bit_of_the_config_is_noticed(folder: Path) -> None:
     """But for what the base is called, and those that mean the same: a space that is another space."""
     path = folder / "adapter_config.json"
     content = path.read_bytes()
-    config = read_adapter(folder).config
+    config = read_adapter(folder).config.model_dump()
     for place in range(0, len(content), 7):
         path.write_bytes(
             content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
         )
         try:
-            found = read_adapter(folder).config
-            assert found == config.model_copy(update={"base_model": found.base_model})
+            found = read_adapter(folder).config.model_dump()
+            assert found == config | {"base_model": found["base_model"]}
         except AdapterError:
             continue
 

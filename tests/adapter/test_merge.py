@@ -104,35 +104,6 @@ def test_what_bfloat16_keeps_of_a_small_update(adapted: Adapted) -> None:
     assert "in bfloat16" in str(report)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stochastic_rounding_takes_one_of_two_neighbours(
-    adapted: Adapted, dtype: torch.dtype
-) -> None:
-    """Each weight is one of its two neighbours; the same seed gives the same, another one another."""
-    found = []
-    for seed in (0, 0, 1):
-        model = adapted(dtype=dtype)
-        small(model, 3e-4)
-        base = weights(model)
-        exact = {
-            f"{site.path}.weight": base[f"{site.path}.weight"].float()
-            + delta(model.bishare.plan, model.bishare.tensors(), site)
-            for site in model.bishare.plan.sites
-        }
-        model.bishare.merge(stochastic_seed=seed)
-        found.append(weights(model))
-        for name, value in exact.items():
-            lost = (found[-1][name].float() - value).abs()
-            near = value.to(dtype)
-            ends = (torch.full_like(near, torch.inf), torch.full_like(near, -torch.inf))
-            steps = [(torch.nextafter(near, end).float() - near.float()).abs() for end in ends]
-            assert (lost <= torch.maximum(*steps)).all()
-        model.bishare.unmerge()
-        assert same(weights(model), base)
-    assert same(found[0], found[1])
-    assert not same(found[0], found[2])
-
-
 def test_unmerging_what_is_not_merged(adapted: Adapted) -> None:
     with pytest.warns(UserWarning, match="Already unmerged"):
         adapted().bishare.unmerge()

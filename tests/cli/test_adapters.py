@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.models import load_model
-from bishare_dsl.testing.models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -94,48 +93,18 @@ def test_merge_says_what_it_keeps_and_what_keeps_more(bishare, trained, checkpoi
             tensor.mul_(0.02 if tensor.requires_grad else 1)
     model.bishare.save_pretrained(here / "small")
     found = {}
-    for out, extra in (("near", ()), ("drawn", ("--round", "stochastic")), ("full", ())):
-        dtype = "float32" if out == "full" else "bfloat16"
+    for out, dtype in (("near", "bfloat16"), ("full", "float32")):
         run = bishare(
             *("merge", "small", "--model", checkpoint, "--out", out, "--dtype", dtype),
-            *(*extra, "--json", "--quiet"),
+            *("--json", "--quiet"),
         )
         assert run.code == 0, run.err
         found[out] = json.loads(run.out)
     assert min(found["near"]["kept"].values()) < 0.9
     (problem,) = found["near"]["problems"]
     assert (problem["code"], problem["severity"]) == ("BS639", "warning")
-    assert "--round stochastic" in problem["help"]
+    assert "--dtype float32" in problem["help"]
     assert (found["full"]["form"], set(found["full"]["kept"].values())) == ("float32", {1.0})
-    near, drawn = (sum(found[k]["kept"].values()) for k in ("near", "drawn"))
-    assert drawn > near
-
-
-@pytest.mark.parametrize("form", ["int8", "nf4"])
-def test_merge_into_a_quantised_checkpoint(bishare, here, form):
-    pytest.importorskip("bitsandbytes")
-    model = tiny_model("llama", hidden_size=128, head_dim=32, intermediate_size=256)
-    model.save_pretrained(here / "base")
-    compile_spec("lora", model)
-    with torch.no_grad():
-        for tensor in model.bishare.tensors().values():
-            tensor.normal_(0, 0.2)
-    model.bishare.save_pretrained(here / "adapter")
-    want = model(IDS + 3).logits
-    run = bishare(
-        *("merge", "adapter", "--model", "base", "--out", "merged", "--into", form),
-        *("--json", "--quiet"),
-    )
-    assert run.code == 0, run.err
-    data = json.loads(run.out)
-    assert data["form"] == form
-    assert all(0.7 < share < 1.3 for share in data["kept"].values())
-    assert sorted(path.name for path in here.iterdir()) == ["adapter", "base", "merged"]
-    merged, _ = load_model(str(here / "merged"))
-    kind = {"int8": "Linear8bitLt", "nf4": "Linear4bit"}[form]
-    assert type(merged.model.layers[0].mlp.up_proj).__name__ == kind
-    close = torch.nn.functional.cosine_similarity(merged(IDS + 3).logits, want, dim=-1)
-    assert close.median() > 0.8
 
 
 def test_an_interrupted_merge_leaves_what_was_there(

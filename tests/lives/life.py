@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import BishareError, BishareWarning
+from bishare_dsl.peft import as_peft_model
 from bishare_dsl.plan import Plan
 from tests.lives.drawn import Base, bases, batches, specs
 from tests.lives.several import FIRST, Several
@@ -45,6 +46,9 @@ PAIRS = ("clip", "siglip")
 # The base is quantised, or what is added is not linear: nothing can be merged.
 NO_MATRIX = ("BS622", "BS633")
 
+# What a folder of a type may lose of a tensor, relative to its largest number.
+LOST = {"bfloat16": 2**-8, "int8": 2**-7, "int4": 2**-3}
+
 # How often each thing was done, and how often it was refused.
 COUNTS: Counter[str] = Counter()
 
@@ -57,6 +61,8 @@ class Known:
     values: dict[str, Tensor]
     trains: bool = True
     expected: Tensor | None = None
+    rounded: bool = False
+    """Whether it was loaded from a rounded folder: PEFT rounds it again."""
 
     def holds(self, values: dict[str, Tensor]) -> None:
         self.values = {name: value.detach().clone() for name, value in values.items()}
@@ -235,28 +241,32 @@ class Life(RuleBasedStateMachine):
 
     @rule(
         frozen=st.sampled_from(["seed", "tensors"]),
-        rounded=st.booleans(),
+        form=st.sampled_from([None, *LOST]),
         beside=st.booleans(),
+        by_peft=st.booleans(),
     )
-    def save_and_load(self, frozen: Any, rounded: bool, beside: bool) -> None:
-        """Go on with what was loaded: alone, or beside the adapters that there are."""
-        rounded = rounded and not may_tie(self.now.plan)
+    def save_and_load(self, frozen: Any, form: Any, beside: bool, by_peft: bool) -> None:
+        """Go on with what was loaded, of any type: alone, or beside the adapters that there are."""
+        form = None if may_tie(self.now.plan) else form
         with tempfile.TemporaryDirectory() as folder:
-            self.handle.save_pretrained(
-                folder, frozen=frozen, dtype="bfloat16" if rounded else None
-            )
+            if by_peft and not self.now.rounded:
+                form, model = None, as_peft_model(copy.deepcopy(self.model))
+                model.save_pretrained(folder, selected_adapters=[self.active])
+                place = folder if self.active == FIRST else f"{folder}/{self.active}"
+            else:
+                self.handle.save_pretrained(place := folder, frozen=frozen, dtype=form)
             known = copy.copy(self.now)
             if beside:
                 name = self.free_name()
                 with refusal("load beside", "BS643"):
-                    self.several.load(folder, name)
+                    self.several.load(place, name)
                 if name not in self.several.names:
                     return
                 self.several.switch(name)
                 self.known[name], self.active = known, name
             else:
                 model = copy.deepcopy(self.base)
-                load_adapter(folder, model)
+                load_adapter(place, model)
                 self.model, self.known, self.active = model, {FIRST: known}, FIRST
                 self.merged = False
         self.model.eval()
@@ -265,10 +275,11 @@ class Life(RuleBasedStateMachine):
             for name, tensor in self.handle.tensors().items()
             if known.plan.tensor[name].trainable
         )
-        if rounded:
+        if form is not None:
             for name, tensor in self.handle.tensors().items():
-                assert apart(tensor.detach(), known.values[name]) <= 2**-8, name
+                assert apart(tensor.detach(), known.values[name]) <= LOST[form], name
             known.holds(self.handle.tensors())
+            known.rounded = True
 
     @precondition(lambda self: self.dtype == torch.float32)
     @rule(how=st.sampled_from(["copy", "pickle"]))

@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import tracemalloc
 import warnings
 import zlib
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model,
-    peft_model,
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file, save, save_file
@@ -448,42 +449,65 @@ if __name__ == "__main__":
     main()
 
 
-@pytest.mark.each_once
-@pytest.mark.parametrize("door", ["from_pretrained", "load_adapter"])
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_writer_between_the_two_files_is_waited_out_once(
-    door: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """F42: PEFT reads the tensors some time after the config."""
+READING = (
+    "load_adapter",
+    "from_pretrained",
+    "from_pretrained(config=)",
+    "of PEFT",
+    "of transformers",
+)
+OPENED: Counter[str] = Counter()
+
+
+def _count(event: str, arguments: Any) -> None:
+    if event == "open" and isinstance(arguments[0], str):
+        OPENED[arguments[0]] += 1
+
+
+@pytest.mark.parametrize("door", READING)
+def test_a_load_reads_each_file_once(door: str, tmp_path: Path) -> None:
+    """What the check has read is what is loaded, whoever writes into the folder meanwhile (G37)."""
     folder = saved(tmp_path / "a")
-    newer = [saved(tmp_path / f"{i}", values=i + 1) for i in range(times)]
-    wanted = logits(PeftModel.from_pretrained(tiny_model("llama"), newer[-1]))
-    model = tiny_model("llama").eval()
+    model = with_one() if door == "of PEFT" else plain()
+    config = PeftConfig.from_pretrained(folder)
+    if not OPENED:
+        sys.addaudithook(_count)  # It stays for good.
+    OPENED.clear()
     if door == "load_adapter":
-        model = get_peft_model(model, BishareConfig(spec=OTHER), "first").eval()
-        randomize(model)
-    before, read, left = logits(model), peft_model.load_peft_weights, [*newer]
+        load_adapter(folder, model)
+    elif door == "from_pretrained":
+        PeftModel.from_pretrained(model, folder)
+    elif door == "from_pretrained(config=)":
+        PeftModel.from_pretrained(model, folder, config=config)
+    else:
+        model.load_adapter(str(folder), adapter_name="new")
+    assert {path: OPENED[str(path)] for path in (folder / CONFIG, folder / TENSORS)} == {
+        folder / CONFIG: 1,
+        folder / TENSORS: 1,
+    }
 
-    def write_between(*args: Any, **kwargs: Any) -> Any:
-        if not left:
-            return read(*args, **kwargs)
-        shutil.copy(left[0] / TENSORS, folder / TENSORS)
-        found = read(*args, **kwargs)
-        shutil.copy(left.pop(0) / CONFIG, folder / CONFIG)
-        return found
 
-    monkeypatch.setattr(peft_model, "load_peft_weights", write_between)
+def test_modules_to_save_are_matched_by_their_ends(tmp_path: Path) -> None:
+    """G7: PEFT trained and saved these, and the folder could not be loaded."""
+    config = BishareConfig(spec=OTHER, modules_to_save=["norm"])
+    model = get_peft_model(plain(), config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / TENSORS)
+    assert any("input_layernorm" in name for name in names)
+    again = PeftModel.from_pretrained(plain(), tmp_path).eval()
+    assert torch.equal(logits(again), logits(model))
 
-    def load() -> Any:
-        if door == "from_pretrained":
-            return PeftModel.from_pretrained(model, folder, "new")
-        model.load_adapter(folder, "new")
-        model.set_adapter("new")
-        return model
 
-    if times == 2:
-        with pytest.raises(AdapterError, match="BS607"):
-            load()
-        assert torch.equal(logits(model), before)
-        assert "new" not in getattr(model, "peft_config", {})
-    assert torch.equal(logits(load()), wanted)
+def test_tensors_of_another_training_do_not_go_with_the_config_of_a_folder(tmp_path: Path) -> None:
+    """A config that a folder gave has the digest of its tensors, and PEFT may get others, as of a pickle."""
+    folder, other = saved(tmp_path / "a"), saved(tmp_path / "b", values=1)
+    config = PeftConfig.from_pretrained(folder)
+    with pytest.raises(AdapterError, match="BS607"):
+        plain().load_adapter(
+            None, adapter_state_dict=load_file(other / TENSORS), peft_config=config
+        )
+    (folder / TENSORS).unlink()
+    torch.save(load_file(other / TENSORS), folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="BS607"):
+        PeftModel.from_pretrained(plain(), folder)

@@ -128,16 +128,28 @@ def test_saving_tells_that_it_leaves_a_scale_out(
     unscaled = logits(model, ids)
     model.bishare.set_scale("a", 0.5)
     want = logits(model, ids)
-    with pytest.warns(BishareWarning, match=r"BS684.*`a`.* 0\.5 (?s:.*)add_weighted_adapter"):
+    with pytest.warns(BishareWarning, match=r"BS684.*`a`.* 0\.5 (?s:.*)merge"):
         model.bishare.save_pretrained(tmp_path / "a")
     with pytest.warns(BishareWarning, match=r"BS684.*`a`"):
         model.save_pretrained(tmp_path / "both")
     again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "a")
     assert torch.equal(logits(again, ids), unscaled)
-    model.add_weighted_adapter(["a"], [1.0], "scaled")
-    model.save_pretrained(tmp_path / "kept", selected_adapters=["scaled"])
-    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "kept" / "scaled")
+    model.bishare.export(tmp_path / "lora")
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "lora")
     torch.testing.assert_close(logits(again, ids), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_is_finite(base: Any, ids: torch.Tensor, scale: float) -> None:
+    model = two(base, PLAIN)
+    want = logits(model, ids)
+    for change in (
+        lambda: base.bishare.set_scale("a", scale),
+        lambda: base.bishare.scale_layer(scale),
+    ):
+        with pytest.raises(AdapterError, match="BS691"):
+            change()
+    assert torch.equal(logits(model, ids), want)
 
 
 def test_what_cannot_be_scaled(base: Any) -> None:
@@ -149,29 +161,6 @@ def test_what_cannot_be_scaled(base: Any) -> None:
     with pytest.raises(AdapterError, match="BS643"):
         handle.set_scale("default", 0.5)
     assert handle["default"].scale == 1
-
-
-# Sums with weights ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_a_weighted_sum_is_exact_and_is_saved(
-    base: Any, ids: torch.Tensor, spec: str, tmp_path: Path
-) -> None:
-    model = two(base, spec)
-    before = logits(model, ids)
-    dense = [updates(model, name) for name in "ab"]
-    model.bishare.set_scale("b", 3.0)  # It counts, as in PEFT.
-    model.add_weighted_adapter(["a", "b"], [0.75, -0.5], "sum")
-    assert torch.equal(logits(model, ids), before)
-    for path, found in updates(model, "sum").items():
-        want = 0.75 * dense[0][path] - 1.5 * dense[1][path]
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
-    model.set_adapter("sum")
-    want = logits(model, ids)
-    model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "sum")
-    assert torch.equal(logits(again, ids), want)
 
 
 # Optimizers ----------------------------------------------------------------------------------------------
@@ -191,13 +180,18 @@ def test_lora_plus_learns_b_faster_by_either_name(base: Any) -> None:
 # Other things of PEFT ------------------------------------------------------------------------------------
 
 
-def test_a_config_says_that_it_is_no_lora() -> None:
-    config = BishareConfig(spec="lora")
-    assert getattr(config, "use_dora", None) is None
-    with pytest.raises(AttributeError, match=r"no `use_dora`.*export"):
-        config.use_dora  # noqa: B018
-    with pytest.raises(AttributeError):
-        peft.XLoraConfig(hidden_size=4, adapters={"a": "x"}) and config.r
+def test_functions_for_loras_alone_say_what_to_do(base: Any, tmp_path: Path) -> None:
+    model = two(base, PLAIN)
+    with pytest.raises(AdapterError, match=r"BS669.*create_lorafa_optimizer(?s:.*)freeze A"):
+        peft.optimizers.create_lorafa_optimizer(model, 2, 3)
+    with pytest.raises(AdapterError, match=r"BS669.*rescale_adapter_scale(?s:.*)set_scale"):
+        peft.helpers.rescale_adapter_scale(model, 0.5)
+    with pytest.raises(AdapterError, match=r"BS669.*add_weighted_adapter(?s:.*)bishare convert"):
+        model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "sum")
+    model.save_pretrained(tmp_path)
+    experts = [str(tmp_path / name) for name in "ab"]
+    with pytest.raises(AdapterError, match=r"BS669(?s:.*)bishare convert"):
+        peft.create_arrow_model(tiny_model("llama"), experts, peft.ArrowConfig(top_k=1))
 
 
 @pytest.mark.parametrize(
@@ -238,8 +232,6 @@ def test_the_handle_loses_nothing_that_peft_trains(
         with pytest.raises(AdapterError, match=r"BS686.*(lm_head|embed_tokens)`"):
             write(tmp_path / "lost")
     assert not (tmp_path / "lost").exists()
-    with pytest.raises(AdapterError, match=r"BS672.*in full"):
-        model.add_weighted_adapter(["default"], [1.0], "sum")
     with model.bishare.disable_adapter():
         assert torch.equal(logits(model, ids), logits(base, ids))
     assert torch.equal(logits(model, ids), want)

@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.compiler import read_lora, save_again
+from bishare_dsl.cli.convert import save_again
+from bishare_dsl.compiler import read_lora
 
 
 def import_peft(

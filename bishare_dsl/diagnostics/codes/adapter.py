@@ -200,6 +200,7 @@ SPEC_TARGETS = Code(
 TRAINED_TWICE = Code(
     "BS665", "`{path}` cannot be trained in full and be changed in another way too"
 )
+WRONG_SCALE = Code("BS691", "an adapter cannot be scaled by {scale}, which is no finite number")
 LORA_ALONE = Code("BS669", "`{function}` of PEFT works on LoRAs of PEFT alone")
 NOT_SCALED = Code(
     "BS667",
@@ -209,4 +210,3 @@ FUSED_HEAD = Code(
     "BS668",
     "the trainer computes its loss from the weight of `{path}`, without what adapter `{name}` adds there",
 )
-NOT_WEIGHTED = Code("BS672", "cannot add adapters with weights: {reason}")

@@ -1,0 +1,243 @@
+"""Whatever is raised at whatever line: each operation on a model is whole or undone, and the model goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import get_peft_model
+
+import bishare_dsl
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.peft import BishareConfig
+from bishare_dsl.testing.models import tiny_model
+
+SPECS = {
+    "a": "spec k\ntarget q_proj, up_proj\nshare x per layer rank 2 via SS\nshare y per module rank 2\n",
+    "b": "spec d\ntarget q_proj, v_proj\nshare x per module rank 2\nmagnitude per module\n",
+    "c": "spec l\ntarget q_proj, v_proj\nshare x per module rank 2\n",
+    "d": "spec l\ntarget q_proj, v_proj\nshare x per module rank 2\n",
+}
+IDS = torch.arange(3, 15).view(2, 6)
+OURS = str(Path(bishare_dsl.__file__).parent)
+TRACED = (
+    *(f"{OURS}/{part}" for part in ("adapter", "peft", "interrupts.py", "rewrite/parts.py")),
+    *(f"{OURS}/rewrite/{part}.py" for part in ("adapt", "rewritten", "whole")),
+    str(Path(peft.__file__).parent / "peft_model.py"),
+    str(Path(peft.__file__).parent / "tuners"),
+    str(contextlib.__file__),
+)
+
+
+class Interrupted(BaseException):
+    """Raised at a line."""
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, torch.Tensor], Path]:
+    """A model with four adapters that do something, its answers with each, and a folder of the last."""
+    base = tiny_model("llama").eval()
+    answers = {"base": logits(base)}
+    model = get_peft_model(base, BishareConfig(spec=SPECS["a"]), adapter_name="a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT's, of the names.
+        for name in "bcd":
+            model.add_adapter(name, BishareConfig(spec=SPECS[name], seed=1))
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in "abcd":
+            for tensor in base.bishare[name].tensors().values():
+                tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.3)
+    for name in "abcd":
+        model.set_adapter(name)
+        answers[name] = logits(model.eval())
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder, selected_adapters=["d"])
+    base.bishare.set_scale("d", 2.0)
+    answers["d2"] = logits(model)
+    base.bishare.set_scale("d", 1.0)
+    model.set_adapter("a")
+    return model, answers, folder / "d"
+
+
+def in_block(block: Any, model: Any) -> None:
+    with block:
+        logits(model)
+
+
+def handle_of(model: Any) -> Any:
+    return model.get_base_model().bishare
+
+
+def merged_then(act: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Any]:
+    return lambda m, f: (m.merge_adapter(), act(m, f))
+
+
+Operation = Callable[[Any, Path], Any]
+OPERATIONS: dict[str, tuple[Operation, set[str]]] = {
+    "set": (lambda m, _: m.set_adapter("b"), {"a", "b"}),
+    "handle's set": (lambda m, _: handle_of(m).set_adapter("b"), {"a", "b"}),
+    "disable": (lambda m, _: in_block(m.disable_adapter(), m), {"a"}),
+    "handle's disable": (lambda m, _: in_block(handle_of(m).disable_adapter(), m), {"a"}),
+    "layers": (
+        lambda m, _: (m.base_model.disable_adapter_layers(), m.base_model.enable_adapter_layers()),
+        {"a", "base"},
+    ),
+    "merge": (lambda m, _: m.merge_adapter(), {"a"}),
+    "merge another": (lambda m, _: m.merge_adapter(adapter_names=["b"]), {"a", "b"}),
+    "unmerge": (merged_then(lambda m, _: m.unmerge_adapter()), {"a"}),
+    "merged, disable": (merged_then(lambda m, _: in_block(m.disable_adapter(), m)), {"a"}),
+    "merged, set": (merged_then(lambda m, _: m.set_adapter("b")), {"a", "b"}),
+    "merge for good": (lambda m, _: handle_of(m).merge(keep_base=False), {"a", "refused"}),
+    "add": (lambda m, _: m.add_adapter("n", BishareConfig(spec=SPECS["c"])), {"a"}),
+    "load": (lambda m, f: m.load_adapter(f, adapter_name="n"), {"a"}),
+    "delete": (lambda m, _: m.delete_adapter("d"), {"a"}),
+    "delete the active": (lambda m, _: m.delete_adapter("a"), {"a", "b"}),
+    "scale": (lambda m, _: handle_of(m).set_scale("d", 2.0), {"a"}),
+    "scale the active": (
+        lambda m, _: (m.set_adapter("d"), handle_of(m).set_scale("d", 2.0)),
+        {"a", "d", "d2"},
+    ),
+    "rows": (lambda m, _: in_block(handle_of(m).rows(["b", None]), m.get_base_model()), {"a"}),
+    "bank": (lambda m, _: in_block(handle_of(m).bank(["c", "d"]), m), {"a"}),
+}
+
+
+def traced(act: Callable[[], Any], seen: Callable[[FrameType], None]) -> str:
+    """Run an operation with a function that sees each line of what is traced, and return how it ended."""
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            seen(frame)
+        return local
+
+    def enter(frame: FrameType, *_: Any) -> Any:
+        return local if frame.f_code.co_filename.startswith(TRACED) else None
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        act()
+    except Interrupted:
+        return "interrupted"
+    finally:
+        sys.settrace(before)
+    return "finished"
+
+
+def lines_of(act: Callable[[], Any]) -> list[int]:
+    """Return the numbers of the events at which each line runs for the first and for the last time."""
+    first, last, count = dict[Any, int](), dict[Any, int](), 0
+
+    def see(frame: FrameType) -> None:
+        nonlocal count
+        count += 1
+        line = frame.f_code.co_filename, frame.f_lineno
+        first.setdefault(line, count)
+        last[line] = count
+
+    assert traced(act, see) == "finished"
+    return sorted({*first.values(), *last.values()})
+
+
+def interrupt(act: Callable[[], Any], at: int) -> str:
+    """Raise at the event of a number; return where."""
+    count, where = 0, "nowhere"
+
+    def see(frame: FrameType) -> None:
+        nonlocal count, where
+        count += 1
+        if count == at:
+            where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            raise Interrupted
+
+    traced(act, see)
+    return where
+
+
+def faults(model: Any, answers: dict[str, torch.Tensor], allowed: set[str]) -> Iterator[str]:
+    """Yield what is wrong with a model after an interruption."""
+    handle = handle_of(model)
+    try:
+        found = logits(model)
+    except AdapterError as error:
+        if error.problems[0].code != "BS629" or "refused" not in allowed:
+            yield f"it refuses to run: {error}"
+        return
+    close = {n for n, v in answers.items() if (found - v).abs().max() < 2e-3 * v.abs().max()}
+    if not close & allowed:
+        yield f"it answers as {close}, and {handle.active} is active"
+    if tuple(model.active_adapters) != handle.active:
+        yield f"PEFT says {model.active_adapters}, and the handle {handle.active}"
+    if handle.disabled and "base" not in allowed:
+        yield "it is disabled"
+    scaled = handle.active[0] + ("2" if handle[handle.active[0]].scale == 2 else "")
+    if not handle.disabled and scaled not in close:
+        yield f"{scaled} is active, and it answers as {close}"
+    trains = {
+        n for n in handle.adapters if any(p.requires_grad for p in handle[n].tensors().values())
+    }
+    if trains != {*handle.active}:
+        yield f"{trains} train, and {handle.active} is active"
+    if {*model.peft_config} != {*handle.adapters} or handle.has_open_batch:
+        yield f"PEFT has {[*model.peft_config]}, and the handle {[*handle.adapters]}"
+    if handle.disabled:
+        model.base_model.enable_adapter_layers()
+    if handle.merged:
+        handle.unmerge()
+    for name in "cb":
+        model.set_adapter(name)
+        if not torch.allclose(logits(model), answers[name], rtol=1e-4, atol=1e-4):
+            yield f"afterwards `{name}` does not answer as itself"
+    with model.disable_adapter():
+        if not torch.equal(logits(model), answers["base"]):
+            yield "afterwards the base does not answer as itself"
+    left = model.unload()
+    if not torch.equal(logits(left), answers["base"]):
+        yield "unloaded it is not the base"
+    if [path for path, _ in left.named_modules() if "bishare" in path]:
+        yield "unloading leaves modules"
+
+
+def check(four: Any, name: str, step: int) -> None:
+    model, answers, folder = four
+    act, allowed = OPERATIONS[name]
+    warnings.simplefilter("ignore")
+    act(copy.deepcopy(model), folder)  # What is made once is made.
+    lines = lines_of(lambda: act(counted, folder)) if (counted := copy.deepcopy(model)) else []
+    assert len(lines) > 20
+    wrong = {}
+    for at in lines[::step]:
+        tried = copy.deepcopy(model)
+        where = interrupt(partial(act, tried, folder), at)
+        if found := [*faults(tried, answers, allowed)]:
+            wrong[at, where] = found
+    assert not wrong, "\n".join(f"{place}: {found}" for place, found in wrong.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["set", "disable", "merged, disable", "load", "delete the active"])
+def test_an_interruption_at_some_lines_leaves_no_half(four: Any, name: str) -> None:
+    check(four, name, 23)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_interruption_at_any_line_leaves_no_half(four: Any, name: str) -> None:
+    check(four, name, 1)
