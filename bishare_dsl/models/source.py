@@ -73,11 +73,11 @@ def resolve(name: str | Source) -> Source:
         raise ModelError(NO_SUCH_FILE(path=path, help=_ACCEPTED))
     if _HUB_ID.fullmatch(name):
         return Source("hub", name)
-    close, is_preset = nearest(name, (*PRESETS, *ALIASES)), name.lower() in PRESETS
+    begun, is_preset = [n for n in PRESETS if n.startswith(name.lower())], name.lower() in PRESETS
     owners = (who for start, who in OWNERS.items() if name.lower().startswith(start))
+    close = nearest(name, begun[:3] or (*PRESETS, *ALIASES))
     if (owner := next(owners, None)) and (is_preset or close is None):
-        shapes = f", and its shapes alone are `{name.lower()}`" if is_preset else ""
-        close = f"on the Hub it may be `{owner}/{name}`{shapes}"
+        close = f"on the Hub it may be `{owner}/{name}`{f', its shapes are `{name.lower()}`' * is_preset}"
     joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
     raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{_ACCEPTED}"))
 
