@@ -44,17 +44,16 @@ class Origin(NamedTuple):
             text = card.read_text("utf-8") if card.is_file() else f"# {title}\n"
             written = RepoCard(text, ignore_metadata_errors=True)
             front = {"library_name": "peft", **vars(written.data), **self.card}
-            tags = [*(written.data.get("tags") or ()), *self.card.get("tags", ())]
+            ours = written.data.get("tags")
+            tags = [*(ours if isinstance(ours, list) else ()), *self.card.get("tags", ())]
             written.data = CardData(**front | {"tags": [*dict.fromkeys(tags)] or None})
             replace_file(card, str(written).encode())
 
     def left_for(self, target: str) -> tuple[str, ...]:
         """Return what a conversion for a program does not carry over."""
-        fields = {**self.config, **self.card} if target == "gguf" else {}
-        lost = (
-            f"`{name}`" for name in ("task_type", "pipeline_tag", "base_model") if name in fields
-        )
-        return (*self.left, *lost)
+        fields = self.config.keys() | self.card.keys() if target == "gguf" else set()
+        lost = sorted({"task_type", "pipeline_tag", "base_model"} & fields)
+        return (*self.left, *(f"`{name}`" for name in lost))
 
 
 def read_origin(folder: Path, plan: Plan) -> Origin:
@@ -64,26 +63,28 @@ def read_origin(folder: Path, plan: Plan) -> Origin:
     """
     from huggingface_hub import RepoCard
 
-    fields: Any = {}
-    front: Mapping[str, Any] = {}
-    body = ""
+    fields, front, body = dict[str, Any](), dict[str, Any](), ""
     with suppress(OSError, ValueError):
         fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
     with suppress(Exception):  # YAML of a stranger; a card adds nothing to the weights.
-        card = RepoCard(read_file(folder, CARD, MAX_CARD).decode("utf-8", "replace"))
+        body = read_file(folder, CARD, MAX_CARD).decode("utf-8", "replace")
+        card = RepoCard(body)
         front, body = vars(card.data), card.text
-    ours = front.keys() - {*_CARD_FIELDS, "library_name", "base_model_relation"}
+    kept = {name: front[name] for name in _CARD_FIELDS if _is_text(front.get(name))}
+    if isinstance(kept.get("tags"), str):
+        kept["tags"] = [kept["tags"]]
     config = {k: fields[k] for k in CONFIG_FIELDS if isinstance(fields.get(k), str)}
     if config.get(_BASE) == plan.base.name != plan.base.model_id:
         del config[_BASE]
-    return Origin(
-        config,
-        {k: front[k] for k in _CARD_FIELDS if front.get(k)},
-        (
-            *(f"`{k}` of its card" for k in sorted(ours)),
-            *["the text of its card"] * bool(body.strip()),
-        ),
-    )
+    left = sorted(map(str, front.keys() - kept.keys() - {"library_name", "base_model_relation"}))
+    rest = ["the text of its card"] * bool(body.strip())
+    return Origin(config, kept, (*(f"`{name}` of its card" for name in left), *rest))
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a field is a text or a list of texts, as GGUF and the Hub take."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(text, str) for text in texts)
 
 
 NONE = Origin()
