@@ -13,6 +13,7 @@ from bishare_dsl.resources import peft_words, table
 def _table() -> dict[tuple[str, str], str]:
     """Read the advice in `grammars/words.txt` and `peft.txt`, by the kind of location and the word."""
     advice = {("argument", w): f"in the spec, {p.advice}" for w, p in peft_words().items()}
+    advice |= {("peft", word): meant.advice for word, meant in peft_words().items()}
     for pattern, help_line in table("words.txt"):
         place, _, words = pattern.partition(": ")
         advice |= {(place, word): help_line for word in words.split(" ")}

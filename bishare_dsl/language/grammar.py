@@ -182,7 +182,7 @@ def expected(kinds: Collection[str]) -> str:
         left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT"}
         left -= {word.upper() for word in IN_EXPRESSIONS}
     if "WHERE" in left:
-        whose = "the share (such as `per` or `rank`)" if "RANK" in left else "`magnitude`"
+        whose = "the share (such as `per` or `rank`)" if "RANK" in kinds else "`magnitude`"
         described.append(f"a clause of {whose}")
         left -= CLAUSE_KINDS | {"PLAIN"}
     if "TARGET" in left:

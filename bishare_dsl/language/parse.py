@@ -17,7 +17,7 @@ from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Edit, Problem, Remedy, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
-from bishare_dsl.diagnostics.words import english
+from bishare_dsl.diagnostics.words import advise, english
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
@@ -363,7 +363,7 @@ class _Parser:
         if token.type == BAD:
             problem = _unreadable(token, self.declared, before or token)
         else:
-            help = None
+            help = advise("peft", token)
             opened = _not_closed(self.tokens[:position])
             if opened is not None and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
                 span, what = span_of(opened), f"`{opened}` without an end"

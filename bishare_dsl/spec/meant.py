@@ -74,7 +74,7 @@ def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:
         alone = spec.target == m.Selection(include=(m.Ref(ref=share.name),))
         if share.name in known and share.where is None and not alone:
             help = f"`where {share.name}` selects these modules; or give the share another name"
-            yield codes.NAME_SELECTS_NOTHING(share=share.name, loc=loc, help=help)
+            yield codes.NAMED(share=share.name, loc=loc, help=help)
             continue
         same = share.model_copy(update={"name": "", "rank": 1}).model_dump_json()
         one_rank = share.via is None and isinstance(share.rank, int | m.Ref) and share.rank != 0

@@ -8,6 +8,7 @@ from bishare_dsl.language.read import survey
 from bishare_dsl.language.slips import rows
 from bishare_dsl.models.presets import preset
 from bishare_dsl.plan.advice import Adviser
+from bishare_dsl.resources import peft_words
 
 HEAD = "spec s\ntarget q_proj, v_proj\n"
 SHARE = "share a per module rank 4"
@@ -137,7 +138,6 @@ def test_each_row_has_an_example_in_which_it_is_the_advice():
         f"{HEAD}defaults:\n  - lora\n{SHARE}",
         f"{HEAD}{SHARE} !important",
         'spec s\nuse "lora"\nrank 4',
-        f"{HEAD}alpha_pattern {{q_proj: 8}}\n{SHARE}",
     ],
 )
 def test_what_is_not_understood_is_named_without_a_guess(text):
@@ -160,7 +160,7 @@ def test_a_share_is_no_less_shared_after_advice():
     [
         ("share a per module rank 8px", "a number has digits"),
         ("param r = 4\nshare a per module rank 2r", "`2 * r`"),
-        ("share 1st per module rank 8", 'stands in quotes: `"1st"`'),
+        ("share 1st per module rank 8", 'quote it: `"1st"`'),
     ],
 )
 def test_advice_on_a_broken_number_depends_on_its_place(text, said):
@@ -170,3 +170,11 @@ def test_advice_on_a_broken_number_depends_on_its_place(text, said):
 def test_what_a_magnitude_lacks_is_said_of_a_magnitude():
     problem = advised(f"{HEAD}{SHARE}\nmagnitude")[0]
     assert problem.message == "`magnitude` does not say `per`"
+
+
+@pytest.mark.parametrize(
+    "word", ["alpha_pattern", "fan_in_fan_out", "layers_pattern", "use_rslora"]
+)
+def test_a_word_of_peft_gets_the_answer_of_its_table(word):
+    problem = advised(f"{HEAD}{word} true\n{SHARE}")[0]
+    assert problem.help == peft_words()[word].advice

@@ -31,9 +31,7 @@ NOT_PLAIN = Code(
     "BS223",
     "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
 )
-NAME_SELECTS_NOTHING = Code(
-    "BS226", "the name of share `{share}` selects nothing: it covers all", severity="warning"
-)
+NAMED = Code("BS226", "share `{share}` covers all: its name selects nothing", severity="warning")
 COMMA_IS_OR = Code("BS227", "a comma means `or` here: {why}", severity="warning")
 LAYER_IN_BOTH = Code("BS228", "layer {layer} is in shares `{one}` and `{other}`", severity="note")
 SAME_SHARE = Code("BS229", "shares `{one}` and `{other}` act as one share", severity="warning")
