@@ -52,47 +52,109 @@ function unknown(what) {
  * @param weights W (d_out rows) of the base by the path of a module, which magnitudes scale
  */
 export async function read(config, files, weights = {}) {
-  const { peft_type: type, bishare } = JSON.parse(config);
-  const { sharing } = bishare;
-  if (type !== 'BISHARE' || sharing.format !== 2) unknown('this format');
+  const { peft_type: type, bishare, modules_to_save: beside } = JSON.parse(config);
+  const { sharing } = bishare, fields = 'format full modules needs tensors terms';
+  if (type !== 'BISHARE' || sharing.format !== 3 || Object.keys(sharing).sort().join(' ') !== fields) unknown('this format');
+  if (beside) unknown('modules that PEFT saved beside it');
   for (const word of sharing.needs) if (!KNOWN[word] && !FEATURES.includes(word)) unknown(word);
+  const words = (list) => [...new Set(list)].filter((word) => word !== 'library').sort().join(' ');
+  if (words(sharing.needs) !== words(used(sharing))) unknown('other `needs`');
   sharing.terms.forEach(check);
-  const stored = Object.assign({}, ...files.map(safetensors));
-  const tensors = await Promise.all(sharing.tensors.map((entry) => values(entry, stored)));
-  const updates = {}, full = {};
-  for (const { module, shape, terms, expert } of sharing.modules) {
-    const named = terms.map(([index, ...places]) => {
-      const term = sharing.terms[index];
+  const stored = Object.assign({}, ...files.map(parse)), kinds = [], tensors = [];
+  const left = new Set(Object.keys(stored).filter((key) => !/\.seed_-?\d+$/.test(key)));
+  for (const entry of sharing.tensors) {
+    const here = await values(entry, stored, left);
+    here.forEach((tensor) => (tensors.push(tensor), kinds.push(entry)));
+  }
+  if (left.size) unknown(`the tensor ${[...left][0]}, which \`sharing\` does not name`);
+  const modules = sharing.modules.flatMap((entry) => expanded(entry, 'module'));
+  const whole = sharing.full.flatMap((entry) => expanded(entry, 'parameter'));
+  const paths = [...modules.map(({ module }) => module), ...whole.map(({ parameter }) => parameter)];
+  if (new Set(paths).size !== paths.length) unknown('a module or a parameter twice');
+  const named = new Set(), updates = {}, full = {};
+  const at = (index, list) => (Number.isInteger(index) && list[index] !== undefined ? list[index] : unknown(`the index ${index}`));
+  for (const entry of modules) {
+    const { module, shape, terms, expert, rank } = entry, fields = ['module', 'shape', 'rank', 'tied', 'expert', 'terms'];
+    if (!Object.keys(entry).every((name) => fields.includes(name))) unknown(`these fields of ${module}`);
+    const here = terms.map(([index, ...places]) => {
+      const term = at(index, sharing.terms);
+      if (places.length !== term.roles.length) unknown(`the tensors of ${module}`);
       for (const [i, role] of term.roles.entries()) {
+        named.add(places[i]);
         const selects = ['VectorBank', 'Shards'].includes(term.transform) && /^[LI]_[AB]$/.test(role);
-        if (selects && sharing.tensors[places[i]].scales) unknown(`a quantised ${role}`);
+        if (selects && at(places[i], kinds).scales) unknown(`a quantised ${role}`);
       }
-      return [term, Object.fromEntries(term.roles.map((role, i) => [role, tensors[places[i]]]))];
+      return [term, Object.fromEntries(term.roles.map((role, i) => [role, at(places[i], tensors)]))];
     });
-    const update = (x) => change(named, { module, shape, expert, weight: weights[module] }, x);
-    const routed = named.some(([term]) => term.transform === 'Experts');
-    if (routed && named.at(-1)[0].options.plain === false) unknown('lengths of rows that depend on the input');
+    const names = here.map(([term]) => term.transform), routed = names.includes('Experts');
+    if (names.slice(0, -1).includes('magnitude')) unknown(`such a magnitude at ${module}`);
+    if ((rank === undefined) !== (routed || names.includes('magnitude'))) unknown(`the rank of ${module}`);
+    const index = module.match(/experts\.(\d+)\./);
+    if (expert !== (index ? Number(index[1]) : undefined)) unknown(`the expert of ${module}`);
+    const update = (x) => change(here, { module, shape, expert, rank, weight: weights[module] }, x);
+    if (routed && here.at(-1)[0].options.plain === false) unknown('lengths of rows that depend on the input');
     updates[module] = routed ? update : update();
   }
-  for (const { parameter, tensor } of sharing.full) full[parameter] = [tensors[tensor].flat()];
+  for (const { parameter, tensor, shape } of whole) {
+    full[parameter] = [at(tensor, tensors).flat()];
+    if (full[parameter][0].length !== shape.reduce((one, other) => one * other)) unknown(`the shape of ${parameter}`);
+    named.add(tensor);
+  }
+  if (named.size !== tensors.length) unknown('a tensor that nothing uses');
   return { sharing, updates, full };
 }
 
-/** Returns the values of a tensor, wherever they are. */
-function values(entry, stored) {
-  if (entry.key) return stored[entry.key];
-  if (entry.scales) return quantised(entry, stored);
-  return entry.draw ? drawn(entry, entry.text) : unknown("a start from the base's weights");
+/** Returns the words of what is in a folder. */
+function used({ tensors, modules, full, terms }) {
+  const words = { draw: 'drawn', expert: 'experts', base: 'base', int8: 'int8', int4: 'int4', tied: 'tied' };
+  const found = Object.keys(words).filter((key) => [...tensors, ...modules, ...full].some((entry) => key in entry));
+  return [...terms.map(({ transform }) => transform), ...found.map((key) => words[key]), ...(full.length ? ['full'] : [])];
 }
 
-/** Returns whole numbers times the scale of their group of 64. */
-function quantised({ shape: [rows, columns], int4, int8, scales }, stored) {
-  const count = rows * columns, [whole, each] = [stored[int4 ?? int8], stored[scales]], bytes = whole.flat(), most = int4 ? 7 : 127;
+/** Returns the modules or parameters of an entry, one for each block. */
+function expanded({ blocks, ...entry }, name) {
+  const [first, count] = blocks ?? [0, 1], path = entry[name];
+  if (Boolean(blocks) !== path.includes('{}') || !(count > 0)) unknown(`the blocks of ${path}`);
+  const at = (ref, k) => (Array.isArray(ref) ? ref[0] + k * ref[1] : ref);
+  return range(count).map((k) => {
+    const here = { ...entry, [name]: path.replace('{}', first + k) };
+    if (name === 'parameter') return { ...here, tensor: at(entry.tensor, k) };
+    return { ...here, terms: entry.terms.map(([term, ...refs]) => [term, ...refs.map((ref) => at(ref, k))]) };
+  });
+}
+
+/** Returns the values of the tensors of an entry, wherever they are; its keys are taken from `left`. */
+async function values(entry, stored, left) {
+  if (entry.base) unknown("a start from the base's weights");
+  const fields = entry.draw ? 'draw dtype sha256 shape text' : 'count int4 int8 key offset row scales shape';
+  if (!Object.keys(entry).every((name) => fields.split(' ').includes(name))) unknown('such an entry of a tensor');
+  if (entry.draw) return [await drawn(entry, entry.text)];
+  const { shape, count, row = 0, key } = entry, keys = ['key', 'int8', 'int4', 'scales'].filter((name) => name in entry).map((name) => entry[name]);
+  if (keys.length !== (key ? 1 : 2)) unknown('two ways to store a tensor');
+  for (const name of keys) if (!stored[name] || !left.delete(name)) unknown(`the missing tensor ${name}`);
+  if (!(count > 0) || row < 0 || keys.some((name) => row + count > stored[name].shape[0])) unknown('these rows');
+  const part = (name, i) => {
+    const { type, shape: [rows, ...rest], numbers } = stored[name], size = numbers.length / rows;
+    return { is: `${type} ${rest}`, numbers: numbers.slice(i * size, (i + 1) * size) };
+  };
+  return range(count).map((i) => {
+    if (!key) return quantised(entry, part(entry.int4 ?? entry.int8, row + i), part(entry.scales, row + i));
+    const { is, numbers } = part(key, row + i);
+    if (!['F64', 'F32', 'BF16', 'F16'].some((type) => is === `${type} ${shape}`)) unknown('such a stack');
+    if (!numbers.every(Number.isFinite)) unknown('values that are not finite');
+    return table(numbers, shape[1]);
+  });
+}
+
+/** Returns whole numbers times the scale of their group of 64, plus the offset. */
+function quantised({ shape: [rows, columns], int4, offset = 0 }, whole, each) {
+  const count = rows * columns, bytes = whole.numbers, most = int4 ? 7 : 127, factors = each.numbers;
   const fits = int4 ? whole.is === `U8 ${Math.ceil(count / 2)}` : whole.is === `I8 ${rows},${columns}`;
-  const scaling = ['BF16', 'F16', 'F32'].some((type) => each.is === `${type} ${Math.ceil(count / 64)}`), factors = each.flat();
+  const scaling = ['BF16', 'F16', 'F32'].some((type) => each.is === `${type} ${Math.ceil(count / 64)}`) && factors.every(Number.isFinite);
   const numbers = int4 ? bytes.flatMap((byte) => [(byte & 15) - 8, (byte >> 4) - 8]) : bytes;
   if (!fits || !scaling || numbers.some((q, i) => Math.abs(q) > (i < count ? most : 0))) unknown(`such ${int4 ? 'int4' : 'int8'} numbers`);
-  return table(numbers.slice(0, count).map((q, i) => Math.fround(q * factors[Math.floor(i / 64)])), columns);
+  const value = (q, i) => Math.fround(Math.fround(q * factors[Math.floor(i / 64)]) + Math.fround(offset));
+  return table(numbers.slice(0, count).map(value), columns);
 }
 
 /** Refuses a transform, a role, an option or a word that this reader does not know. */
@@ -106,16 +168,21 @@ function check({ transform, options, rank, scale, roles: used }) {
   }
 }
 
+/** Returns the matrices of a file by key, as arrays of rows. */
 export function safetensors(bytes) {
+  return Object.fromEntries(Object.entries(parse(bytes)).map(([key, { shape, numbers }]) => [key, table(numbers, shape.at(-1) ?? 1)]));
+}
+
+function parse(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const first = 8 + Number(view.getBigUint64(0, true));
   const found = {};
   for (const [key, said] of Object.entries(JSON.parse(new TextDecoder().decode(bytes.subarray(8, first))))) {
     if (key === '__metadata__') continue;
-    const [size, get, meant] = TYPES[said.dtype] ?? unknown(said.dtype);
+    const [size, get, meant] = TYPES[said.dtype] ?? unknown(`the type ${said.dtype}`);
     const [from, to] = said.data_offsets;
     const numbers = range((to - from) / size).map((i) => meant(view[get](first + from + i * size, true)));
-    found[key] = Object.assign(table(numbers, said.shape.at(-1)), { is: `${said.dtype} ${said.shape}` }); // Type and shape.
+    found[key] = { type: said.dtype, shape: said.shape, numbers };
   }
   return found;
 }
@@ -141,7 +208,18 @@ function rounded(x, type) {
 
 // Drawn tensors.
 
-async function drawn({ shape: [rows, columns], dtype, draw }, text) {
+/** Draws a tensor, and compares its bytes with the digest. */
+async function drawn({ shape: [rows, columns], dtype, draw, sha256 }, text) {
+  const matrix = await numbersOf({ rows, columns, dtype, draw }, text), flat = matrix.flat();
+  const bits = { float32: () => new Float32Array(flat), float64: () => new Float64Array(flat), bfloat16: () => new Uint16Array(flat.map((x) => bitsOf(x) >>> 16)) }[dtype];
+  if (bits) {
+    const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bits().buffer));
+    if (![...digest].map((byte) => byte.toString(16).padStart(2, '0')).join('').startsWith(sha256)) unknown(`how ${text} was drawn`);
+  }
+  return matrix;
+}
+
+async function numbersOf({ rows, columns, dtype, draw }, text) {
   const [[kind, amount]] = Object.entries(draw);
   const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(text));
   const key = [0, 8].map((at) => new DataView(digest).getBigUint64(at, true));
@@ -193,9 +271,13 @@ export function quantile(u) {
 // Terms.
 
 /** Returns what is added to the weight of a module. */
-function change(terms, { module, shape, expert, weight }, x) {
+function change(terms, { module, shape, expert, rank, weight }, x) {
   const [last, { mu }] = terms.at(-1), matrices = (some) => some.map(([term, t]) => matrix(term, t, ...shape, x));
-  if (last.transform !== 'magnitude') return sum(matrices(terms));
+  if (last.transform !== 'magnitude') {
+    const rows = terms.map(([term, t]) => factor(term, t, 'A', shape[1]).length).reduce((one, other) => one + other);
+    if (rank !== undefined && rows !== rank) unknown(`another rank of ${module}`);
+    return sum(matrices(terms));
+  }
   if (!weight) unknown(`the weight of ${module}, which \`magnitude\` scales: pass \`weights\``);
   const fits = [mu.length, mu[0].length, weight.length, weight[0].length].join() === [1, shape[0], ...shape].join();
   if (!fits || expert !== undefined) unknown(`such a magnitude at ${module}`);

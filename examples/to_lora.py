@@ -9,6 +9,7 @@ other, with their scales and gains in B.
 import functools
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ WORDS = {
 }
 
 
+FIELDS = {"format", "needs", "tensors", "terms", "modules", "full"}
 FEATURES = ("drawn", "experts", "full", "int4", "int8", "library", "tied")
 
 
@@ -120,27 +122,102 @@ def open_folder(folder, name=None, weights=None):
     """
     config = json.loads(Path(folder, CONFIG).read_text("utf-8"))
     known(config["peft_type"] == "BISHARE", "the method of this folder")
+    known(not config.get("modules_to_save"), "modules that PEFT saved beside it")
     sharing = config["bishare"]["sharing"]
-    known(sharing["format"] == 2, "this format")
+    known(sharing["format"] == 3, "this format")
+    known({*sharing} == FIELDS, "these fields of `sharing`")
     for word in sharing["needs"]:
         known(word in KNOWN or word in FEATURES or (word == "base" and weights), word)
+    known({*sharing["needs"]} - {"library"} == {*used(sharing)} - {"library"}, "other `needs`")
     for term in sharing["terms"]:
         check(term)
     stored = safetensors(Path(folder, TENSORS))
     stored |= safetensors(Path(folder, "adapters", f"{name}.safetensors")) if name else {}
-    tensors = [
-        from_base(i, sharing, weights) if "base" in entry and weights else values(entry, stored)
-        for i, entry in enumerate(sharing["tensors"])
-    ]
-    for module in sharing["modules"]:
-        for number, *places in module["terms"]:
-            for role, place in zip(sharing["terms"][number]["roles"], places, strict=True):
-                selects = role in ("L_A", "L_B", "I_A", "I_B")
-                selects &= sharing["terms"][number]["transform"] in ("VectorBank", "Shards")
-                known(
-                    not (selects and "scales" in sharing["tensors"][place]), f"a quantised {role}"
-                )
+    modules = [one for entry in sharing["modules"] for one in expanded(entry, "module")]
+    full = [one for entry in sharing["full"] for one in expanded(entry, "parameter")]
+    sharing = sharing | {"modules": modules, "full": full}
+    tensors, kinds, left = [], [], {key for key in stored if not is_seed(key)}
+    for entry in sharing["tensors"]:
+        known(entry.get("count", 1) > 0, "a count of none")
+        kinds += [entry] * entry.get("count", 1)
+        if "base" in entry and weights:
+            tensors.append(from_base(len(tensors), entry, sharing, weights))
+        else:
+            tensors += values(entry, stored, left)
+    known(not left, f"the tensor {min(left, default='')}, which `sharing` does not name")
+    check_modules(sharing, tensors, kinds)
     return config, sharing, tensors
+
+
+def used(sharing):
+    """Return the words of what is in a folder."""
+    yield from (term["transform"] for term in sharing["terms"])
+    text = [*sharing["tensors"], *sharing["modules"], *sharing["full"]]
+    words = {"draw": "drawn", "expert": "experts"} | {
+        w: w for w in ("base", "int8", "int4", "tied")
+    }
+    yield from (word for key, word in words.items() if any(key in entry for entry in text))
+    yield from ["full"] * bool(sharing["full"])
+
+
+def is_seed(key):
+    return key.rpartition(".")[2].startswith("seed_")
+
+
+def expanded(entry, name):
+    """Return the modules or parameters of an entry, one for each block."""
+    path, (first, count) = entry[name], entry.get("blocks", (0, 1))
+    known(("blocks" in entry) == ("{}" in path) and count > 0, f"the blocks of {path}")
+    here = {key: value for key, value in entry.items() if key != "blocks"}
+
+    def at(ref, k):
+        return ref if isinstance(ref, int) else ref[0] + k * ref[1]
+
+    for k in range(count):
+        more = {name: path.replace("{}", str(first + k))}
+        if name == "module":
+            terms = [[term, *(at(ref, k) for ref in refs)] for term, *refs in entry["terms"]]
+            yield here | more | {"terms": terms}
+        else:
+            yield here | more | {"tensor": at(entry["tensor"], k)}
+
+
+def check_modules(sharing, tensors, kinds):
+    """Refuse modules and parameters that this reader does not know, or that refer to what is not there."""
+    paths = [module["module"] for module in sharing["modules"]]
+    paths += [full["parameter"] for full in sharing["full"]]
+    known(len(paths) == len({*paths}), "a module or a parameter twice")
+    used = set()
+    for module in sharing["modules"]:
+        path, known_fields = (
+            module["module"],
+            {"module", "shape", "rank", "tied", "expert", "terms"},
+        )
+        known({*module} <= known_fields, f"these fields of {path}")
+        terms = [sharing["terms"][at(n, sharing["terms"])] for n, *_ in module["terms"]]
+        names = [term["transform"] for term in terms]
+        ranked = "magnitude" not in names and "Experts" not in names
+        known(("rank" in module) == ranked, f"the rank of {path}")
+        known("magnitude" not in names[:-1], f"such a magnitude at {path}")
+        expert = re.search(r"experts\.(\d+)\.", path)
+        known(module.get("expert") == (expert and int(expert[1])), f"the expert of {path}")
+        for term, (_, *places) in zip(terms, module["terms"], strict=True):
+            known(len(places) == len(term["roles"]), f"the tensors of {path}")
+            used |= {at(place, tensors) for place in places}
+            for role, place in zip(term["roles"], places, strict=True):
+                selects = role in ("L_A", "L_B", "I_A", "I_B")
+                selects &= term["transform"] in ("VectorBank", "Shards")
+                known(not (selects and "scales" in kinds[place]), f"a quantised {role}")
+    for full in sharing["full"]:
+        size = tensors[at(full["tensor"], tensors)].size
+        known(size == np.prod(full["shape"]), f"the shape of {full['parameter']}")
+        used.add(full["tensor"])
+    known(used == {*range(len(tensors))}, "a tensor that nothing uses")
+
+
+def at(index, entries):
+    known(isinstance(index, int) and 0 <= index < len(entries), f"the index {index}")
+    return index
 
 
 def known(condition, what):
@@ -179,44 +256,62 @@ def safetensors(path):
     return found
 
 
-def values(entry, stored):
-    """Return the values of a tensor, wherever they are."""
-    if "key" in entry:
-        return stored[entry["key"]].astype(float)
-    if "scales" in entry:
-        return quantised(entry, stored)
-    known("draw" in entry, "a start from the base's weights")
+def values(entry, stored, left):
+    """Return the values of the tensors of an entry, wherever they are; its keys are taken from `left`."""
+    fields = {"shape", "count", "row", "key", "int8", "int4", "scales", "offset"}
+    if "draw" in entry:
+        fields = {"shape", "draw", "text", "dtype", "sha256"}
+    known(
+        {*entry} <= fields and "base" not in entry,
+        "a start from the base's weights, or such an entry",
+    )
+    if "draw" not in entry:
+        keys = [entry[name] for name in ("key", "int8", "int4", "scales") if name in entry]
+        known(len(keys) == (1 if "key" in entry else 2), "two ways to store a tensor")
+        for key in keys:
+            known(key in stored, f"the missing tensor {key}")
+            left.discard(key)
+        rows = range(first := entry.get("row", 0), first + entry["count"])
+        known(first >= 0 and all(rows.stop <= len(stored[key]) for key in keys), "these rows")
+        if "key" not in entry:
+            return [quantised(entry, stored, row) for row in rows]
+        array = stored[entry["key"]]
+        known([*array.shape[1:]] == entry["shape"] and array.dtype.kind == "f", "such a stack")
+        known(np.isfinite(array).all(), "values that are not finite")
+        return [array[row].astype(float) for row in rows]
     drawn = draw(*entry["draw"].items(), entry["shape"], entry["text"])
     if entry["dtype"] == "bfloat16":  # To the nearest, of two that are as near the even one.
         bits = drawn.view("<u4")
         drawn = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         check_digest(drawn.astype("<u2"), entry)
-        return (drawn << 16).astype("<u4").view("<f4").astype(float)
+        return [(drawn << 16).astype("<u4").view("<f4").astype(float)]
     drawn = drawn.astype(entry["dtype"])
     check_digest(drawn, entry)
-    return drawn.astype(float)
+    return [drawn.astype(float)]
 
 
-def quantised(entry, stored):
-    """Return whole numbers times the scale of their group of 64."""
+def quantised(entry, stored, row):
+    """Return whole numbers times the scale of their group of 64, plus the offset."""
     count = entry["shape"][0] * entry["shape"][1]
     form, kind, size, shape = "int4", "u1", 7, [-(-count // 2)]
     if "int8" in entry:
         form, kind, size, shape = "int8", "i1", 127, [*entry["shape"]]
-    numbers, scales = stored[entry[form]], stored[entry["scales"]]
+    numbers, scales = stored[entry[form]][row], stored[entry["scales"]][row]
     fits = numbers.dtype == kind and [*numbers.shape] == shape
     fits &= scales.dtype in ("<f2", "<f4") and scales.shape == (-(-count // 64),)
+    fits = fits and np.isfinite(scales).all()
     numbers = numbers.astype(int).ravel()
     if form == "int4":
         numbers = np.stack((numbers & 15, numbers >> 4), 1).ravel() - 8
     known(fits and abs(numbers).max() <= size and not numbers[count:].any(), f"such {form} numbers")
     scaled = numbers[:count].astype("<f4") * np.repeat(scales.astype("<f4"), 64)[:count]
+    scaled = scaled + np.float32(entry.get("offset", 0))
     return scaled.reshape(entry["shape"]).astype(float)
 
 
-def from_base(place, sharing, weights):
+def from_base(place, entry, sharing, weights):
     """Return a tensor that the base's weights give."""
-    entry, users = sharing["tensors"][place], {}
+    users = {}
     for module in sharing["modules"]:
         for number, *places in module["terms"]:
             if place in places:

@@ -16,20 +16,6 @@ _TEMPLATE_OF_PEFT = re.compile(
     r"^# Model Card for Model ID$.*\[More Information Needed\]", re.MULTILINE | re.DOTALL
 )
 
-_WITH_PEFT = """\
-
-import bishare_dsl.peft  # pip install bishare; without this line PEFT says KeyError: 'BISHARE'
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(model, "path/to/this/folder")
-# For programs that you cannot change (lm_eval, a web UI): python -m bishare_dsl.autoload on
-# Or write a plain LoRA for them: bishare convert path/to/this/folder --model MODEL --out lora"""
-_WITHOUT_PEFT = """\
-
-from bishare_dsl import load_adapter  # pip install bishare
-
-model = load_adapter("path/to/this/folder#{name}", model)"""
-
 
 def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> None:
     """Write an adapter's model card into its folder, unless the folder has a custom card.
@@ -58,7 +44,8 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]
     name = hub_id or plan.base.name
-    card = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    file = "card_of_library.md" if names else "card.md"
+    card = Path(__file__).with_name(file).read_text(encoding="utf-8")
     return card.format(
         front_matter="\n".join(front_matter),
         mark=_MARK,
@@ -69,7 +56,7 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
             + [plan.parameters_line]
         ),
         what=f"A library of {len(names)} adapters" if names else "An adapter",
-        use=(_WITHOUT_PEFT.format(name=names[0]) if names else _WITH_PEFT).strip(),
+        name=names[0] if names else "",
         load_from=json.dumps(name),
         text=spec_text.strip(),
     )

@@ -7,12 +7,14 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
+from bishare_dsl.adapter.fingerprint import Fingerprint, SignFingerprint
 from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft_config import PREFIX
@@ -25,11 +27,11 @@ from bishare_dsl.version import __version__
 PEFT_TYPE = "BISHARE"
 """PEFT's name of the method."""
 
-FORMAT = 2
+FORMAT = 3
 """The format of adapter folders that this version writes, and the newest that it reads (`docs/format.md`)."""
 
-RECORD_FORMAT = 5
-"""The number of this format in the field `RECORD`."""
+RECORD_FORMAT, ALONE = 6, 5
+"""The numbers of this format and of the one before, without stacks, in the field `RECORD`."""
 
 RECORD = "bishare"
 """The config field that contains bishare's record."""
@@ -50,17 +52,18 @@ def member_fault(name: str) -> str | None:
 
 _DICTS = ("linears", "shapes")
 
-_OF_PEFT = {
+OF_PEFT = {
     "spec": "spec",
     "seed": "seed",
     "base_model": "base_model_name_or_path",
     "base_revision": "revision",
     "auto_mapping": "auto_mapping",
+    "task_type": "task_type",
 }
+"""Fields of `AdapterConfig` that are PEFT's, with their names there."""
 
-
-_IN_SHARING = ("drawn", "compact", "of_base", "marks")
-"""Fields that are stored in `sharing`."""
+ORIGIN = ("base_model", "base_revision", "auto_mapping", "task_type", "fingerprint")
+"""Fields of `AdapterConfig` about the base that do not change what the adapter computes."""
 
 
 def text_of(value: Any) -> str:
@@ -75,35 +78,26 @@ def broken_config(path: str | Path, error: ValueError) -> AdapterError:
     )
 
 
-class DrawnTensor(BaseModel):
-    """A frozen tensor that is not stored: it is regenerated from ``seed`` and rounded to ``dtype``.
+class Entry(BaseModel):
+    """How a folder stores a tensor that is neither whole nor rounded.
 
-    ``sha256`` is the start of the SHA-256 of its bytes, row by row, little-endian.
+    ``seed``: regenerated from the adapter's seed, and rounded to ``dtype``; ``sha256`` begins the SHA-256 of
+    its bytes, row by row, little-endian. ``base``: recomputed from the base's weights and known by its
+    ``marks``, or without marks an untrained parameter of the base. ``int8``, ``int4``: quantised.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    sha256: str = Field(pattern="^[0-9a-f]{8}$")
-
-
-class SignFingerprint(BaseModel):
-    """Fingerprint of a tensor that is recomputed from the base's weights (`bishare_dsl.adapter.reproduced`).
-
-    ``signs`` has a digit from 0 to 3 for each row: 2 if its first product is negative, plus 1 if its
-    second is. ``sums`` are the sums of both products over the rows.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    signs: str = Field(pattern=r"^[0-3]+$")
-    sums: tuple[float, float]
+    way: Literal["seed", "base", "int8", "int4"]
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    sha256: str = Field(default="", pattern="^([0-9a-f]{8})?$")
+    marks: SignFingerprint | None = None
 
 
 class AdapterConfig(BaseModel):
     """The config of an adapter.
 
-    ``spec``, ``seed``, ``auto_mapping``, ``base_model`` (``base_model_name_or_path``) and
+    ``spec``, ``seed``, ``auto_mapping``, ``task_type``, ``base_model`` (``base_model_name_or_path``) and
     ``base_revision`` (``revision``) are PEFT fields of the file. The others are in the field ``bishare``.
 
     ``spec`` is the text of the spec and ``seed`` the seed of the initial values. ``base_model`` is the
@@ -112,15 +106,13 @@ class AdapterConfig(BaseModel):
     plan's digest. ``tensors`` is the digest of the tensor file (`digest_of`), and ``digest`` in the file
     covers all these fields.
 
-    ``drawn`` are tensors regenerated from the seed. ``compact`` names the parts that are stored instead
-    of a quantised tensor, as ``TENSOR:PART``: its type and ``scales``. ``of_base`` are untrained tensors
-    equal to the base's. ``packages`` gives the package and version of each third-party transform.
-    ``rounded`` is the type of float32 tensors in the file; loading converts them back to float32.
+    ``entries`` are the tensors that are not stored as they are. ``packages`` gives the package and version of
+    each third-party transform. ``rounded`` is the type of float32 tensors in the file; loading converts them
+    back to float32.
 
-    ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text. ``marks`` are
-    fingerprints of frozen tensors that loading recomputes from the base's weights
-    (`bishare_dsl.adapter.reproduced`). ``drawn``, ``compact``, ``of_base`` and ``marks`` are stored in
-    ``sharing`` only: `bishare_dsl.adapter.contents.check_plan` reads them from it.
+    ``sharing`` is the plan for other readers (`bishare_dsl.adapter.sharing`), as JSON text. The file stores
+    ``entries`` in it: `bishare_dsl.adapter.contents.check_plan` reads them from there.
+    ``fingerprint`` is of the base's weights, if they were at hand when the adapter was saved.
 
     In a library ``adapters`` has the digest of each adapter's private tensors, by name. ``beside`` is the
     digest of the modules that PEFT has saved in the same file.
@@ -135,15 +127,14 @@ class AdapterConfig(BaseModel):
     base_model: str | None = None
     base_revision: str | None = None
     auto_mapping: dict[str, str | None] | None = None
-    """The class of the base, which `AutoPeftModelForCausalLM` looks up."""
+    """The class of the base, which `AutoPeftModel` looks up where there is no task."""
+    task_type: str | None = None
     base: Architecture
     plan: str
     tensors: str = ""
-    drawn: dict[str, DrawnTensor] = {}
-    compact: dict[str, tuple[str, ...]] = {}
-    of_base: tuple[str, ...] = ()
-    marks: dict[str, SignFingerprint] = {}
+    entries: dict[str, Entry] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
+    fingerprint: Fingerprint | None = None
     rounded: Literal["bfloat16", "int8", "int4"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
     beside: str | None = None
@@ -157,21 +148,39 @@ class AdapterConfig(BaseModel):
         """All fields of the file that was read, for PEFT."""
         return self._fields
 
+    @property
+    def alone(self) -> bool:
+        """Whether each tensor is stored alone, as in format 2."""
+        return self.format == ALONE
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The base that it was saved on: the fields of `ORIGIN`."""
+        return {name: found for name in ORIGIN if (found := getattr(self, name)) is not None}
+
+    def ways(self, *ways: str) -> dict[str, Entry]:
+        """Return the entries that are stored in one of these ways, by the tensor's name."""
+        return {name: entry for name, entry in self.entries.items() if entry.way in ways}
+
+    @property
+    def marks(self) -> dict[str, SignFingerprint]:
+        """Marks of the tensors that are recomputed from the base's weights, by name."""
+        return {name: entry.marks for name, entry in self.entries.items() if entry.marks}
+
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
-        record = self.model_dump(mode="json", exclude_none=True, exclude={*_OF_PEFT})
+        record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "entries"})
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, but the order of a block's layers matters.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
         record["sharing"] = json.loads(self.sharing)
-        record = {name: value for name, value in record.items() if name not in _IN_SHARING}
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 
     def text(self) -> str:
         """Return the text of the file, in PEFT's layout."""
-        own = {theirs: getattr(self, ours) for ours, theirs in _OF_PEFT.items()}
-        fields = {"peft_type": PEFT_TYPE, "task_type": None, "inference_mode": True, **own}
-        return layout(fields | {RECORD: self.record()})
+        own = {theirs: getattr(self, ours) for ours, theirs in OF_PEFT.items()}
+        fields = {"peft_type": PEFT_TYPE, "inference_mode": True, **own}
+        return json.dumps(fields | {RECORD: self.record()}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def of(cls, fields: Any) -> AdapterConfig:
@@ -184,39 +193,20 @@ class AdapterConfig(BaseModel):
             raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
         record = fields.get(RECORD)
         record = record if isinstance(record, dict) else {}
-        if record.get("format") != RECORD_FORMAT or not fields.get("spec"):
-            raise ValueError(
-                "it has an older format, or no spec: load it by bishare 0.4 and save it once "
-                "(pip install bishare==0.4.0)"
-            )
+        if type(number := record.get("format")) is int and number > RECORD_FORMAT:
+            raise ValueError("it has a later format: pip install --upgrade bishare")
+        if number not in (RECORD_FORMAT, ALONE) or not fields.get("spec"):
+            old = "an older format, or no spec: load it by bishare 0.4 and save it once"
+            raise ValueError(f"it has {old} (pip install bishare==0.4.0)")
         if record.get("digest") != record_digest(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("the config was changed after saving")
         described = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
-        own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
+        own = {ours: fields[theirs] for ours, theirs in OF_PEFT.items() if theirs in fields}
         config = _config_of(json.dumps(described | own))
         of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
         read = config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
         read._fields = fields
         return read
-
-
-def layout(value: Any, depth: int = 4) -> str:
-    """Return JSON with one line for each entry down to a depth, to be readable and to diff well."""
-
-    def lines(value: Any, depth: int, space: str) -> str:
-        if not depth or not value or not isinstance(value, (dict, list)):
-            return text_of(value)
-        inner = space + " "
-        if isinstance(value, list):
-            parts, ends = [lines(part, depth - 1, inner) for part in value], "[]"
-        else:
-            parts = [
-                f"{json.dumps(k)}: {lines(v, depth - 1, inner)}" for k, v in sorted(value.items())
-            ]
-            ends = "{}"
-        return f"{ends[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{space}{ends[1]}"
-
-    return lines(value, depth, "") + "\n"
 
 
 @lru_cache(maxsize=16)
@@ -237,22 +227,15 @@ def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> s
 
 def installed_versions() -> dict[str, str | None]:
     """Return the versions of the packages that write an adapter; None for one that is not installed."""
-    versions: dict[str, str | None] = {"bishare": __version__}
+    found = {"bishare": __version__}
     for package in ("torch", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def part_name(tensor: str, part: str) -> str:
-    """Return the name of a tensor's part in the file; tensor names never contain a colon."""
-    return f"{tensor}:{part}"
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return {"torch": None, "transformers": None, **found}
 
 
 def attribute_in(key: str) -> str:
-    """Return the last component of a tensor's key (see `names_of`), or the whole key of a foreign tensor."""
+    """Return the last component of a tensor's key, or the whole key of a foreign tensor."""
     _, mark, name = key.rpartition(f"{CHILD}.")
     return attribute(name) if mark else key
 
@@ -267,11 +250,6 @@ def is_seed(name: str) -> bool:
     return name.startswith("seed_") and "__" not in name
 
 
-def seed_key(seed: int) -> str:
-    """Return the key of the empty tensor that represents a seed."""
-    return f"{PREFIX}{CHILD}.seed_{seed}"
-
-
 def split_entries(entries: Entries) -> tuple[Entries, Entries]:
     """Split entries into the adapter's and those of modules saved by PEFT, whose keys have dots."""
     own = {name: entry for name, entry in entries.items() if "." not in name}
@@ -279,6 +257,10 @@ def split_entries(entries: Entries) -> tuple[Entries, Entries]:
 
 
 def key_of(plan: Plan, name: str) -> str:
-    """Return the key of a tensor, or of a part of it, in the file."""
-    owner = plan.tensor[name.partition(":")[0]].owner
-    return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))
+    """Return the key of a tensor in a state dict in memory."""
+    return PREFIX + ".".join(filter(None, (plan.tensor[name].owner, CHILD, attribute(name))))
+
+
+def file_key(key: str) -> str:
+    """Return the whole key in the file, of the last component of a key."""
+    return f"{PREFIX}{CHILD}.{key}"

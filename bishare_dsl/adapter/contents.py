@@ -1,9 +1,9 @@
 """The tensors in an adapter's folder by their keys, checked against its config.
 
-A tensor's key is ``base_model.model.OWNER.bishare_tensors.TENSOR``, as PEFT names it, with ``__`` for
-each dot of the tensor's name in the plan. If tensors are regenerated from the seed, an empty tensor
-represents it: ``seed_7`` as ``TENSOR`` for seed 7. Keys without ``bishare_tensors`` belong to modules
-that PEFT saves with an adapter.
+A file has stacks (`bishare_dsl.adapter.stacks`), each as ``base_model.model.bishare_tensors.STACK``. A state
+dict in memory has tensors as ``base_model.model.OWNER.bishare_tensors.TENSOR``, with ``__`` for each dot of
+the tensor's name in the plan. If tensors are regenerated from the seed, an empty tensor represents it:
+``seed_7`` for seed 7. Keys without ``bishare_tensors`` belong to modules that PEFT saves with an adapter.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.config import (
     AdapterConfig,
     Entries,
+    Entry,
     attribute_in,
-    installed_versions,
     is_seed,
-    part_name,
 )
 from bishare_dsl.adapter.replan import check_transforms, plan_of_text
-from bishare_dsl.adapter.sharing import contents_of, sharing_of
+from bishare_dsl.adapter.sharing import entries_of_sharing, sharing_of
+from bishare_dsl.adapter.stacks import Wanted, stacks_of
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
@@ -38,10 +38,11 @@ from bishare_dsl.diagnostics import (
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
-from bishare_dsl.plan import Plan, Tensor
-from bishare_dsl.plan.names import attribute
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.bits import BITS, quantisable
 from bishare_dsl.reading import parse_json
 from bishare_dsl.spec import SINGULAR
+from bishare_dsl.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 MEMBERS = "adapters"
 """Subfolder of a library for the private tensors of its adapters."""
-
-_DTYPES = ("F64", "F32", "BF16", "F16")
 
 _T = TypeVar("_T")
 
@@ -80,13 +79,12 @@ class StoredAdapter:
             with_base: whether the caller computes the tensors that come from the base's weights.
 
         Raises:
-            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), a
-                tensor cannot be restored from its parts (BS608), or this torch generates other random
-                numbers than the one that saved the adapter (BS634).
-            SpecError: a package's transform fails to restore a compact tensor (BS214).
+            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), quantised
+                numbers are damaged (BS608), or this torch generates other random numbers than the one that
+                saved the adapter (BS634).
         """
-        if self.config.marks and not with_base:
-            name = next(iter(self.config.marks))
+        if (marks := self.config.marks) and not with_base:
+            name = next(iter(marks))
             help = 'load it onto its base, and save it with `frozen="tensors"`'
             start, action = self.plan.tensor[name].init, "what is asked"
             raise AdapterError(
@@ -102,43 +100,31 @@ class StoredAdapter:
 def complete(
     folder: Path, plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return a plan's tensors by name: stored, restored from parts, or regenerated from the seed.
+    """Return a plan's tensors by name: stored, dequantised, or regenerated from the seed.
 
     This is the second half of the check on loading; `check_entries` is the first.
 
     Args:
         folder: for error messages.
         plan: the adapter's.
-        config: specifies which tensors are stored in parts and which come from the seed.
-        stored: tensors and parts of them, by the last component of their keys.
+        config: specifies which tensors are quantised and which come from the seed.
+        stored: the contents of its files, by the last component of their keys.
 
     Raises:
-        AdapterError, SpecError: as `StoredAdapter.tensors`.
-        ValueError: a tensor cannot be restored from its parts.
+        AdapterError: as `StoredAdapter.tensors`.
+        ValueError: quantised numbers are damaged.
     """
     from bishare_dsl.adapter.stored import (
         check_finite,
+        decode,
         redraw_tensors,
-        restore_tensors,
-        widen_tensor,
     )
 
-    names = names_of(plan, config)
-    tensors = {
-        names[key]: widen_tensor(tensor, config.rounded)
-        for key, tensor in stored.items()
-        if not is_seed(key)
-    }
-    check_finite(folder, tensors)
-    whole = {name: tensor for name, tensor in tensors.items() if name in plan.tensor}
-    whole |= restore_tensors(plan, config, tensors)
-    whole |= redraw_tensors(plan, config)
-    return whole
+    check_finite(folder, {key: tensor for key, tensor in stored.items() if not is_seed(key)})
+    return {**dict(decode(plan, config, stored)), **dict(redraw_tensors(plan, config))}
 
 
-def check_entries(
-    path: Path, plan: Plan, config: AdapterConfig, entries: Entries, *, is_file: bool = True
-) -> None:
+def check_entries(path: Path, plan: Plan, config: AdapterConfig, entries: Entries) -> None:
     """Check for missing and unexpected tensors of an adapter, before it is added to a model.
 
     Every loader of a folder or of PEFT's state dict calls this, and then `complete`, which checks the values.
@@ -146,35 +132,22 @@ def check_entries(
     Args:
         path: of the config, for error messages.
         plan: the adapter's.
-        config: specifies which tensors are not stored, or stored in parts.
+        config: specifies which tensors are not stored, or quantised.
         entries: the shapes and types of tensors, by the last component of their keys.
-        is_file: whether everything that the config lists as stored must be present. Otherwise
-            seed-generated tensors may be missing if the seed is present.
 
     Raises:
         AdapterError: lists all problems (BS609 to BS612, BS695); or the config omits a tensor that must
             be stored (BS604).
     """
     check_names(path, plan, config)
-    wanted, problems = expected(plan, config), list[Problem]()
-    if not is_file:
-        drawn = {attribute(t.name) for t in plan.tensors if t.drawn and not t.trainable}
-        left_out = drawn - entries.keys()
-        wanted = {name: tensor for name, tensor in wanted.items() if name not in left_out}
-        if left_out and not any(map(is_seed, entries)):
-            problems.append(codes.MISSING_TENSOR(name=f"seed_{config.seed}"))
+    stacks = stacks_of(plan, config.entries, alone=config.alone)
+    wanted = {key: form for stack in stacks for key, form in stack.wanted().items()}
     seeds = [name.removeprefix("seed_") for name in entries if is_seed(name)]
-    problems += [
+    problems = [
         codes.OTHER_SEED(found=seed, seed=config.seed) for seed in seeds if seed != str(config.seed)
     ]
     own = {name: entry for name, entry in entries.items() if not is_seed(name)}
     raise_errors(AdapterError, [*problems, *tensor_problems(wanted, own)])
-
-
-def names_of(plan: Plan, config: AdapterConfig) -> dict[str, str]:
-    """Return the names of a plan's tensors and of their parts, by the last component of their keys."""
-    parts = (part_name(name, label) for name, labels in config.compact.items() for label in labels)
-    return {attribute(name): name for name in (*plan.tensor, *parts)}
 
 
 def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft: bool) -> None:
@@ -238,72 +211,59 @@ def check_plan(
     plan = plan_of_text(config.spec, config.base)
     if plan.digest != config.plan:
         version = config.versions.get("bishare")
-        installed = installed_versions()["bishare"]
-        help = f"load it with bishare {version}, which saved it" if version != installed else None
+        help = f"load it with bishare {version}, which saved it" if version != __version__ else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
     if not config._contents:
-        stated: dict[str, Any] = {}
-        rebuilt = None
+        entries, rebuilt = dict[str, Entry](), None
         with suppress(ValueError):
-            stated = contents_of(plan, parse_json(config.sharing))
-            rebuilt = sharing_of(plan, config.model_copy(update=stated))
-        if rebuilt != config.sharing:
+            entries = entries_of_sharing(plan, parse_json(config.sharing), alone=config.alone)
+            rebuilt = sharing_of(plan, config.model_copy(update={"entries": entries}))
+        if rebuilt is None or (rebuilt != config.sharing and not config.alone):
             reason = "its `sharing` is not what its spec gives"
             raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
-        config._contents.update(stated)
-    # Copy the dicts: thousands of adapters share this one.
-    stated = {n: {**v} if isinstance(v, dict) else v for n, v in config._contents.items()}
-    return plan, config.model_copy(update=stated)
+        config._contents.update(entries)
+    # Copy the dict: thousands of adapters share this one.
+    return plan, config.model_copy(update={"entries": {**config._contents}})
 
 
 def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
-    """Check that the tensors that the config omits or stores in parts may be treated so.
+    """Check that the tensors that the config omits or quantises may be treated so.
 
     Raises:
         AdapterError: a tensor must be stored whole (BS604).
     """
-    frozen = {tensor.name for tensor in plan.tensors if tensor.drawn and not tensor.trainable}
-    used = {name for term in plan.terms for name in term.tensors.values()}
-    base = {tensor.name for tensor in plan.tensors if tensor.init == "base"}
+    allowed = {
+        "seed": {t.name for t in plan.tensors if t.drawn and not t.trainable},
+        "base": {t.name for t in plan.tensors if t.init == "base"},
+        **dict.fromkeys(BITS, quantisable(plan)),
+    }
     reproduced = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
-    for names, allowed in (
-        (config.drawn, frozen),
-        (config.compact, used - config.drawn.keys()),
-        (config.of_base, base),
-        (config.marks, reproduced - config.compact.keys()),
-    ):
-        if wrong := sorted(set(names) - allowed):
-            reason = f"`{wrong[0]}` must be in the file"
+    for name, entry in config.entries.items():
+        if name not in (allowed[entry.way] if entry.marks is None else reproduced):
+            reason = f"`{name}` must be in the file"
             raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
 
 
-def expected(plan: Plan, config: AdapterConfig) -> dict[str, Tensor | None]:
-    """Return the stored tensors by the last component of their keys, with None for a part of a tensor."""
-    elsewhere = {*config.drawn, *config.compact, *config.of_base, *config.marks}
-    whole = {attribute(t.name): t for t in plan.tensors if t.name not in elsewhere}
-    parts = [f"{attribute(n)}:{label}" for n, labels in config.compact.items() for label in labels]
-    return whole | dict.fromkeys(parts)  # The code that restores a part checks its shape.
+def wanted_values(plan: Plan) -> Wanted:
+    """Return the shapes and types of a plan's tensors in a state dict in memory, each by its attribute."""
+    stacks = stacks_of(plan, {}, alone=True)
+    return {key: form for stack in stacks for key, form in stack.wanted().items()}
 
 
-def tensor_problems(wanted: Mapping[str, Tensor | None], entries: Entries) -> Iterator[Problem]:
-    """Find all problems with the shapes and types in a tensor file.
-
-    Args:
-        wanted: the result of `expected`.
-        entries: the entries of the file.
-    """
-    for name, tensor in wanted.items():
-        if name not in entries:
-            yield codes.MISSING_TENSOR(name=tensor.name if tensor else name.replace("__", "."))
-        elif tensor is not None:
-            shape, dtype = tuple(entries[name]["shape"]), entries[name]["dtype"]
-            if shape != tensor.shape:
-                yield codes.WRONG_SHAPE(name=tensor.name, found=shape, expected=tensor.shape)
-            if dtype not in _DTYPES:
-                yield codes.WRONG_DTYPE(name=tensor.name, found=dtype)
-    for name in entries:
-        if name not in wanted:
-            yield codes.UNEXPECTED_TENSOR(name=name.replace("__", "."))
+def tensor_problems(wanted: Wanted, entries: Entries) -> Iterator[Problem]:
+    """Find all problems with the shapes and types of the entries of a file or a state dict."""
+    for key, (expected, dtypes) in wanted.items():
+        name = key.replace("__", ".")
+        if key not in entries:
+            yield codes.MISSING_TENSOR(name=name)
+            continue
+        shape, dtype = tuple(entries[key]["shape"]), entries[key]["dtype"]
+        if shape != expected:
+            yield codes.WRONG_SHAPE(name=name, found=shape, expected=expected)
+        if dtype not in dtypes:
+            yield codes.WRONG_DTYPE(name=name, found=dtype)
+    for key in entries.keys() - wanted.keys():
+        yield codes.UNEXPECTED_TENSOR(name=key.replace("__", "."))
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
@@ -352,9 +312,9 @@ def own_of(folder: Path, name: str | None, members: Mapping[str, _T]) -> dict[st
         AdapterError: no name (BS676), unknown name (BS678), or the folder is not a library (BS677).
     """
     if name is None and members:
-        raise AdapterError(
-            codes.NEEDS_NAME(folder=folder, count=len(members), help=_named(folder, members))
-        )
+        some = ", ".join(f"`{folder}#{name}`" for name in [*members][:5])
+        help = f"name one: {some}" + ", ..." * (len(members) > 5)
+        raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
     if name is None:
         return {}
     if not members:
@@ -364,12 +324,6 @@ def own_of(folder: Path, name: str | None, members: Mapping[str, _T]) -> dict[st
         help = nearest(name, members) or f"`bishare inspect {folder}` lists its adapters"
         raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=help))
     return {own_file(name): members[name]}
-
-
-def _named(folder: Path, names: Mapping[str, object]) -> str:
-    return f"name one: {', '.join(f'`{folder}#{name}`' for name in [*names][:5])}" + (
-        ", ..." if len(names) > 5 else ""
-    )
 
 
 @contextmanager

@@ -24,22 +24,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.adapter.card import CARD, write_card
 from bishare_dsl.adapter.config import (
-    FORMAT,
     PEFT_TYPE,
-    RECORD,
-    RECORD_FORMAT,
     AdapterConfig,
     Entries,
     broken_config,
-    installed_versions,
-    key_of,
     member_fault,
-    part_name,
-    seed_key,
     split_entries,
     whole_in,
 )
@@ -55,16 +48,14 @@ from bishare_dsl.adapter.contents import (
     own_of,
     reading,
 )
-from bishare_dsl.adapter.devices import gather_tensors
-from bishare_dsl.adapter.replan import packages_of, plan_of_text
-from bishare_dsl.adapter.sharing import UNNAMED, sharing_of
+from bishare_dsl.adapter.packing import pack
+from bishare_dsl.adapter.sharing import sharing_of
+from bishare_dsl.adapter.stacks import common_keys
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import BITS, quantisable, selecting
-from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import (
     check_writable,
@@ -77,33 +68,11 @@ from bishare_dsl.writing import (
 if TYPE_CHECKING:
     import torch
 
-    from bishare_dsl.adapter.stored import Frozen, Rounded
+    from bishare_dsl.adapter.stored import Rounded
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 # Writing ------------------------------------------------------------------------------------------------
-
-
-class Saving(TypedDict, total=False):
-    """Options for saving an adapter.
-
-    Attributes:
-        seed: of the initial values.
-        base_revision: the commit of the base on the Hub, if known.
-        auto_mapping: the class of the base, in PEFT's form, if known.
-        frozen: ``"seed"`` omits frozen tensors that the seed reproduces, which loading verifies;
-            ``"tensors"`` stores them.
-        dtype: ``"bfloat16"`` rounds float32 tensors to it, which halves the file. ``"int8"`` and ``"int4"``
-            quantise factors in groups of 64 numbers.
-        reproduced: tensors computed from the base's weights in float64; equal frozen tensors are omitted.
-    """
-
-    seed: Required[int]
-    base_revision: str | None
-    auto_mapping: dict[str, str | None] | None
-    frozen: Frozen
-    dtype: Rounded
-    reproduced: Mapping[str, torch.Tensor] | None
 
 
 def save_adapter(
@@ -113,7 +82,7 @@ def save_adapter(
     spec_text: str,
     *,
     check: Callable[[StoredAdapter], None] | None = None,
-    **how: Unpack[Saving],
+    **how: Any,
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
 
@@ -125,7 +94,8 @@ def save_adapter(
         tensors: values by name, on any device; stored in their dtype.
         spec_text: the spec that the plan was built from.
         check: called with the adapter as it will be read, before anything is written; it may raise.
-        **how: see `Saving`.
+        **how: options of `bishare_dsl.adapter.packing.pack`: ``seed`` of the initial values, ``origin``,
+            ``frozen``, ``dtype``, and ``reproduced``.
 
     Returns:
         Warnings: frozen tensors that had to be stored (BS635), values that are not finite
@@ -163,7 +133,7 @@ def save_library(
     spec_text: str,
     *,
     seed: int,
-    base_revision: str | None = None,
+    origin: Mapping[str, Any] | None = None,
     dtype: Rounded = None,
 ) -> tuple[Problem, ...]:
     """Write a library to a folder, or replace the library there, in one step.
@@ -174,8 +144,8 @@ def save_library(
         adapters: each adapter's tensors by name, by the name of the adapter.
         spec_text: the spec that the plan was built from.
         seed: of the frozen tensors.
-        base_revision: the commit of the base on the Hub, if known.
-        dtype: as in `Saving`.
+        origin: the base, if known.
+        dtype: as in `bishare_dsl.adapter.packing.pack`.
 
     Returns:
         Warnings, as `save_adapter`, the first of each kind.
@@ -186,11 +156,11 @@ def save_library(
     """
     check_members(adapters)
     packed = {
-        name: pack(plan, tensors, spec_text, seed=seed, base_revision=base_revision, dtype=dtype)
+        name: pack(plan, tensors, spec_text, seed=seed, origin=origin, dtype=dtype)
         for name, tensors in adapters.items()
     }
     shared, config, _ = next(iter(packed.values()))
-    common = {attribute(name) for name in plan.common}
+    common = common_keys(plan)
     shared = {key: value for key, value in shared.items() if whole_in(key) in common}
     own = {name: _own_file(values, common) for name, (values, _, _) in packed.items()}
     digests = {name: digest_of(entries_in(content)) for name, content in own.items()}
@@ -332,11 +302,12 @@ def _add_members(
 ) -> tuple[Problem, ...]:
     stored = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
     config, plan = stored.config, stored.plan
-    common = {attribute(name) for name in plan.common}
+    common = common_keys(plan, alone=config.alone)
     shared = {key: entry for key, entry in stored.entries.items() if whole_in(key) in common}
     contents, problems = dict[str, bytes](), list[Problem]()
+    how: Any = {"seed": config.seed, "dtype": config.rounded, "format": config.format}
     for name, tensors in adapters.items():
-        values, _, notes = pack(plan, tensors, config.spec, seed=config.seed, dtype=config.rounded)
+        values, _, notes = pack(plan, tensors, config.spec, **how)
         problems += notes
         contents[name] = _own_file(values, common)
         own, _ = split_entries(entries_in(contents[name]))
@@ -365,101 +336,6 @@ def _own_file(values: Mapping[str, torch.Tensor], common: set[str]) -> bytes:
 def _first_of_each(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     """Return the first problem of each code."""
     return tuple({problem.code: problem for problem in reversed(problems)}.values())
-
-
-def pack(
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    spec_text: str,
-    *,
-    seed: int,
-    base_revision: str | None = None,
-    auto_mapping: dict[str, str | None] | None = None,
-    frozen: Frozen = "seed",
-    dtype: Rounded = None,
-    reproduced: Mapping[str, torch.Tensor] | None = None,
-) -> tuple[dict[str, torch.Tensor], AdapterConfig, tuple[Problem, ...]]:
-    """Return the contents of an adapter's tensor file by key, the config, and warnings.
-
-    Args, Raises: as `save_adapter` and `Saving`.
-    """
-    import torch
-
-    from bishare_dsl.adapter.reproduced import find_reproduced
-    from bishare_dsl.adapter.stored import (
-        dequantise,
-        find_drawn,
-        form_of,
-        losses,
-        not_finite,
-        quantise,
-        round_tensor,
-    )
-
-    form = form_of(dtype)
-    if plan_of_text(spec_text, plan.base).digest != plan.digest:
-        raise AdapterError(codes.OTHER_COMPILER(help="pass the text that the plan was built from"))
-    tensors, warnings = gather_tensors(plan, tensors), []
-    values = dict(tensors)
-    left_out = find_drawn(plan, values, seed) if frozen != "tensors" else {}
-    left = [t.name for t in plan.tensors if t.drawn and not t.trainable]
-    changed = [name for name in left if name not in left_out]
-    if changed and frozen != "tensors":
-        warnings.append(codes.FROZEN_CHANGED(seed=seed, names=_some(changed)))
-    marks = find_reproduced(plan, values, reproduced or {})
-    for name in (*left_out, *marks):
-        del values[name]
-    parts: dict[str, Mapping[str, torch.Tensor]] = {}
-    warnings += not_finite(values)
-    if form in BITS:
-        small = {n: quantise(values[n], form) for n in quantisable(plan) & values.keys()}
-        restored = {n: dequantise(form, part, plan.tensor[n].shape) for n, part in small.items()}
-        lossless = all(t.equal(values[n].detach().cpu().float()) for n, t in restored.items())
-        values, parts = _replaced(values, small), {**small}
-        lost = {} if lossless else losses(plan, tensors, {**tensors, **restored})
-        errors = [f"`{kind}` {error:.2%}" for kind, error in lost.items()]
-        if not lossless and any(not term.linear and not term.is_magnitude for term in plan.terms):
-            errors.append("unknown where they depend on the input")
-        if errors:
-            warnings.append(codes.LOST_BY_QUANTISING(form=form, errors=", ".join(errors)))
-    of_base = tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in tensors)
-    exact = selecting(plan)
-    # Clones, because a tensor that is a view of another cannot be written as it is.
-    stored = {
-        key_of(plan, name): round_tensor(tensor.cpu(), None if name in exact else form)
-        .clone()
-        .contiguous()
-        for name, tensor in values.items()
-    }
-    if left_out:
-        stored[seed_key(seed)] = torch.empty(0)
-    config = AdapterConfig(
-        versions=installed_versions(),
-        spec=spec_text,
-        seed=seed,
-        base_model=plan.base.model_id or (plan.base.name if plan.base.name != UNNAMED else None),
-        base_revision=base_revision,
-        auto_mapping=auto_mapping,
-        base=plan.base,
-        plan=plan.digest,
-        packages=packages_of(plan),
-        drawn=left_out,
-        compact={name: tuple(part) for name, part in parts.items()},
-        of_base=of_base,
-        marks=marks,
-        rounded=form,
-    )
-    config = config.model_copy(update={"sharing": sharing_of(plan, config)})
-    return stored, config, tuple(warnings)
-
-
-def _replaced(
-    values: Mapping[str, torch.Tensor], parts: Mapping[str, Mapping[str, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    """Return tensors by name, with parts in the place of some."""
-    whole = {name: tensor for name, tensor in values.items() if name not in parts}
-    named = ((name, label, part) for name, group in parts.items() for label, part in group.items())
-    return whole | {part_name(name, label): part for name, label, part in named}
 
 
 def _content_of(
@@ -649,20 +525,6 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
     text = _content(folder, file)
     try:
         fields = parse_json(text)
-        # Check first: a newer format may have fields that this version does not know.
-        record = fields.get(RECORD) if isinstance(fields, dict) else None
-        number = record.get("format") if isinstance(record, dict) else None
-        if isinstance(record, dict) and type(number) is int and number > RECORD_FORMAT:
-            writer = record.get("versions")
-            version = writer.get("bishare") if isinstance(writer, dict) else None
-            raise AdapterError(
-                codes.NEWER_FORMAT(
-                    folder=folder,
-                    version=version or "a later version",
-                    known=FORMAT,
-                    help="pip install --upgrade bishare",
-                )
-            )
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
         return AdapterConfig.of(fields)
@@ -681,12 +543,6 @@ def _not_an_adapter(folder: Path) -> Problem:
     if is_peft(folder):
         help = "`bishare convert --for bishare` makes an adapter of bishare's of it"
         return codes.PEFT_ADAPTER(folder=folder, help=help)
-    if (folder / "bishare_config.json").is_file():
-        help = "bishare 0.2 has saved it, and 0.3 reads it: load it with bishare 0.3, and save it again"
-        return codes.NOT_AN_ADAPTER(folder=folder, help=help)
-    if (folder / ".metadata").is_file():  # torch's distributed checkpoint.
-        help = "export its adapter first, with `export_adapter.py` of Megatron-Bridge if Megatron saved it"
-        return codes.NOT_AN_ADAPTER(folder=folder, help=help)
     return codes.NOT_AN_ADAPTER(folder=folder)
 
 
@@ -696,12 +552,6 @@ def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:
             return read_file(folder, name, limit)
         except FileNotFoundError:
             raise AdapterError(codes.MISSING_FILE(folder=folder, file=name)) from None
-
-
-def _some(names: Sequence[str]) -> str:
-    """Format the first names of a list that may be long."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"`{name}`" for name in names[:3]) + more
 
 
 @contextmanager

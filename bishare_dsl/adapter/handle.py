@@ -30,6 +30,7 @@ from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.interrupts import CHANGING, ended_by
 from bishare_dsl.adapter.merge import Merged, MergeReport
+from bishare_dsl.adapter.origin import origin_of
 from bishare_dsl.adapter.own_methods import BATCHING, RESIZING, TYING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
@@ -57,9 +58,9 @@ from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
 from bishare_dsl.rewrite.rewritten import base_class
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Collection
 
-    from bishare_dsl.adapter.config import DrawnTensor
+    from transformers import PreTrainedModel
 
 _BY_CALL = frozenset({"enable_adapters"})
 
@@ -83,7 +84,7 @@ class Adapter:
     """The multiplier of all terms, relative to the trained plan."""
     trained: Plan | None = None
     """The plan it was trained with, if it differs from the running plan."""
-    drawn: Mapping[str, DrawnTensor] | None = None
+    drawn: Collection[str] | None = None
     """The frozen tensors that the seed reproduces, of an adapter that was read; None for all."""
 
     @property
@@ -345,8 +346,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             help = "activate one with `set_adapter`, or call `save_pretrained` of the `PeftModel`"
             raise AdapterError(codes.SAVED_TOGETHER(names=names, help=help))
         adapter, reproduced, model = self.running, None, self.model
-        kind = base_class(type(model))
-        mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+        origin = origin_of(self)
         if frozen == "base":
             reproduced = singular_starts(adapter.saved_plan, model, torch.float64)
 
@@ -357,8 +357,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 tensors,
                 adapter.spec_text,
                 seed=adapter.seed,
-                base_revision=getattr(getattr(model, "config", None), "_commit_hash", None),
-                auto_mapping={**mapping},
+                origin=origin,
                 frozen=frozen,
                 dtype=dtype,
                 reproduced=reproduced,
@@ -1066,7 +1065,7 @@ def values_in(
 def is_drawn(adapter: Adapter, name: str) -> bool:
     """Return whether `draw_tensor` reproduces a tensor that the adapter's folder does not store."""
     tensor, record = adapter.saved_plan.tensor[name], getattr(adapter.config, "record", None)
-    drawn = adapter.drawn if record is None else record.drawn
+    drawn = adapter.drawn if record is None else record.ways("seed")
     return tensor.drawn and not tensor.trainable and (drawn is None or name in drawn)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 from bishare_dsl.adapter.config import AdapterConfig
-from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import read
 from bishare_dsl.models.site import Architecture
@@ -23,7 +22,11 @@ def check_transforms(config: AdapterConfig) -> int:
     """
     spec = _spec_of(config.spec)
     used = {share.via.transform for share in spec.shares if share.via is not None}
-    raise_errors(AdapterError, list(missing_transforms(used, config)))
+    for name in sorted(used - {*transform_names(), MAGNITUDE}):
+        help = "import what registers it first, or name its file, if it is yours, by `--spec-transform`"
+        if package := config.packages.get(name):
+            help = f"install what it was saved with: {package}"
+        raise AdapterError(codes.MISSING_TRANSFORM(name=name, help=help))
     return len(spec.shares)
 
 
@@ -42,19 +45,6 @@ def packages_of(plan: Plan) -> dict[str, str]:
     """Return the third-party packages of the plan's transforms."""
     packages = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
     return {name: package for name, package in packages.items() if package}
-
-
-def missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
-    """Find transforms of an adapter that are not installed (BS619)."""
-    for name in sorted(used - {*transform_names(), MAGNITUDE}):
-        if package := config.packages.get(name):
-            help = f"install what it was saved with: {package}"
-        else:
-            help = (
-                "it was registered in Python: import what registers it first, or name the file, if it is "
-                "yours, with `--spec-transform`"
-            )
-        yield codes.MISSING_TRANSFORM(name=name, help=help)
 
 
 @lru_cache(maxsize=16)

@@ -6,131 +6,194 @@ bishare writes it to every folder, and compares it with the plan of the spec on 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
-from bishare_dsl.adapter.config import (
-    FORMAT,
-    AdapterConfig,
-    DrawnTensor,
-    SignFingerprint,
-    key_of,
-    part_name,
-    text_of,
-)
+from pydantic import ValidationError
+
+from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Entry, file_key, text_of
 from bishare_dsl.adapter.counter import distribution
-from bishare_dsl.plan import Plan, Tensor
-from bishare_dsl.plan.bits import BITS, SCALES
-from bishare_dsl.plan.plan import Term, Trained
+from bishare_dsl.adapter.fingerprint import SignFingerprint
+from bishare_dsl.adapter.stacks import groups_of, stacks_of
+from bishare_dsl.models.site import MAX_SITES, block_of
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.bits import BITS, offset_of
+from bishare_dsl.plan.plan import Term
 from bishare_dsl.transforms import load_transform
-
-UNNAMED = "its base"
-"""The name of a base in messages, if the folder has none."""
-
-
-# Writing ------------------------------------------------------------------------------------------------
 
 
 def sharing_of(plan: Plan, config: AdapterConfig) -> str:
     """Return a plan as JSON text, with all defaults of the spec resolved."""
-    listed = [tensor for tensor in plan.tensors if tensor.name not in config.of_base]
-    place = {tensor.name: i for i, tensor in enumerate(listed)}
-    entries = [_entry(plan, config, tensor) for tensor in listed]
+    place, entries = _entries(plan, config)
     terms: dict[str, int] = {}
-    modules, needs = [], set[str]()
     options: dict[tuple[str, int], dict[str, Any]] = {}
+    modules = []
     for site in (site for site in plan.sites if plan.terms_of[site.path]):
-        terms_here = []
-        for term in plan.terms_of[site.path]:
+        here = plan.terms_of[site.path]
+        numbers = []
+        for term in here:
             kind = (term.share, term.rank)  # With equal options.
             options[kind] = options.get(kind) or _options(term)
-            text = text_of(
-                {
-                    "transform": term.transform,
-                    "options": options[kind],
-                    "rank": term.rank,
-                    "scale": term.scale,
-                    "roles": [*term.tensors],
-                }
-            )
-            terms_here.append(
-                [terms.setdefault(text, len(terms)), *map(place.get, term.tensors.values())]
-            )
-            needs.add(term.transform)
-        module: dict[str, Any] = {"module": site.path, "shape": [site.d_out, site.d_in]}
-        if all(term.linear for term in plan.terms_of[site.path]):
-            module["rank"] = plan.rows(site.path)
-        if site.tied:
-            module["tied"] = [*site.tied]
-        if site.expert is not None:
-            module["expert"] = site.expert
-        modules.append(module | {"terms": terms_here})
-        needs |= {word for word, key in (("tied", "tied"), ("experts", "expert")) if key in module}
-    full = [_full(t) | {"tensor": place[t.tensor]} for t in plan.trained if t.tensor in place]
-    ways = (("draw", "drawn"), *((key, key) for key in ("base", *BITS)))
-    needs |= {word for key, word in ways if any(key in entry for entry in entries)}
-    needs |= {"full"} if full else set()
-    needs |= {"tied"} if any("tied" in parameter for parameter in full) else set()
-    needs |= {"library"} if config.adapters else set()
-    stated = {"format": FORMAT, "needs": sorted(needs), "tensors": entries}
-    stated |= {"terms": [json.loads(text) for text in terms], "modules": modules, "full": full}
-    return text_of(stated)
+            shape = {"transform": term.transform, "options": options[kind], "rank": term.rank}
+            shape |= {"scale": term.scale, "roles": [*term.tensors]}
+            numbers.append(terms.setdefault(text_of(shape), len(terms)))
+        module: dict[str, Any] = {"shape": [site.d_out, site.d_in]}
+        module |= {"rank": plan.rows(site.path)} if all(term.linear for term in here) else {}
+        module |= {"tied": [*site.tied]} if site.tied else {}
+        module |= {"expert": site.expert} if site.expert is not None else {}
+        refs = [[place[name] for name in term.tensors.values()] for term in here]
+        modules.append((site.path, (module, numbers), refs))
+    trained = [t for t in plan.trained if t.tensor in place]
+    full = [
+        (
+            t.parameter,
+            {"shape": [*t.shape]} | ({"tied": [*t.tied]} if t.tied else {}),
+            [[place[t.tensor]]],
+        )
+        for t in trained
+    ]
+    stated: dict[str, Any] = {
+        "format": FORMAT,
+        "tensors": entries,
+        "terms": [json.loads(text) for text in terms],
+        "modules": [
+            {"module": path, **where, **module}
+            | {"terms": [[term, *here] for term, here in zip(numbers, refs, strict=True)]}
+            for path, where, (module, numbers), refs in _runs(modules)
+        ],
+        "full": [
+            {"parameter": path, **where, **fixed, "tensor": ref}
+            for path, where, fixed, [[ref]] in _runs(full)
+        ],
+    }
+    words = {"draw": "drawn", "expert": "experts"} | {w: w for w in ("base", "tied", *BITS)}
+    parts = [*entries, *stated["modules"], *stated["full"]]
+    needs = {word for key, word in words.items() if any(key in part for part in parts)}
+    needs |= {term.transform for term in plan.terms}
+    needs |= {word for word, has in (("full", full), ("library", config.adapters)) if has}
+    return text_of({**stated, "needs": sorted(needs)})
 
 
-def _entry(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]:
-    entry: dict[str, Any] = {"shape": [*tensor.shape]}
-    if (drawn := config.drawn.get(tensor.name)) is not None:
-        how = distribution(tensor)
-        return entry | {
-            "draw": how,
-            "text": f"{config.seed}:{tensor.like or tensor.name}",
-            "dtype": drawn.dtype,
-            "sha256": drawn.sha256,
-        }
-    if (labels := config.compact.get(tensor.name)) is not None:
-        keys = {p: key_of(plan, part_name(tensor.name, p)) for p in labels}
-        return entry | keys
-    if (marks := config.marks.get(tensor.name)) is not None:
-        return entry | {"base": {tensor.init: tensor.amount}} | marks.model_dump(mode="json")
-    return entry | {"key": key_of(plan, tensor.name)}
+def _entries(plan: Plan, config: AdapterConfig) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Return the numbers of the tensors by name, and ``tensors``: an entry for each stack."""
+    stacks = stacks_of(plan, config.entries)
+    row_of = {t.name: (stack, row) for stack in stacks for row, t in enumerate(stack.tensors)}
+    place, entries, last = dict[str, int](), list[dict[str, Any]](), None
+    for tensor in (tensor for group in groups_of(plan).values() for tensor in group):
+        stack, row = row_of.get(tensor.name, (None, 0))
+        entry = config.entries.get(tensor.name)
+        if stack is not None and stack is last:
+            entries[-1]["count"] += 1
+        elif stack is not None:
+            entries.append(
+                {label: file_key(key) for label, key in stack.parts.items()} | {"count": 1}
+            )
+            offset = offset_of(tensor) if stack.form else 0.0
+            entries[-1] |= ({"row": row} if row else {}) | ({"offset": offset} if offset else {})
+        elif entry is not None and entry.way == "seed":
+            text = f"{config.seed}:{tensor.like or tensor.name}"
+            given = {"dtype": entry.dtype, "sha256": entry.sha256}
+            entries.append({"draw": distribution(tensor), "text": text, **given})
+        elif entry is not None and entry.marks is not None:
+            entries.append({"base": {tensor.init: tensor.amount}, **asdict(entry.marks)})
+        else:
+            continue  # An untrained parameter of the base.
+        entries[-1]["shape"], last = [*tensor.shape], stack
+        place[tensor.name] = len(place)
+    return place, entries
 
 
 def _options(term: Term) -> dict[str, Any]:
     return load_transform(term.transform, term.options).model_dump(mode="json", by_alias=True)
 
 
-def _full(trained: Trained) -> dict[str, Any]:
-    tied = {"tied": [*trained.tied]} if trained.tied else {}
-    return {"parameter": trained.parameter, "shape": [*trained.shape]} | tied
+def _runs(
+    items: Iterable[tuple[str, Any, list[list[int]]]],
+) -> Iterator[tuple[str, dict[str, Any], Any, list[list[Any]]]]:
+    """Join items of consecutive blocks: they differ in equal steps of their tensors' numbers alone.
+
+    An item is a path, what is fixed, and lists of numbers. Yields the path, with ``{}`` for the index of the
+    block; ``blocks``, as first and count; what is fixed; and a number or ``[first, step]`` for each number.
+    """
+    groups: dict[str, list[tuple[int, str, Any, list[list[int]]]]] = {}
+    for path, fixed, refs in items:
+        parent, index, rest = block_of(path) or (path, "0", None)
+        key = text_of([parent, rest, fixed])
+        groups.setdefault(key, []).append((int(index), path, fixed, refs))
+    for found in groups.values():
+        while found:
+            first, path, fixed, refs = found[0]
+            after = found[1][3] if len(found) > 1 else refs
+            steps = [
+                [b - a for a, b in zip(*pair, strict=True)]
+                for pair in zip(refs, after, strict=True)
+            ]
+            count = 1
+            while count < len(found) and found[count][::3] == (
+                first + count,
+                _ahead(refs, steps, count),
+            ):
+                count += 1
+            found = found[count:]
+            if count == 1:
+                yield path, {}, fixed, refs
+                continue
+            parent, _, rest = block_of(path) or ("", "", "")
+            here = [
+                [[a, step] if step else a for a, step in zip(*pair, strict=True)]
+                for pair in zip(refs, steps, strict=True)
+            ]
+            yield f"{parent}.{{}}.{rest}", {"blocks": [first, count]}, fixed, here
 
 
-# Reading ------------------------------------------------------------------------------------------------
+def _ahead(refs: list[list[int]], steps: list[list[int]], count: int) -> list[list[int]]:
+    pairs = zip(refs, steps, strict=True)
+    return [[a + count * step for a, step in zip(*pair, strict=True)] for pair in pairs]
 
 
-def contents_of(plan: Plan, stated: Any) -> dict[str, Any]:
-    """Return the plan's tensors that are random, quantised, recomputed or the base's, for `AdapterConfig`.
+def entries_of_sharing(plan: Plan, stated: Any, *, alone: bool) -> dict[str, Entry]:
+    """Return the entries that `sharing` states, for `AdapterConfig`.
 
-    `stated` lists the tensors in the order of the plan; the caller compares it with what the plan gives.
+    Args:
+        plan: the adapter's; `sharing` lists the tensors in the order of its stacks.
+        stated: `sharing`, which the caller compares with what the plan gives.
+        alone: whether it is of format 2.
 
     Raises:
         ValueError: it has another form.
     """
     try:
-        listed = {full["parameter"] for full in stated["full"]}
-        of_base = tuple(t.tensor for t in plan.trained if t.parameter not in listed)
-        names = [tensor.name for tensor in plan.tensors if tensor.name not in of_base]
-        entries = dict(zip(names, stated["tensors"], strict=True))
-        drawn = {
-            name: DrawnTensor(dtype=entry["dtype"], sha256=entry["sha256"])
-            for name, entry in entries.items()
-            if "draw" in entry
-        }
-        marks = {
-            name: SignFingerprint(signs=entry["signs"], sums=entry["sums"])
-            for name, entry in entries.items()
-            if "base" in entry
-        }
-        forms = {n: next((bits for bits in BITS if bits in e), None) for n, e in entries.items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        listed = {path for full in stated["full"] for path in _paths(full)}
+        untrained = [t.tensor for t in plan.trained if t.parameter not in listed]
+        entries = {name: Entry(way="base") for name in untrained}
+        tensors = (t for group in groups_of(plan, alone=alone).values() for t in group)
+        names = iter([tensor.name for tensor in tensors if tensor.name not in entries])
+        for entry in stated["tensors"]:
+            for name in islice(names, entry.get("count", 1)):
+                if (stored := _entry(entry)) is not None:
+                    entries[name] = stored
+        if (left := next(names, None)) is not None:
+            raise ValueError(f"`sharing` lacks `{left}`")
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ValueError(f"a field of `sharing` is missing or unknown: {error!r}") from error
-    compact = {name: (form, SCALES) for name, form in forms.items() if form is not None}
-    return {"drawn": drawn, "marks": marks, "compact": compact, "of_base": of_base}
+    return entries
+
+
+def _entry(stated: Mapping[str, Any]) -> Entry | None:
+    """Return the entry of a tensor from that in `sharing`; None for a whole one."""
+    if "draw" in stated:
+        return Entry(way="seed", dtype=stated["dtype"], sha256=stated["sha256"])
+    if "base" in stated:
+        marks = SignFingerprint(signs=stated["signs"], sums=stated["sums"])
+        return Entry(way="base", marks=marks)
+    form: Any = next((form for form in BITS if form in stated), None)
+    return form and Entry(way=form)
+
+
+def _paths(full: Mapping[str, Any]) -> list[str]:
+    path, (first, count) = full["parameter"], full.get("blocks", (0, 1))
+    if count > MAX_SITES:
+        raise ValueError(f"`sharing` has {count} blocks")
+    return [path.replace("{}", str(index)) for index in range(first, first + count)]

@@ -38,7 +38,7 @@ _DIRECT_SIDE = 1024
 """Matrices with no longer side are decomposed completely.
 
 For directions with singular values 1% apart, iteration leaves errors of 4e-3, which differ between
-float32 and float64. This is too much for recomputing them on loading (`bishare_dsl.adapter.reproduced`).
+float32 and float64. This is too much for recomputing them on loading (`bishare_dsl.fingerprint`).
 """
 
 _SPARE = 8

@@ -1,4 +1,4 @@
-"""How a tensor is stored: whole, rounded, quantised, in parts, or not at all if the seed reproduces it."""
+"""How a tensor is stored: whole, rounded, quantised, or not at all if the seed reproduces it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.nn.functional import pad
 
-from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor, Entries, attribute_in, part_name
+from bishare_dsl.adapter.config import AdapterConfig, Entries, Entry, attribute_in
 from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.adapter.stacks import stacks_of
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import effective_factors
-from bishare_dsl.export.lora import product_norm
-from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import BITS, GROUP, QUANTISED, SCALES, selecting
+from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan.bits import BITS, GROUP, SCALES, offset_of, selecting
 
 Frozen = Literal["seed", "tensors", "base"]
 """How frozen tensors are saved; ``"base"`` is ``"seed"``, and omits those that loading recomputes."""
@@ -30,10 +28,9 @@ Form = Literal["bfloat16", "int8", "int4"]
 Rounded = Form | torch.dtype | None
 """The type of float32 tensors in the file, or its name; None to keep float32."""
 
-_SCALES = (torch.bfloat16, torch.float16, torch.float32)
 
-_MEASURED = 32
-"""Modules of a kind by which the loss is measured."""
+_MOST = {form: 2 ** (bits - 1) - 1 for form, bits in BITS.items()}
+"""The largest quantised number by form."""
 
 
 def form_of(dtype: Rounded) -> Form | None:
@@ -48,14 +45,50 @@ def form_of(dtype: Rounded) -> Form | None:
     return None if name == "float32" else cast(Form, name)
 
 
-def round_tensor(tensor: torch.Tensor, form: Form | None) -> torch.Tensor:
-    """Round a float32 tensor for a file of bfloat16; otherwise return it unchanged."""
-    return tensor.bfloat16() if form == "bfloat16" and tensor.dtype == torch.float32 else tensor
+def encode(
+    plan: Plan, config: AdapterConfig, values: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by the last components of their keys.
+
+    Quantised stacks as ``config.entries`` says. Of the others, float32 values are rounded to bfloat16 if
+    ``config.rounded`` is set and they select no other values.
+    """
+    exact, stored = selecting(plan), dict[str, torch.Tensor]()
+    for stack in stacks_of(plan, config.entries, alone=config.alone):
+        rows = [values[tensor.name].detach().cpu() for tensor in stack.tensors]
+        parts = {"key": rows}
+        if (form := stack.form) is not None:
+            offset = offset_of(stack.tensors[0])
+            quantised = [quantise(row - offset if offset else row, form) for row in rows]
+            parts = {label: [parts[label] for parts in quantised] for label in stack.parts}
+        elif config.rounded and stack.tensors[0].name not in exact:
+            parts["key"] = [row.bfloat16() if row.dtype == torch.float32 else row for row in rows]
+        for label, key in stack.parts.items():
+            whole = torch.stack(parts[label])
+            stored[key] = whole.squeeze(0) if stack.alone else whole
+    return stored
 
 
-def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
-    """Undo the type change of `round_tensor`."""
-    return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor
+def decode(
+    plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a file by name, of which `encode` is the inverse up to rounding.
+
+    Each is copied: kernels round differently at other alignments.
+
+    Raises:
+        ValueError: quantised numbers are not those that `quantise` writes.
+    """
+    for stack in stacks_of(plan, config.entries, alone=config.alone):
+        found = (stored[key] for key in stack.parts.values())
+        parts = [part.unsqueeze(0) if stack.alone else part for part in found]
+        for row, tensor in enumerate(stack.tensors):
+            value = parts[0][row].clone()
+            if stack.form is not None:
+                value = dequantise(tensor, stack.form, value, parts[1][row])
+            elif config.rounded and value.dtype == torch.bfloat16:
+                value = value.float()
+            yield tensor.name, value
 
 
 def tensor_of(entry: Mapping[str, Any]) -> torch.Tensor:
@@ -100,19 +133,14 @@ def check_finite(folder: str | os.PathLike[str], tensors: Mapping[str, torch.Ten
         raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
 
 
-def find_drawn(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int
-) -> dict[str, DrawnTensor]:
+def find_drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[str, Entry]:
     """Find frozen tensors that the seed reproduces bit for bit, generating one at a time."""
     drawn = {}
-    for tensor in plan.tensors:
-        if tensor.drawn and not tensor.trainable:
-            value = tensors[tensor.name].detach().cpu()
-            dtype = str(value.dtype).removeprefix("torch.")
-            if torch.equal(draw_tensor(tensor, seed).to(value.dtype), value):
-                drawn[tensor.name] = DrawnTensor.model_validate(
-                    {"dtype": dtype, "sha256": _digest(value)[:8]}
-                )
+    for tensor in (tensor for tensor in plan.tensors if tensor.drawn and not tensor.trainable):
+        value = tensors[tensor.name].detach().cpu()
+        if torch.equal(draw_tensor(tensor, seed).to(value.dtype), value):
+            how = {"dtype": str(value.dtype).removeprefix("torch."), "sha256": _digest(value)[:8]}
+            drawn[tensor.name] = Entry.model_validate({"way": "seed", **how})
     return drawn
 
 
@@ -122,40 +150,11 @@ def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, tor
     Raises:
         AdapterError: a tensor differs from the original (BS634).
     """
-    for name, expected in config.drawn.items():
+    for name, expected in config.ways("seed").items():
         value = draw_tensor(plan.tensor[name], config.seed)
-        value = value.to(getattr(torch, expected.dtype))
+        value = value.to(getattr(torch, expected.dtype or "float32"))
         if not _digest(value).startswith(expected.sha256):
-            raise AdapterError(
-                codes.DRAWN_OTHERWISE(
-                    name=name,
-                    seed=config.seed,
-                    here=torch.__version__,
-                    there=config.versions.get("torch"),
-                )
-            )
-        yield name, value
-
-
-def restore_tensors(
-    plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Restore quantised tensors, by name.
-
-    Raises:
-        ValueError: the parts do not fit the tensor.
-    """
-    for name, labels in config.compact.items():
-        form, shape = QUANTISED[labels], plan.tensor[name].shape
-        parts = {label: stored[part_name(name, label)] for label in labels}
-        if name in selecting(plan):
-            raise ValueError(f"`{name}` selects other values, so it is not {form}")
-        try:
-            value = dequantise(form, parts, shape)
-        except ValueError as error:
-            raise ValueError(f"`{name}` is damaged: {error}") from error
-        if not torch.isfinite(value).all():  # The scales are finite, but not their multiples.
-            raise ValueError(f"`{name}` is damaged: its scales are too large")
+            raise AdapterError(codes.DRAWN_OTHERWISE(name=name, seed=config.seed))
         yield name, value
 
 
@@ -176,7 +175,7 @@ def quantise(tensor: torch.Tensor, form: str) -> dict[str, torch.Tensor]:
         tensor: ``(rows, columns)``, finite.
         form: one of `BITS`.
     """
-    most, values = _most(form), tensor.detach().cpu().float().flatten()
+    most, values = _MOST[form], tensor.detach().cpu().float().flatten()
     groups = pad(values, (0, -len(values) % GROUP)).view(-1, GROUP)
     scales = (groups.abs().amax(1) / most).bfloat16()
     whole = (groups / scales.float().unsqueeze(1)).nan_to_num(0, 0, 0).round().clamp(-most, most)
@@ -188,56 +187,19 @@ def quantise(tensor: torch.Tensor, form: str) -> dict[str, torch.Tensor]:
 
 
 def dequantise(
-    form: str, parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]
+    tensor: Tensor, form: str, numbers: torch.Tensor, scales: torch.Tensor
 ) -> torch.Tensor:
-    """Return a tensor from its parts, float32: each number times the scale of its group.
+    """Return a tensor from its parts, float32: each number times the scale of its group, plus its offset.
 
     Raises:
-        ValueError: the parts do not fit the shape, or contain numbers that `quantise` does not write.
+        ValueError: the parts contain numbers that `quantise` does not write.
     """
-    numbers, scales, size = parts[form], parts[SCALES], math.prod(shape)
-    wanted = (torch.int8, shape) if form == "int8" else (torch.uint8, ((size + 1) // 2,))
-    if (numbers.dtype, tuple(numbers.shape)) != wanted:
-        raise ValueError(f"its {form} numbers are {numbers.dtype} {tuple(numbers.shape)}")
-    if scales.dtype not in _SCALES or tuple(scales.shape) != (-(-size // GROUP),):
-        raise ValueError(f"its scales are {scales.dtype} {tuple(scales.shape)}")
     if form == "int4":
         numbers = torch.stack((numbers & 15, numbers >> 4), 1).flatten().to(torch.int8) - 8
-    if (numbers.numel() and numbers.min() < -_most(form)) or numbers.flatten()[size:].any():
-        raise ValueError(f"its numbers are not {form}")
-    scale_of = scales.float().repeat_interleave(GROUP)[:size]
-    return (numbers.flatten()[:size].float() * scale_of).view(shape)
-
-
-def losses(
-    plan: Plan, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
-) -> dict[str, float]:
-    """Return the relative error of dW by kind of module, over some modules of each kind.
-
-    Modules whose update is zero or depends on the input are left out.
-
-    Args:
-        plan: the adapter's.
-        before: its tensors by name.
-        after: the tensors as they are loaded.
-    """
-    errors, key = {}, lambda site: site.kind
-    terms = ((site, plan.terms_of[site.path]) for site in plan.sites)
-    sites = [site for site, here in terms if here and all(t.linear or t.is_magnitude for t in here)]
-    for kind, members in groupby(sorted(sites, key=key), key):
-        of_kind = list(members)
-        lost = norm = 0.0
-        for site in of_kind[:: -(-len(of_kind) // _MEASURED)]:
-            (down, up), (a, b) = (
-                [f.cpu() for f in effective_factors(plan, values, site, scaled=True)]
-                for values in (before, after)
-            )
-            norm = math.hypot(norm, product_norm(down, up))
-            lost = math.hypot(lost, product_norm(torch.cat([down, a]), torch.cat([up, -b])))
-        if norm:
-            errors[kind] = lost / norm
-    return errors
-
-
-def _most(form: str) -> int:
-    return (1 << (BITS[form] - 1)) - 1
+    if (numbers.numel() and numbers.min() < -_MOST[form]) or numbers.flatten()[tensor.size :].any():
+        raise ValueError(f"`{tensor.name}` is damaged: its numbers are not {form}")
+    scale_of = scales.float().repeat_interleave(GROUP)[: tensor.size]
+    value = (numbers.flatten()[: tensor.size].float() * scale_of).view(tensor.shape)
+    if not torch.isfinite(value).all():  # The scales are finite, but not their multiples.
+        raise ValueError(f"`{tensor.name}` is damaged: its scales are too large")
+    return value + offset if (offset := offset_of(tensor)) else value

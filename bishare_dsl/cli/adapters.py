@@ -28,7 +28,7 @@ BASE = "base"
 def adapters_in(folder: Path) -> list[Path]:
     """Return the adapter that a word names, or all of those in a folder or in a library."""
     from bishare_dsl.adapter.files import names_in
-    from bishare_dsl.adapter.inventory import find_adapters
+    from bishare_dsl.cli.files import find_adapters
 
     adapters: list[Path] = []
     for place in find_adapters(folder) or [folder]:

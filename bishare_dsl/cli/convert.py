@@ -71,9 +71,8 @@ def command(
     of them, one that cannot be converted is reported, and the others are converted.
     """
     from bishare_dsl.adapter.files import CONFIG
-    from bishare_dsl.adapter.inventory import find_adapters
     from bishare_dsl.cli.adapters import named_folders
-    from bishare_dsl.cli.files import check_out
+    from bishare_dsl.cli.files import check_out, find_adapters
 
     words = [str(folders[0]), "--out", str(out), *(("--model", model) if model else ())]
     raise_errors(AdapterError, list(_refused(words, force, **how)))
@@ -271,6 +270,5 @@ def save_again(
             reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
             raise AdapterError(CHANGED_FILE(path=out, reason=reason))
 
-    how: Any = {"dtype": dtype, "auto_mapping": config.auto_mapping, "seed": config.seed}
-    how |= {"base_revision": config.base_revision}
+    how: Any = {"dtype": dtype, "seed": config.seed, "origin": config.origin}
     return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from bishare_dsl.cli.report import CommandError
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.diagnostics.codes.adapter import CANNOT_WRITE, FOLDER_EXISTS
+from bishare_dsl.reading import real_path
 from bishare_dsl.writing import is_half_written
 
 
@@ -54,3 +56,22 @@ def saving(out: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise AdapterError(CANNOT_WRITE(path=out, reason=reason)) from error
+
+
+def find_adapters(folder: Path) -> list[Path]:
+    """Return the folders of adapters and libraries at a path, or one or two levels below it.
+
+    They are sorted by name; checkpoints of runs are omitted, and links to folders that are listed already.
+    """
+    from bishare_dsl.adapter.files import CONFIG, place_of
+
+    place, _ = place_of(folder)
+    if (place / CONFIG).is_file():
+        return [folder]
+    found: dict[Path, Path] = {}
+    for file in sorted([*place.glob(f"*/{CONFIG}"), *place.glob(f"*/*/{CONFIG}")]):
+        names = file.parent.relative_to(place).parts
+        aside = any(re.match(r"\.|checkpoint-\d+$", name) for name in names)
+        if not aside and not (len(names) > 1 and (file.parents[1] / CONFIG).is_file()):
+            found.setdefault(real_path(file.parent), file.parent)
+    return [*found.values()]

@@ -115,7 +115,7 @@ def command(
         base, model_name = base_of(folders[0], model)
         resolved = plan_of(spec, base, params, report)
         first = read_adapter_for(folders[0], base, report, model_name)
-        settings["base_revision"] = first.config.base_revision
+        settings["origin"] = first.config.origin
         plan, text, place, shared = resolved.plan, resolved.text(), out, None
     report.note("fitting ...")
     from bishare_dsl.fit.fit import fit

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bishare_dsl.adapter.inventory import Listed, Shared
     from bishare_dsl.show.table import Table
 
-SORTS = ("name", "method", "base", "rank", "parameters", "bytes", "date", "steps", "loss")
 _BAR_FROM = 50
 """Adapters from which a bar is worth its line."""
 
@@ -28,20 +27,14 @@ _BAR_FROM = 50
     epilog=options.examples(
         "bishare inspect bishare_ke-llama-7b",
         "bishare inspect adapters/    # a table of all in it",
-        "bishare inspect out/library lora-a lora-b --sort loss",
+        "bishare inspect out/library lora-a lora-b",
         "bishare inspect adapters/ --format csv > adapters.csv",
         "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
     ),
 )
 @options.folders()
-@click.option(
-    "--sort",
-    type=click.Choice(SORTS),
-    metavar="COLUMN",
-    help=f"Order the list by {', '.join(SORTS[:-1])} or {SORTS[-1]}.",
-)
 @click.pass_obj
-def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None:
+def command(report: Report, folders: tuple[Path, ...]) -> None:
     """Show what is in an adapter: its plan, its base, how large its updates are. Or list many adapters.
 
     For one adapter, every file is compared with its digest, and every tensor's name and shape with the
@@ -51,19 +44,19 @@ def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None
     too. A list reads sizes and configs alone, and verifies nothing.
     """
     from bishare_dsl.adapter.files import is_peft, names_in
-    from bishare_dsl.adapter.inventory import find_adapters
+    from bishare_dsl.cli.files import find_adapters
     from bishare_dsl.hub import adapter_folder
 
     places = [adapter_folder(folder) for folder in folders]
     adapters = [adapter for place in places for adapter in find_adapters(place)]
-    single = len(places) == 1 and sort is None
+    single = len(places) == 1
     if single and (
         not adapters
         or (adapters == places and not names_in(adapters[0]) and not is_peft(adapters[0]))
     ):
         _show(places[0], report)
     else:
-        _list(adapters, places, sort, report)
+        _list(adapters, places, report)
 
 
 def _show(folder: Path, report: Report) -> None:
@@ -115,8 +108,8 @@ def _show(folder: Path, report: Report) -> None:
 def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
     """Count the parameters that the files hold, that the seed gives, and that the base's weights give."""
     plan, config = stored.plan, stored.config
-    random = sum(plan.tensor[name].size for name in config.drawn)
-    of_base = sum(plan.tensor[name].size for name in {*config.marks, *config.of_base})
+    random = sum(plan.tensor[name].size for name in config.ways("seed"))
+    of_base = sum(plan.tensor[name].size for name in config.ways("base"))
     whole = sum(tensor.size for tensor in plan.tensors)
     return {
         "stored": whole - random - of_base,
@@ -132,7 +125,7 @@ def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
 
     config, plan, most = stored.config, stored.plan, most_parameters(None)
     # No file limits these, and the shapes of the base are the folder's own claims.
-    free = {*config.drawn}
+    free = config.ways("seed").keys()
     counts = {
         "tensors that are not stored have": sum(t.size for t in plan.tensors if t.name in free),
         "the factors of a module have": max(
@@ -152,12 +145,13 @@ def _mean(norms: Sequence[float]) -> str:
     return f"{(sum(n * n for n in norms) / len(norms)) ** 0.5:.3g}" if norms else ""
 
 
-def _list(paths: Sequence[Path], places: Sequence[Path], sort: str | None, report: Report) -> None:
+def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None:
     """List adapters."""
     from dataclasses import asdict
 
     from bishare_dsl.adapter.files import read_adapter
-    from bishare_dsl.adapter.inventory import Shared, find_adapters, list_adapters
+    from bishare_dsl.adapter.inventory import Shared, list_adapters
+    from bishare_dsl.cli.files import find_adapters
 
     for place in places:
         if not find_adapters(place):  # Say what is wrong with it, in the words of one that is read.
@@ -170,8 +164,6 @@ def _list(paths: Sequence[Path], places: Sequence[Path], sort: str | None, repor
     for folder in report.bar(paths, "reading", hidden=len(paths) < _BAR_FROM):
         for entry in list_adapters(folder):
             (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
-    if sort is not None:
-        rows.sort(key=lambda row: _key(row, sort))
     if any(row.error for row in rows):
         report.exit_code = max(report.exit_code, FINDINGS)
     report.data(
@@ -183,26 +175,19 @@ def _list(paths: Sequence[Path], places: Sequence[Path], sort: str | None, repor
         report.tables(_table(rows), *_errors(rows), _summary(rows, shared))
 
 
-def _key(row: Listed, sort: str) -> tuple[bool, Any]:
-    """Order rows by a column; rows without a value come last."""
-    value = getattr(row, sort)
-    return value is None or bool(row.error), "" if value is None else value
-
-
 def _table(rows: Iterable[Listed]) -> Table:
     from bishare_dsl.show.rows import span
     from bishare_dsl.show.table import Table
 
-    head = ["name", "method", "base", "rank", "parameters", "bytes", "date", "steps", "loss"]
+    head = ["name", "method", "base", "rank", "parameters", "bytes", "date"]
     lines: list[list[object]] = []
     for row in rows:
         if row.error:
-            lines.append([row.name, "cannot be read", *[""] * 7])
+            lines.append([row.name, "cannot be read", *[""] * 5])
             continue
         base = (row.base or "-") + (f"@{row.revision[:7]}" if row.revision else "")
         date = datetime.fromtimestamp(row.date).strftime("%Y-%m-%d %H:%M")
-        loss = None if row.loss is None else f"{row.loss:.4f}"
-        numbers = [row.parameters, row.bytes, date, row.steps, loss]
+        numbers = [row.parameters, row.bytes, date]
         lines.append([row.name, row.method, base, span(row.rank), *numbers])
     return Table(head, lines, left={0, 1, 2})
 

@@ -303,7 +303,7 @@ def _config(
     name = getattr(getattr(model, "config", None), "name_or_path", None)
     highest = max(ranks.values())
     pattern = _pattern(ranks, highest)
-    task = _task_type(model)
+    task = task_type(model)
     return {
         "peft_type": "LORA",
         "task_type": task,
@@ -322,7 +322,7 @@ def _config(
     }
 
 
-def _task_type(model: nn.Module) -> str | None:
+def task_type(model: nn.Module) -> str | None:
     """Return PEFT's name of a model's task; None, which PEFT accepts, if there is no name."""
     names = {cls.__name__ for cls in type(model).__mro__}
     return next((task for task, known in _TASKS.items() if names & _class_names(known)), None)
@@ -346,7 +346,7 @@ def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, to
     Raises:
         AdapterError: a tensor has no values in this process (BS617).
     """
-    names = _HEADS.get(_task_type(model) or "", ())
+    names = _HEADS.get(task_type(model) or "", ())
     head = {}
     for path, value in model.state_dict().items():
         parts = path.split(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,10 +15,10 @@ from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
 from bishare_dsl.adapter.config import (
+    OF_PEFT,
     RECORD,
     AdapterConfig,
     broken_config,
-    layout,
     split_entries,
 )
 from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
@@ -31,7 +30,6 @@ from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.resources import peft_words, shipped_specs
 from bishare_dsl.spec import Spec
-from bishare_dsl.writing import replace_file
 
 
 class ModulesToSave(list[str]):
@@ -176,6 +174,8 @@ class BishareConfig(PeftConfig):
         """Return the contents of ``adapter_config.json``."""
         fields: dict[str, Any] = super().to_dict()
         if (record := self._record) is not None:
+            known = {theirs: getattr(record, ours) for ours, theirs in OF_PEFT.items()}
+            fields |= {name: value for name, value in known.items() if not fields.get(name)}
             fields |= {"spec": record.spec, "seed": record.seed, RECORD: record.record()}
         return fields
 
@@ -199,8 +199,6 @@ class BishareConfig(PeftConfig):
             noted = {"beside": digest_of(beside) if beside else None}
             self._record = self._record.model_copy(update=noted)
         super().save_pretrained(save_directory, **kwargs)
-        if (config := Path(save_directory, CONFIG)).is_file():  # PEFT gives each number a line.
-            replace_file(config, layout(json.loads(config.read_text("utf-8"))).encode())
         self.write_card(save_directory)
 
     def write_card(self, folder: str) -> None:

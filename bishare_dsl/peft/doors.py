@@ -27,8 +27,8 @@ from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import key_of
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
 from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, names_in, read_adapter
+from bishare_dsl.adapter.fingerprint import check_reproduced
 from bishare_dsl.adapter.initial import start_of_base
-from bishare_dsl.adapter.reproduced import check_reproduced
 from bishare_dsl.adapter.stored import tensor_of
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, raise_errors
@@ -256,7 +256,7 @@ def _read_for(
     for what, (digest, seed) in plans.items():
         if digest != stored.plan.digest:
             raise AdapterError(codes.OTHER_CONFIG(folder=folder, what=what))
-        if stored.config.drawn and seed != stored.config.seed:
+        if stored.config.ways("seed") and seed != stored.config.seed:
             raise AdapterError(codes.OTHER_SEED(found=stored.config.seed, seed=seed))
     tensors = stored.tensors(with_base=True)
     if stored.config.marks:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +17,16 @@ from typing import Any, cast
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import (
-    AuxiliaryTrainingWrapper,
-    set_additional_trainable_modules,
-)
+from peft.utils import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import nn
 
 from bishare_dsl.adapter.config import (
+    ALONE,
+    RECORD_FORMAT,
     AdapterConfig,
-    Entries,
+    Entry,
     attribute_in,
+    is_seed,
 )
 from bishare_dsl.adapter.contents import (
     StoredAdapter,
@@ -39,11 +38,13 @@ from bishare_dsl.adapter.contents import (
 )
 from bishare_dsl.adapter.devices import devices
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
-from bishare_dsl.adapter.files import pack
+from bishare_dsl.adapter.fingerprint import check_reproduced
 from bishare_dsl.adapter.handle import Handle, adapter_keys, values_in
 from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
+from bishare_dsl.adapter.origin import base_changes, origin_of
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
-from bishare_dsl.adapter.reproduced import check_reproduced
+from bishare_dsl.adapter.packing import pack
+from bishare_dsl.adapter.stacks import groups_of
 from bishare_dsl.adapter.stored import entries_of
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
 from bishare_dsl.diagnostics import (
@@ -55,6 +56,7 @@ from bishare_dsl.diagnostics import (
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
+from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
@@ -63,7 +65,6 @@ from bishare_dsl.peft.doors import READ, is_copied, tables_of
 from bishare_dsl.peft.whole import whole_method
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
-from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
 
 
@@ -197,9 +198,10 @@ def _put(
             notes = handle.add(name, plan, tensors, text, config.seed)
     adapter = handle[name]
     adapter.config = config
-    adapter.drawn = source.config.drawn if isinstance(source, StoredAdapter) else None
+    adapter.drawn = source.config.ways("seed") if isinstance(source, StoredAdapter) else None
     vars(model).setdefault("peft_config", {})[name] = config
-    return notes
+    saved = source.config if isinstance(source, StoredAdapter) else config.stored()
+    return (*notes, *map(render, base_changes(handle, saved) if saved else ()))
 
 
 class BishareModel(BaseTuner):
@@ -253,7 +255,7 @@ class BishareModel(BaseTuner):
         stored = frozenset[str]()  # Tensors from a file need no initial values.
         if low_cpu_mem_usage and (record := config.stored()) is not None:
             names = frozenset(resolved.plan.tensor)
-            stored = names.difference(record.drawn, record.of_base, record.marks)
+            stored = names.difference(record.ways("seed", "base"))
         others = getattr(in_model(model), "adapters", {}).items()
         plans = [resolved.plan, *(adapter.plan for other, adapter in others if other != name)]
         configs = cast("dict[str, BishareConfig]", self.peft_config).values()
@@ -362,33 +364,24 @@ class BishareModel(BaseTuner):
         """Return an adapter's stored tensors by the model's keys, and record them in the config."""
         config = cast(BishareConfig, config)
         adapter = handle(model)[adapter_name]
-        keys = {name: key for key, name in adapter_keys(model, adapter).items()}
-        tensors = values_in(state_dict, model, adapter)
+        keys, tensors = adapter_keys(model, adapter), values_in(state_dict, model, adapter)
         was = config.record  # A loaded or saved adapter is saved again in the same way.
         drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
-        pack_as = partial(
-            pack,
+        stored, record, problems = pack(
             adapter.saved_plan,
             tensors,
             adapter.spec_text,
             seed=adapter.seed,
-            base_revision=config.revision,
-            frozen="tensors" if was and drawn and not was.drawn else "seed",
+            origin=origin_of(handle(model)),
+            frozen="tensors" if was and drawn and not was.ways("seed") else "seed",
+            dtype=was.rounded if was else None,
+            exact=True,  # After training, it is saved with all bits.
         )
-        stored, record, problems = pack_as(dtype=was.rounded if was else None)
-        if was and was.rounded in BITS and digest_of(entries_of(stored)) != was.tensors:
-            stored, record, problems = pack_as()  # Training goes on with all bits.
         record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
         config.note(record)
         _warn(*map(render, (*problems, *adapter.scale_problems())))
-        places = {name: key.rpartition(".")[0] for name, key in keys.items()}
-        owners = {attribute(name): place for name, place in places.items()}
-        by_key = {}
-        for key, value in stored.items():
-            name = attribute_in(key)
-            owner = owners.get(name.partition(":")[0])
-            by_key[f"{owner}.{name}" if owner else key] = value
-        return by_key
+        prefix = "" if any(key.startswith(PREFIX) for key in keys) else PREFIX
+        return {key.removeprefix(prefix): value for key, value in stored.items()}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -418,14 +411,15 @@ class BishareModel(BaseTuner):
             _check_others(model, adapter_name, record, others)
         if record is not None:
             held: Mapping[str, torch.Tensor] = adapter.parts.tensors()
-            missing = [name for name in (*record.marks, *record.of_base) if held[name].is_meta]
+            of_base = record.ways("base")
+            missing = [name for name in of_base if held[name].is_meta]
             base = handle(model).model
             if missing and not all(p.is_meta for p in base.parameters()):
                 # `low_cpu_mem_usage` created them on the meta device, without access to the base's
                 # values.
                 starts = start_of_base(adapter.saved_plan, base, missing)
                 held = {**held, **starts}
-                values |= {name: starts[name] for name in record.of_base if name in starts}
+                values |= {name: starts[name] for name in missing if not of_base[name].marks}
             if read is None:
                 values |= check_reproduced(record.marks, held)
         config.settle()
@@ -455,23 +449,37 @@ def _check_state(
     own = {key: value for key, value in state_dict.items() if f"{TENSORS}." in key}
     others = {key: value for key, value in state_dict.items() if key not in own}
     stored = {attribute_in(key): value for key, value in own.items()}
-    entries: Entries = {
-        name: {
-            "shape": value.shape,
-            "dtype": "F32" if value.is_floating_point() else str(value.dtype),
-        }
-        for name, value in stored.items()
-    }
-    config = record or AdapterConfig(
-        versions={}, spec=spec_text, seed=seed, base=plan.base, plan=plan.digest
-    )
-    check_entries(_IN_MEMORY, plan, config, entries, is_file=record is not None)
+    entries = entries_of(own)
+    config = record or _described(plan, spec_text, seed, stored)
+    check_entries(_IN_MEMORY, plan, config, entries)
     if record is not None and (
         len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors
     ):
         reason = "it belongs to another adapter_config.json"
         raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
     return complete(_IN_MEMORY, plan, config, stored), others
+
+
+def _described(
+    plan: Plan, spec_text: str, seed: int, stored: Mapping[str, torch.Tensor]
+) -> AdapterConfig:
+    """Return a config for tensors of a state dict or of a file that the caller has read.
+
+    Raises:
+        AdapterError: frozen tensors are missing, and no seed is there that gives them (BS609).
+    """
+    alone = groups_of(plan).keys().isdisjoint(stored)
+    entries = {}
+    for key, tensors in groups_of(plan, alone=alone).items():
+        form: Any = next((form for form in BITS if f"{key}:{form}" in stored), None)
+        for tensor in tensors if key not in stored else ():
+            if form or (tensor.drawn and not tensor.trainable):
+                entries[tensor.name] = Entry(way=form or "seed")
+    seeded = any(entry.way == "seed" for entry in entries.values())
+    if seeded and not any(map(is_seed, stored)):
+        raise AdapterError(codes.MISSING_TENSOR(name=f"seed_{seed}"))
+    how: Any = {"format": ALONE if alone else RECORD_FORMAT, "versions": {}, "entries": entries}
+    return AdapterConfig(spec=spec_text, seed=seed, base=plan.base, plan=plan.digest, **how)
 
 
 def _check_others(

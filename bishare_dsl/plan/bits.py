@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 
-from bishare_dsl.plan.plan import Plan
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, load_transform
+from bishare_dsl.plan.plan import Plan, Tensor
+from bishare_dsl.transforms import load_transform
 
 GROUP = 64
 """Consecutive numbers of a quantised tensor, row by row, with one scale of 16 bits."""
@@ -19,9 +19,6 @@ BITS_EACH = {form: bits + 16 / GROUP for form, bits in BITS.items()}
 SCALES = "scales"
 """The part of a quantised tensor with its scales."""
 
-QUANTISED: Mapping[tuple[str, ...], str] = {(form, SCALES): form for form in BITS}
-"""The type of a quantised tensor, by the labels of its parts."""
-
 
 def selecting(plan: Plan) -> set[str]:
     """Return tensors that select other values (`Transform.exact`), so that files keep their bits."""
@@ -34,18 +31,19 @@ def selecting(plan: Plan) -> set[str]:
 
 
 def quantisable(plan: Plan) -> set[str]:
-    """Return the tensors that are quantised: factors and kernels of at least a group of numbers.
+    """Return the tensors that are quantised: those of terms with at least a group of numbers.
 
-    Gains, magnitudes, parameters trained in full, and tensors that select other values stay.
+    Parameters trained in full and small tensors are rounded to bfloat16 instead. Tensors that select other
+    values keep their bits.
     """
-    used = {
-        name
-        for term in plan.terms
-        for role, name in term.tensors.items()
-        if not term.is_magnitude and role not in (GAIN_RANK, GAIN_OUT)
-    }
+    used = {name for term in plan.terms for name in term.tensors.values()}
     large = {tensor.name for tensor in plan.tensors if tensor.size >= GROUP}
     return (used & large) - selecting(plan)
+
+
+def offset_of(tensor: Tensor) -> float:
+    """Return what is subtracted before a tensor is quantised: its initial value if it is constant."""
+    return {"constant": tensor.amount, "ones": 1.0}.get(tensor.init, 0.0)
 
 
 def file_bytes(plan: Plan, names: Set[str] | None = None) -> dict[str, int]:
@@ -60,10 +58,10 @@ def file_bytes(plan: Plan, names: Set[str] | None = None) -> dict[str, int]:
     exact, whole = selecting(plan), quantisable(plan)
     counts = dict.fromkeys(("float32", "bfloat16", *BITS), 0)
     for tensor in (plan.tensor[name] for name in names):
+        rounded = (4 if tensor.name in exact else 2) * tensor.size
         counts["float32"] += 4 * tensor.size
-        counts["bfloat16"] += (4 if tensor.name in exact else 2) * tensor.size
+        counts["bfloat16"] += rounded
         for form, bits in BITS.items():
-            scales = 2 * -(-tensor.size // GROUP)
-            small = -(-bits * tensor.size // 8) + scales
-            counts[form] += small if tensor.name in whole else 4 * tensor.size
+            small = -(-bits * tensor.size // 8) + 2 * -(-tensor.size // GROUP)
+            counts[form] += small if tensor.name in whole else rounded
     return counts

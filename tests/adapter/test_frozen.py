@@ -14,7 +14,6 @@ from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stored import find_drawn
 from bishare_dsl.diagnostics import BishareWarning
-from bishare_dsl.plan.names import attribute
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
 from tests.adapter.test_files import config_of, refused, reseal
@@ -53,7 +52,7 @@ def test_the_seed_is_stored_and_draws_the_same_again(text: str, tmp_path: Path) 
     model.bishare.save_pretrained(tmp_path)
     frozen = {"s.A", "s.B"}
     assert stored(tmp_path) == model.bishare.plan.tensor.keys() - frozen
-    assert read_adapter(tmp_path).config.drawn.keys() == frozen
+    assert read_adapter(tmp_path).config.ways("seed").keys() == frozen
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert size < 4 * model.bishare.plan.trainable + 6000  # The config stands in it, too.
     loaded = load_adapter(tmp_path, tiny_model("llama"))
@@ -112,12 +111,9 @@ def draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_another_torch_that_draws_other_numbers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_draws_other_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draws_otherwise(monkeypatch)
-    reseal(folder, versions={**config_of(folder)["bishare"]["versions"], "torch": "1.2.3"})
-    refused(folder, "BS634", "`s.A`", "seed 3", f"torch {torch.__version__}", "torch 1.2.3")
+    refused(folder, "BS634", "`s.A`", "seed 3")
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -137,7 +133,8 @@ def test_a_tensor_that_is_neither_stored_nor_drawn(folder: Path) -> None:
         entry = drawn_in(config)
         for word in ("draw", "text", "dtype", "sha256"):
             del entry[word]
-        entry["key"] = "base_model.model.bishare_tensors.s__A"
+        rows, columns = entry["shape"]
+        entry |= {"key": f"base_model.model.bishare_tensors.s__A__{rows}x{columns}", "count": 1}
 
     edit_config(folder, store)
     refused(folder, "BS609", "s.A")
@@ -148,8 +145,11 @@ def test_what_must_not_be_drawn(folder: Path) -> None:
 
     def draw_it(config: dict[str, Any]) -> None:
         tensors, drawn = config["sharing"]["tensors"], drawn_in(config)
-        place = next(i for i, t in enumerate(tensors) if t.get("key", "").endswith(attribute(name)))
-        tensors[place] = drawn | {"shape": tensors[place]["shape"], "text": f"3:{name}"}
+        place = next(i for i, t in enumerate(tensors) if "gain_out" in t.get("key", ""))
+        shape = tensors[place]["shape"]
+        tensors[place]["count"] -= 1
+        tensors[place]["row"] = 1
+        tensors.insert(place, drawn | {"shape": shape, "text": f"3:{name}"})
 
     edit_config(folder, draw_it)
     refused(folder, "BS607", "not what its spec gives")

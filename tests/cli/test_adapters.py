@@ -40,7 +40,7 @@ def test_inspect_tells_what_is_in_it(bishare, trained):
     assert "written by: bishare " in run.out
     assert "all as they were saved" in run.out
     data = json.loads(bishare("inspect", folder, "--json").out)
-    assert data["config"]["format"] == 5
+    assert data["config"]["format"] == 6
     assert data["trainable"] == sum(share["trainable"] for share in data["shares"])
 
 

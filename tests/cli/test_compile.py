@@ -2,8 +2,9 @@ import json
 
 from safetensors import safe_open
 
-from bishare_dsl.adapter.config import key_of
+from bishare_dsl.adapter.config import file_key
 from bishare_dsl.adapter.files import TENSORS, read_adapter
+from bishare_dsl.adapter.stacks import stacks_of
 
 
 def tensors(folder):
@@ -18,7 +19,7 @@ def test_spec_and_model_are_enough(bishare, here):
     assert stored.plan.params["size"] == 64
     assert "size    = 64" in stored.spec_text
     with safe_open(stored.folder / TENSORS, framework="numpy") as file:
-        assert set(file.keys()) == {key_of(stored.plan, name) for name in stored.plan.tensor}
+        assert set(file.keys()) == {file_key(s.key) for s in stacks_of(stored.plan, {})}
     assert [path.name for path in here.iterdir()] == ["bishare_ke-smollm2-135m"]
 
 

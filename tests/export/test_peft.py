@@ -99,7 +99,7 @@ def test_what_was_saved_as_a_seed_is_exported_as_numbers(
                 tensor.add_(0.2)
     model.bishare.save_pretrained(tmp_path / "adapter")
     stored = read_adapter(tmp_path / "adapter")
-    assert stored.config.drawn
+    assert stored.config.ways("seed")
     export_adapter(tmp_path / "peft", stored.plan, stored.tensors(), tiny_model("llama"))
     loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
     torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)

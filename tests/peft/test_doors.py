@@ -402,13 +402,13 @@ def test_a_small_field_that_would_fill_the_memory_is_refused_before_it_is_read(
 
 def test_a_wrong_config_reports_its_first_ten_problems(tmp_path: Path) -> None:
     saved(tmp_path)
-    record_with(tmp_path, drawn={f"t{i}": {} for i in range(20)})
+    record_with(tmp_path, packages={f"t{i}": {} for i in range(20)})
     with pytest.raises(AdapterError) as caught:
         read_adapter(tmp_path)
     assert [problem.code for problem in caught.value.problems] == ["BS604"] * 10
     base = json.loads((tmp_path / CONFIG).read_text())["bishare"]["base"]
     base["sites"][0]["linears"] = [1, 2]
-    record_with(tmp_path, drawn={}, base=base)
+    record_with(tmp_path, packages={}, base=base)
     with pytest.raises(AdapterError, match="BS604"):
         read_adapter(tmp_path)
 

@@ -19,18 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.adapter.config import attribute_in, is_seed
-from bishare_dsl.adapter.files import TENSORS
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.api import compile_spec, load_adapter, plan_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.names import attribute
 from bishare_dsl.spec import Spec
 from bishare_dsl.testing.checks import _gradients, _random, _same
 from tests.support.families import tiny_inputs
 from tests.support.references import reference_model
+from tests.support.stored import load_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -216,21 +214,14 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
 
 
 def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed: int) -> None:
-    from safetensors.torch import load_file
-
     plan, tensors, inputs = (
         adapted.bishare.plan,
         adapted.bishare.tensors(),
         tiny_inputs(model, seed),
     )
-    names = {attribute(name): name for name in plan.tensor}
     with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.save_pretrained(folder)
-        stored = {
-            names[attribute_in(key)]: tensor
-            for key, tensor in load_file(Path(folder) / TENSORS).items()
-            if not is_seed(attribute_in(key))
-        }
+        stored = load_stored(Path(folder))
         loaded: Any = load_adapter(folder, copy.deepcopy(model))
     _same(set(stored), expected, "stored tensors")
     _same(

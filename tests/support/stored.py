@@ -6,11 +6,21 @@ import torch
 from safetensors.torch import load_file
 
 from bishare_dsl.adapter.config import attribute_in, is_seed
-from bishare_dsl.adapter.files import TENSORS
+from bishare_dsl.adapter.files import TENSORS, read_adapter
+from bishare_dsl.adapter.stacks import stacks_of
 
 
 def load_stored(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors in an adapter's folder by their names in the plan."""
-    stored = load_file(folder / TENSORS)
-    found = {attribute_in(key): tensor for key, tensor in stored.items()}
-    return {name.replace("__", "."): tensor for name, tensor in found.items() if not is_seed(name)}
+    """Return the whole tensors in an adapter's folder by their names in the plan, as they lie there."""
+    stored = read_adapter(folder)
+    found = {attribute_in(key): t for key, t in load_file(folder / TENSORS).items()}
+    stacks = [*stacks_of(stored.plan, stored.config.entries)]
+    assert {key for key in found if not is_seed(key)} == {
+        key for stack in stacks for key in stack.parts.values()
+    }
+    return {
+        tensor.name: value
+        for stack in stacks
+        if stack.form is None
+        for tensor, value in zip(stack.tensors, found[stack.key], strict=True)
+    }

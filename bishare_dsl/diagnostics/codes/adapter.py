@@ -8,10 +8,6 @@ NO_SUCH_FOLDER = Code("BS601", "the folder `{folder}` does not exist")
 NOT_AN_ADAPTER = Code("BS602", "`{folder}` is not a bishare adapter: it has no adapter_config.json")
 PEFT_ADAPTER = Code("BS603", "`{folder}` is a PEFT adapter")
 BROKEN_CONFIG = Code("BS604", "`{path}` cannot be read: {reason}")
-NEWER_FORMAT = Code(
-    "BS605",
-    "`{folder}` is in a later format, written by bishare {version}; this bishare reads up to format {known}",
-)
 MISSING_FILE = Code("BS606", "`{folder}` has no {file}")
 CHANGED_FILE = Code("BS607", "`{path}` is not what was saved: {reason}")
 BROKEN_FILE = Code("BS608", "`{path}` cannot be read: {reason}")
@@ -25,17 +21,18 @@ OTHER_FAMILY = Code(
     "the adapter was made for a `{base}` model, and this is a `{model}` model of the same shapes",
     severity="warning",
 )
+OTHER_FINGERPRINT = Code(
+    "BS620",
+    "the adapter was saved on another base: its weights are {apart} apart",
+    severity="warning",
+)
+NO_FINGERPRINT = Code("BS621", "saved without a fingerprint of the base", severity="note")
 MISSING_TRANSFORM = Code("BS619", "the adapter uses the transform `{name}`, which is not installed")
 DRAWN_OTHERWISE = Code(
     "BS634",
-    "the frozen tensor `{name}` cannot be drawn again: from seed {seed}, torch {here} draws other numbers "
-    "than torch {there} did when the adapter was saved",
+    "the frozen tensor `{name}` cannot be drawn again: seed {seed} gives other numbers here",
 )
-
-OTHER_SEED = Code(
-    "BS695",
-    "the tensors belong to seed {found}, but the adapter's frozen tensors were generated from seed {seed}",
-)
+OTHER_SEED = Code("BS695", "the tensors are of seed {found}, and the adapter is of seed {seed}")
 
 OTHER_CONFIG = Code("BS696", "`{folder}` has another plan than {what}")
 
@@ -166,7 +163,7 @@ NOT_FINITE_TENSORS = Code(
 )
 NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
 LOST_BY_QUANTISING = Code(
-    "BS690", "relative error of the updates by {form}, by kind: {errors}", severity="note"
+    "BS690", "{form} takes {bits} bits a number, and changes updates by {error}", severity="note"
 )
 OTHER_COMPILER = Code("BS661", "the adapter's spec gives another plan here than when it was saved")
 UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")

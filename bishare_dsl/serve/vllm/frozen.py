@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.reproduced import check_reproduced
+from bishare_dsl.adapter.fingerprint import check_reproduced
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.models.load import load_model
 
@@ -33,7 +33,7 @@ class FrozenCache:
             ModelError: the base's weights cannot be read (BS501 to BS514).
         """
         tensors = stored.tensors(with_base=True)
-        drawn, marks = stored.config.drawn, stored.config.marks
+        drawn, marks = stored.config.ways("seed"), stored.config.marks
         if self._last[0] != (key := (stored.plan.digest, drawn, marks)):
             frozen = {name: tensors[name] for name in drawn}
             if marks:

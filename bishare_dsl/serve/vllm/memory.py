@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bishare_dsl.adapter.contents import tensor_problems
+from bishare_dsl.adapter.contents import tensor_problems, wanted_values
 from bishare_dsl.adapter.stored import check_finite, entries_of
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -41,7 +41,7 @@ def write_adapter(worker: Any, number: int, tensors: Mapping[str, Tensor]) -> No
     if not isinstance(manager, CompactManager):
         problem = "`write_adapter` needs compact mode"
         raise AdapterError(codes.BAD_SERVER_SETTING(setting="additional_config", problem=problem))
-    wanted = {attribute(name): tensor for name, tensor in manager.plan_of(number).tensor.items()}
+    wanted = wanted_values(manager.plan_of(number))
     entries = entries_of({attribute(name): tensor for name, tensor in values.items()})
     raise_errors(AdapterError, list(tensor_problems(wanted, entries))[:10])
     manager.write(number, values)

@@ -1,0 +1,231 @@
+"""Know a base again by a few numbers, and tensors that are computed from its weights.
+
+Both are products with random vectors of `bishare_dsl.adapter.counter`. A `Fingerprint` of a base has sums of
+such products of its weights. Marks of a frozen tensor, a `SignFingerprint`, let a folder omit it: loading
+recomputes it from the base. The signs of singular directions differ between machines: stored signs restore
+them, and stored sums detect another base. Nothing here imports torch before it computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat
+
+from bishare_dsl.adapter.counter import fill
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.hooks import is_sharded_tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from bishare_dsl.models.weights import Weight
+    from bishare_dsl.plan import Plan
+
+_LINEAR = 24
+"""The most numbers of a group."""
+
+_COLUMNS, _TOKENS = 4, 1024
+"""The columns of each linear map, and the rows of the embedding, that are read."""
+
+_SAME, _IN_FLOAT16, _QUANTISED = 2e-8, 3e-3, {8: 0.03, 4: 0.2}
+"""The largest relative distances of equal weights, of weights of float32 rounded to float16, and of linear
+maps quantised to so many bits. One step of training with a learning rate of 1e-6 moves them by 4e-7."""
+
+_SUM_TOLERANCE = 2e-3
+"""Tolerance of the sums of marks, relative to the tensor's norm; they have four digits.
+
+A tensor is omitted only if float64 reproduces it ten times closer, so that float32 on another machine
+determines it too. Directions with almost equal singular values are ambiguous, and are stored.
+"""
+
+Verdict = Literal["same", "same at 8 bits", "same at 4 bits", "cannot tell", "other"]
+"""Whether two bases are one. ``same at 8 bits``: as far as weights of so few bits can tell."""
+
+
+@dataclass(frozen=True)
+class SignFingerprint:
+    """Marks of a tensor that is recomputed from the base's weights.
+
+    ``signs`` has a digit from 0 to 3 for each row: 2 if its first product is negative, plus 1 if its
+    second is. ``sums`` are the sums of both products over the rows.
+    """
+
+    signs: Annotated[str, Field(pattern=r"^[0-3]+$")]
+    sums: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A base's weights in about 500 bytes, rounded to bfloat16 first, so that their type does not matter.
+
+    ``linear`` comes from the first columns of every linear map in a block, ``embedding`` from the first rows
+    of the token table, ``norms`` from the vectors in blocks; the last two are empty where their weights are
+    not in memory. ``dtype`` is the type of the model, and ``bits`` 8 or 4 if linear maps are quantised.
+    """
+
+    linear: tuple[FiniteFloat, ...]
+    embedding: tuple[FiniteFloat, ...]
+    norms: tuple[FiniteFloat, ...]
+    dtype: str
+    bits: Literal[8, 4] | None = None
+
+
+def fingerprint(model: nn.Module) -> Fingerprint:
+    """Return the fingerprint of a base, with or without adapters in it; of a merged one, that of the sum.
+
+    Args:
+        model: with its weights: dense, quantised, or offloaded, but not sharded over processes.
+
+    Raises:
+        AdapterError: its weights are not here (BS624), or cannot be dequantised (BS623).
+    """
+    import torch
+
+    from bishare_dsl.models.inspect import in_adapter, linear_maps
+    from bishare_dsl.models.site import block_of
+
+    maps = linear_maps(model)
+    inside = [weight for path, weight in maps.items() if block_of(path)]
+    own = [(n, p) for n, p in model.named_parameters() if not in_adapter(n)]
+    vectors = [p.float() for n, p in own if p.dim() == 1 and n.endswith("weight") and block_of(n)]
+    tables = [w.matrix()[:, :_TOKENS].flatten() for w in maps.values() if w.looks_up][:1]
+    norms = [torch.cat(vectors)] if vectors and not any(v.is_meta for v in vectors) else []
+    kinds = [kind for weight in inside if (kind := weight.replacement())]
+    return Fingerprint(
+        linear=_sums("linear", map(_columns, inside)),
+        embedding=_sums("embedding", 4 * [table for table in tables if not table.is_meta]),
+        norms=_sums("norms", 4 * norms),
+        dtype=str(next(p.dtype for _, p in own if p.is_floating_point())).removeprefix("torch."),
+        bits=min((8 if "8" in k and "4" not in k else 4 for k in kinds), default=None),
+    )
+
+
+def compare(saved: Fingerprint, found: Fingerprint) -> tuple[Verdict, float]:
+    """Return whether two fingerprints are of one base, and the largest relative distance of a group."""
+    apart = {
+        group: math.dist(one, other) / (math.hypot(*one) or 1.0)
+        for group in ("linear", "embedding", "norms")
+        if len(one := getattr(saved, group)) == len(other := getattr(found, group)) > 0
+    }
+    most = max(apart.values())
+    few = min((bits for bits in (saved.bits, found.bits) if bits), default=None)
+    near = {"linear": _QUANTISED[few]} if few else {}
+    rest = [far for group, far in apart.items() if far > near.get(group, _SAME)]
+    if not rest:
+        return (
+            "same" if most <= _SAME else "same at 8 bits" if few == 8 else "same at 4 bits"
+        ), most
+    halved = saved.dtype != found.dtype and "float16" in (saved.dtype, found.dtype)
+    return ("cannot tell" if halved and max(rest) <= _IN_FLOAT16 else "other"), most
+
+
+def _columns(weight: Weight) -> torch.Tensor:
+    """Return the first columns of a linear map, in any encoding; a layer on disk is called."""
+    import torch
+
+    from bishare_dsl.models.weights import products
+
+    values = weight.values()
+    if values.is_meta and weight.expert is None:
+        values = products(weight.module, torch.eye(_COLUMNS, weight.d_in, dtype=values.dtype)).mT
+    if values.is_meta or is_sharded_tensor(weight.stored()):
+        raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is not in this process"))
+    return values[:, :_COLUMNS].flatten()
+
+
+def _sums(name: str, vectors: Iterable[torch.Tensor]) -> tuple[float, ...]:
+    """Return at most `_LINEAR` sums of products with random vectors, relative to the norms."""
+    sums: list[float] = []
+    for i, vector in enumerate(vectors):
+        row = vector.detach().bfloat16().double().unsqueeze(0)
+        product = _products(row, 1, {"uniform": [-1.0, 1.0]}, f"{name} {i}").item()
+        sums += [0.0] * (i < _LINEAR)
+        sums[i % _LINEAR] += product / (row.norm().item() or 1.0)
+    return tuple(float(f"{number:.12g}") for number in sums)
+
+
+def _products(rows: torch.Tensor, count: int, how: dict[str, Any], text: str) -> torch.Tensor:
+    """Return the products of each row with ``count`` random vectors, in float64."""
+    import torch
+
+    random = torch.empty(len(rows), count, rows.shape[1], dtype=torch.float32, device="cpu")
+    fill(random.numpy(), how, 0, text)
+    return (random.double() @ rows.detach().cpu().double().unsqueeze(2)).squeeze(2)
+
+
+# Tensors that the base's weights give -------------------------------------------------------------------
+
+
+def marks_of(tensor: torch.Tensor) -> SignFingerprint:
+    """Return the marks of a tensor."""
+    products = _products(tensor, 2, {"normal": 1.0}, "marks")
+    signs = "".join(str(2 * (a < 0) + (b < 0)) for a, b in products.tolist())
+    a, b = products.sum(0).tolist()
+    return SignFingerprint(signs=signs, sums=(float(f"{a:.4g}"), float(f"{b:.4g}")))
+
+
+def find_reproduced(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], reproduced: Mapping[str, torch.Tensor]
+) -> dict[str, SignFingerprint]:
+    """Find frozen tensors that can be recomputed from the base, except fitted tensors, with their marks.
+
+    Args:
+        plan: of the adapter.
+        tensors: of the adapter.
+        reproduced: the tensors computed from the base, in float64.
+    """
+    from bishare_dsl.adapter.singular import fitted
+
+    found, stored = {}, fitted(plan)
+    frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
+    for name in (t.name for t in frozen if (t.like or t.name) not in stored):
+        marks, value = marks_of(tensors[name]), tensors[name].cpu().double()
+        match = _aligned(reproduced[name], marks)
+        if match is not None and (match.cpu() - value).norm() <= _SUM_TOLERANCE / 10 * value.norm():
+            found[name] = marks
+    return found
+
+
+def check_reproduced(
+    marks: Mapping[str, SignFingerprint], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Check recomputed tensors, and restore the signs of their rows.
+
+    Args:
+        marks: of the saved tensors.
+        tensors: as computed from this base.
+
+    Raises:
+        AdapterError: a tensor differs (BS699).
+    """
+    restored = {}
+    for name, saved in marks.items():
+        aligned = tensors[name] if tensors[name].is_meta else _aligned(tensors[name], saved)
+        if aligned is None:
+            raise AdapterError(codes.OTHER_WEIGHTS(name=name))
+        restored[name] = aligned
+    return restored
+
+
+def _aligned(tensor: torch.Tensor, marks: SignFingerprint) -> torch.Tensor | None:
+    """Return a tensor with the signs that match its marks; None if they are ambiguous or do not match."""
+    import torch
+
+    if len(marks.signs) != len(tensor):
+        return None
+    products = _products(tensor, 2, {"normal": 1.0}, "marks")
+    norms = tensor.detach().cpu().double().norm(dim=1)
+    saved = torch.tensor([[1 - int(sign) // 2 * 2, 1 - int(sign) % 2 * 2] for sign in marks.signs])
+    along = (products * saved).sum(1)
+    signs = torch.where(along < 0, -1.0, 1.0)
+    apart = (signs.double() @ products) - torch.tensor(marks.sums, dtype=torch.float64)
+    ambiguous = (along.abs() < 4 * _SUM_TOLERANCE * norms).any()
+    if ambiguous or (apart.abs() > _SUM_TOLERANCE * norms.norm()).any():
+        return None
+    return tensor * signs.unsqueeze(1).to(tensor)
