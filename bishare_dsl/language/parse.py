@@ -43,8 +43,8 @@ from bishare_dsl.spec.expression import globs_of
 MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
-# How many remedies to try for a mistake.
-_MOST_REMEDIES = 24
+# How many remedies to try for a mistake, and for how many mistakes of a text.
+_MOST_REMEDIES, _MOST_CORRECTIONS = 24, 8
 # Rules of expressions, which nest.
 _NESTING_RULES = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
@@ -383,7 +383,7 @@ class _Parser:
         start = text.rfind("\n", 0, at) + 1
         line = text[start : (text + "\n").find("\n", at)]
         place = Place(line, self.source.start + start, at - start, token, before, allowed)
-        return tuple(islice(remedies(place), _MOST_REMEDIES))
+        return tuple(islice(remedies(place), _MOST_REMEDIES * (self.held <= _MOST_CORRECTIONS)))
 
     def report(self, token: Token, problem: Problem) -> None:
         """Report a problem at a token, unless it follows from a problem in the same line."""

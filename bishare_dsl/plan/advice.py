@@ -25,7 +25,8 @@ _LONGEST = 2**14
 # A help line with one text to write in place of the wrong one.
 _MEANT = re.compile(r"^[^`]*\b(?:did you mean|write|is|are|reads?|by) `([^`]+)`[^`]*$")
 _WORDS = ("NAME", "STRING", "INT", "FLOAT")
-_MOST_TRIALS = 300
+# How many characters to read in trials of a text, which takes about a second.
+_MOST_CHARACTERS = 150_000
 # How many equal mistakes of a line to mend one after the other.
 _MOST_AGAIN = 16
 
@@ -76,7 +77,7 @@ class Adviser:
     architecture: Architecture | None = None
     params: Params | None = None
     allow_use: bool = False
-    trials: int = _MOST_TRIALS
+    tried: int = 0
 
     def settled(self, problems: Iterable[Problem]) -> list[Problem]:
         """Return problems, each with the best of its remedies that survives, or without advice."""
@@ -172,9 +173,9 @@ class Adviser:
         text = self.where.source.text
         new, before = _written(self.where, text, remedy.edits), self.before
         for _ in range(_MOST_AGAIN):
-            if new is None or self.trials <= 0 or _spoils(text, new):
+            if new is None or self.tried > _MOST_CHARACTERS or _spoils(text, new):
                 return None
-            self.trials -= 1
+            self.tried += len(new)
             after = self.read(new)
             if self._mends(problem, before, after):
                 return after

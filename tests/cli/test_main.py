@@ -84,7 +84,7 @@ def test_no_traceback_gets_out(bishare, monkeypatch, error, code, said):
         raise error
 
     monkeypatch.delenv("BISHARE_DEBUG", raising=False)
-    monkeypatch.setattr("bishare_dsl.cli.plan.plan_of", fail)
+    monkeypatch.setattr("bishare_dsl.cli.plan.plan_of_any", fail)
     run = bishare("plan", "lora", "--model", "llama-7b", "--json")
     assert (run.code, run.out) == (code, "")
     assert run.err.startswith(said)
@@ -95,7 +95,7 @@ def test_a_traceback_is_shown_when_asked_for(capsys, monkeypatch):
         raise RuntimeError("here")
 
     monkeypatch.setenv("BISHARE_DEBUG", "1")
-    monkeypatch.setattr("bishare_dsl.cli.plan.plan_of", fail)
+    monkeypatch.setattr("bishare_dsl.cli.plan.plan_of_any", fail)
     assert cli.main(["plan", "lora", "--model", "llama-7b"]) == 70
     assert "Traceback" in capsys.readouterr().err
 

@@ -382,7 +382,7 @@ def test_what_many_adapters_cost(bishare):
         (["--memory", "80GB"], "--memory goes with --adapters"),
         (["--adapters", "3", "--memory", "much"], "write `--memory 80GB`"),
         (["--adapters", "3", "--memory", f"{'9' * 400}GB"], "write `--memory 80GB`"),
-        (["--adapters", "3", "--set", "r=4,8"], "--adapters takes one spec"),
+        (["--adapters", "3", "--set", "r=4,8"], "--adapters takes one"),
     ],
 )
 def test_costs_asked_for_wrongly(bishare, more, told):
