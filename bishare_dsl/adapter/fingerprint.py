@@ -18,7 +18,7 @@ from pydantic import Field, FiniteFloat
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.hooks import is_sharded_tensor
+from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def _columns(weight: Weight) -> torch.Tensor:
     from bishare_dsl.models.weights import products
 
     values = weight.values()
-    if values.is_meta and weight.expert is None:
+    if values.is_meta and is_offloaded(weight.module) and weight.expert is None:
         values = products(weight.module, torch.eye(_COLUMNS, weight.d_in, dtype=values.dtype)).mT
     if values.is_meta or is_sharded_tensor(weight.stored()):
         raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is not in this process"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 import bishare_dsl.peft  # noqa: F401
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
@@ -17,7 +20,7 @@ from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.fingerprint import check_reproduced, marks_of
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stacks import groups_of
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.resources import find_spec
@@ -276,3 +279,102 @@ def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(
     found = fingerprint.find_reproduced(plan, tensors, remade)
     assert len(frozen) > 2
     assert [*found] == (frozen if left_out else [])
+
+
+# Fingerprints of bases ----------------------------------------------------------------------------------
+
+
+def published() -> Any:
+    """A base as it was published, in bfloat16."""
+    return tiny_model("llama").bfloat16()
+
+
+def moved(model: Any, size: float) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).sign().to(parameter)
+            parameter.add_(size * noise)
+    return model
+
+
+SAME: dict[str, Any] = {
+    "as it is": lambda: published(),
+    "float32": lambda: published().float(),
+    "float16": lambda: published().half(),
+    "another vocabulary": lambda: grown(published()),
+    "an adapter on it": lambda: compile_spec(PISSA, published().float()),
+}
+OTHER: dict[str, Any] = {
+    "a step of 1e-3": lambda: moved(published().float(), 1e-3),
+    "another seed": lambda: tiny_model("llama", seed=1).bfloat16(),
+    "merged": lambda: trained(PISSA).bishare.merge_and_unload(),
+}
+
+
+def grown(model: Any) -> Any:
+    model.resize_token_embeddings(len(model.get_input_embeddings().weight) + 128)
+    return model
+
+
+@pytest.mark.parametrize("base", SAME)
+def test_a_base_is_recognised_whatever_its_type(base: str) -> None:
+    saved = fingerprint.fingerprint(published())
+    limit = {"another vocabulary": "_TOKENS"}.get(base)
+    assert limit is None or getattr(fingerprint, limit) > 64
+    found = fingerprint.fingerprint(SAME[base]())
+    if base == "another vocabulary":  # The tiny table has fewer rows than are read.
+        found = dataclasses.replace(found, embedding=saved.embedding)
+    assert fingerprint.compare(saved, found)[0] == "same"
+    assert len(json.dumps(dataclasses.asdict(saved), separators=(",", ":"))) < 600
+
+
+@pytest.mark.parametrize("base", OTHER)
+def test_another_base_is_told(base: str) -> None:
+    saved = fingerprint.fingerprint(published())
+    assert fingerprint.compare(saved, fingerprint.fingerprint(OTHER[base]()))[0] == "other"
+
+
+def test_float16_of_a_base_in_float32_cannot_be_told() -> None:
+    saved = fingerprint.fingerprint(tiny_model("llama"))
+    found = fingerprint.fingerprint(tiny_model("llama").half())
+    assert fingerprint.compare(saved, found)[0] == "cannot tell"
+
+
+def test_few_bits_are_the_same_as_far_as_they_tell() -> None:
+    saved = fingerprint.fingerprint(published())
+    for bits, far in ((8, 0.01), (4, 0.1)):
+        linear = tuple(number * (1 + far) for number in saved.linear)
+        near = dataclasses.replace(saved, linear=linear, bits=bits)
+        assert fingerprint.compare(saved, near)[0] == f"same at {bits} bits"
+        assert fingerprint.compare(saved, dataclasses.replace(near, bits=None))[0] == "other"
+        norms = tuple(number * 1.001 for number in saved.norms)
+        assert fingerprint.compare(saved, dataclasses.replace(near, norms=norms))[0] == "other"
+
+
+def test_loading_onto_another_base_is_a_warning_at_each_door(tmp_path: Path) -> None:
+    trained(PISSA).bishare.save_pretrained(tmp_path)
+    assert read_adapter(tmp_path).config.fingerprint is not None
+    doors: dict[str, Any] = {
+        "bishare": lambda model: load_adapter(tmp_path, model),
+        "PEFT": lambda model: PeftModel.from_pretrained(model, str(tmp_path)),
+        "transformers": lambda model: model.load_adapter(str(tmp_path)),
+    }
+    for door in doors.values():
+        with pytest.warns(BishareWarning, match="BS620"):
+            door(moved(tiny_model("llama"), 1e-3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", BishareWarning)
+            door(tiny_model("llama"))
+
+
+def test_a_base_without_weights_stores_none_and_says_so(tmp_path: Path) -> None:
+    model = trained(PISSA)
+    for name, parameter in [*model.named_parameters()]:
+        if "bishare" not in name:
+            owner, _, last = name.rpartition(".")
+            empty = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+            setattr(model.get_submodule(owner), last, empty)
+    with pytest.warns(BishareWarning, match="BS621"):
+        model.bishare.save_pretrained(tmp_path)
+    assert read_adapter(tmp_path).config.fingerprint is None

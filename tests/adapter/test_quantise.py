@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter
@@ -329,3 +329,59 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     words = ["compile", str(tmp_path / "q.share"), "--model", str(base), "--dtype", "int8"]
     assert main([*words, "--out", str(tmp_path / "c")]) == 0
     assert read_adapter(tmp_path / "c").config.rounded == "int8"
+
+
+@pytest.mark.parametrize("name", ["vera", "ia3", "tied_lora"])
+@pytest.mark.parametrize("form", BITS)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_few_bits_are_few_for_every_method(name: str, form: Any, tmp_path: Path) -> None:
+    """G4: gains and magnitudes are quantised too, and what is too small is in bfloat16."""
+    model = compile_spec(name, tiny_model("llama"))
+    randomize(model, 1, frozen=False)
+    model.bishare.save_pretrained(tmp_path, dtype=form)
+    stored = load_file(tmp_path / TENSORS)
+    assert {tensor.dtype for key, tensor in stored.items() if ":" not in key} <= {
+        torch.bfloat16,
+        torch.float32,
+    }
+    whole = [t for key, t in stored.items() if ":" not in key and t.numel()]
+    assert all(tensor.dtype == torch.bfloat16 for tensor in whole)
+
+
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_a_value_is_rounded_again_only_if_nothing_is_lost(tmp_path: Path) -> None:
+    """G2, G2b: from bfloat16, trained by small steps, and saved by PEFT or kept in memory."""
+    saved(tmp_path / "half", "bfloat16")
+    model = PeftModel.from_pretrained(
+        tiny_model("llama"), str(tmp_path / "half"), is_trainable=True
+    )
+    model.save_pretrained(str(tmp_path / "untouched"))
+    assert read_adapter(tmp_path / "untouched").config.rounded == "bfloat16"
+    handle = model.base_model.model.bishare
+    with torch.no_grad():
+        for tensor in handle.tensors().values():
+            tensor.add_(1e-3)
+    model.save_pretrained(str(tmp_path / "trained"))
+    found = read_adapter(tmp_path / "trained")
+    assert found.config.rounded is None
+    for name, tensor in handle.tensors().items():
+        assert torch.equal(found.tensors()[name], tensor)
+    kept = {key: tensor.clone() for key, tensor in get_peft_model_state_dict(model).items()}
+    wanted = {name: tensor.detach().clone() for name, tensor in handle.tensors().items()}
+    with torch.no_grad():
+        for tensor in handle.tensors().values():
+            tensor.zero_()
+    set_peft_model_state_dict(model, kept)
+    assert all(torch.equal(handle.tensors()[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("form", BITS)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_the_state_of_an_adapter_of_few_bits_can_be_set_again(form: Any, tmp_path: Path) -> None:
+    """G2b."""
+    saved(tmp_path, form)
+    model = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path))
+    wanted = {n: t.detach().clone() for n, t in model.base_model.model.bishare.tensors().items()}
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model))
+    for name, tensor in model.base_model.model.bishare.tensors().items():
+        assert torch.equal(tensor, wanted[name])
