@@ -1,4 +1,4 @@
-"""Test your own transforms.
+"""Test your own transforms, and servers.
 
 | module | |
 |---|---|
@@ -6,4 +6,5 @@
 | `reference` | registers a dense reference, from the paper's equation, for comparison |
 | `models` | a tiny random Llama, or another model |
 | `tokenizer` | a tokenizer for it |
+| `cards` | a pytest fixture that checks a server by a probe card |
 """

@@ -66,12 +66,11 @@ def tiny_model(
     """
     import torch
     import transformers
-    from transformers import AutoConfig
 
     tiny = LLAMA if isinstance(family, str) else family
     auto = getattr(transformers, f"AutoModel{tiny.task}")
     attention = overrides.pop("attn_implementation", None)
-    config = AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
+    config = transformers.AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(

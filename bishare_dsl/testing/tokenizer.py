@@ -12,13 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # 64 tokens, as in a tiny model; `<pad>`, `<s>` and `</s>` have the ids of its config.
-_TOKENS = [
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<unk>",
-    *"\n abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'\"()[]+-*/=<>#",
-]
+_CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'\"()[]+-*/=<>#"
+_SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def tiny_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -29,17 +24,10 @@ def tiny_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    characters = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(_TOKENS)}, unk_token="<unk>")
-    )
+    ids = {token: i for i, token in enumerate([*_SPECIAL.values(), *_CHARACTERS])}
+    characters = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     characters.normalizer = normalizers.Lowercase()
     characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     characters.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=characters,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        chat_template=chat_template,
-    )
+    how = {"chat_template": chat_template, **_SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=characters, **how)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from bishare_dsl.verify.server import Answer, Server, ServerError
 
 TEXTS = (
     "The capital of France is a city that lies on the river",
@@ -20,8 +24,86 @@ TEXTS = (
 LONG = " ".join(f"Line {n} says that the number after {n} is {n + 1}." for n in range(1, 20))
 """About 300 tokens, most of which a prefix cache stores."""
 
-Answer = dict[int | str, float]
-"""The likeliest tokens, by id or by text, with their log-probabilities."""
+IN_FLIGHT = 4
+"""The number of requests that a server gets at a time."""
+
+Bar = Callable[[Iterable[str], str], Iterable[str]]
+"""Yields items, and shows progress under a label."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers of the base and the adapter.
+
+    Attributes:
+        base: the base's answers.
+        adapter: the adapter's answers.
+        noise: the distance between the base's answers to the same texts; 0 if they are bit-identical.
+        long: the adapter's answers to a long text, without and with the prefix cache; None if it is
+            rejected.
+    """
+
+    base: list[Answer]
+    adapter: list[Answer]
+    noise: float
+    long: tuple[list[Answer], list[Answer]] | None = None
+
+
+def ask(
+    server: Server,
+    names: Sequence[str],
+    base: str | None,
+    bar: Bar,
+    texts: Sequence[str] = TEXTS,
+) -> dict[str, Asked | ServerError]:
+    """Query the base in three arrangements, and each adapter once.
+
+    No adapter runs beside the base, which vLLM's build for the CPU then answers with the adapter.
+
+    Args:
+        server: the server.
+        names: its names for the adapters.
+        base: its name for the base; by default, the first listed model that is no adapter.
+        bar: yields the names, and shows progress.
+        texts: the texts.
+    """
+    pool = ThreadPoolExecutor(IN_FLIGHT)
+    try:
+        base = server.base(names) if base is None else base
+        first = server.ask(base, texts)
+        if all(answer == first[0] for answer in first):
+            raise server.fails("gives one answer to all texts")
+        others = [[server.ask(base, [text])[0] for text in texts]]
+        others.append(server.ask(base, texts[::-1])[::-1])
+        told = pool.map(lambda name: _ask_one(server, name, first, texts), names)
+        found = dict(zip(bar(names, f"asking {server.url}"), told, strict=True))
+        others.append(server.ask(base, texts))
+    except ServerError as error:
+        error.status = 0  # It is about the base.
+        return dict.fromkeys(names, error)
+    except BaseException:
+        server.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    noise = max(0.0 if other == first else distance(other, first) for other in others)
+    return {n: replace(a, noise=noise) if isinstance(a, Asked) else a for n, a in found.items()}
+
+
+def _ask_one(
+    server: Server, name: str, base: list[Answer], texts: Sequence[str]
+) -> Asked | ServerError:
+    try:
+        adapter = server.ask(name, texts)
+    except ServerError as error:
+        return error
+    try:
+        # Each run leaves its answer in the cache, so that a run after a reload detects stale entries.
+        return Asked(
+            base, adapter, 0, (server.ask(name, [LONG]), server.ask(name, [LONG], salt=False))
+        )
+    except ServerError:
+        return Asked(base, adapter, 0)
 
 
 def distance(one: Sequence[Answer], other: Sequence[Answer]) -> float:

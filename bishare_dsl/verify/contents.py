@@ -15,7 +15,7 @@ from bishare_dsl.adapter.files import is_peft
 from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import BishareError, Problem, nearest
 from bishare_dsl.diagnostics.codes import verify as codes
-from bishare_dsl.diagnostics.codes.adapter import MISSING_TENSOR, NO_WEIGHT, OTHER_BASE
+from bishare_dsl.diagnostics.codes.adapter import NO_WEIGHT
 from bishare_dsl.export.effective import check_linear, effective_factors, scale_changes
 from bishare_dsl.export.layouts import FACTOR, read_tensors
 from bishare_dsl.export.peft_config import PREFIX, TENSORS
@@ -46,6 +46,11 @@ class Pair:
     def shape(self) -> tuple[int, int]:
         """The shape of the weight."""
         return len(self.up), self.down.shape[1]
+
+    def swapped(self) -> Pair:
+        """Return the pair with A and B swapped if the weight is square, else the pair itself."""
+        square = len(self.up) == self.down.shape[1]
+        return replace(self, down=self.up.t(), up=self.down.t()) if square else self
 
 
 @dataclass(frozen=True)
@@ -89,23 +94,24 @@ def read_contents(place: str | os.PathLike[str], model: nn.Module, base: Archite
         model: the base, which may be on the meta device unless the adapter is a DoRA.
         base: its shapes, with its name in messages.
 
-    Raises:
-        BishareError: there is no LoRA of PEFT, or its files are unreadable (BS608).
+    Returns:
+        What was found; an error of reading is one of its problems.
     """
-    folder, names = adapter_folder(place), list[str]()
-    if is_peft(folder):
-        names = [name.removeprefix(PREFIX) for name in sorted(read_tensors(folder, TENSORS, base))]
-    modules = dict.fromkeys(match[1] for name in names if (match := FACTOR.fullmatch(name)))
+    names: list[str] = []
+    modules: dict[str, None] = {}
     try:
+        folder = adapter_folder(place)
+        if is_peft(folder):
+            tensors = read_tensors(folder, TENSORS, base)
+            names = [name.removeprefix(PREFIX) for name in sorted(tensors)]
+            modules = dict.fromkeys(match[1] for name in names if (match := FACTOR.fullmatch(name)))
         stored, fitting = read_fitting(folder, base, model)
         plan, tensors = stored.plan, stored.tensors()
         check_linear([t for t in plan.terms if not t.is_magnitude], "verify the adapter")
     except BishareError as error:
         # The magnitudes of a DoRA are computed last, and need weights.
         said = [problem for problem in error.problems if problem.code != NO_WEIGHT.code]
-        other = all(problem.code in (OTHER_BASE.code, MISSING_TENSOR.code) for problem in said)
-        unknown = [*_unknown_modules(modules, base)] if other else []
-        return Contents({}, unknown or said, [*modules])
+        return Contents({}, [*_unknown_modules(modules, base)] or said, [*modules])
     pairs = _pairs(plan, tensors, linear_maps(model))
     others = [trained.parameter for trained in plan.trained]
     others += [name for name in names if ".base_layer." in name]
@@ -145,8 +151,7 @@ def _zeros(pairs: Mapping[str, Pair]) -> Iterator[Problem]:
     ]
     if zero:
         problem = codes.ADDS_NOTHING(count=len(zero), total=len(pairs), path=zero[0])
-        some = len(zero) < len(pairs)
-        yield replace(problem, severity="warning") if some else problem
+        yield replace(problem, severity="warning") if len(zero) < len(pairs) else problem
 
 
 def _unknown_modules(paths: Collection[str], base: Architecture) -> Iterator[Problem]:
@@ -162,21 +167,17 @@ def _unknown_modules(paths: Collection[str], base: Architecture) -> Iterator[Pro
 
 def _advice(path: str, known: Collection[str]) -> str | None:
     """Suggest the model's name for a module that it lacks."""
-    layers, layer = layers_of(known), layers_of([path])
-    parts = path.split(".")
-    candidates: dict[tuple[int, bool], list[str]] = {}
-    for other in (other for other in known if kind_of(other) == parts[-1]):
-        pairs = zip(reversed(parts), reversed(other.split(".")), strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        candidates.setdefault((same, layers_of([other]) == layer), []).append(other)
-    nearest_known = candidates[max(candidates)] if candidates else []
-    if len(nearest_known) == 1:
-        end = max(candidates)[0]
-        ours, theirs = (
-            "".join(f"{part}." for part in name.split(".")[:-end])
-            for name in (path, nearest_known[0])
-        )
-        return f"`{ours}*` is `{theirs}*` there: rename the tensors, or export the adapter again"
+    parts, layers, layer = path.split("."), layers_of(known), layers_of([path])
+    ends: dict[str, int] = {}
+    for one in known:
+        pairs = zip(parts[::-1], one.split(".")[::-1], strict=False)
+        ends[one] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    longest = max(ends.values(), default=0)
+    near = [one for one in ends if ends[one] == longest]
+    near = [one for one in near if layers_of([one]) == layer] if len(near) > 1 else near
+    if longest and len(near) == 1:
+        ours, theirs = (".".join([*n.split(".")[:-longest], "*"]) for n in (path, near[0]))
+        return f"`{ours}` is `{theirs}` there: rename the tensors, or export the adapter again"
     if layer and layers and layer[0] not in layers:
         return f"the model has layers {layers[0]} to {layers[-1]}: this is another base"
     return nearest(parts[-1], {kind_of(other) for other in known})

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import block_of
 from bishare_dsl.models.weights import Weight, bias_of
-from bishare_dsl.verify.answers import Answer
+from bishare_dsl.verify.answers import Asked
 from bishare_dsl.verify.contents import Pair, kind_of, layers_of
+from bishare_dsl.verify.server import Answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,28 +44,24 @@ def tolerance(floor: float, effect: float) -> float:
 def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
     """Return what an engine may make of an adapter, by a description."""
     updates: dict[str, Pairs] = {NONE: {}, WHOLE: pairs}
-    scales: list[tuple[str, Callable[[Pair], float]]] = [
-        ("at half its scale", lambda pair: pair.scale / 2),
-        ("at twice its scale", lambda pair: pair.scale * 2),
-    ]
+
+    def change(words: str, changed: Callable[[Pair], Pair]) -> None:
+        updates[words] = {path: changed(pair) for path, pair in pairs.items()}
+
+    change("at half its scale", lambda pair: replace(pair, scale=pair.scale / 2))
+    change("at twice its scale", lambda pair: replace(pair, scale=pair.scale * 2))
     if any(pair.scale != 1 for pair in pairs.values()):
-        scales.append(("without its scale alpha / r", lambda pair: 1.0))
-    for words, scale in scales:
-        updates[words] = {path: replace(pair, scale=scale(pair)) for path, pair in pairs.items()}
+        change("without its scale alpha / r", lambda pair: replace(pair, scale=1.0))
     if any(pair.changes for pair in pairs.values()):
-        updates["without its magnitude"] = {p: replace(x, changes=None) for p, x in pairs.items()}
-    square = {path: pair for path, pair in pairs.items() if pair.shape[0] == pair.shape[1]}
-    if square:
-        swapped = {path: replace(p, down=p.up.t(), up=p.down.t()) for path, p in square.items()}
-        updates["with A and B swapped where modules are square"] = {**pairs, **swapped}
+        change("without its magnitude", lambda pair: replace(pair, changes=None))
+    if any(pair.swapped() is not pair for pair in pairs.values()):
+        change("with A and B swapped where modules are square", Pair.swapped)
     for step, words in ((1, "shifted by one layer"), (-1, "shifted back by one layer")):
-        shifted = {}
-        for path, pair in pairs.items():
-            block = block_of(path)
-            other = path if block is None else f"{block[0]}.{int(block[1]) + step}.{block[2]}"
-            if other in pairs and pairs[other].shape == pair.shape:
-                shifted[other] = pair
-        updates[words] = shifted
+        blocks = [(block_of(path), pair) for path, pair in pairs.items()]
+        moved = {f"{b[0]}.{int(b[1]) + step}.{b[2]}": pair for b, pair in blocks if b}
+        updates[words] = {
+            p: x for p, x in moved.items() if p in pairs and pairs[p].shape == x.shape
+        }
     layers = layers_of(pairs)
     half = len(layers) // 2
     for words, chosen in (("first", layers[:half]), ("second", layers[half:])):
@@ -88,15 +86,13 @@ class Reference:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
     ) -> None:
-        self.model, self.tokenizer, self.maps = model, tokenizer, linear_maps(model)
+        self.model, self.tokenizer, self.texts = model, tokenizer, texts
+        self.maps = linear_maps(model)
         ids = [tokenizer(text)["input_ids"] for text in texts]
         self._last = torch.tensor([len(text_ids) - 1 for text_ids in ids])
-        longest = max(map(len, ids))
         # Padding on the right, which a causal model does not see.
-        self._ids = torch.tensor(
-            [text_ids + [text_ids[-1]] * (longest - len(text_ids)) for text_ids in ids]
-        )
-        self._mask = torch.arange(longest) <= self._last[:, None]
+        self._ids = pad_sequence([torch.tensor(text_ids) for text_ids in ids], batch_first=True)
+        self._mask = torch.arange(self._ids.shape[1]) <= self._last[:, None]
 
     @cached_property
     def base(self) -> torch.Tensor:
@@ -107,7 +103,8 @@ class Reference:
     def answer(self, pairs: Pairs) -> torch.Tensor:
         """Return the log-probabilities of the next token with an update, ``(texts, vocabulary)``."""
         with self._added(pairs):
-            logits = self.model(input_ids=self._ids, attention_mask=self._mask.long()).logits
+            ids, mask = (tensor.to(self.model.device) for tensor in (self._ids, self._mask))
+            logits = self.model(input_ids=ids, attention_mask=mask.long()).logits
         last: torch.Tensor = logits[torch.arange(len(logits)), self._last]
         return last.float().log_softmax(-1)
 
@@ -116,20 +113,12 @@ class Reference:
         updates = hypotheses(pairs).items()
         return {words: self.answer(some) if some else self.base for words, some in updates}
 
-    def rounding(self, answers: Sequence[Answer]) -> float | None:
-        """Return how far a server's base is from this one; None if it has another vocabulary."""
-        heard = self.locate(answers)
-        return None if heard is None else max(heard.distance(self.base), LEAST_FLOOR)
-
-    def near(
-        self, adapter: Sequence[Answer], base: Sequence[Answer], expected: torch.Tensor
-    ) -> float | None:
-        """Return how far a server's answers are from an expectation; None if they are not equal to it."""
-        heard, floor = self.locate(adapter), self.rounding(base)
-        if heard is None or floor is None:
+    def hear(self, asked: Asked) -> Located | None:
+        """Find a server's tokens in the vocabulary; None if fewer than half are in it."""
+        base, heard = self._locate(asked.base), self._locate(asked.adapter)
+        if base is None or heard is None:
             return None
-        effect, off = heard.distance(expected, self.base), heard.distance(expected)
-        return off if effect >= LEAST_EFFECT * floor and off <= tolerance(floor, effect) else None
+        return replace(heard, floor=max(base.distance(self.base), LEAST_FLOOR, asked.noise))
 
     @contextmanager
     def _added(self, pairs: Pairs) -> Iterator[None]:
@@ -159,8 +148,7 @@ class Reference:
             ids |= {text: i for i, text in enumerate(written) if counts[text] == 1}
         return ids
 
-    def locate(self, answers: Sequence[Answer]) -> Located | None:
-        """Find a server's tokens in the vocabulary; None if fewer than half are in it."""
+    def _locate(self, answers: Sequence[Answer]) -> Located | None:
         found: list[tuple[int, int, float]] = []
         for row, answer in enumerate(answers):
             for token, value in answer.items():
@@ -175,16 +163,25 @@ class Reference:
 
 @dataclass(frozen=True)
 class Located:
-    """A server's answers: the log-probability of each listed token, with its text and its id."""
+    """A server's answers: the log-probability of each listed token, with its text and its id.
+
+    ``floor`` is the server's rounding.
+    """
 
     rows: torch.Tensor
     ids: torch.Tensor
     values: torch.Tensor
+    floor: float = 0.0
 
     def distance(self, expected: torch.Tensor, other: torch.Tensor | None = None) -> float:
         """Return the rms difference at these tokens from the answers, or from another expectation."""
         at = self.values if other is None else other[self.rows, self.ids]
         return float((at - expected[self.rows, self.ids]).square().mean().sqrt())
+
+    def is_near(self, whole: torch.Tensor, base: torch.Tensor) -> bool:
+        """Return whether the answers are those of an adapter, as far as the rounding tells."""
+        effect, off = self.distance(whole, base), self.distance(whole)
+        return effect >= LEAST_EFFECT * self.floor and off <= tolerance(self.floor, effect)
 
 
 def _adds(pair: Pair, weight: Weight) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:

@@ -1,31 +1,29 @@
 """A client for OpenAI's completions API: model names and next-token log-probabilities.
 
 A server is not trusted. The key goes to the given address only: redirects and proxies are not followed. A
-response has a deadline and a size limit, and is parsed by models. No text of an error contains the key.
+response has a deadline and a size limit, and is parsed by models. No error contains the key, or a password of
+the URL.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import ssl
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from pathlib import PurePath
 from socket import SHUT_RDWR
 from threading import Timer
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from bishare_dsl.diagnostics import BishareError, nearest, one_line
-from bishare_dsl.diagnostics.codes import verify as codes
+from bishare_dsl.diagnostics import BishareError, escaped, one_line
+from bishare_dsl.diagnostics.codes.verify import NO_ANSWER
 from bishare_dsl.reading import parse_json
-from bishare_dsl.verify.answers import Answer
 
 KEY = "BISHARE_SERVER_KEY"
 """The environment variable with the server's API key."""
@@ -34,76 +32,53 @@ REQUEST_SECONDS = 120.0
 """The time for a request, from connecting to the end of the response."""
 
 _MOST_BYTES = 2**24
-_REFUSED_STATUS = (400, 422)
-# Prefer token ids; servers may reject unknown fields.
-_REQUEST_FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
-
-_LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
-_Id = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class _Strict(BaseModel):
+_Parsed = TypeVar("_Parsed", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Parsed from JSON of others, without conversions."""
+
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class _Model(_Strict):
+Answer = dict[int | str, float]
+"""The likeliest tokens, by id or by text, with their log-probabilities."""
+
+LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+RUN_SECONDS = 3600.0
+"""The time for all requests of a run."""
+
+# Prefer token ids; servers may reject unknown fields.
+_REQUEST_FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
+
+
+class _Model(Strict):
     id: str
     parent: str | None = None
-    owned_by: str | None = None
 
 
-class _Models(_Strict):
+class _Models(Strict):
     data: list[_Model]
 
 
-class _Lora(_Strict):
-    """An adapter of a llama.cpp server."""
-
-    id: _Id
-    path: str
+class _LogProbs(Strict):
+    top_logprobs: list[dict[str, LogProb]]
 
 
-class _Loras(_Strict):
-    loras: list[_Lora]
-
-
-class _Token(_Strict):
-    token: str = ""
-    id: _Id | None = None
-    logprob: _LogProb
-
-
-class _Position(_Strict):
-    top_logprobs: Annotated[list[_Token], Field(min_length=1)]
-
-
-class _LogProbs(_Strict):
-    """The log-probabilities of a completion, in OpenAI's or llama.cpp's format."""
-
-    top_logprobs: list[dict[str, _LogProb]] | None = None
-    content: list[_Position] | None = None
-
-    def first(self) -> Answer:
-        """Return the likeliest first tokens."""
-        if self.top_logprobs:
-            return {_token(token): value for token, value in self.top_logprobs[0].items()}
-        top = self.content[0].top_logprobs if self.content else ()
-        return {one.token if one.id is None else one.id: one.logprob for one in top}
-
-
-class _Choice(_Strict):
+class _Choice(Strict):
     index: int
     logprobs: _LogProbs
 
 
-class _Completions(_Strict):
+class _Completions(Strict):
     choices: list[_Choice]
 
 
-_Parsed = TypeVar("_Parsed", bound=_Strict)
-
-
-class VerifyError(BishareError):
+class ServerError(BishareError):
     """A server does not provide the required answers.
 
     Attributes:
@@ -117,83 +92,92 @@ class Server:
     """A server with named models.
 
     Args:
-        url: the URL of its API, such as ``http://localhost:8000/v1``.
+        url: of its API, such as ``http://localhost:8000/v1``. The attribute is without secrets.
         until: when the whole run must end, by `time.monotonic`.
 
     Raises:
-        VerifyError: the URL or the key cannot be used (BS872).
+        ServerError: the URL or the key cannot be used (BS872).
     """
 
     def __init__(self, url: str, until: float = float("inf")) -> None:
-        self.url, self._until = "", until
-        self._forms = list(_REQUEST_FORMS)
-        self._loras: Mapping[str, int] | None = None
+        self.url, self._until = "the given address", until
         self._open: set[HTTPConnection] = set()
+        self._forms = list(_REQUEST_FORMS)
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
+            parts = urlsplit(url if url.isprintable() and " " not in url else "")
+            self._host, self._port = parts.hostname or "", parts.port
         except ValueError:
-            parts, host, port = urlsplit(""), "", None
-        at = f"[{host}]" if ":" in host else host
-        # Without the name, password and query, which may be secrets.
-        self.url = f"{parts.scheme}://{at}{'' if port is None else f':{port}'}{parts.path}"
-        self.url = self.url.rstrip("/")
-        self._path = parts.path.rstrip("/")
-        if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
-            self.url = self.url if host else "the given address"
+            parts, self._host = urlsplit(""), ""
+        if not self._host or parts.scheme not in ("http", "https"):
             raise self.fails("cannot be asked: give its URL as in http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
+        self._secure, self._path = parts.scheme == "https", parts.path.rstrip("/")
+        place = parts.netloc.rpartition("@")[2]
+        self.url = f"{parts.scheme}://{place}{self._path}"
+        if place != parts.netloc or parts.query:
             help = f"put its key into the environment variable {KEY}"
             raise self.fails("cannot be asked: its URL has a password or a query", help)
-        self._address = host, port, parts.scheme == "https"
         self._key = os.environ.get(KEY, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise self.fails(f"cannot be asked: {KEY} has characters that no header can have")
 
-    def fails(self, reason: str, help: str | None = None, status: int = 0) -> VerifyError:
+    def fails(self, reason: str, help: str | None = None, status: int = 0) -> ServerError:
         """Build an error about what the server does or does not do (BS872)."""
-        error = VerifyError(codes.NO_ANSWER(url=self.url, reason=reason, help=help))
+        error = ServerError(NO_ANSWER(url=self.url, reason=reason, help=help))
         error.status = status
         return error
 
-    def call(self, path: str, body: Any = None, root: bool = False) -> tuple[int, str]:
-        """Send a request, and return the status and text of the response.
+    def fetch(self, path: str, kind: type[_Parsed], body: Any = None) -> _Parsed:
+        """Send a request, and parse the JSON of its response.
 
         Args:
-            path: the path below the URL, or below its ``root``.
+            path: the path below the URL.
+            kind: the model of the JSON.
             body: the JSON to post; None for GET.
 
         Raises:
-            VerifyError: the server does not respond in time, or by a redirect (BS872).
+            ServerError: the server does not respond as it should (BS872).
+        """
+        status, text = self.call(path, body)
+        if status == 200:
+            try:
+                return kind.model_validate(parse_json(text))
+            except ValueError as error:
+                raise self.fails(f"gives no {path[1:]}: {self.quote(one_line(error))}") from None
+        key = f"put the server's key into the environment variable {KEY}"
+        help = {401: key, 403: key}.get(status)
+        if status == 404 and not self.url.endswith("/v1"):
+            help = f"the URL may lack its end: {self.url}/v1"
+        raise self.fails(f"answers {status} to {path}: {self.quote(text)}", help, status)
+
+    def call(self, path: str, body: Any = None) -> tuple[int, str]:
+        """Send a request, and return the status and text of the response; see `fetch`.
+
+        Raises:
+            ServerError: the server does not respond in time, or by a redirect (BS872).
         """
         seconds = min(REQUEST_SECONDS, self._until - monotonic())
         if seconds <= 0:
             raise self.fails("is not asked: the time for the whole run is up")
-        host, port, secure = self._address
         headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        if secure:
-            context = ssl.create_default_context()
-            connection: HTTPConnection = HTTPSConnection(
-                host, port, timeout=seconds, context=context
-            )
-        else:
-            connection = HTTPConnection(host, port, timeout=seconds)
-        # A socket's timeout is for one read, and a server may send a byte at a time.
-        timer = Timer(seconds, _close, [connection])
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        kind = HTTPSConnection if self._secure else HTTPConnection
+        connection = kind(self._host, self._port, timeout=seconds)
+        # The timeout is that of one read, and a server may send a byte at a time.
+        timer, end = Timer(seconds, _end, [connection]), monotonic() + seconds
         timer.daemon = True
         timer.start()
         self._open.add(connection)
-        at = (self._path.removesuffix("/v1") if root else self._path) + path
         try:
-            connection.request("GET" if body is None else "POST", at, json.dumps(body), headers)
+            method = "GET" if body is None else "POST"
+            connection.request(method, self._path + path, json.dumps(body), headers)
             response = connection.getresponse()
             content = response.read(_MOST_BYTES + 1)
+            if monotonic() >= end:  # What has been read may be a part.
+                raise TimeoutError
         except (OSError, HTTPException, ValueError, AttributeError) as error:
-            late = not timer.is_alive()
-            reason = f"in {seconds:.0f} s" if late else f": {self._quoted(one_line(error))}"
-            raise self.fails(f"does not answer{' ' * late}{reason}") from None
+            if isinstance(error, TimeoutError) or monotonic() >= end:
+                raise self.fails(f"does not answer in {seconds:.0f} s") from None
+            raise self.fails(f"does not answer: {self.quote(one_line(error))}") from None
         finally:
             timer.cancel()
             self._open.discard(connection)
@@ -205,28 +189,16 @@ class Server:
             raise self.fails(f"redirects to another address ({response.status})", help)
         return response.status, content.decode("utf-8", "replace")
 
+    def quote(self, text: str) -> str:
+        """Return the start of a text of the server on one line, printable and without the key."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return escaped(" ".join(text.split())[:300])
+
     def stop(self) -> None:
         """End the requests of other threads, and send no more."""
         self._until = 0
         for connection in [*self._open]:
-            _close(connection)
-
-    def _quoted(self, text: str) -> str:
-        """Return the start of a text of the server on one line, without the key."""
-        text = text.replace(self._key, "[key]") if self._key else text
-        return " ".join(text.split())[:300]
-
-    def _parse(self, text: str, kind: type[_Parsed], what: str) -> _Parsed:
-        try:
-            parsed = parse_json(text)
-            return kind.model_validate({"loras": parsed} if kind is _Loras else parsed)
-        except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(map(str, first["loc"]))
-            reason = f"`{at}`: {first['msg'].lower()}"
-        except ValueError as error:
-            reason = one_line(error)
-        raise self.fails(f"gives no {what}: {self._quoted(reason)}")
+            _end(connection)
 
     def base(self, mine: Collection[str]) -> str:
         """Return the name of the base: the first listed model that is no adapter.
@@ -235,18 +207,9 @@ class Server:
             mine: the names of adapters, in case the list does not mark them.
 
         Raises:
-            VerifyError: there is none (BS872).
+            ServerError: there is none (BS872).
         """
-        status, text = self.call("/models")
-        if status != 200:
-            raise self._refuses(status, f"answers {status} to /models: {self._quoted(text)}")
-        listed = self._parse(text, _Models, "list of models").data
-        if any(model.owned_by == "llamacpp" for model in listed):
-            # A llama.cpp server applies its adapters to every request.
-            status, text = self.call("/lora-adapters", root=True)
-            loras = self._parse(text, _Loras, "list of adapters").loras if status == 200 else []
-            self._loras = {PurePath(lora.path).stem: lora.id for lora in loras}
-            return ""
+        listed = self.fetch("/models", _Models).data
         if found := [model.id for model in listed if not model.parent and model.id not in mine]:
             return found[0]
         raise self.fails("lists no base model", "name it: --base NAME")
@@ -260,12 +223,9 @@ class Server:
             salt: whether to bypass the server's prefix cache.
 
         Raises:
-            VerifyError: the server does not respond, or omits log-probabilities (BS872).
+            ServerError: the server does not respond, or omits log-probabilities (BS872).
         """
-        if self._loras is not None and name and name not in self._loras:
-            help = nearest(name, self._loras) or "start it with --lora"
-            raise self.fails(f"has no adapter '{name}'", help, 404)
-        status, reason = 0, ""
+        refused: ServerError | None = None
         for form in list(self._forms):
             logprobs, extra = form
             body: dict[str, Any] = {"model": name, "prompt": list(texts), "max_tokens": 1}
@@ -273,38 +233,28 @@ class Server:
             if extra:
                 body |= {"return_tokens_as_token_ids": True}
                 body |= {"cache_salt": uuid.uuid4().hex} if salt else {}
-            if self._loras is not None:
-                scales = [{"id": i, "scale": float(n == name)} for n, i in self._loras.items()]
-                body |= {"lora": scales, "cache_prompt": not salt}
-            status, text = self.call("/completions", body)
-            if status == 200:
+            try:
+                choices = self.fetch("/completions", _Completions, body).choices
+            except ServerError as error:
+                refused = refused or error
+                if error.status not in (400, 422):
+                    break
+            else:
                 self._forms = [form]
-                return self._answers(text, len(texts))
-            reason = reason or f"answers {status} to '{name}': {self._quoted(text)}"
-            if status not in _REFUSED_STATUS:
-                break
-        raise self._refuses(status, reason)
+                return self._answers(choices, len(texts))
+        raise refused or self.fails("was not asked")
 
-    def _refuses(self, status: int, reason: str) -> VerifyError:
-        help = None
-        if status in (401, 403):
-            help = f"put the server's key into the environment variable {KEY}"
-        elif status == 404 and not self.url.endswith("/v1"):
-            help = f"the URL may lack its end: {self.url}/v1"
-        return self.fails(reason, help, status)
-
-    def _answers(self, text: str, count: int) -> list[Answer]:
-        what = "log-probabilities of completions"
-        choices = self._parse(text, _Completions, what).choices
-        answers = {choice.index: choice.logprobs.first() for choice in choices}
+    def _answers(self, choices: Sequence[_Choice], count: int) -> list[Answer]:
+        tops = {choice.index: choice.logprobs.top_logprobs[:1] for choice in choices}
+        answers = {i: {_token(t): x for top in tops[i] for t, x in top.items()} for i in tops}
         if sorted(answers) != [*range(count)] or len(choices) != count:
             raise self.fails(f"gives {len(choices)} answers to {count} texts, or not one for each")
         if not all(answers.values()):
-            raise self.fails(f"gives no {what}")
+            raise self.fails("gives no log-probabilities of completions")
         return [answers[i] for i in range(count)]
 
 
-def _close(connection: HTTPConnection) -> None:
+def _end(connection: HTTPConnection) -> None:
     """End a request that another thread waits for."""
     with suppress(OSError, AttributeError):  # It may not be open.
         connection.sock.shutdown(SHUT_RDWR)

@@ -35,7 +35,7 @@ def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         (folder / name).mkdir()
         module.together.prepare(folder / name)
     # What is launched imports of `tests`.
-    path = filter(None, (ROOT, os.environ.get("PYTHONPATH")))
+    path = filter(None, (ROOT, f"{ROOT}/examples", os.environ.get("PYTHONPATH")))
     done = subprocess.run(
         [sys.executable, together.__file__, str(folder), *files],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},

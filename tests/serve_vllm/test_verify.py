@@ -15,15 +15,15 @@ import pytest
 
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.answers import LONG, TEXTS
-from bishare_dsl.verify.judge import judge
 from bishare_dsl.verify.reference import Reference
-from bishare_dsl.verify.server import VerifyError
+from bishare_dsl.verify.server import ServerError
 from tests.verify.served import (
     FAULTS,
     FaultyServer,
     ask_one,
     change,
     contents_of,
+    judged,
     save_base,
     save_compiled,
     save_lora,
@@ -65,7 +65,7 @@ class Running:
             try:
                 self.client().call("/models")
                 return
-            except VerifyError:
+            except ServerError:
                 time.sleep(0.5)
         raise AssertionError((root / "log").read_text()[-4000:])
 
@@ -103,7 +103,7 @@ def test_what_is_said_of_a_fault(running, tmp_path, fault):
     running.load(server, name, shutil.copytree(running.lora, tmp_path / "served"))
     asked = ask_one(server, name)
     assert asked.noise == 0
-    found = judge(asked, name, running.contents, running.reference)
+    found = judged(asked, name, running.contents, running.reference)
     if running.dtype == "bfloat16" and fault in ("k", "littered"):
         assert found.word in (VERDICTS[fault], "APPLIED")
     else:
@@ -120,7 +120,7 @@ def test_a_folder_of_bishare(running, tmp_path, older):
     server = running.client()
     served = save_compiled(tmp_path / "older", running.base, seed=1) if older else folder
     running.load(server, "compiled", served)
-    found = judge(ask_one(server, "compiled"), "compiled", contents, running.reference)
+    found = judged(ask_one(server, "compiled"), "compiled", contents, running.reference)
     assert found.word == ("OTHER TENSORS" if older else "APPLIED"), (found.why, found.numbers)
     server.call("/unload_lora_adapter", {"lora_name": "compiled"})
 
@@ -132,7 +132,7 @@ def test_a_zero_b(running, tmp_path):
     assert [problem.code for problem in contents.problems] == ["BS864"]
     server = running.client()
     running.load(server, "zero", folder)
-    found = judge(ask_one(server, "zero"), "zero", contents, running.reference)
+    found = judged(ask_one(server, "zero"), "zero", contents, running.reference)
     assert found.word == "NOT APPLIED"
 
 
@@ -142,13 +142,13 @@ def test_older_tensors_and_what_they_left_in_the_prefix_cache(running, tmp_path)
     change(old, lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()})
     running.load(server, "mine", old)
     asked = ask_one(server, "mine")  # This run fills the prefix cache.
-    found = judge(asked, "mine", running.contents, running.reference)
+    found = judged(asked, "mine", running.contents, running.reference)
     assert found.word == "OTHER TENSORS"
     shutil.rmtree(old)
     shutil.copytree(running.lora, old)
     running.load(server, "mine", old, load_inplace=True)
     asked = ask_one(server, "mine")
-    found = judge(asked, "mine", running.contents, running.reference)
+    found = judged(asked, "mine", running.contents, running.reference)
     if running.has_plugin:  # bishare's plugin keeps versions of a folder apart in the cache.
         assert found.word == "APPLIED"
     else:
@@ -163,6 +163,6 @@ def test_another_base(running, tmp_path):
     server = running.client()
     running.load(server, "mine-here", running.lora)
     asked = ask_one(server, "mine-here")
-    found = judge(asked, "mine-here", running.contents, reference)
+    found = judged(asked, "mine-here", running.contents, reference)
     assert found.word != "APPLIED"
-    assert "another base, or quantised" in found.warnings[0]
+    assert "another base, or quantised" in found.why

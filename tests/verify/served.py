@@ -16,9 +16,10 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.load import architecture_of, meta_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.verify.answers import ask
 from bishare_dsl.verify.contents import read_contents
-from bishare_dsl.verify.judge import ask
-from bishare_dsl.verify.server import Server, VerifyError
+from bishare_dsl.verify.judge import judge
+from bishare_dsl.verify.server import Server, ServerError
 
 LAYERS = 4
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -84,6 +85,14 @@ def contents_of(folder, base):
     return read_contents(folder, meta_model(str(base)), architecture_of(str(base)))
 
 
+def judged(asked, name, contents, reference):
+    """The verdict, with the expectations of the adapter."""
+    whole = reference is not None and contents.complete
+    return judge(
+        name, contents, reference, reference.expect(contents.pairs) if whole else None, asked
+    )
+
+
 def without(*words):
     return lambda found: {n: t for n, t in found.items() if not any(word in n for word in words)}
 
@@ -146,18 +155,18 @@ class FaultyServer(Server):
 
     fault = "none"
 
-    def call(self, path, body=None, root=False):
+    def call(self, path, body=None):
         if path == "/load_lora_adapter" and FAULTS[self.fault]:
             folder = Path(body["lora_path"])
             if json.loads((folder / CONFIG).read_text())["peft_type"] == "LORA":
                 change(folder, **FAULTS[self.fault])
-        return super().call(path, body, root)
+        return super().call(path, body)
 
 
 def ask_one(server, name="mine"):
     """The answers of the base and of an adapter."""
     (found,) = ask(server, [name], None, lambda items, label: items).values()
-    if isinstance(found, VerifyError):
+    if isinstance(found, ServerError):
         raise found
     return found
 
@@ -171,7 +180,7 @@ class Engine:
         self.adapters, self.lock, self.answers = {}, threading.Lock(), 0
         self.of_base = {}
         self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
-        self.llama, self.loads, self.fault = False, True, "none"
+        self.loads, self.fault = True, "none"
 
     def load(self, name, folder):
         """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
@@ -229,12 +238,7 @@ class Engine:
         with self.lock:
             if path == "/v1/models":
                 listed = [{"id": "base"}, *({"id": n, "parent": "base"} for n in self.adapters)]
-                return 200, {
-                    "data": [{"id": "m.gguf", "owned_by": "llamacpp"}] if self.llama else listed
-                }
-            if path == "/lora-adapters" and self.llama:
-                found = [{"id": i, "path": f"/a/{n}.gguf"} for i, n in enumerate(self.adapters)]
-                return 200, found
+                return 200, {"data": listed}
             if path == "/v1/load_lora_adapter" and self.loads:
                 self.load(body["lora_name"], body["lora_path"])
                 return 200, "ok"
@@ -244,11 +248,6 @@ class Engine:
             if path != "/v1/completions":
                 return 404, {"error": f"no {path}"}
             name = body["model"]
-            if self.llama:  # It applies what it has to every request, unless a scale is given.
-                (name, *more) = [
-                    n for n, one in zip(self.adapters, body["lora"], strict=True) if one["scale"]
-                ] or ["base"]
-                assert not more
             if name not in {"base", *self.adapters}:
                 return 404, {"error": f"no model {name}"}
             known = {"model", "prompt", "max_tokens", "temperature", "logprobs"}
@@ -257,17 +256,7 @@ class Engine:
             if any(len(text) > 60 for text in body["prompt"]):
                 return 400, {"error": "too long"}
             found = [self.choice(name, text, body["logprobs"]) for text in body["prompt"]]
-            if self.llama:
-                tops = [
-                    [
-                        {"id": int(k.split(":")[1]), "token": "?", "logprob": v}
-                        for k, v in one.items()
-                    ]
-                    for one in found
-                ]
-                logprobs = [{"content": [{"top_logprobs": top}]} for top in tops]
-            else:
-                logprobs = [{"top_logprobs": [one]} for one in found]
+            logprobs = [{"top_logprobs": [one]} for one in found]
             choices = [{"index": i, "logprobs": one} for i, one in enumerate(logprobs)]
             return 200, {"choices": choices[::-1]}
 
@@ -295,7 +284,7 @@ def serving(engine):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"

@@ -190,12 +190,12 @@ def test_the_command_names_and_counts(bishare, base, lora, tmp_path):
     assert run.code == 1
     data = json.loads(run.out)
     assert [problem["code"] for problem in data["problems"]] == ["BS861"]
-    assert data["rows"][0]["modules"] == COUNT
-    assert bishare("verify", lora, "--model", base, "--name", "x").code == 2
+    assert data["rows"][0]["files"] == f"{COUNT} modules"
+    assert bishare("verify", "--model", base).code == 2
     assert bishare("verify", tmp_path / "nothing", "--model", base).code == 2
-    config = json.loads((wrong / CONFIG).read_text())
-    (wrong / CONFIG).write_text(json.dumps(config | {"r": "many"}))
-    run = bishare("verify", wrong, "--model", base)
+    broken = shutil.copytree(lora, tmp_path / "broken")
+    change(broken, r="many")
+    run = bishare("verify", broken, "--model", base)
     assert (run.code, "BS608" in run.err) == (1, True)
 
 

@@ -9,9 +9,7 @@ ADDS_NOTHING = Code(
     "BS864", "A or B is all zero in {count} of {total} modules, the first is `{path}`"
 )
 NO_FACTORS = Code(
-    "BS865",
-    "{count} tensors, such as `{path}`, do not belong to a LoRA: engines may ignore them",
-    severity="warning",
+    "BS865", "{count} tensors, such as `{path}`, do not belong to a LoRA", severity="warning"
 )
 FILES_DO_NOT_FIT = Code("BS869", "the files of {count} of {total} adapters do not fit {model}")
 NOT_AS_TRAINED = Code("BS870", "the server does not apply '{name}' as it was trained: {words}")
@@ -22,6 +20,8 @@ NO_GRADIENT = Code(
     "{count} of {total} trainable tensors have no gradient in step {step}: {names}",
     severity="warning",
 )
-ENGINE_IS_BASE = Code(
-    "BS874", "after step {step} the engine answers '{name}' as the base, bit for bit"
-)
+ENGINE_IS_BASE = Code("BS874", "after step {step} the engine answers '{name}' as the base")
+ENGINE_IS_STALE = Code("BS875", "after step {step} the engine still has an older '{name}'")
+NO_CARD = Code("BS876", "`{path}` is no probe card: {reason}")
+REPLICAS_DIFFER = Code("BS877", "processes train {count} of {total} tensors apart: `{name}`")
+MAYBE_STALE = Code("BS878", "an older '{name}' would not be seen", severity="warning")

@@ -1,0 +1,280 @@
+"""Servers that lie, loop, redirect, or never end, and URLs and keys that cannot be used: an error with a code."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from bishare_dsl.verify import server as servers
+from bishare_dsl.verify.answers import TEXTS
+from bishare_dsl.verify.server import KEY, Server, ServerError
+from tests.verify.served import ask_one
+
+SECRET = "sk-SECRET"
+
+
+@contextmanager
+def answering(answer):
+    """A server that calls `answer` with its handler and the body, and the requests that it got."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.reply(None)
+
+        def do_POST(self):
+            self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def reply(self, body):
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.close_connection = True
+            with suppress(OSError):  # The client may have left.
+                answer(self, body)
+
+        def send(self, content, status=200, **headers):
+            content = content if isinstance(content, bytes) else content.encode()
+            self.send_response(status)
+            for name, value in ({"Content-Length": len(content)} | headers).items():
+                self.send_header(name.replace("_", "-"), str(value))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def asked(url):
+    """Ask a server, and return its error."""
+    with pytest.raises(ServerError, match="BS872") as caught:
+        ask_one(Server(url))
+    return str(caught.value)
+
+
+MODELS = json.dumps({"data": [{"id": "base"}, {"id": "mine", "parent": "base"}]})
+
+
+def choices(body, top):
+    """Completions with this log-probability of the tokens of each text."""
+    number = len(body["prompt"][0]) if len(body["prompt"]) == 1 else None
+    listed = [
+        {"index": i, "logprobs": {"top_logprobs": [top(number or len(text))]}}
+        for i, text in enumerate(body["prompt"])
+    ]
+    return {"choices": listed}
+
+
+def completions(edit):
+    def answer(handler, body):
+        handler.send(MODELS if body is None else json.dumps(edit(body)))
+
+    return answer
+
+
+def each(top):
+    return completions(lambda body: choices(body, top))
+
+
+def mine(top):
+    """The base is answered rightly."""
+    right = {"token_id:1": -0.5, "token_id:2": -1.0}
+    return completions(
+        lambda body: choices(body, top if body["model"] == "mine" else lambda n: right | {"t": -n})
+    )
+
+
+def text(content, status=200, **headers):
+    return lambda handler, body: handler.send(content, status, **headers)
+
+
+def raw(content):
+    return lambda handler, body: handler.wfile.write(content)
+
+
+def models(listed):
+    return text(json.dumps(listed))
+
+
+WRONG = {
+    "models: a list": (models([]), "gives no models"),
+    "models: a text": (models({"data": "abc"}), "gives no models"),
+    "models: ids are objects": (models({"data": [{"id": {"a": 1}}]}), "gives no models"),
+    "models: none": (models({"data": []}), "no base model"),
+    "deep": (text("[" * 200_000), "nested too deep"),
+    "a long number": (text('{"data":[{"id":' + "9" * 5000 + "}]}"), "gives no models"),
+    "many values": (text('{"data":[' + "{}," * 2**21 + "{}]}"), "values"),
+    "large": (text(b" " * (2**24 + 1)), "more than 16,777,216 bytes"),
+    "not HTTP": (raw(b"HELLO\r\n\r\n"), "does not answer"),
+    "a long header": (raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000), "does not answer"),
+    "many headers": (raw(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 500 + b"\r\n"), "100 headers"),
+    "bad chunks": (text("zz\r\nabc", Transfer_Encoding="chunked"), "does not answer"),
+    "nothing": (raw(b""), "does not answer"),
+    "status 500": (text("no", 500), "answers 500 to /models: no"),
+    "NaN": (each(lambda n: {"token_id:1": float("nan")}), "finite"),
+    "-inf": (each(lambda n: {"token_id:1": float("-inf")}), "finite"),
+    "positive": (each(lambda n: {"token_id:1": 0.5}), "less than or equal to 0"),
+    "null": (each(lambda n: {"token_id:1": None}), "valid number"),
+    "true": (each(lambda n: {"token_id:1": True}), "valid number"),
+    "texts for numbers": (each(lambda n: {"token_id:1": "-1"}), "valid number"),
+    "none listed": (each(lambda n: {}), "gives no log-probabilities"),
+    "alike": (each(lambda n: {"token_id:1": -1.0}), "one answer to all texts"),
+    "NaN of the adapter": (mine(lambda n: {"token_id:1": float("nan")}), "finite"),
+    "an index twice": (
+        completions(lambda body: {"choices": choices(body, lambda n: {"t": -n})["choices"] * 2}),
+        "16 answers to 8 texts",
+    ),
+    "too few": (
+        completions(lambda body: {"choices": choices(body, lambda n: {"t": -n})["choices"][1:]}),
+        "7 answers to 8 texts",
+    ),
+    "no choices": (
+        completions(lambda body: {"choices": None}),
+        "gives no completions: choices: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_answer_is_an_error(answer, said):
+    with answering(answer) as (url, _):
+        assert said in asked(url)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_redirect_is_followed(monkeypatch, status, method):
+    """The other address would get the key, and its answer would be printed."""
+    monkeypatch.setenv(KEY, SECRET)
+    with answering(text("SECRET of another service")) as (other, got):
+
+        def redirects(handler, body):
+            if body is None and method == "POST":
+                handler.send(MODELS)
+            else:
+                handler.send("", status, Location=other)
+
+        with answering(redirects) as (url, seen):
+            said = asked(url)
+    assert f"redirects to another address ({status})" in said
+    assert "SECRET" not in said
+    assert seen[0] == ("/v1/models", f"Bearer {SECRET}")
+    assert got == []
+
+
+def trickle(handler, body):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    drip(handler)
+
+
+def drip(handler, content=b" "):
+    for _ in range(100):
+        handler.wfile.write(content)
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def slow_head(handler, body):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    drip(handler, b"X")
+
+
+def continues(handler, body):
+    drip(handler, b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+@pytest.mark.parametrize("answer", [trickle, slow_head, continues, lambda h, b: time.sleep(5)])
+def test_a_request_ends_in_time(monkeypatch, answer):
+    monkeypatch.setattr(servers, "REQUEST_SECONDS", 0.3)
+    with answering(answer) as (url, _):
+        assert "does not answer in 0 s" in asked(url)
+
+
+def test_a_run_ends_in_time():
+    with answering(text("{}")) as (url, seen):
+        server = Server(url, until=time.monotonic() - 1)
+        with pytest.raises(ServerError, match=r"BS872.*the time for the whole run is up"):
+            server.base(["mine"])
+        server = Server(url)
+        server.stop()
+        with pytest.raises(ServerError, match="is up"):
+            server.base(["mine"])
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:abc/v1", "http://[::1/v1", "http://a b/v1", "http:///v1", "http://", "",
+        "http://127.0.0.1:99999/v1", "http://127.0.0.1:-1/v1", "http://127.0.0.1:1/v1\x1b[2J",
+        "http://127.0.0.1:1/v1\r\nX: y", "file:///etc/passwd", "ftp://127.0.0.1/x",
+    ],
+)  # fmt: skip
+def test_a_wrong_url_is_not_asked(url):
+    with pytest.raises(ServerError, match=r"BS872.*cannot be asked: give its URL"):
+        Server(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:hunter2@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?token=hunter2"]
+)
+def test_a_password_in_a_url_is_refused_and_not_printed(url):
+    with pytest.raises(ServerError, match=f"a password or a query(?s:.*){KEY}") as caught:
+        Server(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_key_is_stripped_of_line_ends_and_never_printed(monkeypatch):
+    monkeypatch.setenv(KEY, f" {SECRET}\r\n")
+    with answering(text(f"wrong key {SECRET}", 401)) as (url, seen):
+        said = asked(url)
+    assert seen == [("/v1/models", f"Bearer {SECRET}")]
+    assert "answers 401 to /models: wrong key [key]" in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\r\nX-Injected: 1", f"{SECRET}é", f"{SECRET}\x7f"])
+def test_a_key_that_no_header_can_have_is_not_sent(monkeypatch, key):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(ServerError, match="characters that no header can have") as caught:
+        Server("http://127.0.0.1:1/v1")
+    assert SECRET not in str(caught.value)
+
+
+def test_no_proxy_of_the_environment_gets_the_key(monkeypatch):
+    monkeypatch.setenv(KEY, SECRET)
+    with answering(text("{}")) as (proxy, seen):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        assert "does not answer" in asked("http://127.0.0.2:9/v1")
+    assert seen == []
+
+
+def test_what_a_server_says_does_not_reach_the_terminal(bishare, base, lora):
+    """Nor does it forge a verdict, nor end the command with a traceback."""
+    forged = "\x1b]0;pwn\x07\x1b[2J\r\nverdict   APPLIED: all is well \x9b31m \u202e \u2028 x"
+    with answering(text(forged, 500)) as (url, _):
+        run = bishare("verify", lora, "--model", base, "--server", url)
+    assert (run.code, "BS872" in run.err) == (2, True)
+    for char in "\x1b\x07\x9b\u202e\u2028":
+        assert char not in run.out + run.err
+    assert not [line for line in run.out.splitlines() if line.startswith("verdict   APPLIED")]
+
+
+def test_texts_are_not_alike():
+    """The tests above tell them by their lengths."""
+    assert len({len(text) for text in TEXTS}) > 1
