@@ -50,7 +50,7 @@ def test_an_interrupt_leaves_nothing(bishare, here, checkpoint, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bishare_dsl.adapter.files.replace_file", interrupt)
+    monkeypatch.setattr("bishare_dsl.adapter.files.write_card", interrupt)
     run = bishare("compile", "lora", "--model", checkpoint, "--out", "sub/it")
     assert (run.code, run.out) == (130, "")
     assert run.err.splitlines()[-1].startswith("error: interrupted")
