@@ -32,7 +32,8 @@ from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import GivenPairs
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import GROUP, quantisable
+from bishare_dsl.plan.bits import GROUP, SCALES, quantisable
+from bishare_dsl.plan.plan import Tensor as Planned
 from few.late import SCALE, Site
 from few.methods import METHODS
 from few.run import FOUND, VALIDATION, Bench
@@ -136,7 +137,9 @@ def stored(tensor: Tensor, form: str) -> tuple[Tensor, int]:
         return tensor, 32 * tensor.numel()
     rows = tensor.reshape(-1, tensor.shape[-1])
     parts = quantise(rows, form)
-    loaded = dequantise(form, parts, tuple(rows.shape)).view(tensor.shape)
+    shape = (len(rows), rows.shape[1])
+    planned = Planned(name="rows", share="", shape=shape, init="zeros", fan_in=shape[1], owner="")
+    loaded = dequantise(planned, form, parts[form], parts[SCALES]).view(tensor.shape)
     return loaded, sum(8 * part.nbytes for part in parts.values())
 
 
