@@ -7,19 +7,22 @@ The values of what trains come from the generator of `docs/format.md`, so that e
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bishare_dsl import parse_spec
 from bishare_dsl.adapter.card import CARD
+from bishare_dsl.adapter.config import record_digest
+from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.counter import fill
-from bishare_dsl.adapter.files import read_adapter, save_adapter, save_library
+from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter, save_library
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.models import architecture_of
@@ -262,6 +265,92 @@ def routed(
     return term.scale * REFERENCES[term.transform](values, x) * named["gain_out"]
 
 
+def set_ref(sharing: dict[str, Any], value: Any) -> None:
+    sharing["modules"][0]["terms"][0][1] = value
+
+
+def unused(sharing: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    sharing["tensors"].append({"key": "more", "count": 1, "shape": [2, 2]})
+    tensors["more"] = torch.ones(1, 2, 2)
+
+
+def turn(tensors: dict[str, torch.Tensor]) -> None:
+    key = next(iter(tensors))
+    tensors[key] = tensors[key].mT.contiguous()
+
+
+def widen(tensors: dict[str, torch.Tensor], part: str) -> None:
+    key = next(key for key in tensors if key.endswith(part))
+    tensors[key] = tensors[key].int()
+
+
+def fill_scales(tensors: dict[str, torch.Tensor]) -> None:
+    next(t for key, t in tensors.items() if key.endswith(":scales")).fill_(torch.inf)
+
+
+def first_drawn(sharing: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry for entry in sharing["tensors"] if "draw" in entry)
+    return found
+
+
+Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
+REFUSED: dict[str, tuple[str, Edit]] = {
+    "another_format": ("identity", lambda s, t: s.update(format=4)),
+    "unknown_field": ("identity", lambda s, t: s.update(more=1)),
+    "unknown_need": ("identity", lambda s, t: s["needs"].append("Fold")),
+    "need_of_nothing": ("identity", lambda s, t: s["needs"].append("drawn")),
+    "need_left_out": ("random_basis", lambda s, t: s["needs"].remove("drawn")),
+    "unknown_transform": ("identity", lambda s, t: s["terms"][0].update(transform="Fold")),
+    "unknown_option": ("kronecker", lambda s, t: s["terms"][0]["options"].update(mirror=True)),
+    "unknown_word": ("slices_at_the_ends", lambda s, t: s["terms"][0]["options"].update(slice="x")),
+    "unknown_role": ("identity", lambda s, t: s["terms"][0]["roles"].append("gain_in")),
+    "module_without_a_rank": ("identity", lambda s, t: s["modules"][0].pop("rank")),
+    "another_rank": ("identity", lambda s, t: s["modules"][0].update(rank=9)),
+    "module_twice": ("identity", lambda s, t: s["modules"].append(dict(s["modules"][0]))),
+    "unknown_field_of_a_module": ("identity", lambda s, t: s["modules"][0].update(bias=1)),
+    "blocks_without_a_place": ("identity", lambda s, t: s["modules"][0].update(module="x.q_proj")),
+    "place_without_blocks": ("identity", lambda s, t: s["modules"][0].pop("blocks")),
+    "no_blocks": ("identity", lambda s, t: s["modules"][0].update(blocks=[0, 0])),
+    "negative_index": ("slice_sharing", lambda s, t: set_ref(s, -1)),
+    "index_past_the_end": ("slice_sharing", lambda s, t: set_ref(s, 99)),
+    "index_of_no_integer": ("slice_sharing", lambda s, t: set_ref(s, 0.5)),
+    "tensors_of_a_role_missing": ("identity", lambda s, t: s["modules"][0]["terms"][0].pop()),
+    "expert_that_is_none": ("identity", lambda s, t: s["modules"][0].update(expert=3)),
+    "expert_left_out": ("experts", lambda s, t: s["modules"][0].pop("expert")),
+    "surplus_tensor": ("identity", lambda s, t: t.update(more=torch.ones(1, 2, 2))),
+    "missing_tensor": ("identity", lambda s, t: t.pop(next(iter(t)))),
+    "unused_tensor": ("slice_sharing", unused),
+    "rows_past_the_end": ("identity", lambda s, t: s["tensors"][0].update(row=1)),
+    "stack_of_another_shape": ("identity", lambda s, t: turn(t)),
+    "nan": ("identity", lambda s, t: next(iter(t.values())).view(-1)[:1].fill_(torch.nan)),
+    "two_ways_to_store": ("int8", lambda s, t: s["tensors"][0].update(key="x")),
+    "numbers_of_another_type": ("int8", lambda s, t: widen(t, ":int8")),
+    "scales_that_are_infinite": ("int4", lambda s, t: fill_scales(t)),
+    "drawn_otherwise": ("random_basis", lambda s, t: first_drawn(s).update(sha256="00000000")),
+    "magnitude_before_a_term": ("magnitudes", lambda s, t: s["modules"][0]["terms"].reverse()),
+}
+"""Wrong folders: the adapter that each is made of, and what is changed in `sharing` or in the tensors."""
+
+
+def make_refused(folder: Path, name: str) -> None:
+    """Make a wrong folder, with digests of what is in it."""
+    source, edit = REFUSED[name]
+    shutil.rmtree(folder / "refused" / name, ignore_errors=True)
+    out = folder / "refused" / name
+    out.mkdir(parents=True)
+    config = json.loads((HERE / source / CONFIG).read_text("utf-8"))
+    tensors = load_file(HERE / source / TENSORS)
+    edit(config["bishare"]["sharing"], tensors)
+    save_file(tensors, out / TENSORS)
+    record = config["bishare"]
+    record["tensors"] = digest_of(entries_in((out / TENSORS).read_bytes()))
+    record["digest"] = record_digest(config["spec"], config["seed"], record)
+    (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
+    place = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
     for name in ADAPTERS:
-        make(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE, name)
+        make(place, name)
+    for name in REFUSED:
+        make_refused(place, name)

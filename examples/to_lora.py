@@ -171,7 +171,7 @@ def expanded(entry, name):
     here = {key: value for key, value in entry.items() if key != "blocks"}
 
     def at(ref, k):
-        return ref if isinstance(ref, int) else ref[0] + k * ref[1]
+        return ref[0] + k * ref[1] if isinstance(ref, list) else ref
 
     for k in range(count):
         more = {name: path.replace("{}", str(first + k))}
