@@ -57,7 +57,7 @@ def adapter_sync(
         TypeError: the trainer generates in another way.
         AdapterError: (from the trainer's constructor) vLLM cannot apply the adapter (BS633, BS675, BS680), or
             its rank exceeds the server's limit (BS651).
-        VerifyError: (from the constructor or a step) a server is gone, or refuses the adapter (BS872).
+        ServerError: (from the constructor or a step) a server is gone, or refuses the adapter (BS872).
         TrainError: (from a step) a server answers as the base (BS874).
     """
     mixin = _AsyncSync if hasattr(trainer, "_sync_weight_lora") else _Sync
@@ -168,7 +168,7 @@ class Published(VLLMGeneration):  # type: ignore[misc]
         """Give the engine the adapter as it is now.
 
         Raises:
-            VerifyError: a server is gone, or refuses the adapter (BS872); its older versions stay.
+            ServerError: a server is gone, or refuses the adapter (BS872); its older versions stay.
             TrainError: a server answers as the base (BS874).
         """
         self.version += 1

@@ -30,7 +30,7 @@ from bishare_dsl.export.effective import delta
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
-from bishare_dsl.verify.server import VerifyError
+from bishare_dsl.verify.server import ServerError
 
 SPEC = "spec s\ntarget q_proj, down_proj\nshare a per module rank 2\nshare b per kind rank 3\n"
 INFO = {
@@ -194,7 +194,7 @@ def test_every_replica_gets_every_version(published, engine):
         generation.sync_weights()
         assert list(engine.loaded) == list(other.loaded) == [generation.vllm_client.model]
     other.stop()
-    with pytest.raises(VerifyError, match=r"BS872.*does not answer"):
+    with pytest.raises(ServerError, match=r"BS872.*does not answer"):
         generation.sync_weights()
 
 
@@ -203,7 +203,7 @@ def test_a_server_that_is_gone_or_refuses_is_an_error_and_what_is_loaded_stays(p
     generation.sync_weights()
     name = generation.vllm_client.model
     engine.refuses = 404
-    with pytest.raises(VerifyError, match=r"(?s)BS872.*404.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+    with pytest.raises(ServerError, match=r"(?s)BS872.*404.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
         generation.sync_weights()
     assert generation.vllm_client.model == name
     assert engine.loaded[name].is_dir()
@@ -213,7 +213,7 @@ def test_a_server_that_is_gone_or_refuses_is_an_error_and_what_is_loaded_stays(p
     generation.sync_weights()
     assert list(engine.loaded) == [generation.vllm_client.model]
     engine.stop()
-    with pytest.raises(VerifyError, match="BS872"):
+    with pytest.raises(ServerError, match="BS872"):
         generation.sync_weights()
     engine.http = Engine().http  # For the fixture's end.
 
@@ -234,7 +234,7 @@ DORA = "spec s\ntarget q_proj\nshare a per module rank 2\nmagnitude per module\n
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_the_first_step(published, spec, changes, said):
-    with pytest.raises((AdapterError, VerifyError), match=said):
+    with pytest.raises((AdapterError, ServerError), match=said):
         published(spec, **changes)
 
 
@@ -291,7 +291,7 @@ def test_the_asynchronous_trainer_gets_our_folders(published, monkeypatch, tmp_p
     with pytest.raises(AdapterError, match="BS675"):
         trainer._init_lora_sync(dora)
     trainer = trl.adapter_sync(Trainer)(INFO | {"lora_config": None})
-    with pytest.raises(VerifyError, match=r"(?s)BS872.*--enable-lora"):
+    with pytest.raises(ServerError, match=r"(?s)BS872.*--enable-lora"):
         trainer._init_lora_sync(model)  # TRL would merge.
 
 
