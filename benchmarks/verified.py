@@ -105,9 +105,7 @@ def main():
             contents = read_contents(place, base, plan.base)
             faults = ["none", "prefix", "up", "k", "half", "alpha", "littered", "older"]
             for fault in faults:
-                served = save(
-                    root / f"{kind}-{fault}", kind, plan, spec, broken(plan, right, fault)
-                )
+                served = save(root / f"{kind}-{fault}", plan, spec, broken(plan, right, fault))
                 name = f"{kind}-{fault}".replace(" ", "-")
                 exact.load(exact.client(), name, served)
                 wanted = {"older": "OTHER TENSORS", "no magnitude": "AS IF"}.get(fault) or VERDICTS[
