@@ -31,14 +31,11 @@ class Engine:
     Args:
         checkpoint: the folder of the base.
         adapters: folders of adapters by name.
-        without: names that are listed and ignored.
     """
 
-    def __init__(
-        self, checkpoint: str, adapters: Mapping[str, str], without: Collection[str] = ()
-    ) -> None:
+    def __init__(self, checkpoint: str, adapters: Mapping[str, str]) -> None:
         self.model, self.tokenizer = load_model(checkpoint, dtype=torch.float32)
-        self.names, self.without, self.lock = list(adapters), set(without), threading.Lock()
+        self.names, self.lock = list(adapters), threading.Lock()
         for name, folder in adapters.items():
             if isinstance(self.model, PeftModel):
                 self.model.load_adapter(folder, name)
@@ -47,20 +44,20 @@ class Engine:
         self.model.eval()
 
     @torch.no_grad()
-    def next_tokens(self, name: str, text: str, count: int) -> dict[str, float]:
-        """Return the likeliest next tokens with their log-probabilities."""
+    def next_tokens(self, name: str | None, text: str, count: int) -> dict[str, float]:
+        """Return the likeliest next tokens with their log-probabilities; None is the base."""
         ids = self.tokenizer(text, return_tensors="pt").input_ids
-        if applied := name in self.names and name not in self.without:
+        if name is not None:
             self.model.set_adapter(name)
-        with self.model.disable_adapter() if self.names and not applied else nullcontext():
+        with self.model.disable_adapter() if self.names and name is None else nullcontext():
             found = self.model(ids).logits[0, -1].log_softmax(-1).topk(count)
         return {
             f"token_id:{i}": v
             for i, v in zip(found.indices.tolist(), found.values.tolist(), strict=True)
         }
 
-    def answer(self, path: str, asked: dict[str, Any]) -> tuple[int, Any]:
-        """Return the status and the JSON for a request."""
+    def answer(self, path: str, asked: dict[str, Any], without: Collection[str]) -> tuple[int, Any]:
+        """Return the status and the JSON for a request. Adapters of ``without`` are listed and ignored."""
         if path == "/v1/models":
             listed = [{"id": "base"}, *({"id": name, "parent": "base"} for name in self.names)]
             return 200, {"data": listed}
@@ -68,11 +65,9 @@ class Engine:
             return 400, {"error": "POST /v1/completions with max_tokens = 1 is all there is"}
         if asked["model"] not in ["base", *self.names]:
             return 404, {"error": f"no model {asked['model']}"}
+        name = asked["model"] if asked["model"] in set(self.names).difference(without) else None
         with self.lock:
-            found = [
-                self.next_tokens(asked["model"], text, asked["logprobs"])
-                for text in asked["prompt"]
-            ]
+            found = [self.next_tokens(name, text, asked["logprobs"]) for text in asked["prompt"]]
         return 200, {
             "choices": [
                 {"index": i, "logprobs": {"top_logprobs": [one]}} for i, one in enumerate(found)
@@ -81,7 +76,7 @@ class Engine:
 
 
 @contextmanager
-def serving(engine: Engine, port: int = 0) -> Iterator[str]:
+def serving(engine: Engine, port: int = 0, without: Collection[str] = ()) -> Iterator[str]:
     """Serve on the loopback address, and yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -92,7 +87,7 @@ def serving(engine: Engine, port: int = 0) -> Iterator[str]:
             self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
         def reply(self, asked: dict[str, Any]) -> None:
-            status, found = engine.answer(self.path, asked)
+            status, found = engine.answer(self.path, asked, without)
             content = json.dumps(found).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
@@ -120,7 +115,7 @@ def main() -> None:
     named = {
         folder.rstrip("/").replace("#", "/").split("/")[-1]: folder for folder in given.adapters
     }
-    with serving(Engine(given.base, named, given.without), given.port) as url:
+    with serving(Engine(given.base, named), given.port, given.without) as url:
         print(f"{url} serves {', '.join(named) or 'the base'}; Ctrl-C ends it", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
