@@ -1,11 +1,11 @@
-"""Three jobs in a minute on a laptop: a library for many tasks, proof that a server applies it, a sharing scheme.
+"""Three jobs in about a minute on a laptop: a library of many tasks, `verify`, and a sharing scheme.
 
     make demo            # or: python examples/demo.py --cache .cache
 
 Customers call prices cheap, fair or dear, each in their own way. SmolLM2-135M-Instruct learns the words of
-sixteen customers in one run, as a library. Then six new customers come with eight examples each: each gets a sum
-of the library's adapters, without training, and a fresh LoRA beside it. Two small servers then claim to have
-adapters of the library, and one of them ignores one. Last, a spec says who shares, and the compiler tells it back.
+sixteen customers in one run, as a library. Then six new customers come with eight examples each. Each gets a
+sum of the library's adapters, without training, and a fresh LoRA for comparison. Two small servers claim to
+serve three of these adapters, and one server ignores one. Last, the compiler tells back who shares in a spec.
 """
 
 from __future__ import annotations

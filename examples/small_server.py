@@ -19,10 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-import bishare_dsl.peft  # noqa: F401  (PEFT can load adapters of bishare then)
+from bishare_dsl.compiler import read_fitting
 from bishare_dsl.models import load_model
+from bishare_dsl.peft.method import install
 
 
 class Engine:
@@ -37,19 +37,15 @@ class Engine:
         self.model, self.tokenizer = load_model(checkpoint, dtype=torch.float32)
         self.names, self.lock = list(adapters), threading.Lock()
         for name, folder in adapters.items():
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(folder, name)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, folder, name)
+            stored, _ = read_fitting(folder, self.model)
+            install(self.model, stored, name=name)
         self.model.eval()
 
     @torch.no_grad()
     def next_tokens(self, name: str | None, text: str, count: int) -> dict[str, float]:
         """Return the likeliest next tokens with their log-probabilities; None is the base."""
         ids = self.tokenizer(text, return_tensors="pt").input_ids
-        if name is not None:
-            self.model.set_adapter(name)
-        with self.model.disable_adapter() if self.names and name is None else nullcontext():
+        with self.model.bishare.rows([name]) if self.names else nullcontext():
             found = self.model(ids).logits[0, -1].log_softmax(-1).topk(count)
         return {
             f"token_id:{i}": v
