@@ -119,13 +119,17 @@ class TrainResult:
         batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
         whole = " or all" if least < self.batch < most else ""
         rows = {
-            "steps": f"{self.steps:,} of {batch}{whole} examples, {self.epochs:.2f} epochs",
-            "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last",
+            "steps": f"{self.steps:,} of {batch}{whole} examples, {self.epochs:.2f} epochs"
+            if self.steps
+            else "none: not trained",
+            "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"
+            if self.steps
+            else None,
             "held-out loss": None if self.eval_loss is None else f"{self.eval_loss:.4f}",
             "held-out accuracy": None
             if self.accuracy is None
             else f"{self.accuracy:.1%} among the options",
-            "tokens": f"{self.tokens:,}",
+            "tokens": f"{self.tokens:,}" if self.steps else None,
             "time": f"{self.seconds:,.0f} s",
             "adapter"
             + "s" * several: f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
