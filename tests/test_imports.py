@@ -17,7 +17,7 @@ COMMANDS = (
     ["plan", "specs/bishare_ke.share", "--model", "llama-7b", "--json"],
     ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
     ["plan", "lora", "--model", "llama-7b", "--adapters", "200", "--memory", "80GB"],
-    ["show", "lora", "--model", "llama-7b", "--html", "/dev/stdout", "--svg", "/dev/null"],
+    ["show", "lora", "--model", "llama-7b", "--html", "{out}/a.html", "--svg", "{out}/a.svg"],
     ["lsp"],  # Last: nothing can be printed once it has ended.
 )
 # A wrong command is answered before anything heavy is loaded: its arguments, its spec, its files.
@@ -75,12 +75,13 @@ def run_alone(
     return run
 
 
-def test_no_command_loads_anything_heavy() -> None:
-    run = run_alone(RUN_ALL, json.dumps(COMMANDS))
+def test_no_command_loads_anything_heavy(tmp_path: Path) -> None:
+    commands = [[word.format(out=tmp_path) for word in command] for command in COMMANDS]
+    run = run_alone(RUN_ALL, json.dumps(commands))
     told = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("[")]
     _, *printed = run.stdout.split("\x01")
     assert len(told) == len(printed) == len(COMMANDS)
-    for arguments, (code, modules), output in zip(COMMANDS, told, printed, strict=True):
+    for arguments, (code, modules), output in zip(commands, told, printed, strict=True):
         name, _, output = output.partition("\n")
         assert name == " ".join(arguments)
         assert not code, arguments

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         "bishare verify my-lora --model ./base --server http://localhost:8000/v1 --name mine",
         "bishare verify loras/ library#c --model ./base --server http://a:8000/v1 --server http://b:8000/v1",
         "bishare verify my-lora --model ./base --write-card card.json",
-        "bishare verify --card card.json --server http://localhost:8000/v1    # needs no weights",
+        "bishare verify --card card.json --server http://localhost:8000/v1",
     )
     + "\n\nExit codes: 0 all applied (without --server: the files fit), 1 one is not applied as trained, 2 "
     "one cannot be judged.\nA server's key is read from BISHARE_SERVER_KEY.",

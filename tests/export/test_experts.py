@@ -65,7 +65,8 @@ def test_merged(family: str, spec: str) -> None:
     before = logits(model)
     assert (before - expected).abs().max() > 1e-2
     merging.check(model, plan, tensors, dequantize=False)
-    merged = merging.merge(model, plan, tensors, keep_base=True)
+    merged = merging.Merged(True, merging.MergeReport(0))
+    merging.merge(model, plan, tensors, merged)
     torch.testing.assert_close(logits(model), expected)
     merged.swap(model)
     assert all(torch.equal(value, base[name]) for name, value in model.state_dict().items())

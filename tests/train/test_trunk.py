@@ -72,7 +72,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
     tasks: Any, tmp_path: Path, without: Any, more: dict[str, Any]
 ) -> None:
-    how = {"rows_at_once": 7} | more
+    how = {"rows_at_once": 7, "start": "zero"} | more
     found, tokens = start(CORES, tasks, tmp_path / "kept", **how)
     wanted, before = without(CORES, tasks, tmp_path / "not", **how)
     assert found.keys() == wanted.keys()
