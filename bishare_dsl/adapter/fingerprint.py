@@ -93,10 +93,13 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     maps = linear_maps(model)
     inside = [weight for path, weight in maps.items() if block_of(path)]
     own = [(n, p) for n, p in model.named_parameters() if not in_adapter(n)]
+    if sharded := [name for name, p in own if is_sharded_tensor(p)]:
+        # Any look at it is a call of all processes, and only one of them may be saving.
+        raise AdapterError(codes.NO_WEIGHT(path=sharded[0], reason="it is not in this process"))
     vectors = [p.float() for n, p in own if p.dim() == 1 and n.endswith("weight") and block_of(n)]
     tables = [w.matrix()[:, :_TOKENS].flatten() for w in maps.values() if w.looks_up][:1]
     norms = [torch.cat(vectors)] if vectors and not any(v.is_meta for v in vectors) else []
-    kinds = [kind for weight in inside if (kind := weight.replacement())]
+    kinds = filter(None, (weight.replacement() for weight in inside))
     return Fingerprint(
         linear=_sums("linear", map(_columns, inside)),
         embedding=_sums("embedding", 4 * [table for table in tables if not table.is_meta]),
@@ -134,7 +137,7 @@ def _columns(weight: Weight) -> torch.Tensor:
     values = weight.values()
     if values.is_meta and is_offloaded(weight.module) and weight.expert is None:
         values = products(weight.module, torch.eye(_COLUMNS, weight.d_in, dtype=values.dtype)).mT
-    if values.is_meta or is_sharded_tensor(weight.stored()):
+    if values.is_meta:
         raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is not in this process"))
     return values[:, :_COLUMNS].flatten()
 

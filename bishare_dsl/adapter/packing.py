@@ -109,8 +109,7 @@ def pack(
         if form in BITS and not exact and not lossless:
             size = sum(tensor.nbytes for tensor in rounded.values())
             bits = f"{8 * size / sum(value.numel() for value in kept.values()):.3g}"
-            said = codes.LOST_BY_QUANTISING(form=form, bits=bits, error=_LOSS[form])
-            warnings.append(said)
+            warnings.append(codes.LOST_BY_QUANTISING(form=form, bits=bits, error=_LOSS[form]))
     if config.ways("seed"):
         stored[f"seed_{seed}"] = torch.empty(0)
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})

@@ -80,8 +80,7 @@ def singular_starts(
         # Contiguous like a loaded tensor, so that kernels give the same last bits.
         starts.found[pool.tensor] = starts.make(pool).contiguous()
     values = starts.found
-    copies = {t.name: values[t.like].clone() for t in plan.tensors if t.like in values}
-    return values | copies
+    return values | {t.name: values[t.like].clone() for t in plan.tensors if t.like in values}
 
 
 def fitted(plan: Plan) -> dict[str, str]:

@@ -175,8 +175,7 @@ def _saved(source: _Source) -> dict[str, torch.Tensor]:
         path = name.replace(".base_layer.", ".")
         # Only the bias of a wrapped module is trained, if the config says so.
         trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
-        vector = config.use_dora and _VECTOR.fullmatch(name)
-        if FACTOR.fullmatch(name) or vector or not trained:
+        if FACTOR.fullmatch(name) or (config.use_dora and _VECTOR.fullmatch(name)) or not trained:
             continue  # For an extended vocabulary, PEFT also saves the frozen base weight.
         if path not in others:
             what = "neither a factor of a linear layer nor a parameter that `train` can name"

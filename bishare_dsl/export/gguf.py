@@ -9,6 +9,7 @@ The experts of a layer have one stacked pair for each kind, like their weights.
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,8 +49,7 @@ def _grouped(config: Any, site: Site) -> torch.Tensor | None:
         return None
     many = config.new_decoder_architecture or not config.multi_query
     groups = config.num_kv_heads if many else 1
-    per_group = config.num_attention_heads // groups + 2
-    rows = torch.arange(site.d_out).view(groups, per_group, -1)
+    rows = torch.arange(site.d_out).view(groups, (config.num_attention_heads // groups + 2), -1)
     return torch.cat([part.flatten() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
 
 
@@ -140,7 +140,7 @@ def write_gguf(path: Path, lora: Lora) -> None:
 
     config: Any = model.config
     architecture, _ = FAMILIES[config.model_type]
-    maps = linear_maps(model)
+    maps, written = linear_maps(model), 0
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "lora.gguf"
         writer = GGUFWriter(file, architecture)
@@ -158,11 +158,15 @@ def write_gguf(path: Path, lora: Lora) -> None:
                 values = quantize(factor.float().contiguous().numpy(), kind)
                 name = f"{names[of_weight[0].name]}.lora_{label}"
                 writer.add_tensor(name, values, raw_dtype=kind)
+                written += values.nbytes
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        new_file(path, file.read_bytes())
+        content = file.read_bytes()
+        if len(content) < written:  # numpy ignores a full disk when it closes the file.
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        new_file(path, content)
 
 
 def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:

@@ -122,6 +122,5 @@ def _shortened(
 
 def product_norm(down: torch.Tensor, up: torch.Tensor) -> float:
     """Return the Frobenius norm of ``B^T A`` without computing the product."""
-    rests = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
-    out_rest, in_rest = rests
+    out_rest, in_rest = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
     return float((out_rest @ in_rest.t()).norm())

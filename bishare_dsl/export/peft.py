@@ -275,8 +275,7 @@ def _outside(
     PEFT stores an embedding's A as ``(rank, vocabulary)`` and its B as ``(width, rank)``.
     """
     for path in site.paths:
-        swapped = maps[path].looks_up and not maps[site.path].looks_up
-        a, b = (up, down) if swapped else (down, up)
+        a, b = (up, down) if (maps[path].looks_up and not maps[site.path].looks_up) else (down, up)
         label, end = ("lora_embedding", "") if maps[path].looks_up else ("lora", ".weight")
         yield f"{PREFIX}{path}.{label}_A{end}", a.clone()
         yield f"{PREFIX}{path}.{label}_B{end}", b.t().clone().contiguous()
@@ -349,8 +348,7 @@ def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, to
     names = _HEADS.get(task_type(model) or "", ())
     head = {}
     for path, value in model.state_dict().items():
-        parts = path.split(".")
-        if not in_adapter(path) and any(part in names for part in parts[:-1]):
+        if not in_adapter(path) and any(part in names for part in path.split(".")[:-1]):
             if path in trained:
                 head[path] = trained[path]
                 continue

@@ -118,22 +118,19 @@ class TrainResult:
         least, most = min(t.rows for t in self.tasks), max(t.rows for t in self.tasks)
         batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
         whole = " or all" if least < self.batch < most else ""
-        rows = {
-            "steps": f"{self.steps:,} of {batch}{whole} examples, {self.epochs:.2f} epochs"
-            if self.steps
-            else "none: not trained",
-            "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"
-            if self.steps
-            else None,
+        accuracy = None if self.accuracy is None else f"{self.accuracy:.1%} among the options"
+        rows: dict[str, str | None] = {
+            "steps": f"{self.steps:,} of {batch}{whole} examples, {self.epochs:.2f} epochs",
+            "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last",
             "held-out loss": None if self.eval_loss is None else f"{self.eval_loss:.4f}",
-            "held-out accuracy": None
-            if self.accuracy is None
-            else f"{self.accuracy:.1%} among the options",
-            "tokens": f"{self.tokens:,}" if self.steps else None,
+            "held-out accuracy": accuracy,
+            "tokens": f"{self.tokens:,}",
             "time": f"{self.seconds:,.0f} s",
             "adapter"
             + "s" * several: f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
         }
+        if not self.steps:
+            rows |= {"steps": "none: not trained", "loss": None, "tokens": None}
         shown = {name: text for name, text in rows.items() if text}
         width = max(13, *map(len, shown))
         parts = ["\n".join(f"{name:{width}}  {text}" for name, text in shown.items())]

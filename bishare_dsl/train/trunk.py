@@ -244,5 +244,4 @@ def _rows_of(inputs: dict[str, Any]) -> list[Row]:
         return []
     if ids.dim() != 2 or mask.shape != ids.shape or (mask.diff(dim=1) > 0).any():
         return []  # Padded on the left, or masked in between.
-    lengths = mask.sum(1).tolist()
-    return [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
+    return [tuple(row[:n]) for row, n in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]

@@ -47,6 +47,8 @@ COMMANDS = {
     "fmt": "fmt OUT",
 }
 
+OUT = {"show": "out.html"}
+
 NEW = sorted(name for name in COMMANDS if name != "fmt" and not name.startswith("fit into"))
 """Those that need nothing at the place."""
 
@@ -165,9 +167,10 @@ def points(
         shutil.copytree(made / "adapter", before)
     elif name.startswith("fit into"):
         shutil.copytree(made / "lib", before)
-    wanted = folder / "wanted" / "out"
+    out = OUT.get(name, "out")
+    wanted = folder / "wanted" / out
     for number in range(200):
-        place = folder / (str(number) if number else "wanted") / "out"
+        place = folder / (str(number) if number else "wanted") / out
         place.parent.mkdir()
         if before.exists():
             (shutil.copytree if before.is_dir() else shutil.copy)(before, place)
@@ -184,7 +187,7 @@ def points(
             return
         yield place, content(before), content(wanted), code, log.read_text()
         again = run(command(place), log, str)  # It goes through, and leaves nothing else.
-        assert again == 0 or "BS618" in log.read_text()  # It was there already.
+        assert again == 0 or {"BS618", "BS905"} & {*re.findall(r"BS\d+", log.read_text())}  # It was there already.
         assert content(place) == content(wanted)
         left = {p.relative_to(place.parent) for p in place.parent.rglob("*")}
         more = left - {p.relative_to(wanted.parent) for p in wanted.parent.rglob("*")}
@@ -237,7 +240,8 @@ def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
         out.parent.mkdir()
         return [str(out) if w == "OUT" else names.get(w, w) for w in COMMANDS[name].split()]
 
-    wanted, place = tmp_path / "wanted" / "out", tmp_path / "limited" / "out"
+    out = OUT.get(name, "out")
+    wanted, place = tmp_path / "wanted" / out, tmp_path / "limited" / out
     assert run(command(wanted), log, str) == 0, log.read_text()
     sizes = [path.stat().st_size for path in wanted.parent.rglob("*") if path.is_file()]
 
@@ -249,7 +253,9 @@ def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
     code, said = run(command(place), log, limit), log.read_text()
     assert code == 2, said
     assert "error[BS" in said
-    assert "File too large" in said or "os error 27" in said
+    # numpy drops the reason of a write of GGUF that fails at its end.
+    reasons = ["No space left"] if "gguf" in name else ["File too large", "os error 27"]
+    assert any(reason in said for reason in reasons)
     found = content(place)
     if name == "convert several":
         assert (found or {}).items() <= content(wanted).items()
