@@ -83,6 +83,8 @@ def test_advice_is_tried_for_the_first_problems_only(monkeypatch):
         make_plan(f"spec s\n{lets}target q_proj\nshare a per module rank 2\n", "llama-7b")
     helps = [problem.help for problem in caught.value.problems if problem.code == "BS301"]
     assert len(helps) == 20
-    assert len(made) <= 1 + 2 * 10  # The spec, and at most two remedies for each of the first ten problems.
+    assert (
+        len(made) <= 1 + 2 * 10
+    )  # The spec, and at most two remedies for each of the first ten problems.
     assert {*helps[:10]} == {"did you mean `q_proj`?"}
     assert "did you mean `q_proj`?" not in helps[10:]

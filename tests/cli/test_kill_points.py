@@ -187,7 +187,9 @@ def points(
             return
         yield place, content(before), content(wanted), code, log.read_text()
         again = run(command(place), log, str)  # It goes through, and leaves nothing else.
-        assert again == 0 or {"BS618", "BS905"} & {*re.findall(r"BS\d+", log.read_text())}  # It was there already.
+        assert again == 0 or {"BS618", "BS905"} & {
+            *re.findall(r"BS\d+", log.read_text())
+        }  # It was there already.
         assert content(place) == content(wanted)
         left = {p.relative_to(place.parent) for p in place.parent.rglob("*")}
         more = left - {p.relative_to(wanted.parent) for p in wanted.parent.rglob("*")}
