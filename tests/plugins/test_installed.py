@@ -55,7 +55,7 @@ tiny_model("llama").save_pretrained("base")
 for command in (
     "compile cyclic.share --model base --out fresh",
     "inspect adapter",
-    "export adapter --format peft --model base --out peft",
+    "convert adapter --model base --out peft",
     "merge adapter --model base --out merged",
 ):
     assert main(command.split()) == 0, command
