@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 @pytest.mark.long
 def test_it_tells_the_time_first_and_says_nothing_else(run):
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("This takes about 60 seconds on two idle cores")
+    assert run.stdout.startswith("This takes about 120 seconds on two idle cores")
     assert re.fullmatch(r"error\[BS870\].* 'new1' .*\n  = help: .*\n", run.stderr), run.stderr
 
 
