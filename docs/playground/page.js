@@ -159,8 +159,9 @@ async function shown(files) {
   const uses = sharing.tensors.map(({ key, parts, text, shape, draw }, index) => {
     const place = key ?? Object.values(parts ?? {})[0]?.replace(/:.*/, '') ?? `tensor ${index}`;
     const name = text?.replace(/^[^:]*:/, '') ?? place.replace(/^.*bishare_tensors\./, '').replaceAll('__', '.');
-    const users = sharing.modules.filter(({ terms }) => terms.some(([, ...tensors]) => tensors.includes(index)));
-    return `${name}  ${shape.join(' x ')}${draw ? ', drawn' : ''}: ${users.length} module${users.length === 1 ? '' : 's'}`;
+    const entries = sharing.modules.filter(({ terms }) => terms.some(([, ...tensors]) => tensors.includes(index)));
+    const users = entries.reduce((sum, { blocks }) => sum + (blocks?.[1] ?? 1), 0);
+    return `${name}  ${shape.join(' x ')}${draw ? ', drawn' : ''}: ${users} module${users === 1 ? '' : 's'}`;
   });
   const norm = (value) => (typeof value === 'function' ? 'by its input' : Math.hypot(...value.map((row) => Math.hypot(...row))).toPrecision(4));
   const sizes = Object.entries({ ...updates, ...full }).map(([place, value]) => `${place}  ${norm(value)}`);
