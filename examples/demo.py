@@ -157,6 +157,7 @@ class Demo:
         )  # fmt: skip
         self.model = found.model
         losses = f"loss {found.loss_first:.2f} to {found.loss_last:.2f}"
+        losses = losses if found.steps else "not trained"
         say(f"  {what}: {time.perf_counter() - began:.0f} s, {losses}")
         return found
 

@@ -49,7 +49,7 @@ def _grouped(config: Any, site: Site) -> torch.Tensor | None:
         return None
     many = config.new_decoder_architecture or not config.multi_query
     groups = config.num_kv_heads if many else 1
-    rows = torch.arange(site.d_out).view(groups, (config.num_attention_heads // groups + 2), -1)
+    rows = torch.arange(site.d_out).view(groups, config.num_attention_heads // groups + 2, -1)
     return torch.cat([part.flatten() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
 
 

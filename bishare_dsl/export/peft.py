@@ -275,7 +275,7 @@ def _outside(
     PEFT stores an embedding's A as ``(rank, vocabulary)`` and its B as ``(width, rank)``.
     """
     for path in site.paths:
-        a, b = (up, down) if (maps[path].looks_up and not maps[site.path].looks_up) else (down, up)
+        a, b = (up, down) if maps[path].looks_up and not maps[site.path].looks_up else (down, up)
         label, end = ("lora_embedding", "") if maps[path].looks_up else ("lora", ".weight")
         yield f"{PREFIX}{path}.{label}_A{end}", a.clone()
         yield f"{PREFIX}{path}.{label}_B{end}", b.t().clone().contiguous()
