@@ -61,6 +61,12 @@ def core_at_mean(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
     return frozen, _spread(cores, lanes)
 
 
+def grown(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
+    """The library's A and B, trained on with all new tasks together, and a core of zeros for each."""
+    frozen, own = core(late, library, lanes, seed)
+    return {}, {**{site: p.clone() for site, p in frozen.items()}, **own}
+
+
 def lora_at_mean(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
     """A LoRA that starts at the mean update of the library."""
     trained = {}
@@ -134,6 +140,7 @@ METHODS = {
     "core4": Method("library_core, r=4", "core4", core, 1e-2),
     "core2": Method("library_core, r=2", "core2", core, 3e-2),
     "core1": Method("library_core, r=1", "core1", core, 3e-2),
+    "grown": Method("library_core, grown with the new tasks", "core", grown, 1e-2),
     "lora7": Method("fresh LoRA, r=7", None, lora(7), 1e-2),
     "lora3": Method("fresh LoRA, r=3", None, lora(3), 1e-2),
     "lora3_up": Method("fresh LoRA, r=3, up", None, lora(3, lambda s: s.kind == "up_proj"), 3e-2),
@@ -221,7 +228,8 @@ def learn(
     items = subject.late.beyond(frozen, subject.items, len(seeds)) if late else None
     logits = adapted(subject, {**frozen, **trained}, batch, items)
     train(logits, list(trained.values()), batch, rates, steps * method.longer)
-    return score(logits, batch), sum(p[0, 0].numel() for p in trained.values())
+    own = [p[0, 0].numel() for p in trained.values() if p.shape[1] == lanes[1]]
+    return score(logits, batch), sum(own)
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ LABELS = {
     "left_out4": "members by leaving out, r=4",
     "zero4": "a core r=4 trained from zero",
     "library_joint": "library_joint",
+    "grown": "a core from zero, A and B trained on with the new tasks",
 }
 OWN = {"joint": 0, "peft_mean": 110_592, "peft_mixture": 110_592, "lorahub": 640}
 
