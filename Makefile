@@ -83,7 +83,7 @@ bench: $(STAMP) ## measure speed, the effect of each pass, size and start-up
 test-compat: $(STAMP) .venv-compat/oldest/.installed ## test with the oldest and the newest transformers (three minutes)
 	@set -e; for python in .venv-compat/oldest/bin/python $(BIN)/python; do \
 	  $$python -c 'import transformers; print("== transformers", transformers.__version__)'; \
-	  $(PYTEST) $$python -m pytest -q -n $(WORKERS) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
+	  HYPOTHESIS_PROFILE=quick $(PYTEST) $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
 
 # It lies over .venv, which has the newest: transformers alone, and what it asks for, are other ones.
 .venv-compat/oldest/.installed: $(STAMP)

@@ -98,7 +98,7 @@ def resident_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
 def forget_loading(model: nn.Module) -> None:
     """Drop the weight conversions that transformers would undo when it saves a quantised model.
 
-    Newer versions of transformers do so when a model is dequantised; 5.4 does not.
+    Newer versions of transformers drop them when a model is dequantised; older ones do not.
     """
     vars(model).pop("_weight_conversions", None)
 
