@@ -168,7 +168,7 @@ dist: $(STAMP) ## build sdist and wheel into dist, and test the wheel in a new e
 docs: $(STAMP) ## generate the README's picture and files for editors, then the site in build/docs
 	@$(BIN)/python tools/editors.py
 	@awk '/^```share/ { inside = 1; next } /^```/ { if (inside) exit } inside' README.md \
-	  | $(BIN)/bishare show - --model docs/images/six-layers.json --svg docs/images/sharing.svg
+	  | $(BIN)/bishare show - --model docs/images/six-layers.json --out docs/images/sharing.svg
 	@$(MKDOCS) build --quiet
 
 playground: $(STAMP) ## add the playground to build/docs, after `make docs` (needs npm)

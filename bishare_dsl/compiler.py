@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from bishare_dsl.models import Source
 
 
-def _frame(plan: Plan) -> str:
+def _drawing(plan: Plan) -> str:
     """Draw which modules share, for a notebook."""
-    from bishare_dsl.show.page import frame
+    from bishare_dsl.show.svg import draw
 
-    return frame(plan)
+    return draw(plan)
 
 
 # Plans must not import pictures, which import plans.
-Plan._repr_html_ = _frame  # type: ignore[attr-defined]
+Plan._repr_html_ = _drawing  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ COMMANDS = (
     ["plan", "specs/bishare_ke.share", "--model", "llama-7b", "--json"],
     ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
     ["plan", "lora", "--model", "llama-7b", "--adapters", "200", "--memory", "80GB"],
-    ["show", "lora", "--model", "llama-7b", "--html", "{out}/a.html", "--svg", "{out}/a.svg"],
+    ["show", "lora", "--model", "llama-7b", "--out", "{out}/a.svg"],
     ["lsp"],  # Last: nothing can be printed once it has ended.
 )
 # A wrong command is answered before anything heavy is loaded: its arguments, its spec, its files.

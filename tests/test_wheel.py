@@ -79,7 +79,7 @@ def test_the_wheel_holds_all_files_of_the_package_and_no_other(wheel: Path) -> N
         "bishare_dsl/py.typed",
         "bishare_dsl/grammars/share.lark",
         "bishare_dsl/specs/bishare_ke.share",
-        "bishare_dsl/show/page.html",
+        "bishare_dsl/show/picture.css",
     } <= inside
 
 

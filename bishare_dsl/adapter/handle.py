@@ -181,9 +181,9 @@ class Handle(AdapterRoot, BaseTunerLayer):
     def _repr_html_(self) -> str:
         """Draw the sharing structure in a notebook."""
         from bishare_dsl.language import parse_spec
-        from bishare_dsl.show.page import frame
+        from bishare_dsl.show.svg import draw
 
-        return frame(self.plan, parse_spec(self.spec_text))
+        return draw(self.plan, parse_spec(self.spec_text))
 
     @property
     def running(self) -> Adapter:

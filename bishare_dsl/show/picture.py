@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from bishare_dsl.models.site import Site, block_of, layers_of
 from bishare_dsl.plan import Plan, Pool, Tensor
@@ -51,16 +50,12 @@ class Patch:
 
 @dataclass(frozen=True)
 class Panel:
-    """The tensors of one role of a share on a grid of modules, or of several roles with the same pools.
-
-    ``private`` tensors belong to single modules because of the transform, not because of a key.
-    """
+    """The tensors of one role of a share on a grid of modules, or of several roles with the same pools."""
 
     roles: tuple[str, ...]
     patches: tuple[Patch, ...]
     uncovered: tuple[int, ...]
     grid: Grid
-    private: bool = False
 
     @property
     def alone(self) -> bool:
@@ -80,14 +75,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """One share. ``key`` and ``settings`` are its statement before and from its rank on.
-
-    Without a spec, ``key`` is empty.
-    """
+    """One share, with its statement; without a spec, its ranks and its transform."""
 
     row: ShareRow
-    key: str
-    settings: str
+    statement: str
     panels: tuple[Panel, ...]
 
 
@@ -107,12 +98,10 @@ class Picture:
 def picture(plan: Plan, spec: Spec | None = None) -> Picture:
     """Collect what to draw of a plan."""
     statements = _statements(spec)
-    sections = []
-    for row in shares(plan):
-        key, settings = statements.get(row.name, ("", _settings(row)))
-        for option, value in row.options.items():  # The plan knows the values of `auto`.
-            settings = settings.replace(f"{option} = auto", f"{option} = {value}")
-        sections.append(Section(row, key, settings, tuple(_panels(plan, row.name))))
+    sections = [
+        Section(row, statements.get(row.name, _settings(row)), tuple(_panels(plan, row.name)))
+        for row in shares(plan)
+    ]
     return Picture(plan, tuple(sections))
 
 
@@ -187,7 +176,7 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
         members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)
         trains = plan.tensor[pools[0].tensor].trainable
         panels.setdefault((members, private, trains), {})[role] = pools
-    for (members, private, _), pools_of in panels.items():  # type: ignore[misc]
+    for (members, *_), pools_of in panels.items():  # type: ignore[misc]
         first = next(iter(pools_of.values()))
         shared = {
             path: pool.tensor if len(pool.members) > 1 else ""
@@ -196,7 +185,7 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
         }
         grid = _grid(plan, shared)
         corners = [grid.places[sites[0]] for sites in members]
-        chosen = colours(corners, alone=all(len(sites) == 1 for sites in members))
+        chosen = colours(corners)
         patches = (
             Patch(
                 tuple(plan.tensor[pool.tensor] for pool in pools), _label(pools[0]), colour, sites
@@ -205,7 +194,7 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
         )
         covered = {i for sites in members for i in sites}
         uncovered = tuple(i for i in range(len(grid.sites)) if i not in covered)
-        yield Panel(tuple(pools_of), tuple(patches), uncovered, grid, private)
+        yield Panel(tuple(pools_of), tuple(patches), uncovered, grid)
 
 
 def _label(pool: Pool) -> str:
@@ -222,38 +211,19 @@ def _settings(row: ShareRow) -> str:
     return rank if transform == "-" else f"{rank} via {transform}"
 
 
-def _statements(spec: Spec | None) -> dict[str, tuple[str, str]]:
-    """Return the statement of each share, split before its rank, with the values of params inserted."""
+def _statements(spec: Spec | None) -> dict[str, str]:
+    """Return the statement of each share after its name, with the values of params."""
     if spec is None:
         return {}
     from bishare_dsl.language import spec_text
 
     statements = {}
     for share in spec.shares:
-        settings = spec.settings(share)
-        whole = share.model_copy(
-            update={name: getattr(settings, name) for name in settings.model_fields_set}
-        )
-        data = _with_values(whole.model_dump(mode="json", exclude_unset=True), spec.values)
         # One at a time, so that the formatter does not align their columns.
-        text = spec_text(spec.model_copy(update={"shares": (type(share).model_validate(data),)}))
+        text = spec_text(spec.model_copy(update={"shares": (share,)}))
         word = share.name if share.is_magnitude else "share"
-        statement = " ".join(text[text.rindex(f"\n{word} ") :].split())
-        if share.is_magnitude:
-            statements[share.name] = statement.partition(" ")[2], "scaling what modules give"
-            continue
-        key, _, rest = statement.split(" ", 2)[2].partition("rank ")
-        statements[share.name] = key.strip(), f"rank {rest}"
+        words = text[text.rindex(f"\n{word} ") :].split()
+        statement = " ".join(words[1 if share.is_magnitude else 2 :])
+        used = [f"{n} = {v}" for n, v in spec.values.items() if re.search(rf"\b{n}\b", statement)]
+        statements[share.name] = "; ".join([statement, *used])
     return statements
-
-
-def _with_values(data: Any, values: Mapping[str, int | float | str]) -> Any:
-    """Replace references to params by their values in a share's data."""
-    if isinstance(data, list):
-        return [_with_values(part, values) for part in data]
-    if not isinstance(data, dict):
-        return data
-    if data.keys() == {"ref"} and data["ref"] in values:
-        value = values[data["ref"]]
-        return {"ref": value} if isinstance(value, str) else value
-    return {key: _with_values(part, values) for key, part in data.items()}

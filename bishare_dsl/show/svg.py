@@ -1,20 +1,29 @@
-"""Draw pictures as SVG: one panel for a page, or a whole plan in one file."""
+"""Draw the picture of a plan as one SVG file, which needs no network. All names of a spec are escaped."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil
 from pathlib import Path
+from textwrap import wrap
 
-from bishare_dsl.show.picture import Grid, Panel, Picture
+from bishare_dsl.plan import Plan
+from bishare_dsl.show.colours import PALETTE
+from bishare_dsl.show.picture import Grid, Panel, picture
 from bishare_dsl.show.rows import bounds, span, trained_in_full
+from bishare_dsl.show.shared import conclusion
+from bishare_dsl.spec import Spec
 
 CHARACTER = 6.7
 """The width of a character of 11 pixels in most monospaced fonts."""
 _GAP_OF_GROUPS = 6
 _HEAD = 20
-_WIDTH = 1000
+_LINE = 17
+_MARGIN = 16
+_LEAST_WIDTH = 320
+"""A picture of few layers is as wide as a phone, which shows it without scaling."""
 _HATCH = 6
 """Pixels between the lines across frozen cells."""
 
@@ -49,7 +58,7 @@ class Scale:
         return self.left + len(grid.layers) * self.across + 4, self.tops[-1]
 
 
-def panel_body(panel: Panel) -> str:
+def _panel_body(panel: Panel) -> str:
     """Draw the cells of a panel, hatched if frozen, with the names of rows and columns."""
     grid = panel.grid
     scale = Scale.of(grid)
@@ -58,89 +67,122 @@ def panel_body(panel: Panel) -> str:
     if panel.uncovered:
         cells = _cells(panel.uncovered, grid, scale, taken, hatched=False)
         drawn.append(f'<g class="none">{cells}</g>')
-    for i, patch in enumerate(panel.patches):
+    look = "private" if panel.alone else "pool"
+    for patch in panel.patches:
         if cells := _cells(patch.sites, grid, scale, taken, hatched=panel.frozen):
-            drawn.append(f'<g data-p="{i}" fill="{patch.colour}">{cells}</g>')
+            shapes = ", ".join(
+                f"{role} {rows:,} x {columns:,}"
+                for role, (rows, columns) in zip(
+                    panel.roles, (t.shape for t in patch.tensors), strict=True
+                )
+            )
+            modules = f"{len(patch.sites):,} module{'s' * (len(patch.sites) > 1)}"
+            title = f"<title>{escape(f'{patch.label}: {shapes}, {modules}')}</title>"
+            drawn.append(f'<g class="{look}" fill="{patch.colour}">{title}{cells}</g>')
     return "".join(drawn)
 
 
-def summary(panel: Panel) -> str:
+def _size(panel: Panel) -> tuple[int, int]:
+    return Scale.of(panel.grid).size(panel.grid)
+
+
+def _summary(panel: Panel) -> str:
     """Describe the pools of a panel and their parameters in a few words."""
-    return f"{_pools(panel)}, {_count(panel)}"
-
-
-def _pools(panel: Panel) -> str:
     what = {1: "tensor", 2: "pair"}.get(len(panel.roles), "set")
     members = span(bounds(len(patch.sites) for patch in panel.patches))
+    pools = f"{len(panel.patches):,} {what}s, {members} modules each"
     if panel.alone:
-        return f"private, a {what} for each module"
-    if len(panel.patches) == 1:
-        return f"one {what} for {members} modules"
-    return f"{len(panel.patches):,} {what}s, {members} modules each"
+        pools = f"private, a {what} for each module"
+    elif len(panel.patches) == 1:
+        pools = f"one {what} for {members} modules"
+    count = f"{panel.parameters:,}{' frozen' * panel.frozen} parameters"
+    return f"{', '.join(panel.roles)}: {pools}, {count}"
 
 
-def _count(panel: Panel) -> str:
-    return f"{panel.parameters:,} {'frozen' if panel.frozen else 'trainable'} parameters"
+class _Sheet:
+    """A picture that grows downwards: lines of text, wrapped to its width, and drawings."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.y = width, _MARGIN
+        self.drawn: list[str] = []
+
+    def write(self, text: str, kind: str = "", left: int = 0) -> None:
+        for line in wrap(text, int((self.width - left) / CHARACTER), break_on_hyphens=False):
+            self.y += _LINE
+            x, y = _MARGIN + left, self.y - 5
+            self.drawn.append(f'<text class="{kind}" x="{x}" y="{y}">{escape(line)}</text>')
+
+    def draw(self, body: str, height: int) -> None:
+        self.drawn.append(f'<g transform="translate({_MARGIN},{self.y})">{body}</g>')
+        self.y += height
 
 
-def _lines(panel: Panel) -> tuple[str, str]:
-    """Describe a panel above its picture, in two short lines."""
-    return f"{', '.join(panel.roles)}: {_pools(panel)}", f"  {_count(panel)}"
+def draw(plan: Plan, spec: Spec | None = None) -> str:
+    """Draw a plan as SVG, share by share, for light and dark pages. With the spec, print its statements.
 
-
-def whole(picture: Picture) -> str:
-    """Draw a whole plan as one SVG file, section by section, for light and dark pages."""
-    sizes = [Scale.of(panel.grid).size(panel.grid) for panel in picture.panels]
-    width, height = (max(side, default=0) for side in zip(*sizes, strict=True)) if sizes else (0, 0)
-    margin, space = 24, 36
-    boxes: list[tuple[list[tuple[str, str]], Panel | None]] = []
-    for section in picture.sections:
-        # Private tensors of a transform get a line of text instead of another grey grid.
-        private_lines = [line for p in section.panels if p.private for line in _lines(p)]
+    Private tensors of a share that shares others get a line of text and no grid.
+    """
+    drawn = picture(plan, spec)
+    sheet = _Sheet(max([_LEAST_WIDTH, *(_size(panel)[0] for panel in drawn.panels)]))
+    name = f"{plan.spec} on {plan.base.name}"
+    sheet.write(name, "title")
+    sheet.write(f"All counts are of this model of {plan.base.layers:,} layers.", "muted")
+    sheet.write(conclusion(plan))
+    panels = []
+    for section in drawn.sections:
+        sheet.y += _LINE
+        sheet.write(section.row.name, "title")
+        sheet.write(section.statement)
+        shared = [panel for panel in section.panels if not panel.alone]
         for panel in section.panels:
-            if panel.private and not all(p.private for p in section.panels):
-                continue
-            head = [(section.row.name, "title"), *([(section.key, "")] if section.key else [])]
-            lines_of = _lines(panel) if panel.private else [*_lines(panel), *private_lines]
-            head += [(section.settings, ""), *((line, "muted") for line in lines_of)]
-            boxes.append((head, panel))
-    if trained := trained_in_full(picture.plan):
-        lines = [(str(row), "") for row in trained]
-        more = [(f"and {len(lines) - 6} more", "muted")] if len(lines) > 7 else []
-        boxes.append(([("trained in full", "title"), *(lines[:6] if more else lines), *more], None))
-    room = max(width, *(ceil(len(line) * CHARACTER) for head, _ in boxes for line, _ in head))
-    columns = max(1, min(len(boxes), (_WIDTH - 2 * margin + space) // (room + space)))
-    top = 17 * max(len(head) for head, _ in boxes) + 6
-    drawn = []
-    for i, (head, shown) in enumerate(boxes):
-        x = margin + i % columns * (room + space)
-        y = margin + i // columns * (top + height + space)
-        words = "".join(
-            f'<text class="{kind}" y="{17 * j + 12}">{_words(line)}</text>'
-            for j, (line, kind) in enumerate(head)
-        )
-        body = "" if shown is None else panel_body(shown)
-        drawn.append(
-            f'<g transform="translate({x},{y})">{words}<g transform="translate(0,{top})">{body}</g></g>'
-        )
-    full = 2 * margin + columns * (room + space) - space
-    tall = 2 * margin + ceil(len(boxes) / columns) * (top + height + space) - space
-    label = (
-        f"{picture.plan.spec} on {picture.plan.base.name}: layers across, modules down; "
-        "modules of one colour share a tensor"
-    )
-    drawing = "\n".join(drawn)
+            sheet.write(_summary(panel), "muted")
+            if panel in (shared or section.panels[:1]):
+                sheet.draw(_panel_body(panel), _size(panel)[1])
+                panels.append(panel)
+    if trained := [str(row) for row in trained_in_full(plan)]:
+        sheet.y += _LINE
+        sheet.write("trained in full", "title")
+        more = len(trained) - 6
+        for line in [*trained[:6], *[f"and {more} more"] * (more > 0)]:
+            sheet.write(line)
+    sheet.y += _LINE
+    for look, text in _legend(panels):
+        sheet.draw(look, 0)
+        sheet.write(text, "muted", left=20)
+    width, height = sheet.width + 2 * _MARGIN, sheet.y + _MARGIN
+    label = escape(f"{name}: layers across, modules down; modules of one colour share a tensor")
+    drawing = "\n".join(sheet.drawn)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{tall}" '
-        f'viewBox="0 0 {full} {tall}" role="img" aria-label="{escape(label)}">\n'
-        f"<style>{read_asset('picture.css')}</style>\n"
-        f'<rect width="{full}" height="{tall}" rx="8" style="fill:var(--page)"/>\n{drawing}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="bishare" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">\n'
+        f"<style>{_style()}</style>\n"
+        f'<rect width="{width}" height="{height}" rx="8" style="fill:var(--page)"/>\n{drawing}\n</svg>\n'
     )
 
 
-def read_asset(name: str) -> str:
-    """Return the text of a file of this package."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+def _legend(panels: Sequence[Panel]) -> Iterator[tuple[str, str]]:
+    """Yield a drawing and a text for each look of a cell that occurs."""
+    cell = '<rect y="3" width="12" height="12"/>'
+    if any(not panel.alone for panel in panels):
+        both = "".join(
+            f'<rect x="{7 * i}" y="3" width="7" height="12" fill="{PALETTE[i]}"/>' for i in (0, 1)
+        )
+        repeated = any(len(p.patches) > len(PALETTE) and not p.alone for p in panels)
+        text = "modules of one colour share a tensor"
+        if repeated:
+            text += f"; the {len(PALETTE)} colours repeat, and a cell's tooltip names its tensor"
+        yield both, text
+    if any(panel.alone for panel in panels):
+        yield f'<g class="private">{cell}</g>', "a module with a tensor of its own"
+    if any(panel.frozen for panel in panels):
+        hatch = "".join(_diagonals(0, 3, 12, 12))
+        yield f'<g class="none">{cell}</g><path class="hatch" d="{hatch}"/>', "frozen"
+    if any(panel.uncovered for panel in panels):
+        yield f'<g class="none">{cell}</g>', "not in this share"
+
+
+def _style() -> str:
+    return Path(__file__).with_name("picture.css").read_text(encoding="utf-8")
 
 
 def _axes(grid: Grid, scale: Scale) -> str:
@@ -158,7 +200,7 @@ def _axes(grid: Grid, scale: Scale) -> str:
         group = f"{grid.groups[i]}." if grid.groups[i] else ""
         drawn.append(
             f'<text class="end{small}" x="{scale.left - 8}" y="{top + (scale.down - scale.gap) / 2 + 4:g}">'
-            f'<tspan class="muted">{_words(group)}</tspan>{_words(grid.names[i])}</text>'
+            f'<tspan class="muted">{escape(group)}</tspan>{escape(grid.names[i])}</text>'
         )
     return "".join(drawn)
 
@@ -167,23 +209,16 @@ def _cells(
     sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[int, int]], *, hatched: bool
 ) -> str:
     """Draw the cells of a pool. Neighbours touch, and experts folded into one row are drawn once."""
-    here: dict[tuple[int, int], list[int]] = {}
-    for i in sites:
-        if grid.places[i] not in taken:
-            here.setdefault(grid.places[i], []).append(i)
+    here = {grid.places[i]: None for i in sites if grid.places[i] not in taken}
     taken.update(here)
     corner = ' rx="3"' if min(scale.across, scale.down) >= 13 and len(here) == 1 else ""
     drawn, lines = [], []
-    for (row, column), inside in here.items():
+    for row, column in here:
         x, y = scale.left + column * scale.across, scale.tops[row]
         width = scale.across - scale.gap * ((row, column + 1) not in here)
-        height = (
-            scale.down - scale.gap if (row + 1, column) not in here else scale.tops[row + 1] - y
-        )
-        drawn.append(
-            f'<rect data-i="{" ".join(map(str, inside))}" x="{x}" y="{y}" width="{width}" '
-            f'height="{height}"{corner}/>'
-        )
+        below = (row + 1, column) in here
+        height = scale.tops[row + 1] - y if below else scale.down - scale.gap
+        drawn.append(f'<rect x="{x}" y="{y}" width="{width}" height="{height}"{corner}/>')
         lines += _diagonals(x, y, width, height) if hatched else []
     hatch = f'<path class="hatch" d="{"".join(lines)}"/>' if lines else ""
     return "".join(drawn) + hatch
@@ -196,8 +231,3 @@ def _diagonals(x: int, y: int, width: int, height: int) -> list[str]:
         f"M{max(x, s - y - height)} {min(s - x, y + height)}L{min(s - y, x + width)} {max(y, s - x - width)}"
         for s in range(first, x + y + width + height, _HATCH)
     ]
-
-
-def _words(text: str) -> str:
-    """Escape text for SVG, preserving double spaces."""
-    return escape(text).replace("  ", "\u00a0 ")

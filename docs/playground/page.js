@@ -37,12 +37,12 @@ function soon() {
   timer = setTimeout(() => run('check'), 350);
 }
 
-function draw(page) {
+function draw(picture) {
   // A frame that was emptied stays blank in Chromium, so each picture has a frame of its own.
   const frame = at('picture').cloneNode();
   frame.hidden = false;
   frame.classList.remove('stale');
-  frame.srcdoc = page;
+  frame.srcdoc = picture;
   at('picture').replaceWith(frame);
 }
 
@@ -116,11 +116,11 @@ const told = {
     status.textContent = '';
     run('check');
   },
-  answer: ({ output, text, page }) => {
+  answer: ({ output, text, picture }) => {
     at('answer').textContent = output;
     at('answer').classList.toggle('long', running.command === 'plan');
     if (running.command === 'fmt' && spec.value === running.text) write(text);
-    if (page) draw(page);
+    if (picture) draw(picture);
     else if (running.command === 'check') at('picture').classList.add('stale');
     const formatted = running.command === 'fmt';
     running = null;

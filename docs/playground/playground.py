@@ -13,7 +13,7 @@ from bishare_dsl.models.parts import PARTS
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.transforms import transform_kind, transform_names
 
-SPEC, PAGE = Path("my.share"), Path("page.html")
+SPEC, PICTURE = Path("my.share"), Path("sharing.svg")
 
 
 def known() -> str:
@@ -29,16 +29,16 @@ def known() -> str:
 
 def run(command: str, text: str, model: str) -> str:
     """Run a command on a text. The result has its output, the text afterwards, and after a check without
-    errors the page that draws the spec."""
+    errors the picture of the spec."""
     SPEC.write_text(text, encoding="utf-8")
     on = [] if command == "fmt" else ["--model", model]
     code, output = called(command, str(SPEC), *on)
-    page = None
+    picture = None
     if command == "check" and code == 0:
-        PAGE.unlink(missing_ok=True)
-        called("show", str(SPEC), *on, "--html", str(PAGE))
-        page = PAGE.read_text(encoding="utf-8")
-    answer = {"output": output, "text": SPEC.read_text(encoding="utf-8"), "page": page}
+        PICTURE.unlink(missing_ok=True)
+        called("show", str(SPEC), *on, "--out", str(PICTURE))
+        picture = PICTURE.read_text(encoding="utf-8")
+    answer = {"output": output, "text": SPEC.read_text(encoding="utf-8"), "picture": picture}
     return json.dumps(answer)
 
 

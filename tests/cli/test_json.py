@@ -54,7 +54,7 @@ def test_specs_and_explain(json_of):
 def test_show_and_compile(json_of, here):
     model = ("--model", "smollm2-135m")
     (here / "a.share").write_text(SPEC)
-    assert json_of("show", "a.share", *model, "--svg", "a.svg") == {"svg": "a.svg", "problems": []}
+    assert json_of("show", "a.share", *model, "--out", "a.svg") == {"svg": "a.svg", "problems": []}
     assert json_of("compile", "a.share", "--emit", "spec")["spec"]["name"] == "s"
     assert "share" in json_of("compile", "a.share", "--emit", "syntax")["syntax"]
     plan = json_of("compile", "a.share", *model, "--emit", "plan")["plan"]

@@ -43,11 +43,11 @@ COMMANDS = {
     "fit of a library": "fit lora other --spec library.share --model base --out OUT",
     "fit into a library": "fit third --library OUT --force",
     "fit into a library in the place of another": "fit other --library OUT --force",
-    "show": "show s.share --model base --html OUT",
+    "show": "show s.share --model base --out OUT",
     "fmt": "fmt OUT",
 }
 
-OUT = {"show": "out.html"}
+OUT = {"show": "out.svg"}
 
 NEW = sorted(name for name in COMMANDS if name != "fmt" and not name.startswith("fit into"))
 """Those that need nothing at the place."""

@@ -1,46 +1,31 @@
 from xml.etree import ElementTree
 
-from bishare_dsl.api import plan_spec
-from bishare_dsl.language import read_file
-from bishare_dsl.resources import shipped_specs
-from bishare_dsl.show.page import page
 
-
-def test_a_file_is_asked_for(bishare):
+def test_an_svg_file_is_asked_for(bishare):
     run = bishare("show", "bishare_ss", "--model", "llama-7b")
     assert (run.code, run.out) == (2, "")
     assert "missing option" in run.err
     run = bishare("show", "bishare_ss", "--model", "llama-7b", "--out", "s.png")
     assert (run.code, run.out) == (2, "")
-    assert "is neither .html nor .svg" in run.err
+    assert "`s.png` is no SVG file: write `--out s.svg`" in run.err
 
 
-def test_files_are_written(bishare, here):
+def test_a_picture_is_written(bishare, here):
     (here / "s.svg").write_text("old")
-    run = bishare("show", "bishare_ke", "-m", "llama-7b", "--html", "s.html", "--svg", "s.svg")
-    assert (run.code, run.out, run.err) == (0, "s.html\ns.svg\n", "")
-    spec = read_file(shipped_specs()["bishare_ke"])[0]
-    html = (here / "s.html").read_text(encoding="utf-8")
-    assert html == page(plan_spec(spec, "llama-7b"), spec)
+    run = bishare("show", "bishare_ke", "-m", "llama-7b", "--out", "s.svg")
+    assert (run.code, run.out, run.err) == (0, "s.svg\n", "")
     assert ElementTree.parse(here / "s.svg").getroot().get("role") == "img"
-    assert sorted(path.name for path in here.iterdir()) == ["s.html", "s.svg"]
-
-
-def test_the_page_asks_nothing_of_a_network(bishare, here):
-    bishare("show", "lora", "-m", "llama-7b", "--html", "s.html")
-    html = (here / "s.html").read_text(encoding="utf-8")
-    for word in ("http:", "https:", "//cdn", "@import", "url(", " src="):
-        assert word not in html
+    assert [path.name for path in here.iterdir()] == ["s.svg"]
 
 
 def test_a_file_that_cannot_be_written_is_told(bishare, here):
-    run = bishare("show", "lora", "-m", "llama-7b", "--html", "nowhere/s.html")
+    run = bishare("show", "lora", "-m", "llama-7b", "--out", "nowhere/s.svg")
     assert run.code == 2
     assert "error[BS904]" in run.err
 
 
 def test_a_spec_that_does_not_fit_is_told(bishare, here):
-    run = bishare("show", "lora", "-m", "llama-7b", "--set", "r=0.5", "--html", "s.html")
+    run = bishare("show", "lora", "-m", "llama-7b", "--set", "r=0.5", "--out", "s.svg")
     assert (run.code, run.out) == (1, "")
     assert "error[BS211]" in run.err
     assert not list(here.iterdir())

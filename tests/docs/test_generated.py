@@ -22,7 +22,7 @@ def test_the_picture_is_of_the_spec_in_the_readme(tmp_path, monkeypatch):
     spec = re.search(r"^```share.*?\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(spec.encode())))
     command = ["show", "-", "--model", str(images / "six-layers.json"), "--quiet"]
-    assert bishare([*command, "--svg", str(tmp_path / "new.svg")]) == 0
+    assert bishare([*command, "--out", str(tmp_path / "new.svg")]) == 0
     assert (tmp_path / "new.svg").read_bytes() == (images / "sharing.svg").read_bytes(), "make docs"
 
 

@@ -37,13 +37,13 @@ def test_every_command_succeeds(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
     said = capsys.readouterr()
-    assert "error" not in said.err
+    assert "error[" not in said.err
     [asked] = [b.text for b in BLOCKS if b.page == PAGE and b.language == "py"]
     exec(compile(asked, str(PAGE), "exec"), {})
     answers = capsys.readouterr().out.splitlines()
     assert answers[0].startswith("fox: ")
     for made in (
-        "sharing.html",
+        "sharing.svg",
         "run/adapter_model.safetensors",
         "merged/config.json",
         "for-peft/adapter_config.json",

@@ -1,6 +1,6 @@
 from itertools import product
 
-from bishare_dsl.show.colours import colours
+from bishare_dsl.show.colours import PALETTE, colours
 
 
 def distance(one, other):
@@ -9,18 +9,16 @@ def distance(one, other):
     return sum((a - b) ** 2 for a, b in zip(*parts, strict=True)) ** 0.5
 
 
-def test_few_pools_are_told_apart_wherever_they_are():
-    found = colours([(0, 0)] * 10)
-    assert min(distance(a, b) for a, b in product(found, found) if a != b) > 45
-    assert len(set(found)) == 10
-
-
-def test_what_is_a_module_s_own_has_one_colour():
-    assert len({*colours([(0, i) for i in range(20)], alone=True)}) == 1
-
-
-def test_they_can_be_seen_on_white_and_on_black():
-    found = [*colours([(0, 0)] * 10), *colours([(0, i) for i in range(100)])]
-    for colour in found:
+def test_colours_can_be_distinguished_on_white_and_on_black():
+    assert min(distance(a, b) for a, b in product(PALETTE, PALETTE) if a != b) > 45
+    for colour in PALETTE:
         assert distance(colour, "#ffffff") > 90
         assert distance(colour, "#0d1117") > 130
+
+
+def test_few_pools_have_different_colours_and_neighbours_always():
+    assert len({*colours([(0, 0)] * 10)}) == 10
+    places = [(row, column) for row in range(7) for column in range(32)]
+    chosen = dict(zip(places, colours(places), strict=True))
+    for (row, column), colour in chosen.items():
+        assert colour not in (chosen.get((row + 1, column)), chosen.get((row, column + 1)))

@@ -35,11 +35,9 @@ def test_roles_that_are_shared_alike_are_drawn_once(planned):
 
 def test_private_tensors_have_a_panel_and_a_count(planned):
     shared, own = panels(planned, "share s per model rank 2 via KE(size = 16)")
-    assert (shared.roles, shared.private, own.roles, own.private) == (
-        ("A", "B"),
-        False,
-        ("K_A", "K_B"),
-        True,
+    assert (shared.roles, shared.alone, own.roles, own.alone) == (
+        *(("A", "B"), False),
+        *(("K_A", "K_B"), True),
     )
     assert [tensor.shape for tensor in own.patches[2].tensors] == [(1, 4), (1, 6)]
     assert own.patches[2].sites == (2,)
@@ -49,19 +47,16 @@ def test_private_tensors_have_a_panel_and_a_count(planned):
     )
 
 
-def test_the_whole_share_is_printed_with_the_values_of_params(planned):
+def test_the_statement_of_a_share_names_the_values_of_its_params(planned):
     spec, plan = planned(
         "param r = 2 scale 3 share s where layer > 0 per layer // 2, kind rank 2 * r freeze A gain rank init 0.5 "
         "share t A per kind B per module rank 1 dropout 0.1"
     )
-    assert [(section.key, section.settings) for section in picture(plan, spec).sections] == [
-        (
-            "where layer > 0 per layer // 2, kind",
-            "rank 2 * 2 scale 3 freeze A gain rank init 0.5",
-        ),
-        ("A per kind B per module", "rank 1 scale 3 dropout 0.1"),
+    assert [section.statement for section in picture(plan, spec).sections] == [
+        "where layer > 0 per layer // 2, kind rank 2 * r freeze A gain rank init 0.5; r = 2",
+        "A per kind B per module rank 1 dropout 0.1",
     ]
-    assert [(s.key, s.settings) for s in picture(plan).sections] == [("", "rank 4"), ("", "rank 1")]
+    assert [section.statement for section in picture(plan).sections] == ["rank 4", "rank 1"]
 
 
 def test_what_is_shared_what_is_private_and_what_is_frozen(planned):
@@ -74,8 +69,8 @@ def test_what_is_shared_what_is_private_and_what_is_frozen(planned):
 def test_a_magnitude_is_drawn_as_it_is_written(planned):
     spec, plan = planned("share l per module rank 2 magnitude per kind plain")
     _, magnitude = picture(plan, spec).sections
-    assert (magnitude.key, magnitude.settings) == ("per kind plain", "scaling what modules give")
+    assert magnitude.statement == "per kind plain"
     [panel] = magnitude.panels
     assert panel.roles == ("mu",)
     assert panel.parameters == 64 + 16 + 96
-    assert picture(plan).sections[1].settings == "magnitude(plain = true)"  # without the spec
+    assert picture(plan).sections[1].statement == "magnitude(plain = true)"  # without the spec

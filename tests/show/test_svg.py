@@ -7,28 +7,31 @@ from bishare_dsl.language import read_file
 from bishare_dsl.models import preset
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.show.picture import picture
-from bishare_dsl.show.svg import whole
-from bishare_dsl.spec import EACH_ADAPTER
-from tests.show.conftest import experts
+from bishare_dsl.show.svg import draw
+from tests.browser import chromium
+from tests.show.conftest import architecture, experts
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</style></svg><script>alert(1)</script>&amp;\"'"
 
 
 def drawn(spec, plan):
-    text = whole(picture(plan, spec))
-    return ElementTree.fromstring(text)
+    return ElementTree.fromstring(draw(plan, spec))
 
 
-def pools(root):
-    """The groups of cells by their colour, and the cells of no pool."""
-    groups = [g for g in root.iter(f"{SVG}g") if g.get("data-p") is not None]
-    none = [g for g in root.iter(f"{SVG}g") if g.get("class") == "none"]
-    return groups, none
+def groups_of(root, look):
+    """The groups of cells of a look, without those of the legend."""
+    groups = [g for g in root.iter(f"{SVG}g") if g.get("class") == look]
+    return [g for g in groups if any(int(r.get("x", 0)) for r in g.iter(f"{SVG}rect"))]
+
+
+def words_of(root):
+    return " ".join(text.text or "" for text in root.iter(f"{SVG}text"))
 
 
 def test_a_cell_for_each_module_in_the_colour_of_its_pool(planned):
-    groups, none = pools(drawn(*planned("share s where layer > 0 per layer rank 2 via SS")))
+    root = drawn(*planned("share s where layer > 0 per layer rank 2 via SS"))
+    groups, none = groups_of(root, "pool"), groups_of(root, "none")
     assert [len(list(g.iter(f"{SVG}rect"))) for g in groups] == [3, 3]
     assert len({g.get("fill") for g in groups}) == 2
     assert [len(list(g.iter(f"{SVG}rect"))) for g in none] == [3]
@@ -48,7 +51,7 @@ def test_names_are_text(planned):
 
 
 def test_nothing_is_asked_of_a_network(planned):
-    text = whole(picture(planned("share s per layer rank 2 via SS")[1]))
+    text = draw(planned("share s per layer rank 2 via SS")[1])
     assert text.count("http") == 1  # the namespace
     assert "url(" not in text
     assert "@import" not in text
@@ -68,12 +71,8 @@ def test_experts_that_share_alike_are_one_row(planned):
         "self_attn.q_proj",
         *(f"mlp.experts.{pair}.up_proj" for pair in ("0-1", "2-3", "4-5")),
     )
-    groups, _ = pools(drawn(spec, plan))
-    assert [rect.get("data-i") for g in groups[2 * 2 :] for rect in g.iter(f"{SVG}rect")][:2] == [
-        "1 2",
-        "3 4",
-    ]
-    assert all(len(list(g.iter(f"{SVG}rect"))) == 1 for g in groups[: 2 * 2])
+    cells = [len(list(g.iter(f"{SVG}rect"))) for g in groups_of(drawn(spec, plan), "pool")]
+    assert cells == [1] * 2 * 3
     # Every other expert is of another pool: no two neighbours are alike.
     odd = planned(
         "share s where expert != none per kind, expert % 2 rank 2",
@@ -87,30 +86,59 @@ def test_experts_that_share_alike_are_one_row(planned):
 def test_specs_that_ship_are_drawn(name):
     spec = read_file(shipped_specs()[name])[0]
     plan = plan_spec(spec, preset("llama-7b"))
-    groups, none = pools(drawn(spec, plan))
-    # One picture shows one adapter, so tensors of a library and of each of its adapters are drawn as one.
-    alike = {
-        (
-            p.share,
-            tuple(k for k in p.key if k != EACH_ADAPTER),
-            p.members,
-            plan.tensor[p.tensor].trainable,
+    root = drawn(spec, plan)
+    for panel in picture(plan, spec).panels:
+        assert f"{', '.join(panel.roles)}: " in words_of(root)
+        assert f"{panel.parameters:,}" in words_of(root)
+    groups = [*groups_of(root, "pool"), *groups_of(root, "private"), *groups_of(root, "none")]
+    cells = sum(len(list(g.iter(f"{SVG}rect"))) for g in groups)
+    assert cells % len(plan.sites) == 0 or any("expert" in s.path for s in plan.sites)
+    assert "per " in words_of(root)
+
+
+def test_private_modules_share_no_colour_and_the_legend_says_each_look(planned):
+    shared = drawn(*planned("share s A per layer B per module rank 2 freeze A"))
+    assert len(groups_of(shared, "pool")) == 3
+    assert not groups_of(shared, "private")  # A line of text instead of a grid.
+    assert "B: private, a tensor for each module" in words_of(shared)
+    assert words_of(shared).endswith("modules of one colour share a tensor frozen")
+    private = drawn(*planned("share s where layer > 0 per module rank 2"))
+    assert len(groups_of(private, "private")) == 6
+    assert words_of(private).endswith("a module with a tensor of its own not in this share")
+    many = drawn(*planned("share s per layer rank 1 via SS", architecture(layers=11)))
+    assert "the 10 colours repeat" in words_of(many)
+
+
+def test_counts_are_said_to_be_of_the_model(planned):
+    words = words_of(drawn(*planned("share s per kind rank 2")))
+    assert words.startswith("small on small All counts are of this model of 3 layers.")
+    assert "100% of the trained parameters are shared" in words
+
+
+def test_tooltips_name_the_tensor(planned):
+    root = drawn(*planned("share s per layer rank 2 via SS"))
+    titles = [title.text for title in root.iter(f"{SVG}title")]
+    assert titles[0] == "layer_0: A 2 x 64, B 2 x 96, 3 modules"
+
+
+def test_all_is_inside_the_picture_in_a_browser(tmp_path, planned):
+    """On a phone, where the picture of six layers has its own size; and in dark mode."""
+    path = tmp_path / "picture.svg"
+    spec, plan = planned("share s per module rank 2 share t per layer rank 1 via SS")
+    path.write_text(draw(plan, spec), encoding="utf-8")
+    with chromium(tmp_path / "profile") as browser:
+        browser.get(path.as_uri())
+        width, height, boxes = browser.execute_script(
+            "const box = e => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom] };"
+            "const svg = document.documentElement;"
+            "return [svg.width.baseVal.value, svg.height.baseVal.value,"
+            " [...svg.querySelectorAll('text, rect')].map(box)]"
         )
-        for p in plan.pools
-    }
-    # What a share subtracts has no key: each module has it for itself.
-    starts = sum(1 for term in plan.terms if term.share.endswith(".start"))
-    assert len(groups) == len(alike) + starts
-    cells = [len(list(g.iter(f"{SVG}rect"))) for g in (*groups, *none)]
-    assert sum(cells) % len(plan.sites) == 0 or any("expert" in s.path for s in plan.sites)
-    assert "per " in ElementTree.tostring(drawn(spec, plan), encoding="unicode")
-
-
-def test_all_is_inside_the_picture(planned):
-    root = drawn(*planned("share s per module rank 2 share t per layer rank 1 via SS"))
-    width, height = int(root.get("width")), int(root.get("height"))
-    moves = [
-        [int(part) for part in g.get("transform")[len("translate(") : -1].split(",")]
-        for g in root.findall(f"{SVG}g")
-    ]
-    assert all(0 < x < width and 0 < y < height for x, y in moves)
+        dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+        colour = browser.execute_script(
+            "return getComputedStyle(document.querySelector('text')).fill"
+        )
+    assert width <= 358  # GitHub's on a phone of 390 pixels.
+    assert all(0 <= a < c <= width and 0 <= b < d <= height for a, b, c, d in boxes)
+    assert colour == "rgb(230, 237, 243)"
