@@ -16,13 +16,12 @@ from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.site import Site, runs_of
-from bishare_dsl.resources import first_sentence
 from bishare_dsl.show import rows
 from bishare_dsl.show.shared import conclusion, shared_table
 from bishare_dsl.show.table import write_tables
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
 from bishare_dsl.spec.evaluate import EvaluationError
-from bishare_dsl.transforms import Transform, transform_kind
+from bishare_dsl.transforms import PLAIN, Transform, transform_kind
 
 _CONDITIONS = (And, Compare, Match, Member, Not, Or, Ref)
 
@@ -45,15 +44,12 @@ def _descriptions(document: Document, offset: int, token: Token) -> Iterator[str
         return
     statement, clause = at_offset
     heads = (str(statement.words.data), "replace") if clause is statement else ()
-    is_name = clause is statement and statement.keyword in ("share", "param", "let", "spec", "use")
     if statement.keyword == "share" and (token in heads or _is_head(statement, token)):
         yield share_card(document, statement.name) or MEANINGS["share"]
-    elif is_name and statement.keyword == "use" and _is_head(statement, token):
-        yield _used(document, statement)
     elif clause.keyword == "via" and (description := _of_transform(clause, token)):
         yield description
     elif (named := name_at(document, offset)) is not None:
-        declared = named[1][0].statement
+        declared = named[0].statement
         yield _named(document, declared)
         yield _selected(document, offset) if declared.keyword == "param" else None
     else:
@@ -81,20 +77,10 @@ def share_card(document: Document, name: str) -> str | None:
     return f"{head}\n\n{told}"
 
 
-def _used(document: Document, statement: Statement) -> str | None:
-    for use, file in document.file.uses if document.file else ():
-        if use is statement:
-            parts = f"`{file.source.name}`", first_sentence(file.source.text)
-            return "\n\n".join(part for part in parts if part)
-    return None
-
-
 def _of_transform(clause: Statement, token: Token) -> str | None:
     """Describe the transform or the option that a token names, or return None."""
     named = name_of(clause)
-    try:
-        kind = transform_kind(unquoted(named))
-    except (KeyError, SpecError):
+    if (kind := transform_of(named)) is None:
         return None
     if token is named:
         lines = [f"- {option(name, field)}" for name, field in kind.model_fields.items()]
@@ -106,6 +92,14 @@ def _of_transform(clause: Statement, token: Token) -> str | None:
     if any(token is one for one in names) and (field := field_of(kind, unquoted(token))):
         return option(unquoted(token), field)
     return None
+
+
+def transform_of(name: Token | None) -> type[Transform] | None:
+    """Return the transform of a name in a spec, or None if there is none; without a name the plain one."""
+    try:
+        return transform_kind(unquoted(name) if name else PLAIN)
+    except (KeyError, SpecError):
+        return None
 
 
 def name_of(via: Statement) -> Token:

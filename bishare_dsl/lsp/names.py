@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lark import Token
-
-from bishare_dsl.diagnostics import Source, Span
+from bishare_dsl.diagnostics import Source
 from bishare_dsl.language.structure import names_used
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
 from bishare_dsl.language.use import File
@@ -22,11 +20,6 @@ class Declaration:
 
     statement: Statement
     source: Source
-
-    @property
-    def place(self) -> Span:
-        """The span of its name."""
-        return span_of(self.statement.name_token)
 
 
 def files_of(file: File) -> Iterator[File]:
@@ -55,23 +48,13 @@ def declaring_statements(statements: Iterable[Statement], *kinds: str) -> Iterat
     return (part for part in statements if part.keyword in (kinds or DECLARING))
 
 
-def tokens_named(file: File, names: Iterable[str]) -> Iterator[Token]:
-    """Yield the tokens of one file that declare or use these names."""
-    wanted = set(names)
-    for statement in file.syntax.statements:
-        declared = [statement.name_token] if statement.keyword in DECLARING else []
-        for token in (*declared, *names_used(statement)):
-            if unquoted(token) in wanted:
-                yield token
-
-
-def name_at(document: Document, offset: int) -> tuple[Token, list[Declaration]] | None:
-    """Return the token at a character if it names a param or let, with its declarations."""
-    if document.file is None:
-        return None
-    declared = declarations(document.file)
-    for token in tokens_named(document.file, declared):
-        span = span_of(token)
-        if span.start <= offset <= span.end:
-            return token, declared[unquoted(token)]
+def name_at(document: Document, offset: int) -> list[Declaration] | None:
+    """Return the declarations of the param or let that a character names."""
+    declared = declarations(document.file) if document.file else {}
+    for statement in document.syntax.statements if document.syntax else ():
+        head = [statement.name_token] if statement.keyword in DECLARING else []
+        for token in (*head, *names_used(statement)):
+            span = span_of(token)
+            if unquoted(token) in declared and span.start <= offset <= span.end:
+                return declared[unquoted(token)]
     return None

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from os.path import realpath
 from typing import Any
 
 from lsprotocol import types as lsp
 from pygls.lsp.server import LanguageServer
-from pygls.uris import from_fs_path, to_fs_path
+from pygls.uris import to_fs_path
 
-from bishare_dsl.diagnostics import BishareError, Span
+from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language.format import format_text
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.model import ChosenModel
-from bishare_dsl.lsp.names import name_at
-from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.version import __version__
 
@@ -49,10 +46,6 @@ class SpecServer(LanguageServer):
             cached = Document(text, path or "<text>", self.chosen, self.allow_use, unit)
             self._documents[uri] = cached
         return cached
-
-    def opened(self) -> list[str]:
-        """Return the open documents."""
-        return list(self.workspace.text_documents)
 
     def check(self, uri: str, pause: float = 0) -> None:
         """Check a document in the background after ``pause`` seconds without a change."""
@@ -100,15 +93,8 @@ class SpecServer(LanguageServer):
             params = lsp.ShowMessageParams(lsp.MessageType.Error, f"bishare: {problem.message}")
             self.window_show_message(params)
         self._documents.clear()
-        for uri in self.opened():
+        for uri in [*self.workspace.text_documents]:
             self.check(uri)
-
-    def uri_of(self, path: str) -> str:
-        """Return the editor's URI of a file."""
-        for uri in self.opened():
-            if realpath(self.document(uri).path) == realpath(path):
-                return uri
-        return from_fs_path(realpath(path)) or ""
 
 
 def make_server() -> SpecServer:
@@ -138,7 +124,7 @@ def make_server() -> SpecServer:
     @server.feature(lsp.TEXT_DOCUMENT_DID_SAVE)
     async def did_save(params: lsp.DidSaveTextDocumentParams) -> None:
         server._documents.clear()  # Other documents may use the saved file.
-        for uri in server.opened():
+        for uri in [*server.workspace.text_documents]:
             server.check(uri)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
@@ -155,10 +141,6 @@ def make_server() -> SpecServer:
     def on_completion(params: lsp.CompletionParams) -> list[lsp.CompletionItem]:
         return completions(server.document(params.text_document.uri), params.position)
 
-    @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
-    def on_definition(params: lsp.DefinitionParams) -> list[lsp.Location]:
-        return _definitions(server, params.text_document.uri, params.position)
-
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
     def on_formatting(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
         return _formatted(server.document(params.text_document.uri))
@@ -172,26 +154,6 @@ def make_server() -> SpecServer:
         return code_actions(server.document(uri), uri, params.range)
 
     return server
-
-
-def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[lsp.Location]:
-    """Return the declarations of a name, or the file that a `use` names."""
-    document = server.document(uri)
-    offset = document.positions.offset(position)
-    if (named := name_at(document, offset)) is not None:
-        return [
-            lsp.Location(
-                server.uri_of(declared.source.name),
-                Positions(declared.source, document.unit).range(declared.place),
-            )
-            for declared in named[1]
-        ]
-    for use, file in document.file.uses if document.file else ():
-        if use.start <= offset <= use.end:
-            first = Positions(file.source, document.unit)
-            start = file.syntax.first.start
-            return [lsp.Location(server.uri_of(file.source.name), first.range(Span(start, start)))]
-    return []
 
 
 def _formatted(document: Document) -> list[lsp.TextEdit] | None:

@@ -101,11 +101,6 @@ def test_what_is_begun_is_written_over(offered):
     assert item.text_edit.range.start.character == len("share a per layer ")
 
 
-def test_a_part_says_which_kinds_play_it(offered):
-    found = offered(f"{MODEL}spec s\ntarget |")["attention_inputs"]
-    assert found.documentation.value == "In llama-7b: `q_proj`, `k_proj`, `v_proj`."
-
-
 def test_the_name_of_a_model_has_no_quotes(offered):
     edit = offered("# model: llama-|\nspec s\n")["llama-7b"].text_edit
     assert (edit.new_text, edit.range.start.character) == ("llama-7b", len("# model: "))

@@ -36,12 +36,13 @@ def hover_text(at):
         (HEAD + SHARE.replace("size", "si|ze"), "`size` takes a whole number, by default `256`: columns of the shared factors"),
         (HEAD + SHARE.replace("per layer", "per lay|er"), "The index of a site's block"),
         (HEAD + SHARE.replace("rank", "ra|nk"), "Rows of the factors"),
-        ("spec s\nuse \"lo|ra\"\n", "LoRA"),
+        ('spec s\nuse "b.share"\ntarget q_proj\nshare a per layer rank r|\n', "param **r** = `4`"),
         (HEAD.removeprefix(MODEL) + SHARE.replace("intra", "int|ra"), "One low-rank term"),
         (HEAD.replace("param r", "par|am r") + SHARE, "A value that"),
     ],
 )  # fmt: skip
-def test_what_is_told(hover_text, text, expected):
+def test_what_is_told(hover_text, tmp_path, text, expected):
+    (tmp_path / "b.share").write_text("spec b\nparam r = 4\n", encoding="utf-8")
     assert expected in hover_text(text)
 
 

@@ -121,20 +121,6 @@ async def test_completion(client, tmp_path):
     assert {"KE", "SS", "GT"} <= {item.label for item in found}
 
 
-async def test_definition_across_use(client, tmp_path):
-    text = 'spec s\nuse "base.share"\ntarget q_proj\nshare a per layer rank r\n'
-    (tmp_path / "base.share").write_text("spec base\nparam r = 4\n", encoding="utf-8")
-    document = await opened(client, tmp_path / "my.share", text)
-    at = lsp.Position(3, 23)
-    [found] = await client.text_document_definition_async(lsp.DefinitionParams(document, at))
-    assert found.uri == (tmp_path / "base.share").as_uri()
-    assert found.range.start == lsp.Position(1, 6)
-    [found] = await client.text_document_definition_async(
-        lsp.DefinitionParams(document, lsp.Position(1, 6))
-    )
-    assert found.uri == (tmp_path / "base.share").as_uri()
-
-
 async def test_formatting(client, tmp_path):
     document = await opened(client, tmp_path / "my.share", TEXT)
     params = lsp.DocumentFormattingParams(document, lsp.FormattingOptions(4, True))
@@ -158,7 +144,6 @@ async def test_what_it_says_that_it_can(client):
     for name in (
         "hover",
         "completion",
-        "definition",
         "document_formatting",
         "code_action",
     ):
