@@ -198,8 +198,7 @@ def read_lora(
         BishareError: see `read_peft`; or the model cannot be found.
     """
     from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.adapter.files import pack
-    from bishare_dsl.adapter.stored import check_finite, entries_of
+    from bishare_dsl.adapter.stored import check_finite, entries_of, pack
     from bishare_dsl.export.from_peft import read_peft
     from bishare_dsl.language import spec_text
 

@@ -18,10 +18,14 @@ from bishare_dsl.adapter.fingerprint import Fingerprint, SignFingerprint
 from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft_config import PREFIX
+from bishare_dsl.language import read
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import Architecture
-from bishare_dsl.plan import Plan
+from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.names import attribute
+from bishare_dsl.reading import parse_json
+from bishare_dsl.spec import MAGNITUDE, Spec
+from bishare_dsl.transforms.registry import package_version, transform_names
 from bishare_dsl.version import __version__
 
 PEFT_TYPE = "BISHARE"
@@ -173,7 +177,7 @@ class AdapterConfig(BaseModel):
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, but the order of a block's layers matters.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
-        record["sharing"] = json.loads(self.sharing)
+        record["sharing"] = parse_json(self.sharing)
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 
     def text(self) -> str:
@@ -215,7 +219,7 @@ def _config_of(text: str) -> AdapterConfig:
 
     The result is cached, so the caller must copy its dicts before changing them.
     """
-    return AdapterConfig.model_validate(json.loads(text))
+    return AdapterConfig.model_validate(parse_json(text))
 
 
 def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> str:
@@ -232,6 +236,47 @@ def installed_versions() -> dict[str, str | None]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return {"torch": None, "transformers": None, **found}
+
+
+def check_transforms(config: AdapterConfig) -> int:
+    """Check that an adapter's transforms are installed, and return the number of shares in its spec.
+
+    Raises:
+        BishareError: the spec is invalid, or a transform is not installed (BS619).
+    """
+    spec = _spec_of(config.spec)
+    used = {share.via.transform for share in spec.shares if share.via is not None}
+    for name in sorted(used - {*transform_names(), MAGNITUDE}):
+        help = "import what registers it first, or name its file, if it is yours, by `--spec-transform`"
+        if package := config.packages.get(name):
+            help = f"install what it was saved with: {package}"
+        raise AdapterError(codes.MISSING_TRANSFORM(name=name, help=help))
+    return len(spec.shares)
+
+
+@lru_cache(maxsize=16)
+def plan_of_text(spec_text: str, base: Architecture) -> Plan:
+    """Build the plan of a spec's text, cached because many adapters have the same plan.
+
+    Raises:
+        BishareError: see `build_plan`.
+        ValueError: the text uses other specs.
+    """
+    return build_plan(_spec_of(spec_text), base)[0]
+
+
+def packages_of(plan: Plan) -> dict[str, str]:
+    """Return the third-party packages of the plan's transforms."""
+    packages = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
+    return {name: package for name, package in packages.items() if package}
+
+
+@lru_cache(maxsize=16)
+def _spec_of(spec_text: str) -> Spec:
+    spec, where = read(spec_text, "spec.share")
+    if where.used:
+        raise ValueError("it uses other files")
+    return spec
 
 
 def attribute_in(key: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
@@ -22,9 +22,10 @@ from bishare_dsl.adapter.config import (
     Entries,
     Entry,
     attribute_in,
+    check_transforms,
     is_seed,
+    plan_of_text,
 )
-from bishare_dsl.adapter.replan import check_transforms, plan_of_text
 from bishare_dsl.adapter.sharing import entries_of_sharing, sharing_of
 from bishare_dsl.adapter.stacks import Wanted, stacks_of
 from bishare_dsl.diagnostics import (
@@ -37,7 +38,7 @@ from bishare_dsl.diagnostics import (
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
-from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
+from bishare_dsl.models.site import MAX_SITES, Architecture, Site, most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS, quantisable
 from bishare_dsl.reading import parse_json
@@ -85,11 +86,9 @@ class StoredAdapter:
         """
         if (marks := self.config.marks) and not with_base:
             name = next(iter(marks))
+            how: Any = {"tensor": name, "start": self.plan.tensor[name].init}
             help = 'load it onto its base, and save it with `frozen="tensors"`'
-            start, action = self.plan.tensor[name].init, "what is asked"
-            raise AdapterError(
-                codes.READS_WEIGHTS(tensor=name, start=start, action=action, help=help)
-            )
+            raise AdapterError(codes.READS_WEIGHTS(action="what is asked", help=help, **how))
         from bishare_dsl.adapter.stored import tensor_of
 
         with reading(self.folder):
@@ -114,11 +113,7 @@ def complete(
         AdapterError: as `StoredAdapter.tensors`.
         ValueError: quantised numbers are damaged.
     """
-    from bishare_dsl.adapter.stored import (
-        check_finite,
-        decode,
-        redraw_tensors,
-    )
+    from bishare_dsl.adapter.stored import check_finite, decode, redraw_tensors
 
     check_finite(folder, {key: tensor for key, tensor in stored.items() if not is_seed(key)})
     return {**dict(decode(plan, config, stored)), **dict(redraw_tensors(plan, config))}
@@ -142,10 +137,8 @@ def check_entries(path: Path, plan: Plan, config: AdapterConfig, entries: Entrie
     check_names(path, plan, config)
     stacks = stacks_of(plan, config.entries, alone=config.alone)
     wanted = {key: form for stack in stacks for key, form in stack.wanted().items()}
-    seeds = [name.removeprefix("seed_") for name in entries if is_seed(name)]
-    problems = [
-        codes.OTHER_SEED(found=seed, seed=config.seed) for seed in seeds if seed != str(config.seed)
-    ]
+    seeds = {name.removeprefix("seed_") for name in entries if is_seed(name)} - {str(config.seed)}
+    problems = [codes.OTHER_SEED(found=seed, seed=config.seed) for seed in sorted(seeds)]
     own = {name: entry for name, entry in entries.items() if not is_seed(name)}
     raise_errors(AdapterError, [*problems, *tensor_problems(wanted, own)])
 
@@ -159,9 +152,8 @@ def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft:
     """
     if beside and not by_peft:
         help = "if PEFT saved it with the adapter, load the folder by `PeftModel.from_pretrained`"
-        raise AdapterError(
-            codes.UNEXPECTED_TENSOR(name=name, help=help) for name in sorted(beside)[:10]
-        )
+        names = sorted(beside)[:10]
+        raise AdapterError(codes.UNEXPECTED_TENSOR(name=name, help=help) for name in names)
     if config.beside is not None and digest_of(beside) != config.beside:
         reason = "the modules saved with the adapter differ from those in its config"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
@@ -269,35 +261,32 @@ def tensor_problems(wanted: Wanted, entries: Entries) -> Iterator[Problem]:
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
     """Report why an adapter with this plan does not fit a model (BS613), or may not belong to it (BS614)."""
     site_at = {site.path: site for site in architecture.every_site}
-    reason = None
-    for site in plan.sites:
-        if (match := site_at.get(site.path)) is None:
-            reason = f"it has no linear layer `{site.path}`"
-        elif (match.d_in, match.d_out) != (site.d_in, site.d_out):
-            reason = (
-                f"`{site.path}` maps {match.d_in} features to {match.d_out} in it, and "
-                f"{site.d_in} to {site.d_out} in the adapter's base"
-            )
-        elif {*match.tied} != {*site.tied}:
-            here, there = (" and ".join(f"`{p}`" for p in s.paths) for s in (match, site))
-            reason = (
-                f"one weight is that of {here} in it, and that of {there} in the adapter's base"
-            )
-        if reason is not None:
-            break
-    else:
-        if plan.base.complete and architecture.layers != plan.base.layers:
-            reason = (
-                f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
-            )
+    reasons = (_misfit(site, site_at.get(site.path)) for site in plan.sites)
+    reason = next(filter(None, reasons), None)
+    here, there = architecture.layers, plan.base.layers
     # The file's size does not limit tensors generated from a seed or from parts.
     size = sum(tensor.size for tensor in plan.tensors)
-    if reason is None and size > most_parameters(architecture):
+    if reason is None and plan.base.complete and here != there:
+        reason = f"it has {here} layers, and the adapter's base {there}"
+    elif reason is None and size > most_parameters(architecture):
         reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
     if reason is not None:
         yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
     elif plan.base.family and architecture.family != plan.base.family:
         yield codes.OTHER_FAMILY(base=plan.base.family, model=architecture.family)
+
+
+def _misfit(site: Site, match: Site | None) -> str | None:
+    """Return why a linear layer of a model is not the one that an adapter was made for."""
+    if match is None:
+        return f"it has no linear layer `{site.path}`"
+    if (match.d_in, match.d_out) != (site.d_in, site.d_out):
+        ours = f"{site.d_in} to {site.d_out} in the adapter's base"
+        return f"`{site.path}` maps {match.d_in} features to {match.d_out} in it, and {ours}"
+    if {*match.tied} != {*site.tied}:
+        here, there = (" and ".join(f"`{p}`" for p in s.paths) for s in (match, site))
+        return f"one weight is that of {here} in it, and that of {there} in the adapter's base"
+    return None
 
 
 def own_file(name: str) -> str:

@@ -48,7 +48,6 @@ from bishare_dsl.adapter.contents import (
     own_of,
     reading,
 )
-from bishare_dsl.adapter.packing import pack
 from bishare_dsl.adapter.sharing import sharing_of
 from bishare_dsl.adapter.stacks import common_keys
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
@@ -57,13 +56,7 @@ from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
-from bishare_dsl.writing import (
-    check_writable,
-    discard,
-    lock_name,
-    new_folder,
-    replace_file,
-)
+from bishare_dsl.writing import check_writable, discard, lock_name, new_folder, replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +87,7 @@ def save_adapter(
         tensors: values by name, on any device; stored in their dtype.
         spec_text: the spec that the plan was built from.
         check: called with the adapter as it will be read, before anything is written; it may raise.
-        **how: options of `bishare_dsl.adapter.packing.pack`: ``seed`` of the initial values, ``origin``,
+        **how: options of `bishare_dsl.adapter.stored.pack`: ``seed`` of the initial values, ``origin``,
             ``frozen``, ``dtype``, and ``reproduced``.
 
     Returns:
@@ -105,6 +98,8 @@ def save_adapter(
         AdapterError: a foreign file is in the way (BS615), the system refuses (BS616), a tensor has no
             values (BS617), or the text does not give the plan (BS661).
     """
+    from bishare_dsl.adapter.stored import pack
+
     values, config, problems = pack(plan, tensors, spec_text, **how)
     folder = Path(folder)
     content, config = _content_of(values, config)
@@ -145,7 +140,7 @@ def save_library(
         spec_text: the spec that the plan was built from.
         seed: of the frozen tensors.
         origin: the base, if known.
-        dtype: as in `bishare_dsl.adapter.packing.pack`.
+        dtype: as in `bishare_dsl.adapter.stored.pack`.
 
     Returns:
         Warnings, as `save_adapter`, the first of each kind.
@@ -154,37 +149,28 @@ def save_library(
         AdapterError: the folder has other contents (BS615), the system refuses (BS616), or the text does
             not give the plan (BS661).
     """
+    from bishare_dsl.adapter.stored import pack
+
     check_members(adapters)
-    packed = {
-        name: pack(plan, tensors, spec_text, seed=seed, origin=origin, dtype=dtype)
-        for name, tensors in adapters.items()
-    }
-    shared, config, _ = next(iter(packed.values()))
-    common = common_keys(plan)
-    shared = {key: value for key, value in shared.items() if whole_in(key) in common}
-    own = {name: _own_file(values, common) for name, (values, _, _) in packed.items()}
-    digests = {name: digest_of(entries_in(content)) for name, content in own.items()}
-    config = config.model_copy(update={"adapters": digests})
+    first, common = next(iter(adapters.values())), common_keys(plan)
+    values, config, notes = pack(plan, first, spec_text, seed=seed, origin=origin, dtype=dtype)
+    config = config.model_copy(update={"adapters": {}})
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
+    shared = {key: value for key, value in values.items() if whole_in(key) in common}
+    content, config = _content_of(shared, config)
     folder = Path(folder)
+    empty = StoredAdapter(folder, config, plan, entries_in(content))
     with writing(folder), lock_name(folder):
         _check_free_for_library(folder)
         with new_folder(folder, replace=folder.exists()) as new:
             _copy_others(folder, new)
-            content, config = _content_of(shared, config)
             (new / TENSORS).write_bytes(content)
-            (new / CONFIG).write_text(config.text(), encoding="utf-8")
             (new / MEMBERS).mkdir()
-            for name, content in own.items():
-                (new / own_file(name)).write_bytes(content)
-            write_card(new, plan, spec_text, tuple(adapters))
-    return _first_of_each([problem for _, _, warnings in packed.values() for problem in warnings])
+            return _first_of_each([*notes, *_add_members(new, adapters, empty)])
 
 
 def add_to_library(
-    folder: Path,
-    adapters: Mapping[str, Mapping[str, torch.Tensor]],
-    out: Path | None = None,
+    folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]], out: Path | None = None
 ) -> tuple[Problem, ...]:
     """Add adapters to a library, replacing those with the same names.
 
@@ -211,16 +197,18 @@ def add_to_library(
                 _copy_others(out, new, *(path.name for path in folder.iterdir()))
                 _copy_others(folder, new)
                 names = names_in(folder)
+                library = read_adapter(f"{folder}#{next(iter(names), '')}")
                 (new / MEMBERS).mkdir()
                 # Files, where the Hub's cache has links.
                 for file in (CONFIG, TENSORS, *map(own_file, names)):
                     content = read_file(folder, file, (folder / file).stat().st_size)
                     (new / file).write_bytes(content)
                 damaged = [*_damaged(folder, names)]
-            return (*damaged, *_add_members(new, adapters))
+            return (*damaged, *_add_members(new, adapters, library))
     with writing(folder), lock_name(folder):
         _tidy(folder)
-        return _add_members(folder, adapters)
+        library = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
+        return _add_members(folder, adapters, library)
 
 
 def _tidy(folder: Path) -> None:
@@ -298,20 +286,24 @@ def _damaged(folder: Path, names: Iterable[str]) -> Iterator[Problem]:
 
 
 def _add_members(
-    folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]]
+    folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]], library: StoredAdapter
 ) -> tuple[Problem, ...]:
-    stored = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
-    config, plan = stored.config, stored.plan
+    """Write adapters into the folder of a library, of which ``library`` is one, or has what is common."""
+    from bishare_dsl.adapter.stored import pack
+
+    path = place_of(library.folder)[0] / CONFIG
+    config, plan = library.config, library.plan
     common = common_keys(plan, alone=config.alone)
-    shared = {key: entry for key, entry in stored.entries.items() if whole_in(key) in common}
+    shared = {key: entry for key, entry in library.entries.items() if whole_in(key) in common}
     contents, problems = dict[str, bytes](), list[Problem]()
     how: Any = {"seed": config.seed, "dtype": config.rounded, "format": config.format}
     for name, tensors in adapters.items():
         values, _, notes = pack(plan, tensors, config.spec, **how)
         problems += notes
-        contents[name] = _own_file(values, common)
-        own, _ = split_entries(entries_in(contents[name]))
-        check_entries(folder / CONFIG, plan, config, shared | own)  # As it will be read.
+        own = {key: value for key, value in values.items() if whole_in(key) not in common}
+        contents[name] = _file_of(own)
+        # As it will be read.
+        check_entries(path, plan, config, shared | entries_in(contents[name]))
     digests = {name: digest_of(entries_in(content)) for name, content in contents.items()}
     present = config.adapters or {}
     for name, content in contents.items():
@@ -326,11 +318,6 @@ def _add_members(
     replace_file(folder / CONFIG, text)
     write_card(folder, plan, config.spec, tuple(digests))
     return _first_of_each(problems)
-
-
-def _own_file(values: Mapping[str, torch.Tensor], common: set[str]) -> bytes:
-    """Return the file of an adapter of a library, without the tensors that all have in common."""
-    return _file_of({key: value for key, value in values.items() if whole_in(key) not in common})
 
 
 def _first_of_each(problems: Sequence[Problem]) -> tuple[Problem, ...]:
@@ -440,12 +427,7 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
 
 
 def _checked(
-    folder: Path,
-    path: Path,
-    config: AdapterConfig,
-    entries: Entries,
-    *,
-    by_peft: bool = False,
+    folder: Path, path: Path, config: AdapterConfig, entries: Entries, *, by_peft: bool = False
 ) -> StoredAdapter:
     """Check the contents of an adapter's files; ``path`` is the config's, for errors. See `read_adapter`."""
     with reading(path):
@@ -458,18 +440,12 @@ def _checked(
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
     """Tell whether a folder has an adapter of another PEFT method; False if it cannot be read."""
-    try:
-        return _type_in(Path(folder)) not in (None, "", PEFT_TYPE)
-    except OSError:  # For example, the name is too long.
-        return False
+    return _type_in(Path(folder)) not in (None, "", PEFT_TYPE)
 
 
 def is_ours(folder: Path) -> bool:
     """Tell whether a folder has a bishare adapter, possibly damaged; False if it cannot be read."""
-    try:
-        return _type_in(folder) in (PEFT_TYPE, "")
-    except OSError:
-        return False
+    return _type_in(folder) in (PEFT_TYPE, "")
 
 
 def _type_in(folder: Path) -> Any:

@@ -44,9 +44,6 @@ A tensor is omitted only if float64 reproduces it ten times closer, so that floa
 determines it too. Directions with almost equal singular values are ambiguous, and are stored.
 """
 
-Verdict = Literal["same", "same at 8 bits", "same at 4 bits", "cannot tell", "other"]
-"""Whether two bases are one. ``same at 8 bits``: as far as weights of so few bits can tell."""
-
 
 @dataclass(frozen=True)
 class SignFingerprint:
@@ -109,23 +106,22 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     )
 
 
-def compare(saved: Fingerprint, found: Fingerprint) -> tuple[Verdict, float]:
-    """Return whether two fingerprints are of one base, and the largest relative distance of a group."""
-    apart = {
-        group: math.dist(one, other) / (math.hypot(*one) or 1.0)
-        for group in ("linear", "embedding", "norms")
-        if len(one := getattr(saved, group)) == len(other := getattr(found, group)) > 0
-    }
-    most = max(apart.values())
+def difference(saved: Fingerprint, found: Fingerprint) -> float:
+    """Return how far apart two bases are, relative to their weights; 0 if rounding alone may explain it.
+
+    The largest distance of a group counts, beyond what types and quantisation of the two may change.
+    """
     few = min((bits for bits in (saved.bits, found.bits) if bits), default=None)
-    near = {"linear": _QUANTISED[few]} if few else {}
-    rest = [far for group, far in apart.items() if far > near.get(group, _SAME)]
-    if not rest:
-        return (
-            "same" if most <= _SAME else "same at 8 bits" if few == 8 else "same at 4 bits"
-        ), most
     halved = saved.dtype != found.dtype and "float16" in (saved.dtype, found.dtype)
-    return ("cannot tell" if halved and max(rest) <= _IN_FLOAT16 else "other"), most
+    rounding = _IN_FLOAT16 if halved else _SAME
+    apart = [0.0]
+    for group in ("linear", "embedding", "norms"):
+        one, other = getattr(saved, group), getattr(found, group)
+        allowed = _QUANTISED[few] if few and group == "linear" else rounding
+        if len(one) == len(other) > 0:
+            far = math.dist(one, other) / (math.hypot(*one) or 1.0)
+            apart.append(far if far > allowed else 0.0)
+    return max(apart)
 
 
 def _columns(weight: Weight) -> torch.Tensor:

@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from math import prod
 from types import FunctionType
@@ -27,10 +27,10 @@ from torch.utils.hooks import RemovableHandle
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.fingerprint import Fingerprint, difference, fingerprint
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.interrupts import CHANGING, ended_by
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.origin import origin_of
 from bishare_dsl.adapter.own_methods import BATCHING, RESIZING, TYING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
@@ -39,6 +39,7 @@ from bishare_dsl.batched.batches import MixedBatches
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, Problem, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
+from bishare_dsl.export.peft import task_type
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import (
     FUSED_HEAD,
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from transformers import PreTrainedModel
+
+    from bishare_dsl.adapter.config import AdapterConfig
 
 _BY_CALL = frozenset({"enable_adapters"})
 
@@ -147,6 +150,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _before_merge: tuple[str, ...] = ()
     _disabled: frozenset[object] = frozenset()
     """The open blocks, and the calls, that disable the adapter."""
+    _fingerprint: tuple[Fingerprint | None] | None = None
     _mixed: MixedBatches | None = None
     _hooks: tuple[RemovableHandle, ...] = ()
 
@@ -158,13 +162,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
         self.adapters, self.active, self._running = {name: first}, (name,), first
         put_methods(model, RESIZING, TYING, BATCHING)
         inner = getattr(model, "base_model", None)  # As in `model.model(...)`.
-        called = [model]
+        called: list[nn.Module] = [model]
         if isinstance(inner, nn.Module) and inner is not model and not _takes_names(model):
             called.append(inner)
-        hooks = [
-            module.register_forward_pre_hook(_check_names, with_kwargs=True) for module in called
-        ]
-        self._hooks = (*hooks, model.register_forward_pre_hook(_check_head, with_kwargs=True))
+        checks = [*((module, _check_names) for module in called), (model, _check_head)]
+        self._hooks = tuple(m.register_forward_pre_hook(c, with_kwargs=True) for m, c in checks)
 
     def at_head(self, plan: Plan) -> str | None:
         """Return the path of the model's head, if a plan has a term there."""
@@ -215,6 +217,36 @@ class Handle(AdapterRoot, BaseTunerLayer):
     def name(self) -> str:
         """The name of the running adapter."""
         return self.running.name
+
+    def origin(self) -> dict[str, Any]:
+        """Return the fields of `ORIGIN` for the adapters in the model. PEFT adds heads for other tasks."""
+        model: Any = self.model
+        kind, task = base_class(type(model)), task_type(model)
+        return {
+            "base_model": vars(model).get("name_or_path") or None,
+            "base_revision": getattr(getattr(model, "config", None), "_commit_hash", None),
+            "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__},
+            "task_type": task if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else None,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Return the fingerprint of the base, or None if its weights are not here.
+
+        It is computed once: only merging changes the base under its adapters.
+        """
+        if self._fingerprint is None and not self.merged:
+            self._fingerprint = (None,)
+            with suppress(Exception):  # A quantiser may raise anything, and a save must not fail.
+                self._fingerprint = (fingerprint(self.model),)
+        return self._fingerprint[0] if self._fingerprint else None
+
+    def base_changes(self, config: AdapterConfig) -> list[Problem]:
+        """Warn if the weights of the base are not those that an adapter was saved on (BS620)."""
+        if (saved := config.fingerprint) is None or (found := self.fingerprint()) is None:
+            return []
+        apart = difference(saved, found)
+        return [codes.OTHER_FINGERPRINT(apart=f"{apart:.1g}")] if apart else []
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, like any module.
@@ -271,14 +303,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
     @property
     def by_adapter(self) -> nn.ModuleDict:
         """Each adapter's trainable parameters, for PEFT's reports."""
-        return nn.ModuleDict(
-            {
-                name: nn.ParameterList(
-                    p for n, p in a.parts.tensors().items() if a.plan.tensor[n].trainable
-                )
-                for name, a in self.adapters.items()
-            }
-        )
+        trainable = nn.ModuleDict()
+        for name, adapter in self.adapters.items():
+            tensors, plan = adapter.parts.tensors(), adapter.plan.tensor
+            trainable[name] = nn.ParameterList(p for n, p in tensors.items() if plan[n].trainable)
+        return trainable
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's parameters themselves by their names in the plan, each once.
@@ -305,10 +334,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
         # `inspect_model` counts the parameters that a quantised weight represents.
         everything = inspect_model(model).parameters
         everything += sum(prod(full_shape(tensor)) for tensor in self.tensors().values())
-        print(  # noqa: T201 - its purpose
-            f"trainable params: {trainable:,} || all params: {everything:,} || "
-            f"trainable%: {100 * trainable / everything:.4f}"
-        )
+        text = f"trainable params: {trainable:,} || all params: {everything:,} || "
+        print(f"{text}trainable%: {100 * trainable / everything:.4f}")  # noqa: T201 - its purpose
 
     def save_pretrained(
         self,
@@ -346,22 +373,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
             help = "activate one with `set_adapter`, or call `save_pretrained` of the `PeftModel`"
             raise AdapterError(codes.SAVED_TOGETHER(names=names, help=help))
         adapter, reproduced, model = self.running, None, self.model
-        origin = origin_of(self)
+        origin = self.origin()
         if frozen == "base":
             reproduced = singular_starts(adapter.saved_plan, model, torch.float64)
+        how: Any = {"seed": adapter.seed, "origin": origin, "frozen": frozen, "dtype": dtype}
 
         def write(tensors: Mapping[str, torch.Tensor]) -> Any:
-            return save_adapter(
-                folder,
-                adapter.saved_plan,
-                tensors,
-                adapter.spec_text,
-                seed=adapter.seed,
-                origin=origin,
-                frozen=frozen,
-                dtype=dtype,
-                reproduced=reproduced,
-            )
+            plan, text = adapter.saved_plan, adapter.spec_text
+            return save_adapter(folder, plan, tensors, text, reproduced=reproduced, **how)
 
         if state_dict is None:
             problems = on_first_process(adapter.plan, self.tensors(), write)
@@ -398,11 +417,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
             # They depend on the base's weights.
             self._require_unmerged("export the adapter's magnitudes")
         how: Any = {"rank": rank, "dtype": dtype}
-        report = on_first_process(
-            self.plan,
-            self.tensors(),
-            lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **how),
-        )
+
+        def write(tensors: Mapping[str, torch.Tensor]) -> ExportReport:
+            return export_adapter(out, self.plan, tensors, self.model, format, **how)
+
+        report = on_first_process(self.plan, self.tensors(), write)
         for problem in report.warnings:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
         return report
@@ -675,16 +694,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
             if changed in active:
                 self._run(self.active, member if running is changed else running)
 
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the updates of the running adapters by a number. Errors as in `set_scale`."""
-        for name in self.active:
-            self.set_scale(name, self[name].scale * scale)
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Undo `scale_layer`, or by default all scaling. Errors as in `set_scale`."""
-        for name in self.active:
-            self.set_scale(name, 1.0 if scale is None else self[name].scale / scale)
-
     def _switch(self, names: Sequence[str], inference_mode: bool | None = None) -> None:
         """Run other adapters, and the modules that PEFT trains with them.
 
@@ -758,11 +767,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 rest = [name for name in self.active if name != adapter_name]
                 others = [name for name in self.adapters if name != adapter_name]
                 if not rest and others:
-                    warnings.warn(
-                        f"Adapter {adapter_name} was active which is now deleted. Setting active adapter "
-                        f"to {others[0]}.",
-                        stacklevel=2,
-                    )
+                    text = f"Adapter {adapter_name} was active which is now deleted."
+                    warnings.warn(f"{text} Setting active adapter to {others[0]}.", stacklevel=2)
                 trains = any(p.requires_grad for p in self.parameters())
                 self.set_adapter(rest or others[:1], inference_mode=not trains)
             self.adapters.pop(adapter_name).parts.leave(adapter_name)
@@ -818,9 +824,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             AdapterError: it does (BS686).
         """
         for path in filter(None, (self.trained_by_peft(self[name]) for name in self.active)):
-            help = (
-                "call `save_pretrained` or `merge_and_unload` of the `PeftModel`, which include it"
-            )
+            help = "call `save_pretrained` or `merge_and_unload` of the `PeftModel`: it is included"
             raise AdapterError(codes.NOT_LOW_RANK(action=action, path=path, help=help))
 
     def _wrappers(self) -> Iterator[tuple[str, AuxiliaryTrainingWrapper]]:
@@ -890,21 +894,13 @@ class Handle(AdapterRoot, BaseTunerLayer):
         paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise AdapterError(codes.TRAINED_TWICE(path=twice))
-        sources = {
-            name_of(i, name): source
-            for i, adapter in enumerate(adapters)
-            for name, source in adapter.sources.items()
-        }
+        sources: dict[str, tuple[OwnedTensors, int]] = {}
+        for i, adapter in enumerate(adapters):
+            sources |= {name_of(i, name): source for name, source in adapter.sources.items()}
         compiled = compile_plan(self.model, plan)
-        return Adapter(
-            "+".join(adapter.name for adapter in adapters),
-            plan,
-            adapters[0].spec_text,
-            adapters[0].seed,
-            compiled,
-            attach(self.model, compiled, sources),
-            sources,
-        )
+        parts = attach(self.model, compiled, sources)
+        name, first = "+".join(adapter.name for adapter in adapters), adapters[0]
+        return Adapter(name, plan, first.spec_text, first.seed, compiled, parts, sources)
 
     def extra_repr(self) -> str:
         if not self._model or self._running is None:
@@ -1050,9 +1046,8 @@ def values_in(
     for key, name in adapter_keys(model, adapter).items():
         tensor = adapter.saved_plan.tensor[name]
         if key not in state_dict and held[name].requires_grad:
-            raise AdapterError(
-                codes.NO_VALUES(name=name, reason=f"`state_dict` has no key `{key}`")
-            )
+            reason = f"`state_dict` has no key `{key}`"
+            raise AdapterError(codes.NO_VALUES(name=name, reason=reason))
         value = state_dict.get(key)
         if value is None or value.is_meta:  # With accelerate's offload, the values are elsewhere.
             value = held[name].detach()

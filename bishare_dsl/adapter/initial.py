@@ -35,10 +35,7 @@ def start_of_base(plan: Plan, model: nn.Module, names: Collection[str]) -> dict[
 
 
 def draw(
-    plan: Plan,
-    seed: int,
-    device: torch.device | str = "cpu",
-    unfilled: Collection[str] = (),
+    plan: Plan, seed: int, device: torch.device | str = "cpu", unfilled: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
     """Generate a plan's random tensors in float32, by name, independently of each other.
 
@@ -82,13 +79,19 @@ def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
     """
     copies = {}
     for trained in plan.trained:
-        module, _, name = trained.parameter.rpartition(".")
-        parameter = resident_tensor(model.get_submodule(module), name)
-        assert parameter is not None, trained.parameter
+        parameter = parameter_at(model, trained.parameter)
         wide = torch.promote_types(parameter.dtype, torch.float32)
         values = gather(parameter).detach().to(wide, copy=True)
         copies[trained.tensor] = values.reshape(plan.tensor[trained.tensor].shape)
     return copies
+
+
+def parameter_at(model: nn.Module, path: str) -> torch.Tensor:
+    """Return the tensor that holds the values of one of the base's parameters."""
+    module, _, name = path.rpartition(".")
+    parameter = resident_tensor(model.get_submodule(module), name)
+    assert parameter is not None, path
+    return parameter
 
 
 def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:

@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
 from bishare_dsl.adapter.contents import own_file
 from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of
@@ -20,10 +22,7 @@ from bishare_dsl.diagnostics import one_line
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 
 _SPEC = re.compile(r"^\s*spec\s+(\"[^\"\n]+\"|[\w.-]+)", re.MULTILINE)
-_HEAD = 100_000_000
-"""Maximum size of a tensor file's header in bytes, by the format."""
-
-_BROKEN = (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError)
+_BROKEN = (AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError)
 """What reading a damaged config or file may raise."""
 
 
@@ -143,15 +142,11 @@ def _tensors(folder: Path, name: str, sizes: dict[str, int]) -> tuple[int, int]:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: this is not a tensor file.
+        SafetensorError: this is not a tensor file.
     """
     path = folder / name
     if not path.is_file():
-        raise ValueError(f"`{name}` is missing")
-    with path.open("rb") as file:
-        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
-        if length > min(_HEAD, size):
-            raise ValueError(f"`{name}` is not a file of tensors")
-        head = parse_json(file.read(length))
-    head.pop("__metadata__", None)
-    return sum(sizes.get(key, prod(entry["shape"])) for key, entry in head.items()), size
+        raise FileNotFoundError(f"`{name}` is missing")
+    with safe_open(path, "numpy") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return sum(sizes.get(key, prod(shape)) for key, shape in shapes.items()), path.stat().st_size

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.initial import parameter_at
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
@@ -131,10 +132,8 @@ class Merged:
     def swap(self, model: PreTrainedModel) -> None:
         """Exchange the merged weights and the base's, bit for bit. If it is interrupted, no value changed."""
         maps = linear_maps(model) if self.weights else {}
-        places = {
-            path: maps[path].matrix() if path in maps else _kept(model, path)
-            for path in self.weights
-        }
+        places = {path: maps[path].matrix() for path in self.weights if path in maps}
+        places |= {p: parameter_at(model, p) for p in self.weights if p not in maps}
         before: dict[str, torch.Tensor] = {}
         layers = {path: model.get_submodule(path) for path in self.layers}
         try:
@@ -156,10 +155,7 @@ class Merged:
 
 
 def merge(
-    model: PreTrainedModel,
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    merged: Merged,
+    model: PreTrainedModel, plan: Plan, tensors: Mapping[str, torch.Tensor], merged: Merged
 ) -> None:
     """Add each site's ``dW`` to its weight, in float32, and round the sum to the weight's type.
 
@@ -177,7 +173,7 @@ def merge(
     for site, weight in targets:
         _merge_site(model, plan, tensors, site, weight, merged)
     for trained in plan.trained:
-        parameter = _kept(model, trained.parameter)
+        parameter = parameter_at(model, trained.parameter)
         exact = tensors[trained.tensor].view(parameter.shape).to(parameter.device)
         merged.write(trained.parameter, parameter, exact, exact.to(parameter.dtype))
 
@@ -196,7 +192,7 @@ def check(
     targets = _targets(model, plan)
     _check_weights(model, targets, dequantize)
     for trained in plan.trained:
-        parameter = _kept(model, trained.parameter)
+        parameter = parameter_at(model, trained.parameter)
         if parameter.is_meta or is_sharded_tensor(parameter):
             where = "on the meta device" if parameter.is_meta else "sharded over several processes"
             raise AdapterError(codes.NO_WEIGHT(path=trained.parameter, reason=f"it is {where}"))
@@ -261,14 +257,6 @@ def _merge_site(
         model.set_submodule(weight.path, _dense_layer(weight.module, rounded))
 
 
-def _kept(model: PreTrainedModel, path: str) -> torch.Tensor:
-    """Return the tensor that holds the values of one of the base's parameters."""
-    module, _, name = path.rpartition(".")
-    parameter = resident_tensor(model.get_submodule(module), name)
-    assert parameter is not None, path
-    return parameter
-
-
 def _check_weights(
     model: PreTrainedModel, targets: list[tuple[Site, Weight]], dequantize: bool
 ) -> None:
@@ -316,21 +304,20 @@ def _is_one(model: PreTrainedModel, path: str, weight: Weight, site: Site) -> bo
     parents = [model.get_submodule(p.rpartition(".")[0]) for p in (path, weight.owner)]
     if module is weight.module and parents[0] is parents[1]:
         return True
-    return isinstance(module, nn.Embedding) and any(
-        module is model.get_submodule(tied) for tied in site.tied
-    )
+    tables = [model.get_submodule(tied) for tied in site.tied if isinstance(module, nn.Embedding)]
+    return any(module is table for table in tables)
 
 
 def _shared(model: PreTrainedModel, weight: Weight, other: str) -> Problem:
     """Describe how to untie a weight from another module's."""
-    help_line = f"untie it first: `layer = model.get_submodule('{weight.owner}')`, then "
-    help_line += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), False)`"
     if model.get_submodule(other) is weight.module:
-        help_line = "give the other one a copy of the module first: "
-        help_line += (
-            f"`model.set_submodule('{other}', copy.deepcopy(model.get_submodule('{other}')))`"
-        )
-    return codes.SHARED_WEIGHT(path=weight.path, other=other, help=help_line)
+        copied = f"copy.deepcopy(model.get_submodule('{other}'))"
+        help = "give the other one a copy of the module first: "
+        help += f"`model.set_submodule('{other}', {copied})`"
+    else:
+        help = f"untie it first: `layer = model.get_submodule('{weight.owner}')`, then "
+        help += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), False)`"
+    return codes.SHARED_WEIGHT(path=weight.path, other=other, help=help)
 
 
 def _users(model: PreTrainedModel) -> dict[int, list[str]]:

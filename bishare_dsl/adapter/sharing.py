@@ -5,10 +5,9 @@ bishare writes it to every folder, and compares it with the plan of the spec on 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +20,7 @@ from bishare_dsl.models.site import MAX_SITES, block_of
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS, offset_of
 from bishare_dsl.plan.plan import Term
+from bishare_dsl.reading import parse_json
 from bishare_dsl.transforms import load_transform
 
 
@@ -45,34 +45,31 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
         module |= {"expert": site.expert} if site.expert is not None else {}
         refs = [[place[name] for name in term.tensors.values()] for term in here]
         modules.append((site.path, (module, numbers), refs))
-    trained = [t for t in plan.trained if t.tensor in place]
-    full = [
-        (
-            t.parameter,
-            {"shape": [*t.shape]} | ({"tied": [*t.tied]} if t.tied else {}),
-            [[place[t.tensor]]],
-        )
-        for t in trained
-    ]
+    full = []
+    for trained in (t for t in plan.trained if t.tensor in place):
+        fixed = {"shape": [*trained.shape]} | ({"tied": [*trained.tied]} if trained.tied else {})
+        full.append((trained.parameter, fixed, [[place[trained.tensor]]]))
     stated: dict[str, Any] = {
         "format": FORMAT,
         "tensors": entries,
-        "terms": [json.loads(text) for text in terms],
+        "terms": [parse_json(text) for text in terms],
         "modules": [
             {"module": path, **where, **module}
             | {"terms": [[term, *here] for term, here in zip(numbers, refs, strict=True)]}
             for path, where, (module, numbers), refs in _runs(modules)
         ],
         "full": [
-            {"parameter": path, **where, **fixed, "tensor": ref}
-            for path, where, fixed, [[ref]] in _runs(full)
+            {"parameter": path, **where, **here, "tensor": ref}
+            for path, where, here, [[ref]] in _runs(full)
         ],
     }
     words = {"draw": "drawn", "expert": "experts"} | {w: w for w in ("base", "tied", *BITS)}
     parts = [*entries, *stated["modules"], *stated["full"]]
     needs = {word for key, word in words.items() if any(key in part for part in parts)}
     needs |= {term.transform for term in plan.terms}
-    needs |= {word for word, has in (("full", full), ("library", config.adapters)) if has}
+    needs |= {
+        word for word, has in (("full", full), ("library", config.adapters is not None)) if has
+    }
     return text_of({**stated, "needs": sorted(needs)})
 
 
@@ -123,34 +120,26 @@ def _runs(
         key = text_of([parent, rest, fixed])
         groups.setdefault(key, []).append((int(index), path, fixed, refs))
     for found in groups.values():
+        # The block, then all numbers of its lists.
+        rows = [[index, *chain(*refs)] for index, _, _, refs in found]
         while found:
             first, path, fixed, refs = found[0]
-            after = found[1][3] if len(found) > 1 else refs
-            steps = [
-                [b - a for a, b in zip(*pair, strict=True)]
-                for pair in zip(refs, after, strict=True)
-            ]
+            steps = [b - a for a, b in zip(*rows[:2], strict=True)] if rows[1:] else []
             count = 1
-            while count < len(found) and found[count][::3] == (
-                first + count,
-                _ahead(refs, steps, count),
-            ):
+            while rows[count:] and steps[0] == 1 and rows[count] == _ahead(rows[0], steps, count):
                 count += 1
-            found = found[count:]
+            found, rows = found[count:], rows[count:]
             if count == 1:
                 yield path, {}, fixed, refs
                 continue
             parent, _, rest = block_of(path) or ("", "", "")
-            here = [
-                [[a, step] if step else a for a, step in zip(*pair, strict=True)]
-                for pair in zip(refs, steps, strict=True)
-            ]
+            step = iter(steps[1:])
+            here = [[[a, by] if (by := next(step)) else a for a in numbers] for numbers in refs]
             yield f"{parent}.{{}}.{rest}", {"blocks": [first, count]}, fixed, here
 
 
-def _ahead(refs: list[list[int]], steps: list[list[int]], count: int) -> list[list[int]]:
-    pairs = zip(refs, steps, strict=True)
-    return [[a + count * step for a, step in zip(*pair, strict=True)] for pair in pairs]
+def _ahead(numbers: list[int], steps: list[int], count: int) -> list[int]:
+    return [number + count * step for number, step in zip(numbers, steps, strict=True)]
 
 
 def entries_of_sharing(plan: Plan, stated: Any, *, alone: bool) -> dict[str, Entry]:

@@ -14,13 +14,7 @@ from typing import Any
 from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import (
-    OF_PEFT,
-    RECORD,
-    AdapterConfig,
-    broken_config,
-    split_entries,
-)
+from bishare_dsl.adapter.config import OF_PEFT, RECORD, AdapterConfig, broken_config, split_entries
 from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec

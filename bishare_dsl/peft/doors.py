@@ -24,7 +24,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from bishare_dsl.adapter.card import CARD
-from bishare_dsl.adapter.config import key_of
+from bishare_dsl.adapter.config import AdapterConfig, key_of
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
 from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, names_in, read_adapter
 from bishare_dsl.adapter.fingerprint import check_reproduced
@@ -176,9 +176,8 @@ def fill_after(load: _Function, check_state: StateCheck) -> _Function:
         config, state = bound.get("peft_config"), bound.get("adapter_state_dict")
         name = bound.get("adapter_name") or "default"
         settings = bound.get("load_config")
-        place = bound.get("peft_model_id") or getattr(
-            settings, "pretrained_model_name_or_path", None
-        )
+        named = getattr(settings, "pretrained_model_name_or_path", None)
+        place = bound.get("peft_model_id") or named
         where = {**(getattr(settings, "download_kwargs", None) or {}), **bound.get("kwargs", {})}
         where |= bound.get("adapter_kwargs") or {}
         read = _read_for(place, where, model, name, config) if state is None and place else None
@@ -245,10 +244,8 @@ def _read_for(
     adapters = getattr(getattr(base, "bishare", None), "adapters", {})
     plans: dict[str, tuple[str, int]] = {}
     if name in adapters:
-        plans[f"the adapter `{name}` in the model"] = (
-            adapters[name].saved_plan.digest,
-            adapters[name].seed,
-        )
+        held = adapters[name]
+        plans[f"the adapter `{name}` in the model"] = held.saved_plan.digest, held.seed
     if isinstance(config, BishareConfig):
         record = config.stored()
         digest = record.plan if record else make_plan(str(config.spec), base).plan.digest
@@ -258,11 +255,20 @@ def _read_for(
             raise AdapterError(codes.OTHER_CONFIG(folder=folder, what=what))
         if stored.config.ways("seed") and seed != stored.config.seed:
             raise AdapterError(codes.OTHER_SEED(found=stored.config.seed, seed=seed))
-    tensors = stored.tensors(with_base=True)
-    if stored.config.marks:
-        starts = start_of_base(stored.plan, base, stored.config.marks.keys())
-        tensors |= check_reproduced(stored.config.marks, starts)
+    tensors = stored.tensors(with_base=True) | of_base(stored.config, stored.plan, base)
     return Read(stored, tensors)
+
+
+def of_base(config: AdapterConfig, plan: Plan, base: Any) -> _Tensors:
+    """Return the tensors that a folder leaves to its base, by name.
+
+    Raises:
+        AdapterError: this base gives other ones (BS699).
+    """
+    if not (names := config.ways("base").keys()):
+        return {}
+    starts = start_of_base(plan, base, names)
+    return starts | check_reproduced(config.marks, starts)
 
 
 def is_copied(path: str, modules: Iterable[str] | None) -> bool:

@@ -38,22 +38,13 @@ from bishare_dsl.adapter.contents import (
 )
 from bishare_dsl.adapter.devices import devices
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
-from bishare_dsl.adapter.fingerprint import check_reproduced
 from bishare_dsl.adapter.handle import Handle, adapter_keys, values_in
-from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
-from bishare_dsl.adapter.origin import base_changes, origin_of
+from bishare_dsl.adapter.initial import draw_tensor, first_values
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
-from bishare_dsl.adapter.packing import pack
 from bishare_dsl.adapter.stacks import groups_of
-from bishare_dsl.adapter.stored import entries_of
+from bishare_dsl.adapter.stored import entries_of, pack
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
-from bishare_dsl.diagnostics import (
-    AdapterError,
-    BishareWarning,
-    ModelError,
-    raise_errors,
-    render,
-)
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, raise_errors, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
 from bishare_dsl.export.peft_config import PREFIX
@@ -61,7 +52,7 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import BishareConfig, ModulesToSave
-from bishare_dsl.peft.doors import READ, is_copied, tables_of
+from bishare_dsl.peft.doors import READ, is_copied, of_base, tables_of
 from bishare_dsl.peft.whole import whole_method
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS
@@ -185,9 +176,7 @@ def _put(
         else:
             text = source.spec_text
             tensors = source.tensors(with_base=True)
-            if missing := plan.tensor.keys() - tensors.keys():
-                tensors |= start_of_base(plan, model, missing)
-                tensors |= check_reproduced(source.config.marks, tensors)
+            tensors |= of_base(source.config, plan, model)
         tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
         handle = in_model(model)
         if handle is None:
@@ -201,7 +190,7 @@ def _put(
     adapter.drawn = source.config.ways("seed") if isinstance(source, StoredAdapter) else None
     vars(model).setdefault("peft_config", {})[name] = config
     saved = source.config if isinstance(source, StoredAdapter) else config.stored()
-    return (*notes, *map(render, base_changes(handle, saved) if saved else ()))
+    return (*notes, *map(render, handle.base_changes(saved) if saved else ()))
 
 
 class BishareModel(BaseTuner):
@@ -284,21 +273,13 @@ class BishareModel(BaseTuner):
             activate_adapter=name in self.active_adapters,
         )
 
-    def _unload_and_optionally_merge(
-        self,
-        merge: bool = True,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-    ) -> Any:
-        held = handle(self.model)
+    def _unload_and_optionally_merge(self, merge: bool = True, *_: Any, **how: Any) -> Any:
+        held, how = handle(self.model), how | {"progressbar": False}
         if merge:
-            held.merge_and_unload(safe_merge, adapter_names)
+            held.merge_and_unload(how.get("safe_merge", False), how.get("adapter_names"))
         else:
             held.unload()
-        return super()._unload_and_optionally_merge(  # For modules wrapped by PEFT itself.
-            merge=merge, progressbar=False, safe_merge=safe_merge, adapter_names=adapter_names
-        )
+        return super()._unload_and_optionally_merge(merge, **how)  # Modules that PEFT wraps.
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         """Put the module that PEFT has unwrapped in place of its wrapper; it has its weights already."""
@@ -372,7 +353,7 @@ class BishareModel(BaseTuner):
             tensors,
             adapter.spec_text,
             seed=adapter.seed,
-            origin=origin_of(handle(model)),
+            origin=handle(model).origin(),
             frozen="tensors" if was and drawn and not was.ways("seed") else "seed",
             dtype=was.rounded if was else None,
             exact=True,  # After training, it is saved with all bits.
@@ -404,24 +385,13 @@ class BishareModel(BaseTuner):
         adapter = handle(model)[adapter_name]
         record = config.stored() if config._unchecked else None
         if (read := READ.get()) is not None:
-            values, others = {**read.tensors}, state_dict
+            values, others = read.tensors, state_dict
         else:
             plan, seed = adapter.saved_plan, adapter.seed
             values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
             _check_others(model, adapter_name, record, others)
-        if record is not None:
-            held: Mapping[str, torch.Tensor] = adapter.parts.tensors()
-            of_base = record.ways("base")
-            missing = [name for name in of_base if held[name].is_meta]
-            base = handle(model).model
-            if missing and not all(p.is_meta for p in base.parameters()):
-                # `low_cpu_mem_usage` created them on the meta device, without access to the base's
-                # values.
-                starts = start_of_base(adapter.saved_plan, base, missing)
-                held = {**held, **starts}
-                values |= {name: starts[name] for name in missing if not of_base[name].marks}
-            if read is None:
-                values |= check_reproduced(record.marks, held)
+            if record is not None:
+                values |= of_base(record, plan, handle(model).model)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}

@@ -156,6 +156,7 @@ def _disabling(theirs: _Function) -> _Function:
 _BOTH = ("add_adapter", "delete_adapter", "set_adapter")
 _CHANGING_OF_PEFT = (*_BOTH, "set_requires_grad")
 _CHANGING_OF_TRANSFORMERS = (*_BOTH, "disable_adapters", "enable_adapters")
+_ADDING = ("__init__", "add_adapter")
 _WITH_HEADS = (
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
@@ -171,8 +172,7 @@ REPLACED = (
     Replacement(save_and_load, "safe_load_file", hand_on_tensors),
     Replacement(PeftModel, "disable_adapter", _disabling),
     *(Replacement(PeftModel, name, _changing) for name in _CHANGING_OF_PEFT),
-    *(Replacement(kind, "__init__", copy_config) for kind in _WITH_HEADS),
-    *(Replacement(kind, "add_adapter", copy_config) for kind in _WITH_HEADS),
+    *(Replacement(k, name, copy_config) for name in _ADDING for k in _WITH_HEADS),
     Replacement(PeftModel, "create_or_update_model_card", refuse_library),
     Replacement(PeftModel, "_upload_modified_files", _with_card),
     Replacement(PeftAdapterMixin, "load_adapter", partial(fill_after, check_state=check_new)),
@@ -188,8 +188,8 @@ REPLACED = (
 """In the order of docs/peft.md, which says what each does for adapters of bishare."""
 
 _OF_THE_HANDLE = (
-    *("_turn", "add", "delete_adapter", "merge", "merge_and_unload", "scale_layer"),
-    *("set_adapter", "set_requires_grad", "set_scale", "unload", "unmerge", "unscale_layer"),
+    *("_turn", "add", "delete_adapter", "merge", "merge_and_unload"),
+    *("set_adapter", "set_requires_grad", "set_scale", "unload", "unmerge"),
 )
 for name in _OF_THE_HANDLE:
     setattr(Handle, name, whole_method(vars(Handle)[name]))

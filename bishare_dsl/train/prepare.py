@@ -204,7 +204,7 @@ def check_state(handle: Handle) -> None:
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     if handle.running.scale != 1:
         reason = f"the adapter has the scale {handle.running.scale:g}, which is not saved"
-        help = "call `model.bishare.unscale_layer()` first"
+        help = 'call `model.bishare.set_scale("default", 1.0)` first'
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 
 

@@ -325,31 +325,28 @@ def test_a_base_is_recognised_whatever_its_type(base: str) -> None:
     found = fingerprint.fingerprint(SAME[base]())
     if base == "another vocabulary":  # The tiny table has fewer rows than are read.
         found = dataclasses.replace(found, embedding=saved.embedding)
-    assert fingerprint.compare(saved, found)[0] == "same"
+    assert fingerprint.difference(saved, found) == 0
     assert len(json.dumps(dataclasses.asdict(saved), separators=(",", ":"))) < 600
 
 
 @pytest.mark.parametrize("base", OTHER)
 def test_another_base_is_told(base: str) -> None:
     saved = fingerprint.fingerprint(published())
-    assert fingerprint.compare(saved, fingerprint.fingerprint(OTHER[base]()))[0] == "other"
+    assert fingerprint.difference(saved, fingerprint.fingerprint(OTHER[base]())) > 1e-7
 
 
-def test_float16_of_a_base_in_float32_cannot_be_told() -> None:
-    saved = fingerprint.fingerprint(tiny_model("llama"))
+def test_rounding_is_no_difference() -> None:
+    """Weights of float32 in float16, and linear maps in few bits, which change no norms."""
     found = fingerprint.fingerprint(tiny_model("llama").half())
-    assert fingerprint.compare(saved, found)[0] == "cannot tell"
-
-
-def test_few_bits_are_the_same_as_far_as_they_tell() -> None:
+    assert fingerprint.difference(fingerprint.fingerprint(tiny_model("llama")), found) == 0
     saved = fingerprint.fingerprint(published())
     for bits, far in ((8, 0.01), (4, 0.1)):
         linear = tuple(number * (1 + far) for number in saved.linear)
         near = dataclasses.replace(saved, linear=linear, bits=bits)
-        assert fingerprint.compare(saved, near)[0] == f"same at {bits} bits"
-        assert fingerprint.compare(saved, dataclasses.replace(near, bits=None))[0] == "other"
+        assert fingerprint.difference(saved, near) == 0
+        assert fingerprint.difference(saved, dataclasses.replace(near, bits=None)) > far / 2
         norms = tuple(number * 1.001 for number in saved.norms)
-        assert fingerprint.compare(saved, dataclasses.replace(near, norms=norms))[0] == "other"
+        assert fingerprint.difference(saved, dataclasses.replace(near, norms=norms)) > 5e-4
 
 
 def test_loading_onto_another_base_is_a_warning_at_each_door(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.adapter import packing
 from bishare_dsl.adapter.files import (
     CONFIG,
     TENSORS,
@@ -263,7 +262,7 @@ def test_nothing_is_added_to_a_library_that_could_not_be_read(
 ) -> None:
     """Its config says which tensors are quantised, and a later version may choose others."""
     _, values = save_one(tmp_path / "lib", dtype="int4")
-    monkeypatch.setattr(packing, "quantisable", lambda plan: set())
+    monkeypatch.setattr("bishare_dsl.adapter.stored.quantisable", lambda plan: set())
     with pytest.raises(AdapterError, match=r"BS609(.|\n)*BS610"):
         add_to_library(tmp_path / "lib", {"two": values})
     assert [path.name for path in (tmp_path / "lib" / "adapters").iterdir()] == ["one.safetensors"]

@@ -363,7 +363,7 @@ def test_ctrl_c_leaves_no_half_of_a_change(
         handle.unmerge()
     elif handle.running.scale == 1:
         assert torch.equal(logits(base, ids), answers[handle.name])
-    handle.unscale_layer()
+    handle.set_scale("a", 1.0)
     for name in handle.adapters:
         handle.set_adapter(name)
         fresh = name == "b" and change is delete_and_add and not torch.equal(answers["b"], of_base)

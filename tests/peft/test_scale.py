@@ -85,7 +85,7 @@ def test_a_scale_multiplies_what_an_adapter_adds(
     model.save_pretrained(tmp_path)  # No scale is saved.
     again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "a")
     assert torch.equal(logits(again, ids), want)
-    handle.unscale_layer()
+    handle.set_scale("a", 1.0)
     assert torch.equal(logits(model, ids), want)
     assert all(torch.equal(t, others[n]) for n, t in handle.tensors().items())
 
@@ -95,16 +95,8 @@ def logits_of_rows(model: Any, ids: torch.Tensor, names: list[str | None]) -> to
         return logits(model, ids)
 
 
-def test_scales_by_the_names_of_diffusers_and_peft(base: Any, ids: torch.Tensor) -> None:
+def test_several_adapters_get_weights_as_diffusers_sets_them(base: Any, ids: torch.Tensor) -> None:
     model = two(base, PLAIN)
-    handle, one = base.bishare, logits(model, ids)
-    handle.scale_layer(0.5)
-    half = logits(model, ids)
-    assert handle["a"].scale == 0.5
-    assert not torch.equal(half, one)
-    handle.unscale_layer(0.5)
-    assert torch.equal(logits(model, ids), one)
-    # As diffusers sets several adapters with weights.
     for layer in (
         m for m in base.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)
     ):
@@ -143,12 +135,8 @@ def test_saving_tells_that_it_leaves_a_scale_out(
 def test_a_scale_is_finite(base: Any, ids: torch.Tensor, scale: float) -> None:
     model = two(base, PLAIN)
     want = logits(model, ids)
-    for change in (
-        lambda: base.bishare.set_scale("a", scale),
-        lambda: base.bishare.scale_layer(scale),
-    ):
-        with pytest.raises(AdapterError, match="BS691"):
-            change()
+    with pytest.raises(AdapterError, match="BS691"):
+        base.bishare.set_scale("a", scale)
     assert torch.equal(logits(model, ids), want)
 
 
