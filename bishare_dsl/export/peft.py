@@ -346,14 +346,12 @@ def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, to
         AdapterError: a tensor has no values in this process (BS617).
     """
     names = _HEADS.get(task_type(model) or "", ())
-    head = {}
-    for path, value in model.state_dict().items():
-        if not in_adapter(path) and any(part in names for part in path.split(".")[:-1]):
-            if path in trained:
-                head[path] = trained[path]
-                continue
-            head[path] = _value(path, value)
-    return head
+    values: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        # No `state_dict` of the whole base: bitsandbytes rounds its weights again for it.
+        if path.rpartition(".")[2] in names and not in_adapter(path):
+            values |= module.state_dict(prefix=f"{path}.")
+    return {k: trained[k] if k in trained else _value(k, v) for k, v in values.items()}
 
 
 def _value(path: str, value: torch.Tensor) -> torch.Tensor:
