@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bishare_dsl.reading import MAX_CONFIG, read_file
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 
 SHARPNESS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, math.inf)
 """Candidates, from the mean of all members to the nearest one."""
@@ -55,7 +55,7 @@ class Record(BaseModel):
     def of(cls, library: Path) -> Record:
         """Read a library's record; one without evidence if it has none, or if it cannot be read."""
         try:
-            return cls.model_validate_json(read_file(library, RECORD, MAX_CONFIG))
+            return cls.model_validate(parse_json(read_file(library, RECORD, MAX_CONFIG)))
         except (OSError, ValueError):
             return cls()
 

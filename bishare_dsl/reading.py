@@ -31,8 +31,11 @@ def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON.
 
     Raises:
-        ValueError: the text is not JSON, too deeply nested, or has more than `MAX_VALUES` values.
+        ValueError: the text is not JSON, too deeply nested, or has more than `MAX_CONFIG` characters or
+            `MAX_VALUES` values.
     """
+    if len(text) > MAX_CONFIG:
+        raise ValueError(f"it has more than {MAX_CONFIG:,} characters")
     comma, colon = (b",", b":") if isinstance(text, bytes) else (",", ":")
     if text.count(comma) + text.count(colon) > MAX_VALUES:  # type: ignore[arg-type]
         raise ValueError(f"it has more than {MAX_VALUES:,} values")

@@ -1,5 +1,6 @@
 """Files of strangers: what is not a plain file of its folder is refused by every door, and nobody waits."""
 
+import ast
 import os
 import shutil
 from collections.abc import Callable
@@ -9,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import bishare_dsl
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.reading import read_file
+from bishare_dsl.reading import MAX_CONFIG, MAX_VALUES, parse_json, read_file
 from bishare_dsl.testing.models import tiny_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and links of POSIX")
@@ -101,3 +103,39 @@ def test_every_door(saved: Path, file: str, make: Callable[[Path], None], tmp_pa
     make(tmp_path / file)
     with pytest.raises(AdapterError, match="BS60"):
         load_adapter((tmp_path / file).parent, tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested too deep"),
+        ("[" + "1," * MAX_VALUES + "1, 1]", "more than 1,048,576 values"),
+        (" " * MAX_CONFIG + "1", "more than 67,108,864 characters"),
+        ("{", "Expecting"),
+    ],
+    ids=["deep", "many", "long", "cut"],
+)
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_json_that_is_refused(text: str, reason: str, kind: Callable[[str], str | bytes]) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(kind(text))
+
+
+PARSES_ITSELF = {
+    "reading.py": "it is the reader",
+    "language/syntax.py": "a name in quotes of a spec, which is a JSON string",
+}
+_PARSERS = ("load", "loads", "json", "model_validate_json", "validate_json", "raw_decode")
+
+
+def test_json_has_one_reader() -> None:
+    """Which limits its size, depth and number of values."""
+    package, found = Path(bishare_dsl.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        calls = (n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call))
+        for called in (call.func for call in calls):
+            if isinstance(called, ast.Attribute) and called.attr in _PARSERS:
+                owner = ast.unparse(called.value)
+                if owner == "json" or called.attr not in ("load", "loads"):
+                    found.add(path.relative_to(package).as_posix())
+    assert {path for path in found if not path.startswith("train/")} == PARSES_ITSELF.keys()

@@ -37,7 +37,7 @@ class Origin(NamedTuple):
         from huggingface_hub import CardData, RepoCard
 
         path, card = folder / CONFIG, folder / CARD
-        fields = json.loads(path.read_text("utf-8"))
+        fields = parse_json(path.read_bytes())
         if changed := {k: v for k, v in self.config.items() if fields.get(k) != v}:
             replace_file(path, (json.dumps(fields | changed, indent=2) + "\n").encode())
         if self.card:

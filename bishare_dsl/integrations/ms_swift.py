@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from swift.tuner_plugin import PeftTuner, tuners_map
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.diagnostics.codes.train import MISSING_ARGUMENT
 from bishare_dsl.peft import BishareConfig
+from bishare_dsl.reading import parse_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,7 +37,7 @@ class BishareTuner(PeftTuner):  # type: ignore[misc]
         if not (spec := os.environ.get("BISHARE_SPEC")):
             help = """it is `--model_kwargs '{"bishare_spec": "bishare_ke_ab"}'`, say"""
             raise BishareError(MISSING_ARGUMENT(name="bishare_spec", help=help))
-        params = json.loads(os.environ.get("BISHARE_PARAMS", "{}"))
+        params = parse_json(os.environ.get("BISHARE_PARAMS", "{}"))
         config = BishareConfig(spec=spec, params=params, seed=args.seed, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.hub import cached_folder, require_hub
 from bishare_dsl.models.presets import PRESETS, config_of
 from bishare_dsl.models.source import Source
+from bishare_dsl.reading import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -115,8 +115,8 @@ def _check_json(path: Path) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        fields = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(BROKEN_CONFIG(path=path, reason=one_line(error))) from error
     if not isinstance(fields, dict):
         raise ModelError(BROKEN_CONFIG(path=path, reason="it is not a JSON object"))

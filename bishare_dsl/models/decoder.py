@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bishare_dsl.models.site import Architecture, Parameter, Site
+from bishare_dsl.reading import parse_json
 
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"})
 _SIZES = (
@@ -24,21 +24,13 @@ _OTHERWISE = (
 def plain_decoder(name: str, config: Path) -> Architecture | None:
     """Return the shapes of a ``config.json``, or None if this module cannot be sure of them."""
     try:
-        fields = json.loads(config.read_bytes())
+        fields = parse_json(config.read_bytes())
         [task] = fields["architectures"]
         supported = fields["model_type"] in _FAMILIES and task.endswith("ForCausalLM")
         sizes = [fields[size] for size in _SIZES]
         whole = fields.get("head_dim") or not sizes[0] % sizes[2]
         tied = isinstance(fields["tie_word_embeddings"], bool)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None  # Reading it with transformers reports the problem.
     counted = all(type(size) is int and size > 0 for size in sizes)
     if supported and whole and tied and counted and not any(map(fields.get, _OTHERWISE)):

@@ -6,7 +6,6 @@ Llamas and of Qwen 2.5 are the same as in the paper.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from bishare_dsl.diagnostics import ModelError, nearest
 from bishare_dsl.diagnostics.codes.models import UNKNOWN_MODEL
 from bishare_dsl.models.decoder import decoder
 from bishare_dsl.models.site import Architecture
+from bishare_dsl.reading import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Preset:
 
 
 # A family holds the fields that its models have in common.
-_KNOWN = json.loads(Path(__file__).with_suffix(".json").read_bytes())
+_KNOWN = parse_json(Path(__file__).with_suffix(".json").read_bytes())
 
 
 def _preset(family: str, model_id: str, **fields: Any) -> Preset:
