@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import accumulate
@@ -36,7 +36,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft.config import BishareConfig
-from bishare_dsl.peft.whole import whole
+from bishare_dsl.peft.whole import run_whole
 from bishare_dsl.plan import Plan
 
 _Function = Callable[..., Any]
@@ -76,7 +76,7 @@ class Read:
 
 
 READ: ContextVar[Read | None] = ContextVar("READ", default=None)
-"""What the load that runs in this thread has read."""
+"""What the load that runs in this context has read."""
 
 
 def check_first(load: _Function) -> _Function:
@@ -93,12 +93,13 @@ def check_first(load: _Function) -> _Function:
         where, config = arguments.get("kwargs", {}), arguments.get("config")
         if (read := _read_for(arguments["model_id"], where, model, name, config)) is None:
             return load(*args, **kwargs)
-        token = READ.set(read)
-        try:
-            with whole(model):
-                return load(*args, **kwargs)
-        finally:
-            READ.reset(token)
+
+        def loaded() -> Any:
+            READ.set(read)
+            return load(*args, **kwargs)
+
+        # What is read is gone with the context, wherever Ctrl-C ends the load.
+        return run_whole(model, lambda: copy_context().run(loaded))
 
     return checked
 
@@ -193,7 +194,8 @@ def fill_after(load: _Function, check_state: StateCheck) -> _Function:
         state = {key_of(plan, tensor): value for tensor, value in tensors.items()} | others
         more = bound.pop("kwargs", {})
         bound |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
-        with whole(model):
+
+        def load_and_fill() -> Any:
             result = load(**bound, **more)
             adapter = model.bishare[name]
             with torch.no_grad():
@@ -201,7 +203,9 @@ def fill_after(load: _Function, check_state: StateCheck) -> _Function:
                     if tensor in tensors:
                         parameter.copy_(tensors[tensor])
             adapter.config.settle()
-        return result
+            return result
+
+        return run_whole(model, load_and_fill)
 
     return filled
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,7 +43,7 @@ from bishare_dsl.peft.doors import (
 )
 from bishare_dsl.peft.loraplus import create_loraplus_optimizer
 from bishare_dsl.peft.method import check_new, in_model
-from bishare_dsl.peft.whole import whole, whole_method
+from bishare_dsl.peft.whole import run_whole, whole_method
 
 _Function = Callable[..., Any]
 
@@ -136,8 +135,8 @@ def _changing(theirs: _Function) -> _Function:
                 f"give a config: `get_peft_model(model, BishareConfig(spec={args[0]!r}))`"
             )
         ours = any(isinstance(value, BishareConfig) for value in (*args, *kwargs.values()))
-        with whole(model) if ours or in_model(model) is not None else nullcontext():
-            return theirs(model, *args, **kwargs)
+        act = partial(theirs, model, *args, **kwargs)
+        return run_whole(model, act) if ours or in_model(model) is not None else act()
 
     return change
 

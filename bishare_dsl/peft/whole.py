@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bishare_dsl.adapter.interrupts import CHANGING, uninterrupted
 from bishare_dsl.rewrite.rewritten import change, changes_of
@@ -14,18 +13,22 @@ from bishare_dsl.rewrite.rewritten import change, changes_of
 if TYPE_CHECKING:
     from torch import nn
 
+_T = TypeVar("_T")
 
-@contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """Undo all that the block changes in a model and its adapters if it raises anything, also Ctrl-C.
+
+def run_whole(model: nn.Module, act: Callable[[], _T]) -> _T:
+    """Call ``act``; if it raises anything, also Ctrl-C, undo all that it changed in a model and its adapters.
 
     Modules, forwards, attributes, hooks and what trains are as before. Weights are not copied: a handle
     restores those that it has merged, in the function that its `restorer` returns.
+
+    It is not a block, which Ctrl-C could leave without its end: the remains of one would restore an inner
+    state after an outer one.
     """
     with CHANGING:
         restore = _restorer(model)
         try:
-            yield
+            return act()
         except BaseException:
             with uninterrupted():
                 restore()
@@ -69,7 +72,7 @@ def whole_method(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def run(owner: Any, *args: Any, **kwargs: Any) -> Any:
-        with whole(next(iter(vars(owner).get("_model", ())), owner)):
-            return method(owner, *args, **kwargs)
+        model = next(iter(vars(owner).get("_model", ())), owner)
+        return run_whole(model, partial(method, owner, *args, **kwargs))
 
     return run
