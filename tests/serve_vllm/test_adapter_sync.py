@@ -2,12 +2,7 @@
 
 import itertools
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,80 +10,39 @@ import torch
 from safetensors.torch import load_file
 
 from bishare_dsl import load_adapter
-from tests.serve_vllm.served import prompts_of, save_base
+from tests.serve_vllm.served import Server, prompts_of, save_base
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 STEPS = 4
 
 
-class Engine:
+class Engine(Server):
     """A server of a tiny base, in plain or in compact mode."""
 
     def __init__(self, root, compact):
         self.model = save_base(root / "base", "llama", max_position_embeddings=128)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        words = f"--port {self.url.rpartition(':')[2]} --dtype float32 --enforce-eager --max-model-len 128"
-        words += (
-            " --enable-lora --max-lora-rank 16 --max-loras 2 --max-cpu-loras 4 --max-num-seqs 4"
-        )
-        words += " --logprobs-mode processed_logprobs --served-model-name base"
+        words = "--dtype float32 --max-lora-rank 16 --max-loras 2 --max-cpu-loras 4"
+        words += " --max-num-seqs 4 --logprobs-mode processed_logprobs"
         more = ["--additional-config", '{"bishare_slots_gib": 1}'] if compact else []
-        server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
-        self.log = (root / "log").open("w")
-        self.process = subprocess.Popen(
-            [*server, str(root / "base"), *words.split(), *more],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=os.environ
-            | {
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-                "VLLM_SERVER_DEV_MODE": "1",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-            },
-        )
-        deadline, healthy = time.monotonic() + 300, None
-        while healthy is None:
-            try:
-                healthy = self.call("/health")
-            except OSError:
-                assert self.process.poll() is None, (root / "log").read_text()[-3000:]
-                assert time.monotonic() < deadline, (root / "log").read_text()[-3000:]
-                time.sleep(0.5)
-
-    def call(self, path, body=None):
-        request = urllib.request.Request(self.url + path)
-        if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.read().decode()
+        super().__init__(root, words, *more, length=128, VLLM_SERVER_DEV_MODE="1")
 
     def log_probabilities(self, name, ids):
         """Of one new token after each prompt, which vLLM on a CPU can give beside LoRA."""
         body = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 1, "logprobs": 5}
-        found = json.loads(
-            self.call("/v1/completions", body | {"return_tokens_as_token_ids": True})
-        )
+        body["return_tokens_as_token_ids"] = True
+        found = json.loads(self.call("/v1/completions", body)[1])
         top = found["choices"][0]["logprobs"]["top_logprobs"][0]
         return {int(token.removeprefix("token_id:")): value for token, value in top.items()}
 
     def names(self):
-        return {one["id"] for one in json.loads(self.call("/v1/models"))["data"]}
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(60)
-        self.log.close()
+        return {one["id"] for one in json.loads(self.call("/v1/models")[1])["data"]}
 
 
 @pytest.fixture(scope="module", params=["plain", "compact"])
 def engine(request, tmp_path_factory):
     torch.manual_seed(0)
-    engine = Engine(tmp_path_factory.mktemp(request.param), request.param == "compact")
-    yield engine
-    engine.stop()
+    with Engine(tmp_path_factory.mktemp(request.param), request.param == "compact") as engine:
+        yield engine
 
 
 def test_after_each_update_the_engine_is_the_trainer(engine, tmp_path, monkeypatch):

