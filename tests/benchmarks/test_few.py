@@ -11,7 +11,6 @@ import torch
 from few import compression, rivals, start_tables, tables, training
 from few.families import Family
 from few.late import LATE, Late, Site, items_of
-from few.methods import METHODS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bishare_dsl import compile_spec
@@ -90,19 +89,20 @@ def test_states_are_computed_once_and_read_again(model, tmp_path, monkeypatch):
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))
 
 
-def test_the_note_has_the_tables_of_the_results():
+@pytest.mark.parametrize(
+    ("note", "module", "files"),
+    [
+        ("2026-11-29-few", tables, ["results"]),
+        ("2026-11-30-starting", start_tables, ["results", "start"]),
+        ("2026-11-29-compression", compression, ["compression"]),
+    ],
+)
+def test_a_note_has_the_tables_of_its_results(note, module, files):
     folder = Path(tables.__file__).parent
-    found = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
-    note = (folder.parent / "notes" / "2026-11-29-few.md").read_text()
-    assert note.endswith("\n".join(tables.lines(found)).rstrip() + "\n")
-
-
-def test_the_note_on_starting_has_the_tables_of_the_results():
-    folder = Path(tables.__file__).parent
-    files = (folder / name for name in ("results.jsonl", "start.jsonl"))
-    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    note = (folder.parent / "notes" / "2026-11-30-starting.md").read_text()
-    assert note.endswith("\n".join(start_tables.lines(found)).rstrip() + "\n")
+    texts = [(folder / f"{name}.jsonl").read_text() for name in files]
+    found = [json.loads(line) for text in texts for line in text.splitlines()]
+    text = (folder.parent / "notes" / f"{note}.md").read_text()
+    assert text.endswith("\n".join(module.lines(found)).rstrip() + "\n")
 
 
 def test_not_worse_is_an_interval_above_the_margin():
@@ -122,13 +122,6 @@ def test_a_sum_of_loras_is_the_sum_of_their_updates():
     made = rivals.summed({site: a, site._replace(role="B"): b}, mix)
     update = made[site._replace(role="B")] @ made[site]
     torch.testing.assert_close(update[0], torch.einsum("tm,mor,mri->toi", mix[0], b[0], a[0]))
-
-
-def test_the_note_on_compression_has_the_tables_of_its_results():
-    folder = Path(compression.__file__).parent
-    texts = (folder / "compression.jsonl").read_text().splitlines()
-    note = (folder.parent / "notes" / "2026-11-29-compression.md").read_text()
-    assert note.endswith("\n".join(compression.lines(list(map(json.loads, texts)))).rstrip() + "\n")
 
 
 def test_truncation_keeps_what_is_largest_within_its_bits():
@@ -153,27 +146,6 @@ def test_truncation_keeps_what_is_largest_within_its_bits():
     lost = (every * ~kept).norm() / every.norm()
     found = compression.error(given, compression.truncated(directions, keeps))
     assert found == pytest.approx(float(lost), abs=1e-3)
-
-
-@pytest.mark.parametrize("setting", compression.SETTINGS.values(), ids=compression.SETTINGS)
-def test_fewer_numbers_are_on_the_modules_of_the_loras_and_of_the_library(model, setting):
-    late = Late(model)
-
-    def made(method):
-        tensors = METHODS[method].make(late, {}, (1, 1), 0)[1]
-        places = {(site.block, site.kind) for site in tensors}
-        return places, sum(tensor.numel() for tensor in tensors.values())
-
-    places, numbers = made(setting.given)
-    text = compression.SPEC.format(target=setting.target, groups=compression.SPECS["core"])
-    plan = make_plan(text, late.short).plan
-    assert {
-        (int(site.layer), site.kind) for site in plan.sites if plan.terms_of[site.path]
-    } == places
-    for method in setting.anew:
-        fewer, count = made(method)
-        assert fewer <= places
-        assert count < numbers
 
 
 def test_a_library_takes_the_bits_of_its_parts(model, monkeypatch):

@@ -29,6 +29,7 @@ from bishare_dsl.transforms.hadamard import Hadamard
 from bishare_dsl.transforms.identity import Identity
 from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
 from bishare_dsl.transforms.loadings import Loadings
+from bishare_dsl.transforms.magnitude import LONGEST, bounded_ratio
 from bishare_dsl.transforms.miss import MiSS
 from bishare_dsl.transforms.mix import Mix
 from bishare_dsl.transforms.registry import BUILT_IN
@@ -164,6 +165,12 @@ def test_windows(window, columns):
     down, up = SliceSharing(slice=window).factors(shared, 1, Width(3, 4))
     assert down.tolist() == [columns]
     assert up.tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_row_that_the_terms_cancel_is_scaled_by_a_bounded_ratio():
+    """Its rest is rounding, which may also be negative; without a change the ratio is 1."""
+    before, after = torch.tensor([4.0, 4, 4, 4, 0]), torch.tensor([1.0, 0, 1e-12, -1e-9, 0])
+    assert bounded_ratio(before, after).tolist() == pytest.approx([2, *3 * [LONGEST], 1])
 
 
 def test_shapes_of_the_paper():

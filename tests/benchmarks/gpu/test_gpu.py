@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import bishare_dsl
 
@@ -58,18 +57,6 @@ def test_decoding(rows, precision):
     assert all(row["ms a token"] > 0 for row in found)
 
 
-GRAPHS = []
-
-
-def counted(graph, inputs):
-    """A backend of torch.compile that runs what it is given."""
-    GRAPHS.append(graph)
-    return graph.forward
-
-
-torch._dynamo.register_backend(counted)
-
-
 def test_mixed_batches(rows):
     found = [row["decoding"] for row in rows("mixed_batch", "--precision", "float32")]
     assert "bishare_ke, adapter_names" in found
@@ -87,31 +74,3 @@ def test_all_parts_are_run_and_a_failure_is_told(monkeypatch, capfd):
     assert "usage:" in capfd.readouterr().out  # of the second, in spite of the first
     assert run.main(["--minutes", "0"]) == 1
     assert "no time is left" in capfd.readouterr().out
-
-
-@pytest.fixture
-def roofline(monkeypatch, tmp_path, capsys):
-    """Bound a spec on two tiny layers, and return the rows by step and subject."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SHAPES}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-
-    def run(spec, *flags):
-        module = importlib.import_module("gpu.roofline")
-        module.main([spec, "--model", str(tmp_path), "--adapters", "3", "--json", *flags])
-        found = json.loads(capsys.readouterr().out)
-        assert found["measured"] is False
-        return {(row["step"], row["of"]): row for row in found["rows"]}
-
-    return run
-
-
-SHAPES = {
-    "hidden_size": 32,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "tie_word_embeddings": False,
-}
