@@ -98,6 +98,16 @@ class Code:
         return Problem(self.code, message, loc, help, self.severity, span, edits, also, remedies)
 
 
+def warning(code: str, message: str) -> Code:
+    """Make an entry for a warning."""
+    return Code(code, message, severity="warning")
+
+
+def note(code: str, message: str) -> Code:
+    """Make an entry for a note."""
+    return Code(code, message, severity="note")
+
+
 def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
     """Write a help line with the nearest valid names, or all of them if there are at most ``few``.
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 
 from bishare_dsl.diagnostics.problem import nearest
 from bishare_dsl.resources import peft_words, table
 
+_VALUE = r"\{[^}]*\}|\[[^\]]*\]|[\w.+'\"-]+(?:[ \t]*,[ \t]*[\w.+'\"-]+)*"
+
 
 @cache
 def _table() -> dict[tuple[str, str], str]:
     """Read the advice in `grammars/words.txt` and `peft.txt`, by the kind of location and the word."""
-    advice = {("argument", w): f"in the spec, {p.advice}" for w, p in peft_words().items()}
-    advice |= {("peft", word): meant.advice for word, meant in peft_words().items()}
+    advice = {("argument", w): f"in the spec, {peft_advice(w)}" for w in peft_words()}
     for pattern, help_line in table("words.txt"):
         place, _, words = pattern.partition(": ")
         advice |= {(place, word): help_line for word in words.split(" ")}
@@ -30,6 +32,23 @@ def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> s
         few: the maximum number of valid names to list.
     """
     return _table().get((place, name.lower())) or nearest(name, valid, few)
+
+
+def peft_advice(word: str, given: str = "") -> str | None:
+    """Say what a field of `LoraConfig` is here, with the value that is given it in place of the example's."""
+    if (meant := peft_words().get(word.lower())) is None:
+        return None
+    example = re.search(rf"\b{word.lower()}=({_VALUE})", meant.example)
+    value = re.match(rf"[ \t]*[=:]?[ \t]*({_VALUE})", given)
+    if example is None:
+        return meant.advice
+    return meant.advice.replace(_bare(example[1]), _bare(value[1]) if value else "...")
+
+
+def _bare(value: str) -> str:
+    """Return a list or a dictionary as a spec writes it: without brackets and quotes."""
+    bare = re.sub(r"[\[\](){}'\"]", "", value).strip()
+    return bare.replace(",", ";") if ":" in bare else bare.replace("all-linear", 'kind "*"')
 
 
 @cache

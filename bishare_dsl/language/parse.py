@@ -17,7 +17,7 @@ from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Edit, Problem, Remedy, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
-from bishare_dsl.diagnostics.words import advise, english
+from bishare_dsl.diagnostics.words import english, peft_advice
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
@@ -64,7 +64,7 @@ _END = Token(END, "")
 _BEGIN_VALUE = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
 
 
-_SHORTEST_SPEC = "a spec reads `spec mine  target q_proj, v_proj  share lora per module rank 8`"
+_LINES_OF_SPEC = "a spec has lines: `spec NAME`, `target MODULES`, and one for each `share`"
 
 
 class Problems:
@@ -142,7 +142,7 @@ def parse(source: Source, problems: Problems) -> Syntax:
     tokens = _tokens(source)
     if what := _foreign(source.text):
         problems(
-            codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_SHORTEST_SPEC}")
+            codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_LINES_OF_SPEC}")
         )
         return Syntax([], tokens)
     return Syntax(_Parser(source, _spoken(tokens), problems).run(), tokens)
@@ -363,9 +363,11 @@ class _Parser:
         if token.type == BAD:
             problem = _unreadable(token, self.declared, before or token)
         else:
-            help = advise("peft", token)
+            rest = self.source.text[span.end - self.source.start :]
+            help = peft_advice(token, rest) if END in allowed or self.parser is None else None
             opened = _not_closed(self.tokens[:position])
-            if opened is not None and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
+            closed = {")", "}"} & {*rest.partition("\n")[0]}
+            if opened and not closed and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
                 span, what = span_of(opened), f"`{opened}` without an end"
                 help = f"close the `{opened}` of line {opened.line}"
             problem = codes.UNEXPECTED(span=span, expected=expected(allowed), found=what, help=help)

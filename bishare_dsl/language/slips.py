@@ -29,7 +29,7 @@ _LOOKALIKES = str.maketrans(
     "авгеікмнопрстухһѕјАВЕІКМНОРСТХЅЈαβγεικνορτυχΑΒΕΗΙΚΜΝΟΡΤΥΧΖı",
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
 )
-_SIGNS = {"≥": ">=", "≤": "<=", "≠": "!=", "×": "*", "÷": "/", "…": "..", "–": "-", "−": "-"}
+_SIGNS = {"≥": ">=", "≤": "<=", "≠": "!=", "×": "*", "÷": "//", "…": "..", "–": "-", "−": "-"}
 _SIGNS |= {"∧": "and", "∨": "or", "¬": "not", "∈": "in", "—": "-", "；": ";", "，": ",", "：": ":"}
 
 
@@ -83,11 +83,10 @@ def remedies(place: Place) -> Iterator[Remedy]:
                     whole = line[: match.start()] + new + line[match.end() :]
                     yield _remedy(place, whole, help, row.pattern.pattern)
     for kind, first, last, new, help in _corrections(place):
-        whole = (
-            f"{line[:first]}{new}{line[last:]}".rstrip()
-            if new
-            else line[:first].rstrip() + line[last:]
-        )
+        before, after = line[:first], line[last:]
+        if not new:  # One space is left of two.
+            before, after = before.rstrip() + " " * before.endswith(" "), after.lstrip()
+        whole = f"{before}{new}{after}".rstrip()
         yield _remedy(place, whole, help, kind)
 
 
@@ -98,12 +97,15 @@ def _remedy(place: Place, line: str, help: str, kind: str) -> Remedy:
 
 def edit_between(old: str, new: str, start: int) -> Edit:
     """Return the edit that turns a text, which starts at an offset, into another one."""
-    shortest, first, last = min(len(old), len(new)), 0, 0
-    while first < shortest and old[first] == new[first]:
-        first += 1
-    while last < shortest - first and old[len(old) - 1 - last] == new[len(new) - 1 - last]:
-        last += 1
+    first = _same(old, new)
+    last = _same(old[first:][::-1], new[first:][::-1])
     return Edit(Span(start + first, start + len(old) - last), new[first : len(new) - last])
+
+
+def _same(one: str, other: str) -> int:
+    """Count the characters with which both texts begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 _Correction = tuple[str, int, int, str, str]
@@ -135,11 +137,15 @@ def _corrections(place: Place) -> Iterator[_Correction]:
         number, (first, last) = f"{float(percent[1]) / 100:g}", percent.span(1)
         last = place.line.index("%", last) + 1
         yield "percent", first, last, number, f"write {percent[1]} percent as `{number}`"
-    if re.fullmatch(r"[^\w\s\"]+", token):
-        needless = [""] * (not set(token) & set("*/+-%<>.^"))  # An operator means something.
+    if beside and before and re.fullmatch(r"[<>=!]=|//|\.\.", f"{before}{token}"):
+        sign, first = f"{before}{token}", place.line.rindex(before, 0, at)
+        yield "joined", first, end, sign, f"write `{sign}` without a space"
+    elif re.fullmatch(r"[^\w\s\"]+", token) and token.isascii():
+        operator = re.search(r"[*/+%<>.^&|~!-]", place.line[max(at - 1, 0) : end + 1])
+        needless = [""] * (operator is None)  # An operator means something.
         for sign in ("==" if token == "=" else "=", *needless, *",;:)}({".replace(token, "")):
             help = f"write `{sign}` instead of `{token}`" if sign else f"leave `{token}` out"
-            yield f"sign {sign}", at, end, sign, help
+            yield f"sign {token.strip('(){}')} {sign}", at, end, sign, help
     if beside and place.token.type in ("NAME", "STRING", "INT", "KIND", "PARENT", "PATH"):
         gap = len(place.line[:at].rstrip())
         yield "comma", gap, end, f", {token}", "put a comma between the parts of a list"

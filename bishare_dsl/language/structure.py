@@ -21,12 +21,10 @@ from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 _NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
 # Two of these statements can be joined into one with a list.
 _LIST_STATEMENTS = ("target", "train", "per", "freeze", "init", "gain")
-_FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
 _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
-    "A per": _FACTORS,
-    "B per": _FACTORS,
-    "rank": "such as `rank 8`",
+    **dict.fromkeys(("A per", "B per"), "`A` and `B` have a key each, or one `per` is for both"),
+    "rank": "`rank` and a number",
 }
 
 
@@ -102,9 +100,9 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
     adapts = not {"SHARE", "MAGNITUDE"}.isdisjoint(kinds)
     alone = "TRAIN" in kinds and not adapts  # `train` needs no share.
     if "TARGET" not in kinds and not alone:
-        yield codes.NO_TARGET(span=place, spec=name, help="such as `target q_proj, v_proj`")
+        yield codes.NO_TARGET(span=place, spec=name, help="`target` and the names of modules")
     if not adapts and ("TARGET" in kinds or not alone):
-        help_line = "such as `share lora  per module  rank 8`"
+        help_line = "a share reads `share NAME  per KEY  rank NUMBER`"
         if alone:
             help_line = "leave `target` out, and what `train` names is all that trains"
         yield codes.NO_SHARE(span=place, spec=name, help=help_line)
@@ -153,8 +151,7 @@ def _union(
         return None, ()
     listed, more = (_listed(syntax, part) for part in (first, second))
     if not listed or not more or listed == more:  # `per model` lists nothing.
-        other = "leave one of the two out, or begin another `share` with it"
-        return other if word == "per" else None, ()
+        return "a share has one key, or `A per ...` and `B per ...`" if word == "per" else None, ()
     role = _text_of(syntax, span_of(first.name_token)) + " " if first.role else ""
     joined = f"{role}{word} {listed}, {more}"
     return f"both are `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
@@ -188,21 +185,16 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
         )
         return
     what = f"of share `{share.name}`"
-    yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in named_clauses])
+    if whole:
+        yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in named_clauses])
     # A transform decides which other tensors it pools.
     factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
     keyed = any(clause.keyword == "per" for clause in share.clauses)
     keys = [] if "per" in words else factors if keyed else ["per"]
     for word in [*keys, *(["rank"] if share.keyword == "share" else [])] if whole else ():
         if word not in words:
-            place, help_line = share.head, _ADVICE[word]
-            others = [c for c in share.clauses if c.role and c.role not in ("A", "B")]
-            if others and word in factors:
-                similar = (c for c in others if str(c.role).lower().endswith(word[0].lower()))
-                place = span_of(next(similar, others[0]).name_token)
-                help_line = f"did you mean `{word}`? A plain share has the factors `A` and `B`"
             named = what.removeprefix("of ") if share.keyword == "share" else f"`{share.keyword}`"
-            yield codes.NO_CLAUSE(span=place, share=named, clause=word, help=help_line)
+            yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, help=_ADVICE[word])
 
 
 def _word(clause: Statement) -> str:
@@ -265,7 +257,7 @@ def check_order(
             meant = declared.get(name)
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
-                help_line = f"move the `{word}` up"
+                help_line = f"move the `{word}` up, or give it another name than a module's"
                 if meant is statement:
                     help_line = f"`{name}` cannot be made of itself: leave it out here"
                 if statement.replaces and statement.keyword == "let":

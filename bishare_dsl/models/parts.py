@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from bishare_dsl.models.site import Site
 
 _ATTENTION: Mapping[str, str] = {
-    "attention_inputs": "q_proj k_proj v_proj qkv_proj query_key_value c_attn Wqkv qkv query key value q k v "
+    "attention_inputs": "q_proj k_proj v_proj qkv_proj query_key_value c_attn Wqkv W_pack qkv query key "
+    "value q k v wq wk wv w_q w_k w_v to_q to_k to_v "
     "q_lin k_lin v_lin query_proj key_proj value_proj q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj",
-    "attention_outputs": "o_proj out_proj c_proj dense o Wo out_lin",
+    "attention_outputs": "o_proj out_proj c_proj dense o Wo wo w_o to_out out_lin",
 }
 _MLP: Mapping[str, str] = {
     "mlp_gates": "gate_proj gate_up_proj w1 wi_0 Wi",
@@ -34,14 +36,13 @@ _PARTS_OF_NAME: Mapping[bool, Mapping[str, frozenset[str]]] = {
 }
 
 
-def part_called(name: str) -> str | None:
-    """Return the part for which some family of models uses this name."""
-    candidates = {
-        *_PARTS_OF_NAME[True].get(name, ()),
-        *_PARTS_OF_NAME[False].get(name, ()),
-        *parts_outside(name),
-    }
-    return min(candidates, default=None)
+def kinds_called(name: str, sites: Iterable[Site]) -> list[str]:
+    """Return the kinds of sites that are what some other family of models calls by this name."""
+    means = parts_outside(name).union(*(names.get(name, ()) for names in _PARTS_OF_NAME.values()))
+    kinds = list(dict.fromkeys(site.kind for site in sites if parts(site) & means))
+    # `query`, `wq` and `to_q` are `q_proj`: one letter tells these apart.
+    one = re.fullmatch("(?:w_?|to_)?([qkv])(?:uery|ey|alue)?(?:_proj|_lin)?", name)
+    return [kind for kind in kinds if one and kind.startswith(one[1])] or kinds
 
 
 def parts_outside(kind: str) -> frozenset[str]:

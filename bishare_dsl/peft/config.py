@@ -20,9 +20,10 @@ from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.words import peft_advice
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
-from bishare_dsl.resources import peft_words, shipped_specs
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import Spec
 
 
@@ -102,10 +103,9 @@ class BishareConfig(PeftConfig):
                 spec, _ = read_spec(given["spec"]) if "spec" in given else (None, None)
             if spec and any(name == param.name for param in spec.params):
                 advice = f'`params={{"{name}": {given[name]!r}}}` sets a param of the spec'
-            elif word := peft_words().get(name):
-                advice = f"in the spec, {word.advice}"
             else:
-                advice = nearest(name, fields) or ""
+                said = peft_advice(name, repr(given[name]))
+                advice = f"in the spec, {said}" if said else nearest(name, fields) or ""
             raise TypeError(f"{cls.__name__} got an unexpected keyword argument `{name}`: {advice}")
         return super().__new__(cls)
 

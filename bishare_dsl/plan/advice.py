@@ -19,7 +19,7 @@ from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.check import check_spec
 from bishare_dsl.plan.plan import Plan
-from bishare_dsl.plan.sharing import Sharing, asked, sharing
+from bishare_dsl.plan.sharing import Sharing, asked, keeps, sharing
 
 _LONGEST = 2**14
 # A help line with one text to write in place of the wrong one.
@@ -187,34 +187,32 @@ class Adviser:
 
     def _again(self, problem: Problem, remedy: Remedy, after: Reading) -> Remedy | None:
         """Return the remedy for the same mistake further along a line, if a text has it."""
-        for later in after.problems:
+        for later in after.problems if remedy.kind else ():
             elsewhere = (later.span, later.message) != (problem.span, problem.message)
             if elsewhere and set(after.lines(later)) <= set(self.before.lines(problem)):
                 return next((one for one in later.remedies if one.kind == remedy.kind), None)
         return None
 
     def _mends(self, problem: Problem, before: Reading, after: Reading) -> bool:
-        """Return whether a problem is gone, nothing new is wrong, and no fewer modules share."""
-        of_text = before.spec is None
-        key = problem.code, problem.message
+        """Return whether a problem is gone, nothing new is wrong, and the rest is as it was asked for."""
         old = Counter((one.code, one.message) for one in before.problems)
         new = Counter((one.code, one.message) for one in after.problems)
+        key = problem.code, problem.message
         if new[key] >= old[key]:
             return False
         changed = _changed_lines(before.text, after.text)
-        same_stage, known_codes = (
-            of_text == (after.spec is None),
-            {one.code for one in before.problems},
-        )
+        # A text that can be read has problems with its meaning, of which nothing was known before.
+        revealed = before.spec is None and after.spec is not None
+        known_codes = {one.code for one in before.problems}
         for one in after.problems:
-            known = old[one.code, one.message] >= new[one.code, one.message] > 0
-            wrong = same_stage and one.severity == "error" and one.code not in known_codes
-            if wrong and not known:
+            if old[one.code, one.message] >= new[one.code, one.message]:
+                continue
+            if one.severity == "error" and not revealed and one.code not in known_codes:
                 return False
-            if not known and not set(after.lines(one)).isdisjoint(changed):
+            if not set(after.lines(one)).isdisjoint(changed):
                 return False
-        if after.plan is not None and not of_text:
-            return all(a >= b for a, b in zip(sharing(after.plan), self.asked, strict=True))
+        if after.plan is not None and before.spec is not None:
+            return keeps(after.plan, before.spec, before.plan, self.asked)
         return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -25,8 +26,8 @@ from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted, largest_fit
-from bishare_dsl.plan.vocabulary import COUNT_IS_NO_INDEX, located, names_joined
+from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted
+from bishare_dsl.plan.vocabulary import located, names_joined
 from bishare_dsl.spec import (
     SINGULAR,
     And,
@@ -57,6 +58,7 @@ from bishare_dsl.transforms import (
     transform_kind,
     transform_names,
 )
+from bishare_dsl.transforms.described import largest_fit
 
 
 def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
@@ -85,7 +87,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     without_rank: dict[str, str] = {}  # maps a site to the share whose rank is 0 there
     if not target and (spec.target is not None or spec.shares):
         what = "`target`"
-        help = "name linear layers" if spec.target is None else _nothing_left(spec.target)
+        help = "name linear layers" if spec.target is None else _nothing_left(spec.target, sites)
         problem = codes.COVERS_NOTHING
         spec_settings.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
@@ -134,7 +136,9 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
 def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
     """Find every name, pattern, layer and expert of the spec that the model does not have."""
     # `train` checks its own mentions, and some mentions concern no module.
+    wrong = {problem.loc for problem in spec_settings.problems if problem.severity == "error"}
     asked = [m for m in spec_settings.mentions if m.domain not in (None, "parameters")]
+    asked = [m for m in asked if wrong.isdisjoint(m.loc[:n] for n in range(1, len(m.loc) + 1))]
     problems = sites.vocabulary.problems(asked)
     yield from problems
     # No later evaluation can then fail at a site.
@@ -204,16 +208,23 @@ def _left_out(sites: Sites) -> Iterator[Problem]:
         yield codes.LEFT_OUT(what=f"`{path}` ({size:,} parameters)", why=why, loc=("target",))
 
 
-def _nothing_left(selection: Selection) -> str:
-    """Return advice for a selection that selects nothing."""
+def _nothing_left(selection: Selection, sites: Sites) -> str:
+    """Say why a selection selects nothing."""
+    from bishare_dsl.language.text import expression_text
+
     if selection.exclude:
         return "`except` takes away all that stands before it: leave it out"
     for part in selection.include:
         if isinstance(part, And) and (names := names_joined(part)):
             return f"no module is both; a comma takes one and the other: `{names}`"
-        if isinstance(part, Compare) and part.left == Ref(ref="layers"):
-            return COUNT_IS_NO_INDEX
-    return "no module fits all of its conditions: leave one of them out"
+        if isinstance(part, And):
+            return "`and` takes what fits both of its sides, and `or` what fits one of them"
+        if isinstance(part, Compare):
+            with suppress(EvaluationError):
+                found = [sites.scopes[s.path].number(part.left) for s in sites.of(sites.target)]
+                lowest, highest = min(found), max(found)
+                return f"`{expression_text(part.left)}` is from {lowest:g} to {highest:g}"
+    return "no module fits this condition"
 
 
 def _uncovered(
@@ -338,7 +349,7 @@ class _SharePlan:
         if covered := places.select(where, loc, target):
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
-        help = _nothing_left(where)
+        help = _nothing_left(where, self.sites)
         if any(i < len(self.sites.architecture.sites) for i in places.partition(where)[0]):
             help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
@@ -496,8 +507,7 @@ class _SharePlan:
     def _finer(self, role: str) -> list[Remedy]:
         """Return remedies that make the widths of a pool fit: a transform, or a finer key."""
         kinds = {name: transform_kind(name) for name in transform_names() if name != PLAIN}
-        pairs = [name for name, kind in kinds.items() if kind.pooled == ("A", "B")]
-        pairs.sort(key=lambda name: len(kinds[name].owned))
+        pairs = [name for name, kind in kinds.items() if (*kind.pooled, *kind.owned) == ("A", "B")]
         vias: list[Remedy] = []
         if self.share.via is None:
             at: Loc = (*self.loc, "rank")
@@ -508,7 +518,7 @@ class _SharePlan:
 
     def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:
         bare = self.share.via is None or self.share.is_magnitude
-        help = "choose a key under which these widths are equal" + ", or a transform" * bare
+        help = "a tensor is shared by modules of equal widths" if bare else None
         loc: Loc = (*self.loc, "per" if bare else "via")
         problem = codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         return PlanError(replace(problem, remedies=(*remedies,)))
@@ -632,7 +642,7 @@ class _SharePlan:
                     break
             else:
                 if rank.otherwise is None:
-                    help_line = "`else: 2` at the end, say, gives all others a rank"
+                    help_line = "an arm `else` at the end gives all others a rank"
                     raise EvaluationError(
                         codes.NO_ARM(site=scope.values["path"], loc=loc, help=help_line)
                     )

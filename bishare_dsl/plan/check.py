@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, advise
+from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import SpecSettings, check_names, reads_alpha
@@ -57,12 +57,12 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     return int(value)
 
 
-def _other_rank(rank: m.Expression, value: float) -> str:
+def _other_rank(rank: m.Expression, value: float) -> str | None:
     """Suggest a rank instead of a negative number or a fraction."""
     from bishare_dsl.language.text import expression_text
 
     if isinstance(rank, int | float):
-        return f"write `{max(1, round(abs(value)))}`"
+        return f"write `{abs(value):g}`" if value == int(value) else None
     rounded = f"max({expression_text(rank)}, 0)" if value < 0 else f"floor({expression_text(rank)})"
     return f"write `{rounded}`"
 
@@ -140,16 +140,6 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
     for i, share in enumerate(spec.shares):
         if share.alpha is not None and not _uses_alpha(spec, share):
             yield codes.UNUSED(what="setting", name="alpha", loc=("shares", i, "alpha"))
-    for name in ("alpha", "dropout", "scale"):
-        terms = [share for share in spec.shares if not share.is_magnitude]
-        takers = [share for share in terms if getattr(share, name) is None]
-        if name == "alpha":
-            takers = [share for share in takers if _uses_alpha(spec, share)]
-        if getattr(spec.defaults, name) is not None and terms and not takers:
-            help = f"every share has its own `{name}`"
-            if name == "alpha" and any(share.alpha is None for share in terms):
-                help = "no `scale` reads it: `scale alpha / rank` would"
-            yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
 
 
 def _empty_ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
@@ -165,9 +155,10 @@ def _empty_ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
 
 def empty_range(first: float, last: float, loc: Loc) -> Problem:
     """Return the problem of a range with reversed ends."""
-    return codes.EMPTY_RANGE(
-        first=first, last=last, loc=loc, help=f"did you mean `{last}..{first}`?"
-    )
+    help = f"did you mean `{last}..{first}`?"
+    if (first < 0) != (last < 0):
+        help = "negative layers count from the end: -1 is the last one, and 0 the first"
+    return codes.EMPTY_RANGE(first=first, last=last, loc=loc, help=help)
 
 
 def _differences(spec_settings: SpecSettings) -> Iterator[Problem]:
@@ -187,16 +178,19 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
     for i, share in enumerate(spec.shares):
         for place, key in share.placed_keys.items():
             for j, part in enumerate(key):
-                if part == m.Ref(ref="none"):
-                    help = advise("key", "none")
-                    yield codes.UNKNOWN_NAME(name="none", loc=("shares", i, *place, j), help=help)
-                elif {name for name, _ in names_read(part, params, "key")} <= {"layers"}:
-                    help = "leave it out" if len(key) > 1 else None
-                    if part == m.Ref(ref="layers"):
-                        help = "did you mean `layer`?"
-                    elif isinstance(part, m.Binary) and part.left == m.Ref(ref="layers"):
-                        help = f"did you mean `layer {part.op} ...`? `layers` is their number"
-                    yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
+                loc: Loc = ("shares", i, *place, j)
+                names = {name for name, _ in names_read(part, params, "key")}
+                match part:
+                    case m.Ref(ref="none"):
+                        yield codes.UNKNOWN_NAME(name="none", loc=loc, help=advise("key", "none"))
+                    case m.Binary(op="-", left=0, right=m.Ref(ref=name)):
+                        remedy = Remedy("leave the hyphen out", (Rewrite(loc, f" {name}"),))
+                        yield codes.NO_VALUE(why="a hyphen is a minus", loc=loc, remedies=(remedy,))
+                    case _ if names <= {"layers"}:
+                        help = "the other parts tell modules apart" if len(key) > 1 else None
+                        if names:
+                            help = "`layers` is how many there are, and `layer` which one"
+                        yield codes.CONSTANT_KEY(loc=loc, help=help)
 
 
 def _uses_alpha(spec: m.Spec, share: m.Share) -> bool:

@@ -8,7 +8,7 @@ from functools import cached_property
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
+from bishare_dsl.models.parts import PARTS, kinds_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site
 from bishare_dsl.plan.vocabulary import Vocabulary, glob_remedies, located
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
@@ -236,17 +236,16 @@ class Sites:
         more = (*m.ATTRIBUTES, "model") if as_key else ()
         place, names = ("key" if as_key else "kind"), [*self.kinds, *self.lets, *self.parts, *more]
         help_line = advise(place, name, names, few=0)
-        part = part_called(name)
-        here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
+        here = kinds_called(name, sites)
         elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
         if name in self.params:
             value = self.params[name]
             compared = f"kind == {name}" if value in self.kinds else f"{name} == {value}"
             help_line = f"`{name}` is a param, which a condition compares: `{compared}`"
         elif name in m.ATTRIBUTES and {"per", "keys"} & {*loc}:
-            help_line = "put commas between the parts of a key: `per layer, kind`"
+            help_line = "parts of a key have commas between"
         elif name in m.ATTRIBUTES:
-            help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
+            help_line = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
         elif name in {site.parent for site in sites}:
             help_line = f"write `parent {name}` for the linear layers in it"
         elif name in ("expert", "experts") and not as_key:
@@ -256,10 +255,10 @@ class Sites:
             help_line = f"it is in no layer: name it in `target`, as in `target {name}`"
         elif elsewhere and not as_key:
             help_line = f"shares adapt linear layers; `train {name}` trains it in full"
-        elif here:
-            help_line = f"`{part}` means it in any model, here {', '.join(here)}"
+        elif here and not as_key:
+            help_line = f"in {model.name} this is `{', '.join(here)}`"
         elif help_line is None and as_key:
-            help_line = "a key reads `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
+            help_line = "a key has attributes of a module, such as `layer` and `kind`"
         help_line = help_line or nearest(name, self.kinds)
         if not sites and not as_key:
             named = {kind for site in model.outside for kind in site.kinds}

@@ -8,12 +8,10 @@ from functools import cached_property
 from typing import Any, get_args
 
 from pydantic import ValidationError
-from pydantic_core import PydanticUndefined
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import Purpose, mentions, refs
 from bishare_dsl.transforms import (
@@ -27,9 +25,16 @@ from bishare_dsl.transforms import (
     load_transform,
     transform_error,
     transform_kind,
-    transform_names,
 )
-from bishare_dsl.transforms.registry import BUILT_IN
+from bishare_dsl.transforms.described import (
+    largest_fit,
+    listed,
+    option_described,
+    option_of,
+    role_of,
+    transform_called,
+    why_refused,
+)
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
@@ -143,11 +148,12 @@ class SpecSettings:
                 scale = number(settings.scale, place("scale"), 1, **names)
         if scale == 0:
             where = place("alpha" if settings.scale is None else "scale")
-            why, help = "the term does nothing", "`scale 1` takes the term as it is"
+            why, help = "the term does nothing", "a share that is to do nothing is left out"
             problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, help=help))
         dropout = number(settings.dropout, place("dropout"), 0)
         if not 0 <= dropout < 1:
-            why, help = "it is a probability, 0 or more and below 1", "write `dropout 0.05`, say"
+            why = "it is a probability, 0 or more and below 1"
+            help = f"write `{dropout / 100:g}`" if 1 < dropout < 100 else ""
             problems.append(
                 codes.BAD_NUMBER(
                     what="dropout", value=dropout, why=why, loc=place("dropout"), help=help
@@ -266,22 +272,23 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     for loc, role in resolved.frozen.items():
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
-            help_line = nearest(role, [*trained, *(["none"] if by_param else [])])
+            help_line = role_of(role) or nearest(role, [*trained, *(["none"] if by_param else [])])
             wrong: dict[str, Any] = {"share": share.name, "role": role, "what": "freeze"}
             yield codes.UNKNOWN_ROLE(**wrong, loc=loc, help=help_line)
     started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
             wrong = {"share": share.name, "role": role, "what": "start"}
-            yield codes.UNKNOWN_ROLE(**wrong, loc=("init", role), help=nearest(role, started))
+            help_line = role_of(role) or nearest(role, started)
+            yield codes.UNKNOWN_ROLE(**wrong, loc=("init", role), help=help_line)
     unknown = [role for role in share.keys if role not in roles]
     for role in unknown:
-        stray = advise("role", role) or nearest(role, roles)
+        stray = advise("role", role) or role_of(role) or nearest(role, roles)
         wrong = {"share": share.name, "role": role, "what": "give a key"}
         yield codes.UNKNOWN_ROLE(**wrong, loc=("keys", role, "name"), help=stray)
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:
-        help = f"write `{keyless[0]} per layer`, or `per layer` for all that have no other key"
+        help = f"`{keyless[0]} per` and a key, or `per` and a key for all that have no other"
         yield codes.NO_KEY(share=share.name, role=keyless[0], loc=("keys",), help=help)
     elif not keyless and share.per is not None:
         yield codes.UNUSED(what="key", name="per", loc=("per",))
@@ -329,24 +336,24 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
             what=f"starts with both {' and '.join(f'`{part}`' for part in sorted(parts))} at zero, "
             "so that it never learns",
             loc=loc,
-            help="start all but one of them elsewhere, such as at `kaiming_uniform`",
+            help="one of them alone starts at zero; a gain starts at a number, a factor at a word",
         )
     elif frozen := sorted(parts & {*resolved.frozen.values()}):
         yield codes.START(
             share=share.name,
             what=f"freezes `{frozen[0]}` at zero, so that it never does anything",
             loc=("freeze",),
-            help=f"leave `{frozen[0]}` out of `freeze`",
+            help=f"frozen are {listed(resolved.untrained)}; trained are "
+            + (listed({*transform.roles, *resolved.gains} - resolved.untrained) or "none"),
         )
     elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
         yield codes.START(
             share=share.name,
             what="does not start at zero, so that the model starts different from its base",
             loc=loc,
-            help="start one factor at `zeros` or the `out` gain at 0, or say `start nonzero` if this "
-            "is meant"
-            if transform.pooled[:1] == ("A",)
-            else f"{transform.name} starts random: say `start nonzero`",
+            help="none of "
+            + listed({*transform.roles, *resolved.gains} - {*transform.fixed})
+            + " starts at zero, as one does in a start equal to the base; `start nonzero` allows another",
         )
     elif parts and share.nonzero_start:
         yield codes.UNUSED(
@@ -365,7 +372,7 @@ def _transform(
     try:
         kind = transform_kind(name)
     except KeyError:
-        help = _transform_called(name)
+        help = transform_called(name)
         problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=help))
         return None
     except SpecError as error:
@@ -395,7 +402,7 @@ def _transform(
                     field.alias or option for option, field in kind.model_fields.items()
                 ]
                 loc = ("via", "options", option, "name")
-                help = nearest(option, option_names)
+                help = option_of(option, name, option_names)
                 problems.append(
                     codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)
                 )
@@ -404,8 +411,8 @@ def _transform(
                 codes.BAD_OPTION(
                     transform=name,
                     what=f"{option} = {values.get(option)}" if option else "these options",
-                    why=_why(option, fault["type"], fault["msg"]),
-                    help=_described(kind, option, values.get(option)),
+                    why=why_refused(option, fault["type"], fault["msg"]),
+                    help=option_described(kind, option, values.get(option)),
                     loc=("via", "options", option) if option else ("via",),
                 )
             )
@@ -441,55 +448,3 @@ def fitted(resolved: ShareSettings, sites: Collection[tuple[int, Width]]) -> Sha
         size = largest_fit(transform, option, sites)
         transform = transform.model_copy(update={option: size})
     return replace(resolved, transform=transform) if resolved.auto else resolved
-
-
-def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, Width]]) -> int:
-    """Find the best value of an option for these sites, up to its default.
-
-    Among the values that limit the rank least, prefer those that divide all widths, and then the largest.
-    """
-    most = type(transform).model_fields[option].default
-    sides = {side for _, width in sites for side in width}
-
-    def cost(size: int) -> tuple[int, bool, int]:
-        tried = transform.model_copy(update={option: size})
-        lacking = sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
-        return lacking, any(side % size for side in sides), -size
-
-    with guard(transform, "reach"):
-        return min(range(1, most + 1), key=cost)
-
-
-def _transform_called(name: str) -> str | None:
-    """Suggest a transform for an unknown name, which may be a title or the name of a shipped spec."""
-    names = {*transform_names()} - {PLAIN}
-    titles = {transform_kind(own).title.replace(" ", "_"): own for own in names & BUILT_IN.keys()}
-    meant = next((own for title, own in titles.items() if nearest(name, [title], few=0)), None)
-    if meant:
-        return f"did you mean `{meant}`?"
-    if name.lower() in shipped_specs():
-        return f'that method ships as a spec: `use "{name.lower()}"`'
-    return advise("transform", name, names, few=24)
-
-
-def _described(kind: type[Transform], option: str, value: Value | None) -> str | None:
-    """Describe the values of a transform's option."""
-    if value in m.ATTRIBUTES:
-        return "an option has one value in a share: use another share for another value"
-    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
-    field = fields.get(option)
-    if field is None or not field.description:
-        return None
-    words = [word for word in get_args(field.annotation) if isinstance(word, str)]
-    if isinstance(value, str) and (meant := nearest(value, words, few=0)):
-        return meant
-    default = "" if field.default in (None, PydanticUndefined) else f"; without it {field.default}"
-    return f"`{option}` is: {field.description}{default}"
-
-
-def _why(option: str, kind: str, message: str) -> str:
-    """Turn Pydantic's message into the end of a sentence."""
-    if kind.startswith("int"):
-        return f"`{option}` is a whole number"
-    message = message.removeprefix("Value error, ").replace("Input should be", f"`{option}` is")
-    return message if message.startswith("`") else message[:1].lower() + message[1:]

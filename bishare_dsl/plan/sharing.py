@@ -1,4 +1,4 @@
-"""Count how many modules share each tensor of a plan, and how many a spec asks to share."""
+"""Measure how much the modules of a plan share, and how much a spec asks them to share."""
 
 from __future__ import annotations
 
@@ -11,38 +11,71 @@ from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan.plan import Plan
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.spec.evaluate import EvaluationError, Value
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, PLAIN, transform_kind
 
 
 class Sharing(NamedTuple):
-    """How much is shared: modules that share a tensor, and the fraction of trained numbers they share."""
+    """How much is shared: the fraction of modules that share, and how many use a tensor on average."""
 
-    modules: int
-    fraction: float = 0.0
+    fraction: float
+    users: float = 0.0
 
 
 def sharing(plan: Plan) -> Sharing:
-    """Count what the modules of a plan share."""
+    """Measure what the modules of a plan share."""
+    all_of = {(pool.share, path) for pool in plan.pools for path in pool.members}
     shared = [pool for pool in plan.pools if len(pool.members) > 1]
     members = {(pool.share, path) for pool in shared for path in pool.members}
-    trained = {pool.tensor for pool in shared if plan.tensor[pool.tensor].trainable}
-    numbers = sum(plan.tensor[name].size for name in trained)
-    return Sharing(len(members), numbers / max(plan.trainable, 1))
+    uses = sum(len(pool.members) for pool in plan.pools)
+    return Sharing(len(members) / max(len(all_of), 1), uses / max(len(plan.pools), 1))
+
+
+def keeps(plan: Plan, spec: m.Spec, before: Plan | None, wanted: Sharing) -> bool:
+    """Return whether a plan still does what a spec, whose own plan may be ``before``, asks for.
+
+    No smaller part of the modules shares, and no share has other tensors. If there is a plan to compare
+    with, the modules, ranks, scales and trained tensors are the same, and no more numbers are trained.
+    """
+    if not all(now >= then for now, then in zip(sharing(plan), wanted, strict=True)):
+        return False
+    if before is not None:
+        return _acts(plan) == _acts(before) and plan.trainable <= before.trainable
+    for share in spec.shares:
+        with suppress(KeyError):
+            kind = transform_kind(share.via.transform if share.via else PLAIN)
+            roles = {*kind.pooled, *kind.owned, GAIN_RANK, GAIN_OUT}
+            if any(not {*term.tensors} <= roles for term in plan.terms if term.share == share.name):
+                return False
+    return True
+
+
+def _acts(plan: Plan) -> tuple[object, ...]:
+    terms = {
+        (term.share, term.site): (
+            (term.rank, term.scale, term.dropout),
+            {role for role, name in term.tensors.items() if plan.tensor[name].trainable},
+        )
+        for term in plan.terms
+    }
+    return terms, plan.trained
 
 
 def asked(spec: m.Spec, architecture: Architecture) -> Sharing:
-    """Count the modules that the keys of a spec ask to share, whether or not their widths fit."""
+    """Measure what the keys of a spec ask to share, whether or not widths fit."""
     members: set[tuple[str, int]] = set()
+    count = 0
     with suppress(EvaluationError):
         sites = Sites(spec, architecture)
         target = sites.site_sets.select(spec.target) if spec.target else frozenset()
         for share in spec.shares:
             where = share.where
             covered = target if where is None else sites.site_sets.select(where, (), target)
+            count += len(covered)
             for role in {"A", "B"} | {*share.keys}:
                 values = {i: _value(sites, i, share.key(role)) for i in covered}
                 counts = Counter(values.values())
                 members |= {(share.name, i) for i, key in values.items() if counts[key] > 1}
-    return Sharing(len(members))
+    return Sharing(len(members) / max(count, 1))
 
 
 def _value(sites: Sites, index: int, key: tuple[m.Expression, ...]) -> tuple[Value, ...]:

@@ -18,8 +18,6 @@ from bishare_dsl.spec.walk import Mention, mentions
 
 _COUNTED = ("layer", "expert")
 """Attributes that count from 0 or are `none`."""
-COUNT_IS_NO_INDEX = "`layers` is their number: the index of a layer is `layer`"
-"""Advice for a selection by `layers`, which is equal at all sites of a model."""
 
 
 def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Remedy, ...]:
@@ -31,9 +29,8 @@ def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Reme
         listed.append(", ".join(inner))
     if attribute == "path":
         listed.append(f'path "*{pattern.strip("^$*")}*"')
-        listed.append(
-            'path "' + re.sub(r"\[[^]]*\][*+]?|\\d[*+]?|\.\*", "*", pattern.strip("^$")) + '"'
-        )
+        any_of = re.sub(r"(\[0-9\]|\\d)[*+]?|\.\*", "*", pattern.strip("^$"))
+        listed.append(f'path "{any_of}"')
     elif {*"*?"} & {*pattern}:
         listed.append(f'{attribute} "{pattern}"')
     return tuple(Remedy(f"write `{text}`", (Rewrite(loc, text),)) for text in listed)
@@ -126,12 +123,14 @@ class Vocabulary:
             case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
                 yield self.unknown(name, loc, True)
             case "key", m.Ref(ref="expert") if not self._most("expert"):
-                help = f"{self.model} has no experts: leave this part of the key out"
+                help = f"{self.model} has no experts, so that `expert` tells nothing apart"
                 yield CONSTANT_KEY(loc=loc, help=help)
             case "number", m.Ref(ref=name) if scopes and name not in _COUNTED:
                 scopes[0].number(part, loc)  # Raises: a word is not a number.
             case "subject", m.Ref(ref=name) if not self._is_known(name):
                 yield self._no_such_name(name, loc)
+            case "side", m.Ref() if loc[-1] == "right" and self._is_unknown(beside):
+                pass  # What it is compared with is reported.
             case "side", m.Ref(ref=name) if not self._is_known(name):
                 if (
                     not isinstance(beside, m.Ref)
@@ -144,6 +143,9 @@ class Vocabulary:
             case "item", _ if beside is not None:
                 if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
                     yield from self.item_problems(beside, part, loc)
+
+    def _is_unknown(self, beside: object) -> bool:
+        return isinstance(beside, m.Ref) and not self._is_known(beside.ref)
 
     def _is_known(self, name: str) -> bool:
         return name in self.declared or name in self.parts or name == "none"
@@ -192,7 +194,9 @@ class Vocabulary:
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
         help = nearest(shown.strip("`"), {str(scope.value(subject)) for scope in scopes})
         if subject == m.Ref(ref="layers"):
-            help = "did you mean `layer`? `layers` is their number"
+            help = "`layers` is how many there are, and `layer` which one"
+        elif subject == m.Ref(ref="adapter"):
+            help = "an adapter is not selected: `adapter` in a key gives each of a library its own"
         elif subject == m.Ref(ref="path"):
             help = help or f'a path is matched by a pattern: `path "*{shown.strip("`")}*"`'
         elif subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
@@ -217,7 +221,7 @@ class Vocabulary:
 
     def _no_such_name(self, name: str, loc: Loc) -> Problem:
         help = advise("name", name, self.declared, few=0)
-        help = help or "`kind`, `layer` or another attribute"
+        help = help or f"names are {', '.join(f'`{one}`' for one in sorted(self.declared))}"
         if name.isdecimal():
             help = f"a number has no quotes: `{name}`"
         return UNKNOWN_NAME(name=name, loc=loc, help=help)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -70,6 +70,7 @@ class RoleRow:
     columns: Bounds
     parameters: int
     trainable: bool
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,7 @@ def roles(plan: Plan) -> list[RoleRow]:
             columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
             parameters=sum(tensor.size for tensor in role_tensors.values()),
             trainable=all(tensor.trainable for tensor in role_tensors.values()),
+            init=next(iter(role_tensors.values())).init,
         )
         for (share, role), role_tensors in sorted(
             tensors.items(), key=lambda item: order[item[0][0]]
@@ -271,13 +273,8 @@ def layers(plan: Plan) -> list[LayerRow]:
     sites: dict[int | None, list[str]] = {}
     for site in plan.sites:
         sites.setdefault(site.layer, []).append(site.path)
-    uses: dict[int | None, dict[str, None]] = {
-        layer: {
-            name: None
-            for path in paths
-            for term in plan.terms_of[path]
-            for name in term.tensors.values()
-        }
+    uses = {
+        layer: dict.fromkeys(n for p in paths for t in plan.terms_of[p] for n in t.tensors.values())
         for layer, paths in sites.items()
     }
     users = Counter(name for names in uses.values() for name in names)
@@ -292,17 +289,16 @@ def layers(plan: Plan) -> list[LayerRow]:
             own=sum(size for shared, size in sizes if not shared),
             shared=sum(size for shared, size in sizes if shared),
         )
-        before = rows[-1] if rows else None
-        follows = before and layer is not None and before.last == layer - 1
-        if before and follows and _equal(before, row):
-            rows[-1] = LayerRow(**{**vars(before), "last": layer})
+        follows = rows and layer is not None and rows[-1].last == layer - 1
+        if follows and _equal(rows[-1], row):
+            rows[-1] = replace(rows[-1], last=layer)
         else:
             rows.append(row)
     return rows
 
 
 def _equal(one: LayerRow, other: LayerRow) -> bool:
-    return {**vars(one), "first": 0, "last": 0} == {**vars(other), "first": 0, "last": 0}
+    return replace(one, first=0, last=0) == replace(other, first=0, last=0)
 
 
 def bounds(values: Iterable[int]) -> Bounds:

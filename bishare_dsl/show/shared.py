@@ -7,7 +7,7 @@ from typing import Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.in_full import TRAIN
-from bishare_dsl.show.rows import RoleRow, bounds, held, roles, shares, span
+from bishare_dsl.show.rows import RoleRow, bounds, held, roles, shares, span, trained_in_full
 from bishare_dsl.show.table import Table
 from bishare_dsl.transforms import PLAIN
 
@@ -28,14 +28,11 @@ class SharedRow:
 def shared_rows(plan: Plan) -> list[SharedRow]:
     """Make a row for each share, in the spec's order."""
     own = {tensor.share for tensor in plan.tensors if tensor.like is None}
-    by_share: dict[str, list[RoleRow]] = {}
-    for row in roles(plan):
-        by_share.setdefault(row.share, []).append(row)
-    rows = []
+    rows, of_roles = [], roles(plan)
     for share in shares(plan):
         if share.name not in own or share.name == TRAIN:
             continue
-        tensors = by_share[share.name]
+        tensors = [row for row in of_roles if row.share == share.name]
         trained = sum(row.parameters for row in tensors if row.trainable)
         shared = sum(row.parameters for row in tensors if row.trainable and row.members[1] > 1)
         words = {row.role: _users(row) for row in tensors}
@@ -45,22 +42,21 @@ def shared_rows(plan: Plan) -> list[SharedRow]:
 
 
 def _users(row: RoleRow) -> str:
-    users = f"each by {span(row.members)} modules"
-    if row.members[1] == 1:
-        users = "private"
-    elif row.pools == 1:
-        users = f"for {span(row.members)} modules"
-    return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}"
+    users = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
+    users = "private" if row.members[1] == 1 else users
+    start = f", from {row.init}" if row.init.startswith("svd") else ""
+    return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}{start}"
 
 
 def shared_table(plan: Plan, share: str | None = None) -> Table:
     """Make the table of what each share shares, or one share."""
     rows = [row for row in shared_rows(plan) if share in (None, row.share)]
     names = [*dict.fromkeys(role for row in rows for role in row.tensors)]
+    total = len(plan.sites)
     lines = [
         [
             row.share,
-            row.modules,
+            row.modules if row.modules == total else f"{row.modules} of {total}",
             *(row.tensors.get(role, "-") for role in names),
             "-" if row.fraction is None else _percent(row.fraction),
         ]
@@ -75,13 +71,20 @@ def conclusion(plan: Plan) -> str:
     shared, private, frozen = held(plan)
     if not plan.terms:
         return "no share adds a term: parameters of the base are trained in full"
-    library = f"; each adapter of a library has {plan.owned} parameters" if plan.is_library else ""
+    notes = [
+        f"`{row.name}` has scale {', '.join(f'{scale:.4g}' for scale in row.scales)}"
+        for row in shares(plan)
+        if {*row.scales} - {1}
+    ]
+    notes += [f"`{row.path}` is trained in full" for row in trained_in_full(plan)]
+    notes += [f"each adapter of a library has {plan.owned} parameters"] * plan.is_library
+    told = "".join(f"; {note}" for note in notes)
     if shared:
         parts = shared / (shared + private), private / (shared + private)
         text = f"{_percent(parts[0])} of the trained parameters are shared"
-        return f"{text}, {_percent(parts[1])} are private to one module{library}"
+        return f"{text}, {_percent(parts[1])} are private to one module{told}"
     if frozen and any(row.members[1] > 1 for row in roles(plan)):
-        return f"no trained parameter is shared: modules share frozen tensors alone{library}"
+        return f"no trained parameter is shared: modules share frozen tensors alone{told}"
     transforms = {term.transform for term in plan.unscaled}
     text = "nothing is shared: each module has private tensors"
     if transforms == {PLAIN}:
@@ -91,8 +94,8 @@ def conclusion(plan: Plan) -> str:
         kind = "DoRA" if plan.has_magnitudes else "LoRA"
         text = f"nothing is shared: this is a {kind} of rank {span(bounds(rows - {0}))}"
     elif transforms:
-        text += f", also with {' and '.join(f'`via {name}`' for name in sorted(transforms))}"
-    return text + library
+        text += f", also with `via {'` and `via '.join(sorted(transforms))}`"
+    return text + told
 
 
 def _percent(fraction: float) -> str:
@@ -115,4 +118,4 @@ def told_lines(plan: Plan) -> list[str]:
 def told(plan: Plan) -> list[str | Table]:
     """Return the table and the sentence, for a report."""
     table = shared_table(plan)
-    return [table, conclusion(plan)] if table.rows else [conclusion(plan)]
+    return [*[table] * bool(table.rows), conclusion(plan)]

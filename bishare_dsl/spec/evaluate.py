@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from bishare_dsl.diagnostics import Loc, Problem, advise
+from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec import expression as m
 
@@ -92,7 +92,7 @@ class Scope:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except (ZeroDivisionError, OverflowError) as error:
                     why = f"it divides by zero{self.where}" if rhs == 0 else f"{error}{self.where}"
-                    help = "make the numbers smaller" if rhs else "`max(..., 1)` is never 0"
+                    help = "its numbers are too large" if rhs else "`max(..., 1)` is never 0"
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
             case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
@@ -121,26 +121,22 @@ class Scope:
         ):
             return int(value)
         if isinstance(value, bool | str):
-            help, ref = None, expression.ref if isinstance(expression, m.Ref) else None
-            keyed = bool({"per", "keys"} & {*loc})
+            ref = expression.ref if isinstance(expression, m.Ref) else None
             if ref is not None and ref not in self.values:
-                raise EvaluationError(self._no_number(ref, loc, keyed=keyed))
-            if ref in self.values and ref not in m.ATTRIBUTES:
-                help = f"`{ref}` is a word: set a number by `param {ref} = 8` or `--set {ref}=8`"
-            why = f"`{value}` is not a number"
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
+                raise EvaluationError(self._no_number(ref, loc))
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{ref or value}` is not a number"))
         return value
 
-    def _no_number(self, name: str, loc: Loc, *, keyed: bool) -> Problem:
+    def _no_number(self, name: str, loc: Loc) -> Problem:
         """Return the problem of a name that stands for no number."""
         if name in m.ATTRIBUTES:
             self.attribute(name, loc)
         numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
-        if keyed or "rank" in loc:
+        if {"per", "keys", "rank"} & {*loc}:
             numbers += ["layer", "layers", "in", "out", "expert"]
-        at = "rank" if "rank" in loc else "number"
-        help_line = advise(at, name) or advise("name", name, numbers, few=0)
-        help_line = help_line or "a number stands here, or a param that is declared above"
+        place = "rank" if "rank" in loc else "number"
+        help_line = advise(place, name) or advise("name", name, numbers, few=0)
+        help_line = help_line or "a number stands here, or a param"
         return codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line)
 
     def holds(self, predicate: m.Condition, loc: Loc = ()) -> bool:
@@ -179,16 +175,21 @@ class Scope:
                     return self.holds(chosen, (*loc, "then"))
                 return self.holds(otherwise, (*loc, "otherwise"))
             case _:
-                why = "a number is neither true nor false"
-                help = "compare it, as in `layer % 2 == 0`"
                 if names := _names(predicate):
-                    help = f"put commas between the parts of a list: `{', '.join(names)}`"
-                    if isinstance(predicate, m.Binary) and predicate.op == "-":
-                        help = f"did you mean `{'_'.join(names)}`?"
-                    help = (
-                        'every linear layer is `kind "*"`' if names == ["all", "linear"] else help
-                    )
+                    raise EvaluationError(self._a_list(predicate, names, loc))
+                why = "a number is neither true nor false"
+                help = "a condition compares numbers by `==`, `<` or `in`"
+                if loc[:1] == ("lets",):
+                    help = "a `let` names modules; a number is named by `param`"
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
+
+    def _a_list(self, part: m.Expression, names: list[str], loc: Loc) -> Problem:
+        """Return the problem of names that are joined by the sign of an operation."""
+        op = part.op if isinstance(part, m.Binary) else ""
+        texts = [", ".join(names), "_".join(names), *['kind "*"'] * (names == ["all", "linear"])]
+        remedies = tuple(Remedy(f"write `{text}`", (Rewrite(loc, text),)) for text in texts)
+        why = f"`{op}` computes with numbers, and `{names[-1]}` is a name"
+        return codes.NO_VALUE(loc=loc, why=why, remedies=remedies)
 
     def attribute(self, name: str, loc: Loc) -> Value:
         """Return an attribute of the site.

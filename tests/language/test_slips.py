@@ -4,11 +4,11 @@ import pytest
 
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics.words import peft_advice
 from bishare_dsl.language.read import survey
 from bishare_dsl.language.slips import rows
 from bishare_dsl.models.presets import preset
 from bishare_dsl.plan.advice import Adviser
-from bishare_dsl.resources import peft_words
 
 HEAD = "spec s\ntarget q_proj, v_proj\n"
 SHARE = "share a per module rank 4"
@@ -177,4 +177,4 @@ def test_what_a_magnitude_lacks_is_said_of_a_magnitude():
 )
 def test_a_word_of_peft_gets_the_answer_of_its_table(word):
     problem = advised(f"{HEAD}{word} true\n{SHARE}")[0]
-    assert problem.help == peft_words()[word].advice
+    assert problem.help == peft_advice(word, "true")

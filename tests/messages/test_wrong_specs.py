@@ -57,7 +57,7 @@ def check_advice(text, name, model):
         keys = [[(one.code, one.message) for one in some] for some in (problems, after)]
         assert keys[1].count(key) < keys[0].count(key), problem
         if plan is not None:
-            assert sharing(plan).modules >= before.modules, problem
+            assert sharing(plan).fraction >= before.fraction, problem
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from bishare_dsl import compile_spec, plan_spec
+from bishare_dsl.diagnostics.words import peft_advice
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.resources import peft_words
 from bishare_dsl.testing.models import tiny_model
@@ -56,10 +57,24 @@ def test_a_row_without_an_example_has_a_spec_that_compiles_or_none() -> None:
 
 @pytest.mark.parametrize("name", sorted(WORDS.keys() - {f.name for f in fields(BishareConfig)}))
 def test_a_config_and_a_training_say_what_to_write(name: str) -> None:
-    with pytest.raises(TypeError, match=re.escape(WORDS[name].advice)):
+    with pytest.raises(TypeError, match=re.escape(peft_advice(name, "1") or "")):
         BishareConfig(spec="bishare_ss", **{name: 1})
     said = unknown_argument(name, ()).help or ""
-    assert said.endswith(WORDS[name].advice) or name == "r"
+    assert said.endswith(peft_advice(name) or "") or name == "r"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("rank_pattern", '{"q_proj": 16, "o_proj": 4}', "match kind { q_proj: 16; o_proj: 4; else"),
+        ("layers_to_transform", "0, 1, 2, 3", "layer in {0, 1, 2, 3}"),
+        ("modules_to_save", "['lm_head', 'embed_tokens']", "train lm_head, embed_tokens"),
+        ("target_modules", "'all-linear'", 'target kind "*"'),
+        ("lora_alpha", "", "alpha ..."),
+    ],
+)
+def test_the_advice_has_the_value_of_its_reader(name: str, given: str, said: str) -> None:
+    assert said in (peft_advice(name, given) or "")
 
 
 def test_a_param_of_the_spec_is_named_first() -> None:

@@ -1,6 +1,6 @@
 """BS6xx: saving, loading, merging and exporting adapters."""
 
-from bishare_dsl.diagnostics.problem import Code
+from bishare_dsl.diagnostics.problem import Code, note, warning
 
 # Reading a folder ---------------------------------------------------------------------------------
 
@@ -16,17 +16,14 @@ UNEXPECTED_TENSOR = Code("BS610", "the tensor `{name}` is not in the plan")
 WRONG_SHAPE = Code("BS611", "the tensor `{name}` is {found}, and the plan says {expected}")
 WRONG_DTYPE = Code("BS612", "the tensor `{name}` is {found}")
 OTHER_BASE = Code("BS613", "the adapter was made for {base}, and {model} is different: {reason}")
-OTHER_FAMILY = Code(
+OTHER_FAMILY = warning(
     "BS614",
     "the adapter was made for a `{base}` model, and this is a `{model}` model of the same shapes",
-    severity="warning",
 )
-OTHER_FINGERPRINT = Code(
-    "BS620",
-    "the adapter was saved on another base: its weights are {apart} apart",
-    severity="warning",
+OTHER_FINGERPRINT = warning(
+    "BS620", "the adapter was saved on another base: its weights are {apart} apart"
 )
-NO_FINGERPRINT = Code("BS621", "saved without a fingerprint of the base", severity="note")
+NO_FINGERPRINT = note("BS621", "saved without a fingerprint of the base")
 MISSING_TRANSFORM = Code("BS619", "the adapter uses the transform `{name}`, which is not installed")
 DRAWN_OTHERWISE = Code(
     "BS634",
@@ -43,15 +40,12 @@ CANNOT_WRITE = Code("BS616", "`{path}` cannot be written: {reason}")
 NO_VALUES = Code("BS617", "the values of `{name}` are not here: {reason}")
 FOLDER_EXISTS = Code("BS618", "`{folder}` exists")
 SAVED_TOGETHER = Code("BS659", "a folder has one adapter, and {names} run together")
-SCALE_NOT_SAVED = Code(
+SCALE_NOT_SAVED = warning(
     "BS684",
     "adapter `{name}` is saved as it was trained, without the scale {scale:.4g} that it has now",
-    severity="warning",
 )
-FROZEN_CHANGED = Code(
-    "BS635",
-    "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
-    severity="warning",
+FROZEN_CHANGED = warning(
+    "BS635", "frozen tensors are stored, since they are not what seed {seed} draws: {names}"
 )
 
 # Merging ------------------------------------------------------------------------------------------
@@ -69,22 +63,17 @@ UNLOADED = Code("BS627", "the adapter was taken out of its model")
 NOT_FINITE = Code("BS628", "{action} gives values in `{path}` that are not finite")
 NOT_KEPT = Code("BS629", "cannot {action}: the base's weights were not kept")
 
-UPDATE_LOST = Code(
-    "BS639",
-    "`{kind}` keeps {kept} of its update in {form}: the rest is lost by rounding",
-    severity="warning",
+UPDATE_LOST = warning(
+    "BS639", "`{kind}` keeps {kept} of its update in {form}: the rest is lost by rounding"
 )
 
 # Exporting ----------------------------------------------------------------------------------------
 
 UNKNOWN_FORMAT = Code("BS631", "`{format}` is not a format of export")
-RANK_FOR_VLLM = Code(
-    "BS632", "the export has rank {rank}, and vLLM serves at most {limit}", severity="warning"
-)
-TAKEN_FOR_OTHERS = Code(
+RANK_FOR_VLLM = warning("BS632", "the export has rank {rank}, and vLLM serves at most {limit}")
+TAKEN_FOR_OTHERS = warning(
     "BS693",
     "PEFT takes `{path}`{more} for {what} of this `{family}`, and fails or computes something else",
-    severity="warning",
 )
 EXPORT_OPTION = Code("BS646", "cannot export with this `{option}`: {reason}")
 GGUF_FAMILY = Code(
@@ -156,14 +145,13 @@ NOT_A_LIBRARY = Code(
     "BS677", "`{folder}` is a single adapter, not a library with an adapter `{name}`"
 )
 NOT_IN_LIBRARY = Code("BS678", "the library `{folder}` has no adapter `{name}`")
-NOT_FINITE_TENSORS = Code(
+NOT_FINITE_TENSORS = warning(
     "BS660",
     "{count} of the adapter's tensors have values that are not finite, the first is `{name}`",
-    severity="warning",
 )
 NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
-LOST_BY_QUANTISING = Code(
-    "BS690", "{form} takes {bits} bits a number, and changes updates by {error}", severity="note"
+LOST_BY_QUANTISING = note(
+    "BS690", "{form} takes {bits} bits a number, and changes updates by {error}"
 )
 OTHER_COMPILER = Code("BS661", "the adapter's spec gives another plan here than when it was saved")
 UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")

@@ -1,20 +1,17 @@
 """BS85x: analysing adapters, and fitting specs to them."""
 
-from bishare_dsl.diagnostics.problem import Code
+from bishare_dsl.diagnostics.problem import Code, warning
 
 NOTHING_ADDED = Code(
     "BS850", "the adapter in `{folder}` adds nothing to any module, so there is nothing to measure"
 )
-FAR_FROM_GIVEN = Code(
+FAR_FROM_GIVEN = warning(
     "BS851",
     "{what} {error} away from what was given, measured by the norm of the updates, which is more than "
     "{limit:.0%}",
-    severity="warning",
 )
-LEFT_OUT = Code(
-    "BS853",
-    "a fit leaves out what is trained in full, such as `{parameter}` of {names}",
-    severity="warning",
+LEFT_OUT = warning(
+    "BS853", "a fit leaves out what is trained in full, such as `{parameter}` of {names}"
 )
 NO_LEAST_SQUARES = Code(
     "BS854",

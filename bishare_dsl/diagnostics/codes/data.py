@@ -1,6 +1,6 @@
 """BS70x to BS72x: reading, checking and encoding training data."""
 
-from bishare_dsl.diagnostics.problem import Code
+from bishare_dsl.diagnostics.problem import Code, note
 
 # Finding and reading data -------------------------------------------------------------------------
 
@@ -19,7 +19,7 @@ MISSING_FIELD = Code("BS711", "{place}: `{field}` is missing")
 WRONG_TYPE = Code("BS712", "{place}: `{field}` is {found}; {expected} is expected")
 UNKNOWN_ROLE = Code("BS713", "{place}: `{field}` is `{found}`, which is not a role")
 EMPTY_FIELD = Code("BS714", "{place}: `{field}` is empty")
-MORE_PROBLEMS = Code("BS717", "{count:,} more like these in `{name}`", severity="note")
+MORE_PROBLEMS = note("BS717", "{count:,} more like these in `{name}`")
 
 # Encoding -----------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """BS3xx: fitting a spec to a model."""
 
-from bishare_dsl.diagnostics.problem import Code
+from bishare_dsl.diagnostics.problem import Code, note, warning
 
 NO_SUCH_SITE = Code("BS301", "{what} matches no module of {model}")
 NO_SUCH_LAYER = Code(
@@ -12,15 +12,14 @@ RANK_VARIES = Code("BS304", "the rank is not the same in the whole pool `{pool}`
 SHAPES = Code("BS305", "share `{share}` cannot {what}: {why}")
 ARM_NOTHING = Code("BS306", "{value} matches none of the modules of share `{share}`")
 NO_ARM = Code("BS307", "no arm gives `{site}` a rank")
-UNCOVERED = Code("BS308", "no share covers {what}", severity="warning")
+UNCOVERED = warning("BS308", "no share covers {what}")
 NOTHING_TO_TRAIN = Code("BS309", "`{spec}` has nothing to train: {why}")
-EXCLUDES_NOTHING = Code("BS310", "`except` takes nothing away here", severity="warning")
-UNREACHABLE = Code(
+EXCLUDES_NOTHING = warning("BS310", "`except` takes nothing away here")
+UNREACHABLE = warning(
     "BS311",
     "share `{share}` asks for rank {rank}, but at {sites} the update's rank is at most {reach}",
-    severity="warning",
 )
-LEFT_OUT = Code("BS313", "`target` leaves out {what}: {why}", severity="warning")
+LEFT_OUT = warning("BS313", "`target` leaves out {what}: {why}")
 TIED = Code("BS315", "{names} are one weight in {model}, and `{statement}` does not name {unnamed}")
 TRAINED_TWICE = Code("BS316", "`{path}` is trained in full, and a share adds a term to it")
 TRAINS_SITE = Code(
@@ -29,19 +28,14 @@ TRAINS_SITE = Code(
 NO_DIRECTIONS = Code(
     "BS319", "`{role}` of share `{share}` cannot start as directions of the weights: {why}"
 )
-FRESH_HEAD = Code(
-    "BS318",
-    "the head {what} is trained too, and saved with the adapter ({size:,} parameters)",
-    severity="note",
+FRESH_HEAD = note(
+    "BS318", "the head {what} is trained too, and saved with the adapter ({size:,} parameters)"
 )
 NO_MAGNITUDE = Code("BS323", "`magnitude` cannot scale `{path}`: {why}")
-GATE_RANK = Code(
+GATE_RANK = warning(
     "BS350",
     "gates of rank {gate_rank} make this update rank {gate_rank} at most, whatever its rank {rank} says",
-    severity="warning",
 )
-KERNEL_CROPS = Code(
-    "BS351",
-    "size {size} does not divide {widths}: KE extends past the width and crops",
-    severity="warning",
+KERNEL_CROPS = warning(
+    "BS351", "size {size} does not divide {widths}: KE extends past the width and crops"
 )

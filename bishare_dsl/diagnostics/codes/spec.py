@@ -1,6 +1,6 @@
 """BS2xx: the meaning of a spec, independent of a model."""
 
-from bishare_dsl.diagnostics.problem import Code
+from bishare_dsl.diagnostics.problem import Code, note, warning
 
 UNKNOWN_PARAM_SET = Code("BS207", "spec `{spec}` has no param `{name}`")
 UNKNOWN_NAME = Code("BS201", "unknown name `{name}`")
@@ -14,27 +14,23 @@ START = Code("BS209", "share `{share}` {what}")
 NO_VALUE = Code("BS210", "this has no value: {why}")
 BAD_NUMBER = Code("BS211", "{what} cannot be {value}: {why}")
 NO_ALPHA = Code("BS212", "this scale reads `alpha`, and nothing sets it")
-UNUSED = Code("BS213", "{what} `{name}` is never used", severity="warning")
+UNUSED = warning("BS213", "{what} `{name}` is never used")
 BROKEN_PLUGIN = Code("BS214", "the transform `{name}` of package `{package}` cannot be used: {why}")
 UNKNOWN_ROLE = Code("BS215", "share `{share}` has no tensor `{role}` to {what}")
-OUTDENTED = Code(
-    "BS218", "`{word}` begins a line, and is a clause of share `{share}` alone", severity="warning"
-)
+OUTDENTED = warning("BS218", "`{word}` begins a line, and is a clause of share `{share}` alone")
 EMPTY_RANGE = Code("BS220", "`{first}..{last}` is empty: it ends before it begins")
-CONSTANT_KEY = Code(
-    "BS221",
-    "this key is the same at every module, so that it tells nothing apart",
-    severity="warning",
+CONSTANT_KEY = warning(
+    "BS221", "this key is the same at every module, so that it tells nothing apart"
 )
 NO_KEY = Code("BS222", "share `{share}` gives `{role}` no key")
 NOT_PLAIN = Code(
     "BS223",
     "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
 )
-NAMED = Code("BS226", "share `{share}` covers all: its name selects nothing", severity="warning")
-COMMA_IS_OR = Code("BS227", "a comma means `or` here: {why}", severity="warning")
-LAYER_IN_BOTH = Code("BS228", "layer {layer} is in shares `{one}` and `{other}`", severity="note")
-SAME_SHARE = Code("BS229", "shares `{one}` and `{other}` act as one share", severity="warning")
-SAME_VALUE = Code("BS230", "this replaces {what} by what it already is", severity="warning")
-COUNTS_LAYERS = Code("BS231", "`layers` is the same for every module", severity="warning")
+NAMED = warning("BS226", "share `{share}` covers all: its name selects nothing")
+COMMA_IS_OR = warning("BS227", "a comma means `or` here: {why}")
+LAYER_IN_BOTH = note("BS228", "layer {layer} is in shares `{one}` and `{other}`")
+SAME_SHARE = warning("BS229", "shares `{one}` and `{other}` act as one share")
+SAME_VALUE = warning("BS230", "this replaces {what} by what it already is")
+COUNTS_LAYERS = warning("BS231", "`layers` is the same for every module")
 NOT_LINEAR = Code("BS217", "{transform} is not linear in its input, so it takes no `{what}`")

@@ -1,6 +1,6 @@
 """BS86x and BS87x: verifying that an adapter is applied."""
 
-from bishare_dsl.diagnostics.problem import Code
+from bishare_dsl.diagnostics.problem import Code, warning
 
 NO_MODULE = Code(
     "BS861", "{count} of {total} modules of the adapter are not in {model}, the first is `{path}`"
@@ -8,20 +8,16 @@ NO_MODULE = Code(
 ADDS_NOTHING = Code(
     "BS864", "A or B is all zero in {count} of {total} modules, the first is `{path}`"
 )
-NO_FACTORS = Code(
-    "BS865", "{count} tensors, such as `{path}`, do not belong to a LoRA", severity="warning"
-)
+NO_FACTORS = warning("BS865", "{count} tensors, such as `{path}`, do not belong to a LoRA")
 FILES_DO_NOT_FIT = Code("BS869", "the files of {count} of {total} adapters do not fit {model}")
 NOT_AS_TRAINED = Code("BS870", "the server does not apply '{name}' as it was trained: {words}")
 CANNOT_JUDGE = Code("BS871", "whether the server applies '{name}' cannot be judged")
 NO_ANSWER = Code("BS872", "the server at {url} {reason}")
-NO_GRADIENT = Code(
-    "BS873",
-    "{count} of {total} trainable tensors have no gradient in step {step}: {names}",
-    severity="warning",
+NO_GRADIENT = warning(
+    "BS873", "{count} of {total} trainable tensors have no gradient in step {step}: {names}"
 )
 ENGINE_IS_BASE = Code("BS874", "after step {step} the engine answers '{name}' as the base")
 ENGINE_IS_STALE = Code("BS875", "after step {step} the engine still has an older '{name}'")
 NO_CARD = Code("BS876", "`{path}` is no probe card: {reason}")
 REPLICAS_DIFFER = Code("BS877", "processes train {count} of {total} tensors apart: `{name}`")
-MAYBE_STALE = Code("BS878", "an older '{name}' would not be seen", severity="warning")
+MAYBE_STALE = warning("BS878", "an older '{name}' would not be seen")
