@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import replace_file
 
@@ -17,24 +19,29 @@ _TEMPLATE_OF_PEFT = re.compile(
 )
 
 
-def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> None:
-    """Write an adapter's model card into its folder, unless the folder has a custom card.
-
-    Args:
-        names: the adapters of a library.
-    """
+def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
+    """Write an adapter's model card into its folder, unless the folder has a custom card."""
     path = folder / CARD
     if path.is_file():
         text = path.read_text("utf-8", errors="replace")
         if _MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
             return
-    replace_file(path, model_card(plan, spec_text, names).encode())
+    names = tuple(config.adapters or ())
+    replace_file(path, model_card(plan, config.spec, names, config.base_model).encode())
 
 
-def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
-    """Return the card, with the Hub's front matter; ``names`` lists the adapters of a library."""
+def model_card(
+    plan: Plan, spec_text: str, names: tuple[str, ...] = (), base_model: str | None = None
+) -> str:
+    """Return the card, with the Hub's front matter.
+
+    Args:
+        names: the adapters of a library.
+        base_model: what loads the base, if not its name.
+    """
     # The Hub rejects a card whose `base_model` is not an id on the Hub.
     hub_id = plan.base.model_id
+    name = hub_id or plan.base.name
     front_matter = [
         f"library_name: {'bishare' if names else 'peft'}",
         *([f"base_model: {hub_id}", "base_model_relation: adapter"] if hub_id else []),
@@ -43,7 +50,7 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         *([f"- base_model:adapter:{hub_id}"] if hub_id else []),
         *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]
-    name = hub_id or plan.base.name
+    of_each = [f"each adapter: {plan.owned}"] * (plan.is_library or bool(names))
     file = "card_of_library.md" if names else "card.md"
     card = Path(__file__).with_name(file).read_text(encoding="utf-8")
     return card.format(
@@ -51,12 +58,21 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         mark=_MARK,
         spec=plan.spec,
         base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
-        parameters="\n    ".join(
-            [f"each adapter: {plan.owned}"] * (plan.is_library or bool(names))
-            + [plan.parameters_line]
-        ),
-        what=f"A library of {len(names)} adapters" if names else "An adapter",
+        parameters="\n    ".join([*of_each, plan.parameters_line]),
+        method="\n".join(_method(plan)),
+        count=len(names),
         name=names[0] if names else "",
-        load_from=json.dumps(name),
+        load_from=json.dumps(hub_id or base_model or name),
         text=spec_text.strip(),
     )
+
+
+def _method(plan: Plan) -> Iterator[str]:
+    """Say in words what each share of a plan does, a line each."""
+    shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
+    for share in dict.fromkeys(term.share for term in plan.terms):
+        terms = [term for term in plan.terms if term.share == share]
+        rank, via = max(term.rank for term in terms), terms[0].transform
+        used = {name for term in terms for name in term.tensors.values()}
+        tensors = f"{len(used)} tensors, {len(used & shared)} of them used by several modules"
+        yield f"- `{share}`: `{via}` of rank {rank} at {len(terms)} modules, with {tensors}"

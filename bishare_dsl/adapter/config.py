@@ -145,12 +145,8 @@ class AdapterConfig(BaseModel):
     sharing: Annotated[str, BeforeValidator(text_of)] = "{}"
     _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
     """Contents of a checked `sharing`: one dict for all configs with the same text."""
-    _fields: Mapping[str, Any] = PrivateAttr(default_factory=dict)
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """All fields of the file that was read, for PEFT."""
-        return self._fields
+    fields: Mapping[str, Any] = Field(default={}, exclude=True)
+    """All fields of the file that was read, for PEFT."""
 
     @property
     def alone(self) -> bool:
@@ -181,10 +177,11 @@ class AdapterConfig(BaseModel):
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 
     def text(self) -> str:
-        """Return the text of the file, in PEFT's layout."""
+        """Return the text of the file."""
         own = {theirs: getattr(self, ours) for ours, theirs in OF_PEFT.items()}
-        fields = {"peft_type": PEFT_TYPE, "inference_mode": True, **own}
-        return json.dumps(fields | {RECORD: self.record()}, indent=2, sort_keys=True) + "\n"
+        return config_text(
+            {"peft_type": PEFT_TYPE, "inference_mode": True, **own, RECORD: self.record()}
+        )
 
     @classmethod
     def of(cls, fields: Any) -> AdapterConfig:
@@ -208,9 +205,16 @@ class AdapterConfig(BaseModel):
         own = {ours: fields[theirs] for ours, theirs in OF_PEFT.items() if theirs in fields}
         config = _config_of(json.dumps(described | own))
         of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
-        read = config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
-        read._fields = fields
-        return read
+        of_folder = {"tensors": record.get("tensors", ""), "fields": fields}
+        return config.model_copy(update=of_caller | of_folder)
+
+
+def config_text(fields: Mapping[str, Any]) -> str:
+    """Return the text of a config: a line for each field that is set, as spaces cost small adapters much."""
+    filled = {name: value for name, value in sorted(fields.items()) if value not in (None, {}, [])}
+    form: Any = {"sort_keys": True, "separators": (",", ":"), "default": list}
+    lines = (f'"{name}": {json.dumps(value, **form)}' for name, value in filled.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 @lru_cache(maxsize=16)
@@ -231,11 +235,11 @@ def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> s
 
 def installed_versions() -> dict[str, str | None]:
     """Return the versions of the packages that write an adapter; None for one that is not installed."""
-    found = {"bishare": __version__}
+    found: dict[str, str | None] = {"torch": None, "transformers": None, "bishare": __version__}
     for package in ("torch", "transformers"):
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return {"torch": None, "transformers": None, **found}
+    return found
 
 
 def check_transforms(config: AdapterConfig) -> int:

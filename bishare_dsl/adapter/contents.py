@@ -1,6 +1,6 @@
 """The tensors in an adapter's folder by their keys, checked against its config.
 
-A file has stacks (`bishare_dsl.adapter.stacks`), each as ``base_model.model.bishare_tensors.STACK``. A state
+A file has stacks (`bishare_dsl.adapter.sharing`), each as ``base_model.model.bishare_tensors.STACK``. A state
 dict in memory has tensors as ``base_model.model.OWNER.bishare_tensors.TENSOR``, with ``__`` for each dot of
 the tensor's name in the plan. If tensors are regenerated from the seed, an empty tensor represents it:
 ``seed_7`` for seed 7. Keys without ``bishare_tensors`` belong to modules that PEFT saves with an adapter.
@@ -26,8 +26,7 @@ from bishare_dsl.adapter.config import (
     is_seed,
     plan_of_text,
 )
-from bishare_dsl.adapter.sharing import entries_of_sharing, sharing_of
-from bishare_dsl.adapter.stacks import Wanted, stacks_of
+from bishare_dsl.adapter.sharing import Wanted, entries_of_sharing, sharing_of, stacks_of
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
@@ -152,8 +151,7 @@ def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft:
     """
     if beside and not by_peft:
         help = "if PEFT saved it with the adapter, load the folder by `PeftModel.from_pretrained`"
-        names = sorted(beside)[:10]
-        raise AdapterError(codes.UNEXPECTED_TENSOR(name=name, help=help) for name in names)
+        raise AdapterError(codes.UNEXPECTED_TENSOR(name=n, help=help) for n in sorted(beside)[:10])
     if config.beside is not None and digest_of(beside) != config.beside:
         reason = "the modules saved with the adapter differ from those in its config"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))

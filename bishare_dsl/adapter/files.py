@@ -48,9 +48,8 @@ from bishare_dsl.adapter.contents import (
     own_of,
     reading,
 )
-from bishare_dsl.adapter.sharing import sharing_of
-from bishare_dsl.adapter.stacks import common_keys
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
+from bishare_dsl.adapter.sharing import common_keys, sharing_of
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
@@ -112,12 +111,12 @@ def save_adapter(
             _check_free(folder)
             _tidy(folder)
             _put_part(folder, TENSORS, content, config)
-            write_card(folder, plan, spec_text)
+            write_card(folder, plan, config)
         else:
             with new_folder(folder) as new:
                 (new / TENSORS).write_bytes(content)
                 (new / CONFIG).write_bytes(text)
-                write_card(new, plan, spec_text)
+                write_card(new, plan, config)
     return problems
 
 
@@ -314,9 +313,9 @@ def _add_members(
         present = {**present, name: digests[name]}
         changed = config.model_copy(update={"adapters": present})
         _put_part(folder, own_file(name), contents[name], changed)
-    text = config.model_copy(update={"adapters": digests}).text().encode()
-    replace_file(folder / CONFIG, text)
-    write_card(folder, plan, config.spec, tuple(digests))
+    config = config.model_copy(update={"adapters": digests})
+    replace_file(folder / CONFIG, config.text().encode())
+    write_card(folder, plan, config)
     return _first_of_each(problems)
 
 
@@ -463,13 +462,6 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
     """Read the matching config and tensor files of an adapter, or of its library."""
     before = None
     while True:
-        try:
-            (folder / CONFIG).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise AdapterError(_not_an_adapter(folder)) from None
-        except OSError as error:
-            reason = one_line(error)
-            raise AdapterError(codes.BROKEN_CONFIG(path=folder / CONFIG, reason=reason)) from error
         config = _config_of(folder, CONFIG)
         wanted = {TENSORS: config.tensors, **own_of(folder, name, config.adapters or {})}
         read_entries, wrong = Entries(), []
@@ -526,8 +518,9 @@ def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:
     with reading(folder / name):
         try:
             return read_file(folder, name, limit)
-        except FileNotFoundError:
-            raise AdapterError(codes.MISSING_FILE(folder=folder, file=name)) from None
+        except (FileNotFoundError, NotADirectoryError):
+            missing = codes.MISSING_FILE(folder=folder, file=name)
+            raise AdapterError(_not_an_adapter(folder) if name == CONFIG else missing) from None
 
 
 @contextmanager

@@ -372,15 +372,14 @@ class Handle(AdapterRoot, BaseTunerLayer):
             names = " and ".join(f"`{name}`" for name in self.active)
             help = "activate one with `set_adapter`, or call `save_pretrained` of the `PeftModel`"
             raise AdapterError(codes.SAVED_TOGETHER(names=names, help=help))
-        adapter, reproduced, model = self.running, None, self.model
-        origin = self.origin()
+        adapter, model = self.running, self.model
+        how: Any = {"seed": adapter.seed, "origin": self.origin(), "frozen": frozen, "dtype": dtype}
         if frozen == "base":
-            reproduced = singular_starts(adapter.saved_plan, model, torch.float64)
-        how: Any = {"seed": adapter.seed, "origin": origin, "frozen": frozen, "dtype": dtype}
+            how["reproduced"] = singular_starts(adapter.saved_plan, model, torch.float64)
 
         def write(tensors: Mapping[str, torch.Tensor]) -> Any:
             plan, text = adapter.saved_plan, adapter.spec_text
-            return save_adapter(folder, plan, tensors, text, reproduced=reproduced, **how)
+            return save_adapter(folder, plan, tensors, text, **how)
 
         if state_dict is None:
             problems = on_first_process(adapter.plan, self.tensors(), write)
@@ -528,8 +527,13 @@ class Handle(AdapterRoot, BaseTunerLayer):
             if merged:
                 self._restore("merge")
             self._switch([*merged, *more])
-            with _as_peft_error(more) if safe_merge else nullcontext():
+            try:
                 report = self._merge(keep_base=keep_base, dequantize=dequantize)
+            except AdapterError as error:
+                if not safe_merge or error.problems[0].code != codes.NOT_FINITE.code:
+                    raise
+                text = f"NaNs detected in the merged weights. The adapter {', '.join(more)}"
+                raise ValueError(f"{text} seems to be broken") from error
             if not merged:
                 self._before_merge = active
             for problem in report.survival.problems():
@@ -1001,23 +1005,6 @@ def _refuse_half_merged(*_: Any) -> None:
 
 def _takes_names(model: nn.Module) -> bool:
     return "adapter_names" in inspect.signature(base_class(type(model)).forward).parameters
-
-
-@contextmanager
-def _as_peft_error(names: Sequence[str]) -> Iterator[None]:
-    """Convert the error for non-finite values to PEFT's.
-
-    Raises:
-        ValueError: values are not finite; caused by bishare's error (BS628).
-    """
-    try:
-        yield
-    except AdapterError as error:
-        if error.problems[0].code == codes.NOT_FINITE.code:
-            raise ValueError(
-                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken"
-            ) from error
-        raise
 
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:

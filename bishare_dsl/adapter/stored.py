@@ -25,9 +25,8 @@ from bishare_dsl.adapter.config import (
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.fingerprint import find_reproduced
 from bishare_dsl.adapter.initial import draw_tensor
-from bishare_dsl.adapter.sharing import sharing_of
-from bishare_dsl.adapter.stacks import stacks_of
-from bishare_dsl.diagnostics import AdapterError, Problem
+from bishare_dsl.adapter.sharing import sharing_of, stacks_of
+from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.bits import BITS, GROUP, SCALES, offset_of, quantisable, selecting
@@ -56,9 +55,14 @@ def form_of(dtype: Rounded) -> Form | None:
         AdapterError: unsupported type (BS662).
     """
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in ("float32", *get_args(Form)):
-        raise AdapterError(codes.UNKNOWN_DTYPE(dtype=dtype))
+    _check_choice("dtype", name, ("float32", *get_args(Form)))
     return None if name == "float32" else cast(Form, name)
+
+
+def _check_choice(option: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        help = nearest(str(value), valid, few=len(valid))
+        raise AdapterError(codes.UNKNOWN_CHOICE(option=option, value=value, help=help))
 
 
 def pack(
@@ -89,9 +93,10 @@ def pack(
         format: `RECORD_FORMAT`, or that of a library to which the adapter is added.
 
     Raises:
-        AdapterError: as `save_adapter`.
+        AdapterError: as `save_adapter`; or a type or a way is unknown (BS662).
     """
     form = form_of(dtype)
+    _check_choice("frozen", frozen, get_args(Frozen))
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="pass the text that the plan was built from"))
     values, warnings = gather_tensors(plan, tensors), []

@@ -14,7 +14,14 @@ from typing import Any
 from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import OF_PEFT, RECORD, AdapterConfig, broken_config, split_entries
+from bishare_dsl.adapter.config import (
+    OF_PEFT,
+    RECORD,
+    AdapterConfig,
+    broken_config,
+    config_text,
+    split_entries,
+)
 from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
@@ -25,6 +32,7 @@ from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import Spec
+from bishare_dsl.writing import replace_file
 
 
 class ModulesToSave(list[str]):
@@ -69,22 +77,12 @@ class BishareConfig(PeftConfig):
         FileNotFoundError: no such spec.
     """
 
-    spec: str | Spec | os.PathLike[str] = field(
-        default="", metadata={"help": "Text, path or shipped name of a spec."}
-    )
-    params: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Other values for the spec's params."}
-    )
-    seed: int = field(default=0, metadata={"help": "Draws the adapter's first values."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to copy and train in addition to the spec."}
-    )
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Tokens whose embeddings train in addition to the spec."}
-    )
-    target_modules: None = field(
-        default=None, metadata={"help": "Not to be given: the spec says what it targets."}
-    )
+    spec: str | Spec | os.PathLike[str] = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    target_modules: None = None
     bishare: dict[str, Any] | None = None
 
     def __new__(cls, *values: Any, **given: Any) -> BishareConfig:
@@ -118,11 +116,6 @@ class BishareConfig(PeftConfig):
             if not isinstance(getattr(self, name), kinds):
                 reason = f"`{name}` cannot be {getattr(self, name)!r}"
                 raise AdapterError(codes.BROKEN_CONFIG(path=CONFIG, reason=reason))
-        if members := (self.bishare or {}).get("adapters"):
-            name = next(iter(members))
-            help = f'`bishare_dsl.load_adapter("FOLDER#{name}", model)` loads one of them'
-            folder = "what PEFT loads"
-            raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
         # For a loaded adapter: whether its tensors still have to be compared with the record.
         self._unchecked = self.bishare is not None
         self.task_adds_heads = False
@@ -187,15 +180,19 @@ class BishareConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json``, and replace PEFT's empty model card."""
-        tensors = Path(save_directory, TENSORS)
+        folder, mapping = Path(save_directory), kwargs.get("auto_mapping_dict")
+        tensors = folder / TENSORS
         if self._record is not None and tensors.is_file():
             _, beside = split_entries(entries_in(tensors.read_bytes()))
             noted = {"beside": digest_of(beside) if beside else None}
             self._record = self._record.model_copy(update=noted)
-        super().save_pretrained(save_directory, **kwargs)
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = self.to_dict() | {"peft_version": None}  # The record has all versions.
+        fields |= {"auto_mapping": mapping} if mapping else {}
+        replace_file(folder / CONFIG, config_text(fields).encode())
         self.write_card(save_directory)
 
     def write_card(self, folder: str) -> None:
         """Write the model card of a saved adapter, unless the folder has a custom card."""
         if (stored := self._record or self.stored()) is not None:
-            write_card(Path(folder), check_plan(stored)[0], stored.spec)
+            write_card(Path(folder), check_plan(stored)[0], stored)

@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
-from torch import nn
 
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.config import AdapterConfig, key_of
@@ -41,10 +40,8 @@ from bishare_dsl.plan import Plan
 
 _Function = Callable[..., Any]
 _Tensors = dict[str, torch.Tensor]
-StateCheck = Callable[
-    [BishareConfig, nn.Module, Mapping[str, torch.Tensor]], tuple[Plan, _Tensors, _Tensors]
-]
-"""Checks a state dict against a config; returns the plan, its tensors by name, and the others by key."""
+StateCheck = Callable[..., tuple[Plan, _Tensors, _Tensors]]
+"""Checks a model's state dict against a config; returns its plan, its tensors by name, and others by key."""
 
 
 @dataclass(frozen=True)

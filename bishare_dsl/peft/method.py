@@ -41,7 +41,7 @@ from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.handle import Handle, adapter_keys, values_in
 from bishare_dsl.adapter.initial import draw_tensor, first_values
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
-from bishare_dsl.adapter.stacks import groups_of
+from bishare_dsl.adapter.sharing import groups_of
 from bishare_dsl.adapter.stored import entries_of, pack
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, raise_errors, render

@@ -1,5 +1,14 @@
-from bishare_dsl import parse_spec, plan_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaForCausalLM
+
+from bishare_dsl import compile_spec, parse_spec, plan_spec
 from bishare_dsl.adapter.card import model_card
+from bishare_dsl.adapter.files import save_library
 from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
 
@@ -35,9 +44,31 @@ def test_a_spec_with_braces_is_only_text() -> None:
     assert text in model_card(plan_spec(parse_spec(text), preset("smollm2-135m")), text)
 
 
-def test_a_card_says_how_the_adapter_is_loaded() -> None:
-    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
-    assert "import bishare_dsl.peft" in model_card(plan, TEXT)
-    library = model_card(plan, TEXT, ("law", "code"))
-    assert "A library of 2 adapters for" in library
-    assert 'load_adapter("path/to/this/folder#law", model)' in library
+def test_a_card_says_in_words_what_the_adapter_is_and_leaves_the_rest_to_fill_in() -> None:
+    card = model_card(plan_spec(parse_spec(TEXT), tiny_model("llama")), TEXT)
+    assert "- `x`: `Identity` of rank 2 at 2 modules, with 4 tensors, 0 of them used" in card
+    assert any(line.startswith("# license: FILL IN") for line in front_matter(card))
+    assert yaml.safe_load("\n".join(front_matter(card)))["tags"]
+    for heading in ("## Training", "## Licence"):
+        assert card.split(heading)[1].strip().startswith("Fill in")
+
+
+@pytest.mark.parametrize("library", [False, True])
+def test_the_first_code_of_a_card_runs(library: bool, tmp_path: Path) -> None:
+    base, place = tiny_model("llama"), tmp_path / "adapter"
+    base.save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model = compile_spec(parse_spec(TEXT), base)
+    if library:
+        values = {name: model.bishare.tensors() for name in ("law", "code")}
+        save_library(place, model.bishare.plan, values, TEXT, seed=0, origin=model.bishare.origin())
+    else:
+        model.save_pretrained(place)
+    card = (place / "README.md").read_text()
+    assert ("A library of 2 adapters for" in card) == library
+    code = card.split("```python\n")[1].split("```")[0]
+    code = code.replace("path/to/this/folder", str(place))
+    found: dict[str, Any] = {}
+    exec(code, found)  # As a reader copies it.
+    ids = torch.arange(8).view(1, 8)
+    assert torch.equal(found["model"].eval()(ids).logits, model.eval()(ids).logits)

@@ -19,7 +19,7 @@ from bishare_dsl.adapter import fingerprint, singular
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.fingerprint import check_reproduced, marks_of
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.stacks import groups_of
+from bishare_dsl.adapter.sharing import groups_of
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps

@@ -23,7 +23,7 @@ from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.stacks import stacks_of
+from bishare_dsl.adapter.sharing import stacks_of
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import site

@@ -4,7 +4,7 @@ from safetensors import safe_open
 
 from bishare_dsl.adapter.config import file_key
 from bishare_dsl.adapter.files import TENSORS, read_adapter
-from bishare_dsl.adapter.stacks import stacks_of
+from bishare_dsl.adapter.sharing import stacks_of
 
 
 def tensors(folder):

@@ -26,7 +26,7 @@ from transformers import RobertaConfig
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
-from bishare_dsl.peft import BishareConfig
+from bishare_dsl.peft import BishareConfig, as_peft_model
 from tests.adapter.test_frozen import VERA
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
 from tests.peft.conftest import SPEC
@@ -100,6 +100,43 @@ def test_a_folder_of_ours_is_one_of_pefts_and_the_other_way_round(
         assert trained == {n for n, p in trains.named_parameters() if p.requires_grad} != set()
     fields = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (fields["peft_type"], fields["spec"]) == ("BISHARE", model.bishare.spec_text)
+
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["fresh", "trained"])
+@pytest.mark.parametrize("adapt", ["compile_spec", "get_peft_model"])
+def test_every_way_to_save_writes_the_same_bytes(
+    adapt: str, train: bool, base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """bishare's and PEFT's `save_pretrained`, and a Trainer's checkpoint and last save (G14)."""
+    base.name_or_path = str(tmp_path / "base")
+    model: Any = (
+        compile_spec(VERA, base)
+        if adapt == "compile_spec"
+        else get_peft_model(base, BishareConfig(spec=VERA, task_type="CAUSAL_LM"))
+    )
+    handle = base.bishare
+    if train:
+        how: Any = {"max_steps": 1, "save_steps": 1, "report_to": [], "use_cpu": True}
+        args = transformers.TrainingArguments(str(tmp_path / "run"), disable_tqdm=True, **how)
+        rows = [{"input_ids": row, "labels": row} for row in ids]
+        trainer = transformers.Trainer(model=model, args=args, train_dataset=rows)
+        trainer.train()
+        trainer.save_model(str(tmp_path / "last"))
+    handle.save_pretrained(tmp_path / "handle")
+    model.save_pretrained(tmp_path / "model")
+    wrapped = model if adapt == "get_peft_model" else as_peft_model(model, "CAUSAL_LM")
+    wrapped.save_pretrained(tmp_path / "peft")
+    found = {name: (tmp_path / "handle" / name).read_bytes() for name in FILES}
+    fields = json.loads(found[FILES[0]])
+    assert fields["base_model_name_or_path"] == str(tmp_path / "base")
+    assert fields["task_type"] == "CAUSAL_LM"
+    others = ["model", "peft", *(["last", "run/checkpoint-1"] if train else [])]
+    for folder in others:
+        for name in FILES[: None if folder in ("model", "peft") else 2]:
+            assert (tmp_path / folder / name).read_bytes() == found[name], (folder, name)
 
 
 def test_several_adapters(adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path) -> None:

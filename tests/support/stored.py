@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from bishare_dsl.adapter.config import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS, read_adapter
-from bishare_dsl.adapter.stacks import stacks_of
+from bishare_dsl.adapter.sharing import stacks_of
 
 
 def load_stored(folder: Path) -> dict[str, torch.Tensor]:

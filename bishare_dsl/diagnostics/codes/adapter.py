@@ -154,7 +154,7 @@ LOST_BY_QUANTISING = note(
     "BS690", "{form} takes {bits} bits a number, and changes updates by {error}"
 )
 OTHER_COMPILER = Code("BS661", "the adapter's spec gives another plan here than when it was saved")
-UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")
+UNKNOWN_CHOICE = Code("BS662", "an adapter is not saved with `{option}={value!r}`")
 
 # Serving with vLLM --------------------------------------------------------------------------------
 
