@@ -40,6 +40,15 @@ define install
 	  | sed -n -e '/^ *Downloading .*MB/p' -e '/^Installing/s/:.*/ .../p' -e '/^Successfully/s/ installed .*/ installed./p'
 endef
 
+# $(call over,FOLDER,WHAT): a virtual environment over .venv. What WHAT asks for, and .venv has otherwise, are in it.
+define over
+	@$(BIN)/python -m venv --clear --without-pip $(1)
+	@$(BIN)/python -c 'import os, site; print(*site.getsitepackages(), os.getcwd(), sep="\n")' \
+	  > "$$(echo $(1)/lib/python*/site-packages)/over.pth"
+	@$(BIN)/python -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check $(2)
+	@touch $@
+endef
+
 setup: $(STAMP) ## create .venv with an editable bishare and its development tools
 
 $(STAMP): pyproject.toml
@@ -85,14 +94,8 @@ test-compat: $(STAMP) .venv-compat/oldest/.installed ## test with the oldest and
 	  $$python -c 'import transformers; print("== transformers", transformers.__version__)'; \
 	  HYPOTHESIS_PROFILE=quick $(PYTEST) $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
 
-# It lies over .venv, which has the newest: transformers alone, and what it asks for, are other ones.
 .venv-compat/oldest/.installed: $(STAMP)
-	@$(BIN)/python -m venv --clear --without-pip .venv-compat/oldest
-	@$(BIN)/python -c 'import os, site; print(*site.getsitepackages(), os.getcwd(), sep="\n")' \
-	  > "$$(echo .venv-compat/oldest/lib/python*/site-packages)/newest.pth"
-	@$(BIN)/python -m pip --python .venv-compat/oldest/bin/python install --quiet --disable-pip-version-check \
-	  'transformers==$(OLDEST)'
-	@touch $@
+	$(call over,.venv-compat/oldest,'transformers==$(OLDEST)')
 
 # The oldest PEFT that pyproject.toml allows, and the newest, which `make setup` installs.
 PEFT_OLDEST = $(shell sed -n 's/^ *"peft>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
@@ -146,9 +149,8 @@ CLIENTS = ms-swift axolotl
 test-tinker: $(STAMP) .venv-tinker/.installed ## test examples/tinker_server.py by the tinker SDK
 	@$(PYTEST) $(BIN)/python -m pytest -q $(or $(ARGS),tests/examples/test_tinker_server.py)
 
-.venv-tinker/.installed: pyproject.toml
-	$(call install,.venv-tinker,-e '.[train]' tinker==0.38.0 starlette uvicorn)
-	@touch $@
+.venv-tinker/.installed: $(STAMP)
+	$(call over,.venv-tinker,tinker==0.38.0 starlette uvicorn)
 
 test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## test ms-swift and Axolotl (5 GB, minutes the first time)
 	@set -e; for client in $(CLIENTS); do \
@@ -185,5 +187,5 @@ vscode: $(STAMP) ## test the VS Code extension, and pack it into dist (needs npm
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all generated files, except downloads in .cache
-	rm -rf .venv .venv-compat .venv-vllm* .venv-clients .quantised .deepspeed build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-tinker .venv-vllm* .venv-clients .quantised .deepspeed build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

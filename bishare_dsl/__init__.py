@@ -31,13 +31,11 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "Plan": "bishare_dsl.plan",
-        "Spec": "bishare_dsl.spec",
-        "compile_spec": "bishare_dsl.api",
-        "handle": "bishare_dsl.peft.method",
-        "load_adapter": "bishare_dsl.api",
-        "parse_spec": "bishare_dsl.compiler",
-        "plan_spec": "bishare_dsl.api",
+        "api": "compile_spec load_adapter plan_spec",
+        "compiler": "parse_spec",
+        "peft.method": "handle",
+        "plan": "Plan",
+        "spec": "Spec",
     },
 )
 

@@ -19,7 +19,7 @@ from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.language import read
-from bishare_dsl.models.inspect import TENSORS as CHILD
+from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.names import attribute
@@ -53,8 +53,6 @@ def member_fault(name: str) -> str | None:
         return None
     return "in a library it has letters, digits, `_`, `.` and `-`, and begins with none of the last two"
 
-
-_DICTS = ("linears", "shapes")
 
 OF_PEFT = {
     "spec": "spec",
@@ -170,9 +168,6 @@ class AdapterConfig(BaseModel):
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
         record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "entries"})
-        for run in (*record["base"]["sites"], *record["base"]["others"]):
-            # PEFT sorts the keys of its config, but the order of a block's layers matters.
-            run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
         record["sharing"] = parse_json(self.sharing)
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 

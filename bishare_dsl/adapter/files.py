@@ -51,7 +51,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.sharing import common_keys, sharing_of
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import TENSORS as CHILD
+from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file

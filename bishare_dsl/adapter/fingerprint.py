@@ -84,8 +84,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     """
     import torch
 
-    from bishare_dsl.models.inspect import in_adapter, linear_maps
-    from bishare_dsl.models.site import block_of
+    from bishare_dsl.models.inspect import linear_maps
+    from bishare_dsl.models.site import block_of, in_adapter
 
     maps = linear_maps(model)
     inside = [weight for path, weight in maps.items() if block_of(path)]

@@ -49,7 +49,8 @@ from bishare_dsl.models.hooks import (
     reshard,
     resident_tensor,
 )
-from bishare_dsl.models.inspect import ADAPTER, inspect_model
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.site import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.plan.together import name_of, plan_together, scaled_plan

@@ -21,8 +21,8 @@ from bishare_dsl.models.hooks import (
     is_sharded_tensor,
     resident_tensor,
 )
-from bishare_dsl.models.inspect import in_adapter, linear_maps
-from bishare_dsl.models.site import Site
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.site import Site, in_adapter
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan.plan import Plan
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.adapter import MIXED_PLACES, RESIZED
 from bishare_dsl.models.hooks import HAS_ADAPTER, uploaded
-from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.models.site import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.rewritten import own_parameters
 

@@ -280,8 +280,7 @@ class Slots:
 
     def keep_copies(self, kept: Collection[tuple[int, int]]) -> None:
         """Drop the copies for other ranges of rows than these."""
-        for key in [key for key in self.copies if key[1:] not in kept]:
-            del self.copies[key]
+        self.copies = {key: copy for key, copy in self.copies.items() if key[1:] in kept}
 
     def move_to_front(self, slots: Sequence[int]) -> None:
         """Move slots to the first rows, in this order."""

@@ -30,7 +30,7 @@ from bishare_dsl.batched.rows import (
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import forget_recompute, recompute_within
-from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.models.site import TENSORS
 from bishare_dsl.names import BASE
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
@@ -250,11 +250,8 @@ class MixedBatches:
             names = [names[owners[row]] for row in sorted(owners)]
             grouping = Grouping(len(names), len(names))
         members = [None if name is None else self.members[name] for name in names]
-        forwards: dict[nn.Module, Callable[..., Any]] = {
-            module: forward_of(module, None)
-            for module in _running(self.model)
-            if is_rewritten(module)
-        }
+        rewritten = filter(is_rewritten, _running(self.model))
+        forwards: dict[nn.Module, Any] = {module: forward_of(module, None) for module in rewritten}
         factors: dict[nn.Module, Factors] = {}
         places: dict[nn.Module, Place] = {}
         given = {member.plan.digest: member.plan for member in members if member is not None}

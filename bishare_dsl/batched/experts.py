@@ -15,7 +15,6 @@ from torch import nn
 
 from bishare_dsl.batched.rows import dropout_of, row_factors
 from bishare_dsl.rewrite.experts import experts_forward
-from bishare_dsl.rewrite.grouped_rows import RegionRows
 from bishare_dsl.rewrite.rewritten import base_class
 from bishare_dsl.transforms.factor import Dense
 
@@ -38,20 +37,17 @@ def run_experts(
     if grouping.adapters > 1:
         bound = inspect.signature(base_class(type(module)).forward).bind(module, *args, **kwargs)
         _, x, index = bound.args[:3]
-        _check(rows, module, [*bound.arguments][2], x)
+        rows.check(x, single=False)
+        name = [*bound.arguments][2]
+        if name not in INDICES or not hasattr(module, "num_experts"):
+            rows.refuse("its forward takes no numbers of experts")
         owners = grouping.owners(index.device).repeat_interleave(len(index) // grouping.rows)
         every = len(factors[0].tensor)
         experts = every // grouping.adapters
         # The index after the last expert means no expert.
         own = torch.where(index < experts, index + experts * owners.unsqueeze(1), every)
-        bound.arguments[[*bound.arguments][2]] = own
+        bound.arguments[name] = own
         args, kwargs = bound.args[1:], bound.kwargs
     return experts_forward(
         module, factors, parts, args, kwargs, dropout_of(module), grouping.adapters
     )
-
-
-def _check(rows: RegionRows, module: nn.Module, name: str, x: Any) -> None:
-    rows.check(x, single=False)
-    if name not in INDICES or not hasattr(module, "num_experts"):
-        rows.refuse("its forward takes no numbers of experts")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -48,17 +48,12 @@ class Group:
         """Return a tensor of the group's adapters, ``(R, rows, columns)``, or the tensor common to all."""
         return self.bank.tensor(name, self.rows)
 
-    def view(self, key: object, make: Callable[[], T]) -> T:
-        """Return cached views of the adapters' tensors, which stay valid when these rows change."""
-        return self._cached(self.bank.views, key, make)
+    def cached(self, key: object, make: Callable[[], T], *, computed: bool) -> T:
+        """Return what is made of the adapters' tensors, cached.
 
-    def copy(self, key: object, make: Callable[[], T]) -> T:
-        """Return what is computed from the adapters' tensors, cached until one of them changes."""
-        return self._cached(self.bank.copies, key, make)
-
-    def _cached(
-        self, cache: dict[tuple[object, int, int], Any], key: object, make: Callable[[], T]
-    ) -> T:
+        Views of the tensors stay valid when these change. What is ``computed`` from them is dropped then.
+        """
+        cache = self.bank.copies if computed else self.bank.views
         if not isinstance(self.rows, slice):
             return make()
         place = key, self.rows.start, self.rows.stop

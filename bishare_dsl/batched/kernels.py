@@ -97,17 +97,8 @@ class KernelTerms:
         _down[tiles, len(self._downs)](
             *batch, x, x.stride(0), x.shape[1], z, self._width, self._downs, **self._sizes
         )
-        _up[tiles, len(self._blocks)](
-            *batch,
-            output,
-            output.stride(0),
-            z,
-            self._width,
-            self._ups,
-            self._scales,
-            self._blocks,
-            **self._sizes,
-        )
+        written, tables = (output, output.stride(0)), (self._ups, self._scales, self._blocks)
+        _up[tiles, len(self._blocks)](*batch, *written, z, self._width, *tables, **self._sizes)
 
     def _table(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=self._bank.memory.device)
@@ -156,11 +147,8 @@ def _read_tile(order, tiles, M: tl.constexpr):
     tile = tiles + 3 * tl.program_id(0)
     places = tl.load(tile + 1) + tl.arange(0, M)
     there = places < tl.load(tile + 2)
-    return (
-        tl.load(tile).to(tl.int64),
-        tl.load(order + places, mask=there, other=0).to(tl.int64),
-        there,
-    )
+    tokens = tl.load(order + places, mask=there, other=0).to(tl.int64)
+    return tl.load(tile).to(tl.int64), tokens, there
 
 
 @triton.jit
@@ -191,18 +179,12 @@ def _down(
                         feature = j * size + inner
                         local = feature - first
                         real = (inner < size) & (feature < side) & (local >= 0) & (local < x_width)
-                        part = tl.load(
-                            x + tokens[:, None] * x_step + local[None, :],
-                            mask=there[:, None] & real[None, :],
-                            other=0.0,
-                        )
+                        at = x + tokens[:, None] * x_step + local[None, :]
+                        part = tl.load(at, mask=there[:, None] & real[None, :], other=0.0)
                         weight = tl.where(kernel_at < 0, 1.0, tl.load(kernel + j).to(tl.float32))
                         mixed += weight * part.to(tl.float32)
-                    a = tl.load(
-                        stored + block * skip + row[None, :] * columns + inner[:, None],
-                        mask=(row < rows)[None, :] & (inner < size)[:, None],
-                        other=0.0,
-                    )
+                    at = stored + block * skip + row[None, :] * columns + inner[:, None]
+                    a = tl.load(at, mask=(row < rows)[None, :] & (inner < size)[:, None], other=0.0)
                     total = tl.dot(mixed.to(a.dtype), a, total, input_precision="ieee")
                 place = z + tokens[:, None] * z_step + column + block * rows + row[None, :]
                 tl.store(place, total, mask=there[:, None] & (row < rows)[None, :])
@@ -240,20 +222,13 @@ def _up(
                 weight = tl.load(kernel + feature // size, mask=weighed, other=1.0)
                 for r in range(0, rows, R):
                     row = r + tl.arange(0, R)
-                    at = column + block * rows + row
-                    low = tl.load(
-                        z + tokens[:, None] * z_step + at[None, :],
-                        mask=there[:, None] & (row < rows)[None, :],
-                        other=0.0,
-                    )
+                    at = z + tokens[:, None] * z_step + (column + block * rows + row)[None, :]
+                    low = tl.load(at, mask=there[:, None] & (row < rows)[None, :], other=0.0)
                     gain = memory + rank_at + slot * rank_step + block * rows + row
                     gained = row < tl.where(rank_at < 0, 0, rows)
                     low *= tl.load(gain, mask=gained, other=1.0).to(tl.float32)[None, :]
-                    b = tl.load(
-                        stored + block * skip + row[:, None] * columns + (feature % size)[None, :],
-                        mask=(row < rows)[:, None] & real[None, :],
-                        other=0.0,
-                    )
+                    at = stored + block * skip + row[:, None] * columns + (feature % size)[None, :]
+                    b = tl.load(at, mask=(row < rows)[:, None] & real[None, :], other=0.0)
                     b = (b.to(tl.float32) * weight.to(tl.float32)[None, :]).to(b.dtype)
                     added = tl.dot(low.to(b.dtype), b, added, input_precision="ieee")
             gain = memory + out_at + slot * out_step + feature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -109,8 +110,9 @@ class LayerTerms:
         """Return each A of the layer, and the B of each site's terms, in a dtype."""
         pairs = self.pairs(group)
         if self._computed:
+            cast = partial(map_tensors, change=lambda tensor: tensor.to(dtype))
             # The slots are float32, because factors of rounded tensors could be very different.
-            pairs = [(_cast(a, dtype), _cast(b, dtype)) for a, b in pairs]
+            pairs = [(cast(a), cast(b)) for a, b in pairs]
         downs = [pairs[i][0] for i in self.downs]
         return downs, [[pairs[i][1] for i in terms] for terms in self.ups]
 
@@ -127,8 +129,8 @@ class LayerTerms:
         batch.add(output, total)
 
     def _add(self, group: Group, x: Tensor, total: Tensor) -> None:
-        cached = group.copy if self._computed else group.view
-        downs, ups = cached((self, x.dtype), lambda: self._factors(group, x.dtype))
+        make = partial(self._factors, group, x.dtype)
+        downs, ups = group.cached((self, x.dtype), make, computed=self._computed)
         uses = [uses for _, uses in self.sites]
         if group.length <= DECODE_TOKENS:
             z = [down.down(x) for down in downs]
@@ -178,10 +180,6 @@ class LayerMagnitudes:
             bias = self._bias
             free = target if bias is None else target - bias[part.place].to(target.dtype)
             target.addcmul_(change.to(target.dtype), free)
-
-
-def _cast(factor: Factor, dtype: torch.dtype) -> Factor:
-    return map_tensors(factor, lambda tensor: tensor.to(dtype))
 
 
 def _identity(factor: Factor) -> object:

@@ -37,8 +37,8 @@ from bishare_dsl.export.lora import Lora, Pair
 from bishare_dsl.export.peft_config import CONFIG, PREFIX, TENSORS
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
-from bishare_dsl.models.inspect import in_adapter, linear_maps
-from bishare_dsl.models.site import Site
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.site import Site, in_adapter
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder

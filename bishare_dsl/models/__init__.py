@@ -10,21 +10,17 @@ from bishare_dsl.lazy import lazy
 if TYPE_CHECKING:
     from bishare_dsl.models.inspect import inspect_config, inspect_model
     from bishare_dsl.models.load import architecture_of, load_model, meta_model
-    from bishare_dsl.models.presets import ALIASES, PRESETS, config_of, preset
+    from bishare_dsl.models.presets import PRESETS, config_of, preset
     from bishare_dsl.models.site import Architecture, Site
     from bishare_dsl.models.source import Source, resolve
 
 __getattr__ = lazy(
     __name__,
     {
-        name: f"bishare_dsl.models.{home}"
-        for home, names in {
-            "inspect": ("inspect_config", "inspect_model"),
-            "load": ("architecture_of", "load_model", "meta_model"),
-            "presets": ("ALIASES", "PRESETS", "config_of", "preset"),
-            "site": ("Architecture", "Site"),
-            "source": ("Source", "resolve"),
-        }.items()
-        for name in names
+        "inspect": "inspect_config inspect_model",
+        "load": "architecture_of load_model meta_model",
+        "presets": "PRESETS config_of preset",
+        "site": "Architecture Site",
+        "source": "Source resolve",
     },
 )

@@ -6,27 +6,18 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
 from bishare_dsl.models.hooks import full_shape
-from bishare_dsl.models.site import Architecture, LeftOut, Parameter, Site, block_of
+from bishare_dsl.models.site import Architecture, LeftOut, Parameter, Site, block_of, in_adapter
 from bishare_dsl.models.source import Source, resolve
 from bishare_dsl.models.weights import Weight, linear_widths, weights_in
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
-
-ADAPTER = "bishare"
-"""The child of an adapted model that users call."""
-
-TENSORS = "bishare_tensors"
-"""The child of each module that owns adapter tensors. It has a child for each adapter, by name."""
-
-
-def in_adapter(path: str) -> bool:
-    """Return whether a module or parameter belongs to an adapter and not to the base."""
-    return not {ADAPTER, TENSORS}.isdisjoint(path.split("."))
 
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
@@ -121,8 +112,6 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
     Raises:
         ModelError: the config is not of a language model (BS508), or of no model (BS509).
     """
-    import torch
-
     name = name or config.name_or_path or config.model_type
     auto = auto_class(config, name)
     try:

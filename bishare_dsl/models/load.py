@@ -78,7 +78,13 @@ def require_weights(name: str | Source) -> Source:
     """
     source = resolve(name)
     if source.kind in ("preset", "config"):
-        raise ModelError(NO_WEIGHTS(name=source.place, help=_where_weights_are(source)))
+        help = "give a folder with this config.json and the weights, a .gguf file or a Hub id"
+        if source.kind == "preset":
+            help = (
+                "give a checkpoint folder, a .gguf file or a Hub id: the weights of this preset are "
+                f"`{PRESETS[source.place].model_id}` on the Hub"
+            )
+        raise ModelError(NO_WEIGHTS(name=source.place, help=help))
     return source
 
 
@@ -182,12 +188,3 @@ def _unpacked() -> dict[str, Any]:
 
     gguf_config = getattr(transformers, "GgufConfig", None)
     return {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
-
-
-def _where_weights_are(source: Source) -> str:
-    if source.kind == "preset":
-        return (
-            "give a checkpoint folder, a .gguf file or a Hub id: the weights of this preset are "
-            f"`{PRESETS[source.place].model_id}` on the Hub"
-        )
-    return "give a folder with this config.json and the weights, a .gguf file or a Hub id"

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, groupby, pairwise
 from math import prod
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     FieldSerializationInfo,
     NonNegativeInt,
@@ -20,6 +19,12 @@ from pydantic import (
     field_serializer,
     field_validator,
 )
+
+ADAPTER = "bishare"
+"""The child of an adapted model that users call."""
+
+TENSORS = "bishare_tensors"
+"""The child of each module that owns adapter tensors. It has a child for each adapter, by name."""
 
 _RUNS = {"sites": "linears", "others": "shapes"}
 """Fields of `Architecture` that are written as `_Run`s, with their names there."""
@@ -199,9 +204,9 @@ class Architecture(Data):
     ) -> list[dict[str, Any]]:
         """Write runs of equal blocks as one entry.
 
-        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in,
-        d_out]}}``, with ``"shapes"`` instead for parameters. Tied parameters and parameters outside of
-        blocks are written alone.
+        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": [["mlp.up_proj", [d_in,
+        d_out]]]}``, with ``"shapes"`` instead for parameters: pairs, because programs may sort the keys of
+        dicts. Tied parameters and parameters outside of blocks are written alone.
         """
         what = _RUNS[info.field_name]
         runs: list[dict[str, Any]] = []
@@ -209,13 +214,18 @@ class Architecture(Data):
         for place, group in groupby(blocks, lambda pair: pair[0] and pair[0][:2]):
             if place is None:
                 runs += (part.model_dump(exclude_defaults=True) for _, part in group)
+                continue
+            inside = [
+                [block[2], [part.d_in, part.d_out] if isinstance(part, Site) else [*part.shape]]
+                for block, part in group
+                if block
+            ]
+            path, number, last = place[0], int(place[1]), runs[-1] if runs else {}
+            equal = (last.get("blocks"), last.get(what)) == (path, inside)
+            if equal and last["first"] + last["count"] == number:
+                last["count"] += 1
             else:
-                inside = {
-                    block[2]: [part.d_in, part.d_out] if isinstance(part, Site) else [*part.shape]
-                    for block, part in group
-                    if block
-                }
-                _add_block(runs, place[0], int(place[1]), what, inside)
+                runs.append({"blocks": path, "first": number, "count": 1, what: inside})
         return runs
 
     @field_validator("sites", "others", mode="before")
@@ -247,30 +257,19 @@ class Architecture(Data):
         return tuple(dict.fromkeys(site.kind for site in self.sites))
 
 
-def _from_pairs(value: Any) -> Any:
-    """Read a dict written as a list of pairs, whose order survives programs that sort the keys of dicts."""
-    try:
-        return dict(value) if isinstance(value, list) else value
-    except TypeError as error:
-        raise ValueError("it is not a list of pairs") from error
-
-
-_AS_PAIRS = BeforeValidator(_from_pairs)
-
-
 class _Run(Data):
     """A run of equal blocks: the widths of their linear layers, or the shapes of their parameters."""
 
     blocks: str
     first: NonNegativeInt
     count: PositiveInt
-    linears: Annotated[dict[str, tuple[PositiveInt, PositiveInt]], _AS_PAIRS] = {}
-    shapes: Annotated[dict[str, tuple[PositiveInt, ...]], _AS_PAIRS] = {}
+    linears: tuple[tuple[str, tuple[PositiveInt, PositiveInt]], ...] = ()
+    shapes: tuple[tuple[str, tuple[PositiveInt, ...]], ...] = ()
 
     def each(self, what: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the ``linears`` or the ``shapes`` of each block, by their paths."""
         for number in range(self.first, self.first + self.count):
-            for name, sizes in getattr(self, what).items():
+            for name, sizes in getattr(self, what):
                 yield f"{self.blocks}.{number}.{name}".removeprefix("."), sizes
 
 
@@ -306,22 +305,13 @@ def runs_of(layers: Iterable[int | None]) -> list[tuple[int, int]]:
     return runs
 
 
+def in_adapter(path: str) -> bool:
+    """Return whether a module or parameter belongs to an adapter and not to the base."""
+    return not {ADAPTER, TENSORS}.isdisjoint(path.split("."))
+
+
 @lru_cache(maxsize=4096)
 def block_of(path: str) -> tuple[str, str, str] | None:
     """Split a path into the path of the list of blocks, the number of the block, and the rest."""
     match = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
     return None if match is None else (match[1] or "", match[2], match[3])
-
-
-def _add_block(
-    runs: list[dict[str, Any]], place: str, number: int, what: str, widths: dict[str, list[int]]
-) -> None:
-    """Add a block to runs of equal blocks, extending the last run if the block is equal."""
-    last = runs[-1] if runs else {}
-    if (last.get("blocks"), last.get(what)) == (place, widths) and (
-        # Compare the order too, which `==` on dicts ignores.
-        list(last[what]) == list(widths) and last["first"] + last["count"] == number
-    ):
-        last["count"] += 1
-    else:
-        runs.append({"blocks": place, "first": number, "count": 1, what: widths})

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.adapter import NOT_DENSE
 from bishare_dsl.models.hooks import full_shape, gather, is_sharded_tensor, resident_tensor
 from bishare_dsl.models.site import block_of
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
 
 _EXPERTS = {
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -78,21 +76,15 @@ class Weight:
     @property
     def looks_up(self) -> bool:
         """Return whether the module is an embedding, whose input is indices instead of features."""
-        from torch import nn
-
         return isinstance(self.module, nn.Embedding)
 
     def is_computed(self) -> bool:
         """Return whether a dense weight is computed from other tensors, as with pruning or weight norm."""
-        from torch import nn
-
         dense = self.transposed or isinstance(self.module, nn.Linear)
         return dense and self.parameter not in self.module._parameters
 
     def replacement(self) -> str | None:
         """Return the reason why there is no dense weight to write to, or None if there is one."""
-        import torch
-
         kind = type(self.module).__name__
         parameter = self.module._parameters.get(self.parameter)
         if parameter is None:
@@ -126,8 +118,6 @@ class Weight:
         return self.matrix() if self.replacement() is None else self.dense()
 
     def _dequantize_attempts(self) -> Iterator[Any]:
-        import torch
-
         if callable(dequantize := getattr(self.module, "dequantize", None)):
             yield dequantize()
         parameter = self.module._parameters.get(self.parameter)
@@ -139,8 +129,6 @@ class Weight:
 
     def _probe_with_identity(self) -> Iterator[Any]:
         """Yield the layer's outputs for unit vectors, which are its weight in any encoding."""
-        import torch
-
         module, kind = self.module, _kind(self.module)
         held = next(iter([*module.parameters(), *module.buffers()]), None)
         bias, training = getattr(module, "bias", None), module.training
@@ -164,8 +152,6 @@ class Weight:
 
 def products(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Multiply rows ``(..., n, d_in)`` by a linear layer's weight: ``(..., n, d_out)``, without its bias."""
-    import torch
-
     if (weight := _plain_weight(layer)) is not None:
         return x.to(weight.dtype) @ (weight if _is_conv1d(layer) else weight.mT)
     # Quantised, offloaded or sharded: the layer is called, with a row of zeros for its bias.
@@ -180,8 +166,6 @@ def products(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def bias_of(layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
     """Return a linear layer's bias in the dtype and on the device of a tensor; None without a bias."""
-    import torch
-
     bias: torch.Tensor | None = getattr(layer, "bias", None)
     if bias is not None and bias.is_meta:  # Offloaded: only a call of the layer loads it.
         widths = linear_widths(layer)
@@ -197,8 +181,6 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
     Raises:
         AdapterError: it is quantised, and cannot be dequantised (BS623).
     """
-    import torch
-
     weight, across = _plain_weight(layer), 0 if _is_conv1d(layer) else 1
     if weight is None:
         (linear,), across = weights_in(_kind(layer).__name__, layer), 1
@@ -213,8 +195,6 @@ def row_norms(layer: nn.Module) -> torch.Tensor:
 
 def _plain_weight(layer: nn.Module) -> torch.Tensor | None:
     """Return the weight of a layer that has one in its own memory; None where something stands for it."""
-    from torch import nn
-
     # By its key: during a forward, ZeRO-3 gathers a parameter that is read so.
     weight = layer._parameters["weight"] if "weight" in layer._parameters else None  # noqa: SIM401
     known = isinstance(layer, nn.Linear) or _is_conv1d(layer)
@@ -243,14 +223,10 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
 
 def _embedding_widths(module: nn.Module) -> tuple[int, int] | None:
     """Return ``(vocabulary, width)`` of an embedding, possibly with an ``embed_scale``, or None."""
-    from torch import nn
-
     if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
         return None
     kind = _kind(module)
-    scaled = isinstance(getattr(module, "embed_scale", None), (int, float, nn.Parameter)) or (
-        "embed_scale" in module._buffers
-    )
+    scaled = isinstance(getattr(module, "embed_scale", None), (int, float, torch.Tensor))
     if kind.forward is not nn.Embedding.forward and not scaled:
         return None
     return module.num_embeddings, module.embedding_dim
@@ -275,22 +251,15 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
         return
     for expert in range(min((shape[0] for shape in shapes.values()), default=0)):
         for parameter, shape in shapes.items():
-            d_in, rows = shape[1:] if transposed else reversed(shape[1:])
+            d_in, height = shape[1:] if transposed else reversed(shape[1:])
             names = _EXPERTS[parameter]
-            d_out, turns = rows // len(names), len(names)
+            d_out, turns = height // len(names), len(names)
             for i, name in enumerate(names):
-                part: slice = slice(i * d_out, (i + 1) * d_out)
-                part = part if concatenated else slice(i, None, turns)
+                site = f"{path}.{expert}.{name}"
+                rows = slice(i * d_out, (i + 1) * d_out) if concatenated else slice(i, None, turns)
+                outputs = rows if turns > 1 else None
                 yield Weight(
-                    f"{path}.{expert}.{name}",
-                    path,
-                    module,
-                    d_in,
-                    d_out,
-                    parameter,
-                    expert,
-                    part if turns > 1 else None,
-                    transposed,
+                    site, path, module, d_in, d_out, parameter, expert, outputs, transposed
                 )
 
 
@@ -301,8 +270,6 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 
 
 def _is_float(dtype: torch.dtype | None) -> bool:
-    import torch
-
     return dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -318,9 +285,6 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
     A custom class may return a tuple (a router), or split its input into groups. Classes of quantisers are
     trusted, because they may run on their device only.
     """
-    import torch
-    from torch import nn
-
     kind = _kind(module)
     if kind.forward is nn.Linear.forward:
         return True

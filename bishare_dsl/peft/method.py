@@ -49,7 +49,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
 from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models import architecture_of
-from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
+from bishare_dsl.models.site import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import BishareConfig, ModulesToSave
 from bishare_dsl.peft.doors import READ, is_copied, of_base, tables_of

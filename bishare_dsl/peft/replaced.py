@@ -31,7 +31,7 @@ from transformers.integrations.peft import PeftAdapterMixin
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.models.site import TENSORS
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.peft.doors import (
     check_first,

@@ -10,10 +10,5 @@ if TYPE_CHECKING:
     from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 
 __getattr__ = lazy(
-    __name__,
-    {
-        "build_plan": "bishare_dsl.plan.build",
-        "check_spec": "bishare_dsl.plan.check",
-        **dict.fromkeys(("Plan", "Pool", "Tensor", "Term"), "bishare_dsl.plan.plan"),
-    },
+    __name__, {"build": "build_plan", "check": "check_spec", "plan": "Plan Pool Tensor Term"}
 )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bishare_dsl.diagnostics import ModelError, raise_errors, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.hooks import full_shape, is_sharded
-from bishare_dsl.models.inspect import ADAPTER, TENSORS, linear_maps
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.site import ADAPTER, TENSORS
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
@@ -60,7 +61,7 @@ def adapt(
     compiled = compile_plan(model, plan, optimisations=optimisations)
     top = root()
     top.parts, top.compiled = place(model, compiled, tensors), compiled
-    top.frozen = tuple(path for path, p in model.named_parameters() if p.requires_grad)
+    top.frozen = frozenset(path for path, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
     top.parts.join(name)
     top.parts.insert()
@@ -174,9 +175,8 @@ def unadapt(model: nn.Module) -> None:
         if TENSORS in module._modules:
             delattr(module, TENSORS)
     delattr(model, ADAPTER)
-    trained = set(top.frozen)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
+        parameter.requires_grad_(name in top.frozen)
 
 
 def _home(model: nn.Module, owner: str) -> str:
@@ -195,8 +195,9 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
         found = f"{weight.d_in} -> {weight.d_out}" if weight else "no linear layer"
         if found != expected:
             problems.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
+    named = dict(model.named_parameters(remove_duplicate=False)) if plan.trained else {}
     for trained in plan.trained:
-        parameters = [_parameter(model, path) for path in trained.paths]
+        parameters = [named.get(path) for path in trained.paths]
         shapes = {None if k is None else full_shape(k) for k in parameters}
         if shapes != {trained.shape} or len(set(map(id, parameters))) > 1:
             expected = f"one parameter {trained.shape} under {len(parameters)} names"
@@ -205,11 +206,3 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
                 codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=found)
             )
     raise_errors(ModelError, problems[:5])
-
-
-def _parameter(model: nn.Module, path: str) -> nn.Parameter | None:
-    module, _, name = path.rpartition(".")
-    try:
-        return model.get_submodule(module)._parameters.get(name)
-    except AttributeError:
-        return None

@@ -71,10 +71,8 @@ def _computes(tree: ast.AST, live: Sequence[ast.AST], child: str) -> bool:
 
 def _is_own(node: ast.AST) -> TypeGuard[ast.Attribute]:
     """Tell whether an expression is an attribute of `self`."""
-    match node:
-        case ast.Attribute(ast.Name("self")):
-            return True
-    return False
+    value = node.value if isinstance(node, ast.Attribute) else None
+    return isinstance(value, ast.Name) and value.id == "self"
 
 
 @lru_cache(maxsize=256)

@@ -24,12 +24,7 @@ from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.effects import order_writes
 from bishare_dsl.rewrite.rewritten import has_own_forward
 from bishare_dsl.rewrite.signature import graph_signature, is_read
-from bishare_dsl.rewrite.trace import (
-    RegionTracer,
-    UntraceableRegion,
-    Variant,
-    check_decorators,
-)
+from bishare_dsl.rewrite.trace import RegionTracer, UntraceableRegion, Variant, check_decorators
 
 
 def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
@@ -54,7 +49,8 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
     except UntraceableRegion:
         raise
     except Exception as error:  # the linear layers can still be adapted one by one
-        raise UntraceableRegion(_reason(error)) from error
+        kind = "" if isinstance(error, TraceError) else f"{type(error).__name__}: "
+        raise UntraceableRegion(kind + str(error).partition("\n")[0]) from error
     return graph
 
 
@@ -153,8 +149,3 @@ def _check_targets(graph: fx.Graph, targets: Sequence[str]) -> None:
                 raise UntraceableRegion(f"it calls {target} with more than one tensor")
         if reads:
             raise UntraceableRegion(f"it reads {reads[0]} and does not only call {target}")
-
-
-def _reason(error: Exception) -> str:
-    first_line = str(error).partition("\n")[0]
-    return first_line if isinstance(error, TraceError) else f"{type(error).__name__}: {first_line}"

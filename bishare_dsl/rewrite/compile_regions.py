@@ -89,9 +89,14 @@ class RegionCompiler:
             if of_module:
                 yield owner, *self._experts(owner, of_module)
         for parent, children in by_parent.items():
-            compiled, names = self._region(parent, children)
+            slots: dict[str, int] = {}
+            targets = tuple(
+                Target(child, width, self._uses(f"{parent}.{child}", slots))
+                for child, width in children.items()
+            )
+            compiled = self._compiled_region(parent, targets, slots)
             if isinstance(compiled, RegionCode):
-                yield parent, compiled, names
+                yield parent, compiled, list(slots)
                 continue
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
@@ -126,16 +131,6 @@ class RegionCompiler:
             scaled = hasattr(embedding, "embed_scale")
             lookup = Lookup(embedding.padding_idx, scaled, not maps[site.path].looks_up)
         return self._alone(path, site.path, Width(site.d_in, site.d_out), lookup)
-
-    def _region(
-        self, path: str, children: Mapping[str, Width]
-    ) -> tuple[RegionCode | UntraceableRegion, list[str]]:
-        slots: dict[str, int] = {}
-        targets = tuple(
-            Target(child, width, self._uses(f"{path}.{child}", slots))
-            for child, width in children.items()
-        )
-        return self._compiled_region(path, targets, slots), list(slots)
 
     def _compiled_region(
         self, path: str, targets: tuple[Target, ...], slots: Mapping[str, int]

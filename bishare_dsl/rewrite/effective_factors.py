@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bishare_dsl.rewrite.island import is_unwatched
-from bishare_dsl.rewrite.ops import autocasts, without_autocast
+from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.rewritten import RegionCode
 from bishare_dsl.transforms.factor import Factor
@@ -38,8 +38,6 @@ class EffectiveFactors(nn.Module):
         tensors = promote_to_one_dtype(self._tensors())
         # Transforms are cheap, so they run in the dtype of training: running, merging and exporting
         # then use the same numbers.
-        if not autocasts(tensors[0].device):
-            return self._assemble(self, *tensors)  # type: ignore[no-any-return]
         with without_autocast(tensors[0].device):
             return self._assemble(self, *tensors)  # type: ignore[no-any-return]
 
@@ -59,9 +57,6 @@ class EffectiveFactors(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._assemble = self.code.assembly.function()
-
-    def extra_repr(self) -> str:
-        return f"{len(self._slots)} tensors of {len(self._owned)} modules"
 
 
 def promote_to_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -49,10 +49,6 @@ class Addition:
         # Unbind once: the gradient of each index would be as large as all experts.
         return list(zip(self.a.unbind(0), self.b.unbind(0), strict=True))
 
-    def read(self, x: Tensor) -> Tensor:
-        """Return the input of the factors, after dropout."""
-        return F.dropout(x, self.dropout) if self.dropout else x
-
 
 class UnknownProductError(Exception):
     """An implementation of experts uses a weight in an operation that terms cannot be added to."""
@@ -73,12 +69,6 @@ class ExpertWeight(Tensor):
         weight.plain, weight.additions = plain, tuple(additions)
         return weight
 
-    def of_expert(self, number: int) -> Tensor:
-        """Return the weight of an expert; in a mixed batch several numbers share a weight, not additions."""
-        part = self.plain[number % len(self.plain)]
-        additions = [addition.at(number) for addition in self.additions]
-        return ExpertWeight.of(part, additions) if additions else part
-
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -88,8 +78,11 @@ class ExpertWeight(Tensor):
         if weight is None:
             raise UnknownProductError(f"hands a weight to `{func.__name__}` by keyword")
         if func.__name__ == "__getitem__" and isinstance(args[1], Tensor) and args[1].dim() == 0:
-            # The index would synchronise as well; do it once.
-            return weight.of_expert(int(args[1]))
+            number = int(args[1])  # The index would synchronise as well; do it once.
+            # In a mixed batch several numbers share a weight, not additions.
+            part = weight.plain[number % len(weight.plain)]
+            additions = [addition.at(number) for addition in weight.additions]
+            return cls.of(part, additions) if additions else part
         y = func(*(arg.plain if isinstance(arg, cls) else arg for arg in args), **kwargs)
         if not isinstance(y, Tensor):
             return y
@@ -108,7 +101,8 @@ class ExpertWeight(Tensor):
                 raise UnknownProductError(f"calls `{name}` with a weight")
         x = args[0] if args[1] is weight else args[1]
         for addition in weight.additions:
-            y = add(y, addition.read(x), addition.a, addition.b)
+            read = F.dropout(x, addition.dropout) if addition.dropout else x
+            y = add(y, read, addition.a, addition.b)
         return y
 
     @classmethod

@@ -101,7 +101,7 @@ class ExpertsAssembly:
             wide = [(term, _widened(b, term, outputs)) for term, _, b in pairs]
             downs.append(reduce(torch.add, [self._of_all(a, term, rows) for term, a, _ in pairs]))
             ups.append(reduce(torch.add, [self._of_all(b, term, rows) for term, b in wide]))
-        return _below(downs), _below(ups)
+        return torch.cat(downs, 1), torch.cat(ups, 1)
 
     def _of_all(self, factor: Tensor, terms: ExpertTerms, rows: int) -> Tensor:
         """Extend a factor to all experts, with zeros for those without the term."""
@@ -120,10 +120,6 @@ def _widened(b: Tensor, terms: ExpertTerms, outputs: int) -> Tensor:
     wide = b.new_zeros(*b.shape[:-1], outputs)
     wide[..., slice(*terms.outputs)] = b
     return wide
-
-
-def _below(factors: Sequence[Tensor]) -> Tensor:
-    return factors[0] if len(factors) == 1 else torch.cat(list(factors), 1)
 
 
 def experts_assembly(

@@ -28,13 +28,8 @@ from bishare_dsl.rewrite.island import (
 
 # Deterministic functions of their input, which can be called again.
 _PURE = (
-    nn.SiLU,
-    nn.GELU,
-    nn.ReLU,
-    activations.SiLUActivation,
-    activations.GELUActivation,
-    activations.GELUTanh,
-    activations.NewGELUActivation,
+    *(nn.SiLU, nn.GELU, nn.ReLU, activations.SiLUActivation, activations.GELUActivation),
+    *(activations.GELUTanh, activations.NewGELUActivation),
 )
 
 

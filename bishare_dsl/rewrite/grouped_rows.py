@@ -182,9 +182,8 @@ class RegionRows(NamedTuple):
                 rows * n for n in tokens
             ]
         if not fits:
-            self.refuse(
-                f"its input is {(*axes, width)}, and the call has {rows or self.grouping.rows} rows"
-            )
+            called = rows or self.grouping.rows
+            self.refuse(f"its input is {(*axes, width)}, and the call has {called} rows")
 
     def spread(self, ids: Tensor) -> Tensor:
         """Repeat indices that all rows share, such as positions, ``(1, n)``, for each row.

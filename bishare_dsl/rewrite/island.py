@@ -204,7 +204,7 @@ def _low(
         a, *bs = joined(downs, uses, ups)
     if rows is not None:
         return torch.bmm(rows.gather(read), a.to(read).mT), bs  # type: ignore[union-attr]
-    return F.linear(_flat(read), a.to(read)), bs  # type: ignore[union-attr]
+    return F.linear(read.reshape(-1, read.shape[-1]), a.to(read)), bs  # type: ignore[union-attr]
 
 
 def _added(
@@ -330,14 +330,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
     """Return factors in the dtype and on the device of ``x``."""
-    # Checked first, because each call of torch is noticeable with one token.
-    dtype, device = x.dtype, x.device
-    return [
-        factor
-        if factor is None or (factor.dtype is dtype and factor.device == device)
-        else factor.to(x)
-        for factor in factors
-    ]
+    return [None if factor is None else factor.to(x) for factor in factors]
 
 
 def _run(
@@ -391,11 +384,6 @@ def gradients_with_history(
     ys, dys = zip(*known, strict=True)
     gradients = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True, allow_unused=True))
     return [next(gradients) if need else None for need in needed]
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Reshape ``(..., d)`` to ``(tokens, d)``."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _tokens_of(factor: Tensor, x: Tensor) -> Tensor:
@@ -495,7 +483,7 @@ class _Island(torch.autograd.Function):
             )
         x, read, a, *rest = inputs
         weights, bs = rest[:n], rest[2 * n :]
-        dys = [None if dy is None else _flat(dy) for dy in grads]
+        dys = [None if dy is None else dy.reshape(-1, dy.shape[-1]) for dy in grads]
         dx = _input_gradient(dys, weights) if wants_x else None
         dread = da = None
         dbs: list[Tensor | None] = [None] * n

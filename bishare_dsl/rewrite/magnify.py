@@ -40,7 +40,10 @@ def magnify(
         if downs:
             pairs = [(a.dense(), s * b.dense()) for a, b, s in zip(downs, ups, scales, strict=True)]
             a, b = (torch.cat(parts, -2).detach().to(change) for parts in zip(*pairs, strict=True))
-            change = (1 + change) * length_ratio(layer, a, b, y.dtype).unsqueeze(-2) - 1
+            with torch.no_grad():
+                squares, along = row_norms(layer).to(b).square(), products(layer, a.to(y.dtype))
+                ratio = ratio_of_lengths(squares, along.to(b), a, b)
+            change = (1 + change) * ratio.unsqueeze(-2) - 1
         bias = bias_of(layer, y)
         if rows is not None:
             y = rows.repeat(y)
@@ -49,21 +52,6 @@ def magnify(
         if rows is None:
             return y + change.squeeze(0) * free
         return y + rows.grouping.scatter(change * rows.grouping.gather(free), y)
-
-
-@torch.no_grad()
-def length_ratio(layer: nn.Module, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute `ratio_of_lengths` of a layer's rows.
-
-    Args:
-        layer: with W.
-        a: ``(..., rows, d_in)``, of one adapter or several.
-        b: ``(..., rows, d_out)``.
-        dtype: used to call the layer if its weight is not plain.
-    """
-    return ratio_of_lengths(
-        row_norms(layer).to(b).square(), products(layer, a.to(dtype)).to(b), a, b
-    )
 
 
 def ratio_of_lengths(squares: Tensor, along: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import cast
 
 from torch import nn
 
-from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.models.site import TENSORS
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.region import FACTORS
-from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code, set_whole
+from bishare_dsl.rewrite.rewritten import RegionCode, change, restore_forward, set_code
 from bishare_dsl.rewrite.whole import WHOLE, TrainedInFull
 
 
@@ -78,7 +78,7 @@ class AdapterParts:
             else:
                 restore_forward(region)
         for module, tensors in self.whole:
-            set_whole(module, tensors.parameters_of_base if enabled else ())
+            change(module, names=tensors.parameters_of_base if enabled else ())
 
 
 def _take_out(module: nn.Module, name: str) -> None:
@@ -104,6 +104,6 @@ class AdapterRoot(nn.Module):
         compiled: the code of these parts.
     """
 
-    frozen: tuple[str, ...] = ()
+    frozen: frozenset[str] = frozenset()
     parts: AdapterParts
     compiled: PlanCode

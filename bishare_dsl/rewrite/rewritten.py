@@ -109,9 +109,6 @@ class Changes(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-_UNCHANGED = Changes()
-
-
 @lru_cache(maxsize=256)
 def _code(source: str, filename: str) -> types.CodeType:
     """Compile code once for all layers of a model, because this is the main cost of a new forward."""
@@ -157,22 +154,17 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     change(module, code=code, wrap=None)
 
 
-def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
-    """Make reads of the named parameters of `module` return tensors of its child ``bishare_whole``."""
-    change(module, names=names)
-
-
 @contextmanager
 def own_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let modules return their own parameters inside the block, where `set_whole` replaces some."""
+    """Let modules return their own parameters inside the block, where `Changes.names` replace some."""
     replaced = [(module, changes_of(module).names) for module in modules]
     for module, _ in replaced:
-        set_whole(module, ())
+        change(module, names=())
     try:
         yield
     finally:
         for module, names in replaced:
-            set_whole(module, names)
+            change(module, names=names)
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
@@ -194,7 +186,7 @@ def restore_forward(module: nn.Module) -> None:
 
 def changes_of(module: nn.Module) -> Changes:
     """Return how the class of a module differs from its original class."""
-    return getattr(type(module), "bishare_changes", _UNCHANGED)
+    return getattr(type(module), "bishare_changes", Changes())
 
 
 def change(module: nn.Module, **changed: Any) -> None:

@@ -10,15 +10,13 @@ import torch
 from torch import nn
 
 from bishare_dsl.models.hooks import ADDED
-from bishare_dsl.models.inspect import ADAPTER, TENSORS
+from bishare_dsl.models.site import ADAPTER, TENSORS
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 from bishare_dsl.rewrite.whole import WHOLE
 
 # Attributes that every module has, or that accelerate adds; no forward reads them.
 _BOOKKEEPING = frozenset(vars(nn.Module())) | ADDED
-# Read from the module at run time, so it may differ between modules with one graph.
-_SYMBOLIC = frozenset({"layer_idx"})
 
 
 def structure_key(module: nn.Module) -> Hashable:
@@ -37,7 +35,8 @@ def _describe(module: nn.Module, path: str = "") -> Iterator[Hashable]:
     for tensors in (module._parameters, module._buffers):
         yield tuple(name for name, tensor in tensors.items() if tensor is not None)
     for name, value in vars(module).items():
-        if name not in _BOOKKEEPING and not (name in _SYMBOLIC and value is not None):
+        # A `layer_idx` is read from the module at run time, so it may differ.
+        if name not in _BOOKKEEPING and (name != "layer_idx" or value is None):
             yield name, _comparable(value)
     for name, child in module._modules.items():
         if name in (ADAPTER, TENSORS, FACTORS, WHOLE):

@@ -26,11 +26,9 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "Example": "bishare_dsl.train.tenants",
-        "Tenants": "bishare_dsl.train.tenants",
-        "TrainError": "bishare_dsl.train.errors",
-        "TrainResult": "bishare_dsl.train.result",
-        "TrainingInterrupted": "bishare_dsl.train.errors",
-        "train": "bishare_dsl.train.run",
+        "errors": "TrainError TrainingInterrupted",
+        "result": "TrainResult",
+        "run": "train",
+        "tenants": "Example Tenants",
     },
 )

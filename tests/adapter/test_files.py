@@ -201,8 +201,8 @@ def test_a_base_that_was_edited(folder: Path) -> None:
     for edit, code in (
         ({"count": 1}, "BS661"),
         ({"count": 10**12}, "BS604"),
-        ({"linears": {"self_attn.q_proj": [32, 0]}}, "BS604"),
-        ({"linears": {"up": [1, 1]}}, "BS608"),
+        ({"linears": [["self_attn.q_proj", [32, 0]]]}, "BS604"),
+        ({"linears": [["up", [1, 1]]]}, "BS608"),
     ):
         reseal(folder, base=base | {"sites": [run | edit]})
         refused(folder, code)

@@ -89,23 +89,26 @@ def test_the_adapters_of_a_batch_are_read_in_place():
     plan, bank = bank_of("lora", slots=9)
     name = plan.terms[0].tensors["A"]
     (group,) = group_tokens(bank, [8, 3]).groups
-    before = group.view("a", lambda: group.tensor(name))
+    before = group.cached("a", lambda: group.tensor(name), computed=False)
     bank.write_slot(8, bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors}))
     assert before[0].all()
     assert not before[1].any()
-    assert group.view("a", lambda: None) is before
+    assert group.cached("a", lambda: None, computed=False) is before
 
 
 def test_computed_factors_are_cached_until_an_adapter_of_their_rows_changes():
     _, bank = bank_of("bishare_gt", slots=9)
-    (group,) = group_tokens(bank, [8, 3]).groups
-    first = group.copy("a", object)
-    assert group_tokens(bank, [8, 3, 8, 3]).groups[0].copy("a", object) is first
+
+    def cached(slots):
+        return group_tokens(bank, slots).groups[0].cached("a", object, computed=True)
+
+    first = cached([8, 3])
+    assert cached([8, 3, 8, 3]) is first
     bank.write_slot(3, torch.ones(bank.layout.numbers))
-    written = group.copy("a", object)
+    written = cached([8, 3])
     assert written is not first
-    group_tokens(bank, [3, 8])  # Their rows are swapped.
-    assert (moved := group.copy("a", object)) is not written
+    moved = cached([3, 8])  # Their rows are swapped.
+    assert moved is not written
+    assert moved is not first
     group_tokens(bank, [3, 8, 5])
     assert not bank.copies  # None is kept for rows that no batch reads.
-    assert group.copy("a", object) is not moved

@@ -65,26 +65,19 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(
-    "spec", quick([*LINEAR, TOEPLITZ], [*({*LINEAR} & {*ONE_OF_EACH}), TOEPLITZ])
-)
-def test_every_spec(spec):
-    """A few tokens of each adapter, and so many that effective factors are made."""
-    server = Server(spec)
-    for path, site in server.site.items():
-        for slots in (SLOTS, [3] * (DECODE_TOKENS + 1) + [0] * (DECODE_TOKENS + 4)):
-            x = torch.randn(len(slots), site.d_in)
-            found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out, slots=slots)
-            close(found, server.expected(path, x, slots))
-
-
 LIBRARIES = ["library_core", "library_joint", "bishare_ke", "shared_core"]
+ALONE = [(spec, False) for spec in (*LINEAR, TOEPLITZ)]
+IN_LIBRARIES = [(spec, True) for spec in LIBRARIES]
+QUICK = [row for row in ALONE if row[0] in (*ONE_OF_EACH, TOEPLITZ)]
 
 
-@pytest.mark.parametrize("spec", LIBRARIES)
-def test_what_a_library_shares_is_multiplied_where_it_stands_once(spec):
-    server = Server(spec, library=True)
-    assert server.bank.layout.common.keys() == server.plan.common
+@pytest.mark.parametrize(
+    ("spec", "library"), quick([*ALONE, *IN_LIBRARIES], [*QUICK, *IN_LIBRARIES])
+)
+def test_every_spec(spec, library):
+    """A few tokens of each adapter, and so many that effective factors are made; a library shares some once."""
+    server = Server(spec, library=library)
+    assert not library or server.bank.layout.common.keys() == server.plan.common
     for path, site in server.site.items():
         for slots in (SLOTS, [3] * (DECODE_TOKENS + 1) + [0] * (DECODE_TOKENS + 4)):
             x = torch.randn(len(slots), site.d_in)
