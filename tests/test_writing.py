@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -129,44 +128,6 @@ def test_two_kills_one_after_the_other(
         with killed_at(second, monkeypatch), pytest.raises(Killed):
             save(folder, plans, 2)
         assert version_in(folder, plans) in (before, 2)
-
-
-def test_a_first_save_that_was_killed_is_no_adapter_and_can_be_repeated(
-    tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "adapter"
-    with killed_at(6, monkeypatch), pytest.raises(Killed):
-        save(folder, plans, 1)
-    assert not (folder / "adapter_config.json").exists()
-    save(folder, plans, 1)
-    assert version_in(folder, plans) == 1
-
-
-def _save_for_ever(folder: Path, plans: list[Plan], ready: Connection) -> None:
-    ready.send(None)
-    for version in itertools.cycle((1, 2, 0)):
-        save(folder, plans, version)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
-def test_sigkill(tmp_path: Path, plans: list[Plan]) -> None:
-    folder = tmp_path / "adapter"
-    save(folder, plans, 0)
-    context = multiprocessing.get_context("fork")
-    delay = random.Random(0)
-    for _ in range(10):
-        here, there = context.Pipe()
-        process = context.Process(target=_save_for_ever, args=(folder, plans, there))
-        process.start()
-        here.recv()
-        process.join(delay.uniform(0.0, 0.05))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        version_in(folder, plans)
-    save(folder, plans, 0)
-    assert not list(folder.glob("*.new")), "what the kills have left is gone"
 
 
 # One file, one folder --------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -98,7 +97,7 @@ def test_two_processes_add_forty_customers_to_one_library(library, checkpoint, c
 def test_ray_does_the_customers_of_a_killed_worker_again(
     library, checkpoint, customers, tmp_path, monkeypatch
 ):
-    pytest.importorskip("ray", reason="Ray is not among the requirements: `pip install ray`")
+    pytest.importorskip("ray", reason="`make test-examples` installs it")
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("PYTHONPATH", f"{EXAMPLES}:{EXAMPLES.parent}")
     script = tmp_path / "killed.py"
@@ -141,10 +140,6 @@ def test_a_new_customer_is_in_the_library_when_the_server_is_asked(
     server.server_close()
     assert asked == [("/v1/completions", "c7", True)]
     assert capsys.readouterr().out.startswith("98: yes\n")
-
-
-def test_the_script_has_at_most_sixty_lines():
-    assert len(Path(EXAMPLES / "ray_customers.py").read_text().splitlines()) <= 60
 
 
 def test_every_way_to_learn_a_new_task_is_in_one_table(checkpoint, tmp_path):

@@ -1,12 +1,14 @@
-"""The unmodified `tinker` SDK trains tenants of a library, by `examples/tinker_server.py`: `make test-tinker`."""
+"""The unmodified `tinker` SDK trains tenants of a library, by `examples/tinker_server.py`: `make test-examples`."""
 
 import json
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,11 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-tinker/bin/python"
 SPEC = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per kind  core per adapter, kind  rank 3 via Core\n"
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not PYTHON.exists(), reason="`make test-tinker` installs the SDK"),
+    pytest.mark.skipif(find_spec("tinker") is None, reason="`make test-examples` installs it"),
 ]
 
 
@@ -45,7 +46,14 @@ def serving(folder: Path, store: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [PYTHON, ROOT / "examples/tinker_server.py", "--model", "tiny", "--spec", "library"]
+    command = [
+        sys.executable,
+        ROOT / "examples/tinker_server.py",
+        "--model",
+        "tiny",
+        "--spec",
+        "library",
+    ]
     settings = os.environ | {"TINKER_SERVER_KEY": "tml-secret", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(
         [*map(str, command), "--store", store, "--port", str(port)], cwd=folder, env=settings
@@ -66,7 +74,7 @@ def serving(folder: Path, store: str) -> Iterator[str]:
 
 
 def client(folder: Path, url: str, *words: str) -> subprocess.Popen[str]:
-    command = [PYTHON, ROOT / "tests/examples/tinker_client.py", url, "tiny", "3", *words]
+    command = [sys.executable, ROOT / "tests/examples/tinker_client.py", url, "tiny", "3", *words]
     settings = os.environ | {"TINKER_TELEMETRY": "0", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [*map(str, command)], cwd=folder, env=settings, stdout=subprocess.PIPE, text=True
