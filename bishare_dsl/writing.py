@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -156,13 +156,18 @@ _held = threading.local()
 
 
 @contextmanager
-def lock_name(path: Path) -> Iterator[None]:
+def lock_name(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Let no other process or thread write a file or folder of this name inside the block.
 
     All who write into a folder, or in place of it, lock its name, and look at the folder only then. Windows
     and some network file systems lack such locks: there, write from one process at a time.
 
+    Args:
+        path: of the file or folder.
+        wait: for another writer to end.
+
     Raises:
+        BlockingIOError: there is another writer, and ``wait`` is false.
         OSError: the system refused.
     """
     path = real_path(path)
@@ -181,8 +186,13 @@ def lock_name(path: Path) -> Iterator[None]:
             if not path.exists():
                 raise
             lock, descriptor = path, os.open(path, os.O_RDONLY)  # Nobody can replace it.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:  # The system has no locks.
+            pass
         if lock == path or (lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))):
             break
         os.close(descriptor)  # Its holder has removed it.

@@ -60,8 +60,6 @@ def compare(
     scores: Scores = {}
     with TemporaryDirectory() as place:
         folder = Path(place)
-        together = folder / "all.jsonl"
-        together.write_text("\n".join(Path(file).read_text().strip() for file in rest.values()))
 
         def run(name: str, data: Any, **more: Any) -> Any:
             return train(model=model, data=data, output_dir=folder / name, quiet=True, **how | more)
@@ -70,7 +68,7 @@ def compare(
             return run(name, data, eval_split=HELD_OUT, eval_on_start=True, **more)
 
         run("made", rest, spec=spec)
-        run("joint", str(together), **lora)
+        run("joint", rest, together=True, **lora)
         fresh = judged("fresh", left, **lora)
         scores["no adapter"] = [score(fresh, task, first=True) for task in fresh.tasks]
         scores["a fresh LoRA, r=8"] = [score(fresh, task) for task in fresh.tasks]

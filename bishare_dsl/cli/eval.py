@@ -68,8 +68,8 @@ def command(
     names = {label: Path(label).name.rpartition("#")[2] for label in models}
     alone = {x: data / f"{n}.jsonl" if data.is_dir() else data for x, n in names.items()}
     rows = {file: load_rows(str(file)) for file in dict.fromkeys(alone.values())}
-    from bishare_dsl.choices import choice_accuracy, encode_choices
     from bishare_dsl.train.data.batches import Collator
+    from bishare_dsl.train.loss import choice_accuracy, encode_choices
 
     live, tokenizer = load_base(model, dtype, device, report)
     sets = {file: encode_choices(read, tokenizer) for file, read in rows.items()}

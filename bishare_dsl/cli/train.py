@@ -41,7 +41,7 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             # As a shell writes `--data *.jsonl`.
             (files if given["data"] and word.endswith(ENDINGS) else specs).append(word)
             continue
-        from bishare_dsl.arguments import argument_types, is_flag
+        from bishare_dsl.train.argument_types import argument_types, is_flag
         from bishare_dsl.train.errors import TrainError
         from bishare_dsl.train.request import unknown_argument
 
@@ -108,7 +108,6 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.model(required=False, weights=True)
 @options.values
 @_own_options
-@options.force
 @click.pass_context
 def command(
     context: click.Context,
@@ -116,7 +115,6 @@ def command(
     words: tuple[str, ...],
     params: dict[str, int | float | str],
     config: str | None,
-    force: bool,
     **given: Any,
 ) -> None:
     """Train an adapter. The defaults follow the Bi-Share paper: AdamW at 1e-4, 64 examples in a step, one
@@ -160,7 +158,7 @@ def command(
         )
         # The log of transformers goes to standard output, where results stand.
         with redirect_stdout(sys.stderr):
-            result = run(request, reporter, force=force)
+            result = run(request, reporter)
     except TrainingInterrupted as stopped:
         retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
-from transformers.trainer_callback import ExportableState
+from transformers import get_constant_schedule
 
 from bishare_dsl.batched.bank import columns
 from bishare_dsl.diagnostics.codes import train as codes
@@ -88,7 +89,7 @@ class BankTrainer(AdapterTrainer):
             args.max_grad_norm,
         )
         counts = {steps.count(task) for task in steps.tasks}
-        self._schedules = {n: self._schedule(args, warm_up(n), n) for n in counts}
+        self._schedules = {n: cast(Schedule, schedule_of(args, warm_up(n), n)) for n in counts}
         args.max_grad_norm, args.max_steps = 0.0, len(steps)
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
@@ -102,29 +103,18 @@ class BankTrainer(AdapterTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Return the steps unchanged."""
-        return torch.utils.data.DataLoader(cast(Any, self.steps), batch_size=1, collate_fn=_only)
+        return torch.utils.data.DataLoader(
+            cast(Any, self.steps), batch_size=1, collate_fn=itemgetter(0)
+        )
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         """Return the tenants' AdamW, with a learning rate per row."""
         self.optimizer = self.tenants.optimizer  # accelerate wraps it.
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.learning_rate
         return self.optimizer
-
-    @staticmethod
-    def _schedule(args: Args, warm_up: int, steps: int) -> Schedule:
-        factor = schedule_of(args, warm_up, steps)
-        if factor is None:
-            reason = f"`{args.lr_scheduler_type}` is for one task, without `library`"
-            raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        return factor
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create a constant schedule: the optimizer gets a learning rate per row before each step."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                cast(Any, self.optimizer), lambda _: 1.0
-            )
+        self.lr_scheduler = self.lr_scheduler or get_constant_schedule(cast(Any, self.optimizer))
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Any, *_: Any) -> Tensor:
@@ -143,6 +133,8 @@ class BankTrainer(AdapterTrainer):
         for parameter in self.bank.parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self._together(gradient)
+            # A gradient that is not finite shows as a loss that is none: its step is not applied.
+            sums[0] += 0 * parameter.grad.sum(1)
         sums[1, running] = 1
         self._sums += sums
         self.tenants.optimizer.rates = [
@@ -185,7 +177,7 @@ class BankTrainer(AdapterTrainer):
             yield tasks.to(self.args.device, non_blocking=True), losses, right
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
-        """Log the mean loss, record each task's, and stop tasks whose gradients were not finite."""
+        """Log the mean loss, and record each task's."""
         if "loss" in logs:
             totals, counts = self._sums.tolist()
             self._sums.zero_()
@@ -194,7 +186,10 @@ class BankTrainer(AdapterTrainer):
             logs["learning_rate"] = max(rates, default=0.0)
             pairs = enumerate(zip(totals, counts, strict=True))
             self._record("loss", {i: total / count for i, (total, count) in pairs if count})
-            self._stop_rows()
+            if self.bank.common.numel() and not math.isfinite(sum(totals)):
+                kept, step = "what all tasks share would be lost", self.state.global_step
+                problem = codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
+                raise TrainError(problem)
         super().log(logs, *arguments)
 
     def _record(self, key: str, values: Mapping[int, float]) -> None:
@@ -203,22 +198,11 @@ class BankTrainer(AdapterTrainer):
         entry: Any = {EACH[key]: of_tasks, "step": self.state.global_step}
         self.state.log_history.append(entry)
 
-    def _stop_rows(self) -> None:
-        stopped, step = self.tenants.optimizer.stopped(), self.state.global_step
-        for parameter, rows in zip(self.bank.parameters, stopped, strict=True):
-            if rows and parameter is self.bank.common:
-                kept = "what all tasks share would be lost"
-                raise TrainError(
-                    codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
-                )
-            for row in rows:
-                self.steps.stopped.setdefault(row, step)
-
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute the held-out loss of each task: the mean over its tokens."""
         steps, model = self.steps, cast(Any, self.model).eval()
-        tasks = [i for i, t in enumerate(steps.tasks) if t.held_out and i not in steps.stopped]
+        tasks = [i for i, t in enumerate(steps.tasks) if t.held_out]
         totals = torch.zeros_like(self._sums)
         for numbers, losses, correct in self._losses(
             steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
@@ -254,26 +238,11 @@ class BankTrainer(AdapterTrainer):
         self.write()
 
 
-def _only(items: Sequence[list[MicroBatch]]) -> list[MicroBatch]:
-    return items[0]
-
-
-class BankWatch(Watch, ExportableState):
-    """Stops the run on request. A non-finite gradient stops only its task."""
-
-    def __init__(self, steps: Steps, *how: Any) -> None:
-        super().__init__(*how)
-        self._stopped = steps.stopped
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores: the stopped tasks, and their last steps."""
-        stopped = [*self._stopped.items()]
-        return {"args": {}, "attributes": {"stopped": stopped}}
+class BankWatch(Watch):
+    """Stops the run on request. A step with a non-finite gradient is not applied to its task alone."""
 
     def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self.trainer.bank.attach()  # accelerate has moved the model.
-        before = cast(Any, state.stateful_callbacks)[type(self).__name__]
-        self._stopped.update(before["attributes"]["stopped"])
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **more: Any

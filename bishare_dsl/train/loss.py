@@ -1,4 +1,4 @@
-"""The loss of trained tokens, without computing the logits of other tokens.
+"""The loss of trained tokens, without computing the logits of other tokens, and the accuracy among options.
 
 Most tokens of a prompt have no loss, and the output layer is by far the widest. If 300 of 2,048 tokens have
 a loss, it needs a seventh of the operations.
@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics.codes.data import MISSING_FIELD
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.formats import OPTIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,3 +92,33 @@ def _among(
     numbers = (allowed == learned.unsqueeze(-1)).int().argmax(-1)
     # Not infinite where there is no loss, or gradients would be NaN.
     return among.masked_fill(none, 0.0), numbers.masked_fill(none.squeeze(-1), IGNORED)
+
+
+def encode_choices(rows: Any, tokenizer: Any) -> Any:
+    """Encode rows that have options, without truncation.
+
+    Raises:
+        DataError: see `encode`; or rows have no options (BS711).
+    """
+    examples = encode(rows, tokenizer, max_length=2**31 - 1).examples
+    if not among_options(examples):
+        raise DataError(MISSING_FIELD(place=rows.place(0), field=OPTIONS))
+    return examples
+
+
+@torch.no_grad()
+def choice_accuracy(model: Any, examples: Any, collator: Any, batch: int = 16) -> float:
+    """Return the fraction of examples whose correct option is decoded greedily among the options.
+
+    Args:
+        model: in eval mode.
+        examples: from `encode_choices`.
+        collator: makes batches.
+        batch: the batch size.
+    """
+    correct, device = 0, next(model.parameters()).device
+    for start in range(0, len(examples), batch):
+        part: Any = [examples[i] for i in range(start, min(start + batch, len(examples)))]
+        inputs = {name: tensor.to(device) for name, tensor in collator(part).items()}
+        correct += int(are_likeliest(*learned_logits(model, model.forward, inputs)).sum())
+    return correct / len(examples)

@@ -27,7 +27,7 @@ class RowAdamW(torch.optim.Optimizer):
     """AdamW in which each row of each parameter ``(rows, values)`` belongs to one adapter.
 
     Each row has a separate state, learning rate, clipping norm and step count. A step computes each row as
-    if it stepped alone. A row with a non-finite gradient is frozen from then on; other rows are not affected.
+    if it stepped alone. A row with a non-finite gradient does not change; other rows are not affected.
 
     Args:
         parameters: ``(rows, values)`` each.
@@ -43,17 +43,7 @@ class RowAdamW(torch.optim.Optimizer):
         self.rates: list[Mapping[int, float]] = [{} for _ in parameters]
         for p in parameters:
             moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            finite = torch.ones(len(p), 1, dtype=p.dtype, device=p.device)
-            self.state[p] = {
-                **moments,
-                "finite": finite,
-                "step": torch.zeros(len(p), dtype=torch.long),
-            }
-
-    def stopped(self) -> list[list[int]]:
-        """Return the frozen rows of each parameter; waits for the device."""
-        flags = [self.state[g["params"][0]]["finite"].flatten().tolist() for g in self.param_groups]
-        return [[row for row, finite in enumerate(these) if not finite] for these in flags]
+            self.state[p] = {**moments, "step": torch.zeros(len(p), dtype=torch.long)}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -65,14 +55,14 @@ class RowAdamW(torch.optim.Optimizer):
                 continue
             state, group["lr"] = self.state[p], max(rates.values())
             rows = torch.tensor([*rates]).to(p.device, non_blocking=True)
-            held = (p.grad, p, state["exp_avg"], state["exp_avg_sq"], state["finite"])
-            gradient, value, mean, square, finite = (t.index_select(0, rows) for t in held)
+            held = (p.grad, p, state["exp_avg"], state["exp_avg_sq"])
+            gradient, value, mean, square = (t.index_select(0, rows) for t in held)
             state["step"][[*rates]] += (
                 1  # On the CPU, also after loading: torch treats this name so.
             )
             steps = state["step"][[*rates]].tolist()
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            finite *= norm.isfinite()
+            finite = norm.isfinite().to(p.dtype)
             gradient = torch.where(finite > 0, gradient, 0)
             if how.max_norm:
                 gradient *= torch.where(finite > 0, how.max_norm / (norm + 1e-6), 0).clamp(max=1)
@@ -83,7 +73,7 @@ class RowAdamW(torch.optim.Optimizer):
             if how.weight_decay:
                 value.mul_(1 - rate * how.weight_decay)
             value.sub_(mean / (square / second).sqrt_().add_(how.eps) * (rate / first))
-            for tensor, part in zip(held[1:], (value, mean, square, finite), strict=True):
+            for tensor, part in zip(held[1:], (value, mean, square), strict=True):
                 tensor.index_copy_(0, rows, part)
 
 

@@ -11,25 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import set_seed
 
-from bishare_dsl.adapter.config import member_fault
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import check_apart, check_place, names_in, read_adapter
-from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
-from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.diagnostics import raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.diagnostics.codes.adapter import DISABLED, NO_NAME, STILL_MERGED
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
 from bishare_dsl.models.load import load_model, load_tokenizer
-from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import (
@@ -41,19 +37,18 @@ from bishare_dsl.train.arguments import (
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import split_off
-from bishare_dsl.train.data.load import load_rows
-from bishare_dsl.train.data.rows import Rows
+from bishare_dsl.train.data.load import Rows, load_rows
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.tasks import COSTS, Steps, Task
+from bishare_dsl.train.tasks import Steps, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from bishare_dsl.train.reporter import Reporter
-    from bishare_dsl.train.request import Request, Settings
+    from bishare_dsl.train.request import Request
 
-Trainable = ResolvedSpec | StoredAdapter | Handle
-"""The object to train: planned, read from a folder, or already in the model."""
+Trainable = ResolvedSpec | StoredAdapter
+"""The object to train: planned, or read from a folder."""
 
 _FEW_PARAMETERS, _LOW_RATE = 10_000, 1e-3
 """A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
@@ -87,7 +82,7 @@ class Prepared:
 
 
 def prepare(
-    request: Request, reporter: Reporter, tokenizer: PreTrainedTokenizerBase | None, *, force: bool
+    request: Request, reporter: Reporter, tokenizer: PreTrainedTokenizerBase | None
 ) -> Prepared:
     """Check all that needs no weights.
 
@@ -104,7 +99,7 @@ def prepare(
     args.disable_tqdm = reporter.quiet
     set_seed(args.seed)
     if args.should_save:  # Another process may see files of this one.
-        folders.check_new(folder, force=force or request.resume is not None)
+        folders.check_new(folder, resumes=request.resume is not None)
     base: Any = request.model
     base = resolve(base) if isinstance(base, str) else base
     trainable = find_trainable(request, base, reporter)
@@ -113,7 +108,12 @@ def prepare(
     if request.several:
         check_several(request, args, trainable.plan)
     library = read_library(request, trainable.plan)
-    tokenizer = find_tokenizer(request, base, tokenizer)
+    if tokenizer is None and isinstance(base, Source):
+        tokenizer = load_tokenizer(base)
+    if tokenizer is None:
+        raise TrainError(
+            NO_TOKENIZER(model="the model" if base is request.model else request.model)
+        )
     tasks = read_tasks(request, args, tokenizer, reporter)
     content = trainable.plan.digest + ("" if library is None else library.config.tensors)
     digests = [report.digest for task in tasks for report in task.data.values()]
@@ -123,7 +123,7 @@ def prepare(
     }
     if request.resume is not None:
         check_resumed(request.resume, record)
-        _note_replaced(request, request.resume, reporter)
+        reporter.note(f"going on from {request.resume.name}")
     steps = Steps(
         tasks,
         Collator.of(tokenizer),
@@ -132,7 +132,6 @@ def prepare(
         args.max_steps if args.max_steps >= 0 else None,
         settings.rows_at_once,
         args.world_size,
-        COSTS.get(args.device.type, COSTS["cuda"]),
     )
     # A trainer changes the arguments.
     warm = partial(warm_up, args, request.arguments)
@@ -148,7 +147,7 @@ def prepare(
 def find_trainable(
     request: Request, base: PreTrainedModel | Source, reporter: Reporter
 ) -> Trainable:
-    """Plan the spec, read the adapter or find it in the model. To resume a run, read its checkpoint.
+    """Plan the spec, or read the adapter. To resume a run, read its checkpoint.
 
     Raises:
         BishareError: it cannot be trained.
@@ -156,64 +155,31 @@ def find_trainable(
     """
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
-    adapter, spec = getattr(base, "bishare", None), request.spec
+    spec = request.spec
     if request.resume is not None and not folders.record_of(request.resume)["tasks"]:
         return read_adapter(request.resume)
-    stored = isinstance(spec, str) and "\n" not in spec and folders.is_adapter(spec)
-    if request.several and (adapter is not None or stored):
-        reason = "to train several tasks, give a spec instead of an adapter"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    if request.params and (adapter is not None or stored):
-        reason = "`params` belong to a spec; an adapter has no params to set"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    if adapter is not None:
-        if spec is not None:
-            raise TrainError(codes.SPEC_AND_ADAPTED(spec=adapter.plan.spec))
-        check_state(adapter)
-        return cast(Handle, adapter)
-    if spec is None and (library := request.settings.library):
-        spec = first_of(library).spec_text
     if spec is None:
-        raise TrainError(codes.MISSING_ARGUMENT(name="spec"))
-    if stored:
-        read, findings = read_fitting(str(spec), base)
-        for problem in findings:
-            reporter.report(problem, None)
-        return read
-    resolved = make_plan(spec, base, request.params)
-    for problem in resolved.problems:
-        reporter.report(problem, resolved.where)
-    return resolved
-
-
-def check_state(handle: Handle) -> None:
-    """Check that a run would train the adapter that it saves, as it is saved.
-
-    Raises:
-        AdapterError: the adapter is disabled (BS626) or merged (BS643).
-        TrainError: another adapter than `default` runs, or it has a scale, which is not saved (BS732).
-    """
-    if handle.disabled:
-        raise AdapterError(DISABLED(action="train"))
-    if handle.merged:
-        raise AdapterError(STILL_MERGED(action="train"))
-    if handle.active != ("default",):
-        names = "` and `".join(handle.active)
-        reason = f"the adapter `{names}` is active, but training saves `default`"
-        help = "save the adapter, and train its folder in place of a spec"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    if handle.running.scale != 1:
-        reason = f"the adapter has the scale {handle.running.scale:g}, which is not saved"
-        help = 'call `model.bishare.set_scale("default", 1.0)` first'
-        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+        spec = first_of(str(request.settings.library)).spec_text
+    if not (isinstance(spec, str) and "\n" not in spec and folders.is_adapter(spec)):
+        resolved = make_plan(spec, base, request.params)
+        for problem in resolved.problems:
+            reporter.report(problem, resolved.where)
+        return resolved
+    if request.several or request.params:
+        reason = f"several tasks and `params` need a spec, and `{spec}` is an adapter"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    read, findings = read_fitting(spec, base)
+    for problem in findings:
+        reporter.report(problem, None)
+    return read
 
 
 def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None:
-    """Reject options that need a single adapter, and invalid names and folders of adapters.
+    """Reject options that need a single adapter, and folders of adapters.
 
     Raises:
-        BishareError: an option needs a single task (BS732), a task's name is invalid (BS638), terms do not
-            support mixed batches (BS673), or a folder cannot be used (BS615, BS616).
+        BishareError: an option needs a single task (BS732), terms do not support mixed batches (BS673), or a
+            folder cannot be used (BS615, BS616).
     """
     settings = request.settings
     refused = {
@@ -222,34 +188,20 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None
         "load_best_model_at_end": args.load_best_model_at_end,
         "optim": getattr(args.optim, "value", args.optim)
         not in ("adamw_torch", "adamw_torch_fused"),
+        "lr_scheduler_type": args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
         "train_sampling_strategy": args.train_sampling_strategy != "random",
         "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
-        "deepspeed": args.deepspeed_plugin is not None,
     }
     for name in (name for name, is_so in refused.items() if is_so):
         raise TrainError(
             codes.BAD_COMBINATION(reason=f"`{name}` is for one task, without `library`")
         )
-    base = plan.base
-    others = (path for parameter in base.others for path in (parameter.path, *parameter.tied))
-    taken = module_names([*(path for site in base.every_site for path in site.paths), *others])
-    shares = request.makes_library(plan)
-    faults = {
-        name: name_fault(name, taken) or (member_fault(name) if shares else None)
-        for name in request.settings.tasks
-    }
-    unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
-    raise_errors(TrainError, [*unfit, *mixed_batch_problems("of each task", plan)])
+    raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     if args.should_save:
-        for name in [folders.LIBRARY] if shares else request.settings.tasks:
+        for name in (
+            [folders.LIBRARY] if (shares := request.makes_library(plan)) else request.settings.tasks
+        ):
             check_place(request.output_dir / name, library=shares)
-
-
-_OTHERS = {
-    "tasks": "the checkpoint has adapters of other tasks, of other params or of another library",
-    "data": "the checkpoint was trained on other examples",
-    "base": "the checkpoint was trained on another base, or on other weights of it",
-}
 
 
 def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
@@ -259,20 +211,12 @@ def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
         TrainError: it is of other tasks, examples or weights (BS732).
     """
     sealed = folders.record_of(checkpoint)
-    help = "start a new run with all arguments, in another `--output_dir`"
-    if not sealed["tasks"]:
-        help = f"`bishare train {checkpoint} ...` trains its adapter further, in another `--output_dir`"
-    reasons = [_OTHERS[name] for name in record if sealed[name] != record[name]]
+    named = {"tasks": "tasks, params or another library", "data": "examples", "base": "weights"}
+    help = f"`bishare train {checkpoint} ...` trains its adapter further, in another `--output_dir`"
+    if sealed["tasks"]:
+        help = "start a new run with all arguments, in another `--output_dir`"
+    reasons = [f"the checkpoint is of other {named[n]}" for n in record if sealed[n] != record[n]]
     raise_errors(TrainError, [codes.BAD_COMBINATION(reason=r, help=help) for r in reasons])
-
-
-def _note_replaced(request: Request, checkpoint: Path, reporter: Reporter) -> None:
-    """Report which later checkpoints a resumed run replaces."""
-    for later in folders.checkpoints(request.output_dir):
-        if folders.step_of(later) > folders.step_of(checkpoint):
-            fault = folders.fault_of(later) or "an earlier one was named"
-            text = f"{checkpoint.name}, which replaces {later.name}: {fault}"
-            reporter.note(f"going on from {text}")
 
 
 def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
@@ -317,20 +261,30 @@ def read_tasks(
     tokenizer: PreTrainedTokenizerBase,
     reporter: Reporter,
 ) -> list[Task]:
-    """Read and encode the rows of each task; a task is repeated for each seed.
+    """Read and encode the rows of each task.
 
     Raises:
         DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
     """
     settings, tasks = request.settings, list[Task]()
-    for name, source in request.settings.tasks.items():
-        rows = _read_rows(settings.model_copy(update={"data": source}), args.seed)
+    order = args.seed if args.data_seed is None else args.data_seed
+    split, subset = settings.data_split, settings.data_subset
+    for name, sources in settings.tasks.items():
+        parts = {"train": Rows.join([load_rows(s, split=split, subset=subset) for s in sources])}
+        if settings.eval_data is not None:
+            same = settings.eval_data in sources
+            parts["eval"] = load_rows(
+                settings.eval_data, split=settings.eval_data_split, subset=subset if same else None
+            )
+        elif (size := settings.eval_split) is not None:
+            both = split_off(parts["train"], size, args.seed, format=settings.format)
+            parts = dict(zip(("train", "eval"), both, strict=True))
         if not request.several:
-            reporter.note(f"encoding {sum(map(len, rows.values())):,} rows ...")
+            reporter.note(f"encoding {sum(map(len, parts.values())):,} rows ...")
         examples, reports = {}, {}
-        for part, part_rows in rows.items():
+        for part, rows in parts.items():
             encoded = encode(
-                part_rows,
+                rows,
                 tokenizer,
                 max_length=settings.max_length,
                 train_on=settings.train_on,
@@ -339,44 +293,12 @@ def read_tasks(
             examples[part], reports[part] = encoded.examples, encoded.report
             of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
             reporter.note(f"{of}{encoded.report}")
-        order = args.seed if args.data_seed is None else args.data_seed
         tasks.append(Task(name, examples["train"], examples.get("eval", ()), order, reports))
     return tasks
 
 
-def _read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
-    """Read the training rows, ``"train"``, and the held-out rows, ``"eval"``."""
-    assert isinstance(settings.data, str)
-    rows = load_rows(settings.data, split=settings.data_split, subset=settings.data_subset)
-    if settings.eval_data is not None:
-        subset = settings.data_subset if settings.eval_data == settings.data else None
-        held_out = load_rows(settings.eval_data, split=settings.eval_data_split, subset=subset)
-        return {"train": rows, "eval": held_out}
-    if settings.eval_split is not None:
-        parts = split_off(rows, settings.eval_split, seed, format=settings.format)
-        return dict(zip(("train", "eval"), parts, strict=True))
-    return {"train": rows}
-
-
-def find_tokenizer(
-    request: Request, base: PreTrainedModel | Source, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedTokenizerBase:
-    """Return the given tokenizer, or the checkpoint's.
-
-    Raises:
-        TrainError: there is none (BS805).
-    """
-    if tokenizer is None and isinstance(base, Source):
-        tokenizer = load_tokenizer(base)
-    if tokenizer is None:
-        raise TrainError(
-            NO_TOKENIZER(model=request.model if isinstance(base, Source) else "the model")
-        )
-    return tokenizer
-
-
 def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, str]:
-    """Return the given model, or load the named one, and the digest of its weights, empty if adapted.
+    """Return the given model, or load the named one, and the digest of its weights.
 
     Raises:
         BishareError: it cannot be loaded, or it is not the base of the checkpoint to resume (BS732).
@@ -388,8 +310,8 @@ def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, 
         bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
         model = load_model(model, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
     check_processes(prepared.args, model)
-    digest = "" if isinstance(prepared.trainable, Handle) else _digest_of(model)
-    if request.resume is not None and folders.record_of(request.resume)["base"]:
+    digest = _digest_of(model)
+    if request.resume is not None:
         check_resumed(request.resume, {"base": digest})
     return model, digest
 

@@ -5,29 +5,32 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 
-from bishare_dsl.arguments import argument_types, is_flag
 from bishare_dsl.diagnostics import Problem, advise, one_line
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.names import name_fault
+from bishare_dsl.train.argument_types import argument_types, is_flag
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
 from bishare_dsl.train.errors import TrainError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from bishare_dsl.plan import Plan
-    from bishare_dsl.spec import Spec
 
 
-_NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_-]+")
+_NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class Settings(BaseModel):
@@ -42,6 +45,8 @@ class Settings(BaseModel):
     data: str | dict[str, str]
     """FILES: Examples: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Several files, NAME=FILE or a
     folder of files are tasks that train in one run, each with a separate adapter."""
+    together: bool = False
+    """Train one adapter on the examples of all files."""
     rows_at_once: int = Field(default=32, ge=1)
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
@@ -79,126 +84,127 @@ class Settings(BaseModel):
     @classmethod
     def _tasks(cls, value: Any) -> Any:
         """Convert several files, or a folder of files, to tasks by name."""
-        words = [value] if isinstance(value, str) else value
         if isinstance(value, Mapping):
-            if not value:
-                raise ValueError("it contains no task")
-            return {str(name): os.fspath(path) for name, path in value.items()}
-        if len(words) == 1 and not is_tasks(words[0]):
-            return words[0]
-        pairs = [pair for word in words for pair in _tasks_of(word)]
-        names = [name for name, _ in pairs]
+            pairs = [(str(name), os.fspath(file)) for name, file in value.items()]
+        else:
+            words = [value] if isinstance(value, str) else value
+            pairs = [pair for word in words for pair in _tasks_of(word)]
+            if [name for name, _ in pairs] == [""]:
+                return pairs[0][1]
+        names = [name or Path(file).stem for name, file in pairs]
+        if not names:
+            raise ValueError("it contains no task")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two tasks are called `{twice}`: write NAME=FILE")
         if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
             raise ValueError(f"no adapter can be called `{wrong}`: write NAME=FILE")
-        return dict(pairs)
+        return dict(zip(names, (file for _, file in pairs), strict=True))
 
     @property
-    def tasks(self) -> dict[str, str]:
+    def tasks(self) -> dict[str, list[str]]:
         """The data of each task by name; a single file has its own name."""
-        if isinstance(self.data, dict):
-            return self.data
-        return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): self.data}
+        if isinstance(self.data, str):
+            return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): [self.data]}
+        if self.together:
+            return {"together": [*self.data.values()]}
+        return {name: [file] for name, file in self.data.items()}
 
     @property
     def several(self) -> bool:
         """Whether several adapters are trained together, each into a separate folder."""
-        return isinstance(self.data, dict) or self.library is not None
+        return (isinstance(self.data, dict) and not self.together) or self.library is not None
 
     @field_validator("eval_split")
     @classmethod
-    def _rows(cls, value: float | None) -> int | float | None:
+    def _rows(cls, value: float | None, info: ValidationInfo) -> int | float | None:
+        if value is not None and info.data.get("eval_data") is not None:
+            raise ValueError("`eval_data` names held-out rows already")
         if value is not None and value >= 1 and value != int(value):
             raise ValueError("from 1 on it is a number of rows, which is whole")
         return int(value) if value is not None and value >= 1 else value
 
 
-def is_tasks(word: str) -> bool:
-    """Return whether a word of ``data`` means tasks: NAME=FILE, or a folder."""
-    # `Path` raises for an unreadable folder, which is reported when the data is read.
-    path = Path(word).expanduser()
-    return ("=" in word and not os.path.exists(word)) or os.path.isdir(path)  # noqa: PTH110, PTH112
-
-
 def _tasks_of(word: str) -> list[tuple[str, str]]:
+    """Return the names and files of a folder, of NAME=FILE, or of FILE, which has no name."""
     path = Path(word).expanduser()
-    if path.is_dir():
+    # `Path` raises for an unreadable folder, which is reported when the data is read.
+    if os.path.isdir(path):  # noqa: PTH112
         files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
         if not files:
             raise ValueError(f"`{word}` has no file of rows")
         return [(file.stem, str(file)) for file in files]
     name, equals, file = word.partition("=")
-    return [(name, file) if equals and not path.exists() else (path.stem, word)]
+    return [(name, file) if equals and not os.path.exists(path) else ("", word)]  # noqa: PTH110
 
 
-@dataclass(frozen=True)
-class Request:
-    """All arguments of a run.
+class Request(Settings):
+    """All arguments of a run; `_requests` adds those of `TrainingArguments`.
 
     Attributes:
-        spec: a spec, a file, a shipped name or an adapter's folder; None if the model is adapted, or if a
-            library or a checkpoint contains the spec.
+        spec: a spec, a file, a shipped name or an adapter's folder; None if a library or a checkpoint
+            contains the spec.
         model: a name, or a model.
         output_dir: the run's folder.
         params: values for params of the spec.
         resume: the checkpoint to resume from; None for a new run.
-        settings: settings of the data and the adapter.
-        arguments: arguments of transformers' Trainer, unconverted.
     """
 
-    spec: Spec | str | None
-    model: PreTrainedModel | str
+    spec: Any
+    model: Any
     output_dir: Path
-    params: Mapping[str, Any]
-    resume: Path | None
-    settings: Settings
-    arguments: Mapping[str, Any]
+    params: dict[str, Any] = {}
+    resume: Path | None = None
+    fsdp: bool | str | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "fsdp" and str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        named = info.field_name in argument_types() and not is_flag(str(info.field_name))
+        return "no" if named and value is False else value  # YAML reads a bare `no` as False.
 
     @property
-    def several(self) -> bool:
-        """Whether several adapters are trained together, each into a separate folder."""
-        return self.settings.several
+    def settings(self) -> Settings:
+        """The settings of the data and the adapter."""
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of transformers' Trainer that are given."""
+        return self.model_dump(include={*argument_types()}, exclude_unset=True)
 
     def makes_library(self, plan: Plan) -> bool:
         """Return whether adapters of a plan share tensors: its keys name `adapter`, or a library has it."""
-        return self.several and (plan.is_library or self.settings.library is not None)
+        return self.several and (plan.is_library or self.library is not None)
 
-    def as_dict(self, spec: str | None) -> dict[str, Any]:
+    def as_dict(self, spec: str) -> dict[str, Any]:
         """Return arguments for the same run from any folder; ``spec`` is a text or a path."""
-        plain = self.settings.model_dump(exclude_defaults=True)
-        named = {"model": self.model, **plain} if isinstance(self.model, str) else plain
-        places = {n: _absolute(named[n]) for n in _PATHS if n in named}
-        values = {k: v.value if isinstance(v, Enum) else v for k, v in self.arguments.items()}
-        if isinstance(values.get("deepspeed"), str):  # The path of its config.
-            values["deepspeed"] = _absolute(values["deepspeed"])
-        params = {"params": dict(self.params)} if self.params else {}
-        return {**({"spec": spec} if spec else {}), **params, **named, **places, **values}
+        left_out = {"spec", "output_dir", "resume"}
+        if not isinstance(self.model, str):
+            left_out.add("model")
+        plain = self.model_dump(exclude=left_out, exclude_unset=True)
+        places = {name: _absolute(plain[name]) for name in _PATHS if name in plain}
+        return {"spec": spec, **plain, **places}
 
 
-def result_folders(folder: Path) -> list[str]:
-    """Return the names of the adapter folders in a run's folder; empty for a run of one adapter."""
-    from bishare_dsl.train.folder import LIBRARY, RUN_FILE
-
-    try:
-        arguments = read_config(folder / RUN_FILE)
-        own = {name: arguments[name] for name in Settings.model_fields if name in arguments}
-        settings = Settings.model_validate(own)
-        names = [*settings.tasks, LIBRARY] if settings.several else []
-    except (TrainError, ValueError, TypeError):  # The record is unreadable.
-        return []
-    return [name for name in names if name_fault(name) is None]
+@cache
+def _requests() -> type[Request]:
+    kinds = {name: kind for name, kind in argument_types().items() if name != "fsdp"}
+    theirs: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
+    return create_model("Request", __base__=Request, **theirs)
 
 
 def _absolute(value: Any) -> Any:
     """Return the absolute path of an existing file or folder; other values are unchanged."""
     if isinstance(value, dict):
         return {name: _absolute(path) for name, path in value.items()}
+    if not isinstance(value, str):
+        return value
     path = Path(value).expanduser().absolute()
     return str(path) if path.exists() else value
 
 
-_OWN = ("spec", "model", "output_dir", "params", "resume")
 _PATHS = ("model", "data", "eval_data", "library")
 _SUCH = {
     "spec": "the first word is a spec, such as `bishare_ke`, or a `.share` file",
@@ -214,22 +220,18 @@ def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) 
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
-def convert(name: str, value: Any) -> Any:
-    """Convert a value to what `TrainingArguments` wants.
-
-    Raises:
-        TrainError: the value is invalid for this argument (BS731).
-    """
-    if name == "fsdp" and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"  # Formerly a list of words.
-    if value is False and is_flag(name) is False:
-        value = "no"  # YAML reads a bare `no` as False.
-    kind = argument_types()[name]
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].lower()
-        raise TrainError(codes.WRONG_VALUE(name=name, value=value, reason=reason)) from None
+def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
+    """Build the problem for an error of Pydantic."""
+    if error["type"] == "extra_forbidden":
+        return unknown_argument(name, _requests().model_fields)
+    if error["type"] == "missing":
+        return codes.MISSING_ARGUMENT(name=name, help=_SUCH[name])
+    reason, help = (
+        error["msg"].removeprefix("Value error, "),
+        "`bishare train --help` says what it takes",
+    )
+    reason = reason.replace("Input", "it").replace("greater than or equal to", "at least")
+    return codes.WRONG_VALUE(name=name, value=given[name], reason=reason, help=help)
 
 
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
@@ -238,65 +240,32 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     Given arguments override the file, which overrides the run that ``resume`` names.
 
     Raises:
-        TrainError: arguments are unknown (BS730), invalid (BS731, BS732) or missing (BS736), all of them
+        TrainError: arguments are unknown (BS730), invalid (BS731) or missing (BS736), all of them
             listed; the file is unreadable (BS734); there is no run to resume (BS742, BS743).
         AdapterError: ``library`` is not a folder, and cannot be fetched from the Hub (BS504, BS505).
     """
     plain = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
-    given = {name: value for name, value in plain.items() if value is not None}
+    given = {name: value for name, value in plain.items() if value not in (None, "")}
     file = {} if config is None else read_config(Path(config))
     resume, before = _run_before({**file, **given}.get("resume"))
     merged = {n: v for n, v in {**before, **file, **given}.items() if v is not None}
     params = {**(file.get("params") or {}), **(given.get("params") or before.get("params") or {})}
-    theirs = argument_types()
-    known = {*_OWN, *Settings.model_fields, *theirs}
-    problems = [unknown_argument(name, known) for name in merged if name not in known]
-    adapted = not isinstance(merged.get("model", ""), str)
-    spared = {"spec"} if before or adapted or merged.get("library") else set()
-    needed = [name for name in ("spec", "model", "data", "output_dir") if name not in spared]
-    problems += [
-        codes.MISSING_ARGUMENT(name=name, help=_SUCH[name]) for name in needed if name not in merged
-    ]
-    if not str(merged.get("output_dir", "-")).strip():
-        reason, help = "it names no folder", _SUCH["output_dir"]
-        problems.append(codes.WRONG_VALUE(name="output_dir", value="", reason=reason, help=help))
-    converted = {}
-    for name in theirs:
-        if name in merged:
-            try:
-                converted[name] = convert(name, merged[name])
-            except TrainError as error:
-                problems += error.problems
-    own = {name: merged[name] for name in Settings.model_fields if name in merged}
+    if before or merged.get("library"):
+        merged.setdefault("spec", None)
+    if "output_dir" in merged:
+        merged["output_dir"] = Path(merged["output_dir"]).expanduser()
     try:
-        settings = Settings.model_validate(own)
+        found = _requests().model_validate({**merged, "params": params, "resume": resume})
     except ValidationError as error:
-        for e in error.errors():
-            name, reason = str(e["loc"][0]), e["msg"].removeprefix("Value error, ")
-            reason = reason.replace("Input", "it").replace("greater than or equal to", "at least")
-            if e["type"] != "missing":
-                value, help = own[name], "`bishare train --help` says what it takes"
-                problems.append(codes.WRONG_VALUE(name=name, value=value, reason=reason, help=help))
-        raise TrainError(problems) from None
-    if settings.eval_data is not None and settings.eval_split is not None:
-        reason = "`eval_data` names held-out rows, and `eval_split` would hold others out"
-        problems.append(codes.BAD_COMBINATION(reason=reason))
-    if problems:
-        raise TrainError(problems)
-    if settings.library:
+        first: dict[str, Any] = {}
+        for fault in error.errors():
+            first.setdefault(str(fault["loc"][0]), fault)
+        raise TrainError([_problem(name, e, merged) for name, e in first.items()]) from None
+    if found.library:
         from bishare_dsl.hub import adapter_folder
 
-        place = str(adapter_folder(settings.library))
-        settings = settings.model_copy(update={"library": place})
-    return Request(
-        spec=merged.get("spec"),
-        model=merged["model"],
-        output_dir=Path(merged["output_dir"]).expanduser(),
-        params=params,
-        resume=resume,
-        settings=settings,
-        arguments=converted,
-    )
+        return found.model_copy(update={"library": str(adapter_folder(found.library))})
+    return found
 
 
 def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict[str, Any]]:
@@ -310,9 +279,6 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     if not (folder / RUN_FILE).is_file():
         raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {RUN_FILE}"))
     record = read_config(folder / RUN_FILE)  # JSON is YAML.
-    if not record:
-        reason = f"`{folder / RUN_FILE}` is empty: a run was about to begin"
-        raise TrainError(codes.NO_CHECKPOINT(reason=reason, help="begin anew, with all arguments"))
     # The checkpoint has the run's spec; the spec's file may have changed since.
     checkpoint = find_checkpoint(path)
     spec = record.get("spec") if record_of(checkpoint)["tasks"] else None

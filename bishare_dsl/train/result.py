@@ -25,10 +25,9 @@ class TaskResult:
         folder: the adapter's folder for `load_adapter`; None if it was not written.
         steps: optimizer steps.
         loss_first: the first logged loss, if any.
-        loss_last: the last logged loss.
+        loss_last: the last logged loss; NaN if a gradient was not finite, and its step not applied.
         eval_loss: the held-out loss of the written adapter; None without held-out rows.
         accuracy: the fraction of held-out rows whose correct option is the likeliest; None without options.
-        stopped: the reason for an early end (a non-finite gradient, or a better candidate), or None.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
         start: the members that it starts from; None if it starts from zero.
     """
@@ -40,7 +39,6 @@ class TaskResult:
     loss_last: float | None
     eval_loss: float | None
     accuracy: float | None
-    stopped: str | None
     data: Mapping[str, DataReport] = field(repr=False)
     start: str | None = None
 
@@ -59,7 +57,7 @@ class TrainResult:
         model: the adapted model, in eval mode.
         model_name: the name of the model.
         trainable: trained parameters per adapter.
-        owned: private and shared parameters of a library's adapters; empty without a library.
+        owned: the parameters per adapter, or the private and shared ones of a library's adapters, in words.
         tasks: results in the order of the tasks.
         steps: optimizer steps of the whole run, and ``epochs`` the passes over the data; the maximum of
             several tasks.
@@ -112,26 +110,23 @@ class TrainResult:
 
     def __str__(self) -> str:
         written = [task.folder for task in self.tasks if task.folder]
-        several = len(self.tasks) > 1
+        several, most = len(self.tasks) > 1, max(task.rows for task in self.tasks)
+        batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
         only = filter(None, (self.tasks[0].folder, self.tasks[0].start))
         adapters = f"{len(written)} in {self.folder}" if several else ", ".join(only)
-        least, most = min(t.rows for t in self.tasks), max(t.rows for t in self.tasks)
-        batch = f"all {most:,}" if self.batch > most else f"{self.batch:,}"
-        whole = " or all" if least < self.batch < most else ""
         accuracy = None if self.accuracy is None else f"{self.accuracy:.1%} among the options"
-        rows: dict[str, str | None] = {
-            "steps": f"{self.steps:,} of {batch}{whole} examples, {self.epochs:.2f} epochs",
+        lines = {
+            "steps": f"{self.steps:,} of {batch} examples, {self.epochs:.2f} epochs",
             "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last",
             "held-out loss": None if self.eval_loss is None else f"{self.eval_loss:.4f}",
             "held-out accuracy": accuracy,
             "tokens": f"{self.tokens:,}",
             "time": f"{self.seconds:,.0f} s",
-            "adapter"
-            + "s" * several: f"{adapters}, {self.owned or f'{self.trainable:,} parameters'}",
+            "adapters" if several else "adapter": f"{adapters}, {self.owned}",
         }
         if not self.steps:
-            rows |= {"steps": "none: not trained", "loss": None, "tokens": None}
-        shown = {name: text for name, text in rows.items() if text}
+            lines |= {"steps": "none: not trained", "loss": None, "tokens": None}
+        shown = {name: text for name, text in lines.items() if text}
         width = max(13, *map(len, shown))
         parts = ["\n".join(f"{name:{width}}  {text}" for name, text in shown.items())]
         if several:
@@ -144,7 +139,15 @@ class TrainResult:
         return "\n\n".join(parts)
 
     def _table(self) -> Table:
-        among = [["correct"], []][self.accuracy is None]
+        rows = []
+        for task in self.tasks:
+            losses = (task.loss_first, task.loss_last, task.eval_loss)
+            cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
+            if self.accuracy is not None:
+                cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
+            where = ", ".join(part for part in (task.folder, task.start) if part)
+            rows.append((task.name, task.rows, task.steps, *cells, where))
+        among = ["correct"] * (self.accuracy is not None)
         head = [
             "task",
             "rows",
@@ -155,14 +158,6 @@ class TrainResult:
             *among,
             "adapter",
         ]
-        rows = []
-        for task in self.tasks:
-            losses = (task.loss_first, task.loss_last, task.eval_loss)
-            cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
-            where = ", ".join(part for part in (task.folder, task.stopped, task.start) if part)
-            if among:
-                cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
-            rows.append((task.name, task.rows, task.steps, *cells, where))
         return Table(head, rows, left={0, len(head) - 1})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,29 +16,28 @@ from transformers import TrainerCallback
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import add_to_library, save_adapter, save_library
-from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.show.shared import told_lines
-from bishare_dsl.train import folder as folders
 from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.loop import quietly, run_loop
+from bishare_dsl.train.folder import LIBRARY, hold
 from bishare_dsl.train.prepare import Prepared, load_base, note_low_rate, prepare
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.train.request import Request, make_request, result_folders
+from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import TaskResult, TrainResult
 from bishare_dsl.train.start import record_start, start_tasks
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.tenants import Tenants
 from bishare_dsl.train.trainer import AdapterTrainer
 from bishare_dsl.train.trunk import cached_trunk
-from bishare_dsl.train.watch import Watch, logged
+from bishare_dsl.train.watch import EACH, Watch, logged, quietly, run_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.diagnostics import Problem
     from bishare_dsl.spec import Spec
@@ -54,7 +53,6 @@ def train(
     tokenizer: PreTrainedTokenizerBase | None = None,
     config: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
-    force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
     quiet: bool = False,
     **arguments: Any,
@@ -72,8 +70,7 @@ def train(
 
     Args:
         spec: a spec, its text, the path of a ``.share`` file, the name of a shipped spec, or the folder of
-            an adapter to train further. None if the model is already adapted, or to use the spec of
-            ``library``.
+            an adapter to train further. None to use the spec of ``library``.
         model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model to adapt in place.
         data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub. Several by name, or a folder
             of files, are tasks trained together: each gets an adapter, in a folder with its name in
@@ -85,7 +82,6 @@ def train(
         resume: resume the run in this folder, or from this checkpoint. Its ``run.json`` has all arguments
             except a model object; arguments given here override it. On the CPU, the result equals an
             uninterrupted run's bit for bit.
-        force: first remove the run in ``output_dir``.
         callbacks: transformers' callbacks.
         quiet: show no notes and no progress bar.
         **arguments: fields of `Settings` and `TrainingArguments`, such as ``max_length=2048``,
@@ -110,7 +106,7 @@ def train(
         **arguments,
     }
     request = make_request(given, config)
-    return run(request, Reporter(quiet), tokenizer=tokenizer, force=force, callbacks=callbacks)
+    return run(request, Reporter(quiet), tokenizer=tokenizer, callbacks=callbacks)
 
 
 def run(
@@ -118,15 +114,14 @@ def run(
     reporter: Reporter,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> TrainResult:
     """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
     began = time.monotonic()
-    prepared = prepare(request, reporter, tokenizer, force=force)
+    prepared = prepare(request, reporter, tokenizer)
     loaded = load(prepared, reporter)
     start_tasks(prepared, loaded.tenants, reporter)
-    trainer = fit(prepared, loaded, reporter, callbacks, force=force)
+    trainer = fit(prepared, loaded, reporter, callbacks)
     record_start(prepared, loaded.tenants, reporter)
     return _result(prepared, loaded, trainer, reporter, time.monotonic() - began)
 
@@ -139,13 +134,15 @@ class Loaded:
         model: the adapted model, on its device.
         tenants: the adapters, if several are trained together.
         base: the digest of the base's weights.
-        owned: private and shared parameters of a library's adapters; empty without a library.
+        owned: the parameters per adapter, or the private and shared ones of a library's adapters, in words.
+        shares: whether the adapters are a library's.
     """
 
     model: PreTrainedModel
     tenants: Tenants | None
     base: str
     owned: str
+    shares: bool
 
     @property
     def handle(self) -> Handle:
@@ -166,7 +163,7 @@ def load(prepared: Prepared, reporter: Reporter) -> Loaded:
     if request.several:
         tenants = Tenants(model, library or cast("ResolvedSpec", trainable))
         notes = [note for task in tasks for note in tenants.add(task.name, args.seed)]
-    elif not isinstance(trainable, Handle):
+    else:
         notes = [*install(model, trainable, args.seed)]
     for note in dict.fromkeys(notes):
         reporter.warn(note)
@@ -174,12 +171,12 @@ def load(prepared: Prepared, reporter: Reporter) -> Loaded:
     if tenants is not None and args.place_model_on_device and not placed:
         cast(Any, model).to(args.device)  # The bank is created on the training device.
     plan = cast("Handle", model.bishare).plan
-    owned = plan.owned + " and frozen" * (library is not None)
-    owned = owned if request.makes_library(plan) else ""
+    shares = request.makes_library(plan)
+    owned = f"{plan.owned}{' and frozen' * (library is not None)}" if shares else ""
     of = "of each task: " * request.several
     reporter.note(f"{of}{owned or plan.parameters_line}", *told_lines(plan))
     note_low_rate(reporter, plan.private if library else plan.trainable, args.learning_rate)
-    return Loaded(model, tenants, digest, owned)
+    return Loaded(model, tenants, digest, owned or f"{plan.trainable:,} parameters", shares)
 
 
 def fit(
@@ -187,8 +184,6 @@ def fit(
     loaded: Loaded,
     reporter: Reporter,
     callbacks: Iterable[TrainerCallback],
-    *,
-    force: bool,
 ) -> AdapterTrainer | BankTrainer:
     """Train the adapters and write them; return the trainer.
 
@@ -200,12 +195,11 @@ def fit(
     folder, settings, tenants = request.output_dir, request.settings, loaded.tenants
     record = {**prepared.record, "base": loaded.base}
     how: dict[str, Any] = {"warm_up": prepared.warm_up, "args": args}
-    keep, args.save_total_limit = args.save_total_limit, None
     with undo_prepare(loaded.model), quietly(), ExitStack() as stack:
         trainer: AdapterTrainer | BankTrainer
-        watch: Watch = Watch(record, keep, reporter.report)
+        watch: Watch = Watch(record, reporter.report)
         if tenants is not None:
-            watch = BankWatch(steps, record, keep, reporter.report)
+            watch = BankWatch(record, reporter.report)
         how["callbacks"] = [watch, *callbacks]
         if tenants is None:
             trainer = _one_trainer(loaded.handle, prepared, how)
@@ -218,25 +212,17 @@ def fit(
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
             first = prepared.trainable
-            spec = (
-                str(first.folder) if isinstance(first, StoredAdapter) else loaded.handle.spec_text
-            )
-            library = Path(settings.library or "").resolve()
-            earlier = [n for n in result_folders(folder) if (folder / n).resolve() != library]
-            arguments = request.as_dict(spec)
-            held = folders.hold(folder, arguments, request.resume, force=force, earlier=earlier)
-            stack.enter_context(held)
-        prevented_by = "DeepSpeed shards them" if args.deepspeed_plugin else None
-        if cast(Any, args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            prevented_by = "`use_reentrant` needs inputs with gradients"
+            spec = loaded.handle.spec_text
+            if isinstance(first, StoredAdapter):
+                spec = str(first.folder)
+            stack.enter_context(hold(folder, request.as_dict(spec), request.resume))
         plan, context = loaded.handle.plan, trainer.accelerator.autocast
-        stack.enter_context(
-            cached_trunk(loaded.model, plan, steps, context, reporter, prevented_by)
-        )
+        stack.enter_context(cached_trunk(loaded.model, plan, steps, context, reporter))
         if len(steps):
             run_loop(trainer, watch, request, reporter)
         else:  # Members were chosen for all tasks.
             trainer.save_model()
+            trainer.save_state()
     loaded.model.eval()
     return trainer
 
@@ -265,7 +251,27 @@ def _result(
     request, steps, state = prepared.request, prepared.steps, trainer.state
     numbers, plan = range(len(steps.tasks)), loaded.handle.plan
     kept = trainer.kept() if isinstance(trainer, BankTrainer) else [0]
-    if lost := [i for i in numbers if i not in kept]:
+    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+
+    def result_of(number: int) -> TaskResult:
+        task, several = steps.tasks[number], request.several
+        named = task.name if several else None
+        losses, held_out, correct = (logged(state.log_history, key, named) for key in EACH)
+        place = f"{LIBRARY}#{task.name}" if loaded.shares else task.name if several else ""
+        return TaskResult(
+            name=task.name,
+            folder=str(request.output_dir / place) if number in kept else None,
+            steps=steps.count(task) if several else state.global_step,
+            loss_first=losses.get(min(losses, default=0)),
+            loss_last=losses.get(max(losses, default=0)),
+            eval_loss=held_out.get(best or max(held_out, default=0)),
+            accuracy=correct.get(best or max(correct, default=0)),
+            data=task.data,
+            start=task.start,
+        )
+
+    tasks = tuple(map(result_of, numbers))
+    if lost := {t.name: t.folder for t in tasks if not math.isfinite(t.loss_last or 0)}:
         reporter.report(_not_finite(steps, lost), None)
     epochs = max(map(steps.epochs_of, numbers)) if request.several else float(state.epoch or 0)
     return TrainResult(
@@ -274,7 +280,7 @@ def _result(
         model_name=request.model if isinstance(request.model, str) else "MODEL",
         trainable=plan.trainable if prepared.library is None else plan.private,
         owned=loaded.owned,
-        tasks=tuple(_task_result(prepared, loaded, trainer, i, kept=i in kept) for i in numbers),
+        tasks=tasks,
         steps=state.global_step,
         epochs=epochs,
         batch=steps.batch,
@@ -284,42 +290,11 @@ def _result(
     )
 
 
-def _task_result(
-    prepared: Prepared,
-    loaded: Loaded,
-    trainer: AdapterTrainer | BankTrainer,
-    number: int,
-    *,
-    kept: bool,
-) -> TaskResult:
-    """Build a task's result from the log."""
-    steps, state, several = prepared.steps, trainer.state, prepared.request.several
-    task, folder = steps.tasks[number], prepared.request.output_dir
-    named = task.name if several else None
-    losses = [*logged(state.log_history, "loss", named).values()]
-    held_out = logged(state.log_history, "eval_loss", named)
-    accuracies = logged(state.log_history, "eval_accuracy", named)
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    place = f"{folder / folders.LIBRARY}#{task.name}" if loaded.owned else str(folder / task.name)
-    return TaskResult(
-        name=task.name,
-        folder=(place if several else str(folder)) if kept else None,
-        steps=steps.stopped.get(number, steps.count(task)) if several else state.global_step,
-        loss_first=losses[0] if losses else None,
-        loss_last=losses[-1] if losses else None,
-        eval_loss=held_out[best or max(held_out)] if held_out else None,
-        accuracy=accuracies[best or max(accuracies)] if accuracies else None,
-        stopped="a gradient was not finite" if number in steps.stopped else None,
-        data=task.data,
-        start=task.start,
-    )
-
-
-def _not_finite(steps: Steps, lost: Sequence[int]) -> Problem:
-    """Build the error for tasks whose adapters have non-finite values (BS750)."""
-    names = ", ".join(f"`{steps.tasks[i].name}`" for i in lost)
-    step, kept = steps.stopped.get(lost[0], len(steps)), f"no adapter is written for {names}"
-    return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
+def _not_finite(steps: Steps, lost: Mapping[str, str | None]) -> Problem:
+    """Build the problem of tasks with a gradient that was not finite (BS750)."""
+    ends = {True: "is as it was", False: "is not written"}
+    kept = ", ".join(f"`{name}` {ends[folder is not None]}" for name, folder in lost.items())
+    return codes.NOT_FINITE(what="gradient", step=len(steps), value=math.nan, kept=kept)
 
 
 def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Reporter) -> None:
@@ -330,11 +305,11 @@ def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Re
     steps, handle = trainer.steps, trainer.tenants.handle
     adapters = {steps.tasks[i].name: handle[steps.tasks[i].name] for i in trainer.kept()}
     if not adapters:
-        raise TrainError(_not_finite(steps, range(len(steps.tasks))))
+        raise TrainError(_not_finite(steps, {task.name: None for task in steps.tasks}))
     if not trainer.args.should_save:
         return
     first = next(iter(adapters.values()))
-    tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / folders.LIBRARY
+    tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / LIBRARY
     if library is not None:
         problems = add_to_library(Path(library), tensors, out)
     elif first.plan.is_library:

@@ -1,4 +1,4 @@
-"""Start new adapters of a library from its members (`bishare_dsl.members` chooses)."""
+"""Start new adapters of a library from its members (`bishare_dsl.train.members` chooses)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bishare_dsl.adapter.files import names_in, read_adapter
-from bishare_dsl.members import RECORD, Record, choose, leave_out
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Example
 from bishare_dsl.train.folder import LIBRARY
+from bishare_dsl.train.members import RECORD, Record, choose, leave_out
 from bishare_dsl.train.optimizer import RowAdamW, Settings
 from bishare_dsl.train.prepare import Prepared
 from bishare_dsl.train.reporter import Reporter
@@ -30,7 +30,7 @@ SLOTS, AT_ONCE = 16, 256
 
 
 class Tried:
-    """A `bishare_dsl.members.Trial` of a model: adapters whose private values change.
+    """A `bishare_dsl.train.members.Trial` of a model: adapters whose private values change.
 
     Attributes:
         rows: the examples of each task of the run.
@@ -68,7 +68,7 @@ class Tried:
         """Train private tensors from zero on the examples of each task, as the run would."""
         tenants, a, warm_up = self._tenants, self._prepared.args, self._prepared.warm_up
         few = [Task(n, cast(Any, r)) for n, r in zip(tenants.names, tasks, strict=False)]
-        steps = replace(self._prepared.steps, tasks=few, processes=1, stopped={})
+        steps = replace(self._prepared.steps, tasks=few, processes=1)
         self._own.data[:] = self._zero
         betas = a.adam_beta1, a.adam_beta2
         how = Settings(betas, a.adam_epsilon, a.weight_decay, a.max_grad_norm)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from bishare_dsl.train.data.encoding import DataReport
 
-COSTS = {"cpu": 64, "cuda": 16_384}
-"""The fixed cost of a forward in tokens, by device type."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -70,7 +67,6 @@ class Steps(Sequence[list[MicroBatch]]):
         epochs: passes over each task's rows; ``most`` limits its steps unless it is None.
         at_once: the maximum number of rows per pass.
         processes: the number of processes, each with passes in every step if there are enough rows.
-        cost: the fixed cost of a pass in tokens.
     """
 
     tasks: Sequence[Task]
@@ -80,9 +76,6 @@ class Steps(Sequence[list[MicroBatch]]):
     most: int | None
     at_once: int
     processes: int = 1
-    cost: int = 64
-    stopped: dict[int, int] = field(default_factory=dict)
-    """The last step of each task whose gradient was not finite, by number."""
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
@@ -93,16 +86,14 @@ class Steps(Sequence[list[MicroBatch]]):
     def epochs_of(self, number: int) -> float:
         """Return the number of epochs of a task."""
         task = self.tasks[number]
-        done = self.stopped.get(number, self.count(task))
-        return done / ceil(len(task.examples) / self.batch)
+        return self.count(task) / ceil(len(task.examples) / self.batch)
 
     def __len__(self) -> int:
         return max(map(self.count, self.tasks))
 
     def running(self, step: int) -> list[int]:
         """List the tasks that are active in the step of this number, from 0."""
-        tasks = enumerate(self.tasks)
-        return [i for i, t in tasks if i not in self.stopped and step < self.count(t)]
+        return [i for i, task in enumerate(self.tasks) if step < self.count(task)]
 
     def __getitem__(self, step: Any) -> Any:
         if not 0 <= step < len(self):
@@ -116,7 +107,7 @@ class Steps(Sequence[list[MicroBatch]]):
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
-        """Divide the rows of some tasks into few passes with little padding.
+        """Divide the rows of some tasks into few passes, of rows with about the same length.
 
         The loss of rows with options is another, so they are in passes without other rows.
         """
@@ -130,8 +121,8 @@ class Steps(Sequence[list[MicroBatch]]):
         passes = []
         for among in (False, True):
             part = [row for row in sized if (ALLOWED in row[2]) is among]
-            cuts = cut_by_length([len(row["input_ids"]) for *_, row in part], most, self.cost)
-            passes += [self._pass(sorted(part[a:b], key=lambda row: row[0])) for a, b in cuts]
+            cuts = [part[start : start + most] for start in range(0, len(part), most)]
+            passes += [self._pass(sorted(cut, key=lambda row: row[0])) for cut in cuts]
         return passes
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> MicroBatch:
@@ -140,24 +131,6 @@ class Steps(Sequence[list[MicroBatch]]):
         # The loss of a task is the mean over its trained tokens in all rows of the step.
         weights = (1 / torch.tensor(learned)).unsqueeze(1)
         return MicroBatch(self.collator(examples), names, {"weights": weights})
-
-
-def cut_by_length(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:
-    """Divide rows, sorted by length, into consecutive parts of minimal total cost; return their bounds.
-
-    A part costs its number of rows times the length of its longest row, plus ``cost``, in tokens.
-    """
-    least, starts = [0], [0]
-    for end in range(1, len(lengths) + 1):
-        tried = range(max(0, end - at_once), end)
-        total, start = min((least[i] + (end - i) * lengths[end - 1] + cost, i) for i in tried)
-        least.append(total)
-        starts.append(start)
-    cuts, end = [], len(lengths)
-    while end:
-        cuts.append((starts[end], end))
-        end = starts[end]
-    return cuts[::-1]
 
 
 @lru_cache(1024)

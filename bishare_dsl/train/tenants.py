@@ -40,7 +40,7 @@ from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.train.loss import are_likeliest, learned_logits
 from bishare_dsl.train.optimizer import RowAdamW, Settings
 from bishare_dsl.train.prepare import first_of
-from bishare_dsl.train.tasks import COSTS, MicroBatch, cut_by_length
+from bishare_dsl.train.tasks import MicroBatch
 from bishare_dsl.writing import replace_file
 
 if TYPE_CHECKING:
@@ -313,9 +313,7 @@ class Tenants:
             groups.setdefault(example.tenant if self.apart else None, []).append(i)
         for part in groups.values():
             part.sort(key=lambda i: len(examples[i].tokens))
-            lengths = [len(examples[i].tokens) for i in part]
-            cost = COSTS.get(cast(Any, self.model).device.type, COSTS["cuda"])
-            passes += [part[a:b] for a, b in cut_by_length(lengths, self.at_once, cost)]
+            passes += [part[i : i + self.at_once] for i in range(0, len(part), self.at_once)]
         return passes
 
     def _add_to(self, before: Sequence[Tensor | None]) -> list[str]:
@@ -465,7 +463,7 @@ class Tenants:
         if digest != self._digest or shapes != found:
             raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
         if not optimizer:
-            state = {k: t if k.endswith((".value", ".finite")) else t * 0 for k, t in state.items()}
+            state = {k: t if k.endswith(".value") else t * 0 for k, t in state.items()}
         self._restore(name, state)
 
     @property
@@ -502,19 +500,14 @@ def _collated(rows: Sequence[Example]) -> MicroBatch:
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in reads], batch_first=True),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
     }
-    parts: dict[str, Any] = {
-        "weights": [
-            [1.0] * len(targets) if row.weights is None else row.weights
-            for row, (_, targets) in zip(rows, pairs, strict=True)
-        ],
-        "logprobs": [row.logprobs for row in rows],
-        "advantages": [row.advantages for row in rows],
-    }
-    values = {
-        name: pad_sequence(
-            [torch.as_tensor(v, dtype=torch.float32) for v in part], batch_first=True
-        )
-        for name, part in parts.items()
-        if all(v is not None for v in part)
-    }
+    values = {}
+    for name in ("weights", "logprobs", "advantages"):
+        part: list[Any] = [getattr(row, name) for row in rows]
+        if name == "weights":
+            part = [
+                [1.0] * len(t) if w is None else w for w, (_, t) in zip(part, pairs, strict=True)
+            ]
+        if all(value is not None for value in part):
+            given = [torch.as_tensor(value, dtype=torch.float32) for value in part]
+            values[name] = pad_sequence(given, batch_first=True)
     return MicroBatch(inputs, [row.tenant for row in rows], values)

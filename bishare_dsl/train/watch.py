@@ -1,18 +1,25 @@
-"""What runs of one and of several adapters share: the schedule, sealed checkpoints, early stopping."""
+"""What runs of one and of several adapters share: schedule, sealed checkpoints, signals, early stopping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, get_scheduler
+from transformers import PrinterCallback, TrainerCallback, get_scheduler
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
+from transformers.utils import logging
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
@@ -20,7 +27,9 @@ from bishare_dsl.diagnostics.codes.verify import NO_GRADIENT
 from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import catch_refusals
-from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.request import Request
 
 EACH = {"loss": "losses", "eval_loss": "eval_losses", "eval_accuracy": "eval_accuracies"}
 """Keys of the log, with the keys under which a run of several tasks has the value of each task."""
@@ -49,7 +58,6 @@ class Watch(TrainerCallback):
 
     Args:
         record: what each checkpoint records of its run, for `folder.seal`.
-        keep: the maximum number of checkpoints; Trainer would remove one before the next one is sealed.
         report: receives the warning about tensors without a gradient.
 
     Attributes:
@@ -63,29 +71,22 @@ class Watch(TrainerCallback):
     def __init__(
         self,
         record: Mapping[str, Any] = {},
-        keep: int | None = None,
         report: Callable[[Problem, None], None] = lambda *_: None,
     ) -> None:
-        self._record, self._keep, self._report = record, keep, report
+        self._record, self._report = record, report
         self.asked: Callable[[], bool] = lambda: False
         self.stopping = False
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **more: Any
     ) -> None:
-        accelerator, loss, gradient = self.trainer.accelerator, self.trainer.take_loss(), 0.0
         # A scaled gradient may be infinite; the scaler then skips the step and reduces the scale.
-        if (engine := self.trainer.deepspeed) is not None:
-            gradient = float(engine.get_global_grad_norm() or 0)
-            if state.global_step == self.trainer.done:
-                self.trainer.check_saving()
-        elif accelerator.scaler is None:
-            gradient = _norm(more["optimizer"])
-        flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]
+        scaled = self.trainer.accelerator.scaler is not None
+        gradient = 0.0 if scaled else _norm(more["optimizer"])
         self.check_gradients(args, state)
-        bad_loss, bad_gradient, self.stopping = self._of_any(args, flags)
-        if bad_loss or bad_gradient:
-            raise _not_finite(args, state, "loss" if bad_loss else "gradient", (loss, gradient))
+        bad, self.stopping = self._of_any(args, [not math.isfinite(gradient), self.asked()])
+        if bad:
+            raise _not_finite(args, state, gradient)
 
     def check_gradients(self, args: Args, state: State) -> None:
         """Report trainable tensors without a gradient (BS873), after two steps: at first, A's is zero."""
@@ -112,7 +113,6 @@ class Watch(TrainerCallback):
         if args.should_save:
             folder = Path(str(args.output_dir))
             folders.seal(folder / f"checkpoint-{state.global_step}", self._record)
-            folders.remove_old(folder, self._keep, state.best_model_checkpoint)
 
     def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -145,15 +145,12 @@ def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> 
     return {step: losses[task] for step, losses in of_tasks if task in losses}
 
 
-def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]) -> TrainError:
-    """Build the error for a non-finite step, with the checkpoint to resume from."""
-    value = next((value for value in values if not math.isfinite(value)), math.nan)
-    try:
-        last = f"`{folders.find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
-    except TrainError:
-        last = "no checkpoint exists yet"
-    problem = codes.NOT_FINITE(what=what, step=state.global_step + 1, value=value, kept=last)
-    return TrainError(problem)
+def _not_finite(args: Args, state: State, value: float) -> TrainError:
+    """Build the error for a gradient that is not finite, with the checkpoint to resume from."""
+    sealed = folders.checkpoints(Path(str(args.output_dir)))
+    kept = f"`{sealed[-1]}` is the last checkpoint" if sealed else "no checkpoint exists yet"
+    step = state.global_step + 1
+    return TrainError(codes.NOT_FINITE(what="gradient", step=step, value=value, kept=kept))
 
 
 @torch.no_grad()
@@ -163,3 +160,72 @@ def _norm(optimizer: Any) -> float:
     parts = [own_part(p.grad).float() for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(part) for part in parts]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAID = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n"
+
+
+def run_loop(trainer: Any, watch: Watch, request: Request, reporter: Reporter) -> None:
+    """Train, and save the adapter."""
+    folder, resume = request.output_dir, request.resume
+    if reporter.quiet:
+        trainer.remove_callback(PrinterCallback)
+    trainer.done = 0 if resume is None else folders.step_of(resume)
+    try:
+        with hear_signals(not reporter.quiet) as watch.asked, translate_refusals(folder):
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            state = trainer.state
+            if watch.stopping and state.global_step < state.max_steps:
+                saved = folder / f"checkpoint-{state.global_step}"
+                raise TrainingInterrupted(state.global_step, state.max_steps, saved)
+            trainer.save_model()
+            trainer.save_state()
+            trainer.accelerator.wait_for_everyone()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(".")[0]
+        raise TrainError(codes.OUT_OF_MEMORY(reason=reason)) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence transformers and TRL except for errors; they would report the tokenizer's tokens."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # From PEFT.
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM within a block request a stop; yield a function that reports it.
+
+    The second stops at once. Outside of the main thread, signals are not changed.
+
+    Args:
+        says: whether to confirm the request on standard error.
+    """
+    heard: list[int] = []
+
+    def restore() -> None:
+        for which, handler in before.items():
+            # None: installed by something other than Python.
+            signal.signal(which, signal.SIG_DFL if handler is None else handler)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        restore()
+        if says:
+            with suppress(OSError):
+                os.write(2, _SAID)  # The signal may have interrupted `print`.
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {which: signal.signal(which, hear) for which in _SIGNALS} if main else {}
+    try:
+        yield lambda: bool(heard)
+    finally:
+        restore()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl import choices, compile_spec, load_adapter
+from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import loss
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
         assert bishare("eval", "one", "--model", "tiny", *words).code == code
     words = ("eval", "one", "two", "--model", "tiny", "--data", "rows.jsonl", "--json")
     assert bishare(*words, "--batch_size", "0").code == 2
-    sizes, real = [], choices.choice_accuracy
+    sizes, real = [], loss.choice_accuracy
 
     def stopped(model, examples, collator, batch):
         sizes.append(batch)
@@ -89,7 +90,7 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
             raise KeyboardInterrupt
         return real(model, examples, collator, batch)
 
-    monkeypatch.setattr(choices, "choice_accuracy", stopped)
+    monkeypatch.setattr(loss, "choice_accuracy", stopped)
     assert json.loads(bishare(*words).out)["accuracy"]["one"] == right / 9
     run = bishare(*words, "--batch_size", "2")
     assert (run.code, sizes) == (130, [16, 16, 2, 2])

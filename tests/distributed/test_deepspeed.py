@@ -27,7 +27,6 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import inspect_model
-from bishare_dsl.train import TrainError, train
 from tests.distributed import test_training as runs
 from tests.distributed.test_two_processes import (
     IDS,
@@ -212,54 +211,6 @@ def trl_that_is_resumed(folder: Path) -> None:
             assert losses(again) == losses(whole)
             resumed = read_adapter(folder / f"re-{stage}" / "checkpoint-6").tensors()
             assert all(torch.equal(tensor, resumed[name]) for name, tensor in stored.items())
-
-
-# What `accelerate launch --use_deepspeed --zero_stage 3 --zero3_save_16bit_model true` sets.
-ACCELERATE = {
-    "ACCELERATE_USE_DEEPSPEED": "true",
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
-    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
-}
-
-
-def ours(folder: Path, name: str, stage: int, **more: Any) -> None:
-    with without_fsdp():
-        train(**runs.asked(folder, name, deepspeed=zero(stage), **more), quiet=True)
-
-
-@together
-def bishare_train(folder: Path) -> None:
-    ours(folder, "ours", 1)
-    runs.assert_as_one_process(folder, "ours")
-
-
-@together
-def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
-    def spoil(model: Any) -> None:
-        model.get_base_model().model.norm.weight.data.fill_(torch.nan)
-
-    more = {"callbacks": [runs.on_process(1, spoil)], "load_best_model_at_end": False}
-    with pytest.raises(TrainError, match="BS750"):
-        ours(folder, "spoilt", 2, **more)
-
-
-@together
-def what_does_not_fit(folder: Path) -> None:
-    plain = zero(3)
-    plain["zero_optimization"].pop("stage3_gather_16bit_weights_on_model_save")
-    wrong = {
-        "would not save the adapter": plain,
-        "`optimizer` replaces": zero(2, optimizer={"type": "AdamW", "params": {"lr": "auto"}}),
-        "`bf16` rounds the adapter": zero(2, bf16={"enabled": True}),
-    }
-    for words, settings in wrong.items():
-        more = {"bf16": "bf16" in settings}
-        with without_fsdp(), pytest.raises(TrainError, match=f"BS755.*{words}"):
-            train(**runs.asked(folder, "wrong", deepspeed=settings, **more), quiet=True)
-    with without_fsdp(), pytest.raises(TrainError, match=r"BS732.*`deepspeed` is for one task"):
-        train(**runs.many(folder, "several", deepspeed=zero(2)), quiet=True)
-    assert not (folder / "wrong").exists()
 
 
 @pytest.mark.parametrize("name", together)

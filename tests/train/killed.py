@@ -75,7 +75,7 @@ def main(files: Path, seed: int) -> None:
             reached, more = step_of(found), {"resume": parts}
         except TrainError:
             assert reached == 0
-            more = {"force": True}
+            more = {}
         # About as many files as Python opens to check one checkpoint, and to write and seal one or two.
         number = draw.randint(4, 75)
 

@@ -1,15 +1,17 @@
-from types import SimpleNamespace
-
 import pytest
 from transformers import TrainingArguments
 
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.arguments import (
-    _check_deepspeed,
     effective_batch,
     training_arguments,
 )
-from bishare_dsl.train.request import convert
+from bishare_dsl.train.request import make_request
+
+
+def convert(name, value):
+    needed = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
+    return make_request({**needed, name: value}, None).arguments[name]
 
 
 def args(tmp_path, evaluates=False, **given):
@@ -84,21 +86,3 @@ def test_wrong_values(name, value, reason):
         convert(name, value)
     assert reason in str(caught.value)
     assert f"`{name}`" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("there", "code"), [(None, "BS735.*deepspeed"), ("spec", "BS732.*launcher")]
-)
-def test_deepspeed_that_cannot_start_is_refused(tmp_path, monkeypatch, there, code):
-    monkeypatch.setattr("bishare_dsl.train.arguments.find_spec", lambda name: there)
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(TrainError, match=code):
-        args(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
-
-
-@pytest.mark.parametrize("section", [{}, {"bf16": {"enabled": "auto"}}])
-def test_deepspeed_that_would_round_the_adapter_is_refused(section):
-    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}, **section})
-    _check_deepspeed(SimpleNamespace(deepspeed_plugin=plugin, bf16=False, fp16=False))
-    with pytest.raises(TrainError, match=r"BS755.*`bf16` rounds the adapter"):
-        _check_deepspeed(SimpleNamespace(deepspeed_plugin=plugin, bf16=True, fp16=False))

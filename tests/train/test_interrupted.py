@@ -1,6 +1,5 @@
 """Checkpoints that are damaged, runs that are killed while they begin, disks that are full."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -56,7 +55,7 @@ def test_each_file_of_a_checkpoint_is_as_it_was_saved_or_is_refused(
         path.relative_to(folder / "checkpoint-6").as_posix()
         for path in (folder / "checkpoint-6").rglob("*")
     }
-    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "digests.json"} <= names
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "seal.json"} <= names
     for name in names:
         for damage, act in DAMAGES.items():
             copy = tmp_path / "copy"
@@ -81,71 +80,9 @@ def test_an_older_checkpoint_ends_as_the_run_did(
     shutil.copytree(folder, copy)
     flip(copy / "checkpoint-6" / "optimizer.pt")
     train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=copy)
-    said = (
-        "going on from checkpoint-4, which replaces checkpoint-6: `optimizer.pt` is not as it was"
-    )
-    assert said in capsys.readouterr().err
+    assert "going on from checkpoint-4" in capsys.readouterr().err
     found, wanted = tensors(copy / adapter), tensors(folder / adapter)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-
-
-def test_a_record_that_names_other_files_reads_none(run: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(run[0] / "checkpoint-6", tmp_path / "checkpoint-6")
-    record = json.loads((tmp_path / "checkpoint-6" / "digests.json").read_text())
-    record["files"]["../secret"] = "0"
-    (tmp_path / "checkpoint-6" / "digests.json").write_text(json.dumps(record))
-    with pytest.raises(TrainError, match=r"BS743.*outside"):
-        folders.find_checkpoint(tmp_path / "checkpoint-6")
-
-
-def _begin_and_die(folder: Path, number: int) -> int:
-    """Begin another run with ``force`` in a child that is killed when it removes or writes for the n-th time."""
-    if (pid := os.fork()) == 0:
-        left = [number]
-
-        def killed(call: Any) -> Any:
-            def wrapped(*arguments: Any, **keywords: Any) -> Any:
-                left[0] -= 1
-                if left[0] == 0:
-                    os._exit(9)
-                return call(*arguments, **keywords)
-
-            return wrapped
-
-        folders.shutil.rmtree = killed(shutil.rmtree)  # type: ignore[assignment]
-        folders.discard = killed(folders.discard)
-        Path.unlink = killed(Path.unlink)  # type: ignore[method-assign]
-        json.dumps = killed(json.dumps)
-        with folders.hold(folder, {"spec": "new"}, None, force=True, earlier=["long", "short"]):
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def test_a_run_that_is_killed_while_it_clears_another_leaves_that_ones_record(
-    run: tuple[Path, str], tmp_path: Path
-) -> None:
-    """Under the record of a run there is never a checkpoint of another (F52)."""
-    folder, number = run[0], 0
-    while True:
-        number += 1
-        copy = tmp_path / str(number)
-        shutil.copytree(folder, copy)
-        ended = _begin_and_die(copy, number)
-        record, left = (copy / "run.json").read_text(), folders.checkpoints(copy)
-        if ended == 0:
-            break
-        assert record == (folder / "run.json").read_text() or not left
-    assert json.loads(record) == {"spec": "new"}
-    # Nothing of the earlier run is left: neither checkpoints nor adapters (F53).
-    assert not {"long", "short", "adapter_config.json"} & {path.name for path in copy.iterdir()}
-    assert number > 4
-
-
-def test_a_record_that_was_emptied_is_no_run(run: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(run[0], tmp_path / "it")
-    (tmp_path / "it" / "run.json").write_text("")
-    with pytest.raises(TrainError, match=r"BS742.*is empty"):
-        resume(tmp_path / "it")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +136,7 @@ def test_whatever_file_cannot_be_written_is_an_error_with_a_code(
         try:
             resume(folder)
         except TrainError:
-            start(PLAIN, data, folder, force=True, **STEPS)
+            start(PLAIN, data, folder, **STEPS)
         found = tensors(folder / adapter)
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert len(refused) > 1
@@ -224,12 +161,6 @@ def test_the_folders_of_results_are_looked_at_before_anything_is_trained(
     text = "spec s\ntarget q_proj\nshare x A per kind  B per adapter, kind rank 2"
     with pytest.raises(BishareError, match="BS615"):
         start(text, data, tmp_path / "library")
-
-
-def test_several_tasks_are_not_sharded(files: Path, tmp_path: Path) -> None:
-    data = {"a": str(files / "rows.jsonl")}
-    with pytest.raises(BishareError, match=r"BS754|BS732"):
-        start(PLAIN, data, tmp_path / "it", fsdp=True)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bishare_dsl.train.loop import hear_signals
+from bishare_dsl.train.watch import hear_signals
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,7 @@
 """Several tasks in one run."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -238,24 +239,8 @@ def test_a_run_does_not_go_on_with_another_library(tasks: Any, tmp_path: Path) -
     train(resume=tmp_path / "more", **again)
     assert "new" in names_in(tmp_path / "more" / "library")
     save_library(library, member.plan, {"long": values}, member.spec_text, seed=0)
-    with pytest.raises(BishareError, match=r"BS732.*of another library"):
+    with pytest.raises(BishareError, match=r"BS732.*another library"):
         train(resume=tmp_path / "out", **again | {"model": tiny_model("llama")})
-
-
-def test_a_forced_run_keeps_the_library_that_it_adds_to(tasks: Any, tmp_path: Path) -> None:
-    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
-    start(text, tasks, tmp_path / "run", max_steps=2)
-    library = str(tmp_path / "run" / "library")
-    old = tensors(f"{library}#long")
-    start(
-        text, {"later": tasks["short"]}, tmp_path / "run", library=library, force=True, max_steps=2
-    )
-    assert {*names_in(library)} == {*tasks, "later"}
-    assert all(torch.equal(tensors(f"{library}#long")[name], value) for name, value in old.items())
-    Path(library, "notes.txt").write_text("mine")
-    start(text, tasks, tmp_path / "run", force=True, max_steps=2)
-    assert {*names_in(library)} == {*tasks}
-    assert Path(library, "notes.txt").read_text() == "mine"
 
 
 class _Break(TrainerCallback):
@@ -271,9 +256,9 @@ class _Break(TrainerCallback):
 
 
 def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
-    with pytest.warns(BishareWarning, match=r"BS750.*no adapter is written for `short`"):
+    with pytest.warns(BishareWarning, match=r"BS750.*`short` is not written"):
         made = start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break()], max_steps=4)
-    assert [task.stopped for task in made.tasks] == [None, "a gradient was not finite"]
+    assert [math.isfinite(task.loss_last) for task in made.tasks] == [True, False]
     assert [task.folder for task in made.tasks] == [str(tmp_path / "out" / "long"), None]
     assert not (tmp_path / "out" / "short").exists()
     whole = start(PLAIN, tasks, tmp_path / "whole", max_steps=4)
@@ -302,7 +287,7 @@ class _BreakAt(TrainerCallback):
 
 def test_a_run_without_a_finite_adapter_is_an_error(tasks: Any, tmp_path: Path) -> None:
     how = {"eval_split": 2, "max_steps": 4}
-    with pytest.raises(BishareError, match=r"BS750.*no adapter is written for `long`, `short`"):
+    with pytest.raises(BishareError, match=r"BS750.*`long` is not written, `short` is"):
         start(PLAIN, tasks, tmp_path / "out", callbacks=[_BreakAt(1, "")], **how)
     assert not (tmp_path / "out" / "long").exists()
 
@@ -320,14 +305,21 @@ def test_a_spec_with_a_warning_trains(
 @pytest.mark.parametrize(
     ("data", "how", "code"),
     [
+        *(({name: "rows"}, {}, "BS638") for name in ("__base__", "n" * 201, "mlp", "train")),
         *(
-            ({name: "rows"}, {}, "BS638")
-            for name in ("__base__", "checkpoint-2", "a#b", "\x1b[2J", "a\x00", "n" * 201, "mlp")
+            ({name: "rows"}, {}, "BS731")
+            for name in (
+                "checkpoint-2",
+                "a#b",
+                "\x1b[2J",
+                "/tmp/away",
+                "..",
+                "my task",
+                "-x",
+                "a+b",
+            )
         ),
-        *(({name: "rows"}, {}, "BS638") for name in ("/tmp/away", "..", "a/b", "")),
-        ({"train": "rows"}, {}, "BS638"),
         (["rows", "rows"], {}, "BS731"),
-        *(({name: "rows"}, {"spec": LIBRARY}, "BS638") for name in ("my task", "-x", "a+b")),
         ({"a": "rows"}, {"optim": "sgd"}, "BS732"),
         ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS730"),
         ({"a": "rows"}, {"search": ["learning_rate=1e-4,1e-3"]}, "BS730"),

@@ -76,18 +76,17 @@ def bank_of(rows: list[list[float]], **how: Any) -> tuple[torch.nn.Parameter, Ro
     return parameter, optimizer
 
 
-def test_a_row_that_is_no_number_stops_alone() -> None:
+def test_a_step_that_is_no_number_is_left_out_alone() -> None:
     bank, optimizer = bank_of([[1.0, 2.0], [3.0, 4.0]], max_norm=1.0, weight_decay=0.1)
     bank.grad = torch.tensor([[1.0, 1.0], [1.0, torch.nan]])
     optimizer.step()
-    assert optimizer.stopped() == [[1]]
     assert torch.equal(bank[1], torch.tensor([3.0, 4.0]))
     first = bank[0].detach().clone()
     assert (first < torch.tensor([1.0, 2.0])).all()
     bank.grad = torch.ones(2, 2)
     optimizer.step()
     assert (bank[0] < first).all()
-    assert torch.equal(bank[1], torch.tensor([3.0, 4.0]))
+    assert bank[1].isfinite().all()
 
 
 def test_rows_that_have_no_step_stay_as_they_are() -> None:

@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from bishare_dsl.arguments import argument_types
 from bishare_dsl.diagnostics import words
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
+from bishare_dsl.train.argument_types import argument_types
 from bishare_dsl.train.request import Settings, make_request, read_config
 
 NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
@@ -36,8 +35,8 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     with pytest.raises(TrainError) as caught:
         make_request(given, file)
     said = str(caught.value)
-    assert [problem.code for problem in caught.value.problems] == [
-        *["BS730"] * 2, *["BS736"] * 3, *["BS731"] * 4
+    assert sorted(problem.code for problem in caught.value.problems) == [
+        *["BS730"] * 2, *["BS731"] * 4, *["BS736"] * 3
     ]  # fmt: skip
     for expected in (
         "`learning_rat` is not an argument",
@@ -74,13 +73,8 @@ def test_a_split_is_a_part_or_a_number():
         assert type(found) is type(expected)
     with pytest.raises(TrainError, match="BS731"):
         make_request({**NEEDED, "eval_split": 0}, None)
-    with pytest.raises(TrainError, match="BS732"):
+    with pytest.raises(TrainError, match=r"BS731.*held-out rows already"):
         make_request({**NEEDED, "eval_split": 0.1, "eval_data": "d"}, None)
-
-
-def test_a_model_that_is_given_may_be_adapted_already():
-    given = {**NEEDED, "model": tiny_model("llama"), "spec": None}
-    assert make_request(given, None).spec is None
 
 
 @pytest.mark.parametrize(

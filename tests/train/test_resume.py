@@ -116,16 +116,17 @@ def test_what_cannot_be_resumed(start, tmp_path):
             train(resume=tmp_path / name)
     folder = tmp_path / "it"
     start(folder)
-    with pytest.raises(TrainError, match=r"(?s)BS742.*--force"):
+    with pytest.raises(TrainError, match=r"(?s)BS742.*begin anew"):
         go_on(folder)
-    start(folder, force=True, save_strategy="steps", save_steps=2, save_total_limit=3)
+    shutil.rmtree(folder)
+    start(folder, save_strategy="steps", save_steps=2, save_total_limit=3)
     # As after a kill while it was saved: its last file is cut.
     state = folder / "checkpoint-6" / "trainer_state.json"
     state.write_text(state.read_text()[:-9])
     (folder / "checkpoint-4" / "adapter_model.safetensors").unlink()
     with pytest.raises(TrainError, match="BS743"):
         go_on(folder / "checkpoint-6")
-    with pytest.raises(TrainError, match=r"BS742.*last whole|BS743"):
+    with pytest.raises(TrainError, match="BS743"):
         go_on(folder / "checkpoint-4")
     assert go_on(folder).steps == 6
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == [
@@ -172,7 +173,7 @@ def test_a_checkpoint_with_an_added_file_is_not_used(start, tmp_path, name):
     added = tmp_path / "it" / "checkpoint-2" / name
     added.parent.mkdir(exist_ok=True)
     added.write_bytes(b"nothing")
-    with pytest.raises(TrainError, match=rf"BS742.*`{name}` was added to it"):
+    with pytest.raises(TrainError, match=r"BS742.*not as saved"):
         go_on(tmp_path / "it")
-    with pytest.raises(TrainError, match=rf"BS743.*`{name}` was added to it"):
+    with pytest.raises(TrainError, match=r"BS743.*not as saved"):
         go_on(tmp_path / "it" / "checkpoint-2")

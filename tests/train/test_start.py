@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from bishare_dsl import members as members_module
 from bishare_dsl.adapter.contents import own_file
 from bishare_dsl.adapter.files import names_in, read_adapter
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.members import RECORD, SHARPNESS, Record, folds, members_win, sharpest, weights
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import members as members_module
 from bishare_dsl.train import train
+from bishare_dsl.train.members import (
+    RECORD,
+    SHARPNESS,
+    Record,
+    folds,
+    members_win,
+    sharpest,
+    weights,
+)
 
 LIMITS = {"low": 20, "middle": 50, "high": 80}
 HOW: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}

@@ -72,7 +72,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
     tasks: Any, tmp_path: Path, without: Any, more: dict[str, Any]
 ) -> None:
-    how = {"rows_at_once": 7, "start": "zero"} | more
+    how = {"rows_at_once": 30, "start": "zero"} | more  # Equal examples are in one pass.
     found, tokens = start(CORES, tasks, tmp_path / "kept", **how)
     wanted, before = without(CORES, tasks, tmp_path / "not", **how)
     assert found.keys() == wanted.keys()
@@ -140,16 +140,6 @@ def test_blocks_that_differ_in_training_run_again_and_draw_as_they_would(
     found, _ = start(CORES, tasks, tmp_path / "tried", config=config, quiet=False)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert ("a trial of their states failed" in capsys.readouterr().err) is (way != "layerdrop")
-
-
-def test_nothing_is_cached_where_layers_are_recomputed_from_inputs_with_gradients(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    again = {"gradient_checkpointing": True} | {
-        "gradient_checkpointing_kwargs": {"use_reentrant": True}
-    }
-    start(LORA, files / "rows.jsonl", tmp_path / "out", quiet=False, **again)
-    assert "blocks 0 to 2 run again in each epoch: `use_reentrant` needs" in capsys.readouterr().err
 
 
 def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(

@@ -10,12 +10,11 @@ BAD_COMBINATION = Code("BS732", "the arguments do not go together: {reason}")
 BAD_CONFIG = Code("BS734", "the config `{path}` cannot be read: {reason}")
 NEEDS_PACKAGE = Code("BS735", "{what} needs the package `{package}`, which is not installed")
 MISSING_ARGUMENT = Code("BS736", "`{name}` is missing")
-SPEC_AND_ADAPTED = Code("BS737", "the model is adapted by `{spec}` already, so it takes no spec")
 
 # The output folder, and resuming a run ------------------------------------------------------------
 
-RUN_EXISTS = Code("BS740", "`{folder}` holds a run already")
-NOT_A_RUN = Code("BS741", "a run cannot begin in `{folder}`: {reason}")
+RUN_EXISTS = Code("BS740", "`{folder}` holds a run or an adapter already")
+NOT_A_RUN = Code("BS741", "another training is at work in `{folder}`")
 NO_CHECKPOINT = Code("BS742", "cannot resume: {reason}")
 BROKEN_CHECKPOINT = Code("BS743", "the checkpoint `{folder}` cannot be used: {reason}")
 CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
@@ -26,8 +25,7 @@ NOT_FINITE = Code(
     "BS750", "the {what} of step {step} is {value}, and the step is not applied; {kept}"
 )
 OUT_OF_MEMORY = Code("BS751", "there is too little memory: {reason}")
-NOT_SHARDED = Code("BS754", "the model would not be sharded with FSDP2: {reason}")
-DEEPSPEED = Code("BS755", "this DeepSpeed config does not fit a run: {reason}")
+NOT_SHARDED = Code("BS754", "FSDP 1 cannot train an adapter")
 NOT_A_CAUSAL_CLASS = Code(
     "BS756", "`{name}` is not a causal language model, and `train` trains no other"
 )

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -23,27 +20,6 @@ Example = dict[str, Any]
 """``input_ids`` and ``labels``: the ids of the trained tokens, and -100 elsewhere, unshifted. Examples with
 options have ``allowed``: for each trained token, the ids that an option allows there.
 """
-
-
-def dataset_of(
-    ids: NDArray[np.int32], labels: NDArray[np.int32], lengths: Sequence[int]
-) -> Dataset:
-    """Return examples as a data set of `datasets`, without copying them.
-
-    Args:
-        ids: the token ids of all examples, concatenated.
-        labels: the labels of these tokens.
-        lengths: the lengths of the examples in tokens.
-    """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from datasets import Dataset
-
-    starts = pa.array(np.cumsum([0, *lengths], dtype=np.int64))
-    columns = {
-        name: pa.LargeListArray.from_arrays(starts, pa.array(values))
-        for name, values in (("input_ids", ids), ("labels", labels))
-    }
-    return Dataset(pa.table(columns), fingerprint="bishare")  # Avoids hashing all of it.
 
 
 @dataclass(frozen=True)

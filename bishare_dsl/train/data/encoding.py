@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from datasets import Dataset
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.batches import ALLOWED, IGNORED, dataset_of
+from bishare_dsl.train.data.batches import ALLOWED, IGNORED
 from bishare_dsl.train.data.formats import (
     OPTIONS,
     BadRow,
-    Chat,
     Format,
     Plain,
     find_format,
     read_row,
 )
-from bishare_dsl.train.data.rows import Findings, Rows
-from bishare_dsl.train.data.tokens import Encoder, Tokens
+from bishare_dsl.train.data.load import Findings, Rows
+from bishare_dsl.train.data.tokens import Encoder
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 
@@ -102,71 +100,42 @@ def encode(
     """
     format, chats = format or find_format(rows), tokenizer.chat_template is not None
     encoder = Encoder(rows.name, tokenizer, whole=train_on == "all")
-    findings, cut = Findings(rows.name), 0
-    ids, labels, lengths = array("i"), array("i"), array("i")
-    allowed: list[list[list[int]]] = []
+    findings, cut, digest = Findings(rows.name), 0, hashlib.sha256()
+    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], ALLOWED: []}
     for index in range(len(rows)):
         place = rows.place(index)
         try:
             row = read_row(rows[index], place, format, chats=chats)
-            encoded, choices = _among_options(encoder, row, encoder(row, place), place, train_on)
+            encoded, choices = encoder(row, place), list[list[int]]()
+            if isinstance(row, Plain) and row.options and encoded is not None:
+                encoded, choices = encoder.among_options(row, encoded, place)
         except BadRow as bad:
             findings.add(bad.problems[0])
             continue
         if encoded is not None and any(encoded[1][:max_length]):
-            tokens = encoded[0][:max_length]
-            allowed.append(choices)
+            ids = np.array(encoded[0][:max_length], np.int32)
+            labels = np.where(encoded[1][:max_length], ids, IGNORED).astype(np.int32)
             cut += len(encoded[0]) > max_length
-            ids.extend(tokens)
-            labels.extend(i if yes else IGNORED for i, yes in zip(*encoded, strict=True))
-            del labels[len(ids) :]
-            lengths.append(len(tokens))
+            digest.update(f"{len(ids)} {choices}".encode() + ids.tobytes() + labels.tobytes())
+            for column, value in zip(columns.values(), (ids, labels, choices), strict=True):
+                column.append(value)
     findings.raise_any()
-    if not lengths:
+    if not columns["labels"]:
         raise DataError(codes.NOTHING_TO_LEARN(rows=len(rows), name=rows.name))
-    if any(allowed) and not all(allowed):
-        place = rows.place([bool(choices) for choices in allowed].index(False))
+    if not any(columns[ALLOWED]):
+        del columns[ALLOWED]
+    elif not all(columns[ALLOWED]):
+        place = rows.place([bool(choices) for choices in columns[ALLOWED]].index(False))
         raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
-    learned = np.array(labels, np.int32)
-    digest = hashlib.sha256(f"{lengths}{allowed}".encode())
-    digest.update(ids)
-    digest.update(labels)
     report = DataReport(
         name=rows.name,
         format=format,
         rows=len(rows),
-        kept=len(lengths),
+        kept=len(columns["labels"]),
         cut=cut,
-        tokens=len(ids),
-        trained_tokens=int((learned != IGNORED).sum()),
+        tokens=sum(map(len, columns["labels"])),
+        trained_tokens=sum(int((labels != IGNORED).sum()) for labels in columns["labels"]),
         max_length=max_length,
         digest=digest.hexdigest(),
     )
-    examples = dataset_of(np.array(ids, np.int32), learned, lengths)
-    if any(allowed):
-        examples = examples.add_column(ALLOWED, allowed)
-    return Encoded(examples, report)
-
-
-def _among_options(
-    encoder: Encoder, row: Plain | Chat, tokens: Tokens | None, place: str, train_on: str
-) -> tuple[Tokens | None, list[list[int]]]:
-    """Return the tokens of a row and, if it has options, the allowed ids for each trained token.
-
-    A token without an alternative is not trained on.
-
-    Raises:
-        BadRow: the options are indistinguishable (BS726).
-    """
-    if not isinstance(row, Plain) or not row.options or tokens is None:
-        return tokens, []
-    try:
-        if train_on == "all":
-            raise ValueError("only the completion is one of them: `train_on` must be `completion`")
-        choices = encoder.choices(row, *tokens)
-    except ValueError as error:
-        raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=error)) from error
-    ids, trained = tokens
-    start = trained.index(True)
-    learned = [*trained[:start], *(len(choice) > 1 for choice in choices)]
-    return (ids, learned), [choice for choice in choices if len(choice) > 1]
+    return Encoded(Dataset.from_dict(columns), report)

@@ -15,19 +15,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from bishare_dsl.diagnostics import Code, DataError, nearest
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic import model_validator as validator
+from pydantic_core import PydanticCustomError
+
+from bishare_dsl.diagnostics import DataError, nearest
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.rows import Row, Rows
+from bishare_dsl.train.data.load import Row, Rows
 
 Format = Literal["alpaca", "prompt-completion", "messages", "text"]
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(NamedTuple):
     """A text whose end, after ``prompt``, is trained on. It is one of ``options`` if there are any."""
 
     prompt: str
@@ -35,8 +38,7 @@ class Plain:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Chat:
+class Chat(NamedTuple):
     """Messages for a chat template. Assistant messages from index ``trained_from`` are trained on."""
 
     messages: list[dict[str, Any]]
@@ -45,20 +47,6 @@ class Chat:
 
 OPTIONS = "options"
 """The column of the options, one of which is the completion."""
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT = {"human": "user", "gpt": "assistant", **{role: role for role in _ROLES}}
-_MAY_BE_EMPTY = ("system", "developer", "assistant")
-
-_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "an object",
-}
 
 # https://github.com/tatsu-lab/stanford_alpaca, with alpaca-lora's final line break.
 _ALPACA = (
@@ -71,128 +59,97 @@ class BadRow(DataError):
     """A row that violates its format."""
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """The fields of a row or of one of its messages, and their names in error messages."""
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("blank", "it is empty")
+    return value
 
-    values: Row
-    place: str
-    prefix: str = ""
 
-    def bad(self, code: Code, name: str, **more: Any) -> BadRow:
-        return BadRow(code(place=self.place, field=self.prefix + name, **more))
+def _unicode(value: str) -> str:
+    value.encode()  # A `UnicodeEncodeError` is a `ValueError`.
+    return value
 
-    def wrong(self, name: str, value: Any, expected: str) -> BadRow:
-        kind, help = _KINDS.get(type(value), type(value).__name__), None
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(v, dict) and "type" in v for v in value)
-        ):
-            kind, help = "a list of parts", "join the parts' `text` into one text"
-        return self.bad(codes.WRONG_TYPE, name, found=kind, expected=expected, help=help)
 
-    def get(self, name: str) -> Any:
-        if name not in self.values:
-            raise self.bad(codes.MISSING_FIELD, name)
-        return self.values[name]
+_Role = Literal["system", "developer", "user", "assistant", "tool"]
+_Text = Annotated[str, Strict(), AfterValidator(_unicode)]
+_Filled = Annotated[_Text, AfterValidator(_not_blank)]
 
-    def text(self, name: str, *, empty: bool = False) -> str:
-        value = self.get(name)
-        if not isinstance(value, str):
-            raise self.wrong(name, value, "text")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            half = {"found": "text with half a surrogate pair", "expected": "Unicode text"}
-            raise self.bad(codes.WRONG_TYPE, name, **half) from None
-        if not empty and not value.strip():
-            raise self.bad(codes.EMPTY_FIELD, name)
-        return value
 
-    def options(self, completion: str) -> tuple[str, ...]:
-        """Return the options, which must contain the completion; empty without such a column."""
-        values = self.values.get(OPTIONS)
-        if values is None:
-            return ()
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise self.wrong(OPTIONS, values, "a list of texts")
-        if len(set(values)) < 2 or len(set(values)) < len(values):
-            raise self.bad(
-                codes.BAD_OPTIONS, OPTIONS, reason="two different texts are needed, and none twice"
+class _Message(BaseModel):
+    """A message. Templates read other keys too, such as `reasoning_content`; null means absent."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    role: _Role
+    content: _Text
+
+    @validator(mode="before")
+    @classmethod
+    def _renamed(cls, value: Any) -> Any:
+        """Take the names of ShareGPT too."""
+        if not isinstance(value, Mapping):
+            return value
+        if "from" in value and "role" not in value:
+            by, others = (
+                value["from"],
+                {k: v for k, v in value.items() if k not in ("from", "value")},
             )
-        if not all(value.strip() for value in values):
-            raise self.bad(codes.BAD_OPTIONS, OPTIONS, reason="one of them is empty")
-        if completion not in values:
-            reason = f"the completion `{completion}` is none of them"
-            raise self.bad(codes.BAD_OPTIONS, OPTIONS, reason=reason)
-        return tuple(values)
+            said = {"content": value["value"]} if "value" in value else {}
+            return {**others, **said, "role": {"human": "user", "gpt": "assistant"}.get(by, by)}
+        return {k: v for k, v in value.items() if v is not None or k in cls.model_fields}
 
-    def messages(self, name: str) -> list[dict[str, Any]]:
-        values = self.get(name)
-        if not isinstance(values, list):
-            raise self.wrong(name, values, "a list of messages")
-        read = []
-        for index, value in enumerate(values):
-            if not isinstance(value, dict):
-                raise self.wrong(f"{name}[{index}]", value, "a message")
-            read.append(_Fields(value, self.place, f"{self.prefix}{name}[{index}].").message())
-        return read
-
-    def message(self) -> dict[str, Any]:
-        sharegpt = "from" in self.values and "role" not in self.values
-        by, says = ("from", "value") if sharegpt else ("role", "content")
-        roles = _SHAREGPT if sharegpt else {role: role for role in _ROLES}
-        role = self.text(by)
-        if role not in roles:
-            raise self.bad(codes.UNKNOWN_ROLE, by, found=role, help=nearest(role, roles))
-        content = self.text(says, empty=roles[role] in _MAY_BE_EMPTY)
-        # Templates read other keys too, such as `reasoning_content`; null means absent.
-        others = {k: v for k, v in self.values.items() if k not in (by, says) and v is not None}
-        return {**others, "role": roles[role], "content": content}
+    @validator(mode="after")
+    def _says(self) -> _Message:
+        if self.role in ("user", "tool"):
+            _not_blank(self.content)
+        return self
 
 
-def _alpaca(fields: _Fields, chat: bool) -> Plain | Chat:
-    instruction = fields.text("instruction")
-    added = fields.values.get("input")
-    added = "" if added is None else fields.text("input", empty=True)
-    output = fields.text("output", empty=True)
-    if chat:
-        asks = f"{instruction}\n\n{added}" if added.strip() else instruction
-        return Chat([{"role": "user", "content": asks}, {"role": "assistant", "content": output}])
-    context = ", paired with an input that provides further context" if added.strip() else ""
-    input = f"### Input:\n{added}\n\n" if added.strip() else ""
-    return Plain(_ALPACA.format(context=context, instruction=instruction, input=input), output)
+_FOUND = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "text"}
+_EXPECTED = {list[_Message]: "a list of messages", list[_Text]: "a list of texts"}
+_reader = cache(TypeAdapter)
 
 
-def _prompt_completion(fields: _Fields, chat: bool) -> Plain | Chat:
-    if isinstance(fields.get("prompt"), list):
-        prompt, completion = fields.messages("prompt"), fields.messages("completion")
-        if not prompt:
-            raise fields.bad(codes.EMPTY_FIELD, "prompt")
-        return Chat([*prompt, *completion], len(prompt))
-    right = fields.text("completion", empty=True)
-    return Plain(fields.text("prompt"), right, fields.options(right))
+def _get(row: Row, place: str, name: str, kind: Any) -> Any:
+    """Return a field of a row, as ``kind``.
+
+    Raises:
+        BadRow: it is missing (BS711), of another type (BS712), of no role (BS713) or empty (BS714).
+    """
+    if name not in row:
+        raise BadRow(codes.MISSING_FIELD(place=place, field=name))
+    try:
+        return _reader(kind).validate_python(row[name])
+    except ValidationError as error:
+        fault = error.errors()[0]
+    inner = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    value = fault["input"]
+    where: dict[str, Any] = {"place": place, "field": name + "".join(inner)}
+    if fault["type"] == "missing":
+        raise BadRow(codes.MISSING_FIELD(**where))
+    if fault["type"] == "blank":
+        where["field"] += ".content" * isinstance(value, dict)
+        raise BadRow(codes.EMPTY_FIELD(**where))
+    if fault["type"] == "literal_error" and isinstance(value, str):
+        help = nearest(value, get_args(_Role))
+        raise BadRow(codes.UNKNOWN_ROLE(**where, found=value, help=help))
+    found, help = _FOUND.get(type(value), "a number"), None
+    if fault["type"] == "value_error":
+        found = "text with half a surrogate pair"
+    if isinstance(value, list) and any(isinstance(part, dict) and "type" in part for part in value):
+        found, help = "a list of parts", "join the parts' `text` into one text"
+    expected = "a message" if fault["type"] == "model_type" else "text"
+    if not fault["loc"]:
+        expected = _EXPECTED.get(kind, "text")
+    raise BadRow(codes.WRONG_TYPE(**where, found=found, expected=expected, help=help))
 
 
-def _messages(fields: _Fields, chat: bool) -> Chat:
-    name = "messages" if "messages" in fields.values else "conversations"
-    return Chat(fields.messages(name))
-
-
-class _Format(NamedTuple):
-    columns: tuple[tuple[str, ...], ...]
-    """Required columns; there may be alternatives."""
-    read: Callable[[_Fields, bool], Plain | Chat]
-    optional: tuple[str, ...] = ()
-
-
-_FORMATS: Mapping[Format, _Format] = {
-    "alpaca": _Format((("instruction", "output"),), _alpaca, ("input",)),
-    "prompt-completion": _Format((("prompt", "completion"),), _prompt_completion),
-    "messages": _Format((("messages",), ("conversations",)), _messages),
-    "text": _Format((("text",),), lambda fields, _: Plain("", fields.text("text", empty=True))),
+_COLUMNS: Mapping[Format, tuple[tuple[str, ...], ...]] = {
+    "alpaca": (("instruction", "output"),),
+    "prompt-completion": (("prompt", "completion"),),
+    "messages": (("messages",), ("conversations",)),
+    "text": (("text",),),
 }
+"""The columns of each format; there may be alternatives."""
 
 
 def find_format(rows: Rows) -> Format:
@@ -202,7 +159,7 @@ def find_format(rows: Rows) -> Format:
         DataError: no format fits (BS709), or several do (BS710).
     """
     first = rows[0].keys()
-    fitting = [name for name, f in _FORMATS.items() if any(first >= {*c} for c in f.columns)]
+    fitting = [name for name, columns in _COLUMNS.items() if any(first >= {*c} for c in columns)]
     if not fitting:
         columns = ", ".join(f"`{name}`" for name in first)
         raise DataError(codes.NO_FORMAT(name=rows.name, found=columns or "no columns"))
@@ -217,15 +174,38 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     Raises:
         BadRow: the row is invalid; ``place`` locates it.
     """
-    fields = _Fields(row, place)
-    read = _FORMATS[format].read(fields, chats)
-    if row.get(OPTIONS) is not None and not (isinstance(read, Plain) and read.options):
-        raise fields.bad(
-            codes.BAD_OPTIONS,
-            OPTIONS,
-            reason="they go with a `prompt` and a `completion` that are texts",
-        )
-    return read
+    get = partial(_get, row, place)
+    if row.get(OPTIONS) is not None and not isinstance(row.get("completion"), str):
+        reason = "they go with a `prompt` and a `completion` that are texts"
+        raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
+
+    def chat(name: str) -> list[dict[str, Any]]:
+        return [message.model_dump() for message in get(name, list[_Message])]
+
+    if format == "text":
+        return Plain("", get("text", _Text))
+    if format == "messages":
+        return Chat(chat("messages" if "messages" in row else "conversations"))
+    if format == "alpaca":
+        asks, says = get("instruction", _Filled), get("output", _Text)
+        added = "" if row.get("input") is None else get("input", _Text)
+        added = added if added.strip() else ""
+        if chats:
+            turns = {"user": f"{asks}\n\n{added}" if added else asks, "assistant": says}
+            return Chat([{"role": role, "content": text} for role, text in turns.items()])
+        context = ", paired with an input that provides further context" if added else ""
+        input = f"### Input:\n{added}\n\n" if added else ""
+        return Plain(_ALPACA.format(context=context, instruction=asks, input=input), says)
+    if isinstance(row.get("prompt"), list):
+        prompt = chat("prompt")
+        return Chat([*prompt, *chat("completion")], len(prompt))
+    prompt, says = get("prompt", _Filled), get("completion", _Text)
+    options = [] if row.get(OPTIONS) is None else get(OPTIONS, list[_Text])
+    different = {option for option in options if option.strip()}
+    if options and (len(different) < len(options) or len(different) < 2 or says not in options):
+        reason = f"two different texts are needed, none empty, and `{says}` among them"
+        raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
+    return Plain(prompt, says, tuple(options))
 
 
 def split_off(
@@ -248,8 +228,9 @@ def split_off(
     Raises:
         DataError: the format is unknown or ambiguous (BS709, BS710), or one side would be empty (BS724).
     """
-    columns_of = _FORMATS[format or find_format(rows)]
-    fields = [*(name for choice in columns_of.columns for name in choice), *columns_of.optional]
+    format = format or find_format(rows)
+    fields = [*(name for choice in _COLUMNS[format] for name in choice)]
+    fields += ["input"] * (format == "alpaca")
     columns = ([rows[i].get(field) for field in fields] for i in range(len(rows)))
     texts = (json.dumps(content, sort_keys=True, default=str) for content in columns)
     keys = [hashlib.sha256(f"{seed} {text}".encode()).digest() for text in texts]

@@ -7,14 +7,84 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.diagnostics import DataError, one_line
+from bishare_dsl.diagnostics import DataError, Problem, one_line
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
-from bishare_dsl.train.data.rows import Findings, Rows, place_of
+from bishare_dsl.reading import parse_json
+
+Row = Mapping[str, Any]
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An ordered set of rows.
+
+    Attributes:
+        name: the file, or the Hub data set and split.
+        table: the rows.
+        places: the location of each, from 1: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``.
+    """
+
+    name: str
+    table: Sequence[Row]
+    places: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.table[index]
+
+    def place(self, index: int) -> str:
+        """Return a row's location."""
+        return self.places[index]
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        """Return the rows of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+        table, places = (
+            [*chain.from_iterable(each)]
+            for each in zip(*((part.table, part.places) for part in parts), strict=True)
+        )
+        return cls(f"{len(parts)} files", table, places)
+
+    def select(self, indices: Iterable[int]) -> Rows:
+        """Return some of the rows in the given order."""
+        pairs = [(self.table[i], self.places[i]) for i in indices]
+        return Rows(self.name, [row for row, _ in pairs], [place for _, place in pairs])
+
+
+class Findings:
+    """Problems with rows: all are counted, and the first few are kept."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._first: list[Problem] = []
+        self.count = 0
+
+    def add(self, problem: Problem) -> None:
+        """Record a problem."""
+        self.count += 1
+        if self.count <= _SHOWN:
+            self._first.append(problem)
+
+    def raise_any(self) -> None:
+        """Raise a `DataError` if there is a problem."""
+        if more := self.count - len(self._first):
+            self._first.append(codes.MORE_PROBLEMS(count=more, name=self._name))
+        if self._first:
+            raise DataError(self._first)
+
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 """The suffixes of data files."""
@@ -62,16 +132,16 @@ def _read_file(path: Path) -> Rows:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(codes.BAD_LINE(place=f"{path}:{line}", reason="it is not UTF-8")) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
-    findings = Findings(str(path))
+    findings, places = Findings(str(path)), list[str]()
     for number, row in read:
+        places.append(f"{path}:{number}" if by_line else f"{path}, row {number}")
         if not isinstance(row, dict):
-            place = place_of(str(path), number, by_line=by_line)
             reason = one_line(row) if isinstance(row, Exception) else "it is not an object"
-            findings.add(codes.BAD_LINE(place=place, reason=reason))
+            findings.add(codes.BAD_LINE(place=places[-1], reason=reason))
     findings.raise_any()
-    return Rows(str(path), [r for _, r in read], [n for n, _ in read], by_line, range(len(read)))
+    return Rows(str(path), [row for _, row in read], places)
 
 
 def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, Any]]]:
@@ -84,7 +154,7 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
         return True, [*_read_csv(text)]
     if kind == ".json":
         try:
-            value = json.loads(text)
+            value = parse_json(text, limited=False)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # JSON Lines are often named .json.
                 raise
@@ -99,31 +169,23 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         return error
 
 
 def _read_csv(text: str) -> Iterator[tuple[int, Any]]:
-    """Yield the nonblank rows, each with its first line number."""
-    limit = csv.field_size_limit(2**31 - 1)  # The default is 128 KiB per field.
-    reader, number, header = csv.reader(io.StringIO(text, newline=""), strict=True), 1, list[str]()
+    """Yield the nonblank rows, each with its last line number."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        for cells in reader:
-            if cells and not header:
-                header = cells
-                if len({*header}) < len(header):
-                    yield number, ValueError("the columns need different names")
-            elif cells and len(cells) != len(header):
-                counts = f"it has {len(cells)} columns, the header {len(header)}"
-                yield number, ValueError(counts)
-            elif cells:
-                yield number, dict(zip(header, cells, strict=True))
-            number = reader.line_num + 1
+        for row in reader:
+            fits = None not in row and None not in row.values()
+            yield (
+                reader.line_num,
+                row if fits else ValueError("its cells are not as many as columns"),
+            )
     except csv.Error as error:
-        yield number, error
-    finally:
-        csv.field_size_limit(limit)
+        yield reader.line_num + 1, error
 
 
 def _read_hub(name: str, split: str, subset: str | None) -> Rows:
@@ -140,5 +202,5 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
     except Exception as error:
         # `datasets`, its file systems and its formats raise exceptions of many types.
         raise DataError(codes.NO_SUCH_PART(name=name, reason=one_line(error))) from error
-    numbers = range(1, len(table) + 1)
-    return Rows(f"{name} ({split})", table, numbers, False, range(len(table)))
+    name = f"{name} ({split})"
+    return Rows(name, table, [f"{name}, row {number + 1}" for number in range(len(table))])

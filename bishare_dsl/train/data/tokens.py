@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.formats import BadRow, Chat, Plain
+from bishare_dsl.train.data.formats import OPTIONS, BadRow, Chat, Plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,29 +71,37 @@ class Encoder:
         text = text.rstrip()  # The template adds no end.
         return self._ended(*self._tokens(text, [(a, min(b, len(text))) for a, b in spans]))
 
-    def choices(self, row: Plain, ids: list[int], trained: list[bool]) -> list[list[int]]:
-        """Return the tokens that options allow at each trained position, given the completion so far.
+    def among_options(
+        self, row: Plain, tokens: Tokens, place: str
+    ) -> tuple[Tokens, list[list[int]]]:
+        """Return the tokens of a row with options, and the ids that options allow at each trained one.
+
+        A token without an alternative is not trained on.
 
         Raises:
-            ValueError: two options have the same tokens, or an option changes the tokens of the prompt.
+            BadRow: the options are indistinguishable, or all tokens are trained on (BS726).
         """
-        start = trained.index(True)
-        answers = []
+        ids, trained = tokens
+        start, answers, reason = trained.index(True), list[list[int]](), ""
         for option in row.options:
-            text = row.prompt + option
-            option_ids, _ = self._ended(
-                *self._tokens(text, [(len(row.prompt), len(text))], special=True)
-            )
-            if option_ids[:start] != ids[:start]:
-                raise ValueError(f"the prompt is read otherwise before `{option}`")
-            answers.append(option_ids[start:])
-        if len({tuple(option) for option in answers}) < len(answers):
-            raise ValueError("two of them are the same tokens")
+            spans = [(len(row.prompt), len(row.prompt + option))]
+            answer, _ = self._ended(*self._tokens(row.prompt + option, spans, special=True))
+            if answer[:start] != ids[:start]:
+                reason = f"the prompt is read otherwise before `{option}`"
+            answers.append(answer[start:])
+        if len({*map(tuple, answers)}) < len(answers):
+            reason = "two of them are the same tokens"
+        if self._whole:
+            reason = "only the completion is one of them: `train_on` must be `completion`"
+        if reason:
+            raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
         truth = ids[start:]
-        return [
+        choices = [
             sorted({option[i] for option in answers if option[:i] == truth[:i] and len(option) > i})
             for i in range(len(truth))
         ]
+        learned = [*trained[:start], *(len(choice) > 1 for choice in choices)]
+        return (ids, learned), [choice for choice in choices if len(choice) > 1]
 
     def _tokens(self, text: str, spans: list[Span], *, special: bool = False) -> Tokens:
         """Tokenise a text; with ``special``, add the tokenizer's initial tokens.

@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from bishare_dsl.diagnostics import DataError
-from bishare_dsl.train.data.rows import Rows
+from bishare_dsl.train.data.load import Rows
 
 SPECIAL = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
@@ -134,8 +134,8 @@ def rows():
     """Rows as they are after reading."""
 
     def make(*values):
-        numbers = range(1, len(values) + 1)
-        return Rows("rows.jsonl", values, numbers, True, range(len(values)))
+        places = [f"rows.jsonl:{number + 1}" for number in range(len(values))]
+        return Rows("rows.jsonl", values, places)
 
     return make
 

@@ -1,24 +1,16 @@
 """Batches of encoded examples."""
 
-import numpy as np
-import pytest
 import torch
 
-from bishare_dsl.train.data.batches import Collator, dataset_of
-
-LENGTHS = [6, 3, 9, 4, 2, 7]
+from bishare_dsl.train.data.batches import Collator
 
 
-@pytest.fixture
-def examples():
-    ids = np.random.default_rng(0).integers(3, 64, sum(LENGTHS), dtype=np.int32)
-    trained = np.ones(len(ids), dtype=bool)
-    trained[np.cumsum([0, *LENGTHS])[:-1]] = False
-    return list(dataset_of(ids, np.where(trained, ids, -100), LENGTHS))
-
-
-def test_plain_examples_are_padded_on_the_right(examples):
-    batch = Collator(1)(examples[:2])
+def test_plain_examples_are_padded_on_the_right():
+    examples = [
+        {"input_ids": [5, 6, 7, 8, 9, 4], "labels": [-100, 6, 7, 8, 9, 4]},
+        {"input_ids": [3, 2, 7], "labels": [-100, -100, 7]},
+    ]
+    batch = Collator(1)(examples)
     assert batch["input_ids"].tolist() == [
         examples[0]["input_ids"],
         examples[1]["input_ids"] + [1] * 3,

@@ -111,8 +111,8 @@ def test_bad_rows_of_alpaca(row, code, said, encoded, problems):
         ([{"role": "user", "content": ""}, ASSISTANT], "BS714", "`messages[0].content` is empty"),
         ([USER, {"role": "asistant", "content": "a"}], "BS713", "`messages[1].role` is `asistant`"),
         ([USER, {"role": "human", "content": "a"}], "BS713", "`messages[1].role` is `human`"),
-        ([{"from": "user_", "value": "a"}], "BS713", "`messages[0].from` is `user_`"),
-        ([{"from": "human"}], "BS711", "`messages[0].value` is missing"),
+        ([{"from": "user_", "value": "a"}], "BS713", "`messages[0].role` is `user_`"),
+        ([{"from": "human"}], "BS711", "`messages[0].content` is missing"),
     ],
 )
 def test_bad_messages(messages, code, said, encoded, problems):

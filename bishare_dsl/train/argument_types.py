@@ -17,9 +17,10 @@ from typing import Any
 
 _NOT_TAKEN = {
     *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
-    *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
+    *("push_to_hub", "use_liger_kernel", "liger_kernel_config", "deepspeed"),
     *("disable_tqdm", "label_smoothing_factor"),
     *("logging_nan_inf_filter", "remove_unused_columns"),
+    *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
 }
 
 
