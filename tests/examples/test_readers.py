@@ -18,10 +18,15 @@ from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec
 from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.export.effective import delta
+from bishare_dsl.language import read_file
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan.bits import BITS
+from bishare_dsl.resources import find_spec
 from bishare_dsl.spec import MAGNITUDE
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
+from tests.methods.test_every_method import TINY
 from tests.support.checks import randomize
 from tests.support.families import tiny_model as family_of
 
@@ -154,6 +159,45 @@ def test_magnitudes_change_the_weights_as_they_change_the_model(
         ids = torch.arange(12).view(2, 6)
         # Rounding in a row that the terms cancel is made up to 1000 times as large.
         torch.testing.assert_close(base(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-3)
+
+
+HOW: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float32 whole": {"frozen": "tensors"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16 whole": {"dtype": "bfloat16", "frozen": "tensors"},
+    "int8": {"dtype": "int8"},
+    "int4": {"dtype": "int4"},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", TINY)
+def test_readers_and_bishare_agree_on_fresh_adapters(name: str, how: str, tmp_path: Path) -> None:
+    """More than 200 adapters: each shipped spec, stored in each way."""
+    assert len(TINY) * len(HOW) > 200
+    params = TINY[name] if name != "bishare_gt" else {"size": 64, "gate_rank": 70}
+    spec = read_file(find_spec(name))[0].with_params(params)
+    model = compile_spec(spec, family_of("llama", num_hidden_layers=4), seed=5)
+    randomize(model, 6, frozen=False)
+    model.bishare.save_pretrained(tmp_path, **HOW[how])
+    stored = read_adapter(tmp_path)
+    plan, values = stored.plan, stored.tensors()
+    if not all(term.linear for term in plan.terms):
+        with pytest.raises(SystemExit, match="an update that depends on the input"):
+            TO_LORA.to_lora(tmp_path, tmp_path / "lora")
+        return
+    maps = linear_maps(model.bishare.unload())
+    sites = [site for site in plan.sites if plan.terms_of[site.path]]
+    weights = {site.path: maps[site.path].matrix().double().numpy() for site in sites}
+    updates, _ = READER.read(tmp_path, None, weights)
+    node = read_by_node(tmp_path, weights) if shutil.which("node") else updates
+    assert updates.keys() == node.keys() == weights.keys()
+    for site in sites:
+        wanted = delta(plan, values, site, maps[site.path].matrix())
+        near(updates[site.path], wanted)
+        near(np.array(node[site.path]), wanted)
 
 
 def read_by_node(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
