@@ -1,1 +1,0 @@
-bishare explain BS3011

@@ -1,1 +1,0 @@
-bishare inspect nowhere
