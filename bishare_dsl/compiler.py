@@ -171,7 +171,6 @@ def read_fitting(
     """
     from bishare_dsl.adapter.contents import base_problems
     from bishare_dsl.adapter.files import is_peft, read_adapter
-    from bishare_dsl.export.peft_config import layout_of
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
@@ -179,7 +178,7 @@ def read_fitting(
     try:
         stored = read_adapter(folder)
     except AdapterError:
-        if not (is_peft(folder) or layout_of(folder) == "gguf"):
+        if not is_peft(folder):
             raise
         stored = read_lora(folder, model, named)
     problems = list(base_problems(stored.plan, base))
@@ -215,7 +214,7 @@ def _base_of(
     named: nn.Module | Source | str | None,
 ) -> Callable[[], nn.Module] | None:
     """Return a function that returns the base of a LoRA, if it is known, and loads it at most once."""
-    from bishare_dsl.export.peft_config import layout_of, read_config
+    from bishare_dsl.export.peft_config import read_config
     from bishare_dsl.models.load import load_model, meta_model
     from bishare_dsl.models.source import Source
 
@@ -225,5 +224,5 @@ def _base_of(
     if not isinstance(source, (str, Source)):
         return lambda: source
     # A DoRA is relative to the weights themselves.
-    whole = layout_of(folder) == "peft" and read_config(Path(folder)).use_dora
+    whole = read_config(Path(folder)).use_dora
     return cache(lambda: load_model(source, causal=False)[0] if whole else meta_model(source))

@@ -63,7 +63,7 @@ def command(
 ) -> None:
     """Convert adapters into the layout of another program, or plain LoRAs into adapters of bishare.
 
-    Reads the layouts of bishare, PEFT, vLLM, SGLang, Megatron-Bridge and llama.cpp. Every tensor is used, and
+    Reads the layouts of bishare, PEFT, vLLM, SGLang and Megatron-Bridge. Every tensor is used, and
     the result is read again and compared at every module. By default the base is the model that the adapter
     names. Its shapes are enough, except to read or write a DoRA of PEFT.
 
@@ -146,7 +146,7 @@ def _read(folder: Path, model: str | None, report: Report) -> tuple[StoredAdapte
     from bishare_dsl.adapter.contents import base_problems
     from bishare_dsl.adapter.files import is_ours, place_of, read_adapter
     from bishare_dsl.cli.adapters import base_name
-    from bishare_dsl.export.peft_config import check_files, layout_of
+    from bishare_dsl.export.peft_config import check_files
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
@@ -155,10 +155,10 @@ def _read(folder: Path, model: str | None, report: Report) -> tuple[StoredAdapte
         name = model or stored.plan.base.model_id or stored.plan.base.name
         base = _shapes(model) if model else stored.plan.base
     else:
-        if layout_of(folder) != "gguf":
-            check_files(folder)
-        elif model is None:
-            raise CommandError(usage.WRONG_USAGE(what="a GGUF file names no base: give --model"))
+        if folder.suffix == ".gguf":
+            what = "GGUF files are only written: convert the folder that this one was made from"
+            raise CommandError(usage.WRONG_USAGE(what=what))
+        check_files(folder)
         name = base_name(folder, model)
         base = _shapes(name)
         from bishare_dsl.compiler import read_lora
@@ -187,11 +187,9 @@ def _write(
         BishareError: it cannot be written, or the output differs.
     """
     from bishare_dsl.adapter.files import place_of
-    from bishare_dsl.export.gguf import read_gguf_origin
     from bishare_dsl.export.origin import read_origin
 
-    place, _ = place_of(folder)
-    origin = read_gguf_origin(place) if place.is_file() else read_origin(place, stored.plan)
+    origin = read_origin(place_of(folder)[0], stored.plan)
     data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
     if target == "bishare":
         report.all(save_again(stored, out, dtype))

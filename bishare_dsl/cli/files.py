@@ -20,7 +20,7 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
     """Check that a folder is new or empty, or that ``force`` is set and the folder contains ``mark``.
 
     Raises:
-        AdapterError: the folder exists (BS618).
+        AdapterError: the folder exists, or a file of its name (BS618).
         CommandError: the folder is not of the kind that ``force`` replaces (BS905).
     """
     from bishare_dsl.adapter.files import CONFIG, TENSORS
@@ -28,7 +28,7 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why="it is a file"))
+        raise AdapterError(FOLDER_EXISTS(folder=folder))  # `--force` replaces folders.
     names = {path.name for path in folder.iterdir()}
     pending = {name for name in names if is_half_written(name)}
     if CONFIG not in names and any(name.startswith(f".{CONFIG}.") for name in pending):

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     "--card", "cards", multiple=True, type=Path, metavar="FILE", help="Judge by this card."
 )
 @click.option(
-    "--write-card", type=Path, metavar="FILE", help="Write the probe card of one adapter."
+    "--write-card", "out", type=Path, metavar="FILE", help="Write the probe card of one adapter."
 )
+@click.option("--timeout", default=120.0, metavar="SECONDS", help="For a request; 120 by default.")
+@click.option("--deadline", default=3600.0, metavar="SECONDS", help="For all; 3600 by default.")
 @click.pass_obj
 def command(
     report: Report,
@@ -48,7 +50,9 @@ def command(
     name: str | None,
     base: str | None,
     cards: tuple[Path, ...],
-    write_card: Path | None,
+    out: Path | None,
+    timeout: float,
+    deadline: float,
 ) -> None:
     """Find out whether adapters are applied: LoRAs of PEFT, adapters of bishare, or folders of these.
 
@@ -63,15 +67,14 @@ def command(
     from bishare_dsl.adapter.files import is_peft, read_adapter
     from bishare_dsl.cli.adapters import adapters_in, named_folders
     from bishare_dsl.export.peft_config import check_files
-    from bishare_dsl.verify.card import judge_cards, read_card
-    from bishare_dsl.verify.card import write_card as card_text
-    from bishare_dsl.verify.server import RUN_SECONDS, Server
+    from bishare_dsl.verify.card import judge_cards, read_card, write_card
+    from bishare_dsl.verify.server import Server
 
-    servers = [Server(url, monotonic() + RUN_SECONDS) for url in urls]
+    servers = [Server(url, monotonic() + deadline, timeout) for url in urls]
     places = named_folders([adapter for folder in folders for adapter in adapters_in(folder)])
     if not (places and model and not cards) and not (cards and servers and not places):
         raise click.UsageError("give adapters and --model, or --card and --server")
-    if len(places) + len(cards) > 1 and (name or write_card):
+    if len(places) + len(cards) > 1 and (name or out):
         raise click.UsageError("--name and --write-card are for one adapter")
     if model is None:
         named = {name or card.adapter: card for card in map(read_card, cards)}
@@ -90,20 +93,19 @@ def command(
     from bishare_dsl.verify.reference import Reference
     from bishare_dsl.writing import replace_file
 
-    source = require_weights(model) if write_card else resolve(model)
+    source = require_weights(model) if out else resolve(model)
     shapes: Any = meta_model(source)
     architecture, reference = inspect_model(shapes, source.name), None
     asked = {server.url: ask(server, list(places), base, report.bar) for server in servers}
     answered = any(isinstance(one, Asked) for told in asked.values() for one in told.values())
-    if write_card or (answered and source.kind not in ("preset", "config")):
+    if out or (answered and source.kind not in ("preset", "config")):
         report.note(f"loading {source.place} in float32 ...")
         shapes, tokenizer = load_model(source, dtype="float32")
         reference = Reference(shapes, tokenizer, TEXTS) if tokenizer is not None else None
-    if write_card and reference is not None:
+    if out and reference is not None:
         ((adapter, place),) = places.items()
         found = read_contents(place, shapes, architecture)
-        text = card_text(reference, found, adapter, source.name)
-        replace_file(write_card, text.encode())
+        replace_file(out, write_card(reference, found, adapter, source.name).encode())
     rows = judge_all(asked, places, shapes, reference, architecture, report.bar)
     _report(report, rows, source.name)
 

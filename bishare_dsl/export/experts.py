@@ -123,38 +123,24 @@ def each_expert(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
     """Return a pair for each map of each expert. vLLM requires all, with one rank per kind and layer."""
-    names = in_checkpoints(model, maps)
-    return [
-        Named(names[f"{owner}.{expert}.{kind}"], kind, *factors)
-        for owner, kind, weight, pairs_of_kind in _by_kind(pairs, maps)
-        for expert, factors in enumerate(zip(*_of_all(pairs_of_kind, weight), strict=True))
-    ]
-
-
-_Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
-
-
-def _by_kind(
-    pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight]
-) -> list[tuple[str, str, Weight, _Pairs]]:
-    """Return, for each kind of map in a layer's experts, one of its weights and the pairs by expert."""
-    pairs_of: dict[tuple[str, str], _Pairs] = {}
+    names, named = in_checkpoints(model, maps), list[Named]()
+    pairs_of: dict[tuple[str, str], dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
     for pair, weight in pairs:
         experts = pairs_of.setdefault((weight.owner, pair.site.kind), {})
         experts[weight.expert or 0] = pair.down, pair.up
     owners = {owner for owner, _ in pairs_of}
-    firsts = [w for w in maps.values() if w.owner in owners and w.expert == 0]
-    return [
-        (weight.owner, kind, weight, pairs_of.get((weight.owner, kind), {}))
-        for weight in firsts
-        for kind in [weight.path.rpartition(".")[2]]
-    ]
-
-
-def _of_all(pairs: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
-    count = len(weight.module.get_parameter(weight.parameter))
-    nothing = {0: (torch.zeros(1, weight.d_in), torch.zeros(1, weight.d_out))}
-    return of_all(pairs or nothing, count, weight.d_in, weight.d_out)
+    for weight in (w for w in maps.values() if w.owner in owners and w.expert == 0):
+        kind = weight.path.rpartition(".")[2]
+        count, d_in, d_out = (
+            len(weight.module.get_parameter(weight.parameter)),
+            weight.d_in,
+            weight.d_out,
+        )
+        nothing = {0: (torch.zeros(1, d_in), torch.zeros(1, d_out))}
+        factors = of_all(pairs_of.get((weight.owner, kind), nothing), count, d_in, d_out)
+        for expert, pair_of_one in enumerate(zip(*factors, strict=True)):
+            named.append(Named(names[f"{weight.owner}.{expert}.{kind}"], kind, *pair_of_one))
+    return named
 
 
 def in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,15 +17,11 @@ from bishare_dsl.export.from_peft import compare
 from bishare_dsl.export.layouts import LAYOUTS
 from bishare_dsl.export.lora import Lora, plain_lora
 from bishare_dsl.export.origin import NONE, Origin
-from bishare_dsl.export.peft import served_by_vllm, taken_for_others
+from bishare_dsl.export.peft import served_by_vllm
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.models import architecture_of
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import BITS
 from bishare_dsl.writing import discard
-
-_WORST = 1.0
-"""The largest relative error with ``rank`` or ``dtype``: that of writing zeros."""
 
 
 def export_adapter(
@@ -44,8 +38,7 @@ def export_adapter(
     """Write a plain LoRA with the same update as the adapter, exact unless ``rank`` or ``dtype`` limits it.
 
     Each module has the rank that it needs. Scales are folded into B. Dropout is omitted, since it only
-    affects training. The output appears in one step. It is read again, and dW compared at every module;
-    output of PEFT's that bishare cannot read (BS656) is a warning.
+    affects training. The output appears in one step. It is read again, and dW compared at every module.
 
     Args:
         out: the folder or file to write; new, or an empty folder.
@@ -63,18 +56,15 @@ def export_adapter(
             an option is invalid (BS646); the update is nonlinear (BS633), or has a magnitude that the
             format does not support (BS675) or for which a weight is missing (BS624); llama.cpp does not
             support the family (BS647) or a module (BS648); a value is not finite (BS628); or the output
-            differs, and is removed (BS607).
+            cannot be read (BS656) or differs (BS607), and is removed.
     """
     out, named = Path(out), str(dtype).removeprefix("torch.")
     if format not in TARGETS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, TARGETS)))
     if named not in DTYPES:
         reason = f"{named} is not one of {', '.join(DTYPES)}"
-        help = "quantise a folder of bishare: `bishare convert DIR --for bishare --dtype int8`"
-        fewer = named in BITS
-        raise AdapterError(
-            codes.EXPORT_OPTION(option="dtype", reason=reason, help=help if fewer else None)
-        )
+        help = "for int8 and int4: `bishare convert DIR --for bishare --dtype int8`"
+        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason, help=help))
     if rank is not None and rank < 1:
         raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -88,26 +78,16 @@ def export_adapter(
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
         ) from error
-    sites, inexact = [pair.site for pair in pairs], rank is not None or named != "float32"
-    problems = taken_for_others(model, sites) if format == "peft" else []
-    errors: dict[str, tuple[float, float]] = {}
+    inexact = rank is not None or named != "float32"
     try:
         base = architecture_of(model)
-        errors = compare(out, plan, tensors, base, lambda: model, format, _WORST * inexact)
-    except BaseException as error:  # Remove output that was not verified.
-        unread = [p for p in getattr(error, "problems", ()) if p.code == codes.NOT_PLAIN_LORA.code]
-        if not unread or format != "peft":
-            discard(out)
-            raise
-        # PEFT loads it, but no spec expresses it, such as a linear layer trained in full.
-        problems.append(replace(unread[0], severity="warning"))
-    unknown = math.nan, math.nan
-    report = ExportReport(
-        out,
-        format,
-        tuple(ExportedSite(p.name, p.rank, p.rows, *errors.get(p.name, unknown)) for p in pairs),
-        warnings=tuple(problems),
-    )
+        # With ``rank`` or ``dtype``, the largest relative error is that of writing zeros.
+        errors = compare(out, plan, tensors, base, lambda: model, format, float(inexact))
+    except BaseException:  # Remove output that was not verified.
+        discard(out)
+        raise
+    sites = (ExportedSite(pair.name, pair.rank, pair.rows, *errors[pair.name]) for pair in pairs)
+    report = ExportReport(out, format, tuple(sites))
     # vLLM supports low-rank terms only.
     alone = not plan.trained and not plan.has_magnitudes
     return served_by_vllm(report, highest) if highest is not None and alone else report

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.experts import Stacked, expand_experts, stacked_in
 from bishare_dsl.export.layouts import FACTOR, LAYOUTS
 from bishare_dsl.export.lora import product_norm
-from bishare_dsl.export.peft_config import TENSORS, PeftConfig, layout_of
+from bishare_dsl.export.peft_config import TENSORS, PeftConfig
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, runs_of
+from bishare_dsl.models.weights import row_norms
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.in_full import NONE
 
@@ -55,31 +56,17 @@ class _Source:
         """Return the error for something that no spec expresses (BS656)."""
         return AdapterError(codes.NOT_PLAIN_LORA(folder=self.folder, reason=reason))
 
-    def other_base(self, reason: str) -> AdapterError:
+    def other_base(self, reason: str, help: str | None = None) -> AdapterError:
         """Return the error for a LoRA of another base (BS613)."""
-        here = self.architecture.name
-        return AdapterError(codes.OTHER_BASE(base=self.config.base, model=here, reason=reason))
-
-
-def _open(
-    folder: Path,
-    architecture: Architecture,
-    model: Callable[[], nn.Module] | None,
-    layout: str | None,
-) -> _Source:
-    """Read the files of a LoRA; see `read_peft`."""
-    config, tensors = LAYOUTS[layout or layout_of(folder) or "peft"].read(
-        folder, architecture, model
-    )
-    config.check_plain(folder)
-    return _Source(folder, config, tensors, architecture, model)
+        base, model = self.config.base, self.architecture.name
+        return AdapterError(codes.OTHER_BASE(base=base, model=model, reason=reason, help=help))
 
 
 def read_peft(
     folder: str | os.PathLike[str],
     architecture: Architecture,
     model: Callable[[], nn.Module] | None = None,
-    layout: str | None = None,
+    layout: str = "peft",
 ) -> tuple[m.Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and tensors with the same update.
 
@@ -91,7 +78,7 @@ def read_peft(
         architecture: the architecture of the base.
         model: returns the base, for a LoRA on parameters of experts, whose layout is not part of the
             architecture. It may be on the meta device, except for a DoRA.
-        layout: its row in the table of layouts, if known.
+        layout: its row in the table of layouts; those with PEFT's files are read alike.
 
     Raises:
         AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is not plain (BS656), or
@@ -99,8 +86,10 @@ def read_peft(
             not have its dW (BS607).
         PlanError: it is a DoRA on a module without an output to scale (BS323).
     """
-    source = _open(Path(folder), architecture, model, layout)
-    folder, config = source.folder, source.config
+    folder = Path(folder)
+    config, tensors = LAYOUTS[layout].read(folder, architecture, model)
+    config.check_plain(folder)
+    source = _Source(folder, config, tensors, architecture, model)
     saved, pairs = _saved(source), _pairs(source)
     if not pairs and not saved:
         raise AdapterError(
@@ -135,34 +124,30 @@ def read_peft(
     return spec, plan, values
 
 
-def _vectors(source: _Source) -> dict[str, torch.Tensor]:
-    """Return DoRA's m of each module by its path, as the file has it."""
-    matches = ((_VECTOR.fullmatch(name), tensor) for name, tensor in source.tensors.items())
-    return {match[1]: tensor for match, tensor in matches if match}
-
-
 def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     """Return ``mu = m / |W_i| - 1`` of a DoRA's modules, by the names of the plan's tensors."""
-    from bishare_dsl.models.weights import row_norms
-
     if source.model is None:
         name = source.architecture.name
         raise source.not_plain(f"it is a DoRA, which is relative to the weights of {name}")
-    vectors, maps, magnitudes = _vectors(source), linear_maps(source.model()), {}
-    problems: list[Problem] = []
+    matches = ((_VECTOR.fullmatch(name), tensor) for name, tensor in source.tensors.items())
+    vectors = {match[1]: tensor for match, tensor in matches if match}
+    missing = [
+        codes.MISSING_TENSOR(name=f"{site.path}.lora_magnitude_vector")
+        for site in plan.sites
+        if site.path not in vectors or vectors[site.path].numel() != site.d_out
+    ]
+    raise_errors(AdapterError, missing[:5])
+    maps, magnitudes = linear_maps(source.model()), dict[str, torch.Tensor]()
     for site in plan.sites:
-        weight, term, m = maps[site.path], plan.magnitude(site.path), vectors.get(site.path)
+        weight, term = maps[site.path], plan.magnitude(site.path)
         stored = weight.stored()
-        if m is None or m.numel() != site.d_out:
-            problems.append(codes.MISSING_TENSOR(name=f"{site.path}.lora_magnitude_vector"))
-        elif stored is not None and stored.is_meta:
+        if stored is not None and stored.is_meta:
             reason = "a DoRA needs it, and it is on the meta device"
-            problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
-        elif term is not None:
+            raise AdapterError(codes.NO_WEIGHT(path=site.path, reason=reason))
+        if term is not None:
             norms = row_norms(weight.module).double()
-            mu = (m.to(norms).view(-1) / norms - 1).where(norms > 0, 0)
+            mu = (vectors[site.path].to(norms).view(-1) / norms - 1).where(norms > 0, 0)
             magnitudes[term.tensors["mu"]] = mu.float().view(1, -1).cpu()
-    raise_errors(AdapterError, problems[:5])
     return magnitudes
 
 
@@ -227,6 +212,15 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
     stacked = _stacked(source)
     sites = {site.path: site for site in architecture.every_site}
     origins = expand_experts(factors, {*stacked, *sites}, source.model)
+    if unknown := [path for path in factors if path not in stacked and path not in sites]:
+        # A prefix that another program adds is long, but the path ends as the model's.
+        name = unknown[0][::-1]
+        end = max(sites, key=lambda path: len(os.path.commonprefix([path[::-1], name])))  # noqa: RUF071
+        near = nearest(unknown[0], sites) or f"it may be `{end}` there"
+        raise source.other_base(
+            f"it lacks {len(unknown)} of the {len(factors)} adapted modules, such as `{unknown[0]}`",
+            near,
+        )
     raise_errors(AdapterError, [*_missing(config, factors, architecture)] if factors else [])
     named = {
         path: stacked[path].path if path in stacked else origins.get(path, path) for path in factors
@@ -237,10 +231,8 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
         rank, scale = settings[named[module]]
         if module in stacked:
             wanted = stacked[module].shapes(rank)
-        elif module in sites:
-            wanted = ((rank, sites[module].d_in), (sites[module].d_out, rank))
         else:
-            raise source.other_base(f"it has no linear layer `{module}`")
+            wanted = ((rank, sites[module].d_in), (sites[module].d_out, rank))
         a, b = (tuple(pair[label].shape) if label in pair else () for label in "AB")
         if (a, b) != wanted:
             raise source.other_base(
@@ -297,13 +289,10 @@ def _join_tied(source: _Source, factors: dict[str, dict[str, torch.Tensor]]) -> 
 
 def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     """Return whether two pairs have the same update of one weight; an embedding swaps A and B."""
-    pairs = ((pair.get("A"), pair.get("B")) for pair in (one, other))
-    (a, b), (other_a, other_b) = pairs
-    if a is None or b is None or other_a is None or other_b is None:
+    if not one.keys() == other.keys() == {"A", "B"}:
         return False
-    return (torch.equal(a, other_a) and torch.equal(b, other_b)) or (
-        torch.equal(a, other_b.t()) and torch.equal(b, other_a.t())
-    )
+    a, b, c, d = one["A"], one["B"], other["A"], other["B"]
+    return any(a.equal(x) and b.equal(y) for x, y in ((c, d), (d.t(), c.t())))
 
 
 _FLOAT32_TOLERANCE = 1e-5
@@ -322,7 +311,7 @@ def compare(
     tensors: Mapping[str, torch.Tensor],
     architecture: Architecture,
     model: Callable[[], nn.Module] | None = None,
-    layout: str | None = None,
+    layout: str = "peft",
     bound: float = 0.0,
 ) -> dict[str, tuple[float, float]]:
     """Read a LoRA, and compare it with the adapter that it was written from, or that was made from it.
@@ -371,20 +360,12 @@ def compare(
                 folder, f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
             )
         norms[path] = norm, apart
-    trained, saved = (
-        {t.parameter: v[t.tensor] for t in p.trained if t.tensor in v} for p, v in both
-    )
-    for parameter in trained | saved:
-        written, value = saved.get(parameter, torch.empty(0)), trained.get(parameter)
-        if value is None and model is not None:  # PEFT saves the head of a task, trained or not.
-            module, _, name = parameter.rpartition(".")
-            value = model().get_submodule(module)._parameters[name]
-        wanted = torch.empty(0) if value is None else value.detach().float().cpu().flatten()
-        # What is written has the base's dtype.
-        if written.numel() != wanted.numel() or not torch.allclose(
-            written.flatten(), wanted, rtol=2**-8, atol=1e-7
-        ):
-            raise _differs(folder, f"`{parameter}`, which is trained in full, differs")
+    saved = {t.parameter: values[t.tensor] for t in lora.trained if t.tensor in values}
+    for trained in (t for t in plan.trained if t.tensor in tensors):
+        wanted = tensors[trained.tensor].detach().float().cpu().flatten()
+        found = saved.get(trained.parameter, torch.empty(0)).flatten()
+        if not found.equal(wanted):
+            raise _differs(folder, f"`{trained.parameter}`, which is trained in full, differs")
     return norms
 
 

@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import (
-    build_peft_weight_mapping,
-    convert_peft_config_for_transformers,
-)
 from safetensors.torch import save
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto import modeling_auto
 
-from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import MERGE, delta, magnitude_vector
 from bishare_dsl.export.experts import Named, stacks, wrappers_of
@@ -38,7 +28,7 @@ from bishare_dsl.export.peft_config import CONFIG, PREFIX, TENSORS
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.site import Site, in_adapter
+from bishare_dsl.models.site import Site, block_of, in_adapter
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
@@ -67,53 +57,6 @@ _HEADS = {
 }
 
 
-def taken_for_others(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
-    """Warn of modules that PEFT confuses with others (BS693).
-
-    PEFT recognises a family's experts by last names, and renames loaded tensors by transformers' patterns
-    for checkpoints.
-
-    Args:
-        model: the base, adapted or not.
-        sites: the sites with pairs in the folder.
-    """
-    family = getattr(getattr(model, "config", None), "model_type", None)
-    paths = [path for site in sites if site.expert is None for path in site.paths]
-    as_peft = LoraConfig(target_modules=paths)
-    kept = set[str]()
-    with suppress(ValueError):  # It refuses gate without up.
-        convert_peft_config_for_transformers(as_peft, model, None)
-        kept = set(as_peft.target_modules or ())
-    experts = [path for path in paths if path not in kept]
-    maps = linear_maps(model)
-    owners = dict.fromkeys(maps[site.path].owner for site in sites if site.expert is not None)
-    renamed = _renamed(model, [*paths, *owners]) if family else ()
-    others = [path for path in renamed if path not in experts]
-    return [
-        codes.TAKEN_FOR_OTHERS(
-            path=taken[0],
-            more=f" and {len(taken) - 1} more" if taken[1:] else "",
-            what=what,
-            family=family,
-        )
-        for what, taken in (("experts", experts), ("other modules", others))
-        if taken
-    ]
-
-
-def _renamed(model: nn.Module, paths: Iterable[str]) -> Iterator[str]:
-    """Find the modules whose pairs PEFT looks up under other names."""
-    of_checkpoints = get_model_conversion_mapping(cast(PreTrainedModel, model))
-    transforms = build_peft_weight_mapping(cast(Any, of_checkpoints), "default", LoraConfig())
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    for path in paths if transforms else ():
-        key = f"{PREFIX}{path}.lora_A.weight"
-        renamed, converter = rename_source_key(key, renamings, converters)
-        if converter or not key.endswith(renamed.replace(".default", "")):
-            yield path
-
-
 def write_peft(
     folder: Path, lora: Lora, experts: ExpertsForm = stacks, *, one_rank: bool = False
 ) -> int:
@@ -122,7 +65,7 @@ def write_peft(
     A parameter of experts is one of PEFT's target parameters, A ``(experts * rank, d_in)`` and B ``(d_out,
     rank * experts)``. If a module has several, PEFT nests their wrappers.
 
-    Modules trained in full are PEFT's ``modules_to_save``, but biases stay in their modules.
+    Modules with a parameter trained in full are PEFT's ``modules_to_save``.
 
     Args:
         folder: new, or empty.
@@ -131,7 +74,7 @@ def write_peft(
         one_rank: whether to pad all pairs with zeros to the highest rank.
 
     Raises:
-        AdapterError: PEFT cannot save modules trained in full (BS692).
+        AdapterError: PEFT cannot save a module with a parameter trained in full (BS692).
         OSError: the system refused.
     """
     plan, model, tensors, pairs = lora.plan, lora.model, lora.tensors, lora.pairs
@@ -141,8 +84,7 @@ def write_peft(
     named = experts([(p, w) for p in pairs if (w := maps[p.name]).expert is not None], maps, model)
     targets: list[Pair | Named] = [*single, *named]
     if not targets:
-        reason = "PEFT keeps it only with a low-rank term, and this adapter has none"
-        raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter, reason=reason))
+        raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter))
     highest = max(target.rank for target in targets)
     parameters = [expert.name.rpartition(".") for expert in named if expert.is_parameter]
     wrappers = wrappers_of(model, [(owner, name) for owner, _, name in parameters])
@@ -167,36 +109,28 @@ def write_peft(
         for path in (target.site.paths if isinstance(target, Pair) else [target.name])
     }
     trained = {
-        path: tensors[t.tensor].view(t.shape).to(_parameter(model, path).dtype).cpu().clone()
+        path: tensors[t.tensor].view(t.shape).cpu().clone()
         for t in plan.trained
         for path in (t.paths if t.tensor in tensors else ())
     }
-    head = _head(model, trained)
-    # PEFT saves biases by name, and other parameters as part of whole modules.
-    modules: dict[str, str] = {}
-    for path in trained.keys() - head.keys():
-        module, _, name = path.rpartition(".")
-        if "bias" not in name:
-            modules[module] = path
-    _check_modules(model, modules, ranks)
-    biases = {p for p in trained if p not in head and p.rpartition(".")[0] not in modules}
-    for module in sorted(modules):
-        for path, value in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
-            if path not in trained and not in_adapter(path):
-                head[path] = _value(path, value)
-    # PEFT wraps a module once for each of its parameters.
-    wraps = Counter(path if path in maps else path.rpartition(".")[0] for path in ranks)
-    for path, whole in (head | trained).items():
-        module, _, name = path.rpartition(".")
-        inner = ".base_layer" * (wraps[module] if path in biases else 0)
-        factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = whole
+    whole: dict[str, torch.Tensor] = {}
+    for module in _heads(model):
+        whole |= _values(model, module, trained)
+    modules = {path.rpartition(".")[0]: path for path in sorted(trained.keys() - whole.keys())}
+    others = {path for path, _ in model.named_modules(remove_duplicate=False)} - modules.keys()
+    for module, parameter in modules.items():
+        # PEFT wraps every module whose path ends like this one, and a layer of a block may be a target.
+        inside = any(f"{p}.".startswith(f"{module}.") for p in {*ranks, *filter(block_of, maps)})
+        if inside or any(path.endswith(module) for path in others):
+            raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=parameter))
+        whole |= _values(model, module, trained)
+    factors |= {f"base_model.model.{path}": value for path, value in whole.items()}
     config = _config(plan, model, ranks, maps) | {"use_dora": bool(vectors)}
     if named and not parameters:  # Programs that read this layout match last names.
-        kinds = {_kind(pair.name) for pair in single} | {expert.kind for expert in named}
-        config |= {"target_modules": sorted(kinds)}
+        config["target_modules"] = sorted({_kind(p.name) for p in single} | {e.kind for e in named})
         config.pop("target_parameters", None)
-    saved = [*_HEADS.get(config["task_type"] or "", ()), *sorted(modules)]
-    config |= {"modules_to_save": saved or None, "bias": "all" if biases else "none"}
+    saved = [*_HEADS.get(config["task_type"] or "", ()), *modules]
+    config |= {"modules_to_save": saved or None, "bias": "none"}
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
@@ -216,55 +150,24 @@ def _vectors(
         AdapterError: a weight is missing (BS624), PEFT does not support DoRA on a module (BS675), or a row
             of W + dW is 0 (BS628).
     """
-    vectors, problems = {}, []
+    vectors = {}
     for pair in pairs if plan.has_magnitudes else ():
         weight = maps[pair.name]
         if weight.expert is not None or weight.looks_up or pair.site.tied:
             action = f"export `{pair.name}` for PEFT, whose DoRA is of linear layers,"
-            problems.append(codes.SCALES_BASE(action=action, help=MERGE))
-            continue
+            raise AdapterError(codes.SCALES_BASE(action=action, help=MERGE))
         stored = weight.stored()
         if stored is not None and (stored.is_meta or is_sharded_tensor(stored)):
             reason = "it is on the meta device" if stored.is_meta else "it is sharded"
-            problems.append(codes.NO_WEIGHT(path=pair.name, reason=reason))
-            continue
+            raise AdapterError(codes.NO_WEIGHT(path=pair.name, reason=reason))
         dense = weight.values().cpu()
         change = delta(plan, tensors, pair.site, dense).cpu()
         vector = magnitude_vector(dense, pair.up.float().mT @ pair.down.float(), change)
-        vectors[pair.name] = vector
         if vector.isnan().any():
             action = "PEFT's DoRA, which divides by the length of each row, of which one is 0,"
-            problems.append(codes.NOT_FINITE(action=action, path=pair.name))
-    raise_errors(AdapterError, problems[:5])
+            raise AdapterError(codes.NOT_FINITE(action=action, path=pair.name))
+        vectors[pair.name] = vector
     return vectors
-
-
-def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collection[str]) -> None:
-    """Check that PEFT can save modules whole: it wraps every module whose path ends like theirs.
-
-    Args:
-        model: the base.
-        saved: the modules, each with one of its parameters trained in full.
-        targets: the paths that the LoRA adapts.
-
-    Raises:
-        AdapterError: it would wrap another module, or one that contains a target (BS692).
-    """
-    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
-    problems = []
-    for module, parameter in sorted(saved.items()):
-        inside = [path for path in targets if f"{path}.".startswith(f"{module}.")]
-        alike = [path for path in paths if path.endswith(module) and path not in saved]
-        if not module:
-            reason = "the module that has it is the model"
-        elif inside:
-            reason = f"the module that has it has `{inside[0]}`, which the LoRA adapts"
-        elif alike:
-            reason = f"PEFT would take `{alike[0]}` for the module that has it, too"
-        else:
-            continue
-        problems.append(codes.NOT_KEPT_BY_PEFT(path=parameter, reason=reason))
-    raise_errors(AdapterError, problems)
 
 
 def _outside(
@@ -314,7 +217,6 @@ def _config(
         "fan_in_fan_out": bool(linears) and all(maps[path].transposed for path in linears),
         "lora_dropout": 0.0,
         "use_rslora": False,
-        "use_dora": False,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,  # alpha over rank is 1
         "inference_mode": True,
@@ -327,44 +229,32 @@ def task_type(model: nn.Module) -> str | None:
     return next((task for task, known in _TASKS.items() if names & _class_names(known)), None)
 
 
-def _parameter(model: nn.Module, path: str) -> nn.Parameter:
-    """Return a parameter of the base, bypassing any override of its attribute."""
-    module, _, name = path.rpartition(".")
-    parameter = model.get_submodule(module)._parameters[name]
-    assert parameter is not None, path
-    return parameter
+def _heads(model: nn.Module) -> list[str]:
+    """Return the paths of the heads that PEFT saves with an adapter for the model's task."""
+    names = _HEADS.get(task_type(model) or "", ())
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    return [path for path in paths if path.rpartition(".")[2] in names and not in_adapter(path)]
 
 
-def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of the head that PEFT saves with an adapter for the model's task.
-
-    Args:
-        model: the base.
-        trained: the adapter's values, by their paths in the base.
+def _values(
+    model: nn.Module, module: str, trained: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the adapter's values of a module's tensors by path, and copies of the base's where it has none.
 
     Raises:
         AdapterError: a tensor has no values in this process (BS617).
     """
-    names = _HEADS.get(task_type(model) or "", ())
-    values: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        # No `state_dict` of the whole base: bitsandbytes rounds its weights again for it.
-        if path.rpartition(".")[2] in names and not in_adapter(path):
-            values |= module.state_dict(prefix=f"{path}.")
-    return {k: trained[k] if k in trained else _value(k, v) for k, v in values.items()}
-
-
-def _value(path: str, value: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor of the base.
-
-    Raises:
-        AdapterError: the tensor has no values in this process (BS617).
-    """
-    sharded = is_sharded_tensor(value)
-    if value.is_meta or sharded:
-        where = "sharded over several processes" if sharded else "on the meta device"
-        raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))
-    return value.detach().cpu().clone()
+    # No `state_dict` of the whole base: bitsandbytes rounds its weights again for it.
+    state = model.get_submodule(module).state_dict(prefix=f"{module}.")
+    values = {}
+    for path, value in state.items():
+        if in_adapter(path):
+            continue
+        if path not in trained and (value.is_meta or is_sharded_tensor(value)):
+            where = "on the meta device" if value.is_meta else "sharded over several processes"
+            raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))
+        values[path] = trained[path] if path in trained else value.detach().cpu().clone()
+    return values
 
 
 def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:

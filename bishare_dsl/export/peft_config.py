@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,20 +126,6 @@ def read_config(folder: Path) -> PeftConfig:
         if not isinstance(fields, dict):
             raise TypeError("it is not a JSON object")
         return PeftConfig.model_validate(fields)
-
-
-def layout_of(path: str | os.PathLike[str]) -> str | None:
-    """Return the layout of a plain LoRA's file or folder; all layouts with PEFT's files count as one.
-
-    None if it has none, such as a folder of bishare.
-    """
-    path = Path(path)
-    with suppress(OSError):  # Such as a name that is too long.
-        if path.suffix == ".gguf" and path.is_file():
-            return "gguf"
-        if (path / TENSORS).is_file():
-            return "peft"
-    return None
 
 
 def check_files(folder: Path) -> None:

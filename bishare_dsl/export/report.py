@@ -21,7 +21,7 @@ class ExportedSite:
         rank: the rank of the written pair.
         rows: the rows of the effective factors; more than the rank if some were redundant or truncated.
         norm: the Frobenius norm of dW. With a magnitude, dW is the whole change of the weight.
-        lost: the norm by which dW in the output differs, which was read again; NaN if it cannot be read.
+        lost: the norm by which dW in the output differs, which was read again.
     """
 
     path: str
@@ -45,7 +45,7 @@ class ExportReport:
         sites: the modules that the adapter changes.
         max_lora_rank: the required ``--max-lora-rank`` of vLLM; None if vLLM has no such rank (see
             ``warnings``, BS632) or the export is not for vLLM.
-        warnings: known problems in the target programs (BS632, BS693), or why the output was not
+        warnings: known problems in the target programs (BS632), or why the output was not
             compared (BS656).
     """
 
@@ -77,23 +77,14 @@ class ExportReport:
         return math.hypot(*(site.lost for site in self.sites)) / (norm or 1)
 
     def data(self) -> dict[str, Any]:
-        """Return the report as plain values; an error is None if the output was not compared."""
-        compared = not math.isnan(self.total_error)
-        return {
-            "out": str(self.out),
-            "format": self.format,
-            "modules": self.modules,
-            "rank": self.rank,
-            "max_lora_rank": self.max_lora_rank,
-            "compared": compared,
-            "total_error": self.total_error if compared else None,
-            "worst_error": self.worst.error if compared else None,
-            "sites": [
-                {"path": s.path, "rank": s.rank, "rows": s.rows}
-                | {"error": s.error if compared else None}
-                for s in self.sites
-            ],
-        }
+        """Return the report as plain values."""
+        fields = ("format", "modules", "rank", "max_lora_rank", "total_error")
+        data = {"out": str(self.out), **{name: getattr(self, name) for name in fields}}
+        sites = [
+            {"path": site.path, "rank": site.rank, "rows": site.rows, "error": site.error}
+            for site in self.sites
+        ]
+        return data | {"worst_error": self.worst.error, "sites": sites}
 
     def __str__(self) -> str:
         lowest = min(site.rank for site in self.sites)
@@ -104,7 +95,7 @@ class ExportReport:
             lines.append(f"{shorter} modules have fewer rows than the sum of their ranks")
         if self.total_error < _EXACT:
             lines.append("read again: the updates of all modules are equal")
-        elif not math.isnan(self.total_error):
+        else:
             lines.append(
                 f"read again: the updates differ by {self.total_error:.2g} of their norm, at most by "
                 f"{self.worst.error:.2g} (`{self.worst.path}`)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
 
 from bishare_dsl.verify.server import Answer, Server, ServerError
 
@@ -67,7 +67,6 @@ def ask(
         bar: yields the names, and shows progress.
         texts: the texts.
     """
-    pool = ThreadPoolExecutor(IN_FLIGHT)
     try:
         base = server.base(names) if base is None else base
         first = server.ask(base, texts)
@@ -75,17 +74,13 @@ def ask(
             raise server.fails("gives one answer to all texts")
         others = [[server.ask(base, [text])[0] for text in texts]]
         others.append(server.ask(base, texts[::-1])[::-1])
-        told = pool.map(lambda name: _ask_one(server, name, first, texts), names)
-        found = dict(zip(bar(names, f"asking {server.url}"), told, strict=True))
+        with ThreadPool(IN_FLIGHT) as pool:  # Its threads do not delay the end of the program.
+            told = pool.imap(lambda name: _ask_one(server, name, first, texts), names)
+            found = dict(zip(bar(names, f"asking {server.url}"), told, strict=True))
         others.append(server.ask(base, texts))
     except ServerError as error:
         error.status = 0  # It is about the base.
         return dict.fromkeys(names, error)
-    except BaseException:
-        server.stop()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
     noise = max(0.0 if other == first else distance(other, first) for other in others)
     return {n: replace(a, noise=noise) if isinstance(a, Asked) else a for n, a in found.items()}
 
@@ -93,17 +88,14 @@ def ask(
 def _ask_one(
     server: Server, name: str, base: list[Answer], texts: Sequence[str]
 ) -> Asked | ServerError:
+    asked = None
     try:
-        adapter = server.ask(name, texts)
-    except ServerError as error:
-        return error
-    try:
+        asked = Asked(base, server.ask(name, texts), 0)
         # Each run leaves its answer in the cache, so that a run after a reload detects stale entries.
-        return Asked(
-            base, adapter, 0, (server.ask(name, [LONG]), server.ask(name, [LONG], salt=False))
-        )
-    except ServerError:
-        return Asked(base, adapter, 0)
+        long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
+        return replace(asked, long=long)
+    except ServerError as error:
+        return asked or error
 
 
 def distance(one: Sequence[Answer], other: Sequence[Answer]) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from bishare_dsl.adapter.fingerprint import Fingerprint, fingerprint
 from bishare_dsl.diagnostics import AdapterError, BishareError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes.verify import NO_CARD
 from bishare_dsl.reading import parse_json, read_file
@@ -47,6 +48,9 @@ class Card(BaseModel):
     quantisation: str | None = Field(None, description="how the reference's base is quantised")
     tokenizer: str = Field(
         description="SHA-256 of the vocabulary: JSON of its sorted tokens and ids"
+    )
+    fingerprint: Fingerprint | None = Field(
+        None, description="numbers to know the base's weights by"
     )
     probes: Annotated[list[Probe], Field(min_length=1, max_length=64)]
 
@@ -81,6 +85,11 @@ def write_card(reference: Reference, contents: Contents, adapter: str, base: str
     decode: Any = reference.tokenizer.decode
     vocabulary = reference.tokenizer.get_vocab()
     digest = sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
+    told: Any = {
+        "dtype": "float32",
+        "tokenizer": digest,
+        "fingerprint": fingerprint(reference.model),
+    }
     answers = reference.base, reference.answer(contents.pairs)
     written = ""
     for count in range(10, 0, -1):  # Fewer where the texts of tokens are long.
@@ -91,7 +100,7 @@ def write_card(reference: Reference, contents: Contents, adapter: str, base: str
                 (i, decode([i]), *(round(min(float(x[i]), 0.0), 3) for x in rows)) for i in ids
             ]
             probes.append(Probe(text=text, tokens=listed))
-        card = Card(adapter=adapter, base=base, dtype="float32", tokenizer=digest, probes=probes)
+        card = Card(adapter=adapter, base=base, **told, probes=probes)
         written = card.model_dump_json(exclude_none=True)
         if len(written.encode()) <= MOST_BYTES:
             break

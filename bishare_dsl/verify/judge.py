@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.fingerprint import fingerprint
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.verify import reference as ref
 from bishare_dsl.verify import verdict as v
@@ -44,21 +45,26 @@ def judge_all(
     """
     rows: dict[tuple[str, str], v.Row] = {}
     twins: dict[tuple[str, str], list[str]] = {}
+    heard: dict[tuple[str, str], ref.Located | None] = {}
+    print = None
+    if reference is not None:
+        print = fingerprint(model)
+        for server, answers in asked.items():
+            told = {name: answer for name, answer in answers.items() if isinstance(answer, Asked)}
+            heard |= {(name, server): reference.hear(answer) for name, answer in told.items()}
     for name in bar(places, "judging"):
-        found = read_contents(places[name], model, base)
-        expected = reference.expect(found.pairs) if reference and found.complete else None
+        found = read_contents(places[name], model, base, print)
+        expected = reference.expect(found.pairs) if reference and found.complete else {}
         if not asked:
             verdict = v.Verdict(v.DOES_NOT_FIT if found.problems else v.FITS)
             rows[name, ""] = v.Row(name, "", verdict, str(found), found.problems)
         for server, answers in asked.items():
-            judged = partial(judge, name, found, reference, expected)
+            judged = partial(judge, name, found, heard.get((name, server)), expected)
             row = v.Row(name, server, v.Verdict(), str(found), found.problems)
             rows[name, server] = row.answered(answers[name], judged)
-            if reference is not None and expected is not None:
-                for other, theirs in answers.items():
-                    heard = reference.hear(theirs) if isinstance(theirs, Asked) else None
-                    if heard is not None and heard.is_near(expected[ref.WHOLE], reference.base):
-                        twins.setdefault((other, server), []).append(name)
+        for place, near in heard.items() if expected else ():
+            if near and near.is_near(expected[ref.WHOLE], expected[ref.NONE]):
+                twins.setdefault(place, []).append(name)
     for (name, server), row in rows.items():
         verdict = row.verdict
         same = ", ".join(f"`{other}`" for other in twins.get((name, server), ()) if other != name)
@@ -72,8 +78,8 @@ def judge_all(
 def judge(
     name: str,
     contents: Contents,
-    reference: ref.Reference | None,
-    expected: Mapping[str, torch.Tensor] | None,
+    heard: ref.Located | None,
+    expected: Mapping[str, torch.Tensor],
     asked: Asked,
 ) -> v.Verdict:
     """Judge the answers.
@@ -81,8 +87,8 @@ def judge(
     Args:
         name: the server's name for the adapter.
         contents: the adapter.
-        reference: the base in float32; without it, only an ignored adapter is detected.
-        expected: `Reference.expect` of the adapter, if it is known.
+        heard: `Reference.hear` of the answers, if the tokens are those of a reference.
+        expected: `Reference.expect` of the adapter; if empty, only an ignored adapter is detected.
         asked: the answers.
     """
     verdict = v.Verdict(
@@ -93,11 +99,11 @@ def judge(
         verdict.why = v.BUSY.format(noise=asked.noise)
     elif exact and asked.adapter == asked.base:
         verdict.says(v.NOT_APPLIED, f"'{name}' answers all texts as the base, bit for bit")
-    elif reference is None or expected is None:
+    elif not expected:
         lacking = "files that fit" if not contents.complete else "the base's weights (--model)"
         moved = verdict.numbers["moved"]
         verdict.why = f"'{name}' differs from the base by {moved:.3g}; more takes {lacking}"
-    elif (heard := reference.hear(asked)) is None:
+    elif heard is None:
         verdict.why = "the tokens of the server are not those of --model's tokenizer"
     else:
         compare(verdict, name, heard, expected)
@@ -106,7 +112,8 @@ def judge(
     elif exact and verdict.word in (v.APPLIED, v.UNKNOWN) and (off := distance(*asked.long)):
         why = f"a long text has {off:.2g} of what older tensors left in the prefix cache"
         verdict.says(v.STALE, f"{why}: reset that cache, or load the adapter under a new name")
-    verdict.unseen += _unseen_modules(contents)
+    paths = "\n".join(contents.pairs)
+    verdict.unseen += [what for what, words in _UNSEEN.items() if any(w in paths for w in words)]
     return verdict
 
 
@@ -168,8 +175,3 @@ _UNSEEN = {
     "rows of `embed_tokens` whose tokens are not in the texts": ("embed_tokens",),
 }
 """What short texts may not reach, by parts of the paths of modules."""
-
-
-def _unseen_modules(contents: Contents) -> list[str]:
-    paths = "\n".join(contents.modules)
-    return [what for what, words in _UNSEEN.items() if any(word in paths for word in words)]

@@ -45,17 +45,17 @@ def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
     """Return what an engine may make of an adapter, by a description."""
     updates: dict[str, Pairs] = {NONE: {}, WHOLE: pairs}
 
-    def change(words: str, changed: Callable[[Pair], Pair]) -> None:
-        updates[words] = {path: changed(pair) for path, pair in pairs.items()}
-
-    change("at half its scale", lambda pair: replace(pair, scale=pair.scale / 2))
-    change("at twice its scale", lambda pair: replace(pair, scale=pair.scale * 2))
-    if any(pair.scale != 1 for pair in pairs.values()):
-        change("without its scale alpha / r", lambda pair: replace(pair, scale=1.0))
-    if any(pair.changes for pair in pairs.values()):
-        change("without its magnitude", lambda pair: replace(pair, changes=None))
-    if any(pair.swapped() is not pair for pair in pairs.values()):
-        change("with A and B swapped where modules are square", Pair.swapped)
+    ways: dict[str, Callable[[Pair], Pair]] = {
+        "at half its scale": lambda p: replace(p, scale=p.scale / 2),
+        "at twice its scale": lambda p: replace(p, scale=p.scale * 2),
+        "without its scale alpha / r": lambda p: replace(p, scale=1.0) if p.scale != 1 else p,
+        "without its magnitude": lambda p: replace(p, changes=None) if p.changes else p,
+        "with A and B swapped where modules are square": Pair.swapped,
+    }
+    for words, change in ways.items():
+        changed = {path: change(pair) for path, pair in pairs.items()}
+        if any(changed[path] is not pair for path, pair in pairs.items()):
+            updates[words] = changed
     for step, words in ((1, "shifted by one layer"), (-1, "shifted back by one layer")):
         blocks = [(block_of(path), pair) for path, pair in pairs.items()]
         moved = {f"{b[0]}.{int(b[1]) + step}.{b[2]}": pair for b, pair in blocks if b}

@@ -11,10 +11,10 @@ import json
 import os
 import uuid
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from socket import SHUT_RDWR
-from threading import Timer
+from threading import Thread
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,9 +29,10 @@ KEY = "BISHARE_SERVER_KEY"
 """The environment variable with the server's API key."""
 
 REQUEST_SECONDS = 120.0
-"""The time for a request, from connecting to the end of the response."""
+"""The default time for a request."""
 
 _MOST_BYTES = 2**24
+_FAILURES = (OSError, HTTPException, ValueError)
 
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
@@ -48,9 +49,6 @@ Answer = dict[int | str, float]
 
 LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-
-RUN_SECONDS = 3600.0
-"""The time for all requests of a run."""
 
 # Prefer token ids; servers may reject unknown fields.
 _REQUEST_FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
@@ -94,14 +92,16 @@ class Server:
     Args:
         url: of its API, such as ``http://localhost:8000/v1``. The attribute is without secrets.
         until: when the whole run must end, by `time.monotonic`.
+        seconds: the time for a request, from connecting to the end of the response.
 
     Raises:
         ServerError: the URL or the key cannot be used (BS872).
     """
 
-    def __init__(self, url: str, until: float = float("inf")) -> None:
-        self.url, self._until = "the given address", until
-        self._open: set[HTTPConnection] = set()
+    def __init__(
+        self, url: str, until: float = float("inf"), seconds: float = REQUEST_SECONDS
+    ) -> None:
+        self.url, self._until, self._seconds = "the given address", until, seconds
         self._forms = list(_REQUEST_FORMS)
         try:
             parts = urlsplit(url if url.isprintable() and " " not in url else "")
@@ -155,50 +155,46 @@ class Server:
         Raises:
             ServerError: the server does not respond in time, or by a redirect (BS872).
         """
-        seconds = min(REQUEST_SECONDS, self._until - monotonic())
+        seconds = min(self._seconds, self._until - monotonic())
         if seconds <= 0:
             raise self.fails("is not asked: the time for the whole run is up")
+        answer: Future[tuple[int, bytes]] = Future()
+
+        def send() -> None:
+            try:
+                answer.set_result(self._send(path, body, seconds))
+            except _FAILURES as error:
+                answer.set_exception(error)
+
+        # The timeout of a socket is that of one read, and a server may send a byte at a time.
+        Thread(target=send, daemon=True).start()
+        try:
+            status, content = answer.result(seconds)
+        except TimeoutError:
+            raise self.fails(f"does not answer in {seconds:.3g} s") from None
+        except _FAILURES as error:
+            raise self.fails(f"does not answer: {self.quote(one_line(error))}") from None
+        if len(content) > _MOST_BYTES:
+            raise self.fails(f"answers with more than {_MOST_BYTES:,} bytes")
+        if 300 <= status < 400:
+            help = "give the URL of the server itself; no other address gets the key"
+            raise self.fails(f"redirects to another address ({status})", help)
+        return status, content.decode("utf-8", "replace")
+
+    def _send(self, path: str, body: Any, seconds: float) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         kind = HTTPSConnection if self._secure else HTTPConnection
-        connection = kind(self._host, self._port, timeout=seconds)
-        # The timeout is that of one read, and a server may send a byte at a time.
-        timer, end = Timer(seconds, _end, [connection]), monotonic() + seconds
-        timer.daemon = True
-        timer.start()
-        self._open.add(connection)
-        try:
+        with closing(kind(self._host, self._port, timeout=seconds)) as connection:
             method = "GET" if body is None else "POST"
             connection.request(method, self._path + path, json.dumps(body), headers)
             response = connection.getresponse()
-            content = response.read(_MOST_BYTES + 1)
-            if monotonic() >= end:  # What has been read may be a part.
-                raise TimeoutError
-        except (OSError, HTTPException, ValueError, AttributeError) as error:
-            if isinstance(error, TimeoutError) or monotonic() >= end:
-                raise self.fails(f"does not answer in {seconds:.0f} s") from None
-            raise self.fails(f"does not answer: {self.quote(one_line(error))}") from None
-        finally:
-            timer.cancel()
-            self._open.discard(connection)
-            connection.close()
-        if len(content) > _MOST_BYTES:
-            raise self.fails(f"answers with more than {_MOST_BYTES:,} bytes")
-        if 300 <= response.status < 400:
-            help = "give the URL of the server itself; no other address gets the key"
-            raise self.fails(f"redirects to another address ({response.status})", help)
-        return response.status, content.decode("utf-8", "replace")
+            return response.status, response.read(_MOST_BYTES + 1)
 
     def quote(self, text: str) -> str:
         """Return the start of a text of the server on one line, printable and without the key."""
         text = text.replace(self._key, "[key]") if self._key else text
         return escaped(" ".join(text.split())[:300])
-
-    def stop(self) -> None:
-        """End the requests of other threads, and send no more."""
-        self._until = 0
-        for connection in [*self._open]:
-            _end(connection)
 
     def base(self, mine: Collection[str]) -> str:
         """Return the name of the base: the first listed model that is no adapter.
@@ -252,12 +248,6 @@ class Server:
         if not all(answers.values()):
             raise self.fails("gives no log-probabilities of completions")
         return [answers[i] for i in range(count)]
-
-
-def _end(connection: HTTPConnection) -> None:
-    """End a request that another thread waits for."""
-    with suppress(OSError, AttributeError):  # It may not be open.
-        connection.sock.shutdown(SHUT_RDWR)
 
 
 def _token(token: str) -> int | str:

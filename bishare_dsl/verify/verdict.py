@@ -87,5 +87,5 @@ def problems_in(rows: Sequence[Row], model: str) -> Iterator[Problem]:
             name = "', '".join(dict.fromkeys(row.adapter for row in some))
             words = " and ".join(dict.fromkeys(row.verdict.word for row in some))
             problem = code(name=name, words=words)
-            problem = rows[0].error or problem if len(rows) == 1 else problem
+            problem = rows[0].error or problem if some is unknown and len(rows) == 1 else problem
             yield replace(problem, severity="warning") if some is unknown and faulty else problem

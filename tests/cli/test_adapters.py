@@ -174,7 +174,10 @@ def test_a_file_for_llama_cpp(bishare, trained, checkpoint, here):
     assert "to my.gguf" in run.out
     assert "vLLM" not in run.out
     assert (here / "my.gguf").read_bytes()[:4] == b"GGUF"
-    assert bishare(*command).code == 2
+    run = bishare(*command)
+    assert (run.code, "error[BS618]" in run.err, "--force" in run.err) == (2, True, False)
+    run = bishare("convert", "my.gguf", "--model", checkpoint, "--out", "back")
+    assert (run.code, "convert the folder that this one was made from" in run.err) == (2, True)
 
 
 def test_a_lora_becomes_an_adapter(bishare, trained, checkpoint, here):
@@ -249,12 +252,19 @@ def test_who_made_it_and_on_what_goes_along(bishare, trained, checkpoint, here, 
     assert run.code == 0, run.err
     assert "not carried over: `metrics` of its card, the text of its card" in run.err
     assert ("`task_type`" in run.err) == (middle == "gguf")
+    if middle == "gguf":
+        from gguf import GGUFReader
+
+        fields = {n: f.contents() for n, f in GGUFReader(here / place).fields.items()}
+        assert fields["general.base_model.0.name"] == "me/base"
+        assert fields["general.license.name"] == "custom"
+        assert fields["general.languages"] == ["en", "de"]
+        return
     for last in ("peft", "bishare"):
         assert bishare("convert", place, "--for", last, "--out", last, *base).code == 0
         config = json.loads((here / last / "adapter_config.json").read_text())
         for field, value in stated.items():
-            if (middle, field) != ("gguf", "task_type"):
-                assert config[field] == value
+            assert config[field] == value
         front = yaml.safe_load((here / last / "README.md").read_text().split("---\n")[1])
         assert (front["license"], front["license_name"]) == ("other", "custom")
         assert front["license_link"] == "https://example.org/licence"

@@ -187,7 +187,7 @@ def points(
             return
         yield place, content(before), content(wanted), code, log.read_text()
         again = run(command(place), log, str)  # It goes through, and leaves nothing else.
-        assert again == 0 or {"BS618", "BS905"} & {
+        assert again == 0 or {"BS618"} & {
             *re.findall(r"BS\d+", log.read_text())
         }  # It was there already.
         assert content(place) == content(wanted)
@@ -255,9 +255,7 @@ def test_a_file_that_cannot_be_written_to_its_end_is_an_error_with_a_code(
     code, said = run(command(place), log, limit), log.read_text()
     assert code == 2, said
     assert "error[BS" in said
-    # numpy drops the reason of a write of GGUF that fails at its end.
-    reasons = ["No space left"] if "gguf" in name else ["File too large", "os error 27"]
-    assert any(reason in said for reason in reasons)
+    assert "File too large" in said or "os error 27" in said
     found = content(place)
     if name == "convert several":
         assert (found or {}).items() <= content(wanted).items()

@@ -154,14 +154,6 @@ def test_what_it_trains_in_full_comes_along(
     assert torch.equal(logits(load_adapter(tmp_path / "ours", base())), logits(ours))
 
 
-def test_an_export_is_imported(tmp_path: Path) -> None:
-    saved(tmp_path / "peft", "llama", **PATTERNS)
-    ours = load_adapter(tmp_path / "peft", tiny_model("llama"))
-    ours.bishare.export(tmp_path / "exported")
-    again = load_adapter(tmp_path / "exported", tiny_model("llama"))
-    torch.testing.assert_close(logits(again), logits(ours), rtol=1e-5, atol=1e-5)
-
-
 def test_tables_of_one_name_and_of_other_ranks(tmp_path: Path) -> None:
     """An encoder's and a decoder's `embed_tokens`, where they are two weights (found by `make hunt`)."""
     base = tiny_model("bart", tie_word_embeddings=False)

@@ -135,6 +135,3 @@ def test_experts_are_one_pair_for_all(tmp_path: Path) -> None:
         if site.path.startswith("model.layers.1") and site.kind == "up_proj":
             dense = delta(model.bishare.plan, model.bishare.tensors(), site)
             torch.testing.assert_close(up[site.expert] @ down[site.expert], dense)
-
-
-# Files --------------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ def test_a_rank_gives_the_best_approximation_and_its_error(
         assert (site.error > 0.05) == (rank < 5)
         lost, norm = lost + float((got - want).norm() ** 2), norm + float(want.norm() ** 2)
     assert report.total_error == pytest.approx((lost / norm) ** 0.5, abs=1e-6)
+    assert report.worst.error == max(site.error for site in report.sites)
+    assert rank > 3 or f"{report.worst.error:.2g} (`{report.worst.path}`)" in str(report)
 
 
 def test_what_a_type_rounds_is_in_the_error(made: Any, model: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.export import peft as exporting
-from bishare_dsl.export.effective import delta, effective_factors
+from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.export.export import export_adapter
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.families import tiny_model
@@ -193,38 +193,6 @@ def test_exporting_while_merged_exports_the_adapter(
     model.bishare.export(tmp_path / "peft")
     loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
     torch.testing.assert_close(logits(loaded, ids), want, rtol=1e-4, atol=1e-4)
-
-
-# Folders ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
-def test_a_rank_and_a_type(adapted: Adapted, ids: torch.Tensor, tmp_path: Path, dtype: Any) -> None:
-    model = adapted()
-    report = model.bishare.export(tmp_path / "peft", rank=4, dtype=dtype)
-    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
-    assert {str(t.dtype).removeprefix("torch.") for t in tensors.values()} == {
-        str(dtype).removeprefix("torch.")
-    }
-    loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
-    base = {name: p.clone() for name, p in tiny_model("llama").named_parameters()}
-    lost = norm = 0.0
-    merged = dict(loaded.merge_and_unload().named_parameters())
-    for site in report.sites:
-        want = delta(model.bishare.plan, model.bishare.tensors(), plan_site(model, site.path))
-        got = merged[f"{site.path}.weight"] - base[f"{site.path}.weight"]
-        assert site.rank == 4 < site.rows
-        assert site.error == pytest.approx(
-            float((got - want).detach().norm() / want.norm()), rel=1e-3
-        )
-        lost, norm = lost + float((got - want).detach().norm() ** 2), norm + float(want.norm() ** 2)
-    assert report.total_error == pytest.approx((lost / norm) ** 0.5, rel=1e-3)
-    assert report.worst.error == max(site.error for site in report.sites) > report.total_error
-    assert f"{report.worst.error:.2g} (`{report.worst.path}`)" in str(report)
-
-
-def plan_site(model: Any, path: str) -> Any:
-    return next(site for site in model.bishare.plan.sites if site.path == path)
 
 
 def test_an_exact_export_is_read_again(adapted: Adapted, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def test_it_gives_the_log_probabilities_of_what_was_converted(tmp_path):
         wanted.append(found.gather(1, torch.tensor(prompt)[1:, None]).flatten())
 
     plan, tensors = adapted.bishare.plan, adapted.bishare.tensors()
-    for source in ("gguf", "peft"):
-        first = tmp_path / (f"{source}.gguf" if source == "gguf" else source)
+    for source in ("sglang", "peft"):
+        first = tmp_path / source
         export_adapter(first, plan, tensors, base, source)
         stored, _ = read_fitting(first, base)
         for target in ("peft", "vllm", "sglang"):

@@ -26,18 +26,32 @@ from tests.verify.served import (
 from tests.verify.test_server import VERDICTS, WORDS
 
 
+def round_to_int8(folder, base):
+    """A base whose matrices in blocks are on a grid of 255 values for each row, in float32."""
+    model, tokenizer = load_model(str(base), dtype="float32")
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2 and ".layers." in name:
+            step = weight.data.abs().amax(1, keepdim=True) / 127
+            weight.data = (weight.data / step).round() * step
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 class Running(Server):
     """vLLM's server of a tiny base, in a type."""
 
-    def __init__(self, root, dtype):
+    def __init__(self, root, dtype, *more, int8=False):
         self.root, self.dtype, self.has_plugin = root, dtype, dtype == "float32"
-        self.base = save_base(root / "base")
+        self.base = save_base(root / ("exact" if int8 else "base"))
         self.lora = save_lora(root / "lora", self.base)
         self.contents = contents_of(self.lora, self.base)
         self.reference = Reference(*load_model(str(self.base), dtype="float32"), TEXTS)
         words = f"--dtype {dtype} --max-loras 2 --max-cpu-loras 4 --max-lora-rank 8"
+        if int8:
+            round_to_int8(root / "base", self.base)
         plugins = {"VLLM_PLUGINS": "bishare" if self.has_plugin else ""}
-        super().__init__(root, words, length=1024, **plugins)
+        super().__init__(root, words, *more, length=1024, **plugins)
 
     def client(self, fault="none"):
         server = FaultyServer(f"{self.url}/v1")

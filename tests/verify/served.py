@@ -88,9 +88,8 @@ def contents_of(folder, base):
 def judged(asked, name, contents, reference):
     """The verdict, with the expectations of the adapter."""
     whole = reference is not None and contents.complete
-    return judge(
-        name, contents, reference, reference.expect(contents.pairs) if whole else None, asked
-    )
+    heard = reference.hear(asked) if reference is not None else None
+    return judge(name, contents, heard, reference.expect(contents.pairs) if whole else {}, asked)
 
 
 def without(*words):
@@ -178,6 +177,7 @@ class Engine:
         self.tokenizer = tiny_tokenizer()
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         self.adapters, self.lock, self.answers = {}, threading.Lock(), 0
+        self.merged = {}  # Models that stand for adapters.
         self.of_base = {}
         self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
         self.loads, self.fault = True, "none"
@@ -217,14 +217,14 @@ class Engine:
 
     @torch.no_grad()
     def choice(self, name, text, top):
-        found = self.of_base.get(text) if name not in self.adapters else None
+        found = self.of_base.get(text) if name not in self.named() else None
         if found is None:
             ids = torch.tensor([self.tokenizer(text)["input_ids"]])
             with self.active(name):
-                found = self.model(ids).logits[0, -1].float()
-        if name not in self.adapters:
+                found = self.merged.get(name, self.model)(ids).logits[0, -1].float()
+        if name not in self.named():
             self.of_base[text] = found  # Half of the questions are to the base.
-        if self.restless and name not in self.adapters:  # Answered with somebody's adapter.
+        if self.restless and name not in self.named():  # Answered with somebody's adapter.
             self.answers += 1
             found = found + self.restless * torch.sin(torch.arange(len(found)) * self.answers)
         values, tokens = found.log_softmax(-1).topk(top)
@@ -233,11 +233,14 @@ class Engine:
         ]
         return dict(zip(names, values.tolist(), strict=True))
 
+    def named(self):
+        return [*self.adapters, *self.merged]
+
     def answer(self, path, body):
         """The status, and the JSON."""
         with self.lock:
             if path == "/v1/models":
-                listed = [{"id": "base"}, *({"id": n, "parent": "base"} for n in self.adapters)]
+                listed = [{"id": "base"}, *({"id": n, "parent": "base"} for n in self.named())]
                 return 200, {"data": listed}
             if path == "/v1/load_lora_adapter" and self.loads:
                 self.load(body["lora_name"], body["lora_path"])
@@ -248,7 +251,7 @@ class Engine:
             if path != "/v1/completions":
                 return 404, {"error": f"no {path}"}
             name = body["model"]
-            if name not in {"base", *self.adapters}:
+            if name not in {"base", *self.named()}:
                 return 404, {"error": f"no model {name}"}
             known = {"model", "prompt", "max_tokens", "temperature", "logprobs"}
             if body["logprobs"] > self.most or not (self.unknown_fields or known >= body.keys()):

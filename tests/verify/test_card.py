@@ -95,7 +95,7 @@ sys.exit(main(sys.argv[1:]))
     assert (run.returncode, "error[BS870]" in run.stderr) == (1, True), run.stderr
     assert "files     a card of a on base" in run.stdout
     run = subprocess.run([*map(str, command), "--name", "nobody"], capture_output=True, text=True)
-    assert (run.returncode, "BS872" in run.stderr) == (2, True)
+    assert (run.returncode, "error[BS870]" in run.stderr) == (1, True)
     assert "verdict   NOT THERE" in run.stdout
 
 
@@ -107,6 +107,7 @@ def test_a_card_is_small_and_as_the_schema_says(card):
     found = json.loads(text)
     jsonschema.validate(found, Card.model_json_schema())
     assert (found["format"], found["adapter"], found["dtype"]) == (1, "a", "float32")
+    assert len(found["fingerprint"]["linear"]) == 24
     assert len(found["probes"]) == 8
     for probe in found["probes"]:
         assert all(

@@ -1,5 +1,6 @@
 """Servers that lie, loop, redirect, or never end, and URLs and keys that cannot be used: an error with a code."""
 
+import gzip
 import json
 import threading
 import time
@@ -8,8 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bishare_dsl.verify import server as servers
-from bishare_dsl.verify.answers import TEXTS
 from bishare_dsl.verify.server import KEY, Server, ServerError
 from tests.verify.served import ask_one
 
@@ -57,10 +56,10 @@ def answering(answer):
         server.server_close()
 
 
-def asked(url):
+def asked(url, seconds=5):
     """Ask a server, and return its error."""
     with pytest.raises(ServerError, match="BS872") as caught:
-        ask_one(Server(url))
+        ask_one(Server(url, seconds=seconds))
     return str(caught.value)
 
 
@@ -122,7 +121,43 @@ WRONG = {
     "many headers": (raw(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 500 + b"\r\n"), "100 headers"),
     "bad chunks": (text("zz\r\nabc", Transfer_Encoding="chunked"), "does not answer"),
     "nothing": (raw(b""), "does not answer"),
-    "status 500": (text("no", 500), "answers 500 to /models: no"),
+    **{
+        f"status {status}": (text("no", status), f"answers {status} to /models: no")
+        for status in (201, 400, 401, 403, 404, 418, 422, 429, 500, 502, 503)
+    },
+    "status abc": (raw(b"HTTP/1.1 abc\r\n\r\n"), "does not answer"),
+    "status 204": (text("", 204), "answers 204 to /models"),
+    "another protocol": (raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "does not answer"),
+    "shorter than it says": (text("{", Content_Length=100), "gives no models"),
+    "models: null": (text("null"), "gives no models"),
+    "a number": (text("5"), "gives no models"),
+    "HTML": (text("<html>", Content_Type="text/html"), "gives no models"),
+    "empty": (text(""), "gives no models"),
+    "gzip": (text(gzip.compress(MODELS.encode()), Content_Encoding="gzip"), "gives no models"),
+    "UTF-16": (text(MODELS.encode("utf-16")), "gives no models"),
+    "models: no id": (models({"data": [{}]}), "gives no models"),
+    "models: adapters alone": (models({"data": [{"id": "mine"}]}), "no base model"),
+    **{
+        f"logprobs: {json.dumps(told)}": (
+            completions(lambda body, told=told: {"choices": [{"index": 0, "logprobs": told}] * 8}),
+            "gives no completions",
+        )
+        for told in (None, [], {"top_logprobs": None}, {"top_logprobs": [[]]}, {"top_logprobs": {}})
+    },
+    "-1e999": (each(lambda n: {"token_id:1": -1e999}), "finite"),
+    "an index below 0": (
+        completions(
+            lambda body: {"choices": [{"index": -1, "logprobs": {"top_logprobs": [{"t": -1}]}}] * 8}
+        ),
+        "or not one for each",
+    ),
+    "the adapter is refused": (
+        lambda handler, body: handler.send(
+            MODELS if body is None else json.dumps(choices(body, lambda n: {"t": -n})),
+            403 if body and body["model"] == "mine" else 200,
+        ),
+        "answers 403 to /completions",
+    ),
     "NaN": (each(lambda n: {"token_id:1": float("nan")}), "finite"),
     "-inf": (each(lambda n: {"token_id:1": float("-inf")}), "finite"),
     "positive": (each(lambda n: {"token_id:1": 0.5}), "less than or equal to 0"),
@@ -198,10 +233,9 @@ def continues(handler, body):
 
 
 @pytest.mark.parametrize("answer", [trickle, slow_head, continues, lambda h, b: time.sleep(5)])
-def test_a_request_ends_in_time(monkeypatch, answer):
-    monkeypatch.setattr(servers, "REQUEST_SECONDS", 0.3)
+def test_a_request_ends_in_time(answer):
     with answering(answer) as (url, _):
-        assert "does not answer in 0 s" in asked(url)
+        assert "does not answer in 0.3 s" in asked(url, 0.3)
 
 
 def test_a_run_ends_in_time():
@@ -209,11 +243,14 @@ def test_a_run_ends_in_time():
         server = Server(url, until=time.monotonic() - 1)
         with pytest.raises(ServerError, match=r"BS872.*the time for the whole run is up"):
             server.base(["mine"])
-        server = Server(url)
-        server.stop()
-        with pytest.raises(ServerError, match="is up"):
-            server.base(["mine"])
     assert seen == []
+
+
+@pytest.mark.parametrize(("option", "said"), [("timeout", "in 0.2 s"), ("deadline", "in 0.")])
+def test_the_command_has_both_limits(bishare, base, lora, option, said):
+    with answering(lambda handler, body: time.sleep(2)) as (url, _):
+        run = bishare("verify", lora, "--model", base, "--server", url, f"--{option}", "0.2")
+    assert (run.code, f"does not answer {said}" in run.err) == (2, True), run.err
 
 
 @pytest.mark.parametrize(
@@ -273,8 +310,3 @@ def test_what_a_server_says_does_not_reach_the_terminal(bishare, base, lora):
     for char in "\x1b\x07\x9b\u202e\u2028":
         assert char not in run.out + run.err
     assert not [line for line in run.out.splitlines() if line.startswith("verdict   APPLIED")]
-
-
-def test_texts_are_not_alike():
-    """The tests above tell them by their lengths."""
-    assert len({len(text) for text in TEXTS}) > 1

@@ -103,13 +103,23 @@ def compiled(base):
 )
 def test_a_folder_of_bishare(engine, base, compiled, reference, tmp_path, fault):
     contents = contents_of(compiled, base)
-    assert len(contents.ranks) == 2
+    assert str(contents).endswith("rank 3 and 4")
     engine.fault = fault
     try:
         found = judged(ask_mine(engine, compiled, tmp_path), "mine", contents, reference)
     finally:
         engine.fault = "none"
     assert found.word == VERDICTS[fault], (found.why, found.numbers)
+
+
+def test_an_adapter_that_was_saved_on_another_base_is_a_warning(bishare, base, compiled, tmp_path):
+    other = save_base(tmp_path / "other", seed=1)
+    for model, warned in ((base, False), (other, True)):
+        engine = Engine(model)
+        engine.load("compiled", compiled)
+        with serving(engine) as url:
+            run = bishare("verify", compiled, "--model", model, "--server", url)
+        assert (run.code, "warning[BS620]" in run.err) == (0, warned), run.err
 
 
 def test_tensors_that_are_older(engine, lora, contents, reference, tmp_path):
@@ -201,15 +211,6 @@ def test_a_server_that_refuses_to_list_its_models(monkeypatch, status, end, said
         server.ask("mine", TEXTS)
 
 
-def test_a_server_that_does_not_answer(engine):
-    with pytest.raises(ServerError, match=r"BS872.*answers 404 to /completions"):
-        Server(engine.url).ask("nobody", TEXTS)
-    with pytest.raises(ServerError, match=r"BS872.*does not answer"):
-        Server("http://127.0.0.1:9/v1").ask("mine", TEXTS)
-    with pytest.raises(ServerError, match=r"BS872.*http://"):
-        Server("file:///etc/passwd")
-
-
 def test_a_token_that_is_not_listed_counts_as_the_least():
     one, other = [{1: -1.0, 2: -3.0}], [{1: -1.0, 3: -2.0}]
     # Token 1: 0; 2: -3 against at most -2; 3: at most -3 against -2.
@@ -236,8 +237,9 @@ def test_the_command_asks_and_says(bishare, engine, base, lora, tmp_path):
     assert (run.code, "error[BS870]" in run.err) == (1, True)
     assert "verdict   NOT APPLIED" in run.out
     run = bishare(*command[:-1], "nobody", "--base", "base")
-    assert (run.code, "BS872" in run.err) == (2, True)
-    assert "verdict   NOT THERE" in run.out
+    assert (run.code, "error[BS870]" in run.err) == (1, True)
+    assert "verdict   NOT THERE: the server at" in run.out
+    assert "answers 404 to /completions" in run.out
 
 
 @pytest.fixture(scope="module")

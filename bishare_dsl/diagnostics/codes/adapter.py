@@ -71,10 +71,6 @@ UPDATE_LOST = warning(
 
 UNKNOWN_FORMAT = Code("BS631", "`{format}` is not a format of export")
 RANK_FOR_VLLM = warning("BS632", "the export has rank {rank}, and vLLM serves at most {limit}")
-TAKEN_FOR_OTHERS = warning(
-    "BS693",
-    "PEFT takes `{path}`{more} for {what} of this `{family}`, and fails or computes something else",
-)
 EXPORT_OPTION = Code("BS646", "cannot export with this `{option}`: {reason}")
 GGUF_FAMILY = Code(
     "BS647", "cannot export an adapter of a `{family}` to GGUF; the families are {known}"
@@ -96,7 +92,9 @@ SCALES_BASE = Code(
 NOT_SERVED = Code("BS680", "vLLM does not serve `{folder}`: it has {what}")
 NOT_LOW_RANK = Code("BS686", "cannot {action}: `{path}` is trained in full")
 NOT_KEPT_BY_PEFT = Code(
-    "BS692", "cannot export `{path}` for PEFT, which is trained in full: {reason}"
+    "BS692",
+    "cannot export `{path}`, which is trained in full: PEFT saves whole modules beside a LoRA, none with a "
+    "layer that a LoRA may adapt, and by the ends of their paths",
 )
 MIXED_WHOLE = Code(
     "BS687",

@@ -2,9 +2,6 @@
 
 from bishare_dsl.diagnostics.problem import Code, warning
 
-NO_MODULE = Code(
-    "BS861", "{count} of {total} modules of the adapter are not in {model}, the first is `{path}`"
-)
 ADDS_NOTHING = Code(
     "BS864", "A or B is all zero in {count} of {total} modules, the first is `{path}`"
 )
