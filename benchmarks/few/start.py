@@ -27,7 +27,7 @@ import torch
 from harness.page import write_below
 from torch import Tensor
 
-from bishare_dsl.train.members import weights
+from bishare_dsl.train.start import weights
 from few import members, rivals
 from few.late import Late
 from few.methods import SHOWN, in_context, learn, nearest, stacked, untrained

@@ -203,7 +203,7 @@ def check_plan(
         version = config.versions.get("bishare")
         help = f"load it with bishare {version}, which saved it" if version != __version__ else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
-    if not config._contents:
+    if "entries" not in config._contents:
         entries, rebuilt = dict[str, Entry](), None
         with suppress(ValueError):
             entries = entries_of_sharing(plan, parse_json(config.sharing), alone=config.alone)
@@ -211,9 +211,9 @@ def check_plan(
         if rebuilt is None or (rebuilt != config.sharing and not config.alone):
             reason = "its `sharing` is not what its spec gives"
             raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
-        config._contents.update(entries)
+        config._contents["entries"] = entries
     # Copy the dict: thousands of adapters share this one.
-    return plan, config.model_copy(update={"entries": {**config._contents}})
+    return plan, config.model_copy(update={"entries": {**config._contents["entries"]}})
 
 
 def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:

@@ -14,14 +14,7 @@ if TYPE_CHECKING:
     from bishare_dsl.train.run import train
     from bishare_dsl.train.tenants import Example, Tenants
 
-__all__ = [
-    "Example",
-    "Tenants",
-    "TrainError",
-    "TrainResult",
-    "TrainingInterrupted",
-    "train",
-]
+__all__ = ["Example", "Tenants", "TrainError", "TrainResult", "TrainingInterrupted", "train"]
 
 __getattr__ = lazy(
     __name__,

@@ -82,12 +82,9 @@ class BankTrainer(AdapterTrainer):
         **arguments: Any,
     ) -> None:
         self.steps, self.tenants, self.bank = steps, tenants, tenants.bank
-        tenants.optimizer.settings = Settings(
-            (args.adam_beta1, args.adam_beta2),
-            args.adam_epsilon,
-            args.weight_decay,
-            args.max_grad_norm,
-        )
+        betas = args.adam_beta1, args.adam_beta2
+        how = Settings(betas, args.adam_epsilon, args.weight_decay, args.max_grad_norm)
+        tenants.optimizer.settings = how
         counts = {steps.count(task) for task in steps.tasks}
         self._schedules = {n: cast(Schedule, schedule_of(args, warm_up(n), n)) for n in counts}
         args.max_grad_norm, args.max_steps = 0.0, len(steps)

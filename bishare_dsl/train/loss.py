@@ -7,9 +7,12 @@ a loss, it needs a seventh of the operations.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from bishare_dsl.diagnostics import DataError
@@ -17,9 +20,7 @@ from bishare_dsl.diagnostics.codes.data import MISSING_FIELD
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import OPTIONS
-
-if TYPE_CHECKING:
-    from torch import nn
+from bishare_dsl.train.trunk import replaced_forward
 
 
 def loss_of(
@@ -58,13 +59,33 @@ def learned_logits(
         inputs["logits_to_keep"] = positions
     else:
         positions = torch.arange(labels.shape[1], device=labels.device)
-    logits = model(**inputs).logits[:, : len(positions)].contiguous()
     learned = labels[:, positions].contiguous()
-    return (
-        (logits, learned)
-        if allowed is None
-        else _among(logits, learned, allowed[:, 1:][:, positions])
+    if allowed is None:
+        return model(**inputs).logits[:, : len(positions)].contiguous(), learned
+    allowed = allowed[:, 1:][:, positions]
+    with _computing(model, allowed.clamp(min=0)):
+        logits = model(**inputs).logits[:, : len(positions)]
+    return _among(logits, learned, allowed)
+
+
+def _computing(model: nn.Module, tokens: torch.Tensor) -> AbstractContextManager[None]:
+    """Let a plain output layer compute the logits of these tokens alone, (batch, positions, tokens)."""
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        rows = functional.embedding(tokens, head.weight)
+        return torch.einsum("bpd,bptd->bpt", states[:, : tokens.shape[1]], rows)
+
+    plain = type(head) is nn.Linear and not (
+        head._parameters["bias"] is not None or head._forward_hooks
     )
+    if (
+        plain
+        and "forward" not in vars(head)
+        and tokens.shape[-1] * head.in_features < len(head.weight)
+    ):
+        return replaced_forward(head, forward)
+    return nullcontext()
 
 
 def among_options(examples: Any) -> bool:
@@ -82,13 +103,15 @@ def are_likeliest(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
 def _among(
     logits: torch.Tensor, learned: torch.Tensor, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of the allowed tokens, and the index of the correct one.
+    """Return the logits (batch, positions, options) where there is an option, and the correct one's index.
 
     Where an option ends or diverges, the loss is over the remaining options. Summed over the tokens of a
     completion, it is minus the log-probability of the completion among the options.
     """
     none = (learned == IGNORED).unsqueeze(-1)
-    among = logits.gather(-1, allowed.clamp(min=0)).masked_fill(allowed < 0, -torch.inf)
+    if logits.shape[-1] != allowed.shape[-1]:
+        logits = logits.gather(-1, allowed.clamp(min=0))
+    among = logits.masked_fill(allowed < 0, -torch.inf)
     numbers = (allowed == learned.unsqueeze(-1)).int().argmax(-1)
     # Not infinite where there is no loss, or gradients would be NaN.
     return among.masked_fill(none, 0.0), numbers.masked_fill(none.squeeze(-1), IGNORED)

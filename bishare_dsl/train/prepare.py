@@ -298,7 +298,7 @@ def read_tasks(
 
 
 def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, str]:
-    """Return the given model, or load the named one, and the digest of its weights.
+    """Return the given model, or load the named one, and the digest of its weights; empty without steps.
 
     Raises:
         BishareError: it cannot be loaded, or it is not the base of the checkpoint to resume (BS732).
@@ -310,7 +310,7 @@ def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, 
         bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
         model = load_model(model, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
     check_processes(prepared.args, model)
-    digest = _digest_of(model)
+    digest = _digest_of(model) if len(prepared.steps) else ""
     if request.resume is not None:
         check_resumed(request.resume, {"base": digest})
     return model, digest

@@ -27,7 +27,7 @@ from bishare_dsl.train.prepare import Prepared, load_base, note_low_rate, prepar
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import TaskResult, TrainResult
-from bishare_dsl.train.start import record_start, start_tasks
+from bishare_dsl.train.start import start_tasks
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.tenants import Tenants
 from bishare_dsl.train.trainer import AdapterTrainer
@@ -120,9 +120,7 @@ def run(
     began = time.monotonic()
     prepared = prepare(request, reporter, tokenizer)
     loaded = load(prepared, reporter)
-    start_tasks(prepared, loaded.tenants, reporter)
     trainer = fit(prepared, loaded, reporter, callbacks)
-    record_start(prepared, loaded.tenants, reporter)
     return _result(prepared, loaded, trainer, reporter, time.monotonic() - began)
 
 
@@ -180,10 +178,7 @@ def load(prepared: Prepared, reporter: Reporter) -> Loaded:
 
 
 def fit(
-    prepared: Prepared,
-    loaded: Loaded,
-    reporter: Reporter,
-    callbacks: Iterable[TrainerCallback],
+    prepared: Prepared, loaded: Loaded, reporter: Reporter, callbacks: Iterable[TrainerCallback]
 ) -> AdapterTrainer | BankTrainer:
     """Train the adapters and write them; return the trainer.
 
@@ -200,6 +195,7 @@ def fit(
         watch: Watch = Watch(record, reporter.report)
         if tenants is not None:
             watch = BankWatch(record, reporter.report)
+        record_start = None if tenants is None else start_tasks(prepared, tenants, reporter)
         how["callbacks"] = [watch, *callbacks]
         if tenants is None:
             trainer = _one_trainer(loaded.handle, prepared, how)
@@ -217,12 +213,15 @@ def fit(
                 spec = str(first.folder)
             stack.enter_context(hold(folder, request.as_dict(spec), request.resume))
         plan, context = loaded.handle.plan, trainer.accelerator.autocast
-        stack.enter_context(cached_trunk(loaded.model, plan, steps, context, reporter))
+        trunk = cached_trunk(loaded.model, plan, steps, context, reporter)
+        cached = stack.enter_context(trunk)
         if len(steps):
             run_loop(trainer, watch, request, reporter)
         else:  # Members were chosen for all tasks.
             trainer.save_model()
             trainer.save_state()
+        if record_start is not None:
+            record_start(cached)
     loaded.model.eval()
     return trainer
 

@@ -10,15 +10,15 @@ as steps with all examples of several tasks do. Otherwise they differ by roundin
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from bishare_dsl.models.site import block_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 MEMORY = 2**31
 """The largest number of bytes of hidden states; with more, all blocks run."""
-
-_AT_ONCE = 4096
-"""The number of rows that are sorted into batches together."""
 
 Row = tuple[int, ...]
 """The token ids of an example."""
@@ -44,9 +41,8 @@ def cached_trunk(
     steps: Steps,
     context: Callable[[], AbstractContextManager[Any]],
     reporter: Reporter,
-    prevented_by: str | None = None,
-) -> Iterator[None]:
-    """Cache the hidden states below the first adapted block within a block of code.
+) -> Iterator[bool]:
+    """Cache the hidden states below the first adapted block within a block of code; yield whether it is so.
 
     Caching is off if examples occur only once, or if lower blocks train. With a note, it is also off if a
     trial shows that the upper blocks need more than the hidden states or that these differ in training,
@@ -58,41 +54,44 @@ def cached_trunk(
         steps: the steps with the examples.
         context: a context for running the model, such as autocast.
         reporter: reports what is cached.
-        prevented_by: a setting of the run that excludes caching, for the note.
     """
     repeats = max(map(steps.epochs_of, range(len(steps.tasks)))) > 1
-    trunk = Trunk.of(model, plan) if repeats else None
+    trunk, prevented_by = Trunk.of(model, plan) if repeats else None, "none are below"
     with ExitStack() as stack:
         if trunk is not None:
             below = f"blocks 0 to {len(trunk.below) - 1}"
             with context(), ExitStack() as trial:
                 trial.enter_context(trunk.installed())
-                if prevented_by is None and not trunk.fits(model):
-                    prevented_by = "a trial of their states failed"
-                if prevented_by is None and (size := trunk.bytes_for(_tokens(steps))) > MEMORY:
+                prevented_by = "" if trunk.fits(model) else "a trial of their states failed"
+                if not prevented_by and (size := trunk.bytes_of(steps)) > MEMORY:
                     prevented_by = f"their states need {size / 2**30:.1f} GiB"
-                if prevented_by is None:
+                if prevented_by:
+                    reporter.note(f"{below} run again in each epoch: {prevented_by}")
+                else:
                     reporter.note(f"computing {below} once for each example ...")
                     trunk.fill(_batches(steps))
                     stack.enter_context(trial.pop_all())
-                else:
-                    reporter.note(f"{below} run again in each epoch: {prevented_by}")
+        yield not prevented_by
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module run another forward inside the block."""
+    own = {name: value for name, value in vars(module).items() if name == "forward"}
+    vars(module)["forward"] = forward
+    try:
         yield
-
-
-def _tokens(steps: Steps) -> int:
-    """Count the tokens of all examples."""
-    sets = (rows for task in steps.tasks for rows in (task.examples, task.held_out))
-    return sum(len(row["input_ids"]) for rows in sets for row in rows)
+    finally:
+        del vars(module)["forward"]
+        vars(module).update(own)
 
 
 def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
     """Yield all examples as model inputs, in the passes of a step if it has all examples."""
     for part in ("examples", "held_out"):
-        rows = ((i, [row]) for i, task in enumerate(steps.tasks) for row in getattr(task, part))
-        while cut := [*islice(rows, _AT_ONCE)]:
-            for micro_batch in steps.passes(cut):
-                yield micro_batch.inputs
+        rows = [(i, [*getattr(task, part)]) for i, task in enumerate(steps.tasks)]
+        passes = steps.passes(rows) if any(some for _, some in rows) else ()
+        yield from (micro_batch.inputs for micro_batch in passes)
 
 
 class _EnoughError(Exception):
@@ -113,7 +112,6 @@ class Trunk:
         self._states: dict[Row, Tensor] = {}  # (tokens, width) each, on the CPU.
         self._filling: list[Row] | None = None  # The rows of the batch to cache.
         self._known: Tensor | None = None  # The states of the batch that runs.
-        self._form = 0  # Length of a block's output tuple; 0 for a tensor.
         self.hits = 0
         """The number of batches that used cached states."""
 
@@ -122,24 +120,24 @@ class Trunk:
         """Return the trunk of an adapted model, if there are blocks below all adapters."""
         adapted = {site for site, terms in plan.terms_of.items() if terms}
         adapted |= {parameter.parameter for parameter in plan.trained}
-        found = [re.match(r"(.+?)\.(\d+)\.", path) for path in adapted]
-        places = {(match[1], int(match[2])) for match in found if match}
-        if (
-            not all(found) or len({name for name, _ in places}) != 1
-        ):  # Such as an embedding, a head.
+        found = [block_of(path) for path in adapted]
+        numbers = [int(block[1]) for block in found if block]
+        name, *others = {block and block[0] for block in found}
+        if others or name is None:  # Such as an embedding, a head.
             return None
-        name, number = min(places)
         owner, blocks = model.get_submodule(name.rpartition(".")[0]), model.get_submodule(name)
+        number = min(numbers)
         # The trial may miss it, as it leaves whole blocks out at random.
         drops = getattr(owner, "layerdrop", False)
         if not number or drops or not isinstance(blocks, nn.ModuleList):
             return None
         return cls(owner, [*blocks[:number]], blocks[number])
 
-    def bytes_for(self, tokens: int) -> int:
-        """Return the bytes of the states of some tokens, once others are cached."""
+    def bytes_of(self, steps: Steps) -> int:
+        """Return the bytes of the states of all examples, once others are cached."""
+        sets = (rows for task in steps.tasks for rows in (task.examples, task.held_out))
         states = next(iter(self._states.values()))
-        return states.nbytes // len(states) * tokens
+        return states[0].nbytes * sum(len(row["input_ids"]) for rows in sets for row in rows)
 
     @contextmanager
     def installed(self) -> Iterator[Trunk]:
@@ -152,23 +150,12 @@ class Trunk:
             ):
                 stack.callback(hook.remove)
             for block in self.below:
-                own = vars(block).get("forward")
-                vars(block)["forward"] = self._pass_on(block.forward)
-                restore: Any = vars(block).pop if own is None else vars(block).__setitem__
-                stack.callback(restore, "forward", *[own] * (own is not None))
+                stack.enter_context(replaced_forward(block, partial(self._pass_on, block.forward)))
             yield self
 
-    def _pass_on(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a block's forward that runs only if the states above it are not known."""
-
-        def pass_on(hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-            if self._known is None:
-                output = forward(hidden_states, *arguments, **keywords)
-                self._form = len(output) if isinstance(output, tuple) else 0
-                return output
-            return (self._known, *[None] * (self._form - 1)) if self._form else self._known
-
-        return pass_on
+    def _pass_on(self, forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """Run a block only if the states above it are not known."""
+        return forward(*arguments, **keywords) if self._known is None else self._known
 
     @torch.no_grad()
     def fill(self, batches: Iterable[Mapping[str, Any]], mode: bool = False) -> None:
@@ -208,10 +195,8 @@ class Trunk:
             model.train(training)
         return self.hits > 0 and torch.equal(first[mask.bool()], second[mask.bool()])
 
-    def _begin(self, owner: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-        names = inspect.signature(owner.forward).parameters
-        keywords = {**dict(zip(names, arguments, strict=False)), **keywords}
-        rows, self._known = _rows_of({**keywords}), None
+    def _begin(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+        rows, self._known = [] if arguments else _rows_of({**keywords}), None
         if self._filling is not None:
             self._filling = rows
         elif rows and all(row in self._states for row in rows):
@@ -229,7 +214,9 @@ class Trunk:
         states = arguments[0] if arguments else keywords["hidden_states"]
         for row, row_states in zip(self._filling, states, strict=False):
             if row not in self._states:
-                self._states[row] = row_states[: len(row)].detach().to("cpu", copy=True)
+                kept = row_states[: len(row)].detach().to("cpu", copy=True)
+                # The last token predicts nothing: a batch may leave it out.
+                self._states[row], self._states[row[:-1]] = kept, kept[:-1]
         raise _EnoughError
 
     def _end(self, *_: Any) -> None:

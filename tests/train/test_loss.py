@@ -43,3 +43,36 @@ def test_logits_are_made_where_any_row_learns():
     model.lm_head.register_forward_hook(lambda module, given, made: seen.append(made.shape))
     loss_of(*learned_logits(model, model.forward, batch([[4, 5], [7]])), None)
     assert seen == [(2, 3, 64)]
+
+
+@pytest.mark.each_once
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma2", "phi3", "opt"])
+def test_with_options_the_output_layer_computes_no_other_logits(family):
+    model, inputs = tiny_model(family), batch([[4, 5], [7]])
+    tokens = torch.tensor([[[inputs["labels"][row, i], 9] for i in range(9)] for row in (0, 1)])
+    allowed = torch.where(inputs["labels"].unsqueeze(-1) == IGNORED, -1, tokens)
+    allowed[0, 5, 1] = -1
+    wanted = (
+        model(input_ids=inputs["input_ids"]).logits[:, :-1].gather(-1, tokens[:, 1:].clamp(min=0))
+    )
+    layer, seen = model.get_output_embeddings(), []
+    big = torch.nn.Linear(layer.in_features, 64 * layer.out_features, bias=False)
+    with torch.no_grad():
+        big.weight[: layer.out_features] = layer.weight
+    model.set_output_embeddings(big)
+    plain = type(big).forward
+    try:
+        torch.nn.Linear.forward = lambda self, x: seen.append(self) or plain(self, x)
+        logits, learned = learned_logits(model, model.forward, {**inputs, "allowed": allowed})
+    finally:
+        torch.nn.Linear.forward = plain
+    assert big not in seen
+    assert "forward" not in vars(big)
+    assert logits.shape == (2, 3, 2)
+    for row, column, place in ((0, 0, 3), (0, 1, 4), (1, 2, 6)):
+        found, expected = logits[row, column], wanted[row, place].clone()
+        if (row, column) == (0, 1):
+            expected[1] = -torch.inf
+        torch.testing.assert_close(found, expected)
+        assert learned[row, column] == 0
+    assert (learned == IGNORED).sum() == 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bishare_dsl.train.members import Record, choose, leave_out
+from bishare_dsl.train.start import Record, choose, leave_out
 
 
 class Counting:

@@ -10,12 +10,12 @@ import torch
 
 from bishare_dsl.adapter.contents import own_file
 from bishare_dsl.adapter.files import names_in, read_adapter
-from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.train import members as members_module
+from bishare_dsl.train import start as start_module
 from bishare_dsl.train import train
-from bishare_dsl.train.members import (
+from bishare_dsl.train.start import (
     RECORD,
     SHARPNESS,
     Record,
@@ -149,7 +149,7 @@ def test_auto_trains_what_members_do_not_answer(
         seen.append((len(members), len(trained), ahead))
         return wins
 
-    monkeypatch.setattr(members_module, "members_win", judged)
+    monkeypatch.setattr(start_module, "members_win", judged)
     (task,) = added(library, tmp_path / "auto", "auto", max_steps=3).tasks
     assert [counts[:2] for counts in seen] == [(8, 8)]
     assert task.steps == (0 if wins else 3)
@@ -198,9 +198,25 @@ def test_a_new_library_records_how_later_tasks_should_start(library: Path, tmp_p
 
 
 @pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
-def test_a_damaged_record_is_as_none(library: Path, tmp_path: Path, text: str) -> None:
-    (tmp_path / RECORD).write_text(text)
-    assert Record.of(tmp_path) == Record()
+def test_a_damaged_record_is_as_none_and_a_warning_says_so(
+    library: Path, tmp_path: Path, text: str
+) -> None:
+    (library / RECORD).write_text(text)
+    try:
+        assert Record.of(library) is None
+        with pytest.warns(BishareWarning, match=r"BS738(?s:.*)start\.json"):
+            (task,) = added(library, tmp_path / "out", "mixture").tasks
+    finally:
+        (library / RECORD).unlink()
+    assert task.start == "mixture of 3 members, sharpness 1"
+
+
+@pytest.mark.parametrize("start", ["mean", "nearest"])
+def test_no_record_is_needed_where_nothing_is_weighed_by_it(
+    library: Path, tmp_path: Path, start: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    added(library, tmp_path / "out", start)
+    assert not [w for w in recwarn if "BS738" in str(w.message)]
 
 
 def test_an_infinite_sharpness_is_read_as_it_was_written(tmp_path: Path) -> None:

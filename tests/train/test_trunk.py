@@ -1,5 +1,6 @@
 """Blocks below all adapters are computed once for each example, and nothing else changes."""
 
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -169,3 +170,18 @@ def test_the_model_is_as_it_was_afterwards(tasks: Any, tmp_path: Path) -> None:
     for module in (model.model, model.model.layers[-1]):
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         assert not [hook for hook in hooks if hook.__module__ == trunk.__name__]
+
+
+def test_the_record_of_a_library_reads_the_states_that_are_cached_already(
+    tmp_path: Path,
+) -> None:
+    data = {}
+    for name, first in (("a", 0), ("b", 12), ("c", 24)):
+        lines = [{"prompt": f"{n}: ", "completion": "yes"} for n in range(first, first + 12)]
+        data[name] = str(tmp_path / f"{name}.jsonl")
+        Path(data[name]).write_text("\n".join(map(json.dumps, lines)))
+    _, plain = start(CORES, data, tmp_path / "plain", start="zero")
+    _, tokens = start(CORES, data, tmp_path / "recorded", start="auto")
+    assert (tmp_path / "recorded" / "library" / "start.json").exists()
+    assert tokens[0] == plain[0]
+    assert tokens[-1] > plain[-1]

@@ -10,6 +10,7 @@ BAD_COMBINATION = Code("BS732", "the arguments do not go together: {reason}")
 BAD_CONFIG = Code("BS734", "the config `{path}` cannot be read: {reason}")
 NEEDS_PACKAGE = Code("BS735", "{what} needs the package `{package}`, which is not installed")
 MISSING_ARGUMENT = Code("BS736", "`{name}` is missing")
+NO_RECORD = Code("BS738", "no `{path}` can be read: sharpness 1 is a guess", severity="warning")
 
 # The output folder, and resuming a run ------------------------------------------------------------
 
@@ -26,6 +27,4 @@ NOT_FINITE = Code(
 )
 OUT_OF_MEMORY = Code("BS751", "there is too little memory: {reason}")
 NOT_SHARDED = Code("BS754", "FSDP 1 cannot train an adapter")
-NOT_A_CAUSAL_CLASS = Code(
-    "BS756", "`{name}` is not a causal language model, and `train` trains no other"
-)
+NOT_A_CAUSAL_CLASS = Code("BS756", "`train` needs a causal language model, and `{name}` is none")

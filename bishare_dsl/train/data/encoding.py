@@ -12,14 +12,7 @@ from datasets import Dataset
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED
-from bishare_dsl.train.data.formats import (
-    OPTIONS,
-    BadRow,
-    Format,
-    Plain,
-    find_format,
-    read_row,
-)
+from bishare_dsl.train.data.formats import OPTIONS, BadRow, Format, Plain, find_format, read_row
 from bishare_dsl.train.data.load import Findings, Rows
 from bishare_dsl.train.data.tokens import Encoder
 
