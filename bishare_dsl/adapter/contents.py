@@ -264,7 +264,7 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
     here, there = architecture.layers, plan.base.layers
     # The file's size does not limit tensors generated from a seed or from parts.
     size = sum(tensor.size for tensor in plan.tensors)
-    if reason is None and plan.base.complete and here != there:
+    if reason is None and here != there:
         reason = f"it has {here} layers, and the adapter's base {there}"
     elif reason is None and size > most_parameters(architecture):
         reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"

@@ -366,7 +366,7 @@ def _places(plan: Plan) -> dict[str, Place]:
     """Return the locations of modules with terms, and of their parents."""
     base = plan.base
     # Without a text tower, the rows of the batch are images.
-    aside = ASIDE if not base.complete or {site.tower for site in base.sites} - ASIDE else set()
+    aside = ASIDE if {site.tower for site in base.sites} - ASIDE else set()
     return {
         path: Place(path, site.layer is not None, site.tower in aside, site.expert is not None)
         for site in plan.sites

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, groupby, pairwise
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -179,7 +179,7 @@ class Architecture(Data):
         layers: the number of blocks.
         parameters: the number of base parameters, counting a tied tensor once.
         sites: the sites in blocks, in the model's order.
-        complete: whether ``sites`` has all of them; a folder without a spec has only those of the adapter.
+        complete: that ``sites`` has all of them, as folders say since 0.4.
         outside: heads and embeddings, which a spec has to name.
         others: parameters that are not the weight of a site in a block.
         head: paths of the parameters of a task's head, which are random on a new task.
@@ -195,7 +195,7 @@ class Architecture(Data):
     outside: tuple[Site, ...] = ()
     others: tuple[Parameter, ...] = ()
     head: tuple[str, ...] = ()
-    complete: bool = True
+    complete: Literal[True] = True
     left_out: tuple[LeftOut, ...] = ()
 
     @field_serializer("sites", "others")

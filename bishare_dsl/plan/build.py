@@ -72,13 +72,12 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     check(spec_settings)
     wrong = spec_settings.failed
     sites = Sites(spec, architecture)
-    if architecture.complete:  # An incomplete architecture does not know every name.
-        spec_settings.add(_names(spec_settings, sites))
+    spec_settings.add(_names(spec_settings, sites))
     raise_errors(SpecError if wrong else PlanError, spec_settings.problems)
 
     try:
         selected = sites.site_sets.select(spec.target, ("target",)) if spec.target else frozenset()
-    except EvaluationError as error:  # `_names` reports it for a complete model.
+    except EvaluationError as error:  # `_names` reports most.
         raise PlanError(error.problem) from error
     target = sites.of(selected)
     tensors: list[Tensor] = []
