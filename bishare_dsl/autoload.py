@@ -23,20 +23,18 @@ import sys
 class _Peft:
     """Imports bishare_dsl.peft as soon as peft was imported. It looks at names alone until then."""
 
-    looking = False
-
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         # Programs also ask whether there is a peft, and import it later or never.
-        if name != "peft" or cls.looking:
+        if name != "peft":
             return None
         from importlib.util import find_spec
 
-        cls.looking = True
+        sys.meta_path.remove(cls)
         try:
             spec = find_spec(name)
         finally:
-            cls.looking = False
+            sys.meta_path.insert(0, cls)
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module

@@ -12,13 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.diagnostics import (
-    AdapterError,
-    BishareError,
-    Problem,
-    SourceMap,
-    raise_errors,
-)
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, SourceMap, raise_errors
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.advice import Adviser, Params

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
@@ -34,9 +35,6 @@ _ADAPTER_ID = re.compile(
 _CONFIG = "adapter_config.json"
 _FILES = (_CONFIG, "adapter_model.safetensors", "README.md")
 """The files of an adapter of bishare or PEFT. No other file, and no pickle, is fetched from a repository."""
-
-_MEMBER = "adapters/{}.safetensors"
-"""The file of one adapter in a library."""
 
 
 def cached_folder(model_id: str) -> Path | None:
@@ -89,14 +87,11 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
         return path
     name, revision, adapter = match.groups()
     # An invalid name fails with an error about its form.
-    files = [*_FILES, _MEMBER.format("*" if adapter is None else escape(adapter))]
+    files = [*_FILES, f"adapters/{'*' if adapter is None else escape(adapter)}.safetensors"]
+    how: Any = {"revision": revision, "allow_patterns": files, "etag_timeout": _SECONDS}
     with _hub_errors(name, AdapterError, _ADAPTER_OFFLINE):
         try:
-            cached = Path(
-                snapshot_download(
-                    name, revision=revision, allow_patterns=files, etag_timeout=_SECONDS
-                )
-            )
+            cached = Path(snapshot_download(name, **how))
         except RevisionNotFoundError:
             reason = f"it has no revision `{revision}`"
             raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None

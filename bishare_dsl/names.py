@@ -11,12 +11,8 @@ BASE = "__base__"
 MAX_BYTES = 200
 """The longest name in bytes of UTF-8. File systems allow 255, including other parts of a folder's name."""
 
-OF_MODULES = frozenset(
-    {"bishare", "bishare_tensors", "bishare_factors", "bishare_whole", "base_model"}
-)
+OF_MODULES = {"bishare", "bishare_tensors", "bishare_factors", "bishare_whole", "base_model"}
 """Names of the modules that bishare and PEFT put into an adapted model."""
-
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 # Adapters are keys of a `torch.nn.ModuleDict`, which rejects the names of its public attributes. They
 # are listed here, because commands check names without torch; a test compares the list with torch.
@@ -54,7 +50,7 @@ def name_fault(name: object, taken: Collection[str] = ()) -> str | None:
         return "it begins or ends with a space"
     if name == BASE:
         return "PEFT calls the model without an adapter so"
-    if _CHECKPOINT.fullmatch(name):
+    if re.fullmatch(r"checkpoint-\d+", name):
         return "the folder of a checkpoint has such a name"
     if name in OF_MODULES or name in taken:
         return "a module or parameter of the model has this name"

@@ -27,10 +27,15 @@ def grammar(name: str) -> Path:
     return _HOME / "grammars" / name
 
 
+def _lines(name: str) -> list[str]:
+    """Return the lines of a table in `grammars`, without its comments."""
+    lines = grammar(name).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line and not line.startswith("#")]
+
+
 def table(name: str) -> Iterator[tuple[str, str]]:
     """Yield the rows of a table in `grammars`. A row is two lines: a key and its text."""
-    lines = grammar(name).read_text(encoding="utf-8").splitlines()
-    rows = [line.strip() for line in lines if line and not line.startswith("#")]
+    rows = _lines(name)
     return zip(rows[::2], rows[1::2], strict=True)
 
 
@@ -51,9 +56,7 @@ class PeftWord(NamedTuple):
 @cache
 def peft_words() -> dict[str, PeftWord]:
     """Map the fields of `LoraConfig` to what they are in a spec, from `grammars/peft.txt`."""
-    lines = grammar("peft.txt").read_text(encoding="utf-8").splitlines()
-    rows = [line.strip() for line in lines if line and not line.startswith("#")]
-    words: dict[str, PeftWord] = {}
+    rows, words = _lines("peft.txt"), dict[str, PeftWord]()
     for head, advice, spec in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         names, _, example = head.partition(": ")
         text = "" if spec == "-" else "\n".join(["spec peft", "", *spec.split(" | "), ""])
@@ -100,9 +103,8 @@ def find_spec(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    if path.parent in (Path(), Path("specs")) and path.suffix in ("", _SUFFIX):
-        shipped = _HOME / "specs" / f"{path.stem}{_SUFFIX}"
-        if shipped.is_file():
-            return shipped
+    named = path.parent in (Path(), Path("specs")) and path.suffix in ("", _SUFFIX)
+    if named and (shipped := _HOME / "specs" / f"{path.stem}{_SUFFIX}").is_file():
+        return shipped
     reason = "no such file, and no spec of that name ships (one in a text has several lines)"
     raise FileNotFoundError(2, reason, os.fspath(name_or_path))

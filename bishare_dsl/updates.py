@@ -81,9 +81,7 @@ def update_of(
     """
     if plan.magnitude(site.path) is None:
         return finite_factors(plan, tensors, site, "measuring updates")
-    weight = weights[site.path]
-    dense = weight.values()
-    return delta(plan, tensors, site, dense)
+    return delta(plan, tensors, site, weights[site.path].values())
 
 
 def distance(one: Update, other: Update) -> Distance:

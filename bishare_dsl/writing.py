@@ -207,7 +207,7 @@ def lock_name(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what killed writers have left. Lock the name before, or that of the folder that it is in."""
-    for left in path.parent.glob(_half_written(glob.escape(path.name))):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.new"):
         discard(left)
 
 
@@ -227,11 +227,6 @@ def check_writable(folder: Path) -> None:
 def is_half_written(name: str) -> bool:
     """Tell whether a file or folder of this name is what a killed writer has left."""
     return bool(re.fullmatch(r"\..+\.[0-9a-f]{8}\.new", name))
-
-
-def _half_written(name: str) -> str:
-    """Return a pattern that matches the names of unfinished files from `_aside`."""
-    return f".{name}.{'[0-9a-f]' * 8}.new"
 
 
 def _aside(path: Path, what: str) -> Path:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> GRPOTrainer:
     rows = load_dataset("json", data_files=start.data, split="train")
     kind = GRPOTrainer
     if args.use_vllm:
-        from adapter_sync import adapter_sync
+        from bishare_dsl.integrations.trl import adapter_sync
 
         kind = adapter_sync(GRPOTrainer)
     trainer = kind(reward_funcs=holds_answer, args=args, train_dataset=rows, **start.load())

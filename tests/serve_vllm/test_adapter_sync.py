@@ -47,7 +47,8 @@ def engine(request, tmp_path_factory):
 
 def test_after_each_update_the_engine_is_the_trainer(engine, tmp_path, monkeypatch):
     import grpo
-    from adapter_sync import Published
+
+    from bishare_dsl.integrations.trl import Published
 
     root, seen, real = tmp_path, [], Published.sync_weights
 

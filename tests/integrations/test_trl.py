@@ -6,6 +6,7 @@ tests/serve_vllm/test_adapter_sync.py trains with a real vLLM.
 import hashlib
 import inspect
 import json
+import pickle
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +19,6 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 pytest.importorskip("trl")
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-import adapter_sync as trl
 from trl.experimental.async_grpo import async_grpo_trainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer, rloo_trainer
@@ -27,6 +26,7 @@ from trl.trainer import grpo_trainer, rloo_trainer
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
+from bishare_dsl.integrations import trl
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
@@ -91,7 +91,7 @@ def engine():
 def published(engine, tmp_path, monkeypatch):
     """Make a `Published` of a spec on a server with this config, by default with a plain vLLM's."""
 
-    def make(spec=SPEC, servers=(), **changes):
+    def make(spec=SPEC, servers=(), main=True, **changes):
         model = get_peft_model(tiny_model("llama"), BishareConfig(spec=spec))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -99,7 +99,7 @@ def published(engine, tmp_path, monkeypatch):
                     parameter.normal_(0, 0.2)
         client = SimpleNamespace(model="base", get_server_info=lambda: INFO | changes)
         monkeypatch.setattr(trl, "VLLMClient", lambda *_, **__: client)
-        accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+        accelerator = SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: None)
         args = SimpleNamespace(output_dir=tmp_path)
         trainer = SimpleNamespace(args=args, sync_servers=servers, sync_check_every=10)
         return trl.Published(
@@ -167,6 +167,20 @@ def test_a_server_in_compact_mode_gets_our_folder(published, engine):
     (folder,) = engine.loaded.values()
     stored, handle = read_adapter(folder), generation.model.get_base_model().bishare
     assert all(torch.equal(stored.tensors()[n], t) for n, t in handle.tensors().items())
+
+
+def test_of_several_processes_the_first_writes_and_loads_under_a_name_of_all(
+    published, engine, monkeypatch
+):
+    monkeypatch.setattr(
+        trl, "broadcast_object_list", lambda names: ["bishare-first" for _ in names]
+    )
+    other, first = published(main=False), published()
+    other.sync_weights()
+    assert not other._folder.exists()
+    assert not engine.diary
+    first.sync_weights()
+    assert [*engine.loaded] == ["bishare-first-v1"]
 
 
 def test_an_engine_that_answers_as_the_base_stops_training(published, monkeypatch):
@@ -262,27 +276,29 @@ def test_a_trainer_gets_it_in_one_line(published, tmp_path):
 
 def test_the_asynchronous_trainer_gets_our_folders(published, monkeypatch, tmp_path):
     """Through its own synchronisation, in which two functions are others for the time of a call."""
-    module = sys.modules[__name__]
+    module, asked = sys.modules[__name__], []
 
     class Trainer:
         def __init__(self, info):
             self.args = SimpleNamespace(vllm_server_base_url="http://127.0.0.1:1")
-            self.vllm_client = SimpleNamespace(get_server_info=lambda: info)
+            self.vllm_client = SimpleNamespace(
+                get_server_info=lambda: info, wait_for_server_ready=lambda: None
+            )
             self._lora_name = "trl-policy"
 
         def _init_lora_sync(self, model):
-            try:
-                return module.validate_lora_for_vllm_sync(model).r
-            except ValueError:
-                return False
+            asked.append(module.validate_lora_for_vllm_sync(model).r)
+            return True
 
         def _sync_weight_lora(self, start):
-            module.save_lora_adapter(self.model, None, "default", str(tmp_path / "v1"))
+            first = SimpleNamespace(is_main_process=True)
+            module.save_lora_adapter(self.model, first, "default", str(tmp_path / "v1"))
             return start
 
     model = published().model
     trainer = trl.adapter_sync(Trainer)(INFO)
-    assert trainer._init_lora_sync(model) == 5
+    trainer._lora_sync = pickle.loads(pickle.dumps(trainer._init_lora_sync(model)))
+    assert trainer._lora_sync.rank == asked[0] == 5
     assert trainer._lora_name.startswith("bishare-")
     trainer.model = model
     assert trainer._sync_weight_lora(3.0) == 3.0
@@ -290,9 +306,10 @@ def test_the_asynchronous_trainer_gets_our_folders(published, monkeypatch, tmp_p
     dora = get_peft_model(tiny_model("llama"), BishareConfig(spec=DORA))
     with pytest.raises(AdapterError, match="BS675"):
         trainer._init_lora_sync(dora)
-    trainer = trl.adapter_sync(Trainer)(INFO | {"lora_config": None})
-    with pytest.raises(ServerError, match=r"(?s)BS872.*--enable-lora"):
-        trainer._init_lora_sync(model)  # TRL would merge.
+    # TRL would merge.
+    for changes in ({"lora_config": None}, {"parallel_config": {"data_parallel_size": 2}}):
+        with pytest.raises(ServerError, match="BS872"):
+            trl.adapter_sync(Trainer)(INFO | changes)._init_lora_sync(model)
 
 
 def validate_lora_for_vllm_sync(model):

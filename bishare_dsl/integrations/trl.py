@@ -1,5 +1,7 @@
 """Send the adapter, not merged weights, to the vLLM that generates the rollouts of TRL's trainers.
 
+    from bishare_dsl.integrations.trl import adapter_sync
+
     trainer = adapter_sync(GRPOTrainer)(
         model=base, peft_config=BishareConfig(spec="tiny_lora"), args=GRPOConfig(use_vllm=True, ...), ...
     )
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch  # Replaces a name of a module for the time of a block.
 
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from peft import LoraConfig
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
@@ -29,6 +32,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.verify import ENGINE_IS_BASE
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.peft import VLLM_RANKS
+from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.serve.vllm.folder import check_outside
 from bishare_dsl.train import TrainError
 from bishare_dsl.verify.answers import TEXTS
@@ -84,15 +88,23 @@ class Engine:
     Args:
         model: the `PeftModel`, or a wrapper of it.
         info: vLLM's config, as its ``/server_info`` returns it.
+        server: the server with this config; None for an engine in this process.
 
     Attributes:
         rank: the highest rank of the adapter as plain LoRA; 1 in compact mode.
 
     Raises:
+        ServerError: the server takes no adapters, or has several replicas (BS872).
         AdapterError: the engine cannot apply the adapter (BS633, BS675, BS680), or not its rank (BS651).
     """
 
-    def __init__(self, model: Any, info: dict[str, Any]) -> None:
+    def __init__(self, model: Any, info: dict[str, Any], server: Server | None = None) -> None:
+        if server is not None:
+            if info["lora_config"] is None:
+                raise server.fails("serves no adapters", _START)
+            if info["parallel_config"]["data_parallel_size"] > 1:
+                help = "start one server for each, and name all: `servers=[...]`"
+                raise server.fails("gives an adapter to one replica alone", help)
         extra = info.get("additional_config") or {}
         self._compact = any(key.startswith("bishare_") for key in extra)
         plan = _handle_of(model).plan
@@ -105,9 +117,13 @@ class Engine:
         if self.rank > limit:
             raise AdapterError(codes.RANK_OVER_LIMIT(rank=self.rank, site=site, limit=limit))
 
-    def write(self, model: Any, folder: Path) -> None:
+    def write(self, model: Any, accelerator: Any, folder: Path) -> None:
         """Write the adapter as it is now. Every process calls this, and the first writes."""
         handle = _handle_of(model)
+        # All processes gather the parts of sharded tensors.
+        sharded = any(map(is_sharded_tensor, handle.tensors().values()))
+        if not (sharded or accelerator.is_main_process):
+            return
         if self._compact:
             handle.save_pretrained(folder)
         else:
@@ -121,6 +137,10 @@ def _handle_of(model: Any) -> Handle:
     return handle
 
 
+def _new_name() -> str:
+    return f"bishare-{secrets.token_hex(4)}"
+
+
 class Published(VLLMGeneration):  # type: ignore[misc]
     """TRL's generation, whose engine gets versions of the adapter.
 
@@ -131,8 +151,9 @@ class Published(VLLMGeneration):  # type: ignore[misc]
 
     def __init__(self, trainer: Any, **settings: Any) -> None:
         self._folder = Path(trainer.args.output_dir, "adapter-sync").resolve()
-        # A server may still have the names of an earlier run.
-        self._run, self.version, self._names = f"bishare-{secrets.token_hex(4)}", 0, list[str]()
+        # A server may still have the names of an earlier run. All processes use one name.
+        (self._run,) = broadcast_object_list([_new_name()])
+        self.version, self._names = 0, list[str]()
         host = f"http://{settings['server_host']}:{settings['server_port']}"
         url = (settings["server_base_url"] or host).rstrip("/")
         urls = trainer.sync_servers or [url] if settings["mode"] == "server" else []
@@ -153,15 +174,10 @@ class Published(VLLMGeneration):  # type: ignore[misc]
             self._generate = self.llm.generate
             return
         # TRL's own would also join a group of GPUs.
-        server = self._servers[0]
         self.vllm_client = VLLMClient(self.server_base_url, connection_timeout=self.server_timeout)
         self._base = self.vllm_client.model
         info = self.vllm_client.get_server_info()
-        if info["lora_config"] is None:
-            raise server.fails("serves no adapters", _START)
-        if info["parallel_config"]["data_parallel_size"] > 1:
-            raise server.fails("gives an adapter to one replica alone", "name all: `servers=[...]`")
-        self._engine = Engine(self.model, info)
+        self._engine = Engine(self.model, info, self._servers[0])
         self.accelerator.wait_for_everyone()
 
     def sync_weights(self) -> None:
@@ -173,7 +189,7 @@ class Published(VLLMGeneration):  # type: ignore[misc]
         """
         self.version += 1
         name = f"{self._run}-v{self.version}"
-        self._engine.write(self.model, self._folder / name)
+        self._engine.write(self.model, self.accelerator, self._folder / name)
         self._names.append(name)
         self.accelerator.wait_for_everyone()
         if self.mode == "colocate":
@@ -219,8 +235,8 @@ class _Sync:
     replaces = "VLLMGeneration"
 
     def __init__(self, *given: Any, **settings: Any) -> None:
-        module = _module_with(type(self), self.replaces)
-        with patch.object(module, self.replaces, partial(Published, self)):
+        module, make = _module_with(type(self), self.replaces), partial(Published, self)
+        with patch.object(module, self.replaces, make):
             super().__init__(*given, **settings)
 
 
@@ -233,19 +249,19 @@ class _AsyncSync:
     replaces = "save_lora_adapter"
 
     def _init_lora_sync(self, model: Any) -> Any:
-        info = self.vllm_client.get_server_info()  # type: ignore[attr-defined]
-        if info["lora_config"] is None:
-            raise Server(self.args.vllm_server_base_url).fails("serves no adapters", _START)  # type: ignore[attr-defined]
-        self._lora_name = f"bishare-{secrets.token_hex(4)}"
-        self._engine = Engine(model, info)
-        config = LoraConfig(r=self._engine.rank)
+        """Return the engine, which TRL sends to all processes and takes for a yes."""
+        args, client = self.args, self.vllm_client  # type: ignore[attr-defined]
+        client.wait_for_server_ready()
+        engine = Engine(model, client.get_server_info(), Server(args.vllm_server_base_url))
+        self._lora_name, config = _new_name(), LoraConfig(r=engine.rank)
         module, name = _module_with(type(self), self.replaces), "validate_lora_for_vllm_sync"
         with patch.object(module, name, lambda _: config):
-            return super()._init_lora_sync(model)  # type: ignore[misc]
+            super()._init_lora_sync(model)  # type: ignore[misc]
+        return engine
 
     def _sync_weight_lora(self, start: float) -> Any:
-        def save(model: Any, *given: Any) -> None:
-            self._engine.write(model, Path(given[-1]))
+        def save(model: Any, accelerator: Any, name: str, folder: str) -> None:
+            self._lora_sync.write(model, accelerator, Path(folder))  # type: ignore[attr-defined]
 
         with patch.object(_module_with(type(self), self.replaces), self.replaces, save):
             return super()._sync_weight_lora(start)  # type: ignore[misc]
