@@ -82,7 +82,9 @@ async def test_diagnostics_as_one_types(client, tmp_path):
 async def test_the_model_of_the_settings(client, tmp_path):
     text = "spec s\ntarget wrong\nshare a per module rank 4\n"
     document = await opened(client, tmp_path / "my.share", text)
-    found = client.found or await told(client, document.uri)  # The model may not be read yet.
+    found = client.found
+    for _ in range(5):  # The model may not be read yet.
+        found = found or await told(client, document.uri)
     assert "matches no module of qwen2.5-0.5b" in found[0].message
     settings = lsp.DidChangeConfigurationParams({"bishare": {"model": "llama-7b"}})
     client.workspace_did_change_configuration(settings)
