@@ -141,7 +141,8 @@ def first(model: Any) -> Tensor:
 def test_a_fresh_head_is_trained_saved_and_exported(
     cls: Any, config: Any, heads: set[str], task: str, tmp_path: Path
 ) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = fresh(cls, config)
     with pytest.warns(BishareWarning, match=r"BS318.*is trained too, and saved with the adapter"):
         model = compile_spec(SHARE, copy.deepcopy(base))
@@ -178,7 +179,8 @@ def test_a_fresh_head_is_trained_saved_and_exported(
 def test_peft_keeps_what_is_trained_in_full(
     family: str, train: str, refused: str | None, tmp_path: Path
 ) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     text = f"spec s\ntarget attention_inputs\ntrain {train}\nshare x per module rank 2"
     base = tiny_model(family).model if '"norm' in train else tiny_model(family)
     model = trained(base=base, text=text)

@@ -79,7 +79,8 @@ def test_merged(family: str, spec: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
 def test_peft_and_bishare_load_what_was_exported(family: str, spec: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = mixture(family)
     plan, tensors = adapter(model, spec)
     expected = logits(reference_model(model, plan, tensors))
@@ -108,7 +109,8 @@ def test_peft_and_bishare_load_what_was_exported(family: str, spec: str, tmp_pat
     "targets", [["down_proj"], ["mlp.experts.gate_up_proj", "experts.down_proj"]]
 )
 def test_what_peft_has_trained_of_experts_is_imported(targets: list[str], tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(
         r=3, lora_alpha=5, target_modules=["q_proj"], target_parameters=targets,
         rank_pattern={r"layers\.1\.mlp\.experts\.down_proj": 2},

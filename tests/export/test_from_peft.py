@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -19,7 +20,6 @@ from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.lora import import_peft
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 PATTERNS = {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,6 @@ from bishare_dsl.export.export import export_adapter
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.families import tiny_model
 
-peft = pytest.importorskip("peft")
 get_pattern_key = peft.utils.other.get_pattern_key
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

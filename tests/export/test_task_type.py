@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers as hf
@@ -12,7 +13,6 @@ from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.export import export_adapter
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 WIDTHS = {

@@ -137,7 +137,6 @@ def test_a_spec_that_does_not_use_it_does_not_import_it(site: Path, here: Path) 
 
 @pytest.mark.long
 def test_compile_save_load_merge_export_and_the_checks(site: Path, here: Path) -> None:
-    pytest.importorskip("peft")
     run = python(site, f"{REFERENCE}\n{PROGRAM}")
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("all of it works\n")
