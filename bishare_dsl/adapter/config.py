@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +24,6 @@ from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import parse_json
 from bishare_dsl.spec import MAGNITUDE, Spec
 from bishare_dsl.transforms.registry import package_version, transform_names
-from bishare_dsl.version import __version__
 
 PEFT_TYPE = "BISHARE"
 """PEFT's name of the method."""
@@ -226,15 +223,6 @@ def record_digest(spec: object, seed: object, record: Mapping[str, object]) -> s
     others = {name: value for name, value in record.items() if name != "digest"}
     text = json.dumps([spec, seed, others], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def installed_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that write an adapter; None for one that is not installed."""
-    found: dict[str, str | None] = {"torch": None, "transformers": None, "bishare": __version__}
-    for package in ("torch", "transformers"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def check_transforms(config: AdapterConfig) -> int:

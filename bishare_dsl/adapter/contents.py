@@ -25,8 +25,15 @@ from bishare_dsl.adapter.config import (
     check_transforms,
     is_seed,
     plan_of_text,
+    whole_in,
 )
-from bishare_dsl.adapter.sharing import Wanted, entries_of_sharing, sharing_of, stacks_of
+from bishare_dsl.adapter.sharing import (
+    Wanted,
+    common_keys,
+    entries_of_sharing,
+    sharing_of,
+    stacks_of,
+)
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
@@ -66,6 +73,12 @@ class StoredAdapter:
 
     beside: Entries = field(repr=False, default_factory=dict)
     """Modules that PEFT has saved with it, by their full keys."""
+
+    @property
+    def common(self) -> Entries:
+        """The contents that all adapters of its library have."""
+        keys = common_keys(self.plan, alone=self.config.alone)
+        return {key: entry for key, entry in self.entries.items() if whole_in(key) in keys}
 
     @property
     def spec_text(self) -> str:

@@ -49,7 +49,7 @@ from bishare_dsl.adapter.contents import (
     reading,
 )
 from bishare_dsl.adapter.sharing import common_keys, sharing_of
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
@@ -182,7 +182,7 @@ def add_to_library(
         out: write a copy of the library to this folder instead of changing the original.
 
     Returns:
-        Warnings, as `save_library`, of the added adapters; and of copied adapters that cannot be read.
+        Warnings, as `save_library`, of the added adapters.
 
     Raises:
         AdapterError: the library is damaged, or the system refuses (BS616).
@@ -202,8 +202,7 @@ def add_to_library(
                 for file in (CONFIG, TENSORS, *map(own_file, names)):
                     content = read_file(folder, file, (folder / file).stat().st_size)
                     (new / file).write_bytes(content)
-                damaged = [*_damaged(folder, names)]
-            return (*damaged, *_add_members(new, adapters, library))
+            return _add_members(new, adapters, library)
     with writing(folder), lock_name(folder):
         _tidy(folder)
         library = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
@@ -275,15 +274,6 @@ def _copy_others(folder: Path, new: Path, *replaced: str) -> None:
         shutil.copytree(folder, new, symlinks=True, ignore=theirs, dirs_exist_ok=True)
 
 
-def _damaged(folder: Path, names: Iterable[str]) -> Iterator[Problem]:
-    """Report adapters of a library that cannot be read, as warnings: copying them does not mend them."""
-    for name in names:
-        try:
-            read_adapter(f"{folder}#{name}")
-        except BishareError as error:
-            yield replace(error.problems[0], severity="warning")
-
-
 def _add_members(
     folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]], library: StoredAdapter
 ) -> tuple[Problem, ...]:
@@ -293,7 +283,7 @@ def _add_members(
     path = place_of(library.folder)[0] / CONFIG
     config, plan = library.config, library.plan
     common = common_keys(plan, alone=config.alone)
-    shared = {key: entry for key, entry in library.entries.items() if whole_in(key) in common}
+    shared = library.common
     contents, problems = dict[str, bytes](), list[Problem]()
     how: Any = {"seed": config.seed, "dtype": config.rounded, "format": config.format}
     for name, tensors in adapters.items():
@@ -423,6 +413,22 @@ def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> St
     place, name = place_of(folder)
     config, entries = _read_files(place, name)
     return _checked(Path(folder), place / CONFIG, config, entries, by_peft=by_peft)
+
+
+def read_members(library: str | os.PathLike[str], names: Iterable[str]) -> Iterator[StoredAdapter]:
+    """Read and check adapters of a library by name, and what they share once. Errors as `read_adapter`."""
+    place, (first, *others) = Path(library), names
+    yield (read := read_adapter(f"{place}#{first}"))
+    config, common = read.config, read.common
+    for name in others:
+        [(file, digest)] = own_of(place, name, config.adapters or {}).items()
+        with reading(place / file):
+            own = entries_in(_content(place, file, _most(config)))
+        if digest_of(own) != digest:  # Damaged, or written meanwhile.
+            yield read_adapter(f"{place}#{name}")
+            continue
+        check_entries(place / CONFIG, read.plan, config, common | own)
+        yield replace(read, folder=Path(f"{place}#{name}"), entries=common | own)
 
 
 def _checked(

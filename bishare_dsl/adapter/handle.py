@@ -781,8 +781,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             for _, wrapper in self._wrappers():
                 own = wrapper._get_available_adapters()
                 if adapter_name in own:
-                    left = [name for name in self.active if name in own]
-                    wrapper.delete_adapter(adapter_name, left)
+                    wrapper.delete_adapter(adapter_name, [n for n in self.active if n in own])
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Entry, file_key, text_of
 from bishare_dsl.adapter.counter import distribution
 from bishare_dsl.adapter.fingerprint import SignFingerprint
-from bishare_dsl.models.site import MAX_SITES, block_of
+from bishare_dsl.models.site import block_of
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.bits import BITS, GROUP, SCALES, offset_of
 from bishare_dsl.plan.names import attribute
@@ -155,9 +155,8 @@ def _entries(plan: Plan, config: AdapterConfig) -> tuple[dict[str, int], list[di
         if stack is not None and stack is last:
             entries[-1]["count"] += 1
         elif stack is not None:
-            entries.append(
-                {label: file_key(key) for label, key in stack.parts.items()} | {"count": 1}
-            )
+            keys = {label: file_key(key) for label, key in stack.parts.items()}
+            entries.append(keys | {"count": 1})
             offset = offset_of(tensor) if stack.form else 0.0
             entries[-1] |= ({"row": row} if row else {}) | ({"offset": offset} if offset else {})
         elif entry is not None and entry.way == "seed":
@@ -225,8 +224,8 @@ def entries_of_sharing(plan: Plan, stated: Any, *, alone: bool) -> dict[str, Ent
         ValueError: it has another form.
     """
     try:
-        listed = {path for full in stated["full"] for path in _paths(full)}
-        untrained = [t.tensor for t in plan.trained if t.parameter not in listed]
+        # A plan without a base has none of these values, and an adapter has all.
+        untrained = [] if stated["full"] else [t.tensor for t in plan.trained]
         entries = {name: Entry(way="base") for name in untrained}
         tensors = (t for group in groups_of(plan, alone=alone).values() for t in group)
         names = iter([tensor.name for tensor in tensors if tensor.name not in entries])
@@ -249,10 +248,3 @@ def _entry(stated: Mapping[str, Any]) -> Entry | None:
         return Entry(way="base", marks=SignFingerprint(stated["signs"], stated["sums"]))
     form: Any = next((form for form in BITS if form in stated), None)
     return form and Entry(way=form)
-
-
-def _paths(full: Mapping[str, Any]) -> list[str]:
-    path, (first, count) = full["parameter"], full.get("blocks", (0, 1))
-    if count > MAX_SITES:
-        raise ValueError(f"`sharing` has {count} blocks")
-    return [path.replace("{}", str(index)) for index in range(first, first + count)]

@@ -18,7 +18,6 @@ from bishare_dsl.adapter.config import (
     Entry,
     attribute_in,
     file_key,
-    installed_versions,
     packages_of,
     plan_of_text,
 )
@@ -30,6 +29,7 @@ from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.bits import BITS, GROUP, SCALES, offset_of, quantisable, selecting
+from bishare_dsl.version import __version__
 
 Frozen = Literal["seed", "tensors", "base"]
 """How frozen tensors are saved; ``"base"`` is ``"seed"``, and omits those that loading recomputes."""
@@ -116,7 +116,7 @@ def pack(
     known = {key: value for key, value in (origin or {}).items() if value is not None}
     config = AdapterConfig(
         format=format,
-        versions=installed_versions(),
+        versions={"bishare": __version__},
         spec=spec_text,
         seed=seed,
         base=plan.base,

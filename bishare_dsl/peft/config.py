@@ -187,7 +187,7 @@ class BishareConfig(PeftConfig):
             noted = {"beside": digest_of(beside) if beside else None}
             self._record = self._record.model_copy(update=noted)
         folder.mkdir(parents=True, exist_ok=True)
-        fields = self.to_dict() | {"peft_version": None}  # The record has all versions.
+        fields = self.to_dict() | {"peft_version": None}  # The record says who wrote it.
         fields |= {"auto_mapping": mapping} if mapping else {}
         replace_file(folder / CONFIG, config_text(fields).encode())
         self.write_card(save_directory)

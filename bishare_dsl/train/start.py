@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bishare_dsl.adapter.files import names_in, read_adapter
+from bishare_dsl.adapter.files import names_in, read_members
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.reading import MAX_CONFIG, read_file
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator
 from bishare_dsl.train.data.batches import Example as Row
 from bishare_dsl.train.folder import LIBRARY
@@ -76,7 +76,7 @@ class Record(BaseModel):
     def of(cls, library: Path) -> Record | None:
         """Read a library's record; None if it has none, or if it cannot be read."""
         try:
-            return cls.model_validate_json(read_file(library, RECORD, MAX_CONFIG))
+            return cls.model_validate(parse_json(read_file(library, RECORD, MAX_CONFIG)))
         except (OSError, ValueError):
             return None
 
@@ -215,7 +215,7 @@ class Tried:
     ) -> None:
         self._tenants, self._library, self._run = tenants, library, run
         self._rows = [[*task.examples] for task in tasks]
-        stored = (read_adapter(f"{library}#{name}").tensors() for name in names_in(library))
+        stored = (one.tensors() for one in read_members(library, names_in(library)))
         kept = tenants.bank.kind.own
         values = [torch.cat([tensors[part].flatten() for part in kept]) for tensors in stored]
         self.members = torch.stack(values).to(tenants.bank.own)

@@ -32,8 +32,14 @@ from safetensors.torch import load_file, save, save_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import record_digest, split_entries
-from bishare_dsl.adapter.contents import digest_of, entries_in
-from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
+from bishare_dsl.adapter.contents import digest_of, entries_in, own_file
+from bishare_dsl.adapter.files import (
+    CONFIG,
+    TENSORS,
+    read_adapter,
+    read_members,
+    save_library,
+)
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.models import architecture_of
@@ -485,6 +491,31 @@ def test_a_load_reads_each_file_once(door: str, tmp_path: Path) -> None:
         folder / CONFIG: 1,
         folder / TENSORS: 1,
     }
+
+
+def test_members_of_a_library_are_read_with_what_they_share_once(tmp_path: Path) -> None:
+    model = compile_spec("library_core", plain(), params={"r": 3})
+    values = {}
+    for number, name in enumerate(("a", "b", "c")):
+        randomize(model, number)
+        values[name] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
+        values[name] |= {n: values["a"][n] for n in model.bishare.plan.common}
+    library = tmp_path / "library"
+    save_library(library, model.bishare.plan, values, model.bishare.spec_text, seed=0)
+    if not OPENED:
+        sys.addaudithook(_count)
+    OPENED.clear()
+    read = [*read_members(library, ("c", "a", "b"))]
+    files = (CONFIG, TENSORS, *map(own_file, "abc"))
+    assert {file: OPENED[str(library / file)] for file in files} == dict.fromkeys(files, 1)
+    for stored, name in zip(read, "cab", strict=True):
+        assert stored.folder == Path(f"{library}#{name}")
+        found = stored.tensors()
+        assert found.keys() == values[name].keys()
+        assert all(torch.equal(found[n], tensor) for n, tensor in values[name].items())
+    (library / own_file("b")).write_bytes((library / own_file("a")).read_bytes())
+    with pytest.raises(AdapterError, match=r"BS607.*adapters/b"):
+        [*read_members(library, "ab")]
 
 
 def test_modules_to_save_are_matched_by_their_ends(tmp_path: Path) -> None:
