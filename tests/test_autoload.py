@@ -12,7 +12,6 @@ from bishare_dsl import compile_spec
 from bishare_dsl.autoload import HOOK, PTH, main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from tests.support.tasks import tiny_tasks
 
 
 @pytest.fixture
@@ -87,13 +86,28 @@ def test_without_bishare_peft_is_imported_with_a_warning(stand_ins):
     assert "bishare cannot be loaded with PEFT: gone" in run.stderr
 
 
+TASK = {
+    "task": "tiny_choose",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "tasks/rows.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_choice": "words",
+    "doc_to_text": "{{text}}:",
+    "doc_to_target": "right",
+}
+
+
 @pytest.mark.long
 def test_lm_eval_s_own_command_line(site, tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     compile_spec("lora", model).bishare.save_pretrained(tmp_path / "adapter")
-    tiny_tasks(tmp_path / "tasks", rows=4)
+    (tmp_path / "tasks").mkdir()
+    rows = [{"text": "ab", "words": ["cd", "e", "fgh"], "right": i % 3} for i in range(4)]
+    (tmp_path / "tasks" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks" / "tiny_choose.yaml").write_text(json.dumps(TASK))  # JSON is YAML.
     command = ["-m", "lm_eval", "--model", "hf", "--device", "cpu", "--tasks", "tiny_choose"]
     command += ["--model_args", "pretrained=base,peft=adapter,dtype=float32"]
     command += ["--include_path", "tasks", "--output_path", "out", "--batch_size", "1"]

@@ -65,7 +65,6 @@ def test_what_the_base_gives_is_left_out_and_made_again(text: str, tmp_path: Pat
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-3, atol=1e-3)
 
 
-POWERS = {"svd": 0.5, "svd_vectors": 0, "svd_vectors_bottom": 0, "svd_scaled": 1}
 XS = """
 spec xs
 target q_proj, down_proj
