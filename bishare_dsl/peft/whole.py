@@ -43,7 +43,7 @@ def _restorer(model: nn.Module) -> Callable[[], None]:
     attributes = [(owner, {**vars(owner)}) for owner in (*modules, *adapters)]
     owned = (value for _, values in attributes for value in values.values())
     kinds = {dict, OrderedDict, list, set}
-    contents = [(value, value.copy()) for value in owned if type(value) in kinds]
+    contents = [(v, v.copy() if v else ()) for v in owned if type(v) in kinds]
     classes = [(module, changes_of(module)) for module in modules]
     parameters = [(p, p.requires_grad, p.data) for p in model.parameters()]
     weights = [handle.restorer() for handle in handles]
