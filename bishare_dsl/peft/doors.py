@@ -281,11 +281,9 @@ def is_copied(path: str, modules: Iterable[str] | None) -> bool:
 def tables_of(model: Any) -> tuple[str, ...]:
     """Return the key prefixes of a model's token tables: PEFT saves a resized one."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    get = (getattr(base, f"get_{side}_embeddings", lambda: None) for side in ("input", "output"))
-    tables = [table for table in (getter() for getter in get) if table is not None]
-    return tuple(
-        f"{path}." for path, module in model.named_modules() if any(module is t for t in tables)
-    )
+    getters = (getattr(base, f"get_{side}_embeddings", None) for side in ("input", "output"))
+    tables = {id(table) for get in getters if get is not None and (table := get()) is not None}
+    return tuple(f"{path}." for path, module in model.named_modules() if id(module) in tables)
 
 
 def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:

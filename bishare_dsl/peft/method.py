@@ -83,11 +83,10 @@ def install(
         raise ModelError(ADAPTED_ALREADY())
     if name is not None and name in getattr(in_model(model), "adapters", ()):
         raise AdapterError(codes.NAME_IN_USE(name=name))
-    text, seed = (
-        (source.text(), index(seed))
-        if isinstance(source, ResolvedSpec)
-        else (source.spec_text, source.config.seed)
-    )
+    if isinstance(source, ResolvedSpec):
+        text, seed = source.text(), index(seed)
+    else:
+        text, seed = source.spec_text, source.config.seed
     # A text of one line would be taken for a name.
     config = BishareConfig(spec=text if "\n" in text else f"{text}\n", seed=seed)
     config.base_model_name_or_path = vars(model).get("name_or_path") or None
@@ -181,6 +180,7 @@ def _put(
         handle = in_model(model)
         if handle is None:
             notes = adapt(model, plan, tensors, root=Handle, name=name)
+            notes += tuple(_unlike_ia3(plan, model))
             handle = cast(Handle, model.get_submodule(ADAPTER))
             handle.bind(model, plan, text, config.seed, name)
         else:
@@ -191,6 +191,15 @@ def _put(
     vars(model).setdefault("peft_config", {})[name] = config
     saved = source.config if isinstance(source, StoredAdapter) else config.stored()
     return (*notes, *map(render, handle.base_changes(saved) if saved else ()))
+
+
+def _unlike_ia3(plan: Plan, model: nn.Module) -> Iterator[str]:
+    """Say where `plain` is not PEFT's IA3: at a bias, as in each MLP without a gate that we know."""
+    plain = [term.site for term in plan.terms if term.is_magnitude and term.options["plain"]]
+    biased = [p for p in plain if getattr(model.get_submodule(p), "bias", None) is not None]
+    if biased:
+        what = f"{len(biased)} modules with biases, such as `{biased[0]}`"
+        yield f"`plain` is not PEFT's IA3 at {what}: it scales no bias, and PEFT scales what follows"
 
 
 class BishareModel(BaseTuner):
@@ -358,8 +367,7 @@ class BishareModel(BaseTuner):
             dtype=was.rounded if was else None,
             exact=True,  # After training, it is saved with all bits.
         )
-        record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
-        config.note(record)
+        config.note(record.model_copy(update={"tensors": digest_of(entries_of(stored))}))
         _warn(*map(render, (*problems, *adapter.scale_problems())))
         prefix = "" if any(key.startswith(PREFIX) for key in keys) else PREFIX
         return {key.removeprefix(prefix): value for key, value in stored.items()}

@@ -25,7 +25,7 @@ from transformers import RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, PlanError, SpecError
 from bishare_dsl.peft import BishareConfig, as_peft_model
 from tests.adapter.test_frozen import VERA
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
@@ -356,6 +356,14 @@ def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
             found, wanted = again.eval()(ids)[0], model.eval()(ids)[0]
             assert torch.equal(found, wanted)
             assert not torch.equal(found, base(ids)[0])
+
+
+def test_it_is_said_where_plain_is_not_pefts_ia3() -> None:
+    with pytest.warns(BishareWarning, match=r"not PEFT's IA3 at 4 modules with biases.*k_proj"):
+        compile_spec("ia3", tiny_model("qwen2"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BishareWarning)
+        compile_spec("ia3", tiny_model("llama"))
 
 
 @pytest.mark.parametrize("record", [None, {}])
