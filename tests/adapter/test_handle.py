@@ -91,62 +91,40 @@ def test_loading_gives_the_same_logits_and_the_same_ties(
     assert loaded.bishare.spec_text == model.bishare.spec_text
 
 
-def test_a_merged_adapter_is_saved_as_an_adapter(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path
-) -> None:
+@pytest.fixture(params=[False, True], ids=["running", "merged"])
+def model(adapted: Adapted, request: pytest.FixtureRequest) -> Any:
     model = adapted()
-    want = logits(model, ids)
-    model.bishare.merge()
-    model.bishare.save_pretrained(tmp_path)
-    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama")), ids), want)
-
-
-# Disabling ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_disabled_is_the_base(
-    adapted: Adapted, ids: torch.Tensor, base_logits: torch.Tensor, merged: bool
-) -> None:
-    model = adapted()
-    if merged:
+    if request.param:
         model.bishare.merge()
-    want = logits(model, ids)
+    return model
+
+
+def test_a_merged_adapter_is_saved_as_an_adapter(
+    adapted: Adapted, model: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model.bishare.save_pretrained(tmp_path)
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    assert torch.equal(logits(loaded, ids), logits(adapted(), ids))
+
+
+# Disabling and leaving ----------------------------------------------------------------------------
+
+
+def test_disabled_is_the_base(model: Any, ids: torch.Tensor, base_logits: torch.Tensor) -> None:
+    handle, want, merged = model.bishare, logits(model, ids), model.bishare.merged
     assert not torch.equal(want, base_logits)
-    with model.bishare.disable_adapter():
+    with handle.disable_adapter():
         assert torch.equal(logits(model, ids), base_logits)
-        with model.bishare.disable_adapter():
+        with handle.disable_adapter():
             assert torch.equal(logits(model, ids), base_logits)
         assert torch.equal(logits(model, ids), base_logits)
-    assert torch.equal(logits(model, ids), want)
-    assert model.bishare.merged is merged
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_an_exception_enables_the_adapter_again(
-    adapted: Adapted, ids: torch.Tensor, merged: bool
-) -> None:
-    model = adapted()
-    if merged:
-        model.bishare.merge()
-    want = logits(model, ids)
-    with pytest.raises(KeyError), model.bishare.disable_adapter(), model.bishare.disable_adapter():
+        for action in ("merge", "unmerge", "merge_and_unload", "unload"):
+            with pytest.raises(AdapterError, match="BS626"):
+                getattr(handle, action)()
+    with pytest.raises(KeyError), handle.disable_adapter():
         raise KeyError
     assert torch.equal(logits(model, ids), want)
-
-
-@pytest.mark.parametrize("action", ["merge", "unmerge", "merge_and_unload", "unload"])
-def test_what_cannot_be_done_while_disabled(
-    adapted: Adapted, ids: torch.Tensor, action: str
-) -> None:
-    model = adapted()
-    want = logits(model, ids)
-    with model.bishare.disable_adapter(), pytest.raises(AdapterError, match="BS626"):
-        getattr(model.bishare, action)()
-    assert torch.equal(logits(model, ids), want)
-
-
-# Leaving ------------------------------------------------------------------------------------------
+    assert handle.merged is merged
 
 
 def snapshot(model: Any) -> list[tuple[str, type, bool]]:
@@ -156,31 +134,16 @@ def snapshot(model: Any) -> list[tuple[str, type, bool]]:
     ]
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_unload_gives_the_base(
-    adapted: Adapted, ids: torch.Tensor, base_logits: torch.Tensor, merged: bool
+@pytest.mark.parametrize("action", ["unload", "merge_and_unload"])
+def test_what_leaves_gives_a_plain_model(
+    action: str, model: Any, ids: torch.Tensor, base_logits: torch.Tensor, tmp_path: Path
 ) -> None:
-    model = adapted()
-    if merged:
-        model.bishare.merge()
-    base = model.bishare.unload()
-    assert base is model
-    assert torch.equal(logits(base, ids), base_logits)
-    assert snapshot(base) == snapshot(tiny_model("llama"))
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_merge_and_unload_gives_a_plain_model(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, merged: bool
-) -> None:
-    model = adapted()
-    want = logits(model, ids)
-    if merged:
-        model.bishare.merge()
-    plain = model.bishare.merge_and_unload()
+    want = base_logits if action == "unload" else logits(model, ids)
+    plain = getattr(model.bishare, action)()
     assert plain is model
     assert snapshot(plain) == snapshot(tiny_model("llama"))
-    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
+    rounding = 0.0 if action == "unload" else 1e-4
+    torch.testing.assert_close(logits(plain, ids), want, rtol=rounding, atol=rounding)
     plain.save_pretrained(tmp_path)
     again = type(plain).from_pretrained(tmp_path)
     assert torch.equal(logits(again, ids), logits(plain, ids))
@@ -189,18 +152,10 @@ def test_merge_and_unload_gives_a_plain_model(
 # Copies -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merged", [False, True])
 def test_a_copy_has_a_handle_of_its_own(
-    adapted: Adapted,
-    ids: torch.Tensor,
-    base_logits: torch.Tensor,
-    copied: Callable[[Any], Any],
-    merged: bool,
+    model: Any, ids: torch.Tensor, base_logits: torch.Tensor, copied: Callable[[Any], Any]
 ) -> None:
-    model = adapted()
-    if merged:
-        model.bishare.merge()
-    want = logits(model, ids)
+    want, merged = logits(model, ids), model.bishare.merged
     other = copied(model)
     assert isinstance(other.bishare, Handle)
     assert other.bishare is not model.bishare

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shlex
@@ -131,14 +130,11 @@ def test_it_loads_trains_and_is_saved_again_through_every_door(form: Any, tmp_pa
     assert torch.equal(theirs.eval()(IDS).logits, wanted)
     theirs.save_pretrained(str(tmp_path / "again"))
     for file in (TENSORS, CONFIG):
-        one, other = (tmp_path / name / file for name in ("q", "again"))
-        if file == TENSORS:
-            assert load_file(one).keys() == load_file(other).keys()
-            assert all(torch.equal(t, load_file(other)[k]) for k, t in load_file(one).items())
-        else:
-            one, other = (json.loads(p.read_text())["bishare"] for p in (one, other))
-            assert one["sharing"] == other["sharing"]
-            assert one["tensors"] == other["tensors"]
+        assert (tmp_path / "q" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    wanted_tensors = {n: t.clone() for n, t in theirs.base_model.model.bishare.tensors().items()}
+    set_peft_model_state_dict(theirs, get_peft_model_state_dict(theirs))  # G2b
+    for name, tensor in theirs.base_model.model.bishare.tensors().items():
+        assert torch.equal(tensor, wanted_tensors[name])
     theirs.load_adapter(str(tmp_path / "q"), "lean", low_cpu_mem_usage=True)
     theirs.set_adapter("lean")
     assert torch.equal(theirs(IDS).logits, wanted)
@@ -372,15 +368,3 @@ def test_a_value_is_rounded_again_only_if_nothing_is_lost(tmp_path: Path) -> Non
             tensor.zero_()
     set_peft_model_state_dict(model, kept)
     assert all(torch.equal(handle.tensors()[name], tensor) for name, tensor in wanted.items())
-
-
-@pytest.mark.parametrize("form", BITS)
-@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_the_state_of_an_adapter_of_few_bits_can_be_set_again(form: Any, tmp_path: Path) -> None:
-    """G2b."""
-    saved(tmp_path, form)
-    model = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path))
-    wanted = {n: t.detach().clone() for n, t in model.base_model.model.bishare.tensors().items()}
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model))
-    for name, tensor in model.base_model.model.bishare.tensors().items():
-        assert torch.equal(tensor, wanted[name])
