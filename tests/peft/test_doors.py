@@ -6,10 +6,10 @@
 import copy
 import json
 import os
+import re
 import shutil
 import struct
 import sys
-import tempfile
 import tracemalloc
 import warnings
 import zlib
@@ -40,6 +40,7 @@ from bishare_dsl.adapter.files import (
     read_members,
     save_library,
 )
+from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.models import architecture_of
@@ -302,6 +303,63 @@ def test_what_is_damaged_is_refused_and_the_model_stays_as_it_was(
     assert len(answers) >= (18 if door in STATES else len(DAMAGES))
 
 
+COMMANDS = {
+    "inspect": ["inspect", "{folder}"],
+    "convert": ["convert", "{folder}", "--for", "peft", "--model", "{base}", "--out", "{out}"],
+    "convert, fewer bits": [
+        "convert",
+        "{folder}",
+        "--for",
+        "bishare",
+        "--dtype",
+        "int8",
+        "--out",
+        "{out}",
+    ],
+    "merge": ["merge", "{folder}", "--model", "{base}", "--out", "{out}"],
+    "verify": ["verify", "{folder}", "--model", "{base}"],
+    "eval": ["eval", "{folder}", "--model", "{base}", "--data", "{rows}"],
+    "fit": ["fit", "{folder}", "--spec", "lora", "--out", "{out}"],
+    "train": [
+        "train",
+        "{folder}",
+        "--model",
+        "{base}",
+        "--data",
+        "{rows}",
+        "--output_dir",
+        "{out}",
+    ],
+}
+"""Each command that reads an adapter."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_refuses_what_is_damaged_and_writes_nothing(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    saved(tmp_path / "whole")
+    places = {"base": tmp_path / "base", "out": tmp_path / "out", "rows": tmp_path / "rows.jsonl"}
+    # A seed is in the config too, and `inspect` looks at no values.
+    taken = {"missing seed, sealed", *(["NaN, sealed"] if command == "inspect" else [])}
+    wrong = {}
+    for name, damage in ((n, d) for n, d in DAMAGES.items() if n not in taken):
+        shutil.rmtree(folder := tmp_path / "damaged", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        damage(folder)
+        code = main([word.format(folder=folder, **places) for word in COMMANDS[command]])
+        said = capsys.readouterr().err
+        # Values come last: the tiny base has no tokenizer.
+        late = "|805" if name == "NaN, sealed" else ""
+        refused = code in (1, 2) and re.search(rf"error\[BS(6\d\d{late})\]", said)
+        if not refused or places["out"].exists():
+            wrong[name] = code, said[:300]
+    assert wrong == {}
+
+
 LORA_DAMAGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "a factor is missing": ("BS613", lambda t: t.pop(a_key(t))),
     "a module is missing": ("BS609", lambda t: [t.pop(key) for key in sorted(t)[:2]]),
@@ -436,23 +494,6 @@ def test_the_table_of_a_grown_vocabulary_is_loaded_and_no_other_weight(tmp_path:
     save_file(flip_beside, tmp_path / TENSORS)
     with pytest.raises(AdapterError, match="BS607"):
         PeftModel.from_pretrained(base, tmp_path)
-
-
-def main() -> None:
-    """Print the table of doors by damages."""
-    columns = {}
-    for door in DOORS:
-        with tempfile.TemporaryDirectory() as folder:
-            columns[door] = dict(refusals(door, Path(folder)))
-    print("| damage |", " | ".join(columns), "|")  # noqa: T201
-    print("|---|", "---|" * len(columns))  # noqa: T201
-    for name in DAMAGES:
-        cells = [answers.get(name, "no damage there") for answers in columns.values()]
-        print(f"| {name} |", " | ".join(cells), "|")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
 
 
 READING = (
