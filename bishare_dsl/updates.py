@@ -1,4 +1,4 @@
-"""Compute norms of updates, and distances between the updates of two adapters, from their factors."""
+"""Compute distances between the updates of two adapters, from their factors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from bishare_dsl.export.effective import delta, finite_factors
 from bishare_dsl.models.site import Site
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.contents import StoredAdapter
     from bishare_dsl.models.weights import Weight
     from bishare_dsl.plan import Plan
 
@@ -47,22 +46,6 @@ class Distance:
         """The cosine of the two updates, or None if one of them is zero."""
         norms = math.sqrt(self.first * self.second)
         return self.product / norms if norms else None
-
-
-def norms_of(stored: StoredAdapter) -> dict[str, float]:
-    """Return the Frobenius norm of the update of each module that an adapter updates, by path.
-
-    Raises:
-        AdapterError: an update is not a matrix (BS633) or not finite (BS628), or a tensor depends on the
-            base's weights (BS688).
-    """
-    plan, tensors = stored.plan, stored.tensors()
-    norms = {}
-    for site in plan.sites:
-        if plan.terms_of[site.path]:
-            factors = finite_factors(plan, tensors, site, "measuring updates")
-            norms[site.path] = math.sqrt(max(_product(factors, factors), 0.0))
-    return norms
 
 
 def update_of(

@@ -7,11 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from bishare_dsl.cli.reading import is_adapter, plan_of, read_adapter_for
 from bishare_dsl.cli.report import CommandError, Report, silence_libraries
 from bishare_dsl.diagnostics import BishareError, EvaluateError
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.diagnostics.codes.usage import WRONG_USAGE
+from bishare_dsl.language.read import read
 from bishare_dsl.reading import real_path
 
 if TYPE_CHECKING:
@@ -39,6 +42,15 @@ def adapters_in(folder: Path) -> list[Path]:
     return adapters
 
 
+def bytes_of(place: Path) -> int:
+    """Return the bytes of an adapter's files, or of a library's with all its adapters."""
+    from bishare_dsl.adapter.inventory import list_adapters
+
+    if place.is_file():
+        return place.stat().st_size
+    return sum(entry.bytes for entry in list_adapters(place))
+
+
 def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the adapters by their names: those of their folders, or that they have in a library.
 
@@ -62,29 +74,52 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
-    """Return the shapes and the name of the base: ``model``, or else the model that the adapter names."""
+def read_named(
+    folder: Path, model: str | None, report: Report
+) -> tuple[StoredAdapter, Architecture, str]:
+    """Read an adapter, and return it with the shapes and the name of its base.
+
+    The base is ``model``, or else the model that the adapter names. Damage is found before torch is loaded.
+
+    Raises:
+        BishareError: the adapter cannot be read, names no base, or does not fit.
+    """
     from bishare_dsl.adapter.files import is_peft, read_adapter
+    from bishare_dsl.export.peft_config import check_files
     from bishare_dsl.hub import adapter_folder
-    from bishare_dsl.models import architecture_of
 
     folder = adapter_folder(folder)
-    if model is None and not is_peft(folder):
-        plan = read_adapter(folder).plan
-        return plan.base, plan.base.model_id or plan.base.name
+    if folder.suffix == ".gguf":
+        what = "GGUF files are only written: convert the folder that this one was made from"
+        raise CommandError(WRONG_USAGE(what=what))
+    if is_peft(folder):
+        check_files(folder)
+    elif model is None:
+        stored = read_adapter(folder)
+        base = stored.plan.base
+        return stored, base, stored.config.base_model or base.name
     name = base_name(folder, model)
-    return architecture_of(name), name
+    return read_adapter_for(folder, shapes_of(name), report, name), shapes_of(name), name
+
+
+def shapes_of(model: str) -> Architecture:
+    """Return the shapes of a model, which a command reads once for many adapters."""
+    from bishare_dsl.models import architecture_of
+
+    cached = click.get_current_context().meta
+    if model not in cached:
+        cached[model] = architecture_of(model)
+    architecture: Architecture = cached[model]
+    return architecture
 
 
 def plan_of_any(name: str, model: str | None, params: Params, report: Report) -> ResolvedSpec:
     """Return the plan of a spec for a model, or of an adapter for its base. Warnings go to the report."""
     from bishare_dsl.compiler import ResolvedSpec
-    from bishare_dsl.language import read
 
     if params or not is_adapter(name):
         return plan_of(name, model, params, report)
-    base, named = base_of(Path(name), model)
-    stored = read_adapter_for(Path(name), base, report, named)
+    stored, _, _ = read_named(Path(name), model, report)
     spec = read(stored.spec_text, name)[0]
     return ResolvedSpec(stored.plan, (), spec, None, changed=False)
 
@@ -95,9 +130,10 @@ def base_name(folder: Path, model: str | None) -> str:
     Raises:
         CommandError: neither the adapter nor the command line names one (BS901).
     """
+    from bishare_dsl.adapter.files import place_of
     from bishare_dsl.export.peft_config import read_config
 
-    name = model or read_config(folder).base_model_name_or_path
+    name = model or read_config(place_of(folder)[0]).base_model_name_or_path
     if name is None:
         raise CommandError(WRONG_USAGE(what="the adapter names no base: give --model"))
     return name
@@ -112,9 +148,7 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
         BishareError: an adapter cannot be read or does not fit, or the model cannot be found.
     """
     silence_libraries()
-    from bishare_dsl.models import architecture_of
-
-    architecture = architecture_of(model)
+    architecture = shapes_of(model)
     names = {folder: real_path(folder).name for folder in folders}
     labels = {f: n if [BASE, *names.values()].count(n) == 1 else str(f) for f, n in names.items()}
     return {name: read_adapter_for(f, architecture, report, model) for f, name in labels.items()}

@@ -44,9 +44,7 @@ def command(
     stored = read_adapters(folders, model, report)
     from bishare_dsl.fit.analysis import analyse, table
 
-    analyses = {}
-    for name in [*stored]:
-        report.note(f"measuring {name} ...")
-        analyses[name] = analyse(stored.pop(name), seed=seed)
+    named = report.bar(stored.items(), "measuring")
+    analyses = {name: analyse(adapter, seed=seed) for name, adapter in named}
     report.data(adapters={name: [*map(asdict, rows)] for name, rows in analyses.items()})
     report.tables(table([*analyses.values()]))

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out
-from bishare_dsl.cli.reading import plan_of, read_spec, read_text
-from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics.codes import usage as codes
-from bishare_dsl.language.read import parse_syntax
+from bishare_dsl.cli.reading import plan_of, read_spec
+from bishare_dsl.cli.report import Report
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
     from bishare_dsl.rewrite.region import RegionGraphs
 
-STAGES = ("syntax", "spec", "plan", "graph", "code")
+STAGES = ("spec", "plan", "graph", "code")
 
 
 @click.command(
@@ -38,7 +36,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @click.option(
     "--emit",
     type=click.Choice(STAGES),
-    help="Print this stage instead; syntax and spec need no model.",
+    help="Print this stage instead; spec needs no model.",
 )
 @options.stored_dtype
 @options.force
@@ -62,43 +60,23 @@ def command(
     --emit graph prints the torch.fx graphs of each distinct region between the compiler's passes. --emit code
     prints the resulting Python.
     """
-    if emit == "syntax":
-        tree = str(parse_syntax(*read_text(file)))
-        report.data(syntax=tree)
-        report.result(tree)
-        return
     if emit == "spec":
         spec = read_spec(file)[0].with_params(params)
         report.data(spec=spec.model_dump(mode="json", by_alias=True))
         report.result(spec.model_dump_json(indent=2, by_alias=True))
         return
-    if model is None:
-        raise CommandError(
-            codes.WRONG_USAGE(what="missing option `--model`", help="such as `--model llama-7b`")
-        )
     resolved = plan_of(file, model, params, report)
     plan = resolved.plan
     if emit == "plan":
         report.data(plan=plan.model_dump(mode="json"))
         report.result(plan.model_dump_json(indent=2))
-    elif emit is not None:
+        return
+    if emit is not None and model is not None:
         _explain(plan, model, emit, report)
-    else:
-        out = out or Path(
-            re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
-        )
-        check_out(out, "adapter_config.json", force=force)
-        _write(
-            out,
-            plan,
-            report,
-            spec_text=resolved.text(),
-            seed=seed,
-            dtype=dtype,
-        )
-
-
-def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -> None:
+        return
+    name = f"{plan.spec}-{plan.base.name.rpartition('/')[2]}"
+    out = out or Path(re.sub(r"[^\w.-]+", "-", name))
+    check_out(out, "adapter_config.json", force=force)
     report.note("generating the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import check_drawn, draw
@@ -107,7 +85,7 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     check_terms(plan)
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
-    report.all(save_adapter(out, plan, tensors, seed=seed, **saving))
+    report.all(save_adapter(out, plan, tensors, resolved.text(), seed=seed, dtype=dtype))
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)

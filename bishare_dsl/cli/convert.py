@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import CommandError, Report, silence_libraries
+from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
-from bishare_dsl.diagnostics.codes import usage
 from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.models import Architecture
 
 
 @click.command(
@@ -35,19 +33,21 @@ if TYPE_CHECKING:
     ),
 )
 @options.folders("ADAPTER...")
-@options.choice(
+@click.option(
     *("--for", "target"),
-    among=(*TARGETS, "bishare"),
+    type=click.Choice([*TARGETS, "bishare"]),
     default="peft",
+    show_default=True,
     help="The program to write for. Those with PEFT's files differ in experts.",
 )
 @options.model(required=False)
 @options.out("The folder, or file for gguf, to write; with several ADAPTERs, their parent.", "PATH")
 @options.rank
-@options.choice(
+@click.option(
     "--dtype",
-    among=(*DTYPES, "int8", "int4"),
+    type=click.Choice([*DTYPES, "int8", "int4"]),
     default="float32",
+    show_default=True,
     help="Dtype of the values. int8 and int4 are for bishare, and print their error.",
 )
 @options.force
@@ -71,7 +71,7 @@ def command(
     of them, one that cannot be converted is reported, and the others are converted.
     """
     from bishare_dsl.adapter.files import CONFIG
-    from bishare_dsl.cli.adapters import named_folders
+    from bishare_dsl.cli.adapters import named_folders, read_named
     from bishare_dsl.cli.files import check_out, find_adapters
 
     words = [str(folders[0]), "--out", str(out), *(("--model", model) if model else ())]
@@ -80,8 +80,10 @@ def command(
 
     def convert(folder: Path, place: Path) -> tuple[dict[str, Any], str]:
         check_out(place, CONFIG if ours else None, force=force)
-        return _write(folder, *_read(folder, model, report), place, report, **how)
+        stored, _, base = read_named(folder, model, report)
+        return _write(folder, stored, partial(modules, base), place, report, **how)
 
+    modules = cache(_modules)
     found = find_adapters(folders[0])
     if len(folders) == 1 and found in ([], [folders[0]]):
         report.note(f"converting for {how['target']} ...")
@@ -123,58 +125,16 @@ def _refused(
         yield EXPORT_OPTION(option="force", reason="only for bishare", help="give another `--out`")
 
 
-@cache
-def _shapes(base: str) -> Architecture:
-    from bishare_dsl.models import architecture_of
-
-    return architecture_of(base)
-
-
-@cache
 def _modules(base: str, weights: bool) -> PreTrainedModel:
     from bishare_dsl.models.load import load_model, meta_model
 
     return load_model(base, causal=False)[0] if weights else meta_model(base)
 
 
-def _read(folder: Path, model: str | None, report: Report) -> tuple[StoredAdapter, str]:
-    """Read an adapter, and return it with the name of its base. Damage is found before torch is loaded.
-
-    Raises:
-        BishareError: it cannot be read, names no base, or does not fit.
-    """
-    from bishare_dsl.adapter.contents import base_problems
-    from bishare_dsl.adapter.files import is_ours, place_of, read_adapter
-    from bishare_dsl.cli.adapters import base_name
-    from bishare_dsl.export.peft_config import check_files
-    from bishare_dsl.hub import adapter_folder
-
-    folder = adapter_folder(folder)
-    if is_ours(place_of(folder)[0]):
-        stored = read_adapter(folder)
-        name = model or stored.plan.base.model_id or stored.plan.base.name
-        base = _shapes(model) if model else stored.plan.base
-    else:
-        if folder.suffix == ".gguf":
-            what = "GGUF files are only written: convert the folder that this one was made from"
-            raise CommandError(usage.WRONG_USAGE(what=what))
-        check_files(folder)
-        name = base_name(folder, model)
-        base = _shapes(name)
-        from bishare_dsl.compiler import read_lora
-
-        silence_libraries()
-        stored = read_lora(folder, base, name)
-    problems = list(base_problems(stored.plan, base))
-    raise_errors(AdapterError, problems)
-    report.all(problems)
-    return stored, name
-
-
 def _write(
     folder: Path,
     stored: StoredAdapter,
-    base: str,
+    modules: Callable[[bool], PreTrainedModel],
     out: Path,
     report: Report,
     target: str,
@@ -187,6 +147,7 @@ def _write(
         BishareError: it cannot be written, or the output differs.
     """
     from bishare_dsl.adapter.files import place_of
+    from bishare_dsl.cli.adapters import bytes_of
     from bishare_dsl.export.origin import read_origin
 
     origin = read_origin(place_of(folder)[0], stored.plan)
@@ -200,20 +161,13 @@ def _write(
 
         silence_libraries()
         # The base's weights count if outputs are scaled.
-        model = _modules(base, stored.plan.has_magnitudes and target == "peft")
+        model = modules(stored.plan.has_magnitudes and target == "peft")
         how |= {"dtype": dtype, "origin": origin}
         exported = export_adapter(out, stored.plan, stored.tensors(), model, target, **how)
         report.all(exported.warnings)
         data, text = exported.data(), str(exported)
     data["left"] = [*origin.left_for(target)]
-    return data | {"bytes_before": _size(folder), "bytes_after": _size(out)}, text
-
-
-def _size(path: Path) -> int:
-    from bishare_dsl.adapter.files import CONFIG, TENSORS
-
-    files = [path] if path.is_file() else [path / CONFIG, path / TENSORS]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return data | {"bytes_before": bytes_of(folder), "bytes_after": bytes_of(out)}, text
 
 
 def _say_left(rows: Iterable[Mapping[str, Any]], report: Report) -> None:
@@ -227,13 +181,13 @@ def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
     from bishare_dsl.show.rows import mib
     from bishare_dsl.show.table import Table
 
-    keys = ("modules", "bytes_before", "bytes_after")
     done = [row for row in rows if row["out"]]
-    _, before, after = (sum(row[key] for row in done) for key in keys)
+    keys = ("bytes_before", "bytes_after")
+    before, after = (sum(row[key] for row in done) for key in keys)
     report.data(adapters=rows, converted=len(done), bytes_before=before, bytes_after=after)
     _say_left(done, report)
     cells = [
-        [row["name"], *([row[k] for k in keys] if row["out"] else [row["error"], "", ""])]
+        [row["name"], row.get("error") or row["modules"], *(row.get(key, "") for key in keys)]
         for row in rows
     ]
     report.tables(

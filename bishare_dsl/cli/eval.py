@@ -18,7 +18,7 @@ from bishare_dsl.cli.report import Report
     ),
 )
 @options.folders("[DIR]...", required=False)
-@options.model(weights=True)
+@options.model(required=False, weights=True)
 @click.option(
     "--data",
     required=True,
@@ -42,7 +42,7 @@ def command(
     report: Report,
     /,
     folders: tuple[Path, ...],
-    model: str,
+    model: str | None,
     data: Path,
     base: bool,
     batch_size: int,
@@ -51,17 +51,21 @@ def command(
 ) -> None:
     """Count in how many of your examples the correct option is the likeliest, on a base that is loaded once.
 
-    Without DIR the base alone is evaluated; with --base it comes first. Adapters and examples are checked
-    before the model is loaded. If you interrupt the command, finished results are printed.
+    By default the base is the model that the first DIR names. Without DIR the base alone is evaluated; with
+    --base it comes first. Adapters and examples are checked before the model is loaded. If you interrupt the
+    command, finished results are printed.
 
     For tasks of lm-evaluation-harness run `python -m bishare_dsl.autoload on` once, and then `lm_eval run
     --model hf --model_args pretrained=MODEL,peft=DIR`.
     """
-    from bishare_dsl.cli.adapters import BASE, adapted, load_base, read_adapters
+    from bishare_dsl.cli.adapters import BASE, adapted, base_name, load_base, read_adapters
     from bishare_dsl.models.load import require_weights
     from bishare_dsl.show.table import Table
     from bishare_dsl.train.data.load import load_rows
 
+    if model is None and not folders:
+        raise click.UsageError("missing option '--model', such as --model ./base")
+    model = model or base_name(folders[0], None)
     require_weights(model)
     adapters = read_adapters(folders, model, report)
     models = ({BASE: None} if base or not adapters else {}) | adapters

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
 import click
 
 from bishare_dsl.cli import options
@@ -21,7 +19,6 @@ def command(report: Report, code: str) -> None:
     from bishare_dsl.diagnostics.codes import registry
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.resources import error_index, error_page
-    from bishare_dsl.show.table import terminal
 
     all_codes = registry()
     name = code.upper()
@@ -33,8 +30,4 @@ def command(report: Report, code: str) -> None:
     else:
         page = f"{name}, {title}: {code_of.message}. {code_of.remedy or ''}".rstrip()
     report.data(code=name, title=title, page=page)
-    fenced = False
-    for line in page.split("\n"):
-        fenced ^= line.startswith("```")
-        whole = fenced or len(line) <= terminal() or line.startswith(("|", "<"))
-        report.result(line if whole else fill(line, terminal(), break_long_words=False))
+    report.tables(page)

@@ -52,13 +52,6 @@ _WARN_ABOVE = 0.1
 @options.model(required=False)
 @options.values
 @options.out("The folder to write; by default the --library itself.", required=False)
-@click.option(
-    "--sweeps",
-    type=click.IntRange(min=1),
-    default=30,
-    metavar="N",
-    help="Maximum number of passes over all tensors; by default 30.",
-)
 @options.seed
 @options.stored_dtype
 @options.force
@@ -72,7 +65,6 @@ def command(
     model: str | None,
     params: dict[str, int | float | str],
     out: Path | None,
-    sweeps: int,
     seed: int,
     dtype: str,
     force: bool,
@@ -90,14 +82,14 @@ def command(
     """
     from bishare_dsl.adapter.contents import own_file
     from bishare_dsl.adapter.files import CONFIG, add_to_library, save_adapter, save_library
-    from bishare_dsl.cli.adapters import adapters_in, base_of, named_folders
+    from bishare_dsl.cli.adapters import adapters_in, bytes_of, named_folders, read_named
     from bishare_dsl.cli.files import check_out
-    from bishare_dsl.cli.reading import plan_of, read_adapter_for
+    from bishare_dsl.cli.reading import plan_of, read_spec
 
     folders = tuple(adapter for folder in folders for adapter in adapters_in(folder))
     named = named_folders(folders)
     settings: Any = {"seed": seed, "dtype": dtype}
-    first, model_name = None, model
+    model_name = model
     if library is not None:
         source = click.get_current_context().get_parameter_source
         if any(source(o) is ParameterSource.COMMANDLINE for o in ("spec", "params", *settings)):
@@ -112,19 +104,19 @@ def command(
         if spec is None or out is None:
             raise click.UsageError("give --spec and --out, or --library")
         check_out(out, CONFIG, force=force)
-        base, model_name = base_of(folders[0], model)
+        read_spec(spec)  # Its errors come before an adapter is read.
+        first, base, model_name = read_named(folders[0], model, report)
         resolved = plan_of(spec, base, params, report)
-        first = read_adapter_for(folders[0], base, report, model_name)
         settings["origin"] = first.config.origin
         plan, text, place, shared = resolved.plan, resolved.text(), out, None
     report.note("fitting ...")
     from bishare_dsl.fit.fit import fit
     from bishare_dsl.fit.pairs import read_pairs
 
-    pairs = read_pairs(_read(report, named, base, model, model_name, first))
-    how: Any = {"seed": seed, "sweeps": sweeps, "library": shared}
+    pairs = read_pairs(_read(report, named, base, model, model_name))
+    how: Any = {"seed": seed, "library": shared}
     family, values, fitted = fit(plan, pairs, watch=report.note, **how)
-    before = sum(_bytes(folder) for folder in named.values())
+    before = sum(bytes_of(folder) for folder in named.values())
     report.data(out=str(place), params=plan.params, **fitted.data())
     members = {name: family.tensors(values, name) for name in named}
     name = next(iter(named))
@@ -141,7 +133,7 @@ def command(
                 "no key names `adapter`, so one adapter was fitted to all; "
                 "add `adapter` to a key to fit one each"
             )
-        after = _bytes(place)
+        after = bytes_of(place)
     report.data(bytes_before=before, bytes_after=after)
     report.result(f"{fitted}\n\nbytes: {before:,} before, {after:,} after")
     _warn_of_far(report, fitted)
@@ -175,9 +167,8 @@ def _read(
     base: Architecture,
     model: str | None,
     model_name: str | None,
-    first: StoredAdapter | None,
 ) -> Iterator[tuple[str, StoredAdapter]]:
-    """Read adapters one by one; the first may have been read before. Warn of what a fit leaves out, and, if
+    """Read adapters one by one. Warn of what a fit leaves out, and, if
     the command names no model, of bases with other names.
     """
     from bishare_dsl.adapter.files import is_peft
@@ -186,8 +177,7 @@ def _read(
 
     here, bases, whole = base.model_id or base.name, dict[str, None](), dict[str, str]()
     for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1):
-        stored = first or read_adapter_for(folder, base, report, model_name)
-        first = None
+        stored = read_adapter_for(folder, base, report, model_name)
         if stored.plan.trained:
             whole[name] = stored.plan.trained[0].parameter
         there = stored.config.base_model
@@ -212,10 +202,3 @@ def _warn_of_far(report: Report, fitted: FitReport) -> None:
         what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{name}` is"
         text = f"{error:.1%}" if math.isfinite(error) else "infinitely far"
         report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=text, limit=_WARN_ABOVE))
-
-
-def _bytes(folder: Path) -> int:
-    """Return the bytes of an adapter's files: of a library those of all its adapters."""
-    from bishare_dsl.adapter.inventory import list_adapters
-
-    return sum(entry.bytes for entry in list_adapters(folder))

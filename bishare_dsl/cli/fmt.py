@@ -45,9 +45,6 @@ def command(report: Report, files: tuple[str, ...], check: bool) -> None:
     report.data(files=results)
     if check and changed:
         report.exit_code = max(report.exit_code, FINDINGS)
-    if len(files) > 1:
-        does = "would change" if check else "changed"
-        report.note(f"{changed} of {len(files)} specs {does}")
 
 
 def _format(file: str, report: Report, *, check: bool) -> dict[str, Any]:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from bishare_dsl.adapter.inventory import Listed, Shared
     from bishare_dsl.show.table import Table
 
-_BAR_FROM = 50
-"""Adapters from which a bar is worth its line."""
-
 
 @click.command(
     "inspect",
@@ -28,14 +25,13 @@ _BAR_FROM = 50
         "bishare inspect bishare_ke-llama-7b",
         "bishare inspect adapters/    # a table of all in it",
         "bishare inspect out/library lora-a lora-b",
-        "bishare inspect adapters/ --format csv > adapters.csv",
         "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
     ),
 )
 @options.folders()
 @click.pass_obj
 def command(report: Report, folders: tuple[Path, ...]) -> None:
-    """Show what is in an adapter: its plan, its base, how large its updates are. Or list many adapters.
+    """Show what is in an adapter: its plan, its base, its files. Or list many adapters.
 
     For one adapter, every file is compared with its digest, and every tensor's name and shape with the
     plan. A difference is an error.
@@ -64,21 +60,16 @@ def _show(folder: Path, report: Report) -> None:
     from bishare_dsl.adapter.config import FORMAT
     from bishare_dsl.adapter.files import read_adapter
     from bishare_dsl.cli import summary
-    from bishare_dsl.show.table import by_layer_and_kind
 
     stored = read_adapter(folder)
     config = stored.config
-    norms, why = _norms(stored)
     where = _whereabouts(stored)
-    if report.as_json:
-        report.data(
-            **summary.as_data(stored.plan),
-            config=config.model_dump(),
-            spec_text=stored.spec_text,
-            norms=norms,
-            whereabouts=where,
-        )
-        return
+    report.data(
+        **summary.as_data(stored.plan),
+        config=config.model_dump(),
+        spec_text=stored.spec_text,
+        whereabouts=where,
+    )
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
     base = (config.base_model or "?") + (
         f" at {config.base_revision}" if config.base_revision else ""
@@ -89,16 +80,8 @@ def _show(folder: Path, report: Report) -> None:
     if config.adapters and not stored.plan.is_library:
         notes.append(f"each adapter of the library: {stored.plan.owned}")
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
-    notes += [f"norms of updates: not shown, {why}"] if why else []
-    measured: list[str | Table] = []
-    if norms:
-        title = "norms of updates, by layer and kind (root mean square of |dW| over modules)"
-        sites = (site for site in stored.plan.sites if site.path in norms)
-        cells = ((site.layer, site.kind, norms[site.path]) for site in sites)
-        measured = [title, by_layer_and_kind(cells, _mean)]
     report.tables(
         *summary.as_parts(stored.plan),
-        *measured,
         f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {FORMAT}, "
         f"seed {config.seed}\ntensors: {size:,} bytes{form}, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
@@ -118,33 +101,6 @@ def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
     }
 
 
-def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
-    """Return the norm of each module's update, or why there is none."""
-    from bishare_dsl.models.site import most_parameters
-    from bishare_dsl.updates import norms_of
-
-    config, plan, most = stored.config, stored.plan, most_parameters(None)
-    # No file limits these, and the shapes of the base are the folder's own claims.
-    free = config.ways("seed").keys()
-    counts = {
-        "tensors that are not stored have": sum(t.size for t in plan.tensors if t.name in free),
-        "the factors of a module have": max(
-            (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites), default=0
-        ),
-    }
-    for what, count in counts.items():
-        if count > most:
-            return {}, f"{what} {count:,} numbers, more than {most:,}"
-    try:
-        return norms_of(stored), ""
-    except BishareError as error:
-        return {}, error.problems[0].message
-
-
-def _mean(norms: Sequence[float]) -> str:
-    return f"{(sum(n * n for n in norms) / len(norms)) ** 0.5:.3g}" if norms else ""
-
-
 def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None:
     """List adapters."""
     from dataclasses import asdict
@@ -161,7 +117,7 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
                 report.error(error)
     rows: list[Listed] = []
     shared: list[Shared] = []
-    for folder in report.bar(paths, "reading", hidden=len(paths) < _BAR_FROM):
+    for folder in report.bar(paths, "reading"):
         for entry in list_adapters(folder):
             (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
     if any(row.error for row in rows):
@@ -172,7 +128,7 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
         totals=_totals(rows, shared),
     )
     if rows:
-        report.tables(_table(rows), *_errors(rows), _summary(rows, shared))
+        report.tables(_table(rows), _summary(rows, shared))
 
 
 def _table(rows: Iterable[Listed]) -> Table:
@@ -190,11 +146,6 @@ def _table(rows: Iterable[Listed]) -> Table:
         numbers = [row.parameters, row.bytes, date]
         lines.append([row.name, row.method, base, span(row.rank), *numbers])
     return Table(head, lines, left={0, 1, 2})
-
-
-def _errors(rows: Iterable[Listed]) -> list[str]:
-    lines = [f"{escaped(row.place)}: {escaped(row.error)}" for row in rows if row.error]
-    return ["\n".join(lines)] if lines else []
 
 
 def _totals(rows: Sequence[Listed], shared: Sequence[Shared]) -> dict[str, Any]:
@@ -216,7 +167,8 @@ def _summary(rows: Sequence[Listed], shared: Sequence[Shared]) -> str:
     count, bases = total["adapters"], total["bases"]
     bad = f"; {total['unreadable']} cannot be read" if total["unreadable"] else ""
     size = f"{total['parameters']:,} parameters, {mib(total['bytes'])} MiB"
-    lines = [
+    lines = [f"{escaped(row.place)}: {escaped(row.error)}" for row in rows if row.error]
+    lines += [
         f"{count:,} adapter{'s' * (count != 1)}, {size}{bad}",
         f"{total['specs']} different spec{'s' * (total['specs'] != 1)}; base: "
         + (", ".join(map(escaped, bases[:5])) or "unknown")

@@ -44,7 +44,9 @@ def _run(file: Path) -> None:
     module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        kinds = [kind for kind in vars(module).values() if _is_transform(kind, name)]
+        classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
+        own = [kind for kind in classes if kind.__module__ == name and hasattr(kind, "name")]
+        kinds = [kind for kind in own if issubclass(kind, Transform)]
         for kind in kinds:
             register(kind)
     except (Exception, SystemExit) as error:  # the file may raise anything
@@ -52,15 +54,6 @@ def _run(file: Path) -> None:
         raise _unusable(file, describe_exception(error)) from error
     if not kinds:
         raise _unusable(file, "no class in it is a transform with a name")
-
-
-def _is_transform(value: object, module: str) -> bool:
-    return (
-        isinstance(value, type)
-        and issubclass(value, Transform)
-        and value.__module__ == module
-        and hasattr(value, "name")
-    )
 
 
 def _unusable(path: Path, reason: str) -> CommandError:

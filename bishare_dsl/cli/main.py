@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from bishare_dsl.cli.group import LazyGroup
-from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform, table_form
+from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform
 from bishare_dsl.cli.report import BROKEN_PIPE, INTERNAL, INTERRUPTED, USAGE, CommandError, Report
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.version import __version__
@@ -48,7 +48,6 @@ COMMANDS = {
     params=[quiet],
     shared={
         allow_use: ("check", "plan", "show", "compile", "fit"),
-        table_form: ("plan", "diff", "inspect", "analyse", "eval"),
         as_json: COMMANDS.keys() - {"lsp"},
         quiet: COMMANDS.keys(),
         spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain"},

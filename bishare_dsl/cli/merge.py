@@ -40,17 +40,12 @@ def command(
     """
     import warnings
 
-    from bishare_dsl.adapter.files import place_of
-    from bishare_dsl.cli.adapters import base_name
-    from bishare_dsl.cli.reading import read_adapter_for
+    from bishare_dsl.cli.adapters import read_named
     from bishare_dsl.diagnostics import BishareWarning
-    from bishare_dsl.hub import adapter_folder
 
     check_out(out)
-    folder = adapter_folder(folder)
-    model = base_name(place_of(folder)[0], model)
     # Report mismatches before the weights are loaded.
-    stored = read_adapter_for(folder, model, report)
+    stored, _, model = read_named(folder, model, report)
     from bishare_dsl.export.effective import check_linear
 
     check_linear(stored.plan.unscaled, "merge the adapter")

@@ -14,7 +14,6 @@ import click
 
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics.codes import usage as codes
-from bishare_dsl.show.table import FORMATS
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _WORD = re.compile(r"[^\W\d]\w*")
@@ -50,22 +49,6 @@ as_json = _switch(
 )
 
 
-def _choose_form(ctx: click.Context, parameter: click.Parameter, form: str) -> None:
-    report = ctx.find_object(Report)
-    if report is not None:
-        report.form, report.as_json = form, report.as_json or form == "json"
-
-
-table_form = click.Option(
-    ["--format"],
-    type=click.Choice(FORMATS),
-    default="table",
-    metavar="FORM",
-    expose_value=False,
-    is_eager=True,
-    callback=_choose_form,
-    help="Format of tables: table, markdown, csv; or json, as --json.",
-)
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
 )
@@ -91,19 +74,14 @@ spec_transform = click.Option(
     callback=_run_transforms,
     help="Run a Python file with transforms, or all files of a folder; may be repeated.",
 )
-"""`bishare_dsl.cli.main` adds these four to the commands that take them."""
+"""`bishare_dsl.cli.main` adds these to the commands that take them."""
 
 
-def choice(
-    *names: str, among: Sequence[str], **settings: Any
-) -> Callable[[_Decorated], _Decorated]:
-    """Take one of these words, and show the default."""
-    settings["show_default"] = "default" in settings
-    return click.option(*names, type=click.Choice(among), **settings)
-
-
-_DTYPES = ("float32", "bfloat16", "float16")
-dtype = choice("--dtype", among=_DTYPES, help="Dtype of the weights; by default the checkpoint's.")
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Dtype of the weights; by default the checkpoint's.",
+)
 device = click.option(
     "--device",
     metavar="NAME",
@@ -181,24 +159,18 @@ def model(
 Value: TypeAlias = int | float | str
 
 
-def read_values(settings: Sequence[str]) -> dict[str, Value]:
-    """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``.
+def _read_settings(ctx: click.Context, parameter: click.Parameter, words: Sequence[str]) -> Any:
+    """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``; `many_values` keeps tuples.
 
     Raises:
         CommandError: a setting has another form (BS903).
     """
-    return {name: value for name, (value,) in _settings(settings, lambda text: [text]).items()}
-
-
-def _settings(
-    words: Sequence[str], split: Callable[[str], list[str]]
-) -> dict[str, tuple[Value, ...]]:
-    """Read ``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
     settings: dict[str, tuple[Value, ...]] = {}
     problems = []
+    many = "," in str(parameter.metavar)
     for setting in words:
         name, equals, text = (part.strip() for part in setting.partition("="))
-        values = [_value(part.strip()) for part in split(text)]
+        values = [_value(part.strip()) for part in (text.split(",") if many else [text])]
         meant = re.match(r"\W*(\w+)\s*[:= ]+\s*([\w.]+)", setting)
         help = f"write `--set {meant[1]}={meant[2]}`" if meant else "write it as in `--set r=8`"
         if not equals or not name:
@@ -213,7 +185,7 @@ def _settings(
         problems.append(codes.MALFORMED_SET(given=setting, why=why, help=help))
     if problems:
         raise CommandError(problems)
-    return settings
+    return settings if many else {name: value for name, (value,) in settings.items()}
 
 
 def _value(text: str) -> Value | None:
@@ -229,23 +201,18 @@ def _value(text: str) -> Value | None:
     return number if math.isfinite(number) else None
 
 
+_SET: Any = {"multiple": True, "callback": _read_settings}
 values = click.option(
-    "-s",
-    "--set",
-    "params",
-    multiple=True,
+    *("-s", "--set", "params"),
     metavar="NAME=VALUE",
-    callback=lambda ctx, parameter, given: read_values(given),
     help="Set a param of the spec; may be repeated.",
+    **_SET,
 )
 many_values = click.option(
-    "-s",
-    "--set",
-    "params",
-    multiple=True,
+    *("-s", "--set", "params"),
     metavar="NAME=VALUE[,VALUE...]",
-    callback=lambda ctx, parameter, given: _settings(given, lambda text: text.split(",")),
     help="Set a param to several values and compare; may be repeated.",
+    **_SET,
 )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -20,9 +19,6 @@ from bishare_dsl.diagnostics import BishareError, Problem
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
     from bishare_dsl.show.table import Table
-
-_BYTES = {f"{unit}b": 1000**power for power, unit in enumerate("kmgt", 1)}
-_BYTES |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", 1)}
 
 
 @click.command(
@@ -101,23 +97,20 @@ def _counted(files: tuple[str, ...], adapters: str) -> tuple[tuple[str, ...], in
     return files or (found[0],), len(found)
 
 
-def _bytes_of(text: str) -> int | None:
-    """Return the number of bytes in ``80GB`` or ``12MiB``, or None if the text is not a size."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    unit = _BYTES.get(match[2].lower()) if match else None
-    return int(float(match[1]) * unit) if match and unit else None
-
-
 def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None:
     """Show what many adapters of a spec cost."""
+    from pydantic import ByteSize, TypeAdapter
+
     from bishare_dsl.show import cost
 
     base = 2 * plan.base.parameters
     free = None
     if memory is not None:
-        if (size := _bytes_of(memory)) is None:
-            raise click.UsageError(f"`--memory {memory}` is not a size: write `--memory 80GB`")
-        free = size - base
+        try:
+            free = TypeAdapter(ByteSize).validate_python(memory) - base
+        except ValueError:
+            what = f"`--memory {memory}` is not a size: write `--memory 80GB`"
+            raise click.UsageError(what) from None
 
     rows = cost.costs(plan)
     report.data(
@@ -145,42 +138,32 @@ def _compare(
     report: Report,
 ) -> None:
     """Show one table of all combinations, and report combinations that do not fit."""
-    if not models:
-        raise click.UsageError("missing option '--model', such as --model llama-7b")
-    rows = list(_combined(files, models, params, report))
-    report.data(rows=rows)
-    report.tables(_table(rows))
-
-
-def _combined(
-    files: tuple[str, ...],
-    models: tuple[str, ...],
-    params: Mapping[str, tuple[options.Value, ...]],
-    report: Report,
-) -> Iterator[dict[str, Any]]:
     from bishare_dsl.compiler import make_plan
     from bishare_dsl.models import architecture_of
     from bishare_dsl.show.compare import figures
 
+    if not models:
+        raise click.UsageError("missing option '--model', such as --model llama-7b")
+    specs = read_specs(files, params)
     architectures = {model: architecture_of(model) for model in models}
+    rows: list[dict[str, Any]] = []
     reported: set[tuple[str, Problem]] = set()
-    for file, (spec, where, params_of_spec) in read_specs(files, params).items():
-        for model, architecture in architectures.items():
-            for values in product(*params_of_spec.values()):
-                chosen = dict(zip(params_of_spec, values, strict=True))
-                row: dict[str, Any] = {"file": file, "spec": spec.name, "model": model}
-                row |= {"set": chosen, "error": None}
-                try:
-                    resolved = make_plan(spec, architecture, chosen, where)
-                    problems = resolved.problems
-                    row |= asdict(figures(resolved.plan))
-                except BishareError as error:
-                    problems = error.problems
-                    row["error"] = next(p.code for p in problems if p.severity == "error")
-                new = [problem for problem in problems if (file, problem) not in reported]
-                reported.update((file, problem) for problem in new)
-                report.all(new, where)
-                yield row
+    for (file, (spec, where, own)), model in product(specs.items(), models):
+        for values in product(*own.values()):
+            chosen = dict(zip(own, values, strict=True))
+            row = {"file": file, "spec": spec.name, "model": model, "set": chosen, "error": None}
+            try:
+                resolved = make_plan(spec, architectures[model], chosen, where)
+                problems = resolved.problems
+                row |= asdict(figures(resolved.plan))
+            except BishareError as error:
+                problems = error.problems
+                row["error"] = next(p.code for p in problems if p.severity == "error")
+            report.all([p for p in problems if (file, p) not in reported], where)
+            reported.update((file, problem) for problem in problems)
+            rows.append(row)
+    report.data(rows=rows)
+    report.tables(_table(rows))
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -47,8 +47,6 @@ _USAGE_CODES = frozenset(
 _CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 _COLOURS = {"error": "31", "warning": "33", "note": "36"}
 _HEAD = re.compile(r"(?P<severity>error|warning|note)(\[BS\d+\])?:")
-_CARETS = re.compile(r"^( *\| *)(\^+)$")
-_HELP = re.compile(r"^( *= )(help:)")
 
 
 class CommandError(BishareError):
@@ -76,7 +74,7 @@ class _Notes:
 class Report:
     """Collect and write the output of a command.
 
-    The options set ``as_json``, ``quiet``, ``allow_use`` and ``form`` (of tables). With ``partial`` an
+    The options set ``as_json``, ``quiet`` and ``allow_use``. With ``partial`` an
     interrupted command writes the results that it has.
     """
 
@@ -86,7 +84,6 @@ class Report:
         self.problems_are_results = False
         self.partial = False
         self.allow_use = False
-        self.form = "table"
         self.exit_code = 0
         self.errors = self.warnings = 0
         self._data: dict[str, Any] = {}
@@ -102,9 +99,9 @@ class Report:
             sys.stdout.write(text.translate(_CONTROLS) + "\n")
 
     def tables(self, *parts: str | Table) -> None:
-        """Write a result with tables, in the chosen format."""
+        """Write a result of texts and tables, wrapped to the terminal."""
         if not self.as_json:
-            self.result(write_tables(parts, self.form))
+            self.result(write_tables(parts))
 
     def data(self, **values: Any) -> None:
         """Add fields to the JSON result."""
@@ -200,14 +197,8 @@ def coloured(stream: TextIO) -> bool:
 
 
 def _painted(text: str, stream: TextIO) -> str:
-    if not coloured(stream):
-        return text
+    """Colour the severity and the code of a problem."""
     head = _HEAD.match(text)
-    colour = _COLOURS[head["severity"]] if head else "0"
-    if head:
-        text = f"\033[1;{colour}m{head[0]}\033[0m{text[head.end() :]}"
-    lines = text.split("\n")
-    return "\n".join(
-        _HELP.sub("\\1\033[1m\\2\033[0m", _CARETS.sub(f"\\1\033[1;{colour}m\\2\033[0m", line))
-        for line in lines
-    )
+    if head is None or not coloured(stream):
+        return text
+    return f"\033[1;{_COLOURS[head['severity']]}m{head[0]}\033[0m{text[head.end() :]}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
-
 import click
 
 from bishare_dsl.cli import options
@@ -21,7 +19,6 @@ def command(report: Report, path: str | None) -> None:
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.resources import first_sentence, shipped_specs
-    from bishare_dsl.show.table import terminal
 
     shipped = shipped_specs()
     if path is None:
@@ -30,10 +27,7 @@ def command(report: Report, path: str | None) -> None:
         report.data(
             specs=[{"name": n, "about": texts[n], "path": str(f)} for n, f in shipped.items()]
         )
-        room = max(20, terminal() - width - 2)
-        for name, text in texts.items():
-            lines = wrap(text, room)
-            report.result(f"{name:{width}}  " + f"\n{' ' * (width + 2)}".join(lines))
+        report.tables("\n".join(f"{name:{width}}  {text}" for name, text in texts.items()))
     elif path in shipped:
         report.data(path=str(shipped[path]))
         report.result(str(shipped[path]))

@@ -73,7 +73,7 @@ def share_card(document: Document, name: str) -> str | None:
         f"**{name}** on {plan.base.name}: {row.modules:,} modules, rank {ranks}, "
         f"{row.trainable:,} trainable parameters ({row.of_total:.1%} of all)"
     )
-    told = write_tables([shared_table(plan, name), conclusion(plan)], "markdown")
+    told = write_tables([shared_table(plan, name), conclusion(plan)], markdown=True)
     return f"{head}\n\n{told}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -12,8 +11,6 @@ from typing import NamedTuple, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import escaped
 
-FORMATS = ("table", "json", "markdown", "csv")
-"""Formats of a command's tables; ``json`` is its data."""
 _GAP = "  "
 _Value = TypeVar("_Value")
 
@@ -82,9 +79,10 @@ def by_layer_and_kind(
     return Table(["layer", *kinds, "all"], rows, ())
 
 
-def write_tables(parts: Iterable[str | Table], form: str) -> str:
-    """Write text and tables in one of `FORMATS` except JSON. CSV leaves the text out."""
-    return "\n\n".join(written for part in parts if (written := _WRITERS[form](part)))
+def write_tables(parts: Iterable[str | Table], *, markdown: bool = False) -> str:
+    """Write texts and tables for a terminal, or in Markdown."""
+    write = _markdown if markdown else wrapped
+    return "\n\n".join(written for part in parts if (written := write(part)))
 
 
 def _markdown(part: str | Table) -> str:
@@ -96,19 +94,6 @@ def _markdown(part: str | Table) -> str:
         for line in (part.head, rule, *part.cells)
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _csv(part: str | Table) -> str:
-    import csv
-    from io import StringIO
-
-    if isinstance(part, str):
-        return ""
-    file = StringIO()
-    # Spreadsheets read numbers only without separators of thousands.
-    rows = ([re.sub(r"(?<=\d),(?=\d{3}\b)", "", cell) for cell in row] for row in part.cells)
-    csv.writer(file, lineterminator="\n").writerows([part.head, *rows])
-    return file.getvalue().rstrip("\n")
 
 
 def _text(cell: object) -> str:
@@ -123,9 +108,6 @@ def wrapped(part: str | Table, stream: TextIO | None = None) -> str:
         terminal(stream), subsequent_indent=_GAP, break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(how.fill(line) for line in part.split("\n"))
-
-
-_WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv}
 
 
 def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:

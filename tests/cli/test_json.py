@@ -56,7 +56,6 @@ def test_show_and_compile(json_of, here):
     (here / "a.share").write_text(SPEC)
     assert json_of("show", "a.share", *model, "--out", "a.svg") == {"svg": "a.svg", "problems": []}
     assert json_of("compile", "a.share", "--emit", "spec")["spec"]["name"] == "s"
-    assert "share" in json_of("compile", "a.share", "--emit", "syntax")["syntax"]
     plan = json_of("compile", "a.share", *model, "--emit", "plan")["plan"]
     graphs = json_of("compile", "a.share", *model, "--emit", "graph")["graph"]
     assert [graph["after"] for graph in graphs][:2] == ["capture", "ExpandTerms"]

@@ -167,17 +167,11 @@ def test_a_thousand_folders_read_heads_alone(bishare, adapters, monkeypatch):
     assert len(listed(bishare("inspect", "adapters", "--json"))) == 45
 
 
-def test_one_adapter_shows_its_norms_and_where_its_numbers_are(bishare, adapters):
+def test_one_adapter_shows_where_its_numbers_are(bishare, adapters):
     data = json.loads(bishare("inspect", "adapters/acme", "--json").out)
     stored = read_adapter(adapters / "acme")
-    tensors = stored.tensors()
-    for site in stored.plan.sites:
-        dense = delta(stored.plan, tensors, site)
-        assert data["norms"][site.path] == pytest.approx(float(dense.norm()), rel=1e-5)
     assert data["whereabouts"]["stored"] == stored.plan.trainable
-    out = bishare("inspect", "adapters/acme").out
-    assert "norms of updates, by layer and kind" in out
-    assert "stored" in out
+    assert "stored" in bishare("inspect", "adapters/acme").out
 
 
 def test_two_adapters_are_compared_by_their_factors(bishare, adapters):

@@ -1,5 +1,9 @@
 from xml.etree import ElementTree
 
+from bishare_dsl.adapter.files import save_library
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.api import plan_spec
+
 
 def test_an_svg_file_is_asked_for(bishare):
     run = bishare("show", "bishare_ss", "--model", "llama-7b")
@@ -40,6 +44,22 @@ def test_an_adapter_is_drawn_and_planned_as_its_spec(bishare, here):
         bishare("plan", *words).out for words in (("one",), ("bishare_ss", "-m", "smollm2-135m"))
     ]
     assert plans[0] == plans[1]
+
+
+def test_a_library_and_a_lora_of_peft_are_drawn_and_planned(bishare, here, checkpoint):
+    text = "spec s\ntarget q_proj\nshare a A per layer B per adapter, module rank 2\n"
+    plan = plan_spec(text, str(checkpoint))
+    tensors = draw(plan, 0)
+    save_library(here / "lib", plan, {"acme": tensors, "globex": tensors}, text)
+    assert bishare("compile", "lora", "--model", checkpoint, "--out", "one").code == 0
+    assert bishare("convert", "one", "--out", "lora").code == 0
+    for name in ("lib#acme", "lora"):
+        run = bishare("show", name, "--out", "a.svg")
+        assert (run.code, run.out) == (0, "a.svg\n"), run.err
+        plan_of_it = bishare("plan", name)
+        assert plan_of_it.code == 0
+        assert "on tiny" in plan_of_it.out
+        (here / "a.svg").unlink()
 
 
 def test_the_adapters_of_a_folder_are_counted(bishare, here):

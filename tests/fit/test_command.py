@@ -66,7 +66,7 @@ def test_a_lora_of_peft_is_fitted(here: Path, trained: Any, checkpoint: Path, ca
 
 def test_what_is_there_is_replaced_only_with_force(here: Path, trained: Any, capsys: Any) -> None:
     trained("lora")
-    words = ("given", "--spec", "small.share", "--out", "new", "--sweeps", 1, "--quiet")
+    words = ("given", "--spec", "small.share", "--out", "new", "--quiet")
     assert run(capsys, *words)[0] == 0
     code, _, err = run(capsys, *words)
     assert code == 2
@@ -137,7 +137,7 @@ def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(
     assert main(["inspect", "lib#c1"]) == 0
     assert "each adapter of a library: 1,344 private, 0 shared" in capsys.readouterr().out
     Path("l.share").write_text(f"{library}share a  per module  rank 4  via Loadings(vectors = 9)\n")
-    assert run(capsys, "all", "--spec", "l.share", "--out", "of", "--quiet", "--sweeps", 1)[0] == 0
+    assert run(capsys, "all", "--spec", "l.share", "--out", "of", "--quiet")[0] == 0
     assert main(["inspect", "of#c1"]) == 0
     plan = read_adapter("of#c1").plan
     assert f"each adapter of the library: {plan.private:,} private" in capsys.readouterr().out
