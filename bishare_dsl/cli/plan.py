@@ -108,9 +108,8 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
     if memory is not None:
         try:
             free = TypeAdapter(ByteSize).validate_python(memory) - base
-        except ValueError:
-            what = f"`--memory {memory}` is not a size: write `--memory 80GB`"
-            raise click.UsageError(what) from None
+        except (ValueError, OverflowError):
+            raise click.UsageError(f"`{memory}` is no size: write `--memory 80GB`") from None
 
     rows = cost.costs(plan)
     report.data(
@@ -122,12 +121,13 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
         memory_left=free,
         ways=[row.data(adapters, free) for row in rows],
     )
-    where = f"; fit: together with it in {memory}" if memory is not None else ""
+    fit = f"fit: how many, with the base, in {memory}. " if memory is not None else ""
     report.tables(
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
-        f"the base takes {cost.size(base)} at 16 bits{where}",
+        f"the base takes {cost.size(base)} at 16 bits",
         cost.table(rows, adapters, free),
-        "each: numbers of one adapter. once: of all. No column measures what a smaller way loses.",
+        f"{fit}16, 8, 4 bits: the size of all files. slots: in an engine, in compact mode.\n"
+        "No column measures what a smaller way loses: train it, and compare with the last row.",
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import BITS_EACH, file_bytes
-from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.show.rows import lora_size
 from bishare_dsl.show.table import Table
 
@@ -33,7 +32,6 @@ class Cost:
         once: numbers that all adapters share, in one file.
         slot: numbers per adapter in a slot of an engine, in compact mode; None for a nonlinear update.
         slot_once: numbers that all slots share.
-        plain: numbers in a slot as a plain LoRA of the highest rank; None for other updates.
         own_bytes: bytes of ``own`` by bits. Gains and other tensors that are never quantised stay whole.
         once_bytes: bytes of ``once`` by bits.
     """
@@ -43,7 +41,6 @@ class Cost:
     once: int
     slot: int | None
     slot_once: int
-    plain: int | None
     own_bytes: Mapping[int, int]
     once_bytes: Mapping[int, int]
 
@@ -79,10 +76,8 @@ def costs(plan: Plan) -> list[Cost]:
         ways = [("library, as the spec says", plan.common)]
     else:
         ways = [("separate adapters", frozen), *_libraries(plan, frozen)]
-    ranks = [rank for rank in effective_ranks(plan).values() if rank]
     per_rank = lora_size(plan, 1)
-    plain = max(ranks) * per_rank if ranks and all(term.linear for term in plan.terms) else None
-    rows = [_cost(plan, way, common, plain) for way, common in ways]
+    rows = [_cost(plan, way, common) for way, common in ways]
     near = max(1, round(rows[0].own / per_rank)) if per_rank else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
     lora[near] = f"LoRA r={near}, nearest in bytes"
@@ -91,10 +86,10 @@ def costs(plan: Plan) -> list[Cost]:
 
 def _lora_cost(way: str, numbers: int) -> Cost:
     own = {bits: int(numbers * each) // 8 for bits, (_, each) in BITS.items()}
-    return Cost(way, numbers, 0, numbers, 0, numbers, own, dict.fromkeys(BITS, 0))
+    return Cost(way, numbers, 0, numbers, 0, own, dict.fromkeys(BITS, 0))
 
 
-def _cost(plan: Plan, way: str, common: frozenset[str], plain: int | None) -> Cost:
+def _cost(plan: Plan, way: str, common: frozenset[str]) -> Cost:
     trained = {tensor.name for tensor in plan.tensors if tensor.trainable}
     # A slot holds what a magnitude of the base's weights becomes: a number for each output of its module.
     scaled = [term for term in plan.terms if term.is_magnitude and not term.options["plain"]]
@@ -111,7 +106,7 @@ def _cost(plan: Plan, way: str, common: frozenset[str], plain: int | None) -> Co
     slot = count(used - common) + changes if all(t.linear for t in plan.unscaled) else None
     slot_once = 0 if slot is None else count(used & common)
     own, once = trained - common, trained & common
-    numbers = count(own), count(once), slot, slot_once, plain
+    numbers = count(own), count(once), slot, slot_once
     return Cost(way, *numbers, in_file(own), in_file(once))
 
 
@@ -138,15 +133,16 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
 
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
     """Make a table with a row for each way."""
-    head = ["way", *["fit"] * (memory is not None), "each", "once"]
-    head += [*(f"disk, {bits} bits" for bits in BITS), "slots", "plain LoRA"]
-    lines = []
-    for row in rows:
-        line = [row.way, *([] if memory is None else [row.fit(memory)]), row.own, row.once]
-        line += [size(row.disk(adapters, bits)) for bits in BITS]
-        line += [size(row.slots(adapters))]
-        line.append(size(None if row.plain is None else 2 * adapters * row.plain))
-        lines.append(line)
+    head = ["way", *["fit"] * (memory is not None), *(f"{bits} bits" for bits in BITS), "slots"]
+    lines = [
+        [
+            row.way,
+            *([] if memory is None else [row.fit(memory)]),
+            *(size(row.disk(adapters, bits)) for bits in BITS),
+            size(row.slots(adapters)),
+        ]
+        for row in rows
+    ]
     return Table(head, lines)
 
 

@@ -48,3 +48,12 @@ def test_every_spec_that_ships_fits_the_json_schema():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
+def test_the_docs_are_at_most_28_000_words():
+    """Without code blocks and tables, which are looked up, and without the index of errors."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "errors").glob("BS*.md")]
+    fenced = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
+    texts = [fenced.sub("", page.read_text(encoding="utf-8")) for page in pages]
+    lines = [line for text in texts for line in text.splitlines()]
+    assert sum(len(line.split()) for line in lines if not line.startswith("|")) <= 28_000
