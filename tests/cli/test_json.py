@@ -25,12 +25,6 @@ def test_mistakes_of_a_command_line(json_of, words):
     assert problem["code"] == "BS901"
 
 
-def test_other_programs_commands(json_of):
-    for word, meant in [("new", "specs"), ("compare", "diff"), ("list", "inspect")]:
-        (problem,) = json_of(word, code=2)["problems"]
-        assert f"bishare {meant}" in problem["message"]
-
-
 def test_fmt(json_of, here):
     (here / "a.share").write_text(SPEC)
     (here / "b.share").write_text("spec s target q_proj share x per layer rank 2")

@@ -52,26 +52,6 @@ def test_without_a_command_the_help_is_shown_and_it_is_wrong_usage(bishare):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["chek", "x"], "did you mean `check`"),
-        (["--nothing"], "no such option"),
-        (["check"], "missing argument"),
-        (["check", "x", "--modle", "y"], "no such option"),
-        (["plan", "lora"], "missing option"),
-        (["compile", "lora", "--seed", "x"], "seed"),
-        (["compile", "lora", "--emit", "nothing"], "nothing"),
-    ],
-)
-def test_wrong_usage(bishare, arguments, said):
-    run = bishare(*arguments)
-    assert (run.code, run.out) == (2, "")
-    assert run.err.startswith("error[BS901]: ")
-    assert said in run.err
-    assert "--help` says" in run.err
-
-
-@pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (RuntimeError("two\nlines"), 70, "error: unexpected RuntimeError: two lines\n  = help: "),
@@ -120,13 +100,6 @@ def test_explain(bishare, code):
     else:
         line = f"{code}, {error_index()[code][0]}: {known.message}. {known.remedy or ''}"
         assert run.out == f"{line.rstrip()}\n"
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(bishare, monkeypatch, shell):
-    """As of any program that is made with click."""
-    monkeypatch.setenv("_BISHARE_COMPLETE", f"{shell}_source")
-    assert "_BISHARE_COMPLETE" in bishare().out
 
 
 @pytest.mark.parametrize(

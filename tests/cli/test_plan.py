@@ -52,20 +52,6 @@ def test_a_magnitude_has_no_rank_and_no_scale(bishare, tmp_path):
     assert [(s["ranks"], s["scales"]) for s in shares] == [([2], [1.0]), ([], [])]
 
 
-def test_all_malformed_settings_are_told(bishare):
-    run = bishare("plan", "lora", "-m", "llama-7b", "-s", "r", "-s", "r=1", "-s", "r=2")
-    assert run.err.count("BS903") == 2
-    assert "a second time" in run.err
-
-
-def test_errors_as_json(bishare):
-    run = bishare("plan", "lora", "--model", "llama-7b", "--set", "rr=4", "--json")
-    assert (run.code, run.err) == (2, "")
-    (problem,) = json.loads(run.out)["problems"]
-    assert problem["code"] == "BS207"
-    assert problem["help"] == "did you mean `r`?"
-
-
 def rows(run):
     assert run.err == ""
     return json.loads(run.out)["rows"]
