@@ -83,6 +83,7 @@ def command(
         stored, _, base = read_named(folder, model, report)
         return _write(folder, stored, partial(modules, base), place, report, **how)
 
+    silence_libraries()
     modules = cache(_modules)
     found = find_adapters(folders[0])
     if len(folders) == 1 and found in ([], [folders[0]]):
@@ -159,7 +160,6 @@ def _write(
     else:
         from bishare_dsl.export.export import export_adapter
 
-        silence_libraries()
         # The base's weights count if outputs are scaled.
         model = modules(stored.plan.has_magnitudes and target == "peft")
         how |= {"dtype": dtype, "origin": origin}

@@ -70,7 +70,7 @@ def test_it_offers_the_presets_and_the_specs_that_ship(page):
 
 
 def test_answer_and_picture_stand_beside_the_text(page):
-    size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         page.execute_script("window.scrollTo(0, 0)")
@@ -83,7 +83,7 @@ def test_answer_and_picture_stand_beside_the_text(page):
             assert part["x"] > text["x"] + text["width"]
         assert picture["width"] > 500
         for part in (text, answer, picture, commands):
-            assert part["y"] + part["height"] <= 900
+            assert part["y"] + part["height"] <= 800
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
