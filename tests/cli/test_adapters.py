@@ -219,8 +219,8 @@ def test_without_a_base_it_says_so(bishare, trained, checkpoint, here):
     )
     assert "\x1b" not in run.err
     run = bishare("convert", "nowhere", "--for", "bishare", "--out", "ours", "--model", checkpoint)
-    assert run.code == 1
-    assert "error[BS608]" in run.err
+    assert run.code == 2
+    assert "error[BS601]" in run.err
     assert not (here / "ours").exists()
 
 
