@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.contents import read_contents
+from tests.support.families import tiny_model
 from tests.verify.served import (
     CONFIG,
     KINDS,
@@ -211,3 +213,24 @@ def test_many_folders_are_a_table(bishare, base, lora, tmp_path):
     assert "BS604 " in rows["c"]
     assert "BS864 " in rows["d"]
     assert bishare("verify", root / "a", root / "d", "--model", base).code == 0
+
+
+def test_names_of_base_layers_are_of_the_base_unless_they_are_factors(base, copy, tmp_path):
+    """PEFT wraps a module of experts once for each parameter, so that factors have such names too."""
+    model = tiny_model("mixtral")
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=parameters)
+    get_peft_model(model, config).save_pretrained(tmp_path / "experts")
+    change(tmp_path / "experts", lambda found: {n: torch.ones_like(t) for n, t in found.items()})
+    assert any(".base_layer.lora_A" in name for name in load_file(tmp_path / "experts" / TENSORS))
+    whole = tiny_model("mixtral")
+    contents = read_contents(tmp_path / "experts", whole, inspect_model(whole))
+    assert (contents.problems, contents.complete) == ([], True)
+
+    def table(found):
+        name = "base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"
+        return found | {name: torch.ones(2, 2)}
+
+    change(copy, table)
+    contents, problems = found_in(copy, base)
+    assert ([*problems], contents.complete) == (["BS865"], False)

@@ -244,64 +244,46 @@ def test_the_command_asks_and_says(bishare, engine, base, lora, tmp_path):
 
 @pytest.fixture(scope="module")
 def several(base):
-    """Five LoRAs in a folder, and a library of two adapters."""
+    """Five LoRAs in a folder, and a copy of the first."""
     root = base.parent / "loras"
     for i, name in enumerate("abcde"):
         save_lora(root / name, base, seed=i)
+    shutil.copytree(root / "a", root / "f")
     return root
 
 
 def test_a_table_of_adapters_and_servers(bishare, base, several):
-    """One server has all as they are; of the other, each name answers in another way."""
+    """A server has all as they are, of another each name answers in another way, and one is down."""
     right, wrong = Engine(base), Engine(base)
-    for name in "abcde":
+    for name in "abcdef":
         right.load(name, several / name)
     wrong.load("a", several / "a")
     wrong.load("b", several / "c")
     wrong.adapters["c"] = {}
     wrong.load("d", several / "d")
     wrong.adapters["d"] = {p: (a, b, s / 2) for p, (a, b, s) in wrong.adapters["d"].items()}
+    down = "http://127.0.0.1:9/v1"
     with serving(right) as one, serving(wrong) as two:
-        command = ["verify", several, "--model", base, "--server", one, "--server", two]
+        command = ["verify", several, "--model", base]
+        command += [word for url in (one, two, down) for word in ("--server", url)]
         run = bishare(*command)
         data = json.loads(bishare(*command, "--json").out)
     assert run.code == 1
-    assert "error[BS870]: the server does not apply 'b', 'c', 'd', 'e' as it was trained" in run.err
+    applied = "does not apply 'b', 'c', 'd', 'e', 'f' as it was trained"
+    assert f"error[BS870]: the server {applied}" in run.err
+    assert "warning[BS871]" in run.err
     words = {(row["adapter"], row["server"]): row["word"] for row in data["rows"]}
-    assert {words[name, one] for name in "abcde"} == {"APPLIED"}
+    assert {words[name, one] for name in "abcdef"} == {"APPLIED"}
+    assert {words[name, down] for name in "abcdef"} == {"cannot be judged"}
     expected = {"a": "APPLIED", "b": "ANOTHER ADAPTER", "c": "NOT APPLIED", "d": "AS IF"}
-    assert {name: words[name, two] for name in "abcde"} == expected | {"e": "NOT THERE"}
+    expected |= dict.fromkeys("ef", "NOT THERE")
+    assert {name: words[name, two] for name in "abcdef"} == expected
+    (twin,) = (r for r in data["rows"] if (r["adapter"], r["server"]) == ("a", one))
+    assert "whether it is `f` instead, whose answers are as near" in twin["unseen"]
     lines = [line for line in run.out.splitlines() if two in line]
-    assert [line.split()[0] for line in lines] == [*"abcde"]
+    assert [line.split()[0] for line in lines] == [*"abcdef"]
     assert "'b' answers as `c`" in lines[1]
     assert "answers 404 to /completions" in lines[4]
-
-
-def test_a_server_that_is_down_is_a_row_of_its_own(bishare, base, several):
-    engine = Engine(base)
-    engine.load("a", several / "a")
-    down = "http://127.0.0.1:9/v1"
-    with serving(engine) as url:
-        command = ["verify", several / "a", "--model", base, "--server", down, "--server", url]
-        run = bishare(*command)
-    assert (run.code, "error[BS871]" in run.err) == (2, True)
-    words = [line.split()[2] for line in run.out.splitlines()[2:]]
-    assert words == ["cannot", "APPLIED"]
-    assert "does not answer" in run.out
-
-
-def test_two_adapters_that_answer_alike_are_told(bishare, base, several, tmp_path):
-    shutil.copytree(several / "a", tmp_path / "twins" / "a")
-    shutil.copytree(several / "a", tmp_path / "twins" / "b")
-    engine = Engine(base)
-    for name in "ab":
-        engine.load(name, several / "a")
-    with serving(engine) as url:
-        data = json.loads(
-            bishare("verify", tmp_path / "twins", "--model", base, "--server", url, "--json").out
-        )
-    assert [row["word"] for row in data["rows"]] == ["APPLIED", "APPLIED"]
-    assert "whether it is `b` instead, whose answers are as near" in data["rows"][0]["unseen"]
 
 
 def test_adapters_of_a_library_are_verified_by_their_names(bishare, base, tmp_path):
