@@ -198,7 +198,15 @@ def fit(
         record_start = None if tenants is None else start_tasks(prepared, tenants, reporter)
         how["callbacks"] = [watch, *callbacks]
         if tenants is None:
-            trainer = _one_trainer(loaded.handle, prepared, how)
+            (task,) = steps.tasks
+            trainer = AdapterTrainer(
+                model=as_peft_model(cast(Any, loaded.model), "CAUSAL_LM"),
+                data_collator=steps.collator,
+                train_dataset=task.examples,
+                eval_dataset=task.held_out or None,
+                processing_class=prepared.tokenizer,
+                **how,
+            )
         else:
             stack.callback(tenants.close)
             how["eval_dataset"] = [()] if settings.eval_split is not None else None
@@ -224,19 +232,6 @@ def fit(
             record_start(cached)
     loaded.model.eval()
     return trainer
-
-
-def _one_trainer(handle: Handle, prepared: Prepared, how: Mapping[str, Any]) -> AdapterTrainer:
-    """Create the trainer of one adapter, on a PEFT model."""
-    (task,), model = prepared.steps.tasks, cast(Any, handle.model)
-    return AdapterTrainer(
-        model=as_peft_model(model, "CAUSAL_LM"),
-        data_collator=prepared.steps.collator,
-        train_dataset=task.examples,
-        eval_dataset=task.held_out or None,
-        processing_class=prepared.tokenizer,
-        **how,
-    )
 
 
 def _result(

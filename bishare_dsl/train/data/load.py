@@ -15,7 +15,6 @@ from typing import Any
 
 from bishare_dsl.diagnostics import DataError, Problem, one_line
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
 from bishare_dsl.reading import parse_json
 
 Row = Mapping[str, Any]
@@ -102,7 +101,7 @@ def load_rows(
         subset: the configuration of a Hub data set with several.
 
     Raises:
-        DataError: there is no such file (BS701) or reachable data set (BS504, BS505, BS703), it is
+        DataError: there is no such file (BS701) or reachable data set (BS703), it is
             unreadable (BS704, BS705), rows are unreadable (BS706; the first are listed), or it is empty
             (BS707).
     """
@@ -194,11 +193,6 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
 
     try:
         table = datasets.load_dataset(name, subset, split=split)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(HUB_REFUSED(name=name, reason=one_line(error))) from error
-    except ConnectionError as error:
-        help = "no file has this name either; data sets in the cache (`HF_HOME`) work"
-        raise DataError(HUB_UNREACHABLE(name=name, reason=one_line(error), help=help)) from error
     except Exception as error:
         # `datasets`, its file systems and its formats raise exceptions of many types.
         raise DataError(codes.NO_SUCH_PART(name=name, reason=one_line(error))) from error

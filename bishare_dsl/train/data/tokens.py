@@ -109,7 +109,8 @@ class Encoder:
         A token never spans trained and untrained text, as in generation: the parts are tokenised
         separately. The exception is a tokenizer that would change the text, such as by adding spaces.
         """
-        ids, trained = self._ids("", special), [False] * len(self._ids("", special))
+        ids = self._ids("", special)
+        trained = [False] * len(ids)
         for start, end in pairwise(sorted({0, len(text), *(edge for s in spans for edge in s)})):
             longer, known = self._ids(text[:end], special), len(ids)
             if longer[:known] != ids:
