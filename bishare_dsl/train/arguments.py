@@ -82,6 +82,8 @@ def training_arguments(
         args = TrainingArguments(output_dir=output_dir, **chosen)
         if args.deepspeed_plugin is not None:
             raise ValueError("DeepSpeed is for TRL's `SFTTrainer`; here FSDP2 shards the base")
+        if args.fsdp and args.world_size == 1:
+            raise ValueError("`fsdp` shards over several processes: start them by `torchrun`")
         if args.save_total_limit == 1:
             args.save_total_limit = 2  # Trainer removes the last one before the next one is sealed.
         _fill_batch(args, given)

@@ -218,4 +218,4 @@ def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
 
 def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command(asked(folder, "single")), "--fsdp"]) == 1
-    assert "[BS754]" in capsys.readouterr().err
+    assert "[BS732]" in capsys.readouterr().err
