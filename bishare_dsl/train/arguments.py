@@ -1,7 +1,4 @@
-"""The Trainer's arguments, with the names and meanings of transformers and the paper's defaults.
-
-A value may be text, as on the command line or as YAML reads ``2e-4``.
-"""
+"""The Trainer's arguments, with the names and meanings of transformers and the paper's defaults."""
 
 from __future__ import annotations
 
@@ -62,7 +59,7 @@ def training_arguments(
     """Build the arguments of a run. Under `torchrun` and similar launchers, this joins the processes.
 
     Args:
-        given: values by name, converted by `convert`.
+        given: values by name, of the types of `TrainingArguments`.
         output_dir: the run's folder.
         evaluates: whether there is held-out data.
 
