@@ -67,10 +67,17 @@ class Contents:
     problems: Sequence[Problem]
     complete: bool = False
 
+    @property
+    def fits(self) -> bool:
+        """Whether nothing in the files is an error."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
     def __str__(self) -> str:
+        if not self.pairs:
+            return (
+                "no low-rank update, or a DoRA without weights" if self.fits else "they do not fit"
+            )
         ranks = sorted({len(pair.down) for pair in self.pairs.values()})
-        if not ranks:
-            return "they do not fit" if self.problems else "a DoRA, which needs the base's weights"
         return f"{len(self.pairs)} modules, rank {' and '.join(map(str, ranks))}"
 
 
@@ -110,8 +117,7 @@ def read_contents(
         if is_peft(folder):
             # Weights of the base, such as a longer token table, which may be trained.
             with safe_open(folder / TENSORS, "pt") as file:
-                names = list(file.keys())
-            others = [n for n in names if ".base_layer." in n and ".lora_" not in n]
+                others = [n for n in file.keys() if ".base_layer." in n and ".lora_" not in n]  # noqa: SIM118
     except BishareError as error:
         # The magnitudes of a DoRA are computed last, and need weights.
         return Contents({}, [p for p in error.problems if p.code != NO_WEIGHT.code])
@@ -147,11 +153,7 @@ def _pairs(
 
 def _zeros(pairs: Mapping[str, Pair]) -> Iterator[Problem]:
     """Find modules whose update is zero."""
-    zero = [
-        path
-        for path, pair in pairs.items()
-        if pair.changes is None and not (pair.down.any() and pair.up.any())
-    ]
+    zero = [p for p, x in pairs.items() if x.changes is None and not (x.down.any() and x.up.any())]
     if zero:
         problem = codes.ADDS_NOTHING(count=len(zero), total=len(pairs), path=zero[0])
         yield replace(problem, severity="warning") if len(zero) < len(pairs) else problem

@@ -56,7 +56,7 @@ def judge_all(
         found = read_contents(places[name], model, base, print)
         expected = reference.expect(found.pairs) if reference and found.complete else {}
         if not asked:
-            verdict = v.Verdict(v.DOES_NOT_FIT if found.problems else v.FITS)
+            verdict = v.Verdict(v.FITS if found.fits else v.DOES_NOT_FIT)
             rows[name, ""] = v.Row(name, "", verdict, str(found), found.problems)
         for server, answers in asked.items():
             judged = partial(judge, name, found, heard.get((name, server)), expected)

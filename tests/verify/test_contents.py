@@ -151,7 +151,7 @@ def test_a_dora_is_read_with_its_magnitude(base, tmp_path):
     folder = save_lora(tmp_path / "dora", base, use_dora=True)
     shapes = contents_of(folder, base)
     assert (shapes.problems, shapes.complete) == ([], False)
-    assert str(shapes) == "a DoRA, which needs the base's weights"
+    assert str(shapes) == "no low-rank update, or a DoRA without weights"
     model, _ = load_model(str(base), dtype="float32")
     contents = read_contents(folder, model, inspect_model(model))
     assert (contents.problems, contents.complete) == ([], True)
@@ -212,7 +212,8 @@ def test_many_folders_are_a_table(bishare, base, lora, tmp_path):
     assert "BS609 " in rows["b"]
     assert "BS604 " in rows["c"]
     assert "BS864 " in rows["d"]
-    assert bishare("verify", root / "a", root / "d", "--model", base).code == 0
+    run = bishare("verify", root / "a", root / "d", "--model", base)
+    assert (run.code, [line.split()[1] for line in run.out.splitlines()[2:]]) == (0, 2 * ["fits"])
 
 
 def test_names_of_base_layers_are_of_the_base_unless_they_are_factors(base, copy, tmp_path):
