@@ -52,7 +52,8 @@ def test_a_library_and_a_lora_of_peft_are_drawn_and_planned(bishare, here, check
     tensors = draw(plan, 0)
     save_library(here / "lib", plan, {"acme": tensors, "globex": tensors}, text, seed=0)
     assert bishare("compile", "lora", "--model", checkpoint, "--out", "one").code == 0
-    assert bishare("convert", "one", "--out", "lora").code == 0
+    words = ("convert", "one", "--model", checkpoint, "--out", "lora")
+    assert bishare(*words).code == 0
     for name in ("lib#acme", "lora"):
         run = bishare("show", name, "--out", "a.svg")
         assert (run.code, run.out) == (0, "a.svg\n"), run.err
