@@ -18,6 +18,7 @@ MARGIN = 2.0
 """Points that "not worse" may be behind."""
 LABELS = {
     "auto": "**auto**",
+    "shipped": "auto as shipped: the record counts in full",
     "left_out": "members, sharpness by leaving out",
     "zero": "a core trained from zero",
     "mixture": "members, sharpness 1",
@@ -39,17 +40,20 @@ LABELS = {
     "in_context": "examples in context",
     "base": "no adapter",
     "auto4": "auto, r=4",
+    "shipped4": "auto as shipped, r=4",
     "left_out4": "members by leaving out, r=4",
     "zero4": "a core r=4 trained from zero",
     "library_joint": "library_joint",
     "grown": "a core from zero, A and B trained on with the new tasks",
 }
+COUNTED = ("auto", "shipped", "left_out", "zero", "joint", "joint_continued", "lora", "lora1")
 OWN = {"joint": 0, "peft_mean": 110_592, "peft_mixture": 110_592, "lorahub": 640}
 
 
 def lines(found: Sequence[Row]) -> Iterator[str]:
     """Yield the tables as Markdown."""
     judged = {(r["family"], r["method"], r["n"], r["T"]): r for r in found if r["part"] == "judged"}
+    judged |= dict(_shipped(judged))
     families = [family for family in (*AGREE, *APART) if (family, "auto", 8, 16) in judged]
     for n in (8, 2, 4, 16, 64):
         yield from _primary(judged, n)
@@ -58,6 +62,43 @@ def lines(found: Sequence[Row]) -> Iterator[str]:
     yield from _counts(judged, families)
     yield from _sizes(judged, families)
     yield from _left(found)
+    yield from _ranks(judged)
+
+
+def _ranks(judged: Mapping[Any, Row]) -> Iterator[str]:
+    """Cores of rank 4 compared with rank 8, with the n-th new tasks of all families averaged."""
+    known = [f for f in AGREE if all(_at(judged, f, m, 8) is not None for m in ("auto4", "auto"))]
+    yield "### Cores of rank 4 minus rank 8, 8 examples, 16 library tasks"
+    yield ""
+    yield "| families | | r=4 | r=8 | difference | 95% |"
+    yield "|---|---|---:|---:|---:|---|"
+    for some in (*([family] for family in known), known) if known else ():
+        for method in ("auto", "shipped", "left_out", "zero"):
+            four, eight = (
+                np.mean([_at(judged, f, f"{method}{rank}", 8) for f in some], 0)
+                for rank in ("4", "")
+            )
+            gaps = four - eight
+            yield (
+                f"| {', '.join(some)} | {LABELS[method]} | {four.mean():.1f} | {eight.mean():.1f} | "
+                f"{gaps.mean():+.1f} | {_shown(*interval(gaps))} |"
+            )
+    yield ""
+
+
+def _shipped(judged: Mapping[Any, Row]) -> Iterator[tuple[Any, Row]]:
+    """Yield what `auto` gives if the library's record counts in full, from the rows of its parts."""
+    for (family, method, n, tasks), auto in judged.items():
+        if not method.startswith("auto"):
+            continue
+        rank = method[4:]
+        parts = [
+            judged[family, f"{part}{rank}", n, tasks]["right"] for part in ("left_out", "zero")
+        ]
+        ours, theirs = map(np.array, auto["folds"])
+        wins = 8 * np.array(auto["ahead"])[:, None] + ours - theirs > 0
+        right = np.where(wins, *map(np.array, parts)).tolist()
+        yield (family, f"shipped{rank}", n, tasks), {**auto, "right": right, "wins": wins}
 
 
 def _at(judged: Mapping[Any, Row], family: str, method: str, n: int, tasks: int = 16) -> Any:
@@ -143,7 +184,7 @@ def _counts(judged: Mapping[Any, Row], families: Sequence[str]) -> Iterator[str]
     yield f"| family | | {' | '.join(map(str, counts))} |"
     yield f"|---|---|{'---:|' * len(counts)}"
     for family in families:
-        for method in ("auto", "left_out", "zero", "joint", "joint_continued", "lora", "lora1"):
+        for method in COUNTED:
             rows = [_at(judged, family, method, n) for n in counts]
             shown = ["" if row is None else f"{row.mean():.1f}" for row in rows]
             yield f"| {family} | {LABELS[method]} | {' | '.join(shown)} |"
