@@ -169,8 +169,9 @@ def silence_libraries() -> None:
     """
     import logging
 
-    # It logs when transformers is imported.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # One logs when transformers is imported, the other of a model card without metadata.
+    for name in ("bitsandbytes", "huggingface_hub.repocard"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
