@@ -141,11 +141,12 @@ def _corrections(place: Place) -> Iterator[_Correction]:
         sign, first = f"{before}{token}", place.line.rindex(before, 0, at)
         yield "joined", first, end, sign, f"write `{sign}` without a space"
     elif re.fullmatch(r"[^\w\s\"]+", token) and token.isascii():
-        operator = re.search(r"[*/+%<>.^&|~!-]", place.line[max(at - 1, 0) : end + 1])
-        needless = [""] * (operator is None)  # An operator means something.
+        operator = re.search(r"[*/+%<>.^&|~!$@-]", place.line[max(at - 1, 0) : end + 1])
+        # An operator means something, and so does a bracket alone in its line.
+        needless = [""] * (operator is None and place.line.strip() != token)
         for sign in ("==" if token == "=" else "=", *needless, *",;:)}({".replace(token, "")):
             help = f"write `{sign}` instead of `{token}`" if sign else f"leave `{token}` out"
-            yield f"sign {token.strip('(){}')} {sign}", at, end, sign, help
+            yield f"sign {token} {sign}", at, end, sign, help
     if beside and place.token.type in ("NAME", "STRING", "INT", "KIND", "PARENT", "PATH"):
         gap = len(place.line[:at].rstrip())
         yield "comma", gap, end, f", {token}", "put a comma between the parts of a list"

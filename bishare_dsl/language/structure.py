@@ -10,7 +10,7 @@ from typing import cast
 
 from lark import Token, Tree
 
-from bishare_dsl.diagnostics import Edit, Problem, Source, Span, advise
+from bishare_dsl.diagnostics import Edit, Problem, Remedy, Source, Span, advise
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import Problems, parse
@@ -257,16 +257,16 @@ def check_order(
             meant = declared.get(name)
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
-                help_line = f"move the `{word}` up, or give it another name than a module's"
-                if meant is statement:
-                    help_line = f"`{name}` cannot be made of itself: leave it out here"
+                help_line = (
+                    f"a `{word}` stands above what reads it; a `let` hides a module of its name"
+                )
                 if statement.replaces and statement.keyword == "let":
                     help_line = "what replaces a `let` stands where that stood"
-                edits = (
-                    _moved(syntax, meant, statement) if syntax and meant is not statement else ()
-                )
+                remedies = []
+                if syntax and meant is not statement:
+                    remedies = [Remedy(f"move the `{word}` up", _moved(syntax, meant, statement))]
                 yield codes.USED_BEFORE(
-                    span=span, name=name, keyword=word, help=help_line, edits=edits
+                    span=span, name=name, keyword=word, help=help_line, remedies=(*remedies,)
                 )
 
 

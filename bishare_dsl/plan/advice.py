@@ -50,8 +50,7 @@ class Reading:
 
     def worth(self, before: Reading) -> tuple[int, Sharing]:
         """Rank texts that mend the same problem: the most of its words, then the most sharing."""
-        shared = Sharing(0) if self.plan is None else sharing(self.plan)
-        return min(self.words, before.words), shared
+        return min(self.words, before.words), sharing(self.plan) if self.plan else Sharing(0)
 
     def lines(self, problem: Problem) -> range:
         """Return the lines of a problem; none without a place in this text."""
@@ -128,13 +127,14 @@ class Adviser:
         span = problem.span or (self.where.locate(problem.loc) if problem.loc else None)
         if span is None or self.where.source_of(span) is not self.where.source:
             return ()
-        start = self.where.source.start
-        old = self.where.source.text[span.start - start : span.end - start]
+        start, text = self.where.source.start, self.where.source.text
+        old = text[span.start - start : span.end - start]
         bare = old.strip('"')
         if meant is None and old == bare:
             return ()
         help = problem.help if meant and problem.help else f"write `{bare}` without quotes"
         new = meant[1] if meant else bare
+        new = new.removeprefix("per " * text[: span.start - start].endswith("per "))
         new = f'"{new}"' if meant and old != bare and not new.startswith('"') else new
         return (Remedy(help, (Edit(span, new),)),)
 

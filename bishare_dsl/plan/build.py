@@ -221,8 +221,7 @@ def _nothing_left(selection: Selection, sites: Sites) -> str:
         if isinstance(part, Compare):
             with suppress(EvaluationError):
                 found = [sites.scopes[s.path].number(part.left) for s in sites.of(sites.target)]
-                lowest, highest = min(found), max(found)
-                return f"`{expression_text(part.left)}` is from {lowest:g} to {highest:g}"
+                return f"`{expression_text(part.left)}` is from {min(found):g} to {max(found):g}"
     return "no module fits this condition"
 
 

@@ -101,8 +101,7 @@ def _selected(
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
     if not chosen:
         model, help = sites.architecture.name, "`except` takes away all that stands before it"
-        what = "`train`"
-        problems.append(codes.COVERS_NOTHING(what=what, model=model, loc=(TRAIN,), help=help))
+        problems.append(codes.COVERS_NOTHING(what="`train`", model=model, loc=(TRAIN,), help=help))
     words = sites.words_of(selection)
     for other in chosen:
         kinds = {path: _module(path).rpartition(".")[2] for path in other.paths}

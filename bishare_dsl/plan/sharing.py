@@ -23,11 +23,11 @@ class Sharing(NamedTuple):
 
 def sharing(plan: Plan) -> Sharing:
     """Measure what the modules of a plan share."""
-    all_of = {(pool.share, path) for pool in plan.pools for path in pool.members}
-    shared = [pool for pool in plan.pools if len(pool.members) > 1]
-    members = {(pool.share, path) for pool in shared for path in pool.members}
-    uses = sum(len(pool.members) for pool in plan.pools)
-    return Sharing(len(members) / max(len(all_of), 1), uses / max(len(plan.pools), 1))
+    count = len({(pool.share, path) for pool in plan.pools for path in pool.members}) or 1
+    pools = [pool for pool in plan.pools if len(pool.members) > 1]
+    members = {(pool.share, path) for pool in pools for path in pool.members}
+    users = sum(len(pool.members) for pool in plan.pools) / max(len(plan.pools), 1)
+    return Sharing(len(members) / count, users)
 
 
 def keeps(plan: Plan, spec: m.Spec, before: Plan | None, wanted: Sharing) -> bool:
@@ -64,12 +64,11 @@ def asked(spec: m.Spec, architecture: Architecture) -> Sharing:
     """Measure what the keys of a spec ask to share, whether or not widths fit."""
     members: set[tuple[str, int]] = set()
     count = 0
-    with suppress(EvaluationError):
+    with suppress(EvaluationError, KeyError):
         sites = Sites(spec, architecture)
         target = sites.site_sets.select(spec.target) if spec.target else frozenset()
         for share in spec.shares:
-            where = share.where
-            covered = target if where is None else sites.site_sets.select(where, (), target)
+            covered = sites.site_sets.select(share.where, (), target) if share.where else target
             count += len(covered)
             for role in {"A", "B"} | {*share.keys}:
                 values = {i: _value(sites, i, share.key(role)) for i in covered}
@@ -80,6 +79,9 @@ def asked(spec: m.Spec, architecture: Architecture) -> Sharing:
 
 def _value(sites: Sites, index: int, key: tuple[m.Expression, ...]) -> tuple[Value, ...]:
     scope = sites.site_sets.scopes[index]
+    names = {part.ref for part in key if isinstance(part, m.Ref)}
+    if not names <= {*scope.values, *scope.lets, *sites.kinds}:
+        raise KeyError(names)  # An unknown key asks for nothing.
     return tuple(
         scope.holds(part)
         if isinstance(part, m.Ref) and part.ref not in scope.values

@@ -37,19 +37,20 @@ def lists(spec: m.Spec) -> Iterator[Problem]:
 def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:
     """Find layers that are compared with fractions, counted instead of compared, or in two ranges."""
     ends: dict[int, str] = {}
+    selecting = {name for share in spec.shares for name, _ in names_read(share.where, ())}
     for mention in mentions:
         part, loc = mention.part, mention.loc
         if isinstance(part, m.Compare):
             sides = (("right", part.left, part.right), ("left", part.right, part.left))
+            selects = loc[0] != "lets" or spec.lets[int(loc[1])].name in selecting
             for name, side, other in sides:
+                at: Loc = (*loc, name)
                 if side == _LAYER and isinstance(other, float) and 0 < other < 1:
-                    remedy = Remedy(
-                        f"write `{other} * layers`", (Rewrite((*loc, name), "{} * layers"),)
-                    )
+                    remedy = Remedy(f"write `{other} * layers`", (Rewrite(at, "{} * layers"),))
                     why = "a layer is a whole number, counted from 0"
-                    yield codes.NO_VALUE(why=why, loc=(*loc, name), remedies=(remedy,))
-                elif other == _COUNT and {"include", "exclude"} & {*loc} and loc[0] != "lets":
-                    yield codes.COUNTS_LAYERS(loc=(*loc, name))
+                    yield codes.NO_VALUE(why=why, loc=at, remedies=(remedy,))
+                elif other == _COUNT and {"include", "exclude"} & {*loc} and selects:
+                    yield codes.COUNTS_LAYERS(loc=at)
         elif isinstance(part, m.Range) and mention.compared_with == _LAYER and "where" in loc:
             share = spec.shares[int(loc[1])].name
             first, last = part.first, part.last

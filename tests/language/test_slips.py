@@ -89,6 +89,18 @@ EXAMPLES = [
     (f"{HEAD}share a per m\xf3dule rank 4", f"{HEAD}{SHARE}"),
     (f"{HEAD}{SHARE} alpha 2r", f"{HEAD}{SHARE} alpha 2 * rank"),
     (f"{HEAD}{SHARE} where (q_proj or v_proj", f"{HEAD}{SHARE} where (q_proj or v_proj)"),
+    (f"{HEAD}{SHARE} where layer < = 3", f"{HEAD}{SHARE} where layer <= 3"),
+    (f"{HEAD}{SHARE} where layer in 0..=15", f"{HEAD}{SHARE} where layer in 0..15"),
+    (f"{HEAD}share a where kind is q_proj per layer // 4 rank 4", f"{HEAD}share a where kind == q_proj per layer // 4 rank 4"),
+    (f"{HEAD}share a per layer ÷ 4 rank 4", f"{HEAD}share a per layer // 4 rank 4"),
+    ("spec s\nparam r ?= 4\ntarget q_proj\nshare a per module rank r", "spec s\nparam r = 4\ntarget q_proj\nshare a per module rank r"),
+    # What can be read and has no meaning.
+    (f"{HEAD}share a per-module rank 4", f"{HEAD}{SHARE}"),
+    (f"{HEAD}share a per all rank 4", f"{HEAD}share a per model rank 4"),
+    (f"spec s\ntarget\n  - q_proj\n  - v_proj\n{SHARE}", f"spec s\ntarget\nq_proj, v_proj\n{SHARE}"),
+    (f"spec s\ntarget query, wv\n{SHARE}", f"spec s\ntarget q_proj, v_proj\n{SHARE}"),
+    (f"spec s\ntarget c_attn, c_proj\n{SHARE}", f"spec s\ntarget q_proj, k_proj, v_proj, o_proj, down_proj\n{SHARE}"),
+    ("spec s\ntarget q_proj, up_proj, down_proj\nshare a A per model B per kind rank 4 gain out init 1", "spec s\ntarget q_proj, up_proj, down_proj\nshare a A per model B per kind rank 4 via SS gain out init 1"),
 ]  # fmt: skip
 
 
@@ -137,6 +149,11 @@ def test_each_row_has_an_example_in_which_it_is_the_advice():
         f"{HEAD}remove share intra\n{SHARE}",
         f"{HEAD}defaults:\n  - lora\n{SHARE}",
         f"{HEAD}{SHARE} !important",
+        f"{HEAD}{SHARE} scale alpha / √rank",
+        f"{HEAD}let late(n) = layer >= n\n{SHARE}",
+        f"{HEAD}if layer < 16 {{\n{SHARE}\n}}",
+        f"{HEAD}share a per model for A, per kind for B rank 4",
+        "MODEL := s\nspec $(MODEL)",
         'spec s\nuse "lora"\nrank 4',
     ],
 )

@@ -155,6 +155,7 @@ WARNINGS = [
     (f"{TARGET}share a per module rank 4 where layer in 0..16\nshare b per module rank 2 where layer in 16..31", "BS228", "16..31", "both ends"),
     (f"{TARGET}share a per module rank 4\nshare b per module rank 12", "BS229", "b", "sum of their ranks"),
     (f"{TARGET}share a per module rank 4 where layers > 8", "BS231", "layers", "`layer`"),
+    (f"let late = layers > 8\n{TARGET}share a per module rank 4 where late", "BS231", "layers", "`layer`"),
     ("target q_proj\nshare s per model rank 64 via KE(shared_rank = 1)", "BS311", "64", None),
     ("target q_proj\nshare s per model rank 5000 via SS", "BS311", "5000", None),
     ("target q_proj\nshare s per model rank 4 via GT", "BS350", "GT", None),
