@@ -80,9 +80,12 @@ def make_plan(
         BishareError: the spec is wrong or does not fit, or the model cannot be found. The error lists every
             problem with its position.
         FileNotFoundError: the spec does not exist.
+        TypeError: the spec is a model.
     """
     from bishare_dsl.language.read import warn_of_outdented
 
+    if not isinstance(spec, (Spec, str, os.PathLike)):
+        raise TypeError("the spec is the first argument, and the model the second one")
     architecture = architecture_of(model)
     try:
         spec, read_where = read_spec(spec)

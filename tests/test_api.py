@@ -223,6 +223,8 @@ def test_arguments_in_the_wrong_order_or_of_another_kind_are_named(tmp_path: Pat
     model = tiny_model("llama")
     with pytest.raises(TypeError, match=r"second argument: `compile_spec\(spec, model\)`"):
         compile_spec(model, "lora")
+    with pytest.raises(TypeError, match="the model the second one"):
+        plan_spec(model, "lora")
     with pytest.raises(TypeError, match=r"second argument: `load_adapter\(folder, model\)`"):
         load_adapter(model, tmp_path)
     with pytest.raises(TypeError, match=r"in memory, and 'llama-7b' is none.*from_pretrained"):

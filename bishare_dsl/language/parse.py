@@ -273,7 +273,7 @@ class _Parser:
         token, kind = self.tokens[position], self.tokens[position].type
         if kind in ("NAME", "STRING"):
             keyed = "RANK" in self.starters and self.tokens[position + 1].type == "PER"
-            keyed = keyed and {token, self.tokens[position - 1]}.isdisjoint(english())
+            keyed = keyed and token not in english() and self.tokens[position - 1] != "is"
             if "PLAIN" in self.starters and token == "plain":
                 token.type = "PLAIN"
             return keyed or token.type == "PLAIN"

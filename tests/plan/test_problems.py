@@ -195,6 +195,8 @@ def test_problem(text, code, underlined, help):
 RIGHT = [
     # What the only share leaves out of a kind is what its condition is for.
     "target attention_inputs\nshare ends where layer < layers // 4 per module rank 4",
+    # A role with a key may follow a name that is a word of English.
+    "let all = q_proj, v_proj\ntarget all\nshare a where all core per model A per model B per model rank 4 via Core",
 ]
 
 
