@@ -217,5 +217,5 @@ def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
 
 
 def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command(asked(folder, "single")), "--fsdp"]) == 1
+    assert main([*command(asked(folder, "single")), "--fsdp"]) == 2
     assert "[BS732]" in capsys.readouterr().err
