@@ -24,9 +24,7 @@ from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.sharing import stacks_of
-from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.models import site
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.test_files import CONFIG, TEXT, config_of, refused, saved
 from tests.support.checks import randomize
@@ -194,31 +192,3 @@ def test_a_magnitude_is_stated_and_read(plain: bool, tmp_path: Path) -> None:
     assert "magnitude" in sharing["needs"]
     assert {"plain": plain} in [term["options"] for term in sharing["terms"]]
     assert not any("rank" in module for module in sharing["modules"])
-
-
-def test_what_is_too_large_to_generate_is_not_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = read_adapter(HERE / "random_basis")
-    most = sum(drawn.plan.tensor[name].size for name in drawn.config.ways("seed"))
-    assert most > 0
-    for limit, shown in ((most, True), (most - 1, False)):
-        monkeypatch.setattr(site, "_ALWAYS_FITS", limit)
-        assert main(["inspect", str(HERE / "random_basis")]) == 0
-        said = capsys.readouterr().out
-        assert (f"not stored have {most:,} numbers, more than" in said) != shown
-        assert ("norms of updates, by layer" in said) == shown
-
-
-def test_factors_that_are_too_large_to_expand_are_not_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Small kernels and one shared factor may stand for modules of any claimed width."""
-    plan = read_adapter(HERE / "kronecker").plan
-    most = max(plan.rows(s.path) * (s.d_in + s.d_out) for s in plan.sites)
-    for limit, shown in ((most, True), (most - 1, False)):
-        monkeypatch.setattr(site, "_ALWAYS_FITS", limit)
-        assert main(["inspect", str(HERE / "kronecker")]) == 0
-        said = capsys.readouterr().out
-        assert (f"factors of a module have {most:,} numbers, more than" in said) != shown
-        assert ("norms of updates, by layer" in said) == shown

@@ -49,7 +49,7 @@ def made(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, name in enumerate(NAMES):
             spec = "spec g\ntarget q_proj, down_proj\nshare a per module rank 2\n"
             write_trained(base, folder / name, spec, seed)
-        words = ("--spec", "family.share", "--sweeps", "3", "--out", "library", "--json", "--quiet")
+        words = ("--spec", "family.share", "--out", "library", "--json", "--quiet")
         assert main(["fit", *NAMES, *words]) == 0
     (folder / "report.json").write_text(printed.getvalue())
     return folder

@@ -107,7 +107,7 @@ def library(tmp_path, base):
             torch.nn.init.normal_(parameter, std=0.1)
         model.bishare.save_pretrained(tmp_path / name)
     words = ["fit", tmp_path / "law", tmp_path / "code", "--model", base, "--quiet"]
-    words += ["--spec", tmp_path / "family.share", "--out", tmp_path / "library", "--sweeps", "1"]
+    words += ["--spec", tmp_path / "family.share", "--out", tmp_path / "library"]
     assert main([*map(str, words)]) == 0
     return tmp_path / "library"
 
