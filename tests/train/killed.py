@@ -1,4 +1,4 @@
-"""Trains in children that are killed while they save, until a run is through: `test_kill` starts this.
+"""Trains in children that are killed while they save, until runs are through: `test_kill` starts this.
 
 Each child goes on from the last checkpoint, and is killed by SIGKILL at a random one of the calls that open a file
 to write it, or remove one: before it, or right behind it. The imports are made once, before the first fork.
@@ -62,11 +62,8 @@ def child(action) -> int:
     return 0
 
 
-def main(files: Path, seed: int) -> None:
-    warnings.simplefilter("ignore")
-    draw = random.Random(seed)
-    whole, parts = files / "whole", files / "parts"
-    assert child(lambda: run(files, whole)) == 0
+def killed_again_and_again(files: Path, parts: Path, draw: random.Random) -> int:
+    """Train until a child ends by itself: how many were killed before it."""
     kills = reached = 0
     while True:
         try:
@@ -84,10 +81,22 @@ def main(files: Path, seed: int) -> None:
             run(files, parts, **more)
 
         if child(killed) == 0:
-            break
+            return kills
         kills += 1
+
+
+def main(files: Path, seed: int, enough: int) -> None:
+    warnings.simplefilter("ignore")
+    draw = random.Random(seed)
+    whole = files / "whole"
+    assert child(lambda: run(files, whole)) == 0
     name = "adapter_model.safetensors"
-    assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    kills = runs_through = 0
+    while kills < enough:
+        parts = files / f"parts{runs_through}"
+        kills += killed_again_and_again(files, parts, draw)
+        runs_through += 1
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
     sys.stdout.write(f"kills {kills}\n")
 
 
@@ -95,4 +104,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # No search for garbage among what was imported.
     gc.freeze()
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
