@@ -6,7 +6,7 @@ Warnings are returned to the caller: `api` emits them, and commands and training
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,6 +86,8 @@ def make_plan(
 
     if not isinstance(spec, (Spec, str, os.PathLike)):
         raise TypeError("the spec is the first argument, and the model the second one")
+    if not isinstance(params, Mapping | None):
+        raise TypeError(f"`params` is a dictionary such as `{{'r': 8}}`, and this is {params!r}")
     architecture = architecture_of(model)
     try:
         spec, read_where = read_spec(spec)
@@ -129,6 +131,8 @@ def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = Fal
     """
     from bishare_dsl.language import read
 
+    if isinstance(text, os.PathLike) or f"{text!r}".endswith((".share'", '.share"')):
+        raise TypeError(f"give a text, such as `parse_spec(Path({os.fspath(text)!r}).read_text())`")
     try:
         return read(text, name, allow_use=allow_use)[0]
     except BishareError as error:

@@ -17,6 +17,7 @@ from bishare_dsl.api import BishareWarning
 from bishare_dsl.diagnostics import BishareError, SpecError
 from bishare_dsl.language import spec_text
 from bishare_dsl.models import inspect_model, preset
+from bishare_dsl.peft import BishareConfig
 from tests.support.families import tiny_model
 
 TEXT = """\
@@ -237,6 +238,51 @@ def test_arguments_in_the_wrong_order_or_of_another_kind_are_named(tmp_path: Pat
     with pytest.raises(TypeError, match=r"get_peft_model\(model, BishareConfig\(spec='lora'\)\)"):
         peft.get_peft_model(model, "lora")
     assert not hasattr(model, "bishare")
+
+
+ADAPTED = r"BS401.*= help: take it out first: `model = model.unload\(\)`"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda model: handle(model), "BS627.*no adapter.*adapt the model first, by `compile_spec"),
+        (
+            lambda model: compile_spec("lora", model, 8),
+            "`params` is a dictionary such as .*this is 8",
+        ),
+        (
+            lambda model: parse_spec("mine.share"),
+            r"`parse_spec\(Path\('mine.share'\).read_text\(\)\)`",
+        ),
+        (lambda model: parse_spec(Path("mine.share")), r"Path\('mine.share'\).read_text"),
+        (lambda model: load_adapter("mine.share", model), "BS601.*`compile_spec` take a spec"),
+        (lambda model: BishareConfig("lora", params="r=8"), "name the spec"),
+        (
+            lambda model: BishareConfig(spec="lora", params="r=8"),
+            "`BishareConfig`.*`params` takes dict",
+        ),
+        (lambda model: BishareConfig(spec="lora", seed="0"), "`seed` takes int, not '0'"),
+        (lambda model: compile_spec("lora", a_lora(model)), ADAPTED),
+        (lambda model: peft.get_peft_model(a_lora(model), BishareConfig(spec="lora")), ADAPTED),
+        (lambda model: compile_spec("lora", model).bishare.merge("merged"), "merge_and_unload"),
+    ],
+)
+def test_a_wrong_call_names_the_mistake_and_what_to_write(call: Any, says: str) -> None:
+    with pytest.raises((BishareError, TypeError), match=f"(?s){says}"):
+        call(tiny_model("llama"))
+
+
+def a_lora(model: Any) -> Any:
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+
+
+def test_an_adapter_beside_another_is_possible_as_its_refusal_says() -> None:
+    model = peft.get_peft_model(tiny_model("llama"), BishareConfig(spec="lora"))
+    with pytest.raises(BishareError, match=f"(?s){ADAPTED}"):
+        peft.get_peft_model(model, BishareConfig(spec="vera"))
+    again = peft.get_peft_model(model.unload(), BishareConfig(spec="vera"))
+    assert again.base_model.model.bishare.plan.spec == "vera"
 
 
 def test_the_handle_has_a_type_and_a_refusal() -> None:

@@ -520,6 +520,8 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 see `bishare_dsl.adapter.merge`; the model is not changed.
             ValueError: values are not finite and ``safe_merge`` is set; caused by BS628.
         """
+        if not isinstance(safe_merge, bool):
+            raise TypeError("it writes no file: `merge_and_unload().save_pretrained(folder)` does")
         with self._switching("merge", enabled=True):
             merged, active = self.merged_adapters, self.active
             more = self._mine(check_adapters_to_merge(self, adapter_names))

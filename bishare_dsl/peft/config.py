@@ -113,9 +113,10 @@ class BishareConfig(PeftConfig):
         if self.target_modules is not None:
             raise AdapterError(codes.SPEC_TARGETS())
         for name, kinds in _KINDS.items():
-            if not isinstance(getattr(self, name), kinds):
-                reason = f"`{name}` cannot be {getattr(self, name)!r}"
-                raise AdapterError(codes.BROKEN_CONFIG(path=CONFIG, reason=reason))
+            if not isinstance(value := getattr(self, name), kinds):
+                path = CONFIG if self.bishare else "BishareConfig"
+                reason = f"`{name}` takes {kinds[0].__name__}, not {value!r}"
+                raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
         # For a loaded adapter: whether its tensors still have to be compared with the record.
         self._unchecked = self.bishare is not None
         self.task_adds_heads = False
@@ -129,11 +130,9 @@ class BishareConfig(PeftConfig):
                 if meant := nearest(name, shipped_specs(), few=0):
                     reason = f"no spec of that name ships: {meant}"
                 raise FileNotFoundError(2, reason, name)
-            spec, self._where = read_spec(self.spec)
-            spec = spec.with_params(self.params)
-            self.spec = own_text(spec, self._where, changed=bool(self.params))
-            if self.params:
-                self._where = None  # It refers to the replaced text.
+            spec, where = read_spec(self.spec)
+            self.spec = own_text(spec.with_params(self.params), where, changed=bool(self.params))
+            self._where = None if self.params else where  # It refers to the text before.
 
     def own(self) -> BishareConfig:
         """Return a copy that changes with the adapter in a model; the user's config stays unchanged."""

@@ -79,7 +79,7 @@ def install(
         BishareError: the model cannot take another adapter; nothing was changed.
         TypeError: the seed is not an integer.
     """
-    if name is None and in_model(model) is not None:
+    if name is None and (isinstance(model, PeftModel) or in_model(model) is not None):
         raise ModelError(ADAPTED_ALREADY())
     if name is not None and name in getattr(in_model(model), "adapters", ()):
         raise AdapterError(codes.NAME_IN_USE(name=name))

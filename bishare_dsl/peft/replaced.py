@@ -29,8 +29,9 @@ from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY
 from bishare_dsl.models.site import TENSORS
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.peft.doors import (
@@ -131,10 +132,10 @@ def _changing(theirs: _Function) -> _Function:
     @functools.wraps(theirs)
     def change(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if theirs.__name__ == "get_peft_model" and args and isinstance(args[0], str):
-            raise TypeError(
-                f"give a config: `get_peft_model(model, BishareConfig(spec={args[0]!r}))`"
-            )
+            raise TypeError(f"write `get_peft_model(model, BishareConfig(spec={args[0]!r}))`")
         ours = any(isinstance(value, BishareConfig) for value in (*args, *kwargs.values()))
+        if ours and theirs.__name__ == "get_peft_model" and isinstance(model, PeftModel):
+            raise ModelError(ADAPTED_ALREADY())
         act = partial(theirs, model, *args, **kwargs)
         return run_whole(model, act) if ours or in_model(model) is not None else act()
 

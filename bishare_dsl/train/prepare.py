@@ -82,7 +82,7 @@ class Prepared:
 
 
 def prepare(
-    request: Request, reporter: Reporter, tokenizer: PreTrainedTokenizerBase | None
+    request: Request, reporter: Reporter, tokenizer: PreTrainedTokenizerBase | str | None
 ) -> Prepared:
     """Check all that needs no weights.
 
@@ -110,10 +110,9 @@ def prepare(
     library = read_library(request, trainable.plan)
     if tokenizer is None and isinstance(base, Source):
         tokenizer = load_tokenizer(base)
-    if tokenizer is None:
-        raise TrainError(
-            NO_TOKENIZER(model="the model" if base is request.model else request.model)
-        )
+    if tokenizer is None or isinstance(tokenizer, str):
+        name = "the model" if base is request.model else request.model
+        raise TrainError(NO_TOKENIZER(model=name))
     tasks = read_tasks(request, args, tokenizer, reporter)
     content = trainable.plan.digest + ("" if library is None else library.config.tensors)
     digests = [report.digest for task in tasks for report in task.data.values()]

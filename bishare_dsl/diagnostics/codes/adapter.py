@@ -59,7 +59,7 @@ NOT_DENSE = Code("BS623", "`{path}` ({found}) offers no way to dequantise it")
 NO_WEIGHT = Code("BS624", "the weight of `{path}` is not here: {reason}")
 SHARED_WEIGHT = Code("BS625", "the weight of `{path}` is also that of `{other}`")
 DISABLED = Code("BS626", "cannot {action} while the adapter is disabled")
-UNLOADED = Code("BS627", "the adapter was taken out of its model")
+UNLOADED = Code("BS627", "the model has no adapter of bishare, or it was taken out")
 NOT_FINITE = Code("BS628", "{action} gives values in `{path}` that are not finite")
 NOT_KEPT = Code("BS629", "cannot {action}: the base's weights were not kept")
 
