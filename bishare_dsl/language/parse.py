@@ -349,11 +349,10 @@ class _Parser:
         allowed = self.allowed()
         if self.is_name(position, allowed):
             why = f'in quotes it is a name: `"{token}"`'
-            quoted = Remedy(why, (Edit(span, f'"{token}"'),))
+            quoted = [Remedy(why, (Edit(span, f'"{token}"'),))] * (token not in ("A", "B"))
             others = self.remedies(position, allowed)
-            self.report(
-                token, codes.KEYWORD_AS_NAME(span=span, word=token, remedies=(quoted, *others))
-            )
+            problem = codes.KEYWORD_AS_NAME(span=span, word=token, remedies=(*quoted, *others))
+            self.report(token, problem)
             token.type = "NAME"
             return position
         before = self.tokens[position - 1] if position else None

@@ -25,6 +25,7 @@ _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
     **dict.fromkeys(("A per", "B per"), "`A` and `B` have a key each, or one `per` is for both"),
     "rank": "`rank` and a number",
+    "replace": "`replace share` gives a whole share; `replace param` and a name set one value",
 }
 
 
@@ -194,7 +195,8 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     for word in [*keys, *(["rank"] if share.keyword == "share" else [])] if whole else ():
         if word not in words:
             named = what.removeprefix("of ") if share.keyword == "share" else f"`{share.keyword}`"
-            yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, help=_ADVICE[word])
+            help = _ADVICE["replace" if share.replaces else word]
+            yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, help=help)
 
 
 def _word(clause: Statement) -> str:
@@ -213,9 +215,7 @@ def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
         name, arguments = first_token(tree), cast(Words, tree.children[1])
         if name not in FUNCTIONS:
             why, help_line = "is not a function", advise("function", name, FUNCTIONS, few=0)
-            help_line = (
-                help_line or f"functions are {', '.join(FUNCTIONS)}; nothing else takes brackets"
-            )
+            help_line = help_line or f"functions are {', '.join(FUNCTIONS)}"
             yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
         elif problem := arity_problem(name, len(arguments.children)):
             yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
@@ -257,13 +257,14 @@ def check_order(
             meant = declared.get(name)
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
-                help_line = (
-                    f"a `{word}` stands above what reads it; a `let` hides a module of its name"
-                )
+                help_line = f"a `{word}` stands above what reads it, and hides a module of its name"
+                own = name in map(unquoted, names_used(meant))
+                if own:
+                    help_line = f"give the `{word}` a name that it does not read"
                 if statement.replaces and statement.keyword == "let":
                     help_line = "what replaces a `let` stands where that stood"
                 remedies = []
-                if syntax and meant is not statement:
+                if syntax and not own:
                     remedies = [Remedy(f"move the `{word}` up", _moved(syntax, meant, statement))]
                 yield codes.USED_BEFORE(
                     span=span, name=name, keyword=word, help=help_line, remedies=(*remedies,)

@@ -110,7 +110,8 @@ class Adviser:
             if new is None or self.read(new).spec is None:
                 return problem
         tried = [(made, remedy) for remedy in remedies if (made := self._survives(problem, remedy))]
-        fallback = problem.help if problem.remedies else registry()[problem.code].remedy
+        kept = problem.remedies or not (problem.edits or _MEANT.search(problem.help or ""))
+        fallback = problem.help if kept else registry()[problem.code].remedy
         if not tried:
             return replace(problem, help=fallback, edits=(), remedies=())
         reading, best = max(tried, key=lambda one: one[0].worth(self.before))
@@ -173,7 +174,7 @@ class Adviser:
         text = self.where.source.text
         new, before = _written(self.where, text, remedy.edits), self.before
         for _ in range(_MOST_AGAIN):
-            if new is None or self.tried > _MOST_CHARACTERS or _spoils(text, new):
+            if new is None or self.tried > _MOST_CHARACTERS or _spoils(before, new):
                 return None
             self.tried += len(new)
             after = self.read(new)
@@ -237,9 +238,9 @@ def _changed_lines(old: str, new: str) -> range:
     return range(first, first + edit.text.count("\n") + 1)
 
 
-def _spoils(old: str, new: str) -> bool:
-    """Return whether a new text takes a word of English for a name."""
-    lines = {line.strip() for line in old.split("\n")}
+def _spoils(before: Reading, new: str) -> bool:
+    """Return whether a new text takes a word of English, in a text without a meaning, for a name."""
+    lines = {line.strip() for line in before.text.split("\n")}
     changed = [line for line in new.split("\n") if line.strip() not in lines]
     names = {token.lower() for line in changed for token in lex(line) if token.type == "NAME"}
-    return bool(names & english() - {*m.ATTRIBUTES, "none"})
+    return before.spec is None and bool(names & english() - {*m.ATTRIBUTES, "none"})

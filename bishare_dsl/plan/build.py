@@ -44,7 +44,7 @@ from bishare_dsl.spec import (
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
-from bishare_dsl.spec.walk import mentions, parts_of, refs
+from bishare_dsl.spec.walk import mentions, names_read, parts_of, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -191,7 +191,7 @@ def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
             included &= sites.target
         for i, part in enumerate(selection.exclude):
             if included.isdisjoint(sites.site_sets.partition(part)[0]):
-                help = "everything after `except` is left out; name what to adapt before it"
+                help = "`except` is for the whole list, so that everything after it is left out"
                 yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i), help=help)
 
 
@@ -344,7 +344,13 @@ class _SharePlan:
             return target
         loc: Loc = (*self.loc, "where")
         places = self.sites.site_sets
-        if covered := places.select(where, loc, target):
+        covered, help = places.select(where, loc, target), "name them there too"
+        for i, part in enumerate(where.include if covered else ()):
+            if target.isdisjoint(places.partition(part)[0] or target):
+                what, why = "all modules that fit this", f"share `{self.share.name}` means them"
+                at: Loc = (*loc, "include", i)
+                self.spec_settings.add([codes.LEFT_OUT(what=what, why=why, loc=at, help=help)])
+        if covered:
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
         help = _nothing_left(where, self.sites)
@@ -504,14 +510,14 @@ class _SharePlan:
 
     def _finer(self, role: str) -> list[Remedy]:
         """Return remedies that make the widths of a pool fit: a transform, or a finer key."""
-        kinds = {name: transform_kind(name) for name in transform_names() if name != PLAIN}
+        names = {name for part in self.share.key(role) for name, _ in names_read(part, ())}
+        if names & {*self.sites.kinds, *self.sites.parts, "in", "out"}:
+            return []  # What was meant is no matter of widths.
+        at: Loc = (*self.loc, "rank")
+        bare = [name for name in transform_names() if name != PLAIN and self.share.via is None]
+        kinds = {name: transform_kind(name) for name in bare}
         pairs = [name for name, kind in kinds.items() if (*kind.pooled, *kind.owned) == ("A", "B")]
-        vias: list[Remedy] = []
-        if self.share.via is None:
-            at: Loc = (*self.loc, "rank")
-            vias = [
-                Remedy(f"write `via {name}`", (Rewrite(at, f"{{}} via {name}"),)) for name in pairs
-            ]
+        vias = [Remedy(f"write `via {one}`", (Rewrite(at, f"{{}} via {one}"),)) for one in pairs]
         return [*self._with_key(role, ("in", "out", "in, out", "kind", "parent")), *vias]
 
     def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:

@@ -15,7 +15,7 @@ from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
 
-_OTHER_NAME = "give one of the two another name"
+_OTHER_NAME = "leave one of the two out, or give it another name"
 
 
 def check_spec(spec: m.Spec) -> list[Problem]:
@@ -49,20 +49,17 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
         what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
-        raise EvaluationError(
-            codes.BAD_NUMBER(
-                what=what, value=value, why=why, loc=loc, help=_other_rank(rank, value)
-            )
-        )
+        help = _other_rank(rank, value)
+        raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help))
     return int(value)
 
 
 def _other_rank(rank: m.Expression, value: float) -> str | None:
-    """Suggest a rank instead of a negative number or a fraction."""
+    """Suggest a rank instead of an expression that comes to a negative number or a fraction."""
     from bishare_dsl.language.text import expression_text
 
     if isinstance(rank, int | float):
-        return f"write `{abs(value):g}`" if value == int(value) else None
+        return None
     rounded = f"max({expression_text(rank)}, 0)" if value < 0 else f"floor({expression_text(rank)})"
     return f"write `{rounded}`"
 

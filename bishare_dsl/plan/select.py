@@ -233,6 +233,7 @@ class Sites:
 
     def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
         model, sites = self.architecture, self.architecture.sites
+        as_key = as_key or bool({"per", "keys"} & {*loc})
         more = (*m.ATTRIBUTES, "model") if as_key else ()
         place, names = ("key" if as_key else "kind"), [*self.kinds, *self.lets, *self.parts, *more]
         help_line = advise(place, name, names, few=0)
@@ -241,8 +242,9 @@ class Sites:
         if name in self.params:
             value = self.params[name]
             compared = f"kind == {name}" if value in self.kinds else f"{name} == {value}"
+            compared = f"layer >= {name}" if isinstance(value, int) else compared
             help_line = f"`{name}` is a param, which a condition compares: `{compared}`"
-        elif name in m.ATTRIBUTES and {"per", "keys"} & {*loc}:
+        elif name in m.ATTRIBUTES and as_key:
             help_line = "parts of a key have commas between"
         elif name in m.ATTRIBUTES:
             help_line = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
@@ -259,7 +261,7 @@ class Sites:
             help_line = f"in {model.name} this is `{', '.join(here)}`"
         elif help_line is None and as_key:
             help_line = "a key has attributes of a module, such as `layer` and `kind`"
-        help_line = help_line or nearest(name, self.kinds)
+        help_line = help_line or nearest(name, self.kinds, few=0 if "rank" in loc else 12)
         if not sites and not as_key:
             named = {kind for site in model.outside for kind in site.kinds}
             help_line = nearest(name, named, few=0) or self._hint

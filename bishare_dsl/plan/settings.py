@@ -148,17 +148,14 @@ class SpecSettings:
                 scale = number(settings.scale, place("scale"), 1, **names)
         if scale == 0:
             where = place("alpha" if settings.scale is None else "scale")
-            why, help = "the term does nothing", "a share that is to do nothing is left out"
+            why, help = "the term does nothing", "without this clause the default holds"
             problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, help=help))
         dropout = number(settings.dropout, place("dropout"), 0)
         if not 0 <= dropout < 1:
-            why = "it is a probability, 0 or more and below 1"
+            where, why = place("dropout"), "it is a probability, 0 or more and below 1"
             help = f"write `{dropout / 100:g}`" if 1 < dropout < 100 else ""
-            problems.append(
-                codes.BAD_NUMBER(
-                    what="dropout", value=dropout, why=why, loc=place("dropout"), help=help
-                )
-            )
+            wrong = codes.BAD_NUMBER(what="dropout", value=dropout, why=why, loc=where, help=help)
+            problems.append(wrong)
         places: dict[str, Loc] = {
             role: (*(at if role in share.init else ("defaults",)), "init", role)
             for role in settings.init

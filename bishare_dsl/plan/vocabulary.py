@@ -132,13 +132,10 @@ class Vocabulary:
             case "side", m.Ref() if loc[-1] == "right" and self._is_unknown(beside):
                 pass  # What it is compared with is reported.
             case "side", m.Ref(ref=name) if not self._is_known(name):
-                if (
-                    not isinstance(beside, m.Ref)
-                    or not self._is_known(beside.ref)
-                    or beside.ref in _COUNTED
-                ):
+                named = beside.ref if isinstance(beside, m.Ref) else ""
+                if not self._is_known(named) or named in _COUNTED:
                     yield self._no_such_name(name, loc)
-                elif beside.ref in m.ATTRIBUTES:  # A param may have other words as values.
+                elif beside is not None and named in m.ATTRIBUTES:  # A param may have other words.
                     yield from self.item_problems(beside, part, loc)
             case "item", _ if beside is not None:
                 if not isinstance(beside, m.Ref) or self._is_known(beside.ref):

@@ -76,6 +76,8 @@ def conclusion(plan: Plan) -> str:
         for row in shares(plan)
         if {*row.scales} - {1}
     ]
+    rates = {term.dropout for term in plan.terms} - {0}
+    notes += [f"dropout is {rate:g}" for rate in sorted(rates)]
     notes += [f"`{row.path}` is trained in full" for row in trained_in_full(plan)]
     notes += [f"each adapter of a library has {plan.owned} parameters"] * plan.is_library
     told = "".join(f"; {note}" for note in notes)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Set
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec.walk import Mention, names_read
+from bishare_dsl.spec.walk import Mention, names_read, parts_of
 
 _LAYER, _COUNT = m.Ref(ref="layer"), m.Ref(ref="layers")
 
@@ -17,16 +17,15 @@ def lists(spec: m.Spec) -> Iterator[Problem]:
     selections: list[tuple[Loc, m.Selection]] = [(("target",), spec.target)] if spec.target else []
     selections += [(("shares", i, "where"), s.where) for i, s in enumerate(spec.shares) if s.where]
     for loc, selection in selections:
-        others = selection.include[1:]
-        first = selection.include[0] if others else None
-        about = [
-            {name for name, _ in names_read(part, ())} == {"layer"} for part in selection.include
-        ]
-        if isinstance(first, m.Not) and not any(isinstance(p, m.Not) for p in others):
-            why, help = (
-                "`not` holds for what follows it alone",
-                "join by `or`, in brackets, all that `not` is for",
-            )
+        first, *others = selection.include or (None,)
+        about = [{n for n, _ in names_read(part, ())} == {"layer"} for part in selection.include]
+        for parts in (selection.include, *(one.any_of for _, one in parts_of(selection, m.Or))):
+            unlike = [p.left for p in parts if isinstance(p, m.Compare) and p.op == "!="]
+            if any(unlike.count(left) > 1 for left in unlike):
+                help = "write `and` where both must hold"
+                yield codes.COMMA_IS_OR(why="one of them always holds", loc=loc, help=help)
+        if isinstance(first, m.Not) and others and not any(isinstance(p, m.Not) for p in others):
+            why, help = "`not` holds for one part alone", "join by `or`, in brackets, all it is for"
             yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
         elif others and loc[0] == "shares" and any(about) and not all(about):
             why = "the share also takes modules that fit one condition alone"
@@ -50,10 +49,10 @@ def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:
                     why = "a layer is a whole number, counted from 0"
                     yield codes.NO_VALUE(why=why, loc=at, remedies=(remedy,))
                 elif other == _COUNT and {"include", "exclude"} & {*loc} and selects:
-                    yield codes.COUNTS_LAYERS(loc=at)
+                    told = "layers count from 0, and the last is -1" if side == _LAYER else None
+                    yield codes.COUNTS_LAYERS(loc=at, help=told)
         elif isinstance(part, m.Range) and mention.compared_with == _LAYER and "where" in loc:
-            share = spec.shares[int(loc[1])].name
-            first, last = part.first, part.last
+            share, first, last = spec.shares[int(loc[1])].name, part.first, part.last
             before = ends.get(first, share) if isinstance(first, int) else share
             if before != share:
                 yield codes.LAYER_IN_BOTH(layer=first, one=before, other=share, loc=loc)

@@ -94,6 +94,7 @@ EXAMPLES = [
     (f"{HEAD}share a where kind is q_proj per layer // 4 rank 4", f"{HEAD}share a where kind == q_proj per layer // 4 rank 4"),
     (f"{HEAD}share a per layer ÷ 4 rank 4", f"{HEAD}share a per layer // 4 rank 4"),
     ("spec s\nparam r ?= 4\ntarget q_proj\nshare a per module rank r", "spec s\nparam r = 4\ntarget q_proj\nshare a per module rank r"),
+    (f"{HEAD}share a A per kind; B per module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
     # What can be read and has no meaning.
     (f"{HEAD}share a per-module rank 4", f"{HEAD}{SHARE}"),
     (f"{HEAD}share a per all rank 4", f"{HEAD}share a per model rank 4"),
@@ -182,6 +183,26 @@ def test_a_share_is_no_less_shared_after_advice():
 )
 def test_advice_on_a_broken_number_depends_on_its_place(text, said):
     assert said in advised(HEAD + text)[0].help
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("spec s\nuse vera\nreplace share vera\nrank 128\n", "`replace share` gives a whole share"),
+        (f"{HEAD}let q_proj = q_proj\n{SHARE}\n", "a name that it does not read"),
+        (f"{HEAD}{SHARE} init B normal(0, 0.02)\n", "without brackets"),
+    ],
+)
+def test_advice_that_gave_another_spec_is_not_given(text, said):
+    problem = advised(text)[0]
+    assert problem.edits == ()
+    assert said in problem.help
+
+
+def test_a_factor_is_not_quoted_as_the_name_of_a_share():
+    problems = advised(f"{HEAD}share A per kind rank 16\nshare B per module rank 16\n")
+    assert [problem.code for problem in problems] == ["BS111", "BS111"]
+    assert not any('"' in (problem.help or "") for problem in problems)
 
 
 def test_what_a_magnitude_lacks_is_said_of_a_magnitude():

@@ -19,6 +19,7 @@ def plan(text):
         ("scale 16 share a per module rank 8", "this is a LoRA of rank 8; `a` has scale 16"),
         ("share a per module rank 8 alpha 16 scale 1 / alpha", "`a` has scale 0.0625"),
         ("share a per kind rank 8 scale -2", "; `a` has scale -2"),
+        ("dropout 0.95 share a per module rank 8", "; dropout is 0.95"),
         ("train norms except norm share a per module rank 8", "input_layernorm.weight` is trained"),
     ],
 )

@@ -28,7 +28,7 @@ NOT_PLAIN = Code(
     "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
 )
 NAMED = warning("BS226", "share `{share}` covers all: its name selects nothing")
-COMMA_IS_OR = warning("BS227", "a comma means `or` here: {why}")
+COMMA_IS_OR = warning("BS227", "a comma or `or` takes what fits one part: {why}")
 LAYER_IN_BOTH = note("BS228", "layer {layer} is in shares `{one}` and `{other}`")
 SAME_SHARE = warning("BS229", "shares `{one}` and `{other}` act as one share")
 SAME_VALUE = warning("BS230", "this replaces {what} by what it already is")
