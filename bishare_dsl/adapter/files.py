@@ -185,12 +185,14 @@ def add_to_library(
         Warnings, as `save_library`, of the added adapters.
 
     Raises:
-        AdapterError: the library is damaged, or the system refuses (BS616).
+        AdapterError: the library is damaged, ``out`` has other contents (BS615), or the system refuses
+            (BS616).
     """
     check_members(adapters)
     if out is not None:
         check_apart(folder, out)
         with writing(out), lock_name(out), new_folder(out, replace=out.exists()) as new:
+            _check_free_for_library(out)
             with lock_name(folder):
                 _tidy(folder)
                 _copy_others(out, new, *(path.name for path in folder.iterdir()))
@@ -217,7 +219,7 @@ def _tidy(folder: Path) -> None:
     for aside in folder.glob(f".{CONFIG}.*.new"):
         if _is_in_force(folder, aside):
             replace_file(folder / CONFIG, aside.read_bytes())
-    for name in (CONFIG, f"{CONFIG}.*", TENSORS, CARD, f"{MEMBERS}/*.safetensors"):
+    for name in (CONFIG, f".{CONFIG}.*", TENSORS, CARD, f"{MEMBERS}/*.safetensors"):
         for left in folder.glob(str(Path(name).with_name(f".{Path(name).name}.*.new"))):
             discard(left)
 
@@ -282,8 +284,7 @@ def _add_members(
 
     path = place_of(library.folder)[0] / CONFIG
     config, plan = library.config, library.plan
-    common = common_keys(plan, alone=config.alone)
-    shared = library.common
+    common, shared = common_keys(plan, alone=config.alone), library.common
     contents, problems = dict[str, bytes](), list[Problem]()
     how: Any = {"seed": config.seed, "dtype": config.rounded, "format": config.format}
     for name, tensors in adapters.items():

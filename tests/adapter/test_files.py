@@ -169,6 +169,13 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(
     assert not [*folder.glob(".*.new")]
 
 
+def test_a_config_that_a_killed_writer_had_begun_is_removed(folder: Path) -> None:
+    """G39: its name began with two dots, and no later writer found it."""
+    (folder / "..adapter_config.json.01234567.new.89abcdef.new").touch()
+    saved(folder, seed=1)
+    assert not [*folder.glob(".*.new")]
+
+
 def test_a_transform_that_is_not_installed(folder: Path) -> None:
     reseal(folder, TEXT.replace("via SS", "via ZZ"))
     error = refused(folder, "BS619", "`ZZ`", "import what registers it first")

@@ -253,6 +253,16 @@ def test_a_member_is_not_lost_behind_a_later_success(tmp_path: Path) -> None:
     assert at > 8
 
 
+def test_a_library_is_not_copied_over_what_is_none(tmp_path: Path) -> None:
+    """G20: `fit --library LIB --out X` and `train --library` replaced any adapter in X, those of PEFT too."""
+    of_library(tmp_path / "library", 0)
+    WRITERS["adapter"](out := tmp_path / "adapter")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(AdapterError, match="BS615"):
+        add_to_library(tmp_path / "library", {"c": member(0, 7)}, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_a_library_whose_files_are_links_is_copied_as_files(tmp_path: Path) -> None:
     """As in the cache of the Hub, whose blobs may go."""
     snapshot, blobs = tmp_path / "repo" / "snapshots" / "1", tmp_path / "repo" / "blobs"
