@@ -46,10 +46,8 @@ def effective_factors(
         transform = load_transform(term.transform, term.options)
         shapes = {role: plan.tensor[name].shape for role, name in term.tensors.items()}
         check_term(transform, term.rank, width, shapes)
-        values = {
-            role: tensors[name].detach().to(device, torch.float32)
-            for role, name in term.tensors.items()
-        }
+        held = {role: tensors[name].detach() for role, name in term.tensors.items()}
+        values = {role: value.to(device, torch.float32) for role, value in held.items()}
         down, up = effective_pair(transform, values, term.rank, width, term.scale)
         downs.append(down)
         ups.append(up)

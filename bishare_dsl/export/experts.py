@@ -131,11 +131,7 @@ def each_expert(
     owners = {owner for owner, _ in pairs_of}
     for weight in (w for w in maps.values() if w.owner in owners and w.expert == 0):
         kind = weight.path.rpartition(".")[2]
-        count, d_in, d_out = (
-            len(weight.module.get_parameter(weight.parameter)),
-            weight.d_in,
-            weight.d_out,
-        )
+        count, d_in, d_out = _sizes(weight)[0], weight.d_in, weight.d_out
         nothing = {0: (torch.zeros(1, d_in), torch.zeros(1, d_out))}
         factors = of_all(pairs_of.get((weight.owner, kind), nothing), count, d_in, d_out)
         for expert, pair_of_one in enumerate(zip(*factors, strict=True)):
@@ -193,12 +189,8 @@ def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weigh
 
 def _sizes(weight: Weight) -> tuple[int, int, int]:
     """Return the number of experts in a parameter, and the input and output widths of its matrices."""
-    count, first_width, second_width = weight.module.get_parameter(weight.parameter).shape
-    return (
-        (count, first_width, second_width)
-        if weight.transposed
-        else (count, second_width, first_width)
-    )
+    count, one, other = weight.module.get_parameter(weight.parameter).shape
+    return (count, one, other) if weight.transposed else (count, other, one)
 
 
 def _other_way_round(weight: Weight) -> bool:

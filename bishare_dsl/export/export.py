@@ -75,9 +75,8 @@ def export_adapter(
     try:
         highest = LAYOUTS[format].write(out, Lora(plan, tensors, model, pairs, origin))
     except OSError as error:
-        raise AdapterError(
-            codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
-        ) from error
+        problem = codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
+        raise AdapterError(problem) from error
     inexact = rank is not None or named != "float32"
     try:
         base = architecture_of(model)

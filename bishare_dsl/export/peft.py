@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save
 from torch import nn
 from transformers.models.auto import modeling_auto
@@ -57,6 +60,21 @@ _HEADS = {
 }
 
 
+def _check_not_taken(model: nn.Module, paths: list[str]) -> None:
+    """Check that PEFT takes no module for an expert: it knows a family's experts by their last names.
+
+    Raises:
+        AdapterError: it does (BS646), and would adapt experts instead.
+    """
+    taken = LoraConfig(target_modules=paths)
+    with suppress(ValueError):  # It refuses gate without up.
+        convert_peft_config_for_transformers(taken, model, None)
+        if {*(taken.target_modules or ())} == {*paths}:
+            return
+    reason = "PEFT takes modules with names of experts for the experts of this family"
+    raise AdapterError(codes.EXPORT_OPTION(option="format", reason=reason, help=MERGE))
+
+
 def write_peft(
     folder: Path, lora: Lora, experts: ExpertsForm = stacks, *, one_rank: bool = False
 ) -> int:
@@ -74,7 +92,8 @@ def write_peft(
         one_rank: whether to pad all pairs with zeros to the highest rank.
 
     Raises:
-        AdapterError: PEFT cannot save a module with a parameter trained in full (BS692).
+        AdapterError: PEFT cannot save a module with a parameter trained in full (BS692), or takes a module
+            for an expert (BS646).
         OSError: the system refused.
     """
     plan, model, tensors, pairs = lora.plan, lora.model, lora.tensors, lora.pairs
@@ -83,6 +102,8 @@ def write_peft(
     single = [pair for pair in pairs if maps[pair.site.path].expert is None]
     named = experts([(p, w) for p in pairs if (w := maps[p.name]).expert is not None], maps, model)
     targets: list[Pair | Named] = [*single, *named]
+    if experts is stacks:
+        _check_not_taken(model, [path for pair in single for path in pair.site.paths])
     if not targets:
         raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter))
     highest = max(target.rank for target in targets)
@@ -205,10 +226,9 @@ def _config(
     name = getattr(getattr(model, "config", None), "name_or_path", None)
     highest = max(ranks.values())
     pattern = _pattern(ranks, highest)
-    task = task_type(model)
     return {
         "peft_type": "LORA",
-        "task_type": task,
+        "task_type": task_type(model),
         "base_model_name_or_path": name or plan.base.model_id,
         "r": highest,
         "lora_alpha": highest,
@@ -258,9 +278,8 @@ def _values(
 
 
 def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:
-    return {
-        name for names in known.values() for name in ([names] if isinstance(names, str) else names)
-    }
+    of_each = ([names] if isinstance(names, str) else names for names in known.values())
+    return {name for names in of_each for name in names}
 
 
 def _pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:

@@ -300,6 +300,8 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
             codes = {problem.code for problem in error.problems}
             if codes == {"BS675"} and _scales(adapted):
                 return  # PEFT's DoRA supports linear layers only.
+            if codes == {"BS646"} and any(s.expert is None for s in adapted.bishare.plan.sites):
+                return  # PEFT takes dense modules for experts.
             _same((codes, bool(adapted.bishare.plan.trained)), ({"BS692"}, True), "what is refused")
             return
         base = _dense(model, [site.path for site in adapted.bishare.plan.sites])
