@@ -84,10 +84,8 @@ def command(report: Report, before: str, after: str, model: str | None) -> None:
         all=_data(whole),
         modules={path: _data(of_module) for path, of_module in distances.items()},
     )
-    sentence = (
-        f"the same spec, {specs[0]}" if same_spec else f"different specs, {' and '.join(specs)}"
-    )
-    head = escaped(f"{before} -> {after}: {sentence}")
+    what, shown = ("the same spec", specs[:1]) if same_spec else ("different specs", specs)
+    head = escaped(f"{before} -> {after}: {what}, {' and '.join(shown)}")
     if not distances:
         report.tables(f"{head}\nno module is adapted by both")
         return

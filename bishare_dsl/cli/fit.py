@@ -89,7 +89,7 @@ def command(
     folders = tuple(adapter for folder in folders for adapter in adapters_in(folder))
     named = named_folders(folders)
     settings: Any = {"seed": seed, "dtype": dtype}
-    model_name = model
+    first, model_name = None, model
     if library is not None:
         source = click.get_current_context().get_parameter_source
         if any(source(o) is ParameterSource.COMMANDLINE for o in ("spec", "params", *settings)):
@@ -113,7 +113,7 @@ def command(
     from bishare_dsl.fit.fit import fit
     from bishare_dsl.fit.pairs import read_pairs
 
-    pairs = read_pairs(_read(report, named, base, model, model_name))
+    pairs = read_pairs(_read(report, named, base, model, model_name, first))
     how: Any = {"seed": seed, "library": shared}
     family, values, fitted = fit(plan, pairs, watch=report.note, **how)
     before = sum(bytes_of(folder) for folder in named.values())
@@ -167,9 +167,11 @@ def _read(
     base: Architecture,
     model: str | None,
     model_name: str | None,
+    first: StoredAdapter | None,
 ) -> Iterator[tuple[str, StoredAdapter]]:
-    """Read adapters one by one. Warn of what a fit leaves out, and, if
-    the command names no model, of bases with other names.
+    """Read adapters one by one; ``first`` has been read already, if it is given.
+
+    Warn of what a fit leaves out, and, if the command names no model, of bases with other names.
     """
     from bishare_dsl.adapter.files import is_peft
     from bishare_dsl.cli.reading import read_adapter_for
@@ -177,7 +179,7 @@ def _read(
 
     here, bases, whole = base.model_id or base.name, dict[str, None](), dict[str, str]()
     for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1):
-        stored = read_adapter_for(folder, base, report, model_name)
+        stored, first = first or read_adapter_for(folder, base, report, model_name), None
         if stored.plan.trained:
             whole[name] = stored.plan.trained[0].parameter
         there = stored.config.base_model

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from bishare_dsl import compiler
 from bishare_dsl.adapter import files
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.cli.main import main
@@ -62,6 +63,19 @@ def test_a_lora_of_peft_is_fitted(here: Path, trained: Any, checkpoint: Path, ca
     assert found["error"] < 2e-6
     assert {m["error"] is not None for m in found["modules"]} == {True}
     assert found["out"] == "new"
+
+
+def test_each_adapter_is_read_once(
+    here: Path, trained: Any, checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one was read again, and its warnings were printed twice."""
+    stored, read, real = trained("lora", r=3), list[str](), compiler.read_fitting
+    for name in ("one", "two"):
+        export_adapter(name, stored.plan, stored.tensors(), meta_model(str(checkpoint)))
+    monkeypatch.setattr(compiler, "read_fitting", lambda *a: (read.append(str(a[0])), real(*a))[1])
+    words = ("one", "two", "--spec", "lora", "--out", "new", "--model", checkpoint, "--quiet")
+    assert run(capsys, *words)[0] == 0
+    assert read == ["one", "two"]
 
 
 def test_what_is_there_is_replaced_only_with_force(here: Path, trained: Any, capsys: Any) -> None:
