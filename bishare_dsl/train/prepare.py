@@ -91,8 +91,8 @@ def prepare(
             spec, they do not fit, or examples are invalid.
         FileNotFoundError: there is no such spec.
     """
-    settings, folder = request.settings, request.output_dir
-    evaluates = settings.eval_data is not None or settings.eval_split is not None
+    folder = request.output_dir
+    evaluates = request.eval_data is not None or request.eval_split is not None
     args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
     if args.process_index > 0:
         reporter.silence()
@@ -103,7 +103,7 @@ def prepare(
     base: Any = request.model
     base = resolve(base) if isinstance(base, str) else base
     trainable = find_trainable(request, base, reporter)
-    if args.max_steps == 0 and settings.library is None:
+    if args.max_steps == 0 and request.library is None:
         raise TrainError(codes.BAD_COMBINATION(reason="`max_steps` 0 needs a `library`"))
     if request.several:
         check_several(request, args, trainable.plan)
@@ -129,7 +129,7 @@ def prepare(
         effective_batch(args),
         args.num_train_epochs,
         args.max_steps if args.max_steps >= 0 else None,
-        settings.rows_at_once,
+        request.rows_at_once,
         args.world_size,
     )
     # A trainer changes the arguments.
@@ -158,7 +158,7 @@ def find_trainable(
     if request.resume is not None and not folders.record_of(request.resume)["tasks"]:
         return read_adapter(request.resume)
     if spec is None:
-        spec = first_of(str(request.settings.library)).spec_text
+        spec = first_of(str(request.library)).spec_text
     if not (isinstance(spec, str) and "\n" not in spec and folders.is_adapter(spec)):
         resolved = make_plan(spec, base, request.params)
         for problem in resolved.problems:
@@ -180,9 +180,8 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None
         BishareError: an option needs a single task (BS732), terms do not support mixed batches (BS673), or a
             folder cannot be used (BS615, BS616).
     """
-    settings = request.settings
     refused = {
-        "eval_data": settings.eval_data is not None,
+        "eval_data": request.eval_data is not None,
         "fp16": args.fp16,
         "load_best_model_at_end": args.load_best_model_at_end,
         "optim": getattr(args.optim, "value", args.optim)
@@ -197,9 +196,7 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None
         )
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     if args.should_save:
-        for name in (
-            [folders.LIBRARY] if (shares := request.makes_library(plan)) else request.settings.tasks
-        ):
+        for name in [folders.LIBRARY] if (shares := request.makes_library(plan)) else request.tasks:
             check_place(request.output_dir / name, library=shares)
 
 
@@ -225,7 +222,7 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
         TrainError: it is not a library, has another plan, or already has an adapter with a task's name
             (BS732).
     """
-    folder = request.settings.library
+    folder = request.library
     if folder is None:
         return None
     first = first_of(folder)
@@ -234,7 +231,7 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
         reason = f"the library `{folder}` is of another spec, or of other params"
         help = "leave the spec and `--set` out: the library has them"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    if twice := sorted({*names_in(folder)} & {*request.settings.tasks}):
+    if twice := sorted({*names_in(folder)} & {*request.tasks}):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
         help = f"give the task another name: `--data {twice[0]}-2=FILE`"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
@@ -265,18 +262,18 @@ def read_tasks(
     Raises:
         DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
     """
-    settings, tasks = request.settings, list[Task]()
+    tasks = list[Task]()
     order = args.seed if args.data_seed is None else args.data_seed
-    split, subset = settings.data_split, settings.data_subset
-    for name, sources in settings.tasks.items():
+    split, subset = request.data_split, request.data_subset
+    for name, sources in request.tasks.items():
         parts = {"train": Rows.join([load_rows(s, split=split, subset=subset) for s in sources])}
-        if settings.eval_data is not None:
-            same = settings.eval_data in sources
+        if request.eval_data is not None:
+            same = request.eval_data in sources
             parts["eval"] = load_rows(
-                settings.eval_data, split=settings.eval_data_split, subset=subset if same else None
+                request.eval_data, split=request.eval_data_split, subset=subset if same else None
             )
-        elif (size := settings.eval_split) is not None:
-            both = split_off(parts["train"], size, args.seed, format=settings.format)
+        elif (size := request.eval_split) is not None:
+            both = split_off(parts["train"], size, args.seed, format=request.format)
             parts = dict(zip(("train", "eval"), both, strict=True))
         if not request.several:
             reporter.note(f"encoding {sum(map(len, parts.values())):,} rows ...")
@@ -285,9 +282,9 @@ def read_tasks(
             encoded = encode(
                 rows,
                 tokenizer,
-                max_length=settings.max_length,
-                train_on=settings.train_on,
-                format=settings.format,
+                max_length=request.max_length,
+                train_on=request.train_on,
+                format=request.format,
             )
             examples[part], reports[part] = encoded.examples, encoded.report
             of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
@@ -304,10 +301,9 @@ def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, 
     """
     request, model = prepared.request, prepared.base
     if isinstance(model, Source):
-        settings = request.settings
         reporter.note(f"loading {request.model} ...")
-        bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
-        model = load_model(model, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
+        bits = 4 if request.load_in_4bit else 8 if request.load_in_8bit else None
+        model = load_model(model, dtype=request.dtype, device=request.device_map, bits=bits)[0]
     check_processes(prepared.args, model)
     digest = _digest_of(model) if len(prepared.steps) else ""
     if request.resume is not None:

@@ -165,11 +165,6 @@ class Request(Settings):
         return "no" if named and value is False else value  # YAML reads a bare `no` as False.
 
     @property
-    def settings(self) -> Settings:
-        """The settings of the data and the adapter."""
-        return self
-
-    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of transformers' Trainer that are given."""
         return self.model_dump(include={*argument_types()}, exclude_unset=True)

@@ -187,7 +187,7 @@ def fit(
         TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
     """
     request, args, steps = prepared.request, prepared.args, prepared.steps
-    folder, settings, tenants = request.output_dir, request.settings, loaded.tenants
+    folder, tenants = request.output_dir, loaded.tenants
     record = {**prepared.record, "base": loaded.base}
     how: dict[str, Any] = {"warm_up": prepared.warm_up, "args": args}
     with undo_prepare(loaded.model), quietly(), ExitStack() as stack:
@@ -209,9 +209,9 @@ def fit(
             )
         else:
             stack.callback(tenants.close)
-            how["eval_dataset"] = [()] if settings.eval_split is not None else None
+            how["eval_dataset"] = [()] if request.eval_split is not None else None
             trainer = BankTrainer(steps=steps, tenants=tenants, **how)
-            trainer.write = partial(_write, trainer, folder, settings.library, reporter)
+            trainer.write = partial(_write, trainer, folder, request.library, reporter)
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:

@@ -232,7 +232,7 @@ class Tried:
             return choose(self, self._rows, start, record or Record(), trains=trains)
 
     def record(self, cached: bool) -> None:
-        """Leave members out, and write into the library and its card how later tasks should start.
+        """Leave members out, and write into the library how later tasks should start.
 
         Args:
             cached: whether the states below the first adapted block are cached already.
@@ -324,20 +324,20 @@ def start_tasks(prepared: Prepared, tenants: Tenants, reporter: Reporter) -> Cal
         A function that records, after training, how later tasks of a new library should start. It takes
         whether the states below the first adapted block are cached.
     """
-    settings, steps = prepared.request.settings, prepared.steps
+    request, steps = prepared.request, prepared.steps
     of_run = prepared, tenants.bank.own.detach()[0].clone()
-    if settings.library is not None and settings.start != "zero":
-        tried = Tried(tenants, Path(settings.library), steps.tasks, of_run)
-        found = tried.choose(settings.start, reporter, trains=len(steps) > 0)
-        tasks, most = cast("list[Task]", steps.tasks), 0 if settings.start == "auto" else None
+    if request.library is not None and request.start != "zero":
+        tried = Tried(tenants, Path(request.library), steps.tasks, of_run)
+        found = tried.choose(request.start, reporter, trains=len(steps) > 0)
+        tasks, most = cast("list[Task]", steps.tasks), 0 if request.start == "auto" else None
         for number, (values, text) in found.items():
             tenants.bank.own.data[number] = values
             tasks[number] = replace(tasks[number], start=text, most=most)
 
     def record(cached: bool) -> None:
-        new = settings.library is None and settings.start != "zero"
+        new = request.library is None and request.start != "zero"
         if tenants.shared and new and prepared.args.world_size == 1:
-            library = prepared.request.output_dir / LIBRARY
+            library = request.output_dir / LIBRARY
             Tried(tenants, library, steps.tasks, of_run).record(cached)
 
     return record

@@ -46,14 +46,14 @@ def judge_all(
     rows: dict[tuple[str, str], v.Row] = {}
     twins: dict[tuple[str, str], list[str]] = {}
     heard: dict[tuple[str, str], ref.Located | None] = {}
-    print = None
+    known = None
     if reference is not None:
-        print = fingerprint(model)
+        known = fingerprint(model)
         for server, answers in asked.items():
             told = {name: answer for name, answer in answers.items() if isinstance(answer, Asked)}
             heard |= {(name, server): reference.hear(answer) for name, answer in told.items()}
     for name in bar(places, "judging"):
-        found = read_contents(places[name], model, base, print)
+        found = read_contents(places[name], model, base, known)
         expected = reference.expect(found.pairs) if reference and found.complete else {}
         if not asked:
             verdict = v.Verdict(v.FITS if found.fits else v.DOES_NOT_FIT)

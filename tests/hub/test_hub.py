@@ -178,7 +178,7 @@ from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.train.request import make_request
 given = {"model": "base", "data": "rows.jsonl", "output_dir": "run"}
-fetched = Path(make_request({**given, "library": "me/library"}, None).settings.library)
+fetched = Path(make_request({**given, "library": "me/library"}, None).library)
 assert {*names_in(fetched)} == {"law", "code"}
 law = read_adapter(f"{fetched}#law")
 add_to_library(fetched, {"late": law.tensors()}, Path("more"))

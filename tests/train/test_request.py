@@ -23,8 +23,8 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_the_defaults(tmp_pat
     )
     found = make_request({"learning_rate": 1e-3, "seed": None, "params": {"r": 2}}, file)
     assert found.arguments == {"learning_rate": 1e-3, "seed": 3}
-    assert found.settings.max_length == 64
-    assert found.settings.train_on == "completion"
+    assert found.max_length == 64
+    assert found.train_on == "completion"
     assert found.params == {"r": 2, "alpha": 8}
     assert (found.spec, found.output_dir, found.resume) == ("lora", Path("out"), None)
 
@@ -68,7 +68,7 @@ def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
 
 def test_a_split_is_a_part_or_a_number():
     for given, expected in ((0.25, 0.25), (5, 5), (5.0, 5), ("0.1", 0.1), ("7", 7)):
-        found = make_request({**NEEDED, "eval_split": given}, None).settings.eval_split
+        found = make_request({**NEEDED, "eval_split": given}, None).eval_split
         assert found == expected
         assert type(found) is type(expected)
     with pytest.raises(TrainError, match="BS731"):
