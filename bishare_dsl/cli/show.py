@@ -32,7 +32,7 @@ def command(
     FILE is a spec, or the folder of an adapter (FOLDER#NAME in a library). An existing file is replaced.
     """
     if out.suffix != ".svg":
-        raise click.UsageError(f"`{out}` is no SVG file: write `--out {out.with_suffix('.svg')}`")
+        raise click.UsageError(f"`{out}` is not SVG: write `--out {out.with_suffix('.svg')}`")
     from bishare_dsl.show.svg import draw
     from bishare_dsl.writing import replace_file
 

@@ -257,7 +257,7 @@ def check_order(
             meant = declared.get(name)
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
-                help_line = f"a `{word}` stands above what reads it, and hides a module of its name"
+                help_line = f"a `{word}` comes before what reads it, and hides a module of its name"
                 own = name in map(unquoted, names_used(meant))
                 if own:
                     help_line = f"give the `{word}` a name that it does not read"

@@ -11,7 +11,7 @@ def test_an_svg_file_is_asked_for(bishare):
     assert "missing option" in run.err
     run = bishare("show", "bishare_ss", "--model", "llama-7b", "--out", "s.png")
     assert (run.code, run.out) == (2, "")
-    assert "`s.png` is no SVG file: write `--out s.svg`" in run.err
+    assert "`s.png` is not SVG: write `--out s.svg`" in run.err
 
 
 def test_a_picture_is_written(bishare, here):

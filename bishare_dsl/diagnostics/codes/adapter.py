@@ -93,7 +93,7 @@ NOT_SERVED = Code("BS680", "vLLM does not serve `{folder}`: it has {what}")
 NOT_LOW_RANK = Code("BS686", "cannot {action}: `{path}` is trained in full")
 NOT_KEPT_BY_PEFT = Code(
     "BS692",
-    "cannot export `{path}`, which is trained in full: PEFT saves whole modules beside a LoRA, none with a "
+    "cannot export `{path}`, which is trained in full: PEFT saves whole modules with a LoRA, none with a "
     "layer that a LoRA may adapt, and by the ends of their paths",
 )
 MIXED_WHOLE = Code(
@@ -183,7 +183,7 @@ SPEC_TARGETS = Code(
 TRAINED_TWICE = Code(
     "BS665", "`{path}` cannot be trained in full and be changed in another way too"
 )
-WRONG_SCALE = Code("BS691", "an adapter cannot be scaled by {scale}, which is no finite number")
+WRONG_SCALE = Code("BS691", "an adapter cannot be scaled by {scale}, which is not finite")
 LORA_ALONE = Code("BS669", "`{function}` of PEFT works on LoRAs of PEFT alone")
 NOT_SCALED = Code(
     "BS667",
