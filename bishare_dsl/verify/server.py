@@ -186,8 +186,8 @@ class Server:
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         kind = HTTPSConnection if self._secure else HTTPConnection
         with closing(kind(self._host, self._port, timeout=seconds)) as connection:
-            method = "GET" if body is None else "POST"
-            connection.request(method, self._path + path, json.dumps(body), headers)
+            method, sent = ("GET", None) if body is None else ("POST", json.dumps(body))
+            connection.request(method, self._path + path, sent, headers)
             response = connection.getresponse()
             return response.status, response.read(_MOST_BYTES + 1)
 

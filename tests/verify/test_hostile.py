@@ -310,3 +310,16 @@ def test_what_a_server_says_does_not_reach_the_terminal(bishare, base, lora):
     for char in "\x1b\x07\x9b\u202e\u2028":
         assert char not in run.out + run.err
     assert not [line for line in run.out.splitlines() if line.startswith("verdict   APPLIED")]
+
+
+def test_a_get_has_no_body():
+    """Servers that leave it unread reset the connection, and some proxies refuse it."""
+    got = []
+
+    def answer(handler, body):
+        got.append((handler.command, handler.headers.get("Content-Length")))
+        handler.send(MODELS)
+
+    with answering(answer) as (url, _):
+        assert Server(url).base(["mine"]) == "base"
+    assert got == [("GET", None)]
