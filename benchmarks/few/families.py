@@ -91,25 +91,6 @@ def thresholds(_: Path, fits: Fits) -> Family:
     return Family(tuple(f"{price} is" for price in prices), rule)
 
 
-BANDS = 10
-"""Of a hundred prices each."""
-
-
-def bands(_: Path, fits: Fits) -> Family:
-    """Prices, of which each person calls every hundred cheap, fair or dear, in no order."""
-    prices = random.Random(2).sample(range(1, 1000), ITEMS)
-
-    def rule(draw: random.Random) -> Task:
-        while True:
-            of = [draw.randrange(LABELS) for _ in range(BANDS)]
-            # Enough items of each label for many examples.
-            if min(map(of.count, range(LABELS))) >= 2:
-                labels = tuple(of[price * BANDS // 1000] for price in prices)
-                return Task((" cheap", " fair", " dear"), labels)
-
-    return Family(tuple(f"{price} is" for price in prices), rule)
-
-
 EACH = 150
 """Words of each language, at most."""
 LANGUAGES = ("spanish", "brazilian", "irish", "french", "afrikaans", "polish")
@@ -316,7 +297,6 @@ FAMILIES: dict[str, Callable[[Path, Fits], Family]] = {
     "renames": renames,
     "ratings": ratings,
     "styles": styles,
-    "bands": bands,
     "desks": desks,
     "patients": patients,
     "replies": replies,

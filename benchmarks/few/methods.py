@@ -141,30 +141,6 @@ METHODS = {
     "core2": Method("library_core, r=2", "core2", core, 3e-2),
     "core1": Method("library_core, r=1", "core1", core, 3e-2),
     "grown": Method("library_core, grown with the new tasks", "core", grown, 1e-2),
-    "lora7": Method("fresh LoRA, r=7", None, lora(7), 1e-2),
-    "lora3": Method("fresh LoRA, r=3", None, lora(3), 1e-2),
-    "lora3_up": Method("fresh LoRA, r=3, up", None, lora(3, lambda s: s.kind == "up_proj"), 3e-2),
-    **{
-        f"lora{rank}_qv": Method(
-            f"fresh LoRA, r={rank}, q and v",
-            None,
-            lora(rank, lambda s: s.kind in ("q_proj", "v_proj")),
-            3e-2,
-        )
-        for rank in (8, 7, 3, 1)
-    },
-    "lora1_qv_late": Method(
-        "fresh LoRA, r=1, q and v of the last block",
-        None,
-        lora(1, lambda s: s.block == 1 and s.kind in ("q_proj", "v_proj")),
-        3e-2,
-    ),
-    "lora1_v_late": Method(
-        "fresh LoRA, r=1, v of the last block",
-        None,
-        lora(1, lambda s: s.block == 1 and s.kind == "v_proj"),
-        3e-2,
-    ),
     "lora_all": Method("fresh LoRA, r=8, all blocks", None, lora(8, spec=LORA_ALL), 3e-3),
     "lora1_all": Method("fresh LoRA, r=1, all blocks", None, lora(1, spec=LORA_ALL), 1e-2),
     "lora_longer": Method("fresh LoRA, r=8, twice the steps", None, lora(8), 1e-2, longer=2),

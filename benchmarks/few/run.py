@@ -53,7 +53,7 @@ REST = ("lora_xs", *HEADS, "shuffled", "core_at_mean")
 OWN, SIZED = ("core4", "core2", "core1"), ("thresholds", "renames")
 """Fewer own numbers, and the families where they are tried."""
 SHARED = ("core", "joint_tiny", "library_joint", "joint_continued", "lora_at_mean", "joint")
-TUNED_AT = {2: 8, 4: 8, 8: 8, 16: 8, 32: 32, 64: 32, 144: 144}
+TUNED_AT = {2: 8, 4: 8, 8: 8, 16: 8, 32: 32, 64: 32}
 """The count of examples at which a count's rates are chosen."""
 
 

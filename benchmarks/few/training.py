@@ -21,7 +21,6 @@ LONGEST = {
     "renames": 6,
     "ratings": 4,
     "styles": 7,
-    "bands": 4,
     "desks": 14,
     "patients": 12,
     "replies": 1,
@@ -31,7 +30,7 @@ WARM_UP = 4
 """Steps; then the rate falls linearly to zero."""
 BATCH = 8
 """Examples of a task in a step, at most."""
-STEPS = {1: 24, 2: 24, 3: 24, 4: 24, 6: 24, 8: 24, 12: 32, 16: 32, 32: 48, 48: 64, 64: 64, 144: 180}
+STEPS = {1: 24, 2: 24, 3: 24, 4: 24, 6: 24, 8: 24, 12: 32, 16: 32, 32: 48, 48: 64, 64: 64}
 """By examples."""
 LIBRARY_STEPS, LIBRARY_BATCH, LIBRARY_EACH = 120, 4, 24
 """Steps, examples of each task in a step, and its examples."""

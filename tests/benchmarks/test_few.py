@@ -8,17 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from few import compression, rivals, start_tables, tables, training
+from few import rivals, start_tables, tables, training
 from few.families import Family
 from few.late import LATE, Late, Site, items_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bishare_dsl import compile_spec
-from bishare_dsl.compiler import make_plan
 
 PROMPTS = [[5, 9, 3], [7, 1, 8, 2, 6], [4]]
 OPTIONS = [11, 3, 17]
-TARGET = "attention_inputs or mlp_ups or mlp_downs"
 TWO = """spec lora_late
 target layer in -2.. and (attention_inputs or mlp_ups or mlp_downs)
 scale 2
@@ -94,7 +92,6 @@ def test_states_are_computed_once_and_read_again(model, tmp_path, monkeypatch):
     [
         ("2026-11-29-few", tables, ["results"]),
         ("2026-11-30-starting", start_tables, ["results", "start"]),
-        ("2026-11-29-compression", compression, ["compression"]),
     ],
 )
 def test_a_note_has_the_tables_of_its_results(note, module, files):
@@ -122,44 +119,6 @@ def test_a_sum_of_loras_is_the_sum_of_their_updates():
     made = rivals.summed({site: a, site._replace(role="B"): b}, mix)
     update = made[site._replace(role="B")] @ made[site]
     torch.testing.assert_close(update[0], torch.einsum("tm,mor,mri->toi", mix[0], b[0], a[0]))
-
-
-def test_truncation_keeps_what_is_largest_within_its_bits():
-    draw = torch.Generator().manual_seed(3)
-    given = {
-        (0, kind): (torch.randn(2, 8, 64, generator=draw), torch.randn(2, 8, 128, generator=draw))
-        for kind in ("q_proj", "up_proj")
-    }
-    parts = {place: compression.singular(*pair) for place, pair in given.items()}
-    directions = {place: pair for place, (pair, _) in parts.items()}
-    values = {place: s for place, (_, s) in parts.items()}
-    assert compression.error(given, directions) < 1e-3
-    assert compression.error(given, {}) == 1
-    # Of two modules with 8 directions of 192 numbers each, five fit into this budget.
-    widths = dict.fromkeys(given, 192)
-    keeps, bits = compression.greedy(values, widths, 5 * 192 * 4.25 + 16, 4.25)
-    assert bits == 2 * (5 * 192 * 4.25 + 16)
-    every = torch.cat(list(values.values()), 1)
-    kept = torch.cat(list(keeps.values()), 1).bool()
-    assert kept.sum(1).tolist() == [5, 5]
-    assert all(every[i][kept[i]].min() > every[i][~kept[i]].max() for i in range(2))
-    lost = (every * ~kept).norm() / every.norm()
-    found = compression.error(given, compression.truncated(directions, keeps))
-    assert found == pytest.approx(float(lost), abs=1e-3)
-
-
-def test_a_library_takes_the_bits_of_its_parts(model, monkeypatch):
-    monkeypatch.setattr(compression, "PEOPLE", 3)
-    spec = compression.SPEC.format(target=TARGET, groups=compression.SPECS["core"])
-    plan = make_plan(spec, model, {"size": 12}).plan
-    draw = torch.Generator().manual_seed(4)
-    tensors = {t.name: torch.randn(t.shape, generator=draw) for t in plan.tensors}
-    for form in compression.FORMS:
-        counted = sum(
-            compression.stored(p, form)[1] * (1 if name in plan.common else 3)
-            for name, p in tensors.items()
-        )
-        assert compression.library_bits(plan, form) == counted
 
 
 def test_a_win_is_an_interval_above_zero():
