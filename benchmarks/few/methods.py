@@ -34,18 +34,14 @@ class Method(NamedTuple):
     """A way to learn a new task.
 
     Attributes:
-        label: for tables.
         library: the kind of library it starts from, if any.
         make: returns the tensors of lanes, from a library of (G, ...) and a seed.
         center: the middle of the rates, on the ladder.
-        longer: how many times as many steps it takes.
     """
 
-    label: str
     library: str | None
     make: Callable[[Late, Library, Lanes, int], Made]
     center: float
-    longer: int = 1
 
 
 def core(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
@@ -54,42 +50,15 @@ def core(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
     return frozen, _fresh({s: p for s, p in library.items() if is_private(s)}, lanes, seed)
 
 
-def core_at_mean(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
-    """The library's A and B, and a core that starts at the mean of the library's."""
-    frozen = {site: p for site, p in library.items() if not is_private(site)}
-    cores = {s: p.mean(1, keepdim=True) for s, p in library.items() if is_private(s)}
-    return frozen, _spread(cores, lanes)
-
-
 def grown(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
     """The library's A and B, trained on with all new tasks together, and a core of zeros for each."""
     frozen, own = core(late, library, lanes, seed)
     return {}, {**{site: p.clone() for site, p in frozen.items()}, **own}
 
 
-def lora_at_mean(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
-    """A LoRA that starts at the mean update of the library."""
-    trained = {}
-    for site, p in library.items():
-        if site.role == "B":
-            trained[site] = library[site._replace(role="core")].mean(1, keepdim=True) @ p
-        elif site.role == "A":
-            trained[site] = p
-    return {}, _spread(trained, lanes)
-
-
-def tiny(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
-    """The joint LoRA, and a LoRA of rank 1 on the last block's values."""
-    own = {
-        Site("own", 1, "v_proj", role): library["joint", 1, "v_proj", role][:, :, :1]  # type: ignore[index]
-        for role in "AB"
-    }
-    return dict(library), _fresh(own, lanes, seed)
-
-
 def joint_continued(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
     """The joint LoRA, all of it trained."""
-    return {}, _spread(library, lanes)
+    return {}, {s: p.expand(-1, lanes[1], *p.shape[2:]).clone() for s, p in library.items()}
 
 
 def lora(
@@ -104,51 +73,23 @@ def lora(
     return make
 
 
-def lora_xs(late: Late, library: Library, lanes: Lanes, seed: int) -> Made:
-    """Cores between the largest singular directions of each weight."""
-    start = late.start("lora_xs", 0, r=8)
-    own = {site: p for site, p in start.items() if site.role == "core"}
-    return {s: p for s, p in start.items() if s not in own}, _fresh(own, lanes, seed)
-
-
 def _fresh(like: Tensors, lanes: Lanes, seed: int) -> dict[Site, Tensor]:
     return {site: drawn(site, p, lanes, 100 + seed) for site, p in like.items()}
 
 
-def _spread(tensors: Tensors, lanes: Lanes) -> dict[Site, Tensor]:
-    return {s: p.expand(-1, lanes[1], *p.shape[2:]).clone() for s, p in tensors.items()}
-
-
 METHODS = {
-    "core": Method("library_core, r=8", "core", core, 1e-2),
-    "lora": Method("fresh LoRA, r=8", None, lora(8), 1e-2),
-    "joint_tiny": Method("joint LoRA frozen + LoRA r=1 on v", "joint", tiny, 3e-3),
-    "library_joint": Method("library_joint", "owned", core, 1e-2),
-    "joint_continued": Method("joint LoRA continued", "joint", joint_continued, 3e-3),
-    "lora_at_mean": Method("LoRA started at the library's mean", "core", lora_at_mean, 3e-3),
-    "lora1": Method("fresh LoRA, r=1, all modules", None, lora(1), 3e-2),
-    "lora1_up": Method("fresh LoRA, r=1, up", None, lora(1, lambda s: s.kind == "up_proj"), 3e-2),
-    "lora1_late": Method(
-        "fresh LoRA, r=1, q, k, v of the last block",
-        None,
-        lora(1, lambda s: s.block == 1 and s.kind[0] in "qkv"),
-        3e-2,
-    ),
-    "lora_xs": Method("fresh LoRA-XS, r=8", None, lora_xs, 3e-2),
-    "shuffled": Method("library on shuffled labels", "shuffled", core, 1e-2),
-    "core_at_mean": Method("library_core, started at the mean", "core", core_at_mean, 1e-2),
-    "core4": Method("library_core, r=4", "core4", core, 1e-2),
-    "core2": Method("library_core, r=2", "core2", core, 3e-2),
-    "core1": Method("library_core, r=1", "core1", core, 3e-2),
-    "grown": Method("library_core, grown with the new tasks", "core", grown, 1e-2),
-    "lora_all": Method("fresh LoRA, r=8, all blocks", None, lora(8, spec=LORA_ALL), 3e-3),
-    "lora1_all": Method("fresh LoRA, r=1, all blocks", None, lora(1, spec=LORA_ALL), 1e-2),
-    "lora_longer": Method("fresh LoRA, r=8, twice the steps", None, lora(8), 1e-2, longer=2),
+    "core": Method("core", core, 1e-2),
+    "core4": Method("core4", core, 1e-2),
+    "library_joint": Method("owned", core, 1e-2),
+    "grown": Method("core", grown, 1e-2),
+    "joint_continued": Method("joint", joint_continued, 3e-3),
+    "lora": Method(None, lora(8), 1e-2),
+    "lora1": Method(None, lora(1), 3e-2),
+    "lora1_up": Method(None, lora(1, lambda s: s.kind == "up_proj"), 3e-2),
+    "lora1_late": Method(None, lora(1, lambda s: s.block == 1 and s.kind[0] in "qkv"), 3e-2),
+    "lora_all": Method(None, lora(8, spec=LORA_ALL), 3e-3),
+    "lora1_all": Method(None, lora(1, spec=LORA_ALL), 1e-2),
 }
-HEADS = {"head": None, "joint_head": "joint"}
-"""Linear heads on the final states, of the base or of a joint LoRA."""
-LORA1 = ("lora1", "lora1_up", "lora1_late")
-"""Of these the best placed is judged."""
 
 
 def stacked(libraries: Sequence[Library], of: Sequence[int]) -> Library:
@@ -180,42 +121,16 @@ def learn(
     """
     rates = torch.tensor([LADDER[place] for place in places])
     lanes, count = (len(seeds), batch.rows.shape[1]), batch.rows.shape[2] // batch.parts
-    steps, library = STEPS[count], stacked(libraries, seeds)
-    if name in HEADS:
-        states = _states(subject, library, batch)
-        base = states @ subject.late.head[batch.options].mT
-        weights = torch.zeros(*lanes, 3, states.shape[-1])
-        bias = torch.zeros(*lanes, 1, 3)
-
-        both = torch.cat([batch.rows, batch.tested], 2)
-
-        def logits(rows: Tensor) -> Tensor:
-            # The place of each item among those whose states are known.
-            place = (both[..., None, :] == rows[..., None]).int().argmax(-1, keepdim=True)
-            known = states.gather(2, place.expand(-1, -1, -1, states.shape[-1]))
-            return base.gather(2, place.expand(-1, -1, -1, 3)) + known @ weights.mT + bias
-
-        train(logits, [weights, bias], batch, rates, steps)
-        return score(logits, batch), weights[0, 0].numel() + 3
+    library = stacked(libraries, seeds)
     method = METHODS[name]
     frozen, trained = method.make(subject.late, library, lanes, max(seeds))
     # Below the first block that changes, states are computed once.
     late = all(site.block for site in trained)
     items = subject.late.beyond(frozen, subject.items, len(seeds)) if late else None
     logits = adapted(subject, {**frozen, **trained}, batch, items)
-    train(logits, list(trained.values()), batch, rates, steps * method.longer)
+    train(logits, list(trained.values()), batch, rates, STEPS[count])
     own = [p[0, 0].numel() for p in trained.values() if p.shape[1] == lanes[1]]
     return score(logits, batch), sum(own)
-
-
-@torch.no_grad()
-def _states(subject: Subject, library: Tensors, batch: Batch) -> Tensor:
-    """Return the final states of examples and test items, (G, T, n + m, width)."""
-    rows = torch.cat([batch.rows, batch.tested], 2)
-    if not library:
-        return subject.final[rows]
-    late, items = subject.late, subject.items
-    return torch.cat([late.states(library, items, some) for some in rows.split(12, 2)], 2)
 
 
 @torch.no_grad()

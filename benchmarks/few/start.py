@@ -29,12 +29,14 @@ from torch import Tensor
 
 from bishare_dsl.train.start import weights
 from few import members, rivals
+from few.bench import LIBRARY, Bench
 from few.late import Late
 from few.methods import SHOWN, in_context, learn, nearest, stacked, untrained
-from few.run import FOUND, LIBRARY, NEW, SEEDS, Bench
 from few.start_tables import lines
 from few.training import LADDER, LIBRARY_EACH, Batch, Library, Subject, adapted, score
 
+OLDER = HERE / "results.jsonl"
+"""Of notes/2026-11-29-few.md: rivals on the same tasks, examples and test items."""
 RESULTS, PAGE = HERE / "start.jsonl", HERE.parent / "notes" / "2026-11-30-starting.md"
 OLD, FRESH = ("thresholds", "renames", "ratings", "styles"), ("desks", "patients", "replies")
 EVERY = ("thresholds", "desks", "patients", "renames", "replies", "ratings", "styles")
@@ -46,8 +48,8 @@ STARTS = {"mean": 0.0, "mixture_0.1": 0.1, "mixture": 1.0, "nearest_member": flo
 """Sums of members at a fixed sharpness."""
 MEMBERS = ("members",)
 """One cell gives the rows of `zero`, of each of `STARTS`, of `left_out` and of `auto`."""
-FIRST_NEW = 5000
-"""The number of the first new task."""
+FIRST_NEW, NEW, SEEDS = 5000, 20, (0, 1)
+"""The first new task and how many there are, and seeds of libraries, examples and initial values."""
 FREE = ("base", "joint", "majority", "nearest", "by_numbers")
 FIRST = ("members", "joint_continued", "lora", "lora1", *FREE)
 CORE4 = ("members4", "library_joint")
@@ -153,10 +155,11 @@ class StartBench(Bench):
         elif method.startswith("peft"):
             right = self.of_loras(subject, batch, method, tasks)
         else:
-            place = self.place(family + everywhere, method, count)
+            placed = self.placed(family, method) if family in OLD else method
+            place = self.place(family + everywhere, placed, count)
             began = time.process_time()
             some = self.libraries(family, method, tasks)
-            right, numbers = learn(subject, method, some, batch, SEEDS, [place] * len(SEEDS))
+            right, numbers = learn(subject, placed, some, batch, SEEDS, [place] * len(SEEDS))
             more = {"own": numbers, "rate": LADDER[place]}
         seconds = round(time.process_time() - began, 1)
         self.add(**key, **more, right=right.tolist(), asked=asked, cpu_s=seconds)
@@ -228,7 +231,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    bench = StartBench(FOUND, RESULTS)
+    bench = StartBench(OLDER, RESULTS)
     if options.tables:
         write_below(PAGE, "start.py", lines(bench.found))
         return

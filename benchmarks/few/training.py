@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +102,6 @@ class Subject:
         count: int,
         *,
         new: bool,
-        mixed: bool = False,
     ) -> Batch:
         """Return the examples of tasks.
 
@@ -111,7 +109,6 @@ class Subject:
             lanes: the number and the seed of each lane's task.
             count: of examples each.
             new: from the items of new tasks, rather than those of a library.
-            mixed: permute the labels of the examples, so that they say nothing of the items.
         """
         parts: list[list[list[Any]]] = []
         for lane in lanes:
@@ -124,8 +121,6 @@ class Subject:
                     row.append([*pairs[0], *pairs[1], []])
                     continue
                 labels = [task.labels[i] for i in examples]
-                if mixed:
-                    random.Random(number).shuffle(labels)
                 options = [self.encode(option) for option in task.options]
                 assert all(len(option) == 1 for option in options)
                 answers = [task.labels[i] for i in tested]
@@ -288,21 +283,16 @@ class Kind(NamedTuple):
         spec: its name or text.
         params: of the spec.
         rate_of: the kind whose rate it takes; its own if it is that one.
-        mixed: on shuffled labels.
     """
 
     spec: str
     params: dict[str, Any]
     rate_of: str
-    mixed: bool = False
 
 
 KINDS = {
     "core": Kind("library_core", {"r": 8}, "core"),
     "core4": Kind("library_core", {"r": 4}, "core"),
-    "core2": Kind("library_core", {"r": 2}, "core"),
-    "core1": Kind("library_core", {"r": 1}, "core"),
-    "shuffled": Kind("library_core", {"r": 8}, "core", mixed=True),
     "joint": Kind(LORA, {"r": 8}, "joint"),
     "owned": Kind("library_joint", {}, "joint"),
 }
@@ -351,7 +341,7 @@ def _trained(
 ) -> tuple[list[Library], list[float]]:
     """Train libraries, and return them and what part of their tasks' test items is correct."""
     lanes = [[(1000 * seed + i, 0) for i in range(tasks)] for seed in seeds]
-    batch = subject.batch(lanes, LIBRARY_EACH, new=False, mixed=kind.mixed)
+    batch = subject.batch(lanes, LIBRARY_EACH, new=False)
     starts = [subject.late.start(kind.spec, seed, **kind.params) for seed in seeds]
     tensors = {
         site: drawn(site, starts[0][site], (len(seeds), tasks), 0)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from few import rivals, start_tables, tables, training
+from few import bench, rivals, start_tables, training
 from few.families import Family
 from few.late import LATE, Late, Site, items_of
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -87,19 +87,12 @@ def test_states_are_computed_once_and_read_again(model, tmp_path, monkeypatch):
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))
 
 
-@pytest.mark.parametrize(
-    ("note", "module", "files"),
-    [
-        ("2026-11-29-few", tables, ["results"]),
-        ("2026-11-30-starting", start_tables, ["results", "start"]),
-    ],
-)
-def test_a_note_has_the_tables_of_its_results(note, module, files):
-    folder = Path(tables.__file__).parent
-    texts = [(folder / f"{name}.jsonl").read_text() for name in files]
+def test_the_note_has_the_tables_of_its_results():
+    folder = Path(start_tables.__file__).parent
+    texts = [(folder / f"{name}.jsonl").read_text() for name in ("results", "start")]
     found = [json.loads(line) for text in texts for line in text.splitlines()]
-    text = (folder.parent / "notes" / f"{note}.md").read_text()
-    assert text.endswith("\n".join(module.lines(found)).rstrip() + "\n")
+    text = (folder.parent / "notes" / "2026-11-30-starting.md").read_text()
+    assert text.endswith("\n".join(start_tables.lines(found)).rstrip() + "\n")
 
 
 def test_not_worse_is_an_interval_above_the_margin():
@@ -122,20 +115,34 @@ def test_a_sum_of_loras_is_the_sum_of_their_updates():
 
 
 def test_a_win_is_an_interval_above_zero():
-    rows = [
-        {"part": "judged", "family": "f", "method": m, "n": 8, "T": 16, "asked": 4, "right": right}
-        for m, right in (
-            ("core", [[3, 4] * 10] * 2),
-            ("lora", [[1, 3] * 10] * 2),
-            ("lora1", [[0] * 20] * 2),
-        )
-    ]
-    text = "\n".join(tables.lines(rows))
     # Differences are 50 and 25 points, so the mean's standard error is 12.5 / sqrt(20).
-    low, high = tables.interval(np.array([50.0, 25.0] * 10))
+    mine, theirs = np.array([75.0, 100.0] * 10), np.array([25.0, 75.0] * 10)
+    low, high = start_tables.interval(mine - theirs)
     assert low == pytest.approx(37.5 - 1.96 * 2.8, abs=0.7)
     assert high == pytest.approx(37.5 + 1.96 * 2.8, abs=0.7)
-    shown = f"({low:+.1f} to {high:+.1f})"
-    assert f"| f | 8 | 87.5 | 50.0 | **+37.5** | {shown} |" in text
-    assert f"| fresh LoRA, r=8 | 0 |  | 50.0 | **+37.5** {shown} |" in text
-    assert tables.interval(np.array([-1.0, 1.0] * 10))[0] < 0 < high
+    row = start_tables._compared("f", "better fresh LoRA", mine, theirs, 0.95, 0)
+    assert f"| 87.5 | 50.0 | +37.5 | ({low:+.1f} to {high:+.1f}) |" in row
+    assert row.endswith("win |")
+    # Seeds are averaged, and the better fresh LoRA is the rival.
+    rows = {
+        ("f", method, 8, 16): {"asked": 4, "right": right}
+        for method, right in (("lora", [[1] * 20, [3] * 20]), ("lora1", [[0] * 20] * 2))
+    }
+    assert start_tables._fresh(rows, "f", 8).tolist() == [50.0] * 20
+    assert start_tables.interval(np.array([-1.0, 1.0] * 10))[0] < 0
+
+
+def test_a_lora_of_rank_1_is_placed_where_the_validation_tasks_have_it_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "smollm2_folder", lambda _: None)
+    monkeypatch.setattr(bench.AutoTokenizer, "from_pretrained", lambda _: None)
+    rows = [
+        {"part": "tuning", "family": "f", "method": name, "n": 8, "best": 4, "accuracy": found}
+        for name, found in zip(
+            bench.LORA1, ({"0.1": 0.5}, {"0.1": 0.4, "1": 0.6}, {"1": 0.3}), strict=True
+        )
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    known = bench.Bench(tmp_path / "rows.jsonl")
+    assert known.placed("f", "lora1") == "lora1_up"
+    assert known.placed("f", "lora") == "lora"
+    assert known.place("f", "lora1_up", 16) == 4
