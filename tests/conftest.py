@@ -6,14 +6,16 @@ HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
 """
 
 import gc
+import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from bishare_dsl.cli.main import main
 from bishare_dsl.transforms.registry import _REGISTERED
 from tests.support.parts import superfluous
 
@@ -26,7 +28,7 @@ settings.register_profile("nightly", settings.get_profile("thorough"))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_configure() -> None:
+def pytest_configure():
     """Started in the background, a process ignores Ctrl-C, and so would what the tests start."""
     # A kill loses nothing that was written; only a power cut would, and a save waits 50 ms for the disk.
     pytest.MonkeyPatch().setattr(os, "fsync", lambda file: None)
@@ -36,9 +38,9 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # Before `-m` selects.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Leave rows of an `each_once` product in which no value is new to `make test-long`."""
-    products: dict[str, list[pytest.Item]] = {}
+    products = {}
     for item in items:
         if item.get_closest_marker("each_once"):
             products.setdefault(item.nodeid.partition("[")[0], []).append(item)
@@ -51,7 +53,7 @@ frozen = 0
 """The modules whose objects the collector looks at no more."""
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     """Look no more at what lives until the end: a million and more objects of torch, transformers and the tests."""
     global frozen
     gc.freeze()
@@ -59,7 +61,7 @@ def pytest_collection_finish() -> None:
     frozen = len(sys.modules)
 
 
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown():
     """Nor at what a test was the first to import: each run of a trainer collects all garbage, which took it half."""
     global frozen
     if len(sys.modules) > frozen + 100:
@@ -69,9 +71,39 @@ def pytest_runtest_teardown() -> None:
 
 
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
+def registered():
     """What a test registers is gone after it: answers list the transforms that there are."""
     before = dict(_REGISTERED)
     yield
     _REGISTERED.clear()
     _REGISTERED.update(before)
+
+
+class Run(NamedTuple):
+    """What a command has answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def bishare(monkeypatch, capsys):
+    """Runs a command as the console script does, in this process."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Run(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,7 +1,6 @@
 """A spec to a plan, a plan into a model: what is found is given back, and nothing is said."""
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +37,7 @@ def test_what_is_found_is_given_back():
         assert torch.equal(other.bishare.tensors()[name], tensor)
 
 
-def test_a_saved_adapter(tmp_path: Path):
+def test_a_saved_adapter(tmp_path):
     model = tiny_model("falcon")
     install(model, make_plan(ODD, model), seed=3)
     model.bishare.save_pretrained(tmp_path)
@@ -83,8 +82,7 @@ def test_advice_is_tried_for_the_first_problems_only(monkeypatch):
         make_plan(f"spec s\n{lets}target q_proj\nshare a per module rank 2\n", "llama-7b")
     helps = [problem.help for problem in caught.value.problems if problem.code == "BS301"]
     assert len(helps) == 20
-    assert (
-        len(made) <= 1 + 2 * 10
-    )  # The spec, and at most two remedies for each of the first ten problems.
+    # The spec, and at most two remedies for each of the first ten problems.
+    assert len(made) <= 1 + 2 * 10
     assert {*helps[:10]} == {"did you mean `q_proj`?"}
     assert "did you mean `q_proj`?" not in helps[10:]

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from bishare_dsl import plan_spec
+from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.initial import draw
 
 HEAVY = {"accelerate", "numpy", "peft", "safetensors", "torch", "transformers"}
 
@@ -22,6 +25,7 @@ COMMANDS = (
 )
 # A wrong command is answered before anything heavy is loaded: its arguments, its spec, its files.
 MODEL = ("--model", "checkpoint")
+SPEC = "spec s\ntarget q_proj\nshare a per module rank 1\n"
 WRONG = (
     (["train", "lora", "--data", "rows.jsonl"], "BS736"),
     (["train", "lora", *MODEL, "--data", "rows.jsonl", "--lerning_rate", "1"], "BS730"),
@@ -29,6 +33,12 @@ WRONG = (
     (["train", "lora", "--model", "nowhere", "--data", "rows.jsonl", "--output_dir", "o"], "BS501"),
     (["convert", "cut", "--for", "bishare", "--out", "o"], "BS608"),
     (["convert", "broken", "--for", "bishare", "--out", "o"], "BS604"),
+    (["convert", "list", "--for", "bishare", "--out", "o", *MODEL], "BS604"),
+    (["convert", "vera", "--for", "bishare", "--out", "o", *MODEL], "BS656"),
+    (["convert", "ours", "--for", "bishare", "--out", "o", "--rank", "4"], "BS646"),
+    (["convert", "ours", "--for", "bishare", "--out", "o", "--dtype", "float16"], "BS646"),
+    (["convert", "ours", "--out", "o", "--dtype", "int8"], "BS646"),
+    (["convert", "ours", "--out", "o", "--force"], "BS646"),
     (["merge", "nowhere", *MODEL, "--out", "o"], "BS601"),
     (["merge", "broken", "--model", "llama-7b", "--out", "o"], "BS604"),
     (["verify", "nowhere", "--model", "llama-7b"], "BS601"),
@@ -60,9 +70,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def run_alone(
-    program: str, *arguments: str, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_alone(program, *arguments, cwd=None):
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         stdin=subprocess.DEVNULL,
@@ -75,7 +83,7 @@ def run_alone(
     return run
 
 
-def test_no_command_loads_anything_heavy(tmp_path: Path) -> None:
+def test_no_command_loads_anything_heavy(tmp_path):
     commands = [[word.format(out=tmp_path) for word in command] for command in COMMANDS]
     run = run_alone(RUN_ALL, json.dumps(commands))
     told = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("[")]
@@ -89,25 +97,27 @@ def test_no_command_loads_anything_heavy(tmp_path: Path) -> None:
         assert output or arguments[0] in ("check", "fmt", "lsp"), arguments
 
 
-def test_an_error_that_needs_no_tensor_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_an_error_that_needs_no_tensor_loads_nothing_heavy(tmp_path):
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 99,
         "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2,
         "tie_word_embeddings": False,
     }  # fmt: skip
-    lora = {
-        "peft_type": "LORA",
-        "r": 8,
-        "target_modules": ["q_proj"],
-        "base_model_name_or_path": "llama-7b",
+    lora = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]}
+    files = {
+        "checkpoint/config.json": json.dumps(config),
+        "cut/adapter_config.json": json.dumps(lora | {"base_model_name_or_path": "llama-7b"}),
+        "cut/adapter_model.safetensors": "x",
+        "broken/adapter_config.json": "{",
+        "list/adapter_config.json": "[]",
+        "vera/adapter_config.json": '{"peft_type": "VERA"}',
+        "rows.jsonl": '{"prompt": "a", "completion": "b"}\n',
     }
-    for name in ("checkpoint", "cut", "broken"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "checkpoint/config.json").write_text(json.dumps(config))
-    (tmp_path / "cut/adapter_config.json").write_text(json.dumps(lora))
-    (tmp_path / "cut/adapter_model.safetensors").write_bytes(b"x")
-    (tmp_path / "broken/adapter_config.json").write_text("{")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    for place, text in files.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(text)
+    plan = plan_spec(SPEC, "smollm2-135m")
+    save_adapter(tmp_path / "ours", plan, draw(plan, 0), SPEC, seed=0)
     run = run_alone(RUN_ALL, json.dumps([words for words, _ in WRONG]), cwd=tmp_path)
     told = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("[")]
     answers = run.stderr.split("\n[")
@@ -117,16 +127,17 @@ def test_an_error_that_needs_no_tensor_loads_nothing_heavy(tmp_path: Path) -> No
         # The reader of files imports safetensors, and that of names huggingface_hub: neither is slow.
         assert not {*modules} & (HEAVY - {"safetensors"}), words
     assert len(told) == len(WRONG)
+    assert {path.name for path in tmp_path.iterdir()} == {"ours", *(p.split("/")[0] for p in files)}
 
 
-def test_package_loads_nothing_but_itself() -> None:
+def test_package_loads_nothing_but_itself():
     program = "import json, sys; import bishare_dsl; print(json.dumps([0, sorted(sys.modules)]), file=sys.stderr)"
     _, modules = json.loads(run_alone(program).stderr.splitlines()[-1])
     ours = {name for name in modules if name.startswith("bishare_dsl")}
     assert ours == {"bishare_dsl", "bishare_dsl.lazy", "bishare_dsl.version"}
 
 
-def test_exports_resolve_and_are_kept() -> None:
+def test_exports_resolve_and_are_kept():
     import bishare_dsl
 
     for name in bishare_dsl.__all__:
@@ -135,7 +146,7 @@ def test_exports_resolve_and_are_kept() -> None:
         assert name in dir(bishare_dsl)
 
 
-def test_unknown_export_is_an_attribute_error() -> None:
+def test_unknown_export_is_an_attribute_error():
     import bishare_dsl
 
     with pytest.raises(AttributeError, match="no attribute 'compile'"):

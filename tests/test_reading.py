@@ -3,7 +3,6 @@
 import ast
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,13 @@ from bishare_dsl.testing.models import tiny_model
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and links of POSIX")
 
 
-def elsewhere(path: Path) -> None:
+def elsewhere(path):
     other = path.parent.parent / "elsewhere"
     other.write_bytes(b"{}")
     path.symlink_to(other)
 
 
-HOSTILE: dict[str, Callable[[Path], None]] = {
+HOSTILE = {
     "pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
     "link elsewhere": elsewhere,
@@ -35,9 +34,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_not_a_plain_file_of_the_folder(
-    make: Callable[[Path], None], tmp_path: Path
-) -> None:
+def test_what_is_not_a_plain_file_of_the_folder(make, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     make(folder / "file")
@@ -45,7 +42,7 @@ def test_what_is_not_a_plain_file_of_the_folder(
         read_file(folder, "file", 100)
 
 
-def test_plain_files_and_links_inside(tmp_path: Path) -> None:
+def test_plain_files_and_links_inside(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("file")
     assert read_file(tmp_path, "link", 5) == b"12345"
@@ -55,7 +52,7 @@ def test_plain_files_and_links_inside(tmp_path: Path) -> None:
         read_file(tmp_path, "nothing", 4)
 
 
-def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hubs_cache(tmp_path):
     repository = tmp_path / "models--me--shared"
     for name in ("blobs", "snapshots/commit/adapters"):
         (repository / name).mkdir(parents=True)
@@ -70,7 +67,7 @@ def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory):
     """Adapters that load: bishare's, and PEFT's."""
     root = tmp_path_factory.mktemp("saved")
     compile_spec("lora", tiny_model("llama")).bishare.save_pretrained(root / "ours")
@@ -97,7 +94,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
-def test_every_door(saved: Path, file: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_every_door(saved, file, make, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     (tmp_path / file).unlink()
     make(tmp_path / file)
@@ -116,7 +113,7 @@ def test_every_door(saved: Path, file: str, make: Callable[[Path], None], tmp_pa
     ids=["deep", "many", "long", "cut"],
 )
 @pytest.mark.parametrize("kind", [str, str.encode])
-def test_json_that_is_refused(text: str, reason: str, kind: Callable[[str], str | bytes]) -> None:
+def test_json_that_is_refused(text, reason, kind):
     with pytest.raises(ValueError, match=reason):
         parse_json(kind(text))
 
@@ -128,7 +125,7 @@ PARSES_ITSELF = {
 _PARSERS = ("load", "loads", "json", "model_validate_json", "validate_json", "raw_decode")
 
 
-def test_json_has_one_reader() -> None:
+def test_json_has_one_reader():
     """Which limits its size, depth and number of values."""
     package, found = Path(bishare_dsl.__file__).parent, set()
     for path in package.rglob("*.py"):

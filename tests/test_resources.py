@@ -7,35 +7,22 @@ import pytest
 from bishare_dsl import resources
 
 
-def test_grammar_exists() -> None:
-    assert resources.grammar("share.lark").is_file()
-
-
-def test_every_shipped_spec_is_found_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_every_shipped_spec_is_found_by_its_name_and_a_file_of_the_user_wins(here):
     shipped = resources.shipped_specs()
     assert {"lora", "bishare_ss", "bishare_gt", "bishare_ke"} <= shipped.keys()
     assert list(shipped) == sorted(shipped)
     for name, path in shipped.items():
         for spelling in (name, f"{name}.share", f"specs/{name}", f"specs/{name}.share"):
             assert resources.find_spec(spelling) == path
-
-
-def test_a_file_of_the_user_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     Path("lora.share").touch()
     assert resources.find_spec("lora.share") == Path("lora.share")
-    assert resources.find_spec("lora") == resources.shipped_specs()["lora"]
+    assert resources.find_spec("lora") == shipped["lora"]
 
 
 @pytest.mark.parametrize(
     "name", ["", "lara", "lora.yaml", "other/lora.share", "../specs/lora.share"]
 )
-def test_what_does_not_ship_is_not_found(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_ship_is_not_found(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as caught:
         resources.find_spec(name)
@@ -54,5 +41,5 @@ def test_what_does_not_ship_is_not_found(
         ("spec s\n# later.", ""),
     ],
 )
-def test_what_a_spec_says_it_is(text: str, sentence: str) -> None:
+def test_what_a_spec_says_it_is(text, sentence):
     assert resources.first_sentence(text) == sentence

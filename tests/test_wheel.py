@@ -28,7 +28,7 @@ FILES = {
 """What a wheel is made of."""
 
 
-def run(*command: str | Path, **settings: object) -> str:
+def run(*command, **settings):
     """Return the standard output of a command, which must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -36,7 +36,7 @@ def run(*command: str | Path, **settings: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tmp_path_factory):
     """The folder of the sdist, and of the wheel that is built from it."""
     if built := os.environ.get("BISHARE_DIST"):
         return ROOT / built
@@ -47,12 +47,12 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(dist: Path) -> Path:
+def wheel(dist):
     return dist / f"bishare-{__version__}-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(wheel, tmp_path_factory):
     """A fresh environment with the wheel, which finds what bishare needs in the one of these tests."""
     folder = tmp_path_factory.mktemp("fresh")
     run(sys.executable, "-m", "venv", "--without-pip", folder)
@@ -65,13 +65,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bishare(installed: Path, folder: Path, *arguments: str) -> str:
+def bishare(installed, folder, *arguments):
     """Return the standard output of the installed command, run in ``folder``."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return run(installed / "bin" / "bishare", *arguments, cwd=folder, env=clean)
 
 
-def test_the_wheel_holds_all_files_of_the_package_and_no_other(wheel: Path) -> None:
+def test_the_wheel_holds_all_files_of_the_package_and_no_other(wheel):
     inside = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
     # Grammars, specs and the pages of error codes stand at the top of a checkout.
     assert inside == {f"bishare_dsl/{name.removeprefix('bishare_dsl/')}" for name in FILES}
@@ -83,7 +83,7 @@ def test_the_wheel_holds_all_files_of_the_package_and_no_other(wheel: Path) -> N
     } <= inside
 
 
-def test_the_sdist_holds_what_a_wheel_and_the_tests_are_made_of(dist: Path) -> None:
+def test_the_sdist_holds_what_a_wheel_and_the_tests_are_made_of(dist):
     with tarfile.open(dist / f"bishare-{__version__}.tar.gz") as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert inside >= FILES
@@ -91,7 +91,7 @@ def test_the_sdist_holds_what_a_wheel_and_the_tests_are_made_of(dist: Path) -> N
     assert {"README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "Makefile"} <= inside
 
 
-def test_the_version_is_the_same_wherever_it_is_told(installed: Path, tmp_path: Path) -> None:
+def test_the_version_is_the_same_wherever_it_is_told(installed, tmp_path):
     assert bishare(installed, tmp_path, "--version").split() == ["bishare", __version__]
     for manifest in ROOT.glob("editors/*/package.json"):
         assert json.loads(manifest.read_text(encoding="utf-8"))["version"] == __version__
@@ -100,22 +100,13 @@ def test_the_version_is_the_same_wherever_it_is_told(installed: Path, tmp_path: 
     assert f"\n## [{__version__}] - 20" in changes
 
 
-def test_a_spec_that_ships_is_checked_from_any_folder(installed: Path, tmp_path: Path) -> None:
+def test_what_ships_is_found_in_the_wheel_from_any_folder(installed, tmp_path):
     checked = json.loads(bishare(installed, tmp_path, "check", "bishare_ke", "--json"))
     assert checked["problems"] == []
-
-
-def test_an_error_code_is_explained_from_any_folder(installed: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "errors" / "BS201.md").read_text(encoding="utf-8")
     assert bishare(installed, tmp_path, "explain", "BS201") == page
-
-
-def test_a_spec_that_ships_is_planned_from_any_folder(installed: Path, tmp_path: Path) -> None:
     given = ("plan", "bishare_ke", "--model", "llama-7b", "--json")
     assert json.loads(bishare(installed, tmp_path, *given))["trainable"] == 3_593_600
     assert not list(tmp_path.iterdir())
-
-
-def test_specs_and_code_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     listed = json.loads(bishare(installed, tmp_path, "specs", "--json"))
     assert {Path(spec["path"]).is_relative_to(installed) for spec in listed["specs"]} == {True}

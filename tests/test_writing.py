@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +16,7 @@ from bishare_dsl import parse_spec, plan_spec, writing
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import preset
-from bishare_dsl.plan import Plan
-from bishare_dsl.writing import (
-    new_folder,
-    replace_file,
-)
+from bishare_dsl.writing import new_folder, replace_file
 
 TEXTS = [
     f"spec version_{n} target q_proj share s where layer in 0..1 per layer rank {n + 1}"
@@ -34,22 +29,22 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def killed_at(step, monkeypatch):
     """Die at the `step`-th thing that is done to the disk; a write dies when half is written."""
-    done: list[str] = []
+    done = []
 
-    def count(name: str) -> None:
+    def count(name):
         done.append(name)
         if len(done) == step:
             raise Killed
 
-    def write(path: Path, content: bytes) -> None:
+    def write(path, content):
         path.write_bytes(content[: len(content) // 2])
         count("half")
         path.write_bytes(content)
         count("write")
 
-    def replace(source: object, target: object) -> None:
+    def replace(source, target):
         count("replace")
         real_replace(source, target)
         count("replaced")
@@ -63,15 +58,15 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
 
 
 @pytest.fixture(scope="module")
-def plans() -> list[Plan]:
+def plans():
     return [plan_spec(parse_spec(text), preset("smollm2-135m")) for text in TEXTS]
 
 
-def save(folder: Path, plans: list[Plan], version: int) -> None:
+def save(folder, plans, version):
     save_adapter(folder, plans[version], draw(plans[version], 0), TEXTS[version], seed=version)
 
 
-def version_in(folder: Path, plans: list[Plan]) -> int:
+def version_in(folder, plans):
     """Which version a folder holds; fails where it is none of them, or a mixture."""
     stored = read_adapter(folder)
     version = stored.config.seed
@@ -82,16 +77,14 @@ def version_in(folder: Path, plans: list[Plan]) -> int:
     return version
 
 
-def steps_of_a_save(folder: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def steps_of_a_save(folder, plans, monkeypatch):
     save(folder, plans, 0)
     with killed_at(0, monkeypatch) as done:
         save(folder, plans, 1)
     return list(done)
 
 
-def test_a_kill_at_every_step_leaves_the_old_or_the_new(
-    tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_at_every_step_leaves_the_old_or_the_new(tmp_path, plans, monkeypatch):
     steps = steps_of_a_save(tmp_path / "count", plans, monkeypatch)
     # The config beside the old one; the tensors; the config in its place; the card.
     assert steps.count("half") == 4
@@ -112,9 +105,7 @@ def test_a_kill_at_every_step_leaves_the_old_or_the_new(
 
 
 @pytest.mark.long
-def test_two_kills_one_after_the_other(
-    tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_kills_one_after_the_other(tmp_path, plans, monkeypatch):
     # The second save may find the config of another adapter than the tensors are of.
     steps = steps_of_a_save(tmp_path / "count", plans, monkeypatch)
     numbers = range(1, len(steps) + 1)
@@ -133,7 +124,7 @@ def test_two_kills_one_after_the_other(
 # One file, one folder --------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_keeps_its_mode(tmp_path):
     path = tmp_path / "script"
     path.write_text("old")
     path.chmod(0o750)
@@ -142,9 +133,7 @@ def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_cannot_be_replaced_is_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_replaced_is_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
@@ -153,18 +142,16 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_):
     raise OSError(28, "No space left on device")
 
 
-def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(tmp_path, monkeypatch):
     (tmp_path / "it").mkdir()
     (tmp_path / "it" / "old").touch()
     real = Path.rename
 
-    def rename(path: Path, target: Path) -> Path:
+    def rename(path, target):
         return full_disk() if path.suffix == ".new" else real(path, target)
 
     monkeypatch.setattr(Path, "rename", rename)
@@ -174,26 +161,26 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/old"]
 
 
-def _replace_and_die(folder: Path, number: int) -> None:
+def _replace_and_die(folder, number):
     """Replace a folder, and be killed before the system call of a number that changes a name."""
     left = itertools.count(1)
 
-    def counted(call: object) -> object:
-        def wrapped(*arguments: object, **keywords: object) -> object:
+    def counted(call):
+        def wrapped(*arguments, **keywords):
             if next(left) == number:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **keywords)  # type: ignore[operator]
+            return call(*arguments, **keywords)
 
         return wrapped
 
-    writing._rename = counted(writing._rename)  # type: ignore[assignment]
-    writing.discard = counted(writing.discard)  # type: ignore[assignment]
-    Path.rename = counted(Path.rename)  # type: ignore[assignment,method-assign]
+    writing._rename = counted(writing._rename)
+    writing.discard = counted(writing.discard)
+    Path.rename = counted(Path.rename)
     with new_folder(folder, replace=True) as new:
         (new / "content").write_text("new")
 
 
-def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path):
     """At each change of a name (F53), and the next writer removes what was left."""
     context, folder, seen = multiprocessing.get_context("fork"), tmp_path / "it", []
     for number in itertools.count(1):
@@ -211,10 +198,10 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) ->
     assert seen == ["old", "new", "new"]
 
 
-def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
-    order: list[str] = []
+def test_a_second_writer_waits_for_the_first(tmp_path):
+    order = []
 
-    def second() -> None:
+    def second():
         with new_folder(tmp_path / "it", replace=True) as new:
             order.append("second")
             (new / "b").touch()
@@ -231,14 +218,12 @@ def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by_system", [True, False])
-def test_what_appears_meanwhile_is_not_replaced(
-    tmp_path: Path, by_system: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_appears_meanwhile_is_not_replaced(tmp_path, by_system, monkeypatch):
     """G20: a folder that appeared while another was written was deleted."""
     if not by_system:
         monkeypatch.setattr(writing, "_rename", lambda *_: False)
 
-    def write() -> None:
+    def write():
         with new_folder(tmp_path / "it"):
             (tmp_path / "it").mkdir()
             (tmp_path / "it" / "notes").write_text("precious")
@@ -256,7 +241,7 @@ def test_what_appears_meanwhile_is_not_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "it"]
 
 
-def test_what_a_killed_writer_of_a_file_left_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_writer_of_a_file_left_is_removed(tmp_path):
     """G39: `convert` to a GGUF file left these for ever."""
     (tmp_path / ".a.gguf.01234567.new").touch()
     (tmp_path / ".a.gguf.lock").touch()
@@ -267,12 +252,12 @@ def test_what_a_killed_writer_of_a_file_left_is_removed(tmp_path: Path) -> None:
 # Several processes -----------------------------------------------------------------------------------
 
 
-def _save_often(folder: Path, plans: list[Plan], version: int) -> None:
+def _save_often(folder, plans, version):
     for _ in range(25):
         save(folder, plans, version)
 
 
-def test_processes_that_save_into_one_folder_take_turns(tmp_path: Path, plans: list[Plan]) -> None:
+def test_processes_that_save_into_one_folder_take_turns(tmp_path, plans):
     folder = tmp_path / "adapter"
     save(folder, plans, 0)
     context = multiprocessing.get_context("fork")
@@ -281,9 +266,8 @@ def test_processes_that_save_into_one_folder_take_turns(tmp_path: Path, plans: l
         process.start()
     seen = set()
     while any(process.is_alive() for process in processes):
-        seen.add(
-            version_in(folder, plans)
-        )  # A reader beside them never sees a mixture, or nothing.
+        # A reader beside them never sees a mixture, or nothing.
+        seen.add(version_in(folder, plans))
     for process in processes:
         process.join()
         assert process.exitcode == 0

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,31 +31,23 @@ def trained(checkpoint, tmp_path_factory):
 IDS = torch.arange(12).view(2, 6)
 
 
-def test_inspect_tells_what_is_in_it(bishare, trained):
-    folder, _ = trained
-    run = bishare("inspect", folder)
+def test_inspect_tells_what_is_in_it_and_what_is_none(bishare, trained, here):
+    run = bishare("inspect", trained[0])
     assert (run.code, run.err) == (0, "")
-    assert "trainable params: " in run.out
-    assert "written by: bishare " in run.out
-    assert "all as they were saved" in run.out
-    data = json.loads(bishare("inspect", folder, "--json").out)
+    for said in ("trainable params: ", "written by: bishare ", "all as they were saved"):
+        assert said in run.out
+    data = json.loads(bishare("inspect", trained[0], "--json").out)
     assert data["config"]["format"] == 6
     assert data["trainable"] == sum(share["trainable"] for share in data["shares"])
-
-
-def test_inspect_notices_a_changed_file(bishare, trained, tmp_path):
-    folder = shutil.copytree(trained[0], tmp_path / "changed")
-    with (folder / "adapter_model.safetensors").open("r+b") as file:
+    with Path(shutil.copytree(trained[0], "changed"), "adapter_model.safetensors").open(
+        "r+b"
+    ) as file:
         file.seek(-1, 2)
         file.write(b"\x01")
-    run = bishare("inspect", folder)
-    assert (run.code, run.out) == (1, "")
-    assert "error[BS607]" in run.err
-
-
-@pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_what_is_no_adapter_is_wrong_usage(bishare, here, folder):
-    assert bishare("inspect", folder).code == 2
+    run = bishare("inspect", "changed")
+    assert (run.code, run.out, "error[BS607]" in run.err) == (1, "", True)
+    Path("empty").mkdir()
+    assert (bishare("inspect", "nowhere").code, bishare("inspect", "empty").code) == (2, 2)
 
 
 def test_merge_gives_a_checkpoint_that_needs_no_bishare(bishare, trained, checkpoint, here):
@@ -94,10 +85,8 @@ def test_merge_says_what_it_keeps_and_what_keeps_more(bishare, trained, checkpoi
     model.bishare.save_pretrained(here / "small")
     found = {}
     for out, dtype in (("near", "bfloat16"), ("full", "float32")):
-        run = bishare(
-            *("merge", "small", "--model", checkpoint, "--out", out, "--dtype", dtype),
-            *("--json", "--quiet"),
-        )
+        words = ("--model", checkpoint, "--out", out, "--dtype", dtype, "--json", "--quiet")
+        run = bishare("merge", "small", *words)
         assert run.code == 0, run.err
         found[out] = json.loads(run.out)
     assert min(found["near"]["kept"].values()) < 0.9
@@ -142,17 +131,10 @@ def test_what_peft_gets_is_loaded_by_peft(bishare, trained, checkpoint, here):
     assert json.loads(bishare(*command, "-o", "b", "--json").out)["max_lora_rank"] == 16
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("export", "`bishare convert DIR --out LORA`"),
-        ("import", "`bishare convert LORA --for bishare"),
-    ],
-)
-def test_old_commands_say_what_to_type(bishare, here, old, new):
-    run = bishare(old, "lora", "--out", "ours")
-    assert run.code == 2
-    assert new in run.err
+def test_old_commands_say_what_to_type(bishare, here):
+    for old, new in (("export", "DIR --out LORA`"), ("import", "LORA --for bishare")):
+        run = bishare(old, "lora", "--out", "ours")
+        assert (run.code, f"`bishare convert {new}" in run.err) == (2, True)
 
 
 def test_a_rank_says_what_it_loses(bishare, trained, checkpoint, here):
@@ -162,9 +144,9 @@ def test_a_rank_says_what_it_loses(bishare, trained, checkpoint, here):
     assert "at rank 4 to small; vLLM needs --max-lora-rank 8" in run.out
     assert "read again: the updates differ by 0." in run.out
     data = json.loads(bishare(*command, "--out", "again", "--json").out)
-    errors = {site["path"]: site["error"] for site in data["sites"]}
+    errors = [site["error"] for site in data["sites"]]
     assert len(errors) == data["modules"] == 10
-    assert 0 < data["total_error"] < data["worst_error"] == max(errors.values()) < 1
+    assert 0 < data["total_error"] < data["worst_error"] == max(errors) < 1
     assert {site["rank"] for site in data["sites"]} == {4}
 
 
@@ -274,46 +256,3 @@ def test_who_made_it_and_on_what_goes_along(bishare, trained, checkpoint, here, 
         assert ("bishare" in front["tags"]) == (last == "bishare" or middle == "bishare")
         run = bishare("inspect", last) if last == "bishare" else None
         assert run is None or run.code == 0, run.err
-
-
-DAMAGED = {
-    "a config that is no object": ("adapter_config.json", b"[]", "BS604"),
-    "a method that is no LoRA": ("adapter_config.json", b'{"peft_type": "VERA"}', "BS656"),
-    "tensors cut off": ("adapter_model.safetensors", b"\xff\0\0\0\0\0\0\0{", "BS608"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damage_is_found_before_torch_is_loaded(trained, bishare, checkpoint, here, damage):
-    assert bishare("convert", trained[0], "--model", checkpoint, "--out", "lora").code == 0
-    file, content, code = DAMAGED[damage]
-    (here / "lora" / file).write_bytes(content)
-    words = ["convert", "lora", "--for", "bishare", "--out", "new", "--model", str(checkpoint)]
-    assert code in without_torch(words)
-    assert not (here / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        (("--for", "bishare", "--rank", "4"), "BS646"),
-        (("--for", "bishare", "--dtype", "float16"), "BS646"),
-        (("--dtype", "int8"), "BS646"),
-        (("--force",), "BS646"),
-    ],
-)
-def test_wrong_options_are_found_before_torch_is_loaded(trained, here, words, code):
-    assert code in without_torch(["convert", str(trained[0]), "--out", "new", *words])
-
-
-def without_torch(words):
-    """Run a command in a process of its own, in which torch cannot be imported; return its errors."""
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from bishare_dsl.cli.main import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode in (1, 2), run.stderr
-    return run.stderr

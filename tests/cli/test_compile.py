@@ -1,4 +1,5 @@
 import json
+import shutil
 
 from safetensors import safe_open
 
@@ -23,7 +24,7 @@ def test_spec_and_model_are_enough(bishare, here):
     assert [path.name for path in here.iterdir()] == ["bishare_ke-smollm2-135m"]
 
 
-def test_what_exists_is_replaced_when_asked(bishare, here, checkpoint):
+def test_an_adapter_is_replaced_when_asked_and_nothing_else(bishare, here, checkpoint):
     command = ["compile", "lora", "--model", checkpoint, "--out", "it"]
     bishare(*command)
     before = tensors("it")
@@ -33,9 +34,7 @@ def test_what_exists_is_replaced_when_asked(bishare, here, checkpoint):
     assert tensors("it") == before
     assert bishare(*command, "--seed", 1, "--force").code == 0
     assert tensors("it") != before
-
-
-def test_force_replaces_adapters_only(bishare, here, checkpoint):
+    shutil.rmtree(here / "it")
     (here / "precious.txt").write_text("mine")
     run = bishare("compile", "lora", "--model", checkpoint, "--out", ".", "--force")
     assert run.code == 2

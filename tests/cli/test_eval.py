@@ -1,7 +1,5 @@
 """``bishare eval``, on a tiny checkpoint."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -41,15 +39,22 @@ def work(made, here):
     return here
 
 
-def test_correct_options_are_counted(work, bishare, monkeypatch):
-    options = ["a", "bc", "bd"]
+OPTIONS = ["a", "bc", "bd"]
+
+
+def write_rows(file, begin, count):
     rows = [
-        {"prompt": f"{i}: ", "completion": options[i % 3], "options": options} for i in range(9)
+        {"prompt": f"{begin}{i}: ", "completion": OPTIONS[i % 3], "options": OPTIONS}
+        for i in range(count)
     ]
-    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run = bishare(
-        "eval", "one", "two", "--base", "--model", "tiny", "--data", "rows.jsonl", "--json"
-    )
+    Path(file).write_text("\n".join(map(json.dumps, rows)))
+    return rows
+
+
+def test_correct_options_are_counted(work, bishare, monkeypatch):
+    rows = write_rows("rows.jsonl", "", 9)
+    words = ("eval", "one", "two", "--model", "tiny", "--data", "rows.jsonl", "--json")
+    run = bishare(*words, "--base")
     found = json.loads(run.out)
     assert run.code == 0
     assert [*found["accuracy"]] == ["base", "one", "two"]
@@ -58,31 +63,22 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
     right = 0
     for row in rows:
         scores = []
-        for option in options:
+        for option in OPTIONS:
             start = len(tokenizer(row["prompt"]).input_ids)
             ids = [*tokenizer(row["prompt"] + option).input_ids, tokenizer.eos_token_id]
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             scores.append([float(logits[i - 1, ids[i]]) for i in range(start, len(ids))])
         # The first token decides between "a" and "b", the second between "bc" and "bd".
-        best = (
-            options[0]
-            if scores[0][0] > scores[1][0]
-            else max(options[1:], key=lambda option: scores[options.index(option)][1])
-        )
-        right += best == row["completion"]
+        best = 0 if scores[0][0] > scores[1][0] else max((1, 2), key=lambda i: scores[i][1])
+        right += OPTIONS[best] == row["completion"]
     assert found["accuracy"]["one"] == right / 9
     run = bishare("eval", "one", "--model", "tiny", "--data", "rows.jsonl")
     assert f"{right / 9:.1%}" in run.out
     assert bishare("compile", "lora", "--model", "tiny", "--out", "fresh").code == 0
     assert bishare("eval", "fresh", "--data", "rows.jsonl").code == 0  # It names its base.
-    for words, code in (
-        ((), 2),
-        (("--data", "nowhere"), 2),
-        (("--data", "rows.jsonl", "--tasks", "x"), 2),
-    ):
-        assert bishare("eval", "one", "--model", "tiny", *words).code == code
-    words = ("eval", "one", "two", "--model", "tiny", "--data", "rows.jsonl", "--json")
+    for wrong in ("", "--data nowhere", "--data rows.jsonl --tasks x"):
+        assert bishare("eval", "one", "--model", "tiny", *wrong.split()).code == 2
     assert bishare(*words, "--batch_size", "0").code == 2
     sizes, real = [], loss.choice_accuracy
 
@@ -103,13 +99,8 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
 
 def test_each_adapter_is_judged_on_its_file_of_a_folder(work, bishare):
     Path("held").mkdir()
-    options = ["a", "bc", "bd"]
     for name, count in (("one", 6), ("two", 4)):
-        rows = [
-            {"prompt": f"{name}{i}: ", "completion": options[i % 3], "options": options}
-            for i in range(count)
-        ]
-        Path("held", f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        write_rows(f"held/{name}.jsonl", name, count)
     run = bishare("eval", "one", "two", "--model", "tiny", "--data", "held", "--json")
     found = json.loads(run.out)
     assert found["rows"] == {"one": 6, "two": 4}

@@ -16,12 +16,9 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.load import load_model, meta_model
 
-LORA = (
-    "spec small\ntarget q_proj, down_proj\nshare a  per module  rank 2\nshare b  per kind  rank 3\n"
-)
-LIBRARY = (
-    "spec family\ntarget q_proj, down_proj\nshare a  A per in  B per adapter, module  rank 2\n"
-)
+HEAD = "spec small\ntarget q_proj, down_proj\nshare a  "
+LORA = HEAD + "per module  rank 2\nshare b  per kind  rank 3\n"
+LIBRARY = HEAD.replace("small", "family") + "A per in  B per adapter, module  rank 2\n"
 
 
 def tensors_of(plan, seed):
@@ -35,19 +32,12 @@ def made(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
     base = architecture_of(str(checkpoint))
     plan = make_plan(LORA, base)
+    how = {"seed": 0, "origin": {"base_revision": "0123456789abcdef"}}
     for name, seed in (("acme", 0), ("globex", 1)):
-        save_adapter(
-            folder / name,
-            plan.plan,
-            tensors_of(plan.plan, seed),
-            plan.text(),
-            seed=0,
-            origin={"base_revision": "0123456789abcdef"},
-        )
+        save_adapter(folder / name, plan.plan, tensors_of(plan.plan, seed), plan.text(), **how)
     lora = make_plan("lora", base, {"r": 3})
-    export_adapter(
-        folder / "initech", lora.plan, tensors_of(lora.plan, 2), meta_model(str(checkpoint))
-    )
+    values, model = tensors_of(lora.plan, 2), meta_model(str(checkpoint))
+    export_adapter(folder / "initech", lora.plan, values, model)
     family = make_plan(LIBRARY, base)
     each = {n: tensors_of(family.plan, seed) for n, seed in (("one", 3), ("two", 4))}
     save_library(folder / "lib", family.plan, each, family.text(), seed=0)
@@ -65,26 +55,16 @@ def listed(run):
     return {row["name"]: row for row in json.loads(run.out)["adapters"]}
 
 
-def test_a_folder_is_a_table(bishare, adapters):
+def test_a_folder_is_a_table_whose_rows_and_totals_are_true(bishare, adapters):
     run = bishare("inspect", "adapters")
     assert (run.code, run.err) == (0, "")
     head, _, *rows = run.out.splitlines()
-    columns = ["name", "method", "base", "rank", "parameters", "bytes", "date"]
-    assert head.split() == columns
-    names = [row.split()[:2] for row in rows[:5]]
-    assert names == [
-        ["acme", "small"],
-        ["globex", "small"],
-        ["initech", "lora"],
-        ["one", "family"],
-        ["two", "family"],
-    ]
+    assert head.split() == ["name", "method", "base", "rank", "parameters", "bytes", "date"]
+    names = [" ".join(row.split()[:2]) for row in rows[:5]]
+    assert names == ["acme small", "globex small", "initech lora", "one family", "two family"]
     assert "@0123456" in rows[0]
     assert "5 adapters, " in run.out
     assert "shared in adapters/lib: " in run.out
-
-
-def test_what_a_row_says_is_true(bishare, adapters):
     found = listed(bishare("inspect", "adapters", "--json"))
     stored = read_adapter(adapters / "acme")
     acme = found["acme"]
@@ -98,9 +78,6 @@ def test_what_a_row_says_is_true(bishare, adapters):
     own = sum(t.size for t in family.tensors if t.name not in family.common)
     assert found["two"]["parameters"] == own
     assert found["two"]["place"] == "adapters/lib#two"
-
-
-def test_totals_count_what_is_shared_once(bishare, adapters):
     data = json.loads(bishare("inspect", "adapters/lib", "--json").out)
     files = [*(adapters / "lib").rglob("*.safetensors"), adapters / "lib" / "adapter_config.json"]
     assert data["totals"]["bytes"] == sum(path.stat().st_size for path in files)
@@ -136,16 +113,13 @@ def test_a_folder_whose_sharing_is_wrong_hides_no_other(bishare, adapters, shari
     assert errors == {"acme": True, **dict.fromkeys(("globex", "initech", "one", "two"), False)}
 
 
-def test_links_to_themselves_and_to_the_parent_are_no_adapters(bishare, adapters):
+def test_links_to_themselves_are_no_adapters_and_names_of_strangers_are_escaped(bishare, adapters):
     (adapters / "loop").symlink_to(adapters / "loop")
     (adapters / "up").symlink_to(adapters, target_is_directory=True)
     (adapters / "again").symlink_to(adapters / "acme", target_is_directory=True)
     run = bishare("inspect", "adapters", "--json")
     assert run.code == 0
     assert len(json.loads(run.out)["adapters"]) == 5
-
-
-def test_a_strangers_names_do_not_reach_the_terminal(bishare, adapters):
     config = json.loads((adapters / "initech" / "adapter_config.json").read_text())
     config |= {"base_model_name_or_path": "a\x1b[31mb", "peft_type": {"x": 1}, "r": "many"}
     (adapters / "initech" / "adapter_config.json").write_text(json.dumps(config))
@@ -179,14 +153,9 @@ def test_two_adapters_are_compared_by_their_factors(bishare, adapters):
     assert data["same_spec"]
     one, two = (read_adapter(adapters / name) for name in ("acme", "globex"))
     for kind in ("q_proj", "down_proj", None):
+        sites = [site for site in one.plan.sites if kind in (None, site.kind)]
         a, b = (
-            torch.cat(
-                [
-                    delta(s.plan, s.tensors(), site).flatten()
-                    for site in s.plan.sites
-                    if kind in (None, site.kind)
-                ]
-            ).double()
+            torch.cat([delta(s.plan, s.tensors(), site).flatten() for site in sites]).double()
             for s in (one, two)
         )
         found = data["all"] if kind is None else data["kinds"][kind]
@@ -204,23 +173,13 @@ def test_adapters_with_a_magnitude_are_compared_by_their_weights(bishare, here, 
     """`W' - W` of each, beside one that has none; nothing else differs from a comparison by factors."""
     base, updates = architecture_of(str(checkpoint)), []
     maps = linear_maps(load_model(str(checkpoint), causal=False)[0])
-    texts = {
-        "m": LORA + "magnitude per module\n",
-        "n": LORA + "magnitude per kind plain\n",
-        "l": LORA,
-    }
-    for number, (name, text) in enumerate(texts.items()):
-        plan = make_plan(text, base)
-        tensors = tensors_of(plan.plan, number)
-        save_adapter(here / name, plan.plan, tensors, plan.text(), seed=0)
-        updates.append(
-            torch.cat(
-                [
-                    delta(plan.plan, tensors, site, maps[site.path].matrix()).flatten()
-                    for site in plan.plan.sites
-                ]
-            ).double()
-        )
+    texts = {"m": "magnitude per module\n", "n": "magnitude per kind plain\n", "l": ""}
+    for number, (name, more) in enumerate(texts.items()):
+        made = make_plan(LORA + more, base)
+        plan, tensors = made.plan, tensors_of(made.plan, number)
+        save_adapter(here / name, plan, tensors, made.text(), seed=0)
+        dense = (delta(plan, tensors, site, maps[site.path].matrix()) for site in plan.sites)
+        updates.append(torch.cat([update.flatten() for update in dense]).double())
     for first, second in ((0, 1), (1, 2), (2, 0), (0, 0)):
         names = [*texts][first], [*texts][second]
         found = json.loads(bishare("diff", *names, "--model", checkpoint, "--json").out)["all"]
@@ -238,19 +197,16 @@ def customers(here, checkpoint):
     for number in range(5):
         made = make_plan("lora", base, {"r": 1 + number})
         tensors = tensors_of(made.plan, number)
-        export_adapter(
-            here / f"customers/c-{number}", made.plan, tensors, meta_model(str(checkpoint))
-        )
+        place = here / f"customers/c-{number}"
+        export_adapter(place, made.plan, tensors, meta_model(str(checkpoint)))
     (here / "customers/c-3/adapter_model.safetensors").write_bytes(b"no")
     return sorted((here / "customers").iterdir())
 
 
 def test_many_loras_are_imported_and_each_is_checked(bishare, customers, checkpoint, here):
-    run = bishare(
-        "convert", "--for", "bishare", *customers, "--out", "adapters", "--model", checkpoint
-    )
-    assert run.code == 1
-    assert "BS608" in run.err
+    words = ("--for", "bishare", "--out", "adapters", "--model", checkpoint)
+    run = bishare("convert", *customers, *words)
+    assert (run.code, "BS608" in run.err) == (1, True)
     assert "4 of 5 converted into adapters" in run.out
     assert sorted(p.name for p in (here / "adapters").iterdir()) == ["c-0", "c-1", "c-2", "c-4"]
     for name in ("c-0", "c-4"):
@@ -274,11 +230,9 @@ def test_an_import_that_is_not_the_lora_is_an_error(
         return real(folder, plan, tensors | {first: tensors[first] + 1e-3}, text, **how)
 
     monkeypatch.setattr("bishare_dsl.adapter.files.save_adapter", spoil)
-    run = bishare(
-        "convert", "--for", "bishare", *customers[:2], "--out", "adapters", "--model", checkpoint
-    )
-    assert run.code == 1
-    assert "error[BS607]" in run.err
+    words = ("--for", "bishare", "--out", "adapters", "--model", checkpoint)
+    run = bishare("convert", *customers[:2], *words)
+    assert (run.code, "error[BS607]" in run.err) == (1, True)
     assert "differ from those of" in run.err
     assert "0 of 2 converted" in run.out
     assert not list(here.glob("adapters/*"))
@@ -300,9 +254,8 @@ def test_a_spec_is_compared_with_the_lora_itself(
         ((rank, scale), sites), *_ = groups.items()
         others = [site for site in architecture.sites if site not in sites]
         chosen = {"extra": [*sites, *others[:1]], "less": sites[1:]}.get(side, sites)
-        return real(
-            name, {(rank, scale * (2 if side == "scale" else 1)): chosen}, dropout, architecture
-        )
+        scale *= 2 if side == "scale" else 1
+        return real(name, {(rank, scale): chosen}, dropout, architecture)
 
     monkeypatch.setattr(from_peft, "_spec", spoil)
     run = bishare(*words, "--force")
@@ -312,48 +265,20 @@ def test_a_spec_is_compared_with_the_lora_itself(
 
 def test_a_folder_of_loras_is_imported(bishare, customers, checkpoint):
     shutil.rmtree(customers[3])
-    data = json.loads(
-        bishare(
-            "convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint, "--json"
-        ).out
-    )
+    words = ("convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint)
+    data = json.loads(bishare(*words, "--json").out)
     assert data["converted"] == 4
-    rows = {row["name"]: row for row in data["adapters"]}
-    assert rows["c-1"]["modules"] == 10
-    assert (
-        bishare("convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint).code
-        == 2
-    )
-    assert (
-        bishare(
-            "convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint, "--force"
-        ).code
-        == 0
-    )
+    assert {row["name"]: row for row in data["adapters"]}["c-1"]["modules"] == 10
+    assert (bishare(*words).code, bishare(*words, "--force").code) == (2, 0)
 
 
 def test_what_many_adapters_cost(bishare):
-    run = bishare(
-        "plan", "bishare_ke_ab", "-m", "llama-7b", "--adapters", "200", "--memory", "80GB"
-    )
+    words = ["plan", "bishare_ke_ab", "-m", "llama-7b", "--adapters", "200", "--memory", "80GB"]
+    run = bishare(*words)
     assert (run.code, run.err) == (0, "")
-    rows = {line.split("  ")[0]: line for line in run.out.splitlines()}
-    assert "separate adapters" in rows
-    assert "LoRA r=8" in rows
-    assert "LoRA r=2, nearest in bytes" in rows
-    data = json.loads(
-        bishare(
-            "plan",
-            "bishare_ke_ab",
-            "-m",
-            "llama-7b",
-            "--adapters",
-            "200",
-            "--memory",
-            "80GB",
-            "--json",
-        ).out
-    )
+    rows = {line.split("  ")[0] for line in run.out.splitlines()}
+    assert {"separate adapters", "LoRA r=8", "LoRA r=2, nearest in bytes"} <= rows
+    data = json.loads(bishare(*words, "--json").out)
     ways = {way["way"]: way for way in data["ways"]}
     own = ways["separate adapters"]
     assert own["own"] == 3_660_032

@@ -34,12 +34,8 @@ def test_json_adds_up(bishare):
     assert {pool["role"] for pool in plan["pools"]} == {"A", "B"}
     assert len(plan["pools"]) == 2 * (160 + 32 + 1)
     assert sum(row["parameters"] for row in plan["roles"]) == plan["trainable"]
-    assert plan["memory"] == {
-        "base": 2 * 6_738_415_616,
-        "weights": 4 * 3_593_600,
-        "gradients": 4 * 3_593_600,
-        "optimizer": 8 * 3_593_600,
-    }
+    of_adapter = {"weights": 4 * 3_593_600, "gradients": 4 * 3_593_600, "optimizer": 8 * 3_593_600}
+    assert plan["memory"] == {"base": 2 * 6_738_415_616, **of_adapter}
 
 
 def test_a_magnitude_has_no_rank_and_no_scale(bishare, tmp_path):
@@ -84,15 +80,14 @@ def test_all_combinations_are_compared(bishare, check_golden):
 
 def test_a_combination_that_does_not_fit_leaves_the_others(bishare):
     run = bishare("plan", "lora", "-m", "llama-7b", "--set", "r=2.5,4")
-    assert run.code == 1
-    assert run.err.count("error[BS211]") == 1
-    assert run.out.splitlines()[-1].split() == [
-        "lora",
-        "llama-7b",
-        "4",
-        "7,012,352",
-        "26.8",
-        "4",
-        "50.00%",
-    ]
-    assert run.out.splitlines()[-2].split() == ["lora", "llama-7b", "2.5", "BS211"]
+    assert (run.code, run.err.count("error[BS211]")) == (1, 1)
+    refused, other = (" ".join(line.split()) for line in run.out.splitlines()[-2:])
+    assert other == "lora llama-7b 4 7,012,352 26.8 4 50.00%"
+    assert refused == "lora llama-7b 2.5 BS211"
+
+
+def test_two_specs_are_compared_by_plan(bishare):
+    run = bishare("diff", "lora", "bishare_ss", "--model", "llama-7b")
+    assert (run.code, run.out) == (2, "")
+    assert "`bishare plan lora bishare_ss --model MODEL`" in run.err
+    assert bishare("plan", "lora", "bishare_ss", "--model", "llama-7b").code == 0

@@ -1,17 +1,25 @@
 from xml.etree import ElementTree
 
+import pytest
+
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.api import plan_spec
 
 
-def test_an_svg_file_is_asked_for(bishare):
-    run = bishare("show", "bishare_ss", "--model", "llama-7b")
-    assert (run.code, run.out) == (2, "")
-    assert "missing option" in run.err
-    run = bishare("show", "bishare_ss", "--model", "llama-7b", "--out", "s.png")
-    assert (run.code, run.out) == (2, "")
-    assert "`s.png` is not SVG: write `--out s.svg`" in run.err
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("", 2, "missing option"),
+        ("--out s.png", 2, "`s.png` is not SVG: write `--out s.svg`"),
+        ("--out nowhere/s.svg", 2, "error[BS904]"),
+        ("--set r=0.5 --out s.svg", 1, "error[BS211]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_and_nothing_is_written(bishare, here, words, code, says):
+    run = bishare("show", "lora", "--model", "llama-7b", *words.split())
+    assert (run.code, run.out, says in run.err) == (code, "", True), run.err
+    assert not list(here.iterdir())
 
 
 def test_a_picture_is_written(bishare, here):
@@ -20,19 +28,6 @@ def test_a_picture_is_written(bishare, here):
     assert (run.code, run.out, run.err) == (0, "s.svg\n", "")
     assert ElementTree.parse(here / "s.svg").getroot().get("role") == "img"
     assert [path.name for path in here.iterdir()] == ["s.svg"]
-
-
-def test_a_file_that_cannot_be_written_is_told(bishare, here):
-    run = bishare("show", "lora", "-m", "llama-7b", "--out", "nowhere/s.svg")
-    assert run.code == 2
-    assert "error[BS904]" in run.err
-
-
-def test_a_spec_that_does_not_fit_is_told(bishare, here):
-    run = bishare("show", "lora", "-m", "llama-7b", "--set", "r=0.5", "--out", "s.svg")
-    assert (run.code, run.out) == (1, "")
-    assert "error[BS211]" in run.err
-    assert not list(here.iterdir())
 
 
 def test_an_adapter_is_drawn_and_planned_as_its_spec(bishare, here):

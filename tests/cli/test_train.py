@@ -41,20 +41,22 @@ def test_several_files_are_tasks(bishare, folder):
     Path("tasks").mkdir()
     for name in ("one", "two"):
         Path("tasks", f"{name}.jsonl").write_text(Path("rows.jsonl").read_text())
-    files = sorted(map(str, Path("tasks").glob("*.jsonl")))
-    run = bishare(
-        "train", "--data", *files, "--config", "train.yaml", "--eval_split", "2", "--json"
-    )
+    words = ("--config", "train.yaml", "--eval_split", 2, "--json")
+    run = bishare("train", "--data", *sorted(Path("tasks").iterdir()), *words)
     assert run.code == 0
-    assert [task["name"] for task in json.loads(run.out)["tasks"]] == ["one", "two"]
+    found = json.loads(run.out)
+    assert [task["name"] for task in found["tasks"]] == ["one", "two"]
+    assert [task["data"]["eval"]["rows"] for task in found["tasks"]] == [2, 2]
+    assert (found["folder"], found["problems"]) == ("out", [])
+    assert found["steps"] > 0
+    assert found["eval_loss"] > 0
     assert all(read_adapter(Path("out", name)).plan.spec == "small" for name in ("one", "two"))
     assert set(asked()["data"]) == {"one", "two"}
 
 
 def test_spec_model_and_rows_are_enough(bishare, folder):
-    run = bishare(
-        "train", "small.share", "--model", "tiny", "--data", "rows.jsonl", "--output_dir", "out"
-    )
+    words = ("--model", "tiny", "--data", "rows.jsonl", "--output_dir", "out")
+    run = bishare("train", "small.share", *words)
     assert run.code == 0
     assert "steps          1 of all 8 examples, 1.00 epochs" in run.out
     assert "bishare merge out --model tiny --out merged" in run.out
@@ -63,44 +65,23 @@ def test_spec_model_and_rows_are_enough(bishare, folder):
     assert bishare("inspect", "out").code == 0
 
 
-def test_flags_win_over_the_config(bishare, folder):
+def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder):
+    config = yaml.safe_load((folder / "train.yaml").read_text())
+    del config["spec"]
+    (folder / "train.yaml").write_text(yaml.safe_dump(config))
     run = bishare(
-        "train", "--config", "train.yaml", "--set", "r=3", "--learning_rate", "2e-3", "--seed=4",
-        "--max-length", 16, "--dataloader-num-workers=0", "--bf16", "--no_dataloader_pin_memory",
-        "--gradient_checkpointing", "--lr_scheduler_type", "cosine", "-q",
-        "--dtype", "float16",
+        "train", "--bf16", "small.share", "--config", "train.yaml", "--set", "r=3", "--seed=4",
+        "--learning_rate", "2e-3", "--max-length", 16, "--dataloader-num-workers=0", "-q",
+        "--no_dataloader_pin_memory", "--gradient_checkpointing", "--lr_scheduler_type", "cosine",
+        "--dtype", "float16", "--fp16", "false",
     )  # fmt: skip
     assert (run.code, run.err) == (0, "")
     found = asked()
     assert found["learning_rate"] == 2e-3
     assert (found["seed"], found["bf16"], found["dataloader_pin_memory"]) == (4, True, False)
-    assert found["lr_scheduler_type"] == "cosine"
+    assert (found["lr_scheduler_type"], found.get("fp16", False)) == ("cosine", False)
     assert (found["max_length"], found["dtype"]) == (16, "float16")
     assert "param r = 3" in found["spec"]
-
-
-def test_a_flag_does_not_take_the_word_behind_it(bishare, folder):
-    config = yaml.safe_load((folder / "train.yaml").read_text())
-    del config["spec"]
-    (folder / "train.yaml").write_text(yaml.safe_dump(config))
-    assert bishare("train", "--bf16", "small.share", "--config", "train.yaml").code == 0
-    assert asked()["bf16"]
-    run = bishare(
-        "train", "--bf16", "false", "small.share", "--config", "train.yaml", "--output_dir=b"
-    )
-    assert run.code == 0
-    assert not json.loads(Path("b/run.json").read_text())["bf16"]
-
-
-def test_json(bishare, folder):
-    run = bishare("train", "--config", "train.yaml", "--json", "--eval_split", 4)
-    assert run.code == 0
-    found = json.loads(run.out)
-    (task,) = found["tasks"]
-    assert (found["folder"], task["folder"]) == ("out", "out")
-    assert (found["steps"], task["data"]["eval"]["rows"]) == (1, 4)
-    assert found["eval_loss"] > 0
-    assert found["problems"] == []
 
 
 @pytest.mark.parametrize(
@@ -188,10 +169,3 @@ def test_a_loss_that_is_no_number(bishare, folder):
     assert "error[BS750]" in run.err
     assert "the gradient of step 2 is nan, and the step is not applied" in run.err
     assert bishare("inspect", "out").code == 2
-
-
-def test_completion_looks_nothing_up(bishare, monkeypatch, capsys):
-    monkeypatch.setenv("_BISHARE_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", "bishare train --bf16 --eval")
-    monkeypatch.setenv("COMP_CWORD", "3")
-    assert "--eval_split" in bishare().out

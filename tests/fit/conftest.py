@@ -1,32 +1,22 @@
 """LoRAs of a tiny model that do something."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 
-from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
-from bishare_dsl.models import Architecture, architecture_of
+from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
-Trained = Callable[..., StoredAdapter]
-
 
 @pytest.fixture(scope="session")
-def base() -> Architecture:
+def base():
     return architecture_of(tiny_model("llama"))
 
 
-def write_trained(
-    base: Architecture, folder: Path, spec: str, seed: int, **params: int | str
-) -> StoredAdapter:
+def write_trained(base, folder, spec, seed, **params):
     """Save an adapter whose tensors are as if it had been trained, and read it."""
     made = make_plan(spec, base, params)
     tensors = draw(made.plan, 0)  # What is frozen is what `fit` draws.
@@ -39,15 +29,15 @@ def write_trained(
 
 
 @pytest.fixture
-def trained(base: Architecture, tmp_path: Path) -> Trained:
-    def make(spec: str, name: str = "given", seed: int = 0, **params: int | str) -> StoredAdapter:
+def trained(base, tmp_path):
+    def make(spec, name="given", seed=0, **params):
         return write_trained(base, tmp_path / name, spec, seed, **params)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory):
     """The tiny model with a tokenizer, on the disk."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_model("llama").save_pretrained(folder)

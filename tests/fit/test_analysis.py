@@ -1,23 +1,16 @@
 """What common factors keep: all of it where they are common, and what chance gives where they are not."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.export.effective import delta
-from bishare_dsl.fit.analysis import Shared, analyse, table
+from bishare_dsl.fit.analysis import analyse, table
 from bishare_dsl.models.site import Architecture, Site
 
 TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj"
@@ -29,11 +22,10 @@ WIDTHS = {
     "mlp.up_proj": (192, 320),
     "mlp.down_proj": (320, 192),
 }
-Plant = Callable[..., StoredAdapter]
 
 
 @pytest.fixture
-def plant(tmp_path: Path) -> Plant:
+def plant(tmp_path):
     """Save an adapter of a share: random tensors, or, with `change`, initial values that moved a little."""
     sites = tuple(
         Site.at(f"model.layers.{layer}.{path}", *width)
@@ -42,7 +34,7 @@ def plant(tmp_path: Path) -> Plant:
     )
     base = Architecture(name="x", family="llama", layers=8, parameters=10**8, sites=sites)
 
-    def make(share: str, change: float = 0.0, factor: float = 1.0) -> StoredAdapter:
+    def make(share, change=0.0, factor=1.0):
         made = make_plan(f"spec planted\n{TARGET}\nshare {share}\n", base)
         random = torch.Generator().manual_seed(0)
         tensors = draw(made.plan, 0)
@@ -57,13 +49,13 @@ def plant(tmp_path: Path) -> Plant:
     return make
 
 
-def found(stored: StoredAdapter) -> dict[tuple[str, str], Shared]:
+def found(stored):
     return {(row.key, row.role): row for row in analyse(stored)}
 
 
-def test_it_keeps_what_dense_matrices_keep(plant: Plant) -> None:
+def test_it_keeps_what_dense_matrices_keep(plant):
     stored = plant(INDEPENDENT)
-    groups: dict[tuple[str, str, int], list[torch.Tensor]] = {}
+    groups = {}
     for site in stored.plan.sites:
         update = delta(stored.plan, stored.tensors(), site).double()
         for role, rows in (("A", update), ("B", update.t())):
@@ -87,20 +79,18 @@ def test_it_keeps_what_dense_matrices_keep(plant: Plant) -> None:
         ("one A per in B per module rank 4", "model", "A"),
     ],
 )
-def test_what_is_shared_keeps_all_and_stands_above_chance(
-    share: str, key: str, role: str, plant: Plant
-) -> None:
+def test_what_is_shared_keeps_all_and_stands_above_chance(share, key, role, plant):
     row = found(plant(share))[key, role]
     assert row.kept == pytest.approx(1.0, abs=1e-3)
     assert row.chance < 0.85
 
 
-def test_independent_updates_keep_what_chance_keeps(plant: Plant) -> None:
+def test_independent_updates_keep_what_chance_keeps(plant):
     for row in analyse(plant(INDEPENDENT)):
         assert row.kept == pytest.approx(row.chance, abs=0.03), row
 
 
-def test_a_common_start_is_no_sharing(plant: Plant) -> None:
+def test_a_common_start_is_no_sharing(plant):
     """Of known initial values the change is measured: what is frozen stays, and shows what it shares."""
     frozen = plant("one A per in B per module rank 4 freeze A", change=0.1)
     assert found(frozen)["model", "A"].kept == pytest.approx(1.0, abs=1e-3)
@@ -108,7 +98,7 @@ def test_a_common_start_is_no_sharing(plant: Plant) -> None:
     assert changed.kept == pytest.approx(changed.chance, abs=0.05)
 
 
-def test_the_table_has_the_mean_and_the_least_of_several(plant: Plant) -> None:
+def test_the_table_has_the_mean_and_the_least_of_several(plant):
     one, other = analyse(plant("one A per in B per module rank 4")), analyse(plant(INDEPENDENT))
     rows = str(table([one, other])).splitlines()
     assert rows[0].split()[-2:] == ["least", "above"]
@@ -119,19 +109,18 @@ def test_the_table_has_the_mean_and_the_least_of_several(plant: Plant) -> None:
 
 
 def test_the_command_prints_it_and_refuses_what_cannot_be_measured(
-    trained: Any, checkpoint: Path, tmp_path: Path, capsys: Any
-) -> None:
+    trained, checkpoint, here, bishare
+):
     stored = trained("lora", r=2)
-    words = ["--model", str(checkpoint)]
-    assert main(["analyse", str(tmp_path / "given"), *words]) == 0
-    assert "by chance" in capsys.readouterr().out
-    assert main(["analyse", str(tmp_path / "given"), *words, "--json"]) == 0
-    assert [*map(len, json.loads(capsys.readouterr().out)["adapters"].values())] == [10]
+    words = ["--model", checkpoint]
+    assert "by chance" in bishare("analyse", "given", *words).out
+    found = json.loads(bishare("analyse", "given", *words, "--json").out)
+    assert [*map(len, found["adapters"].values())] == [10]
     for factor, code in ((0.0, "BS850"), (1e30, "BS628"), (math.inf, "BS694")):
         tensors = {n: factor * t if factor else 0 * t for n, t in stored.tensors().items()}
-        save_adapter(tmp_path / "bad", stored.plan, tensors, stored.spec_text, seed=0)
-        fit = ["fit", str(tmp_path / "bad"), "--spec", "lora", "--out", str(tmp_path / "new")]
-        for command in (["analyse", str(tmp_path / "bad"), *words], *[fit] * bool(factor)):
-            assert main(command) == 1
-            assert f"error[{code}]" in capsys.readouterr().err
-        assert not (tmp_path / "new").exists()
+        save_adapter("bad", stored.plan, tensors, stored.spec_text, seed=0)
+        fit = ["fit", "bad", "--spec", "lora", "--out", "new"]
+        for command in (["analyse", "bad", *words], *[fit] * bool(factor)):
+            run = bishare(*command)
+            assert (run.code, f"error[{code}]" in run.err) == (1, True), run.err
+        assert not (here / "new").exists()

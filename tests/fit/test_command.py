@@ -1,12 +1,10 @@
 """`bishare fit`, from folders to a folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,32 +14,27 @@ from transformers import AutoModelForCausalLM
 from bishare_dsl import compiler
 from bishare_dsl.adapter import files
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
-from bishare_dsl.cli.main import main
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
 
 SPEC = "spec small\nparam r = 2\ntarget q_proj, down_proj\nshare a per kind rank r\n"
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in, with a spec."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def small(here):
+    """The folder that one is in has a spec."""
     Path("small.share").write_text(SPEC)
-    return tmp_path
 
 
-def run(capsys: Any, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in ("fit", *words)])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, err
+@pytest.fixture
+def run(bishare):
+    """Runs `bishare fit`."""
+    return partial(bishare, "fit")
 
 
-def test_an_adapter_is_fitted(here: Path, trained: Any, capsys: Any) -> None:
+def test_an_adapter_is_fitted(trained, run):
     trained("lora", r=3)
-    code, out, err = run(capsys, "given", "--spec", "small.share", "--set", "r=3", "--out", "new")
+    code, out, err = run("given", "--spec", "small.share", "--set", "r=3", "--out", "new")
     assert code == 0
     made = read_adapter("new")
     assert [tensor.shape[0] for tensor in made.plan.tensors] == [3] * 4
@@ -52,40 +45,38 @@ def test_an_adapter_is_fitted(here: Path, trained: Any, capsys: Any) -> None:
     assert "sweep 1: relative error" in err
 
 
-def test_a_lora_of_peft_is_fitted(here: Path, trained: Any, checkpoint: Path, capsys: Any) -> None:
+def test_a_lora_of_peft_is_fitted(trained, checkpoint, run):
     stored = trained("lora", r=3)
     export_adapter("peft", stored.plan, stored.tensors(), meta_model(str(checkpoint)))
     words = ("peft", "--spec", "lora", "--set", "r=3", "--out", "new", "--model", checkpoint)
-    code, out, _ = run(capsys, *words, "--json", "--quiet")
+    code, out, _ = run(*words, "--json", "--quiet")
     found = json.loads(out)
     assert code == 0
-    # As in `test_a_lora_of_full_rank_is_exact`: by how skew A and B come out of the drawn start.
+    # As in `test_a_lora_is_the_best_there_is`: by how skew A and B come out of the drawn start.
     assert found["error"] < 2e-6
     assert {m["error"] is not None for m in found["modules"]} == {True}
     assert found["out"] == "new"
 
 
-def test_each_adapter_is_read_once(
-    here: Path, trained: Any, checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_adapter_is_read_once(trained, checkpoint, run, monkeypatch):
     """The first one was read again, and its warnings were printed twice."""
     stored, read, real = trained("lora", r=3), list[str](), compiler.read_fitting
     for name in ("one", "two"):
         export_adapter(name, stored.plan, stored.tensors(), meta_model(str(checkpoint)))
     monkeypatch.setattr(compiler, "read_fitting", lambda *a: (read.append(str(a[0])), real(*a))[1])
     words = ("one", "two", "--spec", "lora", "--out", "new", "--model", checkpoint, "--quiet")
-    assert run(capsys, *words)[0] == 0
+    assert run(*words)[0] == 0
     assert read == ["one", "two"]
 
 
-def test_what_is_there_is_replaced_only_with_force(here: Path, trained: Any, capsys: Any) -> None:
+def test_what_is_there_is_replaced_only_with_force(trained, run):
     trained("lora")
     words = ("given", "--spec", "small.share", "--out", "new", "--quiet")
-    assert run(capsys, *words)[0] == 0
-    code, _, err = run(capsys, *words)
+    assert run(*words)[0] == 0
+    code, _, err = run(*words)
     assert code == 2
     assert "BS618" in err
-    assert run(capsys, *words, "--force", "--dtype", "bfloat16")[0] == 0
+    assert run(*words, "--force", "--dtype", "bfloat16")[0] == 0
     assert read_adapter("new").config.rounded == "bfloat16"
 
 
@@ -98,26 +89,22 @@ def test_what_is_there_is_replaced_only_with_force(here: Path, trained: Any, cap
         (("given", "--spec", "hydralora"), "BS633"),
     ],
 )
-def test_what_is_wrong_is_told_and_nothing_is_written(
-    words: tuple[str, ...], code: str, here: Path, trained: Any, capsys: Any
-) -> None:
+def test_what_is_wrong_is_told_and_nothing_is_written(words, code, here, trained, run):
     trained("lora")
-    exit_code, _, err = run(capsys, *words, "--out", "new")
+    exit_code, _, err = run(*words, "--out", "new")
     assert exit_code in (1, 2)
     assert f"error[{code}" in err
     assert not Path("new").exists()
 
 
-def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
-    here: Path, trained: Any, capsys: Any
-) -> None:
+def test_bytes_and_errors_are_reported_and_large_ones_warned_of(trained, run):
     for seed in (1, 2, 3):
         trained("lora", name=f"c{seed}", seed=seed, r=3)
     library = "spec lib\nparam r = 24\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\nshare a  A per in  B per adapter, module  rank r\n"
     Path("lib.share").write_text(library)
     names = ("c1", "c2", "c3")
     words = (*names, "--spec", "lib.share", "--out", "lib", "--quiet")
-    code, out, err = run(capsys, *words, "--set", "r=4")
+    code, out, err = run(*words, "--set", "r=4")
     assert code == 0
     assert "warning[BS851]: 3 adapters are up to" in err
     assert "more than 10%" in err
@@ -127,7 +114,7 @@ def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
     files = [*Path("lib").rglob("*.safetensors"), Path("lib/adapter_config.json")]
     assert f"bytes: {before:,} before" in out
     assert f"{sum(p.stat().st_size for p in files):,} after" in out
-    code, out, err = run(capsys, *words, "--set", "r=20", "--force", "--json")
+    code, out, err = run(*words, "--set", "r=20", "--force", "--json")
     found = json.loads(out)
     assert (found["bytes_before"], found["bytes_after"]) == (
         before,
@@ -135,26 +122,23 @@ def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
     )
 
 
-def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(
-    here: Path, trained: Any, capsys: Any
-) -> None:
+def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(trained, run, bishare):
     for seed in (1, 2):
         trained("lora", name=f"all/c{seed}", seed=seed, r=2)
     Path("all/run.json").write_text("{}")
     library = "spec l\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\n"
     Path("l.share").write_text(f"{library}share a  per module, adapter  rank 2\n")
-    code, out, _ = run(capsys, "all", "--spec", "l.share", "--out", "lib", "--json")
+    code, out, _ = run("all", "--spec", "l.share", "--out", "lib", "--json")
     assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
-    code, out, _ = run(capsys, "lib", "--spec", "l.share", "--out", "again", "--json")
+    code, out, _ = run("lib", "--spec", "l.share", "--out", "again", "--json")
     assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
     assert json.loads(out)["error"] < 1e-5
-    assert main(["inspect", "lib#c1"]) == 0
-    assert "each adapter of a library: 1,344 private, 0 shared" in capsys.readouterr().out
+    said = bishare("inspect", "lib#c1").out
+    assert "each adapter of a library: 1,344 private, 0 shared" in said
     Path("l.share").write_text(f"{library}share a  per module  rank 4  via Loadings(vectors = 9)\n")
-    assert run(capsys, "all", "--spec", "l.share", "--out", "of", "--quiet")[0] == 0
-    assert main(["inspect", "of#c1"]) == 0
-    plan = read_adapter("of#c1").plan
-    assert f"each adapter of the library: {plan.private:,} private" in capsys.readouterr().out
+    assert run("all", "--spec", "l.share", "--out", "of", "--quiet")[0] == 0
+    plan, said = read_adapter("of#c1").plan, bishare("inspect", "of#c1").out
+    assert f"each adapter of the library: {plan.private:,} private" in said
 
 
 CORE = """spec cores
@@ -164,7 +148,7 @@ share c  A per in  B per out  core per adapter, module  rank 3 via Core
 
 
 @pytest.fixture
-def library(here: Path, trained: Any) -> dict[str, bytes]:
+def library(trained):
     """A library of two adapters, an adapter `new` that shares what they share, and the library's files."""
     stored = {
         name: trained(CORE, name=name, seed=seed) for seed, name in enumerate(("a", "b", "new"))
@@ -180,10 +164,8 @@ def library(here: Path, trained: Any) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path("lib").rglob("*.safetensors")}
 
 
-def test_a_lora_that_a_library_has_not_seen_is_added_to_it(
-    library: dict[str, bytes], capsys: Any
-) -> None:
-    code, out, err = run(capsys, "new", "--library", "lib", "--json")
+def test_a_lora_that_a_library_has_not_seen_is_added_to_it(library, run):
+    code, out, err = run("new", "--library", "lib", "--json")
     found = json.loads(out)
     assert code == 0
     assert found["error"] < 1e-5
@@ -194,27 +176,23 @@ def test_a_lora_that_a_library_has_not_seen_is_added_to_it(
     assert found["bytes_after"] == Path("lib/adapters/new.safetensors").stat().st_size
     for name, tensor in given.tensors().items():
         torch.testing.assert_close(stored.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
-    code, _, err = run(capsys, "new", "--library", "lib", "--quiet")
+    code, _, err = run("new", "--library", "lib", "--quiet")
     assert (code, "has an adapter `new`" in err) == (2, True)
-    assert run(capsys, "new", "--library", "lib", "--force", "--quiet")[0] == 0
+    assert run("new", "--library", "lib", "--force", "--quiet")[0] == 0
     assert "`#new`" not in err
 
 
-def test_the_library_is_left_alone_if_another_folder_is_named(
-    library: dict[str, bytes], capsys: Any
-) -> None:
-    code, _, err = run(capsys, "new", "--library", "lib", "--out", "more")
+def test_the_library_is_left_alone_if_another_folder_is_named(library, run):
+    code, _, err = run("new", "--library", "lib", "--out", "more")
     assert (code, "saved in more: `more#new`" in err) == (0, True)
-    trained_more = run(capsys, "new", "--library", "more", "--out", "third")
+    trained_more = run("new", "--library", "more", "--out", "third")
     assert (trained_more[0], "has an adapter `new`" in trained_more[2]) == (2, True)
     assert not Path("third").exists()
     assert (names_in("lib"), names_in("more")) == (("a", "b"), ("a", "b", "new"))
     assert read_adapter("more#new").plan.is_library
 
 
-def test_a_copy_of_a_library_in_the_hub_s_cache_has_files_and_no_links(
-    library: dict[str, bytes], here: Path, capsys: Any
-) -> None:
+def test_a_copy_of_a_library_in_the_hub_s_cache_has_files_and_no_links(library, here, run):
     cache = here / "models--me--lib"
     snapshot = cache / "snapshots" / "c0"
     (cache / "blobs").mkdir(parents=True)
@@ -223,17 +201,15 @@ def test_a_copy_of_a_library_in_the_hub_s_cache_has_files_and_no_links(
         link.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, blob := cache / "blobs" / str(number))
         link.symlink_to(blob)
-    assert run(capsys, "new", "--library", snapshot, "--out", "more")[0] == 0
+    assert run("new", "--library", snapshot, "--out", "more")[0] == 0
     assert [path for path in Path("more").rglob("*") if path.is_symlink()] == []
     assert names_in("more") == ("a", "b", "new")
 
 
-def test_adapters_that_lie_elsewhere_are_warned_of(
-    library: dict[str, bytes], trained: Any, capsys: Any
-) -> None:
+def test_adapters_that_lie_elsewhere_are_warned_of(library, trained, run):
     for name in ("other", "my lora"):
         trained("lora", name=name, seed=9, r=2)
-    code, _, err = run(capsys, "other", "--library", "lib", "--quiet")
+    code, _, err = run("other", "--library", "lib", "--quiet")
     assert (code, "BS851" in err, "`other` is" in err) == (0, True, True)
     for words, said in (
         (("my lora", "--library", "lib"), "BS638"),
@@ -245,55 +221,49 @@ def test_adapters_that_lie_elsewhere_are_warned_of(
         ),
         (("other",), "give --spec and --out, or --library"),
     ):
-        code, _, err = run(capsys, *words)
+        code, _, err = run(*words)
         assert (code, said in err) == (1 if "BS638" in err else 2, True), err
         assert names_in("lib") == ("a", "b", "other")
 
 
-def test_an_adapter_without_an_update_is_infinitely_far_from_a_library_with_one(
-    here: Path, trained: Any, capsys: Any
-) -> None:
+def test_an_adapter_without_an_update_is_infinitely_far_from_a_library_with_one(here, trained, run):
     text = "spec s\ntarget q_proj\nshare all per module rank 2\nshare own where layer == 1 per adapter, module rank 1\n"
     one = trained(text, name="one")
     save_library("lib", one.plan, {"one": one.tensors()}, text, seed=0)
     zero = {name: torch.zeros_like(tensor) for name, tensor in one.tensors().items()}
     save_adapter("zero", one.plan, zero, text, seed=0)
-    assert "`zero` is infinitely far away" in run(capsys, "zero", "--library", "lib")[2]
-    _, out, _ = run(capsys, "zero", "--library", "lib", "--force", "--json")
+    assert "`zero` is infinitely far away" in run("zero", "--library", "lib")[2]
+    _, out, _ = run("zero", "--library", "lib", "--force", "--json")
     found = json.loads(out, parse_constant=pytest.fail)  # JSON has no Infinity.
     assert found["error"] is found["adapters"]["zero"] is None
 
 
-def test_an_adapter_that_no_spec_can_be_fitted_to_is_named(
-    here: Path, trained: Any, capsys: Any
-) -> None:
+def test_an_adapter_that_no_spec_can_be_fitted_to_is_named(trained, run):
     text = "spec s\ntarget q_proj\nshare a per module rank 2\n"
     for name, more in {"one": "", "two": "magnitude per module\n"}.items():
         trained(f"{text}{more}", name=name)
-    code, _, err = run(capsys, "one", "two", "--spec", "lora", "--out", "new")
+    code, _, err = run("one", "two", "--spec", "lora", "--out", "new")
     assert (code, "BS675" in err, "cannot fit a spec to `two`" in err) == (1, True, True)
 
 
-def test_what_a_fit_leaves_out_is_warned_of(here: Path, checkpoint: Path, capsys: Any) -> None:
+def test_what_a_fit_leaves_out_is_warned_of(checkpoint, run):
     """Parameters that PEFT trains in full have no low rank."""
     for name, how in {"plain": {}, "head": {"modules_to_save": ["model.norm"]}}.items():
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **how)
         get_peft_model(model, config).save_pretrained(name)
         words = ("--spec", "lora", "--out", f"{name}-new", "--model", checkpoint, "--json")
-        code, out, _ = run(capsys, name, *words)
+        code, out, _ = run(name, *words)
         problems = {found["code"]: found for found in json.loads(out)["problems"]}
         assert (code, "BS853" in problems) == (0, name == "head"), out
         if name == "head":
             assert "`model.norm.weight` of `head`" in problems["BS853"]["message"]
     shutil.copytree("head", "again")
-    _, _, err = run(capsys, "plain", "head", "again", *words[:3], "all", *words[4:-1])
+    _, _, err = run("plain", "head", "again", *words[:3], "all", *words[4:-1])
     assert (err.count("BS853"), "of `head` and 1 more" in err) == (1, True), err
 
 
-def test_adapters_of_bases_with_other_names_are_warned_of(
-    library: dict[str, bytes], checkpoint: Path, capsys: Any
-) -> None:
+def test_adapters_of_bases_with_other_names_are_warned_of(library, checkpoint, run):
     """Their shapes agree, so nothing else tells."""
     for name in ("one", "two"):
         config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -309,17 +279,17 @@ def test_adapters_of_bases_with_other_names_are_warned_of(
         (("two", "--library", "lib", "--model", "base-two"), False),
         (("new", "--library", "lib"), False),
     ):
-        code, _, err = run(capsys, *words)
+        code, _, err = run(*words)
         assert (code, "warning[BS614]" in err) == (0, warned), err
 
 
-def test_two_at_once_add_to_a_library(library: dict[str, bytes], trained: Any) -> None:
+def test_two_at_once_add_to_a_library(library, trained):
     """One waits for the other: without a lock, the second would not list the first's adapter."""
     stored = trained(CORE, name="more", seed=7)
     began, released = threading.Event(), threading.Event()
     real = files.read_adapter
 
-    def slow(*words: Any, **how: Any) -> Any:
+    def slow(*words, **how):
         result = real(*words, **how)
         if threading.current_thread().name == "first":
             began.set()

@@ -1,13 +1,10 @@
 """A library: several adapters in one folder, which share tensors, and each of which is an adapter as any other."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -31,16 +28,8 @@ NAMES = ("law", "maths", "code")
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
 
-def run(capsys: Any, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, err
-
-
 @pytest.fixture(scope="module")
-def made(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(base, tmp_path_factory):
     """A folder with ``library``, of three adapters, and all that it was made of."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
@@ -56,21 +45,21 @@ def made(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def library(made: Path, tmp_path: Path, monkeypatch: Any) -> Path:
+def library(made, tmp_path, monkeypatch):
     """A copy of it, in the folder that one is in."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path / "library"
 
 
-def dense(name: str | Path) -> torch.Tensor:
+def dense(name):
     """All updates of an adapter, side by side."""
     stored = read_adapter(name)
     tensors = stored.tensors()
     return torch.cat([delta(stored.plan, tensors, site).flatten() for site in stored.plan.sites])
 
 
-def test_each_name_is_an_adapter_with_the_error_that_was_told(library: Path) -> None:
+def test_each_name_is_an_adapter_with_the_error_that_was_told(library):
     told = json.loads(Path("report.json").read_text())["adapters"]
     assert tuple(told) == NAMES
     assert names_in(library) == tuple(sorted(NAMES))
@@ -81,7 +70,7 @@ def test_each_name_is_an_adapter_with_the_error_that_was_told(library: Path) -> 
         assert error < 0.75
 
 
-def test_shared_tensors_are_there_once_and_frozen_ones_never(library: Path) -> None:
+def test_shared_tensors_are_there_once_and_frozen_ones_never(library):
     adapters = [read_adapter(f"{library}#{name}") for name in NAMES]
     plan = adapters[0].plan
     assert all(adapter.plan is plan for adapter in adapters)
@@ -99,13 +88,12 @@ def test_shared_tensors_are_there_once_and_frozen_ones_never(library: Path) -> N
     assert stored == 4 * (once + 3 * own)
 
 
-def test_the_model_does_the_same_as_with_the_tensors(library: Path) -> None:
+def test_the_model_does_the_same_as_with_the_tensors(library):
     ids = torch.arange(1, 13).view(2, 6)
 
-    def logits(model: Any) -> torch.Tensor:
+    def logits(model):
         with torch.no_grad():
-            found: torch.Tensor = model(input_ids=ids).logits
-        return found
+            return model(input_ids=ids).logits
 
     one = load_adapter("library#maths", tiny_model("llama"))
     assert not torch.equal(logits(one), logits(tiny_model("llama")))
@@ -113,16 +101,14 @@ def test_the_model_does_the_same_as_with_the_tensors(library: Path) -> None:
     assert torch.equal(logits(load_adapter("alone", tiny_model("llama"))), logits(one))
 
 
-def test_commands_take_an_adapter_of_a_library(
-    library: Path, checkpoint: Path, capsys: Any
-) -> None:
+def test_commands_take_an_adapter_of_a_library(library, checkpoint, bishare):
     for words in (
         ("inspect", "library#law"),
         ("convert", "library#law", "--model", checkpoint, "--out", "exported"),
         ("merge", "library#law", "--model", checkpoint, "--out", "merged"),
         ("fit", "library#law", "--spec", "lora", "--out", "again"),
     ):
-        code, _, err = run(capsys, *words)
+        code, _, err = bishare(*words)
         assert code == 0, err
     lora = load_adapter("exported", tiny_model("llama")).bishare
     for site in lora.plan.sites:
@@ -132,14 +118,12 @@ def test_commands_take_an_adapter_of_a_library(
         )
 
 
-def test_an_adapter_of_a_library_is_trained_further(
-    library: Path, checkpoint: Path, capsys: Any
-) -> None:
+def test_an_adapter_of_a_library_is_trained_further(library, checkpoint, bishare):
     Path("rows.jsonl").write_text(json.dumps({"text": "a b c"}) + "\n")
     words = ["--model", checkpoint, "--data", "rows.jsonl", "--output_dir", "more"]
     words += ["--max_steps", 1]
-    assert "BS678" in run(capsys, "train", "library#lwa", *words)[2]
-    code, _, err = run(capsys, "train", "library#law", *words)
+    assert "BS678" in bishare("train", "library#lwa", *words)[2]
+    code, _, err = bishare("train", "library#law", *words)
     assert code == 0, err
     before, after = read_adapter("library#law"), read_adapter("more")
     assert after.plan.digest == before.plan.digest
@@ -158,13 +142,13 @@ def test_an_adapter_of_a_library_is_trained_further(
         ("library#../law", "BS678", "library"),
     ],
 )
-def test_a_place_that_is_none(place: str, code: str, said: str, library: Path) -> None:
+def test_a_place_that_is_none(place, code, said, library):
     with pytest.raises(AdapterError, match=code) as raised:
         read_adapter(place)
     assert said in str(raised.value)
 
 
-def test_damage_is_found(library: Path) -> None:
+def test_damage_is_found(library):
     own = library / "adapters" / "law.safetensors"
     content = own.read_bytes()
     own.write_bytes(content[:-1])
@@ -182,14 +166,14 @@ def test_damage_is_found(library: Path) -> None:
         read_adapter("library#maths")
 
 
-def test_another_base_is_refused(library: Path) -> None:
+def test_another_base_is_refused(library):
     with pytest.raises(AdapterError, match="BS613"):
         load_adapter("library#law", tiny_model("llama", hidden_size=40))
 
 
-def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library: Path, capsys: Any) -> None:
+def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library, bishare):
     Path("one.share").write_text("spec one\ntarget q_proj, down_proj\nshare a per module rank 6\n")
-    code, _, err = run(capsys, "fit", *NAMES, "--spec", "one.share", "--out", "one")
+    code, _, err = bishare("fit", *NAMES, "--spec", "one.share", "--out", "one")
     assert code == 0
     assert "no key names `adapter`, so one adapter was fitted to all" in err
     mean = sum(dense(name) for name in NAMES) / 3

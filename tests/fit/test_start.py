@@ -1,10 +1,6 @@
 """The leading eigenvectors: what no other shared factor keeps more of."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,35 +11,28 @@ from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.fit.start import leading
-from bishare_dsl.models import Architecture
 from tests.fit.conftest import write_trained
 
-TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj"
+HEAD = "spec s\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\nshare "
 SHARED = {
-    "A": f"spec s {TARGET} share a  A per in  B per adapter, module  rank 5",
-    "B": f"spec s {TARGET} share a  A per adapter, module  B per out  rank 5",
+    "A": "a  A per in  B per adapter, module  rank 5\n",
+    "B": "a  A per adapter, module  B per out  rank 5\n",
 }
-CORE = f"spec s {TARGET} share a  A per in  B per out  core per adapter, module  rank 5  via Core"
+CORE = "a  A per in  B per out  core per adapter, module  rank 5  via Core\n"
 
 
 @pytest.fixture
-def loras(base: Architecture, tmp_path: Path) -> dict[str, Any]:
+def loras(base, tmp_path):
     """Four LoRAs that have nothing in common."""
     return {str(i): write_trained(base, tmp_path / str(i), "lora", i, r=3) for i in range(4)}
 
 
-def text(spec: str) -> str:
-    return spec.replace(" target", "\ntarget").replace(" share", "\nshare") + "\n"
-
-
 @pytest.mark.parametrize("role", ["A", "B"])
-def test_one_sweep_from_them_is_the_best_there_is(
-    role: str, loras: dict[str, Any], base: Architecture
-) -> None:
-    plan = make_plan(text(SHARED[role]), base).plan
+def test_one_sweep_from_them_is_the_best_there_is(role, loras, base):
+    plan = make_plan(HEAD + SHARED[role], base).plan
     _, _, report = fit(plan, read_pairs(loras.items()), sweeps=1)
     lost = whole = 0.0
-    groups: dict[int, list[torch.Tensor]] = {}
+    groups = {}
     for stored in loras.values():
         for site in stored.plan.sites:
             dense = delta(stored.plan, stored.tensors(), site).double()
@@ -56,10 +45,8 @@ def test_one_sweep_from_them_is_the_best_there_is(
     assert report.error == pytest.approx(math.sqrt(lost / whole), rel=1e-4)
 
 
-def test_with_a_core_one_sweep_is_nearer_than_many_from_random_values(
-    loras: dict[str, Any], base: Architecture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan(text(CORE), base).plan
+def test_with_a_core_one_sweep_is_nearer_than_many_from_random_values(loras, base, monkeypatch):
+    plan = make_plan(HEAD + CORE, base).plan
     given = read_pairs(loras.items())
     _, _, first = fit(plan, given, sweeps=1)
     monkeypatch.setattr("bishare_dsl.fit.fit.leading", lambda family, given, values: values)
@@ -68,11 +55,8 @@ def test_with_a_core_one_sweep_is_nearer_than_many_from_random_values(
     assert first.error < 0.99
 
 
-def test_it_depends_on_nothing_but_what_is_given_and_leaves_the_rest(
-    loras: dict[str, Any], base: Architecture
-) -> None:
-    spec = text(f"spec s {TARGET} share wide per kind rank 2 share own per module rank 1")
-    plan = make_plan(spec, base).plan
+def test_it_depends_on_nothing_but_what_is_given_and_leaves_the_rest(loras, base):
+    plan = make_plan(f"{HEAD}wide per kind rank 2\nshare own per module rank 1\n", base).plan
     family = Family(plan, ("0",))
     given, begun = read_pairs([("0", loras["0"])]), family.draw(0)
     one, two = leading(family, given, begun), leading(family, given, begun)
@@ -85,14 +69,12 @@ def test_it_depends_on_nothing_but_what_is_given_and_leaves_the_rest(
     assert begun.keys() == one.keys()
 
 
-def test_a_frozen_factor_and_one_of_another_width_are_left(
-    loras: dict[str, Any], base: Architecture
-) -> None:
+def test_a_frozen_factor_and_one_of_another_width_are_left(loras, base):
     for share in (
         "per kind rank 2 init B kaiming_uniform freeze A, B gain rank init 0",
         "per model rank 2 via KE(size = 8)",
     ):
-        plan = make_plan(text(f"spec s {TARGET} share a {share}"), base).plan
+        plan = make_plan(f"{HEAD}a {share}\n", base).plan
         family = Family(plan, ("0",))
         begun = family.draw(0)
         found = leading(family, read_pairs([("0", loras["0"])]), begun)

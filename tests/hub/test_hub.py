@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from bishare_dsl import compile_spec
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
+from tests.conftest import Run
 from tests.hub.stand_in import stand_in
 
 # A process takes seconds to begin, so one answers several commands.
@@ -25,14 +25,6 @@ for words in json.loads(sys.argv[1]):
     answers.append((code, out.getvalue(), err.getvalue()))
 print(json.dumps(answers))
 """
-
-
-class Answer(NamedTuple):
-    """What a command has answered."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -75,7 +67,7 @@ def bishare(python):
 
     def run(*commands, **environment):
         words = json.dumps([[*map(str, command)] for command in commands])
-        return [Answer(*answer) for answer in json.loads(python(EACH, words, **environment))]
+        return [Run(*answer) for answer in json.loads(python(EACH, words, **environment))]
 
     return run
 
@@ -118,9 +110,6 @@ def put(hub, name, folder):
     hub.repositories[name] = {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
-OURS = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-
-
 def test_an_adapter_comes_from_the_hub(hub, bishare, adapter):
     put(hub, "me/shared", adapter)
     hub.repositories["me/shared"]["pickled.bin"] = b"not an adapter's"
@@ -161,7 +150,8 @@ assert main(["merge", "me/mine", "--model", sys.argv[3], "--out", "merged"]) == 
     cache = tmp_path / "cache"
     assert list(cache.rglob("code.safetensors"))
     assert not list(cache.rglob("law.safetensors")), "of a library no other adapter is fetched"
-    assert set(hub.repositories["me/mine"]) == OURS
+    ours = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert hub.repositories["me/mine"].keys() == ours
     card = hub.repositories["me/mine"]["README.md"].decode()
     assert card == (adapter / "README.md").read_text("utf-8"), (
         "transformers has put its own over it"

@@ -1,7 +1,5 @@
 """The plug-in for ms-swift as it is called there, without ms-swift: `tests/clients` trains in the real one."""
 
-from __future__ import annotations
-
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -11,9 +9,9 @@ from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.testing.models import tiny_model
 
 
-def test_a_spec_is_asked_for_and_makes_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spec_is_asked_for_and_makes_an_adapter(monkeypatch):
     swift, plugin = ModuleType("swift"), ModuleType("swift.tuner_plugin")
-    tuners: dict[str, type] = {}
+    tuners = {}
     vars(plugin).update(PeftTuner=object, tuners_map=tuners)
     for module in (swift, plugin):
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -8,9 +8,8 @@ import inspect
 import json
 import pickle
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import nullcontext
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +30,7 @@ from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
 from bishare_dsl.verify.server import ServerError
+from tests.verify.served import serving
 
 SPEC = "spec s\ntarget q_proj, down_proj\nshare a per module rank 2\nshare b per kind rank 3\n"
 INFO = {
@@ -44,23 +44,13 @@ class Engine:
     """A server that loads and unloads names, and finds the folder of each loaded name at every call."""
 
     def __init__(self):
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status = engine.take(self.path, body)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(b"no such thing" if status != 200 else b"ok")
-
-            def log_message(self, *_):
-                pass
-
         self.loaded, self.diary, self.refuses = {}, [], 200
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        Thread(target=self.http.serve_forever, daemon=True).start()
+        self.running = serving(self)
+        self.url = self.running.__enter__().removesuffix("/v1")
+
+    def answer(self, path, body):
+        status = self.take(path, body)
+        return status, "ok" if status == 200 else "no such thing"
 
     def take(self, path, body):
         assert all(folder.is_dir() for folder in self.loaded.values())
@@ -76,8 +66,8 @@ class Engine:
         return 200 if self.loaded.pop(name, None) else 404
 
     def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
+        self.running, running = nullcontext(), self.running
+        running.__exit__(None, None, None)
 
 
 @pytest.fixture
@@ -102,16 +92,9 @@ def published(engine, tmp_path, monkeypatch):
         accelerator = SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: None)
         args = SimpleNamespace(output_dir=tmp_path)
         trainer = SimpleNamespace(args=args, sync_servers=servers, sync_check_every=10)
-        return trl.Published(
-            trainer,
-            model=model,
-            accelerator=accelerator,
-            processing_class=None,
-            mode="server",
-            server_base_url=engine.url,
-            server_host="",
-            server_port=0,
-        )
+        where = {"server_base_url": engine.url, "server_host": "", "server_port": 0}
+        how = {"accelerator": accelerator, "processing_class": None, "mode": "server"}
+        return trl.Published(trainer, model=model, **how, **where)
 
     monkeypatch.setattr(trl.VLLMGeneration, "__init__", initialised)
     return make
@@ -153,10 +136,8 @@ def test_what_is_published_is_the_adapter(published, engine):
             tensor.add_(1)
     generation.sync_weights()
     (folder,) = engine.loaded.values()
-    assert not torch.equal(
-        next(iter(values.values())),
-        next(iter(load_file(folder / "adapter_model.safetensors").values())),
-    )
+    again = load_file(folder / "adapter_model.safetensors")
+    assert not any(torch.equal(values[name], again[name]) for name in values)
 
 
 def test_a_server_in_compact_mode_gets_our_folder(published, engine):
@@ -172,9 +153,8 @@ def test_a_server_in_compact_mode_gets_our_folder(published, engine):
 def test_of_several_processes_the_first_writes_and_loads_under_a_name_of_all(
     published, engine, monkeypatch
 ):
-    monkeypatch.setattr(
-        trl, "broadcast_object_list", lambda names: ["bishare-first" for _ in names]
-    )
+    one = ["bishare-first"]
+    monkeypatch.setattr(trl, "broadcast_object_list", lambda names: one * len(names))
     other, first = published(main=False), published()
     other.sync_weights()
     assert not other._folder.exists()
@@ -229,7 +209,6 @@ def test_a_server_that_is_gone_or_refuses_is_an_error_and_what_is_loaded_stays(p
     engine.stop()
     with pytest.raises(ServerError, match="BS872"):
         generation.sync_weights()
-    engine.http = Engine().http  # For the fixture's end.
 
 
 DORA = "spec s\ntarget q_proj\nshare a per module rank 2\nmagnitude per module\n"
@@ -263,9 +242,9 @@ def test_a_trainer_gets_it_in_one_line(published, tmp_path):
                 self.vllm_generation = module.VLLMGeneration(**generation)
 
     taken = published()
-    settings = {k: getattr(taken, k) for k in ("model", "accelerator", "processing_class")}
-    settings |= {"mode": "server", "server_base_url": taken.server_base_url}
-    settings |= {"server_host": "", "server_port": 0}
+    names = ("model", "accelerator", "processing_class", "mode")
+    where = ("server_base_url", "server_host", "server_port")
+    settings = {name: getattr(taken, name) for name in (*names, *where)}
     before = module.VLLMGeneration
     trainer = trl.adapter_sync(Trainer)(settings)
     assert module.VLLMGeneration is before

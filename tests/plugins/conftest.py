@@ -1,14 +1,10 @@
 """Packages with transforms, as an installer leaves them: a module, and metadata with entry points."""
 
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from bishare_dsl.transforms import registry
-
-Install = Callable[..., Path]
 
 # Two terms of the protocol that the built-in transforms leave alone: an own tensor that starts at one, and
 # a shared shape that is not a site's.
@@ -52,7 +48,7 @@ class Cyclic(Transform):
 """
 
 
-def write_package(site: Path, package: str, module: str, source: str, **points: str) -> None:
+def write_package(site, package, module, source, **points):
     """Write a package into a folder of ``sys.path``, with the entry points of `registry.GROUP`."""
     (site / f"{module}.py").write_text(source)
     info = site / f"{package.replace('-', '_')}-2.1.dist-info"
@@ -63,14 +59,14 @@ def write_package(site: Path, package: str, module: str, source: str, **points: 
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def install(tmp_path, monkeypatch):
     """Installs a package for the time of a test, in this process."""
     site = tmp_path / "site"
     site.mkdir()
     before = set(sys.modules)
     monkeypatch.syspath_prepend(site)
 
-    def run(package: str, module: str, source: str, **points: str) -> Path:
+    def run(package, module, source, **points):
         write_package(site, package, module, source, **points)
         forget()
         return site
@@ -82,6 +78,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     forget()
 
 
-def forget() -> None:
+def forget():
     registry._entry_points.cache_clear()
     registry._load.cache_clear()

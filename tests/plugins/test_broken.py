@@ -1,25 +1,31 @@
 """Transforms of other packages that do not hold to the protocol: an error with a code, a place, a package."""
 
 import shutil
-from pathlib import Path
-from typing import Any
+import sys
 
 import pytest
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import read
 from bishare_dsl.models import preset
 from bishare_dsl.plan import build_plan
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import transform_names
-from tests.plugins.conftest import CYCLIC, Install
+from tests.plugins.conftest import CYCLIC, forget
 
 TEXT = "spec s\ntarget q_proj, k_proj\nshare x per model rank 2 via {via}\n"
 
 
-def fails(text: str, *words: str) -> str:
+@pytest.fixture
+def broken(install):
+    """Installs a package with this source for the time of a test."""
+    return lambda source: install(
+        "broken-package", "broken_module", source, Cyclic="broken_module:Cyclic"
+    )
+
+
+def fails(text, *words):
     """Planning fails with BS214 alone, at the transform; the message has these words and the package."""
     spec, where = read(text)
     with pytest.raises(BishareError) as caught:
@@ -42,49 +48,40 @@ def fails(text: str, *words: str) -> str:
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError"),
         ("x = 1", "AttributeError"),
-        (
-            "Cyclic = 3",
-            "broken_module:Cyclic is not a subclass of bishare_dsl.transforms.Transform",
-        ),
+        ("Cyclic = 3", "_module:Cyclic is not a subclass of bishare_dsl.transforms.Transform"),
         ("class Cyclic: name = 'Cyclic'", "is not a subclass"),
         (CYCLIC.replace('("S_A", "S_B")', "3"), "`pooled` and `owned` must be tuples"),
         (CYCLIC.replace('("S_A", "S_B")', '("A",)'), "the role 'A' is taken"),
         (CYCLIC.replace('("S_A", "S_B")', '("gain_out",)'), "the role 'gain_out' is taken"),
         (CYCLIC.replace('("S_A", "S_B")', '("S.A", "S.B")'), "the role 'S.A' is not a name"),
         (CYCLIC.replace('("S_A", "S_B")', '("S_A", 3)'), "the role 3 is not a name"),
-        (
-            CYCLIC + "\n    fixed = ('S_C',)\n",
-            "`fixed` has 'S_C', which is none of ['A', 'B', 'S_A', 'S_B']",
-        ),
+        (CYCLIC + "\n    fixed = ('S_C',)\n", "'S_C', which is none of ['A', 'B', 'S_A', 'S_B']"),
         (CYCLIC + "\n    auto = ('perod',)\n", "`auto` has 'perod', which is none of ['period']"),
         (CYCLIC.replace('"Cyclic"', '"Other"'), "broken_module:Cyclic calls itself 'Other'"),
         (CYCLIC.replace('name: ClassVar[str] = "Cyclic"', ""), "calls itself None"),
     ],
 )
-def test_what_does_not_load(install: Install, source: str, why: str) -> None:
-    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+def test_what_does_not_load(broken, source, why):
+    broken(source)
     fails(TEXT.format(via="Cyclic"), "`Cyclic` of package `broken-package`", why)
 
 
-def test_it_is_told_in_one_line_of_the_command_line(
-    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    install("broken-package", "broken_module", "1 / 0", Cyclic="broken_module:Cyclic")
-    (tmp_path / "x.share").write_text(TEXT.format(via="Cyclic"))
-    assert main(["check", str(tmp_path / "x.share")]) == 1
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    assert "error[BS214]: the transform `Cyclic` of package `broken-package`" in out
-    assert "x.share:3:" in out
+def test_it_is_told_in_one_line_of_the_command_line(broken, here, bishare):
+    broken("1 / 0")
+    (here / "x.share").write_text(TEXT.format(via="Cyclic"))
+    run = bishare("check", "x.share")
+    assert run.code == 1
+    assert "error[BS214]: the transform `Cyclic` of package `broken-package`" in run.out
+    assert "x.share:3:" in run.out
 
 
-def test_a_broken_package_disturbs_nobody_else(install: Install) -> None:
-    install("broken-package", "broken_module", "1 / 0", Cyclic="broken_module:Cyclic")
+def test_a_broken_package_disturbs_nobody_else(broken):
+    broken("1 / 0")
     assert "Cyclic" in transform_names()
     plan_spec(parse_spec(TEXT.format(via="SS")), "smollm2-135m")
 
 
-def change(method: str, body: str, arguments: str) -> str:
+def change(method, body, arguments):
     """The example with a method of another body behind its own."""
     return f"{CYCLIC}\n    def {method}(self, {arguments}):\n        {body}\n"
 
@@ -113,11 +110,9 @@ IN_THE_PLAN = [
 
 
 @pytest.mark.parametrize(("method", "arguments", "body", "why"), IN_THE_PLAN)
-def test_a_method_that_fails_while_planning(
-    install: Install, method: str, arguments: str, body: str, why: str
-) -> None:
+def test_a_method_that_fails_while_planning(broken, method, arguments, body, why):
     source = change(method, body, arguments)
-    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    broken(source)
     fails(TEXT.format(via="Cyclic(period = 7)"), "`Cyclic` of package `broken-package`", why)
 
 
@@ -145,9 +140,9 @@ def test_a_method_that_fails_while_planning(
         ),
     ],
 )
-def test_factors_that_are_none(install: Install, tmp_path: Path, body: str, why: str) -> None:
+def test_factors_that_are_none(broken, tmp_path, body, why):
     source = change("factors", body, "tensors, rank, width")
-    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    broken(source)
     text = TEXT.format(via="Cyclic(period = 7)")
     model = tiny_model("llama")
     with pytest.raises(BishareError) as caught:
@@ -164,37 +159,27 @@ def test_factors_that_are_none(install: Install, tmp_path: Path, body: str, why:
 
 
 @pytest.fixture
-def saved(install: Install, tmp_path: Path) -> Path:
+def saved(install, tmp_path):
     site = install("cyclic-package", "cyclic_module", CYCLIC, Cyclic="cyclic_module:Cyclic")
-    model: Any = compile_spec(
-        parse_spec(TEXT.format(via="Cyclic(period = 7)")), tiny_model("llama")
-    )
+    model = compile_spec(TEXT.format(via="Cyclic(period = 7)"), tiny_model("llama"))
     model.bishare.save_pretrained(tmp_path / "adapter")
     return site
 
 
-def uninstall(site: Path) -> None:
-    import sys
-
-    from tests.plugins.conftest import forget
-
+def uninstall(site):
     for path in site.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     del sys.modules["cyclic_module"]
     forget()
 
 
-def test_an_adapter_of_a_package_that_is_gone(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_adapter_of_a_package_that_is_gone(saved, tmp_path, bishare):
     uninstall(saved)
     with pytest.raises(BishareError, match=r"BS619.*`Cyclic`, which is not installed") as caught:
         load_adapter(tmp_path / "adapter", tiny_model("llama"))
     assert "install what it was saved with: cyclic-package 2.1" in str(caught.value)
-    assert main(["inspect", str(tmp_path / "adapter")]) == 1
-    out, err = capsys.readouterr()
-    assert "cyclic-package 2.1" in err
-    assert "Traceback" not in out + err
+    run = bishare("inspect", tmp_path / "adapter")
+    assert (run.code, "cyclic-package 2.1" in run.err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +190,7 @@ def test_an_adapter_of_a_package_that_is_gone(
         ('tensors["S_A"]', 'tensors["S_C"]', "`factors` raises KeyError: 'S_C'"),
     ],
 )
-def test_an_adapter_of_a_package_that_has_changed(
-    saved: Path, install: Install, tmp_path: Path, old: str, new: str, why: str
-) -> None:
+def test_an_adapter_of_a_package_that_has_changed(saved, install, tmp_path, old, new, why):
     uninstall(saved)
     assert old in CYCLIC
     source = CYCLIC.replace(old, new)

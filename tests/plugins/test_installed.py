@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -78,7 +77,7 @@ def cyclic(term):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory):
     """A folder with the package in it, built and installed by pip without a network."""
     pytest.importorskip("hatchling")
     pytest.importorskip("pip")
@@ -92,54 +91,44 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "cyclic.share").write_text(SPEC)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def spec(here):
+    """The folder that one is in has a spec."""
+    (here / "cyclic.share").write_text(SPEC)
+    return here
 
 
-def python(site: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(site, program, *arguments):
     paths = [str(site), *(path for path in sys.path if path)]
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{program}", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{program}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def bishare(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "from bishare_dsl.cli.main import main; sys.exit(main())"
-    return python(site, program, *arguments)
+# Its last word says whether the package was imported.
+COMMAND = "from bishare_dsl.cli.main import main; code = main(sys.argv[1:]); "
+COMMAND += "sys.exit(code or 10 * ('bishare_cyclic' in sys.modules))"
 
 
-def test_check_fmt_and_plan(site: Path, here: Path) -> None:
-    checked = bishare(site, "check", "cyclic.share")
-    assert checked.returncode == 0, checked.stdout
-    assert bishare(site, "fmt", "--check", "cyclic.share").returncode == 0
-    planned = bishare(site, "plan", "cyclic.share", "--model", "smollm2-135m", "--json")
-    assert planned.returncode == 0
+def test_check_fmt_and_plan_import_it_where_a_spec_uses_it(site, spec):
+    checked = python(site, COMMAND, "check", "cyclic.share")
+    assert checked.returncode == 10, checked.stdout
+    assert python(site, COMMAND, "fmt", "--check", "cyclic.share").returncode in (0, 10)
+    model = ("--model", "smollm2-135m")
+    planned = python(site, COMMAND, "plan", "cyclic.share", *model, "--json")
+    assert planned.returncode == 10
     rows = {row["name"]: row for row in json.loads(planned.stdout)["shares"]}
     assert rows["inter"]["transform"] == "Cyclic"
     assert rows["inter"]["options"] == {"period": 7}
     # The pooled factors, and for each of 30 layers the turns of q_proj (576, 576) and down_proj (1536, 576).
     assert rows["inter"]["trainable"] == 2 * 3 * 7 + 30 * (83 + 83 + 220 + 83)
-
-
-def test_a_spec_that_does_not_use_it_does_not_import_it(site: Path, here: Path) -> None:
-    (here / "plain.share").write_text(SPEC[: SPEC.index("share inter")])
-    program = (
-        "from bishare_dsl.cli.main import main\ncode = main(sys.argv[1:])\n"
-        "sys.exit(code or 'bishare_cyclic' in sys.modules)"
-    )
-    assert python(site, program, "plan", "plain.share", "-m", "smollm2-135m").returncode == 0
+    (spec / "plain.share").write_text(SPEC[: SPEC.index("share inter")])
+    assert python(site, COMMAND, "plan", "plain.share", *model).returncode == 0
 
 
 @pytest.mark.long
-def test_compile_save_load_merge_export_and_the_checks(site: Path, here: Path) -> None:
+def test_compile_save_load_merge_export_and_the_checks(site, spec):
     run = python(site, f"{REFERENCE}\n{PROGRAM}")
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("all of it works\n")
-    config = json.loads((here / "adapter" / "adapter_config.json").read_text())
+    config = json.loads((spec / "adapter" / "adapter_config.json").read_text())
     assert config["bishare"]["packages"] == {"Cyclic": "bishare-cyclic 0.3"}
-    assert (here / "peft" / "adapter_model.safetensors").exists()
+    assert (spec / "peft" / "adapter_model.safetensors").exists()
