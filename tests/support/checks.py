@@ -88,14 +88,7 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         BishareError: the spec does not fit the model.
     """
     compiled = _adapted(spec, model, seed)
-    for check in (
-        check_fresh,
-        check_count,
-        check_saving,
-        check_merging,
-        check_export,
-        check_seed,
-    ):
+    for check in (check_fresh, check_count, check_saving, check_merging, check_export, check_seed):
         check(spec, model, seed, compiled)
     check_against_reference(spec, model, seed)
 

@@ -13,243 +13,148 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_SPECIAL_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+def _family(
+    name: str, *bases: Mapping[str, Any], suffix: str = "ForCausalLM", **more: Any
+) -> TinyFamily:
+    """Return a family whose config has what the bases have, and more."""
+    return TinyFamily(name, {k: v for base in (*bases, more) for k, v in base.items()}, suffix)
+
+
+def _without(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}
+
+
 _GROUPED = LLAMA.config
-_COMMON = {n: v for n, v in _GROUPED.items() if n not in ("num_key_value_heads", "head_dim")}
+_COMMON = _without(_GROUPED, "num_key_value_heads", "head_dim")
+_PLAIN = _without(_COMMON, "initializer_range")
+_SMALL = _without(_PLAIN, "intermediate_size")
+_SPECIAL = {name: value for name, value in _COMMON.items() if name.endswith("_token_id")}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
 _EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
 _UNIFORM = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
 
 TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
     {
         "llama": LLAMA,
-        "mistral": TinyFamily("mistral", {**_GROUPED, "sliding_window": 4}),
-        "qwen2": TinyFamily("qwen2", _GROUPED),
-        "qwen3": TinyFamily("qwen3", _GROUPED),
-        "gemma2": TinyFamily(
-            "gemma2", {**_GROUPED, "sliding_window": 4, "query_pre_attn_scalar": 10}
-        ),
-        "phi3": TinyFamily("phi3", _GROUPED),
-        "mixtral": TinyFamily(
-            "mixtral", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
-        ),
+        "mistral": _family("mistral", _GROUPED, sliding_window=4),
+        "qwen2": _family("qwen2", _GROUPED),
+        "qwen3": _family("qwen3", _GROUPED),
+        "gemma2": _family("gemma2", _GROUPED, sliding_window=4, query_pre_attn_scalar=10),
+        "phi3": _family("phi3", _GROUPED),
+        "mixtral": _family("mixtral", _EXPERTS, num_local_experts=4),
         # These three lack grouped-query attention, and their head width is hidden_size / heads.
-        "gpt2": TinyFamily(
-            "gpt2",
-            {
-                "initializer_range": 0.2,
-                "vocab_size": 64,
-                "n_embd": 32,
-                "n_inner": 48,
-                "n_layer": 2,
-                "n_head": 4,
-                "n_positions": 64,
-                **_SPECIAL_TOKENS,
-            },
+        "gpt2": _family(
+            *("gpt2", _SPECIAL, {"initializer_range": 0.2, "vocab_size": 64, "n_positions": 64}),
+            {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4},
         ),
-        "opt": TinyFamily(
-            "opt",
-            {
-                "init_std": 0.2,
-                "vocab_size": 64,
-                "hidden_size": 32,
-                "word_embed_proj_dim": 32,
-                "ffn_dim": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 64,
-                **_SPECIAL_TOKENS,
-            },
-        ),
-        "falcon": TinyFamily(
-            "falcon",
-            {
-                "initializer_range": 0.2,
-                "vocab_size": 64,
-                "hidden_size": 32,
-                "ffn_hidden_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 64,
-                **_SPECIAL_TOKENS,
-            },
-        ),
+        "opt": _family("opt", _SMALL, init_std=0.2, word_embed_proj_dim=32, ffn_dim=48),
+        "falcon": _family("falcon", _SMALL, initializer_range=0.2, ffn_hidden_size=48),
     }
 )
 """Text decoders."""
 
+_LATENT = {"q_lora_rank": 12, "kv_lora_rank": 20, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4}
+_ROUTED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
 TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
     {
-        "qwen2_moe": TinyFamily(
-            "qwen2_moe",
-            {
-                **_EXPERTS,
-                "num_experts": 4,
-                "moe_intermediate_size": 12,
-                "shared_expert_intermediate_size": 20,
-            },
+        "qwen2_moe": _family(
+            "qwen2_moe", _GROUPED, _FEW, num_experts=4, shared_expert_intermediate_size=20
         ),
-        "qwen3_moe": TinyFamily(
-            "qwen3_moe", {**_EXPERTS, "num_experts": 5, "moe_intermediate_size": 12}
-        ),
-        "gpt_oss": TinyFamily(
-            "gpt_oss",
-            {
-                **_EXPERTS,
-                "num_local_experts": 4,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-            },
-        ),
-        "olmoe": TinyFamily("olmoe", {**_UNIFORM, "num_experts": 4}),
-        "granitemoe": TinyFamily("granitemoe", {**_UNIFORM, "num_local_experts": 4}),
+        "qwen3_moe": _family("qwen3_moe", _GROUPED, _FEW, num_experts=5),
+        "gpt_oss": _family("gpt_oss", _EXPERTS, num_local_experts=4, rope_parameters=_ROPE),
+        "olmoe": _family("olmoe", _UNIFORM, num_experts=4),
+        "granitemoe": _family("granitemoe", _UNIFORM, num_local_experts=4),
         # The first block is dense; others combine a shared expert with groups of routed experts.
-        "deepseek_v3": TinyFamily(
-            "deepseek_v3",
-            {
-                **_COMMON,
-                "num_key_value_heads": 4,
-                "n_routed_experts": 4,
-                "num_experts_per_tok": 2,
-                "n_group": 2,
-                "topk_group": 1,
-                "moe_intermediate_size": 12,
-                "first_k_dense_replace": 1,
-                "q_lora_rank": 12,
-                "kv_lora_rank": 20,
-                "qk_nope_head_dim": 6,
-                "qk_rope_head_dim": 4,
-                "v_head_dim": 8,
-            },
+        "deepseek_v3": _family(
+            "deepseek_v3", _COMMON, _FEW, _ROUTED, _LATENT, num_key_value_heads=4, v_head_dim=8
         ),
     }
 )
 """Mixtures of experts besides Mixtral: with shared experts, biases, transposed weights, dense blocks."""
 
-_PLAIN = {k: v for k, v in _COMMON.items() if k != "initializer_range"}
-_VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-_SEQUENCES = {
-    "vocab_size": 64,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 40,
-    "decoder_start_token_id": 2,
-    "init_std": 0.2,
-    **_SPECIAL_TOKENS,
-}
-_IMAGE_TOKENS = {
-    "image_token_id": 60,
-    "video_token_id": 61,
-    "vision_start_token_id": 62,
-    "vision_end_token_id": 63,
-}
+_VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+_VISION |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+_ENCODER = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
+_DECODER = {"decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 40}
+_SEQUENCES = {**_SPECIAL, **_ENCODER, **_DECODER, "decoder_start_token_id": 2}
+_SEQUENCES |= {"vocab_size": 64, "d_model": 32, "init_std": 0.2}
+_IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+_IMAGES = dict(zip(_IMAGE_TOKENS, range(60, 64), strict=True))
+_SEEN = {"num_heads": 2, "patch_size": 4, "spatial_merge_size": 1}
+_POSITIONS = {"num_position_embeddings": 16, "deepstack_visual_indexes": [1]}
+_SILENT = {"suppress_tokens": None, "begin_suppress_tokens": None}
 
 
 def _text(*mrope: int) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(mrope)}
-    return {**_PLAIN, "num_key_value_heads": 2, "rope_parameters": rope}
+    return {
+        **_PLAIN,
+        "num_key_value_heads": 2,
+        "rope_parameters": {**_ROPE, "mrope_section": [*mrope]},
+    }
 
 
+def _towers(
+    name: str, text: Mapping[str, Any], vision: Mapping[str, Any], *more: Any, **how: Any
+) -> TinyFamily:
+    return _family(
+        name, {"text_config": text, "vision_config": vision}, *more, **{"suffix": ""} | how
+    )
+
+
+_OF_IMAGES = "ForImageTextToText"
 TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
     {
-        "bert": TinyFamily("bert", _COMMON, "ForMaskedLM"),
-        "roberta": TinyFamily("roberta", _COMMON, "ForMaskedLM"),
-        "modernbert": TinyFamily(
-            "modernbert", {**_PLAIN, "cls_token_id": 1, "sep_token_id": 2}, "ForMaskedLM"
+        "bert": _family("bert", _COMMON, suffix="ForMaskedLM"),
+        "roberta": _family("roberta", _COMMON, suffix="ForMaskedLM"),
+        "modernbert": _family(
+            "modernbert", _PLAIN, suffix="ForMaskedLM", cls_token_id=1, sep_token_id=2
         ),
-        "deberta": TinyFamily("deberta-v2", _COMMON, "ForMaskedLM"),
-        "t5": TinyFamily(
-            "t5",
-            {
-                "vocab_size": 64,
-                "d_model": 32,
-                "d_kv": 10,
-                "d_ff": 48,
-                "num_layers": 2,
-                "num_heads": 4,
-                "decoder_start_token_id": 0,
-            },
-            "ForSeq2SeqLM",
+        "deberta": _family("deberta-v2", _COMMON, suffix="ForMaskedLM"),
+        "t5": _family(
+            *("t5", {"vocab_size": 64, "num_layers": 2, "num_heads": 4}),
+            {"d_model": 32, "d_kv": 10, "d_ff": 48, "decoder_start_token_id": 0},
+            suffix="ForSeq2SeqLM",
         ),
-        "bart": TinyFamily("bart", {**_SEQUENCES, "max_position_embeddings": 64}, "ForSeq2SeqLM"),
-        "whisper": TinyFamily(
-            "whisper",
-            {
-                **_SEQUENCES,
-                "num_mel_bins": 8,
-                "max_source_positions": 6,
-                "max_target_positions": 16,
-                "suppress_tokens": None,
-                "begin_suppress_tokens": None,
-            },
-            "ForSpeechSeq2Seq",
+        "bart": _family("bart", _SEQUENCES, suffix="ForSeq2SeqLM", max_position_embeddings=64),
+        "whisper": _family(
+            *("whisper", _SEQUENCES, _SILENT),
+            {"num_mel_bins": 8, "max_source_positions": 6, "max_target_positions": 16},
+            suffix="ForSpeechSeq2Seq",
         ),
-        "vit": TinyFamily("vit", {**_VISION, "num_labels": 3}, "ForImageClassification"),
-        "clip": TinyFamily(
-            "clip", {"text_config": _PLAIN, "vision_config": _VISION, "projection_dim": 16}, ""
+        "vit": _family("vit", _VISION, suffix="ForImageClassification", num_labels=3),
+        "clip": _towers("clip", _PLAIN, _VISION, projection_dim=16),
+        "siglip": _towers(
+            "siglip", {**_PLAIN, "projection_size": 32}, {**_VISION, "hidden_size": 32}
         ),
-        "siglip": TinyFamily(
-            "siglip",
-            {
-                "text_config": {**_PLAIN, "projection_size": 32},
-                "vision_config": {**_VISION, "hidden_size": 32},
-            },
-            "",
-        ),
-        "llava": TinyFamily(
+        "llava": _towers(
             "llava",
-            {
-                "text_config": {**_PLAIN, "num_key_value_heads": 2, "model_type": "llama"},
-                "vision_config": {**_VISION, "model_type": "clip_vision_model"},
-                "image_token_index": 60,
-                "vision_feature_layer": -1,
-            },
-            "ForImageTextToText",
+            {**_PLAIN, "num_key_value_heads": 2, "model_type": "llama"},
+            {**_VISION, "model_type": "clip_vision_model"},
+            {"image_token_index": 60, "vision_feature_layer": -1},
+            suffix=_OF_IMAGES,
         ),
-        "qwen2_vl": TinyFamily(
+        "qwen2_vl": _towers(
             "qwen2_vl",
-            {
-                "text_config": _text(1, 1, 2),
-                "vision_config": {
-                    "depth": 2,
-                    "embed_dim": 24,
-                    "hidden_size": 32,
-                    "num_heads": 2,
-                    "mlp_ratio": 2,
-                    "patch_size": 4,
-                    "spatial_merge_size": 1,
-                },
-                **_IMAGE_TOKENS,
-            },
-            "ForImageTextToText",
+            _text(1, 1, 2),
+            {**_SEEN, "depth": 2, "embed_dim": 24, "hidden_size": 32, "mlp_ratio": 2},
+            _IMAGES,
+            suffix=_OF_IMAGES,
         ),
-        "qwen3_vl": TinyFamily(
+        "qwen3_vl": _towers(
             "qwen3_vl",
+            {**_text(2, 2, 1), "head_dim": 10},
             {
-                "text_config": {**_text(2, 2, 1), "head_dim": 10},
-                "vision_config": {
-                    "depth": 3,
-                    "hidden_size": 24,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 40,
-                    "num_heads": 2,
-                    "patch_size": 4,
-                    "spatial_merge_size": 1,
-                    "num_position_embeddings": 16,
-                    "deepstack_visual_indexes": [1],
-                },
-                **_IMAGE_TOKENS,
+                **_SEEN,
+                **_POSITIONS,
+                "depth": 3,
+                "hidden_size": 24,
+                "out_hidden_size": 32,
+                "intermediate_size": 40,
             },
-            "ForImageTextToText",
+            _IMAGES,
+            suffix=_OF_IMAGES,
         ),
     }
 )

@@ -3,7 +3,7 @@
 @given(st.data())
 def test_my_transform(data):
     model = data.draw(small_models())
-    spec = data.draw(meaningful_specs(inspect_model(model), vias=my_vias()))
+    spec = data.draw(meaningful_specs(inspect_model(model)))
     check_spec(spec, model)
 """
 
@@ -149,8 +149,6 @@ class _Drawing:
 
     draw: st.DrawFn
     architecture: Architecture
-    vias: st.SearchStrategy[Via]
-    whole: bool = True
     params: list[Param] = field(default_factory=list)
     lets: list[Let] = field(default_factory=list)
     _known: tuple[int, int] = (-1, -1)
@@ -199,11 +197,7 @@ class _Drawing:
             Compare(op="<=", left=LAYER, right=layer),
             Compare(op="<=", left=IN, right=site.d_in),
             Compare(op=">=", left=OUT, right=site.d_out),
-            Compare(
-                op="==",
-                left=Binary(op="%", left=LAYER, right=2),
-                right=site.block % 2,
-            ),
+            Compare(op="==", left=Binary(op="%", left=LAYER, right=2), right=site.block % 2),
         ]
         if site.parent not in ATTRIBUTES:  # As a word `layers` is a number.
             atoms.append(Compare(op="==", left=PARENT, right=Ref(ref=site.parent)))
@@ -271,16 +265,10 @@ class _Drawing:
         if form == "computed":
             return Binary(op="+", left=Binary(op="%", left=LAYER, right=3), right=1), LAYER
         site: Site = self.any(*sites)
-        values: dict[str, list[Range | Expression]] = {
-            "kind": [Ref(ref=site.kind)],
-            "layer": [
-                site.block,
-                site.block - self.scopes([site])[0].layers,
-                Range(first=site.block, last=site.block),
-                Range(first=0, last=-1),
-            ],
-        }
-        value = self.any(*values[form])
+        block, layers = site.block, self.scopes([site])[0].layers
+        ranges = Range(first=block, last=block), Range(first=0, last=-1)
+        of_kind, of_layer = [Ref(ref=site.kind)], [block, block - layers, *ranges]
+        value = self.any(*(of_kind if form == "kind" else of_layer))
         arm = Arm(values=(value,), rank=self.number(self.any(2, 1, 3, 0)))
         other = self.number(self.any(1, 4, 0))
         return RankMatch(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
@@ -315,7 +303,7 @@ class _Drawing:
             key.ref for key in per if isinstance(key, Ref)
         }:
             per = (*per, reads)  # A rank must be constant inside a pool.
-        key_b = self.any(None, self.per(covered)) if self.whole else None
+        key_b = self.any(None, self.per(covered))
         if key_b is not None and reads is not None:
             key_b = (*key_b, reads)
         keys = {"A": per, "B": key_b} if key_b is not None else {}
@@ -323,33 +311,32 @@ class _Drawing:
         via: Via | None = None
         form = "fitted" if unequal else self.any("plain", "fitted", "equal")
         settings = self.settings()
-        if self.whole and key_b is None and self.any(False, False, True):
+        if key_b is None and self.any(False, False, True):
             form = "bank"
         if form == "fitted":
-            via = self.draw(self.vias)
+            via = self.draw(_VIAS)
             if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
                 rows = self.any(*divisors([rank]))
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
-            if self.whole and self.any(False, False, True):
-                name, option = self.any(
+            if self.any(False, False, True):
+                ways = (
                     ("Core", "count"),
                     ("Loadings", "vectors"),
                     ("Core", "cores"),
                     ("Basis", "count"),
                 )
+                name, option = self.any(*ways)
                 via = Via(transform=name, options={option: self.any(2, 3, 1)})
                 settings["init"] = {}  # Its private tensors start at zero.
-        elif form == "equal" and self.whole:
+        elif form == "equal":
             via = self.any(*self._equal_vias(covered))
         elif form == "bank":
             via = Via(transform="VectorBank", options=self._bank(covered))
             settings |= {"init": {}, "nonzero_start": True}
-        if self.whole:
-            settings |= self._gain_and_freeze(via, settings["init"])
-            own = self._own_roles(via, settings["gain"])
-            if self.any(False, True) and own:
-                width = (Ref(ref="in"), Ref(ref="out"))
-                keys[self.any(*own)] = width if reads is None else (*width, reads)
+        settings |= self._gain_and_freeze(via, settings["init"])
+        own = self._own_roles(via, settings["gain"])
+        if self.any(False, True) and own:
+            keys[self.any(*own)] = (IN, OUT) if reads is None else (IN, OUT, reads)
         return Share(
             name=f"{self.any('local', 'intra', 'inter')}_{index}",
             where=where,
@@ -438,34 +425,21 @@ class _Drawing:
 
 
 @st.composite
-def meaningful_specs(
-    draw: st.DrawFn,
-    architecture: Architecture,
-    *,
-    vias: st.SearchStrategy[Via] | None = None,
-    max_shares: int = 3,
-) -> Spec:
+def meaningful_specs(draw: st.DrawFn, architecture: Architecture) -> Spec:
     """Generate specs over the whole language that fit an architecture, so `build_plan` reports no error.
 
     They have every form of ``where`` and ``per``, lets, params, exceptions and ranks by kind and layer
     (also 0). They also have keys for each factor, all transforms with options, gains, frozen tensors,
     scales, alphas and initialisers. Dropout is 0, so that results are deterministic.
-
-    Args:
-        draw: from Hypothesis.
-        architecture: the architecture of the model.
-        vias: transforms under test; each share then has one key, no gain and no frozen tensors. The default
-            is all built-in transforms and the whole language.
-        max_shares: the maximum number of shares.
     """
-    drawing = _Drawing(draw, architecture, vias if vias is not None else _VIAS, vias is None)
+    drawing = _Drawing(draw, architecture)
     sites = architecture.sites
     for index in range(drawing.any(0, 1, 2)):
         drawing.lets.append(Let(name=f"let_{index}", selection=drawing.selection(sites)))
     everything = Selection(include=tuple(Ref(ref=kind) for kind in architecture.kinds))
     target = drawing.any(everything, drawing.selection(sites))
     targets = drawing.selected(sites, target)
-    count = draw(st.integers(1, max_shares))
+    count = draw(st.integers(1, 3))
     first, *others = (drawing.share(index, targets) for index in range(count))
     if isinstance(first.rank, RankMatch):  # Leave something to train.
         arms = tuple(arm.model_copy(update={"rank": 2}) for arm in first.rank.arms)
@@ -481,11 +455,11 @@ def meaningful_specs(
         defaults=Settings(alpha=drawing.any(None, 2), dropout=drawing.any(None, 0)),
         shares=(first, *others),
     )
-    if vias is None and drawing.any(False, False, True):
+    if drawing.any(False, False, True):
         spec = _with_magnitude(drawing, spec, targets, architecture)
-    if vias is None and architecture.outside and drawing.any(False, False, True):
+    if architecture.outside and drawing.any(False, False, True):
         spec = _with_ends(draw, spec, architecture)
-    if vias is None and architecture.others and drawing.any(False, False, True):
+    if architecture.others and drawing.any(False, False, True):
         spec = _with_train(draw, spec, architecture)
     return spec
 

@@ -36,11 +36,9 @@ def slice_sharing(term: TermValues) -> Factors:
     a_s, b_s = term["A"], term["B"].T
     windows = []
     for whole, width in ((a_s.shape[1], term.d_in), (b_s.shape[0], term.d_out)):
-        first = {
-            "leading": 0,
-            "trailing": whole - width,
-            "centre": (whole - width) // 2,
-        }[term.options["slice"]]
+        first = {"leading": 0, "trailing": whole - width, "centre": (whole - width) // 2}[
+            term.options["slice"]
+        ]
         windows.append(list(range(first, first + width)))
     columns, rows = windows
     return b_s[rows, :], a_s[:, columns]

@@ -148,9 +148,8 @@ class _Wiring:
 
     def linear(self, x: int, width: int | None = None) -> int:
         """Add a new layer on a value, with another value's width or a new width."""
-        width = (
-            self.draw(st.sampled_from(self.widths) | st.integers(2, 7)) if width is None else width
-        )
+        if width is None:
+            width = self.draw(st.sampled_from(self.widths) | st.integers(2, 7))
         name = "abcdefgh"[len(self.linears)]
         self.linears.append((name, self.widths[x], width, self.draw(st.booleans())))
         return self.step("call", name, x, width=width)
@@ -212,14 +211,14 @@ class _Wiring:
 
 
 @st.composite
-def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
+def regions(draw: st.DrawFn) -> DrawnRegion:
     """Generate randomly wired regions of 2 to 8 linear layers, with a spec and some of the passes.
 
     They have chains, branches, residuals, activations, gated products, sums, values both returned and used,
     and repeated layers under one or two names. Biases and widths vary. Some have in-place operations, also
     on views, or depend on the mode. A model has one or two regions of a kind, which may share a layer.
     """
-    wiring = _Wiring(draw, draw(st.integers(2, max_linears)))
+    wiring = _Wiring(draw, draw(st.integers(2, 8)))
     while len(wiring.linears) < wiring.wanted:
         wiring.grow()
     returned = wiring.returned()

@@ -32,6 +32,8 @@ _NAMES = (
     "kind",
     "A",
 )
+_COMPARED, _OPERATORS = ("==", "!=", "<", "<=", ">", ">="), ("+", "-", "*", "/", "//", "%")
+_OF_ONE = ("abs", "floor", "sqrt")
 
 
 @cache
@@ -62,12 +64,7 @@ def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expre
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
         _computed(inner),
-        st.builds(
-            m.Compare,
-            op=st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
-            left=inner,
-            right=inner,
-        ),
+        st.builds(m.Compare, op=st.sampled_from(_COMPARED), left=inner, right=inner),
         st.builds(m.Member, value=inner, among=_items(inner)),
         st.builds(m.And, all_of=several),
         st.builds(m.Or, any_of=several),
@@ -175,12 +172,8 @@ def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binar
 def _computed(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Binary | m.Call]:
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
-        st.builds(
-            m.Binary, op=st.sampled_from(["+", "-", "*", "/", "//", "%"]), left=inner, right=inner
-        ),
-        st.builds(
-            m.Call, function=st.sampled_from(["abs", "floor", "sqrt"]), arguments=st.tuples(inner)
-        ),
+        st.builds(m.Binary, op=st.sampled_from(_OPERATORS), left=inner, right=inner),
+        st.builds(m.Call, function=st.sampled_from(_OF_ONE), arguments=st.tuples(inner)),
         st.builds(m.Call, function=st.sampled_from(["max", "min"]), arguments=several),
     )
 
@@ -231,9 +224,8 @@ def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
         if chance.random() < 0.8:
             return chance.choice([" ", "\n"])
         comments.append(f"# comment {len(comments)}.")
-        return chance.choice(
-            [f" {comments[-1]}\n", f"\n{comments[-1]}\n", f"\n\n{comments[-1]}\n\n"]
-        )
+        before, after = chance.choice([(" ", "\n"), ("\n", "\n"), ("\n\n", "\n\n")])
+        return f"{before}{comments[-1]}{after}"
 
     for token in syntax.tokens:
         if token.type != "SPACE":
