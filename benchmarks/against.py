@@ -1,4 +1,4 @@
-"""Compare two checkouts of bishare: steps, decoding, a server's layers, and the editor's diagnostics.
+"""Compare two checkouts of bishare: steps, decoding and a server's layers.
 
     python benchmarks/against.py ../old            # a work tree of the other version, against this one
     python benchmarks/against.py ../old --measure server --rounds 25
@@ -11,7 +11,6 @@ with the other one. Prints medians over rounds of the ratio of processor times, 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
@@ -29,7 +28,6 @@ SUBJECTS = {
     "step": ("base", *SPECS),
     "decode": ("base", *SPECS),
     "server": SPECS,
-    "diagnostics": ("a spec of 200 lines",),
 }
 SLOTS = 64
 
@@ -73,7 +71,7 @@ class Worker:
         env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", f"import runpy; runpy.run_path({__file__!r})['work']()"]
         self._process = subprocess.Popen(
-            [*command, measure, str(hidden), str(tree)],
+            [*command, measure, str(hidden)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -102,13 +100,8 @@ def work() -> None:
     import bishare_dsl
 
     warnings.simplefilter("ignore")
-    measure, hidden, tree = sys.argv[1:]
-    runs: Callable[[str], object] = {
-        "step": steps,
-        "decode": decoding,
-        "server": server,
-        "diagnostics": editor,
-    }[measure](int(hidden), Path(tree))
+    measure, hidden = sys.argv[1:]
+    runs = {"step": steps, "decode": decoding, "server": server}[measure](int(hidden))
     print(json.dumps(str(Path(bishare_dsl.__file__).parent)), flush=True)
     for line in sys.stdin:
         began = time.process_time()
@@ -145,7 +138,7 @@ def models(hidden: int) -> dict[str, Any]:
     return found
 
 
-def steps(hidden: int, _: Path) -> Callable[[str], object]:
+def steps(hidden: int) -> Callable[[str], object]:
     """A forward and a backward of 512 tokens, to the first input."""
     import torch
 
@@ -160,7 +153,7 @@ def steps(hidden: int, _: Path) -> Callable[[str], object]:
     return run
 
 
-def decoding(hidden: int, _: Path) -> Callable[[str], object]:
+def decoding(hidden: int) -> Callable[[str], object]:
     """24 tokens after 16."""
     import torch
 
@@ -170,18 +163,20 @@ def decoding(hidden: int, _: Path) -> Callable[[str], object]:
     return lambda name: adapted[name].generate(ids, **given)
 
 
-def server(_: int, tree: Path) -> Callable[[str], object]:
+def server(_: int) -> Callable[[str], object]:
     """What a CPU server computes for the layers of SmolLM2-135M: 64 tokens, each of another adapter."""
     import torch
 
     from bishare_dsl import plan_spec
     from bishare_dsl.models.presets import preset
 
+    of_0_3 = False
     try:
         from bishare_dsl.batched.bank import Slots
         from bishare_dsl.batched.grouping import group_tokens
         from bishare_dsl.batched.layer import LayerTerms, Outputs
-    except ImportError:  # 0.3
+    except ImportError:
+        of_0_3 = True
         from bishare_dsl.serve.bank import Bank as Slots
         from bishare_dsl.serve.batch import group_tokens
         from bishare_dsl.serve.layer import LayerTerms, Outputs
@@ -205,7 +200,7 @@ def server(_: int, tree: Path) -> Callable[[str], object]:
             )
             first = together[-1].place.stop if together else 0
             together.append(Outputs(path, slice(first, first + site.d_out)))
-        terms = [LayerTerms(bank if write else bank.layout, parts) for parts in layers.values()]
+        terms = [LayerTerms(bank.layout if of_0_3 else bank, parts) for parts in layers.values()]
         rooms = [
             (torch.randn(SLOTS, t.width), torch.zeros(SLOTS, parts[-1].place.stop))
             for t, parts in zip(terms, layers.values(), strict=True)
@@ -220,18 +215,6 @@ def server(_: int, tree: Path) -> Callable[[str], object]:
                 term.add(output, x, batch)
 
     return run
-
-
-def editor(_: int, tree: Path) -> Callable[[str], object]:
-    """Diagnostics of a text that the language server has not seen."""
-    sys.path.insert(0, str(tree / "benchmarks"))
-    from editor import TEXT
-
-    from bishare_dsl.lsp.diagnose import diagnostics
-    from bishare_dsl.lsp.document import Document
-
-    gc.set_threshold(100_000, 50, 50)  # As every command of bishare has it.
-    return lambda _: diagnostics(Document(TEXT, "/nowhere/long.share"))
 
 
 if __name__ == "__main__":
