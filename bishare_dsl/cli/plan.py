@@ -172,14 +172,14 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
     settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
     head = ["spec", "model", *settings]
-    head += ["parameters", "MiB, 32 bits", "effective rank", "of LoRA r=8"]
+    head += ["parameters", "MiB, 32 bits", "maximum rank", "of LoRA r=8"]
     lines = []
     for row in rows:
         line = [row["file"], row["model"], *(str(row["set"].get(name, "")) for name in settings)]
         if row["error"]:
             line += [row["error"], "", "", ""]
         else:
-            line += [row["trainable"], mib(row["bytes"]), span(row["effective_rank"])]
+            line += [row["trainable"], mib(row["bytes"]), span(row["maximum_rank"])]
             line += ["-" if row["of_lora"] is None else f"{row['of_lora']:.2%}"]
         lines.append(line)
     return Table(head, lines, left={0, 1})

@@ -68,16 +68,16 @@ def as_parts(plan: Plan) -> list[str | Table]:
         left={0, 3},
     )
     by_kind = Table(
-        ["kind", "modules", "in", "out", "effective rank"],
+        ["kind", "modules", "in", "out", "maximum rank"],
         [
-            [row.kind, row.modules, row.d_in, row.d_out, span(row.effective_rank)]
+            [row.kind, row.modules, row.d_in, row.d_out, span(row.maximum_rank)]
             for row in rows.kinds(plan)
         ],
     )
     by_layer = Table(
-        ["layers", "modules", "effective rank", "of that layer alone", "shared with others"],
+        ["layers", "modules", "maximum rank", "of that layer alone", "shared with others"],
         [
-            [row.name, row.modules, span(row.effective_rank), row.own, row.shared]
+            [row.name, row.modules, span(row.maximum_rank), row.own, row.shared]
             for row in rows.layers(plan)
         ],
     )

@@ -14,7 +14,7 @@ from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.export.origin import NONE, Origin
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.plan.ranks import maximum_ranks
 
 _ROUNDING = 1e-6
 """Relative norm of dW that float32 rounding may add beyond its rank."""
@@ -88,7 +88,7 @@ def plain_lora(
         AdapterError: values are not finite in this dtype (BS628).
         SpecError: a package's transform fails (BS214).
     """
-    reaches = effective_ranks(plan)
+    reaches = maximum_ranks(plan)
     for site in (site for site in plan.sites if plan.terms_of[site.path]):
         down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site, scaled=True))
         if not len(down):  # PEFT needs rank 1 for a magnitude.

@@ -8,7 +8,7 @@ from bishare_dsl.plan.plan import Plan
 from bishare_dsl.transforms import Transform, Width, guard, load_transform
 
 
-def effective_ranks(plan: Plan) -> dict[str, int | None]:
+def maximum_ranks(plan: Plan) -> dict[str, int | None]:
     """Return the highest rank that the terms of each site can have, or None if they are not a matrix.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.in_full import TRAIN
-from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.plan.ranks import maximum_ranks
 from bishare_dsl.show.table import Table
 from bishare_dsl.transforms import PLAIN, Width
 
@@ -77,7 +77,7 @@ class RoleRow:
 class KindRow:
     """The modules of one name and shape.
 
-    ``effective_rank`` is the highest rank that the update of such a module can have, which is the rank of its
+    ``maximum_rank`` is the highest rank that the update of such a module can have, which is the rank of its
     export as plain LoRA, or None if an update is not a matrix.
     """
 
@@ -85,7 +85,7 @@ class KindRow:
     modules: int
     d_in: int
     d_out: int
-    effective_rank: Bounds | None
+    maximum_rank: Bounds | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class LayerRow:
     first: int | None
     last: int | None
     modules: int
-    effective_rank: Bounds | None
+    maximum_rank: Bounds | None
     own: int
     shared: int
 
@@ -255,7 +255,7 @@ def role_table(plan: Plan) -> Table:
 
 def kinds(plan: Plan) -> list[KindRow]:
     """Make a row for each kind and shape of target module, in the model's order. Tied modules count once."""
-    ranks = effective_ranks(plan)
+    ranks = maximum_ranks(plan)
     paths: dict[tuple[str, Width], list[str]] = {}
     for site in plan.sites:
         uses = " = ".join(dict.fromkeys(path.rpartition(".")[2] for path in site.paths))
@@ -269,7 +269,7 @@ def kinds(plan: Plan) -> list[KindRow]:
 
 def layers(plan: Plan) -> list[LayerRow]:
     """Make a row for each run of equal layers."""
-    ranks = effective_ranks(plan)
+    ranks = maximum_ranks(plan)
     sites: dict[int | None, list[str]] = {}
     for site in plan.sites:
         sites.setdefault(site.layer, []).append(site.path)
@@ -285,7 +285,7 @@ def layers(plan: Plan) -> list[LayerRow]:
             first=layer,
             last=layer,
             modules=sum(1 for path in paths if plan.terms_of[path]),
-            effective_rank=rank_bounds(ranks[path] for path in paths),
+            maximum_rank=rank_bounds(ranks[path] for path in paths),
             own=sum(size for shared, size in sizes if not shared),
             shared=sum(size for shared, size in sizes if shared),
         )

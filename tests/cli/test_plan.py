@@ -75,7 +75,7 @@ def test_all_combinations_are_compared(bishare, check_golden):
     assert [row["of_lora"] for row in found if row["file"] == "lora"] == [0.5, 1, 0.5, 1]
     # The paper's Table 2: 25.6 % of LoRA's.
     assert found[5]["of_lora"] == 3_593_600 / 14_024_704
-    assert found[5]["effective_rank"] == [22, 22]
+    assert found[5]["maximum_rank"] == [22, 22]
 
 
 def test_a_combination_that_does_not_fit_leaves_the_others(bishare):

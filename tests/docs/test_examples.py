@@ -130,6 +130,25 @@ def test_spec(block, tmp_path, monkeypatch):
         assert format_text(text) == text
 
 
+@examples("share")
+def test_a_key_shares_something(block, tmp_path, monkeypatch):
+    """No page teaches a key such as `layer, kind`, which on Llama is `module` in other words."""
+    monkeypatch.chdir(tmp_path)
+    write_files(block.page)
+    if block.values("error") or block.values("file"):
+        return
+    spec = parse_spec(whole(block))
+    plan = build_plan(spec, preset((block.values("model") or ["llama-7b"])[0]))[0]
+    shares = {share.name: share for share in spec.shares}
+    largest = {}
+    for pool in plan.pools:
+        role = pool.share, pool.role
+        largest[role] = max(largest.get(role, 0), len(pool.members))
+    for (name, role), members in largest.items():
+        key = shares[name].keys.get(role, shares[name].per)
+        assert members > 1 or "'module'" in str(key), (name, role)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty current folder, and tiny models in place of those that examples load."""

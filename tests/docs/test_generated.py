@@ -10,6 +10,7 @@ import jsonschema
 from bishare_dsl.cli.main import main as bishare
 from bishare_dsl.language import read_file
 from bishare_dsl.resources import shipped_specs
+from bishare_dsl.version import __version__
 from tools.editors import grammar, schema
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,19 @@ def test_every_spec_that_ships_fits_the_json_schema():
         spec = read_file(file)[0].model_dump(mode="json")
         validator.validate(spec)
         assert not validator.is_valid(spec | {"shares": [{"name": "a"}]})
+
+
+def test_a_release_has_one_version_and_one_date():
+    manifests = [*ROOT.glob("editors/*/package.json")]
+    assert len(manifests) == 2
+    for manifest in manifests:
+        assert json.loads(manifest.read_text(encoding="utf-8"))["version"] == __version__
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    # Above it may stand what is not released yet.
+    release, day = re.search(r"^## \[(\d\S*)\] - (\S+)$", changes, re.MULTILINE).groups()
+    assert release == __version__
+    assert f"\nversion: {__version__}\ndate-released: {day}\n" in cited
 
 
 def test_the_readme_is_short():

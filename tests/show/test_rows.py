@@ -39,7 +39,7 @@ def test_layers_that_are_alike_are_one_row():
         )
     )
     own = 4 * (576 + 576 + 576 + 192)
-    assert [(r.first, r.last, r.modules, r.effective_rank, r.own, r.shared) for r in found] == [
+    assert [(r.first, r.last, r.modules, r.maximum_rank, r.own, r.shared) for r in found] == [
         (0, 9, 2, (4, 4), own, 0),
         (10, 11, 2, (4, 6), own, 2 * (576 + 576)),
         (12, 29, 2, (4, 4), own, 0),
