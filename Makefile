@@ -55,8 +55,13 @@ $(STAMP): pyproject.toml
 	$(call install,.venv,-e '.[dev]')
 	@touch $@
 
-demo: $(STAMP) ## set up, then compare adapters that share weights with LoRA (SmolLM2-135M, fetched once)
+# The demo needs no development tools. They come into the same environment with the first other target.
+demo: $(if $(wildcard $(STAMP)),$(STAMP),.venv/.for-demo) ## set up, then show the README's three jobs on SmolLM2-135M, in a minute
 	@$(BIN)/python examples/demo.py --cache $(CACHE)
+
+.venv/.for-demo: pyproject.toml
+	$(call install,.venv,-e '.[gguf,train]')
+	@touch $@
 
 # Tests with the mark `long` look for what nobody thought of. A quick test guards the same, except with two processes.
 XDIST := -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function
