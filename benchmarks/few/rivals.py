@@ -60,8 +60,7 @@ def summed(library: Library, mix: Tensor) -> dict[Site, Tensor]:
         if site.role == "A":
             made[site] = p.flatten(1, 2)[:, None]
         else:
-            each = torch.einsum("gtm,gmor->gtomr", mix, p)
-            made[site] = each.flatten(3)
+            made[site] = torch.einsum("gtm,gmro->gtmro", mix, p).flatten(2, 3)
     return made
 
 

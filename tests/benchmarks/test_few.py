@@ -10,7 +10,7 @@ import pytest
 import torch
 from few import bench, rivals, start_tables, training
 from few.families import Family
-from few.late import LATE, Late, Site, items_of
+from few.late import LATE, SCALE, Late, Site, _term, _terms, items_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bishare_dsl import compile_spec
@@ -106,12 +106,14 @@ def test_not_worse_is_an_interval_above_the_margin():
 
 def test_a_sum_of_loras_is_the_sum_of_their_updates():
     draw = torch.Generator().manual_seed(0)
-    a, b = torch.randn(1, 3, 2, 5, generator=draw), torch.randn(1, 3, 4, 2, generator=draw)
+    a, b = torch.randn(1, 3, 2, 5, generator=draw), torch.randn(1, 3, 2, 4, generator=draw)
     site = Site("joint", 0, "q_proj", "A")
     mix = torch.tensor([[[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]]])
     made = rivals.summed({site: a, site._replace(role="B"): b}, mix)
-    update = made[site._replace(role="B")] @ made[site]
-    torch.testing.assert_close(update[0], torch.einsum("tm,mor,mri->toi", mix[0], b[0], a[0]))
+    [factors] = _terms(made)[0, "q_proj"]
+    x = torch.randn(1, 2, 1, 3, 5, generator=draw)
+    update = torch.einsum("tm,mri,mro->tio", mix[0], a[0], b[0])
+    torch.testing.assert_close(_term(x, factors)[0, :, 0], SCALE * x[0, :, 0] @ update)
 
 
 def test_a_win_is_an_interval_above_zero():
