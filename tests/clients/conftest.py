@@ -1,7 +1,5 @@
 """Tests in training frameworks, each in an environment of its own: `make test-clients`. Elsewhere none is collected."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -10,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from bishare_dsl import load_adapter
 from bishare_dsl.testing.models import tiny_model
@@ -34,7 +31,7 @@ share inter per model rank 4 via SS
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Path:
+def work(tmp_path, monkeypatch):
     """The current folder, with a tiny checkpoint, rows of chat and a spec."""
     tiny_model("llama", max_position_embeddings=512).save_pretrained(tmp_path / "tiny")
     tiny_tokenizer(TEMPLATE).save_pretrained(tmp_path / "tiny")
@@ -45,7 +42,7 @@ def work(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*command: str, **environment: str) -> str:
+def run(*command, **environment):
     """Run what is installed beside this Python; return what it said."""
     told = subprocess.run(
         [str(Path(sys.executable).parent / command[0]), *command[1:]],
@@ -59,7 +56,7 @@ def run(*command: str, **environment: str) -> str:
     return told.stdout
 
 
-def trained(folder: Path) -> dict[str, torch.Tensor]:
+def trained(folder):
     """Return the tensors of an adapter, which a folder of PEFT has, and nothing of the base."""
     model = load_adapter(folder, tiny_model("llama"))
     assert model.bishare.plan.tensor["local.layers.0.self_attn.q_proj.A"].shape[0] == 3

@@ -10,7 +10,7 @@ The word behind a fence and what follows it say how a block is checked:
   prints. Models that it loads are tiny ones, and the current folder is an empty one. ```` ```py ```` needs an
   engine that is not installed here, and runs in the tests of that engine.
 - ```` ```console run ````: every line that starts with ``$ bishare`` succeeds; ``exit=1`` expects another
-  exit code. A `text` block right behind it is what it prints. ``many`` is run by `test_many_adapters`.
+  exit code. A `text` block right behind it is what it prints. ``many`` is run by `test_pages`.
 """
 
 import contextlib
@@ -215,24 +215,19 @@ def test_console(block, capsys):
         assert out == expected
 
 
-def test_the_snippet_of_the_readme_warns_of_nothing():
-    [spec] = [b for b in BLOCKS if b.page.name == "README.md" and b.language == "share"]
-    [snippet] = [b for b in BLOCKS if b.page.name == "README.md" and b.language == "python"]
+def test_the_spec_and_the_commands_of_the_readme_warn_of_nothing(elsewhere, bishare):
+    blocks = [b for b in BLOCKS if b.page.name == "README.md"]
+    [spec] = [b for b in blocks if b.language == "share"]
+    [snippet] = [b for b in blocks if b.language == "python"]
     assert "SmolLM2-135M-Instruct" in snippet.text
     assert spec.values("file")[0] in snippet.text
     for model in ("smollm2-135m", "llama-7b"):
         assert findings(spec.text, model) == [[], []]
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_first_commands_of_the_readme_warn_of_nothing(capsys):
-    from bishare_dsl.cli.main import main
-
-    [block] = [b for b in BLOCKS if b.page.name == "README.md" and "run" in b.marks]
-    write_files(block.page)
-    for line in block.text.splitlines():
-        assert main(shlex.split(line)[2:]) == 0
-        assert "warning" not in capsys.readouterr().err, line
+    [commands] = [b for b in blocks if "run" in b.marks]
+    write_files(commands.page)
+    for line in commands.text.splitlines():
+        run = bishare(*shlex.split(line)[2:])
+        assert (run.code, "warning" in run.err) == (0, False), line
 
 
 def test_examples_are_found():

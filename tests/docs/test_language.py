@@ -59,34 +59,23 @@ def test_words_of_the_grammar(word):
 
 # `constant` is how a gain starts, `choice` how indices do; no spec writes them.
 @pytest.mark.parametrize(
-    "name", [*ATTRIBUTES, *sorted({*get_args(Initial)} - {"constant", "choice"})]
+    "name",
+    [*ATTRIBUTES, GAIN_RANK, GAIN_OUT, *sorted({*get_args(Initial)} - {"constant", "choice"})],
 )
 def test_attributes_and_starts(name):
     assert said(f"`{name}`")
 
 
-@pytest.mark.parametrize(
-    "kind", [transform_kind(name) for name in transform_names() if name != "Identity"]
-)
-def test_transforms_and_their_options(kind):
-    """The table has each option with its default first."""
-    row = row_of(kind.name)
-    for name, field in kind.model_fields.items():
-        option = field.alias or name
+@pytest.mark.parametrize("name", [name for name in transform_names() if name != "Identity"])
+def test_transforms_and_their_options_and_roles(name):
+    """The table has each option with its default first, and the roles, which `freeze` takes by name."""
+    kind, row = transform_kind(name), row_of(name)
+    for field_name, field in kind.model_fields.items():
+        option = field.alias or field_name
         default = "false" if field.default is False else field.default
         # Where the default depends on the rank, the row says how in words or in place of a value.
-        said_so = f"`{option} = {default}`" if default is not None else f"`{option}"
-        assert said_so in row
-
-
-@pytest.mark.parametrize("name", [name for name in transform_names() if name != "Identity"])
-def test_roles(name):
-    """`freeze` takes them by name, so the page gives every one."""
-    kind = transform_kind(name)
-    row = row_of(name)
+        assert (f"`{option} = {default}`" if default is not None else f"`{option}") in row
     assert all(f"`{role}`" in row for role in {*kind.pooled, *kind.owned} - {"A", "B"})
-    assert said(GAIN_RANK)
-    assert said(GAIN_OUT)
 
 
 def test_keywords_are_listed():

@@ -29,26 +29,36 @@ def test_every_page_is_in_the_navigation():
     assert not [name for name in pages if f"- {name}\n" not in text]
 
 
-def test_links_lead_to_pages_of_the_site(hooks):
-    text = "[a](../specs/lora.share) [b](training.md#x) [c](../README.md) [d](https://x.y) ![e](images/a.svg)"
-    found, outside = hooks.rewritten(text, ROOT / "docs" / "why.md", "why.md")
-    assert found == (
-        "[a](source/specs/lora.share.md) [b](training.md#x) [c](index.md) [d](https://x.y) ![e](images/a.svg)"
+@pytest.mark.parametrize(
+    ("page", "text", "wanted", "outside"),
+    [
+        (
+            "docs/why.md",
+            "[a](../specs/lora.share) [b](training.md#x) [c](../README.md) [d](https://x.y) ![e](images/a.svg)",
+            "[a](source/specs/lora.share.md) [b](training.md#x) [c](index.md) [d](https://x.y) ![e](images/a.svg)",
+            {ROOT / "specs" / "lora.share", ROOT / "README.md"},
+        ),
+        (
+            "README.md",
+            "[a](docs/why.md) ![b](docs/images/sharing.svg) [c](CONTRIBUTING.md)",
+            "[a](why.md) ![b](images/sharing.svg) [c](contributing.md)",
+            None,
+        ),
+        (
+            "docs/why.md",
+            "```share fragment error=BS305\n[x](y)\n```\n```console run\n```\n```text\n```\n",
+            "```share\n[x](y)\n```\n```console\n```\n```text\n```\n",
+            set(),
+        ),
+    ],
+    ids=["links", "links of the README", "marks of blocks"],
+)
+def test_pages_are_rewritten_for_the_site(hooks, page, text, wanted, outside):
+    found, left = hooks.rewritten(
+        text, ROOT / page, page.replace("docs/", "").replace("README", "index")
     )
-    assert outside == {ROOT / "specs" / "lora.share", ROOT / "README.md"}
-
-
-def test_links_of_the_readme(hooks):
-    text = "[a](docs/why.md) ![b](docs/images/sharing.svg) [c](CONTRIBUTING.md)"
-    found, _ = hooks.rewritten(text, ROOT / "README.md", "index.md")
-    assert found == "[a](why.md) ![b](images/sharing.svg) [c](contributing.md)"
-
-
-def test_blocks_keep_their_language_alone(hooks):
-    text = "```share fragment error=BS305\n[x](y)\n```\n```console run\n```\n```text\n```\n"
-    found, outside = hooks.rewritten(text, ROOT / "docs" / "why.md", "why.md")
-    assert found == "```share\n[x](y)\n```\n```console\n```\n```text\n```\n"
-    assert not outside
+    assert found == wanted
+    assert outside in (None, left)
 
 
 def test_a_folder_lists_its_files(hooks):

@@ -1,7 +1,5 @@
 """The same logits in llama.cpp, on SmolLM2-135M-Instruct in float32."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -17,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long]
 PARAMS = {"size": 64, "r_local": 2, "r_intra": 4, "r_inter": 16}
 
 
-def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
+def test_llama_cpp_computes_the_same(tmp_path):
     model, tokenizer = load_model(str(smollm2_folder()), dtype=torch.float32)
     ids = tokenizer("Low-rank adapters are small, and many of them", return_tensors="pt").input_ids
     with torch.no_grad():

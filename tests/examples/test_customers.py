@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +12,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import train
 from tests.examples.conftest import EXAMPLES
+from tests.verify.served import serving
 
 KILLED = """\
 import os, signal, sys
@@ -116,33 +116,20 @@ def test_a_new_customer_is_in_the_library_when_the_server_is_asked(
 
     asked = []
 
-    class Server(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, body["model"], body["model"] in names_in(library)))
-            content = json.dumps({"choices": [{"text": " yes"}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(path, body):
+        asked.append((path, body["model"], body["model"] in names_in(library)))
+        return 200, {"choices": [{"text": " yes"}]}
 
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.handle_request, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    words = [str(library), str(checkpoint), customers[7], "98:", url]
-    monkeypatch.setattr(sys, "argv", ["new_customer.py", *words])
-    new_customer.main()
-    thread.join(10)
-    server.server_close()
+    with serving(SimpleNamespace(answer=answer)) as url:
+        words = [str(library), str(checkpoint), customers[7], "98:", url.removesuffix("/v1")]
+        monkeypatch.setattr(sys, "argv", ["new_customer.py", *words])
+        new_customer.main()
     assert asked == [("/v1/completions", "c7", True)]
     assert capsys.readouterr().out.startswith("98: yes\n")
 
 
 def test_every_way_to_learn_a_new_task_is_in_one_table(checkpoint, tmp_path):
+    """The advice takes the fewest numbers that nothing beats."""
     from compare import compare, table
 
     files = {f"t{i}": examples(tmp_path / f"t{i}.jsonl", 20 * i + 5, 12, 5 * i) for i in range(5)}
@@ -152,14 +139,7 @@ def test_every_way_to_learn_a_new_task_is_in_one_table(checkpoint, tmp_path):
     assert all(0 <= value <= 100 for found in scores.values() for value in found)
     own = sizes["the library, mixture"]
     assert sizes["one LoRA for all, as it is"] == 0 < own < sizes["a fresh LoRA, r=8"]
-    text = table(scores, sizes)
-    assert "correct, %" in text
-    assert text.splitlines()[-1].startswith("Take ")
-
-
-def test_the_advice_takes_the_fewest_numbers_that_nothing_beats():
-    from compare import table
-
+    assert "correct, %" in table(scores, sizes)
     scores = {"large": [90.0, 91.0, 92.0], "small": [90.0, 90.0, 93.0], "none": [10.0, 20.0, 30.0]}
     text = table(scores, {"large": 1000, "small": 10, "none": 0})
     assert "Take small: over 3 tasks that were left out" in text

@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.examples.conftest import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 START = """
 import sys
 sys.path.insert(0, {examples!r})
@@ -22,25 +21,16 @@ demo.main()
 """
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    tiny_model("llama", hidden_size=64, max_position_embeddings=256).save_pretrained(folder / "m")
-    tiny_tokenizer().save_pretrained(folder / "m")
-    code = START.format(examples=str(EXAMPLES), model=str(folder / "m"))
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-
-
 @pytest.mark.long
-def test_it_tells_the_time_first_and_says_nothing_else(run):
+def test_it_says_how_long_it_takes_compares_verifies_and_tells_back(tmp_path):
+    tiny_model("llama", hidden_size=64, max_position_embeddings=256).save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    code = START.format(examples=str(EXAMPLES), model=str(tmp_path / "m"))
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("This takes about 120 seconds on two idle cores")
     assert re.fullmatch(r"error\[BS870\].* 'new1' .*\n  = help: .*\n", run.stderr), run.stderr
-
-
-@pytest.mark.long
-def test_each_way_has_a_score_and_bytes(run):
     lines = [re.split(r" {2,}", line) for line in run.stdout.splitlines()]
     rows = {line[0]: line for line in lines if len(line) == 4 and "of 144" in line[3]}
     own = {}
@@ -50,24 +40,15 @@ def test_each_way_has_a_score_and_bytes(run):
         own[name] = int(numbers.replace(",", ""))
         assert own[name] * 4 <= int(size.replace(",", ""))
     assert own["a sum of the library's adapters"] < own["a fresh LoRA r=8, trained"] / 10
-
-
-@pytest.mark.long
-def test_verify_names_the_adapter_that_a_server_ignores(run):
     table = run.stdout[run.stdout.index("$ bishare verify") :]
     verdicts = [line for line in table.splitlines() if re.match(r"new\d ", line)]
     assert len(verdicts) == 6
     assert [line for line in verdicts if "NOT APPLIED" in line] == verdicts[3:4]
-
-
-@pytest.mark.long
-def test_the_spec_is_told_back(run):
     assert "10, each by 16 modules" in run.stdout
     assert run.stdout.count("\nlora ") == 1
 
 
-def test_what_is_asked_was_not_shown_and_words_are_the_customers_own(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
+def test_what_is_asked_was_not_shown_and_words_are_the_customers_own():
     import demo
 
     for customer in range(100, 106):

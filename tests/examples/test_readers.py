@@ -1,14 +1,11 @@
 """The readers of `examples`, which know neither bishare nor torch, read all of `conformance`, and that is what we make."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import numpy as np
@@ -39,7 +36,7 @@ FEATURES = (*BITS, "base", "drawn", "experts", "full", "library", "tied")
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
 
-def imported(path: Path) -> Any:
+def imported(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -55,18 +52,18 @@ READER = imported(ROOT / "examples" / "reader.py")
 EXPECTED = sorted(FOLDER.glob("**/expected*.safetensors"))
 
 
-def named(path: Path) -> str:
+def named(path):
     return f"{path.parent.relative_to(FOLDER)}/{path.stem}"
 
 
-def near(found: Any, expected: torch.Tensor) -> None:
+def near(found, expected):
     wanted = expected.double().numpy()
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("path", EXPECTED, ids=named)
-def test_numpy_alone_reads_it(path: Path) -> None:
+def test_numpy_alone_reads_it(path):
     updates, full = READER.read(path.parent, path.stem.partition("-")[2] or None, weights_of(path))
     expected = load_file(path)
     places = {place.removesuffix(".x").removesuffix(".y") for place in expected}
@@ -79,12 +76,12 @@ def test_numpy_alone_reads_it(path: Path) -> None:
             near(value, expected[place])
 
 
-def weights_of(path: Path) -> dict[str, Any] | None:
+def weights_of(path):
     file = path.with_name(MAKE.WEIGHTS)
     return {k: v.double().numpy() for k, v in load_file(file).items()} if file.is_file() else None
 
 
-def test_the_parameters_of_gpt_oss_by_the_page() -> None:
+def test_the_parameters_of_gpt_oss_by_the_page():
     """Transposed, the columns of gate and up in turn."""
     folder = FOLDER / "gpt_oss"
     updates, _ = READER.read(folder)
@@ -102,7 +99,7 @@ def test_the_parameters_of_gpt_oss_by_the_page() -> None:
         near(found, value)
 
 
-def test_a_magnitude_is_not_read_without_the_weights_that_it_scales() -> None:
+def test_a_magnitude_is_not_read_without_the_weights_that_it_scales():
     folder = FOLDER / "magnitudes"
     says = "the weight of model.layers.0.self_attn.q_proj, which `magnitude` scales"
     with pytest.raises(SystemExit, match=f"does not know: {says}"):
@@ -120,9 +117,7 @@ def test_a_magnitude_is_not_read_without_the_weights_that_it_scales() -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(("family", "target"), [("gpt2", "c_fc"), ("qwen2", "q_proj, down_proj")])
-def test_magnitudes_change_the_weights_as_they_change_the_model(
-    family: str, target: str, plain: bool, tmp_path: Path
-) -> None:
+def test_magnitudes_change_the_weights_as_they_change_the_model(family, target, plain, tmp_path):
     """Added to the weights, with biases as they are, the updates give what bishare gives.
 
     Row 0 of each weight is zero, the terms cancel row 1, and all but cancel row 2.
@@ -161,7 +156,7 @@ def test_magnitudes_change_the_weights_as_they_change_the_model(
         torch.testing.assert_close(base(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-3)
 
 
-HOW: dict[str, dict[str, Any]] = {
+HOW = {
     "float32": {},
     "float32 whole": {"frozen": "tensors"},
     "bfloat16": {"dtype": "bfloat16"},
@@ -174,7 +169,7 @@ HOW: dict[str, dict[str, Any]] = {
 @pytest.mark.long
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", TINY)
-def test_readers_and_bishare_agree_on_fresh_adapters(name: str, how: str, tmp_path: Path) -> None:
+def test_readers_and_bishare_agree_on_fresh_adapters(name, how, tmp_path):
     """More than 200 adapters: each shipped spec, stored in each way."""
     assert len(TINY) * len(HOW) > 200
     params = TINY[name] if name != "bishare_gt" else {"size": 64, "gate_rank": 70}
@@ -200,7 +195,7 @@ def test_readers_and_bishare_agree_on_fresh_adapters(name: str, how: str, tmp_pa
         near(np.array(node[site.path]), wanted)
 
 
-def read_by_node(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
+def read_by_node(folder, weights):
     """Return the updates of an adapter by the reader in JavaScript, given the base's weights."""
     (folder / "w.json").write_text(json.dumps({path: w.tolist() for path, w in weights.items()}))
     code = f"""
@@ -213,12 +208,11 @@ def read_by_node(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
     """
     command = ["node", "--input-type=module", "-e", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    updates: dict[str, Any] = json.loads(done.stdout)
-    return updates
+    return json.loads(done.stdout)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_javascript_alone_reads_them() -> None:
+def test_javascript_alone_reads_them():
     command = ["node", str(Path(__file__).with_name("read.mjs")), str(FOLDER)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -243,7 +237,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("path", EXPECTED, ids=named)
-def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> None:
+def test_numpy_alone_makes_a_plain_lora_of_it(path, tmp_path):
     """The pairs give each dW; what is no plain LoRA is refused, and named."""
     name = path.stem.partition("-")[2] or None
     if path.parent.name in REFUSED:
@@ -260,7 +254,7 @@ def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> Non
         near((b.double() @ a.double()).numpy(), value)
 
 
-def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() -> None:
+def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms():
     assert {*TO_LORA.KNOWN} == OURS | {MAGNITUDE}
     assert {*SCHEMA["$defs"]["sharing"]["properties"]["needs"]["items"]["enum"]} == OURS | {
         *FEATURES,
@@ -279,7 +273,7 @@ def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() 
         }
 
 
-def test_neither_imports_torch_or_bishare() -> None:
+def test_neither_imports_torch_or_bishare():
     code = "import sys; sys.path.insert(0, 'examples'); import reader, to_lora; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -290,7 +284,7 @@ def test_neither_imports_torch_or_bishare() -> None:
 
 
 @pytest.mark.parametrize("name", MAKE.ADAPTERS)
-def test_it_is_what_the_script_makes(name: str, tmp_path: Path) -> None:
+def test_it_is_what_the_script_makes(name, tmp_path):
     MAKE.make(tmp_path, name)
     files = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {p.relative_to(FOLDER) for p in (FOLDER / name).rglob("*") if p.is_file()}
@@ -309,7 +303,7 @@ def test_it_is_what_the_script_makes(name: str, tmp_path: Path) -> None:
     assert one == other
 
 
-def test_every_transform_is_in_one() -> None:
+def test_every_transform_is_in_one():
     used = {
         term["transform"]
         for path in FOLDER.glob("*/adapter_config.json")
@@ -318,17 +312,17 @@ def test_every_transform_is_in_one() -> None:
     assert used == OURS | {MAGNITUDE}
 
 
-def test_the_page_has_all_of_them_and_its_example_keeps_to_the_schema() -> None:
+def test_the_page_has_all_of_them_and_its_example_keeps_to_the_schema():
     page = (ROOT / "docs" / "format.md").read_text("utf-8")
     assert not [name for name in OURS if f"- **{name}**" not in page]
     example = page.partition("```json\n")[2].partition("```")[0]
     jsonschema.validate(json.loads(example), SCHEMA)
 
 
-def stated(name: str) -> Any:
+def stated(name):
     return json.loads((FOLDER / name / "adapter_config.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", MAKE.ADAPTERS)
-def test_the_file_as_it_lies_keeps_to_the_schema(name: str) -> None:
+def test_the_file_as_it_lies_keeps_to_the_schema(name):
     jsonschema.validate(stated(name), SCHEMA)

@@ -1,7 +1,5 @@
 """Wrong folders of `conformance/refused`: bishare, PEFT and both readers refuse all of them."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.Bishare
 
 
 @pytest.mark.parametrize("name", MAKE.REFUSED)
-def test_all_refuse_it(name: str) -> None:
+def test_all_refuse_it(name):
     folder = FOLDER / "refused" / name
     source, _ = MAKE.REFUSED[name]
     family = FAMILIES.get(source, "llama")
@@ -37,7 +35,7 @@ def test_all_refuse_it(name: str) -> None:
         assert "does not know" in done.stderr
 
 
-def test_there_is_a_folder_for_each() -> None:
+def test_there_is_a_folder_for_each():
     names = {path.name for path in Path(FOLDER, "refused").iterdir()}
     assert names == {*MAKE.REFUSED}
     assert len(names) >= 33

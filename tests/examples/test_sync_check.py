@@ -27,16 +27,13 @@ def lora(base_size=2, **settings):
 
 def run(model, tmp_path, *callbacks, steps=4, processing_class=None, **settings):
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.arange(3, 35).view(4, 8)]
-    arguments = TrainingArguments(
-        str(tmp_path / "run"),
-        max_steps=steps,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        **{"learning_rate": 1e-2} | settings,
-    )
+    settings = {
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "max_steps": steps,
+    } | settings
+    quiet = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    arguments = TrainingArguments(str(tmp_path / "run"), **settings, **quiet)
     how = {"callbacks": [*callbacks], "processing_class": processing_class}
     Trainer(model, arguments, train_dataset=rows, **how).train()
 
@@ -97,12 +94,8 @@ def test_what_is_not_seen_is_told_once(engine, tmp_path, how):
 
 
 def test_an_engine_that_answers_as_the_base_stops_the_run(engine, tmp_path):
-    run(
-        lora(),
-        tmp_path,
-        sync_check(engine.url, every=2, name="policy"),
-        processing_class=tiny_tokenizer(),
-    )
+    check = sync_check(engine.url, every=2, name="policy")
+    run(lora(), tmp_path, check, processing_class=tiny_tokenizer())
     engine.adapters["policy"] = {}  # Names that the engine does not know.
     with pytest.raises(TrainError, match=r"BS874.*after step 2 .*'policy'"):
         run(lora(), tmp_path, sync_check(engine.url, every=2, name="policy"))

@@ -6,11 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,9 +27,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A base, and a library of an adapter of it."""
-    path: Path = tmp_path_factory.mktemp("tinker")
+    path = tmp_path_factory.mktemp("tinker")
     model = tiny_model("llama")
     model.save_pretrained(path / "tiny")
     tiny_tokenizer().save_pretrained(path / "tiny")
@@ -42,22 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, store: str) -> Iterator[str]:
+def serving(folder, store):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        ROOT / "examples/tinker_server.py",
-        "--model",
-        "tiny",
-        "--spec",
-        "library",
-    ]
+    words = f"--model tiny --spec library --store {store} --port {port}".split()
+    command = [sys.executable, str(ROOT / "examples/tinker_server.py"), *words]
     settings = os.environ | {"TINKER_SERVER_KEY": "tml-secret", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen(
-        [*map(str, command), "--store", store, "--port", str(port)], cwd=folder, env=settings
-    )
+    server = subprocess.Popen(command, cwd=folder, env=settings)
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -73,7 +63,7 @@ def serving(folder: Path, store: str) -> Iterator[str]:
         server.wait(30)
 
 
-def client(folder: Path, url: str, *words: str) -> subprocess.Popen[str]:
+def client(folder, url, *words):
     command = [sys.executable, ROOT / "tests/examples/tinker_client.py", url, "tiny", "3", *words]
     settings = os.environ | {"TINKER_TELEMETRY": "0", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
@@ -81,13 +71,13 @@ def client(folder: Path, url: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def answer(process: subprocess.Popen[str]) -> Any:
+def answer(process):
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     return json.loads(out)
 
 
-def test_two_tenants_of_two_processes_are_each_as_alone_and_outlive_a_restart(folder: Path) -> None:
+def test_two_tenants_of_two_processes_are_each_as_alone_and_outlive_a_restart(folder):
     with serving(folder, "both") as url:
         processes = [client(folder, url, "train", seed) for seed in ("1", "2")]
         both = [answer(process) for process in processes]
@@ -106,7 +96,7 @@ def test_two_tenants_of_two_processes_are_each_as_alone_and_outlive_a_restart(fo
             assert resumed["greedy"] == both[number]["greedy"]
 
 
-def test_what_is_not_done_is_refused_by_the_errors_of_the_sdk(folder: Path) -> None:
+def test_what_is_not_done_is_refused_by_the_errors_of_the_sdk(folder):
     with serving(folder, "errors") as url:
         said = answer(client(folder, url, "errors"))
     assert "loss:sum" in said.pop("after")
@@ -123,7 +113,7 @@ def test_what_is_not_done_is_refused_by_the_errors_of_the_sdk(folder: Path) -> N
         assert kind in ("RequestFailedError", "NotFoundError", "AuthenticationError"), said[name]
 
 
-def test_a_tenant_adds_its_private_numbers(folder: Path) -> None:
+def test_a_tenant_adds_its_private_numbers(folder):
     from safetensors.torch import load_file
 
     plan = compile_spec(SPEC, tiny_model("llama")).bishare.plan

@@ -6,7 +6,6 @@ python tinker_client.py URL BASE RANK train SEED [STATE] | errors
 import json
 import sys
 import time
-from typing import Any
 
 import numpy as np
 import tinker
@@ -16,7 +15,7 @@ url, base, rank, what, *more = sys.argv[1:]
 client = tinker.ServiceClient(base_url=url, api_key="tml-secret")
 
 
-def datum(tokens: list[int], **inputs: Any) -> types.Datum:
+def datum(tokens, **inputs):
     given = inputs or {"weights": np.ones(len(tokens) - 1, np.float32)}
     targets = np.array(tokens[1:], np.int64)
     return types.Datum(
@@ -25,7 +24,7 @@ def datum(tokens: list[int], **inputs: Any) -> types.Datum:
     )
 
 
-def losses(training: Any, seed: int, first: int, last: int) -> list[Any]:
+def losses(training, seed, first, last):
     """Train by cross-entropy, importance sampling of the client's own samples, and a loss of its own."""
     seen = []
     for step in range(first, last):
@@ -61,43 +60,41 @@ def losses(training: Any, seed: int, first: int, last: int) -> list[Any]:
     return seen
 
 
-def errors() -> dict[str, str]:
+def errors():
     training = client.create_lora_training_client(base_model=base, rank=int(rank)).result()
     good, wrong = datum([3, 4, 5, 6]), types.ModelInput.from_ints([3, 4])
     training.save_state("same").result()
-    path = "tinker://x/sampler_weights/y"
     nan = datum([3, 4], weights=np.array([np.nan], np.float32))
+
+    def begin(**how):
+        return client.create_lora_training_client(**{"base_model": base, "rank": int(rank)} | how)
+
+    def sample():
+        sampler = client.create_sampling_client(model_path="tinker://x/sampler_weights/y")
+        return sampler.sample(wrong, 1, types.SamplingParams(max_tokens=1))
+
+    def intrude():
+        other = tinker.ServiceClient(base_url=url, api_key="tml-wrong")
+        return other.create_lora_training_client(base_model=base, rank=int(rank))
+
+    masked = datum([3, 4], mask=np.ones(1))
     tries = {
-        "a loss": lambda: training.forward_backward([good], "cispo").result(),
-        "a token": lambda: training.forward_backward(
-            [datum([3, 4, 9999])], "cross_entropy"
-        ).result(),
-        "an input": lambda: training.forward_backward(
-            [datum([3, 4], mask=np.ones(1))], "ppo"
-        ).result(),
-        "no number": lambda: training.forward_backward([nan], "cross_entropy").result(),
-        "a base": lambda: client.create_lora_training_client(
-            base_model="nope", rank=int(rank)
-        ).result(),
-        "a rank": lambda: client.create_lora_training_client(base_model=base, rank=77).result(),
-        "twice": lambda: training.save_state("same").result(),
-        "no state": lambda: training.load_state("tinker://a/weights/b").result(),
-        "optimizer": lambda: training.optim_step(types.DimuonParams(learning_rate=1e-3)).result(),
-        "sampler": lambda: (
-            client.create_sampling_client(model_path=path)
-            .sample(wrong, 1, types.SamplingParams(max_tokens=1))
-            .result()
-        ),
-        "key": lambda: (
-            tinker.ServiceClient(base_url=url, api_key="tml-wrong")
-            .create_lora_training_client(base_model=base, rank=int(rank))
-            .result()
-        ),
+        "a loss": lambda: training.forward_backward([good], "cispo"),
+        "a token": lambda: training.forward_backward([datum([3, 4, 9999])], "cross_entropy"),
+        "an input": lambda: training.forward_backward([masked], "ppo"),
+        "no number": lambda: training.forward_backward([nan], "cross_entropy"),
+        "a base": lambda: begin(base_model="nope"),
+        "a rank": lambda: begin(rank=77),
+        "twice": lambda: training.save_state("same"),
+        "no state": lambda: training.load_state("tinker://a/weights/b"),
+        "optimizer": lambda: training.optim_step(types.DimuonParams(learning_rate=1e-3)),
+        "sampler": sample,
+        "key": intrude,
     }
     said = {}
     for name, attempt in tries.items():
         try:
-            said[name] = f"nothing: {attempt()}"
+            said[name] = f"nothing: {attempt().result()}"
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises
             said[name] = f"{type(error).__name__}: {error}"
     # Each failed request has used up its number, and the next ones run.
@@ -124,7 +121,7 @@ if what == "train":
     prompt = types.ModelInput.from_ints([5, 6, 7])
     answer = sampler.sample(prompt, 1, greedy, include_prompt_logprobs=True).result()
     info = training.get_info()
-    result: Any = {
+    result = {
         "seen": seen, "state": state, "named": named, "rank": info.lora_rank,
         "greedy": [answer.sequences[0].tokens, answer.prompt_logprobs],
     }  # fmt: skip

@@ -12,6 +12,7 @@ from tree_sitter import Language, Parser, Query, QueryCursor
 from bishare_dsl.highlight.rules import COMMENT, tokens
 from bishare_dsl.language import spec_text
 from bishare_dsl.language.grammar import words
+from tests.docs.test_examples import BLOCKS
 from tests.highlight.test_rules import TEXTS
 from tests.support.specs import specs
 
@@ -28,10 +29,8 @@ def language(tmp_path_factory):
     make = ctypes.CDLL(str(library)).tree_sitter_share
     make.restype = ctypes.c_void_p
     capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = (
-        ctypes.py_object,
-        (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
-    )
+    capsule.restype = ctypes.py_object
+    capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
     return Language(capsule(make(), b"tree_sitter.Language", None))
 
 
@@ -51,13 +50,8 @@ def tree_of(language, text):
 
 def is_readable(name):
     """Some examples of the docs are of errors in the text; their codes say so."""
-    from tests.docs.test_examples import BLOCKS
-
-    found = next((block for block in BLOCKS if block.place == name), None)
-    return not any(
-        code.startswith("BS1") and code < "BS120"
-        for code in (found.values("error") if found else ())
-    )
+    codes = next((block.values("error") for block in BLOCKS if block.place == name), ())
+    return not any("BS100" <= code < "BS120" for code in codes)
 
 
 @pytest.mark.parametrize("name", [*filter(is_readable, TEXTS)])
@@ -87,11 +81,8 @@ def test_what_is_no_spec_has_an_error(language, text):
 def test_clauses_belong_to_their_share(language):
     root = tree_of(language, "scale 2 share a per layer scale 3 param p = 1 dropout p")
     assert [child.type for child in root.children] == ["scale", "share", "param", "dropout"]
-    assert [child.type for child in root.children[1].named_children] == [
-        "identifier",
-        "per",
-        "scale",
-    ]
+    clauses = [child.type for child in root.children[1].named_children]
+    assert clauses == ["identifier", "per", "scale"]
 
 
 def test_every_word_and_sign_of_the_grammar_is_in_it():
