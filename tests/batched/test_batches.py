@@ -2,8 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -48,14 +47,14 @@ NAMES = {
 Names = Sequence[str | None]
 
 
-def config(spec: str, params: dict[str, Any] | None = None, seed: int = 0) -> BishareConfig:
+def config(spec, params=None, seed=0):
     spec = SPECS.get(spec, spec)
     return BishareConfig(spec=f"{spec}\n" if " " in spec else spec, params=params or {}, seed=seed)
 
 
-def filled(model: Any, adapters: dict[str, str], params: dict[str, Any] | None = None) -> Any:
+def filled(model, adapters, params=None):
     """A model with adapters that do something; the first one is active."""
-    made: Any = None
+    made = None
     for seed, (name, spec) in enumerate(adapters.items()):
         if made is None:
             made = get_peft_model(model, config(spec, params, seed), adapter_name=name)
@@ -67,17 +66,12 @@ def filled(model: Any, adapters: dict[str, str], params: dict[str, Any] | None =
     return made.eval()
 
 
-@pytest.fixture(scope="module")
-def shared() -> Any:
-    return filled(tiny_model("llama"), ADAPTERS)
-
-
 @pytest.fixture
-def model(shared: Any) -> Any:
+def model(shared):
     return copy.deepcopy(shared)
 
 
-def alone(model: Any, name: str | None, run: Callable[[], Any]) -> Any:
+def alone(model, name, run):
     """What a call gives with one adapter active, or none."""
     if name in (None, "__base__"):
         with model.bishare.disable_adapter():
@@ -90,7 +84,7 @@ def alone(model: Any, name: str | None, run: Callable[[], Any]) -> Any:
         model.set_adapter(before)
 
 
-def logits_alone(model: Any, names: Names, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
+def logits_alone(model, names, ids=IDS, **inputs):
     rows = []
     for i, name in enumerate(names):
         row = {key: value[i : i + 1] for key, value in inputs.items()}
@@ -98,7 +92,7 @@ def logits_alone(model: Any, names: Names, ids: torch.Tensor = IDS, **inputs: An
     return torch.cat(rows)
 
 
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
+def close(got, want):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=5e-5)
 
 
@@ -107,7 +101,7 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 @torch.no_grad()
-def test_rows_are_as_if_alone(model: Any, names: Names) -> None:
+def test_rows_are_as_if_alone(model, names):
     with_one = {name: alone(model, name, lambda: model(IDS).logits) for name in ("a", "b", None)}
     found = model(IDS, adapter_names=names).logits
     close(found, logits_alone(model, names))
@@ -131,8 +125,8 @@ FAMILIES = {"llama": sorted(TINY), "qwen2": ["bishare_ke", "hydralora"]}
     ),
 )
 @torch.no_grad()
-def test_shipped_specs(family: str, spec: str) -> None:
-    model: Any = tiny_model(family, hidden_size=32, head_dim=8, num_key_value_heads=4)
+def test_shipped_specs(family, spec):
+    model = tiny_model(family, hidden_size=32, head_dim=8, num_key_value_heads=4)
     names = ["one", "two"]
     model = filled(model, dict.fromkeys(names, spec), TINY[spec])
     if not all(term.linear for term in model.bishare.plan.unscaled):
@@ -143,18 +137,20 @@ def test_shipped_specs(family: str, spec: str) -> None:
     close(model(IDS, adapter_names=rows).logits, logits_alone(model, rows))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "phi3", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("gpt2", "c_attn, c_fc"),
+        ("opt", "q_proj, fc1, fc2"),
+        ("phi3", "qkv_proj"),
+        ("gemma2", "q_proj"),
+    ],
+)
 @torch.no_grad()
-def test_regions_of_other_models(family: str) -> None:
+def test_regions_of_other_models(family, kinds):
     """Some are linears; OPT hands on tokens without a batch; one region is within another."""
-    kinds = {
-        "gpt2": "c_attn, c_fc",
-        "opt": "q_proj, fc1, fc2",
-        "phi3": "qkv_proj",
-        "gemma2": "q_proj",
-    }
-    spec = f"spec s target {kinds[family]} share local per module rank 2 share all per kind rank 3"
-    other = f"spec t target {kinds[family].split(', ')[-1]} share local per module rank 2"
+    spec = f"spec s target {kinds} share local per module rank 2 share all per kind rank 3"
+    other = f"spec t target {kinds.split(', ')[-1]} share local per module rank 2"
     model = filled(tiny_model(family), {"a": spec, "a2": spec, "b": other})
     for names in (["a", "a2", None, "a"], ["a2", "b", None, "a"]):
         close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
@@ -162,7 +158,7 @@ def test_regions_of_other_models(family: str) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_padding(model: Any, side: str) -> None:
+def test_padding(model, side):
     mask = torch.ones_like(IDS)
     mask[1, slice(0, 3) if side == "left" else slice(-3, None)] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -174,7 +170,7 @@ def test_padding(model: Any, side: str) -> None:
 
 
 @torch.no_grad()
-def test_a_cache(model: Any) -> None:
+def test_a_cache(model):
     names = ["a", "a2", None, "b"]
     whole = model(IDS, adapter_names=names).logits
     first = model(IDS[:, :4], adapter_names=names, use_cache=True)
@@ -183,7 +179,7 @@ def test_a_cache(model: Any) -> None:
     close(torch.cat([first.logits, rest.logits], 1), whole)
 
 
-def test_what_inference_mode_leaves_trains() -> None:
+def test_what_inference_mode_leaves_trains():
     model = filled(tiny_model("llama"), {"a": "a"})
     model.add_adapter("a2", config("a"))
     with torch.inference_mode():
@@ -199,17 +195,12 @@ def test_what_inference_mode_leaves_trains() -> None:
 # Generating -----------------------------------------------------------------------------------------
 
 
-def tokens_alone(
-    model: Any, names: Names, inputs: dict[str, Any], **how: Any
-) -> list[torch.Tensor]:
-    return [
-        alone(
-            model,
-            name,
-            lambda i=i: model.generate(**{k: v[i : i + 1] for k, v in inputs.items()}, **how),
-        )
-        for i, name in enumerate(names)
-    ]
+def tokens_alone(model, names, inputs, **how):
+    found = []
+    for i, name in enumerate(names):
+        row = {key: value[i : i + 1] for key, value in inputs.items()}
+        found.append(alone(model, name, lambda row=row: model.generate(**row, **how)))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -224,7 +215,7 @@ def tokens_alone(
     ids=str,
 )
 @pytest.mark.parametrize("names", [["a", "a2", None, "a"], ["b", "a", None, "a2"]], ids=str)
-def test_generating(model: Any, names: Names, how: dict[str, Any]) -> None:
+def test_generating(model, names, how):
     mask = torch.ones_like(IDS)
     mask[2, :3] = 0  # Padded on the left.
     inputs = {"input_ids": IDS, "attention_mask": mask}
@@ -239,14 +230,14 @@ def test_generating(model: Any, names: Names, how: dict[str, Any]) -> None:
 
 @pytest.mark.long
 @torch.no_grad()
-def test_compiled_whole_and_once() -> None:
+def test_compiled_whole_and_once():
     graphs, model = [], filled(tiny_model("llama", num_hidden_layers=1), ADAPTERS)
 
-    def backend(graph: Any, _: Any) -> Any:
+    def backend(graph, _):
         graphs.append(graph)
         return graph.forward
 
-    compiled: Any = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     plain = model(IDS, use_cache=False).logits
     close(compiled(IDS, use_cache=False).logits, plain)
     counts = []
@@ -259,7 +250,7 @@ def test_compiled_whole_and_once() -> None:
 
 
 @torch.no_grad()
-def test_packed_examples_have_the_adapter_of_their_row(shared: Any) -> None:
+def test_packed_examples_have_the_adapter_of_their_row(shared):
     """A name for each of the packed examples is refused, for their row has one adapter."""
     packed = {"input_ids": IDS[:, :6], "position_ids": torch.arange(3).repeat(4, 2)}
     names = ["a", "b", None, "a2"]
@@ -275,22 +266,21 @@ def test_packed_examples_have_the_adapter_of_their_row(shared: Any) -> None:
         shared(**flat, position_ids=torch.arange(3).repeat(1, 8), adapter_names=names)
 
 
-def logits_of(model: Any, names: Names) -> torch.Tensor:
+def logits_of(model, names=None):
     with torch.no_grad():
-        found: torch.Tensor = model(IDS, adapter_names=names).logits
-    return found
+        return model(IDS, **{"adapter_names": names} if names else {}).logits
 
 
-def test_threads(model: Any) -> None:
-    todo: list[Names | None] = [*NAMES.values(), None]
-    plain = alone(model, "a", lambda: logits_without(model))
+def test_threads(model):
+    todo = [*NAMES.values(), None]
+    plain = alone(model, "a", lambda: logits_of(model))
     want = [plain if names is None else logits_of(model, names) for names in todo]
-    wrong: list[Any] = []
+    wrong = []
 
-    def work(number: int) -> None:
+    def work(number):
         for i in range(20):
             names = todo[(number + i) % len(todo)]
-            found = logits_without(model) if names is None else logits_of(model, names)
+            found = logits_of(model, names)
             if not torch.equal(found, want[(number + i) % len(todo)]):
                 wrong.append(names)
 
@@ -302,17 +292,11 @@ def test_threads(model: Any) -> None:
     assert not wrong
 
 
-def logits_without(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
-    return found
-
-
 # What is in the banks is what trains, is saved, moves and goes ---------------------------------------
 
 
 @torch.no_grad()
-def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
+def test_what_an_adapter_becomes_is_seen(model):
     names = ["a", "a2", None, "b"]
     before = logits_of(model, names)
     for parameter in model.bishare.parameters():
@@ -333,11 +317,10 @@ def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
 # Refused --------------------------------------------------------------------------------------------
 
 
-def test_names_that_are_not(model: Any) -> None:
-    want = logits_without(model)
-    with pytest.raises(
-        AdapterError, match=r"(?s)row 1.*`a4`.*did you mean `a`.*row 3.*`zz`"
-    ) as error:
+def test_names_that_are_not(model):
+    want = logits_of(model)
+    says = r"(?s)row 1.*`a4`.*did you mean `a`.*row 3.*`zz`"
+    with pytest.raises(AdapterError, match=says) as error:
         model(IDS, adapter_names=["a", "a4", None, "zz"])
     assert [problem.code for problem in error.value.problems] == ["BS670"] * 2
     for names in ([], ["a"] * 3, ["a"] * 8, "aaaa"):
@@ -345,10 +328,10 @@ def test_names_that_are_not(model: Any) -> None:
             model(IDS, adapter_names=names)
         with pytest.raises(AdapterError, match="BS671"):
             model.generate(IDS, adapter_names=names, num_beams=2)
-    assert torch.equal(logits_without(model), want)
+    assert torch.equal(logits_of(model), want)
 
 
-CHANGES: dict[str, Callable[[Any], object]] = {
+CHANGES = {
     "set_adapter": lambda handle: handle.set_adapter(["b"]),
     "delete_adapter": lambda handle: handle.delete_adapter("a2"),
     "merge": lambda handle: handle.merge(),
@@ -358,7 +341,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 }
 
 
-def test_changes_while_one_is_open(model: Any) -> None:
+def test_changes_while_one_is_open(model):
     handle = model.bishare
     with handle.rows(["a", None, "a2", "b"]):
         for change in (*CHANGES.values(),):
@@ -369,19 +352,19 @@ def test_changes_while_one_is_open(model: Any) -> None:
 
 
 @torch.no_grad()
-def test_changes_while_another_thread_has_one_open(model: Any) -> None:
+def test_changes_while_another_thread_has_one_open(model):
     """Its rows are what they would be, and threads with batches of their own run beside it."""
     names, handle = ["a2", None, "a3", "b"], model.bishare
     want = model(IDS, adapter_names=names).logits
     inside, go_on = threading.Event(), threading.Event()
     found = {}
 
-    def wait(*_: Any) -> None:
+    def wait(*_):
         if threading.current_thread() is thread:
             inside.set()
             assert go_on.wait(60)
 
-    def work() -> None:
+    def work():
         found["rows"] = logits_of(model, names)
 
     hook = model.get_base_model().model.layers[0].register_forward_pre_hook(wait)
@@ -402,18 +385,18 @@ def test_changes_while_another_thread_has_one_open(model: Any) -> None:
     handle.set_adapter(["b"])
 
 
-def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
-    want = logits_without(model)
-    layer: nn.Module = model.get_base_model().model.layers[1]
+def test_a_call_that_fails_leaves_no_batch_open(model):
+    want = logits_of(model)
+    layer = model.get_base_model().model.layers[1]
 
-    def fail(*_: Any) -> None:
+    def fail(*_):
         raise KeyboardInterrupt  # Which torch's hooks do not see.
 
     hook = layer.register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
         model(IDS, adapter_names=["a2"] * 4)
     hook.remove()
-    assert torch.equal(logits_without(model), want)
+    assert torch.equal(logits_of(model), want)
     with pytest.raises(TypeError):
         model(IDS, adapter_names=["a2"] * 4, nonsense_that_no_one_takes=object(), labels=3)
     assert not open_batches()
@@ -424,7 +407,7 @@ def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 @torch.no_grad()
-def test_images_of_which_a_row_may_have_any_number(family: str) -> None:
+def test_images_of_which_a_row_may_have_any_number(family):
     """They come one after another, so that terms at them run where all rows have one adapter."""
     text = "spec a target tower == vision share a per module rank 2"
     model = filled(tiny_model(family), {"a": text, "b": text})
@@ -450,12 +433,12 @@ def test_images_of_which_a_row_may_have_any_number(family: str) -> None:
 class Windows(nn.Module):
     """A model whose layer is not given rows, but what ``cut`` makes of them."""
 
-    def __init__(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, cut):
         super().__init__()
         self.layers = nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)})])
         self.cut = cut
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs):
         return self.layers[0]["fc"](self.cut(inputs))
 
 
@@ -472,12 +455,11 @@ class Windows(nn.Module):
     ids=["tokens first", "as many tokens", "windows", "picked", "flat", "one for all"],
 )
 @torch.no_grad()
-def test_what_is_not_rows_is_refused(cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_what_is_not_rows_is_refused(cut):
     spec = "spec s target fc share local per module rank 2"
     model = filled(Windows(cut), {"a": spec, "b": spec})
     x = torch.randn(3, 4, 4)
-    with pytest.raises(
-        AdapterError, match=r"BS682.*`layers\.0\.fc`.*(its input is .*3 rows|tokens seem)"
-    ):
+    says = r"BS682.*`layers\.0\.fc`.*(its input is .*3 rows|tokens seem)"
+    with pytest.raises(AdapterError, match=says):
         model(x, adapter_names=["a", None, "b"])
     close(model(x, adapter_names=["b"] * 3), alone(model, "b", lambda: model(x)))

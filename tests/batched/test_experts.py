@@ -1,7 +1,6 @@
 """Rows of a mixed batch whose adapters add to experts: each is as if its adapter were active and the row alone."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -27,11 +26,10 @@ SPECS = {
         """,
 }
 ADAPTERS = {"a": SPECS["all"], "a2": SPECS["all"], "b": SPECS["some"]}
-FAMILIES = {"mixtral": {}, "gpt_oss": {}, "qwen3_moe": {}}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request: Any) -> Any:
+@pytest.fixture(scope="module", params=["mixtral", "gpt_oss", "qwen3_moe"])
+def model(request):
     return filled(mixture(request.param), ADAPTERS)
 
 
@@ -39,30 +37,29 @@ def model(request: Any) -> Any:
     "names", [["a", "a2", None, "b"], ["b", "a", "a2", "a"], ["a2"] * 4, ["a", "a", "a2", "a2"]]
 )
 @torch.no_grad()
-def test_each_row_has_its_own_adapter(model: Any, names: list[Any]) -> None:
+def test_each_row_has_its_own_adapter(model, names):
     close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
 
 
-def test_each_adapter_gets_the_gradients_of_its_rows(model: Any) -> None:
+def test_each_adapter_gets_the_gradients_of_its_rows(model):
     names = ["a", "b", "a2", "a"]
     learner = trains(copy.deepcopy(model))
     losses(learner(IDS, adapter_names=names).logits).sum().backward()
     close_gradients(gradients(learner), of_each_alone(learner, names), rtol=1e-3, atol=1e-4)
 
 
-def test_an_expert_that_is_a_module_of_its_own_is_refused(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such a module is given tokens of all rows."""
-    monkeypatch.setattr("bishare_dsl.batched.batches.ExpertsAssembly", str)
-    with pytest.raises(AdapterError, match="BS679"):
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("batches.ExpertsAssembly", str, "BS679"),  # Such a module is given tokens of all rows.
+        ("experts.INDICES", (), r"BS682.*takes no numbers of experts"),
+    ],
+)
+def test_a_module_that_is_not_told_whose_its_tokens_are_is_refused(
+    model, monkeypatch, name, value, says
+):
+    monkeypatch.setattr(f"bishare_dsl.batched.{name}", value)
+    with pytest.raises(AdapterError, match=says):
         model(IDS[:2], adapter_names=["a", "b"])
-
-
-def test_a_module_that_is_not_told_the_expert_of_a_token_is_refused(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bishare_dsl.batched.experts.INDICES", ())
-    with pytest.raises(AdapterError, match=r"BS682.*takes no numbers of experts"):
-        model(IDS[:2], adapter_names=["a", "b"])
-    model(IDS[:2], adapter_names=["a", "a"])
+    if name == "experts.INDICES":
+        model(IDS[:2], adapter_names=["a", "a"])

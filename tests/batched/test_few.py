@@ -1,13 +1,10 @@
 """Few tokens of each row's adapter go through its tensors as they are stored: no factor is made."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import torch
 from peft import get_peft_model
 
-from bishare_dsl.transforms import Own, Start, Tensors, Transform, Width, register
+from bishare_dsl.transforms import Own, Start, Transform, register
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Kron
 from tests.batched.test_batches import close, config, filled, logits_alone
 from tests.support.families import tiny_model
@@ -28,17 +25,17 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model():
     return filled(tiny_model("llama"), {"a": SPEC, "b": SPEC})
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Kron]:
+def made(monkeypatch):
     """Which Kronecker products were made, but for those of shapes alone, by which a plan is checked once."""
-    found: list[Kron] = []
+    found = []
     dense = Kron.dense
 
-    def make(self: Kron) -> torch.Tensor:
+    def make(self):
         if not self.shared.is_meta:
             found.append(self)
         return dense(self)
@@ -50,9 +47,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Kron]:
 @pytest.mark.parametrize("tokens", [1, 3, DECODE_TOKENS + 1])
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 @torch.no_grad()
-def test_rows_are_as_if_alone(
-    model: Any, made: list[Kron], names: list[str | None], tokens: int
-) -> None:
+def test_rows_are_as_if_alone(model, made, names, tokens):
     ids = torch.randint(3, 64, (len(names), tokens), generator=torch.Generator().manual_seed(1))
     found = model(ids, adapter_names=names).logits
     most = tokens * max(names.count(name) for name in names)
@@ -62,10 +57,10 @@ def test_rows_are_as_if_alone(
 
 
 @torch.no_grad()
-def test_fresh_adapters_change_nothing(made: list[Kron]) -> None:
+def test_fresh_adapters_change_nothing(made):
     base, ids = tiny_model("llama").eval(), torch.arange(3, 11).view(4, 2)
     want = base(ids).logits
-    model: Any = get_peft_model(base, config(SPEC), adapter_name="a")
+    model = get_peft_model(base, config(SPEC), adapter_name="a")
     model.add_adapter("b", config(SPEC, seed=1))
     model.eval()
     for names in (["a", "b", "a", None], ["a", "a", "b", "b"]):
@@ -74,7 +69,7 @@ def test_fresh_adapters_change_nothing(made: list[Kron]) -> None:
 
 
 @torch.no_grad()
-def test_a_half_base_meets_tensors_as_they_are(made: list[Kron]) -> None:
+def test_a_half_base_meets_tensors_as_they_are(made):
     model = filled(tiny_model("llama").bfloat16(), {"a": SPEC, "b": SPEC})
     names, ids = ["a", None, "b"], torch.arange(3, 9).view(3, 2)
     found = model(ids, adapter_names=names).logits
@@ -91,21 +86,21 @@ class Apart(Transform):
     title = "Two kinds of tiles"
     owned = ("K_A", "K_B")
 
-    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+    def shared_shape(self, role, rank, widths):
         return (rank, 4) if role == "A" else (1, 2)
 
-    def start(self, role: str) -> Start:
+    def start(self, role):
         return Start("kaiming_normal") if role in self.owned else super().start(role)
 
-    def own(self, rank: int, width: Width) -> dict[str, Own]:
+    def own(self, rank, width):
         return {"K_A": Own(1, -(-width.d_in // 4), 4), "K_B": Own(rank, -(-width.d_out // 2), 2)}
 
-    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Kron:
+    def factor(self, role, tensors, rank, side):
         return Kron(tensors[f"K_{role}"], tensors[role], side)
 
 
 @torch.no_grad()
-def test_tiles_and_ranks_of_a_and_b_may_differ() -> None:
+def test_tiles_and_ranks_of_a_and_b_may_differ():
     register(Apart)
     spec = "spec s\ntarget q_proj, k_proj\nshare s per layer, kind rank 2 via Apart"
     model = filled(tiny_model("llama"), {"a": spec, "b": spec})

@@ -3,29 +3,23 @@
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 import torch
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
-from tests.batched.test_batches import ADAPTERS, IDS, NAMES, filled
+from tests.batched.test_batches import IDS, NAMES, filled
 
 Names = Sequence[str | None]
 
 
-@pytest.fixture(scope="module")
-def shared() -> Any:
-    return filled(tiny_model("llama"), ADAPTERS)
-
-
 @pytest.fixture
-def model(shared: Any) -> Any:
+def model(shared):
     return trains(copy.deepcopy(shared))
 
 
-def trains(model: Any, *, dropout: bool = False) -> Any:
+def trains(model, *, dropout=False):
     """In training mode, every adapter of it, without dropout."""
     model.train()
     for adapter in model.bishare.adapters.values():
@@ -36,14 +30,14 @@ def trains(model: Any, *, dropout: bool = False) -> Any:
     return model
 
 
-def losses(logits: torch.Tensor, ids: torch.Tensor = IDS) -> torch.Tensor:
+def losses(logits, ids=IDS):
     """One for each row."""
     flat = logits[:, :-1].flatten(0, 1).float()
     each = torch.nn.functional.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none")
     return each.view(len(ids), -1).mean(1)
 
 
-def gradients(model: Any) -> dict[tuple[str, str], torch.Tensor]:
+def gradients(model):
     found = {}
     for name, adapter in model.bishare.adapters.items():
         for tensor, parameter in adapter.tensors().items():
@@ -52,8 +46,8 @@ def gradients(model: Any) -> dict[tuple[str, str], torch.Tensor]:
     return found
 
 
-def of_each_alone(model: Any, names: Names, **how: Any) -> dict[tuple[str, str], torch.Tensor]:
-    found: dict[tuple[str, str], torch.Tensor] = {}
+def of_each_alone(model, names, **how):
+    found = {}
     active = model.bishare.active
     for row, name in enumerate(names):
         if name in (None, "__base__"):
@@ -67,7 +61,7 @@ def of_each_alone(model: Any, names: Names, **how: Any) -> dict[tuple[str, str],
     return found
 
 
-def close(found: Any, wanted: Any, **how: Any) -> None:
+def close(found, wanted, **how):
     how = how or {"rtol": 1e-4, "atol": 5e-5}
     zero = {key for key, gradient in found.items() if not gradient.any()}
     assert found.keys() - zero == {key for key, gradient in wanted.items() if gradient.any()}
@@ -76,13 +70,13 @@ def close(found: Any, wanted: Any, **how: Any) -> None:
 
 
 @pytest.mark.parametrize("names", [n for n in NAMES.values() if n != [None] * 4])
-def test_each_adapter_gets_the_gradients_of_its_rows(model: Any, names: Names) -> None:
+def test_each_adapter_gets_the_gradients_of_its_rows(model, names):
     losses(model(IDS, adapter_names=names).logits).sum().backward()
     close(gradients(model), of_each_alone(model, names))
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_tables_of_tokens(tied: bool) -> None:
+def test_tables_of_tokens(tied):
     """Padding gives no gradient, and dropout drops whole tokens."""
     base = tiny_model("llama", pad_token_id=5, tie_word_embeddings=tied)
     target = "lm_head, embed_tokens" if tied else "embed_tokens"
@@ -106,7 +100,7 @@ def test_tables_of_tokens(tied: bool) -> None:
     assert not torch.equal(one, other)
 
 
-def test_dropout_drops_other_values_in_each_row(shared: Any) -> None:
+def test_dropout_drops_other_values_in_each_row(shared):
     model = trains(copy.deepcopy(shared), dropout=True)
     same = IDS[:1].expand(4, -1)
     names = ["b", "b", None, "a"]
@@ -120,7 +114,7 @@ def test_dropout_drops_other_values_in_each_row(shared: Any) -> None:
         torch.testing.assert_close(found[2:], model(same, adapter_names=names).logits[2:])
 
 
-def test_an_open_batch_sees_each_step(model: Any) -> None:
+def test_an_open_batch_sees_each_step(model):
     names = ["a", "a2", "a3", "b"]
     tensors = [t for adapter in model.bishare.adapters.values() for t in adapter.tensors().values()]
     optimizer = torch.optim.SGD([t for t in tensors if t.requires_grad], lr=0.1)
@@ -136,9 +130,7 @@ def test_an_open_batch_sees_each_step(model: Any) -> None:
 @pytest.mark.each_once
 @pytest.mark.parametrize("banks", [["a"], ["a a2"], ["a a2", "a3"], ["a3 a", "a2"]])
 @pytest.mark.parametrize("names", [["a", "a2", "a3", None], ["a3", "a", "a2", "a"]])
-def test_adapters_of_a_bank_stand_next_to_others_of_their_plan(
-    shared: Any, names: Names, banks: Sequence[str]
-) -> None:
+def test_adapters_of_a_bank_stand_next_to_others_of_their_plan(shared, names, banks):
     """Those of no bank, and of another one."""
     model = copy.deepcopy(shared).eval()
     with torch.no_grad():
@@ -150,8 +142,8 @@ def test_adapters_of_a_bank_stand_next_to_others_of_their_plan(
     torch.testing.assert_close(found, want)
 
 
-def test_gradients_of_gradients(model: Any) -> None:
-    def twice(run: Any, names: Names) -> dict[str, torch.Tensor]:
+def test_gradients_of_gradients(model):
+    def twice(run, names):
         mine = {n: t for n, t in model.bishare["a2"].tensors().items() if t.requires_grad}
         first = torch.autograd.grad(run().sum(), [*mine.values()], create_graph=True)
         sum(g.square().sum() for g in first).backward()
@@ -167,7 +159,7 @@ def test_gradients_of_gradients(model: Any) -> None:
 
 
 @pytest.mark.parametrize("opened", ["for a call", "for a block"])
-def test_layers_that_are_computed_again(model: Any, opened: str) -> None:
+def test_layers_that_are_computed_again(model, opened):
     names = ["a", "b", None, "a2"]
     wanted = of_each_alone(model, names)
     base = model.get_base_model()
@@ -187,7 +179,7 @@ def test_layers_that_are_computed_again(model: Any, opened: str) -> None:
         model(IDS, adapter_names=names)
 
 
-def test_factors_are_not_kept_for_the_backward(model: Any) -> None:
+def test_factors_are_not_kept_for_the_backward(model):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor

@@ -1,7 +1,5 @@
 """A base that transformers splits over two processes (`tp_plan="auto"`) is refused, and stays as it was."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from peft import get_peft_model
@@ -20,7 +18,7 @@ together = Together(lambda folder: tiny_model("llama").save_pretrained(folder / 
 
 
 @together
-def a_base_of_tensor_parallelism(folder: Path) -> None:
+def a_base_of_tensor_parallelism(folder):
     expected = tiny_model("llama")(IDS, use_cache=False).logits
     base = AutoModelForCausalLM.from_pretrained(folder / "base", tp_plan="auto")
     torch.testing.assert_close(base(IDS, use_cache=False).logits, expected)
@@ -33,5 +31,5 @@ def a_base_of_tensor_parallelism(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", together)
-def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+def test_two_processes(name, found):
     assert [process[name] for process in found] == ["", ""]

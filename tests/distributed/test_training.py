@@ -11,10 +11,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -55,7 +52,7 @@ TENSORS = "adapter_model.safetensors"
 CLOSE = 1e-5
 
 
-def inputs(folder: Path) -> None:
+def inputs(folder):
     """A base with its tokenizer, rows of all lengths, a spec, and a run in one process."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(60))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
@@ -66,7 +63,7 @@ def inputs(folder: Path) -> None:
     tiny_model("llama").save_pretrained(folder / "base")
     draw = random.Random(0)
 
-    def rows(lengths: list[int]) -> str:
+    def rows(lengths):
         texts = [(draw.choices(words[4:], k=3), draw.choices(words[4:], k=k)) for k in lengths]
         pairs = [{"prompt": " ".join(a), "completion": " " + " ".join(b)} for a, b in texts]
         return "".join(json.dumps(pair) + "\n" for pair in pairs)
@@ -82,7 +79,7 @@ def inputs(folder: Path) -> None:
 together = Together(inputs)
 
 
-def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+def asked(folder, name, **more):
     """The arguments of a run, by those of `train`; its batch is divided for two processes."""
     return {
         "spec": str(folder / "spec.share"),
@@ -96,27 +93,27 @@ def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def many(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+def many(folder, name, **more):
     """The arguments of a run of two tasks."""
     tasks = {"data": {"a": str(folder / "rows.jsonl"), "b": str(folder / "held-out.jsonl")}}
     how = {"eval_data": None, "eval_split": 2, "load_best_model_at_end": False, "rows_at_once": 3}
     return asked(folder, name, **tasks, **how, **more)
 
 
-def command(arguments: Mapping[str, Any]) -> list[str]:
+def command(arguments):
     """The same on the command line."""
     spec, *options = arguments.items()
     return ["train", spec[1], "-q", *(f"--{name}={value}" for name, value in options)]
 
 
-def log(folder: Path) -> list[dict[str, float]]:
+def log(folder):
     """What was logged, but for what depends on the machine, or on padding."""
     entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     left_out = re.compile("second|runtime|flos|tokens|train_loss")
     return [{k: v for k, v in entry.items() if not left_out.search(k)} for entry in entries]
 
 
-def assert_as_one_process(folder: Path, name: str) -> None:
+def assert_as_one_process(folder, name):
     """A run logged and saved what the one in one process did."""
     if distributed.is_initialized():
         distributed.barrier()  # The first process has more to do at the end of a run.
@@ -131,24 +128,24 @@ def assert_as_one_process(folder: Path, name: str) -> None:
             torch.testing.assert_close(value, expected[tensor], atol=CLOSE, rtol=0, msg=tensor)
 
 
-def assert_bit_for_bit(folder: Path, name: str, expected: str) -> None:
+def assert_bit_for_bit(folder, name, expected):
     assert log(folder / name) == log(folder / expected)
     stored = (folder / n / TENSORS for n in (name, expected))
     assert len({path.read_bytes() for path in stored}) == 1
 
 
-def on_process(number: int, act: Callable[[Any], object]) -> TrainerCallback:
+def on_process(number, act):
     """A callback by which one process does something to its model when two steps are done."""
 
     class Acts(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        def on_step_begin(self, args, state, control, **given):
             if state.global_step == 2 and args.process_index == number:
                 act(given["model"])
 
     return Acts()
 
 
-def without_fsdp(arguments: Mapping[str, Any], **more: Any) -> Any:
+def without_fsdp(arguments, **more):
     """Train by the function; where accelerate's config asks for FSDP, ask for DDP."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "false")
@@ -156,7 +153,7 @@ def without_fsdp(arguments: Mapping[str, Any], **more: Any) -> Any:
 
 
 @together
-def ddp_of_many_tasks(folder: Path) -> None:
+def ddp_of_many_tasks(folder):
     result = without_fsdp(many(folder, "many"))
     assert_same_everywhere(
         {f"{n} {t}": v for n in "ab" for t, v in result.model.bishare[n].tensors().items()}
@@ -166,16 +163,16 @@ def ddp_of_many_tasks(folder: Path) -> None:
         stored, alone = (load_file(folder / n / name / TENSORS) for n in ("many", "many-alone"))
         for tensor, value in stored.items():
             torch.testing.assert_close(value, alone[tensor], atol=CLOSE, rtol=0, msg=tensor)
-    held_out: Any = [e for e in log(folder / "many-alone") if "eval_losses" in e][-1]["eval_losses"]
+    held_out = [e for e in log(folder / "many-alone") if "eval_losses" in e][-1]["eval_losses"]
     assert {t.name: t.eval_loss for t in result.tasks} == pytest.approx(held_out, abs=CLOSE)
 
 
 @together
-def the_command(folder: Path) -> None:
+def the_command(folder):
     """One process speaks, and DDP need not look for parameters that are not used."""
     looked, wrap = [], DistributedDataParallel.__init__
 
-    def wrapped(self: Any, *given: Any, **options: Any) -> None:
+    def wrapped(self, *given, **options):
         looked.append(options.get("find_unused_parameters", False))
         wrap(self, *given, **options)
 
@@ -189,13 +186,13 @@ def the_command(folder: Path) -> None:
 
 
 @together
-def fsdp(folder: Path) -> None:
+def fsdp(folder):
     assert main(command(asked(folder, "fsdp"))) == 0
     assert_as_one_process(folder, "fsdp")
 
 
 @together
-def fsdp_that_is_resumed(folder: Path) -> None:
+def fsdp_that_is_resumed(folder):
     if os.environ["RANK"] == "0":
         shutil.copytree(folder / "fsdp", folder / "again")
     distributed.barrier()
@@ -204,7 +201,7 @@ def fsdp_that_is_resumed(folder: Path) -> None:
 
 
 @together
-def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
+def a_loss_that_is_no_number_on_one_process(folder):
     """All of them stop."""
     spoil = on_process(1, lambda model: model.bishare.tensors()["inter.A"].data.fill_(torch.nan))
     with pytest.raises(TrainError, match="BS750"):
@@ -212,10 +209,10 @@ def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", together)
-def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+def test_two_processes(name, found):
     assert [process[name] for process in found] == ["", ""]
 
 
-def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fsdp_of_one_process(folder, capsys):
     assert main([*command(asked(folder, "single")), "--fsdp"]) == 2
     assert "[BS732]" in capsys.readouterr().err

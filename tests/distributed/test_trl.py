@@ -1,7 +1,6 @@
 """The trainer of TRL in two processes: DDP, and FSDP2 that saves and resumes."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,20 +18,19 @@ pytestmark = pytest.mark.long
 together = Together(lambda folder: write_checkpoint(folder / "base"))
 
 
-def assert_the_adapter_alone(checkpoint: Path) -> None:
+def assert_the_adapter_alone(checkpoint):
     distributed.barrier()  # The first process writes.
     files = {path.name for path in checkpoint.iterdir()}
     assert "adapter_model.safetensors" in files
     assert not {"model.safetensors", "pytorch_model.bin"} & files
-    if (
-        file := checkpoint / "pytorch_model_fsdp.bin"
-    ).exists():  # accelerate's, which goes on from it.
+    file = checkpoint / "pytorch_model_fsdp.bin"  # accelerate's, which goes on from it.
+    if file.exists():
         assert all("bishare_tensors" in key for key in torch.load(file))
     read_adapter(checkpoint)
 
 
 @together
-def ddp(folder: Path) -> None:
+def ddp(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "false")
         trainer = supervised(folder / "base", folder / "ddp")
@@ -41,7 +39,7 @@ def ddp(folder: Path) -> None:
 
 
 @together
-def fsdp_that_is_resumed(folder: Path) -> None:
+def fsdp_that_is_resumed(folder):
     whole = supervised(folder / "base", folder / "fsdp")
     assert any(isinstance(module, FSDPModule) for module in whole.model.modules())
     assert_the_adapter_alone(folder / "fsdp" / "checkpoint-6")
@@ -60,5 +58,5 @@ def fsdp_that_is_resumed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", together)
-def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+def test_two_processes(name, found):
     assert [process[name] for process in found] == ["", ""]

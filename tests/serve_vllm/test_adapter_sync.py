@@ -73,16 +73,13 @@ def test_after_each_update_the_engine_is_the_trainer(engine, tmp_path, monkeypat
     words += f" --use_vllm True --vllm_mode server --vllm_server_base_url {engine.url} --seed 3"
     params = ["--adapter", "tiny_lora", "--params", '{"count": 4}', "--save_strategy", "no"]
     files = ["--data", root / "rows.jsonl", "--model", engine.log.name.replace("log", "base")]
-    trainer = grpo.main(
-        [*map(str, files), "--output_dir", str(root / "out"), *words.split(), *params]
-    )
+    files += ["--output_dir", root / "out"]
+    trainer = grpo.main([*map(str, files), *words.split(), *params])
     assert len(seen) == STEPS
     moved = [float((a - b).abs().max()) for a, b in itertools.pairwise(seen)]
     assert max(moved) > 1e-3
-    differences = [
-        e["sampling/sampling_logp_difference/max"] for e in trainer.state.log_history[:-1]
-    ]
-    assert max(differences) < 2e-4
+    history, name = trainer.state.log_history[:-1], "sampling/sampling_logp_difference/max"
+    assert max(entry[name] for entry in history) < 2e-4
     last = load_adapter(root / "out", engine.model)
     kind = json.loads(next((root / "out/adapter-sync").glob("*/adapter_config.json")).read_text())
     assert kind["peft_type"] == ("BISHARE" if "compact" in engine.log.name else "LORA")

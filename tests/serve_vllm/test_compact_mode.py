@@ -5,7 +5,7 @@ import torch
 
 from tests.methods.test_every_method import SCALED
 from tests.serve_vllm.conftest import engine
-from tests.serve_vllm.served import CHUNKS, LINEAR, ROOM, Served, prompts_of, save_base
+from tests.serve_vllm.served import CHUNKS, LINEAR, ROOM, Served, manager_in, prompts_of, save_base
 
 SPECS = [*LINEAR, *sorted(SCALED)]
 
@@ -34,8 +34,7 @@ def test_every_spec(server, spec):
             "ia3",
             "lora_xs",
         ):  # An adapter overwrites all of its slot.
-            worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-            manager = worker.model_runner.lora_manager._adapter_manager
+            manager = manager_in(llm)
             manager.remove_all_adapters()
             for bank in manager.banks.values():
                 bank.bank.own.data[: bank.slots] = torch.nan
@@ -43,8 +42,7 @@ def test_every_spec(server, spec):
             served.check(llm, prompts_of(12))
     finally:
         model.bishare.unload()
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    manager = worker.model_runner.lora_manager._adapter_manager
+    manager = manager_in(llm)
     # Computed factors are kept for plans in the batch alone.
     assert not any(bank.copies for n, bank in manager.banks.items() if n not in manager.batches)
     held = manager.list_adapters()

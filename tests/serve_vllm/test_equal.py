@@ -12,8 +12,16 @@ from safetensors.torch import load_file, save_file
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.diagnostics import AdapterError
 from tests.serve_vllm.conftest import engine
-from tests.serve_vllm.served import CHUNKS, LINEAR, ROOM, Served, prompts_of, save_base
-from tests.support.checks import randomize
+from tests.serve_vllm.served import (
+    CHUNKS,
+    LINEAR,
+    ROOM,
+    Served,
+    manager_in,
+    moved,
+    prompts_of,
+    save_base,
+)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -134,16 +142,13 @@ def test_a_trainer_writes_the_tensors_of_an_adapter_from_memory(base):
     with engine(root / "base", **CHUNKS, max_loras=1, max_cpu_loras=2, **plan) as llm:
         served.check(llm, prompts_of(3))  # The second is in the slot.
         for step in range(4):
-            found = randomize(model, 100 + step, frozen=False)
-            with torch.no_grad():
-                for tensor in found.values():
-                    tensor.mul_(0.5 if tensor.requires_grad else 1)
-            served.tensors[0] = {name: tensor.detach().clone() for name, tensor in found.items()}
+            served.tensors[0] = moved(model, 100 + step)
             llm.collective_rpc(write_adapter, args=(1, served.tensors[0]))
             llm.reset_prefix_cache()
             served.check(llm, prompts_of(1 if step < 3 else 3))
+        found = served.tensors[0]
         spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
-        flat = {name: tensor.detach().flatten() for name, tensor in found.items()}
+        flat = {name: tensor.flatten() for name, tensor in found.items()}
         for wrong, code in ((spoilt, "BS694"), ({}, "BS609"), (flat, "BS611")):
             with pytest.raises(AdapterError, match=code):
                 llm.collective_rpc(write_adapter, args=(1, wrong))
@@ -213,24 +218,15 @@ def test_the_adapters_of_a_library(base, compact):
     extra = {"additional_config": {"bishare_plans": [f"{library}#law"]}} if compact else {}
     with engine(root / "base", **CHUNKS, **ROOM, **extra) as llm:
         served.check(llm, prompts_of(6))
-    found = asyncio.run(
-        FolderResolver(str(root), as_it_is).resolve_lora(str(root / "base"), f"{library.name}#law")
-    )
-    assert found.lora_path == f"{library}#law"
-    inside = asyncio.run(
-        FolderResolver(str(library), as_it_is).resolve_lora(str(root / "base"), "code")
-    )
-    assert inside.lora_path == f"{library}#code"
-    assert (
-        asyncio.run(FolderResolver(str(library), as_it_is).resolve_lora(str(root / "base"), "lwa"))
-        is None
-    )
+
+    def resolved(folder, name):
+        resolver = FolderResolver(str(folder), as_it_is)
+        return asyncio.run(resolver.resolve_lora(str(root / "base"), name))
+
+    assert resolved(root, f"{library.name}#law").lora_path == f"{library}#law"
+    assert resolved(library, "code").lora_path == f"{library}#code"
+    assert resolved(library, "lwa") is None
     model.bishare.unload()
-
-
-def manager_in(llm):
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    return worker.model_runner.lora_manager._adapter_manager
 
 
 class Library(Served):

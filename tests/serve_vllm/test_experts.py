@@ -4,8 +4,6 @@ What comes out of a forward with LoRA is not compared: on the CPU vLLM 0.32 has 
 """
 
 import gc
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -31,7 +29,7 @@ share some  per module  rank 2  where expert in 1..2
 """
 
 
-def slots(model: Any) -> dict[str, list[torch.Tensor]]:
+def slots(model):
     """Return, for each layer, the slots of the first adapter: A and B of gate, down and up, experts in front."""
     found = {}
     for name, module in model.named_modules():
@@ -53,9 +51,7 @@ def slots(model: Any) -> dict[str, list[torch.Tensor]]:
         ("mixtral", "sglang", SHARED),
     ],
 )
-def test_vllm_loads_what_bishare_computes(
-    family: str, layout: str, text: str, tmp_path: Path
-) -> None:
+def test_vllm_loads_what_bishare_computes(family, layout, text, tmp_path):
     # Two heads of 32: of OLMoE vLLM reads no `head_dim`, but divides the width by the heads.
     model = mixture(family, **MORE, num_attention_heads=2)
     model.save_pretrained(tmp_path / "base")
@@ -82,7 +78,7 @@ def test_vllm_loads_what_bishare_computes(
     gc.collect()
 
 
-def test_a_merged_mixture_is_served_on_a_cpu(tmp_path: Path) -> None:
+def test_a_merged_mixture_is_served_on_a_cpu(tmp_path):
     model = mixture("mixtral", **MORE, num_attention_heads=2).eval()
     compile_spec(SHARED, model)
     randomize(model, 1, frozen=False)

@@ -10,8 +10,7 @@ from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.export.export import export_adapter
 from tests.serve_vllm.conftest import engine
-from tests.serve_vllm.served import CHUNKS, prompts_of, save_base
-from tests.support.checks import randomize
+from tests.serve_vllm.served import CHUNKS, moved, prompts_of, save_base
 
 TEXT = "spec s\ntarget q_proj, k_proj, down_proj\nshare x per layer, kind rank 3 scale 0.5\n"
 
@@ -22,10 +21,7 @@ def test_it_gives_the_log_probabilities_of_what_was_converted(tmp_path):
 
     base = save_base(tmp_path / "base", "llama")
     adapted = compile_spec(TEXT, base)
-    randomize(adapted, 1, frozen=False)
-    with torch.no_grad():
-        for tensor in adapted.bishare.tensors().values():
-            tensor.mul_(0.5)
+    moved(adapted, 1)
     requests, wanted = [], []
     prompt = prompts_of(1)[0]
 

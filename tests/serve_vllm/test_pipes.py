@@ -102,9 +102,7 @@ def test_another_version_of_vllm_serves_adapters_by_name(root, monkeypatch):
 
     monkeypatch.setattr("vllm.__version__", "0.99.1")
     monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
-    monkeypatch.setattr(
-        "bishare_dsl.serve.vllm.check._servers", {}
-    )  # Private names are not patched.
+    monkeypatch.setattr("bishare_dsl.serve.vllm.check._servers", {})
     register_resolver()
     found = resolve(root, "good")
     assert Path(found.lora_path).is_relative_to(root / "cache")

@@ -43,13 +43,10 @@ def test_a_setting_that_is_none(extra):
         granted(config_of(extra))
 
 
-def test_settings_of_others_are_left_alone():
+def test_settings_of_others_are_left_alone(monkeypatch):
     assert granted(config_of({"others": 1})) is None
     assert granted(config_of({"bishare_slots_gib": 2, "others": 1})).bishare_slots_gib == 2
-
-
-def test_what_does_not_go_with_the_mode(monkeypatch):
-    monkeypatch.setattr(PARALLEL, "pipeline_parallel_size", 2)
+    monkeypatch.setattr(PARALLEL, "pipeline_parallel_size", 2)  # It does not go with the mode.
     with pytest.raises(AdapterError, match="BS654"):
         granted(config_of({"bishare_slots_gib": 2}))
 
@@ -101,6 +98,5 @@ def test_not_beyond_the_bytes(folders):
     model, found = folders
     with pytest.raises(AdapterError, match="BS657"):
         plans.Plans(
-            config_of({}, model),
-            Granted(bishare_plans=[found["lora"][0]], bishare_slots_gib=1e-6),
+            config_of({}, model), Granted(bishare_plans=[found["lora"][0]], bishare_slots_gib=1e-6)
         )

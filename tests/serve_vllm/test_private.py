@@ -69,19 +69,11 @@ def test_source_is_as_it_was(found):
     )
 
 
-def test_every_request_is_asked_for_its_adapter():
+def test_callers_of_what_is_taken_over_are_as_they_were():
     assert "self._validate_lora(lora_request)" in inspect.getsource(InputProcessor.process_inputs)
-
-
-def test_an_engine_has_its_config_at_hand():
-    """For the checks of its requests."""
-    assert list(inspect.signature(InputProcessor.__init__).parameters)[:2] == [
-        "self",
-        "vllm_config",
-    ]
-
-
-def test_workers_take_their_manager_by_this_name():
+    # An engine has its config at hand, for the checks of its requests.
+    parameters = inspect.signature(InputProcessor.__init__).parameters
+    assert [*parameters][:2] == ["self", "vllm_config"]
     source = inspect.getsource(lora_model_runner_mixin.LoRAModelRunnerMixin.load_lora_model)
     assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in source
 

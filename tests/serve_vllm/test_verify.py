@@ -63,6 +63,17 @@ class Running(Server):
         status, text = server.call("/load_lora_adapter", body)
         assert status == 200, text
 
+    def judge(self, name, folder, contents=None, reference=None, fault="none", **more):
+        """Load a folder under a name, ask, and judge the answers."""
+        server = self.client(fault)
+        self.load(server, name, folder, **more)
+        asked = ask_one(server, name)  # The first run fills the prefix cache.
+        assert asked.noise == 0
+        assert fault != "none" or len(server.ask(name, [LONG])) == 1
+        if name != "mine":
+            server.call("/unload_lora_adapter", {"lora_name": name})
+        return judged(asked, name, contents or self.contents, reference or self.reference)
+
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def running(request, tmp_path_factory):
@@ -72,70 +83,46 @@ def running(request, tmp_path_factory):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_said_of_a_fault(running, tmp_path, fault):
-    server, name = running.client(fault), f"mine-{fault}"
-    running.load(server, name, shutil.copytree(running.lora, tmp_path / "served"))
-    asked = ask_one(server, name)
-    assert asked.noise == 0
-    found = judged(asked, name, running.contents, running.reference)
+    folder = shutil.copytree(running.lora, tmp_path / "served")
+    found = running.judge(f"mine-{fault}", folder, fault=fault)
     if running.dtype == "bfloat16" and fault in ("k", "littered"):
         assert found.word in (VERDICTS[fault], "APPLIED")
     else:
         assert found.word == VERDICTS[fault], (found.why, found.numbers)
         assert WORDS.get(fault, "") in found.why
-    server.call("/unload_lora_adapter", {"lora_name": name})
 
 
 @pytest.mark.parametrize("running", ["float32"], indirect=True)
 @pytest.mark.parametrize("older", [False, True])
 def test_a_folder_of_bishare(running, tmp_path, older):
     folder = save_compiled(tmp_path / "compiled", running.base)
-    contents = contents_of(folder, running.base)
-    server = running.client()
     served = save_compiled(tmp_path / "older", running.base, seed=1) if older else folder
-    running.load(server, "compiled", served)
-    found = judged(ask_one(server, "compiled"), "compiled", contents, running.reference)
+    found = running.judge("compiled", served, contents_of(folder, running.base))
     assert found.word == ("OTHER TENSORS" if older else "APPLIED"), (found.why, found.numbers)
-    server.call("/unload_lora_adapter", {"lora_name": "compiled"})
 
 
-def test_a_zero_b(running, tmp_path):
+def test_a_zero_b_and_another_base(running, tmp_path):
     folder = shutil.copytree(running.lora, tmp_path / "served")
     change(folder, lambda found: {n: t * 0 if "lora_B" in n else t for n, t in found.items()})
     contents = contents_of(folder, running.base)
     assert [problem.code for problem in contents.problems] == ["BS864"]
-    server = running.client()
-    running.load(server, "zero", folder)
-    found = judged(ask_one(server, "zero"), "zero", contents, running.reference)
-    assert found.word == "NOT APPLIED"
+    assert running.judge("zero", folder, contents).word == "NOT APPLIED"
+    other = save_base(tmp_path / "other", seed=1)
+    reference = Reference(*load_model(str(other), dtype="float32"), TEXTS)
+    found = running.judge("mine-here", running.lora, reference=reference)
+    assert found.word != "APPLIED"
+    assert "another base, or quantised" in found.why
 
 
 def test_older_tensors_and_what_they_left_in_the_prefix_cache(running, tmp_path):
-    server = running.client()
     old = shutil.copytree(running.lora, tmp_path / "old")
     change(old, lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()})
-    running.load(server, "mine", old)
-    asked = ask_one(server, "mine")  # This run fills the prefix cache.
-    found = judged(asked, "mine", running.contents, running.reference)
-    assert found.word == "OTHER TENSORS"
+    assert running.judge("mine", old).word == "OTHER TENSORS"
     shutil.rmtree(old)
     shutil.copytree(running.lora, old)
-    running.load(server, "mine", old, load_inplace=True)
-    asked = ask_one(server, "mine")
-    found = judged(asked, "mine", running.contents, running.reference)
+    found = running.judge("mine", old, load_inplace=True)
     if running.has_plugin:  # bishare's plugin keeps versions of a folder apart in the cache.
         assert found.word == "APPLIED"
     else:
         assert found.word == "STALE"
         assert "left in the prefix cache" in found.why
-    assert len(server.ask("mine", [LONG])) == 1
-
-
-def test_another_base(running, tmp_path):
-    other = save_base(tmp_path / "other", seed=1)
-    reference = Reference(*load_model(str(other), dtype="float32"), TEXTS)
-    server = running.client()
-    running.load(server, "mine-here", running.lora)
-    asked = ask_one(server, "mine-here")
-    found = judged(asked, "mine-here", running.contents, reference)
-    assert found.word != "APPLIED"
-    assert "another base, or quantised" in found.why
