@@ -33,11 +33,13 @@ class Remedy:
     """A candidate for the advice of a problem, which is tried before it is shown.
 
     ``help`` says what to write, ``edits`` write it, and ``kind`` is equal for repetitions of one mistake.
+    A remedy that is ``also`` possible is said with the best of the others.
     """
 
     help: str
     edits: tuple[Edit | Rewrite, ...]
     kind: str = ""
+    also: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,8 @@ def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
     begun = [v for v in names if v.lower().startswith(first) or v.lower()[1:].endswith(first)]
     slips = {other: _distance(name.lower(), other.lower()) for other in names}
     least = min(slips.values(), default=len(name))
-    near = (
-        [other for other in names if slips[other] == least]
-        if least <= (len(name) + 1) // 3
-        else begun
-    )
+    close = [other for other in names if slips[other] == least]
+    near = close if least <= (len(name) + 1) // 3 else begun
     if 0 < len(near) < 4:
         return f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
     if 0 < len(names) <= few:

@@ -42,6 +42,8 @@ def peft_advice(word: str, given: str = "") -> str | None:
     value = re.match(rf"[ \t]*[=:]?[ \t]*({_VALUE})", given)
     if example is None:
         return meant.advice
+    if example[1].isdecimal() and value and not value[1].replace(".", "").isdecimal():
+        value = None  # Another word stands there.
     return meant.advice.replace(_bare(example[1]), _bare(value[1]) if value else "...")
 
 

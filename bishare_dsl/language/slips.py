@@ -8,7 +8,7 @@ A remedy is a candidate: `plan.advice` tries it before anybody sees it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from functools import cache
 from typing import NamedTuple
 from unicodedata import combining, normalize
@@ -85,7 +85,8 @@ def remedies(place: Place) -> Iterator[Remedy]:
     for kind, first, last, new, help in _corrections(place):
         before, after = line[:first], line[last:]
         if not new:  # One space is left of two.
-            before, after = before.rstrip() + " " * before.endswith(" "), after.lstrip()
+            before, gap = before.rstrip(), f"{before[-1:]}{after[:1]}"
+            after = " " * (" " in gap) + after.lstrip()
         whole = f"{before}{new}{after}".rstrip()
         yield _remedy(place, whole, help, kind)
 
@@ -133,7 +134,7 @@ def _corrections(place: Place) -> Iterator[_Correction]:
             yield "quote", at, end, f'"{token}"', f'put the name in quotes: `"{token}"`'
     if place.token.type in ("NAME", "STRING") or token in words():
         yield from _words(place)
-    if percent := re.search(r"(\d+(?:\.\d+)?)\s*%\s*(?:\w+ )?$", place.line[:at]):
+    if percent := re.search(r"(?<!rank )\b(\d+(?:\.\d+)?)\s*%\s*(?:\w+ )?$", place.line[:at]):
         number, (first, last) = f"{float(percent[1]) / 100:g}", percent.span(1)
         last = place.line.index("%", last) + 1
         yield "percent", first, last, number, f"write {percent[1]} percent as `{number}`"
@@ -150,6 +151,9 @@ def _corrections(place: Place) -> Iterator[_Correction]:
     if beside and place.token.type in ("NAME", "STRING", "INT", "KIND", "PARENT", "PATH"):
         gap = len(place.line[:at].rstrip())
         yield "comma", gap, end, f", {token}", "put a comma between the parts of a list"
+    missing = [word for kind in place.allowed if (word := spelled(kind)) and word.isalpha()]
+    for word in missing if len(missing) == 1 else ():
+        yield f"missing {word}", at, at, f"{word} ", f"write `{word}` before `{token}`"
     for sign in ")}":
         yield "close", at, end, f"{sign} {token}", f"close the bracket: write `{sign}`"
     if token.lower() in english() and beside and token.lower() not in words():
@@ -166,9 +170,7 @@ def _words(place: Place) -> Iterator[_Correction]:
         meant.append((called, f"it is called `{called}`"))
     if small != token and small in words():
         meant.append((small, f"write keywords in small letters: `{small}`"))
-    near = nearest(token, listed) or ""
-    if near.startswith("did you mean"):
-        meant += [(word, f"did you mean `{word}`?") for word in near.split("`")[1:2]]
+    meant += [(word, f"did you mean `{word}`?") for word in _near(token, listed)]
     rest = place.line[end:]
     bare = re.sub(r"[\"'\[\](){}]", "", re.sub(r"^\s*[=:]\s*", " ", rest))
     for word, help in meant:
@@ -184,8 +186,12 @@ def _words(place: Place) -> Iterator[_Correction]:
         return
     start = at - len(before) - 1
     if before.type == "NAME":
-        near = nearest(str(before), [word for word in words() if len(word) > 2], few=0) or ""
-        if near.startswith("did you mean"):
-            word = near.split("`")[1]
+        for word in _near(before, [word for word in words() if len(word) > 2]):
             yield "nearer", start, end, f"{word} {token}", f"did you mean `{word}`?"
     yield "swap", start, end, f"{token} {before}", f"write `{token} {before}`"
+
+
+def _near(word: str, among: Iterable[str]) -> list[str]:
+    """Return the nearest of some words, or nothing."""
+    near = nearest(str(word), among, few=0) or ""
+    return near.split("`")[1:2]

@@ -177,13 +177,8 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
         part = next(c for c in share.clauses if c.role == lines[0])
         start, text = span_of(part.name_token), f"`share {lines[0]}`"
         edits = (Edit(Span(start.start, start.start), "share "),)
-        yield codes.UNEXPECTED(
-            span=start,
-            expected="`share`",
-            found=text[7:],
-            help=f"did you mean {text}?",
-            edits=edits,
-        )
+        help, what = f"did you mean {text}?", text[7:]
+        yield codes.UNEXPECTED(span=start, expected="`share`", found=what, help=help, edits=edits)
         return
     what = f"of share `{share.name}`"
     if whole:

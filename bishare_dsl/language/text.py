@@ -50,10 +50,9 @@ def spec_text(spec: m.Spec) -> str:
 def _statements(spec: m.Spec) -> Iterable[str]:
     yield f"spec {spelled_name(spec.name)}"
     for param in spec.params:
-        value = (
-            spelled_name(param.value) if isinstance(param.value, str) else _text(param.value, _SUM)
-        )
-        yield f"param {spelled_name(param.name)} = {value}"
+        value = param.value
+        said = spelled_name(value) if isinstance(value, str) else _text(value, _SUM)
+        yield f"param {spelled_name(param.name)} = {said}"
     for let in spec.lets:
         yield f"let {spelled_name(let.name)} = {_selection(let.selection)}"
     if spec.target is not None:
@@ -67,8 +66,12 @@ def _statements(spec: m.Spec) -> Iterable[str]:
             yield from (c for c in _clauses(share) if not c.startswith(("rank ", "via ")))
             yield from ["plain"] if share.via and share.via.options else []
         else:
-            yield f"share {spelled_name(share.name)}"
-            yield from _clauses(share)
+            yield share_text(share)
+
+
+def share_text(share: m.Share) -> str:
+    """Write a share in one line."""
+    return " ".join([f"share {spelled_name(share.name)}", *_clauses(share)])
 
 
 def _clauses(part: m.Settings) -> Iterator[str]:

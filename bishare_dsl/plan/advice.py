@@ -42,6 +42,16 @@ class Reading:
     problems: Sequence[Problem]
     spec: m.Spec | None = None
     plan: Plan | None = None
+    architecture: Architecture | None = None
+
+    @cached_property
+    def shared(self) -> Sharing:
+        """What its plan shares; without a plan what its keys ask to share."""
+        if self.plan is not None:
+            return sharing(self.plan)
+        if self.spec is None or self.architecture is None:
+            return Sharing(0)
+        return asked(self.spec, self.architecture)
 
     @property
     def words(self) -> int:
@@ -50,7 +60,7 @@ class Reading:
 
     def worth(self, before: Reading) -> tuple[int, Sharing]:
         """Rank texts that mend the same problem: the most of its words, then the most sharing."""
-        return min(self.words, before.words), sharing(self.plan) if self.plan else Sharing(0)
+        return min(self.words, before.words), self.shared
 
     def lines(self, problem: Problem) -> range:
         """Return the lines of a problem; none without a place in this text."""
@@ -114,9 +124,11 @@ class Adviser:
         fallback = problem.help if kept else registry()[problem.code].remedy
         if not tried:
             return replace(problem, help=fallback, edits=(), remedies=())
-        reading, best = max(tried, key=lambda one: one[0].worth(self.before))
+        reading, best = max(tried, key=lambda one: (not one[1].also, one[0].worth(self.before)))
         edit = edit_between(self.where.source.text, reading.text, self.where.source.start)
-        return replace(problem, help=best.help, edits=(edit,), remedies=())
+        others = (one.help for _, one in tried if one.also and one is not best)
+        help = ", or ".join([best.help, *others])
+        return replace(problem, help=help, edits=(edit,), remedies=())
 
     def _remedies(self, problem: Problem) -> tuple[Remedy, ...]:
         """Return a problem's remedies, its edits, or the word that its help advises."""
@@ -144,16 +156,6 @@ class Adviser:
         """The text as it is."""
         return self.read(self.where.source.text)
 
-    @cached_property
-    def asked(self) -> Sharing:
-        """What the text asks to share, or what its plan shares."""
-        before = self.before
-        if before.plan is not None:
-            return sharing(before.plan)
-        if before.spec is None or self.architecture is None:
-            return Sharing(0)
-        return asked(before.spec, self.architecture)
-
     def read(self, text: str) -> Reading:
         """Read and plan a text."""
         name = self.where.source.name
@@ -167,7 +169,8 @@ class Adviser:
             plan, problems = build_plan(spec, self.architecture)
             return Reading(text, found.where, problems, spec, plan)
         except BishareError as error:
-            return Reading(text, found.where, error.problems, found.spec)
+            shapes = self.architecture
+            return Reading(text, found.where, error.problems, found.spec, None, shapes)
 
     def _survives(self, problem: Problem, remedy: Remedy) -> Reading | None:
         """Return what a remedy makes of the text, if it mends the problem and loses nothing."""
@@ -213,8 +216,8 @@ class Adviser:
             if not set(after.lines(one)).isdisjoint(changed):
                 return False
         if after.plan is not None and before.spec is not None:
-            return keeps(after.plan, before.spec, before.plan, self.asked)
-        return True
+            return keeps(after.plan, before.spec, before.plan, before.shared)
+        return before.spec is None or after.shared.fraction >= before.shared.fraction
 
 
 def _written(where: SourceMap, text: str, edits: Iterable[Edit | Rewrite]) -> str | None:

@@ -16,6 +16,7 @@ from bishare_dsl.diagnostics import (
     Remedy,
     Rewrite,
     SpecError,
+    advise,
     raise_errors,
 )
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -27,14 +28,16 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted
-from bishare_dsl.plan.vocabulary import located, names_joined
+from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec import (
     SINGULAR,
     And,
+    Binary,
     Compare,
     Expression,
     If,
     Member,
+    Not,
     RankMatch,
     Ref,
     Selection,
@@ -44,7 +47,7 @@ from bishare_dsl.spec import (
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
-from bishare_dsl.spec.walk import mentions, names_read, parts_of, refs
+from bishare_dsl.spec.walk import mentions, names_read, parts_of
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -58,7 +61,6 @@ from bishare_dsl.transforms import (
     transform_kind,
     transform_names,
 )
-from bishare_dsl.transforms.described import largest_fit
 
 
 def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
@@ -102,6 +104,9 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             pools += planned.pools
             terms += planned.terms
             without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
+        layers = {site.path: site.layer for site in target}
+        placed = ((term.share, term.site, layers[term.site]) for term in terms)
+        spec_settings.add(meant.meeting(spec, placed))
         # The magnitude scales all terms, so it comes last.
         terms.sort(key=lambda term: term.is_magnitude)
         spec_settings.add(_unscaled(spec, target, terms))
@@ -214,9 +219,10 @@ def _nothing_left(selection: Selection, sites: Sites) -> str:
     if selection.exclude:
         return "`except` takes away all that stands before it: leave it out"
     for part in selection.include:
-        if isinstance(part, And) and (names := names_joined(part)):
-            return f"no module is both; a comma takes one and the other: `{names}`"
         if isinstance(part, And):
+            names = [inner.ref for inner in part.all_of if isinstance(inner, Ref)]
+            if len(names) > 1:
+                return f"no module is both; a comma takes one and the other: `{', '.join(names)}`"
             return "`and` takes what fits both of its sides, and `or` what fits one of them"
         if isinstance(part, Compare):
             with suppress(EvaluationError):
@@ -367,24 +373,14 @@ class _SharePlan:
         loc, pooled = self._key_loc(role), role in places[0].resolved.transform.pooled
         # Roles with the same key share its values.
         values = self._values.get(key) or [
-            tuple(self._key(place.site, part, (*loc, i)) for i, part in enumerate(key))
-            for place in places
+            tuple(key_value(scope, part, (*loc, i)) for i, part in enumerate(key))
+            for scope in (self.sites.scopes[place.site.path] for place in places)
         ]
         self._values[key] = values
         for place, value in zip(places, values, strict=True):
             if pooled or role in place.own:
                 groups.setdefault(value, []).append(place)
         return groups
-
-    def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
-        """Return the value of a part of a key at a site."""
-        scope = self.sites.scopes[site.path]
-        if isinstance(part, Ref) and part.ref not in scope.values:
-            return scope.holds(part)  # A let or a kind as a key has two values.
-        try:
-            return scope.value(part, loc)
-        except EvaluationError as error:
-            raise EvaluationError(located(error.problem, part, scope)) from error
 
     def _pool(
         self,
@@ -425,12 +421,9 @@ class _SharePlan:
         """
         ranks = sorted({place.rank for place in members})
         if len(ranks) > 1:
-            rank_list = ", ".join(map(str, ranks))
-            remedies = self._keys_by_rank(role)
+            found, remedies = ", ".join(map(str, ranks)), (*self._by_rank(role),)
             loc: Loc = (*self.loc, "rank")
-            raise PlanError(
-                codes.RANK_VARIES(pool=pool, found=rank_list, loc=loc, remedies=remedies)
-            )
+            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=loc, remedies=remedies))
         try:
             return self._shared_shape(role, members)
         except ValueError as error:
@@ -487,38 +480,57 @@ class _SharePlan:
             )
         )
 
-    def _with_key(self, role: str, parts: Iterable[str]) -> Iterator[Remedy]:
-        """Yield remedies that add parts to the key of a role."""
+    def _with_key(self, roles: Iterable[str], parts: Iterable[str]) -> Iterator[Remedy]:
+        """Yield remedies that add a part to the key of each of some roles."""
         from bishare_dsl.language.text import expression_text
 
-        loc, key = self._key_loc(role), [expression_text(part) for part in self.share.key(role)]
-        named = f"{role} " if role in self.share.keys else ""
         for part in parts:
-            text = ", ".join([*key, part])
-            yield Remedy(f"write `{named}per {text}`", (Rewrite(loc, text),))
+            said: list[str] = []
+            edits: list[Rewrite] = []
+            for role in roles:
+                text = ", ".join([*map(expression_text, self.share.key(role)), part])
+                said.append(f"{role} per {text}" if role in self.share.keys else f"per {text}")
+                edits.append(Rewrite(self._key_loc(role), text))
+            yield Remedy(f"write `{' '.join(said)}`", tuple(edits))
 
-    def _keys_by_rank(self, role: str) -> tuple[Remedy, ...]:
-        """Return remedies with a key that tells apart what the rank depends on."""
-        from bishare_dsl.language.text import expression_text
+    def _by_rank(self, role: str) -> Iterator[Remedy]:
+        """Yield remedies for ranks that vary: a key that tells them apart, or a share for the rest."""
+        from bishare_dsl.language.text import expression_text, share_text
 
-        rank = self.share.rank
+        share, rank = self.share, self.share.rank
         told: list[Expression] = [one.condition for _, one in parts_of(rank, If)]
         if isinstance(rank, RankMatch):
             told += (Member(value=rank.subject, among=arm.values) for arm in rank.arms)
-        told += (ref for _, ref in refs(rank))
-        return tuple(self._with_key(role, dict.fromkeys(map(expression_text, told))))
+        told += [part for _, part in parts_of(rank, Ref)]
+        told += [part for _, part in parts_of(rank, Binary)][::-1]
+        parts = [*dict.fromkeys(map(expression_text, told))]
+        yield from self._with_key([role], parts)
+        yield from self._with_key(share.keys, parts if len(share.keys) > 1 else ())
+        match rank:
+            case If(then=int(then), condition=condition, otherwise=int(otherwise)) if (
+                share.where is None and self.spec_settings.spec.settings(share).alpha is None
+            ):
+                larger = condition if then > otherwise else Not(negated=condition)
+                more = {"name": f"{share.name}_more", "where": Selection(include=(larger,))}
+                text = share_text(share.model_copy(update={"rank": abs(then - otherwise), **more}))
+                low = str(min(then, otherwise))
+                edits = Rewrite(self.loc, f"{text}\n{{}}"), Rewrite((*self.loc, "rank"), low)
+                yield Remedy(f"`rank {low}` here, and `{text}`", edits, also=True)
 
     def _finer(self, role: str) -> list[Remedy]:
         """Return remedies that make the widths of a pool fit: a transform, or a finer key."""
-        names = {name for part in self.share.key(role) for name, _ in names_read(part, ())}
-        if names & {*self.sites.kinds, *self.sites.parts, "in", "out"}:
+        key = self.share.key(role)
+        names = {name for part in key for name, _ in names_read(part, ())}
+        selects = any(isinstance(part, Compare) and part.op == "==" for part in key)
+        constant = bool(key) and len({*self._values[key]}) == 1
+        if selects or constant or names & {*self.sites.kinds, *self.sites.parts, "in", "out"}:
             return []  # What was meant is no matter of widths.
         at: Loc = (*self.loc, "rank")
         bare = [name for name in transform_names() if name != PLAIN and self.share.via is None]
         kinds = {name: transform_kind(name) for name in bare}
         pairs = [name for name, kind in kinds.items() if (*kind.pooled, *kind.owned) == ("A", "B")]
         vias = [Remedy(f"write `via {one}`", (Rewrite(at, f"{{}} via {one}"),)) for one in pairs]
-        return [*self._with_key(role, ("in", "out", "in, out", "kind", "parent")), *vias]
+        return [*self._with_key([role], ("in", "out", "in, out", "kind", "parent")), *vias]
 
     def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:
         bare = self.share.via is None or self.share.is_magnitude
@@ -622,17 +634,12 @@ class _SharePlan:
             for problem in self.sites.vocabulary.item_problems(
                 match.subject, value, mention.loc, covered
             ):
-                help = problem.help
-                if isinstance(value, Ref) and value.ref in self.sites.kinds:
-                    help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
-                elif isinstance(value, Ref) and value.ref in ("default", "_", "other", "rest"):
-                    help = "what is left is called `else`"
-                yield codes.ARM_NOTHING(
-                    value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
-                    share=self.share.name,
-                    loc=mention.loc,
-                    help=help,
-                )
+                name = value.ref if isinstance(value, Ref) else ""
+                help = advise("arm", name) or problem.help
+                if name in self.sites.kinds:
+                    help = f"leave this arm out, or let `target` and `where` have `{name}`"
+                said, share = f"`{name}`" if name else "this", self.share.name
+                yield codes.ARM_NOTHING(value=said, share=share, loc=mention.loc, help=help)
 
     def _rank(self, scope: Scope) -> int:
         """Return the rank of the share at one site."""
@@ -669,18 +676,13 @@ class _SharePlan:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
             loc: Loc = (*self.loc, "rank")
-            remedies = []
-            for option in transform.auto:
-                best = largest_fit(transform, option, [(rank, width) for width in distinct])
-                at: Loc = (*self.loc, "via", "options", option)
-                remedies.append(Remedy(f"write `{option} = {best}`", (Rewrite(at, str(best)),)))
             what: dict[str, Any] = {
                 "share": self.share.name,
                 "rank": rank,
                 "sites": sites,
                 "reach": reach,
             }
-            self.spec_settings.add([codes.UNREACHABLE(**what, loc=loc, remedies=(*remedies,))])
+            self.spec_settings.add([codes.UNREACHABLE(**what, loc=loc)])
 
 
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:

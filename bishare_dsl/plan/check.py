@@ -46,22 +46,17 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     Raises:
         EvaluationError: the expression has no value, or a value that is not a rank (BS211).
     """
+    from bishare_dsl.language.text import expression_text
+
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
         what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
-        help = _other_rank(rank, value)
+        help = None
+        if not isinstance(rank, int | float):
+            text = expression_text(rank)
+            help = f"write `max({text}, 0)`" if value < 0 else f"write `floor({text})`"
         raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help))
     return int(value)
-
-
-def _other_rank(rank: m.Expression, value: float) -> str | None:
-    """Suggest a rank instead of an expression that comes to a negative number or a fraction."""
-    from bishare_dsl.language.text import expression_text
-
-    if isinstance(rank, int | float):
-        return None
-    rounded = f"max({expression_text(rank)}, 0)" if value < 0 else f"floor({expression_text(rank)})"
-    return f"write `{rounded}`"
 
 
 def _params(spec: m.Spec, values: Mapping[str, Value]) -> Iterator[Problem]:

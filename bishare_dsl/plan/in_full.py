@@ -128,11 +128,12 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
     """Create the vocabulary of `train`."""
     architecture = sites.architecture
     modules = {_module(path).rpartition(".")[2] for p in architecture.others for path in p.paths}
+    lacking = [part for part in _PARTS if not places.any_holds(Ref(ref=part))]
     hint = f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
 
     def unknown(name: str, loc: Loc, _: bool) -> Problem:
         help = advise("train", name, {*modules, *_PARTS}) or hint
-        if name in _PARTS:
+        if name in _PARTS or help in {f"did you mean `{part}`?" for part in lacking}:
             help = f"{architecture.name} lacks these: leave `{name}` out"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
 

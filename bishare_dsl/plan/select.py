@@ -250,18 +250,20 @@ class Sites:
             help_line = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
         elif name in {site.parent for site in sites}:
             help_line = f"write `parent {name}` for the linear layers in it"
+            help_line = advise("key", "part") if as_key else help_line
         elif name in ("expert", "experts") and not as_key:
             has = any(site.expert is not None for site in sites)
             help_line = "write `expert != none`" if has else f"{model.name} has no experts"
         elif any(name in site.kinds for site in model.outside):
             help_line = f"it is in no layer: name it in `target`, as in `target {name}`"
-        elif elsewhere and not as_key:
+        elif elsewhere and not (as_key or advise("kind", name)):
             help_line = f"shares adapt linear layers; `train {name}` trains it in full"
         elif here and not as_key:
             help_line = f"in {model.name} this is `{', '.join(here)}`"
         elif help_line is None and as_key:
             help_line = "a key has attributes of a module, such as `layer` and `kind`"
-        help_line = help_line or nearest(name, self.kinds, few=0 if "rank" in loc else 12)
+        if help_line is None and (listed := nearest(name, self.kinds)):
+            help_line = f"{listed}; or declare it above by `let`" if ": " in listed else listed
         if not sites and not as_key:
             named = {kind for site in model.outside for kind in site.kinds}
             help_line = nearest(name, named, few=0) or self._hint

@@ -328,37 +328,23 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
     starts = (resolved.starts[role].init for role in transform.roles)
     loc: Loc = ("init",) if share.init else ()
     if len(parts) > 1:
-        yield codes.START(
-            share=share.name,
-            what=f"starts with both {' and '.join(f'`{part}`' for part in sorted(parts))} at zero, "
-            "so that it never learns",
-            loc=loc,
-            help="one of them alone starts at zero; a gain starts at a number, a factor at a word",
-        )
+        both = " and ".join(f"`{part}`" for part in sorted(parts))
+        what = f"starts with both {both} at zero, so that it never learns"
+        help = "one of them alone starts at zero; a gain starts at a number, a factor at a word"
+        yield codes.START(share=share.name, what=what, loc=loc, help=help)
     elif frozen := sorted(parts & {*resolved.frozen.values()}):
-        yield codes.START(
-            share=share.name,
-            what=f"freezes `{frozen[0]}` at zero, so that it never does anything",
-            loc=("freeze",),
-            help=f"frozen are {listed(resolved.untrained)}; trained are "
-            + (listed({*transform.roles, *resolved.gains} - resolved.untrained) or "none"),
-        )
+        what = f"freezes `{frozen[0]}` at zero, so that it never does anything"
+        left = listed({*transform.roles, *resolved.gains} - resolved.untrained) or "none"
+        help = f"frozen are {listed(resolved.untrained)}; trained are {left}"
+        yield codes.START(share=share.name, what=what, loc=("freeze",), help=help)
     elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
-        yield codes.START(
-            share=share.name,
-            what="does not start at zero, so that the model starts different from its base",
-            loc=loc,
-            help="none of "
-            + listed({*transform.roles, *resolved.gains} - {*transform.fixed})
-            + " starts at zero, as one does in a start equal to the base; `start nonzero` allows another",
-        )
+        what = "does not start at zero, so that the model starts different from its base"
+        free = listed({*transform.roles, *resolved.gains} - {*transform.fixed})
+        help = f"one of {free} starts at zero in a start equal to the base; `start nonzero` allows another"
+        yield codes.START(share=share.name, what=what, loc=loc, help=help)
     elif parts and share.nonzero_start:
-        yield codes.UNUSED(
-            what="permission",
-            name="start nonzero",
-            loc=("nonzero_start",),
-            help=f"`{min(parts)}` starts at zero, and so does the term",
-        )
+        help, at = f"`{min(parts)}` starts at zero, and so does the term", ("nonzero_start",)
+        yield codes.UNUSED(what="permission", name="start nonzero", loc=at, help=help)
 
 
 def _transform(

@@ -10,6 +10,7 @@ from bishare_dsl import spec as m
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan.plan import Plan
 from bishare_dsl.plan.select import Sites
+from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, PLAIN, transform_kind
 
@@ -82,9 +83,4 @@ def _value(sites: Sites, index: int, key: tuple[m.Expression, ...]) -> tuple[Val
     names = {part.ref for part in key if isinstance(part, m.Ref)}
     if not names <= {*scope.values, *scope.lets, *sites.kinds}:
         raise KeyError(names)  # An unknown key asks for nothing.
-    return tuple(
-        scope.holds(part)
-        if isinstance(part, m.Ref) and part.ref not in scope.values
-        else scope.value(part, ())
-        for part in key
-    )
+    return tuple(key_value(scope, part) for part in key)

@@ -12,7 +12,7 @@ from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise, neare
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
-from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
 
@@ -28,7 +28,8 @@ def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Reme
     if len(inner) > 1 and all(word.isidentifier() for word in inner):
         listed.append(", ".join(inner))
     if attribute == "path":
-        listed.append(f'path "*{pattern.strip("^$*")}*"')
+        inside = pattern.strip("^$*")
+        listed.append(f'path "*{inside}{"." * inside[-1:].isdecimal()}*"')
         any_of = re.sub(r"(\[0-9\]|\\d)[*+]?|\.\*", "*", pattern.strip("^$"))
         listed.append(f'path "{any_of}"')
     elif {*"*?"} & {*pattern}:
@@ -39,15 +40,21 @@ def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Reme
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
     """Add advice to a problem without a value: exclude sites outside of layers or experts."""
     for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
-        if scope.values[word] == "none" and reads(part, word):
+        read = any(mention.part == m.Ref(ref=word) for mention in mentions(part, "word"))
+        if read and scope.values[word] == "none":
             help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out"
             return replace(problem, help=help)
     return problem
 
 
-def reads(part: m.Expression, name: str) -> bool:
-    """Return whether an expression contains a name."""
-    return any(mention.part == m.Ref(ref=name) for mention in mentions(part, "word"))
+def key_value(scope: Scope, part: m.Expression, loc: Loc = ()) -> Value:
+    """Return the value of a part of a key at a site: a let or a kind is true or false there."""
+    if isinstance(part, m.Ref) and part.ref not in scope.values:
+        return scope.holds(part)
+    try:
+        return scope.value(part, loc)
+    except EvaluationError as error:
+        raise EvaluationError(located(error.problem, part, scope)) from error
 
 
 @dataclass(frozen=True)
@@ -190,10 +197,8 @@ class Vocabulary:
         scopes = [self.site_sets.scopes[i] for i, *_ in groups]
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
         help = nearest(shown.strip("`"), {str(scope.value(subject)) for scope in scopes})
-        if subject == m.Ref(ref="layers"):
-            help = "`layers` is how many there are, and `layer` which one"
-        elif subject == m.Ref(ref="adapter"):
-            help = "an adapter is not selected: `adapter` in a key gives each of a library its own"
+        if isinstance(subject, m.Ref) and (said := advise("compared", subject.ref)):
+            help = said
         elif subject == m.Ref(ref="path"):
             help = help or f'a path is matched by a pattern: `path "*{shown.strip("`")}*"`'
         elif subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
@@ -204,14 +209,17 @@ class Vocabulary:
         attribute, pattern = part.attribute, part.pattern
         site_values = {str(scope.values[attribute]) for scope in self.site_sets.scopes}
         help = nearest(pattern, site_values) or self.hint
-        if pattern in ("expert", "experts") and not self._most("expert"):
-            help = f"{self.model} has no experts"
+        if {"per", "keys"} & {*loc}:
+            help = "parts of a key have commas between"
         if self.site_sets.scopes and pattern in self.site_sets.scopes[0].lets:
             help = f"`{pattern}` stands alone: leave `{attribute}` before it out"
         elif pattern in {*self.declared} - {*m.ATTRIBUTES}:
             help = f"`{pattern}` is a param, which is compared: `{attribute} == {pattern}`"
         what = f"`{attribute} {pattern}`"
         remedies = glob_remedies(pattern, loc, attribute)
+        if help.startswith("did you mean") and help.count("`") == 2:
+            near = f'{attribute} "{help.split("`")[1]}"'
+            remedies = (Remedy(help, (Rewrite(loc, near),)), *remedies)
         return codes.NO_SUCH_SITE(
             what=what, model=self.model, loc=loc, help=help, remedies=remedies
         )
@@ -233,9 +241,3 @@ class Vocabulary:
             )
         has = f"experts 0..{count - 1}" if count else "no experts"
         return codes.NO_SUCH_EXPERT(what=what, model=self.model, has=has, loc=loc)
-
-
-def names_joined(part: m.And) -> str | None:
-    """Write the names of an `and` as a list, or return None if there are fewer than two."""
-    names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
-    return ", ".join(names) if len(names) > 1 else None

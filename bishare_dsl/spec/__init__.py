@@ -10,7 +10,6 @@ from bishare_dsl.spec.expression import Expression as Expression
 from bishare_dsl.spec.expression import If as If
 from bishare_dsl.spec.expression import Match as Match
 from bishare_dsl.spec.expression import Member as Member
-from bishare_dsl.spec.expression import Node as Node
 from bishare_dsl.spec.expression import Not as Not
 from bishare_dsl.spec.expression import Or as Or
 from bishare_dsl.spec.expression import Range as Range

@@ -92,7 +92,8 @@ class Scope:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except (ZeroDivisionError, OverflowError) as error:
                     why = f"it divides by zero{self.where}" if rhs == 0 else f"{error}{self.where}"
-                    help = "its numbers are too large" if rhs else "`max(..., 1)` is never 0"
+                    in_key = {"per", "keys"} & {*loc}
+                    help = advise("key", "group") if in_key else "`max(..., 1)` is never 0"
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
             case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
@@ -124,7 +125,9 @@ class Scope:
             ref = expression.ref if isinstance(expression, m.Ref) else None
             if ref is not None and ref not in self.values:
                 raise EvaluationError(self._no_number(ref, loc))
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{ref or value}` is not a number"))
+            help = f"a number has no quotes: `{value}`" if f"{value}".isdecimal() else None
+            why = f"`{ref or value}` is not a number"
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
         return value
 
     def _no_number(self, name: str, loc: Loc) -> Problem:
@@ -135,9 +138,10 @@ class Scope:
         if {"per", "keys", "rank"} & {*loc}:
             numbers += ["layer", "layers", "in", "out", "expert"]
         place = "rank" if "rank" in loc else "number"
-        help_line = advise(place, name) or advise("name", name, numbers, few=0)
-        help_line = help_line or "a number stands here, or a param"
-        return codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line)
+        help = advise(place, name) or advise("name", name, numbers, few=0)
+        return codes.UNKNOWN_NAME(
+            name=name, loc=loc, help=help or "a number stands here, or a param"
+        )
 
     def holds(self, predicate: m.Condition, loc: Loc = ()) -> bool:
         """Return whether a predicate is true, or a selection selects the site.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
+from itertools import combinations
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite
@@ -18,7 +19,8 @@ def lists(spec: m.Spec) -> Iterator[Problem]:
     selections += [(("shares", i, "where"), s.where) for i, s in enumerate(spec.shares) if s.where]
     for loc, selection in selections:
         first, *others = selection.include or (None,)
-        about = [{n for n, _ in names_read(part, ())} == {"layer"} for part in selection.include]
+        read = [{name for name, _ in names_read(part, ())} for part in selection.include]
+        about = [names == {"layer"} for names in read if names]
         for parts in (selection.include, *(one.any_of for _, one in parts_of(selection, m.Or))):
             unlike = [p.left for p in parts if isinstance(p, m.Compare) and p.op == "!="]
             if any(unlike.count(left) > 1 for left in unlike):
@@ -27,37 +29,44 @@ def lists(spec: m.Spec) -> Iterator[Problem]:
         if isinstance(first, m.Not) and others and not any(isinstance(p, m.Not) for p in others):
             why, help = "`not` holds for one part alone", "join by `or`, in brackets, all it is for"
             yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
-        elif others and loc[0] == "shares" and any(about) and not all(about):
-            why = "the share also takes modules that fit one condition alone"
+        elif others and any(about) and not all(about):
+            why = "this also takes modules that fit one condition alone"
             help = "write `and` between conditions that must both hold, or else `or`"
             yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
 
 
 def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:
-    """Find layers that are compared with fractions, counted instead of compared, or in two ranges."""
-    ends: dict[int, str] = {}
+    """Find layers that are compared with fractions, or counted instead of compared."""
     selecting = {name for share in spec.shares for name, _ in names_read(share.where, ())}
     for mention in mentions:
-        part, loc = mention.part, mention.loc
-        if isinstance(part, m.Compare):
-            sides = (("right", part.left, part.right), ("left", part.right, part.left))
-            selects = loc[0] != "lets" or spec.lets[int(loc[1])].name in selecting
-            for name, side, other in sides:
-                at: Loc = (*loc, name)
-                if side == _LAYER and isinstance(other, float) and 0 < other < 1:
-                    remedy = Remedy(f"write `{other} * layers`", (Rewrite(at, "{} * layers"),))
-                    why = "a layer is a whole number, counted from 0"
-                    yield codes.NO_VALUE(why=why, loc=at, remedies=(remedy,))
-                elif other == _COUNT and {"include", "exclude"} & {*loc} and selects:
-                    told = "layers count from 0, and the last is -1" if side == _LAYER else None
-                    yield codes.COUNTS_LAYERS(loc=at, help=told)
-        elif isinstance(part, m.Range) and mention.compared_with == _LAYER and "where" in loc:
-            share, first, last = spec.shares[int(loc[1])].name, part.first, part.last
-            before = ends.get(first, share) if isinstance(first, int) else share
-            if before != share:
-                yield codes.LAYER_IN_BOTH(layer=first, one=before, other=share, loc=loc)
-            if isinstance(last, int):
-                ends[last] = share
+        side, other, loc = mention.part, mention.compared_with, mention.loc
+        if mention.purpose != "side":
+            continue
+        if other == _LAYER and isinstance(side, float) and 0 < side < 1:
+            remedy = Remedy(f"write `{side} * layers`", (Rewrite(loc, "{} * layers"),))
+            why = "a layer is a whole number, counted from 0"
+            yield codes.NO_VALUE(why=why, loc=loc, remedies=(remedy,))
+        selects = loc[0] != "lets" or spec.lets[int(loc[1])].name in selecting
+        if side == _COUNT and selects and {"include", "exclude"} & {*loc}:
+            told = "layers count from 0, and the last is -1" if other == _LAYER else None
+            yield codes.COUNTS_LAYERS(loc=loc, help=told)
+
+
+def meeting(spec: m.Spec, terms: Iterable[tuple[str, str, int | None]]) -> Iterator[Problem]:
+    """Find two shares of which one ends in the layer where the other begins.
+
+    ``terms`` has the share, the module and the layer of each term.
+    """
+    covered: dict[str, dict[str, int]] = {s.name: {} for s in spec.shares if s.where is not None}
+    for share, path, layer in terms:
+        if share in covered and layer is not None:
+            covered[share][path] = layer
+    for pair in combinations((name for name in covered if len({*covered[name].values()}) > 1), 2):
+        one, other = (covered[name] for name in pair)
+        both = {one[path] for path in one.keys() & other.keys()}
+        if both in ({max(a.values()), min(b.values())} for a, b in ((one, other), (other, one))):
+            loc = ("shares", [share.name for share in spec.shares].index(pair[1]), "where")
+            yield codes.LAYER_IN_BOTH(layer=min(both), one=pair[0], other=pair[1], loc=loc)
 
 
 def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:

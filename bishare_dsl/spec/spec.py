@@ -201,16 +201,13 @@ class Spec(Node):
             word.
         """
         names = [param.name for param in self.params]
-        problems = [
-            codes.UNKNOWN_PARAM_SET(
-                name=name,
-                spec=self.name,
-                help=nearest(name, names)
-                or f"declare it, `param {name} = 8` below `spec`, and use its name in place of a number",
+        problems: list[Problem] = []
+        for name in (name for name in values if name not in names):
+            declared = (
+                f"declare it, `param {name} = 8` below `spec`, and write its name for a number"
             )
-            for name in values
-            if name not in names
-        ]
+            help = nearest(name, names) or declared
+            problems.append(codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=help))
         params: list[Param] = []
         for i, param in enumerate(self.params):
             value = values.get(param.name, param.value)
@@ -220,9 +217,7 @@ class Spec(Node):
                 what, why = f"param `{param.name}`", "it is a finite number or a word"
                 loc = ("params", i, "value")
                 help = f"such as `{param.name}={param.value}`"
-                problems.append(
-                    codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help)
-                )
+                problems += [codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help)]
         raise_errors(SpecError, problems)
         return self.model_copy(update={"params": tuple(params)})
 

@@ -23,7 +23,7 @@ def transform_called(name: str) -> str | None:
     meant = next((own for title, own in titles.items() if nearest(name, [title], few=0)), None)
     if meant:
         return f"did you mean `{meant}`?"
-    if name.lower() in shipped_specs():
+    if name.lower() in shipped_specs() and advise("transform", name) is None:
         return f'that method ships as a spec: `use "{name.lower()}"`'
     return advise("transform", name, names, few=24)
 

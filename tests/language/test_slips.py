@@ -95,6 +95,8 @@ EXAMPLES = [
     (f"{HEAD}share a per layer ÷ 4 rank 4", f"{HEAD}share a per layer // 4 rank 4"),
     ("spec s\nparam r ?= 4\ntarget q_proj\nshare a per module rank r", "spec s\nparam r = 4\ntarget q_proj\nshare a per module rank r"),
     (f"{HEAD}share a A per kind; B per module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
+    (f"{HEAD}share a A kind B module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
+    (f"{HEAD}{SHARE} init B ones gain out 1 freeze A start nonzero", f"{HEAD}{SHARE} init B ones gain out init 1 freeze A start nonzero"),
     # What can be read and has no meaning.
     (f"{HEAD}share a per-module rank 4", f"{HEAD}{SHARE}"),
     (f"{HEAD}share a per all rank 4", f"{HEAD}share a per model rank 4"),
@@ -147,6 +149,9 @@ def test_each_row_has_an_example_in_which_it_is_the_advice():
 @pytest.mark.parametrize(
     "text",
     [
+        f"{HEAD}share q_proj, v_proj per module rank 4",
+        f"{HEAD}{SHARE} where layer <= 50%",
+        f"{HEAD}share a per module rank 50%",
         f"{HEAD}remove share intra\n{SHARE}",
         f"{HEAD}defaults:\n  - lora\n{SHARE}",
         f"{HEAD}{SHARE} !important",

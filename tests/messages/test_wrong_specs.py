@@ -1,16 +1,23 @@
 """Advice on wrong specs is followed literally, on a model: the problem is gone, and no fewer modules share."""
 
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language.read import survey
 from bishare_dsl.models.presets import preset
 from bishare_dsl.plan.sharing import Sharing, asked, sharing
+from tests.diagnostics.pages import shown
+from tests.language.test_slips import EXAMPLES
 from tests.messages.wrong_specs import draw
+from tests.plan.test_problems import ERRORS, WARNINGS
 
+PASTE = re.compile(r"(write|did you mean) `[^`]+`\??")
 INPUTS = sorted((Path(__file__).parent / "inputs").glob("*.share"))
 
 
@@ -51,6 +58,8 @@ def check_advice(text, name, model):
     before = wanted(text, name, model)
     for problem in problems:
         if not problem.edits:
+            # A text to paste is one that was tried.
+            assert problem.severity != "error" or not PASTE.fullmatch(problem.help or ""), problem
             continue
         after, plan = outcome(written(text, problem.edits), name, model)
         key = problem.code, problem.message
@@ -67,8 +76,45 @@ def test_advice_on_a_drawn_mistake_can_be_followed(wrong):
     check_advice(wrong[1].text, "mine.share", wrong[1].model)
 
 
-@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
-def test_advice_on_a_collected_mistake_can_be_followed(path, monkeypatch):
-    monkeypatch.chdir(path.parent.parent / "files")
-    text = path.read_bytes().decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-    check_advice(text, path.name, "llama-7b")
+def catalogue():
+    """Return wrong specs by the code that each is answered with, from the pages, tables and inputs of tests."""
+    texts = defaultdict(list)
+    for text, code, *_ in ERRORS + WARNINGS:
+        texts[code].append(f"spec test\n{text}")
+    for about in shown("share", "BS1", "BS2", "BS3"):
+        texts[about.code].append(about.bad)
+    for text, _ in EXAMPLES:
+        texts["BS110"].append(f"{text}\n")
+    for path in INPUTS:
+        answer = path.with_suffix(".txt").read_text(encoding="utf-8")
+        text = path.read_bytes().decode(errors="replace")
+        for code in {*re.findall(r"^\w+\[(BS\d+)\]", answer, re.MULTILINE)}:
+            texts[code].append(text.replace("\r\n", "\n").replace("\r", "\n"))
+    return {code: [text for text in texts[code] if text] for code in sorted(texts)}
+
+
+@pytest.mark.parametrize(
+    ("code", "texts"), catalogue().items(), ids=lambda part: part * isinstance(part, str)
+)
+def test_each_remedy_of_the_catalogue_can_be_followed(code, texts, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent / "files")
+    for text in texts:
+        check_advice(text, "mine.share", "llama-7b")
+
+
+def test_the_catalogue_has_each_code_of_a_text():
+    of_files = {
+        "BS101",
+        "BS102",
+        "BS131",
+        "BS133",
+        "BS136",
+        "BS137",
+        "BS140",
+        "BS141",
+        "BS199",
+        "BS230",
+    }
+    given_apart = {"BS207", "BS214", "BS313", "BS315", "BS316", "BS317", "BS318", "BS320", "BS323"}
+    codes = {code for code in registry() if code.startswith(("BS1", "BS2", "BS3"))}
+    assert codes - {*catalogue()} <= of_files | given_apart

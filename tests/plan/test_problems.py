@@ -1,5 +1,6 @@
 """Every problem of a spec (BS2xx) and of a spec against a model (BS3xx): code, place and help."""
 
+import re
 from typing import ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ from bishare_dsl.language import read
 from bishare_dsl.models import inspect_model, preset
 from bishare_dsl.plan import build_plan
 from bishare_dsl.plan.advice import Adviser
+from bishare_dsl.plan.sharing import sharing
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.registry import _REGISTERED as registry_of_transforms
 from bishare_dsl.transforms.slice_sharing import SliceSharing
@@ -160,7 +162,9 @@ WARNINGS = [
     (f"{TARGET}share q_proj per module rank 4\nshare s where v_proj per module rank 2", "BS226", "q_proj", "`where q_proj`"),
     (f"{TARGET}share s per module rank 4 where layer >= 16, q_proj", "BS227", "layer >= 16, q_proj", "`and`"),
     (f"{TARGET}share s per module rank 4 where not q_proj, v_proj", "BS227", "not q_proj, v_proj", "brackets"),
-    (f"{TARGET}share a per module rank 4 where layer in 0..16\nshare b per module rank 2 where layer in 16..31", "BS228", "16..31", "both ends"),
+    (f"{TARGET}share a per module rank 4 where layer in 0..16\nshare b per module rank 2 where layer in 16..31", "BS228", "layer in 16..31", "begins in it"),
+    (f"{TARGET}share a per module rank 4 where layer >= 16\nshare b per module rank 2 where layer <= 16 and layer > 3", "BS228", None, "begins in it"),
+    ("target q_proj, layer < 8\nshare a per module rank 4", "BS227", "q_proj, layer < 8", "`and`"),
     (f"{TARGET}share a per module rank 4\nshare b per module rank 12", "BS229", "b", "`where` selects"),
     (f"{TARGET}share a where kind != q_proj or kind != v_proj per module rank 4", "BS227", "kind != q_proj or kind != v_proj", "`and`"),
     (f"{TARGET}share a where kind != q_proj, kind != v_proj per module rank 4", "BS227", "kind != q_proj, kind != v_proj", "`and`"),
@@ -205,6 +209,8 @@ def test_problem(text, code, underlined, help):
 
 
 RIGHT = [
+    # A share of one layer is in another one on purpose.
+    f"{TARGET}share a where layer > 3 per module rank 4\nshare last where layer == -1 per kind rank 2\nshare b where layer <= 3 per module rank 1",
     # What the only share leaves out of a kind is what its condition is for.
     "target attention_inputs\nshare ends where layer < layers // 4 per module rank 4",
     # A role with a key may follow a name that is a word of English.
@@ -246,6 +252,8 @@ def test_no_key_is_advised_under_which_fewer_modules_share(keys, given, advised)
         ("target q_proj\nshare s per module rank 4 where layer >= 0.5", "BS210", "where layer >= 0.5 * layers"),
         ("target attention_inputs\nshare s A per kind B per module rank 8 if layer >= layers // 2 else 4", "BS304", "A per kind, layer >= layers // 2 B"),
         ("target q_proj, k_proj, v_proj, o_proj, up_proj\nshare s per layer rank 4", "BS305", "rank 4 via SS"),
+        ("target q_proj, up_proj\nshare s A per in B per out rank 4 if layer < 16 else 2", "BS304", "A per in, layer < 16 B per out, layer < 16"),
+        ("target q_proj, up_proj\nshare s per kind rank 4 + layer // 16", "BS304", "per kind, layer // 16 rank"),
     ],
 )  # fmt: skip
 def test_a_remedy_that_was_tried_can_be_followed(text, code, mended):
@@ -334,3 +342,30 @@ def test_nothing_to_say_of_a_sound_spec(text):
 def test_advice_holds_for_what_was_written(text, said):
     problems, _ = problems_of(f"{TARGET}{text}")
     assert said in next(problem.help for problem in problems if problem.severity == "error")
+
+
+def test_two_shares_are_said_beside_a_finer_key_for_a_rank_that_varies():
+    text = "target q_proj, k_proj\nshare s A per kind B per module rank 8 if layer >= 16 else 2"
+    (problem,), where = problems_of(text)
+    key, shares = problem.help.split(", or ")
+    assert key == "write `A per kind, layer >= 16`"
+    rank, more = re.fullmatch(r"`(rank 2)` here, and `(.+)`", shares).groups()
+    by_shares = where.source.text.replace("rank 8 if layer >= 16 else 2", f"{rank}\n{more}")
+    plan = make_plan(by_shares, "llama-7b").plan
+    assert {plan.rows(site.path) for site in plan.sites} == {2, 8}
+    by_key = where.source.text.replace("A per kind", key[len("write `") : -1])
+    assert sharing(plan).users > sharing(make_plan(by_key, "llama-7b").plan).users
+
+
+@pytest.mark.parametrize("key", ["4", "layers // 4", "expert", "adapter", "layer == 3"])
+def test_no_transform_is_advised_for_a_key_that_is_not_meant(key):
+    problems, _ = problems_of(f"target q_proj, up_proj\nshare s per {key} rank 4")
+    problem = next(problem for problem in problems if problem.code == "BS305")
+    assert "via" not in problem.help
+
+
+def test_sharing_is_compared_while_another_share_is_wrong():
+    text = "target q_proj, o_proj, down_proj\nshare a per layer rank 4\nshare b per layer rank 2 where not o_proj"
+    problems, _ = problems_of(text)
+    helps = {problem.help for problem in problems if problem.code == "BS305"}
+    assert helps == {"write `via SS`"}
