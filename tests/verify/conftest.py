@@ -3,7 +3,6 @@ import pytest
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.answers import TEXTS
 from bishare_dsl.verify.reference import Reference
-from tests.cli.conftest import bishare  # noqa: F401
 from tests.verify.served import contents_of, save_base, save_lora
 
 
