@@ -18,14 +18,9 @@ from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, one_
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
 
 _SECONDS = 5.0
-_MODEL_OFFLINE = (
-    "without a connection these work: a preset such as `llama-7b`, a checkpoint folder, a config.json, "
-    "a .gguf file, and models that are in the Hugging Face cache already (`HF_HOME`)"
-)
-_ADAPTER_OFFLINE = (
-    "without a connection these work: an adapter folder, which is looked for here first, and adapters that "
-    "are in the Hugging Face cache already (`HF_HOME`)"
-)
+_OFFLINE = "without a connection these work: {} in the Hugging Face cache already (`HF_HOME`)"
+_MODELS = "a preset such as `llama-7b`, a checkpoint folder, a config.json, a .gguf, and models"
+_ADAPTERS = "an adapter folder, which is looked for here first, and adapters"
 
 # A revision names a file in the Hub's cache, so no part may begin with a dot.
 _ADAPTER_ID = re.compile(
@@ -55,7 +50,7 @@ def require_hub(model_id: str) -> None:
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import EntryNotFoundError
 
-    with _hub_errors(model_id, ModelError, _MODEL_OFFLINE):
+    with _hub_errors(model_id, ModelError, _MODELS):
         if is_offline_mode():
             raise ConnectionError("HF_HUB_OFFLINE is set")
         try:
@@ -89,7 +84,7 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     # An invalid name fails with an error about its form.
     files = [*_FILES, f"adapters/{'*' if adapter is None else escape(adapter)}.safetensors"]
     how: Any = {"revision": revision, "allow_patterns": files, "etag_timeout": _SECONDS}
-    with _hub_errors(name, AdapterError, _ADAPTER_OFFLINE):
+    with _hub_errors(name, AdapterError, _ADAPTERS):
         try:
             cached = Path(snapshot_download(name, **how))
         except RevisionNotFoundError:
@@ -102,7 +97,7 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _hub_errors(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
+def _hub_errors(name: str, raised: type[BishareError], others: str) -> Iterator[None]:
     """Convert errors of requests to the Hub to ``raised``."""
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -124,5 +119,5 @@ def _hub_errors(name: str, raised: type[BishareError], offline: str) -> Iterator
         raise raised(HUB_REFUSED(name=name, reason=reason, help=help)) from None
     except Exception as error:
         # Transports have different exceptions, and huggingface_hub has changed its transport twice.
-        reason = one_line(error.__cause__ or error)
-        raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline)) from error
+        reason, help = one_line(error.__cause__ or error), _OFFLINE.format(others)
+        raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=help)) from error

@@ -16,14 +16,14 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from bishare_dsl.reading import real_path
 
 
-def replace_file(path: Path, content: bytes, *, new: bool = False) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Replace the content of a file in one step, keeping its mode. A link becomes a file.
 
     A device or a pipe, such as ``/dev/stdout``, is written to instead.
@@ -31,27 +31,20 @@ def replace_file(path: Path, content: bytes, *, new: bool = False) -> None:
     Args:
         path: of the file.
         content: of the file.
-        new: refuse to replace a file.
 
     Raises:
-        OSError: the system refused, or a file is there and must be new. It is unchanged.
+        OSError: the system refused. The file is unchanged.
     """
     in_place = path.exists() and not path.is_file()
     # `/dev/stdout` is a link, possibly to a file.
     if in_place or path.parent.resolve() == Path("/dev"):
         path.write_bytes(content)
         return
-    unfinished = _aside(path, "new")
-    try:
+    with _unfinished(path) as unfinished:
         _write(unfinished, content)
         if path.is_file():
             unfinished.chmod(path.stat().st_mode & 0o7777)
-        _put(unfinished, path, replace=not new)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = os.fspath(path)  # `write` names no file, and users know no other.
-        raise
+        unfinished.replace(path)
 
 
 def new_file(path: Path, content: bytes) -> None:
@@ -60,13 +53,29 @@ def new_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the system refused, or a file is there.
     """
-    with lock_name(path):
+    with lock_name(path), _unfinished(path) as unfinished:
         remove_leftovers(path)
-        replace_file(path, content, new=True)
+        _write(unfinished, content)
+        _put(unfinished, path, None)
+
+
+Standing = tuple[int, int, int] | None
+"""What stands at a name: the device, number and time of change of a file or folder; None for nothing."""
+
+ANY: Standing = (0, 0, 0)
+"""Whatever stands at a name when a writer's turn comes, for writers that are told to replace it."""
+
+
+def standing_at(path: Path) -> Standing:
+    """Return what stands at a name when work begins, for `lock_name`. An empty folder counts as nothing."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(folder: Path, *, seen: Standing = None) -> Iterator[Path]:
     """Yield a new folder to write into, which gets the name ``folder`` at the end of the block.
 
     It is flushed to disk before. Other writers of the name wait until then. After an error or an
@@ -74,57 +83,71 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         folder: the name.
-        replace: whether to replace a folder of this name, which is then removed. Otherwise a folder that
-            is not empty is never replaced, even if it appears during the block.
+        seen: what stood there when the work began, by `standing_at`, which is replaced and removed. What
+            appears or changes later, even during the block, is never replaced.
 
     Raises:
-        OSError: the system refused, or a folder is there and must not be replaced.
+        OSError: the system refused, or something else is there.
     """
-    with lock_name(folder):
+    with lock_name(folder, seen=seen) as stands, _unfinished(folder) as unfinished:
         remove_leftovers(folder)
-        (unfinished := _aside(folder, "new")).mkdir()
-        try:
-            yield unfinished
-            for path in (*unfinished.rglob("*"), unfinished):
-                _sync(path)
-            _put(unfinished, folder, replace=replace)
-        except BaseException as error:
-            discard(unfinished)
-            if isinstance(error, OSError):
-                error.filename = error.filename or os.fspath(folder)
-            raise
+        unfinished.mkdir()
+        yield unfinished
+        for path in (*unfinished.rglob("*"), unfinished):
+            _sync(path)
+        _put(unfinished, folder, stands)
 
 
-def _put(unfinished: Path, path: Path, *, replace: bool) -> None:
-    """Give a new file or folder its name: the one place where something is replaced.
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Yield a name for what will replace a file or folder. After an error, it is removed and not named."""
+    unfinished = _aside(path, "new")
+    try:
+        yield unfinished
+    except BaseException as error:
+        discard(unfinished)
+        if isinstance(error, OSError) and str(unfinished) in str(error.filename or unfinished):
+            error.filename = os.fspath(path)
+        raise
+
+
+def _put(unfinished: Path, path: Path, stands: Standing) -> None:
+    """Give a new file or folder its name, in place of ``stands``: the one place that replaces folders.
 
     Raises:
-        FileExistsError: something has this name, and must not be replaced.
+        FileExistsError: something else has this name.
         OSError: the system refused. Nothing has changed.
     """
-    if not replace:
-        # A system without this call replaces no folder that is not empty, and links no second name.
-        if not _rename(unfinished, path, "new"):
-            if unfinished.is_dir():
-                unfinished.rename(path)
-            else:
-                path.hardlink_to(unfinished)
-                unfinished.unlink()
-    elif not unfinished.is_dir() or not os.path.lexists(path):
-        unfinished.replace(path)
-    elif _rename(unfinished, path, "swap"):
-        _sync(path.parent)
-        discard(unfinished)
-    else:
-        path.rename(old := _aside(path, "old"))
-        try:
+    if stands is not None and os.path.lexists(path):
+        _swap(unfinished, path)
+        if standing_at(unfinished) != stands:
+            _swap(unfinished, path)
+            raise _appeared(path)
+    # A system without this call replaces no folder that is not empty, and links no second name.
+    elif not _rename(unfinished, path, "new"):
+        if unfinished.is_dir():
             unfinished.rename(path)
+        else:
+            path.hardlink_to(unfinished)
+    _sync(path.parent)
+    discard(unfinished)
+
+
+def _swap(one: Path, other: Path) -> None:
+    """Exchange two names, in one step if the system can."""
+    if not _rename(one, other, "swap"):
+        other.rename(aside := _aside(other, "old"))
+        try:
+            one.rename(other)
         except BaseException:
-            old.rename(path)
+            aside.rename(other)
             raise
-        discard(old)
-    if path.is_dir():
-        _sync(path.parent)
+        aside.rename(one)
+
+
+def _appeared(path: Path) -> FileExistsError:
+    reason = "it appeared or changed meanwhile, and is left alone: give another name, or run again"
+    return FileExistsError(errno.EEXIST, reason, os.fspath(path))
 
 
 def _rename(one: Path, other: Path, how: Literal["swap", "new"]) -> bool:
@@ -144,10 +167,8 @@ def _rename(one: Path, other: Path, how: Literal["swap", "new"]) -> bool:
         done = libc.renamex_np(*names, {"swap": 2, "new": 4}[how]) == 0
     else:
         return False
-    if not done and how == "new" and ctypes.get_errno() == errno.EEXIST:
-        if other.is_dir() and not any(other.iterdir()):
-            return False
-        raise FileExistsError(errno.EEXIST, "it has appeared meanwhile", os.fspath(other))
+    if not done and how == "new" and ctypes.get_errno() == errno.EEXIST and standing_at(other):
+        raise _appeared(other)
     return bool(done)
 
 
@@ -156,8 +177,10 @@ _held = threading.local()
 
 
 @contextmanager
-def lock_name(path: Path, *, wait: bool = True) -> Iterator[None]:
+def lock_name(path: Path, *, wait: bool = True, seen: Standing = ANY) -> Iterator[Standing]:
     """Let no other process or thread write a file or folder of this name inside the block.
+
+    Yields what stands there.
 
     All who write into a folder, or in place of it, lock its name, and look at the folder only then. Windows
     and some network file systems lack such locks: there, write from one process at a time.
@@ -165,8 +188,10 @@ def lock_name(path: Path, *, wait: bool = True) -> Iterator[None]:
     Args:
         path: of the file or folder.
         wait: for another writer to end.
+        seen: what may stand there, by `standing_at`, if anything does.
 
     Raises:
+        FileExistsError: something else stands there.
         BlockingIOError: there is another writer, and ``wait`` is false.
         OSError: the system refused.
     """
@@ -174,35 +199,40 @@ def lock_name(path: Path, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     names: set[Path] = vars(_held).setdefault("names", set())
     if os.name == "nt" or path in names:
-        yield
+        yield _still(path, seen)
         return
     import fcntl
 
     lock = path.with_name(f".{path.name}.lock")
-    while True:
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError:
-            if not path.exists():
-                raise
-            lock, descriptor = path, os.open(path, os.O_RDONLY)  # Nobody can replace it.
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
-        except OSError:  # The system has no locks.
-            pass
-        if lock == path or (lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))):
-            break
-        os.close(descriptor)  # Its holder has removed it.
     with ExitStack() as ended:
-        ended.callback(os.close, descriptor)
+        while True:
+            try:
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            except OSError:
+                if not path.exists():
+                    raise
+                lock, descriptor = path, os.open(path, os.O_RDONLY)  # Nobody can replace it.
+            ended.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # The system has no locks.
+            with suppress(FileNotFoundError):  # Its holder may have removed it.
+                if lock == path or os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                    break
         if lock != path:
             ended.callback(lock.unlink, missing_ok=True)
         names.add(path)
         ended.callback(names.discard, path)
-        yield
+        yield _still(path, seen)
+
+
+def _still(path: Path, seen: Standing) -> Standing:
+    if (stands := standing_at(path)) not in (None, seen) and seen != ANY:
+        raise _appeared(path)
+    return stands
 
 
 def remove_leftovers(path: Path) -> None:
@@ -211,17 +241,19 @@ def remove_leftovers(path: Path) -> None:
         discard(left)
 
 
-def check_writable(folder: Path) -> None:
-    """Check that a folder can be written or created, without leaving a trace.
+def check_writable(folder: Path) -> Standing:
+    """Check that a folder can be written or created, without a trace, and return what stands there.
 
     Raises:
         OSError: the system refused.
     """
+    stands = standing_at(folder)
     while not folder.exists() and folder.parent != folder:
         folder = folder.parent
     trial = _aside(folder / "bishare", "new")
     trial.mkdir()
     trial.rmdir()
+    return stands
 
 
 def is_half_written(name: str) -> bool:
@@ -236,8 +268,7 @@ def _aside(path: Path, what: str) -> Path:
 def _write(path: Path, content: bytes) -> None:
     with path.open("xb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from bishare_dsl import parse_spec, plan_spec, writing
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import preset
-from bishare_dsl.writing import new_folder, replace_file
+from bishare_dsl.writing import ANY, new_folder, replace_file
 
 TEXTS = [
     f"spec version_{n} target q_proj share s where layer in 0..1 per layer rank {n + 1}"
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(tmp_path, m
 
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(writing, "_rename", lambda *_: False)  # As on a system without it.
-    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "it", replace=True):
+    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "it", seen=ANY):
         pass
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/old"]
 
@@ -176,7 +176,7 @@ def _replace_and_die(folder, number):
     writing._rename = counted(writing._rename)
     writing.discard = counted(writing.discard)
     Path.rename = counted(Path.rename)
-    with new_folder(folder, replace=True) as new:
+    with new_folder(folder, seen=ANY) as new:
         (new / "content").write_text("new")
 
 
@@ -192,7 +192,7 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path):
         seen.append((folder / "content").read_text())
         if process.exitcode == 0:
             break
-        with new_folder(folder, replace=True) as new:
+        with new_folder(folder, seen=ANY) as new:
             (new / "content").touch()
         assert [path.name for path in tmp_path.iterdir()] == ["it"]
     assert seen == ["old", "new", "new"]
@@ -202,7 +202,7 @@ def test_a_second_writer_waits_for_the_first(tmp_path):
     order = []
 
     def second():
-        with new_folder(tmp_path / "it", replace=True) as new:
+        with new_folder(tmp_path / "it", seen=ANY) as new:
             order.append("second")
             (new / "b").touch()
 

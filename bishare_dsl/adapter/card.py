@@ -14,9 +14,7 @@ from bishare_dsl.writing import replace_file
 CARD = "README.md"
 
 _MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
-_TEMPLATE_OF_PEFT = re.compile(
-    r"^# Model Card for Model ID$.*\[More Information Needed\]", re.MULTILINE | re.DOTALL
-)
+_TEMPLATE_OF_PEFT = re.compile(r"(?ms)^# Model Card for Model ID$.*\[More Information Needed\]")
 
 
 def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
@@ -26,19 +24,12 @@ def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
         text = path.read_text("utf-8", errors="replace")
         if _MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
             return
+    replace_file(path, model_card(plan, config).encode())
+
+
+def model_card(plan: Plan, config: AdapterConfig) -> str:
+    """Return the card, with the Hub's front matter."""
     names = tuple(config.adapters or ())
-    replace_file(path, model_card(plan, config.spec, names, config.base_model).encode())
-
-
-def model_card(
-    plan: Plan, spec_text: str, names: tuple[str, ...] = (), base_model: str | None = None
-) -> str:
-    """Return the card, with the Hub's front matter.
-
-    Args:
-        names: the adapters of a library.
-        base_model: what loads the base, if not its name.
-    """
     # The Hub rejects a card whose `base_model` is not an id on the Hub.
     hub_id = plan.base.model_id
     name = hub_id or plan.base.name
@@ -62,8 +53,8 @@ def model_card(
         method="\n".join(_method(plan)),
         count=len(names),
         name=names[0] if names else "",
-        load_from=json.dumps(hub_id or base_model or name),
-        text=spec_text.strip(),
+        load_from=json.dumps(hub_id or config.base_model or name),
+        text=config.spec.strip(),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -42,13 +41,6 @@ Entries = dict[str, dict[str, Any]]
 
 NAME = r"^\w[\w.-]*$"
 """Valid names of adapters in a library; each is also a file name."""
-
-
-def member_fault(name: str) -> str | None:
-    """Return why an adapter of a library cannot have a name, or None if it can."""
-    if re.fullmatch(NAME, name):
-        return None
-    return "in a library it has letters, digits, `_`, `.` and `-`, and begins with none of the last two"
 
 
 OF_PEFT = {

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 MEMBERS = "adapters"
 """Subfolder of a library for the private tensors of its adapters."""
 
+MAX_NUMBERS = 2**31
+"""The most numbers that an adapter's frozen random tensors may have, or the factors of one module."""
+
 _T = TypeVar("_T")
 
 
@@ -146,7 +149,16 @@ def check_entries(path: Path, plan: Plan, config: AdapterConfig, entries: Entrie
         AdapterError: lists all problems (BS609 to BS612, BS695); or the config omits a tensor that must
             be stored (BS604).
     """
-    check_names(path, plan, config)
+    allowed = {
+        "seed": {t.name for t in plan.tensors if t.drawn and not t.trainable},
+        "base": {t.name for t in plan.tensors if t.init == "base"},
+        **dict.fromkeys(BITS, quantisable(plan)),
+    }
+    reproduced = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
+    for name, entry in config.entries.items():
+        if name not in (allowed[entry.way] if entry.marks is None else reproduced):
+            reason = f"`{name}` must be in the file"
+            raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
     stacks = stacks_of(plan, config.entries, alone=config.alone)
     wanted = {key: form for stack in stacks for key, form in stack.wanted().items()}
     seeds = {name.removeprefix("seed_") for name in entries if is_seed(name)} - {str(config.seed)}
@@ -208,8 +220,7 @@ def check_plan(
             match the spec (BS607).
         ValueError: the other fields are inconsistent.
     """
-    shares = check_transforms(config)
-    if len(config.base.sites) * shares > MAX_SITES:
+    if len(config.base.sites) * check_transforms(config) > MAX_SITES:
         raise ValueError(f"its base has {len(config.base.sites):,} sites")
     plan = plan_of_text(config.spec, config.base)
     if plan.digest != config.plan:
@@ -217,6 +228,11 @@ def check_plan(
         help = f"load it with bishare {version}, which saved it" if version != __version__ else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
     if "entries" not in config._contents:
+        # No file has what the seed gives, or the products of small tensors.
+        drawn = sum(tensor.size for tensor in plan.tensors if tensor.drawn and not tensor.trainable)
+        factors = (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites)
+        if (count := max(drawn, *factors, 0)) > MAX_NUMBERS:
+            raise ValueError(f"it takes {count:,} numbers in memory, and may take {MAX_NUMBERS:,}")
         entries, rebuilt = dict[str, Entry](), None
         with suppress(ValueError):
             entries = entries_of_sharing(plan, parse_json(config.sharing), alone=config.alone)
@@ -227,24 +243,6 @@ def check_plan(
         config._contents["entries"] = entries
     # Copy the dict: thousands of adapters share this one.
     return plan, config.model_copy(update={"entries": {**config._contents["entries"]}})
-
-
-def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
-    """Check that the tensors that the config omits or quantises may be treated so.
-
-    Raises:
-        AdapterError: a tensor must be stored whole (BS604).
-    """
-    allowed = {
-        "seed": {t.name for t in plan.tensors if t.drawn and not t.trainable},
-        "base": {t.name for t in plan.tensors if t.init == "base"},
-        **dict.fromkeys(BITS, quantisable(plan)),
-    }
-    reproduced = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
-    for name, entry in config.entries.items():
-        if name not in (allowed[entry.way] if entry.marks is None else reproduced):
-            reason = f"`{name}` must be in the file"
-            raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
 
 
 def wanted_values(plan: Plan) -> Wanted:

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.adapter.card import CARD, write_card
 from bishare_dsl.adapter.config import (
+    NAME,
     PEFT_TYPE,
     AdapterConfig,
     Entries,
     broken_config,
-    member_fault,
     split_entries,
     whole_in,
 )
@@ -49,18 +50,18 @@ from bishare_dsl.adapter.contents import (
     reading,
 )
 from bishare_dsl.adapter.sharing import common_keys, sharing_of
-from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
-from bishare_dsl.writing import check_writable, discard, lock_name, new_folder, replace_file
+from bishare_dsl.writing import ANY, check_writable, discard, lock_name, new_folder, replace_file
 
 if TYPE_CHECKING:
     import torch
 
-    from bishare_dsl.adapter.stored import Rounded
+    from bishare_dsl.writing import Standing
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -74,6 +75,7 @@ def save_adapter(
     spec_text: str,
     *,
     check: Callable[[StoredAdapter], None] | None = None,
+    seen: Standing = ANY,
     **how: Any,
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
@@ -86,6 +88,7 @@ def save_adapter(
         tensors: values by name, on any device; stored in their dtype.
         spec_text: the spec that the plan was built from.
         check: called with the adapter as it will be read, before anything is written; it may raise.
+        seen: what may be replaced, as in `bishare_dsl.writing.new_folder`.
         **how: options of `bishare_dsl.adapter.stored.pack`: ``seed`` of the initial values, ``origin``,
             ``frozen``, ``dtype``, and ``reproduced``.
 
@@ -106,7 +109,7 @@ def save_adapter(
     if check is not None:
         written = AdapterConfig.of(parse_json(text))
         check(_checked(folder, folder / CONFIG, written, entries_in(content)))
-    with writing(folder), lock_name(folder):
+    with writing(folder), lock_name(folder, seen=seen):
         if folder.exists():
             _check_free(folder)
             _tidy(folder)
@@ -127,8 +130,8 @@ def save_library(
     spec_text: str,
     *,
     seed: int,
-    origin: Mapping[str, Any] | None = None,
-    dtype: Rounded = None,
+    seen: Standing = ANY,
+    **how: Any,
 ) -> tuple[Problem, ...]:
     """Write a library to a folder, or replace the library there, in one step.
 
@@ -138,8 +141,8 @@ def save_library(
         adapters: each adapter's tensors by name, by the name of the adapter.
         spec_text: the spec that the plan was built from.
         seed: of the frozen tensors.
-        origin: the base, if known.
-        dtype: as in `bishare_dsl.adapter.stored.pack`.
+        seen: what may be replaced, as in `bishare_dsl.writing.new_folder`.
+        **how: ``origin`` and ``dtype``, as in `bishare_dsl.adapter.stored.pack`.
 
     Returns:
         Warnings, as `save_adapter`, the first of each kind.
@@ -152,24 +155,28 @@ def save_library(
 
     check_members(adapters)
     first, common = next(iter(adapters.values())), common_keys(plan)
-    values, config, notes = pack(plan, first, spec_text, seed=seed, origin=origin, dtype=dtype)
+    values, config, notes = pack(plan, first, spec_text, seed=seed, **how)
     config = config.model_copy(update={"adapters": {}})
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     shared = {key: value for key, value in values.items() if whole_in(key) in common}
     content, config = _content_of(shared, config)
     folder = Path(folder)
     empty = StoredAdapter(folder, config, plan, entries_in(content))
-    with writing(folder), lock_name(folder):
+    with writing(folder), new_folder(folder, seen=seen) as new:
         _check_free_for_library(folder)
-        with new_folder(folder, replace=folder.exists()) as new:
-            _copy_others(folder, new)
-            (new / TENSORS).write_bytes(content)
-            (new / MEMBERS).mkdir()
-            return _first_of_each([*notes, *_add_members(new, adapters, empty)])
+        _copy_others(folder, new)
+        (new / TENSORS).write_bytes(content)
+        (new / MEMBERS).mkdir()
+        return _first_of_each([*notes, *_add_members(new, adapters, empty)])
 
 
 def add_to_library(
-    folder: Path, adapters: Mapping[str, Mapping[str, torch.Tensor]], out: Path | None = None
+    folder: Path,
+    adapters: Mapping[str, Mapping[str, torch.Tensor]],
+    out: Path | None = None,
+    *,
+    began: AdapterConfig | None = None,
+    seen: Standing = ANY,
 ) -> tuple[Problem, ...]:
     """Add adapters to a library, replacing those with the same names.
 
@@ -180,35 +187,49 @@ def add_to_library(
         adapters: each adapter's tensors by name, by the name of the adapter. Tensors shared by the
             library are ignored.
         out: write a copy of the library to this folder instead of changing the original.
+        began: the library's config that the adapters were made for; it must share the same tensors
+            still, and have the same adapters of these names.
+        seen: what ``out`` may replace, as in `bishare_dsl.writing.new_folder`.
 
     Returns:
         Warnings, as `save_library`, of the added adapters.
 
     Raises:
-        AdapterError: the library is damaged, ``out`` has other contents (BS615), or the system refuses
-            (BS616).
+        AdapterError: the library is damaged, ``out`` has other contents (BS615), the system refuses or
+            something has changed meanwhile (BS616).
     """
     check_members(adapters)
     if out is not None:
         check_apart(folder, out)
-        with writing(out), lock_name(out), new_folder(out, replace=out.exists()) as new:
+        with writing(out), new_folder(out, seen=seen) as new:
             _check_free_for_library(out)
             with lock_name(folder):
-                _tidy(folder)
+                library = _library_in(folder, adapters, began)
                 _copy_others(out, new, *(path.name for path in folder.iterdir()))
                 _copy_others(folder, new)
-                names = names_in(folder)
-                library = read_adapter(f"{folder}#{next(iter(names), '')}")
                 (new / MEMBERS).mkdir()
                 # Files, where the Hub's cache has links.
-                for file in (CONFIG, TENSORS, *map(own_file, names)):
+                for file in (CONFIG, TENSORS, *map(own_file, library.config.adapters or ())):
                     content = read_file(folder, file, (folder / file).stat().st_size)
                     (new / file).write_bytes(content)
             return _add_members(new, adapters, library)
     with writing(folder), lock_name(folder):
-        _tidy(folder)
-        library = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
-        return _add_members(folder, adapters, library)
+        return _add_members(folder, adapters, _library_in(folder, adapters, began))
+
+
+def _library_in(folder: Path, names: Collection[str], began: AdapterConfig | None) -> StoredAdapter:
+    """Read a library that is locked, as its first adapter, for `add_to_library`."""
+    _tidy(folder)
+    library = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
+    if began is not None:
+        was, now = (
+            (c.spec, c.seed, c.base, c.tensors, *map((c.adapters or {}).get, names))
+            for c in (began, library.config)
+        )
+        if was != now:
+            reason = "its shared tensors, or adapters of these names, changed meanwhile: run again"
+            raise AdapterError(codes.CANNOT_WRITE(path=folder, reason=reason))
+    return library
 
 
 def _tidy(folder: Path) -> None:
@@ -253,9 +274,9 @@ def check_members(names: Iterable[str]) -> None:
     Raises:
         AdapterError: a name is invalid (BS638).
     """
-    faults = {name: member_fault(name) for name in names}
-    wrong = [codes.NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
-    raise_errors(AdapterError, wrong)
+    reason = "in a library it has letters, digits, `_`, `.` and `-`, and begins with none of the last two"
+    wrong = [name for name in names if not re.fullmatch(NAME, name)]
+    raise_errors(AdapterError, [codes.NO_NAME(name=name, reason=reason) for name in wrong])
 
 
 def check_apart(library: Path, out: Path) -> None:
@@ -362,15 +383,15 @@ def _check_free_for_library(folder: Path) -> None:
                 raise in_the_way(folder / name)
 
 
-def check_place(folder: Path, *, library: bool = False) -> None:
-    """Check in advance that an adapter or a library can be saved in a folder; leaves no file.
+def check_place(folder: Path, *, library: bool = False) -> Standing:
+    """Check in advance that an adapter or a library can be saved in a folder, and return what is there.
 
     Raises:
         AdapterError: the folder has other contents (BS615), or the system refuses (BS616).
     """
     with writing(folder):
         (_check_free_for_library if library else _check_free)(folder)
-        check_writable(folder)
+        return check_writable(folder)
 
 
 def in_the_way(path: Path) -> AdapterError:
@@ -533,12 +554,13 @@ def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Convert errors of the system while a folder is written (BS616)."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, shutil.Error):  # Of `copytree`: one for each file.
             [(_, _, reason), *_] = error.args[0]
-        raise AdapterError(
-            codes.CANNOT_WRITE(path=error.filename or folder, reason=reason)
-        ) from error
+        path = getattr(error, "filename", None) or folder
+        raise AdapterError(codes.CANNOT_WRITE(path=path, reason=reason)) from error

@@ -227,8 +227,8 @@ def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
     """Return the sites with terms, each with its weight."""
     maps, sites = linear_maps(model), [site for site in plan.sites if plan.terms_of[site.path]]
     reason = "the module was removed, or replaced by another one of the model"
-    gone = [codes.NO_WEIGHT(path=s.path, reason=reason) for s in sites if s.path not in maps]
-    raise_errors(AdapterError, gone[:5])
+    gone = [site.path for site in sites if site.path not in maps]
+    raise_errors(AdapterError, [codes.NO_WEIGHT(path=path, reason=reason) for path in gone[:5]])
     return [(site, maps[site.path]) for site in sites]
 
 
@@ -279,7 +279,7 @@ def _check_weights(
                 for path in users[_identity(stored)]
                 if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight, site)
             ]:
-                problems.append(_shared(model, weight, others[0]))
+                problems.append(_shared(weight, others[0]))
         elif any(tensor.is_meta for tensor in weight.module.parameters(recurse=False)):
             reason = "it is quantised and offloaded"
         if reason is not None:
@@ -308,15 +308,10 @@ def _is_one(model: PreTrainedModel, path: str, weight: Weight, site: Site) -> bo
     return any(module is table for table in tables)
 
 
-def _shared(model: PreTrainedModel, weight: Weight, other: str) -> Problem:
+def _shared(weight: Weight, other: str) -> Problem:
     """Describe how to untie a weight from another module's."""
-    if model.get_submodule(other) is weight.module:
-        copied = f"copy.deepcopy(model.get_submodule('{other}'))"
-        help = "give the other one a copy of the module first: "
-        help += f"`model.set_submodule('{other}', {copied})`"
-    else:
-        help = f"untie it first: `layer = model.get_submodule('{weight.owner}')`, then "
-        help += "`layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), False)`"
+    copied = f"copy.deepcopy(model.get_submodule('{other}'))"
+    help = f"give the other module its own copy first: `model.set_submodule('{other}', {copied})`"
     return codes.SHARED_WEIGHT(path=weight.path, other=other, help=help)
 
 

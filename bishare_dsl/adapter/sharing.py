@@ -25,7 +25,6 @@ from bishare_dsl.models.site import block_of
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.bits import BITS, GROUP, SCALES, offset_of
 from bishare_dsl.plan.names import attribute
-from bishare_dsl.plan.plan import Term
 from bishare_dsl.reading import parse_json
 from bishare_dsl.transforms import load_transform
 
@@ -106,7 +105,9 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> str:
         numbers = []
         for term in here:
             kind = (term.share, term.rank)  # With equal options.
-            options[kind] = options.get(kind) or _options(term)
+            if kind not in options:
+                transform = load_transform(term.transform, term.options)
+                options[kind] = transform.model_dump(mode="json", by_alias=True)
             shape = {"transform": term.transform, "options": options[kind], "rank": term.rank}
             shape |= {"scale": term.scale, "roles": [*term.tensors]}
             numbers.append(terms.setdefault(text_of(shape), len(terms)))
@@ -172,10 +173,6 @@ def _entries(plan: Plan, config: AdapterConfig) -> tuple[dict[str, int], list[di
     return place, entries
 
 
-def _options(term: Term) -> dict[str, Any]:
-    return load_transform(term.transform, term.options).model_dump(mode="json", by_alias=True)
-
-
 def _runs(
     items: Iterable[tuple[str, Any, list[list[int]]]],
 ) -> Iterator[tuple[str, dict[str, Any], Any, list[list[Any]]]]:
@@ -196,7 +193,9 @@ def _runs(
             first, path, fixed, refs = found[0]
             steps = [b - a for a, b in zip(*rows[:2], strict=True)] if rows[1:] else []
             count = 1
-            while rows[count:] and steps[0] == 1 and rows[count] == _ahead(rows[0], steps, count):
+            while rows[count:] and steps[0] == 1:
+                if rows[count] != [a + count * by for a, by in zip(rows[0], steps, strict=True)]:
+                    break
                 count += 1
             found, rows = found[count:], rows[count:]
             if count == 1:
@@ -206,10 +205,6 @@ def _runs(
             step = iter(steps[1:])
             here = [[[a, by] if (by := next(step)) else a for a in numbers] for numbers in refs]
             yield f"{parent}.{{}}.{rest}", {"blocks": [first, count]}, fixed, here
-
-
-def _ahead(numbers: list[int], steps: list[int], count: int) -> list[int]:
-    return [number + count * step for number, step in zip(numbers, steps, strict=True)]
 
 
 def entries_of_sharing(plan: Plan, stated: Any, *, alone: bool) -> dict[str, Entry]:

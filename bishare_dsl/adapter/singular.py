@@ -24,7 +24,6 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import gather, is_offloaded
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan, Pool, Tensor
 from bishare_dsl.spec import SINGULAR
 
@@ -110,45 +109,38 @@ class _Starts:
     def make(self, pool: Pool) -> torch.Tensor:
         """Compute the tensor of a pool; call this for pools with several members first."""
         tensor, path = self.plan.tensor[pool.tensor], pool.members[0]
-        is_down = pool.role == "A"
+        is_down, bottom = pool.role == "A", tensor.init.endswith("_bottom")
         if len(pool.members) > 1:
             read = (self._weight(path) for path in pool.members)
             stacked = _stack(w if is_down else w.T for w in read)
-            singular = directions(stacked, tensor.shape[0], bottom=_is_bottom(tensor))
+            singular = directions(stacked, tensor.shape[0], bottom=bottom)
             return _scaled(tensor, singular.values, singular.right)
         if (shared := self.fitted.get(tensor.name)) is not None:
             weight = self._weight(path)
             other = self.found[shared].to(weight.device)
             return _fitted(tensor, other, weight if is_down else weight.T)
-        key = path, tensor.shape[0], _is_bottom(tensor)
+        key = path, tensor.shape[0], bottom
         if self._last is None or self._last[0] != key:
             self._last = key, directions(self._weight(path), *key[1:])
         singular = self._last[1]
         return _scaled(tensor, singular.values, singular.right if is_down else singular.left)
 
     def _weight(self, path: str) -> torch.Tensor:
-        weight = read_weight(self.maps[path]).to(self.dtype)
+        found = self.maps[path]
+        if found.replacement() is not None:
+            weight = found.dense().to(self.dtype)
+        else:
+            stored = found.stored()
+            assert stored is not None, path
+            if stored.is_meta and is_offloaded(found.module):
+                raise AdapterError(codes.NO_WEIGHT(path=path, reason="it is offloaded to disk"))
+            weight = found.part(gather(stored).detach()).to(self.dtype)
         if self.dtype != torch.float64 or weight.is_meta:
             return weight
         # Callers use float64 to check whether float32 determines the directions: with equal
         # singular values they change with the rounding, and with this noise.
         noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
         return weight + torch.finfo(torch.float32).eps * weight.abs().max() * noise
-
-
-def read_weight(weight: Weight) -> torch.Tensor:
-    """Return the ``(d_out, d_in)`` weight of a linear map, dequantised if necessary.
-
-    Raises:
-        AdapterError: it is not in memory (BS624), or cannot be dequantised (BS623).
-    """
-    if weight.replacement() is not None:
-        return weight.dense()
-    stored = weight.stored()
-    assert stored is not None, weight.path
-    if stored.is_meta and is_offloaded(weight.module):
-        raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))
-    return weight.part(gather(stored).detach())
 
 
 def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:
@@ -200,7 +192,3 @@ def _fitted(tensor: Tensor, shared: torch.Tensor, weight: torch.Tensor) -> torch
     """
     squares = shared.square().sum(1, keepdim=True)  # 0 if the weights have no further direction.
     return tensor.amount**2 * (shared @ weight) / squares.clamp(min=torch.finfo().tiny)
-
-
-def _is_bottom(tensor: Tensor) -> bool:
-    return tensor.init.endswith("_bottom")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -76,7 +76,7 @@ def command(
         return
     name = f"{plan.spec}-{plan.base.name.rpartition('/')[2]}"
     out = out or Path(re.sub(r"[^\w.-]+", "-", name))
-    check_out(out, "adapter_config.json", force=force)
+    seen = check_out(out, "adapter_config.json", force=force)
     report.note("generating the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import check_drawn, draw
@@ -85,7 +85,8 @@ def command(
     check_terms(plan)
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
-    report.all(save_adapter(out, plan, tensors, resolved.text(), seed=seed, dtype=dtype))
+    how: Any = {"seed": seed, "dtype": dtype, "seen": seen}
+    report.all(save_adapter(out, plan, tensors, resolved.text(), **how))
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)

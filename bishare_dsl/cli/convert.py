@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -16,6 +15,7 @@ from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
+from bishare_dsl.writing import ANY, Standing, lock_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,9 +79,9 @@ def command(
     ours, end = how["target"] == "bishare", ".gguf" if how["target"] == "gguf" else ""
 
     def convert(folder: Path, place: Path) -> tuple[dict[str, Any], str]:
-        check_out(place, CONFIG if ours else None, force=force)
+        seen = check_out(place, CONFIG if ours else None, force=force)
         stored, _, base = read_named(folder, model, report)
-        return _write(folder, stored, partial(modules, base), place, report, **how)
+        return _write(folder, stored, partial(modules, base), place, seen, report, **how)
 
     silence_libraries()
     modules = cache(_modules)
@@ -137,6 +137,7 @@ def _write(
     stored: StoredAdapter,
     modules: Callable[[bool], PreTrainedModel],
     out: Path,
+    seen: Standing,
     report: Report,
     target: str,
     dtype: str,
@@ -154,8 +155,9 @@ def _write(
     origin = read_origin(place_of(folder)[0], stored.plan)
     data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
     if target == "bishare":
-        report.all(save_again(stored, out, dtype))
-        origin.write(out, stored.plan.spec)
+        with lock_name(out):
+            report.all(save_again(stored, out, dtype, seen))
+            origin.write(out, stored.plan.spec)
         data["spec"], text = stored.spec_text, stored.spec_text.rstrip()
     else:
         from bishare_dsl.export.export import export_adapter
@@ -197,7 +199,7 @@ def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
 
 
 def save_again(
-    stored: StoredAdapter, out: str | os.PathLike[str], dtype: str = "float32"
+    stored: StoredAdapter, out: Path, dtype: str = "float32", seen: Standing = ANY
 ) -> tuple[Problem, ...]:
     """Save an adapter in another folder, after comparing what will be read from it.
 
@@ -205,6 +207,7 @@ def save_again(
         stored: the adapter.
         out: the folder; unchanged if a comparison fails.
         dtype: of the file; only tensors in float32 are compared.
+        seen: what may be replaced, as in `save_adapter`.
 
     Returns:
         The warnings of `save_adapter`.
@@ -222,5 +225,5 @@ def save_again(
             reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
             raise AdapterError(CHANGED_FILE(path=out, reason=reason))
 
-    how: Any = {"dtype": dtype, "seed": config.seed, "origin": config.origin}
+    how: Any = {"dtype": dtype, "seed": config.seed, "origin": config.origin, "seen": seen}
     return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)

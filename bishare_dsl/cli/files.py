@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bishare_dsl.cli.report import CommandError
-from bishare_dsl.diagnostics import AdapterError, one_line
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import usage as codes
-from bishare_dsl.diagnostics.codes.adapter import CANNOT_WRITE, FOLDER_EXISTS
+from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 from bishare_dsl.reading import real_path
-from bishare_dsl.writing import is_half_written
+from bishare_dsl.writing import Standing, is_half_written, standing_at
 
 
-def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> None:
+def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> Standing:
     """Check that a folder is new or empty, or that ``force`` is set and the folder contains ``mark``.
+
+    Returns:
+        What the command may replace there when it is through.
 
     Raises:
         AdapterError: the folder exists, or a file of its name (BS618).
@@ -26,9 +27,10 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
     from bishare_dsl.adapter.files import CONFIG, TENSORS
 
     if not os.path.lexists(folder):
-        return
+        return None
     if not folder.is_dir():
         raise AdapterError(FOLDER_EXISTS(folder=folder))  # `--force` replaces folders.
+    seen = standing_at(folder)
     names = {path.name for path in folder.iterdir()}
     pending = {name for name in names if is_half_written(name)}
     if CONFIG not in names and any(name.startswith(f".{CONFIG}.") for name in pending):
@@ -40,22 +42,7 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
     if names and mark not in names:
         why = f"it has no {mark}, so the command did not write it"
         raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
-
-
-@contextmanager
-def saving(out: Path) -> Iterator[None]:
-    """Raise an error of bishare if the system or safetensors cannot write.
-
-    Raises:
-        AdapterError: the folder cannot be written (BS616).
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise AdapterError(CANNOT_WRITE(path=out, reason=reason)) from error
+    return seen
 
 
 def find_adapters(folder: Path) -> list[Path]:

@@ -89,7 +89,7 @@ def command(
     folders = tuple(adapter for folder in folders for adapter in adapters_in(folder))
     named = named_folders(folders)
     settings: Any = {"seed": seed, "dtype": dtype}
-    first, model_name = None, model
+    first, model_name, how = None, model, dict[str, Any]()
     if library is not None:
         source = click.get_current_context().get_parameter_source
         if any(source(o) is ParameterSource.COMMANDLINE for o in ("spec", "params", *settings)):
@@ -98,12 +98,12 @@ def command(
         plan, base, seed, place = member.plan, member.plan.base, member.config.seed, out or library
         tensors, text = member.tensors(), member.spec_text
         shared = {name: tensors[name] for name in plan.common}
-        if out is not None:
-            check_out(out, CONFIG, force=force)
+        how["began"] = member.config
+        how["seen"] = check_out(out, CONFIG, force=force) if out is not None else None
     else:
         if spec is None or out is None:
             raise click.UsageError("give --spec and --out, or --library")
-        check_out(out, CONFIG, force=force)
+        settings["seen"] = check_out(out, CONFIG, force=force)
         read_spec(spec)  # Its errors come before an adapter is read.
         first, base, model_name = read_named(folders[0], model, report)
         resolved = plan_of(spec, base, params, report)
@@ -114,14 +114,13 @@ def command(
     from bishare_dsl.fit.pairs import read_pairs
 
     pairs = read_pairs(_read(report, named, base, model, model_name, first))
-    how: Any = {"seed": seed, "library": shared}
-    family, values, fitted = fit(plan, pairs, watch=report.note, **how)
+    family, values, fitted = fit(plan, pairs, seed=seed, library=shared, watch=report.note)
     before = sum(bytes_of(folder) for folder in named.values())
     report.data(out=str(place), params=plan.params, **fitted.data())
     members = {name: family.tensors(values, name) for name in named}
     name = next(iter(named))
     if library is not None:
-        report.all(add_to_library(library, members, out))
+        report.all(add_to_library(library, members, out, **how))
         after = sum((place / own_file(name)).stat().st_size for name in named)
     else:
         if family.apart:
@@ -154,11 +153,13 @@ def _member_of(library: Path, named: Mapping[str, Path], force: bool) -> StoredA
         what = f"`{library}` is a single adapter, not a library"
         raise CommandError(codes.WRONG_USAGE(what=what, help="start one with `--spec` and `--out`"))
     check_members(named)
-    if (twice := next((name for name in named if name in names_there), None)) and not force:
+    member = read_adapter(f"{library}#{names_there[0]}")
+    there = member.config.adapters or {}  # Those that `add_to_library` compares with.
+    if (twice := next((name for name in named if name in there), None)) and not force:
         what = f"`{library}` has an adapter `{twice}`"
         help = "rename the folder, or replace the adapter with `--force`"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
-    return read_adapter(f"{library}#{names_there[0]}")
+    return member
 
 
 def _read(

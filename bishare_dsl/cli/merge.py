@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import check_out, saving
+from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.report import Report
 from bishare_dsl.writing import new_folder
 
@@ -40,10 +40,11 @@ def command(
     """
     import warnings
 
+    from bishare_dsl.adapter.files import writing
     from bishare_dsl.cli.adapters import read_named
     from bishare_dsl.diagnostics import BishareWarning
 
-    check_out(out)
+    seen = check_out(out)
     # Report mismatches before the weights are loaded.
     stored, _, model = read_named(folder, model, report)
     from bishare_dsl.export.effective import check_linear
@@ -63,7 +64,7 @@ def command(
         warnings.simplefilter("ignore", BishareWarning)  # The report contains them.
         merged = handle.merge(keep_base=False, dequantize=dequantize)
     plain = handle.merge_and_unload(dequantize=dequantize)
-    with saving(out), new_folder(out.resolve()) as new:
+    with writing(out), new_folder(out.resolve(), seen=seen) as new:
         report.note("saving ...")
         plain.save_pretrained(new)
         if tokenizer is not None:

@@ -67,9 +67,8 @@ def wrappers_of(model: nn.Module, places: Collection[tuple[str, str]]) -> dict[s
     wrappers: dict[str, str] = {}
     for owner in dict.fromkeys(owner for owner, _ in places):
         ours = {parameter for of, parameter in places if of == owner}
-        inwards = [
-            name for name in reversed(model.get_submodule(owner)._parameters) if name in ours
-        ]
+        parameters = reversed(model.get_submodule(owner)._parameters)
+        inwards = [name for name in parameters if name in ours]
         wrappers |= {f"{owner}.{name}": owner + ".base_layer" * i for i, name in enumerate(inwards)}
     return wrappers
 

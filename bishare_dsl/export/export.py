@@ -21,7 +21,7 @@ from bishare_dsl.export.peft import served_by_vllm
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.models import architecture_of
 from bishare_dsl.plan import Plan
-from bishare_dsl.writing import discard
+from bishare_dsl.writing import discard, standing_at
 
 
 def export_adapter(
@@ -77,13 +77,14 @@ def export_adapter(
     except OSError as error:
         problem = codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
         raise AdapterError(problem) from error
-    inexact = rank is not None or named != "float32"
+    written, inexact = standing_at(out), rank is not None or named != "float32"
     try:
         base = architecture_of(model)
         # With ``rank`` or ``dtype``, the largest relative error is that of writing zeros.
         errors = compare(out, plan, tensors, base, lambda: model, format, float(inexact))
     except BaseException:  # Remove output that was not verified.
-        discard(out)
+        if standing_at(out) == written:
+            discard(out)
         raise
     sites = (ExportedSite(pair.name, pair.rank, pair.rows, *errors[pair.name]) for pair in pairs)
     report = ExportReport(out, format, tuple(sites))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.tuners_utils import check_target_module_exists
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest, raise_errors
@@ -21,7 +22,7 @@ from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.experts import Stacked, expand_experts, stacked_in
 from bishare_dsl.export.layouts import FACTOR, LAYOUTS
 from bishare_dsl.export.lora import product_norm
-from bishare_dsl.export.peft_config import TENSORS, PeftConfig
+from bishare_dsl.export.peft_config import CONFIG, TENSORS, PeftConfig, reading
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, runs_of
 from bishare_dsl.models.weights import row_norms
@@ -92,9 +93,8 @@ def read_peft(
     source = _Source(folder, config, tensors, architecture, model)
     saved, pairs = _saved(source), _pairs(source)
     if not pairs and not saved:
-        raise AdapterError(
-            codes.BROKEN_FILE(path=folder / TENSORS, reason="it contains no tensors")
-        )
+        reason = "it contains no tensors"
+        raise AdapterError(codes.BROKEN_FILE(path=folder / TENSORS, reason=reason))
     groups: dict[tuple[int, float], list[Site]] = {}
     for site, (down, _, scale) in pairs.items():
         groups.setdefault((len(down), scale), []).append(site)
@@ -114,10 +114,9 @@ def read_peft(
         term = plan.terms_of[site.path][0]
         values[term.tensors["A"]] = down.float()
         values[term.tensors["B"]] = up.t().float().contiguous()
-        found, wanted = effective_factors(plan, values, site, scaled=True), (down, scale * up.t())
-        if not all(
-            torch.allclose(a, b.float(), equal_nan=True) for a, b in zip(found, wanted, strict=True)
-        ):
+        found = effective_factors(plan, values, site, scaled=True)
+        both = zip(found, (down, scale * up.t()), strict=True)
+        if not all(torch.allclose(a, b.float(), equal_nan=True) for a, b in both):
             raise _differs(folder, f"dW of `{site.path}` differs in the spec")
     if config.use_dora:
         values |= _relative(source, plan)
@@ -166,17 +165,15 @@ def _saved(source: _Source) -> dict[str, torch.Tensor]:
             what = "neither a factor of a linear layer nor a parameter that `train` can name"
             raise source.not_plain(f"`{name}` is {what}")
         if tuple(tensor.shape) != others[path].shape:
-            raise source.other_base(
-                f"`{path}` is {others[path].shape} in it, and {tuple(tensor.shape)} in the LoRA"
-            )
+            here, there = others[path].shape, tuple(tensor.shape)
+            raise source.other_base(f"`{path}` is {here} in it, and {there} in the LoRA")
         values_at[path] = tensor
     for other in {others[path].path: others[path] for path in values_at}.values():
         values = [values_at[path] for path in other.paths if path in values_at]
         if len(values) < len(other.paths) or not all(v.equal(values[0]) for v in values):
             paths = " and ".join(f"`{path}`" for path in other.paths)
-            raise source.not_plain(
-                f"{paths} are one parameter in {architecture.name}, and its values of them differ"
-            )
+            one = f"are one parameter in {architecture.name}"
+            raise source.not_plain(f"{paths} {one}, and its values of them differ")
     return {
         other.path: values_at[other.path]
         for other in architecture.others
@@ -221,7 +218,7 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
             f"it lacks {len(unknown)} of the {len(factors)} adapted modules, such as `{unknown[0]}`",
             near,
         )
-    raise_errors(AdapterError, [*_missing(config, factors, architecture)] if factors else [])
+    raise_errors(AdapterError, [*_unlike(source, factors)] if factors else [])
     named = {
         path: stacked[path].path if path in stacked else origins.get(path, path) for path in factors
     }
@@ -229,10 +226,8 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
     pairs: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
     for module, pair in sorted(factors.items()):
         rank, scale = settings[named[module]]
-        if module in stacked:
-            wanted = stacked[module].shapes(rank)
-        else:
-            wanted = ((rank, sites[module].d_in), (sites[module].d_out, rank))
+        site = sites.get(module)
+        wanted = ((rank, site.d_in), (site.d_out, rank)) if site else stacked[module].shapes(rank)
         a, b = (tuple(pair[label].shape) if label in pair else () for label in "AB")
         if (a, b) != wanted:
             raise source.other_base(
@@ -246,20 +241,23 @@ def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, floa
     return {site: pairs[site] for site in architecture.every_site if site in pairs}
 
 
-def _missing(
-    config: PeftConfig, factors: Mapping[str, object], architecture: Architecture
-) -> Iterator[Problem]:
-    """Find modules that PEFT would adapt by name but that have no factors (BS609)."""
-    settings = config.model_extra or {}
-    targets = settings.get("target_modules")
-    narrowed = settings.get("layers_to_transform") is not None or settings.get("exclude_modules")
+def _unlike(source: _Source, factors: Mapping[str, object]) -> Iterator[Problem]:
+    """Find modules that PEFT adapts and that have no factors (BS609), and factors that it drops (BS656)."""
+    config, sites = source.config, source.architecture.every_site
     # PEFT renames targets in families whose experts are one parameter.
-    if isinstance(targets, list) and not narrowed and not config.target_parameters:
-        ends = tuple(f".{target}" for target in targets)
-        by_experts = any(site.expert is not None for site in architecture.sites)
-        for path in [] if by_experts else [site.path for site in architecture.every_site]:
-            if f".{path}".endswith(ends) and path not in factors:
-                yield codes.MISSING_TENSOR(name=f"{path}.lora_A.weight")
+    if config.target_parameters or any(site.expert is not None for site in sites):
+        return
+    with reading(source.folder / CONFIG):
+        if (chooser := config.chooser()) is None:
+            return
+        chosen = [site.path for site in sites if check_target_module_exists(chooser, site.path)]
+    if isinstance(chooser.target_modules, list):
+        missing = [path for path in chosen if path not in factors]
+        yield from (codes.MISSING_TENSOR(name=f"{path}.lora_A.weight") for path in missing)
+    for path in sorted(factors.keys() - chosen)[:1]:
+        reason = f"PEFT drops the factors of `{path}`, which {chooser.why} in its config leaves out"
+        help = "change that to use them, or delete these tensors"
+        yield codes.NOT_PLAIN_LORA(folder=source.folder, reason=reason, help=help)
 
 
 def _stacked(source: _Source) -> dict[str, Stacked]:
@@ -268,9 +266,8 @@ def _stacked(source: _Source) -> dict[str, Stacked]:
         return {}
     if source.model is None:
         name = source.architecture.name
-        raise source.not_plain(
-            f"it adapts experts, and how {name} keeps them its shapes alone do not tell"
-        )
+        why = f"how {name} keeps them its shapes alone do not tell"
+        raise source.not_plain(f"it adapts experts, and {why}")
     return stacked_in(source.model(), source.config.target_parameters)
 
 
@@ -282,9 +279,8 @@ def _join_tied(source: _Source, factors: dict[str, dict[str, torch.Tensor]]) -> 
         if (own or any(others)) and not all(alike):
             paths = " and ".join(f"`{path}`" for path in site.paths)
             name = source.architecture.name
-            raise source.not_plain(
-                f"{paths} are one weight in {name}, and it does not add the same to all"
-            )
+            one = f"are one weight in {name}"
+            raise source.not_plain(f"{paths} {one}, and it does not add the same to all")
 
 
 def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -356,9 +352,8 @@ def compare(
         # Also if it is not a number.
         if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + floor:
             relative = apart / norm if norm else apart
-            raise _differs(
-                folder, f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
-            )
+            what = f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
+            raise _differs(folder, what)
         norms[path] = norm, apart
     saved = {t.parameter: values[t.tensor] for t in lora.trained if t.tensor in values}
     for trained in (t for t in plan.trained if t.tensor in tensors):

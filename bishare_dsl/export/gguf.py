@@ -140,7 +140,10 @@ def write_gguf(path: Path, lora: Lora) -> None:
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
     _write_origin(writer, plan.spec, lora.origin)
-    for of_weight in _by_weight(pairs, names):
+    by_weight: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_weight.setdefault(names[pair.name], []).append(pair)
+    for of_weight in by_weight.values():
         rows = row_order(model, of_weight[0].site)
         down, up = _factors(of_weight, maps)
         up = up if rows is None else up[..., rows]
@@ -155,9 +158,8 @@ def write_gguf(path: Path, lora: Lora) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.write_padding(out, out.tell())
-    for (
-        values
-    ) in written:  # `write_tensors_to_file` takes no file in memory, and ignores a full disk.
+    # `write_tensors_to_file` takes no file in memory, and ignores a full disk.
+    for values in written:
         out.write(values.tobytes())
         writer.write_padding(out, values.nbytes)
     new_file(path, out.getvalue())
@@ -182,14 +184,6 @@ def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
     """Return the path of the llama.cpp weight of a site; experts share a weight."""
     weight = maps[site.path]
     return site.path if weight.expert is None else f"{weight.owner}.{site.kind}"
-
-
-def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pair]]:
-    """Group pairs by llama.cpp's weight."""
-    by_weight: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_weight.setdefault(names[pair.name], []).append(pair)
-    return list(by_weight.values())
 
 
 def _factors(

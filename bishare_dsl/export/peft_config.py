@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
@@ -31,6 +32,7 @@ _REFUSED = (
     "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
+_CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
 _ENDLESS = re.compile(r"\)[*+?{]|\(\?|\\\d|([*+?{].*){3}", re.DOTALL)
@@ -81,6 +83,19 @@ class PeftConfig(BaseModel):
             raise AdapterError(
                 codes.NOT_PLAIN_LORA(folder=folder, reason=reason) for reason in reasons
             )
+
+    def chooser(self) -> SimpleNamespace | None:
+        """Return the fields by which PEFT chooses modules, for PEFT's `check_target_module_exists`.
+
+        None if there are none, or if they have a pattern that may take long.
+        """
+        given = {name: (self.model_extra or {}).get(name) for name in _CHOOSING}
+        patterns = [value for value in given.values() if isinstance(value, str)]
+        patterns += given["layers_pattern"] or ()
+        if given["target_modules"] in (None, [], "all-linear") or any(map(_takes_long, patterns)):
+            return None
+        why = " or ".join(f"`{name}`" for name in given if given[name] not in (None, []))
+        return SimpleNamespace(**given, why=why)
 
     def settings(self, folder: Path, paths: Collection[str]) -> dict[str, tuple[int, float]]:
         """Return rank and scale of each path, by PEFT's rule: the first pattern that matches its end.
@@ -160,6 +175,11 @@ def read_tensors(folder: Path, file: str, architecture: Architecture) -> dict[st
         return tensors
 
 
+def _takes_long(pattern: str) -> bool:
+    """Tell whether a stranger's pattern may take exponential time."""
+    return len(pattern) > 1000 or bool(_ENDLESS.search(pattern.replace("(?:", "(")))
+
+
 def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, str | None]:
     """Return the first pattern that matches the end of each path, as PEFT does.
 
@@ -167,8 +187,7 @@ def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, 
         ValueError: an untrusted pattern may take exponential time.
         re.error: a pattern is invalid.
     """
-    for pattern in patterns:
-        if len(pattern) > 1000 or _ENDLESS.search(pattern.replace("(?:", "(")):
-            raise ValueError(f"`{pattern[:60]}` repeats more than the names of modules do")
+    for pattern in filter(_takes_long, patterns):
+        raise ValueError(f"`{pattern[:60]}` repeats more than the names of modules do")
     compiled = [(pattern, re.compile(rf"(.*\.)?({pattern})$")) for pattern in patterns]
     return {path: next((key for key, p in compiled if p.match(path)), None) for path in paths}

@@ -80,10 +80,8 @@ class ExportReport:
         """Return the report as plain values."""
         fields = ("format", "modules", "rank", "max_lora_rank", "total_error")
         data = {"out": str(self.out), **{name: getattr(self, name) for name in fields}}
-        sites = [
-            {"path": site.path, "rank": site.rank, "rows": site.rows, "error": site.error}
-            for site in self.sites
-        ]
+        of_site = ("path", "rank", "rows", "error")
+        sites = [{name: getattr(site, name) for name in of_site} for site in self.sites]
         return data | {"worst_error": self.worst.error, "sites": sites}
 
     def __str__(self) -> str:

@@ -121,7 +121,8 @@ class BishareConfig(PeftConfig):
         self._unchecked = self.bishare is not None
         self.task_adds_heads = False
         self._where = None
-        self._record: AdapterConfig | None = None
+        self.record: AdapterConfig | None = None
+        """The adapter's record when it was last loaded or saved."""
         if self.spec:
             name = "\n" if isinstance(self.spec, Spec) else os.fspath(self.spec)
             # The config may be untrusted, and errors quote lines of the file.
@@ -138,28 +139,19 @@ class BishareConfig(PeftConfig):
         """Return a copy that changes with the adapter in a model; the user's config stays unchanged."""
         config = copy.copy(self)
         config.modules_to_save = copy.copy(self.modules_to_save)
-        config._record = None
+        config.record = None
         return config
-
-    @property
-    def record(self) -> AdapterConfig | None:
-        """The adapter's record when it was last loaded or saved."""
-        return self._record
-
-    def note(self, record: AdapterConfig) -> None:
-        """Store the record of an adapter being saved; the fields do not change."""
-        self._record = record
 
     def settle(self) -> None:
         """Accept the loaded record as verified, once the whole adapter is in a model."""
         if self._unchecked:
-            self._record, self._unchecked = self.stored(), False
+            self.record, self._unchecked = self.stored(), False
             self.bishare = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``adapter_config.json``."""
         fields: dict[str, Any] = super().to_dict()
-        if (record := self._record) is not None:
+        if (record := self.record) is not None:
             known = {theirs: getattr(record, ours) for ours, theirs in OF_PEFT.items()}
             fields |= {name: value for name, value in known.items() if not fields.get(name)}
             fields |= {"spec": record.spec, "seed": record.seed, RECORD: record.record()}
@@ -181,10 +173,10 @@ class BishareConfig(PeftConfig):
         """Write ``adapter_config.json``, and replace PEFT's empty model card."""
         folder, mapping = Path(save_directory), kwargs.get("auto_mapping_dict")
         tensors = folder / TENSORS
-        if self._record is not None and tensors.is_file():
+        if self.record is not None and tensors.is_file():
             _, beside = split_entries(entries_in(tensors.read_bytes()))
             noted = {"beside": digest_of(beside) if beside else None}
-            self._record = self._record.model_copy(update=noted)
+            self.record = self.record.model_copy(update=noted)
         folder.mkdir(parents=True, exist_ok=True)
         fields = self.to_dict() | {"peft_version": None}  # The record says who wrote it.
         fields |= {"auto_mapping": mapping} if mapping else {}
@@ -193,5 +185,5 @@ class BishareConfig(PeftConfig):
 
     def write_card(self, folder: str) -> None:
         """Write the model card of a saved adapter, unless the folder has a custom card."""
-        if (stored := self._record or self.stored()) is not None:
+        if (stored := self.record or self.stored()) is not None:
             write_card(Path(folder), check_plan(stored)[0], stored)

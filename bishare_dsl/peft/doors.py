@@ -290,8 +290,8 @@ def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
     """Return the folder of an adapter, downloaded from the Hub if needed; None without a tensor file."""
     folder = Path(place, where.get("subfolder") or "")
     if not (folder / CONFIG).exists():
-        parameters = inspect.signature(hf_hub_download).parameters
-        how = {name: value for name, value in where.items() if name in parameters}
+        known = inspect.signature(hf_hub_download).parameters.keys()
+        how = {name: where[name] for name in where.keys() & known}
         try:
             folder = Path(hf_hub_download(str(place), CONFIG, **how)).parent
             hf_hub_download(str(place), TENSORS, **how)

@@ -263,9 +263,9 @@ class BishareModel(BaseTuner):
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
         notes = _put(model, resolved, config, name, stored)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
-        held = handle(model)
-        if name in self.active_adapters:
-            held.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        held, active = handle(model), super().active_adapters  # Those that PEFT asks for.
+        if name in active:
+            held.set_adapter(active, inference_mode=config.inference_mode)
         else:
             held[name].set_trainable(False)
         beside = ModulesToSave()
@@ -279,7 +279,7 @@ class BishareModel(BaseTuner):
             peft_config=config,
             model_config=self.get_model_config(model),
             adapter_name=name,
-            activate_adapter=name in self.active_adapters,
+            activate_adapter=name in active,
         )
 
     def _unload_and_optionally_merge(self, merge: bool = True, *_: Any, **how: Any) -> Any:
@@ -315,6 +315,12 @@ class BishareModel(BaseTuner):
             held.unmerge()
         held.set_adapter(adapter_name, inference_mode)
         self.active_adapter = adapter_name
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The running adapters, whichever of PEFT's models or the handle switched to them."""
+        held = in_model(self.model)
+        return super().active_adapters if held is None else [*held.active]
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Do nothing: `install` has frozen the base."""
@@ -367,7 +373,7 @@ class BishareModel(BaseTuner):
             dtype=was.rounded if was else None,
             exact=True,  # After training, it is saved with all bits.
         )
-        config.note(record.model_copy(update={"tensors": digest_of(entries_of(stored))}))
+        config.record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
         _warn(*map(render, (*problems, *adapter.scale_problems())))
         prefix = "" if any(key.startswith(PREFIX) for key in keys) else PREFIX
         return {key.removeprefix(prefix): value for key, value in stored.items()}
@@ -430,9 +436,7 @@ def _check_state(
     entries = entries_of(own)
     config = record or _described(plan, spec_text, seed, stored)
     check_entries(_IN_MEMORY, plan, config, entries)
-    if record is not None and (
-        len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors
-    ):
+    if record and (len(entries) < len(own) or digest_of(entries) != record.tensors):
         reason = "it belongs to another adapter_config.json"
         raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
     return complete(_IN_MEMORY, plan, config, stored), others

@@ -64,6 +64,7 @@ class Prepared:
         base: the base, or its location.
         trainable: the object to train.
         library: the first adapter of the library that tasks are added to.
+        places: what stands where the adapters of several tasks will be, by name.
         tokenizer: encodes the examples.
         steps: the steps of the tasks; for a single task, Trainer and its data loader create them.
         record: the tasks and the digest of the examples, for `folder.seal`.
@@ -75,6 +76,7 @@ class Prepared:
     base: PreTrainedModel | Source
     trainable: Trainable
     library: StoredAdapter | None
+    places: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase
     steps: Steps
     record: Mapping[str, Any]
@@ -105,8 +107,7 @@ def prepare(
     trainable = find_trainable(request, base, reporter)
     if args.max_steps == 0 and request.library is None:
         raise TrainError(codes.BAD_COMBINATION(reason="`max_steps` 0 needs a `library`"))
-    if request.several:
-        check_several(request, args, trainable.plan)
+    places = check_several(request, args, trainable.plan) if request.several else {}
     library = read_library(request, trainable.plan)
     if tokenizer is None and isinstance(base, Source):
         tokenizer = load_tokenizer(base)
@@ -140,7 +141,7 @@ def prepare(
     elif (passes := args.world_size * args.gradient_accumulation_steps) > 1:
         text += f", {passes} passes of {args.per_device_train_batch_size}"
     reporter.note(text)
-    return Prepared(request, args, base, trainable, library, tokenizer, steps, record, warm)
+    return Prepared(request, args, base, trainable, library, places, tokenizer, steps, record, warm)
 
 
 def find_trainable(
@@ -173,8 +174,11 @@ def find_trainable(
     return read
 
 
-def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None:
+def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict[str, Any]:
     """Reject options that need a single adapter, and folders of adapters.
+
+    Returns:
+        What stands where the adapters, or their library, will be, by `check_place`.
 
     Raises:
         BishareError: an option needs a single task (BS732), terms do not support mixed batches (BS673), or a
@@ -195,9 +199,10 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> None
             codes.BAD_COMBINATION(reason=f"`{name}` is for one task, without `library`")
         )
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
-    if args.should_save:
-        for name in [folders.LIBRARY] if (shares := request.makes_library(plan)) else request.tasks:
-            check_place(request.output_dir / name, library=shares)
+    shares = request.makes_library(plan)
+    names = [folders.LIBRARY] if shares else request.tasks
+    names = names if args.should_save else []
+    return {name: check_place(request.output_dir / name, library=shares) for name in names}
 
 
 def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
@@ -231,7 +236,7 @@ def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
         reason = f"the library `{folder}` is of another spec, or of other params"
         help = "leave the spec and `--set` out: the library has them"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    if twice := sorted({*names_in(folder)} & {*request.tasks}):
+    if twice := sorted((first.config.adapters or {}).keys() & request.tasks):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
         help = f"give the task another name: `--data {twice[0]}-2=FILE`"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import TrainerCallback
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import add_to_library, save_adapter, save_library
+from bishare_dsl.adapter.files import add_to_library, place_of, save_adapter, save_library
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
@@ -211,7 +211,7 @@ def fit(
             stack.callback(tenants.close)
             how["eval_dataset"] = [()] if request.eval_split is not None else None
             trainer = BankTrainer(steps=steps, tenants=tenants, **how)
-            trainer.write = partial(_write, trainer, folder, request.library, reporter)
+            trainer.write = partial(_write, trainer, folder, prepared, reporter)
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
@@ -291,10 +291,10 @@ def _not_finite(steps: Steps, lost: Mapping[str, str | None]) -> Problem:
     return codes.NOT_FINITE(what="gradient", step=len(steps), value=math.nan, kept=kept)
 
 
-def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Reporter) -> None:
+def _write(trainer: BankTrainer, folder: Path, prepared: Prepared, reporter: Reporter) -> None:
     """Write each adapter into a folder with its name, or adapters that share tensors into a library.
 
-    Adapters for an existing ``library`` are added to a copy of it. Warnings of writers go to ``reporter``.
+    Adapters for an existing library are added to a copy of it. Warnings of writers go to ``reporter``.
     """
     steps, handle = trainer.steps, trainer.tenants.handle
     adapters = {steps.tasks[i].name: handle[steps.tasks[i].name] for i in trainer.kept()}
@@ -304,17 +304,16 @@ def _write(trainer: BankTrainer, folder: Path, library: str | None, reporter: Re
         return
     first = next(iter(adapters.values()))
     tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / LIBRARY
-    if library is not None:
-        problems = add_to_library(Path(library), tensors, out)
+    problems: tuple[Problem, ...] = ()
+    if prepared.library is not None:
+        began, library = prepared.library.config, place_of(prepared.library.folder)[0]
+        problems = add_to_library(library, tensors, out, began=began, seen=prepared.places[LIBRARY])
     elif first.plan.is_library:
-        problems = save_library(out, first.plan, tensors, first.spec_text, seed=first.seed)
+        text, seen = first.spec_text, prepared.places[LIBRARY]
+        problems = save_library(out, first.plan, tensors, text, seed=first.seed, seen=seen)
     else:
-        problems = tuple(
-            problem
-            for name, adapter in adapters.items()
-            for problem in save_adapter(
-                folder / name, adapter.plan, adapter.tensors(), adapter.spec_text, seed=adapter.seed
-            )
-        )
+        for name, one in adapters.items():
+            how: Any = {"seed": one.seed, "seen": prepared.places[name]}
+            problems += save_adapter(folder / name, one.plan, tensors[name], one.spec_text, **how)
     for problem in problems:
         reporter.report(problem, None)

@@ -235,6 +235,15 @@ def test_an_adapter_that_would_fill_the_memory(folder: Path) -> None:
     plan = plan_spec(parse_spec(text), tiny_model("llama"))
     [problem] = base_problems(plan, plan.base)
     assert (problem.code, "and the adapter 14,400,000,000" in problem.message) == ("BS613", True)
+    # `diff` knows no other base than the config's; what the seed gives is in no file.
+    for more in ("freeze A", ""):
+        text = f"spec s target q_proj share x per layer rank {10**8} {more}"
+        plan = plan_spec(parse_spec(text), tiny_model("llama"))
+        reseal(folder, text, plan=plan.digest)
+        with pytest.raises(
+            AdapterError, match=r"BS608.*numbers in memory, and may take 2,147,483,648"
+        ):
+            read_adapter(folder)
 
 
 def test_values_that_are_not_finite_are_told(folder: Path) -> None:

@@ -6,6 +6,7 @@ the command writes; and the command can be given again.
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, writing
 from bishare_dsl.adapter.files import CONFIG, TENSORS, names_in, read_adapter
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
@@ -184,6 +185,91 @@ def points(name, made, folder, act, events=CHANGES):
         left_by_kill = r"(\w+/)*\.[\w.]+(\.\w{8})?\.(lock|new)"
         assert not [one for one in more if not re.fullmatch(left_by_kill, str(one))]
     raise AssertionError("it never comes to an end")
+
+
+ONTO_NOTHING = {
+    "fit": "fit lora --spec s.share --model base --out OUT",
+    "fit into a copy": "fit third --library lib --out OUT",
+    **{name: COMMANDS[name] for name in NEW if name not in ("show", "convert several")},
+}
+AGAIN = ("fit", "fit into a copy", "fit of a library", "compile", "convert for bishare")
+APPEARS = [
+    *(
+        (name, began, "lock")
+        for began in (False, True)
+        for name in (AGAIN if began else ONTO_NOTHING)
+    ),
+    *((name, False, "put") for name in ONTO_NOTHING),
+    *((name, True, "put") for name in ("fit into a copy", "fit of a library")),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "began", "moment"),
+    quick(
+        APPEARS,
+        [("compile", False, "put"), ("fit", True, "lock"), ("fit of a library", True, "put")],
+    ),
+)
+def test_what_appears_while_a_command_works_is_left_alone(
+    name, began, moment, made, tmp_path, monkeypatch, capsys
+):
+    """G20: an adapter that appeared in place of nothing, or of what `--force` was meant for, was replaced."""
+    place, names = tmp_path / "out", {path.name: str(path) for path in made.iterdir()}
+    stranger = made / ("lib" if "library" in name or "copy" in name else "adapter")
+    words = [str(place) if w == "OUT" else names.get(w, w) for w in ONTO_NOTHING[name].split()]
+    if began:
+        shutil.copytree(stranger, place)
+        words += ["--force"]
+
+    module, function = {"lock": (fcntl, "flock"), "put": (writing, "_rename")}[moment]
+    real = getattr(module, function)
+
+    def appear(*call):
+        monkeypatch.setattr(module, function, real)
+        if place.exists():
+            place.rename(tmp_path / "aside")
+        shutil.copytree(stranger, place)
+        (place / "notes").write_text("precious")
+        return real(*call)
+
+    monkeypatch.setattr(module, function, appear)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "error[BS616]" in said
+    assert (
+        "appeared or changed meanwhile, and is left alone: give another name, or run again" in said
+    )
+    (place / "notes").unlink()
+    names_left = {path.name: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert names_left == {p.name: p.read_bytes() for p in stranger.rglob("*") if p.is_file()}
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "aside"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["lora third --spec library.share --model base --out OUT --force", "third --library OUT"],
+)
+def test_a_library_that_changes_while_an_adapter_is_fitted_to_it_is_left_alone(
+    other, made, tmp_path, monkeypatch, capsys
+):
+    """G1: the adapter got the shared tensors of another library, and two of one name replaced each other."""
+    library, real, changed = tmp_path / "lib", fcntl.flock, []
+    shutil.copytree(made / "lib", library)
+    names = {path.name: str(path) for path in made.iterdir()} | {"OUT": str(library)}
+
+    def change(*call):
+        monkeypatch.setattr(fcntl, "flock", real)
+        assert main(["fit", *(names.get(word, word) for word in other.split())]) == 0
+        changed.append(content(library))
+        real(*call)
+
+    monkeypatch.setattr(fcntl, "flock", change)
+    assert main(["fit", names["third"], "--library", str(library)]) == 2
+    said = capsys.readouterr().err
+    assert "error[BS616]" in said
+    assert "changed meanwhile: run again" in said
+    assert [content(library)] == changed
 
 
 @pytest.mark.parametrize("act", [kill, full])

@@ -90,6 +90,34 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
     assert {term.dropout for term in again.bishare.plan.terms} == {settings.get("lora_dropout", 0)}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exclude_modules": ["layers.1.self_attn.q_proj"]},
+        {"exclude_modules": r".*\.1\..*q_proj"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"target_modules": ["v_proj", "layers.0.self_attn.q_proj"]},
+        {"target_modules": r".*(v_proj|0.self_attn.q_proj)"},
+    ],
+)
+def test_factors_that_peft_drops_are_not_used(change: Any, tmp_path: Path) -> None:
+    """They were part of the adapter, without a word."""
+    saved(tmp_path / "peft", "llama", r=2, target_modules=["q_proj", "v_proj"])
+    config = tmp_path / "peft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    theirs = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
+    assert not any("layers.1.self_attn.q_proj.lora_A" in name for name in theirs.state_dict())
+    with pytest.raises(
+        AdapterError, match=r"BS656.*drops the factors of `model.layers.1"
+    ) as caught:
+        load_adapter(tmp_path / "peft", tiny_model("llama"))
+    problem = caught.value.problems[0]
+    assert all(f"`{name}`" in problem.message for name in change)
+    assert problem.help == "change that to use them, or delete these tensors"
+    assert len(caught.value.problems) == 1
+
+
 def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **PATTERNS)
     architecture = architecture_of(tiny_model("llama"))

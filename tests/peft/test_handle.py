@@ -87,6 +87,22 @@ def test_a_peft_model_of_several_adapters(base: Any, ids: torch.Tensor, tmp_path
     assert torch.equal(logits(again, ids), want)
 
 
+def test_every_level_agrees_on_the_adapters_that_run(base: Any) -> None:
+    """`active_adapters` of the `PeftModel` was stale after `model.bishare.set_adapter`."""
+    model = with_two(base)
+    handle = model.get_base_model().bishare
+    for change, given, running in (
+        (handle.set_adapter, "b", ["b"]),
+        (model.base_model.set_adapter, "a", ["a"]),
+        (handle.set_adapter, ["b", "a"], ["b", "a"]),
+        (model.set_adapter, "b", ["b"]),
+        (handle.delete_adapter, "b", ["a"]),
+    ):
+        change(given)
+        assert [*handle.active] == model.base_model.active_adapters == running
+        assert model.active_adapters == running
+
+
 def test_without_an_adapter_nothing_is_left(base: Any, ids: torch.Tensor) -> None:
     before, want = {*vars(base)}, logits(base, ids)
     model = compile_spec(PLAIN, base)
