@@ -29,6 +29,7 @@ def add_customers(library: str, model: str, files: Sequence[str], **how: object)
     """
     from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter
     from bishare_dsl.train import train
+    from bishare_dsl.writing import lock_name
 
     known = names_in(library)
     data = {Path(file).stem: file for file in files if Path(file).stem not in known}
@@ -38,8 +39,11 @@ def add_customers(library: str, model: str, files: Sequence[str], **how: object)
     with TemporaryDirectory() as place:
         result = train(None, model, data, f"{place}/run", library=library, **how)
         made = {t.name: read_adapter(t.folder).tensors() for t in result.tasks if t.folder}
-        add_to_library(Path(library), made)
-    return [*made]
+        with lock_name(Path(library)):  # Another worker may have added some of them meanwhile.
+            known = names_in(library)
+            new = {name: tensors for name, tensors in made.items() if name not in known}
+            add_to_library(Path(library), new)
+    return [*new]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from bishare_dsl.writing import replace_file
 
 CARD = "README.md"
 
-_MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
+MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
 _TEMPLATE_OF_PEFT = re.compile(r"(?ms)^# Model Card for Model ID$.*\[More Information Needed\]")
 
 
@@ -22,7 +22,7 @@ def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
     path = folder / CARD
     if path.is_file():
         text = path.read_text("utf-8", errors="replace")
-        if _MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
+        if MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
             return
     replace_file(path, model_card(plan, config).encode())
 
@@ -46,7 +46,7 @@ def model_card(plan: Plan, config: AdapterConfig) -> str:
     card = Path(__file__).with_name(file).read_text(encoding="utf-8")
     return card.format(
         front_matter="\n".join(front_matter),
-        mark=_MARK,
+        mark=MARK,
         spec=plan.spec,
         base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
         parameters="\n    ".join([*of_each, plan.parameters_line]),

@@ -41,9 +41,8 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             # As a shell writes `--data *.jsonl`.
             (files if given["data"] and word.endswith(ENDINGS) else specs).append(word)
             continue
-        from bishare_dsl.train.argument_types import argument_types, is_flag
         from bishare_dsl.train.errors import TrainError
-        from bishare_dsl.train.request import unknown_argument
+        from bishare_dsl.train.request import argument_types, is_flag, unknown_argument
 
         name, equals, value = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
@@ -100,6 +99,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --set r_inter=32 --eval_split 0.05 --bf16",
         "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
+        "bishare train library_core --model ./my-checkpoint --data customers/ --compare",
         "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
@@ -107,14 +107,16 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC]")
 @options.model(required=False, weights=True)
 @options.values
+@click.option("--compare", is_flag=True, help="Compare ways to learn new tasks; write nothing.")
 @_own_options
-@click.pass_context
+@click.pass_obj
 def command(
-    context: click.Context,
+    report: Report,
     /,
     words: tuple[str, ...],
     params: dict[str, int | float | str],
     config: str | None,
+    compare: bool,
     **given: Any,
 ) -> None:
     """Train an adapter. The defaults follow the Bi-Share paper: AdamW at 1e-4, 64 examples in a step, one
@@ -127,9 +129,11 @@ def command(
     --output_dir gets the adapter, checkpoints to resume from, and all arguments in run.json. Ctrl-C saves a
     checkpoint and stops. Several files of --data are tasks that train in one run: each gets an adapter, in a
     folder of its name.
+
+    --compare leaves up to five tasks out, trains a library of SPEC and one LoRA on the others, and learns the
+    tasks that were left out in every way: fresh LoRA, one LoRA for all, each --start of the library. A table
+    says how many answers are correct, or the held-out loss, and which way to take.
     """
-    report = context.find_object(Report)
-    assert report is not None
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         report.quiet, report.as_json = True, False
@@ -139,6 +143,7 @@ def command(
     from bishare_dsl.train.request import make_request
 
     given |= dict(_arguments(words, given)) | {"params": params or None}
+    given["output_dir"] = given["output_dir"] or "." * compare
     request = make_request(given, config)
     if isinstance(request.model, str):
         resolve(request.model)
@@ -146,6 +151,7 @@ def command(
     try:
         import datasets
 
+        from bishare_dsl.train.compare import compare as compare_tasks
         from bishare_dsl.train.errors import TrainingInterrupted
         from bishare_dsl.train.reporter import Reporter
         from bishare_dsl.train.run import run
@@ -153,12 +159,11 @@ def command(
         raise CommandError(NEEDS_PACKAGE(what="training", package=error.name)) from error
     datasets.disable_progress_bars()
     try:
-        reporter = Reporter(
-            report.quiet, report.note, report.problem, partial(click.echo, err=True)
-        )
+        warn = partial(click.echo, err=True)
+        reporter = Reporter(report.quiet, report.note, report.problem, warn)
         # The log of transformers goes to standard output, where results stand.
         with redirect_stdout(sys.stderr):
-            result = run(request, reporter)
+            result: Any = (compare_tasks if compare else run)(request, reporter)
     except TrainingInterrupted as stopped:
         retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")

@@ -30,14 +30,30 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 @contextmanager
+def catch_refusals() -> Iterator[None]:
+    """Convert errors that transformers raises about its arguments within a block to our own.
+
+    Raises:
+        TrainError: transformers rejects an argument (BS732).
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError, OSError) as error:
+        raise TrainError(codes.BAD_COMBINATION(reason=one_line(error))) from error
+
+
+@contextmanager
 def translate_refusals(folder: Path) -> Iterator[None]:
     """Convert errors of the operating system for a folder to our own.
 
     Raises:
-        TrainError: the system refused (BS747).
+        TrainError: another run has locked it (BS741), or the system refused (BS747).
     """
     try:
         yield
+    except BlockingIOError:
+        help = "wait until it is through, or give another `--output_dir`"
+        raise TrainError(codes.NOT_A_RUN(folder=folder, help=help)) from None
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error

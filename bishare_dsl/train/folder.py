@@ -41,7 +41,7 @@ def check_new(folder: Path, *, resumes: bool) -> None:
     """
     with translate_refusals(folder), ExitStack() as locked:
         if (folder / RUN_FILE).is_file():
-            locked.enter_context(_lock(folder))
+            locked.enter_context(lock_name(folder, wait=False))
         if not resumes:
             _check_empty(folder)
         check_writable(folder)
@@ -64,7 +64,7 @@ def hold(folder: Path, asked: Mapping[str, Any], resumed: Path | None) -> Iterat
     """
     with ExitStack() as locked:
         with translate_refusals(folder):
-            locked.enter_context(_lock(folder))
+            locked.enter_context(lock_name(folder, wait=False))
             if resumed is None:
                 _check_empty(folder)
             folder.mkdir(exist_ok=True)
@@ -74,17 +74,6 @@ def hold(folder: Path, asked: Mapping[str, Any], resumed: Path | None) -> Iterat
             if resumed is None:
                 content = json.dumps(asked, indent=2, ensure_ascii=False)
                 replace_file(folder / RUN_FILE, content.encode())
-        yield
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    with ExitStack() as locked:
-        try:
-            locked.enter_context(lock_name(folder, wait=False))
-        except BlockingIOError:
-            help = "wait until it is through, or give another `--output_dir`"
-            raise TrainError(codes.NOT_A_RUN(folder=folder, help=help)) from None
         yield
 
 
@@ -108,7 +97,6 @@ def seal(checkpoint: Path, record: Mapping[str, Any]) -> None:
         record: ``tasks``, the name and plan digest of each of several tasks, and digests of ``data`` and
             ``base``.
     """
-    record = {"step": step_of(checkpoint), **record}
     content = json.dumps({**record, "digest": _digest(checkpoint, record)}, indent=1)
     replace_file(checkpoint / SEAL, content.encode())
 
@@ -117,8 +105,6 @@ def fault_of(checkpoint: Path) -> str | None:
     """Return why a run cannot resume from a checkpoint: it is unsealed, or its files have changed."""
     try:
         record = record_of(checkpoint)
-        if record["step"] != step_of(checkpoint):
-            return f"it is that of step {record['step']}"
         same = record.pop("digest") == _digest(checkpoint, record)
         return None if same else "its files are not as saved"
     except (OSError, ValueError, TypeError, KeyError):
@@ -132,7 +118,7 @@ def record_of(checkpoint: Path) -> dict[str, Any]:
         KeyError: something is missing, as in checkpoints of earlier versions.
     """
     record = parse_json(read_file(checkpoint, SEAL, MAX_CONFIG))
-    return {name: record[name] for name in ("step", "tasks", "data", "base", "digest")}
+    return {name: record[name] for name in ("tasks", "data", "base", "digest")}
 
 
 def find_checkpoint(path: Path) -> Path:

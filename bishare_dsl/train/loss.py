@@ -76,16 +76,11 @@ def _computing(model: nn.Module, tokens: torch.Tensor) -> AbstractContextManager
         rows = functional.embedding(tokens, head.weight)
         return torch.einsum("bpd,bptd->bpt", states[:, : tokens.shape[1]], rows)
 
-    plain = type(head) is nn.Linear and not (
-        head._parameters["bias"] is not None or head._forward_hooks
-    )
-    if (
-        plain
-        and "forward" not in vars(head)
-        and tokens.shape[-1] * head.in_features < len(head.weight)
-    ):
-        return replaced_forward(head, forward)
-    return nullcontext()
+    if type(head) is not nn.Linear or "forward" in vars(head) or head._forward_hooks:
+        return nullcontext()
+    few = tokens.shape[-1] * head.in_features < len(head.weight)
+    plain = few and head._parameters["bias"] is None
+    return replaced_forward(head, forward) if plain else nullcontext()
 
 
 def among_options(examples: Any) -> bool:
@@ -125,7 +120,7 @@ def encode_choices(rows: Any, tokenizer: Any) -> Any:
     """
     examples = encode(rows, tokenizer, max_length=2**31 - 1).examples
     if not among_options(examples):
-        raise DataError(MISSING_FIELD(place=rows.place(0), field=OPTIONS))
+        raise DataError(MISSING_FIELD(place=rows.places[0], field=OPTIONS))
     return examples
 
 

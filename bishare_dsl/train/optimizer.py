@@ -1,16 +1,21 @@
-"""AdamW for adapters that train together: one step is a separate optimizer step for each.
+"""AdamW for adapters that train together: one step is a separate optimizer step for each; and schedules.
 
 (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", Algorithm 2.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments as Args
+from transformers import get_scheduler
+
+from bishare_dsl.train.errors import catch_refusals
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,12 @@ class Settings:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_norm: float = 0.0
+
+    @classmethod
+    def of(cls, args: Args) -> Settings:
+        """Return those of a Trainer's arguments."""
+        betas = args.adam_beta1, args.adam_beta2
+        return cls(betas, args.adam_epsilon, args.weight_decay, args.max_grad_norm)
 
 
 class RowAdamW(torch.optim.Optimizer):
@@ -57,9 +68,8 @@ class RowAdamW(torch.optim.Optimizer):
             rows = torch.tensor([*rates]).to(p.device, non_blocking=True)
             held = (p.grad, p, state["exp_avg"], state["exp_avg_sq"])
             gradient, value, mean, square = (t.index_select(0, rows) for t in held)
-            state["step"][[*rates]] += (
-                1  # On the CPU, also after loading: torch treats this name so.
-            )
+            # On the CPU, also after loading: torch treats this name so.
+            state["step"][[*rates]] += 1
             steps = state["step"][[*rates]].tolist()
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             finite = norm.isfinite().to(p.dtype)
@@ -80,3 +90,22 @@ class RowAdamW(torch.optim.Optimizer):
 def _column(values: Iterable[float], like: Tensor) -> Tensor:
     """Return a column with a value per row, without waiting for the device."""
     return torch.tensor([*values], dtype=like.dtype).to(like.device, non_blocking=True).unsqueeze(1)
+
+
+Schedule = Callable[[int], float]
+"""A factor of the learning rate, as a function of the number of steps done."""
+
+
+def schedule_of(args: Args, warm_up: int, steps: int) -> Schedule | None:
+    """Return the schedule of a run with this many steps; None if it depends on more than the step.
+
+    The k-th of n warm-up steps has k / n of the learning rate, so the first one learns too.
+    """
+    probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    kinds: Any = args.lr_scheduler_kwargs
+    with catch_refusals():
+        scheduler = get_scheduler(args.lr_scheduler_type, probe, warm_up, steps, kinds)
+    if not isinstance(scheduler, LambdaLR):
+        return None
+    (factor,) = scheduler.lr_lambdas
+    return lambda step: factor(step + 1 if step < warm_up else step)

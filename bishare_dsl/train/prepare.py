@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import check_apart, check_place, names_in, read_adapter
+from bishare_dsl.adapter.fingerprint import Fingerprint, difference
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import raise_errors
@@ -27,31 +28,54 @@ from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
 from bishare_dsl.models.load import load_model, load_tokenizer
 from bishare_dsl.plan import Plan
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import (
-    check_processes,
-    effective_batch,
-    training_arguments,
-    warm_up,
-)
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import Rows, load_rows
-from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.errors import TrainError, catch_refusals
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.request import Request, argument_types
 from bishare_dsl.train.tasks import Steps, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-
-    from bishare_dsl.train.reporter import Reporter
-    from bishare_dsl.train.request import Request
 
 Trainable = ResolvedSpec | StoredAdapter
 """The object to train: planned, or read from a folder."""
 
-_FEW_PARAMETERS, _LOW_RATE = 10_000, 1e-3
-"""A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
+BATCH = 64
+"""Examples per optimizer step, over all processes."""
+PER_DEVICE = 4
+"""The largest number of examples in one forward pass."""
+WARM_UP = 100
+"""Warm-up steps of the paper's learning rate; by default at most a quarter of the run.
+
+With a tenth of the run instead, some runs at high learning rates diverge early
+(benchmarks/notes/2026-11-27-falling.md).
+"""
+
+DEFAULTS: Mapping[str, Any] = {
+    # The paper's values, with transformers' AdamW.
+    "learning_rate": 1e-4,
+    "num_train_epochs": 1,
+    # The seed of `bishare compile`, so that training starts from the same tensors.
+    "seed": 0,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "include_num_input_tokens_seen": "non_padding",
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+    # Every tensor of an adapter has a gradient in every step, and a search costs time.
+    "ddp_find_unused_parameters": False,
+}
+"""Defaults that differ from those of `TrainingArguments`."""
+_FIXED: Mapping[str, Any] = {
+    # A bad loss must not be hidden; rows are already encoded.
+    "logging_nan_inf_filter": False,
+    "remove_unused_columns": False,
+    # Reentrant recomputing needs inputs with gradients.
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +86,7 @@ class Prepared:
         request: the request.
         args: the Trainer's arguments.
         base: the base, or its location.
-        trainable: the object to train.
-        library: the first adapter of the library that tasks are added to.
+        trainable: the object to train, or the first adapter of the library that tasks are added to.
         places: what stands where the adapters of several tasks will be, by name.
         tokenizer: encodes the examples.
         steps: the steps of the tasks; for a single task, Trainer and its data loader create them.
@@ -75,7 +98,6 @@ class Prepared:
     args: TrainingArguments
     base: PreTrainedModel | Source
     trainable: Trainable
-    library: StoredAdapter | None
     places: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase
     steps: Steps
@@ -108,31 +130,24 @@ def prepare(
     if args.max_steps == 0 and request.library is None:
         raise TrainError(codes.BAD_COMBINATION(reason="`max_steps` 0 needs a `library`"))
     places = check_several(request, args, trainable.plan) if request.several else {}
-    library = read_library(request, trainable.plan)
     if tokenizer is None and isinstance(base, Source):
         tokenizer = load_tokenizer(base)
     if tokenizer is None or isinstance(tokenizer, str):
         name = "the model" if base is request.model else request.model
         raise TrainError(NO_TOKENIZER(model=name))
     tasks = read_tasks(request, args, tokenizer, reporter)
-    content = trainable.plan.digest + ("" if library is None else library.config.tensors)
+    shared = trainable.config.tensors if isinstance(trainable, StoredAdapter) else ""
     digests = [report.digest for task in tasks for report in task.data.values()]
     record = {
-        "tasks": [[task.name, content] for task in tasks if request.several],
+        "tasks": [[task.name, trainable.plan.digest + shared] for task in tasks if request.several],
         "data": hashlib.sha256("".join(digests).encode()).hexdigest(),
     }
     if request.resume is not None:
         check_resumed(request.resume, record)
         reporter.note(f"going on from {request.resume.name}")
-    steps = Steps(
-        tasks,
-        Collator.of(tokenizer),
-        effective_batch(args),
-        args.num_train_epochs,
-        args.max_steps if args.max_steps >= 0 else None,
-        request.rows_at_once,
-        args.world_size,
-    )
+    epochs, most = args.num_train_epochs, None if args.max_steps < 0 else args.max_steps
+    collator, batch = Collator.of(tokenizer), effective_batch(args)
+    steps = Steps(tasks, collator, batch, epochs, most, request.rows_at_once)
     # A trainer changes the arguments.
     warm = partial(warm_up, args, request.arguments)
     text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {steps.batch:,} examples"
@@ -141,13 +156,70 @@ def prepare(
     elif (passes := args.world_size * args.gradient_accumulation_steps) > 1:
         text += f", {passes} passes of {args.per_device_train_batch_size}"
     reporter.note(text)
-    return Prepared(request, args, base, trainable, library, places, tokenizer, steps, record, warm)
+    return Prepared(request, args, base, trainable, places, tokenizer, steps, record, warm)
+
+
+def training_arguments(
+    given: Mapping[str, Any], output_dir: str, *, evaluates: bool
+) -> TrainingArguments:
+    """Build the arguments of a run. Under `torchrun` and similar launchers, this joins the processes.
+
+    Args:
+        given: values by name, of the types of `TrainingArguments`.
+        output_dir: the run's folder.
+        evaluates: whether there is held-out data.
+
+    Raises:
+        TrainError: arguments conflict (BS732).
+    """
+    chosen = {**DEFAULTS, **given, **_FIXED}
+    if "activation_checkpointing" in argument_types():  # The name since transformers 5.23.
+        old, new = "gradient_checkpointing", "activation_checkpointing"
+        chosen = {name.replace(old, new): value for name, value in chosen.items()}
+    if not torch.accelerator.is_available():
+        chosen["use_cpu"] = True
+    if evaluates and "eval_strategy" not in given:
+        chosen["eval_strategy"] = "steps"
+        chosen.setdefault("eval_steps", chosen["save_steps"])
+    with catch_refusals():
+        args = TrainingArguments(output_dir=output_dir, **chosen)
+        if args.deepspeed_plugin is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise ValueError("DeepSpeed and FSDP shard a base in TRL's `SFTTrainer`")
+        if args.save_total_limit == 1:
+            args.save_total_limit = 2  # Trainer removes the last one before the next one is sealed.
+        _fill_batch(args, given)
+    return args
+
+
+def effective_batch(args: TrainingArguments) -> int:
+    """Count the examples per optimizer step, over all processes."""
+    at_once: int = args.per_device_train_batch_size * args.world_size
+    return at_once * args.gradient_accumulation_steps
+
+
+def warm_up(args: TrainingArguments, given: Mapping[str, Any], steps: int) -> int:
+    """Count the warm-up steps of a run with this many steps, from the arguments."""
+    return args.get_warmup_steps(steps) if "warmup_steps" in given else min(WARM_UP, steps // 4)
+
+
+def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
+    """Choose unset arguments so that an optimizer step sees `BATCH` examples."""
+    size = given.get("per_device_train_batch_size")
+    steps = given.get("gradient_accumulation_steps")
+    if any(count is not None and count < 1 for count in (size, steps)):
+        raise ValueError("a batch has one example at least")
+    if size is None:
+        most = PER_DEVICE if steps is None else BATCH
+        size = max(1, min(most, round(BATCH / (args.world_size * (steps or 1)))))
+    if steps is None:
+        steps = max(1, round(BATCH / (size * args.world_size)))
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, steps
 
 
 def find_trainable(
     request: Request, base: PreTrainedModel | Source, reporter: Reporter
 ) -> Trainable:
-    """Plan the spec, or read the adapter. To resume a run, read its checkpoint.
+    """Plan the spec, or read the adapter: the first one of a library, or the checkpoint of a run to resume.
 
     Raises:
         BishareError: it cannot be trained.
@@ -156,21 +228,27 @@ def find_trainable(
     if not isinstance(base, Source) and (other := other_task(base)) is not None:
         raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
     spec = request.spec
-    if request.resume is not None and not folders.record_of(request.resume)["tasks"]:
+    if request.library is not None:
+        spec = first_of(request.library)
+    elif request.resume is not None and not folders.record_of(request.resume)["tasks"]:
         return read_adapter(request.resume)
-    if spec is None:
-        spec = first_of(str(request.library)).spec_text
-    if not (isinstance(spec, str) and "\n" not in spec and folders.is_adapter(spec)):
+    elif not (isinstance(spec, str) and "\n" not in spec and folders.is_adapter(spec)):
         resolved = make_plan(spec, base, request.params)
         for problem in resolved.problems:
             reporter.report(problem, resolved.where)
         return resolved
-    if request.several or request.params:
+    elif spec in shipped_specs():
+        help = f"write `./{spec}` for the folder, or `{spec}.share` for the spec"
+        reason = f"`{spec}` is a folder with an adapter, and a shipped spec"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    elif request.several or request.params:
         reason = f"several tasks and `params` need a spec, and `{spec}` is an adapter"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
     read, findings = read_fitting(spec, base)
     for problem in findings:
         reporter.report(problem, None)
+    if request.library is not None:
+        check_library(request, read)
     return read
 
 
@@ -192,68 +270,68 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict
         not in ("adamw_torch", "adamw_torch_fused"),
         "lr_scheduler_type": args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
         "train_sampling_strategy": args.train_sampling_strategy != "random",
-        "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+        "torchrun": args.world_size > 1,
     }
     for name in (name for name, is_so in refused.items() if is_so):
-        raise TrainError(
-            codes.BAD_COMBINATION(reason=f"`{name}` is for one task, without `library`")
-        )
+        reason = f"`{name}` is for one task, without `library`"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     shares = request.makes_library(plan)
     names = [folders.LIBRARY] if shares else request.tasks
-    names = names if args.should_save else []
     return {name: check_place(request.output_dir / name, library=shares) for name in names}
 
 
-def check_resumed(checkpoint: Path, record: Mapping[str, Any]) -> None:
+def check_resumed(
+    checkpoint: Path, record: Mapping[str, Any], base: Fingerprint | None = None
+) -> None:
     """Check that a checkpoint is of the same run; ``record`` is a part of that of `folder.seal`.
 
     Raises:
         TrainError: it is of other tasks, examples or weights (BS732).
     """
     sealed = folders.record_of(checkpoint)
-    named = {"tasks": "tasks, params or another library", "data": "examples", "base": "weights"}
+    named = {"tasks": "tasks, params or another library", "data": "examples"}
     help = f"`bishare train {checkpoint} ...` trains its adapter further, in another `--output_dir`"
     if sealed["tasks"]:
         help = "start a new run with all arguments, in another `--output_dir`"
-    reasons = [f"the checkpoint is of other {named[n]}" for n in record if sealed[n] != record[n]]
+    others = [named[n] for n in record if sealed[n] != record[n]]
+    if base and sealed["base"] and difference(Fingerprint(**sealed["base"]), base):
+        others.append("weights")
+    reasons = [f"the checkpoint is of other {other}" for other in others]
     raise_errors(TrainError, [codes.BAD_COMBINATION(reason=r, help=help) for r in reasons])
 
 
-def read_library(request: Request, plan: Plan) -> StoredAdapter | None:
-    """Read the library that tasks are added to, as its first adapter.
+def check_library(request: Request, first: StoredAdapter) -> None:
+    """Check that tasks can be added to the library of an adapter, whose spec and params are those of the run.
 
     Raises:
-        TrainError: it is not a library, has another plan, or already has an adapter with a task's name
-            (BS732).
+        TrainError: the request has others, or the library has an adapter with a task's name (BS732).
     """
-    folder = request.library
-    if folder is None:
-        return None
-    first = first_of(folder)
-    check_apart(Path(folder), request.output_dir / folders.LIBRARY)
-    if not first.plan.runs_as(plan):
-        reason = f"the library `{folder}` is of another spec, or of other params"
-        help = "leave the spec and `--set` out: the library has them"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    if twice := sorted((first.config.adapters or {}).keys() & request.tasks):
+    folder = Path(str(request.library))
+    check_apart(folder, request.output_dir / folders.LIBRARY)
+    reason, help = "", None
+    if request.spec is not None or request.params:
+        reason, help = f"`{folder}` has a spec and its params", "leave the spec and `--set` out"
+    elif twice := sorted((first.config.adapters or {}).keys() & request.tasks):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
         help = f"give the task another name: `--data {twice[0]}-2=FILE`"
+    if reason:
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    return first
 
 
-def first_of(library: str) -> StoredAdapter:
-    """Read the first adapter of a library.
+def first_of(library: str) -> str:
+    """Return the location of a library's first adapter.
 
     Raises:
         TrainError: it is not a library (BS732).
     """
     if names := names_in(library):
-        return read_adapter(f"{library}#{names[0]}")
-    reason = f"`{library}` is no library"
+        return f"{library}#{names[0]}"
+    inside = Path(library) / folders.LIBRARY
     help = "`bishare train library_core` with several `--data` begins one"
-    raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    if names_in(inside):
+        help = f"a run has its library inside: `--library {inside}`"
+    raise TrainError(codes.BAD_COMBINATION(reason=f"`{library}` is no library", help=help))
 
 
 def read_tasks(
@@ -267,69 +345,39 @@ def read_tasks(
     Raises:
         DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
     """
-    tasks = list[Task]()
-    order = args.seed if args.data_seed is None else args.data_seed
-    split, subset = request.data_split, request.data_subset
+    tasks, seed = list[Task](), args.seed
+    order = seed if args.data_seed is None else args.data_seed
+    split, subset, form = request.data_split, request.data_subset, request.format
+    how: Any = {"max_length": request.max_length, "train_on": request.train_on, "format": form}
     for name, sources in request.tasks.items():
         parts = {"train": Rows.join([load_rows(s, split=split, subset=subset) for s in sources])}
-        if request.eval_data is not None:
-            same = request.eval_data in sources
-            parts["eval"] = load_rows(
-                request.eval_data, split=request.eval_data_split, subset=subset if same else None
-            )
+        if (other := request.eval_data) is not None:
+            same = subset if other in sources else None
+            parts["eval"] = load_rows(other, split=request.eval_data_split, subset=same)
         elif (size := request.eval_split) is not None:
-            both = split_off(parts["train"], size, args.seed, format=request.format)
-            parts = dict(zip(("train", "eval"), both, strict=True))
+            parts["train"], parts["eval"] = split_off(parts["train"], size, seed, format=form)
         if not request.several:
             reporter.note(f"encoding {sum(map(len, parts.values())):,} rows ...")
-        examples, reports = {}, {}
-        for part, rows in parts.items():
-            encoded = encode(
-                rows,
-                tokenizer,
-                max_length=request.max_length,
-                train_on=request.train_on,
-                format=request.format,
-            )
-            examples[part], reports[part] = encoded.examples, encoded.report
+        encoded = {part: encode(rows, tokenizer, **how) for part, rows in parts.items()}
+        for part, (_, report) in encoded.items():
             of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
-            reporter.note(f"{of}{encoded.report}")
-        tasks.append(Task(name, examples["train"], examples.get("eval", ()), order, reports))
+            reporter.note(f"{of}{report}")
+        examples, held_out = encoded["train"].examples, encoded.get("eval", ((),))[0]
+        reports = {part: report for part, (_, report) in encoded.items()}
+        tasks.append(Task(name, examples, held_out, order, reports))
     return tasks
 
 
-def load_base(prepared: Prepared, reporter: Reporter) -> tuple[PreTrainedModel, str]:
-    """Return the given model, or load the named one, and the digest of its weights; empty without steps.
+def load_base(
+    request: Request, base: PreTrainedModel | Source, reporter: Reporter
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Return the given model, or load it, and then its tokenizer too.
 
     Raises:
-        BishareError: it cannot be loaded, or it is not the base of the checkpoint to resume (BS732).
+        BishareError: it cannot be loaded.
     """
-    request, model = prepared.request, prepared.base
-    if isinstance(model, Source):
-        reporter.note(f"loading {request.model} ...")
-        bits = 4 if request.load_in_4bit else 8 if request.load_in_8bit else None
-        model = load_model(model, dtype=request.dtype, device=request.device_map, bits=bits)[0]
-    check_processes(prepared.args, model)
-    digest = _digest_of(model) if len(prepared.steps) else ""
-    if request.resume is not None:
-        check_resumed(request.resume, {"base": digest})
-    return model, digest
-
-
-def _digest_of(model: PreTrainedModel) -> str:
-    """Return a digest of the name, shape and sum of each weight; weights on disk count without a sum."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {[*weight.shape]} ".encode())
-        if not weight.is_meta:
-            # A sum of integers does not depend on the order of addition, as one of floats does.
-            bits = weight.detach().contiguous().view(getattr(torch, f"int{8 * weight.itemsize}"))
-            digest.update(str(int(bits.sum())).encode())
-    return digest.hexdigest()
-
-
-def note_low_rate(reporter: Reporter, learned: int, rate: float) -> None:
-    """Note that few parameters learn little at a low learning rate."""
-    if learned < _FEW_PARAMETERS and rate < _LOW_RATE:
-        text = f"so few parameters learn little at a rate of {rate:g}: try --learning_rate 2e-3"
-        reporter.note(text)
+    if not isinstance(base, Source):
+        return base, None
+    reporter.note(f"loading {request.model} ...")
+    bits = 4 if request.load_in_4bit else 8 if request.load_in_8bit else None
+    return load_model(base, dtype=request.dtype, device=request.device_map, bits=bits)

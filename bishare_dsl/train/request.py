@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -21,7 +22,6 @@ from pydantic import (
 
 from bishare_dsl.diagnostics import Problem, advise, one_line
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.train.argument_types import argument_types, is_flag
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
 from bishare_dsl.train.errors import TrainError
@@ -30,7 +30,35 @@ if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
 
 
+_NOT_TAKEN = {
+    *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
+    *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
+    *("deepspeed", "fsdp", "fsdp_config", "parallelism_config"),
+    *("disable_tqdm", "label_smoothing_factor"),
+    *("logging_nan_inf_filter", "remove_unused_columns"),
+    *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+}
+
+
+@cache
+def argument_types() -> Mapping[str, Any]:
+    """Return the types of all accepted arguments by name."""
+    from transformers import TrainingArguments
+
+    types = get_type_hints(TrainingArguments)
+    names = {field.name for field in fields(TrainingArguments) if field.init} - _NOT_TAKEN
+    return {name: types[name] for name in types if name in names}
+
+
+def is_flag(name: str) -> bool:
+    """Return whether an argument is boolean, so that its option needs no value."""
+    return argument_types().get(name) in (bool, bool | None)
+
+
 _NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+Start = Literal["zero", "mean", "nearest", "mixture", "auto"]
 
 
 class Settings(BaseModel):
@@ -51,7 +79,7 @@ class Settings(BaseModel):
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
     """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
-    start: Literal["zero", "mean", "nearest", "mixture", "auto"] = "auto"
+    start: Start = "auto"
     """zero|mean|nearest|mixture|auto: Where adapters of a library start: at zero, at the mean of its members,
     the nearest member, or a sum weighted by their losses; auto, the default, takes such a sum if it answers
     more of the examples than training from zero. --max_steps 0 does not train."""
@@ -88,6 +116,8 @@ class Settings(BaseModel):
             pairs = [(str(name), os.fspath(file)) for name, file in value.items()]
         else:
             words = [value] if isinstance(value, str) else value
+            if not all(isinstance(word, str) for word in words):
+                raise ValueError("write rows into a file, such as `rows.jsonl`, and name it")
             pairs = [pair for word in words for pair in _tasks_of(word)]
             if [name for name, _ in pairs] == [""]:
                 return pairs[0][1]
@@ -154,15 +184,13 @@ class Request(Settings):
     output_dir: Path
     params: dict[str, Any] = {}
     resume: Path | None = None
-    fsdp: bool | str | None = None
 
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name == "fsdp" and str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        named = info.field_name in argument_types() and not is_flag(str(info.field_name))
-        return "no" if named and value is False else value  # YAML reads a bare `no` as False.
+        # YAML reads a bare `no` as False.
+        own = value is not False or info.field_name in Request.model_fields
+        return value if own or is_flag(str(info.field_name)) else "no"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -173,8 +201,18 @@ class Request(Settings):
         """Return whether adapters of a plan share tensors: its keys name `adapter`, or a library has it."""
         return self.several and (plan.is_library or self.library is not None)
 
-    def as_dict(self, spec: str) -> dict[str, Any]:
-        """Return arguments for the same run from any folder; ``spec`` is a text or a path."""
+    def trainable(self, plan: Plan) -> int:
+        """Count the trained parameters of each adapter."""
+        return plan.trainable if self.library is None else plan.private
+
+    def owned(self, plan: Plan) -> str:
+        """Return in words the parameters per adapter, or a library's private and shared ones."""
+        if not self.makes_library(plan):
+            return f"{plan.trainable:,} parameters"
+        return plan.owned + " and frozen" * (self.library is not None)
+
+    def as_dict(self, spec: str | None) -> dict[str, Any]:
+        """Return arguments for the same run from any folder; ``spec`` is a text, a path or a library's."""
         left_out = {"spec", "output_dir", "resume"}
         if not isinstance(self.model, str):
             left_out.add("model")
@@ -185,8 +223,7 @@ class Request(Settings):
 
 @cache
 def _requests() -> type[Request]:
-    kinds = {name: kind for name, kind in argument_types().items() if name != "fsdp"}
-    theirs: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
+    theirs: dict[str, Any] = {n: (kind | None, None) for n, kind in argument_types().items()}
     return create_model("Request", __base__=Request, **theirs)
 
 
@@ -194,13 +231,12 @@ def _absolute(value: Any) -> Any:
     """Return the absolute path of an existing file or folder; other values are unchanged."""
     if isinstance(value, dict):
         return {name: _absolute(path) for name, path in value.items()}
-    if not isinstance(value, str):
-        return value
     path = Path(value).expanduser().absolute()
     return str(path) if path.exists() else value
 
 
 _PATHS = ("model", "data", "eval_data", "library")
+_WORDS = {"Value error, ": "", "Input": "it", "greater than or equal to": "at least"}
 _SUCH = {
     "spec": "the first word is a spec, such as `bishare_ke`, or a `.share` file",
     "model": "such as `--model ./my-checkpoint`, with its weights",
@@ -221,11 +257,9 @@ def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
         return unknown_argument(name, _requests().model_fields)
     if error["type"] == "missing":
         return codes.MISSING_ARGUMENT(name=name, help=_SUCH[name])
-    reason, help = (
-        error["msg"].removeprefix("Value error, "),
-        "`bishare train --help` says what it takes",
-    )
-    reason = reason.replace("Input", "it").replace("greater than or equal to", "at least")
+    reason, help = error["msg"], "`bishare train --help` says what it takes"
+    for theirs, ours in _WORDS.items():
+        reason = reason.replace(theirs, ours)
     return codes.WRONG_VALUE(name=name, value=given[name], reason=reason, help=help)
 
 
@@ -250,7 +284,8 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     if "output_dir" in merged:
         merged["output_dir"] = Path(merged["output_dir"]).expanduser()
     try:
-        found = _requests().model_validate({**merged, "params": params, "resume": resume})
+        kind = Request if merged.keys() <= Request.model_fields.keys() else _requests()
+        found = kind.model_validate({**merged, "params": params, "resume": resume})
     except ValidationError as error:
         first: dict[str, Any] = {}
         for fault in error.errors():

@@ -6,14 +6,15 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from bishare_dsl.show.table import Table
+from bishare_dsl.train.data.encoding import DataReport
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from bishare_dsl.train.data.encoding import DataReport
+EACH = {"loss": "losses", "eval_loss": "eval_losses", "eval_accuracy": "eval_accuracies"}
+"""Keys of the log, with the keys under which a run of several tasks has the value of each task."""
 
 
 @dataclass(frozen=True)
@@ -139,28 +140,35 @@ class TrainResult:
         return "\n\n".join(parts)
 
     def _table(self) -> Table:
-        rows = []
+        rows = list[dict[str, object]]()
         for task in self.tasks:
+            row: dict[str, object] = {"task": task.name, "rows": task.rows, "steps": task.steps}
             losses = (task.loss_first, task.loss_last, task.eval_loss)
-            cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
+            for name, loss in zip(("first", "last", "held-out"), losses, strict=True):
+                row[f"{name} loss"] = "" if loss is None else f"{loss:.4f}"
             if self.accuracy is not None:
-                cells.append("" if task.accuracy is None else f"{task.accuracy:.1%}")
-            where = ", ".join(part for part in (task.folder, task.start) if part)
-            rows.append((task.name, task.rows, task.steps, *cells, where))
-        among = ["correct"] * (self.accuracy is not None)
-        head = [
-            "task",
-            "rows",
-            "steps",
-            "first loss",
-            "last loss",
-            "held-out loss",
-            *among,
-            "adapter",
-        ]
-        return Table(head, rows, left={0, len(head) - 1})
+                row["correct"] = "" if task.accuracy is None else f"{task.accuracy:.1%}"
+            row["adapter"] = ", ".join(filter(None, (task.folder, task.start)))
+            rows.append(row)
+        head = [*rows[0]]
+        return Table(head, [[*row.values()] for row in rows], left={0, len(head) - 1})
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
+
+
+def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> dict[int, float]:
+    """Return the values of a key in a run's history by step, for one ``task`` if there are several.
+
+    Args:
+        history: Trainer's log.
+        key: one of `EACH`.
+        task: None for a run of one adapter.
+    """
+    if task is None:
+        return {entry["step"]: entry[key] for entry in history if key in entry}
+    key = EACH[key]
+    of_tasks = ((entry["step"], entry[key]) for entry in history if key in entry)
+    return {step: losses[task] for step, losses in of_tasks if task in losses}

@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import FrameType
+from typing import Any, cast
 
-from transformers import TrainerCallback
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.utils import logging
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import add_to_library, place_of, save_adapter, save_library
+from bishare_dsl.adapter.files import add_to_library, save_adapter, save_library
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.show.shared import told_lines
-from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
-from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import LIBRARY, hold
-from bishare_dsl.train.prepare import Prepared, load_base, note_low_rate, prepare
+from bishare_dsl.spec import Spec
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
+from bishare_dsl.train.folder import LIBRARY, hold, step_of
+from bishare_dsl.train.prepare import Prepared, check_resumed, load_base, prepare
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
-from bishare_dsl.train.result import TaskResult, TrainResult
-from bishare_dsl.train.start import start_tasks
+from bishare_dsl.train.result import EACH, TaskResult, TrainResult, logged
+from bishare_dsl.train.start import Record, start_tasks
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.tenants import Tenants
-from bishare_dsl.train.trainer import AdapterTrainer
+from bishare_dsl.train.trainer import AdapterTrainer, BankTrainer, Watch
 from bishare_dsl.train.trunk import cached_trunk
-from bishare_dsl.train.watch import EACH, Watch, logged, quietly, run_loop
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from bishare_dsl.adapter.handle import Handle
-    from bishare_dsl.compiler import ResolvedSpec
-    from bishare_dsl.diagnostics import Problem
-    from bishare_dsl.spec import Spec
+FEW_PARAMETERS, LOW_RATE = 10_000, 1e-3
+"""A parameter count and a learning rate, below which training learns little (PEFT's UniLoRA entry)."""
 
 
 def train(
@@ -94,17 +96,13 @@ def train(
         BishareError: the arguments, the spec, the model or the data are invalid (BS7xx and earlier stages),
             or a loss or gradient is not finite (BS750), in which case the last checkpoint is kept.
         FileNotFoundError: the spec does not exist.
+        TypeError: the model is the first argument.
         TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
     """
-    given = {
-        "spec": spec,
-        "model": model,
-        "data": data,
-        "output_dir": output_dir,
-        "params": params,
-        "resume": resume,
-        **arguments,
-    }
+    if isinstance(spec, PreTrainedModel):
+        raise TypeError("the model is the second argument: `train(spec, model, data, output_dir)`")
+    given: dict[str, Any] = {"spec": spec, "model": model, "data": data}
+    given |= {"output_dir": output_dir, "params": params, "resume": resume, **arguments}
     request = make_request(given, config)
     return run(request, Reporter(quiet), tokenizer=tokenizer, callbacks=callbacks)
 
@@ -119,88 +117,68 @@ def run(
     """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
     began = time.monotonic()
     prepared = prepare(request, reporter, tokenizer)
-    loaded = load(prepared, reporter)
-    trainer = fit(prepared, loaded, reporter, callbacks)
-    return _result(prepared, loaded, trainer, reporter, time.monotonic() - began)
+    handle, tenants = load(prepared, reporter)
+    trainer = fit(prepared, handle, tenants, reporter, callbacks)
+    return _result(prepared, handle, trainer, reporter, time.monotonic() - began)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model with an adapter for each task.
-
-    Attributes:
-        model: the adapted model, on its device.
-        tenants: the adapters, if several are trained together.
-        base: the digest of the base's weights.
-        owned: the parameters per adapter, or the private and shared ones of a library's adapters, in words.
-        shares: whether the adapters are a library's.
-    """
-
-    model: PreTrainedModel
-    tenants: Tenants | None
-    base: str
-    owned: str
-    shares: bool
-
-    @property
-    def handle(self) -> Handle:
-        """The handle of the adapters."""
-        return cast("Handle", self.model.bishare)
-
-
-def load(prepared: Prepared, reporter: Reporter) -> Loaded:
-    """Load the base and adapt it.
+def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, Tenants | None]:
+    """Load the base and adapt it; return the handle of its adapters, and several ones as tenants.
 
     Raises:
-        BishareError: it cannot be loaded or adapted, or it is not the base of the checkpoint to resume.
+        BishareError: it cannot be loaded or adapted.
     """
-    request, args, library = prepared.request, prepared.args, prepared.library
-    trainable, tasks = prepared.trainable, prepared.steps.tasks
-    model, digest = load_base(prepared, reporter)
+    request, args, trainable = prepared.request, prepared.args, prepared.trainable
+    model: Any = load_base(request, prepared.base, reporter)[0]
     tenants, notes = None, list[str]()
     if request.several:
-        tenants = Tenants(model, library or cast("ResolvedSpec", trainable))
-        notes = [note for task in tasks for note in tenants.add(task.name, args.seed)]
+        tenants = Tenants(model, trainable)
+        for task in prepared.steps.tasks:
+            notes += tenants.add(task.name, args.seed)
+        if args.place_model_on_device and not (
+            getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+        ):
+            model.to(args.device)  # The bank is created on the training device.
     else:
-        notes = [*install(model, trainable, args.seed)]
+        notes += install(model, trainable, args.seed)
     for note in dict.fromkeys(notes):
         reporter.warn(note)
-    placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-    if tenants is not None and args.place_model_on_device and not placed:
-        cast(Any, model).to(args.device)  # The bank is created on the training device.
-    plan = cast("Handle", model.bishare).plan
-    shares = request.makes_library(plan)
-    owned = f"{plan.owned}{' and frozen' * (library is not None)}" if shares else ""
-    of = "of each task: " * request.several
-    reporter.note(f"{of}{owned or plan.parameters_line}", *told_lines(plan))
-    note_low_rate(reporter, plan.private if library else plan.trainable, args.learning_rate)
-    return Loaded(model, tenants, digest, owned or f"{plan.trainable:,} parameters", shares)
+    plan, of = model.bishare.plan, "of each task: " * request.several
+    words = request.owned(plan) if request.makes_library(plan) else plan.parameters_line
+    reporter.note(f"{of}{words}", *told_lines(plan))
+    if request.trainable(plan) < FEW_PARAMETERS and args.learning_rate < LOW_RATE:
+        rate = f"{args.learning_rate:g}: try --learning_rate 2e-3"
+        reporter.note(f"so few parameters learn little at a rate of {rate}")
+    return model.bishare, tenants
 
 
 def fit(
-    prepared: Prepared, loaded: Loaded, reporter: Reporter, callbacks: Iterable[TrainerCallback]
+    prepared: Prepared,
+    handle: Handle,
+    tenants: Tenants | None,
+    reporter: Reporter,
+    callbacks: Iterable[TrainerCallback],
 ) -> AdapterTrainer | BankTrainer:
     """Train the adapters and write them; return the trainer.
 
     Raises:
-        TrainError: see `train`.
+        TrainError: see `train`; or it is not the base of the checkpoint to resume (BS732).
         TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
     """
     request, args, steps = prepared.request, prepared.args, prepared.steps
-    folder, tenants = request.output_dir, loaded.tenants
-    record = {**prepared.record, "base": loaded.base}
-    how: dict[str, Any] = {"warm_up": prepared.warm_up, "args": args}
-    with undo_prepare(loaded.model), quietly(), ExitStack() as stack:
-        trainer: AdapterTrainer | BankTrainer
-        watch: Watch = Watch(record, reporter.report)
-        if tenants is not None:
-            watch = BankWatch(record, reporter.report)
+    base, model = handle.fingerprint() if len(steps) else None, cast(Any, handle.model)
+    if request.resume is not None:
+        check_resumed(request.resume, {}, base)
+    watch = Watch({**prepared.record, "base": base and asdict(base)}, reporter.report)
+    how: dict[str, Any] = {"args": args, "warm_up": prepared.warm_up}
+    how["callbacks"] = [watch, *callbacks]
+    trainer: AdapterTrainer | BankTrainer
+    with undo_prepare(model), quietly(), ExitStack() as stack:
         record_start = None if tenants is None else start_tasks(prepared, tenants, reporter)
-        how["callbacks"] = [watch, *callbacks]
         if tenants is None:
             (task,) = steps.tasks
             trainer = AdapterTrainer(
-                model=as_peft_model(cast(Any, loaded.model), "CAUSAL_LM"),
+                model=as_peft_model(model, "CAUSAL_LM"),
                 data_collator=steps.collator,
                 train_dataset=task.examples,
                 eval_dataset=task.held_out or None,
@@ -211,17 +189,18 @@ def fit(
             stack.callback(tenants.close)
             how["eval_dataset"] = [()] if request.eval_split is not None else None
             trainer = BankTrainer(steps=steps, tenants=tenants, **how)
-            trainer.write = partial(_write, trainer, folder, prepared, reporter)
+            trainer.write = partial(_write, trainer, prepared, reporter)
         watch.trainer = trainer
+        if reporter.quiet:
+            trainer.remove_callback(PrinterCallback)
         trainer.accelerator.wait_for_everyone()  # All processes have finished reading the folder.
         if args.should_save:
-            first = prepared.trainable
-            spec = loaded.handle.spec_text
-            if isinstance(first, StoredAdapter):
-                spec = str(first.folder)
-            stack.enter_context(hold(folder, request.as_dict(spec), request.resume))
-        plan, context = loaded.handle.plan, trainer.accelerator.autocast
-        trunk = cached_trunk(loaded.model, plan, steps, context, reporter)
+            begins = prepared.trainable
+            spec = begins.folder if isinstance(begins, StoredAdapter) else handle.spec_text
+            record = request.as_dict(None if request.library else str(spec))
+            stack.enter_context(hold(request.output_dir, record, request.resume))
+        context = trainer.accelerator.autocast
+        trunk = cached_trunk(model, handle.plan, steps, context, reporter)
         cached = stack.enter_context(trunk)
         if len(steps):
             run_loop(trainer, watch, request, reporter)
@@ -230,29 +209,30 @@ def fit(
             trainer.save_state()
         if record_start is not None:
             record_start(cached)
-    loaded.model.eval()
+    model.eval()
     return trainer
 
 
 def _result(
     prepared: Prepared,
-    loaded: Loaded,
+    handle: Handle,
     trainer: AdapterTrainer | BankTrainer,
     reporter: Reporter,
     seconds: float,
 ) -> TrainResult:
     """Build the result of a run from its log, and report the tasks without an adapter."""
     request, steps, state = prepared.request, prepared.steps, trainer.state
-    numbers, plan = range(len(steps.tasks)), loaded.handle.plan
+    several, plan = request.several, handle.plan
     kept = trainer.kept() if isinstance(trainer, BankTrainer) else [0]
     best = state.best_global_step if trainer.args.load_best_model_at_end else None
-
-    def result_of(number: int) -> TaskResult:
-        task, several = steps.tasks[number], request.several
+    tasks, epochs = list[TaskResult](), [float(state.epoch or 0)]
+    if several:
+        epochs = [*map(steps.epochs_of, range(len(steps.tasks)))]
+    for number, task in enumerate(steps.tasks):
+        place = f"{LIBRARY}#{task.name}" if request.makes_library(plan) else task.name * several
         named = task.name if several else None
         losses, held_out, correct = (logged(state.log_history, key, named) for key in EACH)
-        place = f"{LIBRARY}#{task.name}" if loaded.shares else task.name if several else ""
-        return TaskResult(
+        result = TaskResult(
             name=task.name,
             folder=str(request.output_dir / place) if number in kept else None,
             steps=steps.count(task) if several else state.global_step,
@@ -263,20 +243,18 @@ def _result(
             data=task.data,
             start=task.start,
         )
-
-    tasks = tuple(map(result_of, numbers))
+        tasks.append(result)
     if lost := {t.name: t.folder for t in tasks if not math.isfinite(t.loss_last or 0)}:
         reporter.report(_not_finite(steps, lost), None)
-    epochs = max(map(steps.epochs_of, numbers)) if request.several else float(state.epoch or 0)
     return TrainResult(
         folder=request.output_dir,
-        model=loaded.model,
+        model=handle.model,
         model_name=request.model if isinstance(request.model, str) else "MODEL",
-        trainable=plan.trainable if prepared.library is None else plan.private,
-        owned=loaded.owned,
-        tasks=tasks,
+        trainable=request.trainable(plan),
+        owned=request.owned(plan),
+        tasks=tuple(tasks),
         steps=state.global_step,
-        epochs=epochs,
+        epochs=max(epochs),
         batch=steps.batch,
         tokens=int(state.num_input_tokens_seen),
         seconds=seconds,
@@ -291,29 +269,97 @@ def _not_finite(steps: Steps, lost: Mapping[str, str | None]) -> Problem:
     return codes.NOT_FINITE(what="gradient", step=len(steps), value=math.nan, kept=kept)
 
 
-def _write(trainer: BankTrainer, folder: Path, prepared: Prepared, reporter: Reporter) -> None:
+def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None:
     """Write each adapter into a folder with its name, or adapters that share tensors into a library.
 
     Adapters for an existing library are added to a copy of it. Warnings of writers go to ``reporter``.
     """
+    request, places, folder = prepared.request, prepared.places, prepared.request.output_dir
     steps, handle = trainer.steps, trainer.tenants.handle
     adapters = {steps.tasks[i].name: handle[steps.tasks[i].name] for i in trainer.kept()}
     if not adapters:
         raise TrainError(_not_finite(steps, {task.name: None for task in steps.tasks}))
-    if not trainer.args.should_save:
-        return
-    first = next(iter(adapters.values()))
+    first, problems = next(iter(adapters.values())), list[Problem]()
     tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / LIBRARY
-    problems: tuple[Problem, ...] = ()
-    if prepared.library is not None:
-        began, library = prepared.library.config, place_of(prepared.library.folder)[0]
-        problems = add_to_library(library, tensors, out, began=began, seen=prepared.places[LIBRARY])
+    seen = places.get(LIBRARY)
+    if isinstance(prepared.trainable, StoredAdapter):
+        began, library = prepared.trainable.config, Path(str(request.library))
+        problems += add_to_library(library, tensors, out, began=began, seen=seen)
+        if record := Record.of(out):
+            record.write_in_card(out)
     elif first.plan.is_library:
-        text, seen = first.spec_text, prepared.places[LIBRARY]
-        problems = save_library(out, first.plan, tensors, text, seed=first.seed, seen=seen)
+        how: Any = {"seed": first.seed, "seen": seen}
+        problems += save_library(out, first.plan, tensors, first.spec_text, **how)
     else:
         for name, one in adapters.items():
-            how: Any = {"seed": one.seed, "seen": prepared.places[name]}
+            how = {"seed": one.seed, "seen": places[name]}
             problems += save_adapter(folder / name, one.plan, tensors[name], one.spec_text, **how)
     for problem in problems:
         reporter.report(problem, None)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAID = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n"
+
+
+def run_loop(trainer: Any, watch: Watch, request: Request, reporter: Reporter) -> None:
+    """Train, and save the adapter."""
+    folder, resume = request.output_dir, request.resume
+    trainer.done = 0 if resume is None else step_of(resume)
+    try:
+        with hear_signals(not reporter.quiet) as watch.asked, translate_refusals(folder):
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            state = trainer.state
+            if watch.stopping and state.global_step < state.max_steps:
+                saved = folder / f"checkpoint-{state.global_step}"
+                raise TrainingInterrupted(state.global_step, state.max_steps, saved)
+            trainer.save_model()
+            trainer.save_state()
+            trainer.accelerator.wait_for_everyone()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(".")[0]
+        raise TrainError(codes.OUT_OF_MEMORY(reason=reason)) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence transformers and TRL except for errors; they would report the tokenizer's tokens."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # From PEFT.
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM within a block request a stop; yield a function that reports it.
+
+    The second stops at once. Outside of the main thread, signals are not changed.
+
+    Args:
+        says: whether to confirm the request on standard error.
+    """
+    heard: list[int] = []
+
+    def restore() -> None:
+        for which, handler in before.items():
+            # None: installed by something other than Python.
+            signal.signal(which, signal.SIG_DFL if handler is None else handler)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        restore()
+        if says:
+            with suppress(OSError):
+                os.write(2, _SAID)  # The signal may have interrupted `print`.
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {which: signal.signal(which, hear) for which in _SIGNALS} if main else {}
+    try:
+        yield lambda: bool(heard)
+    finally:
+        restore()

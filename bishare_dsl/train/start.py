@@ -13,13 +13,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from bishare_dsl.adapter.card import CARD, MARK
 from bishare_dsl.adapter.files import names_in, read_members
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.diagnostics.codes import train as codes
@@ -27,16 +28,12 @@ from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator
 from bishare_dsl.train.data.batches import Example as Row
 from bishare_dsl.train.folder import LIBRARY
-from bishare_dsl.train.optimizer import RowAdamW, Settings
+from bishare_dsl.train.optimizer import RowAdamW, Settings, schedule_of
 from bishare_dsl.train.prepare import Prepared
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.tasks import MicroBatch, Steps, Task
 from bishare_dsl.train.trunk import cached_trunk
-from bishare_dsl.train.watch import schedule_of
 from bishare_dsl.writing import replace_file
-
-if TYPE_CHECKING:
-    from bishare_dsl.train.tenants import Tenants
 
 TOKENS, AT_ONCE = 4096, 32
 """The largest number of tokens in one forward, and of rows in one through all blocks."""
@@ -79,6 +76,14 @@ class Record(BaseModel):
             return cls.model_validate(parse_json(read_file(library, RECORD, MAX_CONFIG)))
         except (OSError, ValueError):
             return None
+
+    def write_in_card(self, library: Path) -> None:
+        """Say in a library's card, unless it is a custom one, how new tasks start."""
+        text = (library / CARD).read_text("utf-8")
+        if MARK in text:
+            right = f"{self.correct:.1%} of {self.examples} examples of members that were left out"
+            text += f"\n## New tasks\n\nA sum of members of sharpness {self.sharpness:g} answers {right}.\n"
+            replace_file(library / CARD, text.encode())
 
 
 def weights(losses: Tensor, sharpness: float) -> Tensor:
@@ -210,9 +215,7 @@ class Tried:
         members: the private values of each member, ``(members, values)``.
     """
 
-    def __init__(
-        self, tenants: Tenants, library: Path, tasks: Sequence[Task], run: Any = None
-    ) -> None:
+    def __init__(self, tenants: Any, library: Path, tasks: Sequence[Task], run: Any = None) -> None:
         self._tenants, self._library, self._run = tenants, library, run
         self._rows = [[*task.examples] for task in tasks]
         stored = (one.tensors() for one in read_members(library, names_in(library)))
@@ -242,6 +245,7 @@ class Tried:
             record = leave_out(self, self._rows, prompts)
         if record is not None:
             replace_file(self._library / RECORD, record.model_dump_json(indent=1).encode())
+            record.write_in_card(self._library)
 
     def _cached(self, reporter: Reporter) -> AbstractContextManager[bool]:
         """Compute the states below the first adapted block once for each example."""
@@ -286,9 +290,7 @@ class Tried:
             # A forward has rows with options or none, each candidate's next to each other.
             for _, alike in groupby(order, lambda i: kinds[i][0]):
                 while some := sorted(islice(alike, at_once), key=lambda i: pairs[i][0]):
-                    inputs = Collator(0)([pairs[i][1] for i in some])
-                    # The last token predicts none.
-                    inputs |= {k: inputs[k][:, :-1] for k in ("input_ids", "attention_mask")}
+                    inputs = Collator(0).predicting([pairs[i][1] for i in some])
                     of = (names[pairs[i][0]] for i in some)
                     batch = MicroBatch(inputs, [*of], {"weights": torch.ones(len(some), 1)})
                     loss, _, correct = self._tenants.run(batch)
@@ -301,10 +303,8 @@ class Tried:
         a, warm_up = prepared.args, prepared.warm_up
         with self._candidates(zero.expand(len(tasks), -1), trains=True) as (bank, names):
             few = [Task(n, cast(Any, rows)) for n, rows in zip(names, tasks, strict=True)]
-            steps = replace(prepared.steps, tasks=few, processes=1)
-            betas = a.adam_beta1, a.adam_beta2
-            how = Settings(betas, a.adam_epsilon, a.weight_decay, a.max_grad_norm)
-            optimizer = RowAdamW([bank.own], how)
+            steps = replace(prepared.steps, tasks=few)
+            optimizer = RowAdamW([bank.own], Settings.of(a))
             schedules: Any = [schedule_of(a, warm_up(n), n) for n in map(steps.count, few)]
             for step in range(len(steps)):
                 bank.own.grad = None
@@ -317,7 +317,7 @@ class Tried:
         return bank.own.detach()
 
 
-def start_tasks(prepared: Prepared, tenants: Tenants, reporter: Reporter) -> Callable[[bool], None]:
+def start_tasks(prepared: Prepared, tenants: Any, reporter: Reporter) -> Callable[[bool], None]:
     """Start new tasks of a library; what ``auto`` takes trains no further.
 
     Returns:
@@ -336,7 +336,7 @@ def start_tasks(prepared: Prepared, tenants: Tenants, reporter: Reporter) -> Cal
 
     def record(cached: bool) -> None:
         new = request.library is None and request.start != "zero"
-        if tenants.shared and new and prepared.args.world_size == 1:
+        if tenants.shared and new:
             library = request.output_dir / LIBRARY
             Tried(tenants, library, steps.tasks, of_run).record(cached)
 

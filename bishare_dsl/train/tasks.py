@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
 
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator, Example
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from bishare_dsl.train.data.encoding import DataReport
+from bishare_dsl.train.data.encoding import DataReport
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,6 @@ class Steps(Sequence[list[MicroBatch]]):
         batch: rows per task and step.
         epochs: passes over each task's rows; ``most`` limits its steps unless it is None.
         at_once: the maximum number of rows per pass.
-        processes: the number of processes, each with passes in every step if there are enough rows.
     """
 
     tasks: Sequence[Task]
@@ -75,7 +71,6 @@ class Steps(Sequence[list[MicroBatch]]):
     epochs: float
     most: int | None
     at_once: int
-    processes: int = 1
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
@@ -117,8 +112,7 @@ class Steps(Sequence[list[MicroBatch]]):
             sized += [(task, learned, row) for row in examples]
         # Token ids break ties, so that a step with all rows has the same passes in each epoch.
         sized.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
-        most = min(self.at_once, ceil(len(sized) / self.processes))
-        passes = []
+        passes, most = list[MicroBatch](), self.at_once
         for among in (False, True):
             part = [row for row in sized if (ALLOWED in row[2]) is among]
             cuts = [part[start : start + most] for start in range(0, len(part), most)]

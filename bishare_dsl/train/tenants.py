@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +25,11 @@ from safetensors import torch as safetensors
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import names_in
+from bishare_dsl.adapter.files import names_in, place_of, read_adapter
+from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import mixed_batch_problems
@@ -35,19 +37,18 @@ from bishare_dsl.compiler import ResolvedSpec, make_plan
 from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.peft.method import install
-from bishare_dsl.train.data.batches import IGNORED
+from bishare_dsl.spec import Spec
+from bishare_dsl.train.data.batches import IGNORED, Collator
+from bishare_dsl.train.data.batches import Example as Row
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.train.loss import are_likeliest, learned_logits
 from bishare_dsl.train.optimizer import RowAdamW, Settings
 from bishare_dsl.train.prepare import first_of
-from bishare_dsl.train.tasks import MicroBatch
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.request import Start
+from bishare_dsl.train.start import Tried
+from bishare_dsl.train.tasks import MicroBatch, Task
 from bishare_dsl.writing import replace_file
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from bishare_dsl.adapter.handle import Handle
-    from bishare_dsl.spec import Spec
 
 FILE = "tenant.safetensors"
 """The file of a saved tenant: its values, the state of its optimizer and its gradients."""
@@ -97,11 +98,22 @@ class Example:
     logprobs: Sequence[float] | None = None
     advantages: Sequence[float] | None = None
 
-    def split(self) -> tuple[Sequence[int], Sequence[int]]:
-        """Return the tokens that the model reads, and the target after each."""
-        if self.targets is None:
-            return self.tokens[:-1], self.tokens[1:]
-        return self.tokens, self.targets
+    @property
+    def labels(self) -> Sequence[int]:
+        """The token to predict after each that the model reads."""
+        return self.tokens[1:] if self.targets is None else self.targets
+
+    def encoded(self) -> Row:
+        """Return the tokens and labels, with a last token that predicts none."""
+        ids = self.tokens if self.targets is None else [*self.tokens, 0]
+        return {"input_ids": [*ids], "labels": [IGNORED, *self.labels]}
+
+    def judged(self) -> Row:
+        """Return the same, with labels where there is a weight."""
+        weights = [0.0, *(self.weights or [1.0] * len(self.labels))]
+        row = self.encoded()
+        labels = [t if w else IGNORED for t, w in zip(row["labels"], weights, strict=True)]
+        return {**row, "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ class Tenants:
     ) -> None:
         self.model, self.apart, self.at_once = model, apart, at_once
         if isinstance(spec, str | os.PathLike) and names_in(spec):
-            spec = first_of(os.fspath(spec))
+            spec = read_adapter(first_of(os.fspath(spec)))
         self.library = spec if isinstance(spec, StoredAdapter) else None
         text = spec.spec_text if isinstance(spec, StoredAdapter) else spec
         self._spec = (
@@ -172,7 +184,6 @@ class Tenants:
         self.shared = self.plan.common if shares else frozenset()
         self.fixed = self.shared if self.library is not None else frozenset()
         self.names: list[str] = []
-        self._first = None if self.library is None else self.library.tensors()
         self._waiting: set[str] = set()  # Tenants with gradients.
         self._open = ExitStack()
         self._bank: Bank | None = None
@@ -183,12 +194,29 @@ class Tenants:
         return cast("Handle", self.model.bishare)
 
     @uninterrupted()
-    def add(self, name: str, seed: int = 0) -> tuple[str, ...]:
+    def add(
+        self, name: str, seed: int = 0, *, start: Start = "zero", examples: Sequence[Example] = ()
+    ) -> tuple[str, ...]:
         """Add a tenant, whose private tensors get the initial values of a seed; return notes for the user.
+
+        Args:
+            name: of the adapter.
+            seed: of the initial values.
+            start: ``mean``, ``nearest``, ``mixture`` or ``auto`` start at a sum of the library's members,
+                weighed by their losses on ``examples``; ``auto`` is ``mixture``.
+            examples: of the new tenant. Only targets with a weight count.
 
         Raises:
             AdapterError: the name is invalid (BS638) or in use (BS641).
+            TrainError: there is no such start (BS731).
         """
+        if start not in (known := get_args(Start)) or (
+            start != "zero" and not (self.library and examples)
+        ):
+            reason = (
+                f"it is one of {', '.join(known)}; all but `zero` need a library and `examples`"
+            )
+            raise TrainError(codes.WRONG_VALUE(name="start", value=start, reason=reason))
         states = {}
         if self._bank is not None:
             states = {n: {k: t.clone() for k, t in self._held(n).items()} for n in self.names}
@@ -197,12 +225,16 @@ class Tenants:
         self.names.append(name)
         if self.library is not None or self.plan.is_library:
             # Frozen tensors are generated from one seed: the library's, or the first tenant's.
-            values = self._first or self.handle[self.names[0]].tensors()
+            values = (self.library or self.handle[self.names[0]]).tensors()
             frozen = {tensor.name for tensor in self.plan.tensors if not tensor.trainable}
             for tensor in frozen | (self.plan.common if self.library else set()):
                 self.handle[name].tensors()[tensor].data.copy_(values[tensor])
         for tenant, state in states.items():
             self._restore(tenant, state)
+        if self.library is not None and start != "zero":
+            task = Task(name, cast(Any, [row.judged() for row in examples]))
+            tried = Tried(self, place_of(self.library.folder)[0], [task])
+            self.bank.own.data[self._row(name)] = tried.choose(start, Reporter())[0][0]
         return notes
 
     def close(self) -> None:
@@ -264,12 +296,10 @@ class Tenants:
                 train is not finite (BS750). Nothing was added.
         """
         if callable(loss):
-            leaves = [
-                p.requires_grad_() for p in self.forward_backward(examples, backward=False).logprobs
-            ]
-            gradients = torch.autograd.grad(loss(leaves, examples), leaves)
-            weighted = zip(examples, gradients, strict=True)
-            examples = [replace(e, weights=(-gradient).tolist()) for e, gradient in weighted]
+            leaves = self.forward_backward(examples, backward=False).logprobs
+            total = loss([leaf.requires_grad_() for leaf in leaves], examples)
+            pairs = zip(examples, torch.autograd.grad(total, leaves), strict=True)
+            examples = [replace(e, weights=(-gradient).tolist()) for e, gradient in pairs]
             loss = "cross_entropy"
         if loss not in LOSSES:
             reason = f"the losses are {', '.join(LOSSES)}"
@@ -292,7 +322,7 @@ class Tenants:
                 if backward and each.requires_grad:
                     each.sum().backward()
                 for i, row, value, part in zip(numbers, rows, each.tolist(), found, strict=True):
-                    logprobs[i] = part[: len(row.split()[1])].detach().cpu()
+                    logprobs[i] = part[: len(row.labels)].detach().cpu()
                     if row.tenant is not None:
                         losses[row.tenant] += value
             refused = self._add_to(before)
@@ -332,29 +362,21 @@ class Tenants:
         return [self.names[row] for row in sorted(bad)]
 
     @uninterrupted()
-    def step(
-        self,
-        *tenants: str,
-        learning_rate: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_norm: float = 0.0,
-    ) -> dict[str, float]:
+    def step(self, *tenants: str, learning_rate: float, **settings: Any) -> dict[str, float]:
         """Do a step of AdamW for some tenants, each with its gradient, and clear these gradients.
 
         Args:
             *tenants: by default all with a gradient, and the shared tensors if they train.
             learning_rate: of this step.
-            betas, eps, weight_decay: of AdamW.
-            max_norm: clip each tenant's gradient to this norm; 0 does not.
+            **settings: ``betas``, ``eps`` and ``weight_decay`` of AdamW, and ``max_norm``, to which each
+                tenant's gradient is clipped, as in `bishare_dsl.train.optimizer.Settings`.
 
         Returns:
             The norm of each tenant's gradient, before clipping.
         """
         bank, names = self.bank, tenants or sorted(self._waiting)
         rates = {self._row(name): learning_rate for name in names}
-        self.optimizer.settings = Settings(betas, eps, weight_decay, max_norm)
+        self.optimizer.settings = Settings(**settings)
         self.optimizer.rates = [rates]
         if bank.common.numel():
             self.optimizer.rates.append({} if tenants else {0: learning_rate})
@@ -491,23 +513,15 @@ class Tenants:
 
 def _collated(rows: Sequence[Example]) -> MicroBatch:
     """Pad examples on the right."""
-    pairs = [row.split() for row in rows]
-    reads = [torch.tensor(tokens) for tokens, _ in pairs]
-    # The first label is that of the first token read, which nothing predicts.
-    labels = [torch.tensor([IGNORED, *targets]) for _, targets in pairs]
-    inputs = {
-        "input_ids": pad_sequence(reads, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in reads], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-    }
+    rows = [
+        replace(row, weights=[1.0] * len(row.labels)) if row.weights is None else row
+        for row in rows
+    ]
     values = {}
     for name in ("weights", "logprobs", "advantages"):
         part: list[Any] = [getattr(row, name) for row in rows]
-        if name == "weights":
-            part = [
-                [1.0] * len(t) if w is None else w for w, (_, t) in zip(part, pairs, strict=True)
-            ]
         if all(value is not None for value in part):
             given = [torch.as_tensor(value, dtype=torch.float32) for value in part]
             values[name] = pad_sequence(given, batch_first=True)
+    inputs = Collator(0).predicting([row.encoded() for row in rows])
     return MicroBatch(inputs, [row.tenant for row in rows], values)

@@ -13,19 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bishare_dsl.models.site import block_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from bishare_dsl.plan import Plan
-    from bishare_dsl.train.reporter import Reporter
-    from bishare_dsl.train.tasks import Steps
+from bishare_dsl.plan import Plan
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.tasks import Steps
 
 MEMORY = 2**31
 """The largest number of bytes of hidden states; with more, all blocks run."""

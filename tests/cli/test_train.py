@@ -139,7 +139,7 @@ def test_notes_and_progress_that_cannot_be_written_stop_no_training(folder, ends
 
 def test_interrupted(bishare, folder, monkeypatch):
     stop = Interrupts.on_step_begin
-    monkeypatch.setattr("bishare_dsl.train.watch.Watch.on_step_begin", stop)
+    monkeypatch.setattr("bishare_dsl.train.trainer.Watch.on_step_begin", stop)
     command = ["train", "--config", "train.yaml", "--num_train_epochs", 3]
     run = bishare(*command)
     assert (run.code, run.out) == (130, "")

@@ -11,7 +11,10 @@ import os
 import random
 import re
 import shutil
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, train
-from tests.distributed.together import Together, assert_same_everywhere
+from tests.distributed.together import Together
 
 pytestmark = pytest.mark.long
 
@@ -52,7 +55,7 @@ TENSORS = "adapter_model.safetensors"
 CLOSE = 1e-5
 
 
-def inputs(folder):
+def inputs(folder: Path) -> None:
     """A base with its tokenizer, rows of all lengths, a spec, and a run in one process."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(60))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
@@ -63,7 +66,7 @@ def inputs(folder):
     tiny_model("llama").save_pretrained(folder / "base")
     draw = random.Random(0)
 
-    def rows(lengths):
+    def rows(lengths: list[int]) -> str:
         texts = [(draw.choices(words[4:], k=3), draw.choices(words[4:], k=k)) for k in lengths]
         pairs = [{"prompt": " ".join(a), "completion": " " + " ".join(b)} for a, b in texts]
         return "".join(json.dumps(pair) + "\n" for pair in pairs)
@@ -73,13 +76,12 @@ def inputs(folder):
     (folder / "held-out.jsonl").write_text(rows([4] * 8))
     (folder / "spec.share").write_text(SPEC)
     assert main(command(asked(folder, "alone", per_device_train_batch_size=4))) == 0
-    train(**many(folder, "many-alone", per_device_train_batch_size=4), quiet=True)
 
 
 together = Together(inputs)
 
 
-def asked(folder, name, **more):
+def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     """The arguments of a run, by those of `train`; its batch is divided for two processes."""
     return {
         "spec": str(folder / "spec.share"),
@@ -93,27 +95,20 @@ def asked(folder, name, **more):
     }
 
 
-def many(folder, name, **more):
-    """The arguments of a run of two tasks."""
-    tasks = {"data": {"a": str(folder / "rows.jsonl"), "b": str(folder / "held-out.jsonl")}}
-    how = {"eval_data": None, "eval_split": 2, "load_best_model_at_end": False, "rows_at_once": 3}
-    return asked(folder, name, **tasks, **how, **more)
-
-
-def command(arguments):
+def command(arguments: Mapping[str, Any]) -> list[str]:
     """The same on the command line."""
     spec, *options = arguments.items()
     return ["train", spec[1], "-q", *(f"--{name}={value}" for name, value in options)]
 
 
-def log(folder):
+def log(folder: Path) -> list[dict[str, float]]:
     """What was logged, but for what depends on the machine, or on padding."""
     entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     left_out = re.compile("second|runtime|flos|tokens|train_loss")
     return [{k: v for k, v in entry.items() if not left_out.search(k)} for entry in entries]
 
 
-def assert_as_one_process(folder, name):
+def assert_as_one_process(folder: Path, name: str) -> None:
     """A run logged and saved what the one in one process did."""
     if distributed.is_initialized():
         distributed.barrier()  # The first process has more to do at the end of a run.
@@ -128,56 +123,54 @@ def assert_as_one_process(folder, name):
             torch.testing.assert_close(value, expected[tensor], atol=CLOSE, rtol=0, msg=tensor)
 
 
-def assert_bit_for_bit(folder, name, expected):
+def assert_bit_for_bit(folder: Path, name: str, expected: str) -> None:
     assert log(folder / name) == log(folder / expected)
     stored = (folder / n / TENSORS for n in (name, expected))
     assert len({path.read_bytes() for path in stored}) == 1
 
 
-def on_process(number, act):
+def on_process(number: int, act: Callable[[Any], object]) -> TrainerCallback:
     """A callback by which one process does something to its model when two steps are done."""
 
     class Acts(TrainerCallback):
-        def on_step_begin(self, args, state, control, **given):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if state.global_step == 2 and args.process_index == number:
                 act(given["model"])
 
     return Acts()
 
 
-def without_fsdp(arguments, **more):
-    """Train by the function; where accelerate's config asks for FSDP, ask for DDP."""
+@together
+def fsdp_and_several_tasks_are_refused(folder: Path) -> None:
+    """accelerate's config asks for FSDP."""
+    with pytest.raises(TrainError, match=r"BS732(?s:.*)FSDP"):
+        train(**asked(folder, "fsdp"), quiet=True)
+    tasks = {"data": {name: str(folder / "rows.jsonl") for name in "ab"}, "eval_data": None}
+    many = asked(folder, "many", **tasks, load_best_model_at_end=False, eval_steps=None)
+    with ddp(), pytest.raises(TrainError, match=r"BS732(?s:.*)torchrun"):
+        train(**many, quiet=True)
+    assert not (folder / "fsdp").exists()
+    assert not (folder / "many").exists()
+
+
+@contextmanager
+def ddp() -> Iterator[pytest.MonkeyPatch]:
+    """Let accelerate's config, which asks for FSDP, ask for DDP."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "false")
-        return train(**arguments, quiet=True, **more)
+        yield patch
 
 
 @together
-def ddp_of_many_tasks(folder):
-    result = without_fsdp(many(folder, "many"))
-    assert_same_everywhere(
-        {f"{n} {t}": v for n in "ab" for t, v in result.model.bishare[n].tensors().items()}
-    )
-    distributed.barrier()
-    for name in "ab":
-        stored, alone = (load_file(folder / n / name / TENSORS) for n in ("many", "many-alone"))
-        for tensor, value in stored.items():
-            torch.testing.assert_close(value, alone[tensor], atol=CLOSE, rtol=0, msg=tensor)
-    held_out = [e for e in log(folder / "many-alone") if "eval_losses" in e][-1]["eval_losses"]
-    assert {t.name: t.eval_loss for t in result.tasks} == pytest.approx(held_out, abs=CLOSE)
-
-
-@together
-def the_command(folder):
+def the_command(folder: Path) -> None:
     """One process speaks, and DDP need not look for parameters that are not used."""
     looked, wrap = [], DistributedDataParallel.__init__
 
-    def wrapped(self, *given, **options):
+    def wrapped(self: Any, *given: Any, **options: Any) -> None:
         looked.append(options.get("find_unused_parameters", False))
         wrap(self, *given, **options)
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setenv("ACCELERATE_USE_FSDP", "false")
+    with ddp() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setattr(DistributedDataParallel, "__init__", wrapped)
         assert main(command(asked(folder, "command", gradient_checkpointing=True))) == 0
     assert looked == [False]
@@ -186,33 +179,24 @@ def the_command(folder):
 
 
 @together
-def fsdp(folder):
-    assert main(command(asked(folder, "fsdp"))) == 0
-    assert_as_one_process(folder, "fsdp")
-
-
-@together
-def fsdp_that_is_resumed(folder):
+def the_command_that_is_resumed(folder: Path) -> None:
     if os.environ["RANK"] == "0":
-        shutil.copytree(folder / "fsdp", folder / "again")
+        shutil.copytree(folder / "command", folder / "again")
     distributed.barrier()
-    assert main(["train", "-q", f"--resume={folder / 'again' / 'checkpoint-3'}"]) == 0
-    assert_bit_for_bit(folder, "again", "fsdp")
+    with ddp():
+        assert main(["train", "-q", f"--resume={folder / 'again' / 'checkpoint-3'}"]) == 0
+    assert_bit_for_bit(folder, "again", "command")
 
 
 @together
-def a_loss_that_is_no_number_on_one_process(folder):
+def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
     """All of them stop."""
     spoil = on_process(1, lambda model: model.bishare.tensors()["inter.A"].data.fill_(torch.nan))
-    with pytest.raises(TrainError, match="BS750"):
-        without_fsdp(asked(folder, "spoilt", load_best_model_at_end=False), callbacks=[spoil])
+    given = asked(folder, "spoilt", load_best_model_at_end=False)
+    with ddp(), pytest.raises(TrainError, match="BS750"):
+        train(**given, quiet=True, callbacks=[spoil])
 
 
 @pytest.mark.parametrize("name", together)
-def test_two_processes(name, found):
+def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
     assert [process[name] for process in found] == ["", ""]
-
-
-def test_fsdp_of_one_process(folder, capsys):
-    assert main([*command(asked(folder, "single")), "--fsdp"]) == 2
-    assert "[BS732]" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import bishare_dsl.train.arguments  # noqa: F401 - what it imports may speak the first time
+import bishare_dsl.train.prepare  # noqa: F401 - what it imports may speak the first time
 from bishare_dsl.cli.main import main
 from bishare_dsl.resources import shipped_specs
 

@@ -2,7 +2,7 @@ import pytest
 from transformers import TrainingArguments
 
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.arguments import (
+from bishare_dsl.train.prepare import (
     effective_batch,
     training_arguments,
 )
@@ -65,7 +65,6 @@ def test_the_effective_batch_is_64_if_nobody_says_otherwise(
         ("eval_strategy", False, "no"),  # as YAML reads `no`
         ("report_to", ["tensorboard"], ["tensorboard"]),
         ("lr_scheduler_kwargs", {"num_cycles": 2}, {"num_cycles": 2}),
-        ("fsdp", "true", True),
     ],
 )
 def test_values_may_be_text(name, value, expected):

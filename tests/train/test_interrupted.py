@@ -33,7 +33,18 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-DAMAGES = {"removed": Path.unlink, "cut": cut, "flipped": flip, "older": None}
+def add(path: Path) -> None:
+    (path.parent / "more").mkdir()
+    (path.parent / "more" / path.name).touch()
+
+
+DAMAGES = {
+    "removed": Path.unlink,
+    "cut": cut,
+    "flipped": flip,
+    "older": None,
+    "joined by another": add,
+}
 
 
 @pytest.fixture(scope="module", params=["one", "several"])
@@ -159,14 +170,3 @@ def test_the_folders_of_results_are_looked_at_before_anything_is_trained(
     text = "spec s\ntarget q_proj\nshare x A per kind  B per adapter, kind rank 2"
     with pytest.raises(BishareError, match="BS615"):
         start(text, data, tmp_path / "library")
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_a_step_that_sees_every_example_says_so(
-    files: Path, tmp_path: Path, several: bool, recwarn: pytest.WarningsRecorder
-) -> None:
-    rows = str(files / "others.jsonl")
-    how = {"per_device_train_batch_size": 8, "max_steps": 2}
-    made = start(PLAIN, {"a": rows} if several else rows, tmp_path / "it", **how)
-    assert "2 of all 6 examples" in str(made)
-    assert not recwarn

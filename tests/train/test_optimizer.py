@@ -8,7 +8,7 @@ import torch
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train.optimizer import RowAdamW, Settings
-from tests.batched.test_batches import IDS, filled
+from tests.batched.test_batches import filled
 from tests.batched.test_training import losses, trains
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
 from tests.support.parts import quick
@@ -100,38 +100,3 @@ def test_rows_that_have_no_step_stay_as_they_are() -> None:
     other, again = bank_of([[1.0], [2.0], [3.0]])
     again.load_state_dict(optimizer.state_dict())
     assert again.state[other]["step"].tolist() == [1, 0, 1]
-
-
-def test_what_all_share_gets_the_gradients_of_all() -> None:
-    model = made("", "spec s\ntarget q_proj, v_proj\nshare x A per model  B per module rank 2")
-    shared = {t.name for t in model.bishare.plan.tensors if t.name.endswith(":A")}
-    shared = shared or {p.tensor for p in model.bishare.plan.pools if p.role == "A"}
-    with model.bishare.bank(NAMES, frozenset(shared)) as bank:
-        losses(model(IDS, adapter_names=["one", "two"] * 2).logits).sum().backward()
-        assert bank.common.numel()
-        assert bank.common.grad.any()
-        before = bank.common.grad.clone()
-        bank.common.grad = None
-        for row in range(4):
-            losses(
-                model(IDS[row : row + 1], adapter_names=[NAMES[row % 2]]).logits, IDS[row : row + 1]
-            ).sum().backward()
-        torch.testing.assert_close(bank.common.grad, before, rtol=1e-4, atol=1e-6)
-    one, two = values(model, "one"), values(model, "two")
-    assert all(torch.equal(one[name], two[name]) for name in shared)
-
-
-def test_an_adapter_in_a_bank_is_an_adapter(tmp_path: Any) -> None:
-    model = made("bishare_ke")
-    with model.bishare.bank(NAMES) as bank:
-        with torch.no_grad():
-            bank.own[1] += 0.1
-        model.eval()
-        with torch.no_grad():
-            found = model(IDS[:2], adapter_names=NAMES).logits[1]
-            model.set_adapter("two")
-            torch.testing.assert_close(model(IDS[:2]).logits[1], found, rtol=1e-4, atol=1e-5)
-        model.bishare.save_pretrained(tmp_path / "two")
-    want = values(model, "two")
-    assert torch.equal(bank.own[1], torch.cat([want[n].flatten() for n in bank.kind.own]))
-    assert model.bishare["two"].bank is None

@@ -4,8 +4,7 @@ import pytest
 
 from bishare_dsl.diagnostics import words
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.argument_types import argument_types
-from bishare_dsl.train.request import Settings, make_request, read_config
+from bishare_dsl.train.request import Settings, argument_types, make_request, read_config
 
 NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
 
@@ -103,3 +102,9 @@ def test_a_config_in_utf_16_is_refused_in_plain_words(tmp_path):
 def test_no_code_in_a_config_is_run(tmp_path):
     with pytest.raises(TrainError, match="BS734"):
         read_config(config(tmp_path, "seed: !!python/object/apply:os.getpid []\n"))
+
+
+@pytest.mark.parametrize("data", [[{"text": "a"}], [1], [["a.jsonl"]]])
+def test_rows_in_memory_are_written_into_a_file_first(data):
+    with pytest.raises(TrainError, match=r"BS731.*write rows into a file, such as `rows.jsonl`"):
+        make_request({**NEEDED, "data": data}, None)

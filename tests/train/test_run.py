@@ -1,7 +1,10 @@
 import json
 import math
 import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from bishare_dsl.diagnostics import BishareError, DataError, PlanError
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, train
 from bishare_dsl.train.folder import check_new, hold
-from tests.train.conftest import SMALL, SPEC, losses, saved, values
+from bishare_dsl.train.run import hear_signals
+from tests.train.conftest import SMALL, losses, saved, values
 
 
 def test_a_run_from_end_to_end(start, tmp_path):
@@ -47,21 +51,6 @@ def test_a_run_from_end_to_end(start, tmp_path):
     assert "15 of 4 examples, 3.00 epochs" in said
     assert f"bishare merge {folder}" in said
     json.dumps(result.as_dict())
-
-
-def test_what_was_asked_asks_for_the_same_run(start, files, model_folder, tmp_path, monkeypatch):
-    """From another folder, and with a spec that has changed since."""
-    (tmp_path / "small.share").write_text(SPEC)
-    monkeypatch.chdir(files)
-    more = {"model": str(model_folder), "data": "rows.jsonl", "seed": 7}
-    first = start(tmp_path / "it", spec=str(tmp_path / "small.share"), logging_steps=1, **more)
-    (tmp_path / "small.share").write_text("spec other")
-    asked = yaml.safe_load((tmp_path / "it" / "run.json").read_text())
-    assert asked["spec"] == SPEC
-    assert (asked["data"], asked["seed"]) == (str(files / "rows.jsonl"), 7)
-    monkeypatch.chdir(tmp_path)
-    again = train(config="it/run.json", output_dir="again", quiet=True)
-    assert losses(again) == losses(first)
 
 
 def test_evaluating_changes_nothing_in_training(start, files, tmp_path):
@@ -297,3 +286,70 @@ def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(start, tmp_path):
         if root:
             os.seteuid(0)
         (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_model_in_place_of_the_spec_is_refused():
+    with pytest.raises(TypeError, match="the model is the second argument"):
+        train(tiny_model("llama"), "lora", "rows.jsonl", "out")
+
+
+def test_a_folder_with_the_name_of_a_shipped_spec_is_asked_about(start, tmp_path, monkeypatch):
+    """A run named `lora` would be trained further in place of the spec."""
+    monkeypatch.chdir(tmp_path)
+    start(Path("lora"), max_steps=1)
+    said = r"BS732(?s:.*)`./lora` for the folder, or `lora.share` for the spec"
+    with pytest.raises(TrainError, match=said):
+        start(Path("out"), spec="lora", max_steps=1)
+    assert start(Path("further"), spec="./lora", max_steps=1).model.bishare.plan.spec == "small"
+    assert start(Path("shipped"), spec="lora.share", max_steps=1).model.bishare.plan.spec == "lora"
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request_and_the_second_is_not(which, capfd):
+    heard = []
+    before = signal.signal(which, lambda *_: heard.append(which))
+    try:
+        with hear_signals(True) as requested:
+            assert not requested()
+            os.kill(os.getpid(), which)
+            assert requested()
+            assert heard == []
+            os.kill(os.getpid(), which)
+            assert heard == [which]
+        assert "stopping after this step" in capfd.readouterr().err
+    finally:
+        signal.signal(which, before)
+
+
+def test_afterwards_signals_are_as_before():
+    before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
+
+    def fails():
+        with hear_signals(False):
+            assert signal.getsignal(signal.SIGINT) is not before[0]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_without_a_word(capfd):
+    with hear_signals(False) as requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requested()
+    assert capfd.readouterr().err == ""
+
+
+def test_in_another_thread_nothing_changes():
+    before = signal.getsignal(signal.SIGINT)
+    found = []
+
+    def other():
+        with hear_signals(False):
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert found == [before]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,23 @@ from bishare_dsl.adapter.files import names_in, read_adapter
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import TrainError, train
 from bishare_dsl.train import start as start_module
-from bishare_dsl.train import train
+from bishare_dsl.train.data.batches import IGNORED
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.start import (
     RECORD,
     SHARPNESS,
     Record,
+    choose,
     folds,
+    leave_out,
     members_win,
     sharpest,
     weights,
 )
+from bishare_dsl.train.tenants import Example, Tenants
 
 LIMITS = {"low": 20, "middle": 50, "high": 80}
 HOW: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
@@ -54,10 +61,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "library"
 
 
-def added(library: Path, out: Path, start: str, count: int = 8, **how: Any) -> Any:
-    data = {"new": rows(out.with_suffix(".jsonl"), 45, count, 5)}
+def added(
+    library: Path, out: Path, start: str, count: int = 8, data: str = "new", **how: Any
+) -> Any:
+    tasks = {data: rows(out.with_suffix(".jsonl"), 45, count, 5)}
     how = {"max_steps": 0, **HOW, **how}
-    return train(None, tiny_model("llama"), data, out, library=str(library), start=start, **how)
+    return train(None, tiny_model("llama"), tasks, out, library=str(library), start=start, **how)
 
 
 def own(library: Path, name: str) -> dict[str, torch.Tensor]:
@@ -230,3 +239,127 @@ def test_no_steps_need_a_library(tmp_path: Path) -> None:
     with pytest.raises(BishareError, match=r"BS732.*max_steps"):
         train("lora", tiny_model("llama"), data, tmp_path / "out", max_steps=0, **HOW)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_says_the_sharpness_and_its_score(library: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "library"
+    shutil.copytree(library, copy)
+    record = Record(sharpness=0.3, correct=0.75, ahead=0.0, examples=48)
+    (copy / RECORD).write_text(record.model_dump_json())
+    added(copy, tmp_path / "out", "mixture")
+    said = "A sum of members of sharpness 0.3 answers 75.0% of 48 examples of members that were left out."
+    assert (tmp_path / "out" / "library" / "README.md").read_text().count(said) == 1
+    added(tmp_path / "out" / "library", tmp_path / "again", "mean", data="other")
+    assert (tmp_path / "again" / "library" / "README.md").read_text().count(said) == 1
+    (copy / "README.md").write_text("mine")
+    record.write_in_card(copy)
+    assert (copy / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("start", ["mean", "nearest", "mixture", "auto"])
+def test_a_tenant_starts_as_a_task_of_a_run_does(library: Path, tmp_path: Path, start: Any) -> None:
+    """Also with other tenants, whose values stay as they are."""
+    (library / RECORD).write_text(Record(sharpness=0.7).model_dump_json())
+    try:
+        added(library, tmp_path / "run", start)
+        data = encode(load_rows(tmp_path / "run.jsonl"), HOW["tokenizer"], max_length=64).examples
+        tenants = Tenants(tiny_model("llama"), library)
+        tenants.add("first", seed=3)
+        rows = [
+            Example(row["input_ids"], [float(t != IGNORED) for t in row["labels"][1:]])
+            for row in data
+        ]
+        before = {k: t.clone() for k, t in tenants.handle["first"].tensors().items()}
+        tenants.add("new", start=start, examples=rows)
+        found = tenants.handle["new"].tensors()
+        if start in ("mean", "nearest"):  # A run weighs by the losses among the options.
+            for key, value in own(tmp_path / "run" / "library", "new").items():
+                torch.testing.assert_close(found[key].cpu(), value, rtol=1e-3, atol=1e-5)
+        assert any(found[key].any() for key in own(library, "low"))
+        for key, value in tenants.handle["first"].tensors().items():
+            assert torch.equal(value, before[key])
+        assert [*tenants.handle.adapters] == ["first", "new"]
+    finally:
+        (library / RECORD).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spec", "how"),
+    [
+        (None, {"start": "mixture"}),
+        (None, {"start": "best", "examples": [Example([1, 2, 3])]}),
+        ("lora", {"start": "mean", "examples": [Example([1, 2, 3])]}),
+    ],
+)
+def test_a_tenant_cannot_start_so(library: Path, spec: Any, how: dict[str, Any]) -> None:
+    tenants = Tenants(tiny_model("llama"), spec or library)
+    with pytest.raises(TrainError, match=r"BS731.*`start` cannot be"):
+        tenants.add("new", **how)
+    assert tenants.names == []
+
+
+class Counting:
+    """A trial that remembers what it was asked; a row is a number, and member 1 answers all."""
+
+    members = torch.eye(3)
+
+    def __init__(self, trained_answers=False):
+        self.judged, self.taught, self.answers = [], [], trained_answers
+
+    def judge(self, values, pairs):
+        self.judged.append((values.clone(), list(pairs)))
+        losses = torch.tensor([1.0 - float(values[number, 1]) for number, _ in pairs])
+        trained = torch.tensor([float(values[number].sum()) == 0 for number, _ in pairs])
+        return losses, torch.where(trained, torch.tensor(self.answers), losses < 0.5)
+
+    def trained(self, tasks):
+        self.taught.append([list(rows) for rows in tasks])
+        return torch.zeros(len(tasks), 3)
+
+
+@pytest.mark.parametrize("trained_answers", [False, True])
+def test_each_fold_is_judged_by_what_the_others_teach(trained_answers):
+    trial = Counting(trained_answers)
+    record = Record(sharpness=float("inf"))
+    found = choose(trial, [[10, 11, 12, 13, 14]], "auto", record, trains=True)
+    ((taught,), (_, sums), (_, alone)) = trial.taught, trial.judged[1], trial.judged[2]
+    assert sums == alone
+    assert sorted(row for _, row in sums) == [10, 11, 12, 13, 14]
+    for number, row in sums:
+        assert row not in taught[number]
+        held_out = {other for n, other in sums if n == number}
+        assert sorted({*taught[number]} | held_out) == [10, 11, 12, 13, 14]
+    # A tie goes to training.
+    assert ([*found] == [0]) is not trained_answers
+    if found:
+        assert found[0][0].tolist() == [0, 1, 0]
+        assert found[0][1].endswith(": 5/5 correct, trained 0")
+
+
+def test_a_library_that_lost_to_training_needs_more_of_an_example_to_win():
+    # Eight examples' worth of the record stand against the four that members answer.
+    lost, level = (Record(sharpness=float("inf"), ahead=ahead) for ahead in (-0.5, -0.4))
+    assert choose(Counting(), [[1, 2, 3, 4]], "auto", lost, trains=True) == {}
+    assert [*choose(Counting(), [[1, 2, 3, 4]], "auto", level, trains=True)] == [0]
+
+
+def test_a_member_that_is_left_out_is_judged_by_the_others_on_what_only_it_has():
+    tasks = [[1, 2, 3, 4], [3, 5, 6, 7], [8, 9, 10, 4]]
+    trial = Counting()
+    record = leave_out(trial, tasks, tasks)
+    judged = [row for _, row in trial.judged[1][1]]
+    assert judged == [6, 7, 10]  # 3 and 4 have two members; the first two of each weigh.
+    assert trial.taught == [[[1, 2], [3, 5], [8, 9]]]
+    for values, _ in trial.judged[1:-1]:
+        assert values.diagonal().tolist() == [0, 0, 0]
+    assert record.examples == 3
+    # Member 1 answers the third task, and nothing answers it when it is left out itself.
+    assert record.correct == pytest.approx(1 / 3)
+    assert record.ahead == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("tasks", [[[1, 2], [3, 4]], [[1], [2], [3]], [[1, 2], [1, 2], [1, 2]]])
+def test_too_little_gives_no_record(tasks):
+    trial = Counting()
+    trial.members = torch.eye(3)[: len(tasks)]
+    assert leave_out(trial, tasks, tasks) is None

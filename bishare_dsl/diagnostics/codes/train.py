@@ -26,5 +26,4 @@ NOT_FINITE = Code(
     "BS750", "the {what} of step {step} is {value}, and the step is not applied; {kept}"
 )
 OUT_OF_MEMORY = Code("BS751", "there is too little memory: {reason}")
-NOT_SHARDED = Code("BS754", "FSDP 1 cannot train an adapter")
 NOT_A_CAUSAL_CLASS = Code("BS756", "`train` needs a causal language model, and `{name}` is none")

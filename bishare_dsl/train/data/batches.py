@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of tokens without loss."""
@@ -53,6 +51,11 @@ class Collator:
         if ALLOWED in examples[0]:
             batch[ALLOWED] = _allowed(examples, longest)
         return batch
+
+    def predicting(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return a batch without the last token, which predicts none; labels are unchanged."""
+        batch = self(examples)
+        return batch | {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask")}
 
 
 def _allowed(examples: Sequence[Example], longest: int) -> torch.Tensor:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
-from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics import DataError, Problem
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED
 from bishare_dsl.train.data.formats import OPTIONS, BadRow, Format, Plain, find_format, read_row
-from bishare_dsl.train.data.load import Findings, Rows
+from bishare_dsl.train.data.load import Rows, raise_first
 from bishare_dsl.train.data.tokens import Encoder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class DataReport:
         return text
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """Encoded examples and their report."""
 
     examples: Dataset
@@ -93,17 +90,16 @@ def encode(
     """
     format, chats = format or find_format(rows), tokenizer.chat_template is not None
     encoder = Encoder(rows.name, tokenizer, whole=train_on == "all")
-    findings, cut, digest = Findings(rows.name), 0, hashlib.sha256()
+    problems, cut, digest = list[Problem](), 0, hashlib.sha256()
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], ALLOWED: []}
-    for index in range(len(rows)):
-        place = rows.place(index)
+    for found, place in zip(rows.table, rows.places, strict=True):
         try:
-            row = read_row(rows[index], place, format, chats=chats)
+            row = read_row(found, place, format, chats=chats)
             encoded, choices = encoder(row, place), list[list[int]]()
             if isinstance(row, Plain) and row.options and encoded is not None:
                 encoded, choices = encoder.among_options(row, encoded, place)
         except BadRow as bad:
-            findings.add(bad.problems[0])
+            problems.append(bad.problems[0])
             continue
         if encoded is not None and any(encoded[1][:max_length]):
             ids = np.array(encoded[0][:max_length], np.int32)
@@ -112,13 +108,13 @@ def encode(
             digest.update(f"{len(ids)} {choices}".encode() + ids.tobytes() + labels.tobytes())
             for column, value in zip(columns.values(), (ids, labels, choices), strict=True):
                 column.append(value)
-    findings.raise_any()
+    raise_first(rows.name, problems)
     if not columns["labels"]:
         raise DataError(codes.NOTHING_TO_LEARN(rows=len(rows), name=rows.name))
     if not any(columns[ALLOWED]):
         del columns[ALLOWED]
     elif not all(columns[ALLOWED]):
-        place = rows.place([bool(choices) for choices in columns[ALLOWED]].index(False))
+        place = rows.places[[bool(choices) for choices in columns[ALLOWED]].index(False)]
         raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
     report = DataReport(
         name=rows.name,

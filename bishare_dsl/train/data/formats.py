@@ -88,14 +88,11 @@ class _Message(BaseModel):
         """Take the names of ShareGPT too."""
         if not isinstance(value, Mapping):
             return value
-        if "from" in value and "role" not in value:
-            by, others = (
-                value["from"],
-                {k: v for k, v in value.items() if k not in ("from", "value")},
-            )
-            said = {"content": value["value"]} if "value" in value else {}
-            return {**others, **said, "role": {"human": "user", "gpt": "assistant"}.get(by, by)}
-        return {k: v for k, v in value.items() if v is not None or k in cls.model_fields}
+        names = {} if "role" in value else {"from": "role", "value": "content"}
+        found = {names.get(k, k): v for k, v in value.items()}
+        if names and isinstance(by := found.get("role"), str):
+            found["role"] = {"human": "user", "gpt": "assistant"}.get(by, by)
+        return {k: v for k, v in found.items() if v is not None or k in cls.model_fields}
 
     @validator(mode="after")
     def _says(self) -> _Message:
@@ -158,7 +155,7 @@ def find_format(rows: Rows) -> Format:
     Raises:
         DataError: no format fits (BS709), or several do (BS710).
     """
-    first = rows[0].keys()
+    first = rows.table[0].keys()
     fitting = [name for name, columns in _COLUMNS.items() if any(first >= {*c} for c in columns)]
     if not fitting:
         columns = ", ".join(f"`{name}`" for name in first)
@@ -231,7 +228,7 @@ def split_off(
     format = format or find_format(rows)
     fields = [*(name for choice in _COLUMNS[format] for name in choice)]
     fields += ["input"] * (format == "alpaca")
-    columns = ([rows[i].get(field) for field in fields] for i in range(len(rows)))
+    columns = ([row.get(field) for field in fields] for row in rows.table)
     texts = (json.dumps(content, sort_keys=True, default=str) for content in columns)
     keys = [hashlib.sha256(f"{seed} {text}".encode()).digest() for text in texts]
     sizes, held_out = Counter(keys), set[bytes]()

@@ -9,11 +9,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.diagnostics import DataError, Problem, one_line
+from bishare_dsl.diagnostics import DataError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.reading import parse_json
 
@@ -39,50 +38,26 @@ class Rows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Row:
-        return self.table[index]
-
-    def place(self, index: int) -> str:
-        """Return a row's location."""
-        return self.places[index]
-
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
         """Return the rows of all parts."""
         if len(parts) == 1:
             return parts[0]
-        table, places = (
-            [*chain.from_iterable(each)]
-            for each in zip(*((part.table, part.places) for part in parts), strict=True)
-        )
-        return cls(f"{len(parts)} files", table, places)
+        table = [row for part in parts for row in part.table]
+        return cls(f"{len(parts)} files", table, [p for part in parts for p in part.places])
 
     def select(self, indices: Iterable[int]) -> Rows:
         """Return some of the rows in the given order."""
-        pairs = [(self.table[i], self.places[i]) for i in indices]
-        return Rows(self.name, [row for row, _ in pairs], [place for _, place in pairs])
+        some = [*indices]
+        return Rows(self.name, [self.table[i] for i in some], [self.places[i] for i in some])
 
 
-class Findings:
-    """Problems with rows: all are counted, and the first few are kept."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._first: list[Problem] = []
-        self.count = 0
-
-    def add(self, problem: Problem) -> None:
-        """Record a problem."""
-        self.count += 1
-        if self.count <= _SHOWN:
-            self._first.append(problem)
-
-    def raise_any(self) -> None:
-        """Raise a `DataError` if there is a problem."""
-        if more := self.count - len(self._first):
-            self._first.append(codes.MORE_PROBLEMS(count=more, name=self._name))
-        if self._first:
-            raise DataError(self._first)
+def raise_first(name: str, problems: Sequence[Problem]) -> None:
+    """Raise the first problems with rows as a `DataError`, and the number of others, if there are any."""
+    first = [*problems[:_SHOWN]]
+    if more := len(problems) - len(first):
+        first.append(codes.MORE_PROBLEMS(count=more, name=name))
+    raise_errors(DataError, first)
 
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
@@ -133,13 +108,13 @@ def _read_file(path: Path) -> Rows:
         raise DataError(codes.BAD_LINE(place=f"{path}:{line}", reason="it is not UTF-8")) from error
     except (OSError, ValueError) as error:
         raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
-    findings, places = Findings(str(path)), list[str]()
+    problems, places = list[Problem](), list[str]()
     for number, row in read:
         places.append(f"{path}:{number}" if by_line else f"{path}, row {number}")
         if not isinstance(row, dict):
             reason = one_line(row) if isinstance(row, Exception) else "it is not an object"
-            findings.add(codes.BAD_LINE(place=places[-1], reason=reason))
-    findings.raise_any()
+            problems.append(codes.BAD_LINE(place=places[-1], reason=reason))
+    raise_first(str(path), problems)
     return Rows(str(path), [row for _, row in read], places)
 
 

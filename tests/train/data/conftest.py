@@ -46,33 +46,6 @@ TEMPLATES = {
 {% elif message['role'] != 'system' %}{{ raise_exception('Only user and assistant roles are supported!') }}
 {% endif %}
 {% endfor %}""",
-    # Strips the thinking of earlier turns, and writes an empty one into the last.
-    "qwen3": r"""{% set ns = namespace(last=-1) %}
-{% for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
-{% for message in messages %}
-{% set content = message.content %}
-{% set thought = '' %}
-{% if message.role == 'assistant' and '</think>' in content %}
-{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
-{% set content = content.split('</think>')[-1].lstrip('\n') %}
-{% endif %}
-{{ '<|im_start|>' + message.role + '\n' }}
-{%- if message.role == 'assistant' and loop.index0 > ns.last -%}
-{{ '<think>\n' + thought + '\n</think>\n\n' + content.lstrip('\n') }}
-{%- else -%}{{ content }}{%- endif -%}
-{{ '<|im_end|>\n' }}
-{% endfor %}
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
-    # The generation prompt opens a thinking block, which turns in the chat do not have.
-    "r1": r"""{{ bos_token }}
-{% for message in messages %}
-{% if message.role == 'user' %}{{ '<|user|>' + message.content }}
-{% elif message.role == 'assistant' %}
-{{ '<|assistant|>' + message.content.split('</think>')[-1] + eos_token }}
-{% else %}{{ message.content }}
-{% endif %}
-{% endfor %}
-{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}""",
     # Turns end with nothing at all.
     "no end": r"""{% for message in messages %}
 {{ message.role + ': ' + message.content + '\n' }}

@@ -36,11 +36,11 @@ def hub(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("hub")
 def test_rows_of_a_split():
     rows = load_rows("owner/set")
-    assert list(rows) == ROWS
+    assert [*rows.table] == ROWS
     assert rows.name == "owner/set (train)"
-    assert rows.place(1203) == "owner/set (train), row 1204"
+    assert rows.places[1203] == "owner/set (train), row 1204"
     test = load_rows("owner/set", split="test")
-    assert list(test) == ROWS[:3]
+    assert [*test.table] == ROWS[:3]
     assert len(load_rows("owner/set", split="train[:10]")) == 10
 
 

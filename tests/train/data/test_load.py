@@ -56,16 +56,16 @@ def test_every_kind_of_file_gives_the_same_rows(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for ending, written in KINDS.items():
         path = write(folder / f"rows.{ending}", written(rows))
-        assert list(load_rows(path)) == rows, ending
+        assert load_rows(path).table == rows, ending
 
 
 def test_lists_in_parquet_are_lists(tmp_path):
     rows = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(2500)]
     read = load_rows(write(tmp_path / "r.parquet", as_parquet(rows)))
-    assert list(read) == rows
+    assert read.table == rows
     for index in random.Random(0).sample(range(2500), 9):
-        assert read[index] == rows[index]
-    assert read.place(2041) == f"{tmp_path}/r.parquet, row 2042"
+        assert read.table[index] == rows[index]
+    assert read.places[2041] == f"{tmp_path}/r.parquet, row 2042"
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,16 @@ def test_lists_in_parquet_are_lists(tmp_path):
 def test_a_row_knows_where_it_is(name, content, places, tmp_path):
     path = write(tmp_path / name, content)
     rows = load_rows(path)
-    assert [row["text"] for row in rows] == ["a", "b"]
-    assert [rows.place(i) for i in range(2)] == [f"{path}{place}" for place in places]
+    assert [row["text"] for row in rows.table] == ["a", "b"]
+    assert rows.places == [f"{path}{place}" for place in places]
     assert rows.name == str(path)
     part = rows.select([1])
-    assert (len(part), part[0]["text"], part.place(0)) == (1, "b", f"{path}{places[1]}")
+    assert (len(part), part.table[0]["text"], part.places[0]) == (1, "b", f"{path}{places[1]}")
 
 
 def test_a_line_ends_at_a_line_break_only(tmp_path):
     rows = load_rows(write(tmp_path / "r.jsonl", '{"text": "a\u2028b\x85c"}\n'))
-    assert rows[0]["text"] == "a\u2028b\x85c"
+    assert rows.table[0]["text"] == "a\u2028b\x85c"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""Do tasks agree? Leave some out, learn them in every way from half of their examples, judge by the rest."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean, quantiles
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.models import resolve
+from bishare_dsl.show.table import Table
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted
+from bishare_dsl.train.prepare import load_base
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.request import Request
+from bishare_dsl.train.result import TrainResult, logged
+from bishare_dsl.train.run import run
+
+LEAST, LEFT_OUT, DRAWS = 3, 5, 2_000
+"""Tasks that are needed, tasks that are left out at most, and bootstrap draws."""
+
+
+@dataclass
+class Comparison:
+    """What each way to give a new task an adapter reached.
+
+    Attributes:
+        measure: ``correct, %``, or ``minus held-out loss`` if examples have no options. More is better.
+        scores: by the way, of each task that was left out.
+        numbers: by the way, how many each of these tasks owns. A number has four bytes.
+    """
+
+    measure: str
+    scores: Mapping[str, list[float]]
+    numbers: Mapping[str, int]
+
+    @property
+    def advice(self) -> str:
+        """Name the way with the fewest own numbers of those that no way is measurably better than."""
+        best = max(self.scores.values(), key=fmean)
+        gaps = {w: [a - b for a, b in zip(best, s, strict=True)] for w, s in self.scores.items()}
+        level = [way for way, gap in gaps.items() if interval(gap)[0] <= 0]
+        way = min(level, key=lambda way: (self.numbers[way], -fmean(self.scores[way])))
+        return (
+            f"Take {way}: over {len(best)} tasks that were left out, no way is measurably better."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**vars(self), "advice": self.advice}
+
+    def __str__(self) -> str:
+        rows = list[tuple[object, ...]]()
+        for way, scores in sorted(self.scores.items(), key=lambda found: -fmean(found[1])):
+            (low, high), own = interval(scores), self.numbers[way]
+            rows.append((way, f"{fmean(scores):.2f}", f"{low:.2f} to {high:.2f}", own, 4 * own))
+        head = ["a new task's way", self.measure, "95% over tasks", "own numbers", "bytes"]
+        return f"{Table(head, rows)}\n\n{self.advice}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return a 95% bootstrap interval of the mean."""
+    draw = random.Random(0)
+    means = [fmean(draw.choices(values, k=len(values))) for _ in range(DRAWS)]
+    low, *_, high = quantiles(means, n=40)
+    return low, high
+
+
+def compare(request: Request, reporter: Reporter) -> Comparison:
+    """Compare ways to give new tasks an adapter, and write nothing.
+
+    Up to five tasks are left out: together if there are more than ten, otherwise in turn. A library of the
+    spec and one LoRA are trained on the others. Arguments such as the learning rate hold for all ways.
+
+    Raises:
+        TrainError: there are fewer than three tasks, or the spec makes no library (BS732).
+        BishareError: see `bishare_dsl.train.train`.
+    """
+    files = request.data
+    if isinstance(files, str) or len(files) < LEAST or request.library or request.resume:
+        reason = f"to compare takes a new library of at least {LEAST} tasks"
+        help = "name a spec, such as `library_core`, and a file for each task"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    model, tokenizer = load_base(request, resolve(request.model), reporter)
+    left = random.Random(0).sample(sorted(files), min(LEFT_OUT, len(files)))
+    groups = [left] if len(files) > 2 * LEFT_OUT else [[name] for name in left]
+    scores, numbers, measures = defaultdict[str, list[float]](list), dict[str, int](), set[str]()
+    judge = {"eval_split": request.eval_split or 0.5, "eval_on_start": True}
+    lora: Any = {"spec": "lora", "params": {"r": 8}}
+
+    def learn(folder: str, data: Any, ways: Mapping[str, Any] = {}, **how: Any) -> TrainResult:
+        """Train, and note what each way reached at the first or at the last evaluation, `min` or `max`."""
+        how |= {"model": model, "data": data, "output_dir": Path(place, folder)}
+        how |= judge if ways else {"eval_split": None}
+        (quiet := Reporter(quiet=True)).silence()
+        try:
+            result = run(request.model_copy(update=how), quiet, tokenizer=tokenizer)
+        except TrainingInterrupted:
+            raise KeyboardInterrupt from None  # The checkpoint goes with its folder.
+        finally:
+            if hasattr(model, "bishare"):
+                cast(Any, model).bishare.unload()
+        for (way, at), task in product(ways.items(), result.tasks):
+            right = task.accuracy is not None
+            key, factor = ("eval_accuracy", 100) if right else ("eval_loss", -1)
+            found = logged(result.history, key, task.name) or logged(result.history, key, None)
+            measures.add("correct, %" if right else "minus held-out loss")
+            scores[way].append(factor * found[at(found)])
+            numbers[way] = result.trainable if at is max else 0
+        return result
+
+    for number, group in enumerate(groups, 1):
+        reporter.note(f"{number} of {len(groups)}: without {', '.join(group)} ...")
+        new = {name: files[name] for name in group}
+        rest = {name: file for name, file in files.items() if name not in group}
+        with TemporaryDirectory() as place:
+            if "#" not in str(learn("made", rest).tasks[0].folder):
+                reason, help = "the spec shares nothing between tasks", "name `library_core`"
+                raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+            learn("joint", rest, together=True, **lora)
+            learn("fresh", new, {"no adapter": min, "a fresh LoRA, r=8": max}, **lora)
+            both = {"one LoRA for all, as it is": min, "one LoRA for all, trained on": max}
+            for name, file in new.items():
+                learn(f"joint-{name}", file, both, spec=f"{place}/joint", params={})
+            library: Any = {"spec": None, "params": {}, "library": f"{place}/made/library"}
+            for start in ("zero", "nearest", "mean", "mixture", "auto"):
+                way, trains = {f"the library, --start {start}": max}, start in ("zero", "auto")
+                steps: Any = {} if trains else {"max_steps": 0}
+                learn(start, new, way, start=start, **library, **steps)
+    if len(measures) > 1:
+        raise TrainError(codes.BAD_COMBINATION(reason="only some files have `options`"))
+    return Comparison(measures.pop(), scores, numbers)

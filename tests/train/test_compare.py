@@ -1,0 +1,121 @@
+"""Tasks are left out, and each way to learn them has a score of each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.train.compare import Comparison, compare
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.request import make_request
+
+SPEC = """spec small
+target q_proj
+share core  A per module  B per adapter, module  rank 2
+"""
+STARTS = ("zero", "nearest", "mean", "mixture", "auto")
+
+
+def rows(path: Path, limit: int, *, options: bool = True) -> str:
+    lines = [
+        {"prompt": f"{n}: ", "completion": "yes" if n > limit else "no"}
+        | ({"options": ["yes", "no"]} if options else {})
+        for n in range(8)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def asked(model_folder: Path, tmp_path: Path) -> Any:
+    def request(count: int, **more: Any) -> Any:
+        data = {f"m{i}": rows(tmp_path / f"m{i}.jsonl", i + 1) for i in range(count)}
+        given = {"spec": SPEC, "model": str(model_folder), "data": data, "output_dir": "."}
+        given |= {"max_steps": 2, "learning_rate": 1e-2, **more}
+        return make_request(given, None)
+
+    return request
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("count", "left_out", "groups"), [(3, 3, 3), (11, 5, 1)])
+def test_few_tasks_are_left_out_in_turn_and_five_of_many_together(
+    asked: Any, count: int, left_out: int, groups: int
+) -> None:
+    notes: list[str] = []
+    found = compare(asked(count), Reporter(say=notes.append))
+    assert [*found.scores] == [
+        "no adapter",
+        "a fresh LoRA, r=8",
+        "one LoRA for all, as it is",
+        "one LoRA for all, trained on",
+        *(f"the library, --start {start}" for start in STARTS),
+    ]
+    assert {len(scores) for scores in found.scores.values()} == {left_out}
+    assert all(0 <= score <= 100 for scores in found.scores.values() for score in scores)
+    assert found.numbers["no adapter"] == found.numbers["one LoRA for all, as it is"] == 0
+    lora = found.numbers["a fresh LoRA, r=8"]
+    assert lora == found.numbers["one LoRA for all, trained on"]
+    assert 0 < found.numbers["the library, --start auto"] < lora
+    assert [note for note in notes if " of " in note and "without" in note][-1].startswith(
+        f"{groups} of {groups}: without m"
+    )
+    assert found.measure == "correct, %"
+    assert json.loads(json.dumps(found.as_dict()))["advice"] == found.advice
+
+
+@pytest.mark.long
+def test_rows_without_options_are_judged_by_their_loss(asked: Any, tmp_path: Path) -> None:
+    request = asked(3)
+    for file in request.data.values():
+        rows(Path(file), 3, options=False)
+    found = compare(request, Reporter(quiet=True))
+    assert found.measure == "minus held-out loss"
+    assert all(score < 0 for scores in found.scores.values() for score in scores)
+    rows(tmp_path / "m0.jsonl", 3)
+    with pytest.raises(BishareError, match=r"BS711.*`options` is missing"):
+        compare(request, Reporter(quiet=True))
+
+
+def test_the_advice_is_the_smallest_way_that_nothing_beats() -> None:
+    scores = {"big": [70.0, 80.0, 75.0], "small": [69.0, 81.0, 74.0], "none": [10.0, 20.0, 15.0]}
+    found = Comparison("correct, %", scores, {"big": 1000, "small": 10, "none": 0})
+    assert found.advice.startswith("Take small: over 3 tasks")
+    said = str(found)
+    assert said.index("big") < said.index("small") < said.index("none")
+    assert "4,000" in said
+    scores["small"] = [30.0, 40.0, 35.0]
+    assert found.advice.startswith("Take big:")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"count": 2}, "at least 3 tasks"),
+        ({"count": 3, "library": "out/library"}, "name a spec"),
+        ({"count": 3, "data": "rows.jsonl"}, "at least 3 tasks"),
+        ({"count": 3, "spec": "lora", "params": {"r": 2}}, "shares nothing between tasks"),
+    ],
+)
+def test_what_cannot_be_compared(asked: Any, more: dict[str, Any], reason: str) -> None:
+    library = {n: more.pop(n) for n in [*more] if n == "library"}
+    request = asked(**more).model_copy(update=library)
+    with pytest.raises(TrainError, match=rf"BS732(?s:.*){reason}"):
+        compare(request, Reporter(quiet=True))
+
+
+def test_an_interruption_promises_no_checkpoint(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be in a folder that is gone."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise TrainingInterrupted(1, 2, Path("gone/checkpoint-1"))
+
+    monkeypatch.setattr("bishare_dsl.train.compare.run", stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        compare(asked(3), Reporter(quiet=True))
+    assert type(caught.value) is KeyboardInterrupt
