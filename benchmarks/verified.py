@@ -24,11 +24,10 @@ from bishare_dsl.adapter.files import save_library
 from bishare_dsl.cli.main import main as bishare
 from bishare_dsl.models.load import architecture_of, load_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.verify.answers import TEXTS, ask
-from bishare_dsl.verify.card import judge_card, read_card
-from bishare_dsl.verify.contents import read_contents
-from bishare_dsl.verify.reference import Reference
-from bishare_dsl.verify.server import Server
+from bishare_dsl.verify.card import read_card
+from bishare_dsl.verify.judge import Row, judge
+from bishare_dsl.verify.reference import Reference, read_contents
+from bishare_dsl.verify.server import TEXTS, Server, ask
 from tests.serve_vllm import conftest  # noqa: F401 - sets vLLM's environment
 from tests.serve_vllm.test_verify import Running
 from tests.support.families import tiny_model
@@ -48,7 +47,7 @@ KINDS = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 MEMBER = f"spec m\ntarget {KINDS}\nshare a per adapter, module rank 4 scale 2\n"
 DORA = f"spec d\ntarget {KINDS}\nshare a per module rank 4 scale 2\nmagnitude per module\n"
 EXPERTS = "spec e\ntarget parent experts, q_proj\nshare a per module rank 2 scale 2\n"
-WANTED = VERDICTS | {"zero": "NOT APPLIED", "older": "OTHER TENSORS", "base": "OTHER BASE"}
+WANTED = VERDICTS | {"zero": "NOT APPLIED", "base": "OTHER BASE"}
 WANTED |= {"no magnitude": "AS IF"}
 counts: dict[str, Counter] = {}
 
@@ -175,8 +174,9 @@ def main():
                 judged(asked[name], name, contents[name], one.reference).word,
                 "APPLIED",
             )
-            count(f"card, own, {what}", judge_card(cards[name], asked[name]).word, "APPLIED")
-            word = judge_card(cards[f"g{(i + 7) % 20}"], asked[name]).word
+            word = judge(Row(name), asked[name], cards[name].expected()).word
+            count(f"card, own, {what}", word, "APPLIED")
+            word = judge(Row(name), asked[name], cards[f"g{(i + 7) % 20}"].expected()).word
             count(f"card, another's, {what}", word, word if word != "APPLIED" else "another word")
 
     def plain_faults(one):
@@ -184,11 +184,6 @@ def main():
         for fault in faults:
             folders[fault] = shutil.copytree(one.lora, root / f"{one.dtype}-{fault}")
             change(folders[fault], **FAULTS.get(fault, {}))
-            if fault == "older":
-                change(
-                    folders[fault],
-                    lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()},
-                )
             if fault == "zero":
                 change(
                     folders[fault], lambda found: {n: t * ("lora_A" in n) for n, t in found.items()}

@@ -15,9 +15,8 @@ from bishare_dsl.diagnostics import BishareWarning, Problem, render
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.train import TrainError
-from bishare_dsl.verify.answers import TEXTS
 from bishare_dsl.verify.reference import Reference
-from bishare_dsl.verify.server import Answer, Server
+from bishare_dsl.verify.server import TEXTS, Answer, Server
 
 MOVED, MOVED_IN_BFLOAT16 = 1e-3, 0.4
 """How far the trainer's answers must move until an engine whose answers stay equal is stale."""
@@ -84,7 +83,7 @@ class SyncCheck(TrainerCallback):
     def _ask(self, adapted: bool) -> list[Answer]:
         if isinstance(self._engine, Server):
             base = self._base or self._engine.base([self._name])
-            return self._engine.ask(self._name if adapted else base, TEXTS)
+            return self._engine.ask(self._name if adapted else base, TEXTS, scored=True)
         from vllm import SamplingParams
 
         sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=20)

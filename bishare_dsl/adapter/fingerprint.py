@@ -8,15 +8,18 @@ them, and stored sums detect another base. Nothing here imports torch before it 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
 from bishare_dsl.adapter.counter import fill
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor
 
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     from bishare_dsl.models.weights import Weight
     from bishare_dsl.plan import Plan
 
-_LINEAR = 24
-"""The most numbers of a group."""
+_LINEAR, _OTHERS = 24, 4
+"""The most numbers of linear maps, and of the other groups."""
 
 _COLUMNS, _TOKENS = 4, 1024
 """The columns of each linear map, and the rows of the embedding, that are read."""
@@ -64,6 +67,7 @@ class Fingerprint:
     ``linear`` comes from the first columns of every linear map in a block, ``embedding`` from the first rows
     of the token table, ``norms`` from the vectors in blocks; the last two are empty where their weights are
     not in memory. ``dtype`` is the type of the model, and ``bits`` 8 or 4 if linear maps are quantised.
+    ``tokenizer`` is `vocabulary_digest` of the checkpoint's tokenizer, if it is on disk.
     """
 
     linear: tuple[FiniteFloat, ...]
@@ -71,6 +75,7 @@ class Fingerprint:
     norms: tuple[FiniteFloat, ...]
     dtype: str
     bits: Literal[8, 4] | None = None
+    tokenizer: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
@@ -82,28 +87,51 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     Raises:
         AdapterError: its weights are not here (BS624), or cannot be dequantised (BS623).
     """
-    import torch
-
     from bishare_dsl.models.inspect import linear_maps
     from bishare_dsl.models.site import block_of, in_adapter
 
     maps = linear_maps(model)
     inside = [weight for path, weight in maps.items() if block_of(path)]
-    own = [(n, p) for n, p in model.named_parameters() if not in_adapter(n)]
-    if sharded := [name for name, p in own if is_sharded_tensor(p)]:
+    own = {n: p for n, p in model.named_parameters() if not in_adapter(n)}
+    for name in (name for name, p in own.items() if is_sharded_tensor(p)):
         # Any look at it is a call of all processes, and only one of them may be saving.
-        raise AdapterError(codes.NO_WEIGHT(path=sharded[0], reason="it is not in this process"))
-    vectors = [p.float() for n, p in own if p.dim() == 1 and n.endswith("weight") and block_of(n)]
+        raise AdapterError(codes.NO_WEIGHT(path=name, reason="it is not in this process"))
+    vectors = [p for n, p in own.items() if p.dim() == 1 and n.endswith("weight") and block_of(n)]
     tables = [w.matrix()[:, :_TOKENS].flatten() for w in maps.values() if w.looks_up][:1]
-    norms = [torch.cat(vectors)] if vectors and not any(v.is_meta for v in vectors) else []
     kinds = filter(None, (weight.replacement() for weight in inside))
     return Fingerprint(
-        linear=_sums("linear", map(_columns, inside)),
-        embedding=_sums("embedding", 4 * [table for table in tables if not table.is_meta]),
-        norms=_sums("norms", 4 * norms),
-        dtype=str(next(p.dtype for _, p in own if p.is_floating_point())).removeprefix("torch."),
+        linear=_sums("linear", _LINEAR, map(_columns, inside)),
+        embedding=_sums("embedding", _OTHERS, _OTHERS * tables),
+        norms=_sums("norms", _OTHERS, vectors),
+        dtype=str(next(p.dtype for p in own.values() if p.is_floating_point()))[len("torch.") :],
         bits=min((8 if "8" in k and "4" not in k else 4 for k in kinds), default=None),
+        tokenizer=_tokenizer_of(model),
     )
+
+
+def vocabulary_digest(vocabulary: Mapping[str, int]) -> str:
+    """Return the SHA-256 of a tokenizer's vocabulary: of the JSON of its tokens and ids, sorted."""
+    return sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
+
+
+def _tokenizer_of(model: Any) -> str | None:
+    from tokenizers import Tokenizer
+    from transformers.utils.hub import cached_file
+
+    with suppress(Exception):  # The name is any text of the user's.
+        file = cached_file(model.config.name_or_path, "tokenizer.json", local_files_only=True)
+        return vocabulary_digest(Tokenizer.from_file(str(file)).get_vocab())
+    return None
+
+
+def base_changes(saved: Fingerprint | None, found: Fingerprint | None) -> list[Problem]:
+    """Warn if a base is not the one that an adapter was saved on, as far as both are known (BS620)."""
+    if saved is None or found is None:
+        return []
+    far, tokenizers = difference(saved, found), {saved.tokenizer, found.tokenizer} - {None}
+    what = [f"its weights are {far:.1g} apart"] if far else []
+    what += ["its tokenizer has other tokens"] if len(tokenizers) > 1 else []
+    return [codes.OTHER_FINGERPRINT(what=", and ".join(what))] if what else []
 
 
 def difference(saved: Fingerprint, found: Fingerprint) -> float:
@@ -111,16 +139,15 @@ def difference(saved: Fingerprint, found: Fingerprint) -> float:
 
     The largest distance of a group counts, beyond what types and quantisation of the two may change.
     """
-    few = min((bits for bits in (saved.bits, found.bits) if bits), default=None)
     halved = saved.dtype != found.dtype and "float16" in (saved.dtype, found.dtype)
     rounding = _IN_FLOAT16 if halved else _SAME
+    few: int = min(filter(None, (saved.bits, found.bits)), default=0)
+    allowed = {"linear": _QUANTISED.get(few, rounding), "embedding": rounding, "norms": rounding}
     apart = [0.0]
-    for group in ("linear", "embedding", "norms"):
+    for group, most in allowed.items():
         one, other = getattr(saved, group), getattr(found, group)
-        allowed = _QUANTISED[few] if few and group == "linear" else rounding
-        if len(one) == len(other) > 0:
-            far = math.dist(one, other) / (math.hypot(*one) or 1.0)
-            apart.append(far if far > allowed else 0.0)
+        far = math.dist(one, other) / (math.hypot(*one) or 1.0) if len(one) == len(other) else 0.0
+        apart.append(far if far > most else 0.0)
     return max(apart)
 
 
@@ -138,15 +165,16 @@ def _columns(weight: Weight) -> torch.Tensor:
     return values[:, :_COLUMNS].flatten()
 
 
-def _sums(name: str, vectors: Iterable[torch.Tensor]) -> tuple[float, ...]:
-    """Return at most `_LINEAR` sums of products with random vectors, relative to the norms."""
-    sums: list[float] = []
+def _sums(name: str, most: int, vectors: Iterable[torch.Tensor]) -> tuple[float, ...]:
+    """Return at most so many sums of products with random vectors, relative to the norms; none on meta."""
+    sums: dict[int, float] = {}
     for i, vector in enumerate(vectors):
+        if vector.is_meta:
+            return ()
         row = vector.detach().bfloat16().double().unsqueeze(0)
         product = _products(row, 1, {"uniform": [-1.0, 1.0]}, f"{name} {i}").item()
-        sums += [0.0] * (i < _LINEAR)
-        sums[i % _LINEAR] += product / (row.norm().item() or 1.0)
-    return tuple(float(f"{number:.12g}") for number in sums)
+        sums[i % most] = sums.get(i % most, 0.0) + product / (row.norm().item() or 1.0)
+    return tuple(float(f"{number:.12g}") for number in sums.values())
 
 
 def _products(rows: torch.Tensor, count: int, how: dict[str, Any], text: str) -> torch.Tensor:
@@ -164,9 +192,9 @@ def _products(rows: torch.Tensor, count: int, how: dict[str, Any], text: str) ->
 def marks_of(tensor: torch.Tensor) -> SignFingerprint:
     """Return the marks of a tensor."""
     products = _products(tensor, 2, {"normal": 1.0}, "marks")
-    signs = "".join(str(2 * (a < 0) + (b < 0)) for a, b in products.tolist())
     a, b = products.sum(0).tolist()
-    return SignFingerprint(signs=signs, sums=(float(f"{a:.4g}"), float(f"{b:.4g}")))
+    signs = "".join(str(2 * (a < 0) + (b < 0)) for a, b in products.tolist())
+    return SignFingerprint(signs, (float(f"{a:.4g}"), float(f"{b:.4g}")))
 
 
 def find_reproduced(
@@ -185,9 +213,10 @@ def find_reproduced(
     frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
     for name in (t.name for t in frozen if (t.like or t.name) not in stored):
         marks, value = marks_of(tensors[name]), tensors[name].cpu().double()
-        match = _aligned(reproduced[name], marks)
-        if match is not None and (match.cpu() - value).norm() <= _SUM_TOLERANCE / 10 * value.norm():
-            found[name] = marks
+        with suppress(AdapterError):
+            apart = _restored(name, reproduced[name], marks).cpu() - value
+            if apart.norm() <= _SUM_TOLERANCE / 10 * value.norm():
+                found[name] = marks
     return found
 
 
@@ -203,28 +232,23 @@ def check_reproduced(
     Raises:
         AdapterError: a tensor differs (BS699).
     """
-    restored = {}
-    for name, saved in marks.items():
-        aligned = tensors[name] if tensors[name].is_meta else _aligned(tensors[name], saved)
-        if aligned is None:
-            raise AdapterError(codes.OTHER_WEIGHTS(name=name))
-        restored[name] = aligned
-    return restored
+    return {name: _restored(name, tensors[name], saved) for name, saved in marks.items()}
 
 
-def _aligned(tensor: torch.Tensor, marks: SignFingerprint) -> torch.Tensor | None:
-    """Return a tensor with the signs that match its marks; None if they are ambiguous or do not match."""
-    import torch
-
+def _restored(name: str, tensor: torch.Tensor, marks: SignFingerprint) -> torch.Tensor:
+    """Return a tensor with the signs that match its marks, if they match and are not ambiguous."""
+    if tensor.is_meta:
+        return tensor
+    other = AdapterError(codes.OTHER_WEIGHTS(name=name))
     if len(marks.signs) != len(tensor):
-        return None
+        raise other
     products = _products(tensor, 2, {"normal": 1.0}, "marks")
     norms = tensor.detach().cpu().double().norm(dim=1)
-    saved = torch.tensor([[1 - int(sign) // 2 * 2, 1 - int(sign) % 2 * 2] for sign in marks.signs])
+    saved = products.new_tensor([[1 - int(s) // 2 * 2, 1 - int(s) % 2 * 2] for s in marks.signs])
     along = (products * saved).sum(1)
-    signs = torch.where(along < 0, -1.0, 1.0)
-    apart = (signs.double() @ products) - torch.tensor(marks.sums, dtype=torch.float64)
+    signs = 1 - 2 * (along < 0).double()
+    apart = signs @ products - products.new_tensor(marks.sums)
     ambiguous = (along.abs() < 4 * _SUM_TOLERANCE * norms).any()
     if ambiguous or (apart.abs() > _SUM_TOLERANCE * norms.norm()).any():
-        return None
+        raise other
     return tensor * signs.unsqueeze(1).to(tensor)

@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
-from bishare_dsl.adapter.fingerprint import Fingerprint, difference, fingerprint
+from bishare_dsl.adapter.fingerprint import Fingerprint, base_changes, fingerprint
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.interrupts import CHANGING, ended_by
 from bishare_dsl.adapter.merge import Merged, MergeReport
@@ -151,7 +151,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _before_merge: tuple[str, ...] = ()
     _disabled: frozenset[object] = frozenset()
     """The open blocks, and the calls, that disable the adapter."""
-    _fingerprint: tuple[Fingerprint | None] | None = None
+    _fingerprint: Fingerprint | None = None
     _mixed: MixedBatches | None = None
     _hooks: tuple[RemovableHandle, ...] = ()
 
@@ -180,13 +180,6 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """List what users call and read first, without torch's and PEFT's."""
         kinds = (property, FunctionType)
         return [n for n, m in vars(Handle).items() if isinstance(m, kinds) and m.__doc__]
-
-    def _repr_html_(self) -> str:
-        """Draw the sharing structure in a notebook."""
-        from bishare_dsl.language import parse_spec
-        from bishare_dsl.show.svg import draw
-
-        return draw(self.plan, parse_spec(self.spec_text))
 
     @property
     def running(self) -> Adapter:
@@ -237,17 +230,13 @@ class Handle(AdapterRoot, BaseTunerLayer):
         It is computed once: only merging changes the base under its adapters.
         """
         if self._fingerprint is None and not self.merged:
-            self._fingerprint = (None,)
             with suppress(Exception):  # A quantiser may raise anything, and a save must not fail.
-                self._fingerprint = (fingerprint(self.model),)
-        return self._fingerprint[0] if self._fingerprint else None
+                self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
 
     def base_changes(self, config: AdapterConfig) -> list[Problem]:
-        """Warn if the weights of the base are not those that an adapter was saved on (BS620)."""
-        if (saved := config.fingerprint) is None or (found := self.fingerprint()) is None:
-            return []
-        apart = difference(saved, found)
-        return [codes.OTHER_FINGERPRINT(apart=f"{apart:.1g}")] if apart else []
+        """Warn if the base is not the one that an adapter was saved on (BS620)."""
+        return base_changes(config.fingerprint, config.fingerprint and self.fingerprint())
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, like any module.
@@ -508,7 +497,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Warn if rounding loses more than a tenth of the update (BS639).
 
         Args:
-            safe_merge: report values that are not finite as PEFT does; they are rejected in any case.
+            safe_merge: for calls of PEFT; values that are not finite are rejected in any case.
             adapter_names: the adapters to merge instead of the running ones, which run again after
                 `unmerge`. Adapters that are already merged stay merged.
             keep_base: keep copies of the weights on the CPU, required for `unmerge` and `disable_adapter`,
@@ -517,8 +506,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
 
         Raises:
             AdapterError: disabled (BS626), no such adapter (BS640), an update is not a matrix (BS633), or
-                see `bishare_dsl.adapter.merge`; the model is not changed.
-            ValueError: values are not finite and ``safe_merge`` is set; caused by BS628.
+                see `bishare_dsl.adapter.merge`, such as BS628; the model is not changed.
         """
         if not isinstance(safe_merge, bool):
             raise TypeError("it writes no file: `merge_and_unload().save_pretrained(folder)` does")
@@ -530,13 +518,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             if merged:
                 self._restore("merge")
             self._switch([*merged, *more])
-            try:
-                report = self._merge(keep_base=keep_base, dequantize=dequantize)
-            except AdapterError as error:
-                if not safe_merge or error.problems[0].code != codes.NOT_FINITE.code:
-                    raise
-                text = f"NaNs detected in the merged weights. The adapter {', '.join(more)}"
-                raise ValueError(f"{text} seems to be broken") from error
+            report = self._merge(keep_base=keep_base, dequantize=dequantize)
             if not merged:
                 self._before_merge = active
             for problem in report.survival.problems():
@@ -584,7 +566,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         model saves and loads as a dense one.
 
         Raises:
-            AdapterError, ValueError: see `merge`.
+            AdapterError: see `merge`.
         """
         with self._switching("merge", enabled=True) as model:
             if self._merged is None or adapter_names is not None:

@@ -149,11 +149,16 @@ def _write(
         BishareError: it cannot be written, or the output differs.
     """
     from bishare_dsl.adapter.files import place_of
+    from bishare_dsl.adapter.fingerprint import base_changes, fingerprint
     from bishare_dsl.cli.adapters import bytes_of
     from bishare_dsl.export.origin import read_origin
 
     origin = read_origin(place_of(folder)[0], stored.plan)
     data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
+    # The base's weights count if outputs are scaled.
+    weights = stored.plan.has_magnitudes and target == "peft"
+    if saved := stored.config.fingerprint if weights or report.strict else None:
+        report.all(base_changes(saved, fingerprint(modules(True))))
     if target == "bishare":
         with lock_name(out):
             report.all(save_again(stored, out, dtype, seen))
@@ -162,8 +167,7 @@ def _write(
     else:
         from bishare_dsl.export.export import export_adapter
 
-        # The base's weights count if outputs are scaled.
-        model = modules(stored.plan.has_magnitudes and target == "peft")
+        model = modules(weights)
         how |= {"dtype": dtype, "origin": origin}
         exported = export_adapter(out, stored.plan, stored.tensors(), model, target, **how)
         report.all(exported.warnings)

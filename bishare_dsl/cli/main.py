@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from bishare_dsl.cli.group import LazyGroup
-from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform
+from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform, strict
 from bishare_dsl.cli.report import BROKEN_PIPE, INTERNAL, INTERRUPTED, USAGE, CommandError, Report
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.version import __version__
@@ -50,6 +50,7 @@ COMMANDS = {
         allow_use: ("check", "plan", "show", "compile", "fit"),
         as_json: COMMANDS.keys() - {"lsp"},
         quiet: COMMANDS.keys(),
+        strict: ("convert", "merge", "verify"),
         spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain"},
     },
     context_settings={"help_option_names": ["-h", "--help"]},

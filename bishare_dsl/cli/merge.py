@@ -60,6 +60,7 @@ def command(
     install(base, stored)
     handle = base.bishare
     assert isinstance(handle, Handle)
+    report.all(handle.base_changes(stored.config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BishareWarning)  # The report contains them.
         merged = handle.merge(keep_base=False, dequantize=dequantize)

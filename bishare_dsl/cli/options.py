@@ -49,6 +49,7 @@ as_json = _switch(
 )
 
 
+strict = _switch("strict", "--strict", help="Refuse a base that the adapter was not saved on.")
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
 )

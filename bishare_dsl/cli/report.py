@@ -17,11 +17,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, redirect_stderr, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
+from bishare_dsl.diagnostics.codes.adapter import OTHER_FINGERPRINT
 from bishare_dsl.show.table import Table, terminal, wrapped, write_tables
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class _Notes:
 class Report:
     """Collect and write the output of a command.
 
-    The options set ``as_json``, ``quiet`` and ``allow_use``. With ``partial`` an
+    The options set ``as_json``, ``quiet``, ``allow_use`` and ``strict``. With ``partial`` an
     interrupted command writes the results that it has.
     """
 
@@ -83,7 +85,7 @@ class Report:
         self.quiet = False
         self.problems_are_results = False
         self.partial = False
-        self.allow_use = False
+        self.allow_use = self.strict = False
         self.exit_code = 0
         self.errors = self.warnings = 0
         self._data: dict[str, Any] = {}
@@ -126,10 +128,12 @@ class Report:
         self.note(*told_lines(plan))
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
-        """Report one finding. Errors set the exit code."""
+        """Report one finding. Errors set the exit code. With ``--strict`` another base ends the command."""
         if problem.severity == "error":
             self.errors += 1
             self.exit_code = max(self.exit_code, exit_code_of(problem))
+        elif self.strict and problem.code == OTHER_FINGERPRINT.code:
+            raise CommandError(replace(problem, severity="error"))
         elif problem.severity == "warning":
             self.warnings += 1
         if self.as_json:

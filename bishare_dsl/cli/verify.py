@@ -13,7 +13,7 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report, silence_libraries
 
 if TYPE_CHECKING:
-    from bishare_dsl.verify.verdict import Row
+    from bishare_dsl.verify.judge import Row
 
 
 @click.command(
@@ -33,12 +33,8 @@ if TYPE_CHECKING:
 @click.option("--server", "urls", multiple=True, metavar="URL", help="Ask this running server.")
 @click.option("--name", help="Name of the adapter on the server; by default that of its folder.")
 @click.option("--base", help="Name of the base on the server; by default the first model listed.")
-@click.option(
-    "--card", "cards", multiple=True, type=Path, metavar="FILE", help="Judge by this card."
-)
-@click.option(
-    "--write-card", "out", type=Path, metavar="FILE", help="Write the probe card of one adapter."
-)
+@click.option("--card", "cards", multiple=True, type=Path, metavar="FILE", help="A probe card.")
+@click.option("--write-card", "out", type=Path, metavar="FILE", help="Write the adapter's card.")
 @click.option("--timeout", default=120.0, metavar="SECONDS", help="For a request; 120 by default.")
 @click.option("--deadline", default=3600.0, metavar="SECONDS", help="For all; 3600 by default.")
 @click.pass_obj
@@ -65,10 +61,9 @@ def command(
     --server and --card may be repeated.
     """
     from bishare_dsl.adapter.files import is_peft, read_adapter
-    from bishare_dsl.cli.adapters import adapters_in, named_folders
+    from bishare_dsl.cli.adapters import adapters_in, load_base, named_folders
     from bishare_dsl.export.peft_config import check_files
-    from bishare_dsl.verify.card import judge_cards, read_card, write_card
-    from bishare_dsl.verify.server import Server
+    from bishare_dsl.verify.server import TEXTS, Asked, Server, ask
 
     servers = [Server(url, monotonic() + deadline, timeout) for url in urls]
     places = named_folders([adapter for folder in folders for adapter in adapters_in(folder)])
@@ -76,58 +71,54 @@ def command(
         raise click.UsageError("give adapters and --model, or --card and --server")
     if len(places) + len(cards) > 1 and (name or out):
         raise click.UsageError("--name and --write-card are for one adapter")
+    places = dict.fromkeys([name], *places.values()) if name and places else places
+    for place in places.values() if len(places) == 1 else ():  # Before torch and numpy are loaded.
+        (check_files if is_peft(place) else read_adapter)(place)
+    from bishare_dsl.verify.card import judge_cards, read_card, write_card
+
     if model is None:
         named = {name or card.adapter: card for card in map(read_card, cards)}
         _report(report, judge_cards(named, servers, base, report.bar), "")
         return
-    places = dict.fromkeys([name], *places.values()) if name else places
-    for place in places.values() if len(places) == 1 else ():  # Before torch is loaded.
-        (check_files if is_peft(place) else read_adapter)(place)
     silence_libraries()
     from bishare_dsl.models.inspect import inspect_model
-    from bishare_dsl.models.load import load_model, meta_model, require_weights
+    from bishare_dsl.models.load import meta_model, require_weights
     from bishare_dsl.models.source import resolve
-    from bishare_dsl.verify.answers import TEXTS, Asked, ask
-    from bishare_dsl.verify.contents import read_contents
-    from bishare_dsl.verify.judge import judge_all
-    from bishare_dsl.verify.reference import Reference
+    from bishare_dsl.verify.reference import Reference, judge_all, read_contents
     from bishare_dsl.writing import replace_file
 
-    source = require_weights(model) if out else resolve(model)
+    source = require_weights(model) if out or report.strict else resolve(model)
     shapes: Any = meta_model(source)
     architecture, reference = inspect_model(shapes, source.name), None
     asked = {server.url: ask(server, list(places), base, report.bar) for server in servers}
     answered = any(isinstance(one, Asked) for told in asked.values() for one in told.values())
-    if out or (answered and source.kind not in ("preset", "config")):
-        report.note(f"loading {source.place} in float32 ...")
-        shapes, tokenizer = load_model(source, dtype="float32")
-        reference = Reference(shapes, tokenizer, TEXTS) if tokenizer is not None else None
+    if out or report.strict or (answered and source.kind not in ("preset", "config")):
+        shapes, tokenizer = load_base(model, "float32", "cpu", report)
+        reference = Reference(shapes, tokenizer, TEXTS)
     if out and reference is not None:
         ((adapter, place),) = places.items()
         found = read_contents(place, shapes, architecture)
         replace_file(out, write_card(reference, found, adapter, source.name).encode())
-    rows = judge_all(asked, places, shapes, reference, architecture, report.bar)
-    _report(report, rows, source.name)
+    how = (report.bar, report.strict)
+    _report(report, judge_all(asked, places, shapes, reference, architecture, *how), source.name)
 
 
 def _report(report: Report, rows: Sequence[Row], model: str) -> None:
     """Report a row in full, or several as a table."""
     from bishare_dsl.show.table import Table
-    from bishare_dsl.verify.verdict import problems_in
+    from bishare_dsl.verify.judge import problems_in
 
     report.data(rows=[row.data() for row in rows])
     if len(rows) > 1:
-        head = ["adapter", "server", "verdict", "why"]
-        lines = [[r.adapter, r.server, r.verdict.word, r.why] for r in rows]
-        report.tables(Table(head, lines, {0, 1, 2, 3}))
+        cells = [[r.adapter, r.server, r.word, r.evidence()] for r in rows]
+        report.tables(Table(["adapter", "server", "verdict", "why"], cells, {0, 1, 2, 3}))
     for row in rows if len(rows) == 1 else ():
         report.all(row.problems)
         report.result(f"files     {row.files}")
-        numbers = ", ".join(f"{what} {value:.2g}" for what, value in row.verdict.numbers.items())
+        numbers = ", ".join(f"{what} {value:.2g}" for what, value in row.numbers.items())
         if row.server:
             report.result(f"server    {numbers or row.server}")
-        why = f": {row.verdict.why}" if row.verdict.why else ""
-        report.result(f"verdict   {row.verdict.word}{why}")
-        if row.verdict.unseen:
-            report.result(f"not seen  {'; '.join(row.verdict.unseen)}")
+        report.result(f"verdict   {': '.join(filter(None, (row.word, row.why)))}")
+        if row.unseen:
+            report.result(f"not seen  {'; '.join(row.unseen)}")
     report.all(problems_in(rows, model))

@@ -35,8 +35,7 @@ from bishare_dsl.export.peft import VLLM_RANKS
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.serve.vllm.folder import check_outside
 from bishare_dsl.train import TrainError
-from bishare_dsl.verify.answers import TEXTS
-from bishare_dsl.verify.server import Server
+from bishare_dsl.verify.server import TEXTS, Server
 
 _LIMIT = {"max_lora_rank": VLLM_RANKS[-1]}
 _MERGES = "start vLLM in compact mode, or leave out `adapter_sync`: TRL then merges the adapter"
@@ -217,7 +216,7 @@ class Published(VLLMGeneration):  # type: ignore[misc]
             self.vllm_client.model = name
             if self.version % self._check_every or self.version == 1:  # The first may be the base.
                 continue
-            if server.ask(name, TEXTS) == server.ask(self._base, TEXTS):
+            if server.ask(name, TEXTS, scored=True) == server.ask(self._base, TEXTS, scored=True):
                 raise TrainError(ENGINE_IS_BASE(step=self.version, name=name))
         for old in self._names[:-1]:
             for server in self._servers:

@@ -27,6 +27,6 @@ def assert_applied() -> Callable[..., None]:
         found = read_card(Path(card))
         cards = {name or found.adapter: found}
         (row,) = judge_cards(cards, [Server(url)], base, lambda items, _: items)
-        assert row.verdict.word == "APPLIED", f"{row.verdict.word}: {row.why}"
+        assert row.word == "APPLIED", f"{row.word}: {row.why}"
 
     return check

@@ -1,4 +1,4 @@
-"""A client for OpenAI's completions API: model names and next-token log-probabilities.
+"""A client for OpenAI's completions API: model names, next-token log-probabilities and short texts.
 
 A server is not trusted. The key goes to the given address only: redirects and proxies are not followed. A
 response has a deadline and a size limit, and is parsed by models. No error contains the key, or a password of
@@ -8,13 +8,15 @@ the URL.
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from threading import Thread
+from multiprocessing import TimeoutError as TimeLimit
+from multiprocessing.pool import ThreadPool
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,17 +27,33 @@ from bishare_dsl.diagnostics import BishareError, escaped, one_line
 from bishare_dsl.diagnostics.codes.verify import NO_ANSWER
 from bishare_dsl.reading import parse_json
 
+TEXTS = (
+    "The capital of France is a city that lies on the river",
+    "Water boils at one hundred degrees, and it freezes at",
+    "def add(first, second):\n    return first +",
+    "Once upon a time there was a small girl who lived in",
+    "Translate to German: good morning, my friends. Answer:",
+    "The three primary colours are red, yellow and",
+    "Question: how many legs does a spider have? Answer:",
+    "Dear Sir or Madam, I am writing to you about the",
+)
+"""The texts, of 8 to 16 tokens each, because a prefix cache stores whole blocks of tokens."""
+
+LONG = " ".join(f"Line {n} says that the number after {n} is {n + 1}." for n in range(1, 20))
+"""About 300 tokens, most of which a prefix cache stores."""
+
 KEY = "BISHARE_SERVER_KEY"
 """The environment variable with the server's API key."""
 
-REQUEST_SECONDS = 120.0
-"""The default time for a request."""
+IN_FLIGHT = 4
+"""The number of requests that a server gets at a time."""
 
 _MOST_BYTES = 2**24
-_FAILURES = (OSError, HTTPException, ValueError)
-
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
+
+Bar = Callable[[Iterable[str], str], Iterable[str]]
+"""Yields items, and shows progress under a label."""
 
 
 class Strict(BaseModel):
@@ -44,14 +62,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-Answer = dict[int | str, float]
-"""The likeliest tokens, by id or by text, with their log-probabilities."""
+Answer = dict[int | str, float] | str
+"""The likeliest next tokens, by id or by text, with their log-probabilities; or a greedy continuation."""
+
+GREEDY_TOKENS = 6
+"""The tokens of a greedy continuation, which servers are asked for that give no log-probabilities."""
 
 LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
-# Prefer token ids; servers may reject unknown fields.
-_REQUEST_FORMS = [(logprobs, extra) for extra in (True, False) for logprobs in (20, 5)]
+# Prefer token ids; servers may reject unknown fields, and at last log-probabilities.
+_REQUEST_FORMS = [(20, True), (5, True), (20, False), (5, False), (0, False)]
 
 
 class _Model(Strict):
@@ -69,7 +90,8 @@ class _LogProbs(Strict):
 
 class _Choice(Strict):
     index: int
-    logprobs: _LogProbs
+    text: str = ""
+    logprobs: _LogProbs | None = None
 
 
 class _Completions(Strict):
@@ -98,9 +120,7 @@ class Server:
         ServerError: the URL or the key cannot be used (BS872).
     """
 
-    def __init__(
-        self, url: str, until: float = float("inf"), seconds: float = REQUEST_SECONDS
-    ) -> None:
+    def __init__(self, url: str, until: float = float("inf"), seconds: float = 120.0) -> None:
         self.url, self._until, self._seconds = "the given address", until, seconds
         self._forms = list(_REQUEST_FORMS)
         try:
@@ -158,21 +178,13 @@ class Server:
         seconds = min(self._seconds, self._until - monotonic())
         if seconds <= 0:
             raise self.fails("is not asked: the time for the whole run is up")
-        answer: Future[tuple[int, bytes]] = Future()
-
-        def send() -> None:
-            try:
-                answer.set_result(self._send(path, body, seconds))
-            except _FAILURES as error:
-                answer.set_exception(error)
-
-        # The timeout of a socket is that of one read, and a server may send a byte at a time.
-        Thread(target=send, daemon=True).start()
         try:
-            status, content = answer.result(seconds)
-        except TimeoutError:
+            # The timeout of a socket is that of one read, and a server may send a byte at a time.
+            with ThreadPool(1) as pool:
+                status, content = pool.apply_async(self._send, (path, body, seconds)).get(seconds)
+        except (TimeLimit, TimeoutError):
             raise self.fails(f"does not answer in {seconds:.3g} s") from None
-        except _FAILURES as error:
+        except (OSError, HTTPException, ValueError) as error:
             raise self.fails(f"does not answer: {self.quote(one_line(error))}") from None
         if len(content) > _MOST_BYTES:
             raise self.fails(f"answers with more than {_MOST_BYTES:,} bytes")
@@ -210,47 +222,145 @@ class Server:
             return found[0]
         raise self.fails("lists no base model", "name it: --base NAME")
 
-    def ask(self, name: str, texts: Sequence[str], *, salt: bool = True) -> list[Answer]:
-        """Return the likeliest next tokens of each text, with log-probabilities.
+    def ask(
+        self, name: str, texts: Sequence[str], *, salt: bool = True, scored: bool = False
+    ) -> list[Answer]:
+        """Return the likeliest next tokens of each text with log-probabilities, or else a continuation.
 
         Args:
             name: the name of the model or adapter.
             texts: the texts, sent in one request.
             salt: whether to bypass the server's prefix cache.
+            scored: whether to require log-probabilities: equal continuations prove little.
 
         Raises:
-            ServerError: the server does not respond, or omits log-probabilities (BS872).
+            ServerError: the server does not respond, or with neither (BS872).
         """
         refused: ServerError | None = None
-        for form in list(self._forms):
+        for form in [form for form in self._forms if form[0] or not scored]:
             logprobs, extra = form
-            body: dict[str, Any] = {"model": name, "prompt": list(texts), "max_tokens": 1}
-            body |= {"temperature": 0, "logprobs": logprobs}
+            body: dict[str, Any] = {"model": name, "temperature": 0, "max_tokens": GREEDY_TOKENS}
+            body |= {"logprobs": logprobs, "max_tokens": 1} if logprobs else {}
             if extra:
                 body |= {"return_tokens_as_token_ids": True}
                 body |= {"cache_salt": uuid.uuid4().hex} if salt else {}
+            answers: list[Answer] = []
             try:
-                choices = self.fetch("/completions", _Completions, body).choices
+                # Servers that give no log-probabilities take one text each.
+                for some in [texts] if logprobs else [[text] for text in texts]:
+                    body["prompt"] = list(some) if logprobs else some[0]
+                    found = self.fetch("/completions", _Completions, body)
+                    answers += self._answers(found.choices, len(some), bool(logprobs))
             except ServerError as error:
                 refused = refused or error
                 if error.status not in (400, 422):
                     break
-            else:
+            if len(answers) == len(texts) and any(answers):
                 self._forms = [form]
-                return self._answers(choices, len(texts))
-        raise refused or self.fails("was not asked")
+                return answers
+        raise refused or self.fails("gives neither log-probabilities nor texts of completions")
 
-    def _answers(self, choices: Sequence[_Choice], count: int) -> list[Answer]:
-        tops = {choice.index: choice.logprobs.top_logprobs[:1] for choice in choices}
-        answers = {i: {_token(t): x for top in tops[i] for t, x in top.items()} for i in tops}
-        if sorted(answers) != [*range(count)] or len(choices) != count:
+    def _answers(self, choices: Sequence[_Choice], count: int, scored: bool) -> list[Answer]:
+        """Return the answers in their order; empty ones if a log-probability is missing."""
+        if sorted(choice.index for choice in choices) != [*range(count)]:
             raise self.fails(f"gives {len(choices)} answers to {count} texts, or not one for each")
-        if not all(answers.values()):
-            raise self.fails("gives no log-probabilities of completions")
-        return [answers[i] for i in range(count)]
+        choices = sorted(choices, key=lambda choice: choice.index)
+        if not scored:
+            return [choice.text.strip() for choice in choices]
+        tops = [choice.logprobs.top_logprobs[:1] if choice.logprobs else [] for choice in choices]
+        answers = [{_token(t): x for top in one for t, x in top.items()} for one in tops]
+        return [*answers] if all(answers) else []
 
 
 def _token(token: str) -> int | str:
     """Read a token id, which vLLM writes as ``token_id:5``."""
     number = token.removeprefix("token_id:")
     return int(number) if number != token and number.isdecimal() and len(number) < 10 else token
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers of the base and the adapter.
+
+    Attributes:
+        base: the base's answers.
+        adapter: the adapter's answers.
+        noise: the distance between the base's answers to the same texts; 0 if they are bit-identical.
+        long: the adapter's answers to a long text, without and with the prefix cache; None if it is
+            rejected.
+    """
+
+    base: list[Answer]
+    adapter: list[Answer]
+    noise: float
+    long: tuple[list[Answer], list[Answer]] | None = None
+
+
+def ask(
+    server: Server,
+    names: Sequence[str],
+    base: str | None,
+    bar: Bar,
+    texts: Sequence[str] = TEXTS,
+) -> dict[str, Asked | ServerError]:
+    """Query the base in three arrangements, and each adapter once.
+
+    No adapter runs beside the base, which vLLM's build for the CPU then answers with the adapter.
+
+    Args:
+        server: the server.
+        names: its names for the adapters.
+        base: its name for the base; by default, the first listed model that is no adapter.
+        bar: yields the names, and shows progress.
+        texts: the texts.
+    """
+    try:
+        base = server.base(names) if base is None else base
+        first = server.ask(base, texts)
+        if all(answer == first[0] for answer in first):
+            raise server.fails("gives one answer to all texts")
+        others = [[server.ask(base, [text])[0] for text in texts]]
+        others.append(server.ask(base, texts[::-1])[::-1])
+        with ThreadPool(IN_FLIGHT) as pool:  # Its threads do not delay the end of the program.
+            told = pool.imap(lambda name: _ask_one(server, name, first, texts), names)
+            found = dict(zip(bar(names, f"asking {server.url}"), told, strict=True))
+        others.append(server.ask(base, texts))
+    except ServerError as error:
+        error.status = 0  # It is about the base.
+        return dict.fromkeys(names, error)
+    noise = max(0.0 if other == first else distance(other, first) for other in others)
+    return {n: replace(a, noise=noise) if isinstance(a, Asked) else a for n, a in found.items()}
+
+
+def _ask_one(
+    server: Server, name: str, base: list[Answer], texts: Sequence[str]
+) -> Asked | ServerError:
+    asked = None
+    try:
+        asked = Asked(base, server.ask(name, texts), 0)
+        # Each run leaves its answer in the cache, so that a run after a reload detects stale entries.
+        long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
+        return replace(asked, long=long)
+    except ServerError as error:
+        return asked or error
+
+
+def distance(one: Sequence[Answer], other: Sequence[Answer]) -> float:
+    """Return the root mean square of the differences between the log-probabilities of two answers.
+
+    A token in only one of them counts as the least likely token of the other, which gives a lower bound.
+    Different texts count as 1.
+    """
+    differences: list[float] = []
+    for a, b in zip(one, other, strict=True):
+        if isinstance(a, str) or isinstance(b, str):
+            differences.append(a != b)
+            continue
+        least_a, least_b = min(a.values()), min(b.values())
+        differences += [a.get(token, least_a) - b.get(token, least_b) for token in a.keys() | b]
+    return rms(differences)
+
+
+def rms(differences: Collection[float]) -> float:
+    """Return the root mean square of numbers."""
+    return math.hypot(*differences) / math.sqrt(len(differences) or 1)

@@ -23,8 +23,10 @@ from bishare_dsl.adapter.sharing import groups_of
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.load import load_model
 from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.adapter.conftest import logits, trained
 from tests.support.checks import randomize
 from tests.support.stored import load_stored
@@ -259,7 +261,7 @@ def test_marks_decide_signs_or_say_that_they_do_not() -> None:
     with pytest.raises(AdapterError, match="BS699"):
         check_reproduced({"a": marks}, {"a": tensor[:2]})
     flat = torch.zeros(1, 40)
-    assert fingerprint._aligned(flat, marks_of(flat)) is not None
+    assert fingerprint._restored("a", flat, marks_of(flat)).equal(flat)
 
 
 @pytest.mark.parametrize(("apart", "left_out"), [(0, True), (0.7, True), (1.4, False), (5, False)])
@@ -374,3 +376,52 @@ def test_a_base_without_weights_stores_none_and_says_so(tmp_path: Path) -> None:
     with pytest.warns(BishareWarning, match="BS621"):
         model.bishare.save_pretrained(tmp_path)
     assert read_adapter(tmp_path).config.fingerprint is None
+
+
+MAGNITUDE = f"{PISSA}magnitude per module\n"
+
+
+@pytest.mark.parametrize("text", [PISSA, MAGNITUDE], ids=["plain", "magnitude"])
+@pytest.mark.parametrize("command", ["merge", "convert"])
+def test_another_base_is_a_warning_or_with_strict_an_error_that_writes_nothing(
+    bishare: Any, text: str, command: str, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("same", "other")):
+        tiny_model("llama", seed=seed).save_pretrained(tmp_path / name)
+    trained(text).bishare.save_pretrained(tmp_path / "adapter")
+
+    def run(base: str, out: str, *how: str) -> tuple[int, str]:
+        places = ("--model", tmp_path / base, "--out", tmp_path / out)
+        found = bishare(command, tmp_path / "adapter", *places, *how)
+        return found.code, found.err
+
+    code, said = run("other", "refused", "--strict")
+    assert (code, "error[BS620]: the adapter was saved on another base" in said) == (1, True)
+    assert not (tmp_path / "refused").exists()
+    # A conversion of a plain adapter reads shapes alone.
+    warned = command == "merge" or text == MAGNITUDE
+    code, said = run("other", "warned")
+    assert (code, "warning[BS620]" in said) == (0, warned), said
+    code, said = run("same", "right", "--strict")
+    assert (code, "BS620" in said) == (0, False), said
+
+
+def test_the_tokenizer_is_compared_by_its_vocabulary(tmp_path: Path) -> None:
+    models = []
+    for name, more in (("same", []), ("again", []), ("other", ["one more"])):
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(more)
+        tokenizer.save_pretrained(tmp_path / name)
+        tiny_model("llama").save_pretrained(tmp_path / name)
+        models.append(load_model(str(tmp_path / name))[0])
+    same, again, other, bare = map(fingerprint.fingerprint, (*models, tiny_model("llama")))
+    assert same.tokenizer == fingerprint.vocabulary_digest(tiny_tokenizer().get_vocab())
+    assert bare.tokenizer is None
+    for found in (again, bare, None):
+        assert fingerprint.base_changes(same, found) == []
+    [problem] = fingerprint.base_changes(same, other)
+    assert problem.message.endswith("saved on another base: its tokenizer has other tokens")
+    compile_spec(PISSA, models[0]).bishare.save_pretrained(tmp_path / "adapter")
+    assert read_adapter(tmp_path / "adapter").config.fingerprint == same
+    with pytest.warns(BishareWarning, match=r"BS620.*other tokens"):
+        load_adapter(tmp_path / "adapter", models[2])

@@ -205,7 +205,7 @@ def test_a_refused_merge_changes_nothing(
         model.merge_adapter(adapter_names=["a"])
     want, weights = logits(model, ids), {n: p.clone() for n, p in base.named_parameters()}
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(ValueError if safe else AdapterError, match="NaN" if safe else "BS628"):
+        with pytest.raises(AdapterError, match="BS628"):
             merge(adapter_names=["b"], safe_merge=safe)
         assert base.bishare.active == ("a",)
         assert base.bishare.merged == merged

@@ -9,15 +9,16 @@ import shutil
 import pytest
 
 from bishare_dsl.models.load import load_model
-from bishare_dsl.verify.answers import LONG, TEXTS
 from bishare_dsl.verify.reference import Reference
+from bishare_dsl.verify.server import LONG, TEXTS
+from bishare_dsl.verify.server import Server as Client
 from tests.serve_vllm.served import Server
 from tests.verify.served import (
     FAULTS,
-    FaultyServer,
     ask_one,
     change,
     contents_of,
+    faulty,
     judged,
     save_base,
     save_compiled,
@@ -53,23 +54,21 @@ class Running(Server):
         plugins = {"VLLM_PLUGINS": "bishare" if self.has_plugin else ""}
         super().__init__(root, words, *more, length=1024, **plugins)
 
-    def client(self, fault="none"):
-        server = FaultyServer(f"{self.url}/v1")
-        server.fault = fault
-        return server
+    def client(self):
+        return Client(f"{self.url}/v1")
 
     def load(self, server, name, folder, **more):
         body = {"lora_name": name, "lora_path": str(folder)} | more
         status, text = server.call("/load_lora_adapter", body)
         assert status == 200, text
 
-    def judge(self, name, folder, contents=None, reference=None, fault="none", **more):
+    def judge(self, name, folder, contents=None, reference=None, **more):
         """Load a folder under a name, ask, and judge the answers."""
-        server = self.client(fault)
+        server = self.client()
         self.load(server, name, folder, **more)
         asked = ask_one(server, name)  # The first run fills the prefix cache.
         assert asked.noise == 0
-        assert fault != "none" or len(server.ask(name, [LONG])) == 1
+        assert len(server.ask(name, [LONG])) == 1
         if name != "mine":
             server.call("/unload_lora_adapter", {"lora_name": name})
         return judged(asked, name, contents or self.contents, reference or self.reference)
@@ -83,8 +82,8 @@ def running(request, tmp_path_factory):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_said_of_a_fault(running, tmp_path, fault):
-    folder = shutil.copytree(running.lora, tmp_path / "served")
-    found = running.judge(f"mine-{fault}", folder, fault=fault)
+    folder = faulty(tmp_path / "served", running.lora, fault)
+    found = running.judge(f"mine-{fault}", folder)
     if running.dtype == "bfloat16" and fault in ("k", "littered"):
         assert found.word in (VERDICTS[fault], "APPLIED")
     else:

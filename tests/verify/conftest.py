@@ -1,8 +1,8 @@
 import pytest
 
 from bishare_dsl.models.load import load_model
-from bishare_dsl.verify.answers import TEXTS
 from bishare_dsl.verify.reference import Reference
+from bishare_dsl.verify.server import TEXTS
 from tests.verify.served import contents_of, save_base, save_lora
 
 

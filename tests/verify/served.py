@@ -1,8 +1,9 @@
 """A LoRA on a tiny base, faults that an engine may have, and a server over transformers and PEFT."""
 
 import json
+import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,10 +17,9 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.load import architecture_of, meta_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.verify.answers import ask
-from bishare_dsl.verify.contents import read_contents
-from bishare_dsl.verify.judge import judge
-from bishare_dsl.verify.server import Server, ServerError
+from bishare_dsl.verify.judge import Row, judge
+from bishare_dsl.verify.reference import read_contents
+from bishare_dsl.verify.server import ServerError, ask
 
 LAYERS = 4
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -87,9 +87,10 @@ def contents_of(folder, base):
 
 def judged(asked, name, contents, reference):
     """The verdict, with the expectations of the adapter."""
-    whole = reference is not None and contents.complete
-    heard = reference.hear(asked) if reference is not None else None
-    return judge(name, contents, heard, reference.expect(contents.pairs) if whole else {}, asked)
+    expected = None
+    if reference is not None and contents.complete:
+        expected = reference.expect(contents.pairs, greedy=isinstance(asked.base[0], str))
+    return judge(Row(name), asked, expected)
 
 
 def without(*words):
@@ -146,20 +147,15 @@ FAULTS = {
     "alpha": {"lora_alpha": 4},
     "swapped": {"tensors": swapped},
     "littered": {"tensors": littered},
+    "older": {"tensors": lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()}},
 }
 
 
-class FaultyServer(Server):
-    """A client that gives the server what a faulty engine would have read."""
-
-    fault = "none"
-
-    def call(self, path, body=None):
-        if path == "/load_lora_adapter" and FAULTS[self.fault]:
-            folder = Path(body["lora_path"])
-            if json.loads((folder / CONFIG).read_text())["peft_type"] == "LORA":
-                change(folder, **FAULTS[self.fault])
-        return super().call(path, body)
+def faulty(place, folder, fault):
+    """What a faulty engine would have read of the folder of a LoRA."""
+    shutil.copytree(folder, place)
+    change(place, **FAULTS[fault])
+    return place
 
 
 def ask_one(server, name="mine"):
@@ -180,21 +176,24 @@ class Engine:
         self.merged = {}  # Models that stand for adapters.
         self.of_base = {}
         self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
-        self.loads, self.fault = True, "none"
+        self.scores = True
 
-    def load(self, name, folder):
-        """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
+    def load(self, name, folder, fault="none"):
+        """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM.
+
+        The fault is that of an engine that reads a folder of bishare's.
+        """
         config = json.loads((Path(str(folder).partition("#")[0]) / CONFIG).read_text())
         if config["peft_type"] == "LORA":
             scale, tensors = config["lora_alpha"] / config["r"], load_file(Path(folder) / TENSORS)
-        else:  # A folder of bishare's, with the engine's own fault.
+        else:
             found, scale = read_contents(folder, self.model, inspect_model(self.model)).pairs, 1.0
             tensors = {
                 f"base_model.model.{path}.lora_{factor}.weight": tensor
                 for path, pair in found.items()
                 for factor, tensor in (("A", pair.down), ("B", pair.up * pair.scale))
             }
-            tensors = FAULTS[self.fault].get("tensors", dict)(tensors)
+            tensors = FAULTS[fault].get("tensors", dict)(tensors)
         pairs = {}
         for key, tensor in tensors.items():
             path, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
@@ -233,6 +232,17 @@ class Engine:
         ]
         return dict(zip(names, values.tolist(), strict=True))
 
+    @torch.no_grad()
+    def text(self, name, text, count):
+        """A greedy continuation."""
+        found = self.tokenizer(text)["input_ids"]
+        start = len(found)
+        with self.active(name):
+            model = self.merged.get(name, self.model)
+            while len(found) < start + count and found[-1] != self.tokenizer.eos_token_id:
+                found.append(int(model(torch.tensor([found])).logits[0, -1].argmax()))
+        return self.tokenizer.decode(found[start:], skip_special_tokens=True)
+
     def named(self):
         return [*self.adapters, *self.merged]
 
@@ -242,18 +252,17 @@ class Engine:
             if path == "/v1/models":
                 listed = [{"id": "base"}, *({"id": n, "parent": "base"} for n in self.named())]
                 return 200, {"data": listed}
-            if path == "/v1/load_lora_adapter" and self.loads:
-                self.load(body["lora_name"], body["lora_path"])
-                return 200, "ok"
-            if path == "/v1/unload_lora_adapter":
-                del self.adapters[body["lora_name"]]
-                return 200, "ok"
             if path != "/v1/completions":
                 return 404, {"error": f"no {path}"}
             name = body["model"]
             if name not in {"base", *self.named()}:
                 return 404, {"error": f"no model {name}"}
             known = {"model", "prompt", "max_tokens", "temperature", "logprobs"}
+            if not self.scores:  # As `transformers serve`.
+                if not isinstance(body["prompt"], str):
+                    return 400, {"error": "prompt must be a string"}
+                text = self.text(name, body["prompt"], body["max_tokens"])
+                return 200, {"choices": [{"index": 0, "text": text, "logprobs": None}]}
             if body["logprobs"] > self.most or not (self.unknown_fields or known >= body.keys()):
                 return 400, {"error": "refused"}
             if any(len(text) > 60 for text in body["prompt"]):
@@ -265,10 +274,13 @@ class Engine:
 
 
 @contextmanager
-def serving(engine):
-    """The URL of a server of an engine."""
+def answering(answer):
+    """A server that calls `answer` with its handler and the body, and the requests that it got."""
+    seen = []
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self):
             self.reply(None)
 
@@ -276,10 +288,16 @@ def serving(engine):
             self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
         def reply(self, body):
-            status, found = engine.answer(self.path, body)
-            content = json.dumps(found).encode()
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.close_connection = True
+            with suppress(OSError):  # The client may have left.
+                answer(self, body)
+
+        def send(self, content, status=200, **headers):
+            content = content if isinstance(content, bytes) else content.encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            for name, value in ({"Content-Length": len(content)} | headers).items():
+                self.send_header(name.replace("_", "-"), str(value))
             self.end_headers()
             self.wfile.write(content)
 
@@ -287,10 +305,22 @@ def serving(engine):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
-    thread.start()
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serving(engine):
+    """The URL of a server of an engine."""
+
+    def answer(handler, body):
+        status, found = engine.answer(handler.path, body)
+        handler.send(json.dumps(found), status)
+
+    with answering(answer) as (url, _):
+        yield url

@@ -2,58 +2,15 @@
 
 import gzip
 import json
-import threading
+import math
 import time
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from bishare_dsl.verify.server import KEY, Server, ServerError
-from tests.verify.served import ask_one
+from tests.verify.served import answering, ask_one
 
 SECRET = "sk-SECRET"
-
-
-@contextmanager
-def answering(answer):
-    """A server that calls `answer` with its handler and the body, and the requests that it got."""
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            self.reply(None)
-
-        def do_POST(self):
-            self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        def reply(self, body):
-            seen.append((self.path, self.headers.get("Authorization")))
-            self.close_connection = True
-            with suppress(OSError):  # The client may have left.
-                answer(self, body)
-
-        def send(self, content, status=200, **headers):
-            content = content if isinstance(content, bytes) else content.encode()
-            self.send_response(status)
-            for name, value in ({"Content-Length": len(content)} | headers).items():
-                self.send_header(name.replace("_", "-"), str(value))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def asked(url, seconds=5):
@@ -66,33 +23,30 @@ def asked(url, seconds=5):
 MODELS = json.dumps({"data": [{"id": "base"}, {"id": "mine", "parent": "base"}]})
 
 
-def choices(body, top):
-    """Completions with this log-probability of the tokens of each text."""
-    number = len(body["prompt"][0]) if len(body["prompt"]) == 1 else None
-    listed = [
-        {"index": i, "logprobs": {"top_logprobs": [top(number or len(text))]}}
-        for i, text in enumerate(body["prompt"])
-    ]
-    return {"choices": listed}
-
-
 def completions(edit):
+    """Right names, and completions that ``edit`` makes of the texts and the name of the model."""
+
     def answer(handler, body):
-        handler.send(MODELS if body is None else json.dumps(edit(body)))
+        texts = body and ([body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"])
+        told = MODELS if body is None else json.dumps({"choices": edit(texts, body["model"])})
+        handler.send(told)
 
     return answer
 
 
+def scored(texts, top):
+    """Completions with this log-probability of the tokens of each text."""
+    number = len(texts[0]) if len(texts) == 1 else None
+    tops = [top(number or len(text)) for text in texts]
+    return [{"index": i, "logprobs": {"top_logprobs": [one]}} for i, one in enumerate(tops)]
+
+
 def each(top):
-    return completions(lambda body: choices(body, top))
+    return completions(lambda texts, name: scored(texts, top))
 
 
-def mine(top):
-    """The base is answered rightly."""
-    right = {"token_id:1": -0.5, "token_id:2": -1.0}
-    return completions(
-        lambda body: choices(body, top if body["model"] == "mine" else lambda n: right | {"t": -n})
-    )
+def unlike(n):
+    return {"token_id:1": -0.5, "token_id:2": -1.0, "t": -n}
 
 
 def text(content, status=200, **headers):
@@ -103,82 +57,76 @@ def raw(content):
     return lambda handler, body: handler.wfile.write(content)
 
 
-def models(listed):
-    return text(json.dumps(listed))
+def refusing(handler, body):
+    told = MODELS if body is None else json.dumps({"choices": scored(body["prompt"], unlike)})
+    handler.send(told, 403 if body and body["model"] == "mine" else 200)
 
+
+def none_of(**choice):
+    return completions(lambda texts, name: [choice | {"index": i} for i in range(len(texts))])
+
+
+NO_MODELS = [
+    "[]", "null", "5", "", "<html>", '{"data": "abc"}', '{"data": [{}]}', '{"data": [{"id": {"a": 1}}]}',
+    '{"data":[{"id":' + "9" * 5000 + "}]}",
+]  # fmt: skip
+NO_NUMBERS = {"NaN": "finite", "-Infinity": "finite", "0.5": "less than or equal to 0"}
+NO_NUMBERS |= dict.fromkeys(["null", "true", '"-1"'], "valid number")
+LOGPROBS = [[], {"top_logprobs": None}, {"top_logprobs": [[]]}, {"top_logprobs": {}}]
 
 WRONG = {
-    "models: a list": (models([]), "gives no models"),
-    "models: a text": (models({"data": "abc"}), "gives no models"),
-    "models: ids are objects": (models({"data": [{"id": {"a": 1}}]}), "gives no models"),
-    "models: none": (models({"data": []}), "no base model"),
+    **{f"models: {told[:20]}": (text(told), "gives no models") for told in NO_MODELS},
+    "gzip": (text(gzip.compress(MODELS.encode()), Content_Encoding="gzip"), "gives no models"),
+    "UTF-16": (text(MODELS.encode("utf-16")), "gives no models"),
+    "no model": (text('{"data": []}'), "no base model"),
+    "adapters alone": (text('{"data": [{"id": "mine"}]}'), "no base model"),
     "deep": (text("[" * 200_000), "nested too deep"),
-    "a long number": (text('{"data":[{"id":' + "9" * 5000 + "}]}"), "gives no models"),
     "many values": (text('{"data":[' + "{}," * 2**21 + "{}]}"), "values"),
     "large": (text(b" " * (2**24 + 1)), "more than 16,777,216 bytes"),
-    "not HTTP": (raw(b"HELLO\r\n\r\n"), "does not answer"),
+    "shorter than it says": (text("{", Content_Length=100), "gives no models"),
+    "bad chunks": (text("zz\r\nabc", Transfer_Encoding="chunked"), "does not answer"),
     "a long header": (raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000), "does not answer"),
     "many headers": (raw(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 500 + b"\r\n"), "100 headers"),
-    "bad chunks": (text("zz\r\nabc", Transfer_Encoding="chunked"), "does not answer"),
-    "nothing": (raw(b""), "does not answer"),
+    **{
+        f"bytes {told!r}": (raw(told), "does not answer")
+        for told in (b"", b"HELLO\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n")
+    },
+    "status 204": (text("", 204), "answers 204 to /models"),
     **{
         f"status {status}": (text("no", status), f"answers {status} to /models: no")
         for status in (201, 400, 401, 403, 404, 418, 422, 429, 500, 502, 503)
     },
-    "status abc": (raw(b"HTTP/1.1 abc\r\n\r\n"), "does not answer"),
-    "status 204": (text("", 204), "answers 204 to /models"),
-    "another protocol": (raw(b"SSH-2.0-OpenSSH_9.2\r\n"), "does not answer"),
-    "shorter than it says": (text("{", Content_Length=100), "gives no models"),
-    "models: null": (text("null"), "gives no models"),
-    "a number": (text("5"), "gives no models"),
-    "HTML": (text("<html>", Content_Type="text/html"), "gives no models"),
-    "empty": (text(""), "gives no models"),
-    "gzip": (text(gzip.compress(MODELS.encode()), Content_Encoding="gzip"), "gives no models"),
-    "UTF-16": (text(MODELS.encode("utf-16")), "gives no models"),
-    "models: no id": (models({"data": [{}]}), "gives no models"),
-    "models: adapters alone": (models({"data": [{"id": "mine"}]}), "no base model"),
+    **{f"logprobs: {told}": (none_of(logprobs=told), "gives no completions") for told in LOGPROBS},
     **{
-        f"logprobs: {json.dumps(told)}": (
-            completions(lambda body, told=told: {"choices": [{"index": 0, "logprobs": told}] * 8}),
-            "gives no completions",
+        f"log-probability {told}": (
+            each(lambda n, told=told: {"token_id:1": json.loads(told)}),
+            said,
         )
-        for told in (None, [], {"top_logprobs": None}, {"top_logprobs": [[]]}, {"top_logprobs": {}})
+        for told, said in NO_NUMBERS.items()
     },
-    "-1e999": (each(lambda n: {"token_id:1": -1e999}), "finite"),
-    "an index below 0": (
+    "NaN of the adapter": (
         completions(
-            lambda body: {"choices": [{"index": -1, "logprobs": {"top_logprobs": [{"t": -1}]}}] * 8}
+            lambda texts, name: scored(
+                texts, unlike if name == "base" else lambda n: {"t": math.nan}
+            )
         ),
+        "finite",
+    ),
+    "the adapter is refused": (refusing, "answers 403 to /completions"),
+    "alike": (each(lambda n: {"token_id:1": -1.0}), "one answer to all texts"),
+    "one text": (none_of(text="x"), "one answer to all texts"),
+    "none listed": (each(lambda n: {}), "gives neither log-probabilities nor texts"),
+    "neither": (none_of(), "gives neither log-probabilities nor texts"),
+    "an index below 0": (
+        completions(lambda texts, name: [one | {"index": -1} for one in scored(texts, unlike)]),
         "or not one for each",
     ),
-    "the adapter is refused": (
-        lambda handler, body: handler.send(
-            MODELS if body is None else json.dumps(choices(body, lambda n: {"t": -n})),
-            403 if body and body["model"] == "mine" else 200,
-        ),
-        "answers 403 to /completions",
-    ),
-    "NaN": (each(lambda n: {"token_id:1": float("nan")}), "finite"),
-    "-inf": (each(lambda n: {"token_id:1": float("-inf")}), "finite"),
-    "positive": (each(lambda n: {"token_id:1": 0.5}), "less than or equal to 0"),
-    "null": (each(lambda n: {"token_id:1": None}), "valid number"),
-    "true": (each(lambda n: {"token_id:1": True}), "valid number"),
-    "texts for numbers": (each(lambda n: {"token_id:1": "-1"}), "valid number"),
-    "none listed": (each(lambda n: {}), "gives no log-probabilities"),
-    "alike": (each(lambda n: {"token_id:1": -1.0}), "one answer to all texts"),
-    "NaN of the adapter": (mine(lambda n: {"token_id:1": float("nan")}), "finite"),
     "an index twice": (
-        completions(lambda body: {"choices": choices(body, lambda n: {"t": -n})["choices"] * 2}),
+        completions(lambda texts, name: 2 * scored(texts, unlike)),
         "16 answers to 8 texts",
     ),
-    "too few": (
-        completions(lambda body: {"choices": choices(body, lambda n: {"t": -n})["choices"][1:]}),
-        "7 answers to 8 texts",
-    ),
-    "no choices": (
-        completions(lambda body: {"choices": None}),
-        "gives no completions: choices: ",
-    ),
+    "too few": (completions(lambda texts, name: scored(texts, unlike)[1:]), "7 answers to 8 texts"),
+    "no choices": (completions(lambda texts, name: None), "gives no completions: choices: "),
 }
 
 

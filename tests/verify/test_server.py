@@ -7,19 +7,15 @@ import pytest
 import torch
 
 from bishare_dsl.models.load import load_model
-from bishare_dsl.verify.answers import TEXTS, distance
-from bishare_dsl.verify.judge import compare
-from bishare_dsl.verify.reference import NONE, WHOLE, Located
-from bishare_dsl.verify.server import Server, ServerError
-from bishare_dsl.verify.verdict import Verdict
+from bishare_dsl.verify.server import TEXTS, Server, ServerError
 from tests.support.parts import quick
 from tests.verify.served import (
     FAULTS,
     Engine,
-    FaultyServer,
     ask_one,
     change,
     contents_of,
+    faulty,
     judged,
     save_base,
     save_compiled,
@@ -38,6 +34,7 @@ VERDICTS = {
     "alpha": "AS IF",
     "swapped": "AS IF",
     "littered": "OTHER TENSORS",
+    "older": "OTHER TENSORS",
 }
 WORDS = {
     "up": "without up_proj",
@@ -62,27 +59,30 @@ def engine(request, base):
         yield found
 
 
-def ask_mine(engine, lora, tmp_path, fault="none"):
-    server = FaultyServer(engine.url)
-    server.fault = fault
-    folder = shutil.copytree(lora, tmp_path / "served")
-    assert (
-        server.call("/load_lora_adapter", {"lora_name": "mine", "lora_path": str(folder)})[0] == 200
-    )
-    return ask_one(server)
+@pytest.fixture(scope="module")
+def compiled(base):
+    return save_compiled(base.parent / "compiled", base)
 
 
 @pytest.mark.parametrize(
-    "fault", quick(FAULTS, ["none", "prefix", "half", "alpha", "swapped", "littered"])
-)
-def test_against_the_reference(engine, lora, contents, reference, tmp_path, fault):
-    asked = ask_mine(engine, lora, tmp_path, fault)
+    ("kind", "fault"),
+    quick(
+        [*(("lora", fault) for fault in FAULTS), *(("compiled", f) for f in ("none", "prefix", "up", "half", "littered"))],
+        [("lora", "none"), ("lora", "prefix"), ("lora", "half"), ("lora", "alpha"), ("lora", "swapped"), ("lora", "littered"), ("lora", "older"),
+         ("compiled", "none"), ("compiled", "half"), ("compiled", "littered")],
+    ),
+)  # fmt: skip
+def test_against_the_reference(engine, base, lora, compiled, reference, tmp_path, kind, fault):
+    if kind == "lora":
+        engine.load("mine", faulty(tmp_path / "served", lora, fault))
+    else:
+        engine.load("mine", compiled, fault)
+    contents = contents_of(lora if kind == "lora" else compiled, base)
+    asked = ask_one(Server(engine.url))
     assert asked.noise == 0
     found = judged(asked, "mine", contents, reference)
-    kinds = {"k", "littered"} if engine.model.dtype == torch.bfloat16 else set()
-    if (
-        fault in kinds
-    ):  # Less than the rounding: never a wrong word, and what it is blind to is named.
+    rounded = kind == "lora" and engine.model.dtype == torch.bfloat16 and fault in ("k", "littered")
+    if rounded:  # Less than the rounding: never a wrong word, and what it is blind to is named.
         assert found.word in (VERDICTS[fault], "APPLIED")
         assert found.word != "APPLIED" or found.unseen
     else:
@@ -91,25 +91,6 @@ def test_against_the_reference(engine, lora, contents, reference, tmp_path, faul
     assert any("its slot" in one for one in found.unseen) == (found.word == "APPLIED")
     without_weights = judged(asked, "mine", contents, None)
     assert without_weights.word == ("NOT APPLIED" if fault == "prefix" else "cannot be judged")
-
-
-@pytest.fixture(scope="module")
-def compiled(base):
-    return save_compiled(base.parent / "compiled", base)
-
-
-@pytest.mark.parametrize(
-    "fault", quick(["none", "prefix", "up", "half", "littered"], ["none", "half", "littered"])
-)
-def test_a_folder_of_bishare(engine, base, compiled, reference, tmp_path, fault):
-    contents = contents_of(compiled, base)
-    assert str(contents).endswith("rank 3 and 4")
-    engine.fault = fault
-    try:
-        found = judged(ask_mine(engine, compiled, tmp_path), "mine", contents, reference)
-    finally:
-        engine.fault = "none"
-    assert found.word == VERDICTS[fault], (found.why, found.numbers)
 
 
 def test_an_adapter_that_was_saved_on_another_base_is_a_warning(bishare, base, compiled, tmp_path):
@@ -122,77 +103,43 @@ def test_an_adapter_that_was_saved_on_another_base_is_a_warning(bishare, base, c
         assert (run.code, "warning[BS620]" in run.err) == (0, warned), run.err
 
 
-def test_tensors_that_are_older(engine, lora, contents, reference, tmp_path):
-    old = shutil.copytree(lora, tmp_path / "old")
-    change(old, lambda found: {n: t.roll(1, 0) for n, t in found.items()})
-    found = judged(ask_mine(engine, old, tmp_path), "mine", contents, reference)
-    assert found.word == "OTHER TENSORS"
-
-
-def test_another_base(lora, contents, reference, tmp_path):
-    engine = Engine(save_base(tmp_path / "base", seed=1))
-    with serving(engine) as engine.url:
-        asked = ask_mine(engine, lora, tmp_path)
-        found = judged(asked, "mine", contents, reference)
-    assert found.word != "APPLIED"
-    assert "another base, or quantised" in found.why
-
-
-def test_a_base_that_answers_with_an_adapter_is_not_judged(
-    base, lora, contents, reference, tmp_path
-):
-    """As vLLM's build for the CPU does when both are in one batch."""
-    engine = Engine(base)
-    engine.restless = 2.0
-    with serving(engine) as engine.url:
-        asked = ask_mine(engine, lora, tmp_path)
-        found = judged(asked, "mine", contents, reference)
-    assert asked.noise > 0.3
-    assert found.word == "cannot be judged"
-    assert "try again when no other requests run" in found.why
-
-
-@pytest.mark.parametrize(("floors", "word"), [(1, False), (3.9, False), (4.1, True), (40, True)])
-@pytest.mark.parametrize("applied", [True, False])
-def test_an_effect_is_judged_from_four_floors_on(floors, word, applied):
-    """Answers are exact, so that the effect alone decides; below it there is no verdict, right or wrong."""
-    floor, rows = 0.01, torch.arange(3)
-    base = -torch.rand(3, 9, generator=torch.Generator().manual_seed(0)) - 1
-    whole = base - floors * floor
-    given = whole if applied else base
-    heard = Located(rows, rows, given[rows, rows], floor)
-    verdict = Verdict()
-    compare(verdict, "mine", heard, {NONE: base, WHOLE: whole})
-    wanted = ("APPLIED" if applied else "NOT APPLIED") if word else "cannot be judged"
-    assert verdict.word == wanted
-    assert word or "this server's rounding is 0.01" in verdict.why
-
-
-def test_a_small_effect_on_a_server_that_rounds(base, lora, contents, reference, tmp_path):
-    engine = Engine(base, torch.bfloat16)
-    small = shutil.copytree(lora, tmp_path / "small")
-    change(small, lambda found: {n: t * (1e-2 if "lora_B" in n else 1) for n, t in found.items()})
-    with serving(engine) as engine.url:
-        asked = ask_mine(engine, small, tmp_path)
-        found = judged(asked, "mine", contents_of(small, base), reference)
-    assert found.word == "cannot be judged"
-    assert "this server's rounding is" in found.why
-
-
 @pytest.mark.parametrize(
-    ("ids", "most", "unknown_fields"), [(False, 20, True), (True, 5, True), (False, 5, False)]
+    ("settings", "sizes", "word", "said"),
+    [
+        # Texts of tokens where there are no ids, five tokens for twenty, no field that is not OpenAI's.
+        ({"ids": False}, (1, 1), "APPLIED", "base + adapter"),
+        ({"most": 5}, (1, 1), "APPLIED", "base + adapter"),
+        ({"ids": False, "most": 5, "unknown_fields": False}, (1, 1), "APPLIED", "base + adapter"),
+        ({"scores": False}, (1, 1), "APPLIED", "greedy texts are the adapter's, 0 the base's"),
+        (
+            {"scores": False},
+            (1, 0),
+            "NOT APPLIED",
+            "0 of 6 greedy texts are the adapter's, 6 the base's",
+        ),
+        ({"scores": False}, (1, -1), "cannot be judged", "gives no log-probabilities"),
+        # As vLLM's build for the CPU, if adapters and their base are in one batch.
+        ({"restless": 2.0}, (1, 1), "cannot be judged", "try again when no other requests run"),
+        ({"dtype": torch.bfloat16}, (1e-2, 1e-2), "cannot be judged", "this server's rounding is"),
+        ({"seed": 1}, (1, 1), "cannot be judged", "another base, or quantised"),
+    ],
 )
-def test_servers_that_offer_less(
-    base, lora, contents, reference, tmp_path, ids, most, unknown_fields
-):
-    """Texts of tokens where there are no ids, five tokens for twenty, no field that is not OpenAI's."""
-    engine = Engine(base)
-    engine.ids, engine.most, engine.unknown_fields = ids, most, unknown_fields
-    with serving(engine) as engine.url:
-        asked = ask_mine(engine, lora, tmp_path)
-        found = judged(asked, "mine", contents, reference)
-    assert {len(answer) for answer in asked.adapter} <= {most, most - 1}
-    assert found.word == "APPLIED"
+def test_servers(base, lora, reference, tmp_path, settings, sizes, word, said):
+    """Those that offer less, round, or have another base; the sizes are of the files and on the server."""
+    folders = []
+    for size, name in zip(sizes, ("files", "served"), strict=True):
+        folders.append(shutil.copytree(lora, tmp_path / name))
+        change(folders[-1], lambda found, size=size: {n: t * size if "lora_B" in n else t for n, t in found.items()})  # fmt: skip
+    own = save_base(tmp_path / "base", seed=1) if "seed" in settings else base
+    engine = Engine(own, settings.get("dtype", torch.float32))
+    vars(engine).update(settings)
+    engine.load("mine", folders[1])
+    with serving(engine) as url:
+        asked = ask_one(Server(url))
+    found = judged(asked, "mine", contents_of(folders[0], base), reference)
+    assert (found.word, said in found.why) == (word, True), found.why
+    if "most" in settings:
+        assert {len(answer) for answer in asked.adapter} <= {5, 4}
 
 
 @pytest.mark.parametrize(
@@ -211,15 +158,8 @@ def test_a_server_that_refuses_to_list_its_models(monkeypatch, status, end, said
         server.ask("mine", TEXTS)
 
 
-def test_a_token_that_is_not_listed_counts_as_the_least():
-    one, other = [{1: -1.0, 2: -3.0}], [{1: -1.0, 3: -2.0}]
-    # Token 1: 0; 2: -3 against at most -2; 3: at most -3 against -2.
-    assert distance(one, other) == pytest.approx((2 / 3) ** 0.5)
-    assert distance(one, one) == 0
-
-
 def test_the_command_asks_and_says(bishare, engine, base, lora, tmp_path):
-    ask_mine(engine, lora, tmp_path)
+    engine.load("mine", lora)
     command = ["verify", lora, "--model", base, "--server", engine.url, "--name", "mine"]
     run = bishare(*command)
     assert run.code == 0, run.out + run.err

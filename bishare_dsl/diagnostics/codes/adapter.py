@@ -20,9 +20,7 @@ OTHER_FAMILY = warning(
     "BS614",
     "the adapter was made for a `{base}` model, and this is a `{model}` model of the same shapes",
 )
-OTHER_FINGERPRINT = warning(
-    "BS620", "the adapter was saved on another base: its weights are {apart} apart"
-)
+OTHER_FINGERPRINT = warning("BS620", "the adapter was saved on another base: {what}")
 NO_FINGERPRINT = note("BS621", "saved without a fingerprint of the base")
 MISSING_TRANSFORM = Code("BS619", "the adapter uses the transform `{name}`, which is not installed")
 DRAWN_OTHERWISE = Code(
