@@ -17,6 +17,8 @@ from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
 
+TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj\n"
+HEAD = f"spec s\n{TARGET}"
 SPEC = "spec small\nparam r = 2\ntarget q_proj, down_proj\nshare a per kind rank r\n"
 
 
@@ -32,9 +34,10 @@ def run(bishare):
     return partial(bishare, "fit")
 
 
-def test_an_adapter_is_fitted(trained, run):
+def test_an_adapter_is_fitted_and_replaced_only_with_force(trained, run):
     trained("lora", r=3)
-    code, out, err = run("given", "--spec", "small.share", "--set", "r=3", "--out", "new")
+    words = ("given", "--spec", "small.share", "--set", "r=3", "--out", "new")
+    code, out, err = run(*words)
     assert code == 0
     made = read_adapter("new")
     assert [tensor.shape[0] for tensor in made.plan.tensors] == [3] * 4
@@ -43,41 +46,25 @@ def test_an_adapter_is_fitted(trained, run):
     assert [row.split()[0] for row in rows[:3]] == ["0", "1", "all"]
     assert rows[0].split()[2] == "100.00"  # The spec leaves k_proj out.
     assert "sweep 1: relative error" in err
+    code, _, err = run(*words)
+    assert (code, "BS618" in err) == (2, True)
+    assert run(*words, "--force", "--dtype", "bfloat16")[0] == 0
+    assert read_adapter("new").config.rounded == "bfloat16"
 
 
-def test_a_lora_of_peft_is_fitted(trained, checkpoint, run):
-    stored = trained("lora", r=3)
-    export_adapter("peft", stored.plan, stored.tensors(), meta_model(str(checkpoint)))
-    words = ("peft", "--spec", "lora", "--set", "r=3", "--out", "new", "--model", checkpoint)
-    code, out, _ = run(*words, "--json", "--quiet")
-    found = json.loads(out)
-    assert code == 0
-    # As in `test_a_lora_is_the_best_there_is`: by how skew A and B come out of the drawn start.
-    assert found["error"] < 2e-6
-    assert {m["error"] is not None for m in found["modules"]} == {True}
-    assert found["out"] == "new"
-
-
-def test_each_adapter_is_read_once(trained, checkpoint, run, monkeypatch):
+def test_loras_of_peft_are_fitted_and_each_is_read_once(trained, checkpoint, run, monkeypatch):
     """The first one was read again, and its warnings were printed twice."""
     stored, read, real = trained("lora", r=3), list[str](), compiler.read_fitting
     for name in ("one", "two"):
         export_adapter(name, stored.plan, stored.tensors(), meta_model(str(checkpoint)))
     monkeypatch.setattr(compiler, "read_fitting", lambda *a: (read.append(str(a[0])), real(*a))[1])
-    words = ("one", "two", "--spec", "lora", "--out", "new", "--model", checkpoint, "--quiet")
-    assert run(*words)[0] == 0
-    assert read == ["one", "two"]
-
-
-def test_what_is_there_is_replaced_only_with_force(trained, run):
-    trained("lora")
-    words = ("given", "--spec", "small.share", "--out", "new", "--quiet")
-    assert run(*words)[0] == 0
-    code, _, err = run(*words)
-    assert code == 2
-    assert "BS618" in err
-    assert run(*words, "--force", "--dtype", "bfloat16")[0] == 0
-    assert read_adapter("new").config.rounded == "bfloat16"
+    words = ("--spec", "lora", "--set", "r=3", "--out", "new", "--model", checkpoint)
+    code, out, _ = run("one", "two", *words, "--json", "--quiet")
+    found = json.loads(out)
+    assert (code, read, found["out"]) == (0, ["one", "two"], "new")
+    # As in `test_a_lora_is_the_best_there_is`: by how skew A and B come out of the drawn start.
+    assert found["error"] < 2e-6
+    assert {m["error"] is not None for m in found["modules"]} == {True}
 
 
 @pytest.mark.parametrize(
@@ -100,34 +87,29 @@ def test_what_is_wrong_is_told_and_nothing_is_written(words, code, here, trained
 def test_bytes_and_errors_are_reported_and_large_ones_warned_of(trained, run):
     for seed in (1, 2, 3):
         trained("lora", name=f"c{seed}", seed=seed, r=3)
-    library = "spec lib\nparam r = 24\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\nshare a  A per in  B per adapter, module  rank r\n"
-    Path("lib.share").write_text(library)
+    share = "share a  A per in  B per adapter, module  rank r\n"
+    Path("lib.share").write_text(f"spec s\nparam r = 4\n{TARGET}{share}")
     names = ("c1", "c2", "c3")
     words = (*names, "--spec", "lib.share", "--out", "lib", "--quiet")
     code, out, err = run(*words, "--set", "r=4")
     assert code == 0
     assert "warning[BS851]: 3 adapters are up to" in err
     assert "more than 10%" in err
-    rows = out.splitlines()
-    assert [row.split()[0] for row in rows if row.startswith("c")] != []
     before = sum(p.stat().st_size for n in names for p in Path(n).glob("adapter_*"))
     files = [*Path("lib").rglob("*.safetensors"), Path("lib/adapter_config.json")]
     assert f"bytes: {before:,} before" in out
     assert f"{sum(p.stat().st_size for p in files):,} after" in out
     code, out, err = run(*words, "--set", "r=20", "--force", "--json")
     found = json.loads(out)
-    assert (found["bytes_before"], found["bytes_after"]) == (
-        before,
-        sum(p.stat().st_size for p in files),
-    )
+    after = sum(path.stat().st_size for path in files)
+    assert (found["bytes_before"], found["bytes_after"]) == (before, after)
 
 
 def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(trained, run, bishare):
     for seed in (1, 2):
         trained("lora", name=f"all/c{seed}", seed=seed, r=2)
     Path("all/run.json").write_text("{}")
-    library = "spec l\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\n"
-    Path("l.share").write_text(f"{library}share a  per module, adapter  rank 2\n")
+    Path("l.share").write_text(f"{HEAD}share a  per module, adapter  rank 2\n")
     code, out, _ = run("all", "--spec", "l.share", "--out", "lib", "--json")
     assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
     code, out, _ = run("lib", "--spec", "l.share", "--out", "again", "--json")
@@ -135,32 +117,24 @@ def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(trained, run
     assert json.loads(out)["error"] < 1e-5
     said = bishare("inspect", "lib#c1").out
     assert "each adapter of a library: 1,344 private, 0 shared" in said
-    Path("l.share").write_text(f"{library}share a  per module  rank 4  via Loadings(vectors = 9)\n")
+    Path("l.share").write_text(f"{HEAD}share a  per module  rank 4  via Loadings(vectors = 9)\n")
     assert run("all", "--spec", "l.share", "--out", "of", "--quiet")[0] == 0
     plan, said = read_adapter("of#c1").plan, bishare("inspect", "of#c1").out
     assert f"each adapter of the library: {plan.private:,} private" in said
 
 
-CORE = """spec cores
-target q_proj, k_proj, v_proj, up_proj, down_proj
-share c  A per in  B per out  core per adapter, module  rank 3 via Core
-"""
+CORE = f"{HEAD}share c  A per in  B per out  core per adapter, module  rank 3 via Core\n"
 
 
 @pytest.fixture
 def library(trained):
     """A library of two adapters, an adapter `new` that shares what they share, and the library's files."""
-    stored = {
-        name: trained(CORE, name=name, seed=seed) for seed, name in enumerate(("a", "b", "new"))
-    }
-    shared = stored["a"].tensors()
-    plan = stored["a"].plan
-    each = {
-        name: one.tensors() | {n: shared[n] for n in plan.common} for name, one in stored.items()
-    }
-    text = stored["a"].spec_text
-    save_library("lib", plan, {name: each[name] for name in ("a", "b")}, text, seed=0)
-    save_adapter("new", plan, each["new"], text, seed=0)
+    stored = [trained(CORE, name=name, seed=seed) for seed, name in enumerate(("a", "b", "new"))]
+    plan, text = stored[0].plan, stored[0].spec_text
+    shared = {name: tensor for name, tensor in stored[0].tensors().items() if name in plan.common}
+    a, b, new = (one.tensors() | shared for one in stored)
+    save_library("lib", plan, {"a": a, "b": b}, text, seed=0)
+    save_adapter("new", plan, new, text, seed=0)
     return {str(path): path.read_bytes() for path in Path("lib").rglob("*.safetensors")}
 
 

@@ -1,7 +1,5 @@
 """A Hypothesis strategy for artificial architectures."""
 
-from __future__ import annotations
-
 from hypothesis import strategies as st
 
 from bishare_dsl.models.decoder import decoder
@@ -10,7 +8,7 @@ from bishare_dsl.models.site import Architecture, Parameter, Site
 _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn")
 
 
-def architectures() -> st.SearchStrategy[Architecture]:
+def architectures():
     """Generate architectures with few and small sites, without building a model.
 
     Half of them are decoders. The others have arbitrary kinds, layers and widths in one or two towers, with
@@ -20,7 +18,7 @@ def architectures() -> st.SearchStrategy[Architecture]:
 
 
 @st.composite
-def _decoders(draw: st.DrawFn) -> Architecture:
+def _decoders(draw):
     heads = draw(st.sampled_from([2, 4]))
     return decoder(
         "drawn",
@@ -40,7 +38,7 @@ def _decoders(draw: st.DrawFn) -> Architecture:
 
 
 @st.composite
-def _irregular(draw: st.DrawFn) -> Architecture:
+def _irregular(draw):
     layers = draw(st.integers(1, 4))
     experts = draw(st.integers(0, 3))
     parents = ["self_attn.", "mlp.", "", *(f"mlp.experts.{expert}." for expert in range(experts))]

@@ -5,62 +5,43 @@ result of `compile_spec` instead of compiling again. A failed check raises an As
 difference and its location.
 """
 
-from __future__ import annotations
-
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.api import compile_spec, load_adapter, plan_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.plan import Plan
-from bishare_dsl.spec import Spec
 from bishare_dsl.testing.checks import _gradients, _random, _same
 from tests.support.families import tiny_inputs
 from tests.support.references import reference_model
 from tests.support.stored import load_stored
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-9,
-    torch.float32: 2e-4,
-    torch.bfloat16: 2e-2,
-}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 2e-2}
 """The tolerance, relative to the largest expected value.
 
 For types shorter than float32, four times the reference's own rounding error is added.
 """
 
 
-def regions(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def regions(model):
     """Return the regions of an adapted model with their paths, disabled regions included."""
     return [
         (p, module) for p, module in model.named_modules() if "bishare_factors" in module._modules
     ]
 
 
-def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
-    """Set every tensor of an adapter to random values, so that no term is zero; return the tensors by name.
-
-    Args:
-        adapted: a model adapted by `compile_spec` or `load_adapter`.
-        seed: the seed of the values.
-        frozen: whether frozen tensors change too.
-    """
-    tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
-    plan: Plan = adapted.bishare.plan  # type: ignore[union-attr, assignment]
+def randomize(adapted, seed=0, *, frozen=True):
+    """Set every tensor of an adapter to random values, so that no term is zero; return the tensors by name."""
+    tensors = adapted.bishare.tensors()
+    plan = adapted.bishare.plan
     random = _random(seed)
     with torch.no_grad():
         for name in sorted(tensors):
@@ -75,25 +56,15 @@ def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict
     return tensors
 
 
-def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Check every invariant of bishare for a spec and a model.
-
-    Args:
-        spec: a spec that fits the model, without dropout.
-        model: an unadapted model, dense or quantised, such as a `tiny_model`; it does not change.
-        seed: the seed of the adapter and of the inputs.
-
-    Raises:
-        AssertionError: an invariant does not hold.
-        BishareError: the spec does not fit the model.
-    """
+def check_spec(spec, model, seed=0):
+    """Check every invariant of bishare for a spec without dropout and a model, dense or quantised, that it fits."""
     compiled = _adapted(spec, model, seed)
     for check in (check_fresh, check_count, check_saving, check_merging, check_export, check_seed):
         check(spec, model, seed, compiled)
     check_against_reference(spec, model, seed)
 
 
-def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+def check_fresh(spec, model, seed=0, compiled=None):
     """Check that a fresh adapter leaves logits bit-identical to the frozen base, in eval and training mode,
     or equal up to rounding if a share subtracts its initial value.
 
@@ -119,10 +90,10 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any
     _same(left, [], "modules left behind by unloading")
 
 
-def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+def check_count(spec, model, seed=0, compiled=None):
     """Check that the plan counts the distinct trainable scalars of the model, and all its scalars."""
     adapted = _adapted(spec, model, seed, compiled)
-    plan: Plan = adapted.bishare.plan
+    plan = adapted.bishare.plan
     # `parameters()` yields tied parameters once, which would hide a tensor registered twice.
     registered = [p for _, p in adapted.named_parameters(remove_duplicate=False) if p.requires_grad]
     _same(len(registered), len({id(p) for p in registered}), "registrations of trainable tensors")
@@ -136,16 +107,10 @@ def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any
     )
 
 
-def check_against_reference(
-    spec: Spec, model: PreTrainedModel, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> None:
+def check_against_reference(spec, model, seed=0, dtype=torch.float64):
     """Check that logits and the gradient of every tensor equal those of the dense `reference_model`.
 
-    Args:
-        spec: a spec that fits the model, without dropout.
-        model: the base.
-        seed: the seed of the adapter and the inputs.
-        dtype: the dtype of base and adapter. The reference's adapter is at least float32.
+    ``dtype`` is that of base and adapter. The reference's adapter is at least float32.
     """
     model = _in_type(model, dtype)
     inputs = tiny_inputs(model, seed)
@@ -158,10 +123,10 @@ def check_against_reference(
         name: tensor.detach().to(wide).requires_grad_(tensor.requires_grad)
         for name, tensor in tensors.items()
     }
-    plan: Plan = adapted.bishare.plan
+    plan = adapted.bishare.plan
     trained = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
 
-    def run(some: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def run(some, values):
         logits = _run(some, inputs)
         weights = torch.randn(logits.shape, generator=_random(seed), dtype=wide)
         return logits, _gradients((logits * weights).sum(), [values[name] for name in trained])
@@ -184,14 +149,14 @@ def check_against_reference(
         _close(gradient, reference, dtype, what, scale=scale, slack=gradient_slack)
 
 
-def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+def check_saving(spec, model, seed=0, compiled=None):
     """Check that a saved and loaded adapter has the same logits and ties, and the file each tensor once.
 
     Frozen tensors are saved only if they differ from what their seed generates, or if the base determines
     their initial values.
     """
     adapted = _adapted(spec, model, seed, compiled)
-    plan: Plan = adapted.bishare.plan
+    plan = adapted.bishare.plan
     stored = {tensor.name for tensor in plan.tensors if tensor.trainable or not tensor.drawn}
     if plan.frozen:
         randomize(adapted, seed, frozen=False)
@@ -206,7 +171,7 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     _check_saved(adapted, model, set(plan.tensor) - same, seed)
 
 
-def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed: int) -> None:
+def _check_saved(adapted, model, expected, seed):
     plan, tensors, inputs = (
         adapted.bishare.plan,
         adapted.bishare.tensors(),
@@ -215,7 +180,7 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
     with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.save_pretrained(folder)
         stored = load_stored(Path(folder))
-        loaded: Any = load_adapter(folder, copy.deepcopy(model))
+        loaded = load_adapter(folder, copy.deepcopy(model))
     _same(set(stored), expected, "stored tensors")
     _same(
         sum(tensor.numel() for tensor in stored.values()),
@@ -230,7 +195,7 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
     _same(_names(loaded), _names(adapted), "names of trainable parameters after loading")
 
 
-def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+def check_merging(spec, model, seed=0, compiled=None):
     """Check that merging changes logits by rounding only, and that unmerging restores the base bit for bit.
 
     Nonlinear updates are rejected without a change, and so are quantised layers, unless they are to become
@@ -268,17 +233,13 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: A
     _same(set(plain.state_dict()), dense, "the merged model's tensors")
 
 
-def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+def check_export(spec, model, seed=0, compiled=None):
     """Check that PEFT loads the export and computes the same logits, and that unsupported adapters are
     rejected.
 
     If PEFT does not support the quantised layers of the base, load the export into a dense base with the
     same weights.
-
-    Raises:
-        ImportError: PEFT is not installed.
     """
-
     inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed, compiled)
     if not _linear(adapted):
@@ -306,7 +267,7 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     )
 
 
-def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+def check_seed(spec, model, seed=0, compiled=None):
     """Check that a seed and a tensor's name determine its values bit for bit, in any order of shares."""
     first = _adapted(spec, model, seed, compiled).bishare.tensors()
     backwards = spec.model_copy(update={"shares": spec.shares[::-1], "params": spec.params[::-1]})
@@ -323,21 +284,21 @@ def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any 
         name = tensor.name
         expected = draw_tensor(tensor, seed + 1) if tensor.drawn else first[name]
         _identical(other[name], expected, f"the tensor {name} of the same shares in another order")
-    values: dict[object, str] = {}
+    values = {}
     for tensor in drawn:
         twin = values.setdefault((tensor.init, *first[tensor.name].flatten().tolist()), tensor.name)
         _same(twin, tensor.name, "a tensor with the very values of another")
 
 
-def _linear(adapted: Any) -> bool:
+def _linear(adapted):
     return all(term.linear for term in adapted.bishare.plan.unscaled)
 
 
-def _scales(adapted: Any) -> bool:
+def _scales(adapted):
     return len(adapted.bishare.plan.unscaled) < len(adapted.bishare.plan.terms)
 
 
-def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
+def _dense(model, paths):
     """Return a copy of a model with some quantised linear layers made dense."""
     other = copy.deepcopy(model)
     maps = linear_maps(other)  # The copy's, whose biases an adapter may change.
@@ -350,7 +311,7 @@ def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
     return other
 
 
-def _refused(action: Callable[[], object], what: str, code: str) -> None:
+def _refused(action, what, code):
     try:
         action()
     except AdapterError as error:
@@ -359,7 +320,7 @@ def _refused(action: Callable[[], object], what: str, code: str) -> None:
         raise AssertionError(f"{what} must be refused")
 
 
-def _adapted(spec: Spec, model: PreTrainedModel, seed: int, compiled: Any = None) -> Any:
+def _adapted(spec, model, seed, compiled=None):
     """Adapt a copy of a model, or copy the earlier result."""
     if compiled is not None:
         return copy.deepcopy(compiled)
@@ -367,7 +328,7 @@ def _adapted(spec: Spec, model: PreTrainedModel, seed: int, compiled: Any = None
         return compile_spec(spec, copy.deepcopy(model), seed=seed)
 
 
-def loaded_by_peft(base: Any, folder: Path) -> Any:
+def loaded_by_peft(base, folder):
     """Load a LoRA with PEFT; None if PEFT says that it takes modules for experts, by an error or a warning."""
     from peft import PeftModel
 
@@ -382,53 +343,44 @@ def loaded_by_peft(base: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _quietly():
     """Suppress warnings about unusual but valid specs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BishareWarning)
         yield
 
 
-def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Any:
+def _in_type(model, dtype):
     """Return a copy of the model with another dtype."""
-    other: Any = copy.deepcopy(model)
+    other = copy.deepcopy(model)
     if getattr(other.config, "_experts_implementation", None) is not None:
         other.set_experts_implementation("eager")  # Fused experts do not support float64.
     return other.to(dtype)
 
 
-def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _logits(model, inputs):
     with torch.no_grad():
         return _run(model, inputs)
 
 
-def _run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _run(model, inputs):
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     outputs = model(**cast)
     # CLIP compares images with texts.
-    logits: Tensor = outputs["logits" if "logits" in outputs else "logits_per_image"]
-    return logits
+    return outputs["logits" if "logits" in outputs else "logits_per_image"]
 
 
-def _names(model: nn.Module) -> list[str]:
+def _names(model):
     return [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
 
 
-def _identical(found: Tensor, expected: Tensor, what: str) -> None:
+def _identical(found, expected, what):
     if not torch.equal(found, expected):
         raise AssertionError(f"{what} must be identical: {_difference(found, expected)}")
 
 
-def _close(
-    found: Tensor,
-    expected: Tensor,
-    dtype: torch.dtype,
-    what: str,
-    *,
-    scale: float | None = None,
-    slack: float = 0.0,
-) -> None:
+def _close(found, expected, dtype, what, *, scale=None, slack=0.0):
     _same(tuple(found.shape), tuple(expected.shape), f"the shape of {what}")
     scale = float(expected.detach().abs().max()) if scale is None else scale
     allowed = TOLERANCE[dtype] * max(scale, 1e-6) + slack
@@ -438,11 +390,11 @@ def _close(
         )
 
 
-def _worst(found: Tensor, expected: Tensor) -> float:
+def _worst(found, expected):
     return float((found.detach().to(expected.dtype) - expected.detach()).abs().max())
 
 
-def _difference(found: Tensor, expected: Tensor) -> str:
+def _difference(found, expected):
     if found.shape != expected.shape:
         return f"shapes {tuple(found.shape)} and {tuple(expected.shape)}"
     found, expected = found.detach().double(), expected.detach().double()

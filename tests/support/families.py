@@ -1,27 +1,17 @@
 """Tiny models of many families and their inputs: decoders, mixtures of experts, encoders, other towers."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.testing import models
 from bishare_dsl.testing.models import LLAMA, TinyFamily
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
-
-def _family(
-    name: str, *bases: Mapping[str, Any], suffix: str = "ForCausalLM", **more: Any
-) -> TinyFamily:
+def _family(name, *bases, suffix="ForCausalLM", **more):
     """Return a family whose config has what the bases have, and more."""
     return TinyFamily(name, {k: v for base in (*bases, more) for k, v in base.items()}, suffix)
 
 
-def _without(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _without(config, *names):
     return {name: value for name, value in config.items() if name not in names}
 
 
@@ -35,7 +25,7 @@ _FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
 _EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
 _UNIFORM = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
 
-TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
+TINY_FAMILIES = MappingProxyType(
     {
         "llama": LLAMA,
         "mistral": _family("mistral", _GROUPED, sliding_window=4),
@@ -57,7 +47,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
 
 _LATENT = {"q_lora_rank": 12, "kv_lora_rank": 20, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4}
 _ROUTED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
-TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
+TINY_MIXTURES = MappingProxyType(
     {
         "qwen2_moe": _family(
             "qwen2_moe", _GROUPED, _FEW, num_experts=4, shared_expert_intermediate_size=20
@@ -87,7 +77,7 @@ _POSITIONS = {"num_position_embeddings": 16, "deepstack_visual_indexes": [1]}
 _SILENT = {"suppress_tokens": None, "begin_suppress_tokens": None}
 
 
-def _text(*mrope: int) -> dict[str, Any]:
+def _text(*mrope):
     return {
         **_PLAIN,
         "num_key_value_heads": 2,
@@ -95,16 +85,14 @@ def _text(*mrope: int) -> dict[str, Any]:
     }
 
 
-def _towers(
-    name: str, text: Mapping[str, Any], vision: Mapping[str, Any], *more: Any, **how: Any
-) -> TinyFamily:
+def _towers(name, text, vision, *more, **how):
     return _family(
         name, {"text_config": text, "vision_config": vision}, *more, **{"suffix": ""} | how
     )
 
 
 _OF_IMAGES = "ForImageTextToText"
-TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
+TINY_TOWERS = MappingProxyType(
     {
         "bert": _family("bert", _COMMON, suffix="ForMaskedLM"),
         "roberta": _family("roberta", _COMMON, suffix="ForMaskedLM"),
@@ -161,28 +149,22 @@ TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
 """Families that are not only causal language models; `tiny_inputs` returns their inputs."""
 
 
-def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
+def tiny_model(family, **settings):
     """Return a tiny model of any of these families; ``settings`` as for `bishare_dsl.testing`."""
     return models.tiny_model({**TINY_FAMILIES, **TINY_MIXTURES, **TINY_TOWERS}[family], **settings)
 
 
-def tiny_inputs(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
+def tiny_inputs(model, seed=0):
     """Return the inputs of a tiny model by keyword: two examples, the tokens of one padded.
 
-    Args:
-        model: from `tiny_model`.
-        seed: the seed of the values.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` (2, 5), ``decoder_input_ids`` (2, 4), ``pixel_values``,
-            ``input_features`` (2, 8, 12): the arguments of its forward.
+    ``input_ids`` and ``attention_mask`` (2, 5), ``decoder_input_ids`` (2, 4), ``input_features`` (2, 8, 12).
     """
     import torch
 
     random, config = torch.Generator().manual_seed(seed), model.config
     vision = getattr(config, "vision_config", config)
     text = config.get_text_config()
-    inputs: dict[str, Tensor] = {}
+    inputs = {}
     if model.main_input_name == "input_ids":
         image = getattr(config, "image_token_id", text.vocab_size)
         ids = torch.randint(3, min(text.vocab_size, image), (2, 5), generator=random)

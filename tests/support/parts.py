@@ -1,23 +1,20 @@
 """A part of a long product for `make test`."""
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
-
 import pytest
 
 
-def quick(values: Iterable[Any], part: Collection[Any]) -> list[Any]:
+def quick(values, part):
     """Return values to parametrise with: those of ``part`` in `make test`, the others in `make test-long` alone."""
     values = [*values]
     assert {*part} <= {*values}
     return [v if v in part else pytest.param(*_row(v), marks=pytest.mark.long) for v in values]
 
 
-def _row(value: Any) -> tuple[Any, ...]:
+def _row(value):
     return value if isinstance(value, tuple) else (value,)
 
 
-def superfluous(rows: Sequence[Any]) -> list[Any]:
+def superfluous(rows):
     """Return the tests of a product that can be left out, while each value of each parameter stays in one."""
     left, unseen = [*rows], {value for row in rows for value in _values(row)}
     while unseen:
@@ -27,5 +24,5 @@ def superfluous(rows: Sequence[Any]) -> list[Any]:
     return left
 
 
-def _values(row: Any) -> set[tuple[str, str]]:
+def _values(row):
     return {(name, repr(value)) for name, value in row.callspec.params.items()}

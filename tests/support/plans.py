@@ -10,17 +10,15 @@ def test_my_transform(data):
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.models.site import Architecture, Site, block_of
+from bishare_dsl.models.site import Architecture, block_of
 from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.select import Sites, attributes
 from bishare_dsl.spec import (
@@ -30,7 +28,6 @@ from bishare_dsl.spec import (
     Binary,
     Call,
     Compare,
-    Expression,
     Gain,
     Let,
     Match,
@@ -48,16 +45,11 @@ from bishare_dsl.spec import (
     Via,
     magnitude,
 )
-from bishare_dsl.spec.evaluate import Scope, Value
+from bishare_dsl.spec.evaluate import Scope
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
 from bishare_dsl.transforms.transform import divisors
 from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_model
 from tests.support.quantised import quantise
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-_T = TypeVar("_T")
 
 LAYER, KIND, PARENT, TOWER, EXPERT, IN, OUT, RANK, ALPHA = (
     Ref(ref=name)
@@ -66,14 +58,12 @@ LAYER, KIND, PARENT, TOWER, EXPERT, IN, OUT, RANK, ALPHA = (
 
 
 @lru_cache(maxsize=256)
-def _cached_model(family: str, overrides: tuple[tuple[str, Any], ...]) -> PreTrainedModel:
+def _cached_model(family, overrides):
     return tiny_model(family, **dict(overrides))
 
 
 @st.composite
-def small_models(
-    draw: st.DrawFn, families: Sequence[str] = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
-) -> PreTrainedModel:
+def small_models(draw, families=(*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)):
     """Generate tiny models of any family, float32 in eval mode; each is a fresh copy.
 
     The families are causal language models, mixtures of experts, encoders, encoder-decoders and image
@@ -81,10 +71,6 @@ def small_models(
 
     Layers (1 to 3), heads and widths vary if the family allows it. Attention is grouped-query if the family
     supports it, and widths differ.
-
-    Args:
-        draw: from Hypothesis.
-        families: a choice of `TINY_FAMILIES`, `TINY_MIXTURES` and `TINY_TOWERS`.
     """
     family = draw(st.sampled_from(families))
     sizes = _sizes(draw, family) if family in TINY_FAMILIES else {}
@@ -99,7 +85,7 @@ def small_models(
     return model
 
 
-def _sizes(draw: st.DrawFn, family: str) -> dict[str, Any]:
+def _sizes(draw, family):
     layers, heads = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4]))
     hidden, inner = draw(st.sampled_from([16, 24, 32])), draw(st.sampled_from([20, 36, 48]))
     if family == "gpt2":
@@ -115,13 +101,13 @@ def _sizes(draw: st.DrawFn, family: str) -> dict[str, Any]:
     return sizes | ({"query_pre_attn_scalar": head_dim} if family == "gemma2" else {})
 
 
-def pools() -> st.SearchStrategy[list[Width]]:
+def pools():
     """Return the widths of a pool's sites, to which a transform fits a factor."""
     width = st.integers(1, 24)
     return st.lists(st.builds(Width, width, width), min_size=1, max_size=4)
 
 
-def vias() -> st.SearchStrategy[Via]:
+def vias():
     """Generate every built-in transform except Identity, with options; most sizes do not
     divide any width.
     """
@@ -137,7 +123,7 @@ def vias() -> st.SearchStrategy[Via]:
     )
 
 
-def _via(name: str, **options: st.SearchStrategy[Any]) -> st.SearchStrategy[Via]:
+def _via(name, **options):
     return st.fixed_dictionaries({}, optional=options).map(
         lambda given: Via(transform=name, options=given)
     )
@@ -154,7 +140,7 @@ class _Drawing:
     _known: tuple[int, int] = (-1, -1)
     _scopes: dict[str, Scope] = field(default_factory=dict)
 
-    def scopes(self, sites: Sequence[Site]) -> list[Scope]:
+    def scopes(self, sites):
         known = len(self.params), len(self.lets)
         if self._known != known:
             spec = Spec(
@@ -167,24 +153,24 @@ class _Drawing:
             self._known, self._scopes = known, dict(Sites(spec, self.architecture).scopes)
         return [self._scopes[site.path] for site in sites]
 
-    def any(self, *choices: _T) -> _T:
+    def any(self, *choices):
         """Choose a value; a failing example shrinks to the first."""
         return choices[self.draw(st.integers(0, len(choices) - 1))]
 
-    def number(self, value: float) -> Expression:
+    def number(self, value):
         """Generate a number, sometimes as a param."""
         if not self.any(False, False, True):
             return value
         self.params.append(Param(name=f"p{len(self.params)}", value=value))
         return Ref(ref=self.params[-1].name)
 
-    def atom(self, sites: Sequence[Site]) -> Expression:
+    def atom(self, sites):
         """Generate a predicate that some of ``sites`` satisfy."""
-        site: Site = self.any(*sites)
+        site = self.any(*sites)
         layers = self.scopes([site])[0].layers
         layer = self.any(site.block, site.block - layers)
         edge = self.draw(st.integers(site.block, layers - 1))
-        atoms: list[Expression] = [
+        atoms = [
             Ref(ref=site.kind),
             Match(attribute="kind", pattern=site.kind),
             Match(attribute="path", pattern=f"*.{site.kind}"),
@@ -217,7 +203,7 @@ class _Drawing:
         atoms += [name for name in names if any(scope.holds(name) for scope in scopes)]
         return self.any(*atoms)
 
-    def selection(self, sites: Sequence[Site]) -> Selection:
+    def selection(self, sites):
         """Generate a selection of at least one of ``sites``."""
         first = self.atom(sites)
         form = self.any("one", "not", "two", "and", "or", "except")
@@ -236,13 +222,13 @@ class _Drawing:
             return made
         return Selection(include=(first,))
 
-    def selected(self, sites: Sequence[Site], selection: Selection) -> list[Site]:
+    def selected(self, sites, selection):
         scopes = self.scopes(sites)
         return [s for s, scope in zip(sites, scopes, strict=True) if scope.holds(selection)]
 
-    def per(self, sites: Sequence[Site]) -> tuple[Expression, ...]:
+    def per(self, sites):
         """Generate keys; without any, all sites share a pool."""
-        keys: list[Expression] = [
+        keys = [
             *(Ref(ref=name) for name in ("module", "layer", "kind", "parent", "path", "in")),
             *(TOWER for _ in range(len({site.tower for site in sites}) > 1)),
             Binary(op="//", left=LAYER, right=self.number(self.any(2, 3))),
@@ -257,14 +243,14 @@ class _Drawing:
         count = self.any(1, 0, 1, 2)
         return tuple(self.any(*keys) for _ in range(count))
 
-    def rank(self, sites: Sequence[Site]) -> tuple[RankMatch | Expression, Ref | None]:
+    def rank(self, sites):
         """Generate a rank, and the attribute it depends on."""
         form = self.any("number", "number", "kind", "layer", "computed")
         if form == "number":
             return self.number(self.draw(st.integers(1, 4))), None
         if form == "computed":
             return Binary(op="+", left=Binary(op="%", left=LAYER, right=3), right=1), LAYER
-        site: Site = self.any(*sites)
+        site = self.any(*sites)
         block, layers = site.block, self.scopes([site])[0].layers
         ranges = Range(first=block, last=block), Range(first=0, last=-1)
         of_kind, of_layer = [Ref(ref=site.kind)], [block, block - layers, *ranges]
@@ -273,10 +259,10 @@ class _Drawing:
         other = self.number(self.any(1, 4, 0))
         return RankMatch(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self):
         """Generate scale, alpha, dropout (always 0) and initialisers."""
         alpha = self.any(None, 4, 0.5)
-        scales: list[Expression | None] = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
+        scales = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
         if alpha is not None:
             scales.append(
                 Binary(op="/", left=ALPHA, right=Call(function="sqrt", arguments=(RANK,)))
@@ -294,7 +280,7 @@ class _Drawing:
             ),
         }
 
-    def share(self, index: int, target: Sequence[Site]) -> Share:
+    def share(self, index, target):
         where = self.any(None, self.selection(target))
         covered = list(target) if where is None else self.selected(target, where)
         per = self.per(covered)
@@ -308,7 +294,7 @@ class _Drawing:
             key_b = (*key_b, reads)
         keys = {"A": per, "B": key_b} if key_b is not None else {}
         unequal = self._unequal(covered, per, per if key_b is None else key_b)
-        via: Via | None = None
+        via = None
         form = "fitted" if unequal else self.any("plain", "fitted", "equal")
         settings = self.settings()
         if key_b is None and self.any(False, False, True):
@@ -347,9 +333,9 @@ class _Drawing:
             **settings,
         )
 
-    def _own_roles(self, via: Via | None, gain: Gain) -> list[str]:
+    def _own_roles(self, via, gain):
         """Return the tensors that are private to each site unless they have a key."""
-        roles: list[str] = []
+        roles = []
         if via is not None:
             plain = {name: value for name, value in via.options.items() if type(value) is int}
             kind = transform_kind(via.transform)
@@ -358,7 +344,7 @@ class _Drawing:
         roles += [GAIN_RANK] * (gain.rank is not None) + [GAIN_OUT] * (gain.out is not None)
         return roles
 
-    def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
+    def _equal_vias(self, sites):
         """Return transforms for pools with sites of equal widths."""
         blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         chunks = (
@@ -378,21 +364,21 @@ class _Drawing:
             ),
         ]
 
-    def _bank(self, sites: Sequence[Site]) -> dict[str, Expression]:
+    def _bank(self, sites):
         """Generate options of a vector bank whose vectors tile every width."""
         common = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return {"vectors": self.any(3, 4), "length": self._divisor(common), "top_k": 2}
 
-    def _blocks(self, common: int) -> dict[str, Expression]:
+    def _blocks(self, common):
         """Generate options of block-diagonal factors with widths divisible by ``common``."""
         cut = self.any("both", "in", "out")
-        options: dict[str, Expression] = {"blocks": self._divisor(common)}
+        options = {"blocks": self._divisor(common)}
         return options if cut == "both" else options | {"cut": Ref(ref=cut)}
 
-    def _divisor(self, number: int) -> int:
+    def _divisor(self, number):
         return self.any(*divisors([number]))
 
-    def _gain_and_freeze(self, via: Via | None, init: Mapping[str, Expression]) -> dict[str, Any]:
+    def _gain_and_freeze(self, via, init):
         """Generate nonzero gains, and frozen tensors that leave something to train.
 
         Alternatively, as in VeRA, combine frozen random factors with an ``out`` gain that starts at zero.
@@ -401,7 +387,7 @@ class _Drawing:
         out = self.any(None, None, 1, 0.5)
         rank = None if name == "Experts" else self.any(None, None, 0.5)
         bases = dict.fromkeys(("Basis", "Core", "Loadings"), ("A", "B"))
-        frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), **bases}
+        frozen = {"VectorBank": ("bank",), **bases}
         random = "B" if init.get("A") == Ref(ref="zeros") else "A"  # The other starts at zero.
         roles = frozen.get(name, (random,))
         if name not in frozen and self.any(False, False, False, True):
@@ -409,9 +395,9 @@ class _Drawing:
             return {"init": started, "freeze": ("A", "B"), "gain": Gain(rank=rank, out=0)}
         return {"freeze": self.any((), (), roles), "gain": Gain(rank=rank, out=out)}
 
-    def _unequal(self, sites: Sequence[Site], *keys: tuple[Expression, ...]) -> bool:
+    def _unequal(self, sites, *keys):
         """Return whether a pool has sites of different widths, which requires a transform."""
-        pools: dict[tuple[Value, ...], set[int]] = {}
+        pools = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
             for factor, key, width in zip("AB", keys, (site.d_in, site.d_out), strict=True):
                 values = (
@@ -425,7 +411,7 @@ class _Drawing:
 
 
 @st.composite
-def meaningful_specs(draw: st.DrawFn, architecture: Architecture) -> Spec:
+def meaningful_specs(draw, architecture):
     """Generate specs over the whole language that fit an architecture, so `build_plan` reports no error.
 
     They have every form of ``where`` and ``per``, lets, params, exceptions and ranks by kind and layer
@@ -464,9 +450,7 @@ def meaningful_specs(draw: st.DrawFn, architecture: Architecture) -> Spec:
     return spec
 
 
-def _with_magnitude(
-    drawing: _Drawing, spec: Spec, targets: Sequence[Site], architecture: Architecture
-) -> Spec:
+def _with_magnitude(drawing, spec, targets, architecture):
     """Add a magnitude at some targets to a spec."""
     where = drawing.any(None, drawing.selection(targets))
     key = drawing.any((Ref(ref="module"),), (LAYER, KIND), (KIND,), (OUT,), (LAYER, OUT))
@@ -475,7 +459,7 @@ def _with_magnitude(
     return scaled if _fits(scaled, architecture) else spec
 
 
-def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
+def _with_ends(draw, spec, architecture):
     """Extend a spec to heads and embeddings, unless it uses attributes that they lack."""
     kinds = {kind for site in architecture.outside for kind in site.kinds}
     # A model may bypass the module and read its position table directly.
@@ -485,7 +469,7 @@ def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
     assert spec.target is not None
     include = (*spec.target.include, *named)
-    ways: list[dict[str, Any]] = [
+    ways = [
         {"per": (Ref(ref="module"),)},
         {"per": (KIND,), "gain": Gain(out=1)},
         {"per": (), "via": Via(transform="SS")},
@@ -500,12 +484,12 @@ def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     return wider if _fits(wider, architecture) else spec
 
 
-def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
+def _with_train(draw, spec, architecture):
     """Let a spec also train in full some parameters that its shares do not adapt."""
     parts = [Ref(ref=part) for part in ("norms", "biases", "heads", "embeddings")]
     others = [other.path.split(".") for other in architecture.others]
     kinds = [Ref(ref=kind) for kind in sorted({path[-2] for path in others if path[1:]})]
-    some: st.SearchStrategy[Expression] = st.sampled_from([*parts, *kinds]) | st.builds(
+    some = st.sampled_from([*parts, *kinds]) | st.builds(
         Match, attribute=st.just("path"), pattern=st.sampled_from([".".join(p) for p in others])
     )
     inside = Compare(op="!=", left=LAYER, right=Ref(ref="none"))
@@ -519,7 +503,7 @@ def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec
     return trained if _fits(trained, architecture) else spec
 
 
-def _fits(spec: Spec, architecture: Architecture) -> bool:
+def _fits(spec, architecture):
     try:
         build_plan(spec, architecture)
     except BishareError:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class Int8Linear(nn.Module):
@@ -16,7 +11,7 @@ class Int8Linear(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         scale = linear.weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-6) / 127
@@ -25,15 +20,11 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = linear.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return nn.functional.linear(x, self.weight * self.scale, self.bias)
 
 
-def quantise(
-    model: ModelT,
-    chosen: Callable[[str], bool],
-    make: Callable[[nn.Linear], nn.Module] = Int8Linear,
-) -> ModelT:
+def quantise(model, chosen, make=Int8Linear):
     """Replace the linear layers with the chosen paths by quantised layers."""
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and chosen(path):

@@ -4,34 +4,26 @@ They share no code with `bishare_dsl.transforms`. Matrices have the paper's name
 ``(r, d_in)``, B is ``(d_out, r)``), and every product is computed in full, which is slow.
 """
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.weights import Weight
-from bishare_dsl.plan import Plan, Term
-from bishare_dsl.testing.reference import REFERENCES, Factors, TermValues, reference
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
+from bishare_dsl.testing.reference import REFERENCES, TermValues, reference
 
 
 @reference("Identity")
-def identity(term: TermValues) -> Factors:
+def identity(term):
     """Compute ``B A``: Equation 1, LoRA."""
     return term["B"].T, term["A"]
 
 
 @reference("SS")
-def slice_sharing(term: TermValues) -> Factors:
+def slice_sharing(term):
     """Compute ``B_s[window, :] A_s[:, window]``: Equation 3, Algorithm 1; the windows of Table 4."""
     a_s, b_s = term["A"], term["B"].T
     windows = []
@@ -45,7 +37,7 @@ def slice_sharing(term: TermValues) -> Factors:
 
 
 @reference("GT")
-def gate_transformation(term: TermValues) -> Factors:
+def gate_transformation(term):
     """Compute ``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split at the narrowest
     dimension.
     """
@@ -59,7 +51,7 @@ def gate_transformation(term: TermValues) -> Factors:
 
 
 @reference("KE")
-def kronecker_extension(term: TermValues) -> Factors:
+def kronecker_extension(term):
     """Compute ``(K_B (x) B_s)(K_A (x) A_s)``: Equation 6, Algorithm 3; row by row for Table 8.
 
     If ``size`` does not divide a width, the excess is cut off.
@@ -75,17 +67,17 @@ def kronecker_extension(term: TermValues) -> Factors:
     return b[: term.d_out, :], a[:, : term.d_in]
 
 
-def _kronecker(kernel: Tensor, shared: Tensor) -> Tensor:
+def _kronecker(kernel, shared):
     """Multiply block by block; `torch.kron` fails on some transposed matrices with a single row or column."""
     return torch.cat([torch.cat([k * shared for k in row], dim=1) for row in kernel])
 
 
 @reference("VectorBank")
-def vector_bank(term: TermValues) -> Factors:
+def vector_bank(term):
     """Compute VB-LoRA: each subvector is ``sum_k w_k bank[k]`` over its own largest logits."""
     bank, length = term["bank"], term.options["length"]
 
-    def rows(logits: Tensor, width: int) -> Tensor:
+    def rows(logits, width):
         stretches = []
         for own in logits:
             largest = sorted(range(len(own)), key=lambda i: -float(own[i].detach()))[
@@ -102,10 +94,10 @@ def vector_bank(term: TermValues) -> Factors:
 
 
 @reference("Rotation")
-def rotation(term: TermValues) -> Factors:
+def rotation(term):
     """Compute PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, where P rotates the rank by the stride."""
 
-    def repeated(chunk: Tensor, chunks: int, width: int) -> Tensor:
+    def repeated(chunk, chunks, width):
         stride = term.options["stride"]
         stride = max(term.rank // chunks, 1) if stride is None else stride
         turn = torch.zeros(term.rank, term.rank, dtype=chunk.dtype)
@@ -120,7 +112,7 @@ def rotation(term: TermValues) -> Factors:
 
 
 @reference("BlockDiagonal")
-def block_diagonal(term: TermValues) -> Factors:
+def block_diagonal(term):
     """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``; in BD-LoRA, only one of them
     is block-diagonal.
     """
@@ -137,7 +129,7 @@ def block_diagonal(term: TermValues) -> Factors:
 
 
 @reference("Basis")
-def basis(term: TermValues) -> Factors:
+def basis(term):
     """Compute NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``, cropped to the site's widths."""
     count, r = term.options["count"], term.rank
     alpha, beta = term["c_A"][0], term["c_B"][0]
@@ -150,10 +142,10 @@ def basis(term: TermValues) -> Factors:
 
 
 @reference("Mix")
-def mix(term: TermValues) -> Factors:
+def mix(term):
     """Compute Lily with a static router, MASA: ``sum_k m_k B_k``, ``sum_k m_k A_k``, cropped if wider."""
 
-    def mixed(role: str, width: int) -> Tensor:
+    def mixed(role, width):
         count, r = term.options[f"count_{role}"], term.rank
         matrices = [term[role][k * r : (k + 1) * r, :width] for k in range(count)]
         if count == 1:
@@ -165,7 +157,7 @@ def mix(term: TermValues) -> Factors:
 
 
 @reference("Core")
-def core(term: TermValues) -> Factors:
+def core(term):
     """LoRA-XS: ``B R A``; MetaTT: ``B R_n ... R_1 A``; TinyLoRA: ``R_1 = sum_i v_i P_i``.
 
     Wider factors are cropped. R and P are stored transposed.
@@ -181,7 +173,7 @@ def core(term: TermValues) -> Factors:
 
 
 @reference("MiSS")
-def miss(term: TermValues) -> Factors:
+def miss(term):
     """MiSS: column j of the update is row ``j mod r`` of the matrix."""
     a = torch.zeros(term.rank, term.d_in, dtype=term["B"].dtype)
     for j in range(term.d_in):
@@ -190,7 +182,7 @@ def miss(term: TermValues) -> Factors:
 
 
 @reference("Hadamard")
-def hadamard(term: TermValues) -> Factors:
+def hadamard(term):
     """LoHa: ``(B_1 A_1) * (B_2 A_2)``, in full."""
     first = term["B"].T[: term.d_out] @ term["A"][:, : term.d_in]
     update = first * (term["B_2"].T @ term["A_2"])
@@ -198,7 +190,7 @@ def hadamard(term: TermValues) -> Factors:
 
 
 @reference("Grid")
-def grid(term: TermValues) -> Factors:
+def grid(term):
     """GraLoRA: block by block, ``B_mn A_mn``, in full."""
     k, r = term.options["blocks"], term.rank // term.options["blocks"]
     rows, columns = term.d_out // k, term.d_in // k
@@ -212,11 +204,11 @@ def grid(term: TermValues) -> Factors:
 
 
 @reference("Shards")
-def shards(term: TermValues) -> Factors:
+def shards(term):
     """MoS: each row is assembled from the shards of the pool that the site selects."""
     count, pool = term.options["shards"], term.rank * term.options["shards"]
 
-    def rows(role: str, width: int) -> Tensor:
+    def rows(role, width):
         piece = width // count
         drawn = iter(term[f"I_{role}"].detach().tolist())
         made = []
@@ -233,7 +225,7 @@ def shards(term: TermValues) -> Factors:
 
 
 @reference("Loadings")
-def loadings(term: TermValues) -> Factors:
+def loadings(term):
     """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B, with wider
     vectors cropped.
     """
@@ -247,7 +239,7 @@ def loadings(term: TermValues) -> Factors:
 
 
 @reference("Experts")
-def experts(term: TermValues, x: Tensor) -> Tensor:
+def experts(term, x):
     """Compute HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""
     count, r = term.options["count"], term.rank
     b = [term["B"].T[:, i * r : (i + 1) * r] for i in range(count)]  # (d_out, r) each
@@ -259,17 +251,10 @@ def experts(term: TermValues, x: Tensor) -> Tensor:
     return torch.stack(updates).reshape(*x.shape[:-1], term.d_out)
 
 
-def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> Tensor:
+def dense_delta(term, tensors, d_in, d_out):
     """Return a term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
 
-    Args:
-        term: a linear term of a plan.
-        tensors: the adapter's tensors, by their names in the plan; gradients flow to them.
-        d_in: the width of the site's input.
-        d_out: the width of its output.
-
-    Raises:
-        KeyError: the transform has no reference.
+    Gradients flow to the adapter's tensors, which are given by their names in the plan.
     """
     values = _values(term, tensors, d_in, d_out)
     b, a = REFERENCES[term.transform](values)
@@ -278,38 +263,27 @@ def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int
     return term.scale * _gained(values) @ b @ a
 
 
-def _values(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> TermValues:
+def _values(term, tensors, d_in, d_out):
     named = {role: tensors[name] for role, name in term.tensors.items()}
     return TermValues(named, term.options, term.rank, d_in, d_out)
 
 
-def _gained(term: TermValues) -> Tensor:
+def _gained(term):
     """Return ``diag(out)``, or the identity if there is no such gain."""
     one = next(iter(term.tensors.values())).new_ones(term.d_out)
     return torch.diag(term["gain_out"][0] if "gain_out" in term.tensors else one)
 
 
-Drop = Callable[[Tensor, float], Tensor]
-"""A replacement for dropout: maps an input and a probability to the input after dropout."""
-
-
-def reference_model(
-    model: ModelT, plan: Plan, tensors: Mapping[str, Tensor], drop: Drop | None = None
-) -> ModelT:
+def reference_model(model, plan, tensors, drop=None):
     """Return a copy of a base model with dense weights ``W + sum of dW``.
 
-    Nonlinear terms, terms with dropout and terms on quantised weights are added to the output instead.
-
-    Args:
-        model: the unadapted base, which does not change.
-        plan: the plan of the adapter.
-        tensors: the adapter's tensors by name. The copy contains these tensors as the plan specifies, so
-            gradients flow to them. Nothing else trains.
-        drop: dropout; None disables it.
+    Nonlinear terms, terms with dropout and terms on quantised weights are added to the output instead. The copy
+    contains the adapter's tensors as the plan specifies, so gradients flow to them. Nothing else trains. ``drop``
+    replaces dropout: it maps an input and a probability to the input after dropout. None disables it.
     """
     dense = copy.deepcopy(model).requires_grad_(False)
     maps = linear_maps(dense)
-    inside: dict[tuple[str, str], dict[Weight, list[Term]]] = {}
+    inside = {}
     for site in plan.sites:
         # Tied modules all have the weight of the site.
         whole, ties = maps[site.path], [maps[path] for path in site.paths]
@@ -346,15 +320,7 @@ def reference_model(
     return dense
 
 
-def _add_update(
-    term: Term,
-    tensors: Mapping[str, Tensor],
-    widths: tuple[int, int],
-    drop: Drop | None,
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    output: Tensor,
-) -> Tensor:
+def _add_update(term, tensors, widths, drop, module, inputs, output):
     """Return a forward hook that adds the update of a term to the output."""
     values = _values(term, tensors, *widths)
     x = inputs[0].to(dtype := next(iter(values.tensors.values())).dtype)
@@ -373,15 +339,7 @@ def _add_update(
     return output + update.to(output.dtype)
 
 
-def _scale_output(
-    term: Term,
-    terms: Sequence[Term],
-    tensors: Mapping[str, Tensor],
-    base: Tensor,
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    output: Tensor,
-) -> Tensor:
+def _scale_output(term, terms, tensors, base, module, inputs, output):
     """Return a forward hook that scales the output without bias by a magnitude, DoRA's Eq. 5 row by row."""
     mu = tensors[term.tensors["mu"]][0]
     g = 1 + mu
@@ -397,23 +355,23 @@ def _scale_output(
 class _Instead(nn.Module):
     """Replaces a parameter by a tensor of the adapter."""
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]):
+    def __init__(self, name, tensors):
         super().__init__()
         self.name, self.shared = name, [tensors]
 
-    def forward(self, kept: Tensor) -> Tensor:
+    def forward(self, kept):
         return self.shared[0][self.name].view(kept.shape).to(kept.dtype)
 
 
 class _Update(nn.Module):
     """Adds the updates of some terms to the weights in a parameter."""
 
-    def __init__(self, terms: Mapping[Weight, Sequence[Term]], tensors: Mapping[str, Tensor]):
+    def __init__(self, terms, tensors):
         super().__init__()
         # A list keeps the module from registering tensors that it does not own.
         self.terms, self.shared = terms, [tensors]
 
-    def forward(self, kept: Tensor) -> Tensor:
+    def forward(self, kept):
         kept = kept.clone()
         for weight, terms in self.terms.items():
             matrix = weight.part(kept)

@@ -8,14 +8,12 @@ def test_my_pass(drawn):
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from bishare_dsl.models.inspect import inspect_model
@@ -28,9 +26,6 @@ from tests.support.checks import _close, _gradients, _random, _same
 from tests.support.plans import meaningful_specs
 from tests.support.references import reference_model
 
-Step = tuple[str, str, tuple[int, ...]]
-"""An operation, the name of its layer, and the numbers of the values that it reads."""
-
 
 class Region(nn.Module):
     """A module whose forward runs steps, each of which creates one value.
@@ -42,13 +37,7 @@ class Region(nn.Module):
         tied: pairs of another name for a layer and its first name.
     """
 
-    def __init__(
-        self,
-        linears: Sequence[tuple[str, int, int, bool]],
-        steps: Sequence[Step],
-        returned: Sequence[int],
-        tied: Sequence[tuple[str, str]] = (),
-    ) -> None:
+    def __init__(self, linears, steps, returned, tied=()):
         super().__init__()
         for name, d_in, d_out, bias in linears:
             self.add_module(name, nn.Linear(d_in, d_out, bias))
@@ -57,8 +46,8 @@ class Region(nn.Module):
         self.act, self.act_in_place = nn.SiLU(), nn.ReLU(inplace=True)
         self.steps, self.returned = tuple(steps), tuple(returned)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        values: list[Any] = [x]
+    def forward(self, x):
+        values = [x]
         for what, name, (first, *others) in self.steps:
             y = values[first]
             match what:
@@ -88,7 +77,7 @@ class Region(nn.Module):
         return tuple(values[i] for i in self.returned)
 
 
-def halve(x: Tensor) -> Tensor:
+def halve(x):
     """Write to the argument, which a trace does not see."""
     return x.mul_(0.5)
 
@@ -96,11 +85,11 @@ def halve(x: Tensor) -> Tensor:
 class Layers(nn.Module):
     """Regions with the same wiring and input, with separate weights except for one shared layer."""
 
-    def __init__(self, *layers: Region) -> None:
+    def __init__(self, *layers):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x):
         return [value for layer in self.layers for value in layer(x.clone())]
 
 
@@ -128,25 +117,25 @@ class DrawnRegion:
 class _Wiring:
     """A region under construction: the widths of its values and their readers."""
 
-    def __init__(self, draw: st.DrawFn, linears: int) -> None:
+    def __init__(self, draw, linears):
         self.draw, self.wanted = draw, linears
         self.widths = [draw(st.integers(2, 6))]
-        self.linears: list[tuple[str, int, int, bool]] = []
-        self.steps: list[Step] = []
-        self.tied: list[tuple[str, str]] = []
+        self.linears = []
+        self.steps = []
+        self.tied = []
         # Few kinds per region: most regions with all kinds could not be traced or trained.
         rare = [(), ("in place", "in place"), ("in place", "in place", "mode"), ("branch", "tied")]
         self.rare = draw(st.sampled_from(rare))
 
-    def one(self, *values: int) -> int:
+    def one(self, *values):
         return self.draw(st.sampled_from(values))
 
-    def step(self, what: str, name: str, *read: int, width: int | None = None) -> int:
+    def step(self, what, name, *read, width=None):
         self.steps.append((what, name, read))
         self.widths.append(self.widths[read[0]] if width is None else width)
         return len(self.widths) - 1
 
-    def linear(self, x: int, width: int | None = None) -> int:
+    def linear(self, x, width=None):
         """Add a new layer on a value, with another value's width or a new width."""
         if width is None:
             width = self.draw(st.sampled_from(self.widths) | st.integers(2, 7))
@@ -154,7 +143,7 @@ class _Wiring:
         self.linears.append((name, self.widths[x], width, self.draw(st.booleans())))
         return self.step("call", name, x, width=width)
 
-    def in_place(self) -> None:
+    def in_place(self):
         """Write in place, mostly to values that nothing has read, as autograd requires."""
         everything = range(len(self.widths))
         unread = {*everything} - {0, *(i for _, _, read in self.steps for i in read)}
@@ -163,7 +152,7 @@ class _Wiring:
         others = [i for i in everything if self.widths[i] == self.widths[x]] if what == "+=" else []
         self.step(what, "act_in_place", x, *(self.one(*others) for _ in others[:1]))
 
-    def grow(self) -> None:
+    def grow(self):
         """Add a motif: most are one step, a gated product is five."""
         everything = range(len(self.widths))
         x = self.one(*reversed(everything))
@@ -203,7 +192,7 @@ class _Wiring:
             case _:
                 self.step("add", "", x, self.one(*alike))
 
-    def returned(self) -> list[int]:
+    def returned(self):
         """Return all unread values, and perhaps one that is read."""
         used = {i for _, _, read in self.steps for i in read}
         ends = [i for i in range(len(self.widths)) if i not in used]
@@ -211,7 +200,7 @@ class _Wiring:
 
 
 @st.composite
-def regions(draw: st.DrawFn) -> DrawnRegion:
+def regions(draw):
     """Generate randomly wired regions of 2 to 8 linear layers, with a spec and some of the passes.
 
     They have chains, branches, residuals, activations, gated products, sums, values both returned and used,
@@ -251,7 +240,7 @@ def regions(draw: st.DrawFn) -> DrawnRegion:
     )
 
 
-def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
+def check_region(drawn, seed=0):
     """Check that the outputs of a generated region, and every gradient, equal the dense reference's.
 
     Gradients are compared if the base can be trained, which in-place operations may prevent. Dropout is
@@ -275,9 +264,7 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
     with torch.no_grad():
         weights = [torch.randn(y.shape, generator=random, dtype=dtype) for y in adapted(x)]
 
-    def run(
-        model: nn.Module, parameters: Mapping[str, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def run(model, parameters):
         if not trains:
             with torch.no_grad():
                 return model(x), []
@@ -287,13 +274,13 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
         trained = [parameters[t.name] for t in plan.tensors if t.trainable]
         return ys, _gradients(loss, [read, *trained])
 
-    def stand_in(x: Tensor, p: float, training: bool) -> Tensor:
+    def stand_in(x, p, training):
         return _masked(x, p) if training else x
 
     with patch.object(torch.nn.functional, "dropout", stand_in):
         notes = adapt(adapted, plan, tensors, optimisations=drawn.optimisations)
         _same(notes if drawn.traced else (), (), "notes")
-        parameters = adapted.get_submodule("bishare").parts.tensors()  # type: ignore[operator, union-attr]
+        parameters = adapted.get_submodule("bishare").parts.tensors()
         found, gradients = run(adapted, parameters)
         with torch.no_grad():
             again = [adapted(x) for _ in range(2)]
@@ -309,7 +296,7 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
         _close(gradient, reference, dtype, f"the gradient of {name}", scale=scale)
 
 
-def _masked(x: Tensor, p: float) -> Tensor:
+def _masked(x, p):
     """Return ``x`` with a fraction of about ``p`` of its values dropped, equal for all
     inputs of a shape.
     """
@@ -317,7 +304,7 @@ def _masked(x: Tensor, p: float) -> Tensor:
     return x * kept.to(x) / (1 - p)
 
 
-def can_train(model: nn.Module, x: Tensor) -> bool:
+def can_train(model, x):
     """Return whether autograd can compute the gradients of all a model's parameters."""
     try:
         ys = copy.deepcopy(model)(x.clone().requires_grad_())

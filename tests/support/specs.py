@@ -8,10 +8,7 @@ Names are arbitrary, so most specs refer to undefined names. Use these strategie
 and checking of specs, not compiling.
 """
 
-from __future__ import annotations
-
 from functools import cache
-from typing import Any
 
 from hypothesis import strategies as st
 
@@ -37,22 +34,22 @@ _OF_ONE = ("abs", "floor", "sqrt")
 
 
 @cache
-def names() -> st.SearchStrategy[str]:
+def names():
     """Generate names: usual names, keywords, and arbitrary text."""
     text = st.text(st.characters(codec="utf-8"), max_size=6)
     return st.sampled_from((*_NAMES, "B", "model", "share", "use", "replace", "gain")) | text
 
 
 @cache
-def numbers() -> st.SearchStrategy[int | float]:
+def numbers():
     """Generate the numbers that a text can contain: 64-bit integers and finite floats."""
     return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 @cache
-def expressions() -> st.SearchStrategy[m.Expression]:
+def expressions():
     """Generate arbitrarily nested arithmetic, keys and predicates."""
-    leaves: st.SearchStrategy[m.Expression] = st.one_of(
+    leaves = st.one_of(
         numbers(),
         st.builds(m.Ref, ref=names()),
         st.builds(m.Match, attribute=st.sampled_from(["path", "kind", "parent"]), pattern=names()),
@@ -60,7 +57,7 @@ def expressions() -> st.SearchStrategy[m.Expression]:
     return st.recursive(leaves, _nested, max_leaves=3)
 
 
-def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expression]:
+def _nested(inner):
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
         _computed(inner),
@@ -73,16 +70,14 @@ def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expre
     )
 
 
-def _items(
-    inner: st.SearchStrategy[m.Expression],
-) -> st.SearchStrategy[tuple[m.Range | m.Expression, ...]]:
+def _items(inner):
     item = inner | st.builds(m.Range, first=inner, last=inner)
     item |= st.builds(m.Range, first=inner) | st.builds(m.Range, last=inner)
     return st.lists(item, min_size=1, max_size=2).map(tuple)
 
 
 @cache
-def selections() -> st.SearchStrategy[m.Selection]:
+def selections():
     """Generate the selections in ``target``, ``where`` and ``let``."""
     return st.builds(
         m.Selection,
@@ -92,7 +87,7 @@ def selections() -> st.SearchStrategy[m.Selection]:
 
 
 @cache
-def rank_matches() -> st.SearchStrategy[m.RankMatch]:
+def rank_matches():
     """Generate ``rank match ...``, with or without an ``else``."""
     arm = st.builds(m.Arm, values=_items(expressions()), rank=expressions())
     arms = st.lists(arm, max_size=2).map(tuple)
@@ -103,23 +98,23 @@ def rank_matches() -> st.SearchStrategy[m.RankMatch]:
 
 
 @cache
-def _maybe() -> st.SearchStrategy[m.Expression | None]:
+def _maybe():
     return st.none() | expressions()
 
 
 @cache
-def _inits() -> st.SearchStrategy[dict[str, m.Expression]]:
+def _inits():
     return st.dictionaries(names(), expressions(), max_size=2)
 
 
 @cache
-def settings_of_shares() -> st.SearchStrategy[m.Settings]:
+def settings_of_shares():
     """Generate the defaults at the top of a spec."""
     return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
 
 
 @cache
-def keys() -> st.SearchStrategy[dict[str, Any]]:
+def keys():
     """Generate fields of a share: ``per``, or keys for ``A``, ``B`` and other roles, or both."""
     key = st.lists(expressions(), max_size=2).map(tuple)
     several = st.fixed_dictionaries({"A": key, "B": key})
@@ -129,7 +124,7 @@ def keys() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @cache
-def shares() -> st.SearchStrategy[m.Share]:
+def shares():
     """Generate a share with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
     made = st.builds(
@@ -150,7 +145,7 @@ def shares() -> st.SearchStrategy[m.Share]:
 
 
 @cache
-def magnitudes() -> st.SearchStrategy[m.Share]:
+def magnitudes():
     """Generate the statement `magnitude`."""
     return st.builds(
         m.magnitude,
@@ -162,14 +157,14 @@ def magnitudes() -> st.SearchStrategy[m.Share]:
     )
 
 
-def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binary | m.Call]:
+def _values(unknown):
     """Generate the value of a param, without the names in ``unknown``."""
     words = names().filter(lambda name: name not in unknown)
     known = st.recursive(numbers() | st.builds(m.Ref, ref=words), _computed, max_leaves=3)
     return numbers() | words | _computed(known)
 
 
-def _computed(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Binary | m.Call]:
+def _computed(inner):
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
         st.builds(m.Binary, op=st.sampled_from(_OPERATORS), left=inner, right=inner),
@@ -179,7 +174,7 @@ def _computed(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Bin
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> m.Spec:
+def specs(draw):
     """Generate a whole spec whose params and lets are declared before use, as its text requires."""
     # Using a name before its declaration has no text. So params use only earlier params, and lets
     # have unique names.
@@ -203,7 +198,7 @@ def specs(draw: st.DrawFn) -> m.Spec:
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
+def layouts(draw):
     """Generate a spec, its text in a random layout, and the comments in it, all distinct.
 
     Comments, line breaks and empty lines may appear between any words, and a list in brackets may end in a
@@ -217,10 +212,10 @@ def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
         for part in statement.trees()
         if part.data in ("set", "arms") or (part.data == "options" and part.children)
     }
-    comments: list[str] = []
+    comments = []
     text = ""
 
-    def between() -> str:
+    def between():
         if chance.random() < 0.8:
             return chance.choice([" ", "\n"])
         comments.append(f"# comment {len(comments)}.")

@@ -1,8 +1,5 @@
 """Read an adapter's folder."""
 
-from pathlib import Path
-
-import torch
 from safetensors.torch import load_file
 
 from bishare_dsl.adapter.config import attribute_in, is_seed
@@ -10,7 +7,7 @@ from bishare_dsl.adapter.files import TENSORS, read_adapter
 from bishare_dsl.adapter.sharing import stacks_of
 
 
-def load_stored(folder: Path) -> dict[str, torch.Tensor]:
+def load_stored(folder):
     """Return the whole tensors in an adapter's folder by their names in the plan, as they lie there."""
     stored = read_adapter(folder)
     found = {attribute_in(key): t for key, t in load_file(folder / TENSORS).items()}

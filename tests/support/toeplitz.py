@@ -1,11 +1,8 @@
 """A custom transform that bishare does not ship."""
 
-from __future__ import annotations
-
 import torch
-from torch import Tensor
 
-from bishare_dsl.testing.reference import Factors, TermValues, reference
+from bishare_dsl.testing.reference import reference
 from bishare_dsl.transforms import Transform
 
 
@@ -27,10 +24,10 @@ class Toeplitz(Transform):
 
 
 @reference("Toeplitz")
-def toeplitz(term: TermValues) -> Factors:
+def toeplitz(term):
     """Compute the factors entry by entry."""
 
-    def whole(row: Tensor, width: int) -> Tensor:
+    def whole(row, width):
         r = term.rank
         return torch.stack(
             [torch.stack([row[0, r - 1 - i + j] for j in range(width)]) for i in range(r)]
