@@ -3,15 +3,12 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import pytest
 import torch
 
 from bishare_dsl import compile_spec, parse_spec
-from bishare_dsl.spec import Spec
 from tests.support.families import tiny_model
 
 # `make test-quantised` brings torchao and GPTQ. Elsewhere, half of these tests could not run.
@@ -33,7 +30,7 @@ share inter per model rank 3 via GT(size = 8, gate_rank = 2)
 """
 
 
-def trained(text: str, seed: int = 3, **sizes: Any) -> Any:
+def trained(text, seed=3, **sizes):
     """Adapt a tiny llama, and move what trains away from its start."""
     model = compile_spec(parse_spec(text), tiny_model("llama", **sizes), seed=seed)
     with torch.no_grad():
@@ -43,27 +40,26 @@ def trained(text: str, seed: int = 3, **sizes: Any) -> Any:
     return model
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
-    return found
+        return model(torch.arange(9).view(1, 9)).logits
 
 
 @pytest.fixture
-def spec() -> Spec:
+def spec():
     return parse_spec(SPEC)
 
 
 @pytest.fixture
-def ids() -> torch.Tensor:
+def ids():
     return torch.randint(64, (2, 10), generator=torch.Generator().manual_seed(7))
 
 
 @pytest.fixture
-def adapted() -> Callable[..., Any]:
+def adapted():
     """Compile a spec into a tiny model and move every tensor away from its start."""
 
-    def make(family: str = "llama", text: str = SPEC, dtype: torch.dtype = torch.float32) -> Any:
+    def make(family="llama", text=SPEC, dtype=torch.float32):
         model = compile_spec(parse_spec(text), tiny_model(family).to(dtype), seed=3)
         random = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -75,18 +71,18 @@ def adapted() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def base() -> Callable[..., Any]:
+def base():
     return tiny_model
 
 
-def by_torch_save(model: Any) -> Any:
+def by_torch_save(model):
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
 
 
-COPIES: dict[str, Callable[[Any], Any]] = {
+COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
     "torch.save": by_torch_save,
@@ -94,7 +90,6 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.fixture(params=COPIES.values(), ids=COPIES.keys())
-def copied(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
+def copied(request):
     """A way to make a copy of a model."""
-    way: Callable[[Any], Any] = request.param
-    return way
+    return request.param

@@ -1,8 +1,6 @@
 import hashlib
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +13,20 @@ from bishare_dsl.models import Architecture, preset
 from bishare_dsl.plan import Plan, Tensor, build_plan
 
 
-def plan_of(tensors: Sequence[Tensor]) -> Plan:
+def plan_of(tensors):
     base = Architecture(name="b", family="f", layers=1, parameters=1, sites=())
     return Plan(
         spec="s", params={}, base=base, sites=(), tensors=tuple(tensors), pools=(), terms=()
     )
 
 
-def tensor(init: Any, name: str = "t", fan_in: int = 16, amount: float = 1.0) -> Tensor:
+def tensor(init, name="t", fan_in=16, amount=1.0):
     return Tensor(
         name=name, share="s", shape=(100, 400), init=init, amount=amount, fan_in=fan_in, owner=""
     )
 
 
-def drawn(init: Any, amount: float = 1.0) -> torch.Tensor:
+def drawn(init, amount=1.0):
     values = draw(plan_of([tensor(init, amount=amount)]), seed=0)["t"]
     assert values.dtype == torch.float32
     assert values.shape == (100, 400)
@@ -36,7 +34,7 @@ def drawn(init: Any, amount: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("init", "std"), [("normal", 0.02), ("kaiming_normal", math.sqrt(2 / 16))])
-def test_normal(init: str, std: float) -> None:
+def test_normal(init, std):
     values = drawn(init, 0.02)
     assert values.std().item() == pytest.approx(std, rel=0.02)
     assert abs(values.mean().item()) < std / 50
@@ -44,20 +42,20 @@ def test_normal(init: str, std: float) -> None:
 
 
 @pytest.mark.parametrize(("init", "bound"), [("uniform", 0.3), ("kaiming_uniform", 1 / 4)])
-def test_uniform(init: str, bound: float) -> None:
+def test_uniform(init, bound):
     values = drawn(init, 0.3)
     assert values.abs().max().item() == pytest.approx(bound, rel=0.001)
     assert values.abs().max() <= bound
     assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
 
 
-def test_kaiming_uniform_is_what_lora_uses() -> None:
+def test_kaiming_uniform_is_what_lora_uses():
     reference = torch.empty(100, 16)
     torch.nn.init.kaiming_uniform_(reference, a=math.sqrt(5))
     assert reference.abs().max().item() == pytest.approx(1 / 4, rel=0.01)
 
 
-def test_shares_in_another_order_give_the_same_tensors() -> None:
+def test_shares_in_another_order_give_the_same_tensors():
     head = "spec s target q_proj, down_proj "
     one, two = "share x per layer rank 2 via SS", "share y per module rank 3"
     first, second = (
@@ -68,7 +66,7 @@ def test_shares_in_another_order_give_the_same_tensors() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_is_drawn_never_changes() -> None:
+def test_what_is_drawn_never_changes():
     """The numbers of `docs/format.md`, which other readers draw: others would be other adapters."""
     page = (Path(__file__).parents[2] / "docs" / "format.md").read_text("utf-8")
     values = np.empty((1000, 1000), np.float32)
@@ -85,7 +83,7 @@ def test_what_is_drawn_never_changes() -> None:
     assert chosen.tolist() == [[0, 11], [3, 182], [3, 220]]
 
 
-def test_normal_numbers_are_quantiles() -> None:
+def test_normal_numbers_are_quantiles():
     values = np.empty(20_000, np.float32)
     fill(values, {"normal": 1.0}, 0, "x")
     even = np.empty_like(values)
@@ -94,7 +92,7 @@ def test_normal_numbers_are_quantiles() -> None:
     torch.testing.assert_close(torch.from_numpy(values).double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_meta_tensors_have_shapes_only() -> None:
+def test_meta_tensors_have_shapes_only():
     values = draw(plan_of([tensor("normal")]), 0, "meta")["t"]
     assert values.is_meta
     assert values.shape == (100, 400)

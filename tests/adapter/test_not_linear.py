@@ -2,9 +2,6 @@
 
 import copy
 import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,13 +23,13 @@ share plain per module rank 2
 
 
 @pytest.fixture
-def model() -> Any:
+def model():
     model = compile_spec(parse_spec(TEXT), tiny_model("llama"))
     randomize(model)
     return model
 
 
-def refused(action: Callable[[], Any], *words: str) -> None:
+def refused(action, *words):
     with pytest.raises(AdapterError) as caught:
         action()
     assert {problem.code for problem in caught.value.problems} == {"BS633"}
@@ -40,7 +37,7 @@ def refused(action: Callable[[], Any], *words: str) -> None:
         assert word in str(caught.value)
 
 
-def test_it_is_never_a_matrix(model: Any, tmp_path: Path) -> None:
+def test_it_is_never_a_matrix(model, tmp_path):
     want, handle = logits(model), model.bishare
     refused(handle.merge, "merge the adapter")
     refused(handle.merge_and_unload, "merge the adapter")
@@ -54,13 +51,13 @@ def test_it_is_never_a_matrix(model: Any, tmp_path: Path) -> None:
     assert torch.equal(logits(model), want)
 
 
-def test_where_it_is_linear_there_are_factors(model: Any) -> None:
+def test_where_it_is_linear_there_are_factors(model):
     site = next(site for site in model.bishare.plan.sites if site.kind == "down_proj")
     down, up = effective_factors(model.bishare.plan, model.bishare.tensors(), site)
     assert (len(down), len(up)) == (2, 2)
 
 
-def test_all_else_works(model: Any, tmp_path: Path) -> None:
+def test_all_else_works(model, tmp_path):
     want, base = logits(model), logits(tiny_model("llama"))
     assert "4 modules, active" in repr(model.bishare)
     with model.bishare.disable_adapter():
@@ -68,7 +65,7 @@ def test_all_else_works(model: Any, tmp_path: Path) -> None:
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(copied), want)
     model.bishare.save_pretrained(tmp_path)
-    loaded: Any = load_adapter(tmp_path, tiny_model("llama"))
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
     assert torch.equal(logits(loaded), want)
     ids = torch.arange(9).view(1, 9)
     loaded.train()

@@ -1,15 +1,11 @@
 """Adapters in 8 and 4 bits: what is lost is small and said, and what is damaged is refused."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
 import shlex
 import shutil
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -49,13 +45,13 @@ IDS = torch.arange(12).view(2, 6)
 MOST = {"int8": 127, "int4": 7}
 
 
-def adapted(text: str = TEXT) -> Any:
+def adapted(text=TEXT):
     model = compile_spec(text, tiny_model("llama")).eval()
     randomize(model, 1, frozen=False)
     return model
 
 
-def saved(folder: Path, form: Any, text: str = TEXT, **how: Any) -> tuple[Any, str]:
+def saved(folder, form, text=TEXT, **how):
     """Save an adapter, and return its model with what was said."""
     model = adapted(text)
     with warnings.catch_warnings(record=True) as told:
@@ -71,11 +67,9 @@ def saved(folder: Path, form: Any, text: str = TEXT, **how: Any) -> tuple[Any, s
     form=st.sampled_from([*BITS]),
     seed=st.integers(0, 99),
 )
-def test_each_number_is_as_near_as_its_group_allows(
-    rows: int, columns: int, scale: float, form: str, seed: int
-) -> None:
+def test_each_number_is_as_near_as_its_group_allows(rows, columns, scale, form, seed):
     values = scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    how: Any = {"name": "t", "share": "s", "init": "zeros", "fan_in": 1, "owner": ""}
+    how = {"name": "t", "share": "s", "init": "zeros", "fan_in": 1, "owner": ""}
     tensor = Tensor(shape=(rows, columns), **how)
     parts = quantise(values, form)
     again = dequantise(tensor, form, parts[form], parts[SCALES])
@@ -90,9 +84,7 @@ def test_each_number_is_as_near_as_its_group_allows(
 
 
 @pytest.mark.parametrize(("form", "bits"), [("int8", 8.3), (torch.int8, 8.3), ("int4", 4.3)])
-def test_what_is_saved_is_small_and_what_is_lost_is_said(
-    form: Any, bits: float, tmp_path: Path
-) -> None:
+def test_what_is_saved_is_small_and_what_is_lost_is_said(form, bits, tmp_path):
     model, told = saved(tmp_path / "q", form)
     name = str(form).removeprefix("torch.")
     stored = read_adapter(tmp_path / "q")
@@ -122,7 +114,7 @@ def test_what_is_saved_is_small_and_what_is_lost_is_said(
 
 @pytest.mark.parametrize("form", BITS)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_it_loads_trains_and_is_saved_again_through_every_door(form: Any, tmp_path: Path) -> None:
+def test_it_loads_trains_and_is_saved_again_through_every_door(form, tmp_path):
     saved(tmp_path / "q", form)
     ours = load_adapter(tmp_path / "q", tiny_model("llama"))
     wanted = ours.eval()(IDS).logits
@@ -157,12 +149,10 @@ def test_it_loads_trains_and_is_saved_again_through_every_door(form: Any, tmp_pa
 
 @pytest.mark.parametrize("form", BITS)
 @pytest.mark.parametrize(
-    ("text", "how"),
-    [(BANK, {}), (SHARDS, {"frozen": "tensors"})],
-    ids=["bank", "shards"],
+    ("text", "how"), [(BANK, {}), (SHARDS, {"frozen": "tensors"})], ids=["bank", "shards"]
 )
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_what_is_selected_stays(form: Any, text: str, how: Any, tmp_path: Path) -> None:
+def test_what_is_selected_stays(form, text, how, tmp_path):
     model, _ = saved(tmp_path / "q", form, text, **how)
     stored = read_adapter(tmp_path / "q")
     before, after = model.bishare.tensors(), stored.tensors()
@@ -173,7 +163,7 @@ def test_what_is_selected_stays(form: Any, text: str, how: Any, tmp_path: Path) 
     assert stored.config.ways(form)
 
 
-DAMAGES: dict[str, tuple[Any, str, str]] = {
+DAMAGES = {
     "a number that int4 lacks": (
         lambda e, t: t[e["int4"]][0].__setitem__(3, 0),
         "BS608",
@@ -217,7 +207,7 @@ DAMAGES: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_damaged_is_refused_at_every_door(damage: str, tmp_path: Path) -> None:
+def test_what_is_damaged_is_refused_at_every_door(damage, tmp_path):
     edit, code, reason = DAMAGES[damage]
     folder = altered(HERE / "int4", tmp_path / "it", lambda s, t: edit(s["tensors"][0], t))
     doors = (
@@ -230,7 +220,7 @@ def test_what_is_damaged_is_refused_at_every_door(damage: str, tmp_path: Path) -
             door()
 
 
-def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
+def test_a_library_is_quantised_and_grows(tmp_path):
     handle = adapted(LIBRARY).bishare
     plan, first = handle.plan, dict(handle.tensors())
     second = {n: t if n in plan.common else t + 1 for n, t in first.items()}
@@ -245,7 +235,7 @@ def test_a_library_is_quantised_and_grows(tmp_path: Path) -> None:
     assert all(key.endswith((":int4", ":scales")) for key in load_file(tmp_path / "lib" / TENSORS))
 
 
-def save_one(library: Path, **how: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def save_one(library, **how):
     """Save a library of one adapter; return its plan and the adapter's values."""
     handle = adapted(LIBRARY).bishare
     plan, values = handle.plan, dict(handle.tensors())
@@ -253,9 +243,7 @@ def save_one(library: Path, **how: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     return plan, values
 
 
-def test_nothing_is_added_to_a_library_that_could_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_added_to_a_library_that_could_not_be_read(tmp_path, monkeypatch):
     """Its config says which tensors are quantised, and a later version may choose others."""
     _, values = save_one(tmp_path / "lib", dtype="int4")
     monkeypatch.setattr("bishare_dsl.adapter.stored.quantisable", lambda plan: set())
@@ -265,9 +253,7 @@ def test_nothing_is_added_to_a_library_that_could_not_be_read(
     assert names_in(tmp_path / "lib") == ("one",)
 
 
-def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(tmp_path, monkeypatch):
     library = tmp_path / "lib"
     plan, values = save_one(library)
     for write in (
@@ -281,7 +267,7 @@ def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
         add_to_library(library, {"two": values}, library / "later" / "library")
     assert not (library / "later").exists()
 
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
@@ -290,7 +276,7 @@ def test_a_library_is_not_copied_into_itself_and_a_copy_that_fails_says_why(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_commands(capsys, tmp_path):
     model = adapted()
     base = tmp_path / "base"
     tiny_model("llama").save_pretrained(base)
@@ -329,7 +315,7 @@ def test_the_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["vera", "ia3", "tied_lora"])
 @pytest.mark.parametrize("form", BITS)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_few_bits_are_few_for_every_method(name: str, form: Any, tmp_path: Path) -> None:
+def test_few_bits_are_few_for_every_method(name, form, tmp_path):
     """G4: gains and magnitudes are quantised too, and what is too small is in bfloat16."""
     model = compile_spec(name, tiny_model("llama"))
     randomize(model, 1, frozen=False)
@@ -344,7 +330,7 @@ def test_few_bits_are_few_for_every_method(name: str, form: Any, tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_a_value_is_rounded_again_only_if_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_value_is_rounded_again_only_if_nothing_is_lost(tmp_path):
     """G2, G2b: from bfloat16, trained by small steps, and saved by PEFT or kept in memory."""
     saved(tmp_path / "half", "bfloat16")
     model = PeftModel.from_pretrained(

@@ -3,19 +3,12 @@
 import copy
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    TorchAoConfig,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.cli.main import main
@@ -39,12 +32,12 @@ SCALED = SPEC + "magnitude per module\n"
 IDS = torch.arange(3, 19).view(2, 8)
 
 
-def dense() -> Any:
+def dense():
     # bitsandbytes takes no narrower layers on a CPU, and GPTQ no others than multiples of 32.
     return tiny_model("llama", hidden_size=128, head_dim=32, intermediate_size=256)
 
 
-def replaced(make: Callable[[nn.Linear], nn.Module]) -> Any:
+def replaced(make):
     model = dense()
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and path != "lm_head":
@@ -52,10 +45,10 @@ def replaced(make: Callable[[nn.Linear], nn.Module]) -> Any:
     return model.requires_grad_(False)
 
 
-def bitsandbytes_4() -> Any:
+def bitsandbytes_4():
     bnb = pytest.importorskip("bitsandbytes")
 
-    def make(linear: nn.Linear) -> nn.Module:
+    def make(linear):
         small = bnb.nn.Linear4bit(
             linear.in_features,
             linear.out_features,
@@ -71,10 +64,10 @@ def bitsandbytes_4() -> Any:
     return replaced(make)
 
 
-def bitsandbytes_8() -> Any:
+def bitsandbytes_8():
     bnb = pytest.importorskip("bitsandbytes")
 
-    def make(linear: nn.Linear) -> nn.Module:
+    def make(linear):
         small = bnb.nn.Linear8bitLt(
             linear.in_features, linear.out_features, bias=False, has_fp16_weights=False
         )
@@ -86,7 +79,7 @@ def bitsandbytes_8() -> Any:
     return replaced(make)
 
 
-def torchao(config: Callable[[Any], Any]) -> Any:
+def torchao(config):
     quantization = pytest.importorskip("torchao.quantization")
     model = dense()
     quantization.quantize_(
@@ -97,35 +90,35 @@ def torchao(config: Callable[[Any], Any]) -> Any:
     return model.requires_grad_(False)
 
 
-def int_8(q: Any) -> Any:
+def int_8(q):
     return q.Int8WeightOnlyConfig()
 
 
-def int_4(q: Any) -> Any:
+def int_4(q):
     # `Int4WeightOnlyConfig` needs kernels that are for GPUs.
     return q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=q.granularity.PerGroup(32))
 
 
-def fp_8(q: Any) -> Any:
+def fp_8(q):
     return q.Float8WeightOnlyConfig()
 
 
-def torchao_8() -> Any:
+def torchao_8():
     return torchao(int_8)
 
 
-def torchao_4() -> Any:
+def torchao_4():
     return torchao(int_4)
 
 
-def torchao_fp8() -> Any:
+def torchao_fp8():
     return torchao(fp_8)
 
 
-def gptq_4() -> Any:
+def gptq_4():
     gptq = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch")
 
-    def make(linear: nn.Linear) -> nn.Module:
+    def make(linear):
         d_in, d_out = linear.in_features, linear.out_features
         small = gptq.TorchLinear(
             bits=4, group_size=32, sym=True, desc_act=False, in_features=d_in, out_features=d_out
@@ -149,12 +142,12 @@ ROUNDING = {bitsandbytes_8: 0.1, gptq_4: 0.05}
 REPEATED = {bitsandbytes_4: 0.05, bitsandbytes_8: 0.1}
 
 
-def torchao_config(config: Callable[[Any], Any]) -> Any:
+def torchao_config(config):
     return TorchAoConfig(config(pytest.importorskip("torchao.quantization")))
 
 
 # What transformers takes to load a dense checkpoint so, and to save it so.
-CONFIGS: dict[Callable[[], Any], Callable[[], Any]] = {
+CONFIGS = {
     bitsandbytes_4: lambda: BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     ),
@@ -165,7 +158,7 @@ CONFIGS: dict[Callable[[], Any], Callable[[], Any]] = {
 }
 
 
-def checkpoint(kind: Callable[[], Any], folder: Path) -> Path:
+def checkpoint(kind, folder):
     """Write a quantised checkpoint."""
     if make := CONFIGS.get(kind):
         dense().save_pretrained(folder / "dense")
@@ -189,20 +182,20 @@ def checkpoint(kind: Callable[[], Any], folder: Path) -> Path:
     return folder / "base"
 
 
-def load(folder: Path, **loading: Any) -> Any:
+def load(folder, **loading):
     return AutoModelForCausalLM.from_pretrained(folder, **loading)
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
         return model(IDS).logits
 
 
-def near(found: torch.Tensor, wanted: torch.Tensor, part: float) -> None:
+def near(found, wanted, part):
     assert (found - wanted).norm() <= part * wanted.norm()
 
 
-def oracle(quantised: Any) -> Any:
+def oracle(quantised):
     """The same model with dense weights."""
     model = dense()
     for path, weight in linear_maps(quantised).items():
@@ -212,13 +205,13 @@ def oracle(quantised: Any) -> Any:
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request: Any) -> Callable[[], Any]:
+def kind(request):
     request.param()  # Whoever lacks the package is told so here.
     return request.param
 
 
 @pytest.mark.parametrize("spec", [SPEC, SCALED], ids=["terms", "magnitude"])
-def test_it_computes_what_a_dense_base_does(kind: Callable[[], Any], spec: str) -> None:
+def test_it_computes_what_a_dense_base_does(kind, spec):
     base = kind()
     twin = oracle(base)
     assert {w.replacement() for p, w in linear_maps(base).items() if p != "lm_head"} != {None}
@@ -253,20 +246,20 @@ METHODS = (
 LOADINGS = "spec s target q_proj, down_proj share a per model rank 2 via Loadings(vectors = 4)"
 
 
-def method(name: str) -> Any:
+def method(name):
     if name == "loadings":  # No shipped spec has them.
         return parse_spec(LOADINGS)
     return read_file(shipped_specs()[name])[0].with_params(TINY[name])
 
 
-def test_there_is_a_method_for_each_transform() -> None:
+def test_there_is_a_method_for_each_transform():
     texts = (shipped_specs()[name].read_text() for name in METHODS)
     used = {use for text in texts for use in re.findall(r"via (\w+)", text)}
     assert used | {"Identity", "Loadings"} >= {*transform_names()}
 
 
 @pytest.mark.parametrize("name", [*METHODS, "loadings"])
-def test_each_transform_and_its_gradient(kind: Callable[[], Any], name: str) -> None:
+def test_each_transform_and_its_gradient(kind, name):
     """As on the dequantised base."""
     base = kind()
     twin = compile_spec(method(name), oracle(base), seed=3)
@@ -286,7 +279,7 @@ def test_each_transform_and_its_gradient(kind: Callable[[], Any], name: str) -> 
 
 
 @pytest.mark.parametrize("spec", [SPEC, SCALED], ids=["terms", "magnitude"])
-def test_it_trains_and_is_kept(kind: Callable[[], Any], spec: str, tmp_path: Path) -> None:
+def test_it_trains_and_is_kept(kind, spec, tmp_path):
     model = compile_spec(parse_spec(spec), kind()).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
@@ -319,7 +312,7 @@ def test_it_trains_and_is_kept(kind: Callable[[], Any], spec: str, tmp_path: Pat
     torch.testing.assert_close(logits(exported), logits(there), rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:
+def test_it_is_made_dense_to_be_merged(kind):
     base = kind()
     twin = compile_spec(parse_spec(SPEC), oracle(base), seed=3)
     model = compile_spec(parse_spec(SPEC), base, seed=3)
@@ -347,9 +340,7 @@ def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:
     assert not any("bishare" in name for name, _ in plain.named_modules())
 
 
-def test_the_command_merges_it_into_a_dense_checkpoint(
-    kind: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_merges_it_into_a_dense_checkpoint(kind, tmp_path, capsys):
     base, adapter, out = checkpoint(kind, tmp_path), tmp_path / "adapter", tmp_path / "merged"
     model = compile_spec(parse_spec(SPEC), load(base), seed=3)
     plain = logits(model)

@@ -1,7 +1,5 @@
 """Who shares what, as a folder says it to other readers: it is there, small, and what the spec gives."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -9,7 +7,6 @@ import shutil
 import zlib
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import numpy
@@ -32,12 +29,12 @@ from tests.support.families import tiny_model as family_of
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     saved(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def rewrite(folder: Path, sharing: Any) -> None:
+def rewrite(folder, sharing):
     """Put another `sharing` into a config, as if it had been saved so."""
     config = config_of(folder)
     record = config["bishare"] | {"sharing": sharing}
@@ -45,7 +42,7 @@ def rewrite(folder: Path, sharing: Any) -> None:
     (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
 
 
-def altered(source: Path, folder: Path, edit: Any) -> Path:
+def altered(source, folder, edit):
     """Copy an adapter, and change its `sharing` and tensors as if it had been saved so."""
     shutil.copytree(source, folder)
     config, tensors = config_of(folder), load_file(folder / TENSORS)
@@ -58,7 +55,7 @@ def altered(source: Path, folder: Path, edit: Any) -> Path:
     return folder
 
 
-def test_it_has_every_tensor_and_every_term(folder: Path) -> None:
+def test_it_has_every_tensor_and_every_term(folder):
     stored = read_adapter(folder)
     sharing, plan = config_of(folder)["bishare"]["sharing"], stored.plan
     stacks = [(stack.key, len(stack.tensors)) for stack in stacks_of(plan, {})]
@@ -83,7 +80,7 @@ def test_it_has_every_tensor_and_every_term(folder: Path) -> None:
     assert term["options"] == {"slice": "centre"}  # A default, which a reader cannot know.
 
 
-def test_a_term_is_stated_once(folder: Path) -> None:
+def test_a_term_is_stated_once(folder):
     sharing = config_of(folder)["bishare"]["sharing"]
     texts = [json.dumps(term) for term in sharing["terms"]]
     assert len(texts) == len({*texts}) < sum(len(m["terms"]) for m in sharing["modules"])
@@ -101,7 +98,7 @@ def test_a_term_is_stated_once(folder: Path) -> None:
         lambda s: s.update(full=7),
     ],
 )
-def test_one_that_its_spec_does_not_give_is_refused(folder: Path, change: Any) -> None:
+def test_one_that_its_spec_does_not_give_is_refused(folder, change):
     read_adapter(folder)  # That this one was right is remembered, and says nothing of the next.
     sharing = config_of(folder)["bishare"]["sharing"]
     change(sharing)
@@ -109,14 +106,14 @@ def test_one_that_its_spec_does_not_give_is_refused(folder: Path, change: Any) -
     refused(folder, "BS607", "`sharing` is not what its spec gives")
 
 
-def test_one_that_was_changed_by_hand_is_refused(folder: Path) -> None:
+def test_one_that_was_changed_by_hand_is_refused(folder):
     config = config_of(folder)
     config["bishare"]["sharing"]["terms"][0]["scale"] = 2.0
     (folder / CONFIG).write_text(json.dumps(config))
     refused(folder, "BS604", "the config was changed after saving")
 
 
-def test_peft_writes_it_and_refuses_another(tmp_path: Path) -> None:
+def test_peft_writes_it_and_refuses_another(tmp_path):
     from peft import PeftModel
 
     import bishare_dsl.peft  # noqa: F401
@@ -138,7 +135,7 @@ def test_peft_writes_it_and_refuses_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", ["%", b64encode(zlib.compress(b"{")).decode(), None, 7, [], [[]], {"tensors": 7}]
 )
-def test_what_is_no_sharing_is_refused(folder: Path, wrong: Any) -> None:
+def test_what_is_no_sharing_is_refused(folder, wrong):
     rewrite(folder, wrong)
     refused(folder, "BS607")
 
@@ -153,7 +150,7 @@ def test_what_is_no_sharing_is_refused(folder: Path, wrong: Any) -> None:
     ],
     ids=["an older format", "no format", "no spec", "another program's"],
 )
-def test_a_folder_that_needs_another_version_says_which(folder: Path, change: Any) -> None:
+def test_a_folder_that_needs_another_version_says_which(folder, change):
     config = config_of(folder)
     change(config)
     (folder / CONFIG).write_text(json.dumps(config))
@@ -166,7 +163,7 @@ HERE = Path(__file__).parents[2] / "conformance"
 SCHEMA = json.loads((HERE.parent / "docs" / "format.schema.json").read_text("utf-8"))
 
 
-def test_the_line_of_numpy_on_the_page_gives_the_words() -> None:
+def test_the_line_of_numpy_on_the_page_gives_the_words():
     """Also where one integer of the key is below 2^63 and the other is not, as of `0:s.A`."""
     page = (HERE.parent / "docs" / "format.md").read_text("utf-8")
     [line] = re.findall(r"`(numpy\.random\.Philox\(.*?random_raw\(n\))`", page)
@@ -182,7 +179,7 @@ def test_the_line_of_numpy_on_the_page_gives_the_words() -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_magnitude_is_stated_and_read(plain: bool, tmp_path: Path) -> None:
+def test_a_magnitude_is_stated_and_read(plain, tmp_path):
     text = f"spec m\ntarget q_proj, down_proj\nshare s per module rank 2\nmagnitude per module{' plain' * plain}\n"
     model = compile_spec(text, family_of("llama"))
     randomize(model, 1, frozen=False)

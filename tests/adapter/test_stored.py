@@ -14,7 +14,7 @@ TYPES = [
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4,), (), (0, 3)])
-def test_what_is_in_memory_has_the_digest_of_its_file(shape: tuple[int, ...]) -> None:
+def test_what_is_in_memory_has_the_digest_of_its_file(shape):
     """So an adapter that PEFT writes is not made a file of twice."""
     tensors = {f"x.bishare_tensors.{i}": torch.ones(shape).to(t) for i, t in enumerate(TYPES)}
     tensors["x.bishare_tensors.a"] = torch.randn(3, 2, requires_grad=True).T
@@ -22,7 +22,7 @@ def test_what_is_in_memory_has_the_digest_of_its_file(shape: tuple[int, ...]) ->
     assert digest_of(entries_of(tensors)) == digest_of(entries_in(content))
 
 
-def test_what_is_read_has_the_type_that_was_written() -> None:
+def test_what_is_read_has_the_type_that_was_written():
     for entry in entries_in(
         save({str(i): torch.ones(2, dtype=t) for i, t in enumerate(TYPES)})
     ).values():

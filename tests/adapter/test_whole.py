@@ -2,8 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,13 +23,12 @@ TEXT = "spec s\ntarget q_proj\ntrain norms, lm_head\nshare x per module rank 3 s
 IDS = torch.randint(3, 64, (3, 6), generator=torch.Generator().manual_seed(0))
 
 
-def logits(model: Any) -> Tensor:
+def logits(model):
     with torch.no_grad():
-        found: Tensor = model(IDS).logits
-    return found
+        return model(IDS).logits
 
 
-def trained(seed: int = 0, base: Any = None, text: str = TEXT) -> Any:
+def trained(seed=0, base=None, text=TEXT):
     model = compile_spec(text, copy.deepcopy(base or tiny_model("llama")))
     randomize(model, seed)
     return model
@@ -48,12 +45,12 @@ def trained(seed: int = 0, base: Any = None, text: str = TEXT) -> Any:
         ("gpt_oss", False, "biases"),  # of experts whose products are adapted
     ],
 )
-def test_every_invariant(family: str, tied: bool, train: str) -> None:
+def test_every_invariant(family, tied, train):
     text = f"spec s\ntarget mlp_downs\ntrain {train}\nshare x per module rank 3 scale 2"
     check_spec(parse_spec(text), tiny_model(family, tie_word_embeddings=tied))
 
 
-def test_a_step_changes_it_and_not_the_base() -> None:
+def test_a_step_changes_it_and_not_the_base():
     model = compile_spec(TEXT, tiny_model("llama"))
     before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     fresh = {n: t.clone() for n, t in model.bishare.tensors().items()}
@@ -69,7 +66,7 @@ def test_a_step_changes_it_and_not_the_base() -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in tiny_model("llama").modules()]
 
 
-def test_tables_that_are_trained_in_full_are_tied_again() -> None:
+def test_tables_that_are_trained_in_full_are_tied_again():
     """accelerate ties the weights of a model that it shards, and transformers those of one that it loads."""
     text = "spec s\ntarget q_proj\ntrain heads, embeddings\nshare x per module rank 3 scale 2\n"
     model = trained(0, tiny_model("qwen2", tie_word_embeddings=True), text)
@@ -88,14 +85,13 @@ def test_tables_that_are_trained_in_full_are_tied_again() -> None:
 
 
 @pytest.mark.parametrize("text", [TEXT, "spec s\ntrain norms\n"])
-def test_merging_says_how_far_it_rounds_and_gives_all_back(text: str) -> None:
+def test_merging_says_how_far_it_rounds_and_gives_all_back(text):
     base = tiny_model("llama").bfloat16()
     model = trained(base=base, text=text)
     report = model.bishare.merge()
     assert report.max_rounding > 0
     assert torch.equal(
-        model.model.norm.weight,
-        model.bishare.tensors()["train.model.norm.weight"][0].bfloat16(),
+        model.model.norm.weight, model.bishare.tensors()["train.model.norm.weight"][0].bfloat16()
     )
     model.bishare.unmerge()
     assert torch.equal(logits(model.bishare.unload()), logits(base))
@@ -124,23 +120,20 @@ HEADS = [
 ]
 
 
-def fresh(cls: Any, config: Any, seed: int = 0) -> Any:
+def fresh(cls, config, seed=0):
     torch.manual_seed(seed)
     return cls(copy.deepcopy(config)).eval()
 
 
-def first(model: Any) -> Tensor:
+def first(model):
     with torch.no_grad():
-        found: Tensor = model(input_ids=IDS)[0]
-    return found
+        return model(input_ids=IDS)[0]
 
 
 @pytest.mark.parametrize(
     ("cls", "config", "heads", "task"), HEADS, ids=[h[0].__name__ for h in HEADS]
 )
-def test_a_fresh_head_is_trained_saved_and_exported(
-    cls: Any, config: Any, heads: set[str], task: str, tmp_path: Path
-) -> None:
+def test_a_fresh_head_is_trained_saved_and_exported(cls, config, heads, task, tmp_path):
     import peft
 
     base = fresh(cls, config)
@@ -176,9 +169,7 @@ def test_a_fresh_head_is_trained_saved_and_exported(
         ("llama", 'path "norm.weight"', "BS692"),  # Of a body, where other paths end in `norm`.
     ],
 )
-def test_peft_keeps_what_is_trained_in_full(
-    family: str, train: str, refused: str | None, tmp_path: Path
-) -> None:
+def test_peft_keeps_what_is_trained_in_full(family, train, refused, tmp_path):
     import peft
 
     text = f"spec s\ntarget attention_inputs\ntrain {train}\nshare x per module rank 2"
@@ -206,7 +197,7 @@ def test_peft_keeps_what_is_trained_in_full(
         "spec b\ntarget lm_head\nshare y per module rank 1\n",
     ],
 )
-def test_what_one_adapter_trains_in_full_no_other_changes_beside_it(other: str) -> None:
+def test_what_one_adapter_trains_in_full_no_other_changes_beside_it(other):
     model = trained()
     install(model, make_plan(other, model), name="b")
     before = logits(model)

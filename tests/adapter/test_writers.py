@@ -3,8 +3,6 @@
 Whatever the moment, the folder is as if one had written after the other, and nothing is left beside it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -12,13 +10,9 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bishare_dsl import compile_spec, writing
 from bishare_dsl.adapter.files import (
@@ -43,32 +37,32 @@ PLAN = MODEL.bishare.plan
 ALONE = compile_spec(ADAPTER, tiny_model("llama"))
 
 
-def values(number: float, plan: Any = PLAN) -> dict[str, Tensor]:
+def values(number, plan=PLAN):
     return {tensor.name: torch.full(tensor.shape, float(number)) for tensor in plan.tensors}
 
 
-def member(library: float, own: float) -> dict[str, Tensor]:
+def member(library, own):
     """Return the tensors of a member: those that a library shares have its number."""
     return values(own) | {name: values(library)[name] for name in PLAN.common}
 
 
-def of_library(folder: Path, number: float) -> None:
+def of_library(folder, number):
     members = {name: member(number, number + i) for i, name in enumerate("ab")}
     save_library(folder, PLAN, members, LIBRARY, seed=3)
 
 
-def merge(folder: Path) -> None:
+def merge(folder):
     with writing.new_folder(folder) as new:
         (new / "config.json").write_text("{}")
         (new / "model.safetensors").write_bytes(b"weights")
 
 
-def export(folder: Path) -> None:
+def export(folder):
     plan = ALONE.bishare.plan
     export_adapter(folder, plan, values(1, plan), ALONE, "peft")
 
 
-WRITERS: dict[str, Callable[[Path], Any]] = {
+WRITERS = {
     "adapter": lambda f: save_adapter(
         f, ALONE.bishare.plan, values(5, ALONE.bishare.plan), ADAPTER, seed=0
     ),
@@ -81,7 +75,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def present(folder: Path, what: str) -> Path:
+def present(folder, what):
     """Make a folder that has a library, or nothing, and another library beside it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -91,7 +85,7 @@ def present(folder: Path, what: str) -> Path:
     return folder / "it"
 
 
-def content(folder: Path) -> Any:
+def content(folder):
     """Return what a reader finds; fails where it finds a mixture."""
     assert {path.name for path in folder.parent.iterdir()} <= {"it", "other"}
     if not folder.exists():
@@ -111,16 +105,16 @@ def content(folder: Path) -> Any:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run(write: Callable[[Path], Any], folder: Path) -> None:
+def run(write, folder):
     with contextlib.suppress(AdapterError, FileExistsError):
         write(folder)
 
 
-_HOOK: list[Callable[[str], None]] = []
+_HOOK = []
 _WRITING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
 
-def _audit(event: str, arguments: Any) -> None:
+def _audit(event, arguments):
     if _HOOK and (
         event in _WRITING
         or (
@@ -136,12 +130,12 @@ def _audit(event: str, arguments: Any) -> None:
 sys.addaudithook(_audit)
 
 
-def held(folder: Path, first: str, second: str, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+def held(folder, first, second, at, monkeypatch):
     """Hold the first writer before a write of a number until the second ends or waits; False if it has fewer."""
     reached, waits, go = threading.Event(), threading.Event(), threading.Event()
     count, real = 0, fcntl.flock
 
-    def hold(_: str) -> None:
+    def hold(_):
         nonlocal count
         if threading.current_thread() is threads[0]:
             count += 1
@@ -149,7 +143,7 @@ def held(folder: Path, first: str, second: str, at: int, monkeypatch: pytest.Mon
                 reached.set()
                 assert go.wait(20)
 
-    def flock(file: Any, how: int) -> None:
+    def flock(file, how):
         if threading.current_thread() is threads[1]:
             try:
                 return real(file, how | fcntl.LOCK_NB)
@@ -157,11 +151,11 @@ def held(folder: Path, first: str, second: str, at: int, monkeypatch: pytest.Mon
                 waits.set()
         return real(file, how)
 
-    def of_second() -> None:
+    def of_second():
         run(WRITERS[second], folder)
         waits.set()
 
-    def of_first() -> None:
+    def of_first():
         run(WRITERS[first], folder)
         reached.set()
 
@@ -181,7 +175,7 @@ def held(folder: Path, first: str, second: str, at: int, monkeypatch: pytest.Mon
     return count >= at
 
 
-def check(tmp_path: Path, what: str, first: str, second: str, step: int, monkeypatch: Any) -> None:
+def check(tmp_path, what, first, second, step, monkeypatch):
     allowed = []
     for order in ((first, second), (second, first)):
         folder = present(tmp_path / "serial", what)
@@ -203,9 +197,7 @@ PAIRS = [(a, b) for a in WRITERS for b in WRITERS]
 @pytest.mark.parametrize(
     ("first", "second"), [("add", "library"), ("adapter", "merge"), ("merge", "export")]
 )
-def test_two_writers_of_one_name(
-    tmp_path: Path, what: str, first: str, second: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_writers_of_one_name(tmp_path, what, first, second, monkeypatch):
     """G1: a library was replaced while another process added to it, and all its members were lost."""
     check(tmp_path, what, first, second, 3, monkeypatch)
 
@@ -213,9 +205,7 @@ def test_two_writers_of_one_name(
 @pytest.mark.long
 @pytest.mark.parametrize("what", ["library", "nothing"])
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_any_two_writers_of_one_name(
-    tmp_path: Path, what: str, first: str, second: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_two_writers_of_one_name(tmp_path, what, first, second, monkeypatch):
     check(tmp_path, what, first, second, 1, monkeypatch)
 
 
@@ -223,13 +213,13 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-def test_a_member_is_not_lost_behind_a_later_success(tmp_path: Path) -> None:
+def test_a_member_is_not_lost_behind_a_later_success(tmp_path):
     """G19: killed between two members, and the next success made the second one unreadable."""
     at, ended = 1, False
     while not ended:
         folder, count = present(tmp_path / str(at), "library"), 0
 
-        def die(_: str, at: int = at) -> None:
+        def die(_, at=at):
             nonlocal count
             count += 1
             if count == at:
@@ -253,7 +243,7 @@ def test_a_member_is_not_lost_behind_a_later_success(tmp_path: Path) -> None:
     assert at > 8
 
 
-def test_a_library_is_not_copied_over_what_is_none(tmp_path: Path) -> None:
+def test_a_library_is_not_copied_over_what_is_none(tmp_path):
     """G20: `fit --library LIB --out X` and `train --library` replaced any adapter in X, those of PEFT too."""
     of_library(tmp_path / "library", 0)
     WRITERS["adapter"](out := tmp_path / "adapter")
@@ -263,7 +253,7 @@ def test_a_library_is_not_copied_over_what_is_none(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_a_library_whose_files_are_links_is_copied_as_files(tmp_path: Path) -> None:
+def test_a_library_whose_files_are_links_is_copied_as_files(tmp_path):
     """As in the cache of the Hub, whose blobs may go."""
     snapshot, blobs = tmp_path / "repo" / "snapshots" / "1", tmp_path / "repo" / "blobs"
     of_library(tmp_path / "plain", 0)

@@ -30,13 +30,13 @@ class Page:
 
 
 @cache
-def page(code: str) -> Page:
+def page(code):
     found = FORM.fullmatch(error_page(code).read_text(encoding="utf-8"))
     assert found, f"the page of {code} has another form"
     return Page(**found.groupdict())
 
 
-def shown(language: str, *prefixes: str) -> list[Page]:
+def shown(language, *prefixes):
     """Return the pages of codes that begin so, and have an example in a language."""
     codes = [
         code for code in registry() if code.startswith(prefixes) and error_page(code).is_file()
@@ -46,7 +46,7 @@ def shown(language: str, *prefixes: str) -> list[Page]:
     ]
 
 
-def run(commands: str) -> int:
+def run(commands):
     """Run commands as a shell does, until one fails; the last one's exit code."""
     for line in commands.splitlines():
         program, *arguments = shlex.split(line)

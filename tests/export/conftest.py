@@ -1,7 +1,5 @@
 """The adapted tiny models of the adapters' tests."""
 
-from typing import Any
-
 import torch
 
 from tests.adapter.conftest import adapted, ids
@@ -9,7 +7,7 @@ from tests.adapter.conftest import adapted, ids
 __all__ = ["adapted", "ids", "moved"]
 
 
-def moved(model: Any) -> Any:
+def moved(model):
     """An adapted model whose every tensor is away from its start."""
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -1,10 +1,5 @@
 """Bases in GGUF, in float32, as llama.cpp's `convert_hf_to_gguf.py` writes their families; without tokenizer."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import gguf
 import torch
 
@@ -17,7 +12,7 @@ ARCHITECTURES = {
 }
 
 
-def write_base(path: Path, model: Any) -> None:
+def write_base(path, model):
     """Write a model's weights, for contexts of up to 64 tokens."""
     config = model.config
     family = config.model_type
@@ -78,9 +73,7 @@ def write_base(path: Path, model: Any) -> None:
     writer.close()
 
 
-def _laid_out(
-    path: str, value: torch.Tensor, family: str, config: Any
-) -> list[tuple[str, torch.Tensor]]:
+def _laid_out(path, value, family, config):
     if family in ("llama", "mistral", "mixtral", "smollm3"):
         for kind, heads in (
             ("q_proj", config.num_attention_heads),
@@ -108,7 +101,7 @@ def _laid_out(
     return [(path, value)]
 
 
-def _falcon_groups(config: Any) -> int:
+def _falcon_groups(config):
     if config.new_decoder_architecture:
         return int(config.num_kv_heads)
     return 1 if config.multi_query else int(config.num_attention_heads)

@@ -1,23 +1,18 @@
 """What llama.cpp computes: logits of a GGUF model with a LoRA, by the libllama of `llama-cpp-py-sync`."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-bindings: Any = pytest.importorskip("llama_cpp_py_sync._cffi_bindings")
+bindings = pytest.importorskip("llama_cpp_py_sync._cffi_bindings")
 F32, NO_FLASH = 0, 0
 
 
 class Llama:
     """A model and a context, in float32 throughout."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.ffi, self.lib = bindings.get_ffi(), bindings.get_lib()
         self._silent = self.ffi.callback("void(enum ggml_log_level, const char *, void *)", _ignore)
         self.lib.llama_log_set(self._silent, self.ffi.NULL)
@@ -34,7 +29,7 @@ class Llama:
         self.context = self.lib.llama_init_from_model(self.model, options)
         assert self.context
 
-    def use(self, lora: Path) -> None:
+    def use(self, lora):
         """Let a LoRA run, at scale 1."""
         adapter = self.lib.llama_adapter_lora_init(self.model, str(lora).encode())
         assert adapter, f"llama.cpp does not load {lora}"
@@ -42,7 +37,7 @@ class Llama:
         scales = self.ffi.new("float[1]", [1.0])
         assert self.lib.llama_set_adapters_lora(self.context, adapters, 1, scales) == 0
 
-    def logits(self, ids: list[int]) -> torch.Tensor:
+    def logits(self, ids):
         """Logits ``(tokens, vocabulary)`` of one sequence."""
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         batch = self.lib.llama_batch_init(len(ids), 0, 1)
@@ -58,13 +53,13 @@ class Llama:
         self.lib.llama_batch_free(batch)
         return found
 
-    def close(self) -> None:
+    def close(self):
         self.lib.llama_free(self.context)
         self.lib.llama_model_free(self.model)
 
 
 @contextmanager
-def llama(path: Path) -> Iterator[Llama]:
+def llama(path):
     """A model in libllama, for a block."""
     model = Llama(path)
     try:
@@ -73,5 +68,5 @@ def llama(path: Path) -> Iterator[Llama]:
         model.close()
 
 
-def _ignore(level: int, text: Any, data: Any) -> None:
+def _ignore(level, text, data):
     pass

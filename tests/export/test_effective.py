@@ -1,28 +1,25 @@
-from typing import Any
-
 import pytest
 import torch
 
 from bishare_dsl import parse_spec, plan_spec
 from bishare_dsl.export.effective import delta, effective_factors
-from bishare_dsl.plan import Plan
 from bishare_dsl.testing.models import tiny_model
 
 HEAD = "spec s target q_proj, down_proj "
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model():
     return tiny_model("llama")
 
 
-def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
+def tensors_of(plan):
     """Values that are nowhere zero."""
     random = torch.Generator().manual_seed(1)
     return {t.name: torch.randn(t.shape, generator=random) for t in plan.tensors}
 
 
-def test_terms_are_stacked_and_scales_folded_into_b(model: Any) -> None:
+def test_terms_are_stacked_and_scales_folded_into_b(model):
     text = "share x per module rank 2 scale 2 share y per module rank 3 scale 0.5"
     plan = plan_spec(parse_spec(HEAD + text), model)
     tensors = tensors_of(plan)
@@ -35,7 +32,7 @@ def test_terms_are_stacked_and_scales_folded_into_b(model: Any) -> None:
     assert b.shape == (plan.rows(site.path), site.d_out)
 
 
-def test_delta_is_the_sum_of_the_terms(model: Any) -> None:
+def test_delta_is_the_sum_of_the_terms(model):
     text = "share x per layer rank 2 scale 3 via SS(slice = leading) share y per module rank 1"
     plan = plan_spec(parse_spec(HEAD + text), model)
     tensors = tensors_of(plan)
@@ -46,7 +43,7 @@ def test_delta_is_the_sum_of_the_terms(model: Any) -> None:
     torch.testing.assert_close(delta(plan, tensors, site), want)
 
 
-def test_low_precision_tensors_are_multiplied_in_float32(model: Any) -> None:
+def test_low_precision_tensors_are_multiplied_in_float32(model):
     plan = plan_spec(parse_spec(f"{HEAD} share x per module rank 2"), model)
     low = {name: t.bfloat16() for name, t in tensors_of(plan).items()}
     exact = {name: t.float() for name, t in low.items()}

@@ -3,14 +3,11 @@
 import copy
 import json
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from bishare_dsl import Plan, compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError
@@ -43,13 +40,13 @@ SPECS = {
 }
 
 
-def adapter(model: Any, spec: str) -> tuple[Plan, dict[str, Tensor]]:
+def adapter(model, spec):
     plan = plan_spec(SPECS[spec], model)
     torch.manual_seed(1)
     return plan, {name: t + 0.2 * torch.randn(t.shape) for name, t in draw(plan, 0).items()}
 
 
-def logits(model: Any) -> Tensor:
+def logits(model):
     ids = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         return model(ids).logits
@@ -58,7 +55,7 @@ def logits(model: Any) -> Tensor:
 @pytest.mark.each_once
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
-def test_merged(family: str, spec: str) -> None:
+def test_merged(family, spec):
     model = mixture(family)
     plan, tensors = adapter(model, spec)
     base = copy.deepcopy(model.state_dict())
@@ -78,7 +75,7 @@ def test_merged(family: str, spec: str) -> None:
 @pytest.mark.each_once
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GATES)
-def test_peft_and_bishare_load_what_was_exported(family: str, spec: str, tmp_path: Path) -> None:
+def test_peft_and_bishare_load_what_was_exported(family, spec, tmp_path):
     import peft
 
     model = mixture(family)
@@ -108,7 +105,7 @@ def test_peft_and_bishare_load_what_was_exported(family: str, spec: str, tmp_pat
 @pytest.mark.parametrize(
     "targets", [["down_proj"], ["mlp.experts.gate_up_proj", "experts.down_proj"]]
 )
-def test_what_peft_has_trained_of_experts_is_imported(targets: list[str], tmp_path: Path) -> None:
+def test_what_peft_has_trained_of_experts_is_imported(targets, tmp_path):
     import peft
 
     config = peft.LoraConfig(
@@ -125,14 +122,14 @@ def test_what_peft_has_trained_of_experts_is_imported(targets: list[str], tmp_pa
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-4)
 
 
-def test_vllm_needs_the_rank_of_gate_and_up_together(tmp_path: Path) -> None:
+def test_vllm_needs_the_rank_of_gate_and_up_together(tmp_path):
     model = mixture("qwen3_moe")
     plan = plan_spec("spec s\ntarget gate_proj, up_proj share x per module rank 6", model)
     report = export_adapter(tmp_path / "peft", plan, draw(plan, 0), model)
     assert (report.rank, report.max_lora_rank) == (6, 16)
 
 
-def folder_of(model: Any, text: str, folder: Path, layout: str) -> tuple[Plan, Any, Any]:
+def folder_of(model, text, folder, layout):
     """Export an adapter of a text; give its plan, its tensors and what was written."""
     from safetensors.torch import load_file
 
@@ -145,7 +142,7 @@ def folder_of(model: Any, text: str, folder: Path, layout: str) -> tuple[Plan, A
 
 
 @pytest.mark.parametrize("family", GATES)
-def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family: str, tmp_path: Path) -> None:
+def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family, tmp_path):
     model = mixture(family)
     plan, tensors, written = folder_of(model, SPECS["some of them"], tmp_path / "lora", "vllm")
     assert len(written) == 2 * 3 * 4 * 2, "vLLM wants every map of every expert"
@@ -162,7 +159,7 @@ def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family: str, tmp_p
     assert "target_parameters" not in config
 
 
-def test_sglang_gets_one_rank(tmp_path: Path) -> None:
+def test_sglang_gets_one_rank(tmp_path):
     """It reads no `rank_pattern`."""
     text = "spec s\ntarget parent experts, q_proj\nshare x per module rank match kind { q_proj: 3; else: 2 }"
     plan, _, written = folder_of(mixture("mixtral"), text, tmp_path / "lora", "sglang")
@@ -191,9 +188,7 @@ def test_sglang_gets_one_rank(tmp_path: Path) -> None:
         ("llama", {}, "gate_proj, up_proj, down_proj", False),
     ],
 )
-def test_what_peft_takes_for_experts_is_refused(
-    family: str, more: dict[str, Any], target: str, taken: bool, tmp_path: Path
-) -> None:
+def test_what_peft_takes_for_experts_is_refused(family, more, target, taken, tmp_path):
     """PEFT fails at some of these, and adapts experts in silence at others, so none is written."""
     model = tiny_model(family, **more)
     target, _, where = target.partition(" where ")

@@ -1,10 +1,5 @@
 """A LoRA in GGUF: what llama.cpp computes with it, what is in the file, and what is refused."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -26,7 +21,7 @@ share some where layer == 1 per layer, kind rank 3 scale 0.5 via SS
 IDS = torch.randint(64, (1, 12), generator=torch.Generator().manual_seed(7))
 # llama.cpp takes the query width for the hidden width in these two.
 EVEN = {"qwen2": {"head_dim": 8}, "phi3": {"head_dim": 8}}
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+SETTINGS = {
     **{family: (family, EVEN.get(family, {})) for family in exporting.FAMILIES},
     "mistral": ("mistral", {"sliding_window": None}),
     "falcon, no groups": ("falcon", {"multi_query": False}),
@@ -50,7 +45,7 @@ MORE = {
 }
 
 
-def base_of(family: str, overrides: dict[str, Any]) -> Any:
+def base_of(family, overrides):
     """A tiny model, of a family that the other tests do not have too."""
     if family in TINY_FAMILIES:
         return tiny_model(family, **overrides)
@@ -59,13 +54,13 @@ def base_of(family: str, overrides: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def adapted(family: str, text: str = TEXT, **overrides: Any) -> Any:
+def adapted(family, text=TEXT, **overrides):
     return moved(compile_spec(parse_spec(text), tiny_model(family, **overrides), seed=3))
 
 
 @pytest.mark.parametrize(("family", "overrides"), SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_llama_cpp_computes_the_same(family: str, overrides: Any, tmp_path: Path) -> None:
+def test_llama_cpp_computes_the_same(family, overrides, tmp_path):
     from tests.export.gguf_base import write_base
     from tests.export.libllama import llama
 
@@ -87,12 +82,12 @@ def test_llama_cpp_computes_the_same(family: str, overrides: Any, tmp_path: Path
         torch.testing.assert_close(base.logits(IDS[0].tolist()), want, **close)
 
 
-def test_every_family_of_the_tests_is_known_but_one_that_llama_cpp_has_not() -> None:
+def test_every_family_of_the_tests_is_known_but_one_that_llama_cpp_has_not():
     assert TINY_FAMILIES.keys() - exporting.FAMILIES.keys() == {"opt"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_what_is_in_the_file(tmp_path: Path, dtype: str) -> None:
+def test_what_is_in_the_file(tmp_path, dtype):
     model = adapted("qwen3")
     report = model.bishare.export(tmp_path / "lora.gguf", "gguf", dtype=dtype)
     file = gguf.GGUFReader(tmp_path / "lora.gguf")
@@ -113,7 +108,7 @@ def test_what_is_in_the_file(tmp_path: Path, dtype: str) -> None:
     assert torch.equal(up, b.t().to(getattr(torch, dtype)).float())
 
 
-def test_experts_are_one_pair_for_all(tmp_path: Path) -> None:
+def test_experts_are_one_pair_for_all(tmp_path):
     text = """
     spec s
     target parent experts

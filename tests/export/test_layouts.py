@@ -1,10 +1,7 @@
 """Each row of the table of layouts is written and read: nothing is left over, and dW is equal at every module."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.from_peft import read_peft
 from bishare_dsl.export.layouts import LAYOUTS
-from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models import architecture_of
 from tests.support.families import tiny_model
 
@@ -43,22 +39,22 @@ CASES = [
 ]
 
 
-def adapter(family: str, text: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+def adapter(family, text):
     model = tiny_model(family)
     plan = plan_spec(parse_spec(text), model)
     torch.manual_seed(1)
     return model, plan, {n: t + 0.2 * torch.randn(t.shape) for n, t in draw(plan, 0).items()}
 
 
-def place(tmp_path: Path, target: str) -> Path:
+def place(tmp_path, target):
     return tmp_path / ("out.gguf" if target == "gguf" else "out")
 
 
-def convert(out: Path, plan: Any, tensors: Any, model: Any, target: str) -> ExportReport:
+def convert(out, plan, tensors, model, target):
     return export_adapter(out, plan, tensors, model, target)
 
 
-def same(model: Any, plan: Any, tensors: dict[str, torch.Tensor], found: Path) -> None:
+def same(model, plan, tensors, found):
     """What is read adds dW to each module, and nothing to any other."""
     if found.suffix == ".gguf":  # That of others is not read.
         _, lora, values = read_peft(found, architecture_of(model), lambda: model, "gguf")
@@ -77,7 +73,7 @@ def same(model: Any, plan: Any, tensors: dict[str, torch.Tensor], found: Path) -
 
 @pytest.mark.each_once
 @pytest.mark.parametrize(("family", "text", "target"), CASES)
-def test_what_is_written_is_read(family: str, text: str, target: str, tmp_path: Path) -> None:
+def test_what_is_written_is_read(family, text, target, tmp_path):
     model, plan, tensors = adapter(family, text)
     out = place(tmp_path, target)
     found = convert(out, plan, tensors, model, target)
@@ -87,7 +83,7 @@ def test_what_is_written_is_read(family: str, text: str, target: str, tmp_path: 
 
 
 @pytest.mark.parametrize("source", FOLDERS)
-def test_peft_and_llama_cpp_load_what_was_converted(source: str, tmp_path: Path) -> None:
+def test_peft_and_llama_cpp_load_what_was_converted(source, tmp_path):
     from peft import PeftModel
 
     from tests.export.gguf_base import write_base
@@ -110,7 +106,7 @@ def test_peft_and_llama_cpp_load_what_was_converted(source: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("target", FOLDERS)
-def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
+def test_a_tensor_too_many_is_named(target, tmp_path):
     model, plan, tensors = adapter("mixtral", EXPERTS)
     convert(tmp_path / "out", plan, tensors, model, target)
     file = tmp_path / "out" / "adapter_model.safetensors"
@@ -123,11 +119,11 @@ def test_a_tensor_too_many_is_named(target: str, tmp_path: Path) -> None:
         assert more.removeprefix("base_model.model.").rpartition(".lora")[0] in str(caught.value)
 
 
-def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_drifts_is_an_error(tmp_path, monkeypatch):
     """If a reader takes a tensor otherwise than the writer, the module is named."""
     from bishare_dsl.export import experts, from_peft
 
-    def drifted(factors: Any, *given: Any) -> Any:
+    def drifted(factors, *given):
         origins = experts.expand_experts(factors, *given)
         up, gate = (f"model.layers.0.mlp.experts.0.{kind}_proj" for kind in ("up", "gate"))
         factors[up], factors[gate] = factors[gate], factors[up]
@@ -141,9 +137,7 @@ def test_a_row_that_drifts_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("target", FOLDERS)
-def test_what_cannot_be_read_again_is_removed(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_read_again_is_removed(target, tmp_path, monkeypatch):
     from bishare_dsl.export import from_peft
 
     model, plan, tensors = adapter("llama", DENSE)
@@ -153,12 +147,12 @@ def test_what_cannot_be_read_again_is_removed(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page_has_the_table() -> None:
+def test_the_page_has_the_table():
     page = (ROOT / "docs" / "layouts.md").read_text("utf-8")
     assert {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)} == {*LAYOUTS} == {*TARGETS}
 
 
-def test_two_names_that_are_one_in_peft_are_refused(tmp_path: Path) -> None:
+def test_two_names_that_are_one_in_peft_are_refused(tmp_path):
     """PEFT takes the first of them, so that dW would depend on who reads."""
     model, plan, tensors = adapter("llama", DENSE)
     convert(tmp_path / "out", plan, tensors, model, "peft")

@@ -1,9 +1,5 @@
 """The pairs that are exported: as they are, without the rows that say nothing, or cut to a rank."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -11,7 +7,6 @@ from bishare_dsl import parse_spec, plan_spec
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.lora import plain_lora
-from bishare_dsl.plan import Plan
 from bishare_dsl.testing.models import tiny_model
 
 HEAD = "spec s target q_proj, k_proj, down_proj "
@@ -25,15 +20,15 @@ FEWER = {
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model():
     return tiny_model("llama")
 
 
 @pytest.fixture
-def made(model: Any) -> Callable[[str], tuple[Plan, dict[str, torch.Tensor]]]:
+def made(model):
     """The plan of a text, and values that are nowhere zero."""
 
-    def make(text: str) -> tuple[Plan, dict[str, torch.Tensor]]:
+    def make(text):
         plan = plan_spec(parse_spec(HEAD + text), model)
         random = torch.Generator().manual_seed(1)
         return plan, {t.name: torch.randn(t.shape, generator=random) for t in plan.tensors}
@@ -41,7 +36,7 @@ def made(model: Any) -> Callable[[str], tuple[Plan, dict[str, torch.Tensor]]]:
     return make
 
 
-def test_factors_are_exported_as_they_are(made: Any) -> None:
+def test_factors_are_exported_as_they_are(made):
     plan, tensors = made("share x per module rank 2 scale 2 share y per layer rank 3 via SS")
     for pair in plain_lora(plan, tensors):
         down, up = effective_factors(plan, tensors, pair.site)
@@ -52,7 +47,7 @@ def test_factors_are_exported_as_they_are(made: Any) -> None:
 
 @pytest.mark.parametrize("text", FEWER.values(), ids=FEWER)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_rows_that_say_nothing_new_are_left_out(made: Any, text: str) -> None:
+def test_rows_that_say_nothing_new_are_left_out(made, text):
     plan, tensors = made(text)
     pairs = list(plain_lora(plan, tensors))
     assert any(pair.rank < pair.rows for pair in pairs)
@@ -64,9 +59,7 @@ def test_rows_that_say_nothing_new_are_left_out(made: Any, text: str) -> None:
         assert (pair.up.t() @ pair.down - want).norm() < 1e-6 * want.norm()
 
 
-def test_a_transform_that_is_wrong_about_its_reach_loses_nothing(
-    made: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transform_that_is_wrong_about_its_reach_loses_nothing(made, monkeypatch):
     from bishare_dsl.transforms.identity import Identity
 
     plan, tensors = made("share x per module rank 4")
@@ -76,9 +69,7 @@ def test_a_transform_that_is_wrong_about_its_reach_loses_nothing(
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 9])
-def test_a_rank_gives_the_best_approximation_and_its_error(
-    made: Any, model: Any, rank: int, tmp_path: Path
-) -> None:
+def test_a_rank_gives_the_best_approximation_and_its_error(made, model, rank, tmp_path):
     plan, tensors = made("share x per module rank 2 scale 2 share y per layer rank 3 via SS")
     report = export_adapter(tmp_path / "lora", plan, tensors, model, rank=rank)
     lost = norm = 0.0
@@ -97,7 +88,7 @@ def test_a_rank_gives_the_best_approximation_and_its_error(
     assert rank > 3 or f"{report.worst.error:.2g} (`{report.worst.path}`)" in str(report)
 
 
-def test_what_a_type_rounds_is_in_the_error(made: Any, model: Any, tmp_path: Path) -> None:
+def test_what_a_type_rounds_is_in_the_error(made, model, tmp_path):
     plan, tensors = made("share x per module rank 2")
     report = export_adapter(tmp_path / "lora", plan, tensors, model, dtype=torch.bfloat16)
     pairs = plain_lora(plan, tensors, dtype=torch.bfloat16)

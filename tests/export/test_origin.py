@@ -2,13 +2,12 @@
 
 import json
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from bishare_dsl.export.origin import CARD, read_origin
 
-PLAN: Any = SimpleNamespace(base=SimpleNamespace(name="llama", model_id=None))
+PLAN = SimpleNamespace(base=SimpleNamespace(name="llama", model_id=None))
 TEXT = ("the text of its card",)
 CARDS = {
     "a tag that is no list": ("tags: poems", {"tags": ["poems"]}, ()),
@@ -25,7 +24,7 @@ CARDS = {
 
 
 @pytest.mark.parametrize("card", CARDS)
-def test_a_card_of_a_stranger(card: str, tmp_path: Any) -> None:
+def test_a_card_of_a_stranger(card, tmp_path):
     text, kept, left = CARDS[card]
     (tmp_path / CARD).write_text(f"---\n{text}\n---\n")
     (tmp_path / "adapter_config.json").write_text(

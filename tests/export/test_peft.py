@@ -1,7 +1,6 @@
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -49,10 +48,9 @@ share s per model rank 2 via VectorBank(vectors = 8, length = 4) gain rank init 
 SOME = "spec some target q_proj share x where layer == 1 per module rank 2"
 
 
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def logits(model, ids):
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids).logits
-    return found
+        return model(input_ids=ids).logits
 
 
 @pytest.mark.parametrize(
@@ -73,9 +71,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         ("falcon", "spec s target dense share x per model rank 4"),
     ],
 )
-def test_peft_computes_the_same(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, family: str, text: str
-) -> None:
+def test_peft_computes_the_same(adapted, ids, tmp_path, family, text):
     model = adapted(family, text)
     want = logits(model, ids)
     assert (want - logits(tiny_model(family), ids)).abs().max() > 1e-2
@@ -89,9 +85,7 @@ def test_peft_computes_the_same(
 
 
 @pytest.mark.parametrize("text", [GAINS, BASIS])
-def test_what_was_saved_as_a_seed_is_exported_as_numbers(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, text: str
-) -> None:
+def test_what_was_saved_as_a_seed_is_exported_as_numbers(adapted, ids, tmp_path, text):
     model = compile_spec(parse_spec(text), tiny_model("llama"))
     with torch.no_grad():
         for tensor in model.bishare.tensors().values():
@@ -106,7 +100,7 @@ def test_what_was_saved_as_a_seed_is_exported_as_numbers(
 
 
 @pytest.mark.parametrize("target", ["peft", "sglang"])
-def test_what_engines_document(adapted: Adapted, tmp_path: Path, target: str) -> None:
+def test_what_engines_document(adapted, tmp_path, target):
     """vLLM reads ranks by patterns, and SGLang one rank."""
     model, uniform = adapted(text=UNEVEN), target == "sglang"
     report = model.bishare.export(tmp_path / "peft", format=target)
@@ -146,7 +140,7 @@ def test_what_engines_document(adapted: Adapted, tmp_path: Path, target: str) ->
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
-def test_a_pattern_matches_the_modules_that_are_meant_and_no_others() -> None:
+def test_a_pattern_matches_the_modules_that_are_meant_and_no_others():
     # Paths that end in others, a name that ends in another, and a dot that is a dot.
     paths = ["h.1.q", "a.h.1.q", "h.11.q", "h.1.xq", "h.11q", "h.21.q", "a.q", "q"]
     ranks = {path: i + 1 for i, path in enumerate(paths)}
@@ -156,26 +150,24 @@ def test_a_pattern_matches_the_modules_that_are_meant_and_no_others() -> None:
         assert sum(bool(re.match(rf"(.*\.)?({key})$", path)) for key in pattern) == (rank != 3)
 
 
-def targets(folder: Path) -> Any:
+def targets(folder):
     return json.loads((folder / "adapter_config.json").read_text())["target_modules"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_target_modules_are_paths_where_kinds_would_choose_more(
-    adapted: Adapted, tmp_path: Path
-) -> None:
+def test_target_modules_are_paths_where_kinds_would_choose_more(adapted, tmp_path):
     adapted(text=SOME).bishare.export(tmp_path / "peft")
     assert targets(tmp_path / "peft") == ["model.layers.1.self_attn.q_proj"]
 
 
-def test_target_modules_are_a_regex_where_paths_would_choose_more() -> None:
+def test_target_modules_are_a_regex_where_paths_would_choose_more():
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)})
     model["b"] = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)})
     pattern = exporting._target_modules(model, ["a"])
     assert pattern == "a"  # a string, which PEFT matches whole
 
 
-def test_the_base_is_named(tmp_path: Path) -> None:
+def test_the_base_is_named(tmp_path):
     model = tiny_model("llama")
     model.config.name_or_path = "owner/base"
     compile_spec(parse_spec(SPEC), model)
@@ -184,9 +176,7 @@ def test_the_base_is_named(tmp_path: Path) -> None:
     assert config["base_model_name_or_path"] == "owner/base"
 
 
-def test_exporting_while_merged_exports_the_adapter(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_exporting_while_merged_exports_the_adapter(adapted, ids, tmp_path):
     model = adapted()
     want = logits(model, ids)
     model.bishare.merge()
@@ -195,7 +185,7 @@ def test_exporting_while_merged_exports_the_adapter(
     torch.testing.assert_close(logits(loaded, ids), want, rtol=1e-4, atol=1e-4)
 
 
-def test_an_exact_export_is_read_again(adapted: Adapted, tmp_path: Path) -> None:
+def test_an_exact_export_is_read_again(adapted, tmp_path):
     report = adapted(text=UNEVEN).bishare.export(tmp_path / "peft")
     assert report.total_error <= report.worst.error < 1e-6
     assert str(report).startswith("exported 6 modules at ranks 2 to 8 to ")

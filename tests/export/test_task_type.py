@@ -1,8 +1,6 @@
 """PEFT loads the export of any model: its task has the right name, and its head is there."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -50,10 +48,8 @@ CASES = [
     ("cls", "config", "kinds", "inputs", "task"), CASES, ids=[case[0].__name__ for case in CASES]
 )
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_peft_loads_it(
-    cls: Any, config: Any, kinds: str, inputs: Any, task: str | None, tmp_path: Path
-) -> None:
-    def base() -> Any:
+def test_peft_loads_it(cls, config, kinds, inputs, task, tmp_path):
+    def base():
         torch.manual_seed(0)
         return cls(config).eval()
 
@@ -78,7 +74,7 @@ def test_peft_loads_it(
     torch.testing.assert_close(loaded(**inputs)[0], want, rtol=1e-4, atol=1e-4)
 
 
-def test_a_head_without_values_is_refused(tmp_path: Path) -> None:
+def test_a_head_without_values_is_refused(tmp_path):
     with torch.device("meta"):
         shapes = hf.BertForSequenceClassification(BERT)
     spec = parse_spec("spec s target query train none share x per module rank 2")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bishare_dsl.compiler import make_plan
@@ -95,7 +94,7 @@ class Wrong:
     model: str
 
 
-def draw(seed: int) -> Iterator[Wrong]:
+def draw(seed):
     """Yield wrong specs for ever; each is another one."""
     chance = random.Random(seed)
     bases = [
@@ -104,7 +103,7 @@ def draw(seed: int) -> Iterator[Wrong]:
         *(_plain(path.read_text(encoding="utf-8")) for path in shipped_specs().values()),
     ]
     slips = (_swap, _drop, _double, _misspell, _foreign, _foreign, _other_name)
-    seen: set[str] = set()
+    seen = set()
     while True:
         base, slip = chance.choice(bases), chance.choice(slips)
         tokens = re.findall(r'"[^"\n]*"|\w+(?:\.\d+)?|\.\.|==|!=|[<>]=|//|\n|[^\w\s]', base)
@@ -118,13 +117,13 @@ def draw(seed: int) -> Iterator[Wrong]:
             yield Wrong(what, text, chance.choice(MODELS) if chance.random() < 0.3 else MODELS[0])
 
 
-def _plain(text: str) -> str:
+def _plain(text):
     """Leave comments out, and a line for each statement."""
     lines = (line.split("#")[0].rstrip() for line in text.splitlines())
     return "\n".join(line for line in lines if line.strip())
 
 
-def _joined(tokens: list[str]) -> str:
+def _joined(tokens):
     text = " ".join(tokens)
     text = re.sub(r" ?\n ?", "\n", text)
     return (
@@ -138,11 +137,11 @@ def _joined(tokens: list[str]) -> str:
 _Made = tuple[str, list[str]] | None
 
 
-def _place(tokens: list[str], chance: random.Random) -> int:
+def _place(tokens, chance):
     return chance.choice([i for i, token in enumerate(tokens) if token != "\n"])
 
 
-def _swap(tokens: list[str], chance: random.Random) -> _Made:
+def _swap(tokens, chance):
     i = _place(tokens[:-1], chance)
     if "\n" in tokens[i : i + 2]:
         return None
@@ -154,17 +153,17 @@ def _swap(tokens: list[str], chance: random.Random) -> _Made:
     ]
 
 
-def _drop(tokens: list[str], chance: random.Random) -> _Made:
+def _drop(tokens, chance):
     i = _place(tokens, chance)
     return f"drop {tokens[i]}", [*tokens[:i], *tokens[i + 1 :]]
 
 
-def _double(tokens: list[str], chance: random.Random) -> _Made:
+def _double(tokens, chance):
     i = _place(tokens, chance)
     return f"double {tokens[i]}", [*tokens[:i], tokens[i], *tokens[i:]]
 
 
-def _misspell(tokens: list[str], chance: random.Random) -> _Made:
+def _misspell(tokens, chance):
     words = [
         i for i, token in enumerate(tokens) if len(token) > 2 and token.replace("_", "").isalpha()
     ]
@@ -180,7 +179,7 @@ def _misspell(tokens: list[str], chance: random.Random) -> _Made:
     return None if wrong == word else (f"misspell {word}", [*tokens[:i], wrong, *tokens[i + 1 :]])
 
 
-def _foreign(tokens: list[str], chance: random.Random) -> _Made:
+def _foreign(tokens, chance):
     known = [i for i, token in enumerate(tokens) if token in FOREIGN]
     kinds = sorted({tokens[i] for i in known})
     if not kinds:
@@ -191,7 +190,7 @@ def _foreign(tokens: list[str], chance: random.Random) -> _Made:
     return f"{word} is {other}", [*tokens[:i], other, *tokens[i + 1 :]]
 
 
-def _other_name(tokens: list[str], chance: random.Random) -> _Made:
+def _other_name(tokens, chance):
     """Take a name that some other model, layer or spec has."""
     names = {
         "q_proj": "query_key_value Wqkv qkv_proj",
@@ -216,7 +215,7 @@ def _other_name(tokens: list[str], chance: random.Random) -> _Made:
     return f"{tokens[i]} is {other}", [*tokens[:i], other, *tokens[i + 1 :]]
 
 
-def answer(wrong: Wrong) -> str:
+def answer(wrong):
     """Return what bishare says, a line for each thing that it says; nothing where all is fine."""
     where = None
     try:
@@ -239,7 +238,7 @@ def answer(wrong: Wrong) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main():
     seed, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200
     answered = silent = 0
     for wrong in draw(seed):

@@ -1,7 +1,5 @@
 """After a step each tensor that trains has a gradient: shipped specs, families, kinds of checkpointing."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ FAMILIES = ("llama", "qwen3", "gemma2", "mistral", "qwen2")
 IDS = torch.arange(3, 19).view(2, 8)
 
 
-def gradients(model: Any) -> dict[str, torch.Tensor]:
+def gradients(model):
     tensors = {n: t for n, t in model.bishare.tensors().items() if t.requires_grad}
     model.zero_grad()
     torch.manual_seed(0)  # Of dropout.
@@ -33,7 +31,7 @@ ONCE = [(name, family) for name, family in CASES if name in ONE_OF_EACH and fami
 
 
 @pytest.mark.parametrize(("name", "family"), quick(CASES, ONCE))
-def test_every_tensor_has_one_however_layers_are_recomputed(name: str, family: str) -> None:
+def test_every_tensor_has_one_however_layers_are_recomputed(name, family):
     model = compile_spec(
         spec(name, **TINY[name]), tiny_model(family, num_hidden_layers=LAYERS)
     ).train()

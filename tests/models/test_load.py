@@ -1,7 +1,5 @@
 """`--model`: what every form of it means, and what is said when it means nothing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl.diagnostics import ModelError, Problem
+from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models import (
     architecture_of,
     inspect_model,
@@ -21,7 +19,7 @@ from bishare_dsl.models import (
 from tests.support.families import tiny_model
 
 
-def refused(code: str, function, *arguments) -> Problem:
+def refused(code, function, *arguments):
     with pytest.raises(ModelError) as caught:
         function(*arguments)
     (problem,) = caught.value.problems
@@ -31,20 +29,20 @@ def refused(code: str, function, *arguments) -> Problem:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
+def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "tiny-llama"
     tiny_model("llama").save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
+def folder(saved, tmp_path):
     """A copy that a test may damage."""
     return Path(shutil.copytree(saved, tmp_path / "tiny-llama"))
 
 
 @pytest.fixture
-def no_network(monkeypatch) -> None:
+def no_network(monkeypatch):
     """The Hub as it is behind a cable that is cut; a second request would be a retry."""
     import huggingface_hub
 
@@ -62,7 +60,7 @@ def no_network(monkeypatch) -> None:
 # What a name means.
 
 
-def test_a_preset_wins_over_a_folder_of_its_name(saved: Path, tmp_path, monkeypatch) -> None:
+def test_a_preset_wins_over_a_folder_of_its_name(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved, tmp_path / "llama-7b")
     assert resolve("llama-7b").kind == "preset"
@@ -78,7 +76,7 @@ def test_a_preset_wins_over_a_folder_of_its_name(saved: Path, tmp_path, monkeypa
         (["model.gguf"], "model.gguf`"),
     ],
 )
-def test_a_folder_that_is_no_checkpoint(files: list[str], said: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkpoint(files, said, tmp_path):
     for file in files:
         (tmp_path / file).write_text("{}")
     assert said in (refused("BS503", architecture_of, str(tmp_path)).help or "")
@@ -87,7 +85,7 @@ def test_a_folder_that_is_no_checkpoint(files: list[str], said: str, tmp_path: P
 # Shapes.
 
 
-def test_a_meta_model_has_shapes_and_no_weights(saved: Path) -> None:
+def test_a_meta_model_has_shapes_and_no_weights(saved):
     for name in (str(saved), str(saved / "config.json"), "smollm2-135m"):
         model = meta_model(name)
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -95,7 +93,7 @@ def test_a_meta_model_has_shapes_and_no_weights(saved: Path) -> None:
     assert inspect_model(meta_model("llama-7b")).model_id == preset("llama-7b").model_id
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path):
     fields = {"model_type": "llama", "auto_map": {"AutoConfig": "evil.Evil"}, "vocab_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({**fields, "num_hidden_layers": 1}))
     (tmp_path / "evil.py").write_text(
@@ -108,7 +106,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 # Weights.
 
 
-def test_loading_gives_the_saved_weights(saved: Path) -> None:
+def test_loading_gives_the_saved_weights(saved):
     model, tokenizer = load_model(str(saved))
     assert tokenizer is None
     assert not model.training
@@ -118,19 +116,19 @@ def test_loading_gives_the_saved_weights(saved: Path) -> None:
     assert load_model(str(saved), dtype="float16", device="cpu")[0].dtype == torch.float16
 
 
-def test_shapes_alone_cannot_be_loaded(saved: Path) -> None:
+def test_shapes_alone_cannot_be_loaded(saved):
     help = refused("BS512", load_model, "llama-7b").help or ""
     assert "baffo32/decapoda-research-llama-7B-hf" in help
     refused("BS512", load_model, str(saved / "config.json"))
 
 
-def test_weights_that_are_cut_short(folder: Path) -> None:
+def test_weights_that_are_cut_short(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     refused("BS513", load_model, str(folder))
 
 
-def test_one_tensor_missing_is_not_drawn_at_random(folder: Path) -> None:
+def test_one_tensor_missing_is_not_drawn_at_random(folder):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -143,7 +141,7 @@ def test_one_tensor_missing_is_not_drawn_at_random(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def gguf_file(tmp_path_factory) -> Path:
+def gguf_file(tmp_path_factory):
     """A Llama of one block in float32, as llama.cpp's converter writes it, without a tokenizer."""
     gguf = pytest.importorskip("gguf")
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
@@ -180,7 +178,7 @@ def gguf_file(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_gguf_file_gives_a_plain_model_that_can_be_saved(gguf_file: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_gives_a_plain_model_that_can_be_saved(gguf_file, tmp_path):
     model, tokenizer = load_model(str(gguf_file))
     assert tokenizer is None
     up = model.model.layers[0].mlp.up_proj
@@ -196,7 +194,7 @@ def test_a_gguf_file_gives_a_plain_model_that_can_be_saved(gguf_file: Path, tmp_
     assert torch.equal(again.model.layers[0].mlp.up_proj.weight, up.weight)
 
 
-def test_gguf_files_that_are_damaged(gguf_file: Path, tmp_path: Path) -> None:
+def test_gguf_files_that_are_damaged(gguf_file, tmp_path):
     whole = gguf_file.read_bytes()
     for length in (0, 3, 4, 30, 300, len(whole) // 2, len(whole) - 4000):
         damaged = tmp_path / f"{length}.gguf"
@@ -210,7 +208,7 @@ def test_gguf_files_that_are_damaged(gguf_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cached(saved: Path, tmp_path: Path, monkeypatch) -> str:
+def cached(saved, tmp_path, monkeypatch):
     """A Hugging Face cache that holds the model `owner/tiny`."""
     repository = tmp_path / "hub" / "models--owner--tiny"
     (repository / "refs").mkdir(parents=True)
@@ -220,7 +218,7 @@ def cached(saved: Path, tmp_path: Path, monkeypatch) -> str:
     return "owner/tiny"
 
 
-def test_a_cached_model_works_without_the_hub(cached: str, no_network) -> None:
+def test_a_cached_model_works_without_the_hub(cached, no_network):
     found = architecture_of(cached)
     assert found.name == found.model_id == cached
     model, tokenizer = load_model(cached)

@@ -1,8 +1,5 @@
 """What is said of how a weight is kept, against what the model computes with it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,19 +27,19 @@ SIZES = {
 }
 
 
-def gpt_oss_gate(gate: Tensor, up: Tensor) -> Tensor:
+def gpt_oss_gate(gate, up):
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
 # Not granitemoe, which tests/rewrite/test_experts.py has: before transformers 5.13 its experts are no sites.
-GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+GATES = {
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), lambda g, u: silu(g) * u),
     "gpt_oss": gpt_oss_gate,
 }
 
 
-def mixture(family: str, **more: Any) -> Any:
+def mixture(family, **more):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**SIZES, **more})
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
@@ -54,7 +51,7 @@ def mixture(family: str, **more: Any) -> Any:
 
 @pytest.mark.parametrize("family", GATES)
 @torch.no_grad()
-def test_an_experts_weights_are_those_it_computes_with(family: str) -> None:
+def test_an_experts_weights_are_those_it_computes_with(family):
     model = mixture(family)
     maps = linear_maps(model)
     path = next(weight.owner for weight in maps.values() if weight.expert is not None)
@@ -72,14 +69,14 @@ def test_an_experts_weights_are_those_it_computes_with(family: str) -> None:
             else 0
             for name in ("gate_up_proj", "down_proj")
         }
-        both: Any = bias["gate_up_proj"]
+        both = bias["gate_up_proj"]
         gate_bias, up_bias = (both[::2], both[1::2]) if isinstance(both, Tensor) else (0, 0)
         inner = GATES[family](x @ gate.T + gate_bias, x @ up.T + up_bias)
         torch.testing.assert_close(y, inner @ down.T + bias["down_proj"])
 
 
 @pytest.mark.parametrize("family", GATES)
-def test_experts_are_found_in_order_and_cover_their_parameters(family: str) -> None:
+def test_experts_are_found_in_order_and_cover_their_parameters(family):
     model = mixture(family)
     maps = linear_maps(model).values()
     path = next(weight.owner for weight in maps if weight.expert is not None)
@@ -98,7 +95,7 @@ def test_experts_are_found_in_order_and_cover_their_parameters(family: str) -> N
         assert (marked == 1).all()
 
 
-def test_experts_are_sites() -> None:
+def test_experts_are_sites():
     sites = [site for site in inspect_model(mixture("qwen3_moe")).sites if site.layer == 1]
     assert [site.expert for site in sites] == [None] * 4 + [e for e in range(4) for _ in range(3)]
     last = sites[-1]
@@ -106,7 +103,7 @@ def test_experts_are_sites() -> None:
     assert (last.kind, last.parent, last.d_in, last.d_out) == ("down_proj", "experts", 24, 32)
 
 
-def test_writing_into_a_matrix_changes_the_model() -> None:
+def test_writing_into_a_matrix_changes_the_model():
     for model, path in (
         (mixture("gpt_oss"), "model.layers.0.mlp.experts.2.up_proj"),
         (tiny_model("gpt2"), "transformer.h.0.attn.c_attn"),
@@ -123,17 +120,17 @@ def test_writing_into_a_matrix_changes_the_model() -> None:
 class Quantised(nn.Module):
     """A layer that keeps integers, and tells what they stand for."""
 
-    def __init__(self, told: Tensor) -> None:
+    def __init__(self, told):
         super().__init__()
         self.in_features, self.out_features = 3, 2
         self.weight = nn.Parameter(torch.zeros(6, 1, dtype=torch.uint8), requires_grad=False)
         self.told = told
 
-    def dequantize(self) -> Tensor:
+    def dequantize(self):
         return self.told
 
 
-def test_what_stands_for_a_weight() -> None:
+def test_what_stands_for_a_weight():
     dense = Weight("a", "a", nn.Linear(3, 2), 3, 2)
     assert dense.replacement() is None
     assert Weight("a", "a", nn.Linear(3, 2), 2, 3).replacement() == "Linear, float32"
@@ -146,15 +143,15 @@ def test_what_stands_for_a_weight() -> None:
     assert Weight("a", "a", nn.Module(), 3, 2).replacement() == "Module"
 
 
-def test_looking_at_a_quantised_layer_leaves_it_where_it_is() -> None:
+def test_looking_at_a_quantised_layer_leaves_it_where_it_is():
     """What bitsandbytes keeps on a weight is moved in place with any copy of it."""
 
     class Packed(nn.Parameter):
-        def to(self, *_: Any, **__: Any) -> Tensor:
+        def to(self, *_, **__):
             raise AssertionError("it is moved")
 
     class Small(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             raise NotImplementedError
 
     model = tiny_model("llama")
@@ -167,13 +164,13 @@ def test_looking_at_a_quantised_layer_leaves_it_where_it_is() -> None:
 class RoundsInEvaluation(nn.Linear):
     """As a layer of bitsandbytes, which packs its four bits anew in evaluation, and rounds them."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         y = super().forward(x)
         return y if self.training else y.round()
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_layers_weight_is_what_it_gives_in_training(training: bool) -> None:
+def test_a_layers_weight_is_what_it_gives_in_training(training):
     """Whatever its mode is, and that stays as it was."""
     layer = RoundsInEvaluation(3, 4).train(training)
     expected = layer.weight.detach().clone()

@@ -1,9 +1,6 @@
 """Tiny models, and adapters that do something."""
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,20 +20,20 @@ share b per module rank 2
 
 
 @pytest.fixture
-def base() -> Any:
+def base():
     return tiny_model("llama").eval()
 
 
 @pytest.fixture
-def ids() -> torch.Tensor:
+def ids():
     return torch.randint(3, 64, (3, 9), generator=torch.Generator().manual_seed(7))
 
 
 @pytest.fixture
-def adapted(base: Any) -> Callable[..., Any]:
+def adapted(base):
     """Make a `PeftModel` of the tiny model with an adapter that does something."""
 
-    def make(spec: str = SPEC, seed: int = 0, **settings: Any) -> Any:
+    def make(spec=SPEC, seed=0, **settings):
         config = BishareConfig(spec=spec, seed=seed, task_type="CAUSAL_LM", **settings)
         model = get_peft_model(copy.deepcopy(base), config)
         randomize(model, seed + 1)
@@ -45,7 +42,7 @@ def adapted(base: Any) -> Callable[..., Any]:
     return make
 
 
-def write_checkpoint(folder: Path) -> None:
+def write_checkpoint(folder):
     """Write the folder of a tiny model with its tokenizer."""
     tokenizer = tiny_tokenizer()
     tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
@@ -53,7 +50,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder)
     return folder

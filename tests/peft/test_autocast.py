@@ -1,8 +1,5 @@
 """`autocast_adapter_dtype`, which TRL passes for ZeRO-3, at both doors of PEFT."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,11 +20,11 @@ IDS = torch.arange(3, 19).view(2, 8)
 SHORT = [torch.bfloat16, torch.float16]
 
 
-def config() -> BishareConfig:
+def config():
     return BishareConfig(spec=SPEC, task_type="CAUSAL_LM")
 
 
-def lora(base: Any, *, autocast: bool) -> torch.dtype:
+def lora(base, *, autocast):
     """The dtype that PEFT gives to a LoRA."""
     adapter = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(base, adapter, autocast_adapter_dtype=autocast)
@@ -37,7 +34,7 @@ def lora(base: Any, *, autocast: bool) -> torch.dtype:
 @pytest.mark.each_once
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", [*SHORT, torch.float32])
-def test_a_new_adapter(dtype: torch.dtype, autocast: bool) -> None:
+def test_a_new_adapter(dtype, autocast):
     base = tiny_model().to(dtype)
     plain = base(IDS).logits
     model = get_peft_model(base, config(), autocast_adapter_dtype=autocast)
@@ -58,7 +55,7 @@ def test_a_new_adapter(dtype: torch.dtype, autocast: bool) -> None:
 @pytest.mark.each_once
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", SHORT)
-def test_one_of_a_folder(dtype: torch.dtype, autocast: bool, tmp_path: Path) -> None:
+def test_one_of_a_folder(dtype, autocast, tmp_path):
     """What it computes is near to the float32 adapter's, and it is saved again as it was."""
     trained = get_peft_model(tiny_model(), config())
     randomize(trained, frozen=False)

@@ -15,31 +15,17 @@ import warnings
 import zlib
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save, save_file
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import record_digest, split_entries
 from bishare_dsl.adapter.contents import digest_of, entries_in, own_file
-from bishare_dsl.adapter.files import (
-    CONFIG,
-    TENSORS,
-    read_adapter,
-    read_members,
-    save_library,
-)
+from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, read_members, save_library
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.fit.pairs import read_pairs
@@ -60,7 +46,7 @@ OTHER = "spec s\ntarget q_proj, v_proj\nshare a per layer, kind rank 2\n"
 IDS = torch.arange(3, 15).view(2, 6)
 
 
-def randomize(model: Any, seed: int = 0) -> None:
+def randomize(model, seed=0):
     """Move what trains."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -69,7 +55,7 @@ def randomize(model: Any, seed: int = 0) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=random))
 
 
-def saved(folder: Path, spec: str = SPEC, seed: int = 0, values: int = 0) -> Path:
+def saved(folder, spec=SPEC, seed=0, values=0):
     """Save an adapter of a tiny model by PEFT, with modules of the base beside it."""
     model = get_peft_model(tiny_model("llama"), BishareConfig(spec=spec, seed=seed))
     randomize(model, values)
@@ -77,12 +63,12 @@ def saved(folder: Path, spec: str = SPEC, seed: int = 0, values: int = 0) -> Pat
     return folder
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
         return model(IDS).logits
 
 
-def reseal(folder: Path) -> None:
+def reseal(folder):
     """Make the digests of a folder right again: a writer may be wrong, and know how to seal."""
     fields = json.loads((folder / CONFIG).read_text())
     own, beside = split_entries(entries_in((folder / TENSORS).read_bytes()))
@@ -94,7 +80,7 @@ def reseal(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(fields))
 
 
-def tensors_in(folder: Path, change: Callable[[dict[str, Any]], Any], sealed: bool) -> None:
+def tensors_in(folder, change, sealed):
     tensors = load_file(folder / TENSORS)
     change(tensors)
     save_file(tensors, folder / TENSORS, {"format": "pt"})
@@ -102,36 +88,36 @@ def tensors_in(folder: Path, change: Callable[[dict[str, Any]], Any], sealed: bo
         reseal(folder)
 
 
-def a_key(tensors: dict[str, Any]) -> str:
+def a_key(tensors):
     return next(key for key in sorted(tensors) if len(tensors[key]))
 
 
-def nan(tensors: dict[str, Any]) -> None:
+def nan(tensors):
     tensors[a_key(tensors)][0, 0] = torch.nan
 
 
-def misshapen(tensors: dict[str, Any]) -> None:
+def misshapen(tensors):
     key = a_key(tensors)
     tensors[key] = tensors[key][:, :-1].contiguous()
 
 
-def flip(folder: Path) -> None:
+def flip(folder):
     content = bytearray((folder / TENSORS).read_bytes())
     (size,) = struct.unpack("<Q", content[:8])
     content[8 + size + 2] ^= 4
     (folder / TENSORS).write_bytes(content)
 
 
-def replaced(file: str, **other: Any) -> Callable[[Path], None]:
+def replaced(file, **other):
     """Take a file from the folder of another adapter."""
 
-    def damage(folder: Path) -> None:
+    def damage(folder):
         shutil.copy(saved(folder.with_name("other"), **other) / file, folder / file)
 
     return damage
 
 
-def other_seed(folder: Path) -> None:
+def other_seed(folder):
     """Let the config say another seed than the one of which the tensors are."""
     fields = json.loads((folder / CONFIG).read_text())
     drawn = json.loads((saved(folder.with_name("other"), seed=1) / CONFIG).read_text())
@@ -141,7 +127,7 @@ def other_seed(folder: Path) -> None:
     reseal(folder)
 
 
-DAMAGES: dict[str, Callable[[Path], Any]] = {}
+DAMAGES = {}
 for sealed in (False, True):
     more = ", sealed" if sealed else ""
     DAMAGES |= {
@@ -176,7 +162,7 @@ DAMAGES |= {
 }
 
 
-def snapshot(model: Any) -> tuple[Any, ...]:
+def snapshot(model):
     """Return all that a refusal leaves as it was."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     with torch.no_grad():
@@ -189,7 +175,7 @@ def snapshot(model: Any) -> tuple[Any, ...]:
     return found, kinds, values, configs, attributes, trains, getattr(base, "bishare", None) is None
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one, other):
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -199,21 +185,21 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def plain() -> Any:
+def plain():
     return tiny_model("llama").eval()
 
 
-def with_one(spec: str = SPEC) -> Any:
+def with_one(spec=SPEC):
     model = get_peft_model(plain(), BishareConfig(spec=spec))
     randomize(model, 9)
     return model.eval()
 
 
-def by_state(model: Any, folder: Path) -> None:
+def by_state(model, folder):
     set_peft_model_state_dict(model, load_file(folder / TENSORS))
 
 
-def in_memory(model: Any, folder: Path) -> None:
+def in_memory(model, folder):
     """Let transformers make an adapter of a fresh config and the tensors of a file."""
     fields = json.loads((folder / CONFIG).read_text())
     config = BishareConfig(spec=fields["spec"], seed=fields["seed"])
@@ -221,20 +207,20 @@ def in_memory(model: Any, folder: Path) -> None:
     model.load_adapter(None, adapter_state_dict=state, peft_config=config)
 
 
-def with_config(model: Any, folder: Path) -> None:
+def with_config(model, folder):
     PeftModel.from_pretrained(model, folder, config=PeftConfig.from_pretrained(folder))
 
 
-def fit(model: Any, folder: Path) -> None:
+def fit(model, folder):
     read_pairs([("a", read_adapter(folder))])
 
 
-def serve(model: Any, folder: Path) -> None:
+def serve(model, folder):
     tensors = read_any(folder, architecture_of(model)).tensors
     tensors()
 
 
-DOORS: dict[str, tuple[Callable[[], Any], Callable[[Any, Path], Any]]] = {
+DOORS = {
     "load_adapter": (plain, lambda model, folder: load_adapter(folder, model)),
     "PeftModel.from_pretrained": (plain, lambda m, f: PeftModel.from_pretrained(m, f)),
     "PeftModel.from_pretrained(config=)": (plain, with_config),
@@ -262,7 +248,7 @@ FOR_FOLDERS = {
 }
 
 
-def refusals(door: str, folder: Path) -> Iterator[tuple[str, str]]:
+def refusals(door, folder):
     """Yield each damage with what the door answers."""
     make, enter = DOORS[door]
     saved(folder / "whole")
@@ -292,9 +278,7 @@ def refusals(door: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_what_is_damaged_is_refused_and_the_model_stays_as_it_was(
-    door: str, tmp_path: Path
-) -> None:
+def test_what_is_damaged_is_refused_and_the_model_stays_as_it_was(door, tmp_path):
     answers = dict(refusals(door, tmp_path))
     # Of a folder the seed is in the config; bishare 0.3 has it there alone.
     allowed = set() if door in STATES else {"missing seed, sealed"}
@@ -336,9 +320,7 @@ COMMANDS = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_refuses_what_is_damaged_and_writes_nothing(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_refuses_what_is_damaged_and_writes_nothing(command, tmp_path, capsys):
     tiny_model("llama").save_pretrained(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     saved(tmp_path / "whole")
@@ -360,7 +342,7 @@ def test_a_command_refuses_what_is_damaged_and_writes_nothing(
     assert wrong == {}
 
 
-LORA_DAMAGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+LORA_DAMAGES = {
     "a factor is missing": ("BS613", lambda t: t.pop(a_key(t))),
     "a module is missing": ("BS609", lambda t: [t.pop(key) for key in sorted(t)[:2]]),
     "no tensors": ("BS608", dict.clear),
@@ -375,7 +357,7 @@ LORA_DAMAGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 
 
 @pytest.mark.parametrize("damage", LORA_DAMAGES)
-def test_a_damaged_lora_is_not_imported(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_lora_is_not_imported(damage, tmp_path):
     code, change = LORA_DAMAGES[damage]
     model = get_peft_model(plain(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     randomize(model)
@@ -389,7 +371,7 @@ def test_a_damaged_lora_is_not_imported(damage: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_peft_does_not_save_over_a_library(tmp_path: Path) -> None:
+def test_peft_does_not_save_over_a_library(tmp_path):
     """Its adapters would lose the tensors that they share."""
     shutil.copytree(CONFORMANCE / "library", library := tmp_path / "library")
     before = {path: path.read_bytes() for path in library.rglob("*") if path.is_file()}
@@ -399,7 +381,7 @@ def test_peft_does_not_save_over_a_library(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in library.rglob("*") if path.is_file()} == before
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
     """Of the config, which vLLM's own resolver would open, of a LoRA's tensors, and of the card."""
     for name in ("config", "zero"):
         saved(tmp_path / name)
@@ -429,12 +411,12 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
         {"bishare": 5},
     ],
 )
-def test_a_field_of_another_kind_has_a_code(fields: dict[str, Any]) -> None:
+def test_a_field_of_another_kind_has_a_code(fields):
     with pytest.raises(BishareError, match=r"BS604|BS211"):
         BishareConfig(**{"spec": "lora"} | fields)
 
 
-def record_with(folder: Path, **fields: Any) -> None:
+def record_with(folder, **fields):
     config = json.loads((folder / CONFIG).read_text())
     config["bishare"] |= fields
     (folder / CONFIG).write_text(json.dumps(config))
@@ -450,9 +432,7 @@ def record_with(folder: Path, **fields: Any) -> None:
     ],
     ids=["deep", "keys", "values"],
 )
-def test_a_small_field_that_would_fill_the_memory_is_refused_before_it_is_read(
-    text: str, tmp_path: Path
-) -> None:
+def test_a_small_field_that_would_fill_the_memory_is_refused_before_it_is_read(text, tmp_path):
     saved(tmp_path)
     record_with(tmp_path, drawn=b64encode(zlib.compress(text.encode())).decode())
     tracemalloc.start()
@@ -464,7 +444,7 @@ def test_a_small_field_that_would_fill_the_memory_is_refused_before_it_is_read(
         PeftModel.from_pretrained(plain(), tmp_path)
 
 
-def test_a_wrong_config_reports_its_first_ten_problems(tmp_path: Path) -> None:
+def test_a_wrong_config_reports_its_first_ten_problems(tmp_path):
     saved(tmp_path)
     record_with(tmp_path, packages={f"t{i}": {} for i in range(20)})
     with pytest.raises(AdapterError) as caught:
@@ -477,7 +457,7 @@ def test_a_wrong_config_reports_its_first_ten_problems(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
-def test_the_table_of_a_grown_vocabulary_is_loaded_and_no_other_weight(tmp_path: Path) -> None:
+def test_the_table_of_a_grown_vocabulary_is_loaded_and_no_other_weight(tmp_path):
     """PEFT saves it beside the adapter; its digest stands in the config."""
     model = with_one()
     model.get_base_model().resize_token_embeddings(70)
@@ -503,16 +483,16 @@ READING = (
     "of PEFT",
     "of transformers",
 )
-OPENED: Counter[str] = Counter()
+OPENED = Counter()
 
 
-def _count(event: str, arguments: Any) -> None:
+def _count(event, arguments):
     if event == "open" and isinstance(arguments[0], str):
         OPENED[arguments[0]] += 1
 
 
 @pytest.mark.parametrize("door", READING)
-def test_a_load_reads_each_file_once(door: str, tmp_path: Path) -> None:
+def test_a_load_reads_each_file_once(door, tmp_path):
     """What the check has read is what is loaded, whoever writes into the folder meanwhile (G37)."""
     folder = saved(tmp_path / "a")
     model = with_one() if door == "of PEFT" else plain()
@@ -534,7 +514,7 @@ def test_a_load_reads_each_file_once(door: str, tmp_path: Path) -> None:
     }
 
 
-def test_members_of_a_library_are_read_with_what_they_share_once(tmp_path: Path) -> None:
+def test_members_of_a_library_are_read_with_what_they_share_once(tmp_path):
     model = compile_spec("library_core", plain(), params={"r": 3})
     values = {}
     for number, name in enumerate(("a", "b", "c")):
@@ -559,7 +539,7 @@ def test_members_of_a_library_are_read_with_what_they_share_once(tmp_path: Path)
         [*read_members(library, "ab")]
 
 
-def test_modules_to_save_are_matched_by_their_ends(tmp_path: Path) -> None:
+def test_modules_to_save_are_matched_by_their_ends(tmp_path):
     """G7: PEFT trained and saved these, and the folder could not be loaded."""
     config = BishareConfig(spec=OTHER, modules_to_save=["norm"])
     model = get_peft_model(plain(), config).eval()
@@ -571,7 +551,7 @@ def test_modules_to_save_are_matched_by_their_ends(tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
 
 
-def test_tensors_of_another_training_do_not_go_with_the_config_of_a_folder(tmp_path: Path) -> None:
+def test_tensors_of_another_training_do_not_go_with_the_config_of_a_folder(tmp_path):
     """A config that a folder gave has the digest of its tensors, and PEFT may get others, as of a pickle."""
     folder, other = saved(tmp_path / "a"), saved(tmp_path / "b", values=1)
     config = PeftConfig.from_pretrained(folder)

@@ -1,17 +1,14 @@
 """Whatever is raised at whatever line: each operation on a model is whole or undone, and the model goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import copy
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import peft
@@ -46,13 +43,13 @@ class Interrupted(BaseException):
     """Raised at a line."""
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
         return model(IDS).logits
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, torch.Tensor], Path]:
+def four(tmp_path_factory):
     """A model with four adapters that do something, its answers with each, and a folder of the last."""
     base = tiny_model("llama").eval()
     answers = {"base": logits(base)}
@@ -78,17 +75,17 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, torch
     return model, answers, folder / "d"
 
 
-def in_block(block: Any, model: Any) -> None:
+def in_block(block, model):
     with block:
         logits(model)
 
 
-def handle_of(model: Any) -> Any:
+def handle_of(model):
     return model.get_base_model().bishare
 
 
 Operation = Callable[[Any, Path], Any]
-OPERATIONS: dict[str, tuple[Operation, set[str]]] = {
+OPERATIONS = {
     "set": (lambda m, _: m.set_adapter("b"), {"a", "b"}),
     "handle's set": (lambda m, _: handle_of(m).set_adapter("b"), {"a", "b"}),
     "disable": (lambda m, _: in_block(m.disable_adapter(), m), {"a"}),
@@ -112,22 +109,22 @@ OPERATIONS: dict[str, tuple[Operation, set[str]]] = {
     "rows": (lambda m, _: in_block(handle_of(m).rows(["b", None]), m.get_base_model()), {"a"}),
     "bank": (lambda m, _: in_block(handle_of(m).bank(["c", "d"]), m), {"a"}),
 }
-BEFORE: dict[str, Callable[[Any], Any]] = {
+BEFORE = {
     **dict.fromkeys(("unmerge", "merged, disable", "merged, set"), lambda m: m.merge_adapter()),
     "scale the active": lambda m: m.set_adapter("d"),
 }
 """What precedes an operation, and is not interrupted."""
 
 
-def traced(act: Callable[[], Any], seen: Callable[[FrameType], None]) -> str:
+def traced(act, seen):
     """Run an operation with a function that sees each line of what is traced, and return how it ended."""
 
-    def local(frame: FrameType, event: str, _: Any) -> Any:
+    def local(frame, event, _):
         if event == "line":
             seen(frame)
         return local
 
-    def enter(frame: FrameType, *_: Any) -> Any:
+    def enter(frame, *_):
         return local if frame.f_code.co_filename.startswith(TRACED) else None
 
     before = sys.gettrace()
@@ -141,12 +138,12 @@ def traced(act: Callable[[], Any], seen: Callable[[FrameType], None]) -> str:
     return "finished"
 
 
-def lines_of(act: Callable[[], Any]) -> list[int]:
+def lines_of(act):
     """Return the number of one event of each line, from the middle of its calls; of PEFT's, of some lines."""
-    events: dict[tuple[str, int], list[int]] = {}
+    events = {}
     count = 0
 
-    def see(frame: FrameType) -> None:
+    def see(frame):
         nonlocal count
         count += 1
         events.setdefault((frame.f_code.co_filename, frame.f_lineno), []).append(count)
@@ -157,11 +154,11 @@ def lines_of(act: Callable[[], Any]) -> list[int]:
     return sorted(events[line][len(events[line]) // 2] for line in some)
 
 
-def interrupt(act: Callable[[], Any], at: int) -> str:
+def interrupt(act, at):
     """Raise at the event of a number; return where."""
     count, where = 0, "nowhere"
 
-    def see(frame: FrameType) -> None:
+    def see(frame):
         nonlocal count, where
         count += 1
         if count == at:
@@ -172,7 +169,7 @@ def interrupt(act: Callable[[], Any], at: int) -> str:
     return where
 
 
-def faults(model: Any, answers: dict[str, torch.Tensor], allowed: set[str]) -> Iterator[str]:
+def faults(model, answers, allowed):
     """Yield what is wrong with a model after an interruption."""
     handle = handle_of(model)
     try:
@@ -218,7 +215,7 @@ def faults(model: Any, answers: dict[str, torch.Tensor], allowed: set[str]) -> I
         yield "unloading leaves modules"
 
 
-def of_process() -> dict[str, Any]:
+def of_process():
     """What an operation may set for a while beside the model: a rest of it would be in the next one's way."""
     return {
         "context": {**contextvars.copy_context()},
@@ -228,12 +225,12 @@ def of_process() -> dict[str, Any]:
     }
 
 
-def check(four: Any, name: str, step: int) -> None:
+def check(four, name, step):
     model, answers, folder = four
     act, allowed = OPERATIONS[name]
     warnings.simplefilter("ignore")
 
-    def fresh() -> Any:
+    def fresh():
         tried = copy.deepcopy(model)
         BEFORE.get(name, lambda _: None)(tried)
         return tried
@@ -265,12 +262,12 @@ def check(four: Any, name: str, step: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["set", "disable", "merged, disable", "load", "delete the active"])
-def test_an_interruption_at_some_lines_leaves_no_half(four: Any, name: str) -> None:
+def test_an_interruption_at_some_lines_leaves_no_half(four, name):
     check(four, name, 11)
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_interruption_at_any_line_leaves_no_half(four: Any, name: str) -> None:
+def test_an_interruption_at_any_line_leaves_no_half(four, name):
     check(four, name, 1)

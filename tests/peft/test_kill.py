@@ -1,10 +1,5 @@
 """PEFT writes the files of an adapter in place, one after another: what a kill leaves is never taken for an adapter."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -16,7 +11,7 @@ from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 
 
-def save(folder: Path, seed: int) -> None:
+def save(folder, seed):
     model = get_peft_model(
         tiny_model("llama"), BishareConfig(spec="shared_input", task_type="CAUSAL_LM")
     )
@@ -27,11 +22,11 @@ def save(folder: Path, seed: int) -> None:
     model.save_pretrained(str(folder))
 
 
-def killed(*_: Any, **__: Any) -> None:
+def killed(*_, **__):
     raise KeyboardInterrupt
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
@@ -44,14 +39,7 @@ def cut(path: Path) -> None:
         (True, "config", "BS604", r"\(char \d+\)"),
     ],
 )
-def test_what_a_kill_leaves_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    before: bool,
-    where: str,
-    code: str,
-    of_peft: str,
-) -> None:
+def test_what_a_kill_leaves_is_refused(tmp_path, monkeypatch, before, where, code, of_peft):
     if before:
         save(tmp_path, 0)
     with monkeypatch.context() as patch:
@@ -71,7 +59,7 @@ def test_what_a_kill_leaves_is_refused(
     load_adapter(tmp_path, tiny_model("llama"))
 
 
-def test_the_card_is_ours_after_peft_has_saved_twice(tmp_path: Path) -> None:
+def test_the_card_is_ours_after_peft_has_saved_twice(tmp_path):
     save(tmp_path, 0)
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "\n# shared_input\n" in card

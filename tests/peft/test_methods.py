@@ -1,25 +1,15 @@
 """What PEFT and transformers do with an adapter, bit for bit where nothing is rounded."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle
 import warnings
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    inject_adapter_in_model,
-)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from transformers import RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
@@ -34,15 +24,13 @@ from tests.support.families import tiny_model
 from tests.support.parts import quick
 
 
-def logits(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
+def logits(model, ids, **given):
     with torch.no_grad():
         return model(ids, **given).logits
 
 
 @pytest.mark.parametrize("spec", quick(sorted(TINY), ONE_OF_EACH))
-def test_every_shipped_spec_starts_as_its_base_and_comes_back(
-    spec: str, tmp_path: Path, ids: torch.Tensor
-) -> None:
+def test_every_shipped_spec_starts_as_its_base_and_comes_back(spec, tmp_path, ids):
     base = tiny_model("llama", hidden_size=32, head_dim=8, num_key_value_heads=4).eval()
     config = BishareConfig(spec=spec, params=TINY[spec], task_type="CAUSAL_LM")
     with warnings.catch_warnings():
@@ -75,8 +63,8 @@ def test_every_shipped_spec_starts_as_its_base_and_comes_back(
 
 @pytest.mark.parametrize("spec", [SPEC, VERA])
 def test_a_folder_of_ours_is_one_of_pefts_and_the_other_way_round(
-    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path, spec: str
-) -> None:
+    adapted, base, ids, tmp_path, spec
+):
     model = adapted(spec)
     want = logits(model, ids)
     model.save_pretrained(tmp_path / "peft")
@@ -106,19 +94,17 @@ FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 @pytest.mark.parametrize("train", [False, True], ids=["fresh", "trained"])
 @pytest.mark.parametrize("adapt", ["compile_spec", "get_peft_model"])
-def test_every_way_to_save_writes_the_same_bytes(
-    adapt: str, train: bool, base: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_every_way_to_save_writes_the_same_bytes(adapt, train, base, ids, tmp_path):
     """bishare's and PEFT's `save_pretrained`, and a Trainer's checkpoint and last save (G14)."""
     base.name_or_path = str(tmp_path / "base")
-    model: Any = (
+    model = (
         compile_spec(VERA, base)
         if adapt == "compile_spec"
         else get_peft_model(base, BishareConfig(spec=VERA, task_type="CAUSAL_LM"))
     )
     handle = base.bishare
     if train:
-        how: Any = {"max_steps": 1, "save_steps": 1, "report_to": [], "use_cpu": True}
+        how = {"max_steps": 1, "save_steps": 1, "report_to": [], "use_cpu": True}
         args = transformers.TrainingArguments(str(tmp_path / "run"), disable_tqdm=True, **how)
         rows = [{"input_ids": row, "labels": row} for row in ids]
         trainer = transformers.Trainer(model=model, args=args, train_dataset=rows)
@@ -138,7 +124,7 @@ def test_every_way_to_save_writes_the_same_bytes(
             assert (tmp_path / folder / name).read_bytes() == found[name], (folder, name)
 
 
-def test_several_adapters(adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_several_adapters(adapted, base, ids, tmp_path):
     """Each of a spec of its own: added, loaded, switched, run together, by row, saved by name, deleted."""
     one, other = adapted(SPEC), adapted("lora", seed=5)
     wanted = {
@@ -194,7 +180,7 @@ def test_several_adapters(adapted: Any, base: Any, ids: torch.Tensor, tmp_path: 
     assert not any(".default" in name for name, _ in one.named_parameters())
 
 
-def test_merging_and_leaving(adapted: Any, base: Any, ids: torch.Tensor) -> None:
+def test_merging_and_leaving(adapted, base, ids):
     model = adapted()
     want = logits(model, ids)
     model.merge_adapter()
@@ -212,7 +198,7 @@ def test_merging_and_leaving(adapted: Any, base: Any, ids: torch.Tensor) -> None
     assert not hasattr(plain, "peft_config")
 
 
-def test_one_adapter_after_the_other_is_merged(adapted: Any, ids: torch.Tensor) -> None:
+def test_one_adapter_after_the_other_is_merged(adapted, ids):
     """What is merged later comes beside what is merged; the base comes back bit for bit."""
     model = adapted()
     base = {name: p.clone() for name, p in model.get_base_model().named_parameters()}
@@ -248,7 +234,7 @@ def test_one_adapter_after_the_other_is_merged(adapted: Any, ids: torch.Tensor) 
     assert torch.equal(logits(merged, ids), alone)
 
 
-def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
+def test_what_a_config_says_is_checked(base, adapted):
     with pytest.raises(SpecError, match="BS1"):
         BishareConfig(spec="spec s\ntarget q_proj\nshrae x per module rank 2\n")
     with pytest.raises(PlanError, match=r"(?s)BS301.*did you mean `q_proj`"):
@@ -261,16 +247,14 @@ def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
     with pytest.raises(
         TypeError, match=r'argument `r`: `params=\{"r": 8\}` sets a param of the spec'
     ):
-        BishareConfig(spec="lora", r=8)  # type: ignore[call-arg]
+        BishareConfig(spec="lora", r=8)
     with pytest.raises(AdapterError, match="BS664"):
         BishareConfig(spec="lora", target_modules=["q_proj"])
     with pytest.raises(ValueError, match="different peft types"):
         adapted().add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
 
 
-def test_transformers_takes_adapters_in_by_itself(
-    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformers_takes_adapters_in_by_itself(adapted, base, ids, tmp_path, monkeypatch):
     # For all but `load_adapter` it asks for a PEFT that is not out yet.
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.21.0")
     for spec in (SPEC, VERA):
@@ -298,9 +282,7 @@ def test_transformers_takes_adapters_in_by_itself(
     assert torch.equal(logits(inject.eval(), ids), logits(base, ids))
 
 
-def test_folders_of_other_methods_do_not_stand_beside_ours(
-    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_folders_of_other_methods_do_not_stand_beside_ours(adapted, base, ids, tmp_path):
     ours, lora = (
         adapted(),
         get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"])),
@@ -323,14 +305,12 @@ def test_folders_of_other_methods_do_not_stand_beside_ours(
         ("QUESTION_ANS", "QuestionAnswering"),
     ],
 )
-def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
-    task: str, kind: str, tmp_path: Path, ids: torch.Tensor
-) -> None:
+def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(task, kind, tmp_path, ids):
     """PEFT adds the heads of a task to `modules_to_save`, for some after the adapter is in the model."""
     sizes = tiny_model("roberta").config.to_dict() | {"num_labels": 2}
     base = getattr(transformers, f"RobertaFor{kind}")(RobertaConfig(**sizes)).eval()
 
-    def config() -> BishareConfig:
+    def config():
         return BishareConfig(spec="lora", task_type=task, modules_to_save=["LayerNorm"])
 
     # PEFT takes an empty list for None, and does not go through that.
@@ -357,7 +337,7 @@ def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
             assert not torch.equal(found, base(ids)[0])
 
 
-def test_it_is_said_where_plain_is_not_pefts_ia3() -> None:
+def test_it_is_said_where_plain_is_not_pefts_ia3():
     with pytest.warns(BishareWarning, match=r"not PEFT's IA3 at 4 modules with biases.*k_proj"):
         compile_spec("ia3", tiny_model("qwen2"))
     with warnings.catch_warnings():
@@ -366,9 +346,7 @@ def test_it_is_said_where_plain_is_not_pefts_ia3() -> None:
 
 
 @pytest.mark.parametrize("record", [None, {}])
-def test_a_strangers_config_reads_no_file(
-    base: Any, record: dict[str, Any] | None, tmp_path: Path
-) -> None:
+def test_a_strangers_config_reads_no_file(base, record, tmp_path):
     (tmp_path / "secret").write_text("token = 1234\n")
     said = {"peft_type": "BISHARE", "spec": f"{tmp_path / 'secret'}", "bishare": record}
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
@@ -379,7 +357,7 @@ def test_a_strangers_config_reads_no_file(
 
 
 @pytest.mark.parametrize("how", [{"dtype": "bfloat16"}, {"frozen": "tensors"}])
-def test_peft_saves_as_it_was_saved(how: dict[str, Any], base: Any, tmp_path: Path) -> None:
+def test_peft_saves_as_it_was_saved(how, base, tmp_path):
     """The type and the stored frozen tensors of a folder are kept, before more training and after."""
     model = compile_spec(VERA, copy.deepcopy(base))
     model.bishare.save_pretrained(tmp_path / "ours", **how)

@@ -1,8 +1,6 @@
 """What is private to PEFT and used by `bishare_dsl.peft` is there, and is called as it was."""
 
 import inspect
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from peft import PeftModel, PeftType
@@ -55,11 +53,8 @@ LAYER_VALUES = (
 )
 
 
-def overridden() -> Iterator[Any]:
-    for ours, theirs, names in (
-        (BishareModel, BaseTuner, TUNER),
-        (Handle, BaseTunerLayer, LAYER),
-    ):
+def overridden():
+    for ours, theirs, names in ((BishareModel, BaseTuner, TUNER), (Handle, BaseTunerLayer, LAYER)):
         for name in names:
             yield pytest.param(ours, theirs, name, id=f"{theirs.__name__}.{name}")
 

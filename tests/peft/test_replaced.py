@@ -1,7 +1,5 @@
 """The list of what an import of `bishare_dsl.peft` replaces is whole, and the page shows it."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -40,12 +38,12 @@ print("changed:" + json.dumps([
 """
 
 
-def names_of_list() -> set[str]:
+def names_of_list():
     owners = ((r.owner, r.name) for r in REPLACED)
     return {f"{owner.__name__.rpartition('.')[2]}.{name}" for owner, name in owners}
 
 
-def test_nothing_is_replaced_that_the_list_does_not_have() -> None:
+def test_nothing_is_replaced_that_the_list_does_not_have():
     """PEFT and transformers are compared function by function before and after the import."""
     run = subprocess.run(
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=120
@@ -54,7 +52,7 @@ def test_nothing_is_replaced_that_the_list_does_not_have() -> None:
     assert changed == names_of_list()
 
 
-def test_the_page_shows_the_list() -> None:
+def test_the_page_shows_the_list():
     section = PAGE.read_text("utf-8").partition("## What the import replaces")[2]
     cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == names_of_list()

@@ -1,10 +1,6 @@
 """Anybody's trainer: TRL's and transformers', unmodified, with `BishareConfig` where they take a PEFT config."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -43,7 +39,7 @@ PROMPTS = Dataset.from_list([{"prompt": "q" * (i % 5 + 1)} for i in range(8)])
 LABELLED = Dataset.from_list(
     [{"prompt": "q" * (i % 5 + 1), "completion": "abc", "label": i % 2 == 0} for i in range(8)]
 )
-COMMON: dict[str, Any] = {
+COMMON = {
     "per_device_train_batch_size": 2,
     "learning_rate": 1e-2,
     "logging_steps": 1,
@@ -54,29 +50,29 @@ COMMON: dict[str, Any] = {
 }
 
 
-def config(**settings: Any) -> BishareConfig:
+def config(**settings):
     return BishareConfig(spec=SPEC, **settings)
 
 
-def losses(trainer: Any) -> list[float]:
+def losses(trainer):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-def tensors_of(trainer: Any) -> dict[str, torch.Tensor]:
+def tensors_of(trainer):
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "bishare" in n}
 
 
 class Stop(TrainerCallback):
     """Stop a run after some steps."""
 
-    def __init__(self, step: int | None) -> None:
+    def __init__(self, step):
         self.step = step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args, state, control, **_):
         control.should_training_stop |= state.global_step == self.step
 
 
-def supervised(checkpoint: Path, out: Path, stop: int | None = None, resume: Any = None) -> Any:
+def supervised(checkpoint, out, stop=None, resume=None):
     trainer = SFTTrainer(
         str(checkpoint),
         args=SFTConfig(
@@ -96,8 +92,8 @@ def supervised(checkpoint: Path, out: Path, stop: int | None = None, resume: Any
 
 
 def test_a_run_of_sft_goes_on_bit_for_bit_from_checkpoints_of_the_adapter_alone(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+    checkpoint, tmp_path
+):
     """With dropout and accumulation."""
     whole = supervised(checkpoint, tmp_path / "whole")
     assert all(
@@ -117,7 +113,7 @@ def test_a_run_of_sft_goes_on_bit_for_bit_from_checkpoints_of_the_adapter_alone(
     read_adapter(tmp_path / "whole" / "checkpoint-6")
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_loaded_at_the_end(checkpoint, tmp_path):
     """Into an adapter whose config tells of another one that was saved later."""
     trainer = SFTTrainer(
         str(checkpoint),
@@ -144,7 +140,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("stage", ["first", "second", "taken over"])
-def test_dpo_begins_where_it_begins(checkpoint: Path, tmp_path: Path, stage: str) -> None:
+def test_dpo_begins_where_it_begins(checkpoint, tmp_path, stage):
     """At ln 2: the reference is the model as it was given, with a trained adapter too."""
     model, given = str(checkpoint), {"peft_config": config(task_type="CAUSAL_LM")}
     if stage != "first":
@@ -166,15 +162,7 @@ def test_dpo_begins_where_it_begins(checkpoint: Path, tmp_path: Path, stage: str
     assert losses(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def by_rewards(
-    kind: Any,
-    settings: Any,
-    checkpoint: Path,
-    folder: Path,
-    adapter: BishareConfig,
-    model: Any = None,
-    **more: Any,
-) -> Any:
+def by_rewards(kind, settings, checkpoint, folder, adapter, model=None, **more):
     """Return a trainer that rewards long answers, for two steps."""
     return kind(
         model or str(checkpoint),
@@ -194,9 +182,7 @@ def by_rewards(
     )
 
 
-def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(checkpoint, tmp_path):
     tied = find_spec("tiny_lora").read_text("utf-8").replace("tiny  per", "tiny  c per model  per")
     adapter = BishareConfig(spec=tied, params={"count": 13}, task_type="CAUSAL_LM")
     trainer = by_rewards(GRPOTrainer, GRPOConfig, checkpoint, tmp_path, adapter)
@@ -219,7 +205,7 @@ def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(
     torch.testing.assert_close(merged(ids).logits, adapted, rtol=1e-4, atol=1e-5)
 
 
-def test_reward(checkpoint: Path, tmp_path: Path) -> None:
+def test_reward(checkpoint, tmp_path):
     """Its head is PEFT's to train and to save, and comes back."""
     base = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1)
     trainer = RewardTrainer(
@@ -239,7 +225,7 @@ def test_reward(checkpoint: Path, tmp_path: Path) -> None:
 
 # A head with an adapter ----------------------------------------------------------------------------------
 
-TRAINERS: dict[str, tuple[Any, Any, Dataset]] = {
+TRAINERS = {
     "sft": (SFTTrainer, SFTConfig, ROWS),
     "dpo": (DPOTrainer, DPOConfig, PAIRS),
     "kto": (KTOTrainer, KTOConfig, LABELLED),
@@ -248,11 +234,11 @@ TRAINERS: dict[str, tuple[Any, Any, Dataset]] = {
 }
 
 
-def with_head(checkpoint: Path, tied: bool) -> Any:
+def with_head(checkpoint, tied):
     return AutoModelForCausalLM.from_pretrained(checkpoint, tie_word_embeddings=tied)
 
 
-def trainer_of(kind: str, model: Any, checkpoint: Path, folder: Path, adapter: Any) -> Any:
+def trainer_of(kind, model, checkpoint, folder, adapter):
     trainer, settings, rows = TRAINERS[kind]
     if kind in ("grpo", "rloo"):
         return by_rewards(trainer, settings, checkpoint, folder, adapter, model=model, beta=0.0)
@@ -266,9 +252,7 @@ def trainer_of(kind: str, model: Any, checkpoint: Path, folder: Path, adapter: A
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_a_head_that_is_trained_in_full_is_heard(
-    checkpoint: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_head_that_is_trained_in_full_is_heard(checkpoint, tmp_path, kind):
     text = "spec x\ntarget q_proj\ntrain lm_head\nshare a per module rank 2\n"
     adapter = BishareConfig(spec=text, task_type="CAUSAL_LM")
     trainer = trainer_of(kind, with_head(checkpoint, False), checkpoint, tmp_path, adapter)
@@ -294,7 +278,7 @@ def test_a_head_that_is_trained_in_full_is_heard(
     assert any("q_proj" in name for name in changed)
 
 
-def tokenizer_of(checkpoint: Path) -> Any:
+def tokenizer_of(checkpoint):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -1,11 +1,8 @@
 """The table of PEFT's words: each spec does what PEFT does, and each place that meets such a word prints it."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -22,19 +19,19 @@ WITH_EXAMPLE = {name: word for name, word in WORDS.items() if word.example}
 CONFIG = {"r": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
-def model_for(name: str) -> Any:
+def model_for(name):
     if name == "target_parameters":
         return tiny_model("mixtral")
     return tiny_model("llama", tie_word_embeddings=False, attention_bias=name == "bias")
 
 
-def test_the_table_has_every_field() -> None:
+def test_the_table_has_every_field():
     assert {field.name for field in fields(LoraConfig)} == WORDS.keys()
 
 
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # Of biases that train.
 @pytest.mark.parametrize("name", WITH_EXAMPLE)
-def test_the_spec_of_a_row_does_what_its_example_does(name: str) -> None:
+def test_the_spec_of_a_row_does_what_its_example_does(name):
     example = eval(f"dict({WORDS[name].example})")
     theirs = get_peft_model(model_for(name), LoraConfig(**(CONFIG | example)))
     plan = compile_spec(WORDS[name].spec, model_for(name)).bishare.plan
@@ -49,14 +46,14 @@ def test_the_spec_of_a_row_does_what_its_example_does(name: str) -> None:
     assert {term.dropout for term in low_rank} == {example.get("lora_dropout", 0.0)}
 
 
-def test_a_row_without_an_example_has_a_spec_that_compiles_or_none() -> None:
+def test_a_row_without_an_example_has_a_spec_that_compiles_or_none():
     for name, word in WORDS.items():
         if word.spec:
             assert plan_spec(word.spec, model_for(name)).trainable > 0, name
 
 
 @pytest.mark.parametrize("name", sorted(WORDS.keys() - {f.name for f in fields(BishareConfig)}))
-def test_a_config_and_a_training_say_what_to_write(name: str) -> None:
+def test_a_config_and_a_training_say_what_to_write(name):
     with pytest.raises(TypeError, match=re.escape(peft_advice(name, "1") or "")):
         BishareConfig(spec="bishare_ss", **{name: 1})
     said = unknown_argument(name, ()).help or ""
@@ -73,11 +70,11 @@ def test_a_config_and_a_training_say_what_to_write(name: str) -> None:
         ("lora_alpha", "", "alpha ..."),
     ],
 )
-def test_the_advice_has_the_value_of_its_reader(name: str, given: str, said: str) -> None:
+def test_the_advice_has_the_value_of_its_reader(name, given, said):
     assert said in (peft_advice(name, given) or "")
 
 
-def test_a_param_of_the_spec_is_named_first() -> None:
+def test_a_param_of_the_spec_is_named_first():
     with pytest.raises(TypeError, match=r'`params=\{"r": 8\}` sets a param of the spec'):
         BishareConfig(spec="lora", r=8)
     with pytest.raises(TypeError, match="did you mean `params`"):
@@ -86,7 +83,7 @@ def test_a_param_of_the_spec_is_named_first() -> None:
         BishareConfig("mine.share")
 
 
-def test_a_field_of_a_newer_peft_is_dropped_with_a_warning(base: Any, tmp_path: Path) -> None:
+def test_a_field_of_a_newer_peft_is_dropped_with_a_warning(base, tmp_path):
     get_peft_model(base, BishareConfig(spec="lora")).save_pretrained(tmp_path)
     config = tmp_path / "adapter_config.json"
     text = config.read_text("utf-8")
@@ -97,9 +94,9 @@ def test_a_field_of_a_newer_peft_is_dropped_with_a_warning(base: Any, tmp_path: 
         PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
 
 
-def test_the_page_shows_the_table() -> None:
+def test_the_page_shows_the_table():
     """Replace the rows in docs/peft.md by those printed here."""
-    rows: dict[str, list[str]] = {}
+    rows = {}
     for name, word in WORDS.items():
         rows.setdefault(word.advice, []).append(f"`{word.example or name}`")
     table = [f"| {', '.join(names)} | {advice} |" for advice, names in rows.items()]

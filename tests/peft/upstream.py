@@ -15,11 +15,9 @@ import subprocess
 import sys
 import tarfile
 import types
-from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, make_dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -106,7 +104,7 @@ HUB = {
 COMMIT = "0" * 40
 
 
-def fill_hub(cache: Path) -> None:
+def fill_hub(cache):
     """Write tiny models as `huggingface_hub` keeps what it has fetched."""
     import torch
     import transformers
@@ -131,7 +129,7 @@ def fill_hub(cache: Path) -> None:
         (folder / "refs" / "main").write_text(COMMIT)
 
 
-def fetch(version: str) -> Path:
+def fetch(version):
     """Return the folder of an sdist of PEFT, downloaded once."""
     folder = CACHE / f"peft-{version}"
     if not folder.is_dir():
@@ -146,7 +144,7 @@ def fetch(version: str) -> Path:
     return folder
 
 
-def main(version: str, *arguments: str) -> int:
+def main(version, *arguments):
     """Run the tests of one version of PEFT, with that version."""
     folder = fetch(version)
     hub = CACHE / "hub"
@@ -173,19 +171,19 @@ def main(version: str, *arguments: str) -> int:
 class _Everything(dict):
     """What `hub_online_once` has fetched: all there is."""
 
-    def __contains__(self, _: object) -> bool:
+    def __contains__(self, _):
         return True
 
-    def __missing__(self, _: str) -> int:
+    def __missing__(self, _):
         return 0
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     if "diffusers" not in sys.modules:
         # They import it for an `isinstance`; nothing of it runs here.
         module = types.ModuleType("diffusers")
         module.__spec__ = ModuleSpec("diffusers", None)
-        module.StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})  # type: ignore[attr-defined]
+        module.StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
         sys.modules["diffusers"] = module
     config.addinivalue_line("markers", "single_gpu_tests: of PEFT")
     config.addinivalue_line("markers", "multi_gpu_tests: of PEFT")
@@ -194,7 +192,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_Matrix(), "bishare-matrix")
 
 
-def _ours() -> Any:
+def _ours():
     """Make configs of bishare that take what PEFT's tests give to every config, one for each spec."""
     from bishare_dsl.peft import BishareConfig, BishareModel
 
@@ -202,7 +200,7 @@ def _ours() -> Any:
     class Config(BishareConfig):
         init_weights: InitVar[bool] = True
 
-        def __post_init__(self, init_weights: bool) -> None:
+        def __post_init__(self, init_weights):
             self._random = not init_weights
             targets, self.target_modules = self.target_modules, None
             if "DebertaModel" in str(self.base_model_name_or_path):
@@ -217,12 +215,12 @@ def _ours() -> Any:
 
     inject = BishareModel.inject_adapter
 
-    def inject_random(self: Any, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_random(self, model, adapter_name, *args, **kwargs):
         inject(self, model, adapter_name, *args, **kwargs)
         if getattr(self.peft_config[adapter_name], "_random", False):
             randomize_adapter(model.bishare[adapter_name])
 
-    BishareModel.inject_adapter = inject_random  # type: ignore[method-assign]
+    BishareModel.inject_adapter = inject_random
     # A test that is given a class alone gives it no spec.
     return {
         text: make_dataclass(f"Config_{name}", [("spec", str, text)], bases=(Config,))
@@ -230,7 +228,7 @@ def _ours() -> Any:
     }
 
 
-def randomize_adapter(adapter: Any) -> None:
+def randomize_adapter(adapter):
     """Give the tensors that train values that do something."""
     import torch
 
@@ -243,19 +241,19 @@ def randomize_adapter(adapter: Any) -> None:
 class _Matrix:
     """Puts bishare's configs beside VeRA's, keeps the tests of both, and counts."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         from peft import VeraConfig
 
         self.vera, self.configs = VeraConfig, _ours()
-        self.seen: set[int] = set()
+        self.seen = set()
         self.known = [*_known()]
-        self.outcomes: dict[str, dict[str, tuple[str, str]]] = {}
+        self.outcomes = {}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_generate_tests(self, metafunc: Any) -> None:
+    def pytest_generate_tests(self, metafunc):
         utilities = sys.modules.get("tests.testing_utils")
         if utilities is not None:
-            utilities._HUB_MODEL_ACCESSES = _Everything()  # type: ignore[attr-defined]
+            utilities._HUB_MODEL_ACCESSES = _Everything()
         for mark in metafunc.definition.iter_markers("parametrize"):
             values = mark.args[1] if len(mark.args) > 1 else mark.kwargs.get("argvalues")
             if isinstance(values, list) and id(values) not in self.seen:
@@ -263,7 +261,7 @@ class _Matrix:
                 self._kept = [*getattr(self, "_kept", ()), values]  # So that no id is used again.
                 values[:] = list(self._beside(values))
 
-    def _beside(self, values: list[Any]) -> Iterator[Any]:
+    def _beside(self, values):
         for value in values:
             parts = _parts(value)
             if not any(part is self.vera or isinstance(part, self.vera) for part in parts):
@@ -277,7 +275,7 @@ class _Matrix:
                     *(self._translate(part, text) for part in parts), id=_id(name, parts)
                 )
 
-    def _translate(self, part: Any, text: str) -> Any:
+    def _translate(self, part, text):
         if part is self.vera:
             return self.configs[text]
         if isinstance(part, self.vera):
@@ -288,7 +286,7 @@ class _Matrix:
         return part
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[Any]) -> None:
+    def pytest_collection_modifyitems(self, config, items):
         kept, others = [], []
         for item in items:
             name, where = _spec_of(item.name), item.name
@@ -304,7 +302,7 @@ class _Matrix:
         items[:] = kept
         config.hook.pytest_deselected(items=others)
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
             name = _spec_of(report.nodeid)
             assert name is not None
@@ -317,7 +315,7 @@ class _Matrix:
             )
             self.outcomes.setdefault(key, {}).setdefault(name, (outcome, text))
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+    def pytest_terminal_summary(self, terminalreporter):
         write = terminalreporter.write_line
         passed = {
             key for key, found in self.outcomes.items() if found.get("vera", ("",))[0] == "passed"
@@ -334,7 +332,7 @@ class _Matrix:
                     write(f"  failed {key} {text}")
 
 
-def _known() -> Iterator[tuple[str, list[str], str]]:
+def _known():
     """Yield the rows of the table: a pattern of tests, the specs, and why these do not pass it."""
     for line in KNOWN.read_text().splitlines():
         if line.startswith("| `"):
@@ -342,23 +340,23 @@ def _known() -> Iterator[tuple[str, list[str], str]]:
             yield f"tests/test_{pattern.strip('`')}", specs.split(", "), reason
 
 
-def _parts(value: Any) -> tuple[Any, ...]:
+def _parts(value):
     if hasattr(value, "values") and hasattr(value, "marks"):  # pytest.param
         return tuple(value.values)
     return value if isinstance(value, tuple) else (value,)
 
 
-def _id(name: str, parts: tuple[Any, ...]) -> str:
+def _id(name, parts):
     texts = [part for part in parts if isinstance(part, str)]
     return f"as:{name}" + "".join(f"-{text}" for text in texts)
 
 
-def _spec_of(nodeid: str) -> str | None:
+def _spec_of(nodeid):
     found = re.search(r"\bas:([a-z_]+)", nodeid)  # pytest numbers ids that are alike.
     return found[1] if found else None
 
 
-def _key(nodeid: str) -> str:
+def _key(nodeid):
     return re.sub(r"\bas:[a-z_]+", "as:", nodeid)
 
 

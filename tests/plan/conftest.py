@@ -1,15 +1,12 @@
-from collections.abc import Callable
-
 import pytest
 
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.decoder import decoder
-from bishare_dsl.models.site import Architecture
-from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.plan import build_plan
 
 
 @pytest.fixture
-def small() -> Architecture:
+def small():
     """Four layers, and no two widths alike: hidden 12, query 20, key and value 10, intermediate 18."""
     config = {
         "model_type": "llama",
@@ -26,10 +23,10 @@ def small() -> Architecture:
 
 
 @pytest.fixture
-def plan(small) -> Callable[[str], Plan]:
+def plan(small):
     """The plan of some statements: by default every kind is a target."""
 
-    def plan(text: str) -> Plan:
+    def plan(text):
         target = (
             ""
             if "target" in text

@@ -4,7 +4,6 @@ import pytest
 
 from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import PlanError
-from bishare_dsl.plan import Plan
 
 SPEC = """spec family
 target q_proj, down_proj
@@ -17,11 +16,11 @@ share frozen  per module  rank 4  init B kaiming_normal  freeze A, B  gain rank 
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
+def plan():
     return plan_spec(SPEC, "smollm2-135m")
 
 
-def test_outside_of_a_library_the_key_says_nothing(plan: Plan) -> None:
+def test_outside_of_a_library_the_key_says_nothing(plan):
     without = SPEC.replace("per adapter, ", "per ")
     assert plan.digest == plan_spec(without, "smollm2-135m").digest
     assert {name for name in plan.tensor if name.startswith("own.")} == {
@@ -29,12 +28,12 @@ def test_outside_of_a_library_the_key_says_nothing(plan: Plan) -> None:
     }
 
 
-def test_what_is_frozen_is_another_plan(plan: Plan) -> None:
+def test_what_is_frozen_is_another_plan(plan):
     trained = SPEC.replace("freeze A, K_A", "freeze A")
     assert plan.digest != plan_spec(trained, "smollm2-135m").digest
 
 
-def test_what_adapters_share(plan: Plan) -> None:
+def test_what_adapters_share(plan):
     first = {name for name in plan.tensor if ".layers.0." in name or ".layer_0." in name}
     assert {name for name in first & plan.common if "q_proj" in name or "layer_0" in name} == {
         "halves.layers.0.self_attn.q_proj.A",
@@ -58,7 +57,7 @@ def test_what_adapters_share(plan: Plan) -> None:
     assert not any(name.startswith("own.") for name in plan.common)
 
 
-def test_without_the_key_all_pools_are_common() -> None:
+def test_without_the_key_all_pools_are_common():
     plan = plan_spec("lora", "smollm2-135m")
     assert plan.common == plan.tensor.keys()
 
@@ -66,6 +65,6 @@ def test_without_the_key_all_pools_are_common() -> None:
 @pytest.mark.parametrize(
     "clauses", ["where adapter == legal  rank 2", "rank match adapter { legal: 2 }"]
 )
-def test_an_adapter_cannot_be_named(clauses: str) -> None:
+def test_an_adapter_cannot_be_named(clauses):
     with pytest.raises(PlanError, match=r"BS30[126]|BS310"):
         plan_spec(f"spec s\ntarget q_proj\nshare a  per module  {clauses}\n", "smollm2-135m")

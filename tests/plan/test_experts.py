@@ -1,10 +1,8 @@
 """Experts as sites: their attribute, keys and conditions of it, and what they own."""
 
-from typing import Any
-
 import pytest
 
-from bishare_dsl import Plan, plan_spec
+from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import PlanError
 from bishare_dsl.models import Architecture, Site
 
@@ -12,7 +10,7 @@ WIDTHS = {"gate_proj": (16, 24), "up_proj": (16, 24), "down_proj": (24, 16)}
 
 
 @pytest.fixture
-def mixture() -> Architecture:
+def mixture():
     """Two blocks, of attention and eight experts."""
     sites = []
     for layer in range(2):
@@ -21,15 +19,15 @@ def mixture() -> Architecture:
         for expert in range(8):
             for name, widths in WIDTHS.items():
                 sites.append(Site.at(f"{block}.mlp.experts.{expert}.{name}", *widths))
-    found: Any = tuple(sites)
+    found = tuple(sites)
     return Architecture(name="tiny", family="mixture", layers=2, parameters=1000, sites=found)
 
 
-def planned(mixture: Architecture, statements: str) -> Plan:
+def planned(mixture, statements):
     return plan_spec(f"spec s\n{statements}", mixture)
 
 
-def test_a_pool_for_so_many_experts(mixture: Architecture) -> None:
+def test_a_pool_for_so_many_experts(mixture):
     text = "target parent experts share x per expert // 4, kind rank 2"
     plan = planned(mixture, text)
     assert {pool.key for pool in plan.pools} == {(i, kind) for i in (0, 1) for kind in WIDTHS}
@@ -38,7 +36,7 @@ def test_a_pool_for_so_many_experts(mixture: Architecture) -> None:
     assert plan.tensors[0].name == "x.expert_div_4_0.gate_proj.A"
 
 
-def test_an_outer_factor_that_experts_share(mixture: Architecture) -> None:
+def test_an_outer_factor_that_experts_share(mixture):
     text = "target parent experts share x A per layer, kind B per layer, kind, expert rank 2"
     plan = planned(mixture, text)
     a = sum(2 * d_in for d_in, _ in WIDTHS.values())
@@ -56,7 +54,7 @@ def test_an_outer_factor_that_experts_share(mixture: Architecture) -> None:
         ("not expert in 1..7", {0, None}),
     ],
 )
-def test_conditions(mixture: Architecture, condition: str, experts: set[int | None]) -> None:
+def test_conditions(mixture, condition, experts):
     text = f'target kind "*" share x per module rank 1 where {condition} share y where expert == 6'
     with pytest.warns(match="BS308"):
         plan = planned(mixture, f"{text} per module rank 1")
@@ -64,7 +62,7 @@ def test_conditions(mixture: Architecture, condition: str, experts: set[int | No
     assert {of[term.site] for term in plan.terms if term.share == "x"} == experts
 
 
-def test_a_key_that_others_do_not_have(mixture: Architecture) -> None:
+def test_a_key_that_others_do_not_have(mixture):
     with pytest.raises(PlanError) as caught:
         planned(mixture, 'target kind "*" share x per expert // 4, kind rank 2')
     (problem,) = caught.value.problems
@@ -80,7 +78,7 @@ def test_a_key_that_others_do_not_have(mixture: Architecture) -> None:
     )
 
 
-def test_only_experts_have_one() -> None:
+def test_only_experts_have_one():
     for path, expert in {
         "model.layers.3.mlp.experts.12.up_proj": 12,
         "model.layers.3.block_sparse_moe.experts.0.w1": 0,

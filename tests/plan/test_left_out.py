@@ -1,7 +1,6 @@
 """What a target means and does not get is told: its name, why, and how many parameters."""
 
 import warnings
-from typing import Any
 
 import pytest
 
@@ -10,15 +9,15 @@ from bishare_dsl.diagnostics import BishareWarning
 from tests.support.families import tiny_model
 
 
-def stacked() -> Any:
+def stacked():
     """A mixture whose experts do not say how they keep their weights."""
-    model: Any = tiny_model("mixtral")
+    model = tiny_model("mixtral")
     for layer in model.model.layers:
         del layer.mlp.experts.is_transposed
     return model
 
 
-def warnings_of(model: Any, target: str) -> list[str]:
+def warnings_of(model, target):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plan_spec(f"spec s\ntarget {target}\nshare x per module rank 1", model)
@@ -28,7 +27,7 @@ def warnings_of(model: Any, target: str) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ['kind "*"', 'path "*_proj"', "not q_proj"])
-def test_experts_under_a_condition(target: str) -> None:
+def test_experts_under_a_condition(target):
     why = "it is several matrices in one parameter"
     assert warnings_of(stacked(), target) == [
         f"`model.layers.*.mlp.experts.gate_up_proj` (24,576 parameters): {why}",
@@ -36,12 +35,12 @@ def test_experts_under_a_condition(target: str) -> None:
     ]
 
 
-def test_what_was_not_meant_is_not_told() -> None:
+def test_what_was_not_meant_is_not_told():
     model = stacked()
     assert warnings_of(model, "q_proj") == []
     assert warnings_of(model, "parent self_attn") == []
     assert warnings_of(tiny_model("llama"), 'kind "*"') == []
 
 
-def test_experts_that_are_sites_are_not_left_out() -> None:
+def test_experts_that_are_sites_are_not_left_out():
     assert warnings_of(tiny_model("mixtral"), 'kind "*"') == []

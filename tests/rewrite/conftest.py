@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,7 +21,7 @@ from tests.support.families import tiny_model
 from tests.support.references import reference_model
 
 
-def install_identity(model: nn.Module) -> dict[str, str]:
+def install_identity(model):
     """Rewrite every region of `model` without adapting anything.
 
     Returns the reason, by class name, for each parent that had to fall back to its linears.
@@ -48,7 +47,7 @@ def install_identity(model: nn.Module) -> dict[str, str]:
 
 
 @pytest.fixture
-def identity() -> Callable[[nn.Module], dict[str, str]]:
+def identity():
     return install_identity
 
 
@@ -62,11 +61,11 @@ class Adapted:
     notes: tuple[str, ...]
 
     @property
-    def tensors(self) -> dict[str, nn.Parameter]:
+    def tensors(self):
         stores = [module for module in self.model.modules() if isinstance(module, OwnedTensors)]
         return {name: p for s in stores for name, p in zip(s.names, s(), strict=True)}
 
-    def train(self) -> "Adapted":
+    def train(self):
         """As after some training: no tensor is zero any more."""
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -74,11 +73,11 @@ class Adapted:
                 tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.2)
         return self
 
-    def reference(self) -> nn.Module:
+    def reference(self):
         """The base with dense weights W + sum of dW, which are functions of `tensors`."""
         return reference_model(self.base, self.plan, self.tensors)
 
-    def merged(self) -> nn.Module:
+    def merged(self):
         """The same as plain weights, for what runs many forwards."""
         dense = self.reference()
         for module in dense.modules():
@@ -99,14 +98,14 @@ share inter  per model  rank 4 via KE(size = 8)
 """
 
 
-def plan_for(model: nn.Module, text: str = PAPER) -> Plan:
+def plan_for(model, text=PAPER):
     architecture = inspect_model(model)
     return build_plan(
         parse_spec(text.replace("every", ", ".join(architecture.kinds))), architecture
     )[0]
 
 
-def fresh(plan: Plan) -> dict[str, torch.Tensor]:
+def fresh(plan):
     """Tensors of a fresh adapter: as the plan says, zero or not."""
     random = torch.Generator().manual_seed(0)
     return {
@@ -114,7 +113,7 @@ def fresh(plan: Plan) -> dict[str, torch.Tensor]:
     }
 
 
-def adapt_model(model: nn.Module | str = "llama", text: str = PAPER, **overrides) -> Adapted:
+def adapt_model(model="llama", text=PAPER, **overrides):
     if isinstance(model, str):
         # A copy takes a tenth of the time.
         return copy.deepcopy(_adapt_tiny(model, text, tuple(overrides.items())))
@@ -123,20 +122,20 @@ def adapt_model(model: nn.Module | str = "llama", text: str = PAPER, **overrides
 
 
 @cache
-def _adapt_tiny(family: str, text: str, overrides: tuple) -> Adapted:
+def _adapt_tiny(family, text, overrides):
     return adapt_model(tiny_model(family, **dict(overrides)), text)
 
 
 @pytest.fixture(scope="session")
-def adapted() -> Callable[..., Adapted]:
+def adapted():
     return adapt_model
 
 
 @pytest.fixture(scope="session")
-def planned() -> Callable[..., Plan]:
+def planned():
     return plan_for
 
 
 @pytest.fixture(scope="session")
-def fresh_tensors() -> Callable[[Plan], dict[str, torch.Tensor]]:
+def fresh_tensors():
     return fresh

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 from bishare_dsl.batched.read_rows import ReadRows
 from bishare_dsl.language import parse_spec
@@ -29,7 +29,7 @@ SECTION = re.compile(r"^(\w+):\n((?:    .*\n|\n)*)", re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_the_graphs_are_these(path: Path) -> None:
+def test_the_graphs_are_these(path):
     text = path.read_text()
     given = {
         name: body.replace("\n    ", "\n")[4:].rstrip() for name, body in SECTION.findall(text)
@@ -68,7 +68,7 @@ def test_the_graphs_are_these(path: Path) -> None:
         check_region(DrawnRegion(drawn.model, 4, spec, drawn.optimisations, training))
 
 
-def region_of(layers: str, forward: str) -> nn.Module:
+def region_of(layers, forward):
     """A module with some layers and a forward."""
     body = "".join(f"    {line}\n" for line in forward.splitlines())
     namespace = {"torch": torch, "__name__": __name__}
@@ -81,7 +81,7 @@ def region_of(layers: str, forward: str) -> nn.Module:
     return region
 
 
-def shown(graph: fx.Graph) -> list[str]:
+def shown(graph):
     """A graph as one line for each node, less its placeholders."""
 
     def show(value):

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,23 +25,22 @@ SHARES = {
 IDS = torch.randint(3, 64, (3, 6), generator=torch.Generator().manual_seed(0))
 
 
-def spec(family: str, shares: str = SHARES["own"]) -> str:
+def spec(family, shares=SHARES["own"]):
     return f"spec s\ntarget lm_head, {EMBEDDINGS.get(family, 'embed_tokens')}\n{shares}\n"
 
 
-def trained(base: Any, text: str, seed: int = 0) -> Any:
+def trained(base, text, seed=0):
     model = compile_spec(text, copy.deepcopy(base))
     randomize(model, seed)
     return model
 
 
-def logits(model: Any, ids: torch.Tensor = IDS, **more: Any) -> torch.Tensor:
+def logits(model, ids=IDS, **more):
     with torch.no_grad():
-        found: torch.Tensor = model(ids, **more).logits
-    return found
+        return model(ids, **more).logits
 
 
-def test_both_uses_of_a_tied_weight_hear_the_one_update() -> None:
+def test_both_uses_of_a_tied_weight_hear_the_one_update():
     model = trained(tiny_model("llama", tie_word_embeddings=True), spec("llama"))
     (site,) = model.bishare.plan.sites
     update = delta(model.bishare.plan, model.bishare.tensors(), site)  # (vocabulary, hidden)
@@ -54,7 +51,7 @@ def test_both_uses_of_a_tied_weight_hear_the_one_update() -> None:
     assert len(model.bishare.tensors()) == 2
 
 
-def test_padding_gets_no_gradient() -> None:
+def test_padding_gets_no_gradient():
     model = trained(tiny_model("llama"), spec("llama"))
     a = model.bishare.tensors()["x.model.embed_tokens.A"]
     model.model.embed_tokens(torch.tensor([0, 5])).sum().backward()
@@ -64,7 +61,7 @@ def test_padding_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_dropout_takes_whole_tokens_from_an_embedding(tied: bool) -> None:
+def test_dropout_takes_whole_tokens_from_an_embedding(tied):
     base = tiny_model("llama", tie_word_embeddings=tied)
     plain, model = (trained(base, spec("llama", f"dropout {p}\n{SHARES['own']}")) for p in (0, 0.5))
     ids, embedding = torch.arange(3, 64), model.model.embed_tokens
@@ -78,7 +75,7 @@ def test_dropout_takes_whole_tokens_from_an_embedding(tied: bool) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_rows_of_a_mixed_batch(tied: bool, tmp_path: Path) -> None:
+def test_rows_of_a_mixed_batch(tied, tmp_path):
     base = tiny_model("gemma2", tie_word_embeddings=tied)
     alone = {}
     for seed, name in enumerate("ab"):
@@ -94,7 +91,7 @@ def test_rows_of_a_mixed_batch(tied: bool, tmp_path: Path) -> None:
     assert torch.equal(logits(model), alone["b"])
 
 
-def test_copies_pickles_and_compiled_code() -> None:
+def test_copies_pickles_and_compiled_code():
     model = trained(tiny_model("llama", num_hidden_layers=1), spec("llama"))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(other), logits(model))
@@ -102,7 +99,7 @@ def test_copies_pickles_and_compiled_code() -> None:
     torch.testing.assert_close(logits(compiled), logits(model))
 
 
-def test_an_adapter_of_tied_modules_does_not_fit_where_they_are_not(tmp_path: Path) -> None:
+def test_an_adapter_of_tied_modules_does_not_fit_where_they_are_not(tmp_path):
     model = trained(tiny_model("llama", tie_word_embeddings=True), spec("llama"))
     model.bishare.save_pretrained(tmp_path / "a")
     with pytest.raises(AdapterError, match=r"BS613.*one weight is that of `lm_head` in it"):
@@ -113,7 +110,7 @@ def test_an_adapter_of_tied_modules_does_not_fit_where_they_are_not(tmp_path: Pa
         load_adapter(tmp_path / "a", untied)
 
 
-def test_what_is_not_linear_runs_at_a_head_and_not_at_an_embedding() -> None:
+def test_what_is_not_linear_runs_at_a_head_and_not_at_an_embedding():
     share = "share x per module rank 2 via Experts(count = 2)"
     model = trained(tiny_model("llama"), f"spec s\ntarget lm_head\n{share}")
     assert not torch.equal(logits(model), logits(tiny_model("llama")))
@@ -124,15 +121,15 @@ def test_what_is_not_linear_runs_at_a_head_and_not_at_an_embedding() -> None:
 
 
 class Bypassing(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)})])
         self.head = nn.Linear(4, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return F.linear(self.layers[0]["fc"](x), self.head.weight)
 
 
-def test_a_head_whose_weight_the_model_reads_is_refused() -> None:
+def test_a_head_whose_weight_the_model_reads_is_refused():
     with pytest.raises(ModelError, match=r"BS403.*`head`.*computes with its weight itself"):
         compile_spec("spec s\ntarget head\nshare x per module rank 1", Bypassing())

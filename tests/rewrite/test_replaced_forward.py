@@ -2,7 +2,6 @@
 
 import functools
 from types import MethodType
-from typing import Any
 
 import pytest
 import torch
@@ -19,32 +18,32 @@ IDS = torch.arange(3, 19).view(2, 8)
 
 
 @pytest.fixture
-def model() -> Any:
+def model():
     model = compile_spec(SPEC, tiny_model())
     randomize(model)
     return model
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
         return model(IDS, use_cache=False).logits
 
 
-def swiglu(self: Any, x: torch.Tensor) -> torch.Tensor:
+def swiglu(self, x):
     """A forward of another hand, such as that of a fused kernel."""
     return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def by_dict(module: nn.Module, forward: Any) -> None:  # Liger
+def by_dict(module, forward):  # Liger
     module.__dict__["forward"] = forward.__get__(module, type(module))
 
 
-def by_attribute(module: nn.Module, forward: Any) -> None:  # Unsloth
+def by_attribute(module, forward):  # Unsloth
     module.forward = MethodType(forward, module)
 
 
 @pytest.mark.parametrize("put", [by_dict, by_attribute])
-def test_one_that_calls_the_layers_of_the_base_is_refused(model: Any, put: Any) -> None:
+def test_one_that_calls_the_layers_of_the_base_is_refused(model, put):
     expected = logits(model)
     with model.bishare.disable_adapter():
         base = logits(model)
@@ -64,7 +63,7 @@ def test_one_that_calls_the_layers_of_the_base_is_refused(model: Any, put: Any) 
     torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_one_of_a_class_leaves_the_adapter_in(model: Any, monkeypatch: Any) -> None:
+def test_one_of_a_class_leaves_the_adapter_in(model, monkeypatch):
     expected = logits(model)
     base = type(model.model.layers[0].mlp).bishare_base
     monkeypatch.setattr(base, "forward", lambda self, x: torch.zeros_like(x))
@@ -72,7 +71,7 @@ def test_one_of_a_class_leaves_the_adapter_in(model: Any, monkeypatch: Any) -> N
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_one_over_a_hook_of_accelerate_is_refused(first: bool) -> None:
+def test_one_over_a_hook_of_accelerate_is_refused(first):
     """`device_map="auto"` sets a hook on every module, which calls `_old_forward`."""
     base = tiny_model()
     if first:
@@ -88,12 +87,12 @@ def test_one_over_a_hook_of_accelerate_is_refused(first: bool) -> None:
         logits(model)
 
 
-def test_wrappers_of_the_forward_are_taken(model: Any) -> None:
+def test_wrappers_of_the_forward_are_taken(model):
     expected, mlp = logits(model), model.model.layers[0].mlp
     calls = []
     before = mlp.forward
 
-    def counted(x: torch.Tensor) -> torch.Tensor:
+    def counted(x):
         calls.append("closure")
         return before(x)
 
@@ -103,7 +102,7 @@ def test_wrappers_of_the_forward_are_taken(model: Any) -> None:
     assert torch.equal(logits(model), expected)
 
     @functools.wraps(before)
-    def wrapped(*args: Any) -> torch.Tensor:
+    def wrapped(*args):
         calls.append("wraps")
         return before(*args)
 

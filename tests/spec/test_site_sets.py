@@ -1,7 +1,5 @@
 """SiteSets are worth what each of them is worth by itself."""
 
-from __future__ import annotations
-
 import pytest
 
 from bishare_dsl.language import parse_spec
@@ -18,7 +16,7 @@ CONDITIONS = [
 ]
 
 
-def scopes() -> list[Scope]:
+def scopes():
     """Two towers, of two layers and of three, and a head, each with params of the same values."""
     found = []
     for layers in (2, 3):
@@ -30,7 +28,7 @@ def scopes() -> list[Scope]:
     return [*found, Scope(head, {"ups": False, "up": True}, 3, by_name=True)]
 
 
-def asked(condition: str) -> tuple[SiteSets, object]:
+def asked(condition):
     spec = parse_spec(f"spec s\nparam r = 4\n{LETS}target {condition}\nshare s per module rank r")
     return SiteSets(scopes(), spec.lets), spec.target
 

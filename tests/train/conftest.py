@@ -3,11 +3,9 @@
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from bishare_dsl.testing.models import tiny_model
 
@@ -32,7 +30,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory):
     """A folder with ``rows.jsonl``, ``others.jsonl`` and ``small.share``."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "small.share").write_text(SPEC)
@@ -50,12 +48,12 @@ Start = Callable[..., "TrainResult"]
 
 
 @pytest.fixture
-def start(files: Path) -> Start:
+def start(files):
     """Train a tiny Llama into a folder."""
     from bishare_dsl.testing.tokenizer import tiny_tokenizer
     from bishare_dsl.train import train
 
-    def run(folder: Path, **arguments: Any) -> "TrainResult":
+    def run(folder, **arguments):
         given = {
             "spec": str(files / "small.share"),
             "model": tiny_model("llama"),
@@ -71,7 +69,7 @@ def start(files: Path) -> Start:
 
 
 @pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
+def model_folder(tmp_path):
     """The same model and tokenizer, saved."""
     from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
@@ -81,18 +79,18 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def values(result: "TrainResult") -> dict[str, torch.Tensor]:
+def values(result):
     """The adapter's tensors."""
     return {n: t.detach().clone() for n, t in result.model.bishare.tensors().items()}
 
 
-def losses(result: "TrainResult") -> list[tuple[Any, ...]]:
+def losses(result):
     """What was logged that must not depend on an interruption."""
     keys = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "num_input_tokens_seen")
     return [tuple(entry.get(key) for key in keys) for entry in result.history]
 
 
-def saved(folder: Path) -> dict[str, torch.Tensor]:
+def saved(folder):
     """The tensors of the adapter in a folder, as PEFT loads them."""
     from peft import PeftModel
 

@@ -25,7 +25,7 @@ from tests.train.conftest import SMALL
 STEPS = 3
 
 
-def run(files: Path, folder: Path, **more: object) -> None:
+def run(files, folder, **more):
     given = {**SMALL, "save_strategy": "steps", "save_steps": 1, "max_steps": STEPS}
     if "resume" not in more:
         spec, rows = str(files / "small.share"), files / "rows.jsonl"
@@ -33,11 +33,11 @@ def run(files: Path, folder: Path, **more: object) -> None:
     runs.train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), quiet=True, **more)
 
 
-def die_at(number: int, folder: Path) -> None:
+def die_at(number, folder):
     """Let this process be killed when it opens a file of the folder for the ``number``-th time, or removes one."""
     left = [number]
 
-    def hook(event: str, arguments: tuple) -> None:
+    def hook(event, arguments):
         if event in ("open", "os.remove", "os.rmdir") and str(folder) in str(arguments[0]):
             left[0] -= 1
             if left[0] == 0:
@@ -46,7 +46,7 @@ def die_at(number: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-def child(action) -> int:
+def child(action):
     """Run something in a child: the signal that killed it, or 0."""
     if (pid := os.fork()) == 0:
         try:
@@ -62,7 +62,7 @@ def child(action) -> int:
     return 0
 
 
-def killed_again_and_again(files: Path, parts: Path, draw: random.Random) -> int:
+def killed_again_and_again(files, parts, draw):
     """Train until a child ends by itself: how many were killed before it."""
     kills = reached = 0
     while True:
@@ -76,7 +76,7 @@ def killed_again_and_again(files: Path, parts: Path, draw: random.Random) -> int
         # About as many files as Python opens to check one checkpoint, and to write and seal one or two.
         number = draw.randint(4, 75)
 
-        def killed(number=number, more=more) -> None:
+        def killed(number=number, more=more):
             die_at(number, parts)
             run(files, parts, **more)
 
@@ -85,7 +85,7 @@ def killed_again_and_again(files: Path, parts: Path, draw: random.Random) -> int
         kills += 1
 
 
-def main(files: Path, seed: int, enough: int) -> None:
+def main(files, seed, enough):
     warnings.simplefilter("ignore")
     draw = random.Random(seed)
     whole = files / "whole"

@@ -2,8 +2,6 @@
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,24 +21,24 @@ LIBRARY = "spec s\ntarget q_proj, v_proj\nshare x  A per module  B per adapter, 
 OPTIONS = ["cab", "cabin", "cow", "dog"]
 
 
-def write(path: Path, *rows: Any) -> str:
+def write(path, *rows):
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
 
 
-def rows_of(*completions: str) -> list[dict[str, Any]]:
+def rows_of(*completions):
     return [
         {"prompt": f"{i} is a ", "completion": text, "options": OPTIONS}
         for i, text in enumerate(completions)
     ]
 
 
-def batch_of(path: Path, *rows: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def batch_of(path, *rows):
     examples = encode(load_rows(write(path, *rows)), tiny_tokenizer(), max_length=64).examples
     return examples, Collator.of(tiny_tokenizer())([*examples])
 
 
-def test_probabilities_of_the_options_add_up_to_one(tmp_path: Path) -> None:
+def test_probabilities_of_the_options_add_up_to_one(tmp_path):
     """Also where an option begins as another, or with all of it."""
     same = [{"prompt": "a ", "completion": text, "options": OPTIONS} for text in OPTIONS]
     examples, batch = batch_of(tmp_path / "r.jsonl", *same)
@@ -57,9 +55,7 @@ def test_probabilities_of_the_options_add_up_to_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_run_learns_the_options_and_tells_how_many_are_right(
-    tmp_path: Path, several: bool
-) -> None:
+def test_a_run_learns_the_options_and_tells_how_many_are_right(tmp_path, several):
     rows = [
         {
             "prompt": f"{word} ",
@@ -84,7 +80,7 @@ def test_a_run_learns_the_options_and_tells_how_many_are_right(
     assert json.loads(json.dumps(made.as_dict(), default=str))["accuracy"] == made.accuracy
 
 
-def test_tasks_with_and_without_options_train_in_one_run_as_they_do_alone(tmp_path: Path) -> None:
+def test_tasks_with_and_without_options_train_in_one_run_as_they_do_alone(tmp_path):
     """Whichever comes first: a batch of both would have one loss."""
     with_options = rows_of(*OPTIONS, *OPTIONS)
     files = {
@@ -107,7 +103,7 @@ def test_tasks_with_and_without_options_train_in_one_run_as_they_do_alone(tmp_pa
     assert [task.accuracy is None for task in both.tasks] == [False, True]
 
 
-def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path: Path) -> None:
+def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path):
     rows = rows_of(*(OPTIONS * 3))
     held = write(tmp_path / "held.jsonl", *rows[::2])
     how = SMALL | {"max_steps": 6, "eval_data": held, "eval_strategy": "epoch", "quiet": True}
@@ -121,7 +117,7 @@ def test_the_accuracy_is_that_of_the_adapter_that_is_written(tmp_path: Path) -> 
     assert made.accuracy == float(right.float().mean())
 
 
-def test_the_best_adapter_may_be_the_one_that_is_most_often_right(tmp_path: Path) -> None:
+def test_the_best_adapter_may_be_the_one_that_is_most_often_right(tmp_path):
     rows = rows_of(*(OPTIONS * 3))
     held, file = (write(tmp_path / f"{i}.jsonl", *rows[i::2]) for i in (0, 1))
     how = SMALL | {"max_steps": 4, "eval_data": held, "load_best_model_at_end": True, "quiet": True}
@@ -140,7 +136,7 @@ def test_the_best_adapter_may_be_the_one_that_is_most_often_right(tmp_path: Path
             train(SPEC, tiny_model("llama"), file, tmp_path / "no", **how)
 
 
-def test_options_of_other_formats_are_not_passed_over(tmp_path: Path) -> None:
+def test_options_of_other_formats_are_not_passed_over(tmp_path):
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(BishareError, match=r"BS726.*they go with a `prompt` and a `completion`"):
         batch_of(tmp_path / "r.jsonl", chat | {"options": ["b", "c"]})

@@ -3,10 +3,7 @@
 import copy
 import os
 import signal
-from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,16 +17,16 @@ from bishare_dsl.train.tenants import FILE, Example, Tenants
 
 LORA = "spec s\ntarget q_proj, v_proj, down_proj\nalpha 8\nshare a per kind rank 4\n"
 LIBRARY = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per kind  core per adapter, kind  rank 3 via Core\n"
-HOW: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_norm": 0.5}
+HOW = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_norm": 0.5}
 LOSSES = ("cross_entropy", "importance_sampling", "ppo", "mine")
 
 
-def mine(logprobs: Sequence[torch.Tensor], examples: Sequence[Example]) -> torch.Tensor:
+def mine(logprobs, examples):
     """A loss that no example has alone."""
     return torch.stack([part.mean() for part in logprobs]).logsumexp(0)
 
 
-def examples(tenant: str, seed: int) -> list[Example]:
+def examples(tenant, seed):
     some, made = torch.Generator().manual_seed(seed), []
     for length in (5, 9, 7):
         tokens = torch.randint(3, 60, (length,), generator=some).tolist()
@@ -40,11 +37,11 @@ def examples(tenant: str, seed: int) -> list[Example]:
     return made
 
 
-def values(tenants: Tenants, name: str) -> dict[str, torch.Tensor]:
+def values(tenants, name):
     return {n: t.detach().clone() for n, t in tenants.handle[name].tensors().items()}
 
 
-def trained(names: Sequence[str], *, apart: bool, spec: Any = LORA) -> Tenants:
+def trained(names, *, apart, spec=LORA):
     """Tenants after four steps, each of two calls, whose examples are interleaved."""
     tenants = Tenants(tiny_model("llama"), spec, apart=apart)
     for name in names:
@@ -60,7 +57,7 @@ def trained(names: Sequence[str], *, apart: bool, spec: Any = LORA) -> Tenants:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_tenants_are_as_each_alone(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenants_are_as_each_alone(apart, monkeypatch):
     """Up to rounding, and bit for bit where each has a forward of its own."""
     # The function of all examples depends on who is there.
     monkeypatch.setitem(globals(), "LOSSES", LOSSES[:3])
@@ -75,7 +72,7 @@ def test_tenants_are_as_each_alone(apart: bool, monkeypatch: pytest.MonkeyPatch)
                 torch.testing.assert_close(tensor, alone[key], rtol=0, atol=1e-5)
 
 
-def test_a_tenant_trains_as_by_autograd_and_torch() -> None:
+def test_a_tenant_trains_as_by_autograd_and_torch():
     tenants = trained(["acme"], apart=False)
     model = compile_spec(LORA, tiny_model("llama"), seed=4)
     tensors = [t for t in model.bishare.tensors().values() if t.requires_grad]
@@ -106,7 +103,7 @@ def test_a_tenant_trains_as_by_autograd_and_torch() -> None:
         torch.testing.assert_close(values(tenants, "acme")[name], tensor, rtol=0, atol=2e-5)
 
 
-def test_the_result_of_a_pass_is_of_each_example_and_tenant() -> None:
+def test_the_result_of_a_pass_is_of_each_example_and_tenant():
     tenants = trained(["acme", "no"], apart=False)
     rows = [*examples("acme", 1), *examples("no", 2), Example([3, 4, 5])]
     found = tenants.forward_backward(rows, backward=False)
@@ -120,8 +117,8 @@ def test_the_result_of_a_pass_is_of_each_example_and_tenant() -> None:
     assert one.losses == other.losses == {"no": pytest.approx(-2 * float(one.logprobs[0][1]))}
 
 
-def test_a_gradient_that_is_no_number_is_refused_alone() -> None:
-    def step(rows: list[Example]) -> tuple[Tenants, Any]:
+def test_a_gradient_that_is_no_number_is_refused_alone():
+    def step(rows):
         tenants = Tenants(tiny_model("llama"), LORA, apart=True)
         tenants.add("good")
         tenants.add("bad")
@@ -140,8 +137,8 @@ def test_a_gradient_that_is_no_number_is_refused_alone() -> None:
             assert torch.equal(values(tenants, name)[key], tensor)
 
 
-def test_what_tenants_share_trains_with_all_of_them_and_steps_when_no_one_is_named() -> None:
-    def shared(tenants: Tenants) -> dict[str, torch.Tensor]:
+def test_what_tenants_share_trains_with_all_of_them_and_steps_when_no_one_is_named():
+    def shared(tenants):
         return {n: t for n, t in values(tenants, "one").items() if n in tenants.shared}
 
     tenants = Tenants(tiny_model("llama"), LIBRARY)
@@ -170,14 +167,14 @@ def test_what_tenants_share_trains_with_all_of_them_and_steps_when_no_one_is_nam
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Path:
+def library(tmp_path):
     handle = compile_spec(LIBRARY, tiny_model("llama"), seed=7).bishare
     tensors = {n: t.detach() + 0.1 for n, t in handle.tensors().items()}
     save_library(tmp_path / "library", handle.plan, {"old": tensors}, handle.spec_text, seed=7)
     return tmp_path / "library"
 
 
-def test_tenants_of_a_library_train_their_own_numbers(library: Path) -> None:
+def test_tenants_of_a_library_train_their_own_numbers(library):
     tenants = trained(["acme", "no"], apart=True, spec=library)
     plan = tenants.plan
     assert tenants.bank.own.shape == (2, plan.private)
@@ -196,9 +193,9 @@ def test_tenants_of_a_library_train_their_own_numbers(library: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [LORA, LIBRARY, "library"])
-def test_a_saved_tenant_goes_on_bit_for_bit(spec: str, library: Path, tmp_path: Path) -> None:
+def test_a_saved_tenant_goes_on_bit_for_bit(spec, library, tmp_path):
     """In another process, where it has another row; with a gradient that has no step yet."""
-    given: Any = library if spec == "library" else spec
+    given = library if spec == "library" else spec
     tenants = trained(["acme", "no"], apart=True, spec=given)
     tenants.forward_backward(examples("no", 5))
     tenants.save("no", tmp_path / "no")
@@ -230,8 +227,8 @@ def test_a_saved_tenant_goes_on_bit_for_bit(spec: str, library: Path, tmp_path: 
     assert all(torch.equal(t, before[n]) for n, t in values(again, "y").items())
 
 
-def test_a_tenant_that_comes_later_changes_nothing() -> None:
-    def run(late: bool) -> dict[str, torch.Tensor]:
+def test_a_tenant_that_comes_later_changes_nothing():
+    def run(late):
         tenants = trained(["acme"], apart=True)
         tenants.forward_backward(examples("acme", 5))
         if late:
@@ -244,11 +241,11 @@ def test_a_tenant_that_comes_later_changes_nothing() -> None:
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in run(late=True).items())
 
 
-def test_samples_of_many_tenants() -> None:
+def test_samples_of_many_tenants():
     tenants = trained(["acme", "no"], apart=False)
     with torch.no_grad():
         tenants.bank.own *= 20  # So that they differ.
-    prompts: Any = [[5, 6, 7], [8, 9], [5, 6, 7], [8, 9]]
+    prompts = [[5, 6, 7], [8, 9], [5, 6, 7], [8, 9]]
     names = ["acme", "no", None, "acme"]
     greedy = tenants.sample(prompts, names, max_tokens=6, temperature=0, stop=[1])
     assert len({tuple(sample.tokens) for sample in greedy}) > 1
@@ -268,13 +265,13 @@ def test_samples_of_many_tenants() -> None:
     assert not tenants.model.training
 
 
-def test_an_interrupted_pass_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pass_adds_nothing(monkeypatch):
     tenants = trained(["acme", "no"], apart=True)
     tenants.forward_backward(examples("acme", 1))
     before = tenants.bank.own.grad.clone()
     run, calls = tenants.run, []
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*given):
         calls.append(given)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -286,13 +283,13 @@ def test_an_interrupted_pass_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(tenants.bank.own.grad, before)
 
 
-def test_an_interrupted_step_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(signalled: bool) -> dict[str, torch.Tensor]:
+def test_an_interrupted_step_is_whole(monkeypatch):
+    def run(signalled):
         tenants = trained(["acme"], apart=True)
         tenants.forward_backward(examples("acme", 1))
         step = tenants.optimizer.step
 
-        def interrupted() -> None:
+        def interrupted():
             os.kill(os.getpid(), signal.SIGINT)
             step()
 
@@ -306,7 +303,7 @@ def test_an_interrupted_step_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(tensor, wanted[n]) for n, tensor in run(signalled=True).items())
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused():
     tenants = trained(["acme"], apart=False)
     before = copy.deepcopy(values(tenants, "acme"))
     with pytest.raises(BishareError, match="BS670"):

@@ -4,11 +4,9 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
@@ -26,18 +24,18 @@ BLOCKS = 4
 class Count:
     """Counts the tokens that each block of a model sees."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model):
         self.tokens = [0] * BLOCKS
         for number, block in enumerate(model.model.layers):
             block.self_attn.register_forward_hook(
                 lambda _, args, output, number=number: self.see(number, output[0])
             )
 
-    def see(self, number: int, output: torch.Tensor) -> None:
+    def see(self, number, output):
         self.tokens[number] += output.shape[0] * output.shape[1]
 
 
-def start(spec: str, data: Any, out: Path, **how: Any) -> tuple[dict[str, torch.Tensor], list[int]]:
+def start(spec, data, out, **how):
     model = tiny_model("llama", num_hidden_layers=BLOCKS, **how.pop("config", {}))
     counted = Count(model)
     how = SMALL | WHOLE | {"quiet": True} | how
@@ -53,15 +51,15 @@ def start(spec: str, data: Any, out: Path, **how: Any) -> tuple[dict[str, torch.
 
 
 @pytest.fixture
-def tasks(files: Path) -> dict[str, str]:
+def tasks(files):
     return {name: str(files / f"{name}.jsonl") for name in ("rows", "others")}
 
 
 @pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> Any:
+def without(monkeypatch):
     """Train as if nothing were kept."""
 
-    def run(*given: Any, **how: Any) -> Any:
+    def run(*given, **how):
         with monkeypatch.context() as patch:
             patch.setattr(runs, "cached_trunk", lambda *_: nullcontext())
             return start(*given, **how)
@@ -71,8 +69,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("more", [{}, {"bf16": True}])
 def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
-    tasks: Any, tmp_path: Path, without: Any, more: dict[str, Any]
-) -> None:
+    tasks, tmp_path, without, more
+):
     how = {"rows_at_once": 30, "start": "zero"} | more  # Equal examples are in one pass.
     found, tokens = start(CORES, tasks, tmp_path / "kept", **how)
     wanted, before = without(CORES, tasks, tmp_path / "not", **how)
@@ -84,9 +82,7 @@ def test_the_results_are_the_same_bit_for_bit_where_a_step_has_all_examples(
     assert tokens[:-1] == [tokens[0]] * (BLOCKS - 1)
 
 
-def test_a_resumed_run_computes_the_states_again_and_ends_as_it_would_have(
-    tasks: Any, tmp_path: Path
-) -> None:
+def test_a_resumed_run_computes_the_states_again_and_ends_as_it_would_have(tasks, tmp_path):
     how = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "save_total_limit": 9}
     wanted, before = start(CORES, tasks, tmp_path / "run", **how)
     for later in ("checkpoint-4", "checkpoint-6"):
@@ -105,8 +101,8 @@ def test_a_resumed_run_computes_the_states_again_and_ends_as_it_would_have(
 
 
 def test_states_that_do_not_fit_into_memory_are_not_kept_and_a_note_says_so(
-    tasks: Any, tmp_path: Path, without: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+    tasks, tmp_path, without, monkeypatch, capfd
+):
     monkeypatch.setattr(trunk, "MEMORY", 2000)
     found, tokens = start(CORES, tasks, tmp_path / "run", quiet=False)
     assert "blocks 0 to 2 run again in each epoch: their states need " in capfd.readouterr().err
@@ -117,16 +113,11 @@ def test_states_that_do_not_fit_into_memory_are_not_kept_and_a_note_says_so(
 
 @pytest.mark.parametrize("way", ["attention_dropout", "a hook in training", "layerdrop"])
 def test_blocks_that_differ_in_training_run_again_and_draw_as_they_would(
-    tasks: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without: Any,
-    way: str,
-) -> None:
+    tasks, tmp_path, monkeypatch, capsys, without, way
+):
     plain = tiny_model
 
-    def model(*given: Any, **how: Any) -> Any:
+    def model(*given, **how):
         made = plain(*given, **how)
         if way == "a hook in training":  # Some models add noise so.
             mlp = made.model.layers[0].mlp
@@ -144,15 +135,15 @@ def test_blocks_that_differ_in_training_run_again_and_draw_as_they_would(
 
 
 def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
-    tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tasks, tmp_path, monkeypatch
+):
     """As some read keys and values of an earlier block: the trial tells."""
     made, plain = [], tiny_model
 
-    def model(*given: Any, **how: Any) -> Any:
+    def model(*given, **how):
         made.append(found := plain(*given, **how))
-        layers: nn.ModuleList = found.model.layers
-        seen: list[torch.Tensor] = []
+        layers = found.model.layers
+        seen = []
         layers[0].mlp.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
         layers[-1].mlp.register_forward_hook(lambda _, __, output: output + seen[-1])
         return found
@@ -163,7 +154,7 @@ def test_a_model_whose_last_block_reads_more_than_the_one_before_gives(
     assert tokens[0] >= tokens[-1]
 
 
-def test_the_model_is_as_it_was_afterwards(tasks: Any, tmp_path: Path) -> None:
+def test_the_model_is_as_it_was_afterwards(tasks, tmp_path):
     model = tiny_model("llama", num_hidden_layers=BLOCKS)
     train(CORES, model, tasks, tmp_path, tokenizer=tiny_tokenizer(), quiet=True, **SMALL | WHOLE)
     assert not any("forward" in block.__dict__ for block in model.model.layers)
@@ -172,9 +163,7 @@ def test_the_model_is_as_it_was_afterwards(tasks: Any, tmp_path: Path) -> None:
         assert not [hook for hook in hooks if hook.__module__ == trunk.__name__]
 
 
-def test_the_record_of_a_library_reads_the_states_that_are_cached_already(
-    tmp_path: Path,
-) -> None:
+def test_the_record_of_a_library_reads_the_states_that_are_cached_already(tmp_path):
     data = {}
     for name, first in (("a", 0), ("b", 12), ("c", 24)):
         lines = [{"prompt": f"{n}: ", "completion": "yes"} for n in range(first, first + 12)]

@@ -1,7 +1,5 @@
 """A region of two siblings, its program after some passes, as text and as a module that runs."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import nn
@@ -46,7 +44,7 @@ class Gated(Siblings):
         return self.out(self.left(x) * self.act(self.right(x)))
 
 
-def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
+def use(slots=(0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
     """A term that reads the tensors in these slots as A, B and, with gates or kernels, the rest."""
     transform = transform_kind(via).model_validate(options)
     roles = ("A", "B", *transform.own(rank, Width(4, 6)))
@@ -68,13 +66,13 @@ class Case:
         self.shapes = tuple(shapes)
         self.linears = [n for n, child in module.named_children() if isinstance(child, nn.Linear)]
 
-    def program(self, *optimisations) -> RegionGraphs:
+    def program(self, *optimisations):
         graph = capture_region(self.region(), [target.path for target in self.targets])
         program = RegionGraphs.start(graph, len(self.shapes), self.linears)
         list(run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations))
         return program
 
-    def module(self, *optimisations, seed=0, frozen=False) -> tuple[nn.Module, list[nn.Parameter]]:
+    def module(self, *optimisations, seed=0, frozen=False):
         """The region with the program installed, in float64, and its tensors."""
         program = self.program(*optimisations)
         with torch.random.fork_rng():
@@ -91,7 +89,7 @@ class Case:
         set_code(module, forward)
         return module, tensors
 
-    def results(self, *optimisations, seed=0, frozen=False) -> list[torch.Tensor]:
+    def results(self, *optimisations, seed=0, frozen=False):
         """The output on a fixed input, the output without gradients, and all gradients."""
         module, tensors = self.module(*optimisations, seed=seed, frozen=frozen)
         x = torch.linspace(-1, 1, 2 * 3 * 4, dtype=torch.double).view(2, 3, 4).requires_grad_()
