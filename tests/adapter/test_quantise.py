@@ -163,47 +163,31 @@ def test_what_is_selected_stays(form, text, how, tmp_path):
     assert stored.config.ways(form)
 
 
+def cut(e, t, part, columns):
+    t[e[part]] = t[e[part]][:, columns].clone()
+
+
+def cast(e, t, part, dtype):
+    t[e[part]] = t[e[part]].to(dtype)
+
+
+def overflow(e, t):
+    t[e["scales"]] = torch.full(t[e["scales"]].shape, 3e38)
+
+
 DAMAGES = {
-    "a number that int4 lacks": (
-        lambda e, t: t[e["int4"]][0].__setitem__(3, 0),
-        "BS608",
-        "are not int4",
-    ),
-    "half a byte too many": (
-        lambda e, t: t[e["int4"]][0].__setitem__(-1, 255),
-        "BS608",
-        "are not int4",
-    ),
-    "a byte too few": (
-        lambda e, t: t.update({e["int4"]: t[e["int4"]][:, :-1].clone()}),
-        "BS611",
-        "int4",
-    ),
-    "another type": (
-        lambda e, t: t.update({e["int4"]: t[e["int4"]].float()}),
-        "BS612",
-        "int4` is F32",
-    ),
-    "a scale too few": (
-        lambda e, t: t.update({e["scales"]: t[e["scales"]][:, 1:].clone()}),
-        "BS611",
-        "scales",
-    ),
+    "a number that int4 lacks": (lambda e, t: t[e["int4"]][0].__setitem__(3, 0), "BS608", "are not int4"),
+    "half a byte too many": (lambda e, t: t[e["int4"]][0].__setitem__(-1, 255), "BS608", "are not int4"),
+    "a byte too few": (lambda e, t: cut(e, t, "int4", slice(-1)), "BS611", "int4"),
+    "another type": (lambda e, t: cast(e, t, "int4", torch.float32), "BS612", "int4` is F32"),
+    "a scale too few": (lambda e, t: cut(e, t, "scales", slice(1, None)), "BS611", "scales"),
     "no number": (lambda e, t: t[e["scales"]].fill_(float("nan")), "BS694", "not finite"),
-    "scales whose multiples overflow": (
-        lambda e, t: t.update({e["scales"]: torch.full(t[e["scales"]].shape, 3e38)}),
-        "BS608",
-        "too large",
-    ),
-    "scales of 64 bits": (
-        lambda e, t: t.update({e["scales"]: t[e["scales"]].double()}),
-        "BS612",
-        "scales` is F64",
-    ),
+    "scales whose multiples overflow": (overflow, "BS608", "too large"),
+    "scales of 64 bits": (lambda e, t: cast(e, t, "scales", torch.float64), "BS612", "scales` is F64"),
     "no scales": (lambda e, t: t.pop(e["scales"]), "BS609", "is missing"),
     "no word": (lambda e, t: (t.pop(e["scales"]), e.pop("scales")), "BS607", "`sharing`"),
     "two words": (lambda e, t: e.update(key=e["int4"]), "BS607", "`sharing`"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

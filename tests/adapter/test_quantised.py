@@ -49,16 +49,10 @@ def bitsandbytes_4():
     bnb = pytest.importorskip("bitsandbytes")
 
     def make(linear):
-        small = bnb.nn.Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=False,
-            compute_dtype=torch.float32,
-            quant_type="nf4",
-        )
-        small.weight = bnb.nn.Params4bit(
-            linear.weight.detach(), requires_grad=False, quant_type="nf4"
-        )
+        how = {"compute_dtype": torch.float32, "quant_type": "nf4"}
+        small = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, **how)
+        weight = linear.weight.detach()
+        small.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
         return small.to("cpu")
 
     return replaced(make)
@@ -169,13 +163,8 @@ def checkpoint(kind, folder):
         model.config.save_pretrained(folder / "base")
         said = folder / "base" / "config.json"
         config = json.loads(said.read_text())
-        config["quantization_config"] = {
-            "quant_method": "gptq",
-            "bits": 4,
-            "group_size": 32,
-            "sym": True,
-            "desc_act": False,
-        }
+        how = {"bits": 4, "group_size": 32, "sym": True, "desc_act": False}
+        config["quantization_config"] = {"quant_method": "gptq", **how}
         said.write_text(json.dumps(config))
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, folder / "base" / "model.safetensors", metadata={"format": "pt"})
@@ -228,21 +217,9 @@ def test_it_computes_what_a_dense_base_does(kind, spec):
 
 # One shipped spec for each transform, and one with a magnitude.
 METHODS = (
-    *(
-        "lora",
-        "bd_lora",
-        "bishare_gt",
-        "bishare_ke",
-        "bishare_ss",
-        "dora",
-        "hydralora",
-        "loha",
-        "masa",
-    ),
+    *("lora", "bd_lora", "bishare_gt", "bishare_ke", "bishare_ss", "dora", "hydralora", "loha", "masa"),
     *("gralora", "metatt", "miss", "mos", "nola", "prolora", "shared_core", "vb_lora"),
-)
-
-
+)  # fmt: skip
 LOADINGS = "spec s target q_proj, down_proj share a per model rank 2 via Loadings(vectors = 4)"
 
 
