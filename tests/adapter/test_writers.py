@@ -195,7 +195,8 @@ PAIRS = [(a, b) for a in WRITERS for b in WRITERS]
 
 @pytest.mark.parametrize("what", ["library", "nothing"])
 @pytest.mark.parametrize(
-    ("first", "second"), [("add", "library"), ("adapter", "merge"), ("merge", "export")]
+    ("first", "second"),
+    [("add", "library"), ("add", "replace"), ("adapter", "merge"), ("merge", "export")],
 )
 def test_two_writers_of_one_name(tmp_path, what, first, second, monkeypatch):
     """G1: a library was replaced while another process added to it, and all its members were lost."""

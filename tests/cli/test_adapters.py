@@ -96,22 +96,6 @@ def test_merge_says_what_it_keeps_and_what_keeps_more(bishare, trained, checkpoi
     assert (found["full"]["form"], set(found["full"]["kept"].values())) == ("float32", {1.0})
 
 
-def test_an_interrupted_merge_leaves_what_was_there(
-    bishare, trained, checkpoint, here, monkeypatch
-):
-    (here / "merged").mkdir()
-
-    def interrupt(self, folder, **_):
-        (folder / "half").write_text("written")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", interrupt)
-    run = bishare("merge", trained[0], "--model", checkpoint, "--out", "merged")
-    assert run.code == 130
-    assert [path.name for path in here.iterdir()] == ["merged"]
-    assert not list((here / "merged").iterdir())
-
-
 def test_what_peft_gets_is_loaded_by_peft(bishare, trained, checkpoint, here):
     import peft
 

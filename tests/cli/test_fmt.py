@@ -59,15 +59,3 @@ def test_a_broken_file_is_left_alone_and_the_others_are_formatted(bishare, ugly)
 def test_shipped_specs_are_neat_and_not_rewritten_by_their_names(bishare, here):
     assert bishare("fmt", "--check", *shipped_specs().values()).code == 0
     assert bishare("fmt", "bishare_ke").code == 2
-
-
-def test_what_cannot_be_written_stays(bishare, ugly, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    run = bishare("fmt", "ugly.share")
-    assert run.code == 2
-    assert "No space left" in run.err
-    assert ugly.read_bytes() == UGLY
-    assert [path.name for path in ugly.parent.iterdir()] == ["ugly.share"]

@@ -78,6 +78,8 @@ def test_a_folder_is_a_table_whose_rows_and_totals_are_true(bishare, adapters):
     own = sum(t.size for t in family.tensors if t.name not in family.common)
     assert found["two"]["parameters"] == own
     assert found["two"]["place"] == "adapters/lib#two"
+    one = json.loads(bishare("inspect", "adapters/acme", "--json").out)
+    assert one["whereabouts"]["stored"] == stored.plan.trainable
     data = json.loads(bishare("inspect", "adapters/lib", "--json").out)
     files = [*(adapters / "lib").rglob("*.safetensors"), adapters / "lib" / "adapter_config.json"]
     assert data["totals"]["bytes"] == sum(path.stat().st_size for path in files)
@@ -139,13 +141,6 @@ def test_a_thousand_folders_read_heads_alone(bishare, adapters, monkeypatch):
     monkeypatch.setattr("bishare_dsl.adapter.files.read_adapter", refuse)
     monkeypatch.setattr("bishare_dsl.adapter.contents.plan_of_text", refuse)
     assert len(listed(bishare("inspect", "adapters", "--json"))) == 45
-
-
-def test_one_adapter_shows_where_its_numbers_are(bishare, adapters):
-    data = json.loads(bishare("inspect", "adapters/acme", "--json").out)
-    stored = read_adapter(adapters / "acme")
-    assert data["whereabouts"]["stored"] == stored.plan.trainable
-    assert "stored" in bishare("inspect", "adapters/acme").out
 
 
 def test_two_adapters_are_compared_by_their_factors(bishare, adapters):
@@ -218,6 +213,12 @@ def test_many_loras_are_imported_and_each_is_checked(bishare, customers, checkpo
             a, b = (raw[f"base_model.model.{site.path}.lora_{x}.weight"] for x in "AB")
             wanted = scale["lora_alpha"] / scale["r"] * (b @ a)
             assert torch.allclose(delta(stored.plan, tensors, site), wanted, atol=1e-6)
+    shutil.rmtree(customers[3])
+    words = ("convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint)
+    data = json.loads(bishare(*words, "--json").out)
+    assert data["converted"] == 4
+    assert {row["name"]: row for row in data["adapters"]}["c-1"]["modules"] == 10
+    assert (bishare(*words).code, bishare(*words, "--force").code) == (2, 0)
 
 
 def test_an_import_that_is_not_the_lora_is_an_error(
@@ -261,15 +262,6 @@ def test_a_spec_is_compared_with_the_lora_itself(
     run = bishare(*words, "--force")
     assert (run.code, "BS607" in run.err) == (1, True), run.err
     assert {path.name: path.read_bytes() for path in (here / "new").iterdir()} == old
-
-
-def test_a_folder_of_loras_is_imported(bishare, customers, checkpoint):
-    shutil.rmtree(customers[3])
-    words = ("convert", "--for", "bishare", "customers", "--out", "new", "-m", checkpoint)
-    data = json.loads(bishare(*words, "--json").out)
-    assert data["converted"] == 4
-    assert {row["name"]: row for row in data["adapters"]}["c-1"]["modules"] == 10
-    assert (bishare(*words).code, bishare(*words, "--force").code) == (2, 0)
 
 
 def test_what_many_adapters_cost(bishare):

@@ -18,13 +18,6 @@ def run(*arguments, program=PROGRAM, **settings):
     return subprocess.run(command, text=True, check=False, **settings)
 
 
-def test_exit_codes(tmp_path):
-    (tmp_path / "bad.share").write_text("spec x\n")
-    assert run("check", "lora").returncode == 0
-    assert run("check", "bad.share", cwd=tmp_path).returncode == 1
-    assert run("check", "nowhere").returncode == 2
-
-
 def test_a_terminal_of_a_few_columns_is_wide_enough():
     found = run("specs", env={**os.environ, "COLUMNS": "4"})
     assert found.returncode == 0, found.stderr

@@ -158,14 +158,3 @@ class Interrupts(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_loss_that_is_no_number(bishare, folder):
-    run = bishare(
-        "train", "--config", "train.yaml", "--learning_rate", "1e39", "--max_grad_norm", 0,
-        "--num_train_epochs", 4,
-    )  # fmt: skip
-    assert run.code == 1
-    assert "error[BS750]" in run.err
-    assert "the gradient of step 2 is nan, and the step is not applied" in run.err
-    assert bishare("inspect", "out").code == 2

@@ -9,9 +9,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.files import read_adapter
-from tests.distributed.together import Together, assert_same_everywhere
+from tests.distributed.together import Together
 from tests.peft.conftest import write_checkpoint
-from tests.peft.test_trainers import losses, supervised, tensors_of
+from tests.peft.test_trainers import losses, supervised
 
 pytestmark = pytest.mark.long
 
@@ -27,15 +27,6 @@ def assert_the_adapter_alone(checkpoint):
     if file.exists():
         assert all("bishare_tensors" in key for key in torch.load(file))
     read_adapter(checkpoint)
-
-
-@together
-def ddp(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_FSDP", "false")
-        trainer = supervised(folder / "base", folder / "ddp")
-    assert_same_everywhere(tensors_of(trainer))
-    assert_the_adapter_alone(folder / "ddp" / "checkpoint-6")
 
 
 @together

@@ -3,13 +3,11 @@
 One adapter is compiled, trained a little and saved; each test then looks at what must hold of it.
 """
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.models import load_model
@@ -122,12 +120,3 @@ def test_the_preset_and_the_checkpoint_compile_to_the_same_tensors(checkpoint, h
     assert all(torch.equal(preset[name], real[name]) for name in preset)
     in_process = compile_spec(SPEC, base(checkpoint), params=PARAMS, seed=3).bishare.tensors()
     assert all(torch.equal(preset[name], tensor) for name, tensor in in_process.items())
-
-
-def test_a_merged_checkpoint_needs_no_bishare(trained, checkpoint, inputs, here, bishare):
-    run = bishare("merge", trained.folder, "--model", checkpoint, "--out", "merged", "--json")
-    assert run.code == 0, run.err
-    assert json.loads(run.out)["modules"] == 150
-    plain = AutoModelForCausalLM.from_pretrained(here / "merged")
-    assert not hasattr(plain, "bishare")
-    torch.testing.assert_close(logits(plain, inputs), trained.logits, **CLOSE)

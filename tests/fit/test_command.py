@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compiler
-from bishare_dsl.adapter import files
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models.load import meta_model
@@ -166,20 +164,6 @@ def test_the_library_is_left_alone_if_another_folder_is_named(library, run):
     assert read_adapter("more#new").plan.is_library
 
 
-def test_a_copy_of_a_library_in_the_hub_s_cache_has_files_and_no_links(library, here, run):
-    cache = here / "models--me--lib"
-    snapshot = cache / "snapshots" / "c0"
-    (cache / "blobs").mkdir(parents=True)
-    for number, path in enumerate(p for p in Path("lib").rglob("*") if p.is_file()):
-        link = snapshot / path.relative_to("lib")
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, blob := cache / "blobs" / str(number))
-        link.symlink_to(blob)
-    assert run("new", "--library", snapshot, "--out", "more")[0] == 0
-    assert [path for path in Path("more").rglob("*") if path.is_symlink()] == []
-    assert names_in("more") == ("a", "b", "new")
-
-
 def test_adapters_that_lie_elsewhere_are_warned_of(library, trained, run):
     for name in ("other", "my lora"):
         trained("lora", name=name, seed=9, r=2)
@@ -255,34 +239,3 @@ def test_adapters_of_bases_with_other_names_are_warned_of(library, checkpoint, r
     ):
         code, _, err = run(*words)
         assert (code, "warning[BS614]" in err) == (0, warned), err
-
-
-def test_two_at_once_add_to_a_library(library, trained):
-    """One waits for the other: without a lock, the second would not list the first's adapter."""
-    stored = trained(CORE, name="more", seed=7)
-    began, released = threading.Event(), threading.Event()
-    real = files.read_adapter
-
-    def slow(*words, **how):
-        result = real(*words, **how)
-        if threading.current_thread().name == "first":
-            began.set()
-            released.wait(1)
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "read_adapter", slow)
-        threads = [
-            threading.Thread(
-                target=files.add_to_library, args=(Path("lib"), {name: stored.tensors()}), name=name
-            )
-            for name in ("first", "second")
-        ]
-        threads[0].start()
-        began.wait(5)
-        threads[1].start()
-        threads[1].join(0.3)
-        released.set()
-        for thread in threads:
-            thread.join()
-    assert names_in("lib") == ("a", "b", "first", "second")

@@ -10,11 +10,8 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
-from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs
-from bishare_dsl.fit.problem import Problem
-from bishare_dsl.transforms import Width, effective_pair, load_transform
 
 
 def fitted(stored, plan, **settings):
@@ -166,27 +163,3 @@ def test_nothing_given_is_fitted_by_nothing(base, trained):
     object.__setattr__(stored, "tensors", lambda: tensors)
     _, report = fitted(stored, plan_of("bishare_ss", base))
     assert (report.error, report.sweeps) == (0.0, 0)
-
-
-def test_the_gradient_is_that_of_dense_matrices(trained, base):
-    stored, plan = trained("lora", r=2), plan_of("bishare_ke", base, size=16)
-    family = Family(plan, ("a",))
-    problem = Problem(family, read_pairs([("a", stored)]), family.draw(0))
-    variables = [v for block in problem.blocks.values() for v in block]
-    problem.values |= {v: torch.ones_like(problem.values[v]) / 7 for v in variables}
-    value, gradient = problem.distance(variables), problem.gradient(variables)
-    tensors = {v[1]: problem.values[v].clone().requires_grad_() for v in problem.values}
-    dense = torch.zeros((), dtype=torch.float64)
-    for site in plan.sites:
-        update = -delta(stored.plan, stored.tensors(), site).double()
-        for term in plan.terms_of[site.path]:
-            used = {role: tensors[name] for role, name in term.tensors.items()}
-            transform = load_transform(term.transform, term.options)
-            width = Width(site.d_in, site.d_out)
-            a, b = effective_pair(transform, used, term.rank, width, term.scale)
-            update = update + b.t() @ a
-        dense = dense + update.square().sum()
-    dense.backward()
-    assert value == pytest.approx(float(dense.detach()), rel=1e-6)
-    for v, found_gradient in gradient.items():
-        torch.testing.assert_close(found_gradient, tensors[v[1]].grad, rtol=1e-5, atol=1e-6)

@@ -166,11 +166,6 @@ def test_damage_is_found(library):
         read_adapter("library#maths")
 
 
-def test_another_base_is_refused(library):
-    with pytest.raises(AdapterError, match="BS613"):
-        load_adapter("library#law", tiny_model("llama", hidden_size=40))
-
-
 def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library, bishare):
     Path("one.share").write_text("spec one\ntarget q_proj, down_proj\nshare a per module rank 6\n")
     code, _, err = bishare("fit", *NAMES, "--spec", "one.share", "--out", "one")

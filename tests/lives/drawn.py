@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,9 +10,7 @@ from bishare_dsl import parse_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import spec_text
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.models.site import Architecture
-from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.spec import Spec
+from bishare_dsl.plan import build_plan
 from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_inputs
 from tests.support.plans import meaningful_specs, small_models
 from tests.support.quantised import Int8Linear
@@ -40,7 +35,7 @@ TEXTS = (
 FAMILIES = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
 
 
-def specs(architecture: Architecture) -> st.SearchStrategy[str]:
+def specs(architecture):
     """Draw the texts of specs that fit: over the whole language, and now and then one of `TEXTS`."""
     written = [text for text in TEXTS if fits(parse_spec(f"spec t {text}"), architecture)]
     drawn = meaningful_specs(architecture)
@@ -51,7 +46,7 @@ def specs(architecture: Architecture) -> st.SearchStrategy[str]:
     return drawn.map(spec_text)
 
 
-def fits(spec: Spec, architecture: Architecture) -> bool:
+def fits(spec, architecture):
     try:
         build_plan(spec, architecture)
     except BishareError:
@@ -62,7 +57,7 @@ def fits(spec: Spec, architecture: Architecture) -> bool:
 class Base:
     """A base in which nothing is left to chance in training."""
 
-    def __init__(self, family: str, model: Any) -> None:
+    def __init__(self, family, model):
         self.family, self.model = family, model
         self.architecture = inspect_model(model)
         self.quantised = any(isinstance(module, Int8Linear) for module in model.modules())
@@ -72,7 +67,7 @@ class Base:
                 if isinstance(value, float) and ("dropout" in name or name == "p"):
                     setattr(module, name, 0.0)
 
-    def at_tables(self, plan: Plan) -> bool:
+    def at_tables(self, plan):
         """Tell whether an adapter has something at a table of tokens."""
         tables = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         modules = dict(self.model.named_modules())
@@ -80,12 +75,12 @@ class Base:
         whole = [path.rpartition(".")[0] for trained in plan.trained for path in trained.paths]
         return any(modules.get(path) is table for path in terms + whole for table in tables)
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"{self.family}{', quantised' * self.quantised}{', tied' * self.tied}"
 
 
 @st.composite
-def bases(draw: st.DrawFn, families: Sequence[str] = FAMILIES) -> Base:
+def bases(draw, families=FAMILIES):
     family = draw(st.sampled_from(families))
     return Base(family, draw(small_models(families=[family])))
 
@@ -95,12 +90,12 @@ class Batch(dict[str, Tensor]):
 
     way: str
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"{self.way}: { {name: tuple(value.shape) for name, value in self.items()} }"
 
 
 @st.composite
-def batches(draw: st.DrawFn, model: Any) -> Batch:
+def batches(draw, model):
     """Draw a batch of one row to three; images in uneven rows; with and without a mask."""
     inputs = Batch(tiny_inputs(model, seed=draw(st.integers(0, 3))))
     image = getattr(model.config, "image_token_id", None)

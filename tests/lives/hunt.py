@@ -38,7 +38,7 @@ def asked():
     return parser.parse_args()
 
 
-def main() -> int:
+def main():
     options = asked()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()

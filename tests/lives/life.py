@@ -10,21 +10,13 @@ import io
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from hypothesis import reject
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -50,7 +42,7 @@ NO_MATRIX = ("BS622", "BS633")
 LOST = {"bfloat16": 2**-8, "int8": 2**-7, "int4": 2**-3}
 
 # How often each thing was done, and how often it was refused.
-COUNTS: Counter[str] = Counter()
+COUNTS = Counter()
 
 
 @dataclass
@@ -64,7 +56,7 @@ class Known:
     rounded: bool = False
     """Whether it was loaded from a rounded folder: PEFT rounds it again."""
 
-    def holds(self, values: dict[str, Tensor]) -> None:
+    def holds(self, values):
         self.values = {name: value.detach().clone() for name, value in values.items()}
         self.expected = None
 
@@ -73,7 +65,7 @@ class Life(RuleBasedStateMachine):
     """See the module."""
 
     @initialize(data=st.data(), seed=st.integers(0, 3))
-    def adapt(self, data: st.DataObject, seed: int) -> None:
+    def adapt(self, data, seed):
         drawn = data.draw(bases(), "base")
         self.drawn, self.base, self.family = drawn, drawn.model, drawn.family
         self.inputs = data.draw(batches(self.base), "inputs")
@@ -82,10 +74,10 @@ class Life(RuleBasedStateMachine):
         COUNTS["lives"] += 1
         self.begin(data, seed)
 
-    def begin(self, data: st.DataObject, seed: int) -> None:
+    def begin(self, data, seed):
         """Adapt a copy of the base, and give the adapter values with which it does something."""
         spec = data.draw(specs(self.drawn.architecture), "spec")
-        self.model: Any = copy.deepcopy(self.base)
+        self.model = copy.deepcopy(self.base)
         with refusal("adapt"):
             compile_spec(spec, self.model, seed=seed)
         if not hasattr(self.model, "bishare"):
@@ -97,14 +89,14 @@ class Life(RuleBasedStateMachine):
     # What is expected ------------------------------------------------------------------------------
 
     @property
-    def handle(self) -> Any:
+    def handle(self):
         return self.model.bishare
 
     @property
-    def now(self) -> Known:
+    def now(self):
         return self.known[self.active]
 
-    def expected(self, name: str | None) -> Tensor:
+    def expected(self, name):
         """Return the logits that an adapter should give, or the base."""
         if name is None:
             # Torch takes other kernels for weights that are trained: the base is frozen, as under an adapter.
@@ -114,17 +106,17 @@ class Life(RuleBasedStateMachine):
             known.expected = run(self.dense(known), self.inputs, self.dtype)
         return known.expected
 
-    def dense(self, known: Known, base: Any = None) -> Any:
+    def dense(self, known, base=None):
         return reference_model(self.base if base is None else base, known.plan, known.values)
 
-    def plans(self) -> list[Plan]:
+    def plans(self):
         return [known.plan for known in self.known.values()]
 
-    def changed(self) -> None:
+    def changed(self):
         for known in self.known.values():
             known.expected = None
 
-    def check(self, found: Tensor, name: str | None, what: str, rows: Any = slice(None)) -> None:
+    def check(self, found, name, what, rows=slice(None)):
         """Check that logits are an adapter's, unless the model itself does not know them so well."""
         expected = self.expected(name)[rows]
         assert found.shape == expected.shape, (what, found.shape, expected.shape)
@@ -136,7 +128,7 @@ class Life(RuleBasedStateMachine):
             f"{what}: off by {off:.2e} of the largest value ({name} of {self.family})"
         )
 
-    def unstable(self, name: str | None, tolerance: float, rows: Any = slice(None)) -> bool:
+    def unstable(self, name, tolerance, rows=slice(None)):
         """Tell whether rounding alone moves what is expected that far, as it does where a router is undecided."""
         for seed in range(4):
             base = copy.deepcopy(self.base)
@@ -153,7 +145,7 @@ class Life(RuleBasedStateMachine):
         return False
 
     @invariant()
-    def computes_what_the_reference_does(self) -> None:
+    def computes_what_the_reference_does(self):
         if hasattr(self, "known"):
             COUNTS["steps"] += 1
             self.check(run(self.model, self.inputs, self.dtype), self.active, "logits")
@@ -161,19 +153,19 @@ class Life(RuleBasedStateMachine):
     # What is done ----------------------------------------------------------------------------------
 
     @rule(data=st.data())
-    def read_others(self, data: st.DataObject) -> None:
+    def read_others(self, data):
         self.inputs = data.draw(batches(self.base), "inputs")
         self.changed()
 
     @precondition(lambda self: not self.merged)
     @rule(seed=st.integers(0, 9), frozen=st.booleans())
-    def fill(self, seed: int, frozen: bool) -> None:
+    def fill(self, seed, frozen):
         """Write other values into the parameters, as an optimizer does."""
         self.now.holds(randomize(self.model, seed, frozen=frozen))
 
     @precondition(lambda self: not self.merged and self.now.trains and self.dtype == torch.float32)
     @rule(mode=st.sampled_from(["plain", "checkpointing", "reentrant", "eval"]))
-    def train_a_step(self, mode: str) -> None:
+    def train_a_step(self, mode):
         leaves = {
             name: value.clone().requires_grad_(self.now.plan.tensor[name].trainable)
             for name, value in self.now.values.items()
@@ -195,7 +187,7 @@ class Life(RuleBasedStateMachine):
                     tensor.sub_(gradients[name] * (0.1 / max(scale, 1e-9)))
         self.now.holds(self.handle.tensors())
 
-    def gradients(self, model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gradients(self, model, tensors):
         """Return the gradient of each tensor that trains."""
         logits = outputs(model, self.inputs, self.dtype)
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
@@ -210,7 +202,7 @@ class Life(RuleBasedStateMachine):
         return found
 
     @rule(how=st.sampled_from(["gradients", "inference mode", "twice"]))
-    def look(self, how: str) -> None:
+    def look(self, how):
         if how == "inference mode":
             with torch.inference_mode():
                 found = outputs(self.model, self.inputs, self.dtype)
@@ -221,21 +213,21 @@ class Life(RuleBasedStateMachine):
         self.check(found.detach().clone(), self.active, f"logits ({how})")
 
     @rule()
-    def disable(self) -> None:
+    def disable(self):
         with self.handle.disable_adapter():
             found = run(self.model, self.inputs, self.dtype)
         assert torch.equal(found, self.expected(None)), f"disabled is not the base ({self.family})"
 
     @precondition(lambda self: not self.merged)
     @rule()
-    def merge(self) -> None:
+    def merge(self):
         with refusal("merge", *NO_MATRIX):
             self.handle.merge()
             self.merged = True
 
     @precondition(lambda self: self.merged)
     @rule()
-    def unmerge(self) -> None:
+    def unmerge(self):
         self.handle.unmerge()
         self.merged = False
 
@@ -245,7 +237,7 @@ class Life(RuleBasedStateMachine):
         beside=st.booleans(),
         by_peft=st.booleans(),
     )
-    def save_and_load(self, frozen: Any, form: Any, beside: bool, by_peft: bool) -> None:
+    def save_and_load(self, frozen, form, beside, by_peft):
         """Go on with what was loaded, of any type: alone, or beside the adapters that there are."""
         form = None if may_tie(self.now.plan) else form
         with tempfile.TemporaryDirectory() as folder:
@@ -283,7 +275,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.dtype == torch.float32)
     @rule(how=st.sampled_from(["copy", "pickle"]))
-    def copy_it(self, how: str) -> None:
+    def copy_it(self, how):
         """Go on with a copy, and change the one that it was copied from."""
         before = self.model
         if how == "copy":
@@ -301,7 +293,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.drawn.quantised)
     @rule(dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
-    def convert(self, dtype: torch.dtype) -> None:
+    def convert(self, dtype):
         """Go on in another type; from a shorter one back at once, with what is left."""
         if any(site.expert is not None for site in self.drawn.architecture.sites):
             return  # The fused experts of transformers know no float64, and no bfloat16 of such widths.
@@ -322,7 +314,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.dtype == torch.float32 and self.resized < 2)
     @rule(more=st.integers(1, 3))
-    def resize(self, more: int) -> None:
+    def resize(self, more):
         """Give the model more tokens, unless an adapter has something at the tables of them."""
         if not self.base.can_generate():
             return
@@ -342,7 +334,7 @@ class Life(RuleBasedStateMachine):
         self.changed()
 
     @rule()
-    def generate(self) -> None:
+    def generate(self):
         """Write some tokens, with a cache of keys and values and without."""
         if not self.base.can_generate() or {*self.inputs} - {"input_ids", "attention_mask"}:
             return
@@ -369,7 +361,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.merged and self.dtype == torch.float32)
     @rule()
-    def export(self) -> None:
+    def export(self):
         """Write a plain LoRA, and read it again."""
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -384,15 +376,15 @@ class Life(RuleBasedStateMachine):
     # Several adapters ------------------------------------------------------------------------------
 
     @property
-    def several(self) -> Several:
+    def several(self):
         return Several(self.model)
 
-    def free_name(self) -> str:
+    def free_name(self):
         return next(name for i in range(99) if (name := f"n{i}") not in self.known)
 
     @precondition(lambda self: not self.merged and len(self.known) < 4)
     @rule(data=st.data(), seed=st.integers(0, 3))
-    def add(self, data: st.DataObject, seed: int) -> None:
+    def add(self, data, seed):
         spec = data.draw(specs(self.drawn.architecture), "spec")
         name = self.free_name()
         with refusal("add", "BS403", "BS304"):  # Towers may differ in their layers.
@@ -405,7 +397,7 @@ class Life(RuleBasedStateMachine):
         self.fill(seed, data.draw(st.booleans(), "frozen too"))
 
     @rule(data=st.data())
-    def switch(self, data: st.DataObject) -> None:
+    def switch(self, data):
         name = data.draw(st.sampled_from(sorted(self.known)), "name")
         with refusal("switch", "BS643"):
             self.several.switch(name)
@@ -413,7 +405,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.known) > 1)
     @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
+    def delete(self, data):
         name = data.draw(st.sampled_from(sorted(self.known)), "name")
         with refusal("delete", "BS643"):
             self.several.delete(name)
@@ -423,7 +415,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.merged)
     @rule(data=st.data())
-    def mix(self, data: st.DataObject) -> None:
+    def mix(self, data):
         """Run rows of several adapters in one batch."""
         rows = len(self.expected(None))
         choices = st.sampled_from([*sorted(self.known), None])
@@ -436,7 +428,7 @@ class Life(RuleBasedStateMachine):
     # Another model that is the same ----------------------------------------------------------------
 
     @rule(data=st.data(), seed=st.integers(0, 3), merged=st.booleans())
-    def unload(self, data: st.DataObject, seed: int, merged: bool) -> None:
+    def unload(self, data, seed, merged):
         """Take the adapter out, or merge for good; then adapt the base anew."""
         if merged:
             model = self.model
@@ -458,7 +450,7 @@ class Life(RuleBasedStateMachine):
 
 
 @contextmanager
-def refusal(what: str, *codes: str) -> Iterator[None]:
+def refusal(what, *codes):
     """Let something be refused, with codes that begin so; what is refused has changed nothing."""
     COUNTS[what] += 1
     try:
@@ -473,7 +465,7 @@ def refusal(what: str, *codes: str) -> Iterator[None]:
                 raise
 
 
-def loses_gradients(model: Any) -> bool:
+def loses_gradients(model):
     """Tell whether a tower gets no gradient under reentrant checkpoints, whatever adapts it, as torch warns.
 
     Their inputs must have gradients; transformers sees to that where it knows what embeds them.
@@ -488,7 +480,7 @@ def loses_gradients(model: Any) -> bool:
 
 
 @contextmanager
-def training(model: Any, mode: str) -> Iterator[Any]:
+def training(model, mode):
     """Let a model train in a block: as it is, with checkpoints of one kind or the other, or in eval mode."""
     model.train(mode != "eval")
     checkpoints = mode in ("checkpointing", "reentrant") and model.supports_gradient_checkpointing
@@ -505,37 +497,37 @@ def training(model: Any, mode: str) -> Iterator[Any]:
         model.eval()
 
 
-def may_tie(plan: Plan) -> bool:
+def may_tie(plan):
     """Tell whether a plan has logits that may be equal once they are rounded: then either may be the larger."""
     return any(term.transform == "VectorBank" for term in plan.terms)
 
 
-def pickled(model: Any) -> Any:
+def pickled(model):
     stream = io.BytesIO()
     torch.save(model, stream)
     stream.seek(0)
     return torch.load(stream, weights_only=False)
 
 
-def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def cast(inputs, dtype):
     return {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output):
     # A CLIP compares images with texts.
     return output["logits" if "logits" in output else "logits_per_image"]
 
 
-def outputs(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+def outputs(model, inputs, dtype):
     return logits_of(model(**cast(inputs, dtype)))
 
 
-def run(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+def run(model, inputs, dtype):
     with torch.no_grad():
         return outputs(model, inputs, dtype)
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
+def apart(found, expected):
     """Return how far values are apart, of the largest that is expected; infinite where one is no number."""
     gap = (found.double() - expected.double()).abs().max()
     size = max(float(expected.double().abs().max()), 1e-3)

@@ -1,11 +1,7 @@
 """Pairs of states of a model's adapters: banks with adapters outside of them, two of them, refusals in the middle."""
 
-from __future__ import annotations
-
 import copy
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,11 +23,11 @@ SPECS = {
 NAMES = ["a", "b", "c", "d"]
 
 
-def ids_of(tokens: int) -> torch.Tensor:
+def ids_of(tokens):
     return torch.arange(1, 1 + 3 * tokens).view(3, tokens) % 60 + 3
 
 
-def with_four(spec: str) -> Any:
+def with_four(spec):
     """A model with four adapters of one plan and four seeds, that do something."""
     model = tiny_model("llama")
     for seed, name in enumerate(NAMES):
@@ -45,16 +41,16 @@ def with_four(spec: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=SPECS.values(), ids=SPECS)
-def shared(request: pytest.FixtureRequest) -> Any:
+def shared(request):
     return with_four(request.param)
 
 
 @pytest.fixture
-def model(shared: Any) -> Any:
+def model(shared):
     return copy.deepcopy(shared)
 
 
-def mixed(model: Any, names: list[str | None], ids: torch.Tensor) -> torch.Tensor:
+def mixed(model, names, ids):
     with torch.no_grad(), model.bishare.rows(names):
         return model(ids).logits
 
@@ -72,9 +68,7 @@ def mixed(model: Any, names: list[str | None], ids: torch.Tensor) -> torch.Tenso
         (["c", "d", "c"], ["ab"]),
     ],
 )
-def test_a_row_has_its_own_adapter_whatever_bank_is_open(
-    model: Any, names: list[str | None], banks: list[str], tokens: int
-) -> None:
+def test_a_row_has_its_own_adapter_whatever_bank_is_open(model, names, banks, tokens):
     """A row of an adapter from outside of a bank, or of another bank, had one of the bank (F5)."""
     ids = ids_of(tokens)
     want = mixed(model, names, ids)
@@ -86,7 +80,7 @@ def test_a_row_has_its_own_adapter_whatever_bank_is_open(
     torch.testing.assert_close(mixed(model, names, ids), want, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_reach_each_bank_and_who_trains_beside_it(model: Any) -> None:
+def test_gradients_reach_each_bank_and_who_trains_beside_it(model):
     handle, names, ids = model.bishare, ["a", "c", "d"], ids_of(8)
     model.train()
     for name in names:
@@ -118,7 +112,7 @@ def test_gradients_reach_each_bank_and_who_trains_beside_it(model: Any) -> None:
                 torch.testing.assert_close(parameter.grad, want["d", tensor], rtol=1e-3, atol=1e-6)
 
 
-def test_a_refusal_in_the_middle_of_other_states(model: Any) -> None:
+def test_a_refusal_in_the_middle_of_other_states(model):
     handle, ids = model.bishare, ids_of(4)
     handle.set_adapter("a")
     with torch.no_grad():
@@ -154,7 +148,7 @@ def test_a_refusal_in_the_middle_of_other_states(model: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", [5, 2**40])
-def test_a_library_of_another_seed(seed: int, tmp_path: Path) -> None:
+def test_a_library_of_another_seed(seed, tmp_path):
     model = tiny_model("llama")
     plan = compile_spec("vera", model, seed=seed).bishare.plan
     adapters = {name: draw(plan, seed) for name in ("x", "y")}
@@ -170,9 +164,7 @@ def test_a_library_of_another_seed(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["lora_xs", "pissa"])
 @pytest.mark.parametrize("low", [False, True])
-def test_tensors_that_the_base_gives_are_filled_in_on_the_meta_device(
-    spec: str, low: bool, tmp_path: Path
-) -> None:
+def test_tensors_that_the_base_gives_are_filled_in_on_the_meta_device(spec, low, tmp_path):
     model, ids = compile_spec(spec, tiny_model("llama"), seed=3), ids_of(5)
     with torch.no_grad():
         for parameter in model.bishare.parameters():

@@ -244,10 +244,6 @@ def test_what_a_config_says_is_checked(base, adapted):
     assert not hasattr(base, "bishare")
     with pytest.raises(FileNotFoundError, match=r"did you mean `lora`.*lroa"):
         BishareConfig(spec="lroa")
-    with pytest.raises(
-        TypeError, match=r'argument `r`: `params=\{"r": 8\}` sets a param of the spec'
-    ):
-        BishareConfig(spec="lora", r=8)
     with pytest.raises(AdapterError, match="BS664"):
         BishareConfig(spec="lora", target_modules=["q_proj"])
     with pytest.raises(ValueError, match="different peft types"):

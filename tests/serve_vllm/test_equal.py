@@ -1,7 +1,6 @@
 """vLLM gives the log-probabilities of bishare: prompts in chunks, cached prefixes, and one token at a time."""
 
 import asyncio
-import copy
 import os
 from pathlib import Path
 
@@ -113,21 +112,6 @@ def test_sixty_four_adapters_in_one_batch(base):
         outputs = served.check(llm, prompts_of(65))
     assert len({tuple(output.outputs[0].token_ids) for output in outputs}) > 20
     model.bishare.unload()
-
-
-def test_compiled(base):
-    """Without `enforce_eager` vLLM compiles the model; what layers add is one opaque step in it."""
-    root, model = base
-    each = [
-        Served(root, copy.deepcopy(model), spec, 2, first)
-        for spec, first in (("bishare_ke", 1), ("dora", 11))
-    ]
-    plans = {"bishare_plans": [served.requests[0].lora_path for served in each]}
-    with engine(
-        root / "base", **CHUNKS, **ROOM, additional_config=plans, enforce_eager=False
-    ) as llm:
-        for served in each:
-            served.check(llm, prompts_of(8))
 
 
 def test_a_trainer_writes_the_tensors_of_an_adapter_from_memory(base):
