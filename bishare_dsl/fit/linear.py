@@ -43,7 +43,7 @@ def solve(
                 continue
             length = square[v] / curvature_along
             steps[v] += length * direction[v]
-            rest[v] -= length * curved[v]
+            rest[v] = rest[v] - length * curved[v]
             before, square[v] = square[v], _dot(rest[v], rest[v])
             direction[v] = rest[v] + (square[v] / before) * direction[v]
     return steps

@@ -68,11 +68,12 @@ def test_what_a_spec_can_say_is_found(spec, params, trained, base):
 def test_what_is_reported_is_what_the_tensors_are(spec, trained, base):
     stored, plan = trained("lora", r=4), plan_of(spec, base)
     tensors, report = fitted(stored, plan, sweeps=2)
-    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=1e-6)
+    # The fit is in float64, and of skew factors float32 keeps the product to some 1e-5.
+    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=3e-5)
     assert report.error < 0.9
     for (_, site), (left, whole) in report.squares.items():
         dense = dense_error(stored, plan, tensors, site.path)
-        assert math.sqrt(left / whole) == pytest.approx(dense, rel=1e-3, abs=1e-6)
+        assert math.sqrt(left / whole) == pytest.approx(dense, rel=1e-3, abs=1e-4)
 
 
 def test_each_sweep_brings_it_nearer(trained, base):
