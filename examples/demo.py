@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import indent
@@ -165,19 +166,14 @@ class Demo:
     def ask(self, asked: Sequence[tuple[str | None, int]]) -> list[str]:
         """Let each row of one batch be answered by its own adapter; None is the base."""
         texts = [PROMPT.format(price) for _, price in asked]
-        self.tokenizer.padding_side = "right"
+        self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
-        last = inputs.attention_mask.sum(1) - 1
         names = [name for name, _ in asked]
         self.model.eval()
-        if any(names):
-            with self.model.bishare.rows(names):
-                logits = self.model(**inputs).logits
-        else:
-            logits = self.model(**inputs).logits
-        chosen = logits[torch.arange(len(texts)), last][:, self.words].argmax(1)
-        return [OPTIONS[number] for number in chosen.tolist()]
+        with self.model.bishare.rows(names) if any(names) else nullcontext():
+            logits = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        return [OPTIONS[number] for number in logits[:, self.words].argmax(1).tolist()]
 
 
 def many_tasks(demo: Demo, steps: int) -> Mapping[str, Sequence[Row]]:

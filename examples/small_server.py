@@ -5,7 +5,7 @@
 
 The second command lists `acme`, and answers as the base. `bishare verify` is for this fault: engines
 load adapters whose names they do not know, and answer with status 200. Not for production: requests run
-one by one.
+one by one, and equal ones once.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Engine:
     def __init__(self, checkpoint: str, adapters: Mapping[str, str]) -> None:
         self.model, self.tokenizer = load_model(checkpoint, dtype=torch.float32)
         self.names, self.lock = list(adapters), threading.Lock()
+        self.known: dict[tuple[str | None, str, int], dict[str, float]] = {}
         for name, folder in adapters.items():
             stored, _ = read_fitting(folder, self.model)
             install(self.model, stored, name=name)
@@ -44,13 +45,15 @@ class Engine:
     @torch.no_grad()
     def next_tokens(self, name: str | None, text: str, count: int) -> dict[str, float]:
         """Return the likeliest next tokens with their log-probabilities; None is the base."""
-        ids = self.tokenizer(text, return_tensors="pt").input_ids
-        with self.model.bishare.rows([name]) if self.names else nullcontext():
-            found = self.model(ids).logits[0, -1].log_softmax(-1).topk(count)
-        return {
-            f"token_id:{i}": v
-            for i, v in zip(found.indices.tolist(), found.values.tolist(), strict=True)
-        }
+        asked = name, text, count
+        if asked not in self.known:
+            ids = self.tokenizer(text, return_tensors="pt").input_ids
+            with self.model.bishare.rows([name]) if self.names else nullcontext():
+                logits = self.model(ids, logits_to_keep=1).logits[0, -1]
+            values, tokens = logits.log_softmax(-1).topk(count)
+            told = zip(tokens.tolist(), values.tolist(), strict=True)
+            self.known[asked] = {f"token_id:{i}": value for i, value in told}
+        return self.known[asked]
 
     def answer(self, path: str, asked: dict[str, Any], without: Collection[str]) -> tuple[int, Any]:
         """Return the status and the JSON for a request. Adapters of ``without`` are listed and ignored."""

@@ -121,13 +121,13 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
         memory_left=free,
         ways=[row.data(adapters, free) for row in rows],
     )
-    fit = f"fit: how many, with the base, in {memory}. " if memory is not None else ""
+    fit = f"fit: how many, with the base, in {memory}\n" if memory is not None else ""
     report.tables(
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
         f"the base takes {cost.size(base)} at 16 bits",
         cost.table(rows, adapters, free),
         f"{fit}16, 8, 4 bits: the size of all files. slots: in an engine, in compact mode.\n"
-        "No column measures what a smaller way loses: train it, and compare with the last row.",
+        "No column tells what a smaller way loses: train it, compare with the last row.",
     )
 
 
