@@ -1,11 +1,11 @@
-"""Three jobs in two minutes or so on a laptop: a library of many tasks, `verify`, and a sharing scheme.
+"""Three jobs in a minute or so on a laptop: a library of many tasks, `verify`, and a sharing scheme.
 
     make demo            # or: python examples/demo.py --cache .cache
 
 Customers call prices cheap, fair or dear, each in their own way. SmolLM2-135M-Instruct learns the words of
-sixteen customers in one run, as a library. Then six new customers come with eight examples each. Each gets a
+sixteen customers in one run, as a library. Then four new customers come with eight examples each. Each gets a
 sum of the library's adapters, without training, and a fresh LoRA for comparison. Two small servers claim to
-serve three of these adapters, and one server ignores one. Last, the compiler tells back who shares in a spec.
+serve two of these adapters, and one server ignores one. Last, the compiler tells back who shares in a spec.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ warnings.filterwarnings("ignore")
 import torch
 from small_server import Engine, serving
 from smollm2 import smollm2_folder
+from transformers import TrainerCallback
 
 from bishare_dsl.cli.main import main as bishare
 from bishare_dsl.models import load_model
@@ -43,9 +44,9 @@ from bishare_dsl.train.result import TrainResult
 OPTIONS = (" cheap", " fair", " dear")
 PROMPT = "{} euros is"
 CUSTOMERS, EACH = 16, 24
-NEW, FEW, ASKED = 6, 8, 24
-STEPS, NEW_STEPS = 60, 25
-SECONDS = 120
+NEW, FEW, ASKED = 4, 8, 24
+STEPS, NEW_STEPS = 40, 25
+SECONDS = 60
 """On two idle cores, from the command to its end, with the model in the cache."""
 
 LORA = """spec lora_late
@@ -128,11 +129,19 @@ def main() -> None:
         try:
             demo = Demo(checkpoint)
             new = many_tasks(demo, options.steps)
-            is_it_applied(checkpoint, list(new)[:3])
+            is_it_applied(checkpoint, list(new)[:2])
             scheme()
         finally:
             os.chdir(here)
     say(f"\nDone in {time.perf_counter() - began:.0f} s. Next: docs/few-examples.md")
+
+
+class Dots(TrainerCallback):
+    """Print a dot for every few steps, to show that training goes on."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % 5 == 0:
+            say(".", end="")
 
 
 class Demo:
@@ -151,15 +160,17 @@ class Demo:
         if hasattr(self.model, "bishare"):
             self.model = self.model.bishare.unload()
         began = time.perf_counter()
+        say(f"  {what} ", end="")
         found = train(
             spec, self.model, files, out,
             tokenizer=self.tokenizer, quiet=True, save_strategy="no", warmup_steps=4,
-            gradient_accumulation_steps=1, rows_at_once=128, weight_decay=0.0, **how,
+            gradient_accumulation_steps=1, rows_at_once=128, weight_decay=0.0, callbacks=[Dots()],
+            **how,
         )  # fmt: skip
         self.model = found.model
         losses = f"loss {found.loss_first:.2f} to {found.loss_last:.2f}"
         losses = losses if found.steps else "not trained"
-        say(f"  {what}: {time.perf_counter() - began:.0f} s, {losses}")
+        say(f" {time.perf_counter() - began:.0f} s, {losses}")
         return found
 
     @torch.no_grad()
@@ -184,7 +195,7 @@ def many_tasks(demo: Demo, steps: int) -> Mapping[str, Sequence[Row]]:
     say(f"Sixteen customers have {EACH} examples each, such as {shown}.")
     old = {f"customer{i}": rows_of(i, EACH, seed=0) for i in range(CUSTOMERS)}
     how: dict[str, Any] = {"per_device_train_batch_size": 4, "max_steps": steps}
-    demo.teach("library_core", write("old", old), "out", "a library", learning_rate=4e-3, **how)
+    demo.teach("library_core", write("old", old), "out", "a library", learning_rate=8e-3, **how)
 
     say(f"\n{NEW} new customers have {FEW} examples each.")
     new = {f"new{i}": rows_of(100 + i, FEW, seed=0) for i in range(NEW)}
@@ -235,11 +246,9 @@ def is_it_applied(checkpoint: str, names: Sequence[str]) -> None:
     folders = {name: f"later/library#{name}" for name in names}
     engine = Engine(checkpoint, folders)
     with serving(engine) as good, serving(engine, without=names[1:2]) as bad:
-        say(
-            f"Two servers list the adapters {', '.join(names)}. The second one ignores one of them."
-        )
+        say(f"Two servers list the adapters {' and '.join(names)}. The second one ignores one.")
         command = ["verify", *folders.values(), "--model", checkpoint, "--server", good]
-        show([*command, "--server", bad, "--quiet"])
+        show([*command, "--server", bad])
 
 
 def scheme() -> None:
@@ -279,8 +288,8 @@ def title(text: str) -> None:
     say(f"\n{text}\n{'-' * len(text)}")
 
 
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(f"{text}{end}")
     sys.stdout.flush()
 
 
