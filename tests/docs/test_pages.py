@@ -1,7 +1,7 @@
 """Each page's commands succeed in its order, in a folder that has what a reader brings and nothing else.
 
 Of the pages in `MADE`, outputs are those that the page shows, but for numbers; `UPDATE_GOLDEN=1` writes them there.
-The README's commands and those of a transform's page have tests of their own. Commands for a server, for several
+A transform's page has a test of its own. Commands for a server, for several
 processes or for another program are left out here: their engines' tests run them.
 """
 
@@ -32,7 +32,7 @@ MADE = {
     ),
 }
 """How many blocks of commands a page has, and some of what they make."""
-ELSEWHERE = ("README.md", "tutorial.md", "write-a-transform.md", *MADE)
+ELSEWHERE = ("tutorial.md", "write-a-transform.md", *MADE)
 LEFT_OUT = ("http:", "checkpoint-300")
 SPEC = "spec mine\ntarget q_proj, v_proj\nshare own  per module  rank 2\n"
 BLOCK = re.compile(
@@ -99,6 +99,9 @@ def bring(words):
     for name in {"my-lora", "./lora"} & {*words}:
         adapter("of-bishare", 0)
         assert main(["convert", "of-bishare", "--model", "./base", "--out", name, "--quiet"]) == 0
+    if "customers" in words:
+        for name in ("acme", "customers/globex", "customers/initech", "customers/hooli"):
+            rows(Path(f"{name}.jsonl"), options=True)
     if "tasks/*.jsonl" in words:
         rows("tasks/poems.jsonl")
         rows("tasks/news.jsonl")
