@@ -59,8 +59,11 @@ $(STAMP): pyproject.toml
 demo: $(if $(wildcard $(STAMP)),$(STAMP),.venv/.for-demo) ## set up, then show the README's three jobs on SmolLM2-135M, in a minute
 	@$(BIN)/python examples/demo.py --cache $(CACHE)
 
+# A comma inside of `call` would end its argument.
+FOR_DEMO := -e '.[gguf,train]'
+
 .venv/.for-demo: pyproject.toml
-	$(call install,.venv,-e '.[gguf,train]')
+	$(call install,.venv,$(FOR_DEMO))
 	@touch $@
 
 # Tests with the mark `long` look for what nobody thought of. A quick test guards the same, except with two processes.
