@@ -101,7 +101,7 @@ def bring(words):
         assert main(["convert", "of-bishare", "--model", "./base", "--out", name, "--quiet"]) == 0
     if "customers" in words:
         for name in ("acme", "customers/globex", "customers/initech", "customers/hooli"):
-            rows(Path(f"{name}.jsonl"), options=True)
+            rows(f"{name}.jsonl", options=True)
     if "tasks/*.jsonl" in words:
         rows("tasks/poems.jsonl")
         rows("tasks/news.jsonl")
