@@ -1,13 +1,10 @@
 """Frozen tensors that start from the base's weights, saved as what makes them again."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,7 +33,7 @@ PAGE = importlib.util.spec_from_file_location(
 )
 assert PAGE is not None
 assert PAGE.loader is not None
-TO_LORA: Any = importlib.util.module_from_spec(PAGE)
+TO_LORA = importlib.util.module_from_spec(PAGE)
 PAGE.loader.exec_module(TO_LORA)
 
 TINY = """
@@ -54,7 +51,7 @@ FITTED = "share s  A per layer, in  B per module  rank 2  init A svd, B svd  fre
 
 
 @pytest.mark.parametrize("text", [TINY, PISSA])
-def test_what_the_base_gives_is_left_out_and_made_again(text: str, tmp_path: Path) -> None:
+def test_what_the_base_gives_is_left_out_and_made_again(text, tmp_path):
     model = trained(text)
     model.bishare.save_pretrained(tmp_path, frozen="base")
     plan = model.bishare.plan
@@ -76,7 +73,7 @@ share b per module rank 2 init A svd, B svd scale 3
 """
 
 
-def by_the_page(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
+def by_the_page(folder, weights):
     """What docs/format.md says of starts from the base, as examples/to_lora.py computes it in numpy."""
     _, sharing, tensors = TO_LORA.open_folder(folder, None, weights)
     names = [t.name for g in groups_of(read_adapter(folder).plan).values() for t in g]
@@ -94,7 +91,7 @@ share s  per module  rank 3  init A svd, B svd  gain rank init 1  freeze A, B
 
 
 @pytest.mark.parametrize("text", [TINY, XS, TWICE])
-def test_numpy_makes_them_by_the_page(text: str, tmp_path: Path) -> None:
+def test_numpy_makes_them_by_the_page(text, tmp_path):
     model = trained(text)
     model.bishare.save_pretrained(tmp_path, frozen="base")
     maps = linear_maps(tiny_model("llama"))
@@ -114,16 +111,14 @@ def test_numpy_makes_them_by_the_page(text: str, tmp_path: Path) -> None:
         )
 
 
-def test_thirteen_numbers_are_26_bytes(tmp_path: Path) -> None:
+def test_thirteen_numbers_are_26_bytes(tmp_path):
     model = trained(TINY)
     model.bishare.save_pretrained(tmp_path, frozen="base", dtype="bfloat16")
     assert model.bishare.plan.trainable == 13
     assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
 
 
-def test_thirteen_numbers_on_llama_7b_are_26_bytes_and_a_config_of_less_than_135_kb(
-    tmp_path: Path,
-) -> None:
+def test_thirteen_numbers_on_llama_7b_are_26_bytes_and_a_config_of_less_than_135_kb(tmp_path):
     shipped = find_spec("tiny_lora").read_text("utf-8")
     text = shipped.replace("count      = 64", "count      = 13").replace(
         "tiny  per", "tiny  c per model  per"
@@ -134,13 +129,13 @@ def test_thirteen_numbers_on_llama_7b_are_26_bytes_and_a_config_of_less_than_135
         t.name: torch.randn(t.shape, generator=random) for t in plan.tensors if t.init == "svd"
     }
     assert (plan.trainable, len(of_base)) == (13, 2 * 5 * 32)
-    saving: Any = {"frozen": "base", "dtype": "bfloat16", "reproduced": of_base}
+    saving = {"frozen": "base", "dtype": "bfloat16", "reproduced": of_base}
     assert not save_adapter(tmp_path, plan, tensors | of_base, text, seed=0, **saving)
     assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 135_000
 
 
-def test_peft_makes_them_too(tmp_path: Path) -> None:
+def test_peft_makes_them_too(tmp_path):
     from peft import PeftModel
 
     model = trained(TINY)
@@ -151,7 +146,7 @@ def test_peft_makes_them_too(tmp_path: Path) -> None:
         PeftModel.from_pretrained(tiny_model("llama", seed=1), str(tmp_path / "adapter"))
 
 
-def test_another_base_is_refused(tmp_path: Path) -> None:
+def test_another_base_is_refused(tmp_path):
     trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
     model = tiny_model("llama", seed=1)
     with pytest.raises(AdapterError, match=r"BS699.*tiny.layers.0"):
@@ -159,14 +154,12 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     assert not hasattr(model, "bishare")
 
 
-def test_a_machine_that_turns_signs_gives_the_same_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_turns_signs_gives_the_same_tensors(tmp_path, monkeypatch):
     model = trained(TINY)
     model.bishare.save_pretrained(tmp_path, frozen="base")
     right = singular.directions
 
-    def turned(*given: Any, **more: Any) -> singular.Directions:
+    def turned(*given, **more):
         left, values, vectors = right(*given, **more)
         signs = torch.tensor([(-1.0) ** i for i in range(len(values))]).unsqueeze(1)
         return singular.Directions(left * -signs, values, vectors * -signs)
@@ -178,7 +171,7 @@ def test_a_machine_that_turns_signs_gives_the_same_tensors(
 
 
 @pytest.mark.parametrize("kind", ["identity", "permutation", "two equal blocks", "negated"])
-def test_weights_whose_directions_rounding_decides_are_stored(kind: str, tmp_path: Path) -> None:
+def test_weights_whose_directions_rounding_decides_are_stored(kind, tmp_path):
     base = tiny_model("llama")
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -199,7 +192,7 @@ def test_weights_whose_directions_rounding_decides_are_stored(kind: str, tmp_pat
     assert stored is (kind != "negated")
 
 
-def test_what_is_fitted_to_a_shared_factor_is_stored(tmp_path: Path) -> None:
+def test_what_is_fitted_to_a_shared_factor_is_stored(tmp_path):
     model = trained(f"spec x\ntarget q_proj, k_proj\n{FITTED}")
     model.bishare.save_pretrained(tmp_path, frozen="base")
     left_out = model.bishare.plan.tensor.keys() - load_stored(tmp_path).keys()
@@ -208,7 +201,7 @@ def test_what_is_fitted_to_a_shared_factor_is_stored(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.bishare.tensors(), model.bishare.tensors())
 
 
-def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
+def test_who_has_no_weights_says_so(tmp_path):
     trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
     stored = read_adapter(tmp_path)
     with pytest.raises(AdapterError, match=r'BS688(?s:.*)frozen="tensors"'):
@@ -218,7 +211,7 @@ def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
     assert (entry["shape"], entry["base"]) == ([2, 32], {"svd": 1.0})
 
 
-def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path: Path) -> None:
+def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path):
     from bishare_dsl.serve.vllm.frozen import FrozenCache
 
     model = trained(TINY)
@@ -237,7 +230,7 @@ def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path: Path) -> N
         FrozenCache(str(tmp_path / "other")).tensors(read_adapter(tmp_path / "one"))
 
 
-def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:
+def test_what_must_not_come_from_the_base(tmp_path):
     from tests.adapter.test_files import refused, reseal
 
     trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
@@ -249,7 +242,7 @@ def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:
     refused(tmp_path, "BS607", "not what its spec gives")
 
 
-def test_marks_decide_signs_or_say_that_they_do_not() -> None:
+def test_marks_decide_signs_or_say_that_they_do_not():
     tensor = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     marks = marks_of(tensor)
     turned = tensor * torch.tensor([[1.0], [-1.0], [1.0]])
@@ -265,9 +258,7 @@ def test_marks_decide_signs_or_say_that_they_do_not() -> None:
 
 
 @pytest.mark.parametrize(("apart", "left_out"), [(0, True), (0.7, True), (1.4, False), (5, False)])
-def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(
-    apart: float, left_out: bool
-) -> None:
+def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(apart, left_out):
     """So another machine, on which it comes out as far off again, still reads it."""
     plan = plan_spec(TWICE, tiny_model("llama"))
     tensors = draw(plan, 0) | {
@@ -285,12 +276,12 @@ def test_what_is_left_out_is_a_tenth_as_far_off_as_loading_allows(
 # Fingerprints of bases ----------------------------------------------------------------------------------
 
 
-def published() -> Any:
+def published():
     """A base as it was published, in bfloat16."""
     return tiny_model("llama").bfloat16()
 
 
-def moved(model: Any, size: float) -> Any:
+def moved(model, size):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -299,27 +290,27 @@ def moved(model: Any, size: float) -> Any:
     return model
 
 
-SAME: dict[str, Any] = {
+SAME = {
     "as it is": lambda: published(),
     "float32": lambda: published().float(),
     "float16": lambda: published().half(),
     "another vocabulary": lambda: grown(published()),
     "an adapter on it": lambda: compile_spec(PISSA, published().float()),
 }
-OTHER: dict[str, Any] = {
+OTHER = {
     "a step of 1e-3": lambda: moved(published().float(), 1e-3),
     "another seed": lambda: tiny_model("llama", seed=1).bfloat16(),
     "merged": lambda: trained(PISSA).bishare.merge_and_unload(),
 }
 
 
-def grown(model: Any) -> Any:
+def grown(model):
     model.resize_token_embeddings(len(model.get_input_embeddings().weight) + 128)
     return model
 
 
 @pytest.mark.parametrize("base", SAME)
-def test_a_base_is_recognised_whatever_its_type(base: str) -> None:
+def test_a_base_is_recognised_whatever_its_type(base):
     saved = fingerprint.fingerprint(published())
     limit = {"another vocabulary": "_TOKENS"}.get(base)
     assert limit is None or getattr(fingerprint, limit) > 64
@@ -331,12 +322,12 @@ def test_a_base_is_recognised_whatever_its_type(base: str) -> None:
 
 
 @pytest.mark.parametrize("base", OTHER)
-def test_another_base_is_told(base: str) -> None:
+def test_another_base_is_told(base):
     saved = fingerprint.fingerprint(published())
     assert fingerprint.difference(saved, fingerprint.fingerprint(OTHER[base]())) > 1e-7
 
 
-def test_rounding_is_no_difference() -> None:
+def test_rounding_is_no_difference():
     """Weights of float32 in float16, and linear maps in few bits, which change no norms."""
     found = fingerprint.fingerprint(tiny_model("llama").half())
     assert fingerprint.difference(fingerprint.fingerprint(tiny_model("llama")), found) == 0
@@ -350,10 +341,10 @@ def test_rounding_is_no_difference() -> None:
         assert fingerprint.difference(saved, dataclasses.replace(near, norms=norms)) > 5e-4
 
 
-def test_loading_onto_another_base_is_a_warning_at_each_door(tmp_path: Path) -> None:
+def test_loading_onto_another_base_is_a_warning_at_each_door(tmp_path):
     trained(PISSA).bishare.save_pretrained(tmp_path)
     assert read_adapter(tmp_path).config.fingerprint is not None
-    doors: dict[str, Any] = {
+    doors = {
         "bishare": lambda model: load_adapter(tmp_path, model),
         "PEFT": lambda model: PeftModel.from_pretrained(model, str(tmp_path)),
         "transformers": lambda model: model.load_adapter(str(tmp_path)),
@@ -366,7 +357,7 @@ def test_loading_onto_another_base_is_a_warning_at_each_door(tmp_path: Path) -> 
             door(tiny_model("llama"))
 
 
-def test_a_base_without_weights_stores_none_and_says_so(tmp_path: Path) -> None:
+def test_a_base_without_weights_stores_none_and_says_so(tmp_path):
     model = trained(PISSA)
     for name, parameter in [*model.named_parameters()]:
         if "bishare" not in name:
@@ -384,13 +375,13 @@ MAGNITUDE = f"{PISSA}magnitude per module\n"
 @pytest.mark.parametrize("text", [PISSA, MAGNITUDE], ids=["plain", "magnitude"])
 @pytest.mark.parametrize("command", ["merge", "convert"])
 def test_another_base_is_a_warning_or_with_strict_an_error_that_writes_nothing(
-    bishare: Any, text: str, command: str, tmp_path: Path
-) -> None:
+    bishare, text, command, tmp_path
+):
     for seed, name in enumerate(("same", "other")):
         tiny_model("llama", seed=seed).save_pretrained(tmp_path / name)
     trained(text).bishare.save_pretrained(tmp_path / "adapter")
 
-    def run(base: str, out: str, *how: str) -> tuple[int, str]:
+    def run(base, out, *how):
         places = ("--model", tmp_path / base, "--out", tmp_path / out)
         found = bishare(command, tmp_path / "adapter", *places, *how)
         return found.code, found.err
@@ -406,7 +397,7 @@ def test_another_base_is_a_warning_or_with_strict_an_error_that_writes_nothing(
     assert (code, "BS620" in said) == (0, False), said
 
 
-def test_the_tokenizer_is_compared_by_its_vocabulary(tmp_path: Path) -> None:
+def test_the_tokenizer_is_compared_by_its_vocabulary(tmp_path):
     models = []
     for name, more in (("same", []), ("again", []), ("other", ["one more"])):
         tokenizer = tiny_tokenizer()

@@ -4,8 +4,6 @@ A `.share` is checked against Llama-7B; each line of a `.cmd` is run as a shell 
 `UPDATE_GOLDEN=1 pytest tests/messages` writes the answers. Numbered inputs are those that a first user tried.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,21 +1,14 @@
 """One handle: what `compile_spec`, `get_peft_model` and transformers put into a model is the same object."""
 
-from __future__ import annotations
-
 import copy
 import signal
 import warnings
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-    inject_adapter_in_model,
-)
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import PushToHubMixin
 
@@ -31,12 +24,12 @@ from tests.support.checks import randomize
 PLAIN = "spec plain\ntarget q_proj, down_proj\nshare a per module rank 2\n"
 
 
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def logits(model, ids):
     with torch.no_grad():
         return model(ids).logits
 
 
-def with_two(base: Any, spec: str = PLAIN) -> Any:
+def with_two(base, spec=PLAIN):
     """A `PeftModel` with adapters a, which runs, and b, that do something."""
     model = get_peft_model(base, BishareConfig(spec=spec, task_type="CAUSAL_LM"), "a")
     model.add_adapter("b", BishareConfig(spec=spec, seed=1))
@@ -51,7 +44,7 @@ def with_two(base: Any, spec: str = PLAIN) -> Any:
 # The same object ------------------------------------------------------------------------------------------
 
 
-def test_three_ways_put_the_same_into_a_model(base: Any, ids: torch.Tensor) -> None:
+def test_three_ways_put_the_same_into_a_model(base, ids):
     config = BishareConfig(spec=SPEC, seed=3)
     ways = [
         compile_spec(SPEC, copy.deepcopy(base), seed=3),
@@ -73,7 +66,7 @@ def test_three_ways_put_the_same_into_a_model(base: Any, ids: torch.Tensor) -> N
     assert trained[0] == trained[1] == trained[2] != set()
 
 
-def test_a_peft_model_of_several_adapters(base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_a_peft_model_of_several_adapters(base, ids, tmp_path):
     model = with_two(base).get_base_model()
     model.bishare.set_adapter("b")
     want = logits(model, ids)
@@ -87,7 +80,7 @@ def test_a_peft_model_of_several_adapters(base: Any, ids: torch.Tensor, tmp_path
     assert torch.equal(logits(again, ids), want)
 
 
-def test_every_level_agrees_on_the_adapters_that_run(base: Any) -> None:
+def test_every_level_agrees_on_the_adapters_that_run(base):
     """`active_adapters` of the `PeftModel` was stale after `model.bishare.set_adapter`."""
     model = with_two(base)
     handle = model.get_base_model().bishare
@@ -103,7 +96,7 @@ def test_every_level_agrees_on_the_adapters_that_run(base: Any) -> None:
         assert model.active_adapters == running
 
 
-def test_without_an_adapter_nothing_is_left(base: Any, ids: torch.Tensor) -> None:
+def test_without_an_adapter_nothing_is_left(base, ids):
     before, want = {*vars(base)}, logits(base, ids)
     model = compile_spec(PLAIN, base)
     with pytest.raises(ModelError, match="BS401"):
@@ -116,13 +109,11 @@ def test_without_an_adapter_nothing_is_left(base: Any, ids: torch.Tensor) -> Non
 # A second adapter of a name, and configs as data (F14, F15) ----------------------------------------------
 
 
-def test_nothing_changes_a_config_that_a_user_holds(
-    base: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_nothing_changes_a_config_that_a_user_holds(base, ids, tmp_path):
     config = BishareConfig(spec=PLAIN, seed=5, params={}, task_type="CAUSAL_LM")
     before = copy.deepcopy(vars(config))
 
-    def same() -> bool:
+    def same():
         # PEFT itself notes the name of the base, which for these is none.
         return vars(config) == before
 
@@ -154,7 +145,7 @@ def test_nothing_changes_a_config_that_a_user_holds(
 # Merging, switching, disabling (F6, F7) ------------------------------------------------------------------
 
 
-def test_enabling_what_is_enabled(base: Any, ids: torch.Tensor) -> None:
+def test_enabling_what_is_enabled(base, ids):
     handle = compile_spec(PLAIN, base).bishare
     randomize(base)
     want = logits(base.eval(), ids)
@@ -176,7 +167,7 @@ def test_enabling_what_is_enabled(base: Any, ids: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("safe", [False, True])
-def test_merging_an_adapter_that_does_not_run(base: Any, ids: torch.Tensor, safe: bool) -> None:
+def test_merging_an_adapter_that_does_not_run(base, ids, safe):
     model, plain = with_two(base), {n: p.clone() for n, p in base.named_parameters()}
     handle = base.bishare
     of = {}
@@ -196,9 +187,7 @@ def test_merging_an_adapter_that_does_not_run(base: Any, ids: torch.Tensor, safe
 
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("merged", [False, True])
-def test_a_refused_merge_changes_nothing(
-    base: Any, ids: torch.Tensor, safe: bool, merged: bool
-) -> None:
+def test_a_refused_merge_changes_nothing(base, ids, safe, merged):
     model = with_two(base)
     next(iter(base.bishare["b"].tensors().values())).data.fill_(torch.nan)
     if merged:
@@ -219,18 +208,18 @@ def test_a_refused_merge_changes_nothing(
 
 
 @pytest.fixture
-def reached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def reached(monkeypatch):
     """What reaches the Hub: repositories that are made, and uploads with their files."""
-    calls: list[Any] = []
+    calls = []
 
     class Url(str):
         repo_id = "me/name"
 
-    def create(self: Any, repo_id: str, **how: Any) -> Url:
+    def create(self, repo_id, **how):
         calls.append(("create", repo_id, {k: v for k, v in how.items() if v is not None}))
         return Url("https://me/name")
 
-    def upload(self: Any, folder: Any, repo_id: str, stamps: Any = None, **how: Any) -> None:
+    def upload(self, folder, repo_id, stamps=None, **how):
         stamps = how.pop("files_timestamps", stamps)
         files = {path.name for path in Path(folder).iterdir()} - {*stamps}
         calls.append(("upload", repo_id, how, bool(files)))
@@ -241,13 +230,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_other_wrapped_methods_reach_nothing(
-    base: Any,
-    reached: list[Any],
-    tmp_path: Path,
-    ids: torch.Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_other_wrapped_methods_reach_nothing(base, reached, tmp_path, ids, monkeypatch):
     """`generate` and `resize_token_embeddings` of an adapted model write and fetch nothing, as those of a plain one."""
     monkeypatch.chdir(tmp_path)
     model = compile_spec("spec x\ntarget q_proj\nshare a per module rank 1\n", base)
@@ -259,7 +242,7 @@ def test_other_wrapped_methods_reach_nothing(
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_was_merged_runs_if_what_ran_before_is_deleted(base: Any, ids: torch.Tensor) -> None:
+def test_what_was_merged_runs_if_what_ran_before_is_deleted(base, ids):
     model = with_two(base)
     model.set_adapter("b")
     want = logits(model, ids)
@@ -274,9 +257,9 @@ def test_what_was_merged_runs_if_what_ran_before_is_deleted(base: Any, ids: torc
 # Modules that PEFT trains with adapters -------------------------------------------------------------------
 
 
-def with_heads(base: Any, heads: str = "ab") -> tuple[Any, dict[str, torch.Tensor]]:
+def with_heads(base, heads="ab"):
     """A `PeftModel` of adapters a, which runs, and b, some with a head of PEFT's; and what each answers."""
-    model: Any = None
+    model = None
     for seed, name in enumerate("ab"):
         beside = {"modules_to_save": ["lm_head"]} if name in heads else {}
         config = BishareConfig(spec=PLAIN, seed=seed, task_type="CAUSAL_LM", **beside)
@@ -297,11 +280,11 @@ def with_heads(base: Any, heads: str = "ab") -> tuple[Any, dict[str, torch.Tenso
     return model, answers
 
 
-def trained(model: Any) -> set[str]:
+def trained(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_two_modules_of_peft_do_not_run_together(base: Any) -> None:
+def test_two_modules_of_peft_do_not_run_together(base):
     ids = torch.tensor([[5, 9, 7]])
     model, answers = with_heads(base)
     before = trained(model)
@@ -320,14 +303,12 @@ def test_two_modules_of_peft_do_not_run_together(base: Any) -> None:
 # What fails or is interrupted ------------------------------------------------------------------------------
 
 
-def test_ctrl_c_leaves_no_half_of_a_merge(
-    base: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_leaves_no_half_of_a_merge(base, ids, monkeypatch):
     """Also if it comes again while the merge is undone. `test_interrupted` raises at each line of all changes."""
     model = with_two(base)
     want, real, copies = logits(model, ids), torch.Tensor.copy_, 0
 
-    def copy(*args: Any, **kwargs: Any) -> Any:
+    def copy(*args, **kwargs):
         nonlocal copies
         copies += 1
         if copies >= 3:

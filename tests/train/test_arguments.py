@@ -2,10 +2,7 @@ import pytest
 from transformers import TrainingArguments
 
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.prepare import (
-    effective_batch,
-    training_arguments,
-)
+from bishare_dsl.train.prepare import effective_batch, training_arguments
 from bishare_dsl.train.request import make_request
 
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ share core  A per module  B per adapter, module  rank 2
 STARTS = ("zero", "nearest", "mean", "mixture", "auto")
 
 
-def rows(path: Path, limit: int, *, options: bool = True) -> str:
+def rows(path, limit, *, options=True):
     lines = [
         {"prompt": f"{n}: ", "completion": "yes" if n > limit else "no"}
         | ({"options": ["yes", "no"]} if options else {})
@@ -30,8 +29,8 @@ def rows(path: Path, limit: int, *, options: bool = True) -> str:
 
 
 @pytest.fixture
-def asked(model_folder: Path, tmp_path: Path) -> Any:
-    def request(count: int, **more: Any) -> Any:
+def asked(model_folder, tmp_path):
+    def request(count, **more):
         data = {f"m{i}": rows(tmp_path / f"m{i}.jsonl", i + 1) for i in range(count)}
         given = {"spec": SPEC, "model": str(model_folder), "data": data, "output_dir": "."}
         given |= {"max_steps": 2, "learning_rate": 1e-2, **more}
@@ -42,10 +41,8 @@ def asked(model_folder: Path, tmp_path: Path) -> Any:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("count", "left_out", "groups"), [(3, 3, 3), (11, 5, 1)])
-def test_few_tasks_are_left_out_in_turn_and_five_of_many_together(
-    asked: Any, count: int, left_out: int, groups: int
-) -> None:
-    notes: list[str] = []
+def test_few_tasks_are_left_out_in_turn_and_five_of_many_together(asked, count, left_out, groups):
+    notes = []
     found = compare(asked(count), Reporter(say=notes.append))
     assert [*found.scores] == [
         "no adapter",
@@ -68,7 +65,7 @@ def test_few_tasks_are_left_out_in_turn_and_five_of_many_together(
 
 
 @pytest.mark.long
-def test_rows_without_options_are_judged_by_their_loss(asked: Any, tmp_path: Path) -> None:
+def test_rows_without_options_are_judged_by_their_loss(asked, tmp_path):
     request = asked(3)
     for file in request.data.values():
         rows(Path(file), 3, options=False)
@@ -80,7 +77,7 @@ def test_rows_without_options_are_judged_by_their_loss(asked: Any, tmp_path: Pat
         compare(request, Reporter(quiet=True))
 
 
-def test_the_advice_is_the_smallest_way_that_nothing_beats() -> None:
+def test_the_advice_is_the_smallest_way_that_nothing_beats():
     scores = {"big": [70.0, 80.0, 75.0], "small": [69.0, 81.0, 74.0], "none": [10.0, 20.0, 15.0]}
     found = Comparison("correct, %", scores, {"big": 1000, "small": 10, "none": 0})
     assert found.advice.startswith("Take small: over 3 tasks")
@@ -100,19 +97,17 @@ def test_the_advice_is_the_smallest_way_that_nothing_beats() -> None:
         ({"count": 3, "spec": "lora", "params": {"r": 2}}, "shares nothing between tasks"),
     ],
 )
-def test_what_cannot_be_compared(asked: Any, more: dict[str, Any], reason: str) -> None:
+def test_what_cannot_be_compared(asked, more, reason):
     library = {n: more.pop(n) for n in [*more] if n == "library"}
     request = asked(**more).model_copy(update=library)
     with pytest.raises(TrainError, match=rf"BS732(?s:.*){reason}"):
         compare(request, Reporter(quiet=True))
 
 
-def test_an_interruption_promises_no_checkpoint(
-    asked: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_promises_no_checkpoint(asked, monkeypatch):
     """It would be in a folder that is gone."""
 
-    def stop(*_: Any, **__: Any) -> None:
+    def stop(*_, **__):
         raise TrainingInterrupted(1, 2, Path("gone/checkpoint-1"))
 
     monkeypatch.setattr("bishare_dsl.train.compare.run", stop)

@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,21 +18,21 @@ from tests.train.test_many import PLAIN, start, tensors
 STEPS = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
 
 
-def resume(folder: Path) -> Any:
+def resume(folder):
     return train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=folder, quiet=True)
 
 
-def flip(path: Path) -> None:
+def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 0x40
     path.write_bytes(content)
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def add(path: Path) -> None:
+def add(path):
     (path.parent / "more").mkdir()
     (path.parent / "more" / path.name).touch()
 
@@ -48,7 +47,7 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module", params=["one", "several"])
-def run(request: Any, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def run(request, files, tmp_path_factory):
     """A finished run with three checkpoints, and where its last adapter is."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     rows, others = str(files / "rows.jsonl"), str(files / "others.jsonl")
@@ -57,9 +56,7 @@ def run(request: Any, files: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder, "" if request.param == "one" else "short"
 
 
-def test_each_file_of_a_checkpoint_is_as_it_was_saved_or_is_refused(
-    run: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_each_file_of_a_checkpoint_is_as_it_was_saved_or_is_refused(run, tmp_path):
     """Removed, cut, flipped, or from an older checkpoint: BS743 by name, an older one by the run's (F51)."""
     folder, _ = run
     names = {
@@ -83,9 +80,7 @@ def test_each_file_of_a_checkpoint_is_as_it_was_saved_or_is_refused(
             shutil.rmtree(copy)
 
 
-def test_an_older_checkpoint_ends_as_the_run_did(
-    run: tuple[Path, str], tmp_path: Path, capsys: Any
-) -> None:
+def test_an_older_checkpoint_ends_as_the_run_did(run, tmp_path, capsys):
     folder, adapter = run
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -103,13 +98,11 @@ def test_an_older_checkpoint_ends_as_the_run_did(
         OSError(28, "No space left on device"),
     ],
 )
-def test_a_disk_that_is_full_is_said_to_be(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_disk_that_is_full_is_said_to_be(files, tmp_path, monkeypatch, error):
     """torch has errors of its own for that (F54)."""
 
     class Full:
-        def __init__(self, *_: Any) -> None:
+        def __init__(self, *_):
             raise error
 
     monkeypatch.setattr("torch.serialization._open_zipfile_writer_file", Full)
@@ -119,20 +112,18 @@ def test_a_disk_that_is_full_is_said_to_be(
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 @pytest.mark.parametrize("several", quick([False, True], [False]))
-def test_whatever_file_cannot_be_written_is_an_error_with_a_code(
-    files: Path, tmp_path: Path, several: bool
-) -> None:
+def test_whatever_file_cannot_be_written_is_an_error_with_a_code(files, tmp_path, several):
     """No file may be longer than so many bytes; then the run goes on, or begins anew, and ends as any (F54)."""
     import resource
 
     rows = str(files / "rows.jsonl")
-    data: Any = {"a": rows, "b": rows} if several else rows
+    data = {"a": rows, "b": rows} if several else rows
     start(PLAIN, data, tmp_path / "whole", **STEPS)
     adapter = "a" if several else ""
     wanted = tensors(tmp_path / "whole" / adapter)
     sizes = {p.stat().st_size for p in (tmp_path / "whole").rglob("*") if p.is_file()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    refused: list[str] = []
+    refused = []
     for number, size in enumerate(sorted(sizes)[:: max(len(sizes) // 3, 1)]):
         folder = tmp_path / str(number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(size - 1, 300), hard))
@@ -153,8 +144,8 @@ def test_whatever_file_cannot_be_written_is_an_error_with_a_code(
 
 
 def test_the_folders_of_results_are_looked_at_before_anything_is_trained(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    files, tmp_path, monkeypatch
+):
     """A file, or an adapter of another method, is in the way (F35)."""
     monkeypatch.setattr("bishare_dsl.train.run.load_base", lambda *_: pytest.fail("trains"))
     data = {"a": str(files / "rows.jsonl"), "b": str(files / "others.jsonl")}

@@ -1,7 +1,6 @@
 """One optimizer of a bank is as many optimizers as it has rows."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -17,22 +16,22 @@ NAMES = ["one", "two"]
 RATES = {"one": 1e-3, "two": 3e-3}
 
 
-def made(spec: str, text: str | None = None) -> Any:
+def made(spec, text=None):
     base = tiny_model("llama", hidden_size=32, head_dim=8, num_key_value_heads=4)
     # In float64: of gradients near zero AdamW takes the sign, be they rounding or not.
     return trains(filled(base, dict.fromkeys(NAMES, text or spec), TINY.get(spec))).double()
 
 
-def values(model: Any, name: str) -> dict[str, torch.Tensor]:
+def values(model, name):
     return {n: t.detach().clone() for n, t in model.bishare[name].tensors().items()}
 
 
-def batches(steps: int) -> list[torch.Tensor]:
+def batches(steps):
     some = torch.Generator().manual_seed(3)
     return [torch.randint(3, 64, (2, 6), generator=some) for _ in range(steps)]
 
 
-def alone(model: Any, name: str, steps: int) -> dict[str, torch.Tensor]:
+def alone(model, name, steps):
     """What becomes of an adapter that is trained on the row that is its own."""
     model.set_adapter(name)
     mine = [t for t in model.bishare.tensors().values() if t.requires_grad]
@@ -46,7 +45,7 @@ def alone(model: Any, name: str, steps: int) -> dict[str, torch.Tensor]:
     return values(model, name)
 
 
-def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
+def together(model, steps):
     with model.bishare.bank(NAMES) as bank:
         optimizer = RowAdamW(bank.parameters, Settings(weight_decay=0.1, max_norm=0.5))
         optimizer.rates = [dict(enumerate(RATES.values())) for _ in bank.parameters]
@@ -58,7 +57,7 @@ def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("spec", quick(ONE_OF_EACH, ONE_OF_EACH[::2]))
-def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
+def test_rows_train_as_they_do_alone(spec, request):
     model = made(spec)
     if not all(term.linear for term in model.bishare.plan.unscaled):
         return
@@ -69,14 +68,14 @@ def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
             torch.testing.assert_close(found[name][tensor], wanted, rtol=0, atol=1e-5)
 
 
-def bank_of(rows: list[list[float]], **how: Any) -> tuple[torch.nn.Parameter, RowAdamW]:
+def bank_of(rows, **how):
     parameter = torch.nn.Parameter(torch.tensor(rows))
     optimizer = RowAdamW([parameter], Settings(**how))
     optimizer.rates = [dict.fromkeys(range(len(rows)), 0.1)]
     return parameter, optimizer
 
 
-def test_a_step_that_is_no_number_is_left_out_alone() -> None:
+def test_a_step_that_is_no_number_is_left_out_alone():
     bank, optimizer = bank_of([[1.0, 2.0], [3.0, 4.0]], max_norm=1.0, weight_decay=0.1)
     bank.grad = torch.tensor([[1.0, 1.0], [1.0, torch.nan]])
     optimizer.step()
@@ -89,7 +88,7 @@ def test_a_step_that_is_no_number_is_left_out_alone() -> None:
     assert bank[1].isfinite().all()
 
 
-def test_rows_that_have_no_step_stay_as_they_are() -> None:
+def test_rows_that_have_no_step_stay_as_they_are():
     bank, optimizer = bank_of([[1.0], [2.0], [3.0]])
     optimizer.rates = [{0: 0.1, 2: 0.1}]
     bank.grad = torch.ones(3, 1)

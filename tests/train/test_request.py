@@ -53,13 +53,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
 
 
 def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
-    known = {
-        *argument_types(),
-        *Settings.model_fields,
-        "model",
-        "spec",
-        "output_dir",
-    }
+    known = {*argument_types(), *Settings.model_fields, "model", "spec", "output_dir"}
     elsewhere = {word for place, word in words._table() if place == "argument"}
     assert elsewhere
     assert not known & elsewhere

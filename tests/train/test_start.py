@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,10 +31,10 @@ from bishare_dsl.train.start import (
 from bishare_dsl.train.tenants import Example, Tenants
 
 LIMITS = {"low": 20, "middle": 50, "high": 80}
-HOW: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
+HOW = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
 
 
-def rows(path: Path, limit: int, count: int, first: int = 0) -> str:
+def rows(path, limit, count, first=0):
     """Write rows of one customer: sizes from 0 to 96 are big from a limit on."""
     sizes = [(37 * i) % 97 for i in range(first, first + count)]
     lines = [
@@ -48,7 +46,7 @@ def rows(path: Path, limit: int, count: int, first: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     data = {
         name: rows(folder / f"{name}.jsonl", limit, 24, 30 * i)
@@ -61,20 +59,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "library"
 
 
-def added(
-    library: Path, out: Path, start: str, count: int = 8, data: str = "new", **how: Any
-) -> Any:
+def added(library, out, start, count=8, data="new", **how):
     tasks = {data: rows(out.with_suffix(".jsonl"), 45, count, 5)}
     how = {"max_steps": 0, **HOW, **how}
     return train(None, tiny_model("llama"), tasks, out, library=str(library), start=start, **how)
 
 
-def own(library: Path, name: str) -> dict[str, torch.Tensor]:
+def own(library, name):
     stored = read_adapter(f"{library}#{name}")
     return {k: v for k, v in stored.tensors().items() if k not in stored.plan.common}
 
 
-def test_weights_go_from_the_mean_to_the_nearest_member() -> None:
+def test_weights_go_from_the_mean_to_the_nearest_member():
     losses = torch.tensor([[2.0, 1.0, 4.0], [0.5, math.inf, 0.5]])
     mean, nearest = weights(losses, 0.0), weights(losses, math.inf)
     torch.testing.assert_close(mean, torch.tensor([[1 / 3] * 3, [0.5, 0, 0.5]]))
@@ -85,18 +81,18 @@ def test_weights_go_from_the_mean_to_the_nearest_member() -> None:
     assert weights(losses, 3.0)[1, 1] == 0
 
 
-def test_the_most_correct_sharpness_wins_and_the_loss_decides_ties() -> None:
+def test_the_most_correct_sharpness_wins_and_the_loss_decides_ties():
     assert sharpest({0.0: (0.5, 1.0), 1.0: (0.7, 3.0), math.inf: (0.7, 2.0)}) == math.inf
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 11])
-def test_each_example_is_in_one_fold(count: int) -> None:
+def test_each_example_is_in_one_fold(count):
     found = folds(count)
     assert sorted(i for part in found for i in part) == [*range(count)]
     assert len(found) == min(count, 4)
 
 
-def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples() -> None:
+def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples():
     yes, no = [True, False], [False, False]
     assert members_win(yes, no, 0.0)
     assert not members_win(yes, yes, 0.0)
@@ -106,7 +102,7 @@ def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples() -> Non
     assert not members_win(no, yes, 0.125)
 
 
-def test_the_mean_and_the_nearest_member_are_what_they_say(library: Path, tmp_path: Path) -> None:
+def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path):
     members = {name: own(library, name) for name in LIMITS}
     mean = added(library, tmp_path / "mean", "mean").tasks[0]
     for key, value in own(tmp_path / "mean" / "library", "new").items():
@@ -125,9 +121,7 @@ def test_the_mean_and_the_nearest_member_are_what_they_say(library: Path, tmp_pa
     assert len({(folder / own_file(name)).stat().st_size for name in names_in(folder)}) == 1
 
 
-def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(
-    library: Path, tmp_path: Path
-) -> None:
+def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, tmp_path):
     held = rows(tmp_path / "held.jsonl", 45, 8, 5)
     losses = {}
     for name in LIMITS:
@@ -149,12 +143,10 @@ def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(
 
 
 @pytest.mark.parametrize("wins", [True, False])
-def test_auto_trains_what_members_do_not_answer(
-    library: Path, tmp_path: Path, wins: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
+def test_auto_trains_what_members_do_not_answer(library, tmp_path, wins, monkeypatch):
+    seen = []
 
-    def judged(members: Any, trained: Any, ahead: float) -> bool:
+    def judged(members, trained, ahead):
         seen.append((len(members), len(trained), ahead))
         return wins
 
@@ -172,13 +164,13 @@ def test_auto_trains_what_members_do_not_answer(
     assert same is not wins
 
 
-def test_nothing_of_the_trial_stays_in_the_model(library: Path, tmp_path: Path) -> None:
+def test_nothing_of_the_trial_stays_in_the_model(library, tmp_path):
     result = added(library, tmp_path / "out", "auto", max_steps=2)
     assert [*result.model.bishare.adapters] == ["new"]
     assert names_in(tmp_path / "out" / "library") == (*names_in(library), "new")
 
 
-def test_a_new_library_records_how_later_tasks_should_start(library: Path, tmp_path: Path) -> None:
+def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
     data = {
         name: rows(tmp_path / f"{name}.jsonl", limit, 24, 30 * i)
         for i, (name, limit) in enumerate(LIMITS.items())
@@ -207,9 +199,7 @@ def test_a_new_library_records_how_later_tasks_should_start(library: Path, tmp_p
 
 
 @pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
-def test_a_damaged_record_is_as_none_and_a_warning_says_so(
-    library: Path, tmp_path: Path, text: str
-) -> None:
+def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, tmp_path, text):
     (library / RECORD).write_text(text)
     try:
         assert Record.of(library) is None
@@ -221,27 +211,25 @@ def test_a_damaged_record_is_as_none_and_a_warning_says_so(
 
 
 @pytest.mark.parametrize("start", ["mean", "nearest"])
-def test_no_record_is_needed_where_nothing_is_weighed_by_it(
-    library: Path, tmp_path: Path, start: str, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_no_record_is_needed_where_nothing_is_weighed_by_it(library, tmp_path, start, recwarn):
     added(library, tmp_path / "out", start)
     assert not [w for w in recwarn if "BS738" in str(w.message)]
 
 
-def test_an_infinite_sharpness_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_an_infinite_sharpness_is_read_as_it_was_written(tmp_path):
     record = Record(sharpness=math.inf, correct=0.5, ahead=-0.25, examples=4)
     (tmp_path / RECORD).write_text(record.model_dump_json())
     assert Record.of(tmp_path) == record
 
 
-def test_no_steps_need_a_library(tmp_path: Path) -> None:
+def test_no_steps_need_a_library(tmp_path):
     data = rows(tmp_path / "rows.jsonl", 20, 8)
     with pytest.raises(BishareError, match=r"BS732.*max_steps"):
         train("lora", tiny_model("llama"), data, tmp_path / "out", max_steps=0, **HOW)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_says_the_sharpness_and_its_score(library: Path, tmp_path: Path) -> None:
+def test_the_card_says_the_sharpness_and_its_score(library, tmp_path):
     copy = tmp_path / "library"
     shutil.copytree(library, copy)
     record = Record(sharpness=0.3, correct=0.75, ahead=0.0, examples=48)
@@ -257,7 +245,7 @@ def test_the_card_says_the_sharpness_and_its_score(library: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("start", ["mean", "nearest", "mixture", "auto"])
-def test_a_tenant_starts_as_a_task_of_a_run_does(library: Path, tmp_path: Path, start: Any) -> None:
+def test_a_tenant_starts_as_a_task_of_a_run_does(library, tmp_path, start):
     """Also with other tenants, whose values stay as they are."""
     (library / RECORD).write_text(Record(sharpness=0.7).model_dump_json())
     try:
@@ -291,7 +279,7 @@ def test_a_tenant_starts_as_a_task_of_a_run_does(library: Path, tmp_path: Path, 
         ("lora", {"start": "mean", "examples": [Example([1, 2, 3])]}),
     ],
 )
-def test_a_tenant_cannot_start_so(library: Path, spec: Any, how: dict[str, Any]) -> None:
+def test_a_tenant_cannot_start_so(library, spec, how):
     tenants = Tenants(tiny_model("llama"), spec or library)
     with pytest.raises(TrainError, match=r"BS731.*`start` cannot be"):
         tenants.add("new", **how)
