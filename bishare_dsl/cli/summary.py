@@ -30,8 +30,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "bytes": BYTES * plan.stored,
         "bytes_by_dtype": file_bytes(plan),
         "memory": asdict(rows.memory(plan)),
-        "sharing": shared_data(plan),
-        "shares": [asdict(row) for row in rows.shares(plan)],
+        **shared_data(plan),
         "roles": [asdict(row) for row in rows.roles(plan)],
         "kinds": [asdict(row) for row in rows.kinds(plan)],
         "layers": [asdict(row) for row in rows.layers(plan)],
@@ -43,7 +42,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 
 def as_parts(plan: Plan) -> list[str | Table]:
-    """Describe a plan in four tables, and in the line about trainable parameters that PEFT prints."""
+    """Describe a plan in tables, and in the line about trainable parameters that PEFT prints."""
     base = plan.base
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
     head = (
@@ -51,22 +50,6 @@ def as_parts(plan: Plan) -> list[str | Table]:
         f"{adapted} modules adapted, {len(plan.tensors):,} tensors"
     )
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
-    by_share = Table(
-        ["share", "modules", "rank", "via", "scale", "trainable", "of total"],
-        [
-            [
-                row.name,
-                row.modules,
-                ", ".join(map(str, row.ranks)) or "-",
-                rows.via(row.transform, row.options),
-                ", ".join(f"{scale:g}" for scale in row.scales) or "-",
-                row.trainable,
-                f"{row.of_total:.1%}",
-            ]
-            for row in rows.shares(plan)
-        ],
-        left={0, 3},
-    )
     by_kind = Table(
         ["kind", "modules", "in", "out", "maximum rank"],
         [
@@ -75,11 +58,8 @@ def as_parts(plan: Plan) -> list[str | Table]:
         ],
     )
     by_layer = Table(
-        ["layers", "modules", "maximum rank", "of that layer alone", "shared with others"],
-        [
-            [row.name, row.modules, span(row.maximum_rank), row.own, row.shared]
-            for row in rows.layers(plan)
-        ],
+        ["layers", "modules", "maximum rank"],
+        [[row.name, row.modules, span(row.maximum_rank)] for row in rows.layers(plan)],
     )
     in_full = Table(
         ["trained in full", "parameters", "shape", "count"],
@@ -89,10 +69,10 @@ def as_parts(plan: Plan) -> list[str | Table]:
         ],
     )
     first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
-    drawn = [by_share, rows.role_table(plan), by_kind, by_layer] if plan.terms else []
+    drawn = [rows.role_table(plan), by_kind, by_layer] if plan.terms else []
     owned = [f"each adapter of a library: {plan.owned}"] * plan.is_library
     last = "\n".join([_adapter_size(plan), *owned, _memory(plan), plan.parameters_line])
-    return [first, *drawn, *([in_full] if plan.trained else []), *told(plan), last]
+    return [first, *told(plan), *drawn, *([in_full] if plan.trained else []), last]
 
 
 def _adapter_size(plan: Plan) -> str:

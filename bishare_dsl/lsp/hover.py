@@ -16,7 +16,7 @@ from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.site import Site, runs_of
-from bishare_dsl.show import rows
+from bishare_dsl.show.rows import shares
 from bishare_dsl.show.shared import conclusion, shared_table
 from bishare_dsl.show.table import write_tables
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
@@ -65,16 +65,10 @@ def share_card(document: Document, name: str) -> str | None:
     """Describe a share on the model (modules, ranks, pools, parameters), or return None without a plan."""
     if (plan := document.plan) is None:
         return None
-    row = next((row for row in rows.shares(plan) if row.name == name), None)
-    if row is None:
+    if not any(row.name == name for row in shares(plan)):
         return f"**{name}** has rank 0 and adds nothing."
-    ranks = ", ".join(map(str, row.ranks))
-    head = (
-        f"**{name}** on {plan.base.name}: {row.modules:,} modules, rank {ranks}, "
-        f"{row.trainable:,} trainable parameters ({row.of_total:.1%} of all)"
-    )
     told = write_tables([shared_table(plan, name), conclusion(plan)], markdown=True)
-    return f"{head}\n\n{told}"
+    return f"**{name}** on {plan.base.name}\n\n{told}"
 
 
 def _of_transform(clause: Statement, token: Token) -> str | None:

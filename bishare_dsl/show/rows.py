@@ -19,6 +19,8 @@ from bishare_dsl.transforms import PLAIN, Width
 BYTES = 4
 """Bytes of a parameter: adapters are trained and saved in float32."""
 MIB = 1 << 20
+_STARTS = {"A": "kaiming_uniform", "B": "zeros"}
+"""What is not said of a factor's start: that of LoRA."""
 
 Bounds = tuple[int, int]
 """The smallest and the largest value."""
@@ -28,7 +30,8 @@ Bounds = tuple[int, int]
 class ShareRow:
     """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform.
 
-    A magnitude has neither ranks nor scales.
+    ``tensors`` says for each role how many modules use a tensor. ``shared`` is the fraction of the trained
+    numbers that more than one module uses, None without any. A magnitude has neither ranks nor scales.
     """
 
     name: str
@@ -39,7 +42,8 @@ class ShareRow:
     scales: tuple[float, ...]
     dropout: float
     trainable: int
-    of_total: float
+    tensors: dict[str, str]
+    shared: float | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class RoleRow:
     """The tensors of one role of a share, pooled or private.
 
     ``pools`` counts them, ``members`` counts the modules of one, and ``rows`` and ``columns`` are its shape.
+    ``start`` is a word or a number.
     """
 
     share: str
@@ -70,7 +75,7 @@ class RoleRow:
     columns: Bounds
     parameters: int
     trainable: bool
-    init: str = ""
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,17 +95,12 @@ class KindRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """Equal layers ``first`` to ``last``, with the numbers of each; None for modules outside of blocks.
-
-    ``own`` counts the parameters that no other layer uses, ``shared`` the others.
-    """
+    """Equal layers ``first`` to ``last``, with the numbers of each; None for modules outside of blocks."""
 
     first: int | None
     last: int | None
     modules: int
     maximum_rank: Bounds | None
-    own: int
-    shared: int
 
     @property
     def name(self) -> str:
@@ -168,6 +168,10 @@ def shares(plan: Plan) -> list[ShareRow]:
     terms: dict[str, list[Term]] = {name: [] for name in plan.shares if name != TRAIN}
     for term in plan.terms:
         terms[term.share].append(term)
+    tensors: dict[str, list[RoleRow]] = {name: [] for name in terms}
+    for row in roles(plan):
+        tensors[row.share].append(row)
+    own = {tensor.share for tensor in plan.tensors if tensor.like is None}
     return [
         ShareRow(
             name=name,
@@ -178,10 +182,26 @@ def shares(plan: Plan) -> list[ShareRow]:
             scales=tuple(sorted({term.scale for term in terms[name] if not term.is_magnitude})),
             dropout=terms[name][0].dropout,
             trainable=plan.shares[name],
-            of_total=plan.shares[name] / plan.trainable,
+            tensors={row.role: _users(row) for row in tensors[name]},
+            shared=_shared(tensors[name]),
         )
         for name in terms
+        if name in own
     ]
+
+
+def _users(row: RoleRow) -> str:
+    users = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
+    users = "private" if row.members[1] == 1 else users
+    told = row.start != _STARTS[row.role] if row.role in _STARTS else row.start[0].isdigit()
+    start = f", from {row.start}" if told or row.start.startswith("svd") else ""
+    return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}{start}"
+
+
+def _shared(tensors: Iterable[RoleRow]) -> float | None:
+    trained = [(row.parameters, row.members[1] > 1) for row in tensors if row.trainable]
+    total = sum(count for count, _ in trained)
+    return sum(count for count, is_shared in trained if is_shared) / total if total else None
 
 
 def trained_in_full(plan: Plan) -> list[WholeRow]:
@@ -226,12 +246,16 @@ def roles(plan: Plan) -> list[RoleRow]:
             columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
             parameters=sum(tensor.size for tensor in role_tensors.values()),
             trainable=all(tensor.trainable for tensor in role_tensors.values()),
-            init=next(iter(role_tensors.values())).init,
+            start=_start(next(iter(role_tensors.values()))),
         )
         for (share, role), role_tensors in sorted(
             tensors.items(), key=lambda item: order[item[0][0]]
         )
     ]
+
+
+def _start(tensor: Tensor) -> str:
+    return f"{tensor.amount:g}" if tensor.init == "constant" else tensor.init
 
 
 def role_table(plan: Plan) -> Table:
@@ -262,8 +286,7 @@ def kinds(plan: Plan) -> list[KindRow]:
         paths.setdefault((uses, Width(site.d_in, site.d_out)), []).append(site.path)
     rows = []
     for (kind, width), modules in paths.items():
-        effective = rank_bounds(ranks[path] for path in modules)
-        rows.append(KindRow(kind, len(modules), *width, effective))
+        rows.append(KindRow(kind, len(modules), *width, rank_bounds(ranks[p] for p in modules)))
     return rows
 
 
@@ -273,32 +296,19 @@ def layers(plan: Plan) -> list[LayerRow]:
     sites: dict[int | None, list[str]] = {}
     for site in plan.sites:
         sites.setdefault(site.layer, []).append(site.path)
-    uses = {
-        layer: dict.fromkeys(n for p in paths for t in plan.terms_of[p] for n in t.tensors.values())
-        for layer, paths in sites.items()
-    }
-    users = Counter(name for names in uses.values() for name in names)
     rows: list[LayerRow] = []
     for layer, paths in sites.items():
-        sizes = [(users[name] > 1, plan.tensor[name].size) for name in uses[layer]]
         row = LayerRow(
             first=layer,
             last=layer,
             modules=sum(1 for path in paths if plan.terms_of[path]),
             maximum_rank=rank_bounds(ranks[path] for path in paths),
-            own=sum(size for shared, size in sizes if not shared),
-            shared=sum(size for shared, size in sizes if shared),
         )
-        follows = rows and layer is not None and rows[-1].last == layer - 1
-        if follows and _equal(rows[-1], row):
+        if rows and layer and rows[-1] == replace(row, first=rows[-1].first, last=layer - 1):
             rows[-1] = replace(rows[-1], last=layer)
         else:
             rows.append(row)
     return rows
-
-
-def _equal(one: LayerRow, other: LayerRow) -> bool:
-    return replace(one, first=0, last=0) == replace(other, first=0, last=0)
 
 
 def bounds(values: Iterable[int]) -> Bounds:

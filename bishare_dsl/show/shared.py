@@ -1,69 +1,51 @@
-"""Say what each share of a plan shares: how many modules use each tensor, in a table and a sentence."""
+"""Tell a plan back: what each share covers, adds and shares, in a table and a sentence."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import asdict
 from typing import Any
 
-from bishare_dsl.plan import Plan
-from bishare_dsl.plan.in_full import TRAIN
-from bishare_dsl.show.rows import RoleRow, bounds, held, roles, shares, span, trained_in_full
+from bishare_dsl.plan import Plan, Term
+from bishare_dsl.plan.ranks import maximum_ranks
+from bishare_dsl.show.rows import (
+    ShareRow,
+    bounds,
+    held,
+    rank_bounds,
+    roles,
+    shares,
+    span,
+    spans,
+    trained_in_full,
+    via,
+)
 from bishare_dsl.show.table import Table
+from bishare_dsl.spec.spec import MAGNITUDE
 from bishare_dsl.transforms import PLAIN
 
-
-@dataclass(frozen=True)
-class SharedRow:
-    """A share: its modules, for each role how many modules use a tensor, and the fraction that is shared.
-
-    ``fraction`` is None for a share without trained parameters.
-    """
-
-    share: str
-    modules: int
-    tensors: dict[str, str]
-    fraction: float | None
-
-
-def shared_rows(plan: Plan) -> list[SharedRow]:
-    """Make a row for each share, in the spec's order."""
-    own = {tensor.share for tensor in plan.tensors if tensor.like is None}
-    rows, of_roles = [], roles(plan)
-    for share in shares(plan):
-        if share.name not in own or share.name == TRAIN:
-            continue
-        tensors = [row for row in of_roles if row.share == share.name]
-        trained = sum(row.parameters for row in tensors if row.trainable)
-        shared = sum(row.parameters for row in tensors if row.trainable and row.members[1] > 1)
-        words = {row.role: _users(row) for row in tensors}
-        fraction = shared / trained if trained else None
-        rows.append(SharedRow(share.name, share.modules, words, fraction))
-    return rows
-
-
-def _users(row: RoleRow) -> str:
-    users = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
-    users = "private" if row.members[1] == 1 else users
-    start = f", from {row.init}" if row.init.startswith("svd") else ""
-    return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}{start}"
+_RANKS = 4
+"""Of a share with more ranks than this, the table says the least and the largest."""
 
 
 def shared_table(plan: Plan, share: str | None = None) -> Table:
     """Make the table of what each share shares, or one share."""
-    rows = [row for row in shared_rows(plan) if share in (None, row.share)]
+    rows = [row for row in shares(plan) if share in (None, row.name)]
     names = [*dict.fromkeys(role for row in rows for role in row.tensors)]
     total = len(plan.sites)
     lines = [
         [
-            row.share,
-            row.modules if row.modules == total else f"{row.modules} of {total}",
+            row.name,
+            f"{row.modules} of {total}" if row.modules < total else row.modules,
+            span(bounds(row.ranks)) if row.ranks else "-",
             *(row.tensors.get(role, "-") for role in names),
-            "-" if row.fraction is None else _percent(row.fraction),
+            row.trainable,
+            "-" if row.shared is None else _percent(row.shared),
         ]
         for row in rows
     ]
-    words = {0, *range(2, 2 + len(names))}
-    return Table(["share", "modules", *names, "shared numbers"], lines, left=words)
+    left = {0, *range(3, 3 + len(names))}
+    return Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left)
 
 
 def conclusion(plan: Plan) -> str:
@@ -71,13 +53,17 @@ def conclusion(plan: Plan) -> str:
     shared, private, frozen = held(plan)
     if not plan.terms:
         return "no share adds a term: parameters of the base are trained in full"
-    notes = [
-        f"`{row.name}` has scale {', '.join(f'{scale:.4g}' for scale in row.scales)}"
-        for row in shares(plan)
-        if {*row.scales} - {1}
+    facts: dict[str, list[str]] = {}
+    for row in shares(plan):
+        for fact in _facts(plan, row):
+            facts.setdefault(fact, []).append(f"`{row.name}`")
+    notes = [f"{', '.join(names)}: {fact}" for fact, names in facts.items()]
+    given = bounds({_rank(terms) for terms in plan.terms_of.values()} - {0} or {0})
+    highest = rank_bounds(maximum_ranks(plan).values())
+    notes += [f"an update has rank {span(highest)} at most"] * (highest not in (None, given))
+    notes += [
+        f"dropout is {rate:g}" for rate in sorted({term.dropout for term in plan.terms} - {0})
     ]
-    rates = {term.dropout for term in plan.terms} - {0}
-    notes += [f"dropout is {rate:g}" for rate in sorted(rates)]
     notes += [f"`{row.path}` is trained in full" for row in trained_in_full(plan)]
     notes += [f"each adapter of a library has {plan.owned} parameters"] * plan.is_library
     told = "".join(f"; {note}" for note in notes)
@@ -87,17 +73,35 @@ def conclusion(plan: Plan) -> str:
         return f"{text}, {_percent(parts[1])} are private to one module{told}"
     if frozen and any(row.members[1] > 1 for row in roles(plan)):
         return f"no trained parameter is shared: modules share frozen tensors alone{told}"
-    transforms = {term.transform for term in plan.unscaled}
-    text = "nothing is shared: each module has private tensors"
-    if transforms == {PLAIN}:
-        rows = {
-            sum(t.rows for t in terms if not t.is_magnitude) for terms in plan.terms_of.values()
-        }
+    if {term.transform for term in plan.unscaled} == {PLAIN}:
         kind = "DoRA" if plan.has_magnitudes else "LoRA"
-        text = f"nothing is shared: this is a {kind} of rank {span(bounds(rows - {0}))}"
-    elif transforms:
-        text += f", also with `via {'` and `via '.join(sorted(transforms))}`"
-    return text + told
+        return f"nothing is shared: this is a {kind} of rank {span(given)}{told}"
+    return f"nothing is shared: each module has private tensors{told}"
+
+
+def _rank(terms: Iterable[Term]) -> int:
+    return sum(term.rank for term in terms if not term.is_magnitude)
+
+
+def _facts(plan: Plan, share: ShareRow) -> Iterator[str]:
+    """Say of a share what its row of the table does not."""
+    if {*share.scales} - {1}:
+        yield f"scale {', '.join(f'{scale:.4g}' for scale in share.scales)}"
+    if (written := via(share.transform, share.options)) not in ("-", MAGNITUDE):
+        yield f"via {written}"
+    layer = {site.path: site.layer for site in plan.sites}
+    terms = [term for term in plan.terms if term.share == share.name]
+    covered = {layer[term.site] for term in terms}
+    of_rank = {rank: {layer[t.site] for t in terms if t.rank == rank} for rank in share.ranks}
+    if 1 < len(of_rank) <= _RANKS and sum(map(len, of_rank.values())) == len(covered):
+        yield "rank " + ", ".join(f"{rank} in {_layers(some)}" for rank, some in of_rank.items())
+    elif covered != {*layer.values()}:
+        yield f"in {_layers(covered)} alone"
+
+
+def _layers(layers: Set[int | None]) -> str:
+    numbers = spans(layer for layer in layers if layer is not None)
+    return f"layers {numbers}" if numbers else "no layer"
 
 
 def _percent(fraction: float) -> str:
@@ -109,7 +113,7 @@ def _percent(fraction: float) -> str:
 
 def shared_data(plan: Plan) -> dict[str, Any]:
     """Return what is shared as data, for ``--json``."""
-    return {"shares": [asdict(row) for row in shared_rows(plan)], "conclusion": conclusion(plan)}
+    return {"shares": [asdict(row) for row in shares(plan)], "conclusion": conclusion(plan)}
 
 
 def told_lines(plan: Plan) -> list[str]:

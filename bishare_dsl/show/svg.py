@@ -127,7 +127,7 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
     name = f"{plan.spec} on {plan.base.name}"
     sheet.write(name, "title")
     sheet.write(f"All counts are of this model of {plan.base.layers:,} layers.", "muted")
-    sheet.write(conclusion(plan))
+    sheet.write(conclusion(plan).partition("; ")[0])  # The statements below say the rest.
     panels = []
     for section in drawn.sections:
         sheet.y += _LINE

@@ -43,7 +43,8 @@ def test_a_magnitude_has_no_rank_and_no_scale(bishare, tmp_path):
     file.write_text("spec m target q_proj share s per module rank 2 magnitude per module plain")
     run = bishare("plan", str(file), "--model", "llama-7b")
     row = next(line for line in run.out.splitlines() if line.startswith("magnitude"))
-    assert " ".join(row.split()) == "magnitude 32 - magnitude(plain = true) - 131,072 20.0%"
+    assert " ".join(row.split()) == "magnitude 32 - - - 32, private 131,072 0%"
+    assert "`magnitude`: via magnitude(plain = true)" in run.out
     shares = json.loads(bishare("plan", str(file), "--model", "llama-7b", "--json").out)["shares"]
     assert [(s["ranks"], s["scales"]) for s in shares] == [([2], [1.0]), ([], [])]
 

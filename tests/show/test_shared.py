@@ -16,9 +16,21 @@ def plan(text):
     ("text", "said"),
     [
         ("share a per module rank 8", "nothing is shared: this is a LoRA of rank 8"),
-        ("scale 16 share a per module rank 8", "this is a LoRA of rank 8; `a` has scale 16"),
-        ("share a per module rank 8 alpha 16 scale 1 / alpha", "`a` has scale 0.0625"),
-        ("share a per kind rank 8 scale -2", "; `a` has scale -2"),
+        ("scale 16 share a per module rank 8", "this is a LoRA of rank 8; `a`: scale 16"),
+        ("share a per module rank 8 alpha 16 scale 1 / alpha", "`a`: scale 0.0625"),
+        ("share a per kind rank 8 scale -2", "; `a`: scale -2"),
+        ("scale 2 share a per kind rank 4 share b per layer, kind rank 8", "; `a`, `b`: scale 2"),
+        ("share a per kind rank 4 via SS(slice = leading)", "; `a`: via SS(slice = leading)"),
+        (
+            "share a per module rank 8 via BlockDiagonal(blocks = 3)",
+            "; an update has rank 24 at most",
+        ),
+        ("share a where layer in 1..15 per kind rank 8", "; `a`: in layers 1-15 alone"),
+        (
+            "share a per module rank match layer { 0..9: 2; else: 4 }",
+            "a LoRA of rank 2-4; `a`: rank 2 in layers 0-9, 4 in layers 10-29",
+        ),
+        ("share a per module rank 1 + layer", "this is a LoRA of rank 1-30"),
         ("dropout 0.95 share a per module rank 8", "; dropout is 0.95"),
         ("train norms except norm share a per module rank 8", "input_layernorm.weight` is trained"),
     ],
@@ -27,6 +39,9 @@ def test_what_differs_from_a_lora_is_told(text, said):
     assert said in conclusion(plan(text))
 
 
-def test_the_table_says_what_is_left_out_and_what_starts_from_the_weights():
-    (row,) = shared_table(plan("share a where layer > 2 per module rank 8 init A svd")).rows
-    assert row[1:4] == ["54 of 60", "54, private, from svd", "54, private"]
+def test_the_table_says_what_is_left_out_ranks_numbers_and_starts():
+    text = "share a where layer > 2 per module rank 8 init A svd gain out init 2"
+    (row,) = shared_table(plan(text)).rows
+    assert row[1:3] == ["54 of 60", "8"]
+    assert row[3:6] == ["54, private, from svd", "54, private", "54, private, from 2"]
+    assert row[6:] == [27 * (2 * 8 * 576 + 8 * (576 + 192)) + 27 * (576 + 192), "0%"]
