@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,25 +10,24 @@ from bishare_dsl.adapter.card import model_card
 from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.models import preset
-from bishare_dsl.plan import Plan
 from bishare_dsl.testing.models import tiny_model
 
 TEXT = "spec my_spec target q_proj share x per layer rank 2"
 
 
-def front_matter(card: str) -> list[str]:
+def front_matter(card):
     first, matter, _ = card.split("---\n", 2)
     assert first == ""
     return matter.splitlines()
 
 
-def card_of(text: str, model: Any) -> tuple[Plan, str]:
+def card_of(text, model):
     plan = plan_spec(parse_spec(text), model)
     fields: Any = {"versions": {}, "spec": text, "seed": 0, "base": plan.base, "plan": plan.digest}
     return plan, model_card(plan, AdapterConfig(**fields))
 
 
-def test_the_card_of_an_adapter_for_a_model_on_the_hub() -> None:
+def test_the_card_of_an_adapter_for_a_model_on_the_hub():
     plan, card = card_of(TEXT, preset("smollm2-135m"))
     matter = front_matter(card)
     assert "library_name: peft" in matter
@@ -41,17 +39,17 @@ def test_the_card_of_an_adapter_for_a_model_on_the_hub() -> None:
     assert 'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in card
 
 
-def test_a_base_that_is_not_on_the_hub_is_not_named_as_if_it_were() -> None:
+def test_a_base_that_is_not_on_the_hub_is_not_named_as_if_it_were():
     _, card = card_of(TEXT, tiny_model("llama"))
     assert not any(line.startswith("base_model") for line in front_matter(card))
 
 
-def test_a_spec_with_braces_is_only_text() -> None:
+def test_a_spec_with_braces_is_only_text():
     text = "spec s target q_proj share x per module rank match kind { q_proj: 1 }"
     assert text in card_of(text, preset("smollm2-135m"))[1]
 
 
-def test_a_card_says_in_words_what_the_adapter_is_and_leaves_the_rest_to_fill_in() -> None:
+def test_a_card_says_in_words_what_the_adapter_is_and_leaves_the_rest_to_fill_in():
     _, card = card_of(TEXT, tiny_model("llama"))
     assert "- `x`: `Identity` of rank 2 at 2 modules, with 4 tensors, 0 of them used" in card
     assert any(line.startswith("# license: FILL IN") for line in front_matter(card))
@@ -61,7 +59,7 @@ def test_a_card_says_in_words_what_the_adapter_is_and_leaves_the_rest_to_fill_in
 
 
 @pytest.mark.parametrize("library", [False, True])
-def test_the_first_code_of_a_card_runs(library: bool, tmp_path: Path) -> None:
+def test_the_first_code_of_a_card_runs(library, tmp_path):
     base, place = tiny_model("llama"), tmp_path / "adapter"
     base.save_pretrained(tmp_path / "base")
     base = LlamaForCausalLM.from_pretrained(tmp_path / "base")

@@ -1,8 +1,6 @@
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,17 +26,17 @@ TEXT = "spec s target q_proj, k_proj share x per layer rank 2 via SS share y per
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
     save_adapter(tmp_path / "adapter", plan, draw(plan, 0), TEXT, seed=0)
     return tmp_path / "adapter"
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder):
     return json.loads((folder / CONFIG).read_text())
 
 
-def reseal(folder: Path, spec: str | None = None, **fields: Any) -> None:
+def reseal(folder, spec=None, **fields):
     """Make the config agree with the tensors again, and with `spec` and `fields`."""
     config = config_of(folder)
     record = config["bishare"] | fields
@@ -50,7 +48,7 @@ def reseal(folder: Path, spec: str | None = None, **fields: Any) -> None:
     (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
 
 
-def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+def edit_tensors(folder, edit):
     """Edit the tensors by their names, which need no prefix to be read."""
     tensors = {attribute_in(key): t for key, t in load_file(folder / TENSORS).items()}
     edit(tensors)
@@ -58,7 +56,7 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -
     reseal(folder)
 
 
-def refused(folder: Path, code: str, *words: str) -> AdapterError:
+def refused(folder, code, *words):
     """Reading fails with this code, and loading leaves the model as it was."""
     assert code in registry()
     model = tiny_model("llama")
@@ -74,7 +72,7 @@ def refused(folder: Path, code: str, *words: str) -> AdapterError:
     return caught.value
 
 
-def test_what_was_saved_is_read(folder: Path) -> None:
+def test_what_was_saved_is_read(folder):
     plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
     stored = read_adapter(folder)
     assert stored.plan == plan
@@ -86,7 +84,7 @@ def test_what_was_saved_is_read(folder: Path) -> None:
     assert all(torch.equal(found[name], want[name]) for name in want)
 
 
-def test_tensors_of_one_share_role_and_shape_stand_together_and_once(folder: Path) -> None:
+def test_tensors_of_one_share_role_and_shape_stand_together_and_once(folder):
     plan = read_adapter(folder).plan
     tensors = load_file(folder / "adapter_model.safetensors")
     assert tensors["base_model.model.bishare_tensors.x__A__2x32"].shape == (2, 2, 32)
@@ -95,7 +93,7 @@ def test_tensors_of_one_share_role_and_shape_stand_together_and_once(folder: Pat
     assert sum(t.numel() for t in tensors.values()) == plan.trainable
 
 
-def test_the_folder_is_small_at_135m(tmp_path: Path) -> None:
+def test_the_folder_is_small_at_135m(tmp_path):
     spec = read_file(find_spec("bishare_ke"))[0].with_params({"size": 64})
     plan = plan_spec(spec, preset("smollm2-135m"))
     tensors = draw(plan, 0)
@@ -107,7 +105,7 @@ def test_the_folder_is_small_at_135m(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_tensors_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_tensors_keep_their_type(tmp_path, dtype):
     plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
     tensors = {name: t.to(dtype) for name, t in draw(plan, 0).items()}
     save_adapter(tmp_path, plan, tensors, TEXT, seed=0)
@@ -119,24 +117,24 @@ def test_tensors_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> None:
 # What is wrong with a folder ----------------------------------------------------------------------
 
 
-def test_not_an_adapter(tmp_path: Path) -> None:
+def test_not_an_adapter(tmp_path):
     refused(tmp_path, "BS602", "adapter_config.json")
 
 
 @pytest.mark.parametrize("part", ["sites", "outside", "others", "left_out"])
 @pytest.mark.parametrize("value", [-1, [1], {"blocks": 1}])
-def test_a_base_with_something_else_in_it(folder: Path, part: str, value: Any) -> None:
+def test_a_base_with_something_else_in_it(folder, part, value):
     base = config_of(folder)["bishare"]["base"]
     reseal(folder, base={**base, part: [*base.get(part, []), value]})
     refused(folder, "BS604")
 
 
-def test_a_truncated_file(folder: Path) -> None:
+def test_a_truncated_file(folder):
     (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-1])
     refused(folder, "BS608", TENSORS)
 
 
-def test_a_tampered_file(folder: Path) -> None:
+def test_a_tampered_file(folder):
     content = bytearray((folder / TENSORS).read_bytes())
     content[-1] ^= 1
     (folder / TENSORS).write_bytes(content)
@@ -144,12 +142,10 @@ def test_a_tampered_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "seed"), [(0, 0), (1, 0), (2, 1), (3, 1)])
-def test_a_kill_leaves_the_old_adapter_or_the_new_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int, seed: int
-) -> None:
+def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, steps, seed):
     left, right = [None] * steps, files.replace_file
 
-    def killed(path: Path, content: bytes) -> None:
+    def killed(path, content):
         if not left:
             raise KeyboardInterrupt
         left.pop()
@@ -169,14 +165,14 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(
     assert not [*folder.glob(".*.new")]
 
 
-def test_a_config_that_a_killed_writer_had_begun_is_removed(folder: Path) -> None:
+def test_a_config_that_a_killed_writer_had_begun_is_removed(folder):
     """G39: its name began with two dots, and no later writer found it."""
     (folder / "..adapter_config.json.01234567.new.89abcdef.new").touch()
     saved(folder, seed=1)
     assert not [*folder.glob(".*.new")]
 
 
-def test_a_transform_that_is_not_installed(folder: Path) -> None:
+def test_a_transform_that_is_not_installed(folder):
     reseal(folder, TEXT.replace("via SS", "via ZZ"))
     error = refused(folder, "BS619", "`ZZ`", "import what registers it first")
     assert len(error.problems) == 1
@@ -184,14 +180,14 @@ def test_a_transform_that_is_not_installed(folder: Path) -> None:
     refused(folder, "BS619", "install what it was saved with: zz-package 1.2")
 
 
-def test_a_tensor_of_another_type(folder: Path) -> None:
+def test_a_tensor_of_another_type(folder):
     zeros = torch.zeros(2, 2, 32, dtype=torch.int64)
     edit_tensors(folder, lambda tensors: tensors.update({"x__A__2x32": zeros}))
     refused(folder, "BS612", "x.A.2x32", "I64")
 
 
-def test_everything_that_is_wrong_with_the_tensors_is_said_at_once(folder: Path) -> None:
-    def edit(tensors: dict[str, torch.Tensor]) -> None:
+def test_everything_that_is_wrong_with_the_tensors_is_said_at_once(folder):
+    def edit(tensors):
         tensors["other"] = tensors.pop("x__A__2x32")
         tensors["x__B__2x40"] = torch.zeros(1, 1)
 
@@ -201,7 +197,7 @@ def test_everything_that_is_wrong_with_the_tensors_is_said_at_once(folder: Path)
     assert [p.code for p in caught.value.problems] == ["BS609", "BS611", "BS610"]
 
 
-def test_a_base_that_was_edited(folder: Path) -> None:
+def test_a_base_that_was_edited(folder):
     base = config_of(folder)["bishare"]["base"]
     [run] = base["sites"]
     for edit, code in (
@@ -214,7 +210,7 @@ def test_a_base_that_was_edited(folder: Path) -> None:
         refused(folder, code)
 
 
-def test_every_flipped_bit_of_the_config_is_noticed(folder: Path) -> None:
+def test_every_flipped_bit_of_the_config_is_noticed(folder):
     """But for what the base is called, and those that mean the same: a space that is another space."""
     path = folder / "adapter_config.json"
     content = path.read_bytes()
@@ -230,7 +226,7 @@ def test_every_flipped_bit_of_the_config_is_noticed(folder: Path) -> None:
             continue
 
 
-def test_an_adapter_that_would_fill_the_memory(folder: Path) -> None:
+def test_an_adapter_that_would_fill_the_memory(folder):
     text = f"spec s target q_proj share x per layer rank {10**8} freeze A"
     plan = plan_spec(parse_spec(text), tiny_model("llama"))
     [problem] = base_problems(plan, plan.base)
@@ -246,7 +242,7 @@ def test_an_adapter_that_would_fill_the_memory(folder: Path) -> None:
             read_adapter(folder)
 
 
-def test_values_that_are_not_finite_are_told(folder: Path) -> None:
+def test_values_that_are_not_finite_are_told(folder):
     model = load_adapter(folder, tiny_model("llama"))
     with torch.no_grad():
         model.bishare.tensors()["x.layer_0.A"][0, 0] = torch.nan
@@ -262,7 +258,7 @@ def test_values_that_are_not_finite_are_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_bfloat16(tmp_path: Path, dtype: Any) -> None:
+def test_bfloat16(tmp_path, dtype):
     model = compile_spec(parse_spec(TEXT + " freeze A"), tiny_model("llama"))
     model.bishare.save_pretrained(tmp_path, dtype=dtype)
     before, after = model.bishare.tensors(), read_adapter(tmp_path).tensors()
@@ -297,7 +293,7 @@ def test_bfloat16(tmp_path: Path, dtype: Any) -> None:
         ({"num_hidden_layers": 3}, "3 layers"),
     ],
 )
-def test_another_base(folder: Path, sizes: dict[str, int], words: str) -> None:
+def test_another_base(folder, sizes, words):
     model = tiny_model("llama", **sizes)
     with pytest.raises(AdapterError, match="BS613") as caught:
         load_adapter(folder, model)
@@ -308,13 +304,13 @@ def test_another_base(folder: Path, sizes: dict[str, int], words: str) -> None:
 # Saving -------------------------------------------------------------------------------------------
 
 
-def saved(folder: Path, seed: int = 0) -> None:
+def saved(folder, seed=0):
     plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
     save_adapter(folder, plan, draw(plan, seed), TEXT, seed=seed)
 
 
 @pytest.mark.parametrize("name", [TENSORS, CONFIG])
-def test_a_foreign_file_is_not_overwritten(tmp_path: Path, name: str) -> None:
+def test_a_foreign_file_is_not_overwritten(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(AdapterError, match="BS615"):
         saved(tmp_path)
@@ -322,7 +318,7 @@ def test_a_foreign_file_is_not_overwritten(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
     (tmp_path / "optimizer.pt").write_text("mine")
     saved(tmp_path)
     saved(tmp_path, seed=1)
@@ -330,14 +326,14 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert read_adapter(tmp_path).config.seed == 1
 
 
-def test_a_broken_adapter_may_be_replaced(folder: Path) -> None:
+def test_a_broken_adapter_may_be_replaced(folder):
     (folder / "adapter_config.json").write_text("{")
     saved(folder, 1)
     assert read_adapter(folder).config.seed == 1
 
 
-def test_a_disk_that_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+def test_a_disk_that_refuses(folder, monkeypatch):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "_write", full)
@@ -346,7 +342,7 @@ def test_a_disk_that_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert read_adapter(folder).config.seed == 0
 
 
-def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
+def test_tensors_without_values_are_refused(tmp_path):
     with torch.device("meta"):
         model = tiny_model("llama")
     compile_spec(parse_spec(TEXT), model)
@@ -355,7 +351,7 @@ def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_was_read_is_what_is_loaded(folder: Path) -> None:
+def test_what_was_read_is_what_is_loaded(folder):
     stored = read_adapter(folder)
     before = stored.tensors()
     saved(folder, 1)  # Another adapter, before the values are asked for.
@@ -365,7 +361,7 @@ def test_what_was_read_is_what_is_loaded(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
-def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(folder: Path) -> None:
+def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(folder):
     model, root = tiny_model("llama"), os.geteuid() == 0
     load_adapter(folder, tiny_model("llama"))
     folder.parent.chmod(0)

@@ -1,7 +1,6 @@
 """A LoRA that PEFT has saved, as an adapter: what it computes is what PEFT computes."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -49,7 +48,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def saved(folder: Path, base: str | Any, **settings: Any) -> Any:
+def saved(folder, base, **settings):
     """A PEFT model whose LoRA, and whatever else it trains, does something, in a folder too."""
     torch.manual_seed(0)
     config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
@@ -64,7 +63,7 @@ def saved(folder: Path, base: str | Any, **settings: Any) -> Any:
     return model.eval()
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=torch.arange(1, 13).view(2, 6)).logits
     return found
@@ -72,7 +71,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("family", "settings"), SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Path) -> None:
+def test_it_computes_what_peft_computes(family, settings, tmp_path):
     theirs = saved(tmp_path / "peft", family, **settings)
     ours = load_adapter(tmp_path / "peft", tiny_model(family))  # As it is, without importing.
     want = logits(theirs)
@@ -101,7 +100,7 @@ def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Pa
         {"target_modules": r".*(v_proj|0.self_attn.q_proj)"},
     ],
 )
-def test_factors_that_peft_drops_are_not_used(change: Any, tmp_path: Path) -> None:
+def test_factors_that_peft_drops_are_not_used(change, tmp_path):
     """They were part of the adapter, without a word."""
     saved(tmp_path / "peft", "llama", r=2, target_modules=["q_proj", "v_proj"])
     config = tmp_path / "peft" / "adapter_config.json"
@@ -118,7 +117,7 @@ def test_factors_that_peft_drops_are_not_used(change: Any, tmp_path: Path) -> No
     assert len(caught.value.problems) == 1
 
 
-def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> None:
+def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path):
     saved(tmp_path / "peft", "llama", **PATTERNS)
     architecture = architecture_of(tiny_model("llama"))
     text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours").spec_text
@@ -137,7 +136,7 @@ def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> No
 # What PEFT has trained in full ----------------------------------------------------------------------
 
 
-def classifier() -> Any:
+def classifier():
     torch.manual_seed(1)
     config = tiny_model("bert", num_labels=3).config
     return transformers.BertForSequenceClassification(config).eval()
@@ -164,10 +163,8 @@ WHOLE: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("family", "settings", "said"), WHOLE.values(), ids=WHOLE)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_what_it_trains_in_full_comes_along(
-    family: Any, settings: Any, said: str, tmp_path: Path
-) -> None:
-    def base() -> Any:
+def test_what_it_trains_in_full_comes_along(family, settings, said, tmp_path):
+    def base():
         return tiny_model(family) if isinstance(family, str) else family()
 
     targets = ["query"] if family is classifier else ["q_proj", "down_proj"]
@@ -182,7 +179,7 @@ def test_what_it_trains_in_full_comes_along(
     assert torch.equal(logits(load_adapter(tmp_path / "ours", base())), logits(ours))
 
 
-def test_tables_of_one_name_and_of_other_ranks(tmp_path: Path) -> None:
+def test_tables_of_one_name_and_of_other_ranks(tmp_path):
     """An encoder's and a decoder's `embed_tokens`, where they are two weights (found by `make hunt`)."""
     base = tiny_model("bart", tie_word_embeddings=False)
     text = (
@@ -201,8 +198,8 @@ def test_tables_of_one_name_and_of_other_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 @pytest.mark.parametrize("writer", ["bishare", "peft"])
-def test_tied_tables_that_are_trained_in_full(writer: str, tmp_path: Path) -> None:
-    def base() -> Any:
+def test_tied_tables_that_are_trained_in_full(writer, tmp_path):
+    def base():
         return tiny_model("qwen2", tie_word_embeddings=True)
 
     folder = tmp_path / "lora"
@@ -233,7 +230,7 @@ def test_tied_tables_that_are_trained_in_full(writer: str, tmp_path: Path) -> No
         ),
     ],
 )
-def test_more_than_a_plain_lora(change: Any, said: str, tmp_path: Path) -> None:
+def test_more_than_a_plain_lora(change, said, tmp_path):
     saved(tmp_path / "peft", "llama", **PATTERNS)
     path = tmp_path / "peft" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -243,7 +240,7 @@ def test_more_than_a_plain_lora(change: Any, said: str, tmp_path: Path) -> None:
     assert not hasattr(model, "bishare")
 
 
-def test_dora_as_peft_saves_it(tmp_path: Path) -> None:
+def test_dora_as_peft_saves_it(tmp_path):
     saved(tmp_path / "peft", "llama", use_dora=True, **SETTINGS["plain"][1])
     model = tiny_model("llama")
     with pytest.raises(AdapterError, match=r"BS656.*it is a DoRA"):
@@ -268,8 +265,8 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
 )
 
 
-def test_broken_files(tmp_path: Path) -> None:
-    def broken(content: bytes | dict[str, torch.Tensor], file: str, said: str) -> None:
+def test_broken_files(tmp_path):
+    def broken(content, file, said):
         path = tmp_path / "peft" / file
         kept = path.read_bytes()
         if isinstance(content, bytes):
@@ -309,7 +306,7 @@ def test_broken_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
-def test_a_config_with_endless_patterns_is_refused(field: str, tmp_path: Path) -> None:
+def test_a_config_with_endless_patterns_is_refused(field, tmp_path):
     """Each would be compiled, and tried on each module: 100,000 took 40 seconds."""
     saved(folder := tmp_path / "lora", "llama", r=2, target_modules=["q_proj"])
     path = folder / "adapter_config.json"
@@ -319,7 +316,7 @@ def test_a_config_with_endless_patterns_is_refused(field: str, tmp_path: Path) -
         load_adapter(folder, tiny_model("llama"))
 
 
-def test_a_file_with_more_tensors_than_the_base_has_places_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_more_tensors_than_the_base_has_places_is_refused(tmp_path):
     saved(folder := tmp_path / "lora", "llama", r=2, target_modules=["q_proj"])
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file) | {f"x{i}": torch.empty(0) for i in range(2000)}

@@ -22,7 +22,6 @@ from hypothesis.stateful import run_state_machine_as_test
 from transformers.utils import logging
 
 from tests.lives.life import COUNTS, Life
-from tests.support import collisions
 
 
 def asked():
@@ -33,7 +32,6 @@ def asked():
     )
     parser.add_argument("--lives", type=int, default=20, help="in a round")
     parser.add_argument("--steps", type=int, default=20, help="of a life, at most")
-    parser.add_argument("--specs", type=int, default=10_000, help="whose names collide, first")
     parser.add_argument("--no-shrink", action="store_true", help="print lives as they were drawn")
     return parser.parse_args()
 
@@ -52,9 +50,6 @@ def main():
         suppress_health_check=list(HealthCheck),
     )
     found = defaultdict(list)
-    if options.specs:
-        differ = collisions.main(options.specs, options.seed)
-        found |= {f"{differ} specs whose names collide": [options.seed]} if differ else {}
     seed, began, minutes = options.seed, time.monotonic(), 0.0
     while minutes < options.minutes:
         try:
