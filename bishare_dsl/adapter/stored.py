@@ -41,9 +41,6 @@ Rounded = Form | torch.dtype | None
 """The type of float32 tensors in the file, or its name; None to keep float32."""
 
 
-_LOSS = {"int8": "0.5 to 0.9%", "int4": "9 to 16%"}
-"""By how much updates are off, over the methods of benchmarks/notes/2026-11-27-bytes.md."""
-
 _MOST = {form: 2 ** (bits - 1) - 1 for form, bits in BITS.items()}
 """The largest quantised number by form."""
 
@@ -140,7 +137,9 @@ def pack(
         if form in BITS and not exact and not lossless:
             size = sum(tensor.nbytes for tensor in rounded.values())
             bits = f"{8 * size / sum(value.numel() for value in kept.values()):.3g}"
-            warnings.append(codes.LOST_BY_QUANTISING(form=form, bits=bits, error=_LOSS[form]))
+            lost = (loaded[name].double() - value.double() for name, value in kept.items())
+            of, off = (math.hypot(*(v.norm() for v in vs)) for vs in (kept.values(), lost))
+            warnings.append(codes.LOST_BY_QUANTISING(form=form, bits=bits, error=f"{off / of:.1%}"))
     if config.ways("seed"):
         stored[f"seed_{seed}"] = torch.empty(0)
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})

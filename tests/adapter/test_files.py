@@ -257,6 +257,22 @@ def test_values_that_are_not_finite_are_told(folder):
 # In half the size ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("power", [1, 5])
+def test_what_quantising_loses_is_measured(tmp_path, form, power):
+    """BS690 said the same of every adapter, also of heavy tails."""
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    random = torch.Generator().manual_seed(0)
+    given = {t.name: torch.randn(t.shape, generator=random) ** power for t in plan.tensors}
+    [problem] = save_adapter(tmp_path / "a", plan, given, TEXT, seed=0, dtype=form)
+    found = read_adapter(tmp_path / "a").tensors()
+    off, of = (
+        sum(float(t.square().sum()) for t in ts) ** 0.5
+        for ts in ([found[n] - v for n, v in given.items()], given.values())
+    )
+    assert problem.message.endswith(f"changes the numbers by {off / of:.1%}")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 def test_bfloat16(tmp_path, dtype):
     model = compile_spec(parse_spec(TEXT + " freeze A"), tiny_model("llama"))

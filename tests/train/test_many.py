@@ -352,3 +352,31 @@ def test_a_name_that_another_process_adds_meanwhile_is_refused(tasks: Any, tmp_p
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.items())
     assert not (tmp_path / "late" / "library").exists()
     assert [*(tmp_path / "late").glob("checkpoint-*/seal.json")]
+
+
+@pytest.mark.parametrize("what", ["library", "out/library", "out/later"])
+def test_what_changes_while_tasks_train_is_left_alone(what, tasks, tmp_path):
+    """G1 and G20: members got the shared tensors of another library, and what appeared was replaced."""
+    first = start(LIBRARY, tasks, tmp_path / "first", max_steps=1)
+    (tmp_path / "first" / "library").rename(library := tmp_path / "library")
+    start(PLAIN, tasks["short"], tmp_path / "adapter", max_steps=1)
+    place, handle = tmp_path / what, first.model.bishare
+    members = {"long": {name: tensor + 1 for name, tensor in handle.tensors().items()}}
+
+    def files():
+        return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    class Changes(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            if what == "library":
+                save_library(library, handle.plan, members, handle.spec_text, seed=0)
+            else:
+                shutil.copytree(library if "library" in what else tmp_path / "adapter", place)
+            found.update(files())
+
+    found, how = {}, {"max_steps": 1, "callbacks": [Changes()]}
+    spec, more = (PLAIN, {}) if "later" in what else (LIBRARY, {"library": str(library)})
+    data = {"later": tasks["short"], "other": tasks["long"]}
+    with pytest.raises(BishareError, match=r"BS616.*meanwhile"):
+        start(spec, data, tmp_path / "out", **how, **more)
+    assert files() == found != {}

@@ -147,7 +147,7 @@ NOT_FINITE_TENSORS = warning(
 )
 NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
 LOST_BY_QUANTISING = note(
-    "BS690", "{form} takes {bits} bits a number, and changes updates by {error}"
+    "BS690", "{form} takes {bits} bits a number, and changes the numbers by {error}"
 )
 OTHER_COMPILER = Code("BS661", "the adapter's spec gives another plan here than when it was saved")
 UNKNOWN_CHOICE = Code("BS662", "an adapter is not saved with `{option}={value!r}`")
