@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import bishare_dsl
-from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
-from bishare_dsl.adapter import files
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter.config import attribute_in, record_digest
 from bishare_dsl.adapter.contents import base_problems, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter
@@ -127,42 +126,6 @@ def test_a_base_with_something_else_in_it(folder, part, value):
     base = config_of(folder)["bishare"]["base"]
     reseal(folder, base={**base, part: [*base.get(part, []), value]})
     refused(folder, "BS604")
-
-
-def test_a_truncated_file(folder):
-    (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-1])
-    refused(folder, "BS608", TENSORS)
-
-
-def test_a_tampered_file(folder):
-    content = bytearray((folder / TENSORS).read_bytes())
-    content[-1] ^= 1
-    (folder / TENSORS).write_bytes(content)
-    refused(folder, "BS607", TENSORS, "belong")
-
-
-@pytest.mark.parametrize(("steps", "seed"), [(0, 0), (1, 0), (2, 1), (3, 1)])
-def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, steps, seed):
-    left, right = [None] * steps, files.replace_file
-
-    def killed(path, content):
-        if not left:
-            raise KeyboardInterrupt
-        left.pop()
-        right(path, content)
-
-    monkeypatch.setattr(files, "replace_file", killed)
-    with suppress(KeyboardInterrupt):
-        saved(folder, seed=1)
-    assert read_adapter(folder).config.seed == seed
-    left += [None] * 3  # The first may finish what the kill left.
-    with suppress(KeyboardInterrupt):
-        saved(folder, seed=2)
-    assert read_adapter(folder).config.seed == 2
-    monkeypatch.undo()
-    saved(folder, seed=3)
-    assert read_adapter(folder).config.seed == 3
-    assert not [*folder.glob(".*.new")]
 
 
 def test_a_config_that_a_killed_writer_had_begun_is_removed(folder):
@@ -346,16 +309,6 @@ def test_a_broken_adapter_may_be_replaced(folder):
     (folder / "adapter_config.json").write_text("{")
     saved(folder, 1)
     assert read_adapter(folder).config.seed == 1
-
-
-def test_a_disk_that_refuses(folder, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(writing, "_write", full)
-    with pytest.raises(AdapterError, match=r"BS616.*No space left"):
-        saved(folder, 1)
-    assert read_adapter(folder).config.seed == 0
 
 
 def test_tensors_without_values_are_refused(tmp_path):
