@@ -219,16 +219,17 @@ def add_to_library(
 
 def _library_in(folder: Path, names: Collection[str], began: AdapterConfig | None) -> StoredAdapter:
     """Read a library that is locked, as its first adapter, for `add_to_library`."""
-    _tidy(folder)
+
+    def kept(config: AdapterConfig) -> tuple[Any, ...]:
+        own = map((config.adapters or {}).get, names)
+        return config.spec, config.seed, config.base, config.tensors, *own
+
+    before = _config_of(folder, CONFIG)
+    _tidy(folder)  # What a kill has left is no change.
     library = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
-    if began is not None:
-        was, now = (
-            (c.spec, c.seed, c.base, c.tensors, *map((c.adapters or {}).get, names))
-            for c in (began, library.config)
-        )
-        if was != now:
-            reason = "its shared tensors, or adapters of these names, changed meanwhile: run again"
-            raise AdapterError(codes.CANNOT_WRITE(path=folder, reason=reason))
+    if began is not None and kept(began) not in (kept(before), kept(library.config)):
+        reason = "its shared tensors, or adapters of these names, changed meanwhile: run again"
+        raise AdapterError(codes.CANNOT_WRITE(path=folder, reason=reason))
     return library
 
 
