@@ -375,7 +375,7 @@ def test_what_changes_while_tasks_train_is_left_alone(what, tasks, tmp_path):
             found.update(files())
 
     found, how = {}, {"max_steps": 1, "callbacks": [Changes()]}
-    spec, more = (PLAIN, {}) if "later" in what else (LIBRARY, {"library": str(library)})
+    spec, more = (PLAIN, {}) if "later" in what else (None, {"library": str(library)})
     data = {"later": tasks["short"], "other": tasks["long"]}
     with pytest.raises(BishareError, match=r"BS616.*meanwhile"):
         start(spec, data, tmp_path / "out", **how, **more)
