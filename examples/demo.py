@@ -229,13 +229,12 @@ def many_tasks(demo: Demo, steps: int) -> Mapping[str, Sequence[Row]]:
     say(f"Chance is a third. Each was asked about {ASKED} prices that it had not shown.")
     say("One LoRA for all customers is the rival to beat: docs/measured.md compares it.")
 
-    say("\nOne batch, each row with its own adapter:")
-    price = 45
-    answered = demo.ask([(name, price) for name in new])
-    rows = [
-        [name, PROMPT.format(price), word.strip(), meant(100 + i, price)]
-        for i, (name, word) in enumerate(zip(new, answered, strict=True))
-    ]
+    say("\nAll were asked in one batch, each row with its own adapter. One row of each customer:")
+    rows = []
+    for i in range(NEW):
+        name, row = questions[i * (ASKED + 1)]
+        answer = answers[i * (ASKED + 1)].strip()
+        rows.append([name, PROMPT.format(row.price), answer, meant(100 + i, row.price)])
     say(str(Table(["adapter", "asked", "answer", "meant"], rows, left=range(4))))
     return new
 
