@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, SourceM
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.advice import Adviser, Params
-from bishare_dsl.resources import find_spec
+from bishare_dsl.resources import find_spec, shipped_specs
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def make_plan(
     """
     from bishare_dsl.language.read import warn_of_outdented
 
-    if not isinstance(spec, (Spec, str, os.PathLike)):
+    if model in [*shipped_specs()] or not isinstance(spec, (Spec, str, os.PathLike)):
         raise TypeError("the spec is the first argument, and the model the second one")
     if not isinstance(params, Mapping | None):
         raise TypeError(f"`params` is a dictionary such as `{{'r': 8}}`, and this is {params!r}")
@@ -114,8 +114,7 @@ def advised(
     where = error.where or where
     if where is None:
         return error
-    judge = Adviser(where, architecture, params, allow_use)
-    return type(error)(judge.settled(error.problems), where)
+    return type(error)(Adviser(where, architecture, params, allow_use).settled(error.problems), where)
 
 
 def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:

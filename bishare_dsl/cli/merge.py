@@ -8,7 +8,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out
-from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.writing import new_folder
 
 
@@ -50,6 +50,7 @@ def command(
     from bishare_dsl.export.effective import check_linear
 
     check_linear(stored.plan.unscaled, "merge the adapter")
+    silence_libraries()
     report.note(f"loading {model} ...")
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.models import load_model

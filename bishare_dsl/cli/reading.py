@@ -145,8 +145,7 @@ def is_adapter(name: str) -> bool:
 
 
 def _no_such_spec(name: str) -> Problem:
-    why = "no such file, and none of that name ships"
-    why = "that is a folder" if is_adapter(name) else why
+    why = "that is a folder" if is_adapter(name) else "no such file, and none of that name ships"
     help = nearest(Path(name).stem, shipped_specs())
     if "=" in name:
         help = f"a param is given by `--set {name}`"

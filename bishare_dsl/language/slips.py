@@ -134,7 +134,7 @@ def _corrections(place: Place) -> Iterator[_Correction]:
             yield "quote", at, end, f'"{token}"', f'put the name in quotes: `"{token}"`'
     if place.token.type in ("NAME", "STRING") or token in words():
         yield from _words(place)
-    if percent := re.search(r"(?<!rank )\b(\d+(?:\.\d+)?)\s*%\s*(?:\w+ )?$", place.line[:at]):
+    if percent := re.search(r"\b(?:dropout|scale)\W+([\d.]+)\s*%\s*(?:\w+ )?$", place.line[:at]):
         number, (first, last) = f"{float(percent[1]) / 100:g}", percent.span(1)
         last = place.line.index("%", last) + 1
         yield "percent", first, last, number, f"write {percent[1]} percent as `{number}`"
@@ -148,7 +148,8 @@ def _corrections(place: Place) -> Iterator[_Correction]:
         for sign in ("==" if token == "=" else "=", *needless, *",;:)}({".replace(token, "")):
             help = f"write `{sign}` instead of `{token}`" if sign else f"leave `{token}` out"
             yield f"sign {token} {sign}", at, end, sign, help
-    if beside and place.token.type in ("NAME", "STRING", "INT", "KIND", "PARENT", "PATH"):
+    numbers = ["INT"] if before is not None and before.type == "INT" else []
+    if beside and place.token.type in ("NAME", "STRING", "KIND", "PARENT", "PATH", *numbers):
         gap = len(place.line[:at].rstrip())
         yield "comma", gap, end, f", {token}", "put a comma between the parts of a list"
     missing = [word for kind in place.allowed if (word := spelled(kind)) and word.isalpha()]

@@ -114,13 +114,12 @@ def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Ite
     first_of: dict[str, Statement | Words] = {}
     for what, part in said:
         if (first := first_of.setdefault(what, part)) is not part:
-            help_line: str | None = None
+            help: str | None = None
             edits: tuple[Edit, ...] = ()
             if isinstance(first, Statement) and isinstance(part, Statement):
-                help_line, edits = _union(syntax, first, part)
-            yield codes.TWICE(
-                span=_span(part), what=what, also=_span(first), help=help_line, edits=edits
-            )
+                help, edits = _union(syntax, first, part)
+            at, other = _span(part), _span(first)
+            yield codes.TWICE(span=at, what=what, also=other, help=help, edits=edits)
 
 
 def _span(part: Statement | Words) -> Span:

@@ -80,10 +80,8 @@ def require_weights(name: str | Source) -> Source:
     if source.kind in ("preset", "config"):
         help = "give a folder with this config.json and the weights, a .gguf file or a Hub id"
         if source.kind == "preset":
-            help = (
-                "give a checkpoint folder, a .gguf file or a Hub id: the weights of this preset are "
-                f"`{PRESETS[source.place].model_id}` on the Hub"
-            )
+            known = PRESETS[source.place].model_id
+            help = f"its weights are `{known}` on the Hub; or give a folder or a .gguf file"
         raise ModelError(NO_WEIGHTS(name=source.place, help=help))
     return source
 

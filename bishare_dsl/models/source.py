@@ -79,6 +79,8 @@ def resolve(name: str | Source) -> Source:
     if (owner := next(owners, None)) and (is_preset or close is None):
         close = f"on the Hub it may be `{owner}/{name}`{f', its shapes are `{name.lower()}`' * is_preset}"
     joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
+    ids = [f"`{known.model_id}`" for n, known in PRESETS.items() if f"`{n}`" in joined]
+    joined += f"With weights: {', '.join(ids)}. " * bool(ids)
     raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{_ACCEPTED}"))
 
 

@@ -187,8 +187,13 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
 
 
 def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
-    """Find exceptions that remove nothing from the list before them, in a share from its targets."""
+    """Find parts of lists that select nothing, and exceptions that remove nothing from the list."""
     for loc, selection in _selections(spec):
+        for i, part in enumerate(selection.include if len(selection.include) > 1 else ()):
+            if isinstance(part, And) and not sites.site_sets.partition(part)[0]:
+                help = _nothing_left(Selection(include=(part,)), sites)
+                at, model = (*loc, "include", i), sites.architecture.name
+                yield codes.COVERS_NOTHING(what="this", model=model, loc=at, help=help)
         if not selection.exclude:
             continue
         included, _ = sites.site_sets.partition(selection.model_copy(update={"exclude": ()}))
@@ -675,14 +680,8 @@ class _SharePlan:
         if short:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
-            loc: Loc = (*self.loc, "rank")
-            what: dict[str, Any] = {
-                "share": self.share.name,
-                "rank": rank,
-                "sites": sites,
-                "reach": reach,
-            }
-            self.spec_settings.add([codes.UNREACHABLE(**what, loc=loc)])
+            what: dict[str, Any] = {"share": self.share.name, "sites": sites, "reach": reach}
+            self.spec_settings.add([codes.UNREACHABLE(**what, rank=rank, loc=(*self.loc, "rank"))])
 
 
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:

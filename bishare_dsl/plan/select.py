@@ -248,9 +248,8 @@ class Sites:
             help_line = "parts of a key have commas between"
         elif name in m.ATTRIBUTES:
             help_line = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
-        elif name in {site.parent for site in sites}:
+        elif name in {site.parent for site in sites} and not as_key:
             help_line = f"write `parent {name}` for the linear layers in it"
-            help_line = advise("key", "part") if as_key else help_line
         elif name in ("expert", "experts") and not as_key:
             has = any(site.expert is not None for site in sites)
             help_line = "write `expert != none`" if has else f"{model.name} has no experts"
@@ -259,7 +258,9 @@ class Sites:
         elif elsewhere and not (as_key or advise("kind", name)):
             help_line = f"shares adapt linear layers; `train {name}` trains it in full"
         elif here and not as_key:
-            help_line = f"in {model.name} this is `{', '.join(here)}`"
+            nested = len(here) > 1 and {"all_of", "any_of", "negated", "condition"} & {*loc}
+            said = f"({' or '.join(here)})" if nested else ", ".join(here)
+            help_line = f"in {model.name} this is `{said}`"
         elif help_line is None and as_key:
             help_line = "a key has attributes of a module, such as `layer` and `kind`"
         if help_line is None and (listed := nearest(name, self.kinds)):

@@ -44,6 +44,8 @@ ERRORS = [
     (f"{TARGET}share s per model rank 4 via KE(shared_rank = 3)", "BS206", "4", None),
     (f"{TARGET}share s where layer in {{0-7}} per module rank 4", "BS210", "0-7", "dots: `0..7`"),
     (f"{TARGET}share s where layer == 0-7 per module rank 4", "BS210", "0-7", "`layer in 0..7`"),
+    ("target attention_inputs, mlp_ups and mlp_downs\nshare s per module rank 4", "BS303", "mlp_ups and mlp_downs", "`mlp_ups, mlp_downs`"),
+    (f"let l = q_proj, k_proj and v_proj\n{TARGET}share s per module rank 4 where l", "BS303", "k_proj and v_proj", "`k_proj, v_proj`"),
     (f"{TARGET}share s per module rank match layer {{ 0-7: 8; else: 4 }}", "BS210", "0-7", "`0..7`"),
     (f"{TARGET}share s per model rank 4 via GT(gate_rank = 1.5)", "BS206", "1.5", None),
     (f"{TARGET}share s per module rank 4 init A normale", "BS208", "normale", "`normal`"),
