@@ -114,7 +114,8 @@ def advised(
     where = error.where or where
     if where is None:
         return error
-    return type(error)(Adviser(where, architecture, params, allow_use).settled(error.problems), where)
+    judge = Adviser(where, architecture, params, allow_use)
+    return type(error)(judge.settled(error.problems), where)
 
 
 def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:

@@ -106,8 +106,5 @@ def find_spec(name_or_path: str | Path) -> Path:
     named = path.parent in (Path(), Path("specs")) and path.suffix in ("", _SUFFIX)
     if named and (shipped := _HOME / "specs" / f"{path.stem}{_SUFFIX}").is_file():
         return shipped
-    from difflib import get_close_matches
-
     reason = "no such file, and no spec of that name ships (one in a text has several lines)"
-    near = get_close_matches(path.stem, shipped_specs(), 1)
-    raise FileNotFoundError(2, "; did you mean ".join([reason, *near]), os.fspath(name_or_path))
+    raise FileNotFoundError(2, reason, os.fspath(name_or_path))
