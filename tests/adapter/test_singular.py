@@ -201,7 +201,7 @@ def test_shapes_alone_give_no_tensors(tmp_path: Path, capsys: pytest.CaptureFixt
     file.write_text(f"spec x\ntarget q_proj\n{PISSA}\n")
     arguments = ["compile", str(file), "--model", "smollm2-135m", "--out", str(tmp_path / "out")]
     assert main(arguments) == 1
-    assert "[BS688]: `s.layers.0.self_attn.q_proj.A` starts as" in capsys.readouterr().err
+    assert "[BS688]: `s.layers.0.self_attn.q_proj.A` starts from" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["plan", str(file), "--model", "smollm2-135m", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)

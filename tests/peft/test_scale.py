@@ -120,7 +120,7 @@ def test_saving_tells_that_it_leaves_a_scale_out(
     unscaled = logits(model, ids)
     model.bishare.set_scale("a", 0.5)
     want = logits(model, ids)
-    with pytest.warns(BishareWarning, match=r"BS684.*`a`.* 0\.5 (?s:.*)merge"):
+    with pytest.warns(BishareWarning, match=r"BS684.*`a`.* 0\.5(?s:.*)merge"):
         model.bishare.save_pretrained(tmp_path / "a")
     with pytest.warns(BishareWarning, match=r"BS684.*`a`"):
         model.save_pretrained(tmp_path / "both")

@@ -23,17 +23,10 @@ MORE_PROBLEMS = note("BS717", "{count:,} more like these in `{name}`")
 
 # Encoding -----------------------------------------------------------------------------------------
 
-NO_CHAT_TEMPLATE = Code(
-    "BS718", "the rows of `{name}` are chats, and the tokenizer has no chat template"
-)
+NO_CHAT_TEMPLATE = Code("BS718", "`{name}` has chats, and the tokenizer has no chat template")
 TEMPLATE_REFUSES = Code("BS719", "{place}: the chat template refuses: {reason}")
-TURNS_NOT_FOUND = Code(
-    "BS720",
-    "{place}: what the assistant says cannot be told apart in the chat template's text: {reason}",
-)
+TURNS_NOT_FOUND = Code("BS720", "{place}: the chat template hides the assistant's turns: {reason}")
 NO_END_TOKEN = Code("BS721", "the tokenizer has no end-of-sequence token to put after a completion")
 NOTHING_TO_LEARN = Code("BS723", "none of the {rows:,} rows of `{name}` has anything to learn")
-TOO_FEW_TO_SPLIT = Code(
-    "BS724", "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}"
-)
+TOO_FEW_TO_SPLIT = Code("BS724", "`{name}`: {wanted} of {rows:,} rows cannot be held out: {reason}")
 BAD_OPTIONS = Code("BS726", "{place}: `{field}` is not a list of options: {reason}")
