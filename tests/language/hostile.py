@@ -17,35 +17,9 @@ from bishare_dsl.resources import shipped_specs
 
 SHIPPED = [path.read_text(encoding="utf-8") for path in shipped_specs().values()]
 WORDS = [
-    *words(),
-    *[
-        "q_proj",
-        "layer",
-        "8",
-        "0.5",
-        "1e999",
-        "99999999999999999999",
-        "4x",
-        "§",
-        "é",
-        "\x00",
-        "\x1b[2J",
-        "#",
-        "(",
-        ")",
-        '"',
-        "'",
-    ],
-]
-WORDS += [
-    '"odd name"',
-    '"\\u001b[2J"',
-    '"\\ud800"',
-    '"/etc/passwd"',
-    "# comment\n",
-    "\n",
-    "\r",
-    "\u202e",
+    *(*words(), "q_proj", "layer", "8", "0.5", "1e999", "99999999999999999999", "4x"),
+    *("§", "é", "\x00", "\x1b[2J", "#", "(", ")", '"', "'", '"odd name"', '"\\u001b[2J"'),
+    *('"\\ud800"', '"/etc/passwd"', "# comment\n", "\n", "\r", "\u202e"),
 ]
 
 

@@ -1,3 +1,6 @@
+"""The layout of texts; `UPDATE_GOLDEN=1 pytest tests/language/test_golden.py` writes what comes out."""
+
+import os
 from pathlib import Path
 
 import pytest
@@ -5,18 +8,16 @@ import pytest
 from bishare_dsl.language import format_text, parse_spec
 from bishare_dsl.resources import shipped_specs
 
-GOLDEN = Path(__file__).parent / "golden"
-UNFORMATTED = sorted((GOLDEN / "format").glob("*.before.share"))
-
-
-def test_there_are_golden_files():
-    assert len(UNFORMATTED) >= 2
+UNFORMATTED = sorted((Path(__file__).parent / "golden" / "format").glob("*.before.share"))
 
 
 @pytest.mark.parametrize("path", UNFORMATTED, ids=lambda path: path.stem)
-def test_formatting_gives_the_layout_it_should(path, check_golden):
+def test_formatting_gives_the_layout_it_should(path):
     after = format_text(path.read_bytes(), path.name)
-    check_golden(path.with_name(path.name.replace("before", "after")), after)
+    golden = path.with_name(path.name.replace("before", "after"))
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(after, encoding="utf-8", newline="\n")
+    assert golden.read_text(encoding="utf-8") == after
     assert format_text(after) == after
     assert parse_spec(after) == parse_spec(path.read_bytes())
 

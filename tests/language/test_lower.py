@@ -1,21 +1,9 @@
 import pytest
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import parse_spec, read
 from bishare_dsl.language.lower import validated
-from bishare_dsl.spec import (
-    And,
-    Binary,
-    Gain,
-    If,
-    Match,
-    Member,
-    Or,
-    Range,
-    Ref,
-    Selection,
-    Share,
-)
 
 TEXT = """spec x
 param r = 4
@@ -78,19 +66,19 @@ def test_what_pydantic_refuses_is_told_at_its_place():
 def test_the_values():
     spec = parse_spec(TEXT)
     assert spec.lets[0].selection.include == (
-        Ref(ref="gate_proj"),
-        Match(attribute="kind", pattern="up*"),
+        m.Ref(ref="gate_proj"),
+        m.Match(attribute="kind", pattern="up*"),
     )
     assert spec.shares[0].where.include == (
-        And(all_of=("mlp", Member(value="layer", among=(0, Range(first=-2, last=-1))))),
+        m.And(all_of=("mlp", m.Member(value="layer", among=(0, m.Range(first=-2, last=-1))))),
     )
-    assert spec.shares[1] == Share(name="t", per="model", rank=-3, nonzero_start=True)
-    assert spec.shares[2] == Share(
+    assert spec.shares[1] == m.Share(name="t", per="model", rank=-3, nonzero_start=True)
+    assert spec.shares[2] == m.Share(
         name="u",
         keys={"A": ("layer", "kind"), "B": "model", "K_A": "kind"},
         rank="r",
         freeze=("A", "K_A"),
-        gain=Gain(out=0, rank=Binary(op="/", left="r", right=10)),
+        gain=m.Gain(out=0, rank=m.Binary(op="/", left="r", right=10)),
     )
 
 
@@ -104,22 +92,22 @@ def expression(text):
 
 
 def test_precedence_is_pythons():
-    assert expression("a - b - c * d") == Binary(
+    assert expression("a - b - c * d") == m.Binary(
         op="-",
-        left=Binary(op="-", left="a", right="b"),
-        right=Binary(op="*", left="c", right="d"),
+        left=m.Binary(op="-", left="a", right="b"),
+        right=m.Binary(op="*", left="c", right="d"),
     )
-    assert expression("a or b and c") == Or(any_of=("a", And(all_of=("b", "c"))))
-    assert expression("(a or b) and c") == And(all_of=(Or(any_of=("a", "b")), "c"))
+    assert expression("a or b and c") == m.Or(any_of=("a", m.And(all_of=("b", "c"))))
+    assert expression("(a or b) and c") == m.And(all_of=(m.Or(any_of=("a", "b")), "c"))
     # `in` is an attribute where a value stands, and an operator where one may follow.
-    assert expression("in in {in}") == Member(value="in", among=("in",))
+    assert expression("in in {in}") == m.Member(value="in", among=("in",))
 
 
 def test_if_binds_least_and_goes_on_to_the_right():
-    assert expression("1 if a or b else 2 if c else 3") == If(
+    assert expression("1 if a or b else 2 if c else 3") == m.If(
         then=1,
-        condition=Or(any_of=("a", "b")),
-        otherwise=If(then=2, condition="c", otherwise=3),
+        condition=m.Or(any_of=("a", "b")),
+        otherwise=m.If(then=2, condition="c", otherwise=3),
     )
 
 
@@ -128,9 +116,9 @@ def test_a_clause_behind_an_open_range_is_none_of_its_ends(clause):
     spec = parse_spec(
         f"spec x param r = 8 target q share s per layer where layer in 3.. {clause} alpha 2"
     )
-    assert spec.shares[0].where == Selection(
-        include=(Member(value="layer", among=(Range(first=3),)),)
+    assert spec.shares[0].where == m.Selection(
+        include=(m.Member(value="layer", among=(m.Range(first=3),)),)
     )
     assert spec.shares[0].alpha == 2
     ended = parse_spec("spec x target q share s per layer rank 8 where layer in 3..rank alpha 2")
-    assert ended.shares[0].where.include[0].among == (Range(first=3, last="rank"),)
+    assert ended.shares[0].where.include[0].among == (m.Range(first=3, last="rank"),)

@@ -143,10 +143,5 @@ async def test_code_action(client, tmp_path):
 
 async def test_what_it_says_that_it_can(client):
     can = client.capabilities_of_server
-    for name in (
-        "hover",
-        "completion",
-        "document_formatting",
-        "code_action",
-    ):
+    for name in ("hover", "completion", "document_formatting", "code_action"):
         assert getattr(can, f"{name}_provider")

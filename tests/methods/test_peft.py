@@ -103,11 +103,7 @@ def of_vera(module, tensors, site):
     yield "gain_out", module.vera_lambda_b["default"], first_row
 
 
-BLOCKS = {
-    "target_modules_bd_a": ["down_proj"],
-    "target_modules_bd_b": TARGETS[:4],
-    "nblocks": 2,
-}
+BLOCKS = {"target_modules_bd_a": ["down_proj"], "target_modules_bd_b": TARGETS[:4], "nblocks": 2}
 LORA = {"r": R, "lora_alpha": 10}
 BANK = {"num_vectors": 11, "vector_length": 4, "topk": 2}
 # What their parameters are of our tensors, our spec with its params, and their config.

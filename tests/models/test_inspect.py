@@ -26,13 +26,10 @@ EXPECTED = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2"), LLAMA_KINDS),
     "mixtral": ATTENTION
     | {
-        f"mlp.experts.{expert}.{name}": widths
+        name.replace("mlp", f"mlp.experts.{expert}"): widths
         for expert in range(4)
-        for name, widths in (
-            ("gate_proj", (32, 48)),
-            ("up_proj", (32, 48)),
-            ("down_proj", (48, 32)),
-        )
+        for name, widths in LLAMA_KINDS.items()
+        if name.startswith("mlp")
     },
     "phi3": {
         "self_attn.o_proj": (40, 32),
@@ -61,11 +58,7 @@ EXPECTED = {
         "mlp.dense_4h_to_h": (48, 32),
     },
 }
-BLOCKS = {
-    "gpt2": "transformer.h",
-    "falcon": "transformer.h",
-    "opt": "model.decoder.layers",
-}
+BLOCKS = {"gpt2": "transformer.h", "falcon": "transformer.h", "opt": "model.decoder.layers"}
 
 
 def in_block(family: str, site: Site) -> str:

@@ -2,31 +2,18 @@
 
 import pytest
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import BishareError, SpecError
 from bishare_dsl.plan import build_plan, check_spec
-from bishare_dsl.spec import (
-    Arm,
-    Binary,
-    Let,
-    Match,
-    Member,
-    Param,
-    Range,
-    RankMatch,
-    Selection,
-    Share,
-    Spec,
-    Via,
-)
 
 
 def spec(*, lets=(), params=(), **share):
-    return Spec(
+    return m.Spec(
         name="s",
         params=params,
         lets=lets,
-        target=Selection(include=("q_proj",)),
-        shares=(Share(**{"name": "l", "per": "module", "rank": 4, **share}),),
+        target=m.Selection(include=("q_proj",)),
+        shares=(m.Share(**{"name": "l", "per": "module", "rank": 4, **share}),),
     )
 
 
@@ -40,8 +27,8 @@ def spec(*, lets=(), params=(), **share):
 )
 def test_a_let_used_before_it_is_declared(small, lets, place):
     made = spec(
-        lets=tuple(Let(name=n, selection=Selection(include=(part,))) for n, part in lets),
-        where=Selection(include=("a",)),
+        lets=tuple(m.Let(name=n, selection=m.Selection(include=(part,))) for n, part in lets),
+        where=m.Selection(include=("a",)),
     )
     with pytest.raises(SpecError) as caught:
         build_plan(made, small)
@@ -51,23 +38,23 @@ def test_a_let_used_before_it_is_declared(small, lets, place):
 @pytest.mark.parametrize(
     "share",
     [
-        {"rank": Match(attribute="path", pattern="*")},
-        {"scale": Match(attribute="kind", pattern="*")},
-        {"alpha": Match(attribute="kind", pattern="*")},
-        {"dropout": Match(attribute="parent", pattern="*")},
-        {"via": Via(transform="KE", options={"size": Match(attribute="parent", pattern="*")})},
+        {"rank": m.Match(attribute="path", pattern="*")},
+        {"scale": m.Match(attribute="kind", pattern="*")},
+        {"alpha": m.Match(attribute="kind", pattern="*")},
+        {"dropout": m.Match(attribute="parent", pattern="*")},
+        {"via": m.Via(transform="KE", options={"size": m.Match(attribute="parent", pattern="*")})},
         {"rank": 10**400},
         {"scale": 10**400},
         {"dropout": 1e308},
         {"alpha": 5e-324},  # alpha / rank is zero
-        {"rank": RankMatch(subject="kind", arms=())},
+        {"rank": m.RankMatch(subject="kind", arms=())},
         {
-            "rank": RankMatch(
-                subject=Binary(op="+", left="kind", right=1), arms=(Arm(values=(1,), rank=1),)
+            "rank": m.RankMatch(
+                subject=m.Binary(op="+", left="kind", right=1), arms=(m.Arm(values=(1,), rank=1),)
             )
         },
-        {"where": Selection(include=())},
-        {"per": (3, Binary(op="/", left=1, right="layer"))},
+        {"where": m.Selection(include=())},
+        {"per": (3, m.Binary(op="/", left=1, right="layer"))},
     ],
 )
 def test_nonsense_is_a_problem_and_nothing_else(small, share):
@@ -77,20 +64,24 @@ def test_nonsense_is_a_problem_and_nothing_else(small, share):
 
 
 def test_lets_may_be_many(small):
-    lets = [Let(name="l0", selection=Selection(include=("q_proj",)))]
-    lets += [Let(name=f"l{i}", selection=Selection(include=(f"l{i - 1}",))) for i in range(1, 2000)]
-    made = spec(lets=tuple(lets), where=Selection(include=("l1999",)))
+    lets = [m.Let(name="l0", selection=m.Selection(include=("q_proj",)))]
+    lets += [
+        m.Let(name=f"l{i}", selection=m.Selection(include=(f"l{i - 1}",))) for i in range(1, 2000)
+    ]
+    made = spec(lets=tuple(lets), where=m.Selection(include=("l1999",)))
     assert len(build_plan(made, small)[0].terms) == 4
 
 
 def test_check_needs_no_model():
     assert check_spec(spec(rank="r")) != []
-    assert check_spec(spec(rank="r", params=(Param(name="r", value=2),))) == []
+    assert check_spec(spec(rank="r", params=(m.Param(name="r", value=2),))) == []
     assert check_spec(spec(rank="in")) == []  # the model will tell
     assert (
         check_spec(
             spec(
-                where=Selection(include=(Member(value="layer", among=(Range(first=-1, last=2),)),))
+                where=m.Selection(
+                    include=(m.Member(value="layer", among=(m.Range(first=-1, last=2),)),)
+                )
             )
         )
         == []

@@ -26,10 +26,7 @@ def refused(statements: str, model: str = UNTIED) -> str:
 def test_a_head_maps_features_to_the_vocabulary_and_an_embedding_back() -> None:
     plan = planned("target lm_head, embed_tokens share x per module rank 4")
     widths = {site.path: (site.layer, site.d_in, site.d_out) for site in plan.sites}
-    assert widths == {
-        "model.embed_tokens": (None, 32000, 4096),
-        "lm_head": (None, 4096, 32000),
-    }
+    assert widths == {"model.embed_tokens": (None, 32000, 4096), "lm_head": (None, 4096, 32000)}
     assert plan.trainable == 2 * 4 * (4096 + 32000)
     assert {t.name: t.owner for t in plan.tensors}["x.lm_head.A"] == ""
 

@@ -1,5 +1,7 @@
 """Which sites share: every `where` and `per` of the language, on a model of four layers."""
 
+import pytest
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -34,10 +36,7 @@ def test_layers_is_the_number_of_blocks(plan):
         plan("target q_proj\nshare s where layer >= 3 * layers // 4 per module rank 2")
     ) == {("model.layers.3.self_attn.q_proj",): sites([3], ["q_proj"])}
     mirrored = plan("target q_proj\nshare s per abs(2 * layer - layers + 1) rank min(layers, 9)")
-    assert groups(mirrored) == {
-        (3,): sites([0, 3], ["q_proj"]),
-        (1,): sites([1, 2], ["q_proj"]),
-    }
+    assert groups(mirrored) == {(3,): sites([0, 3], ["q_proj"]), (1,): sites([1, 2], ["q_proj"])}
     assert {term.rank for term in mirrored.terms} == {4}
     assert "s.abs_2_times_layer_minus_layers_plus_1_3.A" in mirrored.tensor
 
@@ -72,20 +71,19 @@ def test_ranks_by_kind(plan):
     }
 
 
-def test_the_first_arm_that_fits_gives_the_rank(plan):
-    made = plan("target q_proj\nshare s per layer rank match layer { 0: 1; 0..3: 2 }")
-    assert [term.rank for term in made.terms] == [1, 2, 2, 2]
-
-
-def test_rank_0_at_some_sites_drops_those(plan):
-    made = plan("target q_proj\nshare s per layer rank match layer { 0..1: 0; else: 2 }")
-    assert [term.site.split(".")[2] for term in made.terms] == ["2", "3"]
-    assert set(made.tensor) == {f"s.layer_{i}.{f}" for i in (2, 3) for f in "AB"}
-
-
-def test_a_rank_may_read_the_site(plan):
-    made = plan("target q_proj, up_proj\nshare s per module rank in // 4 + layer")
-    assert [term.rank for term in made.terms] == [3, 3, 4, 4, 5, 5, 6, 6]
+@pytest.mark.parametrize(
+    ("shares", "ranks"),
+    [
+        ("per layer rank match layer { 0: 1; 0..3: 2 }", [1, 2, 2, 2]),  # The first arm that fits.
+        ("per layer rank match layer { 0..1: 0; else: 2 }", [0, 0, 2, 2]),  # 0 drops a site.
+        ("per module rank in // 4 + layer", [3, 4, 5, 6]),
+    ],
+)
+def test_a_rank_may_read_the_site(plan, shares, ranks):
+    made = plan(f"target q_proj\nshare s {shares}")
+    found = {int(term.site.split(".")[2]): term.rank for term in made.terms}
+    assert [found.get(layer, 0) for layer in range(4)] == ranks
+    assert len(made.tensor) == 2 * len(found)
 
 
 def test_terms_of_one_site_add_up(plan):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bishare_dsl.rewrite import OwnedTensors
+from tests.rewrite.adapted import adapted, planned
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8]])
 
@@ -84,7 +85,7 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def trained(adapted):
+def trained():
     return adapted("llama").train()
 
 
@@ -114,7 +115,7 @@ def test_what_is_written_is_read(trained, change):
 @pytest.mark.parametrize("order", ["offloaded first", "adapted first"])
 @pytest.mark.parametrize("how", ["cpu", "disk", "map"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_offloading(adapted, planned, fresh_tensors, family, how, order, tmp_path):
+def test_offloading(family, how, order, tmp_path):
     from accelerate import cpu_offload, disk_offload, dispatch_model
 
     from bishare_dsl.rewrite import adapt

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.rewrite.adapted import adapted
+
 SPEC = "spec s\ntarget every\nshare a per module rank 2\nshare b per model rank 2 via SS"
 
 
@@ -71,7 +73,7 @@ UNTRAINED = (what_the_layers_read, what_a_function_wrote_to)
     "forward",
     [an_activation, a_method_of_a_view, an_assignment, what_an_activation_read, *UNTRAINED],
 )
-def test_in_place(adapted, forward):
+def test_in_place(forward):
     torch.manual_seed(0)
     model = Stack(type("Mlp", (Mlp,), {"forward": forward})()).double()
     x = torch.randn(2, 3, 6, dtype=torch.double)

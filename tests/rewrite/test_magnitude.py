@@ -96,20 +96,6 @@ def test_training_is_that_of_peft_step_by_step():
         assert tensor.detach().any()
 
 
-def test_a_shared_magnitude_is_one_parameter_with_one_gradient():
-    base = tiny_model("llama", num_hidden_layers=3)
-    model = model_of("spec s target q_proj, k_proj\nmagnitude per kind plain", base)
-    tensors = model.bishare.tensors()
-    assert sorted(tensors) == ["magnitude.k_proj.mu", "magnitude.q_proj.mu"]
-    assert model.bishare.plan.trainable == sum(p.numel() for p in tensors.values())
-    model(IDS, labels=IDS).loss.backward()
-    shared = tensors["magnitude.q_proj.mu"].grad
-    private = model_of("spec s target q_proj, k_proj\nmagnitude per module plain", base)
-    private(IDS, labels=IDS).loss.backward()
-    parts = [t.grad for n, t in private.bishare.tensors().items() if "q_proj" in n]
-    torch.testing.assert_close(shared, sum(parts))
-
-
 def test_the_lengths_have_no_gradient_and_no_matrix_of_a_weights_shape_is_made():
     base = tiny_model("llama", hidden_size=24, intermediate_size=44)
     model = model_of(
@@ -176,6 +162,28 @@ def test_a_row_of_a_mixed_batch_is_its_adapter_alone(form, family):
     torch.testing.assert_close(mixed, torch.cat(rows), rtol=1e-4, atol=1e-5)
     assert torch.equal(mixed[2:3], rows[2])
     assert (mixed[0] - mixed[5]).abs().max() > 1e-3
+
+
+class Queries(torch.nn.Module):
+    """A model whose layer reads one row that stands for all, such as learned queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 4)})])
+        self.queries = torch.nn.Parameter(torch.randn(1, 5, 4))
+
+    def forward(self, inputs):
+        return inputs + self.layers[0]["fc"](self.queries)
+
+
+@torch.no_grad()
+def test_a_row_that_stands_for_all_is_scaled_for_each():
+    text = "spec s\ntarget fc\nmagnitude per module"
+    model = filled(Queries(), {"a": text, "b": text})
+    x, names = torch.randn(4, 5, 4), ["b", None, "a", "b"]
+    rows = [alone(model, n, lambda: model(x))[i] for i, n in enumerate(names)]
+    torch.testing.assert_close(model(x, adapter_names=names), torch.stack(rows))
+    assert (rows[0] - rows[2]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["b", "a", "b", None]])

@@ -56,14 +56,3 @@ def test_ten_switches_and_ten_writes_compile_nothing_anew(model: Any) -> None:
     assert len(graphs) == first
     model.set_adapter("same")
     assert not torch.equal(compiled(IDS, use_cache=False).logits, expected)
-
-
-@torch.no_grad()
-def test_no_graph_breaks_that_the_base_has_not(model: Any) -> None:
-    breaks = []
-    for subject in (tiny_model(num_hidden_layers=1), model.get_base_model()):
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        torch.compile(subject, backend="eager")(IDS, use_cache=False)
-        breaks.append(sum(torch._dynamo.utils.counters["graph_break"].values()))
-    assert breaks[1] <= breaks[0]

@@ -4,11 +4,7 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.site import Architecture, Site
 
-WIDTHS = {
-    "self_attn.q_proj": (64, 64),
-    "self_attn.v_proj": (64, 16),
-    "mlp.up_proj": (64, 96),
-}
+WIDTHS = {"self_attn.q_proj": (64, 64), "self_attn.v_proj": (64, 16), "mlp.up_proj": (64, 96)}
 
 
 def architecture(layers=3, kinds=WIDTHS, prefix="model.layers", name="small"):

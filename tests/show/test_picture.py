@@ -41,10 +41,7 @@ def test_private_tensors_have_a_panel_and_a_count(planned):
     )
     assert [tensor.shape for tensor in own.patches[2].tensors] == [(1, 4), (1, 6)]
     assert own.patches[2].sites == (2,)
-    assert (shared.parameters, own.parameters) == (
-        2 * 2 * 16,
-        3 * (4 + 4 + 4 + 1 + 4 + 6),
-    )
+    assert (shared.parameters, own.parameters) == (2 * 2 * 16, 3 * (4 + 4 + 4 + 1 + 4 + 6))
 
 
 def test_the_statement_of_a_share_names_the_values_of_its_params(planned):

@@ -109,14 +109,11 @@ def test_private_modules_share_no_colour_and_the_legend_says_each_look(planned):
     assert "the 10 colours repeat" in words_of(many)
 
 
-def test_counts_are_said_to_be_of_the_model(planned):
-    words = words_of(drawn(*planned("share s per kind rank 2")))
+def test_counts_are_of_the_model_and_tooltips_name_the_tensor(planned):
+    root = drawn(*planned("share s per layer rank 2 via SS"))
+    words = words_of(root)
     assert words.startswith("small on small All counts are of this model of 3 layers.")
     assert "100% of the trained parameters are shared" in words
-
-
-def test_tooltips_name_the_tensor(planned):
-    root = drawn(*planned("share s per layer rank 2 via SS"))
     titles = [title.text for title in root.iter(f"{SVG}title")]
     assert titles[0] == "layer_0: A 2 x 64, B 2 x 96, 3 modules"
 

@@ -48,25 +48,6 @@ def test_one_that_cannot_be_worked_out_is_told_once():
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "code"),
-    [
-        ("later + 1", "BS126"),
-        ("k + 1", "BS126"),
-        ("sqr(2)", "BS142"),
-        ("sqrt(2, 3)", "BS142"),
-        ("min(2)", "BS142"),
-        ("layer in 0..3", "BS110"),
-    ],
-)
-def test_what_is_no_value(value, code):
-    with pytest.raises(SpecError) as caught:
-        parse_spec(
-            f"spec s param k = {value} param later = 2 target q_proj share a per model rank k"
-        )
-    assert caught.value.problems[0].code == code
-
-
 def test_a_used_file_brings_what_a_param_is_computed_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.share").write_text(

@@ -26,10 +26,7 @@ def test_python_builds_what_text_says():
 def test_a_key_may_be_given_in_words():
     assert Share(name="s", per="model", rank=1).per == ()
     assert Share(name="s", per="layer", rank=1).per == (Ref(ref="layer"),)
-    assert Share(name="s", per=("layer", "kind"), rank=1).per == (
-        Ref(ref="layer"),
-        Ref(ref="kind"),
-    )
+    assert Share(name="s", per=("layer", "kind"), rank=1).per == (Ref(ref="layer"), Ref(ref="kind"))
 
 
 @pytest.mark.parametrize("name", shipped_specs())

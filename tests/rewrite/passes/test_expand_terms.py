@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
+from tests.rewrite.passes.cases import Case, use
 
 
 @pytest.mark.parametrize("p", [0.25, 0.5])
-def test_dropout_drops_in_training_what_it_should(case, use, p):
+def test_dropout_drops_in_training_what_it_should(p):
     """`left` and `right` compute x with some of it dropped, since the base is zero and A B is one."""
-    module, tensors = case(
+    module, tensors = Case(
         [(4, 4), (4, 6)], left=[use(rank=4, dropout=p)], right=[use(rank=4, dropout=p)]
     ).module()
     seen = {}
@@ -35,10 +36,10 @@ def test_dropout_drops_in_training_what_it_should(case, use, p):
         assert torch.equal(module.eval()(x), x)
 
 
-def test_hooks_on_linears_see_the_base_of_each(case, use):
+def test_hooks_on_linears_see_the_base_of_each():
     shapes = [(2, 4), (2, 6), (2, 6), (2, 4)]
     terms = {"left": [use()], "right": [use(), use()], "out": [use((2, 3))]}
-    module, _ = case(shapes, **terms).module()
+    module, _ = Case(shapes, **terms).module()
     calls = []
     for linear in (module.left, module.right, module.out):
         linear.register_forward_hook(lambda m, args, y: calls.append((m, args[0], y, y.clone())))
@@ -74,8 +75,8 @@ class Keeping(nn.Linear):
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Keeping])
-def test_few_tokens_are_written_to_where_nobody_looks(case, use, kind):
-    module, _ = case([(2, 4), (2, 6)], Twice, left=[use(), use()]).module(
+def test_few_tokens_are_written_to_where_nobody_looks(kind):
+    module, _ = Case([(2, 4), (2, 6)], Twice, left=[use(), use()]).module(
         ShareFactors(), FuseIslands()
     )
     module.left.__class__ = kind
@@ -86,17 +87,3 @@ def test_few_tokens_are_written_to_where_nobody_looks(case, use, kind):
             expected = nn.functional.linear(x, module.left.weight, module.left.bias)
             assert torch.equal(module.left.gave, expected)
     torch.testing.assert_close(few, module(x))
-
-
-@pytest.mark.parametrize(("rank", "shared", "size"), [(2, 2, 2), (4, 2, 2), (3, 1, 1), (2, 2, 3)])
-def test_few_tokens_meet_kernels_and_shared_factors(case, use, rank, shared, size):
-    """One token is multiplied by each; several, and where a width is cropped, by their product."""
-    rows, k_in, k_out = rank // shared, -(-4 // size), -(-6 // size)
-    shapes = [(shared, size), (shared, size), (rows, k_in), (rows, k_out)]
-    term = use(range(4), rank, scale=0.5, via="KE", size=size, shared_rank=shared)
-    module, _ = case(shapes, Twice, left=[term]).module(FuseIslands())
-    for tokens in (1, 5):
-        x = torch.randn(1, tokens, 4, dtype=torch.double)
-        with torch.no_grad():
-            few = module(x)
-        torch.testing.assert_close(few, module(x))

@@ -8,15 +8,16 @@ from bishare_dsl.rewrite.adapt import compile_plan
 from bishare_dsl.rewrite.island import add_terms, spans_of
 from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
+from tests.rewrite.passes.cases import Case, same_results, use
 from tests.support.families import tiny_model
 
 SHAPES = [(2, 4), (2, 6), (1, 4), (1, 6), (2, 6), (2, 4)]
 BEHIND = ShareFactors(), FuseIslands()
 
 
-def test_a_sibling_without_terms_is_in_the_island(case, use, same_results):
+def test_a_sibling_without_terms_is_in_the_island():
     """Its gradient of x is then accumulated with theirs. `out`, which is alone, stays as it is."""
-    one = case(SHAPES[:2], left=[use()])
+    one = Case(SHAPES[:2], left=[use()])
     (island,) = islands(one, *BEHIND)
     assert [node.target for node in island.args[3]] == ["left", "right"]
     assert island.args[4] == (((0, 0, 2, 1.0),), ())
@@ -24,31 +25,31 @@ def test_a_sibling_without_terms_is_in_the_island(case, use, same_results):
     same_results(one, *BEHIND)
 
 
-def test_a_layer_alone_is_an_island(case, use, same_results):
-    alone = case(SHAPES, out=[use((4, 5))], left=[use(), use((2, 3), rank=1)])
+def test_a_layer_alone_is_an_island():
+    alone = Case(SHAPES, out=[use((4, 5))], left=[use(), use((2, 3), rank=1)])
     assert [len(island.args[3]) for island in islands(alone, *BEHIND)] == [2, 1]
     same_results(alone, *BEHIND)
 
 
-def test_the_factors_may_read_a_dropout(case, use, same_results):
+def test_the_factors_may_read_a_dropout():
     """`x` goes into the layers and its dropout into the factors."""
-    dropped = case(SHAPES[:4], left=[use(dropout=1e-12)], right=[use((2, 3), 1, dropout=1e-12)])
+    dropped = Case(SHAPES[:4], left=[use(dropout=1e-12)], right=[use((2, 3), 1, dropout=1e-12)])
     (island,) = islands(dropped, *BEHIND)
     x, read = island.args[:2]
     assert (x.name, read.name) == ("x", "dropout")
     same_results(dropped, *BEHIND)
 
 
-def test_several_dropouts_stay_as_they_are(case, use, same_results):
-    several = case(SHAPES[:4], left=[use(dropout=1e-12)], right=[use((2, 3), rank=1)])
+def test_several_dropouts_stay_as_they_are():
+    several = Case(SHAPES[:4], left=[use(dropout=1e-12)], right=[use((2, 3), rank=1)])
     assert islands(several, *BEHIND) == []
     same_results(several, *BEHIND)
 
 
-def test_columns_apart_and_columns_shared(case, use, same_results):
+def test_columns_apart_and_columns_shared():
     """`left` reads all three terms, `right` the outer ones."""
     first, between, last = use(), use((2, 3), rank=1), use((4, 5), rank=1)
-    apart = case([*SHAPES[:4], (1, 4), (1, 6)], left=[first, between, last], right=[last, first])
+    apart = Case([*SHAPES[:4], (1, 4), (1, 6)], left=[first, between, last], right=[last, first])
     (island,) = islands(apart, *BEHIND)
     assert [spans_of(uses) for uses in island.args[4]] == [((0, 4),), ((0, 2), (3, 1))]
     same_results(apart, *BEHIND)

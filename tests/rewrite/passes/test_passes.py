@@ -1,11 +1,11 @@
 """Any of the optimisations computes what the terms one by one do."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from tests.rewrite.passes.cases import Case, Gated, Siblings, use
 
 # Slots 0-1 plain, 2-3 as wide as the widest, 4-7 KE, 8-13 GT, 14-15 of another rank.
 SHAPES = [(2, 4), (2, 6), (2, 9), (2, 9), (1, 3), (1, 3), (2, 2), (2, 2)]
@@ -13,7 +13,7 @@ SHAPES += [(2, 5), (2, 5), (1, 4), (1, 5), (1, 5), (1, 6), (3, 4), (3, 6)]
 
 
 @st.composite
-def terms(draw, use):
+def terms(draw):
     kind = draw(st.sampled_from(["plain", "window", "KE", "GT", "other"]))
     scale = draw(st.sampled_from([1.0, 2.0]))
     # So small that nothing is ever dropped: another input to the products, and the same numbers.
@@ -34,14 +34,14 @@ def terms(draw, use):
 
 
 @given(data=st.data())
-def test_any_subset(case, gated, use, data):
-    some = st.lists(terms(use), min_size=1, max_size=4)
+def test_any_subset(data):
+    some = st.lists(terms(), min_size=1, max_size=4)
     # `out` reads what the others write: their A are of its B's shape.
     out = st.lists(st.sampled_from([use((1, 0)), use((15, 14), rank=3)]), min_size=1, max_size=2)
     drawable = {"left": some, "right": some, "out": out}
     names = data.draw(st.sets(st.sampled_from(sorted(drawable)), min_size=1))
-    region = {"region": gated} if data.draw(st.booleans()) else {}
-    drawn = case(SHAPES, **region, **{name: data.draw(drawable[name]) for name in sorted(names)})
+    region = {"region": Gated} if data.draw(st.booleans()) else {}
+    drawn = Case(SHAPES, **region, **{name: data.draw(drawable[name]) for name in sorted(names)})
     some = data.draw(st.sets(st.sampled_from(OPTIMISATIONS)))
     steps = [step for step in OPTIMISATIONS if step in some]
     frozen = data.draw(st.booleans())
@@ -64,16 +64,6 @@ def outcome(module, tensors):
     return [y, kept, x.grad, module.out.weight.grad, *(tensor.grad for tensor in tensors)]
 
 
-def test_the_terms_one_by_one_are_equation_2(case, use):
-    """The oracle of the property above, by hand."""
-    shapes = [(2, 4), (2, 6), (1, 4), (1, 6)]
-    module, (a, b, c, d) = case(shapes, left=[use(scale=3.0), use((2, 3), 1)]).module()
-    x = torch.randn(2, 3, 4, dtype=torch.double)
-    left = module.left.weight + 3 * b.T @ a + d.T @ c
-    y = (x @ left.T + module.left.bias) * module.right(x)
-    torch.testing.assert_close(module(x), module.out(y))
-
-
 def dense(linear, *terms):
     """`linear` with ``scale B^T A`` in its weight, for each term: the scale, A and B."""
     weight = linear.weight + sum(scale * b.T @ a for scale, a, b in terms)
@@ -83,38 +73,12 @@ def dense(linear, *terms):
 X = torch.linspace(-1, 1, 24, dtype=torch.double).view(2, 3, 4)
 
 
-@pytest.mark.parametrize("dropouts", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.25)])
-@pytest.mark.parametrize("steps", [(), OPTIMISATIONS], ids=["plain", "optimised"])
-def test_a_target_reads_what_another_gives_with_its_terms(case, use, chained, steps, dropouts):
-    shapes = [(2, 4), (2, 6), (3, 6), (3, 4)]
-    left, out = use(dropout=dropouts[0]), use((2, 3), rank=3, scale=2.0, dropout=dropouts[1])
-    for terms in ({"left": [left], "out": [out]}, {"out": [out], "left": [left]}):
-        module, (a, b, c, d) = case(shapes, chained, **terms).module(*steps, frozen=True)
-        assert module.bishare_changes.code.source.count("island(") == (2 if steps else 0)
-        module.eval()
-        y = dense(module.out, (2.0, c, d))(dense(module.left, (1.0, a, b))(X))
-        torch.testing.assert_close(module(X), y)
-        with torch.no_grad():
-            torch.testing.assert_close(module(X), y)
-
-
-@pytest.mark.parametrize("steps", [(), OPTIMISATIONS], ids=["plain", "optimised"])
-def test_each_call_of_a_layer_has_its_terms(case, use, chained, steps):
-    class Twice(chained):
-        def forward(self, x):
-            return self.left(self.out(self.left(x))) - self.left(x + 1)
-
-    module, (a, b) = case([(2, 4), (2, 6)], Twice, left=[use()]).module(*steps, frozen=True)
-    left = dense(module.left, (1.0, a, b))
-    torch.testing.assert_close(module(X), left(module.out(left(X))) - left(X + 1))
-
-
-def test_a_layer_that_is_called_by_keyword_is_left_alone(case, use, chained):
-    class Keyword(chained):
+def test_a_layer_that_is_called_by_keyword_is_left_alone():
+    class Keyword(Siblings):
         def forward(self, x):
             return self.out(input=self.left(x)) + self.out(self.right(x))
 
-    keyword = case([(2, 4), (2, 6)], Keyword, left=[use()])
+    keyword = Case([(2, 4), (2, 6)], Keyword, left=[use()])
     module, (a, b) = keyword.module(*OPTIMISATIONS, frozen=True)
     y = module.out(dense(module.left, (1.0, a, b))(X)) + module.out(module.right(X))
     torch.testing.assert_close(module(X), y)

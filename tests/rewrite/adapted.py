@@ -1,8 +1,9 @@
+"""Models with an adapter, and regions with graphs of identity, for the tests of this folder."""
+
 import copy
 from dataclasses import dataclass
 from functools import cache
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -21,7 +22,7 @@ from tests.support.families import tiny_model
 from tests.support.references import reference_model
 
 
-def install_identity(model):
+def identity(model: nn.Module) -> dict[str, str]:
     """Rewrite every region of `model` without adapting anything.
 
     Returns the reason, by class name, for each parent that had to fall back to its linears.
@@ -46,11 +47,6 @@ def install_identity(model):
     return fallbacks
 
 
-@pytest.fixture
-def identity():
-    return install_identity
-
-
 @dataclass
 class Adapted:
     """A model with an adapter, what the adapter is, and an untouched copy of its base."""
@@ -61,11 +57,11 @@ class Adapted:
     notes: tuple[str, ...]
 
     @property
-    def tensors(self):
+    def tensors(self) -> dict[str, nn.Parameter]:
         stores = [module for module in self.model.modules() if isinstance(module, OwnedTensors)]
         return {name: p for s in stores for name, p in zip(s.names, s(), strict=True)}
 
-    def train(self):
+    def train(self) -> "Adapted":
         """As after some training: no tensor is zero any more."""
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -73,11 +69,11 @@ class Adapted:
                 tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.2)
         return self
 
-    def reference(self):
+    def reference(self) -> nn.Module:
         """The base with dense weights W + sum of dW, which are functions of `tensors`."""
         return reference_model(self.base, self.plan, self.tensors)
 
-    def merged(self):
+    def merged(self) -> nn.Module:
         """The same as plain weights, for what runs many forwards."""
         dense = self.reference()
         for module in dense.modules():
@@ -98,14 +94,14 @@ share inter  per model  rank 4 via KE(size = 8)
 """
 
 
-def plan_for(model, text=PAPER):
+def planned(model: nn.Module, text: str = PAPER) -> Plan:
     architecture = inspect_model(model)
     return build_plan(
         parse_spec(text.replace("every", ", ".join(architecture.kinds))), architecture
     )[0]
 
 
-def fresh(plan):
+def fresh_tensors(plan: Plan) -> dict[str, torch.Tensor]:
     """Tensors of a fresh adapter: as the plan says, zero or not."""
     random = torch.Generator().manual_seed(0)
     return {
@@ -113,29 +109,14 @@ def fresh(plan):
     }
 
 
-def adapt_model(model="llama", text=PAPER, **overrides):
+def adapted(model: nn.Module | str = "llama", text: str = PAPER, **overrides) -> Adapted:
     if isinstance(model, str):
         # A copy takes a tenth of the time.
         return copy.deepcopy(_adapt_tiny(model, text, tuple(overrides.items())))
-    base, plan = copy.deepcopy(model), plan_for(model, text)
-    return Adapted(model, base, plan, adapt(model, plan, fresh(plan)))
+    base, plan = copy.deepcopy(model), planned(model, text)
+    return Adapted(model, base, plan, adapt(model, plan, fresh_tensors(plan)))
 
 
 @cache
-def _adapt_tiny(family, text, overrides):
-    return adapt_model(tiny_model(family, **dict(overrides)), text)
-
-
-@pytest.fixture(scope="session")
-def adapted():
-    return adapt_model
-
-
-@pytest.fixture(scope="session")
-def planned():
-    return plan_for
-
-
-@pytest.fixture(scope="session")
-def fresh_tensors():
-    return fresh
+def _adapt_tiny(family: str, text: str, overrides: tuple) -> Adapted:
+    return adapted(tiny_model(family, **dict(overrides)), text)

@@ -1,6 +1,7 @@
 """A region of two siblings, its program after some passes, as text and as a module that runs."""
 
-import pytest
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -26,13 +27,6 @@ class Siblings(nn.Module):
         return self.out(self.left(x) * self.right(x))
 
 
-class Chained(Siblings):
-    """`out` reads what `left` gives; `right` is not called."""
-
-    def forward(self, x):
-        return self.out(self.left(x))
-
-
 class Gated(Siblings):
     """A gated MLP, whose gate is `right`."""
 
@@ -44,7 +38,7 @@ class Gated(Siblings):
         return self.out(self.left(x) * self.act(self.right(x)))
 
 
-def use(slots=(0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
+def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
     """A term that reads the tensors in these slots as A, B and, with gates or kernels, the rest."""
     transform = transform_kind(via).model_validate(options)
     roles = ("A", "B", *transform.own(rank, Width(4, 6)))
@@ -66,13 +60,13 @@ class Case:
         self.shapes = tuple(shapes)
         self.linears = [n for n, child in module.named_children() if isinstance(child, nn.Linear)]
 
-    def program(self, *optimisations):
+    def program(self, *optimisations) -> RegionGraphs:
         graph = capture_region(self.region(), [target.path for target in self.targets])
         program = RegionGraphs.start(graph, len(self.shapes), self.linears)
         list(run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations))
         return program
 
-    def module(self, *optimisations, seed=0, frozen=False):
+    def module(self, *optimisations, seed=0, frozen=False) -> tuple[nn.Module, list[nn.Parameter]]:
         """The region with the program installed, in float64, and its tensors."""
         program = self.program(*optimisations)
         with torch.random.fork_rng():
@@ -89,7 +83,7 @@ class Case:
         set_code(module, forward)
         return module, tensors
 
-    def results(self, *optimisations, seed=0, frozen=False):
+    def results(self, *optimisations, seed=0, frozen=False) -> list[torch.Tensor]:
         """The output on a fixed input, the output without gradients, and all gradients."""
         module, tensors = self.module(*optimisations, seed=seed, frozen=frozen)
         x = torch.linspace(-1, 1, 2 * 3 * 4, dtype=torch.double).view(2, 3, 4).requires_grad_()
@@ -102,34 +96,9 @@ class Case:
         return [y, *kept, x.grad, *bases, *(tensor.grad for tensor in tensors)]
 
 
-@pytest.fixture(scope="session")
-def case():
-    return Case
-
-
-@pytest.fixture(scope="session")
-def gated():
-    return Gated
-
-
-@pytest.fixture(scope="session")
-def chained():
-    return Chained
-
-
-@pytest.fixture(scope="session", name="use")
-def use_fixture():
-    return use
-
-
-@pytest.fixture(scope="session")
-def same_results():
-    """Whether a case computes the same with some optimisations as without any."""
-
-    def check(case, *optimisations):
-        for frozen in (False, True):  # With frozen layers the fused functions run.
-            expected = case.results(frozen=frozen)
-            actual = case.results(*optimisations, frozen=frozen)
-            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-
-    return check
+def same_results(case: Case, *optimisations) -> None:
+    """Check that a case computes the same with some optimisations as without any."""
+    for frozen in (False, True):  # With frozen layers the fused functions run.
+        expected = case.results(frozen=frozen)
+        actual = case.results(*optimisations, frozen=frozen)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
