@@ -59,3 +59,13 @@ def test_a_broken_file_is_left_alone_and_the_others_are_formatted(bishare, ugly)
 def test_shipped_specs_are_neat_and_not_rewritten_by_their_names(bishare, here):
     assert bishare("fmt", "--check", *shipped_specs().values()).code == 0
     assert bishare("fmt", "bishare_ke").code == 2
+
+
+def test_what_cannot_be_written_stays(bishare, ugly, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    run = bishare("fmt", "ugly.share")
+    assert (run.code, "No space left" in run.err, ugly.read_bytes()) == (2, True, UGLY)
+    assert [path.name for path in ugly.parent.iterdir()] == ["ugly.share"]
