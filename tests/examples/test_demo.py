@@ -30,7 +30,7 @@ def test_it_says_how_long_it_takes_compares_verifies_and_tells_back(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("This takes about 60 seconds on two idle cores")
-    verify = r"loading .*/m in float32 ...\nerror\[BS870\].* 'new1' .*\n  = help: .*\n"
+    verify = r"loading .*\nerror\[BS870\].* 'new1' .*\n  = help: .*\n"
     assert re.fullmatch(verify, run.stderr), run.stderr
     lines = [re.split(r" {2,}", line) for line in run.stdout.splitlines()]
     rows = {line[0]: line for line in lines if len(line) == 4 and "of 96" in line[3]}
