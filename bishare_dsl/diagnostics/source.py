@@ -60,14 +60,13 @@ class SourceMap:
     A spec does not contain its text, so a problem names a part (a `Loc`). This map returns the span to
     underline: of the part, or of its nearest enclosing part. ``used`` lists the texts that ``source`` uses
     directly or indirectly, in order of ``start``. ``outdented`` lists parts of shares indented like
-    statements, and ``unchanged`` the statements that replace others by what they are, with their spans.
+    statements.
     """
 
     source: Source
     spans: dict[Loc, Span] = field(default_factory=dict)
     used: tuple[Source, ...] = ()
     outdented: tuple[Loc, ...] = ()
-    unchanged: tuple[tuple[str, Span], ...] = ()
 
     def locate(self, loc: Loc) -> Span | None:
         for length in range(len(loc), -1, -1):

@@ -71,13 +71,8 @@ class Word(Token):
     def __new__(cls, kind: str, text: str, start: int, line: int, column: int, *ends: Any) -> Self:
         """Create a token from its kind and text, and Lark's six numbers that say where it stands."""
         word = str.__new__(cls, text)
-        word.type, word.value, word.start_pos, word.line, word.column = (
-            kind,
-            text,
-            start,
-            line,
-            column,
-        )
+        word.type, word.value = kind, text
+        word.start_pos, word.line, word.column = start, line, column
         word.end_line, word.end_column, word.end_pos = ends
         return word
 
@@ -162,14 +157,10 @@ def is_keyword(word: str) -> bool:
     return word.isalpha() and word in words()
 
 
+@cache
 def spelled(kind: str) -> str | None:
     """Return the spelling of a keyword or sign, or None for names, numbers and others."""
-    return _spellings().get(kind)
-
-
-@cache
-def _spellings() -> dict[str, str]:
-    return {kind: word for word, kind in words().items()}
+    return next((word for word, name in words().items() if name == kind), None)
 
 
 def expected(kinds: Collection[str]) -> str:

@@ -141,9 +141,8 @@ def parse(source: Source, problems: Problems) -> Syntax:
     """Parse a text to a tree. Wrong parts are reported to ``problems`` and left out of the tree."""
     tokens = _tokens(source)
     if what := _foreign(source.text):
-        problems(
-            codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_LINES_OF_SPEC}")
-        )
+        help = f"{what}; {_LINES_OF_SPEC}"
+        problems(codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=help))
         return Syntax([], tokens)
     return Syntax(_Parser(source, _spoken(tokens), problems).run(), tokens)
 

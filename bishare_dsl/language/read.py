@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from bishare_dsl.diagnostics import Problem, SourceMap, SpecError
-from bishare_dsl.diagnostics.codes.spec import OUTDENTED, SAME_VALUE
+from bishare_dsl.diagnostics.codes.spec import OUTDENTED
 from bishare_dsl.language.lower import lower
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import parse_and_check
@@ -18,11 +18,10 @@ from bishare_dsl.spec import Spec
 
 
 def warn_of_outdented(spec: Spec, where: SourceMap | None) -> list[Problem]:
-    """Warn of a setting of one share that looks like a default for all shares, and of idle replacements."""
+    """Warn of a setting of one share that looks like a default for all shares."""
     outdented = where.outdented if where and len(spec.shares) > 1 else ()
     help_line = "for all shares it stands before the first one; for this one, indent it"
-    unchanged = where.unchanged if where else ()
-    return [SAME_VALUE(what=what, span=span) for what, span in unchanged] + [
+    return [
         OUTDENTED(word=loc[2], share=spec.shares[int(loc[1])].name, loc=loc, help=help_line)
         for loc in outdented
     ]
@@ -87,7 +86,7 @@ def survey(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) 
         spec, where = lower(parts, reader.where)
     except SpecError as error:
         return Survey(file, reader.where, error.problems)
-    return Survey(file, replace(where, unchanged=tuple(joiner.unchanged)), (), spec)
+    return Survey(file, where, (), spec)
 
 
 def read_file(path: str | PathLike[str], *, allow_use: bool = False) -> tuple[Spec, SourceMap]:

@@ -174,10 +174,9 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     if lines and len(repeated) > len({*repeated}):
         # A statement without its keyword is parsed as a key of a tensor.
         part = next(c for c in share.clauses if c.role == lines[0])
-        start, text = span_of(part.name_token), f"`share {lines[0]}`"
-        edits = (Edit(Span(start.start, start.start), "share "),)
-        help, what = f"did you mean {text}?", text[7:]
-        yield codes.UNEXPECTED(span=start, expected="`share`", found=what, help=help, edits=edits)
+        span, help = span_of(part.name_token), f"did you mean `share {part.role}`?"
+        edits, found = (Edit(Span(span.start, span.start), "share "),), f"`{part.role}`"
+        yield codes.UNEXPECTED(span=span, expected="`share`", found=found, help=help, edits=edits)
         return
     what = f"of share `{share.name}`"
     if whole:
@@ -217,12 +216,8 @@ def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
 
 def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edit, ...]:
     """Return the edits that move a statement to a new line before another statement."""
-    text = f"{_text(syntax, statement)}\n"
+    text = f"{_text_of(syntax, statement.span)}\n"
     return Edit(Span(before.start, before.start), text), Edit(statement.span, "")
-
-
-def _text(syntax: Syntax, part: Statement) -> str:
-    return _text_of(syntax, part.span)
 
 
 def _text_of(syntax: Syntax, span: Span) -> str:

@@ -103,11 +103,3 @@ class Syntax:
         if self.statements:
             return span_of(self.statements[0].keyword)
         return span_of(next(t for t in self.tokens if t.type not in ("SPACE", "COMMENT")))
-
-    def __str__(self) -> str:
-        """Return the trees, with one node per line."""
-        lines = []
-        for statement in self.statements:
-            lines += ["replace "] * statement.replaces
-            lines += [part.words.pretty() for part in (statement, *statement.clauses)]
-        return "".join(lines).rstrip("\n")

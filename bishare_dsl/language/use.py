@@ -163,7 +163,6 @@ class Joiner:
 
     def __init__(self, problems: Problems, where: SourceMap) -> None:
         self.problems, self.where = problems, where
-        self.unchanged: list[tuple[str, Span]] = []
         self._joined: dict[File, list[Statement]] = {}
 
     def whole(self, file: File) -> list[Statement]:
@@ -200,9 +199,8 @@ class Joiner:
                 elif part not in used[key] and key not in settled:
                     one, two = (self.where.place(p.span) for p in (used[key][0], part))
                     span, what = span_of(use.name_token), _what(part)
-                    help_line = "say here which it is"
-                    if not _overrides(part):
-                        help_line = f"with `replace`, {help_line}"
+                    by = "" if _overrides(part) else "with `replace`, "
+                    help_line = f"{by}say here which it is"
                     self.problems(
                         codes.USES_DISAGREE(what=what, one=one, two=two, span=span, help=help_line)
                     )
@@ -223,29 +221,20 @@ class Joiner:
                 if inherited:
                     place = self.where.place(inherited[0].span)
                     help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
-                    self.problems(
-                        codes.NOT_REPLACED(
-                            what=what,
-                            place=place,
-                            span=span,
-                            help=help_line,
-                            edits=(Edit(Span(span.start, span.start), "replace "),),
-                        )
-                    )
+                    edits = (Edit(Span(span.start, span.start), "replace "),)
+                    not_replaced = codes.NOT_REPLACED(what=what, place=place, span=span)
+                    self.problems(replace(not_replaced, help=help_line, edits=edits))
             elif not inherited:
                 names = [key[1] for key in used if key[0] == part.keyword]
                 near = nearest(part.name, names)
-                left_out = Edit(Span(part.start, span_of(part.keyword).start), "")
-                edits: tuple[Edit, ...] = () if near else (left_out,)
-                help_line = near or "leave `replace` out"
-                self.problems(
-                    codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits, help=help_line)
-                )
+                nothing = codes.NOTHING_TO_REPLACE(what=what, span=span, help=near)
+                if not near:
+                    left_out = Edit(Span(part.start, span_of(part.keyword).start), "")
+                    nothing = replace(nothing, edits=(left_out,), help="leave `replace` out")
+                self.problems(nothing)
             elif inherited[0] not in parts:
                 self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
             else:
-                if part.words == inherited[0].words and not (part.clauses or inherited[0].clauses):
-                    self.unchanged.append((what, span))
                 parts[parts.index(inherited[0])] = part
         return parts
 
@@ -305,9 +294,7 @@ def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
     needed: set[Statement] = set()
     places = {"param": 0, "let": 1}
     ordered = sorted(parts, key=lambda part: places.get(part.keyword, 2))
-    for part in ordered[
-        ::-1
-    ]:  # A statement that refers to a part follows it, so it was seen already.
+    for part in reversed(ordered):  # What refers to a part follows it, so it was seen already.
         if part in own or part.keyword not in places or part.name in names:
             needed.add(part)
             names.update(unquoted(name) for name in names_used(part))

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import (
     Loc,
     PlanError,
@@ -29,22 +31,7 @@ from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted
 from bishare_dsl.plan.vocabulary import key_value
-from bishare_dsl.spec import (
-    SINGULAR,
-    And,
-    Binary,
-    Compare,
-    Expression,
-    If,
-    Member,
-    Not,
-    RankMatch,
-    Ref,
-    Selection,
-    Share,
-    Spec,
-    meant,
-)
+from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
 from bishare_dsl.spec.walk import mentions, names_read, parts_of
@@ -63,7 +50,7 @@ from bishare_dsl.transforms import (
 )
 
 
-def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
+def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
     """Resolve a spec for a model, and return the plan and the warnings.
 
     Raises:
@@ -85,12 +72,11 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     tensors: list[Tensor] = []
     pools: list[Pool] = []
     terms: list[Term] = []
-    without_rank: dict[str, str] = {}  # maps a site to the share whose rank is 0 there
+    without_rank: set[str] = set()  # paths of sites where a share has rank 0
     if not target and (spec.target is not None or spec.shares):
-        what = "`target`"
+        nothing = partial(codes.COVERS_NOTHING, what="`target`", model=architecture.name)
         help = "name linear layers" if spec.target is None else _nothing_left(spec.target, sites)
-        problem = codes.COVERS_NOTHING
-        spec_settings.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
+        spec_settings.add([nothing(loc=("target",), help=help)])
     else:
         spec_settings.add(sites.tied_problems(target))
         spec_settings.add(_idle_exceptions(sites, spec))
@@ -103,7 +89,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             tensors += planned.tensors
             pools += planned.pools
             terms += planned.terms
-            without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
+            without_rank |= planned.without_rank
         layers = {site.path: site.layer for site in target}
         placed = ((term.share, term.site, layers[term.site]) for term in terms)
         spec_settings.add(meant.meeting(spec, placed))
@@ -141,17 +127,17 @@ def _names(spec_settings: SpecSettings, sites: Sites) -> Iterator[Problem]:
     """Find every name, pattern, layer and expert of the spec that the model does not have."""
     # `train` checks its own mentions, and some mentions concern no module.
     wrong = {problem.loc for problem in spec_settings.problems if problem.severity == "error"}
-    asked = [m for m in spec_settings.mentions if m.domain not in (None, "parameters")]
-    asked = [m for m in asked if wrong.isdisjoint(m.loc[:n] for n in range(1, len(m.loc) + 1))]
+    asked = [one for one in spec_settings.mentions if one.domain not in (None, "parameters")]
+    asked = [it for it in asked if wrong.isdisjoint(it.loc[:n] for n in range(1, len(it.loc) + 1))]
     problems = sites.vocabulary.problems(asked)
     yield from problems
     # No later evaluation can then fail at a site.
     for mention in asked:
         if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in problems):
-            yield from sites.without_value(mention)
+            yield from sites.vocabulary.without_value(mention, sites.domain_of(mention))
 
 
-def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iterator[Problem]:
+def _unscaled(spec: m.Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iterator[Problem]:
     """Report sites that a magnitude cannot scale, once per reason."""
     scaled = {term.site: term for term in terms if term.is_magnitude}
     other = {term.site: term for term in terms if not (term.linear or term.is_magnitude)}
@@ -176,22 +162,17 @@ def _unscaled(spec: Spec, target: Sequence[Site], terms: Sequence[Term]) -> Iter
     yield from problems.values()
 
 
-def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
-    """Yield every selection of sites in the spec, with its location."""
-    if spec.target is not None:
-        yield ("target",), spec.target
-    yield from ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
-    for i, share in enumerate(spec.shares):
-        if share.where is not None:
-            yield ("shares", i, "where"), share.where
-
-
-def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
+def _idle_exceptions(sites: Sites, spec: m.Spec) -> Iterator[Problem]:
     """Find parts of lists that select nothing, and exceptions that remove nothing from the list."""
-    for loc, selection in _selections(spec):
+    selections: list[tuple[Loc, m.Selection | None]] = [(("target",), spec.target)]
+    selections += ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
+    selections += ((("shares", i, "where"), share.where) for i, share in enumerate(spec.shares))
+    for loc, selection in selections:
+        if selection is None:
+            continue
         for i, part in enumerate(selection.include if len(selection.include) > 1 else ()):
-            if isinstance(part, And) and not sites.site_sets.partition(part)[0]:
-                help = _nothing_left(Selection(include=(part,)), sites)
+            if isinstance(part, m.And) and not sites.site_sets.partition(part)[0]:
+                help = _nothing_left(m.Selection(include=(part,)), sites)
                 at, model = (*loc, "include", i), sites.architecture.name
                 yield codes.COVERS_NOTHING(what="this", model=model, loc=at, help=help)
         if not selection.exclude:
@@ -217,19 +198,19 @@ def _left_out(sites: Sites) -> Iterator[Problem]:
         yield codes.LEFT_OUT(what=f"`{path}` ({size:,} parameters)", why=why, loc=("target",))
 
 
-def _nothing_left(selection: Selection, sites: Sites) -> str:
+def _nothing_left(selection: m.Selection, sites: Sites) -> str:
     """Say why a selection selects nothing."""
     from bishare_dsl.language.text import expression_text
 
     if selection.exclude:
         return "`except` takes away all that stands before it: leave it out"
     for part in selection.include:
-        if isinstance(part, And):
-            names = [inner.ref for inner in part.all_of if isinstance(inner, Ref)]
+        if isinstance(part, m.And):
+            names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
             if len(names) > 1:
                 return f"no module is both; a comma takes one and the other: `{', '.join(names)}`"
             return "`and` takes what fits both of its sides, and `or` what fits one of them"
-        if isinstance(part, Compare):
+        if isinstance(part, m.Compare):
             with suppress(EvaluationError):
                 found = [sites.scopes[s.path].number(part.left) for s in sites.of(sites.target)]
                 return f"`{expression_text(part.left)}` is from {min(found):g} to {max(found):g}"
@@ -237,7 +218,7 @@ def _nothing_left(selection: Selection, sites: Sites) -> str:
 
 
 def _uncovered(
-    target: Sequence[Site], covered: set[str], without_rank: Mapping[str, str], *, alone: bool
+    target: Sequence[Site], covered: Set[str], without_rank: Set[str], *, alone: bool
 ) -> Iterator[Problem]:
     """Warn of targets without a term. ``alone`` says that the spec has one share only."""
     missing = [site for site in target if site.path not in covered]
@@ -286,7 +267,7 @@ class _SharePlan:
         self, spec_settings: SpecSettings, index: int, sites: Sites, short: Mapping[str, str]
     ):
         self.spec_settings, self.index, self.sites, self.short = spec_settings, index, sites, short
-        self.share: Share = spec_settings.spec.shares[index]
+        self.share: m.Share = spec_settings.spec.shares[index]
         self.loc: Loc = ("shares", index)
         self.tensors: list[Tensor] = []
         self.pools: list[Pool] = []
@@ -407,7 +388,7 @@ class _SharePlan:
         shape_key = role, *((place.rank, place.width) for place in members)
         shape = self._shapes.get(shape_key) or self._shape(pool, role, members, places)
         self._shapes[shape_key] = shape
-        if members[0].resolved.starts[role].init in SINGULAR:
+        if members[0].resolved.starts[role].init in m.SINGULAR:
             self._singular(role, shape, members)
         self._tensor(name, role, shape, members)
         self.pools.append(
@@ -465,24 +446,19 @@ class _SharePlan:
         """
         side, other = ("d_in", "d_out") if role == "A" else ("d_out", "d_in")
         rank = min(shape.columns, sum(getattr(place.site, other) for place in members))
-        for place in members:
-            if (width := getattr(place.site, side)) != shape.columns:
-                why = f"it is {shape.columns} wide, and `{place.site.path}` {width}"
-                help = "choose a key under which widths are equal"
-                break
-        else:
-            if shape.rows <= rank:
-                return
-            why = (
-                f"it has {shape.rows} rows, and the weight at `{members[0].site.path}` rank {rank}"
-            )
+        widths = {place.site.path: getattr(place.site, side) for place in members}
+        first = members[0].site.path
+        if path := next((path for path in widths if widths[path] != shape.columns), None):
+            why = f"it is {shape.columns} wide, and `{path}` {widths[path]}"
+            help = "choose a key under which widths are equal"
+        elif shape.rows > rank:
+            why = f"it has {shape.rows} rows, and the weight at `{first}` rank {rank}"
             help = f"take a rank of {rank} at most there"
-        share = self.share
-        at = self.loc if role in share.init else ("defaults",)
+        else:
+            return
+        loc: Loc = (*(self.loc if role in self.share.init else ("defaults",)), "init", role)
         raise PlanError(
-            codes.NO_DIRECTIONS(
-                share=share.name, role=role, why=why, loc=(*at, "init", role), help=help
-            )
+            codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc, help=help)
         )
 
     def _with_key(self, roles: Iterable[str], parts: Iterable[str]) -> Iterator[Remedy]:
@@ -503,20 +479,20 @@ class _SharePlan:
         from bishare_dsl.language.text import expression_text, share_text
 
         share, rank = self.share, self.share.rank
-        told: list[Expression] = [one.condition for _, one in parts_of(rank, If)]
-        if isinstance(rank, RankMatch):
-            told += (Member(value=rank.subject, among=arm.values) for arm in rank.arms)
-        told += [part for _, part in parts_of(rank, Ref)]
-        told += [part for _, part in parts_of(rank, Binary)][::-1]
+        told: list[m.Expression] = [one.condition for _, one in parts_of(rank, m.If)]
+        if isinstance(rank, m.RankMatch):
+            told += (m.Member(value=rank.subject, among=arm.values) for arm in rank.arms)
+        told += [part for _, part in parts_of(rank, m.Ref)]
+        told += [part for _, part in parts_of(rank, m.Binary)][::-1]
         parts = [*dict.fromkeys(map(expression_text, told))]
         yield from self._with_key([role], parts)
         yield from self._with_key(share.keys, parts if len(share.keys) > 1 else ())
         match rank:
-            case If(then=int(then), condition=condition, otherwise=int(otherwise)) if (
+            case m.If(then=int(then), condition=condition, otherwise=int(otherwise)) if (
                 share.where is None and self.spec_settings.spec.settings(share).alpha is None
             ):
-                larger = condition if then > otherwise else Not(negated=condition)
-                more = {"name": f"{share.name}_more", "where": Selection(include=(larger,))}
+                larger = condition if then > otherwise else m.Not(negated=condition)
+                more = {"name": f"{share.name}_more", "where": m.Selection(include=(larger,))}
                 text = share_text(share.model_copy(update={"rank": abs(then - otherwise), **more}))
                 low = str(min(then, otherwise))
                 edits = Rewrite(self.loc, f"{text}\n{{}}"), Rewrite((*self.loc, "rank"), low)
@@ -526,7 +502,7 @@ class _SharePlan:
         """Return remedies that make the widths of a pool fit: a transform, or a finer key."""
         key = self.share.key(role)
         names = {name for part in key for name, _ in names_read(part, ())}
-        selects = any(isinstance(part, Compare) and part.op == "==" for part in key)
+        selects = any(isinstance(part, m.Compare) and part.op == "==" for part in key)
         constant = bool(key) and len({*self._values[key]}) == 1
         if selects or constant or names & {*self.sites.kinds, *self.sites.parts, "in", "out"}:
             return []  # What was meant is no matter of widths.
@@ -622,7 +598,7 @@ class _SharePlan:
             EvaluationError: the rank has no value at a site.
         """
         match = self.share.rank
-        idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
+        idle = [*self._idle_arms(match, covered)] if isinstance(match, m.RankMatch) else []
         self.spec_settings.add(idle)
         ranks: dict[str, int] = {}
         for group in self.sites.site_sets.groups(match, "number", covered):
@@ -630,7 +606,7 @@ class _SharePlan:
             ranks |= {self.sites.sites[i].path: rank for i in group}
         return {} if idle else ranks
 
-    def _idle_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
+    def _idle_arms(self, match: m.RankMatch, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
         for mention in mentions(match, "number", (*self.loc, "rank")):
             value = mention.part
@@ -639,7 +615,7 @@ class _SharePlan:
             for problem in self.sites.vocabulary.item_problems(
                 match.subject, value, mention.loc, covered
             ):
-                name = value.ref if isinstance(value, Ref) else ""
+                name = value.ref if isinstance(value, m.Ref) else ""
                 help = advise("arm", name) or problem.help
                 if name in self.sites.kinds:
                     help = f"leave this arm out, or let `target` and `where` have `{name}`"
@@ -650,7 +626,7 @@ class _SharePlan:
         """Return the rank of the share at one site."""
         loc: Loc = (*self.loc, "rank")
         rank = self.share.rank
-        if isinstance(rank, RankMatch):
+        if isinstance(rank, m.RankMatch):
             subject = scope.value(rank.subject, (*loc, "subject"))
             for i, arm in enumerate(rank.arms):
                 if any(scope.includes(v, subject, rank.subject, loc) for v in arm.values):
@@ -659,9 +635,8 @@ class _SharePlan:
             else:
                 if rank.otherwise is None:
                     help_line = "an arm `else` at the end gives all others a rank"
-                    raise EvaluationError(
-                        codes.NO_ARM(site=scope.values["path"], loc=loc, help=help_line)
-                    )
+                    problem = codes.NO_ARM(site=scope.values["path"], loc=loc, help=help_line)
+                    raise EvaluationError(problem)
                 rank, loc = rank.otherwise, (*loc, "otherwise")
         return rank_of(rank, scope, loc)
 
@@ -680,16 +655,15 @@ class _SharePlan:
         if short:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
-            what: dict[str, Any] = {"share": self.share.name, "sites": sites, "reach": reach}
-            self.spec_settings.add([codes.UNREACHABLE(**what, rank=rank, loc=(*self.loc, "rank"))])
+            unreachable = partial(codes.UNREACHABLE, share=self.share.name, rank=rank)
+            problem = unreachable(sites=sites, reach=reach, loc=(*self.loc, "rank"))
+            self.spec_settings.add([problem])
 
 
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
-    expected = sorted({*transform.roles} - {*transform.pooled})
-    if sorted(own) != expected:
-        actual = sorted(own)
-        raise transform_error(
-            transform, f"`own` gives the roles {actual}, and `owned` says {expected}"
-        )
+    expected, actual = sorted({*transform.roles} - {*transform.pooled}), sorted(own)
+    if actual != expected:
+        why = f"`own` gives the roles {actual}, and `owned` says {expected}"
+        raise transform_error(transform, why)
     for shape in own.values():
         shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)

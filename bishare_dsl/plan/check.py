@@ -10,7 +10,7 @@ from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
-from bishare_dsl.plan.settings import SpecSettings, check_names, reads_alpha
+from bishare_dsl.plan.settings import SpecSettings, check_names
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
@@ -30,8 +30,7 @@ def check(spec_settings: SpecSettings) -> None:
     spec = spec_settings.spec
     spec_settings.add(_names(spec))
     spec_settings.add(_unused(spec_settings))
-    spec_settings.add(_empty_ranges(spec_settings))
-    spec_settings.add(_differences(spec_settings))
+    spec_settings.add(_ranges(spec_settings))
     spec_settings.add(_keys(spec))
     spec_settings.add(meant.lists(spec))
     spec_settings.add(meant.layers(spec, spec_settings.mentions))
@@ -129,20 +128,23 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
-    for i, share in enumerate(spec.shares):
-        if share.alpha is not None and not _uses_alpha(spec, share):
-            yield codes.UNUSED(what="setting", name="alpha", loc=("shares", i, "alpha"))
 
 
-def _empty_ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
+def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
+    """Find ranges with reversed ends, and differences of layers that were meant as ranges."""
     scope = Scope(spec_settings.params)
-    for loc, part, *_ in spec_settings.mentions:
-        if not isinstance(part, m.Range) or part.first is None or part.last is None:
-            continue
-        with suppress(EvaluationError):  # Depends on the site, or is wrong: planning reports it.
-            first, last = scope.number(part.first), scope.number(part.last)
-            if first > last and (first < 0) == (last < 0):
-                yield empty_range(first, last, loc)
+    for loc, part, purpose, _, subject in spec_settings.mentions:
+        match part:
+            case m.Range(first=first, last=last) if first is not None and last is not None:
+                with suppress(EvaluationError):  # Planning reports what a site decides.
+                    ends = scope.number(first), scope.number(last)
+                    if ends[0] > ends[1] and (ends[0] < 0) == (ends[1] < 0):
+                        yield empty_range(*ends, loc)
+            case m.Binary(op="-", left=int(first), right=int(last)) if first < last:
+                if subject == m.Ref(ref="layer"):
+                    text = f"{'layer in ' * (purpose == 'side')}{first}..{last}"
+                    help = f"a range has two dots: `{text}`"
+                    yield codes.NO_VALUE(why="it is a difference", loc=loc, help=help)
 
 
 def empty_range(first: float, last: float, loc: Loc) -> Problem:
@@ -151,17 +153,6 @@ def empty_range(first: float, last: float, loc: Loc) -> Problem:
     if (first < 0) != (last < 0):
         help = "negative layers count from the end: -1 is the last one, and 0 the first"
     return codes.EMPTY_RANGE(first=first, last=last, loc=loc, help=help)
-
-
-def _differences(spec_settings: SpecSettings) -> Iterator[Problem]:
-    """Find differences of layers that were meant as ranges."""
-    for loc, part, purpose, _, subject in spec_settings.mentions:
-        if subject == m.Ref(ref="layer") and isinstance(part, m.Binary) and part.op == "-":
-            first, last = part.left, part.right
-            if isinstance(first, int) and isinstance(last, int) and first < last:
-                whole = f"{'layer in ' * (purpose == 'side')}{first}..{last}"
-                help = f"a range has two dots: `{whole}`"
-                yield codes.NO_VALUE(why="it is a difference", loc=loc, help=help)
 
 
 def _keys(spec: m.Spec) -> Iterator[Problem]:
@@ -183,11 +174,6 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                         if names:
                             help = "`layers` is how many there are, and `layer` which one"
                         yield codes.CONSTANT_KEY(loc=loc, help=help)
-
-
-def _uses_alpha(spec: m.Spec, share: m.Share) -> bool:
-    scale = spec.settings(share).scale
-    return scale is None or reads_alpha(scale)
 
 
 def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[Problem]:

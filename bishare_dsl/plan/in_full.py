@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from math import prod
 
 from bishare_dsl.diagnostics import Loc, Problem, advise
@@ -15,10 +14,10 @@ from bishare_dsl.plan.names import owner, short_path
 from bishare_dsl.plan.plan import Tensor, Trained
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.vocabulary import Vocabulary
-from bishare_dsl.spec import ATTRIBUTES, Range, Ref, Selection, Spec
-from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec import ATTRIBUTES, Ref, Selection, Spec
+from bishare_dsl.spec.evaluate import Scope
 from bishare_dsl.spec.site_sets import SiteSets
-from bishare_dsl.spec.walk import Mention, mentions
+from bishare_dsl.spec.walk import mentions
 
 TRAIN = "train"
 """The share of these parameters' tensors, and the beginning of their names."""
@@ -83,7 +82,7 @@ def _selected(
     """Find the parameters that a selection selects. Each condition must match at least one."""
     others = sites.architecture.others
     places = SiteSets([_scope(sites, other) for other in others], spec.lets)
-    vocabulary = _vocabulary(sites, places)
+    vocabulary, model = _vocabulary(sites, places), sites.architecture.name
     mentioned = list(mentions(selection, None, (TRAIN,), domain="parameters"))
     problems = [
         codes.TRAINS_SITE(kind=mention.part.ref, loc=mention.loc)
@@ -93,14 +92,18 @@ def _selected(
         and mention.part.ref in {*sites.architecture.kinds} - sites.lets
     ]
     problems += vocabulary.problems(mentioned)
-    if not problems:
-        whole = (mention for mention in mentioned if len(mention.loc) == 3)
-        problems = [problem for mention in whole for problem in _fits_none(mention, vocabulary)]
+    for mention in mentioned if not problems else ():
+        problems += vocabulary.without_value(mention, places.all)
+    for side in ("include", "exclude") if not problems else ():
+        for i, part in enumerate(getattr(selection, side)):
+            if not places.partition(part)[0]:
+                what, loc = "this condition", (TRAIN, side, i)
+                problems.append(codes.NO_SUCH_SITE(what=what, model=model, loc=loc))
     if problems:
         return [], problems
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
     if not chosen:
-        model, help = sites.architecture.name, "`except` takes away all that stands before it"
+        help = "`except` takes away all that stands before it"
         problems.append(codes.COVERS_NOTHING(what="`train`", model=model, loc=(TRAIN,), help=help))
     words = sites.words_of(selection)
     for other in chosen:
@@ -108,20 +111,6 @@ def _selected(
         words_for = {p: {p, kind, *parts_outside(kind), *_parts(p)} for p, kind in kinds.items()}
         problems += sites.partly_named(TRAIN, words, kinds, words_for, "trains it for all of them")
     return chosen, problems
-
-
-def _fits_none(mention: Mention, vocabulary: Vocabulary) -> Iterator[Problem]:
-    """Yield problems of a condition that matches no parameter, or has no value at one."""
-    part = mention.part
-    assert not isinstance(part, Range)  # a range is never a condition
-    try:
-        held = vocabulary.site_sets.select(part, mention.loc)
-    except EvaluationError as error:
-        help = "`layer != none` leaves out what is in no layer"
-        yield replace(error.problem, help=help)
-        return
-    if not held:
-        yield codes.NO_SUCH_SITE(what="this condition", model=vocabulary.model, loc=mention.loc)
 
 
 def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:

@@ -30,11 +30,6 @@ def start_name(name: str) -> str:
     return f"{name}.start"
 
 
-def without_start(share: str) -> str:
-    """Return the name of the spec's share, also for a share that subtracts its initial values."""
-    return share.partition(".")[0]
-
-
 def key_name(per: tuple[m.Expression, ...], values: tuple[Value, ...]) -> str:
     """Name the key of a pool: ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 

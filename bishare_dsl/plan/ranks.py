@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from bishare_dsl.plan.plan import Plan
-from bishare_dsl.transforms import Transform, Width, guard, load_transform
+from bishare_dsl.transforms import Width, guard, load_transform
 
 
 def maximum_ranks(plan: Plan) -> dict[str, int | None]:
@@ -14,7 +14,8 @@ def maximum_ranks(plan: Plan) -> dict[str, int | None]:
     Raises:
         SpecError: a package's transform fails (BS214).
     """
-    transforms: dict[str, Transform] = {}
+    terms = {term.share: term for term in plan.terms}
+    transforms = {name: load_transform(t.transform, t.options) for name, t in terms.items()}
 
     @cache
     def reach(share: str, rank: int, width: Width) -> int:
@@ -24,12 +25,8 @@ def maximum_ranks(plan: Plan) -> dict[str, int | None]:
     rank_of: dict[str, int | None] = {}
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
-        reached = 0
-        terms = [term for term in plan.terms_of[site.path] if not term.is_magnitude]
-        for term in terms:
-            if term.share not in transforms:
-                transforms[term.share] = load_transform(term.transform, term.options)
-            if term.linear:
-                reached += reach(term.share, term.rank, width)
-        rank_of[site.path] = min(reached, *width) if all(term.linear for term in terms) else None
+        adding = [term for term in plan.terms_of[site.path] if not term.is_magnitude]
+        linear = all(term.linear for term in adding)
+        reached = sum(reach(t.share, t.rank, width) for t in adding) if linear else 0
+        rank_of[site.path] = min(reached, *width) if linear else None
     return rank_of

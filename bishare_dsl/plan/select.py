@@ -10,7 +10,7 @@ from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, kinds_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site
-from bishare_dsl.plan.vocabulary import Vocabulary, glob_remedies, located
+from bishare_dsl.plan.vocabulary import Vocabulary, glob_remedies
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
@@ -218,18 +218,6 @@ class Sites:
         few = ", ".join(f'`path "{site.path}"`' for site in self.architecture.outside[:4])
         name = self.architecture.name
         return f"{name} has no linear layers in numbered blocks: name its modules, such as {few}"
-
-    def without_value(self, mention: Mention) -> Iterator[Problem]:
-        """Find a site at which a condition of a selection has no value."""
-        part = mention.part
-        if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
-            return
-        true, false = self.site_sets.partition(part)
-        for i in sorted(self.domain_of(mention) - true - false)[:1]:
-            try:
-                self.site_sets.scopes[i].holds(part, mention.loc)
-            except EvaluationError as error:
-                yield located(error.problem, part, self.site_sets.scopes[i])
 
     def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
         model, sites = self.architecture, self.architecture.sites

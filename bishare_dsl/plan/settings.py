@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -142,7 +142,7 @@ class SpecSettings:
         scale = alpha / rank
         if settings.scale is not None:
             names = {"rank": rank} if settings.alpha is None else {"rank": rank, "alpha": alpha}
-            if "alpha" not in names and reads_alpha(settings.scale):
+            if "alpha" not in names and "alpha" in {ref.ref for _, ref in refs(settings.scale)}:
                 problems.append(codes.NO_ALPHA(loc=place("scale")))
             else:
                 scale = number(settings.scale, place("scale"), 1, **names)
@@ -255,14 +255,9 @@ def check_names(scope: Scope, expression: object, loc: Loc, asked: Purpose = "nu
                     raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=mention.loc, help=help))
 
 
-def reads_alpha(scale: m.Expression) -> bool:
-    """Return whether a scale depends on alpha."""
-    return any(ref.ref == "alpha" for _, ref in refs(scale))
-
-
 def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     """Find settings of the share for tensors that its transform does not have."""
-    transform = resolved.transform
+    transform, unknown_role = resolved.transform, partial(codes.UNKNOWN_ROLE, share=share.name)
     roles = [*transform.roles, *resolved.gains]
     # Tensors that never train accept neither `init` nor `freeze`.
     trained = [role for role in roles if role not in transform.fixed]
@@ -270,19 +265,17 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
             help_line = role_of(role) or nearest(role, [*trained, *(["none"] if by_param else [])])
-            wrong: dict[str, Any] = {"share": share.name, "role": role, "what": "freeze"}
-            yield codes.UNKNOWN_ROLE(**wrong, loc=loc, help=help_line)
+            yield unknown_role(role=role, what="freeze", loc=loc, help=help_line)
     started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
-            wrong = {"share": share.name, "role": role, "what": "start"}
             help_line = role_of(role) or nearest(role, started)
-            yield codes.UNKNOWN_ROLE(**wrong, loc=("init", role), help=help_line)
+            yield unknown_role(role=role, what="start", loc=("init", role), help=help_line)
     unknown = [role for role in share.keys if role not in roles]
     for role in unknown:
-        stray = advise("role", role) or role_of(role) or nearest(role, roles)
-        wrong = {"share": share.name, "role": role, "what": "give a key"}
-        yield codes.UNKNOWN_ROLE(**wrong, loc=("keys", role, "name"), help=stray)
+        help_line = advise("role", role) or role_of(role) or nearest(role, roles)
+        loc = ("keys", role, "name")
+        yield unknown_role(role=role, what="give a key", loc=loc, help=help_line)
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:
         help = f"`{keyless[0]} per` and a key, or `per` and a key for all that have no other"
@@ -299,18 +292,13 @@ def _singular(
 ) -> Iterator[Problem]:
     """Find tensors that cannot start as directions of a weight in any model."""
     transform = resolved.transform
+    not_plain = partial(codes.NOT_PLAIN, share=share.name, transform=transform.name)
     for role, loc in places.items():
         start = resolved.starts[role].init
         if start in m.SINGULAR and role in transform.roles and role not in transform.plain:
             plain = " and ".join(f"`{role}`" for role in transform.plain)
             help = f"these can: {plain}" if plain else None
-            how: dict[str, Any] = {
-                "share": share.name,
-                "role": role,
-                "start": start,
-                "transform": transform.name,
-            }
-            yield codes.NOT_PLAIN(**how, loc=loc, help=help)
+            yield not_plain(role=role, start=start, loc=loc, help=help)
 
 
 def _zeros(resolved: ShareSettings) -> frozenset[str]:
@@ -326,25 +314,23 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
     """Check that the term starts at zero and can leave it, or that its initial value is subtracted."""
     transform = resolved.transform
     starts = (resolved.starts[role].init for role in transform.roles)
+    roles = {*transform.roles, *resolved.gains}
     loc: Loc = ("init",) if share.init else ()
     if len(parts) > 1:
         both = " and ".join(f"`{part}`" for part in sorted(parts))
         what = f"starts with both {both} at zero, so that it never learns"
         help = "one of them alone starts at zero; a gain starts at a number, a factor at a word"
-        yield codes.START(share=share.name, what=what, loc=loc, help=help)
     elif frozen := sorted(parts & {*resolved.frozen.values()}):
-        what = f"freezes `{frozen[0]}` at zero, so that it never does anything"
-        left = listed({*transform.roles, *resolved.gains} - resolved.untrained) or "none"
+        what, loc = f"freezes `{frozen[0]}` at zero, so that it never does anything", ("freeze",)
+        left = listed(roles - resolved.untrained) or "none"
         help = f"frozen are {listed(resolved.untrained)}; trained are {left}"
-        yield codes.START(share=share.name, what=what, loc=("freeze",), help=help)
     elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
         what = "does not start at zero, so that the model starts different from its base"
-        free = listed({*transform.roles, *resolved.gains} - {*transform.fixed})
+        free = listed(roles - {*transform.fixed})
         help = f"one of {free} starts at zero in a start equal to the base; `start nonzero` allows another"
-        yield codes.START(share=share.name, what=what, loc=loc, help=help)
-    elif parts and share.nonzero_start:
-        help, at = f"`{min(parts)}` starts at zero, and so does the term", ("nonzero_start",)
-        yield codes.UNUSED(what="permission", name="start nonzero", loc=at, help=help)
+    else:
+        return
+    yield codes.START(share=share.name, what=what, loc=loc, help=help)
 
 
 def _transform(

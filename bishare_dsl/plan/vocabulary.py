@@ -107,6 +107,18 @@ class Vocabulary:
                 reported += (one for one in new if (one.loc[:-1], one.help) not in seen)
         return reported
 
+    def without_value(self, mention: Mention, among: Set[int]) -> Iterator[Problem]:
+        """Find a site, of some, at which a condition of a selection has no value."""
+        part = mention.part
+        if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
+            return
+        true, false = self.site_sets.partition(part)
+        for i in sorted(among - true - false)[:1]:
+            try:
+                self.site_sets.scopes[i].holds(part, mention.loc)
+            except EvaluationError as error:
+                yield located(error.problem, part, self.site_sets.scopes[i])
+
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
         loc, beside = mention.loc, mention.compared_with
         any_holds, scopes = self.site_sets.any_holds, self.site_sets.scopes
@@ -136,10 +148,10 @@ class Vocabulary:
                 scopes[0].number(part, loc)  # Raises: a word is not a number.
             case "subject", m.Ref(ref=name) if not self._is_known(name):
                 yield self._no_such_name(name, loc)
-            case "side", m.Ref() if loc[-1] == "right" and self._is_unknown(beside):
-                pass  # What it is compared with is reported.
             case "side", m.Ref(ref=name) if not self._is_known(name):
                 named = beside.ref if isinstance(beside, m.Ref) else ""
+                if named and not self._is_known(named) and loc[-1] == "right":
+                    return  # What it is compared with is reported.
                 if not self._is_known(named) or named in _COUNTED:
                     yield self._no_such_name(name, loc)
                 elif beside is not None and named in m.ATTRIBUTES:  # A param may have other words.
@@ -147,9 +159,6 @@ class Vocabulary:
             case "item", _ if beside is not None:
                 if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
                     yield from self.item_problems(beside, part, loc)
-
-    def _is_unknown(self, beside: object) -> bool:
-        return isinstance(beside, m.Ref) and not self._is_known(beside.ref)
 
     def _is_known(self, name: str) -> bool:
         return name in self.declared or name in self.parts or name == "none"

@@ -3,7 +3,6 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import SpecError, as_json
 from bishare_dsl.language import format_text, parse_spec, read, read_file, spec_text
 from bishare_dsl.spec import Match, Ref, Settings
@@ -194,18 +193,8 @@ def test_a_spec_in_two_files_says_the_same(folder, spec):
     head, share, shares = text.partition("\nshare ")
     (folder / "head.share").write_text(head, encoding="utf-8", newline="\n")
     whole, where = read(using(share + shares, "head.share"), "main.share")
-    assert (whole.target, whole.defaults, whole.shares) == (
-        spec.target,
-        spec.defaults,
-        spec.shares,
-    )
+    assert (whole.target, whole.defaults, whole.shares) == (spec.target, spec.defaults, spec.shares)
     assert set(whole.params) <= set(spec.params)
     if spec.target is not None:
         assert where.place(where.spans["target",]).startswith("head.share:")
     assert parse_spec(spec_text(whole)) == whole
-
-
-def test_a_replacement_by_the_same_is_told():
-    text = 'spec s\nuse "lora"\nreplace param r = {}\n'
-    assert [problem.code for problem in make_plan(text.format(8), "llama-7b").problems] == ["BS230"]
-    assert make_plan(text.format(16), "llama-7b").problems == ()
