@@ -247,13 +247,13 @@ def check_writable(folder: Path) -> Standing:
     Raises:
         OSError: the system refused.
     """
-    stands = standing_at(folder)
+    place = folder
     while not folder.exists() and folder.parent != folder:
         folder = folder.parent
     trial = _aside(folder / "bishare", "new")
     trial.mkdir()
     trial.rmdir()
-    return stands
+    return standing_at(place)  # The trial changes the time of a folder that is there.
 
 
 def is_half_written(name: str) -> bool:
