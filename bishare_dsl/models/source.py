@@ -80,8 +80,8 @@ def resolve(name: str | Source) -> Source:
         close = f"on the Hub it may be `{owner}/{name}`{f', its shapes are `{name.lower()}`' * is_preset}"
     joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
     ids = [f"`{known.model_id}`" for n, known in PRESETS.items() if f"`{n}`" in joined]
-    joined += f"With weights: {', '.join(ids)}. " * bool(ids)
-    raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{_ACCEPTED}"))
+    rest = f"With weights: {', '.join(ids)}" if ids else _ACCEPTED
+    raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{rest}"))
 
 
 def _folder_without_config(path: Path) -> Problem:

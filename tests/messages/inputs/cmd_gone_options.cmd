@@ -4,5 +4,4 @@ bishare train lora --model tiny --data rows.jsonl --output_dir out --packing
 bishare analyse my-adapter --model llama-7b --html analysis.html
 bishare show lora --model llama-7b --html sharing.html
 bishare inspect adapters --format csv
-bishare eval --adapter my-adapter --model tiny --data rows.jsonl
 bishare fit my-adapter --spec lora --out new --sweeps 9
