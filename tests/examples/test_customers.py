@@ -126,21 +126,3 @@ def test_a_new_customer_is_in_the_library_when_the_server_is_asked(
         new_customer.main()
     assert asked == [("/v1/completions", "c7", True)]
     assert capsys.readouterr().out.startswith("98: yes\n")
-
-
-def test_every_way_to_learn_a_new_task_is_in_one_table(checkpoint, tmp_path):
-    """The advice takes the fewest numbers that nothing beats."""
-    from compare import compare, table
-
-    files = {f"t{i}": examples(tmp_path / f"t{i}.jsonl", 20 * i + 5, 12, 5 * i) for i in range(5)}
-    scores, sizes = compare("library_core", str(checkpoint), files, max_steps=2)
-    assert len(scores) == 9
-    assert {len(found) for found in scores.values()} == {2}
-    assert all(0 <= value <= 100 for found in scores.values() for value in found)
-    own = sizes["the library, mixture"]
-    assert sizes["one LoRA for all, as it is"] == 0 < own < sizes["a fresh LoRA, r=8"]
-    assert "correct, %" in table(scores, sizes)
-    scores = {"large": [90.0, 91.0, 92.0], "small": [90.0, 90.0, 93.0], "none": [10.0, 20.0, 30.0]}
-    text = table(scores, {"large": 1000, "small": 10, "none": 0})
-    assert "Take small: over 3 tasks that were left out" in text
-    assert [line.split()[0] for line in text.splitlines()[2:5]] == ["large", "small", "none"]
