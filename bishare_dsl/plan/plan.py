@@ -198,12 +198,8 @@ class Plan(Data):
     @cached_property
     def first_site(self) -> dict[str, str]:
         """The path of the first site that uses each tensor, by the tensor's name."""
-        sites_by_tensor: dict[str, str] = {}
-        for path, terms in self.terms_of.items():
-            for term in terms:
-                for name in term.tensors.values():
-                    sites_by_tensor.setdefault(name, path)
-        return sites_by_tensor
+        terms = [term for terms in self.terms_of.values() for term in terms]
+        return {name: term.site for term in reversed(terms) for name in term.tensors.values()}
 
     @cached_property
     def shares(self) -> dict[str, int]:
@@ -215,11 +211,8 @@ class Plan(Data):
 
     def runs_as(self, other: Plan) -> bool:
         """Return whether another plan for the same model computes the same, independent of names."""
-        return self is other or (self.tensors, self.terms, self.trained) == (
-            other.tensors,
-            other.terms,
-            other.trained,
-        )
+        mine, others = ((plan.tensors, plan.terms, plan.trained) for plan in (self, other))
+        return self is other or mine == others
 
     def magnitude(self, path: str) -> Term | None:
         """Return what scales the output of a site; None where nothing does."""
