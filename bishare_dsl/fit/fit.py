@@ -45,7 +45,8 @@ def fit(
     """Find the tensors of a plan whose updates are nearest to the given updates.
 
     Minimises ``sum_i ||dW_i - sum_terms B^T A||^2`` over the sites of all adapters. No step increases it,
-    so the result is never worse than the start. The fit is deterministic.
+    so the result is never worse than the start. The fit is deterministic. The steps are in float64;
+    the tensors that are returned, and the report on them, are in float32.
 
     Args:
         plan: the plan of each adapter; tensors in `Plan.common` are fitted to all adapters together.
@@ -84,4 +85,6 @@ def fit(
         watch(f"sweep {done}: relative error {100 * report.error:.3g}%")
         if left > (1 - _LEAST_GAIN * (done >= _LEAST_SWEEPS)) * before:
             break
-    return family, problem.values, report
+    # Report what is saved: float32 changes the products of skew factors.
+    problem.values = {v: value.float() for v, value in problem.values.items()}
+    return family, problem.values, FitReport(problem.squares(), done)

@@ -9,7 +9,7 @@ from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export.effective import delta
+from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs
 
@@ -23,17 +23,23 @@ def plan_of(spec, base, **params):
     return make_plan(spec, base, params).plan
 
 
+def product(plan, tensors, site):
+    """In float64: of skew factors, float32 keeps it to some 1e-5."""
+    down, up = effective_factors(plan, tensors, site)
+    return up.double().t() @ down.double()
+
+
 def dense_error(stored, plan, tensors, path=None):
     """By matrices of full size."""
     left, whole = 0.0, 0.0
     for site in plan.base.sites:
         if path not in (None, site.path):
             continue
-        want = here = torch.zeros(site.d_out, site.d_in)
+        want = here = torch.zeros(site.d_out, site.d_in, dtype=torch.float64)
         if site in stored.plan.sites:
-            want = delta(stored.plan, stored.tensors(), site)
+            want = product(stored.plan, stored.tensors(), site)
         if site in plan.sites:
-            here = delta(plan, tensors, site)
+            here = product(plan, tensors, site)
         left += float((want - here).square().sum())
         whole += float(want.square().sum())
     return math.sqrt(left / whole)
@@ -68,12 +74,11 @@ def test_what_a_spec_can_say_is_found(spec, params, trained, base):
 def test_what_is_reported_is_what_the_tensors_are(spec, trained, base):
     stored, plan = trained("lora", r=4), plan_of(spec, base)
     tensors, report = fitted(stored, plan, sweeps=2)
-    # The fit is in float64, and of skew factors float32 keeps the product to some 1e-5.
-    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=3e-5)
+    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=1e-6)
     assert report.error < 0.9
     for (_, site), (left, whole) in report.squares.items():
         dense = dense_error(stored, plan, tensors, site.path)
-        assert math.sqrt(left / whole) == pytest.approx(dense, rel=1e-3, abs=1e-4)
+        assert math.sqrt(left / whole) == pytest.approx(dense, rel=1e-3, abs=3e-6)
 
 
 def test_each_sweep_brings_it_nearer(trained, base):
