@@ -1,20 +1,11 @@
-"""Draw wrong specs as people write them: one slip each, in a spec that was right.
-
-`python tests/messages/wrong_specs.py SEED [COUNT]` prints each with what bishare answers, to be graded. A slip that leaves
-a spec right, with nothing to be said of it, is printed too: whether silence is right there, a reader decides.
-"""
+"""Draw wrong specs as people write them: one slip each, in a spec that was right."""
 
 from __future__ import annotations
 
 import random
 import re
-import sys
 from dataclasses import dataclass
 
-from bishare_dsl.compiler import make_plan
-from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.language import read
-from bishare_dsl.models.presets import preset
 from bishare_dsl.resources import shipped_specs
 
 MODELS = ("llama-7b", "mixtral-8x7b", "qwen3-0.6b", "phi-4")
@@ -134,9 +125,6 @@ def _joined(tokens):
     )
 
 
-_Made = tuple[str, list[str]] | None
-
-
 def _place(tokens, chance):
     return chance.choice([i for i, token in enumerate(tokens) if token != "\n"])
 
@@ -213,50 +201,3 @@ def _other_name(tokens, chance):
     i = chance.choice(known)
     other = chance.choice(names[tokens[i]].split(" "))
     return f"{tokens[i]} is {other}", [*tokens[:i], other, *tokens[i + 1 :]]
-
-
-def answer(wrong):
-    """Return what bishare says, a line for each thing that it says; nothing where all is fine."""
-    where = None
-    try:
-        spec, where = read(wrong.text, "mine.share")
-        problems = make_plan(spec, preset(wrong.model), where=where).problems
-    except BishareError as error:
-        problems, where = error.problems, error.where or where
-    lines = []
-    for problem in problems:
-        span = problem.span or (where.locate(problem.loc) if where else None)
-        place = "?"
-        if span and where:
-            line, column = where.source_of(span).position(span.start)
-            text = where.source_of(span).line(line)
-            shown = text[column - 1 : column - 1 + max(1, span.end - span.start)]
-            place = f"{line}:`{shown[:40]}`"
-        lines.append(
-            f"{problem.severity[0]}{problem.code} {place} {problem.message} | {problem.help}"
-        )
-    return "\n".join(lines)
-
-
-def main():
-    seed, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200
-    answered = silent = 0
-    for wrong in draw(seed):
-        said = answer(wrong)
-        silent += not said
-        answered += bool(said)
-        number = f"s{silent}" if not said else str(answered)
-        lines, marks = (
-            wrong.text.splitlines(),
-            {int(m) for m in re.findall(r"^\w+ (\d+):", said, re.MULTILINE)},
-        )
-        shown = [f"   {line}" for i, line in enumerate(lines, 1) if i in marks or not said]
-        told = (f" > {line}" for line in said.splitlines())
-        head = f"-- {number} [{wrong.slip}] {wrong.model}"
-        sys.stdout.writelines(f"{line}\n" for line in (head, *shown, *told))
-        if answered == count:
-            break
-
-
-if __name__ == "__main__":
-    main()

@@ -2,19 +2,19 @@
 
 import pytest
 
-from bishare_dsl import Plan, parse_spec, plan_spec
+from bishare_dsl import parse_spec, plan_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import spec_text
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
 
 
-def planned(train: str, model: object = UNTIED, target: str = "q_proj") -> Plan:
+def planned(train, model=UNTIED, target="q_proj"):
     text = f"spec s\ntarget {target}\ntrain {train}\nshare x per module rank 4"
-    return plan_spec(text, model)  # type: ignore[arg-type]
+    return plan_spec(text, model)
 
 
-def refused(train: str, model: object = UNTIED, target: str = "q_proj") -> str:
+def refused(train, model=UNTIED, target="q_proj"):
     with pytest.raises(BishareError) as info:
         planned(train, model, target)
     return str(info.value)
@@ -36,7 +36,7 @@ NORMS = 32 * 2 + 1
         ("norms and layer != none", 64, 64 * 4096),
     ],
 )
-def test_what_is_selected_and_counted(train: str, count: int, size: int) -> None:
+def test_what_is_selected_and_counted(train, count, size):
     plan = planned(train)
     assert len(plan.trained) == count
     assert plan.shares["train"] == size
@@ -45,7 +45,7 @@ def test_what_is_selected_and_counted(train: str, count: int, size: int) -> None
     assert all(t.name.startswith("train.") == (t.share == "train") for t in plan.tensors)
 
 
-def test_biases_where_a_model_has_some() -> None:
+def test_biases_where_a_model_has_some():
     plan = planned("biases", "qwen2.5-7b")
     assert {t.parameter.rpartition(".")[0].rpartition(".")[2] for t in plan.trained} == {
         "q_proj",
@@ -56,7 +56,7 @@ def test_biases_where_a_model_has_some() -> None:
     assert "BS301" in refused("biases")
 
 
-def test_tied_ones_are_one_parameter() -> None:
+def test_tied_ones_are_one_parameter():
     (trained,) = planned("heads, embeddings", TIED).trained
     assert trained.paths == ("model.embed_tokens.weight", "lm_head.weight")
     said = refused("lm_head", TIED)
@@ -79,14 +79,14 @@ def test_tied_ones_are_one_parameter() -> None:
         ("norms and biases", "q_proj", "BS301", "`biases`"),
     ],
 )
-def test_what_is_wrong_is_told_at_its_place(train: str, target: str, code: str, words: str) -> None:
+def test_what_is_wrong_is_told_at_its_place(train, target, code, words):
     said = refused(train, target=target)
     assert code in said
     assert words in said
     assert ":3:" in said  # the line of `train`
 
 
-def test_a_word_of_the_language() -> None:
+def test_a_word_of_the_language():
     spec = parse_spec(
         "spec s target q_proj train norms, lm_head except norm share x per module rank 4"
     )
@@ -97,7 +97,7 @@ def test_a_word_of_the_language() -> None:
         parse_spec("spec s target q_proj train norm train norms share x per module rank 4")
 
 
-def test_the_own_statement_goes_before_a_used_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_own_statement_goes_before_a_used_one(tmp_path):
     (tmp_path / "a.share").write_text("spec a target q_proj train norm share x per module rank 4")
     for own, count in (("", 1), ("train norms", NORMS)):
         (tmp_path / "b.share").write_text(f'spec b use "a.share" {own}')

@@ -1,29 +1,26 @@
 """Heads and embeddings as sites: named, never meant by chance; tied ones are one."""
 
-from typing import Any
-
 import pytest
 from torch import nn
 
-from bishare_dsl import Plan, plan_spec
+from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import inspect_model
-from bishare_dsl.models.site import Architecture
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
 
 
-def planned(statements: str, model: str | Architecture = UNTIED) -> Plan:
+def planned(statements, model=UNTIED):
     return plan_spec(f"spec s\n{statements}", model)
 
 
-def refused(statements: str, model: str = UNTIED) -> str:
+def refused(statements, model=UNTIED):
     with pytest.raises(BishareError) as info:
         planned(statements, model)
     return str(info.value)
 
 
-def test_a_head_maps_features_to_the_vocabulary_and_an_embedding_back() -> None:
+def test_a_head_maps_features_to_the_vocabulary_and_an_embedding_back():
     plan = planned("target lm_head, embed_tokens share x per module rank 4")
     widths = {site.path: (site.layer, site.d_in, site.d_out) for site in plan.sites}
     assert widths == {"model.embed_tokens": (None, 32000, 4096), "lm_head": (None, 4096, 32000)}
@@ -31,7 +28,7 @@ def test_a_head_maps_features_to_the_vocabulary_and_an_embedding_back() -> None:
     assert {t.name: t.owner for t in plan.tensors}["x.lm_head.A"] == ""
 
 
-def test_tied_ones_are_one_site() -> None:
+def test_tied_ones_are_one_site():
     plan = planned("target lm_head, embed_tokens share x per module rank 4", TIED)
     (site,) = plan.sites
     assert (site.path, site.tied, site.d_in) == ("lm_head", ("model.embed_tokens",), 576)
@@ -39,25 +36,13 @@ def test_tied_ones_are_one_site() -> None:
 
 
 @pytest.mark.parametrize("named", ["lm_head", "embed_tokens", "heads", 'kind "lm_head"'])
-def test_one_of_two_tied_modules_is_refused(named: str) -> None:
+def test_one_of_two_tied_modules_is_refused(named):
     said = refused(f"target {named}, q_proj share x per module rank 4", TIED)
     assert "BS315" in said
     assert "`target lm_head, embed_tokens` adapts it for all of them" in said
 
 
-class Heads(nn.Module):
-    """Blocks with modules of the name of the model's own head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        block = {"q": nn.Linear(4, 4), "head": nn.ModuleDict({"p": nn.Linear(4, 4)})}
-        self.blocks = nn.ModuleList(nn.ModuleDict(block) for _ in range(2))
-        self.head = nn.Linear(4, 8)
-
-
-def test_a_kind_that_blocks_have_means_those_and_a_path_the_other() -> None:
-    from torch import nn
-
+def test_a_kind_that_blocks_have_means_those_and_a_path_the_other():
     model = nn.Module()
     model.layers = nn.ModuleList([nn.ModuleDict({"dense": nn.Linear(4, 4)})])
     model.pooler = nn.ModuleDict({"dense": nn.Linear(4, 4)})
@@ -70,11 +55,10 @@ def test_a_kind_that_blocks_have_means_those_and_a_path_the_other() -> None:
 
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse"])
-def test_an_embedding_that_does_more_than_give_its_rows_is_none(option: str) -> None:
+def test_an_embedding_that_does_more_than_give_its_rows_is_none(option):
     """With ``max_norm`` it changes its weight as it reads it, so that what is added to a row is not heard alone."""
-    from torch import nn
 
-    def outside(**options: Any) -> list[str]:
+    def outside(**options):
         model = nn.Module()
         model.layers = nn.ModuleList([nn.ModuleDict({"dense": nn.Linear(4, 4)})])
         model.wte = nn.Embedding(5, 4, **options)
