@@ -78,7 +78,7 @@ def remedies(place: Place) -> Iterator[Remedy]:
             between = line[match.end() : place.column]
             if match.start() <= place.column and not re.search(r"\w\W+\w", between):
                 for instead in row.instead:
-                    new = match.expand(instead)
+                    new = re.sub(r"(\d+)↓", lambda n: f"{int(n[1]) - 1}", match.expand(instead))
                     help = match.expand(row.help.replace("{new}", new.strip().replace("\\", "")))
                     whole = line[: match.start()] + new + line[match.end() :]
                     yield _remedy(place, whole, help, row.pattern.pattern)

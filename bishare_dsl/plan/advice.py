@@ -113,9 +113,8 @@ class Adviser:
         remedies = self._remedies(problem)
         if not remedies:
             return problem
-        if (
-            not problem.remedies and not problem.edits
-        ):  # Prose may mention a text that is no remedy.
+        # Prose may mention a text that is no remedy.
+        if not problem.remedies and not problem.edits:
             new = _written(self.where, self.where.source.text, remedies[0].edits)
             if new is None or self.read(new).spec is None:
                 return problem

@@ -346,7 +346,10 @@ class _SharePlan:
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
         help = _nothing_left(where, self.sites)
-        if any(i < len(self.sites.architecture.sites) for i in places.partition(where)[0]):
+        named = self.sites.words_of(where) - {"in", "out"}  # Nobody can name a width.
+        if named and any(
+            i < len(self.sites.architecture.sites) for i in places.partition(where)[0]
+        ):
             help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 

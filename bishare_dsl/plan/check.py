@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
@@ -28,13 +29,9 @@ def check_spec(spec: m.Spec) -> list[Problem]:
 def check(spec_settings: SpecSettings) -> None:
     """Find every problem of a spec that does not depend on a model."""
     spec = spec_settings.spec
-    spec_settings.add(_names(spec))
-    spec_settings.add(_unused(spec_settings))
-    spec_settings.add(_ranges(spec_settings))
-    spec_settings.add(_keys(spec))
-    spec_settings.add(meant.lists(spec))
-    spec_settings.add(meant.layers(spec, spec_settings.mentions))
-    spec_settings.add(_params(spec, spec_settings.params))
+    named = chain(_names(spec), _unused(spec_settings), _ranges(spec_settings), _keys(spec))
+    meanings = chain(meant.lists(spec), meant.layers(spec, spec_settings.mentions))
+    spec_settings.add(chain(named, meanings, _params(spec, spec_settings.params)))
     for index, share in enumerate(spec.shares):
         spec_settings.add(_share(spec_settings, index, share))
 

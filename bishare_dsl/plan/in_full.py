@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from math import prod
 
-from bishare_dsl.diagnostics import Loc, Problem, advise
+from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Parameter, Site
@@ -59,15 +59,14 @@ def train(
     trained, tensors = [], []
     for other, name in zip(chosen, short, strict=True):
         name = f"{TRAIN}.{name if short.count(name) == 1 else other.path}"
-        trained.append(
-            Trained(parameter=other.path, tied=other.tied, shape=other.shape, tensor=name)
-        )
-        rows = other.shape[0] if len(other.shape) > 1 else 1
+        shape = other.shape
+        trained.append(Trained(parameter=other.path, tied=other.tied, shape=shape, tensor=name))
+        rows = shape[0] if len(shape) > 1 else 1
         tensors.append(
             Tensor(
                 name=name,
                 share=TRAIN,
-                shape=(rows, prod(other.shape) // rows),
+                shape=(rows, prod(shape) // rows),
                 init="base",
                 fan_in=1,
                 owner=owner(other.paths),
@@ -121,9 +120,11 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
     hint = f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
 
     def unknown(name: str, loc: Loc, _: bool) -> Problem:
-        help = advise("train", name, {*modules, *_PARTS}) or hint
-        if name in _PARTS or help in {f"did you mean `{part}`?" for part in lacking}:
-            help = f"{architecture.name} lacks these: leave `{name}` out"
+        valid = {*modules, *_PARTS}
+        help = advise("train", name, valid, few=0) or nearest(name, valid - {*lacking}) or hint
+        for part in lacking:
+            if name == part or help == f"did you mean `{part}`?":
+                help = f"`{part}` is the word, and {architecture.name} lacks these: leave it out"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
 
     return Vocabulary(
@@ -141,11 +142,12 @@ def _scope(sites: Sites, other: Parameter) -> Scope:
     """Create the scope of a parameter, with its path and the attributes of its module."""
     kinds = {_module(path).rpartition(".")[2] for path in other.paths}
     site = Site.outside(_module(other.path) or other.path, 1, 1)
+    in_head = any("heads" in parts_outside(word) for p in other.paths for word in p.split("."))
     played = {
         **{part: part in _parts(other.path) for part in ("norms", "biases")},
         **dict.fromkeys(("heads", "embeddings"), False),
         **dict.fromkeys((part for kind in kinds for part in parts_outside(kind)), True),
-        "heads": any(map(_in_head, other.paths)) or other.path in sites.architecture.head,
+        "heads": in_head or other.path in sites.architecture.head,
     }
     if site.layer is not None:
         played |= {"heads": False, "embeddings": False}
@@ -160,10 +162,6 @@ def _parts(path: str) -> Iterator[str]:
         yield "norms"
     if name == "bias" or name.endswith("_bias"):
         yield "biases"
-
-
-def _in_head(path: str) -> bool:
-    return any("heads" in parts_outside(part) for part in path.split("."))
 
 
 def _module(path: str) -> str:

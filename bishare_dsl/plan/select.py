@@ -51,6 +51,7 @@ class Sites:
             self.layers[site.tower] = max(site.block + 1, self.layers.get(site.tower, 0))
         self.parts = frozenset(PARTS) - self.lets  # A let replaces the part with its name.
         self._lets = {let.name: let.selection for let in spec.lets}
+        self._lets_of_target = frozenset() if spec.target is None else self._lets_in(spec.target)
         self.named = frozenset() if spec.target is None else self.words_of(spec.target)
         kinds = frozenset(self.architecture.kinds)
         self.outside = tuple(
@@ -70,10 +71,8 @@ class Sites:
         words: set[str] = set()
         for selected in (selection, *(self._lets[name] for name in self._lets_in(selection))):
             words |= {name for name, _ in names_read(selected, self.params)} - self.lets
-            matches = [
-                match for _, match in parts_of(selected, m.Match) if match.attribute != "parent"
-            ]
-            words |= {match.pattern for match in matches if not match.is_glob}
+            matches = (match for _, match in parts_of(selected, m.Match) if not match.is_glob)
+            words |= {match.pattern for match in matches if match.attribute != "parent"}
         return frozenset(words)
 
     def _lets_in(self, selection: m.Selection) -> Set[str]:
@@ -171,10 +170,6 @@ class Sites:
         return [sites[i][1] for i in sorted(selected)]
 
     @cached_property
-    def _lets_of_target(self) -> Set[str]:
-        return frozenset() if self.spec.target is None else self._lets_in(self.spec.target)
-
-    @cached_property
     def target(self) -> Set[int]:
         """The sites of the target; all sites if it selects none or is wrong."""
         if self.spec.target is None:
@@ -194,8 +189,7 @@ class Sites:
 
     @cached_property
     def kinds(self) -> frozenset[str]:
-        outside = (kind for site in self.outside for kind in site.kinds)
-        return frozenset((*self.architecture.kinds, *outside))
+        return frozenset(self.architecture.kinds).union(*(site.kinds for site in self.outside))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -194,12 +194,14 @@ class SpecSettings:
         return resolved
 
     def _initial(self, given: m.Expression, loc: Loc, problems: list[Problem]) -> Start:
+        from bishare_dsl.language.text import expression_text
+
         name = self.params.get(given.ref, given.ref) if isinstance(given, m.Ref) else given
         if isinstance(name, str) and name in _INITIALS:
             return _INITIALS[name]
-        few = [start for start in _INITIALS if not start.startswith("svd_")]
-        help = advise("init", str(name), _INITIALS, few=0) or nearest(str(name), few)
-        problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=help))
+        word = "" if name is given else str(name)
+        help = advise("init", word, _INITIALS)
+        problems.append(codes.UNKNOWN_INIT(name=word or expression_text(given), loc=loc, help=help))
         return Start("zeros")
 
 

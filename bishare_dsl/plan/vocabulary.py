@@ -10,7 +10,7 @@ from functools import cached_property
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
+from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, NO_VALUE, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
@@ -102,9 +102,9 @@ class Vocabulary:
                 new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
                 new = [error.problem]
-            if new:  # Report one of two equal problems in a condition.
-                seen = {(problem.loc[:-1], problem.help) for problem in reported}
-                reported += (one for one in new if (one.loc[:-1], one.help) not in seen)
+            # Report one of two equal problems in a condition.
+            seen = {(problem.loc[:-1], problem.help) for problem in reported}
+            reported += (one for one in new if (one.loc[:-1], one.help) not in seen)
         return reported
 
     def without_value(self, mention: Mention, among: Set[int]) -> Iterator[Problem]:
@@ -130,6 +130,11 @@ class Vocabulary:
                     yield self.unknown(name, loc, False)
             case "condition" | "part", m.Match() if not any_holds(part):
                 yield self._no_match(part, loc)
+            case "condition" | "part", m.Compare(
+                op=op, left=m.Ref(ref=name), right=m.Match(attribute=what, pattern=pattern)
+            ) if name in m.ATTRIBUTES:
+                why = f"`{what} {pattern}` is true or false, and no `{name}`"
+                yield NO_VALUE(loc=loc, why=why, help=f"write `{what} {op} {pattern}`")
             case "condition" | "part", m.Compare(left=left, right=right):
                 words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
                 counted = [word for word in words if word in _COUNTED]
@@ -211,7 +216,9 @@ class Vocabulary:
         elif subject == m.Ref(ref="path"):
             help = help or f'a path is matched by a pattern: `path "*{shown.strip("`")}*"`'
         elif subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
-            help = self.unknown(item.ref, loc, False).help
+            within = any(scope.values["parent"] == item.ref for scope in scopes)
+            said = f"the modules in it have `parent == {item.ref}`"
+            help = said if within else self.unknown(item.ref, loc, False).help
         yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:

@@ -132,11 +132,16 @@ class Held(NamedTuple):
     frozen: int
 
 
+def _modules(plan: Plan) -> Counter[str]:
+    """Count the modules that use each tensor, of which one may have several terms."""
+    used = {(name, term.site) for term in plan.terms for name in term.tensors.values()}
+    return Counter(name for name, _ in used)
+
+
 def held(plan: Plan) -> Held:
     """Count the shared, private and frozen parameters of a plan."""
-    users = Counter(name for term in plan.terms for name in {*term.tensors.values()})
     sizes = Counter[str]()
-    for name, count in users.items():
+    for name, count in _modules(plan).items():
         tensor = plan.tensor[name]
         kind = "frozen" if not tensor.trainable else "shared" if count > 1 else "private"
         sizes[kind] += tensor.size
@@ -227,13 +232,10 @@ def via(transform: str, options: Mapping[str, Any]) -> str:
 
 def roles(plan: Plan) -> list[RoleRow]:
     """Make a row for each role of each share: pooled tensors first, then those of single modules."""
-    users: Counter[str] = Counter()
-    tensors: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for pool in plan.pools:
-        tensors.setdefault((pool.share, pool.role), {})
+    users = _modules(plan)
+    tensors: dict[tuple[str, str], dict[str, Tensor]] = {(p.share, p.role): {} for p in plan.pools}
     for term in plan.terms:
         for role, name in term.tensors.items():
-            users[name] += 1
             tensors.setdefault((term.share, role), {})[name] = plan.tensor[name]
     order = {name: i for i, name in enumerate(plan.shares)}
     return [

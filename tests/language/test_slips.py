@@ -52,6 +52,9 @@ EXAMPLES = [
     (f"spec s\ntarget *_proj\n{SHARE}", f'spec s\ntarget kind "*_proj"\n{SHARE}'),
     (f"spec s\ntarget mlp.*\n{SHARE}", f'spec s\ntarget path "*mlp.*"\n{SHARE}'),
     (f"{HEAD}share a per module rank layer > 15 ? 8 : 4", f"{HEAD}share a per module rank 8 if layer > 15 else 4"),
+    (f"{HEAD}param r = 4\nshare a per module rank layer % 2 == 0 ? r : 2 * r dropout 0.1", f"{HEAD}param r = 4\nshare a per module rank r if layer % 2 == 0 else 2 * r dropout 0.1"),
+    (f"{HEAD}{SHARE} where layer in 0:16", f"{HEAD}{SHARE} where layer in 0..15"),
+    (f"{HEAD}{SHARE} where layer in [16:32]", f"{HEAD}{SHARE} where layer in 16..31"),
     (f"{HEAD}share a per module rank if layer > 15: 8 else 4", f"{HEAD}share a per module rank 8 if layer > 15 else 4"),
     (f"{HEAD}share a per module rank case when layer > 15 then 8 else 4 end", f"{HEAD}share a per module rank 8 if layer > 15 else 4"),
     (f"{HEAD}share a per module rank {{q_proj: 8, v_proj: 4}}", f"{HEAD}share a per module rank match kind {{ q_proj: 8; v_proj: 4 }}"),
@@ -64,6 +67,8 @@ EXAMPLES = [
     (f"spec s\nparam attn = q_proj, v_proj\ntarget attn\n{SHARE}", f"spec s\nlet attn = q_proj, v_proj\ntarget attn\n{SHARE}"),
     (f"{HEAD}share a-b per module rank 4", f"{HEAD}share a_b per module rank 4"),
     (f"{HEAD}share per module rank 4", f"{HEAD}{SHARE}"),
+    (f"{HEAD}share\n  per module\n  rank 4", f"{HEAD}share a\n  per module\n  rank 4"),
+    (f"{HEAD}share B per module A per kind rank 4", f"{HEAD}share a B per module A per kind rank 4"),
     ("spec s\ntarget q_proj\nshare a of q_proj per module rank 4", "spec s\ntarget q_proj\nshare a where q_proj per module rank 4"),
     (f"{HEAD}share a by layer rank 4", f"{HEAD}share a per layer rank 4"),
     (f"{HEAD}share a per each layer rank 4", f"{HEAD}share a per layer rank 4"),
@@ -170,6 +175,19 @@ def test_what_is_not_understood_is_named_without_a_guess(text):
     first, *_ = advised(text)
     assert (first.edits, first.help) == ((), None)
     assert "expected" in first.message or "not used in a spec" in first.message
+
+
+@pytest.mark.parametrize(
+    "rank",
+    [
+        "layer < 16 ? r : 2 * r",
+        "if layer < 16: r else 2 * r",
+        "case when layer < 16 then r else 2 * r end",
+    ],
+)
+def test_advice_on_a_choice_names_the_whole_of_both_branches(rank):
+    problem, *_ = advised(f"{HEAD}param r = 4\nshare a per module rank {rank}")
+    assert "`r if layer < 16 else 2 * r`" in problem.help
 
 
 def test_a_share_is_no_less_shared_after_advice():

@@ -22,6 +22,13 @@ def test_pools_are_counted_by_role():
     ]
 
 
+def test_a_module_with_a_start_that_is_subtracted_is_counted_once():
+    start = "init A svd_vectors, B svd_scaled, core normal freeze A, B"
+    found = rows.roles(plan(f"share s per module rank 4 via Core {start}"))
+    assert {row.role for row in found} == {"A", "B", "core"}
+    assert {row.members for row in found} == {(1, 1)}
+
+
 def test_rows_of_roles_keep_the_order_of_the_shares():
     found = rows.roles(plan("share b per module rank 2 share a per layer rank 4 via SS freeze A"))
     assert [(r.share, r.role, r.trainable) for r in found] == [
