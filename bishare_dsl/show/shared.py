@@ -74,7 +74,7 @@ def conclusion(plan: Plan) -> str:
     if frozen and any(row.members[1] > 1 for row in roles(plan)):
         return f"no trained parameter is shared: modules share frozen tensors alone{told}"
     if {term.transform for term in plan.unscaled} == {PLAIN}:
-        kind = "DoRA" if plan.has_magnitudes else "LoRA"
+        kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
         return f"nothing is shared: this is a {kind} of rank {span(given)}{told}"
     return f"nothing is shared: each module has private tensors{told}"
 
@@ -85,7 +85,7 @@ def _rank(terms: Iterable[Term]) -> int:
 
 def _facts(plan: Plan, share: ShareRow) -> Iterator[str]:
     """Say of a share what its row of the table does not."""
-    if {*share.scales} - {1}:
+    if share.scales:
         yield f"scale {', '.join(f'{scale:.4g}' for scale in share.scales)}"
     if (written := via(share.transform, share.options)) not in ("-", MAGNITUDE):
         yield f"via {written}"

@@ -11,7 +11,7 @@ def test_a_good_spec_is_told_back(bishare, here):
     run = bishare("check", "good.share")
     assert run.code == 0
     assert run.out.startswith("on the shapes of llama-7b, for example:")
-    assert run.out.endswith("nothing is shared: this is a LoRA of rank 4\n")
+    assert run.out.endswith("nothing is shared: this is a LoRA of rank 4; `local`: scale 1\n")
     (here / "other.share").write_text(GOOD.replace("q_proj", "c_attn"))
     assert "give `--model` to see what is shared" in bishare("check", "other.share").err
     assert "1 spec checked: all fine" in run.err
@@ -24,7 +24,9 @@ def test_what_is_shared_is_in_the_json(bishare, here):
     (here / "pairs.share").write_text(GOOD.replace("per module", "per layer // 2"))
     run = bishare("check", "pairs.share", "--model", "llama-7b", "--json")
     told = json.loads(run.out)["sharing"]["pairs.share"]
-    shared = "100% of the trained parameters are shared, 0% are private to one module"
+    shared = (
+        "100% of the trained parameters are shared, 0% are private to one module; `local`: scale 1"
+    )
     assert told["conclusion"] == shared
     tensors = dict.fromkeys("AB", "16, each by 2 modules")
     [row] = told["shares"]
