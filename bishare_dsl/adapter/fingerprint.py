@@ -166,10 +166,10 @@ def _columns(weight: Weight) -> torch.Tensor:
 
 
 def _sums(name: str, most: int, vectors: Iterable[torch.Tensor]) -> tuple[float, ...]:
-    """Return at most so many sums of products with random vectors, relative to the norms; none on meta."""
+    """Sum products of vectors with random ones, relative to the norms; none on meta, and none of NaN."""
     sums: dict[int, float] = {}
     for i, vector in enumerate(vectors):
-        if vector.is_meta:
+        if vector.is_meta or not vector.isfinite().all():
             return ()
         row = vector.detach().bfloat16().double().unsqueeze(0)
         product = _products(row, 1, {"uniform": [-1.0, 1.0]}, f"{name} {i}").item()

@@ -148,7 +148,7 @@ def _write(
     Raises:
         BishareError: it cannot be written, or the output differs.
     """
-    from bishare_dsl.adapter.files import place_of
+    from bishare_dsl.adapter.files import place_of, writing
     from bishare_dsl.adapter.fingerprint import base_changes, fingerprint
     from bishare_dsl.cli.adapters import bytes_of
     from bishare_dsl.export.origin import read_origin
@@ -160,7 +160,7 @@ def _write(
     if saved := stored.config.fingerprint if weights or report.strict else None:
         report.all(base_changes(saved, fingerprint(modules(True))))
     if target == "bishare":
-        with lock_name(out):
+        with writing(out), lock_name(out):
             report.all(save_again(stored, out, dtype, seen))
             origin.write(out, stored.plan.spec)
         data["spec"], text = stored.spec_text, stored.spec_text.rstrip()

@@ -77,7 +77,7 @@ def command(
     from bishare_dsl.verify.card import judge_cards, read_card, write_card
 
     if model is None:
-        named = {name or card.adapter: card for card in map(read_card, cards)}
+        named = [(name or card.adapter, card) for card in map(read_card, cards)]
         _report(report, judge_cards(named, servers, base, report.bar), "")
         return
     silence_libraries()

@@ -25,7 +25,7 @@ def assert_applied() -> Callable[..., None]:
 
     def check(card: str, url: str, name: str = "", base: str | None = None) -> None:
         found = read_card(Path(card))
-        cards = {name or found.adapter: found}
+        cards = [(name or found.adapter, found)]
         (row,) = judge_cards(cards, [Server(url)], base, lambda items, _: items)
         assert row.word == "APPLIED", f"{row.word}: {row.why}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,12 +108,12 @@ def write_card(reference: Reference, contents: Contents, adapter: str, base: str
 
 
 def judge_cards(
-    cards: Mapping[str, Card], servers: Sequence[Server], base: str | None, bar: Bar
+    cards: Sequence[tuple[str, Card]], servers: Sequence[Server], base: str | None, bar: Bar
 ) -> list[Row]:
-    """Judge each server by each card; the keys are the server's names for the adapters."""
+    """Judge each server by each card, with the server's name for its adapter."""
     rows = []
     for server in servers:
-        for name, card in cards.items():
+        for name, card in cards:
             asked = ask(server, [name], base, bar, [probe.text for probe in card.probes])[name]
             row = Row(name, server.url, f"a card of {card.adapter} on {card.base}")
             rows.append(judge(row, asked, card.expected()))

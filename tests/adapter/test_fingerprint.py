@@ -369,6 +369,16 @@ def test_a_base_without_weights_stores_none_and_says_so(tmp_path):
     assert read_adapter(tmp_path).config.fingerprint is None
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_base_with_a_number_that_is_none_is_saved_and_read(number, tmp_path):
+    model = trained(TINY)
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight[0] = number
+    model.bishare.save_pretrained(tmp_path)
+    found = read_adapter(tmp_path).config.fingerprint
+    assert (found.norms, bool(found.embedding)) == ((), True)
+
+
 MAGNITUDE = f"{PISSA}magnitude per module\n"
 
 

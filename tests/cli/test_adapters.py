@@ -162,6 +162,8 @@ def test_a_lora_becomes_an_adapter(bishare, trained, checkpoint, here):
         assert bishare("merge", adapter, "--out", f"merged-{adapter}").code == 0
         merged = AutoModelForCausalLM.from_pretrained(here / f"merged-{adapter}")
         torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    below = bishare("convert", "lora", "--for", "bishare", "--out", "ours/adapter_config.json/x")
+    assert (below.code, "error[BS616]" in below.err) == (2, True)
     again = ("convert", "lora", "--for", "bishare", "-o", "ours", "-m", checkpoint)
     assert bishare(*again).code == 2
     assert json.loads(bishare(*again, "--force", "--json").out)["spec"] == run.out

@@ -87,6 +87,10 @@ sys.exit(main(sys.argv[1:]))
     (row,) = json.loads(run.stdout)["rows"]
     assert (row["adapter"], row["word"]) == ("a", "APPLIED")
     run = subprocess.run(
+        [*map(str, command), "--card", card, "--json"], capture_output=True, text=True
+    )
+    assert len(json.loads(run.stdout)["rows"]) == 2  # Of one name, such as two bases have.
+    run = subprocess.run(
         [*map(str, command), "--name", "base_again"], capture_output=True, text=True
     )
     assert (run.returncode, "error[BS870]" in run.stderr) == (1, True), run.stderr
