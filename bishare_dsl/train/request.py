@@ -195,7 +195,8 @@ class Request(Settings):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of transformers' Trainer that are given."""
-        return self.model_dump(include={*argument_types()}, exclude_unset=True)
+        # `model_copy` gives a request arguments that its class may not have.
+        return {n: vars(self)[n] for n in self.model_fields_set & argument_types().keys()}
 
     def makes_library(self, plan: Plan) -> bool:
         """Return whether adapters of a plan share tensors: its keys name `adapter`, or a library has it."""

@@ -1,6 +1,7 @@
 """Tasks are left out, and each way to learn them has a score of each."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from bishare_dsl.train.compare import Comparison, compare
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import make_request
+from bishare_dsl.train.run import run
 
 SPEC = """spec small
 target q_proj
@@ -33,7 +35,7 @@ def asked(model_folder, tmp_path):
     def request(count, **more):
         data = {f"m{i}": rows(tmp_path / f"m{i}.jsonl", i + 1) for i in range(count)}
         given = {"spec": SPEC, "model": str(model_folder), "data": data, "output_dir": "."}
-        given |= {"max_steps": 2, "learning_rate": 1e-2, **more}
+        given |= more or {"max_steps": 2, "learning_rate": 1e-2}
         return make_request(given, None)
 
     return request
@@ -75,6 +77,28 @@ def test_rows_without_options_are_judged_by_their_loss(asked, tmp_path):
     rows(tmp_path / "m0.jsonl", 3)
     with pytest.raises(BishareError, match=r"BS711.*`options` is missing"):
         compare(request, Reporter(quiet=True))
+
+
+@pytest.mark.long
+def test_each_way_has_the_score_that_its_row_says(asked, monkeypatch):
+    """Without any of Trainer's arguments: "no adapter" is untrained, and members train no step."""
+    found, steps = dict[str, Sequence[Mapping[str, float]]](), dict[str, int]()
+
+    def noted(request, *arguments, **keywords):
+        result, name = run(request, *arguments, **keywords), request.output_dir.name
+        found[name], steps[name] = result.history, result.steps
+        return result
+
+    monkeypatch.setattr("bishare_dsl.train.compare.run", noted)
+    compare(asked(3, format=None), Reporter(quiet=True))
+    assert not [
+        entry for name in ("made", "joint") for entry in found[name] if "eval_loss" in entry
+    ]
+    assert [steps[start] for start in ("nearest", "mean", "mixture")] == [0, 0, 0]
+    for name in ("fresh", "joint-m0", "zero"):
+        judged = [entry["step"] for entry in found[name] if "eval_loss" in entry]
+        assert judged == [0, steps[name]], name
+    assert steps["fresh"] > 0
 
 
 def test_the_advice_is_the_smallest_way_that_nothing_beats():
