@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -16,14 +16,16 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models import resolve
 from bishare_dsl.show.table import Table
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted
-from bishare_dsl.train.prepare import load_base
+from bishare_dsl.train.prepare import find_trainable, load_base
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request
 from bishare_dsl.train.result import TrainResult, logged
 from bishare_dsl.train.run import run
 
-LEAST, LEFT_OUT, DRAWS = 3, 5, 2_000
-"""Tasks that are needed, tasks that are left out at most, and bootstrap draws."""
+LEAST, LEFT_OUT = 3, 5
+"""Tasks that are needed, and tasks that are left out at most."""
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+"""By the number of values, the quantile at 0.975 of Student's t with one degree of freedom less."""
 
 
 @dataclass
@@ -47,9 +49,8 @@ class Comparison:
         gaps = {w: [a - b for a, b in zip(best, s, strict=True)] for w, s in self.scores.items()}
         level = [way for way, gap in gaps.items() if interval(gap)[0] <= 0]
         way = min(level, key=lambda way: (self.numbers[way], -fmean(self.scores[way])))
-        return (
-            f"Take {way}: over {len(best)} tasks that were left out, no way is measurably better."
-        )
+        over = f"over {len(best)} tasks that were left out"
+        return f"Take {way}: {over}, no way is measurably better."
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -65,11 +66,10 @@ class Comparison:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return a 95% bootstrap interval of the mean."""
-    draw = random.Random(0)
-    means = [fmean(draw.choices(values, k=len(values))) for _ in range(DRAWS)]
-    low, *_, high = quantiles(means, n=40)
-    return low, high
+    """Return a 95% interval of the mean of three to five values, by Student's t."""
+    mean, count = fmean(values), len(values)
+    error = (sum((value - mean) ** 2 for value in values) / count / (count - 1)) ** 0.5
+    return mean - STUDENT[count] * error, mean + STUDENT[count] * error
 
 
 def compare(request: Request, reporter: Reporter) -> Comparison:
@@ -82,22 +82,26 @@ def compare(request: Request, reporter: Reporter) -> Comparison:
         TrainError: there are fewer than three tasks, or the spec makes no library (BS732).
         BishareError: see `bishare_dsl.train.train`.
     """
-    files = request.data
-    if isinstance(files, str) or len(files) < LEAST or request.library or request.resume:
+    files = cast("dict[str, str]", request.data)
+    if not request.several or len(files) < LEAST or request.library or request.resume:
         reason = f"to compare takes a new library of at least {LEAST} tasks"
-        help = "name a spec, such as `library_core`, and a file for each task"
+        help = "name a spec, such as `library_core`, and a file for each task, without `--together`"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-    model, tokenizer = load_base(request, resolve(request.model), reporter)
+    base = resolve(request.model)
+    if not find_trainable(request, base, reporter).plan.is_library:
+        reason, help = "the spec shares nothing between tasks", "name `library_core`"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    model, tokenizer = load_base(request, base, reporter)
     left = random.Random(0).sample(sorted(files), min(LEFT_OUT, len(files)))
     groups = [left] if len(files) > 2 * LEFT_OUT else [[name] for name in left]
     scores, numbers, measures = defaultdict[str, list[float]](list), dict[str, int](), set[str]()
-    judge = {"eval_split": request.eval_split or 0.5, "eval_on_start": True}
     lora: Any = {"spec": "lora", "params": {"r": 8}}
 
     def learn(folder: str, data: Any, ways: Mapping[str, Any] = {}, **how: Any) -> TrainResult:
         """Train, and note what each way reached at the first or at the last evaluation, `min` or `max`."""
         how |= {"model": model, "data": data, "output_dir": Path(place, folder)}
-        how |= judge if ways else {"eval_split": None}
+        how |= {"eval_split": (request.eval_split or 0.5) if ways else None, "eval_delay": 0}
+        how |= {"eval_strategy": "steps" if ways else "no", "eval_on_start": bool(ways)}
         (quiet := Reporter(quiet=True)).silence()
         try:
             result = run(request.model_copy(update=how), quiet, tokenizer=tokenizer)
@@ -120,9 +124,7 @@ def compare(request: Request, reporter: Reporter) -> Comparison:
         new = {name: files[name] for name in group}
         rest = {name: file for name, file in files.items() if name not in group}
         with TemporaryDirectory() as place:
-            if "#" not in str(learn("made", rest).tasks[0].folder):
-                reason, help = "the spec shares nothing between tasks", "name `library_core`"
-                raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+            learn("made", rest, start="auto")
             learn("joint", rest, together=True, **lora)
             learn("fresh", new, {"no adapter": min, "a fresh LoRA, r=8": max}, **lora)
             both = {"one LoRA for all, as it is": min, "one LoRA for all, trained on": max}

@@ -335,8 +335,7 @@ def start_tasks(prepared: Prepared, tenants: Any, reporter: Reporter) -> Callabl
             tasks[number] = replace(tasks[number], start=text, most=most)
 
     def record(cached: bool) -> None:
-        new = request.library is None and request.start != "zero"
-        if tenants.shared and new:
+        if tenants.shared and request.library is None and request.start != "zero":
             library = request.output_dir / LIBRARY
             Tried(tenants, library, steps.tasks, of_run).record(cached)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.train.compare import Comparison, compare
+from bishare_dsl.train.compare import Comparison, compare, interval
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import make_request
@@ -80,17 +80,26 @@ def test_rows_without_options_are_judged_by_their_loss(asked, tmp_path):
 
 
 @pytest.mark.long
-def test_each_way_has_the_score_that_its_row_says(asked, monkeypatch):
-    """Without any of Trainer's arguments: "no adapter" is untrained, and members train no step."""
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"format": None},
+        {"max_steps": 2, "eval_strategy": "epoch", "eval_delay": 9, "start": "zero"},
+    ],
+    ids=["defaults", "arguments that compare sets itself"],
+)
+def test_each_way_has_the_score_that_its_row_says(asked, monkeypatch, more):
+    """Without one of Trainer's arguments too: "no adapter" is untrained, and members train no step."""
     found, steps = dict[str, Sequence[Mapping[str, float]]](), dict[str, int]()
+    starts = dict[str, str]()
 
     def noted(request, *arguments, **keywords):
         result, name = run(request, *arguments, **keywords), request.output_dir.name
-        found[name], steps[name] = result.history, result.steps
+        found[name], steps[name], starts[name] = result.history, result.steps, request.start
         return result
 
     monkeypatch.setattr("bishare_dsl.train.compare.run", noted)
-    compare(asked(3, format=None), Reporter(quiet=True))
+    compare(asked(3, **more), Reporter(quiet=True))
     assert not [
         entry for name in ("made", "joint") for entry in found[name] if "eval_loss" in entry
     ]
@@ -99,6 +108,17 @@ def test_each_way_has_the_score_that_its_row_says(asked, monkeypatch):
         judged = [entry["step"] for entry in found[name] if "eval_loss" in entry]
         assert judged == [0, steps[name]], name
     assert steps["fresh"] > 0
+    # Otherwise the library has no record of how tasks should start.
+    assert starts["made"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [([1, 2, 3], -0.484, 4.484), ([1, 2, 3, 4], 0.446, 4.554), ([1, 2, 3, 4, 5], 1.037, 4.963)],
+)
+def test_an_interval_is_that_of_students_t(values, low, high):
+    """R prints these for `t.test(1:3)` and so on."""
+    assert interval(values) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_the_advice_is_the_smallest_way_that_nothing_beats():
@@ -110,6 +130,9 @@ def test_the_advice_is_the_smallest_way_that_nothing_beats():
     assert "4,000" in said
     scores["small"] = [30.0, 40.0, 35.0]
     assert found.advice.startswith("Take big:")
+    scores["small"] = [80.0, float("nan"), 85.0]  # A loss that diverged.
+    assert found.advice.startswith("Take big:")
+    assert "nan to nan" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +141,13 @@ def test_the_advice_is_the_smallest_way_that_nothing_beats():
         ({"count": 2}, "at least 3 tasks"),
         ({"count": 3, "library": "out/library"}, "name a spec"),
         ({"count": 3, "data": "rows.jsonl"}, "at least 3 tasks"),
+        ({"count": 3, "together": True}, "without `--together`"),
         ({"count": 3, "spec": "lora", "params": {"r": 2}}, "shares nothing between tasks"),
     ],
 )
-def test_what_cannot_be_compared(asked, more, reason):
+def test_what_cannot_be_compared(asked, monkeypatch, more, reason):
+    """That is seen before anything trains."""
+    monkeypatch.delattr("bishare_dsl.train.compare.run")
     library = {n: more.pop(n) for n in [*more] if n == "library"}
     request = asked(**more).model_copy(update=library)
     with pytest.raises(TrainError, match=rf"BS732(?s:.*){reason}"):
