@@ -256,7 +256,7 @@ def _unlike(source: _Source, factors: Mapping[str, object]) -> Iterator[Problem]
         yield from (codes.MISSING_TENSOR(name=f"{path}.lora_A.weight") for path in missing)
     for path in sorted(factors.keys() - chosen)[:1]:
         reason = f"PEFT drops the factors of `{path}`, which {chooser.why} in its config leaves out"
-        help = "change that to use them, or delete these tensors"
+        help = "if a server uses them, write what selects them on this base in a copy"
         yield codes.NOT_PLAIN_LORA(folder=source.folder, reason=reason, help=help)
 
 

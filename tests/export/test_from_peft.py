@@ -113,7 +113,7 @@ def test_factors_that_peft_drops_are_not_used(change, tmp_path):
         load_adapter(tmp_path / "peft", tiny_model("llama"))
     problem = caught.value.problems[0]
     assert all(f"`{name}`" in problem.message for name in change)
-    assert problem.help == "change that to use them, or delete these tensors"
+    assert problem.help == "if a server uses them, write what selects them on this base in a copy"
     assert len(caught.value.problems) == 1
 
 
