@@ -75,8 +75,8 @@ test: $(STAMP) ## set up, then run the tests, in about five minutes; ARGS="tests
 test-long: $(STAMP) ## run random lives, kills at each write, several processes
 	@$(PYTEST) $(BIN)/python -m pytest -q $(XDIST) -m "long or hypothesis" $(ARGS)
 
-hunt: $(STAMP) ## compare random sequences of operations with a dense reference, for an hour; ARGS="--minutes 480 --seed 7"
-	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)
+hunt: $(STAMP) ## compare random sequences of operations with a dense reference, 250 of them or until one differs; ARGS="--hypothesis-seed 7"
+	@HYPOTHESIS_PROFILE=thorough $(PYTEST) $(BIN)/python -m pytest -q tests/lives/test_lives.py $(ARGS)
 
 hostile: $(STAMP) ## read 10,000 mutated specs within a minute; ARGS="10000 SEED"
 	@$(BIN)/python tests/language/hostile.py $(ARGS)

@@ -229,14 +229,8 @@ ADAPTED = r"BS401.*= help: take it out first: `model = model.unload\(\)`"
     ("call", "says"),
     [
         (lambda m: handle(m), "BS627.*no adapter.*adapt the model first, by `compile_spec"),
-        (
-            lambda m: compile_spec("lora", m, 8),
-            "`params` is a dictionary such as .*this is 8",
-        ),
-        (
-            lambda m: parse_spec("mine.share"),
-            r"`parse_spec\(Path\('mine.share'\).read_text\(\)\)`",
-        ),
+        (lambda m: compile_spec("lora", m, 8), "`params` is a dictionary such as .*this is 8"),
+        (lambda m: parse_spec("mine.share"), r"`parse_spec\(Path\('mine.share'\).read_text\(\)\)`"),
         (lambda m: parse_spec(Path("mine.share")), r"Path\('mine.share'\).read_text"),
         (lambda m: load_adapter("mine.share", m), "BS601.*`compile_spec` take a spec"),
         (lambda m: BishareConfig("lora", params="r=8"), "name the spec"),

@@ -40,9 +40,12 @@ def trained(text, seed=3, **sizes):
     return model
 
 
-def logits(model):
+IDS = torch.arange(9).view(1, 9)
+
+
+def logits(model, ids=IDS):
     with torch.no_grad():
-        return model(torch.arange(9).view(1, 9)).logits
+        return model(input_ids=ids).logits
 
 
 @pytest.fixture

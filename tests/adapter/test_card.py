@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 import yaml
@@ -23,7 +21,7 @@ def front_matter(card):
 
 def card_of(text, model):
     plan = plan_spec(parse_spec(text), model)
-    fields: Any = {"versions": {}, "spec": text, "seed": 0, "base": plan.base, "plan": plan.digest}
+    fields = {"versions": {}, "spec": text, "seed": 0, "base": plan.base, "plan": plan.digest}
     return plan, model_card(plan, AdapterConfig(**fields))
 
 
@@ -73,7 +71,7 @@ def test_the_first_code_of_a_card_runs(library, tmp_path):
     assert ("A library of 2 adapters for" in card) == library
     code = card.split("```python\n")[1].split("```")[0]
     code = code.replace("path/to/this/folder", str(place))
-    found: dict[str, Any] = {}
+    found = {}
     exec(code, found)  # As a reader copies it.
     ids = torch.arange(8).view(1, 8)
     assert torch.equal(found["model"].eval()(ids).logits, model.eval()(ids).logits)

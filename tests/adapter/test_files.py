@@ -1,7 +1,6 @@
 import json
 import os
 from contextlib import suppress
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from bishare_dsl.language import read_file, spec_text
 from bishare_dsl.models import preset
 from bishare_dsl.resources import find_spec
 from tests.support.families import tiny_model
+from tests.support.reach import out_of_reach
 
 TEXT = "spec s target q_proj, k_proj share x per layer rank 2 via SS share y per module rank 1"
 
@@ -249,7 +249,7 @@ def test_bfloat16(tmp_path, dtype):
         want = tensor.bfloat16().float() if tensor.requires_grad else tensor
         assert torch.equal(after[name], want)
         assert after[name].dtype == torch.float32
-    wrong: dict[str, tuple[str, Any]] = {
+    wrong = {
         "valid here: `bfloat16`": ("dtype", "bf16"),
         "did you mean `int4`": ("dtype", "int44"),
         "int16": ("dtype", torch.int16),
@@ -331,15 +331,7 @@ def test_what_was_read_is_what_is_loaded(folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(folder):
-    model, root = tiny_model("llama"), os.geteuid() == 0
+    model, said = tiny_model("llama"), r"BS60\d.*Permission denied"
     load_adapter(folder, tiny_model("llama"))
-    folder.parent.chmod(0)
-    if root:
-        os.seteuid(65534)  # To root nothing is out of reach.
-    try:
-        with pytest.raises(AdapterError, match=r"BS60\d.*Permission denied"):
-            load_adapter(folder, model)
-    finally:
-        if root:
-            os.seteuid(0)
-        folder.parent.chmod(0o700)
+    with out_of_reach(folder.parent), pytest.raises(AdapterError, match=said):
+        load_adapter(folder, model)

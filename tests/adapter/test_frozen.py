@@ -1,9 +1,8 @@
 """Frozen tensors: stored as the seed that draws them, unless they are not what it draws."""
 
+import gc
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import weakref
 
 import pytest
 import torch
@@ -31,23 +30,23 @@ share s per model rank 2 via Basis(count = 500) freeze A, B init B kaiming_unifo
 """
 
 
-def made(text: str = VERA, seed: int = 3) -> Any:
+def made(text=VERA, seed=3):
     return trained(text, seed)
 
 
-def stored(folder: Path) -> set[str]:
+def stored(folder):
     return set(load_stored(folder))
 
 
 @pytest.fixture(autouse=True)
-def no_warnings() -> Any:
+def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error", BishareWarning)
         yield
 
 
 @pytest.mark.parametrize("text", [VERA, NOLA])
-def test_the_seed_is_stored_and_draws_the_same_again(text: str, tmp_path: Path) -> None:
+def test_the_seed_is_stored_and_draws_the_same_again(text, tmp_path):
     model = made(text)
     model.bishare.save_pretrained(tmp_path)
     frozen = {"s.A", "s.B"}
@@ -63,7 +62,7 @@ def test_the_seed_is_stored_and_draws_the_same_again(text: str, tmp_path: Path) 
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path: Path) -> None:
+def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path):
     model = made()
     with torch.no_grad():
         model.bishare.tensors()["s.A"][1, 2] += 1e-7
@@ -77,16 +76,13 @@ def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path: Path) ->
     assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
 
 
-def test_one_tensor_is_drawn_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_tensor_is_drawn_at_a_time(tmp_path, monkeypatch):
     """Bases may be larger than all that is trained: no second set of them is held."""
-    import gc
-    import weakref
-
     plan = plan_spec(parse_spec(VERA), tiny_model("llama"))
     tensors, right = draw(plan, 0), initial.draw_tensor
-    alive: list[weakref.ref[torch.Tensor]] = []
+    alive = []
 
-    def watched(tensor: Any, seed: int) -> torch.Tensor:
+    def watched(tensor, seed):
         gc.collect()
         assert sum(ref() is not None for ref in alive) <= 1
         alive.append(weakref.ref(value := right(tensor, seed)))
@@ -101,37 +97,36 @@ def test_one_tensor_is_drawn_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     made().bishare.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def draws_otherwise(monkeypatch):
     right = initial.draw_tensor
     monkeypatch.setattr(
         "bishare_dsl.adapter.stored.draw_tensor", lambda tensor, seed: right(tensor, seed + 1)
     )
 
 
-def test_a_machine_that_draws_other_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_draws_other_numbers(folder, monkeypatch):
     draws_otherwise(monkeypatch)
     refused(folder, "BS634", "`s.A`", "seed 3")
 
 
-def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+def edit_config(folder, edit):
     config = config_of(folder)
     edit(config["bishare"])
     reseal(folder, **config["bishare"])
 
 
-def drawn_in(config: dict[str, Any]) -> dict[str, Any]:
+def drawn_in(config):
     """Return the entry of the tensor that is drawn."""
-    found: dict[str, Any] = next(t for t in config["sharing"]["tensors"] if "draw" in t)
-    return found
+    return next(t for t in config["sharing"]["tensors"] if "draw" in t)
 
 
-def test_a_tensor_that_is_neither_stored_nor_drawn(folder: Path) -> None:
-    def store(config: dict[str, Any]) -> None:
+def test_a_tensor_that_is_neither_stored_nor_drawn(folder):
+    def store(config):
         entry = drawn_in(config)
         for word in ("draw", "text", "dtype", "sha256"):
             del entry[word]
@@ -142,10 +137,10 @@ def test_a_tensor_that_is_neither_stored_nor_drawn(folder: Path) -> None:
     refused(folder, "BS609", "s.A")
 
 
-def test_what_must_not_be_drawn(folder: Path) -> None:
+def test_what_must_not_be_drawn(folder):
     name = "s.layers.0.self_attn.q_proj.gain_out"
 
-    def draw_it(config: dict[str, Any]) -> None:
+    def draw_it(config):
         tensors, drawn = config["sharing"]["tensors"], drawn_in(config)
         place = next(i for i, t in enumerate(tensors) if "gain_out" in t.get("key", ""))
         shape = tensors[place]["shape"]

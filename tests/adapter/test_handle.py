@@ -2,9 +2,6 @@ import copy
 import pickle
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,24 +12,16 @@ from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.peft.method import install
-from tests.adapter.conftest import GPT2, SPEC
+from tests.adapter.conftest import GPT2, SPEC, logits
 from tests.support.families import tiny_model
-
-Adapted = Callable[..., Any]
-
-
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids).logits
-    return found
 
 
 @pytest.fixture
-def base_logits(ids: torch.Tensor) -> torch.Tensor:
+def base_logits(ids):
     return logits(tiny_model("llama"), ids)
 
 
-def test_a_state_dict_without_what_trains_is_refused(adapted: Adapted, tmp_path: Path) -> None:
+def test_a_state_dict_without_what_trains_is_refused(adapted, tmp_path):
     """As of DDP, whose keys have a prefix. Frozen tensors may be missing: ZeRO-3 has no others."""
     model = adapted()
     state = model.state_dict()
@@ -51,7 +40,7 @@ def test_a_state_dict_without_what_trains_is_refused(adapted: Adapted, tmp_path:
 # Counting -----------------------------------------------------------------------------------------
 
 
-def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.Tensor) -> None:
+def test_an_optimizer_takes_the_adapter_by_itself(adapted, ids):
     """Whoever owns its tensors in the model."""
     model = adapted().train()
     optimizer = torch.optim.SGD(model.bishare.parameters(), lr=0.1)
@@ -71,9 +60,7 @@ def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.T
 
 
 @pytest.mark.parametrize(("family", "text"), [("llama", SPEC), ("gpt2", GPT2), ("qwen3", SPEC)])
-def test_loading_gives_the_same_logits_and_the_same_ties(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, family: str, text: str
-) -> None:
+def test_loading_gives_the_same_logits_and_the_same_ties(adapted, ids, tmp_path, family, text):
     model = adapted(family, text)
     model.bishare.save_pretrained(tmp_path)
     loaded = load_adapter(tmp_path, tiny_model(family))
@@ -92,16 +79,14 @@ def test_loading_gives_the_same_logits_and_the_same_ties(
 
 
 @pytest.fixture(params=[False, True], ids=["running", "merged"])
-def model(adapted: Adapted, request: pytest.FixtureRequest) -> Any:
+def model(adapted, request):
     model = adapted()
     if request.param:
         model.bishare.merge()
     return model
 
 
-def test_a_merged_adapter_is_saved_as_an_adapter(
-    adapted: Adapted, model: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_a_merged_adapter_is_saved_as_an_adapter(adapted, model, ids, tmp_path):
     model.bishare.save_pretrained(tmp_path)
     loaded = load_adapter(tmp_path, tiny_model("llama"))
     assert torch.equal(logits(loaded, ids), logits(adapted(), ids))
@@ -110,7 +95,7 @@ def test_a_merged_adapter_is_saved_as_an_adapter(
 # Disabling and leaving ----------------------------------------------------------------------------
 
 
-def test_disabled_is_the_base(model: Any, ids: torch.Tensor, base_logits: torch.Tensor) -> None:
+def test_disabled_is_the_base(model, ids, base_logits):
     handle, want, merged = model.bishare, logits(model, ids), model.bishare.merged
     assert not torch.equal(want, base_logits)
     with handle.disable_adapter():
@@ -127,7 +112,7 @@ def test_disabled_is_the_base(model: Any, ids: torch.Tensor, base_logits: torch.
     assert handle.merged is merged
 
 
-def snapshot(model: Any) -> list[tuple[str, type, bool]]:
+def snapshot(model):
     return [
         (name, type(module), all(p.requires_grad for p in module.parameters(recurse=False)))
         for name, module in model.named_modules()
@@ -135,9 +120,7 @@ def snapshot(model: Any) -> list[tuple[str, type, bool]]:
 
 
 @pytest.mark.parametrize("action", ["unload", "merge_and_unload"])
-def test_what_leaves_gives_a_plain_model(
-    action: str, model: Any, ids: torch.Tensor, base_logits: torch.Tensor, tmp_path: Path
-) -> None:
+def test_what_leaves_gives_a_plain_model(action, model, ids, base_logits, tmp_path):
     want = base_logits if action == "unload" else logits(model, ids)
     plain = getattr(model.bishare, action)()
     assert plain is model
@@ -152,9 +135,7 @@ def test_what_leaves_gives_a_plain_model(
 # Copies -------------------------------------------------------------------------------------------
 
 
-def test_a_copy_has_a_handle_of_its_own(
-    model: Any, ids: torch.Tensor, base_logits: torch.Tensor, copied: Callable[[Any], Any]
-) -> None:
+def test_a_copy_has_a_handle_of_its_own(model, ids, base_logits, copied):
     want, merged = logits(model, ids), model.bishare.merged
     other = copied(model)
     assert isinstance(other.bishare, Handle)
@@ -176,14 +157,14 @@ def test_a_copy_has_a_handle_of_its_own(
     assert model.bishare.model is model
 
 
-def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tensor) -> None:
+def test_threads_that_disable_leave_it_enabled(adapted, ids):
     """Each stops, as well as it can, between reading the counter and writing it."""
     model = adapted()
     before = logits(model, ids)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
-    def often() -> None:
+    def often():
         for _ in range(200):
             with model.bishare.disable_adapter():
                 pass
@@ -201,7 +182,7 @@ def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tens
 
 
 @pytest.mark.parametrize("whole", ["base", "adapter"])
-def test_zero_3_is_refused_where_fsdp_is(adapted: Adapted, whole: str, ids: torch.Tensor) -> None:
+def test_zero_3_is_refused_where_fsdp_is(adapted, whole, ids):
     """Once it has partitioned the adapter: it may partition the base while this is loaded."""
     model = adapted()
     handle, plan = model.bishare, model.bishare.plan
@@ -229,7 +210,7 @@ def test_zero_3_is_refused_where_fsdp_is(adapted: Adapted, whole: str, ids: torc
 # Saving the model itself ---------------------------------------------------------------------------
 
 
-def test_a_model_is_saved_as_its_adapter(adapted: Adapted, tmp_path: Path) -> None:
+def test_a_model_is_saved_as_its_adapter(adapted, tmp_path):
     """As transformers does with PEFT's, so that the checkpoints of anybody's Trainer hold the adapter alone."""
     model = adapted()
     model.bishare.save_pretrained(tmp_path / "adapter")
@@ -252,9 +233,7 @@ def test_a_model_is_saved_as_its_adapter(adapted: Adapted, tmp_path: Path) -> No
 # Calls with arguments that the model would ignore ----------------------------------------------------
 
 
-def test_names_of_rows_are_refused_and_the_remedy_works(
-    adapted: Adapted, ids: torch.Tensor
-) -> None:
+def test_names_of_rows_are_refused_and_the_remedy_works(adapted, ids):
     """transformers would ignore them, and run the active adapter for each row."""
     model = adapted()
     names = [None, *["default"] * (len(ids) - 1)]
@@ -277,7 +256,7 @@ def test_names_of_rows_are_refused_and_the_remedy_works(
 # Dynamo tells that it does not trace the text of the error's page, which it then reads outside of the graph.
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
 @pytest.mark.long
-def test_names_of_rows_are_refused_in_compiled_code(adapted: Adapted, ids: torch.Tensor) -> None:
+def test_names_of_rows_are_refused_in_compiled_code(adapted, ids):
     model = adapted().eval()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -297,9 +276,7 @@ AT_TABLES = {
 
 
 @pytest.mark.parametrize("what", AT_TABLES)
-def test_tables_that_an_adapter_has_something_at_stay_as_they_are(
-    what: str, ids: torch.Tensor
-) -> None:
+def test_tables_that_an_adapter_has_something_at_stay_as_they_are(what, ids):
     model = tiny_model("llama", tie_word_embeddings="tied" in what)
     spec = f"spec s {AT_TABLES[what]}"
     compile_spec(parse_spec(SPEC), model)

@@ -1,8 +1,5 @@
 import copy
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,35 +10,28 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
-from tests.adapter.conftest import GPT2, SPEC
+from tests.adapter.conftest import GPT2, SPEC, logits
 from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.quantised import Int8Linear, quantise
 
-Adapted = Callable[..., Any]
 CASES = [("llama", SPEC), ("gpt2", GPT2), ("qwen3", SPEC)]
 
 
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids).logits
-    return found
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
+def weights(model):
     """Copies of everything that is the base's."""
     state = model.state_dict()
     return {name: t.clone() for name, t in state.items() if "bishare" not in name}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def same(a, b):
     return a.keys() == b.keys() and all(
         a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
     )
 
 
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_a_magnitude_is_exported_with_the_weights_of_the_base_alone(tmp_path: Path) -> None:
+def test_a_magnitude_is_exported_with_the_weights_of_the_base_alone(tmp_path):
     """PEFT's lengths are those of W + dW, and W is not the weight that the model has while it is merged."""
     model = compile_spec("dora", tiny_model("llama"))
     randomize(model, 1)
@@ -58,7 +48,7 @@ def test_a_magnitude_is_exported_with_the_weights_of_the_base_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("family", "text"), CASES)
-def test_merged_weights_are_base_plus_delta(adapted: Adapted, family: str, text: str) -> None:
+def test_merged_weights_are_base_plus_delta(adapted, family, text):
     model = adapted(family, text)
     handle = model.bishare
     before, tensors = weights(model), handle.tensors()
@@ -75,7 +65,7 @@ def test_merged_weights_are_base_plus_delta(adapted: Adapted, family: str, text:
     assert all(torch.equal(after[n], before[n]) for n in before.keys() - changed)
 
 
-def small(model: Any, size: float) -> torch.Tensor:
+def small(model, size):
     """Make the update of every site as small as this, of its weight's norm; return that of the first site."""
     handle = model.bishare
     with torch.no_grad():
@@ -84,7 +74,7 @@ def small(model: Any, size: float) -> torch.Tensor:
     return delta(handle.plan, handle.tensors(), handle.plan.sites[0])
 
 
-def test_what_bfloat16_keeps_of_a_small_update(adapted: Adapted) -> None:
+def test_what_bfloat16_keeps_of_a_small_update(adapted):
     """By the definition, `<W' - W, dW> / |dW|^2`, of one kind alone; less than a tenth is lost in float32."""
     model = adapted(dtype=torch.bfloat16)
     added = small(model, 3e-4)
@@ -104,12 +94,12 @@ def test_what_bfloat16_keeps_of_a_small_update(adapted: Adapted) -> None:
     assert "in bfloat16" in str(report)
 
 
-def test_unmerging_what_is_not_merged(adapted: Adapted) -> None:
+def test_unmerging_what_is_not_merged(adapted):
     with pytest.warns(UserWarning, match="Already unmerged"):
         adapted().bishare.unmerge()
 
 
-def test_without_copies_there_is_no_way_back(adapted: Adapted) -> None:
+def test_without_copies_there_is_no_way_back(adapted):
     model = adapted()
     model.bishare.merge(keep_base=False)
     merged = weights(model)
@@ -122,7 +112,7 @@ def test_without_copies_there_is_no_way_back(adapted: Adapted) -> None:
     assert model.bishare.merge_and_unload() is model
 
 
-def test_a_diverged_adapter_changes_nothing(adapted: Adapted, ids: torch.Tensor) -> None:
+def test_a_diverged_adapter_changes_nothing(adapted, ids):
     model = adapted()
     base, want = weights(model), logits(model, ids)
     with torch.no_grad():
@@ -134,14 +124,12 @@ def test_a_diverged_adapter_changes_nothing(adapted: Adapted, ids: torch.Tensor)
     assert not model.bishare.merged
 
 
-def test_an_interrupted_merge_goes_back_or_refuses_to_run(
-    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_merge_goes_back_or_refuses_to_run(adapted, ids, tmp_path, monkeypatch):
     model = adapted()
     base, want = weights(model), logits(model, ids)
     merge_site, calls = merging._merge_site, []
 
-    def interrupt(*args: Any) -> None:
+    def interrupt(*args):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -169,7 +157,7 @@ def test_an_interrupted_merge_goes_back_or_refuses_to_run(
 # Weights that cannot be merged into ---------------------------------------------------------------
 
 
-def test_a_weight_that_another_module_uses_the_memory_of() -> None:
+def test_a_weight_that_another_module_uses_the_memory_of():
     model = tiny_model("llama")
     layers = model.model.layers
     # Two parameters, one memory.
@@ -180,9 +168,7 @@ def test_a_weight_that_another_module_uses_the_memory_of() -> None:
 
 
 @pytest.mark.parametrize("shared", ["layer", "mlp", "module", "weight"])
-def test_a_module_that_stands_in_two_layers_is_merged_or_untied_as_told(
-    shared: str, ids: torch.Tensor
-) -> None:
+def test_a_module_that_stands_in_two_layers_is_merged_or_untied_as_told(shared, ids):
     """F41: where the adapter runs at both places, so does the merged weight; else what the error says helps."""
     model = tiny_model("llama").eval()
     layers = model.model.layers
@@ -209,8 +195,7 @@ def test_a_module_that_stands_in_two_layers_is_merged_or_untied_as_told(
     assert torch.equal(logits(model, ids), wanted)
 
 
-def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Tensor) -> None:
-
+def test_weights_offloaded_to_the_cpu_are_merged(adapted, ids):
     model = adapted()
     want = logits(model, ids)
     cpu_offload(model, execution_device=torch.device("cpu"))
@@ -225,7 +210,7 @@ def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Te
     torch.testing.assert_close(logits(model, ids), want)
 
 
-def logits_disabled(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def logits_disabled(model, ids):
     with model.bishare.disable_adapter():
         return logits(model, ids)
 
@@ -234,11 +219,11 @@ def logits_disabled(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 class Dequantisable(Int8Linear):
-    def dequantize(self) -> torch.Tensor:
+    def dequantize(self):
         return self.weight * self.scale
 
 
-def quantised(kind: type[Int8Linear], family: str = "qwen2") -> Any:
+def quantised(kind, family="qwen2"):
     model = quantise(tiny_model(family), lambda path: path.endswith((".q_proj", ".up_proj")), kind)
     compile_spec(parse_spec(SPEC), model, seed=3)
     with torch.no_grad():
@@ -248,7 +233,7 @@ def quantised(kind: type[Int8Linear], family: str = "qwen2") -> Any:
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Dequantisable])
-def test_a_quantised_base_is_refused(kind: type[Int8Linear]) -> None:
+def test_a_quantised_base_is_refused(kind):
     model = quantised(kind)
     with pytest.raises(AdapterError, match=rf"BS622.*{kind.__name__}, int8") as caught:
         model.bishare.merge()
@@ -260,7 +245,7 @@ def test_a_quantised_base_is_refused(kind: type[Int8Linear]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Dequantisable, Int8Linear])  # told; by what it computes
-def test_a_quantised_base_is_dequantised_on_request(kind: Any, ids: torch.Tensor) -> None:
+def test_a_quantised_base_is_dequantised_on_request(kind, ids):
     model = quantised(kind)
     want, layer = logits(model, ids), model.model.layers[0].self_attn.q_proj
     report = model.bishare.merge(dequantize=True)
@@ -273,7 +258,7 @@ def test_a_quantised_base_is_dequantised_on_request(kind: Any, ids: torch.Tensor
 
 
 @pytest.mark.parametrize("how", ["merge", "unload", "export"])
-def test_tied_tables_of_two_towers_are_merged_after_a_resize(how: str, tmp_path: Path) -> None:
+def test_tied_tables_of_two_towers_are_merged_after_a_resize(how, tmp_path):
     """`resize_token_embeddings` makes the tables of T5's towers one module. Found by `make hunt`."""
     model = tiny_model("t5", tie_word_embeddings=True).eval()
     model.resize_token_embeddings(model.config.vocab_size + 3, mean_resizing=False)

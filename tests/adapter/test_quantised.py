@@ -21,6 +21,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms.registry import transform_names
 from tests.methods.test_every_method import TINY
 from tests.support.checks import randomize
+from tests.support.quantised import quantise
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPEC = """
@@ -38,11 +39,7 @@ def dense():
 
 
 def replaced(make):
-    model = dense()
-    for path, module in list(model.named_modules()):
-        if type(module) is nn.Linear and path != "lm_head":
-            model.set_submodule(path, make(module))
-    return model.requires_grad_(False)
+    return quantise(dense(), lambda path: path != "lm_head", make).requires_grad_(False)
 
 
 def bitsandbytes_4():

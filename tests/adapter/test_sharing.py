@@ -114,11 +114,6 @@ def test_one_that_was_changed_by_hand_is_refused(folder):
 
 
 def test_peft_writes_it_and_refuses_another(tmp_path):
-    from peft import PeftModel
-
-    import bishare_dsl.peft  # noqa: F401
-    from bishare_dsl.diagnostics import AdapterError
-
     text, folder = TEXT.replace(" share", "\nshare"), tmp_path / "adapter"
     plan = plan_spec(parse_spec(text), tiny_model("llama"))
     save_adapter(folder, plan, draw(plan, 0), text, seed=0)

@@ -3,8 +3,6 @@
 import copy
 import json
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
+from tests.support.quantised import quantise
 from tests.support.stored import load_stored
 
 PISSA = "share s per module rank 3 init A svd, B svd"
@@ -35,25 +34,24 @@ TARGETS = {
 }
 
 
-def spec(share: str, family: str = "llama") -> Any:
+def spec(share, family="llama"):
     return parse_spec(f"spec x\ntarget {TARGETS[family]}\n{share}")
 
 
-def adapted(share: str, family: str = "llama", **settings: Any) -> Any:
+def adapted(share, family="llama", **settings):
     return compile_spec(spec(share, family), tiny_model(family), **settings)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     with torch.no_grad():
-        found: torch.Tensor = model(**tiny_inputs(model)).logits
-    return found
+        return model(**tiny_inputs(model)).logits
 
 
-def part(weight: torch.Tensor, rows: slice) -> torch.Tensor:
+def part(weight, rows):
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     return u[:, rows] * s[rows] @ vh[rows]
 
@@ -61,7 +59,7 @@ def part(weight: torch.Tensor, rows: slice) -> torch.Tensor:
 @pytest.mark.each_once
 @pytest.mark.parametrize("share", [PISSA, XS])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
-def test_invariants(family: str, share: str) -> None:
+def test_invariants(family, share):
     check_spec(spec(share, family), tiny_model(family))
 
 
@@ -69,9 +67,7 @@ def test_invariants(family: str, share: str) -> None:
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("bottom", ["", "_bottom"])
 @pytest.mark.parametrize("scale", [1, 4, -0.5])
-def test_scale_times_the_product_is_a_part_of_the_weight(
-    family: str, bottom: str, scale: float
-) -> None:
+def test_scale_times_the_product_is_a_part_of_the_weight(family, bottom, scale):
     start = f"svd{bottom}"
     model = adapted(f"share s per module rank 3 scale {scale} init A {start}, B {start}", family)
     tensors, maps = model.bishare.tensors(), linear_maps(model)
@@ -86,7 +82,7 @@ def test_scale_times_the_product_is_a_part_of_the_weight(
         close(*squares)  # Either has its half of the singular values.
 
 
-def test_what_is_shared_has_the_directions_of_all_and_each_is_fitted_to_it() -> None:
+def test_what_is_shared_has_the_directions_of_all_and_each_is_fitted_to_it():
     model = adapted("share s A per layer, in B per module rank 3 scale 2 init A svd, B svd")
     plan, tensors, maps = model.bishare.plan, model.bishare.tensors(), linear_maps(model)
     pool = next(pool for pool in plan.pools if pool.role == "A" and len(pool.members) > 2)
@@ -100,7 +96,7 @@ def test_what_is_shared_has_the_directions_of_all_and_each_is_fitted_to_it() -> 
         close(2 * b.T @ a, weight @ vh[:3].T @ vh[:3])
 
 
-def test_of_a_large_weight() -> None:
+def test_of_a_large_weight():
     """Krylov iteration, held to the whole decomposition; the same each time."""
     random = torch.Generator().manual_seed(0)
     u, _ = torch.linalg.qr(torch.randn(1200, 1100, generator=random))
@@ -116,7 +112,7 @@ def test_of_a_large_weight() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fresh_model_is_its_base_up_to_rounding(dtype: torch.dtype) -> None:
+def test_a_fresh_model_is_its_base_up_to_rounding(dtype):
     base = tiny_model("llama").to(dtype)
     expected, reach = logits(base), 8 * torch.finfo(dtype).eps
     model = compile_spec(spec(PISSA), copy.deepcopy(base))
@@ -126,9 +122,7 @@ def test_a_fresh_model_is_its_base_up_to_rounding(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("share", [PISSA, XS])
-def test_it_is_stored_and_never_computed_again(
-    share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_stored_and_never_computed_again(share, tmp_path, monkeypatch):
     model = adapted(share)
     with warnings.catch_warnings():
         warnings.simplefilter("error", BishareWarning)
@@ -147,7 +141,7 @@ def test_it_is_stored_and_never_computed_again(
         assert found[name].requires_grad is tensor.requires_grad
 
 
-def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path: Path) -> None:
+def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path):
     model = adapted("share s per module rank 3 init A svd, B kaiming_uniform")
     tensors = model.bishare.tensors()
     name = "s.layers.0.self_attn.q_proj.B"
@@ -162,28 +156,20 @@ def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path: Path) -> N
 class Opaque(nn.Module):
     """A layer as a quantiser makes one: it has another weight than it was given, and tells it by request."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_buffer("codes", (linear.weight * 8).round().to(torch.int8))
 
-    def dequantize(self) -> torch.Tensor:
+    def dequantize(self):
         return self.codes.float() / 8
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return x @ self.dequantize().to(x).T
 
 
-def replaced(kind: type[nn.Module]) -> Any:
-    model = tiny_model("llama")
-    for path, module in list(model.named_modules()):
-        if type(module) is nn.Linear and path != "lm_head":
-            model.set_submodule(path, kind(module))
-    return model.requires_grad_(False)
-
-
-def test_of_a_quantised_base_the_directions_are_those_of_what_it_computes_with() -> None:
-    base = replaced(Opaque)
+def test_of_a_quantised_base_the_directions_are_those_of_what_it_computes_with():
+    base = quantise(tiny_model("llama"), lambda path: path != "lm_head", Opaque)
     model = compile_spec(spec(PISSA), copy.deepcopy(base))
     close(logits(model), logits(base))
     tensors = model.bishare.tensors()
@@ -196,7 +182,7 @@ def test_of_a_quantised_base_the_directions_are_those_of_what_it_computes_with()
     close(logits(model), expected)
 
 
-def test_shapes_alone_give_no_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shapes_alone_give_no_tensors(tmp_path, capsys):
     file = tmp_path / "x.share"
     file.write_text(f"spec x\ntarget q_proj\n{PISSA}\n")
     arguments = ["compile", str(file), "--model", "smollm2-135m", "--out", str(tmp_path / "out")]
@@ -213,7 +199,7 @@ def test_shapes_alone_give_no_tensors(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*arguments[:-2], "--emit", "graph"]) == 0
 
 
-def test_what_is_subtracted_stands_in_the_plan() -> None:
+def test_what_is_subtracted_stands_in_the_plan():
     plan = plan_spec(spec(f"{PISSA} dropout 0.5 scale 2"), tiny_model("llama"))
     for terms in plan.terms_of.values():
         learned, away = terms
@@ -226,7 +212,7 @@ def test_what_is_subtracted_stands_in_the_plan() -> None:
 
 
 @pytest.mark.parametrize("share", [PISSA, XS, "share s per module rank 3 init A svd, B normal"])
-def test_its_updates_are_read(share: str, tmp_path: Path) -> None:
+def test_its_updates_are_read(share, tmp_path):
     model = adapted(share)
     with torch.no_grad():
         for tensor in model.bishare.tensors().values():
@@ -239,7 +225,7 @@ def test_its_updates_are_read(share: str, tmp_path: Path) -> None:
             assert float(found.norm()) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_fit_has_no_weights(tmp_path: Path) -> None:
+def test_a_fit_has_no_weights(tmp_path):
     model = adapted("share s per module rank 2")
     randomize(model)
     model.bishare.save_pretrained(tmp_path / "given")

@@ -2,7 +2,6 @@
 
 import copy
 import threading
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -43,8 +42,6 @@ NAMES = {
     "another plan": ["b", None, "b2", "b"],
     "two plans": ["b", "a", None, "a2"],
 }
-
-Names = Sequence[str | None]
 
 
 def config(spec, params=None, seed=0):

@@ -1,7 +1,6 @@
 """Training mixed batches: each row's adapter gets the gradients that it gets alone."""
 
 import copy
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -9,9 +8,7 @@ import torch
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
-from tests.batched.test_batches import IDS, NAMES, filled
-
-Names = Sequence[str | None]
+from tests.batched.test_batches import IDS, NAMES, filled, logits_alone
 
 
 @pytest.fixture
@@ -80,11 +77,16 @@ def test_tables_of_tokens(tied):
     """Padding gives no gradient, and dropout drops whole tokens."""
     base = tiny_model("llama", pad_token_id=5, tie_word_embeddings=tied)
     target = "lm_head, embed_tokens" if tied else "embed_tokens"
-    text = f"spec s\ntarget {target}\nshare x per module rank 2 dropout 0.5"
-    model = trains(filled(base, {"a": text, "b": text}))
+    text = f"spec s\ntarget {target}\nshare x per module rank 2 dropout 0.5 scale 3"
+    model = filled(base, {"a": text, "b": text})
     ids = IDS.clone()
     ids[:, 2] = 5
     names = ["a", "b", "b", "a"]
+    with torch.no_grad():
+        for order in (names, sorted(names)):
+            wanted = logits_alone(model, order, ids)
+            torch.testing.assert_close(model(ids, adapter_names=order).logits, wanted)
+    trains(model)
     losses(model(ids, adapter_names=names).logits, ids).sum().backward()
     found = gradients(model)
     name = next(n for n, t in model.bishare.tensors().items() if 64 in t.shape)

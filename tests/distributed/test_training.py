@@ -11,10 +11,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -55,7 +52,7 @@ TENSORS = "adapter_model.safetensors"
 CLOSE = 1e-5
 
 
-def inputs(folder: Path) -> None:
+def inputs(folder):
     """A base with its tokenizer, rows of all lengths, a spec, and a run in one process."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(60))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
@@ -66,7 +63,7 @@ def inputs(folder: Path) -> None:
     tiny_model("llama").save_pretrained(folder / "base")
     draw = random.Random(0)
 
-    def rows(lengths: list[int]) -> str:
+    def rows(lengths):
         texts = [(draw.choices(words[4:], k=3), draw.choices(words[4:], k=k)) for k in lengths]
         pairs = [{"prompt": " ".join(a), "completion": " " + " ".join(b)} for a, b in texts]
         return "".join(json.dumps(pair) + "\n" for pair in pairs)
@@ -81,7 +78,7 @@ def inputs(folder: Path) -> None:
 together = Together(inputs)
 
 
-def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+def asked(folder, name, **more):
     """The arguments of a run, by those of `train`; its batch is divided for two processes."""
     return {
         "spec": str(folder / "spec.share"),
@@ -95,20 +92,20 @@ def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def command(arguments: Mapping[str, Any]) -> list[str]:
+def command(arguments):
     """The same on the command line."""
     spec, *options = arguments.items()
     return ["train", spec[1], "-q", *(f"--{name}={value}" for name, value in options)]
 
 
-def log(folder: Path) -> list[dict[str, float]]:
+def log(folder):
     """What was logged, but for what depends on the machine, or on padding."""
     entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     left_out = re.compile("second|runtime|flos|tokens|train_loss")
     return [{k: v for k, v in entry.items() if not left_out.search(k)} for entry in entries]
 
 
-def assert_as_one_process(folder: Path, name: str) -> None:
+def assert_as_one_process(folder, name):
     """A run logged and saved what the one in one process did."""
     if distributed.is_initialized():
         distributed.barrier()  # The first process has more to do at the end of a run.
@@ -123,17 +120,17 @@ def assert_as_one_process(folder: Path, name: str) -> None:
             torch.testing.assert_close(value, expected[tensor], atol=CLOSE, rtol=0, msg=tensor)
 
 
-def assert_bit_for_bit(folder: Path, name: str, expected: str) -> None:
+def assert_bit_for_bit(folder, name, expected):
     assert log(folder / name) == log(folder / expected)
     stored = (folder / n / TENSORS for n in (name, expected))
     assert len({path.read_bytes() for path in stored}) == 1
 
 
-def on_process(number: int, act: Callable[[Any], object]) -> TrainerCallback:
+def on_process(number, act):
     """A callback by which one process does something to its model when two steps are done."""
 
     class Acts(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        def on_step_begin(self, args, state, control, **given):
             if state.global_step == 2 and args.process_index == number:
                 act(given["model"])
 
@@ -141,7 +138,7 @@ def on_process(number: int, act: Callable[[Any], object]) -> TrainerCallback:
 
 
 @together
-def fsdp_and_several_tasks_are_refused(folder: Path) -> None:
+def fsdp_and_several_tasks_are_refused(folder):
     """accelerate's config asks for FSDP."""
     with pytest.raises(TrainError, match=r"BS732(?s:.*)FSDP"):
         train(**asked(folder, "fsdp"), quiet=True)
@@ -154,7 +151,7 @@ def fsdp_and_several_tasks_are_refused(folder: Path) -> None:
 
 
 @contextmanager
-def ddp() -> Iterator[pytest.MonkeyPatch]:
+def ddp():
     """Let accelerate's config, which asks for FSDP, ask for DDP."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "false")
@@ -162,11 +159,11 @@ def ddp() -> Iterator[pytest.MonkeyPatch]:
 
 
 @together
-def the_command(folder: Path) -> None:
+def the_command(folder):
     """One process speaks, and DDP need not look for parameters that are not used."""
     looked, wrap = [], DistributedDataParallel.__init__
 
-    def wrapped(self: Any, *given: Any, **options: Any) -> None:
+    def wrapped(self, *given, **options):
         looked.append(options.get("find_unused_parameters", False))
         wrap(self, *given, **options)
 
@@ -179,7 +176,7 @@ def the_command(folder: Path) -> None:
 
 
 @together
-def the_command_that_is_resumed(folder: Path) -> None:
+def the_command_that_is_resumed(folder):
     if os.environ["RANK"] == "0":
         shutil.copytree(folder / "command", folder / "again")
     distributed.barrier()
@@ -189,7 +186,7 @@ def the_command_that_is_resumed(folder: Path) -> None:
 
 
 @together
-def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
+def a_loss_that_is_no_number_on_one_process(folder):
     """All of them stop."""
     spoil = on_process(1, lambda model: model.bishare.tensors()["inter.A"].data.fill_(torch.nan))
     given = asked(folder, "spoilt", load_best_model_at_end=False)
@@ -198,5 +195,5 @@ def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", together)
-def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+def test_two_processes(name, found):
     assert [process[name] for process in found] == ["", ""]

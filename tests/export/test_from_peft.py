@@ -1,7 +1,6 @@
 """A LoRA that PEFT has saved, as an adapter: what it computes is what PEFT computes."""
 
 import json
-from typing import Any
 
 import peft
 import pytest
@@ -28,7 +27,7 @@ PATTERNS = {
     "rank_pattern": {"k_proj": 2, r"layers\.1\.mlp\.down_proj": 3},
     "alpha_pattern": {"q_proj": 16, r"^model\.layers\.0\.mlp\.down_proj": 5},
 }
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+SETTINGS = {
     "plain": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
     "patterns": ("llama", PATTERNS),
     "rsLoRA": (
@@ -142,7 +141,7 @@ def classifier():
     return transformers.BertForSequenceClassification(config).eval()
 
 
-WHOLE: dict[str, tuple[Any, dict[str, Any], str]] = {
+WHOLE = {
     "a head": ("llama", {"modules_to_save": ["lm_head"]}, 'train path "lm_head.weight"'),
     "norms": (
         "llama",
@@ -249,7 +248,7 @@ def test_dora_as_peft_saves_it(tmp_path):
     assert all(plan.magnitude(site.path) is not None for site in plan.sites)
 
 
-WRONG: tuple[tuple[str, Any, str], ...] = (
+WRONG = (
     ("r", 0, "r: .*greater than 0"),
     ("r", None, "r: .*integer"),
     ("r", 10**400, "r: .*less than"),

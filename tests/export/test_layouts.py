@@ -11,7 +11,7 @@ from bishare_dsl import load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export import TARGETS
+from bishare_dsl.export import TARGETS, experts, from_peft
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.from_peft import read_peft
@@ -121,7 +121,6 @@ def test_a_tensor_too_many_is_named(target, tmp_path):
 
 def test_a_row_that_drifts_is_an_error(tmp_path, monkeypatch):
     """If a reader takes a tensor otherwise than the writer, the module is named."""
-    from bishare_dsl.export import experts, from_peft
 
     def drifted(factors, *given):
         origins = experts.expand_experts(factors, *given)
@@ -138,8 +137,6 @@ def test_a_row_that_drifts_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", FOLDERS)
 def test_what_cannot_be_read_again_is_removed(target, tmp_path, monkeypatch):
-    from bishare_dsl.export import from_peft
-
     model, plan, tensors = adapter("llama", DENSE)
     monkeypatch.setattr(from_peft, "FACTOR", re.compile("(x)(y)(z)"))  # Factors become strange.
     with pytest.raises(AdapterError, match="BS656"):

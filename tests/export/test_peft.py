@@ -1,7 +1,5 @@
 import json
 import re
-from collections.abc import Callable
-from typing import Any
 
 import peft
 import pytest
@@ -19,7 +17,6 @@ from tests.support.families import tiny_model
 get_pattern_key = peft.utils.other.get_pattern_key
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
-Adapted = Callable[..., Any]
 
 # Ranks differ between modules, so that some are padded.
 UNEVEN = """

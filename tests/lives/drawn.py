@@ -1,18 +1,14 @@
 """What lives are drawn from: specs that `meaningful_specs` leaves out, and batches that models read."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bishare_dsl import parse_spec
-from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import spec_text
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.plan import build_plan
 from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_inputs
-from tests.support.plans import meaningful_specs, small_models
+from tests.support.plans import fits, meaningful_specs, small_models
 from tests.support.quantised import Int8Linear
 
 # Each holds what no other does: starts from the base's weights, what is stored compactly, what is seen in
@@ -44,14 +40,6 @@ def specs(architecture):
             drawn, drawn, st.sampled_from(written).map(lambda text: parse_spec(f"spec t {text}"))
         )
     return drawn.map(spec_text)
-
-
-def fits(spec, architecture):
-    try:
-        build_plan(spec, architecture)
-    except BishareError:
-        return False
-    return True
 
 
 class Base:

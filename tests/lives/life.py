@@ -3,13 +3,10 @@
 What it should be is kept beside it: the base, and of each adapter its plan and the values of its tensors.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 import tempfile
 import warnings
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,12 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.compiler import make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.peft import as_peft_model
+from bishare_dsl.peft.method import install
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import offset_of
 from tests.lives.drawn import Base, bases, batches, specs
-from tests.lives.several import FIRST, Several
 from tests.support.checks import randomize
 from tests.support.references import reference_model
 
@@ -36,14 +34,12 @@ MERGED = 2e-3
 GRADIENTS = 2e-3
 # What these give is of each image with each text, and so of no one row.
 PAIRS = ("clip", "siglip")
+FIRST = "default"
 # The base is quantised, or what is added is not linear: nothing can be merged.
 NO_MATRIX = ("BS622", "BS633")
 
 # What a folder of a type may lose of a tensor, relative to its largest number.
 LOST = {"bfloat16": 2**-8, "int8": 2**-7, "int4": 2**-3}
-
-# How often each thing was done, and how often it was refused.
-COUNTS = Counter()
 
 
 @dataclass
@@ -72,14 +68,13 @@ class Life(RuleBasedStateMachine):
         self.inputs = data.draw(batches(self.base), "inputs")
         self.dtype = torch.float32
         self.resized = 0
-        COUNTS["lives"] += 1
         self.begin(data, seed)
 
     def begin(self, data, seed):
         """Adapt a copy of the base, and give the adapter values with which it does something."""
         spec = data.draw(specs(self.drawn.architecture), "spec")
         self.model = copy.deepcopy(self.base)
-        with refusal("adapt"):
+        with refusal():
             compile_spec(spec, self.model, seed=seed)
         if not hasattr(self.model, "bishare"):
             reject()
@@ -141,14 +136,12 @@ class Life(RuleBasedStateMachine):
             model = base if name is None else self.dense(self.known[name], base)
             moved = run(model, self.inputs, self.dtype)[rows]
             if apart(moved, self.expected(name)[rows]) > tolerance / 4:
-                COUNTS["unstable"] += 1
                 return True
         return False
 
     @invariant()
     def computes_what_the_reference_does(self):
         if hasattr(self, "known"):
-            COUNTS["steps"] += 1
             self.check(run(self.model, self.inputs, self.dtype), self.active, "logits")
 
     # What is done ----------------------------------------------------------------------------------
@@ -222,7 +215,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: not self.merged)
     @rule()
     def merge(self):
-        with refusal("merge", *NO_MATRIX):
+        with refusal(*NO_MATRIX):
             self.handle.merge()
             self.merged = True
 
@@ -251,11 +244,11 @@ class Life(RuleBasedStateMachine):
             known = copy.copy(self.now)
             if beside:
                 name = self.free_name()
-                with refusal("load beside", "BS643"):
-                    self.several.load(place, name)
-                if name not in self.several.names:
+                with refusal("BS643"):
+                    install(self.model, read_fitting(place, self.model)[0], name=name)
+                if name not in self.handle.adapters:
                     return
-                self.several.switch(name)
+                self.handle.set_adapter(name)
                 self.known[name], self.active = known, name
             else:
                 model = copy.deepcopy(self.base)
@@ -290,7 +283,6 @@ class Life(RuleBasedStateMachine):
             except AttributeError as error:
                 # transformers leaves hooks behind that it cannot pickle.
                 assert "local object" in str(error)  # noqa: PT017 - what it says is all there is of it
-                COUNTS[f"not pickled: {error}"] += 1
                 return
         if not self.merged:
             randomize(before, 17)
@@ -326,7 +318,7 @@ class Life(RuleBasedStateMachine):
         size = self.base.get_input_embeddings().weight.shape[0] + more
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            with refusal("resize", "BS698" if at_tables else "none"):
+            with refusal("BS698" if at_tables else "none"):
                 self.model.resize_token_embeddings(size, mean_resizing=False)
                 assert not at_tables
             if at_tables:
@@ -369,7 +361,7 @@ class Life(RuleBasedStateMachine):
         """Write a plain LoRA, and read it again."""
         with (
             tempfile.TemporaryDirectory() as folder,
-            refusal("export", "BS646", "BS656", "BS692", *NO_MATRIX),
+            refusal("BS646", "BS656", "BS675", "BS692", *NO_MATRIX),
         ):
             self.handle.export(f"{folder}/lora")
             other = copy.deepcopy(self.base)
@@ -379,10 +371,6 @@ class Life(RuleBasedStateMachine):
 
     # Several adapters ------------------------------------------------------------------------------
 
-    @property
-    def several(self):
-        return Several(self.model)
-
     def free_name(self):
         return next(name for i in range(99) if (name := f"n{i}") not in self.known)
 
@@ -391,11 +379,11 @@ class Life(RuleBasedStateMachine):
     def add(self, data, seed):
         spec = data.draw(specs(self.drawn.architecture), "spec")
         name = self.free_name()
-        with refusal("add", "BS403", "BS304"):  # Towers may differ in their layers.
-            self.several.add(spec, name, seed)
-        if name not in self.several.names:
+        with refusal("BS403", "BS304"):  # Towers may differ in their layers.
+            install(self.model, make_plan(spec, self.model), seed, name)
+        if name not in self.handle.adapters:
             return
-        self.several.switch(name)
+        self.handle.set_adapter(name)
         self.active = name
         self.known[name] = Known(self.handle.plan, {})
         self.fill(seed, data.draw(st.booleans(), "frozen too"))
@@ -403,19 +391,19 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def switch(self, data):
         name = data.draw(st.sampled_from(sorted(self.known)), "name")
-        with refusal("switch", "BS643"):
-            self.several.switch(name)
+        with refusal("BS643"):
+            self.handle.set_adapter(name)
             self.active = name
 
     @precondition(lambda self: len(self.known) > 1)
     @rule(data=st.data())
     def delete(self, data):
         name = data.draw(st.sampled_from(sorted(self.known)), "name")
-        with refusal("delete", "BS643"):
-            self.several.delete(name)
-        for gone in {*self.known} - {*self.several.names}:
+        with refusal("BS643"):
+            self.handle.delete_adapter(name)
+        for gone in {*self.known} - {*self.handle.adapters}:
             del self.known[gone]
-        self.active = self.several.active
+        [self.active] = self.handle.active
 
     @precondition(lambda self: not self.merged)
     @rule(data=st.data())
@@ -424,8 +412,9 @@ class Life(RuleBasedStateMachine):
         rows = len(self.expected(None))
         choices = st.sampled_from([*sorted(self.known), None])
         names = data.draw(st.lists(choices, min_size=rows, max_size=rows), "names")
-        with refusal("mix", "BS6"), torch.no_grad():
-            found = logits_of(self.several.run(cast(self.inputs, self.dtype), names))
+        with refusal("BS6"), torch.no_grad():
+            with self.handle.rows(names):
+                found = logits_of(self.model(**cast(self.inputs, self.dtype)))
             for row, name in enumerate(names if self.family not in PAIRS else ()):
                 self.check(found[row], name, f"row {row} of a mixed batch {names}", row)
 
@@ -436,7 +425,7 @@ class Life(RuleBasedStateMachine):
         """Take the adapter out, or merge for good; then adapt the base anew."""
         if merged:
             model = self.model
-            with refusal("merge_and_unload", *NO_MATRIX):
+            with refusal(*NO_MATRIX):
                 model.bishare.merge_and_unload()
             if hasattr(model, "bishare"):
                 return
@@ -454,16 +443,14 @@ class Life(RuleBasedStateMachine):
 
 
 @contextmanager
-def refusal(what, *codes):
+def refusal(*codes):
     """Let something be refused, with codes that begin so; what is refused has changed nothing."""
-    COUNTS[what] += 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BishareWarning)
             yield
     except BishareError as error:
         for problem in error.problems:
-            COUNTS[f"{what} refused with {problem.code}"] += 1
             known = any(str(problem.code).startswith(code) for code in codes)
             if codes and problem.severity == "error" and not known:
                 raise

@@ -1,4 +1,4 @@
-"""Drawn lives of adapted models, beside the dense reference; `make hunt` draws for as long as one likes."""
+"""Drawn lives of adapted models, beside the dense reference; `make hunt` draws 250, others each time."""
 
 import pytest
 from hypothesis import settings

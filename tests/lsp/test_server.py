@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from pathlib import Path
 
 import pytest
 import pytest_lsp
@@ -37,7 +36,7 @@ async def client(lsp_client: LanguageClient, tmp_path_factory):
     assert lsp_client._server.returncode == 0
 
 
-async def told(client, uri: str) -> list[lsp.Diagnostic]:
+async def told(client, uri):
     """Wait until the server tells what is wrong with a document."""
     found = None
     while found is None or found.uri != uri:
@@ -49,7 +48,7 @@ async def told(client, uri: str) -> list[lsp.Diagnostic]:
     return list(found.diagnostics)
 
 
-async def opened(client, path: Path, text: str) -> lsp.TextDocumentIdentifier:
+async def opened(client, path, text):
     """Open a file, and wait until the server has told what is wrong with it."""
     path.write_text(text, encoding="utf-8")
     item = lsp.TextDocumentItem(uri=path.as_uri(), language_id="share", version=1, text=text)
@@ -58,7 +57,7 @@ async def opened(client, path: Path, text: str) -> lsp.TextDocumentIdentifier:
     return lsp.TextDocumentIdentifier(item.uri)
 
 
-def place(text: str, what: str) -> lsp.Position:
+def place(text, what):
     offset = text.index(what)
     return lsp.Position(text.count("\n", 0, offset), offset - text.rfind("\n", 0, offset) - 1)
 

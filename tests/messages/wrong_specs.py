@@ -1,7 +1,5 @@
 """Draw wrong specs as people write them: one slip each, in a spec that was right."""
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass

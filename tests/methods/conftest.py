@@ -1,19 +1,15 @@
 """Methods of the literature as shipped specs, on a tiny model with unequal widths and grouped queries."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bishare_dsl import compile_spec
 from bishare_dsl.language import read_file
-from bishare_dsl.plan import Plan
 from bishare_dsl.resources import shipped_specs
-from bishare_dsl.spec import Spec
 from bishare_dsl.testing.models import tiny_model
 from tests.support.checks import randomize
 
@@ -21,7 +17,7 @@ from tests.support.checks import randomize
 LAYERS = 3
 
 
-def spec(name: str, **params: Any) -> Spec:
+def spec(name, **params):
     return read_file(shipped_specs()[name])[0].with_params(params)
 
 
@@ -33,23 +29,23 @@ class Adapted:
     model: Any
 
     @property
-    def plan(self) -> Plan:
+    def plan(self):
         return self.model.bishare.plan
 
-    def tensors(self, site: str) -> dict[str, Tensor]:
+    def tensors(self, site):
         """The tensors of a site with one term, by role."""
         (term,) = self.plan.terms_of[site]
         return {role: self.model.bishare.tensors()[name] for role, name in term.tensors.items()}
 
 
 @pytest.fixture(scope="session")
-def llama() -> Any:
+def llama():
     return tiny_model("llama", num_hidden_layers=LAYERS).double()
 
 
 @pytest.fixture
-def adapted(llama: Any) -> Callable[..., Adapted]:
-    def make(name: str, **params: Any) -> Adapted:
+def adapted(llama):
+    def make(name, **params):
         model = compile_spec(spec(name, **params), copy.deepcopy(llama)).double()
         randomize(model)
         return Adapted(llama, model)
@@ -57,21 +53,21 @@ def adapted(llama: Any) -> Callable[..., Adapted]:
     return make
 
 
-def run(model: Any) -> Tensor:
+def run(model):
     """Logits; their gradients are left in the parameters."""
     ids = torch.arange(12).view(2, 6) * 5 % 64
-    logits: Tensor = model(ids).logits
+    logits = model(ids).logits
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
     model.zero_grad()
     (logits * weights).sum().backward()
     return logits.detach()
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def close(found, expected):
     """Equal up to the rounding of float64."""
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def near(found: Tensor, expected: Tensor) -> None:
+def near(found, expected):
     """Equal up to the rounding of float32, in which `Adapted.delta` computes."""
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-6)

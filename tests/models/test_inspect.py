@@ -1,7 +1,5 @@
 """Sites found in models of every supported family, and in models that are not plain any more."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -61,16 +59,16 @@ EXPECTED = {
 BLOCKS = {"gpt2": "transformer.h", "falcon": "transformer.h", "opt": "model.decoder.layers"}
 
 
-def in_block(family: str, site: Site) -> str:
+def in_block(family, site):
     return site.path.removeprefix(f"{BLOCKS.get(family, 'model.layers')}.{site.layer}.")
 
 
-def unique_parameters(model: nn.Module) -> int:
+def unique_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_sites_of_every_family(family: str) -> None:
+def test_sites_of_every_family(family):
     model = tiny_model(family)
     architecture = inspect_model(model)
     assert architecture.family == architecture.name == family
@@ -86,12 +84,12 @@ def test_sites_of_every_family(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_a_config_alone_gives_the_same(family: str) -> None:
+def test_a_config_alone_gives_the_same(family):
     model = tiny_model(family)
     assert inspect_config(model.config) == inspect_model(model)
 
 
-def test_parents_are_the_nearest_name_that_is_no_number() -> None:
+def test_parents_are_the_nearest_name_that_is_no_number():
     model = nn.ModuleDict(
         {
             "h": nn.ModuleList(
@@ -115,7 +113,7 @@ def test_parents_are_the_nearest_name_that_is_no_number() -> None:
 class Packed(nn.Module):
     """A quantised linear as the libraries make them: eight values in an int32, and scales."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         packed = torch.zeros(linear.weight.numel() // 8, dtype=torch.int32)
@@ -124,7 +122,7 @@ class Packed(nn.Module):
         self.bias = linear.bias
 
 
-def test_a_quantised_weight_counts_as_what_it_stands_for() -> None:
+def test_a_quantised_weight_counts_as_what_it_stands_for():
     model = tiny_model("qwen2")  # with biases on q, k and v
     plain = inspect_model(model)
     for block in model.model.layers:
@@ -134,7 +132,7 @@ def test_a_quantised_weight_counts_as_what_it_stands_for() -> None:
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Embedding(3, 4)])
-def test_a_model_without_linear_layers_in_it_is_refused(model: nn.Module) -> None:
+def test_a_model_without_linear_layers_in_it_is_refused(model):
     with pytest.raises(ModelError) as caught:
         inspect_model(model)
     assert [problem.code for problem in caught.value.problems] == ["BS514"]

@@ -1,13 +1,12 @@
 """The parts that sites play, by family; shipped specs resolve by them."""
 
 from functools import cache
-from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModel
 
 from bishare_dsl import plan_spec
-from bishare_dsl.models import Architecture, inspect_model
+from bishare_dsl.models import inspect_model
 from bishare_dsl.models.parts import PARTS, parts
 from tests.models.test_weights import GATES, mixture
 from tests.support.families import TINY_FAMILIES, tiny_model
@@ -23,19 +22,19 @@ EXPECTED = {
 }
 
 
-def model_of(family: str) -> Any:
+def model_of(family):
     if family in TINY_FAMILIES:
         return tiny_model(family)
     return mixture(family, shared_expert_intermediate_size=24)
 
 
 @cache
-def inspected(family: str) -> Architecture:
+def inspected(family):
     return inspect_model(model_of(family))
 
 
 @pytest.mark.parametrize("family", EXPECTED)
-def test_every_site_plays_the_part_that_its_family_gives_it(family: str) -> None:
+def test_every_site_plays_the_part_that_its_family_gives_it(family):
     sites = inspected(family).sites
     found = [{site.kind for site in sites if part in parts(site)} for part in PARTS]
     assert found[:5] == [{*kinds.split()} for kinds in EXPECTED[family]]
@@ -46,7 +45,7 @@ def test_every_site_plays_the_part_that_its_family_gives_it(family: str) -> None
         assert (site.path in attention) == any(r.startswith("attention") for r in parts(site))
 
 
-def test_encoders() -> None:
+def test_encoders():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AutoConfig.for_model("bert", **sizes, intermediate_size=24, vocab_size=32)
     sites = inspect_model(AutoModel.from_config(config)).sites
@@ -59,7 +58,7 @@ def test_encoders() -> None:
     }
 
 
-def test_a_part_in_conditions_and_keys() -> None:
+def test_a_part_in_conditions_and_keys():
     text = """
         spec s
         target attention_inputs, mlp_downs

@@ -1,10 +1,7 @@
 """Presets against transformers: the arithmetic must give what a model on the meta device has."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
@@ -13,7 +10,7 @@ from bishare_dsl.models import PRESETS, architecture_of, config_of, inspect_conf
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_the_model_that_its_config_builds(name: str) -> None:
+def test_a_preset_is_the_model_that_its_config_builds(name):
     built = inspect_config(AutoConfig.for_model(**config_of(name)))
     assert preset(name).sites == built.sites
     assert preset(name).parameters == built.parameters
@@ -21,13 +18,13 @@ def test_a_preset_is_the_model_that_its_config_builds(name: str) -> None:
     assert preset(name).family == built.family
 
 
-def test_the_hub_id_of_a_preset_needs_no_network() -> None:
+def test_the_hub_id_of_a_preset_needs_no_network():
     known = architecture_of("meta-llama/Meta-Llama-3.1-8B")
     assert known.sites == preset("llama-3-8b").sites
     assert known.name == known.model_id == "meta-llama/Meta-Llama-3.1-8B"
 
 
-def test_presets_import_neither_torch_nor_transformers(tmp_path: Path) -> None:
+def test_presets_import_neither_torch_nor_transformers(tmp_path):
     script = (
         "import sys; from bishare_dsl.models import architecture_of; architecture_of('llama-3.1-405b');"
         "assert not {'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules)"

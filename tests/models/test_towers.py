@@ -3,7 +3,7 @@
 import pytest
 
 from bishare_dsl import parse_spec, plan_spec
-from bishare_dsl.models import Site, inspect_model
+from bishare_dsl.models import inspect_model
 from tests.support.checks import check_spec
 from tests.support.families import TINY_TOWERS, tiny_model
 from tests.support.parts import quick
@@ -28,8 +28,8 @@ share local  per module  rank 1  where layer == -1
 
 
 @pytest.mark.parametrize("family", TINY_TOWERS)
-def test_each_stack_counts_its_own_layers(family: str) -> None:
-    found: dict[str, set[int]] = {}
+def test_each_stack_counts_its_own_layers(family):
+    found = {}
     for site in inspect_model(tiny_model(family)).sites:
         found.setdefault(site.tower, set()).add(site.layer)
     assert {tower: len(layers) for tower, layers in found.items()} == TOWERS[family]
@@ -40,16 +40,16 @@ SOME = quick(TINY_TOWERS, ["bert", "t5", "siglip", "qwen3_vl"])
 
 
 @pytest.mark.parametrize("family", SOME)
-def test_every_invariant(family: str) -> None:
+def test_every_invariant(family):
     check_spec(parse_spec(SPEC), tiny_model(family))
 
 
-def plan(family: str, target: str) -> list[Site]:
+def plan(family, target):
     text = f"spec s\ntarget {target}\nshare x per tower, layer, kind rank 1"
     return [*plan_spec(text, tiny_model(family)).sites]
 
 
-def test_conditions_on_towers() -> None:
+def test_conditions_on_towers():
     assert {(s.tower, s.layer) for s in plan("whisper", "tower == decoder and layer in -2..")} == {
         ("decoder", 1),
         ("decoder", 2),

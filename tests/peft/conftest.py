@@ -19,6 +19,23 @@ share b per module rank 2
 """
 
 
+def logits(model, ids, **given):
+    with torch.no_grad():
+        return model(ids, **given).logits
+
+
+def with_two(base, spec):
+    """A `PeftModel` with adapters a, which runs, and b, that do something."""
+    model = get_peft_model(base, BishareConfig(spec=spec, task_type="CAUSAL_LM"), "a")
+    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
+    for seed, adapter in enumerate("ab"):
+        random = torch.Generator().manual_seed(seed)
+        for name, tensor in base.bishare[adapter].tensors().items():
+            if base.bishare.plan.tensor[name].trainable:
+                tensor.data.add_(torch.randn(tensor.shape, generator=random), alpha=0.2)
+    return model.eval()
+
+
 @pytest.fixture
 def base():
     return tiny_model("llama").eval()

@@ -1,7 +1,4 @@
-"""Every door by which an adapter comes into a model, by every damage: refused, and the model is as it was.
-
-`python -m tests.peft.test_doors` prints the table.
-"""
+"""Every door by which an adapter comes into a model, by every damage: refused, and the model is as it was."""
 
 import copy
 import json

@@ -3,14 +3,14 @@
 import copy
 import signal
 import warnings
-from pathlib import Path
+from itertools import product
 
 import huggingface_hub
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers.utils import PushToHubMixin
+from transformers.utils import PushToHubMixin, hub
 
 from bishare_dsl import compile_spec
 from bishare_dsl.adapter.handle import Handle
@@ -18,27 +18,10 @@ from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.peft.method import as_peft_model
 from bishare_dsl.testing.models import tiny_model
-from tests.peft.conftest import SPEC
+from tests.peft.conftest import SPEC, logits, with_two
 from tests.support.checks import randomize
 
 PLAIN = "spec plain\ntarget q_proj, down_proj\nshare a per module rank 2\n"
-
-
-def logits(model, ids):
-    with torch.no_grad():
-        return model(ids).logits
-
-
-def with_two(base, spec=PLAIN):
-    """A `PeftModel` with adapters a, which runs, and b, that do something."""
-    model = get_peft_model(base, BishareConfig(spec=spec, task_type="CAUSAL_LM"), "a")
-    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
-    for seed, name in enumerate("ab"):
-        tensors = model.get_base_model().bishare[name].tensors()
-        random = torch.Generator().manual_seed(seed)
-        for tensor in tensors.values():
-            tensor.data.add_(torch.randn(tensor.shape, generator=random), alpha=0.2)
-    return model.eval()
 
 
 # The same object ------------------------------------------------------------------------------------------
@@ -67,7 +50,7 @@ def test_three_ways_put_the_same_into_a_model(base, ids):
 
 
 def test_a_peft_model_of_several_adapters(base, ids, tmp_path):
-    model = with_two(base).get_base_model()
+    model = with_two(base, PLAIN).get_base_model()
     model.bishare.set_adapter("b")
     want = logits(model, ids)
     with warnings.catch_warnings():
@@ -82,7 +65,7 @@ def test_a_peft_model_of_several_adapters(base, ids, tmp_path):
 
 def test_every_level_agrees_on_the_adapters_that_run(base):
     """`active_adapters` of the `PeftModel` was stale after `model.bishare.set_adapter`."""
-    model = with_two(base)
+    model = with_two(base, PLAIN)
     handle = model.get_base_model().bishare
     for change, given, running in (
         (handle.set_adapter, "b", ["b"]),
@@ -168,7 +151,7 @@ def test_enabling_what_is_enabled(base, ids):
 
 @pytest.mark.parametrize("safe", [False, True])
 def test_merging_an_adapter_that_does_not_run(base, ids, safe):
-    model, plain = with_two(base), {n: p.clone() for n, p in base.named_parameters()}
+    model, plain = with_two(base, PLAIN), {n: p.clone() for n, p in base.named_parameters()}
     handle = base.bishare
     of = {}
     for name in "ba":
@@ -188,7 +171,7 @@ def test_merging_an_adapter_that_does_not_run(base, ids, safe):
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_refused_merge_changes_nothing(base, ids, safe, merged):
-    model = with_two(base)
+    model = with_two(base, PLAIN)
     next(iter(base.bishare["b"].tensors().values())).data.fill_(torch.nan)
     if merged:
         model.merge_adapter(adapter_names=["a"])
@@ -207,32 +190,13 @@ def test_a_refused_merge_changes_nothing(base, ids, safe, merged):
 # Saving through the methods of transformers that are wrapped (F2, F38) -----------------------------------
 
 
-@pytest.fixture
-def reached(monkeypatch):
-    """What reaches the Hub: repositories that are made, and uploads with their files."""
-    calls = []
-
-    class Url(str):
-        repo_id = "me/name"
-
-    def create(self, repo_id, **how):
-        calls.append(("create", repo_id, {k: v for k, v in how.items() if v is not None}))
-        return Url("https://me/name")
-
-    def upload(self, folder, repo_id, stamps=None, **how):
-        stamps = how.pop("files_timestamps", stamps)
-        files = {path.name for path in Path(folder).iterdir()} - {*stamps}
-        calls.append(("upload", repo_id, how, bool(files)))
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
-    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *a, **k: create(None, *a, **k))
-    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
-    return calls
-
-
-def test_other_wrapped_methods_reach_nothing(base, reached, tmp_path, ids, monkeypatch):
+def test_other_wrapped_methods_reach_nothing(base, tmp_path, ids, monkeypatch):
     """`generate` and `resize_token_embeddings` of an adapted model write and fetch nothing, as those of a plain one."""
     monkeypatch.chdir(tmp_path)
+    reached, own = [], [(PushToHubMixin, "_upload_modified_files"), (hub, "hf_hub_download")]
+    names = ["create_repo", "upload_file", "upload_folder", "create_commit", "hf_hub_download"]
+    for owner, name in [*product([huggingface_hub, huggingface_hub.HfApi], names), *own]:
+        monkeypatch.setattr(owner, name, lambda *given, **_: reached.append(given))
     model = compile_spec("spec x\ntarget q_proj\nshare a per module rank 1\n", base)
     with model.bishare.rows(["default", None]):
         model.generate(ids[:1].expand(2, -1), max_new_tokens=2, do_sample=False)
@@ -243,7 +207,7 @@ def test_other_wrapped_methods_reach_nothing(base, reached, tmp_path, ids, monke
 
 
 def test_what_was_merged_runs_if_what_ran_before_is_deleted(base, ids):
-    model = with_two(base)
+    model = with_two(base, PLAIN)
     model.set_adapter("b")
     want = logits(model, ids)
     model.set_adapter("a")
@@ -305,7 +269,7 @@ def test_two_modules_of_peft_do_not_run_together(base):
 
 def test_ctrl_c_leaves_no_half_of_a_merge(base, ids, monkeypatch):
     """Also if it comes again while the merge is undone. `test_interrupted` raises at each line of all changes."""
-    model = with_two(base)
+    model = with_two(base, PLAIN)
     want, real, copies = logits(model, ids), torch.Tensor.copy_, 0
 
     def copy(*args, **kwargs):

@@ -6,10 +6,8 @@ import copy
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -84,7 +82,6 @@ def handle_of(model):
     return model.get_base_model().bishare
 
 
-Operation = Callable[[Any, Path], Any]
 OPERATIONS = {
     "set": (lambda m, _: m.set_adapter("b"), {"a", "b"}),
     "handle's set": (lambda m, _: handle_of(m).set_adapter("b"), {"a", "b"}),

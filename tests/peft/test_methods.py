@@ -18,15 +18,10 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, PlanError, Spe
 from bishare_dsl.peft import BishareConfig, as_peft_model
 from tests.adapter.test_frozen import VERA
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
-from tests.peft.conftest import SPEC
+from tests.peft.conftest import SPEC, logits
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 from tests.support.parts import quick
-
-
-def logits(model, ids, **given):
-    with torch.no_grad():
-        return model(ids, **given).logits
 
 
 @pytest.mark.parametrize("spec", quick(sorted(TINY), ONE_OF_EACH))

@@ -1,10 +1,6 @@
 """Scales at run time, sums with weights, and optimizers: functions of PEFT for LoRA, for adapters of bishare."""
 
-from __future__ import annotations
-
 import copy
-from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -18,7 +14,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from bishare_dsl.peft import BishareConfig, create_loraplus_optimizer
 from bishare_dsl.testing.models import tiny_model
-from tests.peft.conftest import SPEC
+from tests.peft.conftest import SPEC, logits, with_two
 from tests.support.checks import randomize
 
 PLAIN = "spec plain\ntarget q_proj, down_proj\nalpha 3\nshare a per module rank 2\n"
@@ -30,25 +26,10 @@ SPECS = {
     "loha": "loha",
 }
 
-
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
+BESIDE = [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [10, 25]}]
 
 
-def two(base: Any, spec: str) -> Any:
-    """A `PeftModel` with adapters a, which runs, and b, that do something."""
-    model = get_peft_model(base, BishareConfig(spec=spec), "a")
-    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
-    for seed, adapter in enumerate("ab"):
-        random = torch.Generator().manual_seed(seed)
-        for name, tensor in base.bishare[adapter].tensors().items():
-            if base.bishare.plan.tensor[name].trainable:
-                tensor.data.add_(torch.randn(tensor.shape, generator=random), alpha=0.2)
-    return model.eval()
-
-
-def updates(model: Any, name: str) -> dict[str, torch.Tensor]:
+def updates(model, name):
     """The dense ``dW`` of each site, of the plan that runs."""
     adapter = model.get_base_model().bishare[name]
     tensors = {n: t.detach() for n, t in adapter.tensors().items()}
@@ -62,10 +43,8 @@ def updates(model: Any, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.each_once
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("scale", [0.5, 0.0, -2.0])
-def test_a_scale_multiplies_what_an_adapter_adds(
-    base: Any, ids: torch.Tensor, spec: str, scale: float, tmp_path: Path
-) -> None:
-    plain, model = copy.deepcopy(base), two(base, spec)
+def test_a_scale_multiplies_what_an_adapter_adds(base, ids, spec, scale, tmp_path):
+    plain, model = copy.deepcopy(base), with_two(base, spec)
     handle, dense = base.bishare, updates(model, "a")
     want, others = logits(model, ids), {n: t.detach().clone() for n, t in handle.tensors().items()}
     handle.set_scale("a", scale)
@@ -90,13 +69,13 @@ def test_a_scale_multiplies_what_an_adapter_adds(
     assert all(torch.equal(t, others[n]) for n, t in handle.tensors().items())
 
 
-def logits_of_rows(model: Any, ids: torch.Tensor, names: list[str | None]) -> torch.Tensor:
+def logits_of_rows(model, ids, names):
     with model.get_base_model().bishare.rows(names):
         return logits(model, ids)
 
 
-def test_several_adapters_get_weights_as_diffusers_sets_them(base: Any, ids: torch.Tensor) -> None:
-    model = two(base, PLAIN)
+def test_several_adapters_get_weights_as_diffusers_sets_them(base, ids):
+    model = with_two(base, PLAIN)
     for layer in (
         m for m in base.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)
     ):
@@ -112,11 +91,9 @@ def test_several_adapters_get_weights_as_diffusers_sets_them(base: Any, ids: tor
     torch.testing.assert_close(together, logits(plain, ids), rtol=1e-3, atol=1e-4)
 
 
-def test_saving_tells_that_it_leaves_a_scale_out(
-    base: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_saving_tells_that_it_leaves_a_scale_out(base, ids, tmp_path):
     """And what the page of the code advises keeps it."""
-    model = two(base, PLAIN)
+    model = with_two(base, PLAIN)
     unscaled = logits(model, ids)
     model.bishare.set_scale("a", 0.5)
     want = logits(model, ids)
@@ -132,15 +109,15 @@ def test_saving_tells_that_it_leaves_a_scale_out(
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
-def test_a_scale_is_finite(base: Any, ids: torch.Tensor, scale: float) -> None:
-    model = two(base, PLAIN)
+def test_a_scale_is_finite(base, ids, scale):
+    model = with_two(base, PLAIN)
     want = logits(model, ids)
     with pytest.raises(AdapterError, match="BS691"):
         base.bishare.set_scale("a", scale)
     assert torch.equal(logits(model, ids), want)
 
 
-def test_what_cannot_be_scaled(base: Any) -> None:
+def test_what_cannot_be_scaled(base):
     handle = compile_spec(WHOLE, base).bishare
     with pytest.raises(AdapterError, match="BS667"):
         handle.set_scale("default", 0.5)
@@ -154,7 +131,7 @@ def test_what_cannot_be_scaled(base: Any) -> None:
 # Optimizers ----------------------------------------------------------------------------------------------
 
 
-def test_lora_plus_learns_b_faster_by_either_name(base: Any) -> None:
+def test_lora_plus_learns_b_faster_by_either_name(base):
     model = get_peft_model(base, BishareConfig(spec=SPEC))
     for make in (create_loraplus_optimizer, peft.optimizers.create_loraplus_optimizer):
         optimizer = make(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
@@ -168,8 +145,8 @@ def test_lora_plus_learns_b_faster_by_either_name(base: Any) -> None:
 # Other things of PEFT ------------------------------------------------------------------------------------
 
 
-def test_functions_for_loras_alone_say_what_to_do(base: Any, tmp_path: Path) -> None:
-    model = two(base, PLAIN)
+def test_functions_for_loras_alone_say_what_to_do(base, tmp_path):
+    model = with_two(base, PLAIN)
     with pytest.raises(AdapterError, match=r"BS669.*create_lorafa_optimizer(?s:.*)freeze A"):
         peft.optimizers.create_lorafa_optimizer(model, 2, 3)
     with pytest.raises(AdapterError, match=r"BS669.*rescale_adapter_scale(?s:.*)set_scale"):
@@ -182,14 +159,10 @@ def test_functions_for_loras_alone_say_what_to_do(base: Any, tmp_path: Path) -> 
         peft.create_arrow_model(tiny_model("llama"), experts, peft.ArrowConfig(top_k=1))
 
 
-@pytest.mark.parametrize(
-    "beside", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [10, 25]}]
-)
-def test_no_mixed_batch_runs_what_peft_trains_for_all_rows(
-    base: Any, ids: torch.Tensor, beside: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("beside", BESIDE)
+def test_no_mixed_batch_runs_what_peft_trains_for_all_rows(base, ids, beside):
     """PEFT would run the module of the active adapter for each row, also for rows of the base."""
-    config: dict[str, Any] = {"spec": PLAIN, "task_type": "CAUSAL_LM"}
+    config = {"spec": PLAIN, "task_type": "CAUSAL_LM"}
     model = get_peft_model(copy.deepcopy(base), BishareConfig(**config, **beside)).eval()
     model.add_adapter("plain", BishareConfig(**config))
     for active, names in (("default", ["plain", "__base__", None]), ("plain", ["default"] * 3)):
@@ -202,12 +175,8 @@ def test_no_mixed_batch_runs_what_peft_trains_for_all_rows(
     assert torch.equal(mixed[1:], logits(base, ids)[1:])
 
 
-@pytest.mark.parametrize(
-    "beside", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [10, 25]}]
-)
-def test_the_handle_loses_nothing_that_peft_trains(
-    base: Any, ids: torch.Tensor, beside: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("beside", BESIDE)
+def test_the_handle_loses_nothing_that_peft_trains(base, ids, beside, tmp_path):
     config = BishareConfig(spec=PLAIN, task_type="CAUSAL_LM", **beside)
     model = get_peft_model(copy.deepcopy(base), config).eval()
     with torch.no_grad():
@@ -236,7 +205,7 @@ def test_the_handle_loses_nothing_that_peft_trains(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_new_tokens_train_beside_a_spec(tied: bool, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_new_tokens_train_beside_a_spec(tied, ids, tmp_path):
     """As TRL asks for where a chat template has new tokens."""
     base = tiny_model("llama", tie_word_embeddings=tied).eval()
     config = BishareConfig(

@@ -6,8 +6,6 @@ A test that VeRA passes is one that bishare is to pass, for each spec. The table
 those that it does not, and the run fails for any other. This is also the plugin that pytest loads for it.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import os
 import re

@@ -22,7 +22,7 @@ from tests.support.families import tiny_model
 from tests.support.references import reference_model
 
 
-def identity(model: nn.Module) -> dict[str, str]:
+def identity(model):
     """Rewrite every region of `model` without adapting anything.
 
     Returns the reason, by class name, for each parent that had to fall back to its linears.
@@ -57,11 +57,11 @@ class Adapted:
     notes: tuple[str, ...]
 
     @property
-    def tensors(self) -> dict[str, nn.Parameter]:
+    def tensors(self):
         stores = [module for module in self.model.modules() if isinstance(module, OwnedTensors)]
         return {name: p for s in stores for name, p in zip(s.names, s(), strict=True)}
 
-    def train(self) -> "Adapted":
+    def train(self):
         """As after some training: no tensor is zero any more."""
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -69,11 +69,11 @@ class Adapted:
                 tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.2)
         return self
 
-    def reference(self) -> nn.Module:
+    def reference(self):
         """The base with dense weights W + sum of dW, which are functions of `tensors`."""
         return reference_model(self.base, self.plan, self.tensors)
 
-    def merged(self) -> nn.Module:
+    def merged(self):
         """The same as plain weights, for what runs many forwards."""
         dense = self.reference()
         for module in dense.modules():
@@ -94,14 +94,14 @@ share inter  per model  rank 4 via KE(size = 8)
 """
 
 
-def planned(model: nn.Module, text: str = PAPER) -> Plan:
+def planned(model, text=PAPER):
     architecture = inspect_model(model)
     return build_plan(
         parse_spec(text.replace("every", ", ".join(architecture.kinds))), architecture
     )[0]
 
 
-def fresh_tensors(plan: Plan) -> dict[str, torch.Tensor]:
+def fresh_tensors(plan):
     """Tensors of a fresh adapter: as the plan says, zero or not."""
     random = torch.Generator().manual_seed(0)
     return {
@@ -109,7 +109,7 @@ def fresh_tensors(plan: Plan) -> dict[str, torch.Tensor]:
     }
 
 
-def adapted(model: nn.Module | str = "llama", text: str = PAPER, **overrides) -> Adapted:
+def adapted(model="llama", text=PAPER, **overrides):
     if isinstance(model, str):
         # A copy takes a tenth of the time.
         return copy.deepcopy(_adapt_tiny(model, text, tuple(overrides.items())))
@@ -118,5 +118,5 @@ def adapted(model: nn.Module | str = "llama", text: str = PAPER, **overrides) ->
 
 
 @cache
-def _adapt_tiny(family: str, text: str, overrides: tuple) -> Adapted:
+def _adapt_tiny(family, text, overrides):
     return adapted(tiny_model(family, **dict(overrides)), text)

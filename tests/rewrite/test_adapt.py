@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import BishareWarning, ModelError
-from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.inspect import inspect_model, model_on_meta
 from bishare_dsl.rewrite import OwnedTensors, adapt, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.rewrite.adapted import adapted, fresh_tensors, planned
@@ -269,16 +269,6 @@ class CallsAndReads(Untraced):
         return self.b(self.a(x)) - self.b.bias
 
 
-class Asks(Untraced):
-    def compute(self, x):
-        if isinstance(self.b.weight, nn.Parameter) and self.b.bias is not None:
-            x = x.to(self.b.weight.dtype)
-        return self.b(self.a(x))
-
-    def reset(self):
-        self.b.weight.zero_()
-
-
 class ReadsBySetting(Untraced):
     """As Bloom: a setting decides whether the weight is cut up."""
 
@@ -421,8 +411,6 @@ def test_a_linear_of_two_layers_is_adapted_in_both():
 
 
 def test_a_model_on_the_meta_device():
-    from bishare_dsl.models.inspect import model_on_meta
-
     model = model_on_meta(tiny_model("llama").config)
     plan = planned(model)
     adapt(model, plan, {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors})

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bishare_dsl.rewrite import OwnedTensors
+from bishare_dsl.rewrite import OwnedTensors, adapt
 from tests.rewrite.adapted import adapted, planned
+from tests.support.families import tiny_model
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8]])
 
@@ -117,9 +118,6 @@ def test_what_is_written_is_read(trained, change):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_offloading(family, how, order, tmp_path):
     from accelerate import cpu_offload, disk_offload, dispatch_model
-
-    from bishare_dsl.rewrite import adapt
-    from tests.support.families import tiny_model
 
     def offload(model):
         if how == "cpu":

@@ -1,7 +1,5 @@
 """Code of `torch.compile` stays valid as adapters are switched and written."""
 
-from typing import Any
-
 import pytest
 import torch
 from peft import get_peft_model
@@ -20,7 +18,7 @@ OTHER = "spec t\ntarget q_proj, down_proj\nshare a per model rank 2 via SS\n"
 
 
 @pytest.fixture
-def model() -> Any:
+def model():
     model = get_peft_model(tiny_model(num_hidden_layers=1), BishareConfig(spec=SPEC))
     model.add_adapter("same", BishareConfig(spec=SPEC, seed=1))
     model.add_adapter("other", BishareConfig(spec=OTHER))
@@ -31,10 +29,10 @@ def model() -> Any:
 
 
 @torch.no_grad()
-def test_ten_switches_and_ten_writes_compile_nothing_anew(model: Any) -> None:
+def test_ten_switches_and_ten_writes_compile_nothing_anew(model):
     graphs = []
 
-    def backend(graph: Any, _: Any) -> Any:
+    def backend(graph, _):
         graphs.append(graph)
         return graph.forward
 

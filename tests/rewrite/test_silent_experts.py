@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_terms_are_added_to_what_each_expert_computes(family: str) -> None:
+def test_terms_are_added_to_what_each_expert_computes(family):
     model, spec = mixture(family, **SETTINGS[family]), parse_spec(TEXT)
     plan = plan_spec(spec, model)
     assert sum(site.expert is not None for site in plan.sites) == plan.base.layers * 4 * 3

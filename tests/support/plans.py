@@ -7,8 +7,6 @@ def test_my_transform(data):
     check_spec(spec, model)
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -456,7 +454,7 @@ def _with_magnitude(drawing, spec, targets, architecture):
     key = drawing.any((Ref(ref="module"),), (LAYER, KIND), (KIND,), (OUT,), (LAYER, OUT))
     statement = magnitude(key, where, plain=drawing.any(False, False, True))
     scaled = spec.model_copy(update={"shares": (*spec.shares, statement)})
-    return scaled if _fits(scaled, architecture) else spec
+    return scaled if fits(scaled, architecture) else spec
 
 
 def _with_ends(draw, spec, architecture):
@@ -481,7 +479,7 @@ def _with_ends(draw, spec, architecture):
     target = spec.target.model_copy(update={"include": include})
     wider = spec.model_copy(update={"target": target, "shares": (*spec.shares, share)})
     # Another share's key may depend on an attribute such as `layer`.
-    return wider if _fits(wider, architecture) else spec
+    return wider if fits(wider, architecture) else spec
 
 
 def _with_train(draw, spec, architecture):
@@ -500,10 +498,10 @@ def _with_train(draw, spec, architecture):
     trained = spec.model_copy(update={"train": train})
     if draw(st.sampled_from([False, False, False, True])):  # Without shares.
         trained = trained.model_copy(update={"target": None, "shares": ()})
-    return trained if _fits(trained, architecture) else spec
+    return trained if fits(trained, architecture) else spec
 
 
-def _fits(spec, architecture):
+def fits(spec, architecture):
     try:
         build_plan(spec, architecture)
     except BishareError:

@@ -1,15 +1,11 @@
 """A quantised base without a quantiser: linear layers with int8 weights and a scale per row."""
 
-from __future__ import annotations
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Int8Linear(nn.Module):
     """A quantised linear layer as in libraries: integers, a scale per row, a separate class."""
-
-    scale: Tensor
 
     def __init__(self, linear):
         super().__init__()

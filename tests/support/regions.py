@@ -5,8 +5,6 @@ def test_my_pass(drawn):
     check_region(drawn)
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from unittest.mock import patch

@@ -2,15 +2,11 @@
 
 import json
 import random
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
 
 from bishare_dsl.testing.models import tiny_model
-
-if TYPE_CHECKING:  # What these bring takes seconds, and some tests need only torch.
-    from bishare_dsl.train import TrainResult
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 SPEC = """spec small
 target q_proj, v_proj, down_proj
@@ -44,13 +40,9 @@ def files(tmp_path_factory):
     return folder
 
 
-Start = Callable[..., "TrainResult"]
-
-
 @pytest.fixture
 def start(files):
     """Train a tiny Llama into a folder."""
-    from bishare_dsl.testing.tokenizer import tiny_tokenizer
     from bishare_dsl.train import train
 
     def run(folder, **arguments):
@@ -68,11 +60,17 @@ def start(files):
     return run
 
 
+def go_on(folder, **more):
+    """Go on with a run on a tiny Llama."""
+    from bishare_dsl.train import train
+
+    given = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
+    return train(resume=folder, **given | more)
+
+
 @pytest.fixture
 def model_folder(tmp_path):
     """The same model and tokenizer, saved."""
-    from bishare_dsl.testing.tokenizer import tiny_tokenizer
-
     folder = tmp_path / "tiny"
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.train import TrainError, train
+from bishare_dsl.train import TrainError
 from bishare_dsl.train import folder as folders
 from tests.support.parts import quick
+from tests.train.conftest import go_on
 from tests.train.test_many import PLAIN, start, tensors
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
-
-
-def resume(folder):
-    return train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=folder, quiet=True)
 
 
 def flip(path):
@@ -85,7 +80,7 @@ def test_an_older_checkpoint_ends_as_the_run_did(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     flip(copy / "checkpoint-6" / "optimizer.pt")
-    train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=copy)
+    go_on(copy, quiet=False)
     assert "going on from checkpoint-4" in capsys.readouterr().err
     found, wanted = tensors(copy / adapter), tensors(folder / adapter)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
@@ -134,7 +129,7 @@ def test_whatever_file_cannot_be_written_is_an_error_with_a_code(files, tmp_path
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         try:
-            resume(folder)
+            go_on(folder)
         except TrainError:
             start(PLAIN, data, folder, **STEPS)
         found = tensors(folder / adapter)

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,30 +18,30 @@ from bishare_dsl.train import TrainingInterrupted, train
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
+from bishare_dsl.train.request import Settings
 from bishare_dsl.train.tasks import Steps, Task
-from tests.train.conftest import SMALL, SPEC
+from tests.train.conftest import SMALL, SPEC, go_on
+from tests.train.test_resume import Asks
 
 PLAIN = SPEC.replace("dropout 0.2\n", "")
 LIBRARY = "spec s\nparam r = 2\ntarget q_proj\nshare x A per kind  B per adapter, kind rank r"
 HOW = SMALL | {"rows_at_once": 6, "logging_steps": 2, "quiet": True}
 
 
-def start(spec: str, data: Any, out: Path, **how: Any) -> Any:
+def start(spec, data, out, **how):
     return train(spec, tiny_model("llama"), data, out, tokenizer=tiny_tokenizer(), **HOW | how)
 
 
 @pytest.fixture
-def tasks(files: Path) -> dict[str, str]:
+def tasks(files):
     return {"long": str(files / "rows.jsonl"), "short": str(files / "others.jsonl")}
 
 
-def tensors(folder: Any) -> dict[str, torch.Tensor]:
+def tensors(folder):
     return load_adapter(folder, tiny_model("llama")).bishare.tensors()
 
 
-def test_each_task_is_as_if_it_were_trained_alone(
-    tasks: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_each_task_is_as_if_it_were_trained_alone(tasks, tmp_path, recwarn):
     """Its rows come in the same order; as many as that are no whole number of steps."""
     how = {"num_train_epochs": 5, "warmup_steps": None}
     made = start(PLAIN, tasks, tmp_path / "many", **how)
@@ -61,9 +58,7 @@ def test_each_task_is_as_if_it_were_trained_alone(
 
 
 @pytest.mark.parametrize("layer", [None, 1])
-def test_a_tensor_without_a_gradient_in_any_task_is_named(
-    tasks: Any, tmp_path: Path, layer: int | None, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_tensor_without_a_gradient_in_any_task_is_named(tasks, tmp_path, layer, recwarn):
     model = tiny_model("llama")
     if layer is not None:
         model.model.layers[layer].mlp.forward = lambda x: x  # Past its terms.
@@ -79,7 +74,7 @@ def test_a_tensor_without_a_gradient_in_any_task_is_named(
         assert "in step 3" in told[0]
 
 
-def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
+def test_a_task_sees_each_row_once_in_an_epoch(files):
     collator = Collator.of(tiny_tokenizer())
     data = [
         encode(load_rows(files / f"{n}.jsonl"), tiny_tokenizer(), max_length=32).examples
@@ -87,7 +82,7 @@ def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
     ]
     steps = Steps([Task("a", data[0]), Task("b", data[1])], collator, 4, 2, None, 6)
     assert len(steps) == 12
-    seen: list[list[Any]] = [[], []]
+    seen = [[], []]
     for passes in steps:
         for one in passes:
             assert len(one.names) <= 6
@@ -105,31 +100,17 @@ def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
         steps[12]
 
 
-class _Stop(TrainerCallback):
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_what_was_stopped_goes_on_bit_for_bit(tasks: Any, tmp_path: Path) -> None:
+def test_what_was_stopped_goes_on_bit_for_bit(tasks, tmp_path):
     how = {"eval_split": 2, "eval_steps": 2, "save_strategy": "steps", "save_steps": 100}
     whole = start(SPEC, tasks, tmp_path / "whole", **how)
     assert whole.tasks[0].steps > whole.tasks[1].steps
     assert all(task.eval_loss is not None for task in whole.tasks)
     with pytest.raises(TrainingInterrupted):
-        start(SPEC, tasks, tmp_path / "parts", callbacks=[_Stop()], **how)
+        start(SPEC, tasks, tmp_path / "parts", callbacks=[Asks(4)], **how)
     assert not (tmp_path / "parts" / "long").exists()
     with pytest.raises(BishareError, match="other tasks"):
-        train(
-            model=tiny_model("llama"),
-            tokenizer=tiny_tokenizer(),
-            resume=tmp_path / "parts",
-            data={"other": tasks["long"]},
-            quiet=True,
-        )
-    again = train(
-        model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=tmp_path / "parts", quiet=True
-    )
+        go_on(tmp_path / "parts", data={"other": tasks["long"]})
+    again = go_on(tmp_path / "parts")
     for of_task in ("eval_loss", "loss_first", "loss_last"):
         found, wanted = ([getattr(t, of_task) for t in r.tasks] for r in (again, whole))
         assert found == wanted, of_task
@@ -140,26 +121,18 @@ def test_what_was_stopped_goes_on_bit_for_bit(tasks: Any, tmp_path: Path) -> Non
     assert "long" in str(again)
 
 
-def test_what_no_key_gives_to_an_adapter_is_shared(tasks: Any, tmp_path: Path) -> None:
+def test_what_no_key_gives_to_an_adapter_is_shared(tasks, tmp_path):
     text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
     made = start(text, tasks, tmp_path / "out", max_steps=3)
     one, two = (tensors(task.folder) for task in made.tasks)
     same = {name for name in one if torch.equal(one[name], two[name])}
     assert same == made.model.bishare.plan.common
-    fresh = tiny_model("llama")
-    begun = train(
-        text,
-        fresh,
-        tasks,
-        tmp_path / "none",
-        tokenizer=tiny_tokenizer(),
-        **HOW | {"max_steps": 1, "learning_rate": 0.0},
-    )
+    begun = start(text, tasks, tmp_path / "none", max_steps=1, learning_rate=0.0)
     first = tensors(begun.tasks[0].folder)
     assert not any(torch.equal(one[name], first[name]) for name in one)
 
 
-def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path) -> None:
+def test_a_task_that_comes_later_trains_its_own_part(tasks, tmp_path):
     text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
     first = start(text, tasks, tmp_path / "first", max_steps=3)
     library, how = str(tmp_path / "first" / "library"), {"max_steps": 2}
@@ -190,9 +163,7 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("via", ["Loadings(vectors = 3)", "KE(size = 4)"])
-def test_a_library_whose_keys_name_no_adapter_is_shared_too(
-    tasks: Any, tmp_path: Path, via: str
-) -> None:
+def test_a_library_whose_keys_name_no_adapter_is_shared_too(tasks, tmp_path, via):
     """As `fit` makes one of a transform with private numbers."""
     text = f"spec s\nparam r = 4\ntarget q_proj, v_proj\nshare x per kind rank r via {via}\n"
     begun = start(text, tasks["short"], tmp_path / "first", max_steps=3).model.bishare
@@ -201,7 +172,7 @@ def test_a_library_whose_keys_name_no_adapter_is_shared_too(
     assert 0 < plan.private < plan.trainable
     save_library(tmp_path / "lib", plan, {"one": values, "two": values}, text, seed=0)
     assert "each adapter: " in (tmp_path / "lib" / "README.md").read_text()
-    how: Any = {"library": str(tmp_path / "lib"), "max_steps": 2}
+    how = {"library": str(tmp_path / "lib"), "max_steps": 2}
     later = start(None, {"later": tasks["short"]}, tmp_path / "out", **how)
     place = f"{tmp_path / 'out' / 'library'}#later"
     assert (later.tasks[0].folder, f"{plan.private:,} private" in str(later)) == (place, True)
@@ -212,27 +183,26 @@ def test_a_library_whose_keys_name_no_adapter_is_shared_too(
         assert torch.equal(tensor, values[name]) == (name in plan.common), name
 
 
-def test_a_run_does_not_go_on_with_another_library(tasks: Any, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_another_library(tasks, tmp_path):
     """Adapters may be added to it, but its shared tensors are what the first steps trained on."""
     text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
     start(text, tasks, tmp_path / "first", max_steps=2)
     library = tmp_path / "first" / "library"
     member = read_adapter(f"{library}#long")
-    how: Any = {"library": str(library), "max_steps": 6, "callbacks": [_Stop()]}
+    how = {"library": str(library), "max_steps": 6, "callbacks": [Asks(4)]}
     with pytest.raises(TrainingInterrupted):
         start(None, {"later": tasks["short"]}, tmp_path / "out", **how)
-    again: Any = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
     values = {name: tensor + 1 for name, tensor in member.tensors().items()}
     add_to_library(library, {"new": values})
     shutil.copytree(tmp_path / "out", tmp_path / "more")
-    train(resume=tmp_path / "more", **again)
+    go_on(tmp_path / "more")
     assert "new" in names_in(tmp_path / "more" / "library")
     save_library(library, member.plan, {"long": values}, member.spec_text, seed=0)
     with pytest.raises(BishareError, match=r"BS732.*another library"):
-        train(resume=tmp_path / "out", **again | {"model": tiny_model("llama")})
+        go_on(tmp_path / "out")
 
 
-def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
+def test_a_task_of_no_numbers_stops_alone(tasks, tmp_path):
     with pytest.warns(BishareWarning, match=r"BS750.*`short` is not written"):
         made = start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break("short")], max_steps=4)
     assert [math.isfinite(task.loss_last) for task in made.tasks] == [True, False]
@@ -248,12 +218,10 @@ def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
 class _Break(TrainerCallback):
     """Makes the values of adapters with a word in their names no numbers, from the second step on."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word):
         self.word = word
 
-    def on_step_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-    ) -> None:
+    def on_step_begin(self, args, state, control, model=None, **_):
         if state.global_step == 1:
             for name in model.bishare.adapters:
                 if self.word in name:
@@ -262,16 +230,14 @@ class _Break(TrainerCallback):
                         bank.own[row, 0] = torch.nan
 
 
-def test_a_run_without_a_finite_adapter_is_an_error(tasks: Any, tmp_path: Path) -> None:
+def test_a_run_without_a_finite_adapter_is_an_error(tasks, tmp_path):
     how = {"eval_split": 2, "max_steps": 4}
     with pytest.raises(BishareError, match=r"BS750.*`long` is not written, `short` is"):
         start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break("")], **how)
     assert not (tmp_path / "out" / "long").exists()
 
 
-def test_a_spec_with_a_warning_trains(
-    tasks: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_spec_with_a_warning_trains(tasks, tmp_path, recwarn):
     """As every KE whose size divides no width, and so `bishare_ke_ab` on SmolLM2; each run says it once."""
     text = "spec s\nparam r = 2\ntarget q_proj, v_proj\nshare a where q_proj per kind rank r\n"
     made = start(text, tasks, tmp_path / "out", max_steps=1)
@@ -303,9 +269,7 @@ def test_a_spec_with_a_warning_trains(
         ({"a": "rows"}, {"spec": "hydralora"}, "BS673"),
     ],
 )
-def test_what_is_refused(
-    files: Path, tmp_path: Path, data: Any, how: dict[str, Any], code: str
-) -> None:
+def test_what_is_refused(files, tmp_path, data, how, code):
     path = str(files / "rows.jsonl")
     given = [path] * 2 if isinstance(data, list) else dict.fromkeys(data, path)
     with pytest.raises(BishareError, match=code):
@@ -313,36 +277,32 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_names_of_tasks(files: Path) -> None:
-    from bishare_dsl.train.request import Settings
-
+def test_names_of_tasks(files):
     rows, others = str(files / "rows.jsonl"), str(files / "others.jsonl")
     wanted = {"rows": rows, "others": others}
-    assert Settings(data=[rows, others]).data == wanted  # type: ignore[arg-type]
+    assert Settings(data=[rows, others]).data == wanted
     assert Settings(data=str(files)).data == dict(sorted(wanted.items()))
-    assert Settings(data=[f"a={rows}"]).data == {"a": rows}  # type: ignore[arg-type]
+    assert Settings(data=[f"a={rows}"]).data == {"a": rows}
     assert Settings(data=rows).data == rows
     with pytest.raises(ValueError, match="two tasks"):
-        Settings(data=[rows, rows])  # type: ignore[arg-type]
+        Settings(data=[rows, rows])
 
 
 @pytest.mark.parametrize(("rate", "said"), [(1e-4, 1), (5e-3, 0)])
-def test_few_parameters_at_a_low_rate_are_noted_once(
-    files: Path, tmp_path: Path, capsys: Any, rate: float, said: int
-) -> None:
-    how: Any = {"learning_rate": rate, "max_steps": 1, "quiet": False}
+def test_few_parameters_at_a_low_rate_are_noted_once(files, tmp_path, capsys, rate, said):
+    how = {"learning_rate": rate, "max_steps": 1, "quiet": False}
     start(PLAIN, [str(files / f"{n}.jsonl") for n in ("rows", "others")], tmp_path / "many", **how)
     assert capsys.readouterr().err.count(f"at a rate of {rate:g}: try --learning_rate 2e-3") == said
 
 
-def test_a_name_that_another_process_adds_meanwhile_is_refused(tasks: Any, tmp_path: Path) -> None:
+def test_a_name_that_another_process_adds_meanwhile_is_refused(tasks, tmp_path):
     """The run finds it when it writes. Neither adapter is lost."""
     start(LIBRARY, tasks, tmp_path / "first")
     library = tmp_path / "first" / "library"
     theirs = read_adapter(f"{library}#long").tensors()
 
     class Other(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, *_, **__):
             add_to_library(library, {"new": theirs})
 
     how = {"library": str(library), "save_strategy": "steps", "callbacks": [Other()]}

@@ -10,9 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainError, TrainingInterrupted, train
-from tests.train.conftest import SMALL, SPEC, losses, values
+from tests.train.conftest import SMALL, SPEC, go_on, losses, values
 
 
 class Asks(TrainerCallback):
@@ -24,11 +23,6 @@ class Asks(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step + 1 == self.step:
             os.kill(os.getpid(), self.number)
-
-
-def go_on(folder, **more):
-    given = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
-    return train(resume=folder, **given | more)
 
 
 IN_ORDER = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 1}

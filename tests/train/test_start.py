@@ -45,18 +45,27 @@ def rows(path, limit, count, first=0):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
+def begun(folder, name="run", **how):
+    """Train a library of three customers; return its folder."""
     data = {
         name: rows(folder / f"{name}.jsonl", limit, 24, 30 * i)
         for i, (name, limit) in enumerate(LIMITS.items())
     }
-    params = {"r": 2, "first": -1}
-    train(
-        "library_core", tiny_model("llama"), data, folder / "run", params=params, max_steps=6, **HOW
-    )
-    return folder / "run" / "library"
+    how = {"params": {"r": 2, "first": -1}, **HOW, **how}
+    train("library_core", tiny_model("llama"), data, folder / name, **how)
+    return folder / name / "library"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return begun(tmp_path_factory.mktemp("start"), max_steps=6)
+
+
+@pytest.fixture
+def recorded(library):
+    """A function that writes the record of the library, for one test."""
+    yield (library / RECORD).write_text
+    (library / RECORD).unlink()
 
 
 def added(library, out, start, count=8, data="new", **how):
@@ -121,7 +130,7 @@ def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path):
     assert len({(folder / own_file(name)).stat().st_size for name in names_in(folder)}) == 1
 
 
-def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, tmp_path):
+def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, recorded, tmp_path):
     held = rows(tmp_path / "held.jsonl", 45, 8, 5)
     losses = {}
     for name in LIMITS:
@@ -130,11 +139,8 @@ def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, tmp
         how = {"max_steps": 1, "learning_rate": 0.0}
         model, member = tiny_model("llama"), str(read_adapter(f"{library}#{name}").folder)
         losses[name] = 8 * train(member, model, held, out, **{**HOW, **how}).loss_first
-    (library / RECORD).write_text(Record(sharpness=0.7).model_dump_json())
-    try:
-        added(library, tmp_path / "mixture", "mixture")
-    finally:
-        (library / RECORD).unlink()
+    recorded(Record(sharpness=0.7).model_dump_json())
+    added(library, tmp_path / "mixture", "mixture")
     shares = torch.tensor([-0.7 * losses[name] for name in LIMITS]).softmax(0)
     members = [own(library, name) for name in LIMITS]
     for key, value in own(tmp_path / "mixture" / "library", "new").items():
@@ -171,13 +177,8 @@ def test_nothing_of_the_trial_stays_in_the_model(library, tmp_path):
 
 
 def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
-    data = {
-        name: rows(tmp_path / f"{name}.jsonl", limit, 24, 30 * i)
-        for i, (name, limit) in enumerate(LIMITS.items())
-    }
-    how = {"params": {"r": 2, "first": -1}, "max_steps": 2, **HOW}
-    train("library_core", tiny_model("llama"), data, tmp_path / "run", **how)
-    record = Record.of(tmp_path / "run" / "library")
+    made = begun(tmp_path, max_steps=2)
+    record = Record.of(made)
     assert record.sharpness in SHARPNESS
     assert record.examples == sum(
         1
@@ -192,21 +193,17 @@ def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
     )
     assert abs(record.ahead) <= 1
     # It goes with the library's copies.
-    added(tmp_path / "run" / "library", tmp_path / "out", "mean")
+    added(made, tmp_path / "out", "mean")
     assert Record.of(tmp_path / "out" / "library") == record
-    train("library_core", tiny_model("llama"), data, tmp_path / "plain", start="zero", **how)
-    assert not (tmp_path / "plain" / "library" / RECORD).exists()
+    assert not (begun(tmp_path, "plain", start="zero", max_steps=2) / RECORD).exists()
 
 
 @pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
-def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, tmp_path, text):
-    (library / RECORD).write_text(text)
-    try:
-        assert Record.of(library) is None
-        with pytest.warns(BishareWarning, match=r"BS738(?s:.*)start\.json"):
-            (task,) = added(library, tmp_path / "out", "mixture").tasks
-    finally:
-        (library / RECORD).unlink()
+def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, recorded, tmp_path, text):
+    recorded(text)
+    assert Record.of(library) is None
+    with pytest.warns(BishareWarning, match=r"BS738(?s:.*)start\.json"):
+        (task,) = added(library, tmp_path / "out", "mixture").tasks
     assert task.start == "mixture of 3 members, sharpness 1"
 
 
@@ -245,30 +242,26 @@ def test_the_card_says_the_sharpness_and_its_score(library, tmp_path):
 
 
 @pytest.mark.parametrize("start", ["mean", "nearest", "mixture", "auto"])
-def test_a_tenant_starts_as_a_task_of_a_run_does(library, tmp_path, start):
+def test_a_tenant_starts_as_a_task_of_a_run_does(library, recorded, tmp_path, start):
     """Also with other tenants, whose values stay as they are."""
-    (library / RECORD).write_text(Record(sharpness=0.7).model_dump_json())
-    try:
-        added(library, tmp_path / "run", start)
-        data = encode(load_rows(tmp_path / "run.jsonl"), HOW["tokenizer"], max_length=64).examples
-        tenants = Tenants(tiny_model("llama"), library)
-        tenants.add("first", seed=3)
-        rows = [
-            Example(row["input_ids"], [float(t != IGNORED) for t in row["labels"][1:]])
-            for row in data
-        ]
-        before = {k: t.clone() for k, t in tenants.handle["first"].tensors().items()}
-        tenants.add("new", start=start, examples=rows)
-        found = tenants.handle["new"].tensors()
-        if start in ("mean", "nearest"):  # A run weighs by the losses among the options.
-            for key, value in own(tmp_path / "run" / "library", "new").items():
-                torch.testing.assert_close(found[key].cpu(), value, rtol=1e-3, atol=1e-5)
-        assert any(found[key].any() for key in own(library, "low"))
-        for key, value in tenants.handle["first"].tensors().items():
-            assert torch.equal(value, before[key])
-        assert [*tenants.handle.adapters] == ["first", "new"]
-    finally:
-        (library / RECORD).unlink()
+    recorded(Record(sharpness=0.7).model_dump_json())
+    added(library, tmp_path / "run", start)
+    data = encode(load_rows(tmp_path / "run.jsonl"), HOW["tokenizer"], max_length=64).examples
+    tenants = Tenants(tiny_model("llama"), library)
+    tenants.add("first", seed=3)
+    rows = [
+        Example(row["input_ids"], [float(t != IGNORED) for t in row["labels"][1:]]) for row in data
+    ]
+    before = {k: t.clone() for k, t in tenants.handle["first"].tensors().items()}
+    tenants.add("new", start=start, examples=rows)
+    found = tenants.handle["new"].tensors()
+    if start in ("mean", "nearest"):  # A run weighs by the losses among the options.
+        for key, value in own(tmp_path / "run" / "library", "new").items():
+            torch.testing.assert_close(found[key].cpu(), value, rtol=1e-3, atol=1e-5)
+    assert any(found[key].any() for key in own(library, "low"))
+    for key, value in tenants.handle["first"].tensors().items():
+        assert torch.equal(value, before[key])
+    assert [*tenants.handle.adapters] == ["first", "new"]
 
 
 @pytest.mark.parametrize(

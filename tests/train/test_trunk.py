@@ -16,7 +16,6 @@ from tests.train.conftest import SMALL
 
 LAST = "spec s\ntarget layer in -1..-1 and (q_proj or v_proj or down_proj)\nalpha 8\n"
 CORES = f"{LAST}share x  A per module  B per module  core per adapter, module  rank 3 via Core\n"
-LORA = f"{LAST}share x  per module rank 3\n"
 WHOLE = {"num_train_epochs": 3, "per_device_train_batch_size": 24, "gradient_accumulation_steps": 1}
 BLOCKS = 4
 

@@ -1,7 +1,5 @@
 """A region of two siblings, its program after some passes, as text and as a module that runs."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -38,7 +36,7 @@ class Gated(Siblings):
         return self.out(self.left(x) * self.act(self.right(x)))
 
 
-def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
+def use(slots=(0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
     """A term that reads the tensors in these slots as A, B and, with gates or kernels, the rest."""
     transform = transform_kind(via).model_validate(options)
     roles = ("A", "B", *transform.own(rank, Width(4, 6)))

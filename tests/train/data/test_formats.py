@@ -86,37 +86,23 @@ def test_columns_of_no_format_or_of_several(row, code, said, encoded, rows, prob
         ({"instruction": "a", "input": ["x"], "output": "b"}, "BS712", "`input` is a list; text"),
         ({"instruction": "a", "output": "\ud83d"}, "BS712", "text with half a surrogate pair"),
         ({"instruction": " ", "input": "x", "output": "b"}, "BS714", "`instruction` is empty"),
+        ({"messages": "a"}, "BS712", "`messages` is text; a list of messages"),
+        ({"messages": [3]}, "BS712", "`messages[0]` is a number; a message"),
+        ({"messages": [USER, {"content": "a"}]}, "BS711", "`messages[1].role` is missing"),
+        ({"messages": [USER, {"role": "assistant"}]}, "BS711", "`messages[1].content` is missing"),
+        ({"messages": [USER, ASSISTANT | {"content": None}]}, "BS712", "`messages[1].content` is null"),
+        ({"messages": [USER, ASSISTANT | {"content": [{"type": "text"}]}]}, "BS712", "is a list of parts; text"),
+        ({"messages": [USER | {"content": ""}, ASSISTANT]}, "BS714", "`messages[0].content` is empty"),
+        ({"messages": [USER, {"role": "asistant", "content": "a"}]}, "BS713", "`messages[1].role` is `asistant`"),
+        ({"messages": [USER, {"role": "human", "content": "a"}]}, "BS713", "`messages[1].role` is `human`"),
+        ({"messages": [{"from": "user_", "value": "a"}]}, "BS713", "`messages[0].role` is `user_`"),
+        ({"messages": [{"from": "human"}]}, "BS711", "`messages[0].content` is missing"),
     ],
 )  # fmt: skip
-def test_bad_rows_of_alpaca(row, code, said, encoded, problems):
-    [problem] = problems(encoded, {"instruction": "a", "output": "b"}, row)
-    assert problem.code == code
-    assert problem.message.startswith("rows.jsonl:2: ")
-    assert said in problem.message
-
-
-@pytest.mark.parametrize(
-    ("messages", "code", "said"),
-    [
-        ("a", "BS712", "`messages` is text; a list of messages"),
-        ([3], "BS712", "`messages[0]` is a number; a message"),
-        ([USER, {"content": "a"}], "BS711", "`messages[1].role` is missing"),
-        ([USER, {"role": "assistant"}], "BS711", "`messages[1].content` is missing"),
-        ([USER, {"role": "assistant", "content": None}], "BS712", "`messages[1].content` is null"),
-        (
-            [USER, {"role": "assistant", "content": [{"type": "text"}]}],
-            "BS712",
-            "is a list of parts; text",
-        ),
-        ([{"role": "user", "content": ""}, ASSISTANT], "BS714", "`messages[0].content` is empty"),
-        ([USER, {"role": "asistant", "content": "a"}], "BS713", "`messages[1].role` is `asistant`"),
-        ([USER, {"role": "human", "content": "a"}], "BS713", "`messages[1].role` is `human`"),
-        ([{"from": "user_", "value": "a"}], "BS713", "`messages[0].role` is `user_`"),
-        ([{"from": "human"}], "BS711", "`messages[0].content` is missing"),
-    ],
-)
-def test_bad_messages(messages, code, said, encoded, problems):
-    [problem] = problems(encoded, {"messages": [USER, ASSISTANT]}, {"messages": messages})
+def test_bad_rows(row, code, said, encoded, problems):
+    good = {"instruction": "a", "output": "b"}
+    good = {"messages": [USER, ASSISTANT]} if "messages" in row else good
+    [problem] = problems(encoded, good, row)
     assert problem.code == code
     assert problem.message.startswith("rows.jsonl:2: ")
     assert said in problem.message
