@@ -156,7 +156,7 @@ class Server:
 
     def __enter__(self):
         """Wait until it answers."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900  # Beside a CI run, a set-up took 272.
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
                 self.call("/health")
