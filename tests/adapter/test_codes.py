@@ -6,6 +6,7 @@ from bishare_dsl.resources import shipped_specs
 from tests.diagnostics.pages import run, shown
 
 SHOWN = shown("console", "BS6")
+OF_TRAINING = shown("console", "BS7")
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / "specs" / path.name).write_text(path.read_text())
 
 
-@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.code)
+@pytest.mark.parametrize("page", [*SHOWN, *OF_TRAINING], ids=lambda page: page.code)
 def test_what_is_wrong_is_found(page, capsys):
     assert run(page.bad) in (1, 2)
     assert f"[{page.code}]" in capsys.readouterr().err
