@@ -6,7 +6,6 @@ from bishare_dsl.resources import shipped_specs
 from tests.diagnostics.pages import run, shown
 
 SHOWN = shown("console", "BS6")
-OF_TRAINING = shown("console", "BS7")
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +16,7 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / "specs" / path.name).write_text(path.read_text())
 
 
-@pytest.mark.parametrize("page", [*SHOWN, *OF_TRAINING], ids=lambda page: page.code)
+@pytest.mark.parametrize("page", [*SHOWN, *shown("console", "BS7")], ids=lambda page: page.code)
 def test_what_is_wrong_is_found(page, capsys):
     assert run(page.bad) in (1, 2)
     assert f"[{page.code}]" in capsys.readouterr().err

@@ -24,19 +24,14 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, train
+from tests.distributed.test_two_processes import MIXED
 from tests.distributed.together import Together
 
 pytestmark = pytest.mark.long
 
-SPEC = """
-spec mixed
-target q_proj, k_proj, v_proj, up_proj, down_proj
-share local per module rank 2 scale 2
-share intra per layer rank 3 scale 0.5 via KE(size = 4)
-share inter per model rank 4 via SS(slice = trailing)
-share drawn per model rank 4 via SS(slice = leading)
-    init A kaiming_normal, B kaiming_normal freeze A, B gain rank init 0.1, out init 0
-"""
+SPEC = "\n".join(
+    line for line in MIXED.splitlines() if " via GT" not in line and "bank" not in line
+)
 RECIPE = {
     "learning_rate": 0.01,
     "warmup_steps": 2,

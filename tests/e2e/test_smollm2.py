@@ -12,6 +12,9 @@ from peft import PeftModel
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.models import load_model
 from examples.smollm2 import smollm2_folder
+from tests.export.conftest import moved
+from tests.export.gguf_base import write_base
+from tests.export.libllama import llama
 from tests.support.stored import load_stored
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
@@ -120,3 +123,21 @@ def test_the_preset_and_the_checkpoint_compile_to_the_same_tensors(checkpoint, h
     assert all(torch.equal(preset[name], real[name]) for name in preset)
     in_process = compile_spec(SPEC, base(checkpoint), params=PARAMS, seed=3).bishare.tensors()
     assert all(torch.equal(preset[name], tensor) for name, tensor in in_process.items())
+
+
+def test_llama_cpp_computes_the_same(checkpoint, tmp_path):
+    params = {"size": 64, "r_local": 2, "r_intra": 4, "r_inter": 16}
+    model, tokenizer = load_model(checkpoint, dtype=torch.float32)
+    ids = tokenizer("Low-rank adapters are small, and many of them", return_tensors="pt").input_ids
+    with torch.no_grad():
+        plain = model(ids).logits[0]
+    write_base(tmp_path / "base.gguf", model)
+    moved(compile_spec("bishare_ke", model, params=params, seed=0))
+    with torch.no_grad():
+        want = model(ids).logits[0]
+    assert (want - plain).abs().max() > 1
+    model.bishare.export(tmp_path / "lora.gguf", "gguf")
+    with llama(tmp_path / "base.gguf") as base:
+        torch.testing.assert_close(base.logits(ids[0].tolist()), plain, rtol=0, atol=1e-3)
+        base.use(tmp_path / "lora.gguf")
+        torch.testing.assert_close(base.logits(ids[0].tolist()), want, rtol=0, atol=1e-3)

@@ -17,8 +17,8 @@ from bishare_dsl.models import architecture_of
 from tests.models.test_weights import GATES, mixture
 from tests.support.checks import loaded_by_peft
 from tests.support.families import tiny_model
-from tests.support.lora import import_peft
 from tests.support.references import reference_model
+from tests.support.stored import import_peft
 
 SPECS = {
     "shared outer": """

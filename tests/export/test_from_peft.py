@@ -16,7 +16,7 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.serve.vllm.folder import read_any
 from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
-from tests.support.lora import import_peft
+from tests.support.stored import import_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

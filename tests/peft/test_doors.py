@@ -31,7 +31,7 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.serve.vllm.folder import is_ours, read_any
 from bishare_dsl.testing.models import tiny_model
-from tests.support.lora import import_peft
+from tests.support.stored import import_peft
 
 # A share with private factors, and one whose factors a seed draws.
 CONFORMANCE = Path(__file__).parents[2] / "conformance"

@@ -1,6 +1,8 @@
 """What is private to PEFT and used by `bishare_dsl.peft` is there, and is called as it was."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 from peft import PeftModel, PeftType
@@ -16,6 +18,7 @@ from peft.utils import (
 from torch import nn
 from transformers.utils import PushToHubMixin
 
+import bishare_dsl
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.peft import BishareConfig, BishareModel
 from bishare_dsl.peft.types import peft_type
@@ -125,3 +128,21 @@ def test_pushing_uploads_a_folder_by_a_method_of_its_own():
         "self",
         "working_dir",
     ]
+
+
+PRIVATE = re.compile(
+    r"_hf_hook|weights_map|full_tensor|_is_fsdp_managed_module|_old_forward|_original_forward"
+    r"|_is_accelerate_prepared|_hf_peft_config_loaded|FSDPModule"
+)
+
+
+def test_what_accelerate_and_fsdp_keep_for_themselves_is_known_in_one_module():
+    package = Path(bishare_dsl.__file__).parent
+    found = {
+        str(path.relative_to(package)): sorted(set(PRIVATE.findall(path.read_text())))
+        for path in package.rglob("*.py")
+    }
+    named = {path: names for path, names in found.items() if names}
+    assert list(named) == ["models/hooks.py"]
+    # Each of them is still used: a name that is gone from there is gone from here.
+    assert len(named["models/hooks.py"]) == PRIVATE.pattern.count("|") + 1

@@ -24,9 +24,9 @@ from tests.batched.test_batches import alone, filled
 from tests.methods.test_every_method import SCALED, TINY
 from tests.support import checks
 from tests.support.families import tiny_model
-from tests.support.lora import import_peft
 from tests.support.quantised import quantise
 from tests.support.references import reference_model
+from tests.support.stored import import_peft
 
 IDS = torch.arange(1, 41).view(2, 20)
 DORA = "spec d\ntarget q_proj, v_proj, up_proj\nshare l per module rank 2 alpha 4\nmagnitude per module"

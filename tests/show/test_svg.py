@@ -1,3 +1,4 @@
+from itertools import product
 from xml.etree import ElementTree
 
 import pytest
@@ -6,6 +7,7 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.language import read_file
 from bishare_dsl.models import preset
 from bishare_dsl.resources import shipped_specs
+from bishare_dsl.show.colours import PALETTE, colours
 from bishare_dsl.show.picture import picture
 from bishare_dsl.show.svg import draw
 from tests.browser import chromium
@@ -139,3 +141,24 @@ def test_all_is_inside_the_picture_in_a_browser(tmp_path, planned):
     assert width <= 358  # GitHub's on a phone of 390 pixels.
     assert all(0 <= a < c <= width and 0 <= b < d <= height for a, b, c, d in boxes)
     assert colour == "rgb(230, 237, 243)"
+
+
+def distance(one, other):
+    """Of two colours, in sRGB; black and white are 441 apart."""
+    parts = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (one, other)]
+    return sum((a - b) ** 2 for a, b in zip(*parts, strict=True)) ** 0.5
+
+
+def test_colours_can_be_distinguished_on_white_and_on_black():
+    assert min(distance(a, b) for a, b in product(PALETTE, PALETTE) if a != b) > 45
+    for colour in PALETTE:
+        assert distance(colour, "#ffffff") > 90
+        assert distance(colour, "#0d1117") > 130
+
+
+def test_few_pools_have_different_colours_and_neighbours_always():
+    assert len({*colours([(0, 0)] * 10)}) == 10
+    places = [(row, column) for row in range(7) for column in range(32)]
+    chosen = dict(zip(places, colours(places), strict=True))
+    for (row, column), colour in chosen.items():
+        assert colour not in (chosen.get((row + 1, column)), chosen.get((row, column + 1)))

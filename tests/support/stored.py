@@ -1,10 +1,12 @@
-"""Read an adapter's folder."""
+"""Read an adapter's folder, and save a plain LoRA as one."""
 
 from safetensors.torch import load_file
 
 from bishare_dsl.adapter.config import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS, read_adapter
 from bishare_dsl.adapter.sharing import stacks_of
+from bishare_dsl.cli.convert import save_again
+from bishare_dsl.compiler import read_lora
 
 
 def load_stored(folder):
@@ -21,3 +23,10 @@ def load_stored(folder):
         if stack.form is None
         for tensor, value in zip(stack.tensors, found[stack.key], strict=True)
     }
+
+
+def import_peft(folder, model, out, named=None):
+    """Save a plain LoRA as an equal adapter, and return what was read."""
+    stored = read_lora(folder, model, named)
+    save_again(stored, out)
+    return stored

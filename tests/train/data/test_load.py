@@ -100,11 +100,8 @@ def test_a_line_ends_at_a_line_break_only(tmp_path):
     [
         # The file as a whole.
         ("r.txt", "a", "BS704", "r.txt` is not a kind"),
-        ("r.pkl", b"\x80\x04.", "BS704", "r.pkl` is not a kind"),
         ("r.json", "[1, 2", "BS705", "r.json` cannot be read: Expecting ',' delimiter: line 1 column 6"),
-        ("r.json", '[{"a": 1},\n{"a" 2}]', "BS705", "Expecting ':' delimiter: line 2 column 6"),
         ("r.json", '[{"a": 1}]'.encode("utf-16"), "BS706", "r.json:1: it is not UTF-8"),
-        ("r.csv", "text;x\na;1\n".encode("utf-16"), "BS706", "r.csv:1: it is not UTF-8"),
         ("r.json", "[" * 100_000, "BS705", "nested too deep"),
         ("r.json", '{"text": "a"}', "BS705", "not an array of rows"),
         ("r.parquet", b"PAR1nothing", "BS705", "r.parquet` cannot be read"),
@@ -114,15 +111,11 @@ def test_a_line_ends_at_a_line_break_only(tmp_path):
         ("r.jsonl", '{"text": "a"}\n{"text": \n', "BS706", "r.jsonl:2: Expecting value: line 1 column 10"),
         ("r.jsonl", "{'text': 'a'}", "BS706", "r.jsonl:1: Expecting property name enclosed in double quotes"),
         ("r.jsonl", '{"a": 1},\n{"a": 2}\n', "BS706", "r.jsonl:1: Extra data: line 1 column 9"),
-        ("r.jsonl", '{"a": 1}\n["text"]\n', "BS706", "r.jsonl:2: it is not an object"),
-        ("r.jsonl", b'{"a": 1}\n{"text": "\xe9"}', "BS706", "r.jsonl:2: it is not UTF-8"),
         ("r.csv", b"text\na\n\xff\n", "BS706", "r.csv:3: it is not UTF-8"),
         ("r.csv", "text,x\na,1\nb\n", "BS706", "r.csv:3: its cells are not as many as columns"),
         ("r.csv", 'text\na\n"b\n', "BS706", "r.csv:3: unexpected end of data"),
         # No rows.
         ("r.json", "[]", "BS707", "has no rows"),
-        ("r.jsonl", "\n", "BS707", "has no rows"),
-        ("r.csv", "text\n", "BS707", "has no rows"),
         ("r.csv", "", "BS707", "has no rows"),
         ("r.parquet", as_parquet([{"text": "a"}][:0]), "BS707", "has no rows"),
     ],
