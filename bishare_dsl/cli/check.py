@@ -59,13 +59,13 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
 
 
 def _tell(file: str | None, plan: Plan, model: str | None, report: Report) -> dict[str, Any]:
-    """Say what a spec shares, and return it as data."""
+    """Say what a spec shares, and return it as data for ``--json``."""
     from bishare_dsl.show.shared import shared_data, told
 
     shapes = "" if model is not None else f"on the shapes of {_SHAPES}, for example:"
     head = " ".join(filter(None, (file and f"{file}:", shapes)))
     report.tables(*[head] * bool(head), *told(plan))
-    return {"model": plan.base.name, **shared_data(plan)}
+    return {"model": plan.base.name, **shared_data(plan)} if report.as_json else {}
 
 
 def _architecture(model: str, report: Report) -> Architecture | None:

@@ -124,7 +124,8 @@ class Report:
         """Say what a plan shares, in a note and in the data."""
         from bishare_dsl.show.shared import shared_data, told_lines
 
-        self.data(sharing=shared_data(plan))
+        if self.as_json:
+            self.data(sharing=shared_data(plan))
         self.note(*told_lines(plan))
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:

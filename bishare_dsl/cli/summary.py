@@ -50,6 +50,21 @@ def as_parts(plan: Plan) -> list[str | Table]:
         f"{adapted} modules adapted, {len(plan.tensors):,} tensors"
     )
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
+    by_role = Table(
+        ["share", "role", "pools", "modules each", "shape", "parameters"],
+        [
+            [
+                row.share,
+                row.role,
+                row.pools,
+                span(row.members),
+                f"{span(row.rows)} x {span(row.columns)}",
+                f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
+            ]
+            for row in rows.roles(plan)
+        ],
+        left={0, 1},
+    )
     by_kind = Table(
         ["kind", "modules", "in", "out", "maximum rank"],
         [
@@ -69,7 +84,7 @@ def as_parts(plan: Plan) -> list[str | Table]:
         ],
     )
     first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
-    drawn = [rows.role_table(plan), by_kind, by_layer] if plan.terms else []
+    drawn = [by_role, by_kind, by_layer] if plan.terms else []
     owned = [f"each adapter of a library: {plan.owned}"] * plan.is_library
     last = "\n".join([_adapter_size(plan), *owned, _memory(plan), plan.parameters_line])
     return [first, *told(plan), *drawn, *([in_full] if plan.trained else []), last]

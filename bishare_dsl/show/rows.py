@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -13,7 +13,6 @@ from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.in_full import TRAIN
 from bishare_dsl.plan.ranks import maximum_ranks
-from bishare_dsl.show.table import Table
 from bishare_dsl.transforms import PLAIN, Width
 
 BYTES = 4
@@ -21,6 +20,8 @@ BYTES = 4
 MIB = 1 << 20
 _STARTS = {"A": "kaiming_uniform", "B": "zeros"}
 """What is not said of a factor's start: that of LoRA."""
+_RANKS = 4
+"""Of a share with more ranks than this, only the least and the largest are said."""
 
 Bounds = tuple[int, int]
 """The smallest and the largest value."""
@@ -31,7 +32,8 @@ class ShareRow:
     """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform.
 
     ``tensors`` says for each role how many modules use a tensor. ``shared`` is the fraction of the trained
-    numbers that more than one module uses, None without any. A magnitude has neither ranks nor scales.
+    numbers that more than one module uses, None without any. ``places`` says which layers have which rank,
+    or which layers it covers, if not all. A magnitude has neither ranks nor scales.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ShareRow:
     trainable: int
     tensors: dict[str, str]
     shared: float | None
+    places: str
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def shares(plan: Plan) -> list[ShareRow]:
     for row in roles(plan):
         tensors[row.share].append(row)
     own = {tensor.share for tensor in plan.tensors if tensor.like is None}
+    layer = {site.path: site.layer for site in plan.sites}
     return [
         ShareRow(
             name=name,
@@ -189,6 +193,7 @@ def shares(plan: Plan) -> list[ShareRow]:
             trainable=plan.shares[name],
             tensors={row.role: _users(row) for row in tensors[name]},
             shared=_shared(tensors[name]),
+            places=_places(terms[name], layer),
         )
         for name in terms
         if name in own
@@ -201,6 +206,20 @@ def _users(row: RoleRow) -> str:
     told = row.start != _STARTS[row.role] if row.role in _STARTS else row.start[0].isdigit()
     start = f", from {row.start}" if told or row.start.startswith("svd") else ""
     return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}{start}"
+
+
+def _places(terms: Sequence[Term], layer: Mapping[str, int | None]) -> str:
+    ranks = sorted({term.rank for term in terms})
+    of_rank = {rank: {layer[term.site] for term in terms if term.rank == rank} for rank in ranks}
+    covered = {layer[term.site] for term in terms}
+    if 1 < len(ranks) <= _RANKS and sum(map(len, of_rank.values())) == len(covered):
+        return "rank " + ", ".join(f"{rank} in {_layers(of_rank[rank])}" for rank in ranks)
+    return "" if covered == {*layer.values()} else f"in {_layers(covered)} alone"
+
+
+def _layers(layers: Set[int | None]) -> str:
+    numbers = spans(layer for layer in layers if layer is not None)
+    return f"layers {numbers}" if numbers else "no layer"
 
 
 def _shared(tensors: Iterable[RoleRow]) -> float | None:
@@ -258,25 +277,6 @@ def roles(plan: Plan) -> list[RoleRow]:
 
 def _start(tensor: Tensor) -> str:
     return f"{tensor.amount:g}" if tensor.init == "constant" else tensor.init
-
-
-def role_table(plan: Plan) -> Table:
-    """Make the table of all roles."""
-    return Table(
-        ["share", "role", "pools", "modules each", "shape", "parameters"],
-        [
-            [
-                row.share,
-                row.role,
-                row.pools,
-                span(row.members),
-                f"{span(row.rows)} x {span(row.columns)}",
-                f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
-            ]
-            for row in roles(plan)
-        ],
-        left={0, 1},
-    )
 
 
 def kinds(plan: Plan) -> list[KindRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -16,16 +16,12 @@ from bishare_dsl.show.rows import (
     roles,
     shares,
     span,
-    spans,
     trained_in_full,
     via,
 )
 from bishare_dsl.show.table import Table
 from bishare_dsl.spec.spec import MAGNITUDE
 from bishare_dsl.transforms import PLAIN
-
-_RANKS = 4
-"""Of a share with more ranks than this, the table says the least and the largest."""
 
 
 def shared_table(plan: Plan, share: str | None = None) -> Table:
@@ -55,7 +51,7 @@ def conclusion(plan: Plan) -> str:
         return "no share adds a term: parameters of the base are trained in full"
     facts: dict[str, list[str]] = {}
     for row in shares(plan):
-        for fact in _facts(plan, row):
+        for fact in _facts(row):
             facts.setdefault(fact, []).append(f"`{row.name}`")
     notes = [f"{', '.join(names)}: {fact}" for fact, names in facts.items()]
     given = bounds({_rank(terms) for terms in plan.terms_of.values()} - {0} or {0})
@@ -83,25 +79,14 @@ def _rank(terms: Iterable[Term]) -> int:
     return sum(term.rank for term in terms if not term.is_magnitude)
 
 
-def _facts(plan: Plan, share: ShareRow) -> Iterator[str]:
+def _facts(share: ShareRow) -> Iterator[str]:
     """Say of a share what its row of the table does not."""
     if share.scales:
         yield f"scale {', '.join(f'{scale:.4g}' for scale in share.scales)}"
     if (written := via(share.transform, share.options)) not in ("-", MAGNITUDE):
         yield f"via {written}"
-    layer = {site.path: site.layer for site in plan.sites}
-    terms = [term for term in plan.terms if term.share == share.name]
-    covered = {layer[term.site] for term in terms}
-    of_rank = {rank: {layer[t.site] for t in terms if t.rank == rank} for rank in share.ranks}
-    if 1 < len(of_rank) <= _RANKS and sum(map(len, of_rank.values())) == len(covered):
-        yield "rank " + ", ".join(f"{rank} in {_layers(some)}" for rank, some in of_rank.items())
-    elif covered != {*layer.values()}:
-        yield f"in {_layers(covered)} alone"
-
-
-def _layers(layers: Set[int | None]) -> str:
-    numbers = spans(layer for layer in layers if layer is not None)
-    return f"layers {numbers}" if numbers else "no layer"
+    if share.places:
+        yield share.places
 
 
 def _percent(fraction: float) -> str:
