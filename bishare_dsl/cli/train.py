@@ -143,7 +143,8 @@ def command(
     from bishare_dsl.train.request import make_request
 
     given |= dict(_arguments(words, given)) | {"params": params or None}
-    given["output_dir"] = given["output_dir"] or "." * compare
+    if compare:
+        given["output_dir"] = "."  # Nothing is written there.
     request = make_request(given, config)
     if isinstance(request.model, str):
         resolve(request.model)

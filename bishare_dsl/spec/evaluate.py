@@ -90,8 +90,8 @@ class Scope:
                 rhs = self.number(right, (*loc, "right"))
                 try:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
-                except (ZeroDivisionError, OverflowError) as error:
-                    why = f"it divides by zero{self.where}" if rhs == 0 else f"{error}{self.where}"
+                except ZeroDivisionError as error:
+                    why = f"it divides by zero{self.where}"
                     in_key = {"per", "keys"} & {*loc}
                     help = advise("key", "group") if in_key else "`max(..., 1)` is never 0"
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error

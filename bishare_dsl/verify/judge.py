@@ -150,7 +150,8 @@ def _compare(row: Row, asked: Asked, expected: Expected) -> None:
 
     base, mine = located(asked.base), located(asked.adapter)
     if len(base) < _LEAST_TOKENS or not mine:
-        row.why = "the server's base has other tokens, or is another model"
+        whose = "base" if len(base) < _LEAST_TOKENS else "adapter"
+        row.why = f"the server's {whose} has other tokens, or is another model"
         return
     floor = max(rms([x - none[place] for place, x in base.items()]), LEAST_FLOOR, asked.noise)
     texts, columns = np.array([*mine]).T

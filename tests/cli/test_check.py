@@ -24,10 +24,8 @@ def test_what_is_shared_is_in_the_json(bishare, here):
     (here / "pairs.share").write_text(GOOD.replace("per module", "per layer // 2"))
     run = bishare("check", "pairs.share", "--model", "llama-7b", "--json")
     told = json.loads(run.out)["sharing"]["pairs.share"]
-    shared = (
-        "100% of the trained parameters are shared, 0% are private to one module; `local`: scale 1"
-    )
-    assert told["conclusion"] == shared
+    shared = "100% of the trained parameters are shared, 0% are private to one module"
+    assert told["conclusion"] == f"{shared}; `local`: scale 1"
     tensors = dict.fromkeys("AB", "16, each by 2 modules")
     [row] = told["shares"]
     assert (row["name"], row["modules"], row["ranks"]) == ("local", 32, [4])

@@ -86,9 +86,8 @@ sys.exit(main(sys.argv[1:]))
     assert run.returncode == 0, run.stderr
     (row,) = json.loads(run.stdout)["rows"]
     assert (row["adapter"], row["word"]) == ("a", "APPLIED")
-    run = subprocess.run(
-        [*map(str, command), "--card", card, "--json"], capture_output=True, text=True
-    )
+    twice = [*map(str, command), "--card", card, "--json"]
+    run = subprocess.run(twice, capture_output=True, text=True)
     assert len(json.loads(run.stdout)["rows"]) == 2  # Of one name, such as two bases have.
     run = subprocess.run(
         [*map(str, command), "--name", "base_again"], capture_output=True, text=True

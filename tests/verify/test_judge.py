@@ -87,14 +87,17 @@ def test_what_is_no_number_is_never_applied():
 
 
 @pytest.mark.parametrize(
-    ("columns", "noise", "said"),
-    [(24, 1e-9, "other tokens"), (16, 0.31, "try again when no other requests run")],
+    ("known", "noise", "said"),
+    [
+        ((False, False), 1e-9, "the server's base has other tokens"),
+        ((True, False), 1e-9, "the server's adapter has other tokens"),
+        ((True, True), 0.31, "try again when no other requests run"),
+    ],
 )
-def test_there_is_no_verdict(columns, noise, said):
+def test_there_is_no_verdict(known, noise, said):
     wanted = expected()
     moved = [np.pad(rows, ((0, 0), (0, 8))) for rows in wanted.answers.values()]
-    listed = 2 * (range(columns - 8, columns) if columns == 24 else TOKENS,)
-    found = verdict(wanted, *moved, listed, noise)
+    found = verdict(wanted, *moved, [TOKENS if some else range(16, 24) for some in known], noise)
     assert (found.word, said in found.why) == ("cannot be judged", True), found.why
 
 
