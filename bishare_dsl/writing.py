@@ -112,7 +112,7 @@ def _unfinished(path: Path) -> Iterator[Path]:
 
 
 def _put(unfinished: Path, path: Path, stands: Standing) -> None:
-    """Give a new file or folder its name, in place of ``stands``: the one place that replaces folders.
+    """Give a new file or folder its name, in place of ``stands``. Nothing else replaces folders.
 
     Raises:
         FileExistsError: something else has this name.

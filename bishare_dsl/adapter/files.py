@@ -225,7 +225,7 @@ def _library_in(folder: Path, names: Collection[str], began: AdapterConfig | Non
         return config.spec, config.seed, config.base, config.tensors, *own
 
     before = _config_of(folder, CONFIG)
-    _tidy(folder)  # What a kill has left is no change.
+    _tidy(folder)  # Leftovers of a killed writer are not a change.
     library = read_adapter(f"{folder}#{next(iter(names_in(folder)), '')}")
     if began is not None and kept(began) not in (kept(before), kept(library.config)):
         reason = "its shared tensors, or adapters of these names, changed meanwhile: run again"

@@ -125,7 +125,7 @@ def _tokenizer_of(model: Any) -> str | None:
 
 
 def base_changes(saved: Fingerprint | None, found: Fingerprint | None) -> list[Problem]:
-    """Warn if a base is not the one that an adapter was saved on, as far as both are known (BS620)."""
+    """Warn if an adapter was saved on another base, as far as both bases are known (BS620)."""
     if saved is None or found is None:
         return []
     far, tokenizers = difference(saved, found), {saved.tokenizer, found.tokenizer} - {None}
@@ -166,7 +166,7 @@ def _columns(weight: Weight) -> torch.Tensor:
 
 
 def _sums(name: str, most: int, vectors: Iterable[torch.Tensor]) -> tuple[float, ...]:
-    """Sum products of vectors with random ones, relative to the norms; none on meta, and none of NaN."""
+    """Sum products of vectors with random ones, relative to the norms; empty on meta or with NaN."""
     sums: dict[int, float] = {}
     for i, vector in enumerate(vectors):
         if vector.is_meta or not vector.isfinite().all():

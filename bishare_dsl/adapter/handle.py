@@ -235,7 +235,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         return self._fingerprint
 
     def base_changes(self, config: AdapterConfig) -> list[Problem]:
-        """Warn if the base is not the one that an adapter was saved on (BS620)."""
+        """Warn if an adapter was saved on another base (BS620)."""
         return base_changes(config.fingerprint, config.fingerprint and self.fingerprint())
 
     def train(self, mode: bool = True) -> Self:

@@ -1,4 +1,4 @@
-"""Try advice before anybody reads it: the one place where a remedy is judged."""
+"""Try advice before anybody reads it: no other module judges a remedy."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Adviser:
         remedies = self._remedies(problem)
         if not remedies:
             return problem
-        # Prose may mention a text that is no remedy.
+        # Prose may quote a text without advising it.
         if not problem.remedies and not problem.edits:
             new = _written(self.where, self.where.source.text, remedies[0].edits)
             if new is None or self.read(new).spec is None:

@@ -508,7 +508,7 @@ class _SharePlan:
         selects = any(isinstance(part, m.Compare) and part.op == "==" for part in key)
         constant = bool(key) and len({*self._values[key]}) == 1
         if selects or constant or names & {*self.sites.kinds, *self.sites.parts, "in", "out"}:
-            return []  # What was meant is no matter of widths.
+            return []  # The mistake is not about widths.
         at: Loc = (*self.loc, "rank")
         bare = [name for name in transform_names() if name != PLAIN and self.share.via is None]
         kinds = {name: transform_kind(name) for name in bare}

@@ -123,7 +123,7 @@ def run(
 
 
 def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, Tenants | None]:
-    """Load the base and adapt it; return the handle of its adapters, and several ones as tenants.
+    """Load the base and adapt it; return the handle of its adapters, and the tenants of several tasks.
 
     Raises:
         BishareError: it cannot be loaded or adapted.

@@ -242,7 +242,7 @@ class Reference:
         return [text.strip() for text in texts]
 
     def expect(self, pairs: Pairs, *, greedy: bool = False) -> Expected:
-        """Return the answers of each of the `hypotheses`, and the greedy ones if wanted."""
+        """Return the answers of each of the `hypotheses`, and the greedy texts if wanted."""
         ways = hypotheses(pairs).items()
         answers = {words: self.answer(some) if some else self.base for words, some in ways}
         texts = zip(self.greedy({}), self.greedy(pairs), strict=True) if greedy else ()

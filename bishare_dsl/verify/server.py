@@ -209,7 +209,7 @@ class Server:
         return escaped(" ".join(text.split())[:300])
 
     def base(self, mine: Collection[str]) -> str:
-        """Return the name of the base: the first listed model that is no adapter.
+        """Return the name of the base: the first listed model that is not an adapter.
 
         Args:
             mine: the names of adapters, in case the list does not mark them.
@@ -261,7 +261,7 @@ class Server:
         raise refused or self.fails("gives neither log-probabilities nor texts of completions")
 
     def _answers(self, choices: Sequence[_Choice], count: int, scored: bool) -> list[Answer]:
-        """Return the answers in their order; empty ones if a log-probability is missing."""
+        """Return the answers in their order, or none if one of them lacks log-probabilities."""
         if sorted(choice.index for choice in choices) != [*range(count)]:
             raise self.fails(f"gives {len(choices)} answers to {count} texts, or not one for each")
         choices = sorted(choices, key=lambda choice: choice.index)
@@ -310,7 +310,7 @@ def ask(
     Args:
         server: the server.
         names: its names for the adapters.
-        base: its name for the base; by default, the first listed model that is no adapter.
+        base: its name for the base; by default, the first listed model that is not an adapter.
         bar: yields the names, and shows progress.
         texts: the texts.
     """
