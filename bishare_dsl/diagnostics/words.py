@@ -14,8 +14,8 @@ _VALUE = r"\{[^}]*\}|\[[^\]]*\]|[\w.+'\"-]+(?:[ \t]*,[ \t]*[\w.+'\"-]+)*"
 
 @cache
 def _table() -> dict[tuple[str, str], str]:
-    """Read the advice in `grammars/words.txt` and `peft.txt`, by the kind of location and the word."""
-    advice = {("argument", w): f"in the spec, {peft_advice(w)}" for w in peft_words()}
+    """Read the advice in `grammars/words.txt`, by the kind of location and the word."""
+    advice: dict[tuple[str, str], str] = {}
     for pattern, help_line in table("words.txt"):
         place, _, words = pattern.partition(": ")
         advice |= {(place, word): help_line for word in words.split(" ")}
@@ -31,7 +31,10 @@ def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> s
         valid: the valid names.
         few: the maximum number of valid names to list.
     """
-    return _table().get((place, name.lower())) or nearest(name, valid, few)
+    advice = _table().get((place, name.lower()))
+    if advice is None and place == "argument" and (meant := peft_advice(name)):
+        advice = f"in the spec, {meant}"
+    return advice or nearest(name, valid, few)
 
 
 def peft_advice(word: str, given: str = "") -> str | None:

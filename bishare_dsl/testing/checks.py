@@ -19,11 +19,13 @@ from torch import Tensor, fx, nn
 from bishare_dsl.testing.reference import REFERENCES, TermValues
 from bishare_dsl.transforms import Transform, Width, effective_pair, term_factors, vmap_factors
 from bishare_dsl.transforms.factor import DECODE_TOKENS
+from bishare_dsl.transforms.registry import BUILT_IN, transform_kind
 
 
 def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:
     """Check what bishare relies on in a transform, at one rank and for the sites of one pool.
 
+    - Its name is not that of a built-in transform.
     - Shapes are as declared.
     - The update is zero exactly if `zeros` says so. It can leave zero if one part is zero, and not if
       several are.
@@ -44,6 +46,8 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
     Raises:
         AssertionError: a check failed.
     """
+    if (name := transform.name) in BUILT_IN:
+        _same(type(transform), transform_kind(name), f"the class of the built-in name {name}")
     try:
         transform.check_rank(rank)
         shared = {
@@ -112,11 +116,8 @@ def _check_plain(
         factor, tensor = pair["AB".index(role)].detach(), values[role].detach()
         if factor.shape[1] == tensor.shape[1]:
             both = int(torch.linalg.matrix_rank(torch.cat([factor, tensor])))
-            _same(
-                both,
-                int(torch.linalg.matrix_rank(tensor)),
-                f"rows of {role} {where}, a factor's too",
-            )
+            alone = int(torch.linalg.matrix_rank(tensor))
+            _same(both, alone, f"rows of {role} {where}, a factor's too")
 
 
 def _check_products(

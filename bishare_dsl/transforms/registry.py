@@ -127,15 +127,19 @@ def transform_names() -> list[str]:
 def transform_kind(name: str) -> type[Transform]:
     """Return the class of a transform.
 
+    A built-in name is always bishare's, and the packages, whose metadata takes long to read, are not asked.
+
     Raises:
         KeyError: no such transform.
         SpecError: a package's transform cannot be used (BS214); the error names the package.
     """
+    if place := (BUILT_IN | _OF_STATEMENTS).get(name):
+        module, _, attribute = place.partition(":")
+        kind: type[Transform] = getattr(import_module(f"{__package__}.{module}"), attribute)
+        return kind
     points = _entry_points().get(name, ())
-    taken = name in BUILT_IN or name in _OF_STATEMENTS
-    if len(points) == 1 and not taken and name in _REGISTERED:
-        # The registered class may be decorated with `register`, too.
-        taken = _load(points[0]) is not _REGISTERED[name]
+    # The registered class may be decorated with `register`, too.
+    taken = len(points) == 1 and _REGISTERED.get(name, _load(points[0])) is not _load(points[0])
     if len(points) + taken > 1:
         packages = " and ".join(sorted(_package(point) for point in points))
         raise SpecError(
@@ -143,11 +147,7 @@ def transform_kind(name: str) -> type[Transform]:
         )
     if points:
         return _load(points[0])
-    if name in _REGISTERED:
-        return _REGISTERED[name]
-    module, _, attribute = (BUILT_IN | _OF_STATEMENTS)[name].partition(":")
-    kind: type[Transform] = getattr(import_module(f"bishare_dsl.transforms.{module}"), attribute)
-    return kind
+    return _REGISTERED[name]
 
 
 @cache
@@ -156,6 +156,8 @@ def _entry_points() -> Mapping[str, tuple[EntryPoint, ...]]:
 
     points: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GROUP):
+        if point.name in BUILT_IN or point.name in _OF_STATEMENTS:
+            continue
         points[point.name] = (*points.get(point.name, ()), point)
     return points
 

@@ -12,6 +12,7 @@ from bishare_dsl.models import preset
 from bishare_dsl.plan import build_plan
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import transform_names
+from bishare_dsl.transforms.registry import package_version
 from tests.plugins.conftest import CYCLIC, forget
 
 TEXT = "spec s\ntarget q_proj, k_proj\nshare x per model rank 2 via {via}\n"
@@ -75,9 +76,16 @@ def test_it_is_told_in_one_line_of_the_command_line(broken, here, bishare):
     assert "x.share:3:" in run.out
 
 
-def test_a_broken_package_disturbs_nobody_else(broken):
-    broken("1 / 0")
+def test_a_broken_package_disturbs_nobody_else(install):
+    install(
+        "broken-package",
+        "broken_module",
+        "1 / 0",
+        Cyclic="broken_module:Cyclic",
+        KE="broken_module:KE",
+    )
     assert "Cyclic" in transform_names()
+    assert package_version("KE") is None  # A built-in name is not the package's.
     plan_spec(parse_spec(TEXT.format(via="SS")), "smollm2-135m")
 
 

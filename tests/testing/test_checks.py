@@ -71,6 +71,12 @@ def test_what_is_wrong_with_a_transform_is_told(fault, says):
     assert checks.check_transform(Wrong(fault=""), 3, [Width(5, 6)])
 
 
+def test_a_built_in_name_is_taken():
+    taken = type("Other", (Wrong,), {"name": "KE"})
+    with pytest.raises(AssertionError, match="the class of the built-in name KE"):
+        checks.check_transform(taken(fault=""), 3, [Width(5, 6)])
+
+
 def test_a_transform_that_is_not_its_reference_is_found(monkeypatch):
     monkeypatch.setitem(REFERENCES, "SS", lambda term: (0.5 * term["B"].T, term["A"]))
     with pytest.raises(AssertionError, match="the update at 6 -> 4 differs"):
