@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,13 +24,13 @@ from bishare_dsl.adapter.files import names_in, read_members
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
-from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator
+from bishare_dsl.train.data.batches import IGNORED, Collator
 from bishare_dsl.train.data.batches import Example as Row
 from bishare_dsl.train.folder import LIBRARY
 from bishare_dsl.train.optimizer import RowAdamW, Settings, schedule_of
 from bishare_dsl.train.prepare import Prepared
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.train.tasks import MicroBatch, Steps, Task
+from bishare_dsl.train.tasks import MicroBatch, Steps, Task, cut
 from bishare_dsl.train.trunk import cached_trunk
 from bishare_dsl.writing import replace_file
 
@@ -283,18 +282,15 @@ class Tried:
             pairs: the number of a candidate, and an example.
         """
         losses, right = torch.zeros(len(pairs)), torch.zeros(len(pairs), dtype=torch.bool)
-        kinds = [(ALLOWED in row, len(row["input_ids"])) for _, row in pairs]
-        order = sorted(range(len(pairs)), key=kinds.__getitem__)
-        at_once = max(1, TOKENS // max(length for _, length in kinds))
+        at_once = max(1, TOKENS // max(len(row["input_ids"]) for _, row in pairs))
         with self._candidates(values, trains=False) as (_, names):
-            # A forward has rows with options or none, each candidate's next to each other.
-            for _, alike in groupby(order, lambda i: kinds[i][0]):
-                while some := sorted(islice(alike, at_once), key=lambda i: pairs[i][0]):
-                    inputs = Collator(0).predicting([pairs[i][1] for i in some])
-                    of = (names[pairs[i][0]] for i in some)
-                    batch = MicroBatch(inputs, [*of], {"weights": torch.ones(len(some), 1)})
-                    loss, _, correct = self._tenants.run(batch)
-                    losses[some], right[some] = loss.float().cpu(), correct.cpu()
+            for some in cut([row for _, row in pairs], at_once):
+                some.sort(key=lambda i: pairs[i][0])  # Each candidate's rows lie side by side.
+                inputs = Collator(0).predicting([pairs[i][1] for i in some])
+                of = (names[pairs[i][0]] for i in some)
+                batch = MicroBatch(inputs, [*of], {"weights": torch.ones(len(some), 1)})
+                loss, _, correct = self._tenants.run(batch)
+                losses[some], right[some] = loss.float().cpu(), correct.cpu()
         return losses, right
 
     def trained(self, tasks: Sequence[Sequence[Row]]) -> Tensor:

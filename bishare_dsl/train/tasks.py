@@ -14,6 +14,9 @@ from datasets import Dataset
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED, Collator, Example
 from bishare_dsl.train.data.encoding import DataReport
 
+PASS = 64
+"""The tokens that a CPU computes in the time that one more pass takes."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -102,22 +105,15 @@ class Steps(Sequence[list[MicroBatch]]):
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
-        """Divide the rows of some tasks into few passes, of rows with about the same length.
-
-        The loss of rows with options is another, so they are in passes without other rows.
-        """
+        """Divide the rows of some tasks into passes, by `cut`."""
         sized: list[tuple[int, int, Example]] = []
         for task, examples in rows:
             learned = sum(map(count_learned, examples))
             sized += [(task, learned, row) for row in examples]
         # Token ids break ties, so that a step with all rows has the same passes in each epoch.
-        sized.sort(key=lambda row: (len(row[2]["input_ids"]), row[0], row[2]["input_ids"]))
-        passes, most = list[MicroBatch](), self.at_once
-        for among in (False, True):
-            part = [row for row in sized if (ALLOWED in row[2]) is among]
-            cuts = [part[start : start + most] for start in range(0, len(part), most)]
-            passes += [self._pass(sorted(cut, key=lambda row: row[0])) for cut in cuts]
-        return passes
+        sized.sort(key=lambda row: (row[0], row[2]["input_ids"]))
+        cuts = cut([row for _, _, row in sized], self.at_once)
+        return [self._pass([sized[i] for i in sorted(some)]) for some in cuts]
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> MicroBatch:
         tasks, learned, examples = zip(*rows, strict=True)
@@ -125,6 +121,27 @@ class Steps(Sequence[list[MicroBatch]]):
         # The loss of a task is the mean over its trained tokens in all rows of the step.
         weights = (1 / torch.tensor(learned)).unsqueeze(1)
         return MicroBatch(self.collator(examples), names, {"weights": weights})
+
+
+def cut(rows: Sequence[Example], most: int) -> list[list[int]]:
+    """Divide rows, by number, into passes of ``most`` rows or fewer, of similar lengths, the longest first.
+
+    A CPU computes padding like other tokens, and a pass costs about `PASS` tokens more. An accelerator waits
+    for the launches of a pass, so it gets as few passes as possible. The loss of rows with options is
+    another, so they are in passes without other rows.
+    """
+    a_pass = 10**9 if torch.accelerator.is_available() else PASS
+    kinds = [(ALLOWED in row, len(row["input_ids"])) for row in rows]
+    order, best = sorted(range(len(rows)), key=kinds.__getitem__), [(0, 0)]
+    # The least cost of the first rows, with the start of their last pass.
+    for stop, (options, length) in enumerate(sorted(kinds), 1):
+        starts = (i for i in range(max(0, stop - most), stop) if kinds[order[i]][0] is options)
+        best.append(min((best[i][0] + (stop - i) * length + a_pass, i) for i in starts))
+    passes, left = list[list[int]](), len(rows)
+    while left:
+        passes.append(order[best[left][1] : left])
+        left -= len(passes[-1])
+    return passes
 
 
 @lru_cache(1024)

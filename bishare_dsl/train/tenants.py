@@ -47,7 +47,7 @@ from bishare_dsl.train.prepare import first_of
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Start
 from bishare_dsl.train.start import Tried
-from bishare_dsl.train.tasks import MicroBatch, Task
+from bishare_dsl.train.tasks import MicroBatch, Task, cut
 from bishare_dsl.writing import replace_file
 
 FILE = "tenant.safetensors"
@@ -213,9 +213,7 @@ class Tenants:
         if start not in (known := get_args(Start)) or (
             start != "zero" and not (self.library and examples)
         ):
-            reason = (
-                f"it is one of {', '.join(known)}; all but `zero` need a library and `examples`"
-            )
+            reason = f"one of {', '.join(known)}; all but `zero` need a library and `examples`"
             raise TrainError(codes.WRONG_VALUE(name="start", value=start, reason=reason))
         states = {}
         if self._bank is not None:
@@ -338,13 +336,11 @@ class Tenants:
 
     def _passes(self, examples: Sequence[Example]) -> list[list[int]]:
         """Divide examples into forwards, by number: of one tenant each with ``apart``."""
-        passes, groups = [], dict[str | None, list[int]]()
+        groups = dict[str | None, list[int]]()
         for i, example in enumerate(examples):
             groups.setdefault(example.tenant if self.apart else None, []).append(i)
-        for part in groups.values():
-            part.sort(key=lambda i: len(examples[i].tokens))
-            passes += [part[i : i + self.at_once] for i in range(0, len(part), self.at_once)]
-        return passes
+        cuts = ((g, cut([examples[i].encoded() for i in g], self.at_once)) for g in groups.values())
+        return [[numbers[i] for i in some] for numbers, passes in cuts for some in passes]
 
     def _add_to(self, before: Sequence[Tensor | None]) -> list[str]:
         """Add the finite new gradients to those from before; return the tenants with others."""
@@ -513,10 +509,7 @@ class Tenants:
 
 def _collated(rows: Sequence[Example]) -> MicroBatch:
     """Pad examples on the right."""
-    rows = [
-        replace(row, weights=[1.0] * len(row.labels)) if row.weights is None else row
-        for row in rows
-    ]
+    rows = [replace(r, weights=[1.0] * len(r.labels)) if r.weights is None else r for r in rows]
     values = {}
     for name in ("weights", "logprobs", "advantages"):
         part: list[Any] = [getattr(row, name) for row in rows]

@@ -112,14 +112,11 @@ def test_rows_are_as_if_alone(model, names):
 
 # With biases as well: what a transform computes does not depend on them.
 FAMILIES = {"llama": sorted(TINY), "qwen2": ["bishare_ke", "hydralora"]}
+PAIRS = [(family, spec) for family, specs in FAMILIES.items() for spec in specs]
 
 
 @pytest.mark.parametrize(
-    ("family", "spec"),
-    quick(
-        [(f, s) for f, specs in FAMILIES.items() for s in specs],
-        [(f, s) for f, specs in FAMILIES.items() for s in specs if s in ONE_OF_EACH],
-    ),
+    ("family", "spec"), quick(PAIRS, [pair for pair in PAIRS if pair[1] in ONE_OF_EACH])
 )
 @torch.no_grad()
 def test_shipped_specs(family, spec):
@@ -134,15 +131,10 @@ def test_shipped_specs(family, spec):
     close(model(IDS, adapter_names=rows).logits, logits_alone(model, rows))
 
 
-@pytest.mark.parametrize(
-    ("family", "kinds"),
-    [
-        ("gpt2", "c_attn, c_fc"),
-        ("opt", "q_proj, fc1, fc2"),
-        ("phi3", "qkv_proj"),
-        ("gemma2", "q_proj"),
-    ],
-)
+KINDS = {"gpt2": "c_attn, c_fc", "opt": "q_proj, fc1, fc2", "phi3": "qkv_proj", "gemma2": "q_proj"}
+
+
+@pytest.mark.parametrize(("family", "kinds"), KINDS.items(), ids=KINDS)
 @torch.no_grad()
 def test_regions_of_other_models(family, kinds):
     """Some are linears; OPT hands on tokens without a batch; one region is within another."""

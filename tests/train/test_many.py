@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,17 @@ from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
-from bishare_dsl.train.data.batches import Collator
+from bishare_dsl.train.data.batches import ALLOWED, Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.request import Settings
-from bishare_dsl.train.tasks import Steps, Task
+from bishare_dsl.train.tasks import PASS, Steps, Task, cut
 from tests.train.conftest import SMALL, SPEC, go_on
 from tests.train.test_resume import Asks
 
 PLAIN = SPEC.replace("dropout 0.2\n", "")
 LIBRARY = "spec s\nparam r = 2\ntarget q_proj\nshare x A per kind  B per adapter, kind rank r"
+NO_NAMES = ("checkpoint-2", "a#b", "\x1b[2J", "/tmp/away", "..", "my task", "-x", "a+b")
 HOW = SMALL | {"rows_at_once": 6, "logging_steps": 2, "quiet": True}
 
 
@@ -87,17 +89,32 @@ def test_a_task_sees_each_row_once_in_an_epoch(files):
         for one in passes:
             assert len(one.names) <= 6
             assert one.names == sorted(one.names)
-            for task, ids, mask in zip(
-                map(["a", "b"].index, one.names),
-                one.inputs["input_ids"],
-                one.inputs["attention_mask"],
-                strict=True,
-            ):
-                seen[task].append(tuple(ids[mask.bool()].tolist()))
+            ids, mask = one.inputs["input_ids"], one.inputs["attention_mask"].bool()
+            for name, row, real in zip(one.names, ids, mask, strict=True):
+                seen["ab".index(name)].append(tuple(row[real].tolist()))
     for rows, examples in zip(seen, data, strict=True):
         assert sorted(rows) == sorted(2 * [tuple(e["input_ids"]) for e in examples])
     with pytest.raises(IndexError):
         steps[12]
+
+
+@pytest.mark.parametrize(("accelerates", "a_pass"), [(False, PASS), (True, 10**9)])
+def test_no_other_passes_take_less_time(monkeypatch, accelerates, a_pass):
+    """Padding is computed too, and each pass costs; rows with options have passes of their own."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerates)
+    lengths = [171, 17, 18, 25, 90, 26, 95, 170]
+    rows = [{"input_ids": [0] * length} for length in lengths]
+
+    def cost(passes):
+        return sum(len(one) * max(lengths[i] for i in one) + a_pass for one in passes)
+
+    order, found = sorted(range(8), key=lengths.__getitem__), cut(rows, 5)
+    ends = [(0, *ends, 8) for n in range(8) for ends in combinations(range(1, 8), n)]
+    divided = ([order[i:j] for i, j in pairwise(all_ends)] for all_ends in ends)
+    assert cost(found) == min(cost(d) for d in divided if max(map(len, d)) <= 5)
+    assert sorted(i for one in found for i in one) == [*range(8)]
+    assert max(map(len, found)) <= 5
+    assert [8] in cut([*rows, {"input_ids": [0], ALLOWED: []}], 16)
 
 
 def test_what_was_stopped_goes_on_bit_for_bit(tasks, tmp_path):
@@ -249,19 +266,7 @@ def test_a_spec_with_a_warning_trains(tasks, tmp_path, recwarn):
     ("data", "how", "code"),
     [
         *(({name: "rows"}, {}, "BS638") for name in ("__base__", "n" * 201, "mlp", "train")),
-        *(
-            ({name: "rows"}, {}, "BS731")
-            for name in (
-                "checkpoint-2",
-                "a#b",
-                "\x1b[2J",
-                "/tmp/away",
-                "..",
-                "my task",
-                "-x",
-                "a+b",
-            )
-        ),
+        *(({name: "rows"}, {}, "BS731") for name in NO_NAMES),
         (["rows", "rows"], {}, "BS731"),
         ({"a": "rows"}, {"optim": "sgd"}, "BS732"),
         ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS730"),
