@@ -150,11 +150,11 @@ def check_entries(path: Path, plan: Plan, config: AdapterConfig, entries: Entrie
             be stored (BS604).
     """
     allowed = {
-        "seed": {t.name for t in plan.tensors if t.drawn and not t.trainable},
+        "seed": {t.name for t in plan.tensors if not t.trainable and t.drawn},
         "base": {t.name for t in plan.tensors if t.init == "base"},
-        **dict.fromkeys(BITS, quantisable(plan)),
+        **dict.fromkeys(BITS, quantisable(plan) if config.ways(*BITS) else ()),
     }
-    reproduced = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
+    reproduced = {t.name for t in plan.tensors if not t.trainable and t.init in SINGULAR}
     for name, entry in config.entries.items():
         if name not in (allowed[entry.way] if entry.marks is None else reproduced):
             reason = f"`{name}` must be in the file"

@@ -68,12 +68,13 @@ class Stack(NamedTuple):
 
 def groups_of(plan: Plan, *, alone: bool = False) -> dict[str, list[Tensor]]:
     """Return the tensors that are stacked together, by the key of the stack, in the order of the plan."""
-    groups: dict[str, list[Tensor]] = {}
+    if alone:
+        return {attribute(tensor.name): [tensor] for tensor in plan.tensors}
+    groups: dict[tuple[str, str, tuple[int, int]], list[Tensor]] = {}
     for tensor in plan.tensors:
-        role, shape = tensor.name.rpartition(".")[2], "x".join(map(str, tensor.shape))
-        name = tensor.name if alone else f"{tensor.share}.{role}.{shape}"
-        groups.setdefault(attribute(name), []).append(tensor)
-    return groups
+        kind = tensor.share, tensor.name.rpartition(".")[2], tensor.shape
+        groups.setdefault(kind, []).append(tensor)
+    return {attribute(f"{s}.{role}.{n}x{m}"): ts for (s, role, (n, m)), ts in groups.items()}
 
 
 def stacks_of(plan: Plan, entries: Mapping[str, Entry], *, alone: bool = False) -> Iterator[Stack]:

@@ -182,13 +182,12 @@ def decode(
     """
     for stack in stacks_of(plan, config.entries, alone=config.alone):
         found = (stored[key] for key in stack.parts.values())
-        parts = [part.unsqueeze(0) if stack.alone else part for part in found]
-        for row, tensor in enumerate(stack.tensors):
-            value = parts[0][row].clone()
+        rows = ((part.unsqueeze(0) if stack.alone else part).unbind() for part in found)
+        for tensor, row, *scales in zip(stack.tensors, *rows, strict=True):
+            widens = config.rounded and row.dtype == torch.bfloat16
+            value = row.float() if widens else row.clone()
             if stack.form is not None:
-                value = dequantise(tensor, stack.form, value, parts[1][row])
-            elif config.rounded and value.dtype == torch.bfloat16:
-                value = value.float()
+                value = dequantise(tensor, stack.form, value, *scales)
             yield tensor.name, value
 
 

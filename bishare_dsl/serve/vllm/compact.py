@@ -152,9 +152,8 @@ class CompactManager(LRUCacheLoRAModelManager):
         for name, value in bank.common.items():
             if not torch.equal(tensors[name].to(value), value):
                 raise AdapterError(codes.OTHER_FROZEN(folder=what, name=name))
-        changes: dict[str, Tensor] = {}
-        for kernels in self._kernels.values():
-            changes |= kernels.changes(number, tensors)
+        scaled = self._kernels.values() if bank.layout.changes else ()
+        changes = {n: c for kernels in scaled for n, c in kernels.changes(number, tensors).items()}
         return bank.pack({**tensors, **changes})
 
     def _drop_banks(self) -> None:
