@@ -1,11 +1,12 @@
 """What a shared adapter costs where it is served: Figure 6 of the paper, measured in vLLM.
 
     make test-vllm                                       # makes .venv-vllm
-    .venv-vllm/bin/python benchmarks/serving.py          # --smoke: small, to see that it runs
+    .venv-vllm/bin/python benchmarks/serving.py --rows first_token tokens_a_second  # 7 minutes, idle cores
+    .venv-vllm/bin/python benchmarks/serving.py          # half an hour; --smoke: small, to see that it runs
 
 Engines stand side by side, each in a process, and take turns, so that a busy machine slows all alike; the
-base stands there twice, as a control. A row that is in `results/serving.json` already is not measured again
-unless it is named with `--rows`.
+base stands there twice, as a control. Ratios are medians over rounds, with their quartiles. A row that is in
+`results/serving.json` already is not measured again unless it is named with `--rows`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from harness.model import smollm2_folder
 from harness.result import RESULTS, machine, versions
+from harness.stopping import quietly_interrupted
 
 from bishare_dsl import compile_spec, parse_spec, plan_spec
 from bishare_dsl.batched.bank import Layout
@@ -48,7 +50,7 @@ class Sizes:
     adapters: int = 64
     resident: int = 1024
     tokens: int = 24
-    rounds: int = 3
+    rounds: int = 5
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,11 @@ class Engine:
             text=True,
             env=environment,
         )
-        self.started = self._answer()
+        try:
+            self.started = self._answer()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Engine:
         return self
@@ -252,21 +258,23 @@ def tokens_a_second(bench: Bench) -> list[dict[str, Any]]:
         )
     return [
         {
-            "engine": name,
-            "tokens a second": sizes.adapters * sizes.tokens / median(rounds[name], "seconds"),
-            "x base": ratio(rounds["base"], rounds[name], "seconds"),
-            "x plain LoRA": ratio(rounds["plain"], rounds[name], "seconds"),
-            "x base, processor time": ratio(rounds["base"], rounds[name], "processor seconds"),
-            "x plain LoRA, processor time": ratio(
-                rounds["plain"], rounds[name], "processor seconds"
+            "what": f"vLLM, {sizes.adapters} adapters, tokens a second: {name} / {by}",
+            **ratios(rounds[by], rounds[name]),
+            "goal": goal,
+            "tokens a second": [
+                round(sizes.adapters * sizes.tokens / median(rounds[which], "seconds"))
+                for which in (name, by)
+            ],
+            "MiB beyond": round(
+                rounds[name][-1]["resident, MiB"] - rounds[by][-1]["resident, MiB"]
             ),
-            "MiB beyond the base": rounds[name][-1]["resident, MiB"]
-            - rounds["base"][-1]["resident, MiB"],
-            "goal": ">= 0.8 x base, >= 1.6 x plain, <= 0.08 of plain's MiB"
-            if name == "compact"
-            else "",
         }
-        for name in engines
+        for name, by, goal in (
+            ("compact", "base", 0.85),
+            ("compact", "plain", 1.8),
+            ("plain", "base", None),
+            ("base again", "base", None),
+        )
     ]
 
 
@@ -377,27 +385,33 @@ def a_sync(bench: Bench) -> list[dict[str, Any]]:
 
 
 def first_token(bench: Bench) -> list[dict[str, Any]]:
-    """The first token of an adapter that is only on disk: one after another, each once."""
-    count = bench.sizes.adapters
+    """The first token of an adapter that is only on disk, and of one in memory: each adapter once."""
+    half = bench.sizes.adapters // 2
     with ExitStack() as stack:
         engines = {mode: stack.enter_context(Engine(bench, mode)) for mode in KINDS}
-        times: dict[str, list[dict[str, float]]] = {mode: [] for mode in KINDS}
-        for number in range(count):
-            for mode, engine in engines.items():
-                found = engine.ask("generate", [number], 1)
-                if number >= 4:
-                    times[mode].append(found)
-        again = {mode: engine.ask("generate", [number], 1) for mode, engine in engines.items()}
+        # The control is another adapter of the same engine: each is on disk alone only once.
+        asked = [("compact", 0), ("plain", 0), ("plain", half)]
+        first, again = ({which: [] for which in asked} for _ in range(2))
+        for times in (first, again):
+            for number in range(half):
+                for mode, more in asked if number % 2 else reversed(asked):
+                    found = engines[mode].ask("generate", [number + more], 1)
+                    if number >= half // 8:
+                        times[mode, more].append(found)
+    ours, plain, control = asked
     return [
         {
-            "folder": "bishare KE" if mode == "compact" else "PEFT LoRA r=8",
-            "median, ms": 1e3 * median(found, "seconds"),
-            "x PEFT folder": 1 / ratio(times["plain"], found, "seconds"),
-            "x PEFT folder, processor time": 1 / ratio(times["plain"], found, "processor seconds"),
-            "of an adapter in memory, ms": 1e3 * again[mode]["seconds"],
-            "goal": "<= 1.0" if mode == "compact" else "",
+            "what": f"first token of an adapter {where}: {name} / plain LoRA",
+            **ratios(times[which], times[plain]),
+            "goal": goal,
+            "ms": [round(1e3 * median(times[w], "seconds")) for w in (which, plain)],
         }
-        for mode, found in times.items()
+        for where, times, name, which, goal in (
+            ("on disk", first, "bishare KE", ours, 1.0),
+            ("on disk", first, "plain LoRA again", control, None),
+            ("in memory", again, "bishare KE", ours, None),
+            ("in memory", again, "plain LoRA again", control, None),
+        )
     ]
 
 
@@ -447,6 +461,22 @@ def ratio(
     )
 
 
+def ratios(
+    reference: Sequence[dict[str, float]], found: Sequence[dict[str, float]]
+) -> dict[str, Any]:
+    """How many times as fast as the reference this was in the same round: medians, and quartiles."""
+    shown: dict[str, Any] = {}
+    for label, what in (("ratio", "seconds"), ("processor time", "processor seconds")):
+        of_rounds = [
+            theirs[what] / mine[what] for theirs, mine in zip(reference, found, strict=True)
+        ]
+        shown[label] = round(statistics.median(of_rounds), 3)
+        if len(of_rounds) > 1:
+            low, _, high = statistics.quantiles(of_rounds, n=4)
+            shown[f"{label}, quartiles"] = f"{low:.3f} to {high:.3f}"
+    return shown
+
+
 def save_adapters(model: Path, root: Path, count: int) -> None:
     """Adapters with random values: as bishare's folders, and plain LoRA as PEFT's."""
     for mode, spec in KINDS.items():
@@ -468,33 +498,45 @@ def save_adapters(model: Path, root: Path, count: int) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--smoke", action="store_true", help="small, and nothing is written")
     arguments.add_argument("--rows", nargs="+", choices=ROWS, help="measure these, again")
     arguments.add_argument("--adapters", type=Path, help="folder to keep the adapters in")
     arguments.add_argument("--threads", type=int, default=2, help="of each engine (default: 2)")
     options = arguments.parse_args()
     warnings.simplefilter("ignore")
-    sizes = Sizes(4, 8, 4, 1) if options.smoke else Sizes()
-    root = options.adapters or Path(mkdtemp(prefix="bishare-serving-"))
-    model = smollm2_folder()
-    save_adapters(model, root, sizes.adapters)
+    sizes = Sizes(4, 8, 4, 2) if options.smoke else Sizes()
+    with ExitStack() as stack:
+        root = options.adapters
+        if root is None:
+            root = Path(stack.enter_context(TemporaryDirectory(prefix="bishare-serving-")))
+        model = smollm2_folder()
+        save_adapters(model, root, sizes.adapters)
+        measure(Bench(model, root, sizes, options.threads), options.rows, writes=not options.smoke)
+
+
+def measure(bench: Bench, chosen: Sequence[str] | None, *, writes: bool) -> None:
+    """Print rows as they are measured, and write them to the results."""
     path = RESULTS / "serving.json"
-    results = json.loads(path.read_text()) if path.exists() and not options.smoke else {}
-    for name in options.rows or ROWS:
-        if name in results and not options.rows:
+    results = json.loads(path.read_text()) if path.exists() and writes else {}
+    for name in chosen or ROWS:
+        if name in results and not chosen:
             continue
-        rows = ROWS[name](Bench(model, root, sizes, options.threads))
+        rows = ROWS[name](bench)
         results[name] = {
-            "machine": machine() | {"threads": options.threads},
+            "machine": machine() | {"threads": bench.threads},
             "versions": versions(),
             "rows": rows,
         }
         for row in rows:
             print(name, json.dumps(row), flush=True)
-        if not options.smoke:
+        if writes:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    with quietly_interrupted():
+        main()

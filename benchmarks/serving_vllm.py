@@ -105,7 +105,7 @@ class Engine:
         manager = worker.model_runner.lora_manager._adapter_manager
         loras = manager.list_adapters().values()
         if banks := getattr(manager, "banks", None):
-            slots = banks[0].nbytes_each
+            slots = banks[0].layout.numbers * banks[0].memory.itemsize
             host = [lora.packed.nbytes for lora in loras if lora.packed is not None]
         else:
             slots = sum(

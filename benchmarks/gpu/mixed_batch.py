@@ -14,7 +14,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(__doc__, given)
     base = base_model(options).eval()
     rows = decode(base, options.batch, options.rounds, {}, settling(options))
-    write(title("mixed", options), rows, **vars(options))
+    write(title("mixed_batch", options), rows, **vars(options))
 
 
 if __name__ == "__main__":

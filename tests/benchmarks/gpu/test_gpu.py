@@ -41,9 +41,12 @@ def test_steps_and_their_memory_and_decoding(rows, precision):
     assert all(row["ms a token"] > 0 for row in decoded)
 
 
-def test_mixed_batches(rows):
+def test_mixed_batches_and_adapters_in_one_pass(rows):
     found = [row["decoding"] for row in rows("mixed_batch", "--precision", "float32")]
     assert "bishare_ke, adapter_names" in found
+    trained = {row["what"]: row["ratio"] for row in rows("many", "--precision", "float32")}
+    assert "3 adapters in one pass / one after another" in trained
+    assert all(ratio > 0 for ratio in trained.values())
 
 
 def test_all_parts_are_run_and_a_failure_is_told(monkeypatch, capfd):
