@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, SourceMap, raise_errors
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.advice import Adviser, Params
@@ -37,8 +37,7 @@ def _drawing(plan: Plan) -> str:
 Plan._repr_html_ = _drawing  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class ResolvedSpec:
+class ResolvedSpec(Record):
     """A spec resolved against a model, with its warnings.
 
     ``where`` has the locations of the spec's parts if it was read from a text. ``changed`` says whether

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.diagnostics.source import Loc, Span
 from bishare_dsl.resources import error_index
 
 Severity = Literal["error", "warning", "note"]
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(Record):
     """A replacement for the text of a span."""
 
     span: Span
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
+class Rewrite(Record):
     """A replacement for the text of a part of a spec, in which ``{}`` stands for the old text."""
 
     loc: Loc
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
+class Remedy(Record):
     """A candidate for the advice of a problem, which is tried before it is shown.
 
     ``help`` says what to write, ``edits`` write it, and ``kind`` is equal for repetitions of one mistake.
@@ -42,8 +40,7 @@ class Remedy:
     also: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Record):
     """A problem, without its rendering (`render`).
 
     ``loc`` is the faulty part of a spec, or ``span`` the faulty text if it could not be parsed. ``also``
@@ -66,8 +63,7 @@ class Problem:
         return replace(self, loc=(*prefix, *self.loc))
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(Record):
     """An entry of the registry.
 
     Its title and remedy are in the index of `docs/errors`. Some codes have a page there, with details and

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
+
+from bishare_dsl.diagnostics.record import Record
 
 Loc = tuple[str | int, ...]
 """A path into a spec in Pydantic's form: ``("shares", 1, "rank")``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Record):
     """Characters ``start`` (inclusive) to ``end`` (exclusive) of a text.
 
     If a text uses others, offsets continue from one text to the next, so a span identifies its text (see
@@ -22,8 +23,7 @@ class Span:
     end: int
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Record):
     """A named text with line numbers. ``used`` is the span in another text that uses it."""
 
     name: str
@@ -53,8 +53,7 @@ class Source:
         return self.text[start:end].rstrip("\r")
 
 
-@dataclass(frozen=True)
-class SourceMap:
+class SourceMap(Record):
     """The spans of a spec's parts in its text.
 
     A spec does not contain its text, so a problem names a part (a `Loc`). This map returns the span to

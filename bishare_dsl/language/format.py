@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.language.grammar import CLAUSES, DEFAULTS, IN_EXPRESSIONS
 from bishare_dsl.language.read import parse_syntax
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of
@@ -61,8 +61,7 @@ class _Comment(NamedTuple):
     after_blank: bool
 
 
-@dataclass(slots=True, eq=False)
-class _Word:
+class _Word(Record, frozen=False, eq=False):
     """A token with the space before it and its comments.
 
     ``before`` are the comments on lines above it. ``after`` is a comment at the end of its line, if it
@@ -112,8 +111,7 @@ def _words(syntax: Syntax) -> list[_Word]:
     return words
 
 
-@dataclass(slots=True, eq=False)
-class _Unit:
+class _Unit(Record, frozen=False, eq=False):
     """Words on one line. ``level`` is the indentation in a statement of several lines."""
 
     words: list[_Word]
@@ -136,8 +134,7 @@ class _Unit:
 _Piece: TypeAlias = list[_Unit]
 
 
-@dataclass(slots=True, eq=False)
-class _Block:
+class _Block(Record, frozen=False, eq=False):
     """A formatted statement with the comments above it. ``words`` begin its clauses."""
 
     kind: str

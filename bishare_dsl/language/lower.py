@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from lark import Token, Transformer, v_args
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
 from bishare_dsl.spec import MAGNITUDE, Spec
@@ -43,8 +44,7 @@ _NAMED = ("init", "gain", "options")
 _TERMS = ("share", MAGNITUDE)
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(Record, frozen=False):
     """A part of a spec as plain data, with its span and the spans of its parts."""
 
     value: Any

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from bishare_dsl.diagnostics import Problem, SourceMap, SpecError
 from bishare_dsl.diagnostics.codes.spec import OUTDENTED
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.language.lower import lower
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import parse_and_check
@@ -58,8 +58,7 @@ def read(
     return result.spec, result.where
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(Record):
     """The result of reading a text: ``spec`` is None if there are problems.
 
     ``file`` has the trees of the text and of used files, or is None if there is no tree.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import cast
 
 from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Span
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.language.grammar import Words
 
 
@@ -39,8 +40,7 @@ def unquoted(token: Token) -> str:
     return str(token)
 
 
-@dataclass(slots=True, eq=False)
-class Statement:
+class Statement(Record, frozen=False, eq=False):
     """A statement with its clauses, or a clause. A clause at the top level is a default for all shares.
 
     ``keyword`` is the first word after an optional ``replace``, or ``per`` if that word is a role.
@@ -85,8 +85,7 @@ class Statement:
             yield from part.words.iter_subtrees_topdown()
 
 
-@dataclass(slots=True, eq=False)
-class Syntax:
+class Syntax(Record, frozen=False, eq=False):
     """A whole text. ``tokens`` includes white space, comments and an empty token at the end."""
 
     statements: list[Statement]

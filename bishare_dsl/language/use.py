@@ -16,7 +16,7 @@ allows more, and messages show no text of a file that is not a spec.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from os.path import realpath
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -25,6 +25,7 @@ from lark import Tree
 
 from bishare_dsl.diagnostics import Edit, Source, SourceMap, Span, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import MAX_BYTES, Problems, byte_count, decode
 from bishare_dsl.language.structure import check_complete, check_order, names_used, parse_and_check
@@ -41,8 +42,7 @@ _Key: TypeAlias = tuple[str, str]
 _ByKey: TypeAlias = dict[_Key, list[Statement]]
 
 
-@dataclass(slots=True, eq=False)
-class File:
+class File(Record, frozen=False, eq=False):
     """A text, and the files it uses, each with its `use` statement."""
 
     source: Source

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +15,13 @@ from typing import Any
 
 from bishare_dsl.diagnostics import ModelError, nearest
 from bishare_dsl.diagnostics.codes.models import UNKNOWN_MODEL
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.decoder import decoder
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.reading import parse_json
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
+class Preset(Record):
     """A model's id on the Hub, and the fields of its ``config.json`` that determine shapes and positions."""
 
     model_id: str

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bishare_dsl.diagnostics import ModelError, Problem, nearest
 from bishare_dsl.diagnostics.codes.models import NO_SUCH_FILE, NOT_A_MODEL, UNKNOWN_MODEL
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.presets import ALIASES, OWNERS, PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -18,8 +18,7 @@ _ACCEPTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Record):
     """The source of a model. ``place`` is the name of a preset, an existing path, or a Hub id."""
 
     kind: Literal["preset", "folder", "config", "gguf", "hub"]

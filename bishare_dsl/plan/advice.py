@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import BishareError, Edit, Problem, Remedy, Rewrite, SourceMap, Span
 from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.diagnostics.words import english
 from bishare_dsl.language.grammar import lex
 from bishare_dsl.language.read import survey
@@ -33,8 +34,7 @@ _MOST_AGAIN = 16
 Params = Mapping[str, int | float | str]
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(Record):
     """What a text comes to: a spec, a plan if it fits the model, and problems with their places."""
 
     text: str
@@ -71,8 +71,7 @@ class Reading:
         return range(first, last + 1)
 
 
-@dataclass
-class Adviser:
+class Adviser(Record, frozen=False):
     """Judge the remedies of a text's problems, with the model at hand.
 
     Attributes:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ from bishare_dsl.diagnostics import (
     raise_errors,
 )
 from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
@@ -244,8 +245,7 @@ def _short(sites: Sequence[Site]) -> dict[str, str]:
     return {path: name if count[name] == 1 else path for path, name in short.items()}
 
 
-@dataclass(slots=True)
-class _TermSite:
+class _TermSite(Record, frozen=False):
     """A share at a site, with the shapes and names of its tensors by role."""
 
     site: Site

@@ -21,7 +21,7 @@ from bishare_dsl.spec.walk import mentions
 
 TRAIN = "train"
 """The share of these parameters' tensors, and the beginning of their names."""
-NONE = Selection(include=(Ref(ref="none"),))
+NONE = Selection.model_construct(include=(Ref.model_construct(ref="none"),))
 """``train none`` trains nothing in full, not even a new head."""
 _NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
 _PARTS = ("norms", "biases", "heads", "embeddings")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import Purpose, mentions, refs
 from bishare_dsl.transforms import (
@@ -50,8 +51,7 @@ _OF_WEIGHT = ("svd", "svd_bottom")
 _ZERO = (Start("zeros"), Start("constant", 0.0))
 
 
-@dataclass(frozen=True)
-class ShareSettings:
+class ShareSettings(Record):
     """A share's settings at one rank.
 
     ``auto`` lists the options of the transform that depend on the widths of the share's sites, see `fitted`.
@@ -338,7 +338,7 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
 def _transform(
     share: m.Share, rank: int, params: dict[str, Value], problems: list[Problem]
 ) -> Transform | None:
-    via = share.via or m.Via(transform=PLAIN)
+    via = share.via or m.Via.model_construct(transform=PLAIN)
     name = via.transform
     try:
         kind = transform_kind(name)

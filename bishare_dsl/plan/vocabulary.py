@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, NO_VALUE, UNKNOWN_NAME
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
@@ -57,8 +58,7 @@ def key_value(scope: Scope, part: m.Expression, loc: Loc = ()) -> Value:
         raise EvaluationError(located(error.problem, part, scope)) from error
 
 
-@dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(Record):
     """The names that a spec may use for the sites, or the parameters, of a model.
 
     A bare name can be one of ``kinds``, one of ``parts`` (names that some model has), or one of the other

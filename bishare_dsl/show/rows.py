@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.in_full import TRAIN
@@ -27,8 +28,7 @@ Bounds = tuple[int, int]
 """The smallest and the largest value."""
 
 
-@dataclass(frozen=True)
-class ShareRow:
+class ShareRow(Record):
     """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform.
 
     ``tensors`` says for each role how many modules use a tensor. ``shared`` is the fraction of the trained
@@ -49,8 +49,7 @@ class ShareRow:
     places: str
 
 
-@dataclass(frozen=True)
-class WholeRow:
+class WholeRow(Record):
     """Parameters of the base, ``count`` of one ``shape``, that are trained in full."""
 
     path: str
@@ -62,8 +61,7 @@ class WholeRow:
         return f"{self.path}  {self.parameters:,}"
 
 
-@dataclass(frozen=True)
-class RoleRow:
+class RoleRow(Record):
     """The tensors of one role of a share, pooled or private.
 
     ``pools`` counts them, ``members`` counts the modules of one, and ``rows`` and ``columns`` are its shape.
@@ -81,8 +79,7 @@ class RoleRow:
     start: str = ""
 
 
-@dataclass(frozen=True)
-class KindRow:
+class KindRow(Record):
     """The modules of one name and shape.
 
     ``maximum_rank`` is the highest rank that the update of such a module can have, which is the rank of its
@@ -96,8 +93,7 @@ class KindRow:
     maximum_rank: Bounds | None
 
 
-@dataclass(frozen=True)
-class LayerRow:
+class LayerRow(Record):
     """Equal layers ``first`` to ``last``, with the numbers of each; None for modules outside of blocks."""
 
     first: int | None
@@ -111,8 +107,7 @@ class LayerRow:
         return "none" if self.first is None or self.last is None else span((self.first, self.last))
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Record):
     """Bytes needed for training, without activations.
 
     The base's weights are in bfloat16; the adapter's weights, gradients and two moments of AdamW in float32.

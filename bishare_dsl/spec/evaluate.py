@@ -7,12 +7,13 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any
 
 from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.spec import expression as m
 
 Value = int | float | str | bool
@@ -48,8 +49,7 @@ class EvaluationError(Exception):
         self.problem = problem
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(Record):
     """The meaning of bare names at one site.
 
     ``values`` holds params, the site's attributes and ``rank``. ``lets`` says whether each let selects

@@ -10,7 +10,8 @@ from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
 
-_LAYER, _COUNT = m.Ref(ref="layer"), m.Ref(ref="layers")
+_ref = m.Ref.model_construct  # Without validation, whose schema takes long to build.
+_LAYER, _COUNT = _ref(ref="layer"), _ref(ref="layers")
 
 
 def lists(spec: m.Spec) -> Iterator[Problem]:
@@ -80,13 +81,14 @@ def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:
     plain: dict[str, int] = {}
     for i, share in enumerate(spec.shares):
         loc: Loc = ("shares", i, "name")
-        alone = spec.target == m.Selection(include=(m.Ref(ref=share.name),))
+        alone = spec.target == m.Selection.model_construct(include=(_ref(ref=share.name),))
         if share.name in known and share.where is None and not alone:
             help = f"`where {share.name}` selects these modules; or give the share another name"
             yield codes.NAMED(share=share.name, loc=loc, help=help)
             continue
-        same = share.model_copy(update={"name": "", "rank": 1}).model_dump_json()
-        one_rank = share.via is None and isinstance(share.rank, int | m.Ref) and share.rank != 0
-        if one_rank and share.gain == m.Gain() and (other := plain.setdefault(same, i)) != i:
+        same = repr(share.model_copy(update={"name": "", "rank": 1}))
+        bare = share.via is None and share.gain.rank is share.gain.out is None
+        one_rank = bare and isinstance(share.rank, int | m.Ref) and share.rank != 0
+        if one_rank and (other := plain.setdefault(same, i)) != i:
             one, at = spec.shares[other].name, ("shares", other)
             yield codes.SAME_SHARE(one=one, other=share.name, loc=loc, also=at)

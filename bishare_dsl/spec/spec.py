@@ -131,7 +131,7 @@ class Share(Settings):
     where: Selection | None = None
     via: Via | None = None
     freeze: tuple[str, ...] = ()
-    gain: Gain = Field(default_factory=Gain)
+    gain: Gain = Field(default_factory=Gain.model_construct)
     nonzero_start: bool = False
 
     def key(self, role: str) -> Key:
@@ -185,7 +185,7 @@ class Spec(Node):
     lets: tuple[Let, ...] = ()
     target: Selection | None = None
     train: Selection | None = None
-    defaults: Settings = Field(default_factory=Settings)
+    defaults: Settings = Field(default_factory=Settings.model_construct)
     shares: tuple[Share, ...] = ()
 
     @property
@@ -203,16 +203,15 @@ class Spec(Node):
         names = [param.name for param in self.params]
         problems: list[Problem] = []
         for name in (name for name in values if name not in names):
-            declared = (
-                f"declare it, `param {name} = 8` below `spec`, and write its name for a number"
-            )
-            help = nearest(name, names) or declared
+            said = f"declare it, `param {name} = 8` below `spec`, and write its name for a number"
+            help = nearest(name, names) or said
             problems.append(codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=help))
-        params: list[Param] = []
+        params = [*self.params]
         for i, param in enumerate(self.params):
-            value = values.get(param.name, param.value)
+            if (value := values.get(param.name, param.value)) is param.value:
+                continue
             try:
-                params.append(Param(name=param.name, value=value))
+                params[i] = Param(name=param.name, value=value)
             except ValidationError:
                 what, why = f"param `{param.name}`", "it is a finite number or a word"
                 loc = ("params", i, "value")
@@ -227,8 +226,7 @@ class Spec(Node):
             return Settings(init=share.init)
         own = {name: getattr(share, name) for name in Settings.model_fields}
         own["init"] = self.defaults.init | share.init
-        specified = {name: value for name, value in own.items() if value is not None}
-        return self.defaults.model_copy(update=specified)
+        return self.defaults.model_copy(update={n: v for n, v in own.items() if v is not None})
 
 
 def param_values(spec: Spec) -> tuple[dict[str, int | float | str], list[Problem]]:
