@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options, handed_on = parser.parse_known_args(given)
     paths = [str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Which ends the part that runs.
     started, began, failed = time.monotonic(), time.time(), 0
     for part, flags, seconds in PARTS:
         if options.only and part not in options.only:

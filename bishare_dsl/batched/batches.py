@@ -408,11 +408,14 @@ class _MemberTensors:
         self._count, self._places = len(members), [*of_plan]
         self._views: Mapping[str, Tensor] = {}
         self._tensors: list[Mapping[str, Tensor]] = []
-        held = [m.bank for m in of_plan.values()]
-        views = {id(bank): bank.views() for bank, _ in filter(None, held)}
-        if len(views) == 1 and None not in held:
-            (self._views,) = views.values()
-            self._rows = [row for _, row in filter(None, held)]
+        held = [m.bank for m in of_plan.values() if m.bank is not None]
+        views = {id(bank): bank.views() for bank, _ in held}
+        if len(views) == 1 and len(held) == len(of_plan):
+            (self._views,), (own, rows) = views.values(), (held[0][0].own, [row for _, row in held])
+            every = rows == [*range(len(own))]
+            # Once for a batch, which has thousands of tensors.
+            self._rows = None if every else numbers_on(own.device, rows)
+            self._index = numbers_on(own.device, self._places)
             return
         for member in of_plan.values():
             if member.bank is None:
@@ -441,18 +444,11 @@ class _MemberTensors:
 
     def _of_bank(self, views: Sequence[Tensor]) -> Tensor:
         (value,) = views
-        everywhere = len(self._places) == self._count
-        if value.dim() == 2:
-            if everywhere:
-                return value
-            value, rows = value.expand(self._count, -1, -1), self._places
-        else:
-            rows = self._rows
-        if rows != [*range(len(value))]:
-            value = value.index_select(0, numbers_on(value.device, rows))
-        if everywhere:
+        if value.dim() == 3 and self._rows is not None:
+            value = value.index_select(0, self._rows.to(value.device))
+        if len(self._places) == self._count:
             return value
-        index = numbers_on(value.device, self._places)
+        value, index = value.expand(len(self._places), -1, -1), self._index.to(value.device)
         return value.new_zeros(self._count, *value.shape[1:]).index_copy(0, index, value)
 
 
