@@ -13,8 +13,8 @@ from bishare_dsl.cli.report import Report
 from bishare_dsl.diagnostics import BishareError
 
 if TYPE_CHECKING:
+    from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.models.site import Architecture
-    from bishare_dsl.plan import Plan
 
 _SHAPES = "llama-7b"
 """The shapes on which to show what a spec shares if no model is given."""
@@ -42,9 +42,9 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
     architecture = _architecture(model, report) if model is not None else None
     told: dict[str, Any] = {}
     for file in files:
-        plan = _check(file, architecture, report)
-        if plan is not None:
-            told[file] = _tell(file if len(files) > 1 else None, plan, model, report)
+        resolved = _check(file, architecture, report)
+        if resolved is not None:
+            told[file] = _tell(file if len(files) > 1 else None, resolved, model, report)
     report.data(sharing=told)
     counts = [
         f"{count} {word}{'s' if count != 1 else ''}"
@@ -58,14 +58,17 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
         report.note(f"not checked without `--model`: {what}")
 
 
-def _tell(file: str | None, plan: Plan, model: str | None, report: Report) -> dict[str, Any]:
+def _tell(
+    file: str | None, resolved: ResolvedSpec, model: str | None, report: Report
+) -> dict[str, Any]:
     """Say what a spec shares, and return it as data for ``--json``."""
     from bishare_dsl.show.shared import shared_data, told
 
     shapes = "" if model is not None else f"on the shapes of {_SHAPES}, for example:"
     head = " ".join(filter(None, (file and f"{file}:", shapes)))
-    report.tables(*[head] * bool(head), *told(plan))
-    return {"model": plan.base.name, **shared_data(plan)} if report.as_json else {}
+    report.tables(*[head] * bool(head), *told(resolved.plan, resolved.spec))
+    data = shared_data(resolved.plan, resolved.spec) if report.as_json else {}
+    return {"model": resolved.plan.base.name, **data} if data else {}
 
 
 def _architecture(model: str, report: Report) -> Architecture | None:
@@ -78,7 +81,7 @@ def _architecture(model: str, report: Report) -> Architecture | None:
         return None
 
 
-def _check(file: str, architecture: Architecture | None, report: Report) -> Plan | None:
+def _check(file: str, architecture: Architecture | None, report: Report) -> ResolvedSpec | None:
     """Report the problems of a spec, and return its plan; without a model, for example shapes."""
     where = None
     from bishare_dsl.compiler import make_plan
@@ -88,7 +91,7 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> Plan
         if architecture is not None:
             resolved = make_plan(spec, architecture, where=where)
             report.all(resolved.problems, where)
-            return resolved.plan
+            return resolved
         from bishare_dsl.language.read import warn_of_outdented
         from bishare_dsl.plan.advice import Adviser
         from bishare_dsl.plan.check import check_spec
@@ -96,7 +99,7 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> Plan
         problems = [*warn_of_outdented(spec, where), *check_spec(spec)]
         report.all(Adviser(where, allow_use=report.allow_use).settled(problems), where)
         with suppress(BishareError):
-            return None if report.errors else make_plan(spec, _SHAPES).plan
+            return None if report.errors else make_plan(spec, _SHAPES)
         report.note(f"{file} does not fit {_SHAPES}: give `--model` to see what is shared")
     except BishareError as error:
         report.error(error, where)

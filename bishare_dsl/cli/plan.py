@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,14 +74,14 @@ def command(
         _compare(files, models, params, report)
         return
     chosen = {name: value for name, (value,) in params.items()}
-    plan = plan_of_any(files[0], models[0] if models else None, chosen, report).plan
+    planned = plan_of_any(files[0], models[0] if models else None, chosen, report)
     if adapters is not None:
-        _cost(plan, count, memory, report)
+        _cost(planned.plan, count, memory, report)
         return
     from bishare_dsl.cli import summary
 
-    report.data(**summary.as_data(plan))
-    report.tables(*summary.as_parts(plan))
+    report.data(**summary.as_data(planned.plan, planned.spec))
+    report.tables(*summary.as_parts(planned.plan, planned.spec))
 
 
 def _counted(files: tuple[str, ...], adapters: str) -> tuple[tuple[str, ...], int]:
@@ -155,7 +154,7 @@ def _compare(
             try:
                 resolved = make_plan(spec, architectures[model], chosen, where)
                 problems = resolved.problems
-                row |= asdict(figures(resolved.plan))
+                row |= figures(resolved.plan)
             except BishareError as error:
                 problems = error.problems
                 row["error"] = next(p.code for p in problems if p.severity == "error")

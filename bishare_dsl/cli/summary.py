@@ -14,9 +14,10 @@ from bishare_dsl.show.table import Table
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
+    from bishare_dsl.spec import Spec
 
 
-def as_data(plan: Plan) -> dict[str, Any]:
+def as_data(plan: Plan, spec: Spec | None = None) -> dict[str, Any]:
     """Return the plan as data: counts, rows, sites, pools and tensors."""
     return {
         "spec": plan.spec,
@@ -29,11 +30,10 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "trainable_percent": 100 * plan.trainable / plan.all,
         "bytes": BYTES * plan.stored,
         "bytes_by_dtype": file_bytes(plan),
-        "memory": asdict(rows.memory(plan)),
-        **shared_data(plan),
+        "memory": rows.memory(plan),
+        **shared_data(plan, spec),
         "roles": [asdict(row) for row in rows.roles(plan)],
         "kinds": [asdict(row) for row in rows.kinds(plan)],
-        "layers": [asdict(row) for row in rows.layers(plan)],
         **({"whole": [asdict(row) for row in rows.trained_in_full(plan)]} if plan.trained else {}),
         "sites": [site.model_dump() for site in plan.sites],
         "pools": [pool.model_dump() for pool in plan.pools],
@@ -41,7 +41,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
     }
 
 
-def as_parts(plan: Plan) -> list[str | Table]:
+def as_parts(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
     """Describe a plan in tables, and in the line about trainable parameters that PEFT prints."""
     base = plan.base
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
@@ -72,10 +72,6 @@ def as_parts(plan: Plan) -> list[str | Table]:
             for row in rows.kinds(plan)
         ],
     )
-    by_layer = Table(
-        ["layers", "modules", "maximum rank"],
-        [[row.name, row.modules, span(row.maximum_rank)] for row in rows.layers(plan)],
-    )
     in_full = Table(
         ["trained in full", "parameters", "shape", "count"],
         [
@@ -84,10 +80,10 @@ def as_parts(plan: Plan) -> list[str | Table]:
         ],
     )
     first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
-    drawn = [by_role, by_kind, by_layer] if plan.terms else []
+    drawn = [by_role, by_kind] if plan.terms else []
     owned = [f"each adapter of a library: {plan.owned}"] * plan.is_library
     last = "\n".join([_adapter_size(plan), *owned, _memory(plan), plan.parameters_line])
-    return [first, *told(plan), *drawn, *([in_full] if plan.trained else []), last]
+    return [first, *told(plan, spec), *drawn, *([in_full] if plan.trained else []), last]
 
 
 def _adapter_size(plan: Plan) -> str:
@@ -101,8 +97,8 @@ def _adapter_size(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    needed = rows.memory(plan)
+    sizes = {name: mib(size) for name, size in rows.memory(plan).items()}
     return (
-        f"training, in MiB without activations: {mib(needed.weights)} weights, {mib(needed.gradients)} "
-        f"gradients, {mib(needed.optimizer)} AdamW; base {mib(needed.base)} in bfloat16"
+        f"training, in MiB without activations: {sizes['weights']} weights, {sizes['gradients']} "
+        f"gradients, {sizes['optimizer']} AdamW; base {sizes['base']} in bfloat16"
     )

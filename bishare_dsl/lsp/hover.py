@@ -67,7 +67,7 @@ def share_card(document: Document, name: str) -> str | None:
         return None
     if not any(row.name == name for row in shares(plan)):
         return f"**{name}** has rank 0 and adds nothing."
-    told = write_tables([shared_table(plan, name), conclusion(plan)], markdown=True)
+    told = write_tables([shared_table(plan, name), conclusion(plan, document.spec)], markdown=True)
     return f"**{name}** on {plan.base.name}\n\n{told}"
 
 

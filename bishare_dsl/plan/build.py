@@ -45,10 +45,10 @@ from bishare_dsl.transforms import (
     Width,
     guard,
     shape_of,
-    transform_error,
     transform_kind,
     transform_names,
 )
+from bishare_dsl.transforms.protocol import check_own
 
 
 def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
@@ -214,6 +214,8 @@ def _nothing_left(selection: m.Selection, sites: Sites) -> str:
         if isinstance(part, m.Compare):
             with suppress(EvaluationError):
                 found = [sites.scopes[s.path].number(part.left) for s in sites.of(sites.target)]
+                if part.op == "!=":
+                    return f"`{expression_text(part).replace('!=', '==')}` holds for all targets"
                 return f"`{expression_text(part.left)}` is from {min(found):g} to {max(found):g}"
     return "no module fits this condition"
 
@@ -548,7 +550,7 @@ class _SharePlan:
                 own = dict(transform.own(rank, width))
         except ValueError as error:
             raise self._unfit(f"be fitted to `{place.site.path}`", error) from error
-        _check_own(transform, own)
+        check_own(transform, own)
         with guard(transform, "rows"):
             place.rows = transform.rows(rank, width) if transform.linear else 0
         lengths = {GAIN_RANK: place.rows, GAIN_OUT: width.d_out}
@@ -661,12 +663,3 @@ class _SharePlan:
             unreachable = partial(codes.UNREACHABLE, share=self.share.name, rank=rank)
             problem = unreachable(sites=sites, reach=reach, loc=(*self.loc, "rank"))
             self.spec_settings.add([problem])
-
-
-def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
-    expected, actual = sorted({*transform.roles} - {*transform.pooled}), sorted(own)
-    if actual != expected:
-        why = f"`own` gives the roles {actual}, and `owned` says {expected}"
-        raise transform_error(transform, why)
-    for shape in own.values():
-        shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)

@@ -8,13 +8,14 @@ from contextlib import suppress
 from itertools import chain
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
+from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, SpecError, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import SpecSettings, check_names
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
+from bishare_dsl.transforms import PLAIN, transform_kind
 
 _OTHER_NAME = "leave one of the two out, or give it another name"
 
@@ -125,6 +126,15 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
+    read: set[str] = set()
+    with suppress(KeyError, SpecError):
+        for share in (share for share in spec.shares if not share.is_magnitude):
+            kind = transform_kind(share.via.transform if share.via else PLAIN)
+            read |= {*kind.pooled, *kind.owned} - {*share.init}
+        for role in spec.defaults.init.keys() - read:
+            yield codes.UNUSED(
+                what="the default start of", name=role, loc=("defaults", "init", role)
+            )
 
 
 def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:

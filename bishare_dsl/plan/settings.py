@@ -24,7 +24,6 @@ from bishare_dsl.transforms import (
     Width,
     guard,
     load_transform,
-    transform_error,
     transform_kind,
 )
 from bishare_dsl.transforms.described import (
@@ -35,7 +34,9 @@ from bishare_dsl.transforms.described import (
     role_of,
     transform_called,
     why_refused,
+    zero_parts,
 )
+from bishare_dsl.transforms.protocol import own_starts
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
@@ -47,8 +48,6 @@ _INITIALS: dict[str, Start] = {
 
 _OF_WEIGHT = ("svd", "svd_bottom")
 """Initial values with which ``scale * B A`` is a part of the weight."""
-
-_ZERO = (Start("zeros"), Start("constant", 0.0))
 
 
 class ShareSettings(Record):
@@ -173,14 +172,15 @@ class SpecSettings:
         transform = _transform(share, rank, self.params, new)
         resolved = None
         if transform is not None:
-            starts |= gains | _own_starts(transform, starts)
+            starts |= gains | own_starts(transform, starts)
             frozen = _frozen(share, starts, self.params)
             auto = _auto(share, type(transform), self.params)
             resolved = ShareSettings(transform, scale, dropout, starts, gains.keys(), frozen, auto)
             if not any(problem.severity == "error" for problem in (*problems, *new)):
                 new += _roles(share, resolved)
                 problems += _singular(share, resolved, places)
-                zero = _zeros(resolved)
+                has = (*transform.roles, *gains)
+                zero = zero_parts(transform, {role: starts[role] for role in has})
                 new += _start(share, resolved, zero)
                 if not zero:
                     # Then ``scale * B A`` equals that part of the weight.
@@ -212,21 +212,6 @@ def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value])
         for i, role in enumerate(share.freeze)
     }
     return {loc: role for loc, role in named.items() if role != "none"}
-
-
-def _own_starts(transform: Transform, specified: Mapping[str, Start]) -> dict[str, Start]:
-    """Return the transform's initial values for roles that the share does not mention."""
-    with guard(transform, "start"):
-        starts = {
-            role: Start(*transform.start(role))
-            for role in transform.roles
-            if role not in specified or role in transform.fixed
-        }
-    for start in starts.values():
-        if start.init not in get_args(m.Initial):
-            why = f"`start` gives {start.init!r}, which is none of {[*get_args(m.Initial)]}"
-            raise transform_error(transform, why)
-    return starts
 
 
 def at_via(spec: m.Spec, index: int, error: SpecError) -> list[Problem]:
@@ -301,15 +286,6 @@ def _singular(
             plain = " and ".join(f"`{role}`" for role in transform.plain)
             help = f"these can: {plain}" if plain else None
             yield not_plain(role=role, start=start, loc=loc, help=help)
-
-
-def _zeros(resolved: ShareSettings) -> frozenset[str]:
-    """Return the parts of the term's product that start at zero."""
-    transform = resolved.transform
-    roles = (*transform.roles, *resolved.gains)
-    zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
-    with guard(transform, "zeros"):
-        return transform.zeros(zero) | (zero & resolved.gains)
 
 
 def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> Iterator[Problem]:

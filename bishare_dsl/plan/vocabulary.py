@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
-from bishare_dsl.spec.walk import Mention, mentions
+from bishare_dsl.spec.walk import Mention, mentions, parts_of
 
 _COUNTED = ("layer", "expert")
 """Attributes that count from 0 or are `none`."""
@@ -40,10 +40,16 @@ def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Reme
 
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
     """Add advice to a problem without a value: exclude sites outside of layers or experts."""
+    from bishare_dsl.language.text import expression_text
+
     for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
         read = any(mention.part == m.Ref(ref=word) for mention in mentions(part, "word"))
         if read and scope.values[word] == "none":
-            help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out"
+            texts = [expression_text(one) for _, one in parts_of(part, m.Compare)]
+            keep = next(
+                (f", and `({word} == none or {t})` takes it" for t in texts if word in t), ""
+            )
+            help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out{keep}"
             return replace(problem, help=help)
     return problem
 
@@ -210,7 +216,10 @@ class Vocabulary(Record):
         groups = self.site_sets.groups((subject, item), "item", valued)
         scopes = [self.site_sets.scopes[i] for i, *_ in groups]
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
-        help = nearest(shown.strip("`"), {str(scope.value(subject)) for scope in scopes})
+        values = {str(scope.value(subject)) for scope in scopes}
+        help = nearest(shown.strip("`"), values)
+        if len(values) == 1:
+            help = f"all modules of {self.model} have `{values.pop()}` there"
         if isinstance(subject, m.Ref) and (said := advise("compared", subject.ref)):
             help = said
         elif subject == m.Ref(ref="path"):

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.ranks import maximum_ranks
-from bishare_dsl.show.rows import BYTES, Bounds, lora_size, rank_bounds
+from bishare_dsl.show.rows import BYTES, lora_size, rank_bounds
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Cost and rank of a plan.
+def figures(plan: Plan) -> dict[str, Any]:
+    """Compute the cost and the rank of a plan.
 
     ``maximum_rank`` is the rank of the modules' updates, or None if an update is not a matrix. ``of_lora``
     is the number of trainable parameters relative to LoRA r=8 on the same modules, or None without modules.
     """
-
-    modules: int
-    trainable: int
-    frozen: int
-    bytes: int
-    maximum_rank: Bounds | None
-    of_lora: float | None
-
-
-def figures(plan: Plan) -> Figures:
-    """Compute the figures of a plan."""
-    ranks = maximum_ranks(plan)
+    ranks, lora = maximum_ranks(plan), lora_size(plan)
     adapted = [path for path, terms in plan.terms_of.items() if terms]
-    return Figures(
-        modules=len(adapted),
-        trainable=plan.trainable,
-        frozen=plan.frozen,
-        bytes=BYTES * plan.stored,
-        maximum_rank=rank_bounds(ranks[path] for path in adapted),
-        of_lora=plan.trainable / lora if (lora := lora_size(plan)) else None,
-    )
+    return {
+        "modules": len(adapted),
+        "trainable": plan.trainable,
+        "frozen": plan.frozen,
+        "bytes": BYTES * plan.stored,
+        "maximum_rank": rank_bounds(ranks[path] for path in adapted),
+        "of_lora": plan.trainable / lora if lora else None,
+    }

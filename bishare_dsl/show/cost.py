@@ -79,8 +79,7 @@ def costs(plan: Plan) -> list[Cost]:
     per_rank = lora_size(plan, 1)
     rows = [_cost(plan, way, common) for way, common in ways]
     near = max(1, round(rows[0].own / per_rank)) if per_rank else 1
-    lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
-    lora[near] = f"LoRA r={near}, nearest in bytes"
+    lora = {LORA_RANK: f"LoRA r={LORA_RANK}", near: f"LoRA r={near}, nearest in bytes"}
     return rows + [_lora_cost(way, r * per_rank) for r, way in lora.items() if per_rank]
 
 
@@ -152,9 +151,5 @@ def size(count: int | None) -> str:
         return "-"
     for unit, unit_bytes in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= unit_bytes:
-            return (
-                f"{count / unit_bytes:,.1f} {unit}"
-                if count < 100 * unit_bytes
-                else f"{count / unit_bytes:,.0f} {unit}"
-            )
+            return f"{count / unit_bytes:,.{int(count < 100 * unit_bytes)}f} {unit}"
     return f"{count:,} B"

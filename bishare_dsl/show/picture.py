@@ -10,7 +10,8 @@ from itertools import groupby
 from bishare_dsl.models.site import Site, block_of, layers_of
 from bishare_dsl.plan import Plan, Pool, Tensor
 from bishare_dsl.show.colours import colours
-from bishare_dsl.show.rows import ShareRow, shares, spans, via
+from bishare_dsl.show.places import spans
+from bishare_dsl.show.rows import ShareRow, shares
 from bishare_dsl.spec import Spec
 
 _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
@@ -82,27 +83,13 @@ class Section:
     panels: tuple[Panel, ...]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """The content of a plan's picture."""
-
-    plan: Plan
-    sections: tuple[Section, ...]
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """All panels, in order."""
-        return tuple(panel for section in self.sections for panel in section.panels)
-
-
-def picture(plan: Plan, spec: Spec | None = None) -> Picture:
-    """Collect what to draw of a plan."""
+def picture(plan: Plan, spec: Spec | None = None) -> list[Section]:
+    """Collect what to draw of a plan, share by share."""
     statements = _statements(spec)
-    sections = [
+    return [
         Section(row, statements.get(row.name, _settings(row)), tuple(_panels(plan, row.name)))
         for row in shares(plan)
     ]
-    return Picture(plan, tuple(sections))
 
 
 def _grid(plan: Plan, pools: Mapping[str, str]) -> Grid:
@@ -203,12 +190,9 @@ def _label(pool: Pool) -> str:
 
 
 def _settings(row: ShareRow) -> str:
-    """Write the rank and the transform of a share, without its spec."""
-    transform = via(row.transform, row.options)
-    if not row.ranks:
-        return transform
-    rank = f"rank {', '.join(map(str, row.ranks))}"
-    return rank if transform == "-" else f"{rank} via {transform}"
+    """Say the ranks and the facts of a share, without its spec."""
+    ranks = [f"rank {', '.join(map(str, row.ranks))}"] * bool(row.ranks)
+    return "; ".join([*ranks, *row.facts])
 
 
 def _statements(spec: Spec | None) -> dict[str, str]:

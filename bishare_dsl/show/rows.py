@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from bishare_dsl.diagnostics.record import Record
-from bishare_dsl.models.site import runs_of
-from bishare_dsl.plan import Plan, Tensor, Term
-from bishare_dsl.plan.in_full import TRAIN
+from bishare_dsl.models.site import block_of
+from bishare_dsl.plan import Plan, Pool, Tensor, Term
+from bishare_dsl.plan.names import start_name
 from bishare_dsl.plan.ranks import maximum_ranks
-from bishare_dsl.transforms import PLAIN, Width
+from bishare_dsl.show.places import Places, spans
+from bishare_dsl.spec.spec import MAGNITUDE
+from bishare_dsl.transforms import Width, load_transform
+from bishare_dsl.transforms.described import via, zero_parts
 
 BYTES = 4
 """Bytes of a parameter: adapters are trained and saved in float32."""
@@ -24,6 +26,7 @@ _STARTS = {"A": "kaiming_uniform", "B": "zeros"}
 _RANKS = 4
 """Of a share with more ranks than this, only the least and the largest are said."""
 
+_Part = TypeVar("_Part", Term, Tensor, Pool, "RoleRow")
 Bounds = tuple[int, int]
 """The smallest and the largest value."""
 
@@ -32,8 +35,9 @@ class ShareRow(Record):
     """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform.
 
     ``tensors`` says for each role how many modules use a tensor. ``shared`` is the fraction of the trained
-    numbers that more than one module uses, None without any. ``places`` says which layers have which rank,
-    or which layers it covers, if not all. A magnitude has neither ranks nor scales.
+    numbers that more than one module uses, None without any. ``facts`` says in words what a reader of these
+    numbers does not know: where it is, what it groups, how it starts. A magnitude has neither ranks nor
+    scales.
     """
 
     name: str
@@ -46,7 +50,7 @@ class ShareRow(Record):
     trainable: int
     tensors: dict[str, str]
     shared: float | None
-    places: str
+    facts: tuple[str, ...]
 
 
 class WholeRow(Record):
@@ -56,9 +60,6 @@ class WholeRow(Record):
     count: int
     shape: tuple[int, ...]
     parameters: int
-
-    def __str__(self) -> str:
-        return f"{self.path}  {self.parameters:,}"
 
 
 class RoleRow(Record):
@@ -93,64 +94,39 @@ class KindRow(Record):
     maximum_rank: Bounds | None
 
 
-class LayerRow(Record):
-    """Equal layers ``first`` to ``last``, with the numbers of each; None for modules outside of blocks."""
-
-    first: int | None
-    last: int | None
-    modules: int
-    maximum_rank: Bounds | None
-
-    @property
-    def name(self) -> str:
-        """The numbers of the layers, or ``none``."""
-        return "none" if self.first is None or self.last is None else span((self.first, self.last))
-
-
-class Memory(Record):
-    """Bytes needed for training, without activations.
-
-    The base's weights are in bfloat16; the adapter's weights, gradients and two moments of AdamW in float32.
-    """
-
-    base: int
-    weights: int
-    gradients: int
-    optimizer: int
-
-
-class Held(NamedTuple):
-    """How many parameters of an adapter's terms are shared, private to one module, or frozen.
-
-    Frozen parameters count as neither shared nor private.
-    """
-
-    shared: int
-    private: int
-    frozen: int
-
-
-def _modules(plan: Plan) -> Counter[str]:
+def users(plan: Plan) -> Counter[str]:
     """Count the modules that use each tensor, of which one may have several terms."""
     used = {(name, term.site) for term in plan.terms for name in term.tensors.values()}
     return Counter(name for name, _ in used)
 
 
-def held(plan: Plan) -> Held:
-    """Count the shared, private and frozen parameters of a plan."""
+def held(tensors: Iterable[Tensor], modules: Counter[str]) -> tuple[int, int, int]:
+    """Count the shared, private and frozen parameters of tensors that ``modules`` use.
+
+    Frozen parameters count as neither shared nor private.
+    """
     sizes = Counter[str]()
-    for name, count in _modules(plan).items():
-        tensor = plan.tensor[name]
-        kind = "frozen" if not tensor.trainable else "shared" if count > 1 else "private"
-        sizes[kind] += tensor.size
-    return Held(sizes["shared"], sizes["private"], sizes["frozen"])
+    for tensor in (tensor for tensor in tensors if modules[tensor.name]):
+        shared = "shared" if modules[tensor.name] > 1 else "private"
+        sizes[shared if tensor.trainable else "frozen"] += tensor.size
+    return sizes["shared"], sizes["private"], sizes["frozen"]
 
 
-def memory(plan: Plan) -> Memory:
-    """Count the bytes that training a plan's adapter needs."""
-    trainable = BYTES * plan.trainable
-    weights = trainable + BYTES * plan.frozen
-    return Memory(2 * plan.base.parameters, weights, trainable, 2 * trainable)
+def _by_share(parts: Iterable[_Part]) -> dict[str, list[_Part]]:
+    found: dict[str, list[_Part]] = defaultdict(list)
+    for part in parts:
+        found[part.share].append(part)
+    return found
+
+
+def memory(plan: Plan) -> dict[str, int]:
+    """Count the bytes that training a plan's adapter needs, without activations.
+
+    The base's weights are in bfloat16; the adapter's weights, gradients and two moments of AdamW in float32.
+    """
+    train, weights = BYTES * plan.trainable, BYTES * (plan.trainable + plan.frozen)
+    base = 2 * plan.base.parameters
+    return {"base": base, "weights": weights, "gradients": train, "optimizer": 2 * train}
 
 
 def lora_size(plan: Plan, rank: int = 8) -> int:
@@ -167,86 +143,100 @@ def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
 
 def shares(plan: Plan) -> list[ShareRow]:
     """Make a row for each share that has parameters, in the spec's order."""
-    # In the order of their tensors. Parameters trained in full belong to no share.
-    terms: dict[str, list[Term]] = {name: [] for name in plan.shares if name != TRAIN}
-    for term in plan.terms:
-        terms[term.share].append(term)
-    tensors: dict[str, list[RoleRow]] = {name: [] for name in terms}
-    for row in roles(plan):
-        tensors[row.share].append(row)
-    own = {tensor.share for tensor in plan.tensors if tensor.like is None}
-    layer = {site.path: site.layer for site in plan.sites}
-    return [
-        ShareRow(
-            name=name,
-            modules=len(terms[name]),
-            transform=terms[name][0].transform,
-            options=terms[name][0].options,
-            ranks=tuple(sorted({term.rank for term in terms[name] if not term.is_magnitude})),
-            scales=tuple(sorted({term.scale for term in terms[name] if not term.is_magnitude})),
-            dropout=terms[name][0].dropout,
-            trainable=plan.shares[name],
-            tensors={row.role: _users(row) for row in tensors[name]},
-            shared=_shared(tensors[name]),
-            places=_places(terms[name], layer),
+    terms, tensors, pools = _by_share(plan.terms), _by_share(plan.tensors), _by_share(plan.pools)
+    every_role, modules, places = _by_share(roles(plan)), users(plan), Places(plan)
+    rows = []
+    # Tensors that are subtracted, or trained in full, belong to no share of the spec.
+    for name in (name for name in terms if name in tensors and tensors[name][0].like is None):
+        first, (shared, private, _) = terms[name][0], held(tensors[name], modules)
+        ranked = [term for term in terms[name] if not term.is_magnitude]
+        rows.append(
+            ShareRow(
+                name=name,
+                modules=len(terms[name]),
+                transform=first.transform,
+                options=first.options,
+                ranks=tuple(sorted({term.rank for term in ranked})),
+                scales=tuple(sorted({term.scale for term in ranked})),
+                dropout=first.dropout,
+                trainable=plan.shares[name],
+                tensors={row.role: _users(row, plan, first) for row in every_role[name]},
+                shared=shared / total if (total := shared + private) else None,
+                facts=tuple(_facts(plan, terms[name], pools[name], places)),
+            )
         )
-        for name in terms
-        if name in own
-    ]
+    return rows
 
 
-def _users(row: RoleRow) -> str:
-    users = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
-    users = "private" if row.members[1] == 1 else users
-    told = row.start != _STARTS[row.role] if row.role in _STARTS else row.start[0].isdigit()
-    start = f", from {row.start}" if told or row.start.startswith("svd") else ""
-    return f"{row.pools:,}, {users}{'' if row.trainable else ', frozen'}{start}"
+def _users(row: RoleRow, plan: Plan, first: Term) -> str:
+    by = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
+    words = [f"{row.pools:,}", "private" if row.members[1] == 1 else by]
+    words += ["frozen"] * (not row.trainable)
+    words += ["per adapter"] * (plan.is_library and first.tensors[row.role] not in plan.common)
+    transform = load_transform(first.transform, first.options)
+    default = transform.start(row.role).init if row.role in transform.roles else None
+    words += [f"from {row.start}"] * (row.start != _STARTS.get(row.role, default))
+    return ", ".join(words)
 
 
-def _places(terms: Sequence[Term], layer: Mapping[str, int | None]) -> str:
-    ranks = sorted({term.rank for term in terms})
-    of_rank = {rank: {layer[term.site] for term in terms if term.rank == rank} for rank in ranks}
-    covered = {layer[term.site] for term in terms}
-    if 1 < len(ranks) <= _RANKS and sum(map(len, of_rank.values())) == len(covered):
-        return "rank " + ", ".join(f"{rank} in {_layers(of_rank[rank])}" for rank in ranks)
-    return "" if covered == {*layer.values()} else f"in {_layers(covered)} alone"
-
-
-def _layers(layers: Set[int | None]) -> str:
-    numbers = spans(layer for layer in layers if layer is not None)
-    return f"layers {numbers}" if numbers else "no layer"
-
-
-def _shared(tensors: Iterable[RoleRow]) -> float | None:
-    trained = [(row.parameters, row.members[1] > 1) for row in tensors if row.trainable]
-    total = sum(count for count, _ in trained)
-    return sum(count for count, is_shared in trained if is_shared) / total if total else None
+def _facts(
+    plan: Plan, terms: Sequence[Term], pools: Iterable[Pool], places: Places
+) -> Iterator[str]:
+    """Say how a share acts, where if not on all targets, which modules share, and how it starts."""
+    first, paths = terms[0], [term.site for term in terms]
+    if scales := dict.fromkeys(f"{term.scale:.4g}" for term in terms if not term.is_magnitude):
+        yield f"scale {', '.join(scales)}"
+    for transform in dict.fromkeys(via(term.transform, term.options) for term in terms):
+        if transform not in ("-", MAGNITUDE):
+            yield f"via {transform}"
+    if first.is_magnitude and first.options["plain"]:
+        yield "without the lengths of a DoRA"
+    if covered := places.said(paths, places.targets):
+        yield f"in {covered} alone"
+    sites: dict[int, list[str]] = {}
+    for term in sorted(terms, key=lambda term: term.rank):
+        sites.setdefault(term.rank, []).append(term.site)
+    here = places.by_kind(paths)
+    told = [*sites] if len(sites) <= _RANKS else [min(sites), max(sites)]
+    if len(told) > 1:
+        yield "rank " + ", ".join(f"{rank} in {places.said(sites[rank], here)}" for rank in told)
+    members: dict[str, list[tuple[str, ...]]] = {}
+    for pool in pools:
+        members.setdefault(pool.role, []).append(pool.members)
+    roles_of: dict[tuple[str, ...], list[str]] = {}
+    for role, groups in members.items():
+        if len(groups) > 1 and len(most := max(groups, key=len)) > 1:
+            roles_of.setdefault(most, []).append(role)
+    for most, shared in roles_of.items():
+        yield f"{places.said(most, {})} share {', '.join(shared)}, for example"
+    if first.dropout:
+        yield f"drops {100 * first.dropout:g}% of its inputs"
+    tensors = {role: plan.tensor[name] for role, name in first.tensors.items()}
+    starts = {role: (one.init, one.amount) for role, one in tensors.items()}
+    if start_name(first.share) in plan.shares:
+        yield "what it starts with is subtracted"
+    elif not zero_parts(load_transform(first.transform, first.options), starts):
+        yield "a fresh model differs from its base"
 
 
 def trained_in_full(plan: Plan) -> list[WholeRow]:
     """Make a row for parameters trained in full that differ only by layer, in the model's order."""
-    counts: dict[tuple[str, tuple[int, ...]], int] = {}
+    layers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for trained in plan.trained:
         uses = " = ".join(re.sub(r"\.\d+(?=\.)", ".*", path) for path in trained.paths)
-        counts[uses, trained.shape] = counts.get((uses, trained.shape), 0) + 1
-    return [WholeRow(uses, n, shape, n * prod(shape)) for (uses, shape), n in counts.items()]
-
-
-def via(transform: str, options: Mapping[str, Any]) -> str:
-    """Write a transform as a spec does, without options that are false; ``-`` for none."""
-    if transform == PLAIN:
-        return "-"
-    written = ", ".join(
-        f"{name} = {'true' if value is True else value}"
-        for name, value in options.items()
-        if value is not None and value is not False
-    )
-    return f"{transform}({written})" if written else transform
+        block = block_of(trained.parameter)
+        layers.setdefault((uses, trained.shape), []).append(int(block[1]) if block else 0)
+    return [
+        WholeRow(
+            uses.replace("*", spans(at).replace(" ", ""), 1), len(at), shape, len(at) * prod(shape)
+        )
+        for (uses, shape), at in layers.items()
+    ]
 
 
 def roles(plan: Plan) -> list[RoleRow]:
     """Make a row for each role of each share: pooled tensors first, then those of single modules."""
-    users = _modules(plan)
+    modules = users(plan)
     tensors: dict[tuple[str, str], dict[str, Tensor]] = {(p.share, p.role): {} for p in plan.pools}
     for term in plan.terms:
         for role, name in term.tensors.items():
@@ -257,12 +247,12 @@ def roles(plan: Plan) -> list[RoleRow]:
             share=share,
             role=role,
             pools=len(role_tensors),
-            members=bounds(users[name] for name in role_tensors),
+            members=bounds(modules[name] for name in role_tensors),
             rows=bounds(tensor.shape[0] for tensor in role_tensors.values()),
             columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
             parameters=sum(tensor.size for tensor in role_tensors.values()),
             trainable=all(tensor.trainable for tensor in role_tensors.values()),
-            start=_start(next(iter(role_tensors.values()))),
+            start=" or ".join(dict.fromkeys(map(_start, role_tensors.values()))),
         )
         for (share, role), role_tensors in sorted(
             tensors.items(), key=lambda item: order[item[0][0]]
@@ -287,36 +277,10 @@ def kinds(plan: Plan) -> list[KindRow]:
     return rows
 
 
-def layers(plan: Plan) -> list[LayerRow]:
-    """Make a row for each run of equal layers."""
-    ranks = maximum_ranks(plan)
-    sites: dict[int | None, list[str]] = {}
-    for site in plan.sites:
-        sites.setdefault(site.layer, []).append(site.path)
-    rows: list[LayerRow] = []
-    for layer, paths in sites.items():
-        row = LayerRow(
-            first=layer,
-            last=layer,
-            modules=sum(1 for path in paths if plan.terms_of[path]),
-            maximum_rank=rank_bounds(ranks[path] for path in paths),
-        )
-        if rows and layer and rows[-1] == replace(row, first=rows[-1].first, last=layer - 1):
-            rows[-1] = replace(rows[-1], last=layer)
-        else:
-            rows.append(row)
-    return rows
-
-
 def bounds(values: Iterable[int]) -> Bounds:
     """Return the smallest and the largest number."""
     numbers = list(values)
     return min(numbers), max(numbers)
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Write whole numbers as runs: ``0-3, 5``."""
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs_of(numbers))
 
 
 def span(ends: Bounds | None) -> str:

@@ -2,91 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import asdict
 from typing import Any
 
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.plan.ranks import maximum_ranks
-from bishare_dsl.show.rows import (
-    ShareRow,
-    bounds,
-    held,
-    rank_bounds,
-    roles,
-    shares,
-    span,
-    trained_in_full,
-    via,
-)
+from bishare_dsl.show import rows
+from bishare_dsl.show.places import Places
 from bishare_dsl.show.table import Table
-from bishare_dsl.spec.spec import MAGNITUDE
+from bishare_dsl.spec import Binary, Ref, Spec
+from bishare_dsl.spec.walk import names_read
 from bishare_dsl.transforms import PLAIN
 
 
 def shared_table(plan: Plan, share: str | None = None) -> Table:
     """Make the table of what each share shares, or one share."""
-    rows = [row for row in shares(plan) if share in (None, row.name)]
-    names = [*dict.fromkeys(role for row in rows for role in row.tensors)]
+    told = [row for row in rows.shares(plan) if share in (None, row.name)]
+    names = [*dict.fromkeys(role for row in told for role in row.tensors)]
     total = len(plan.sites)
     lines = [
         [
             row.name,
             f"{row.modules} of {total}" if row.modules < total else row.modules,
-            span(bounds(row.ranks)) if row.ranks else "-",
+            rows.span(rows.bounds(row.ranks)) if row.ranks else "-",
             *(row.tensors.get(role, "-") for role in names),
             row.trainable,
             "-" if row.shared is None else _percent(row.shared),
         ]
-        for row in rows
+        for row in told
     ]
     left = {0, *range(3, 3 + len(names))}
     return Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left)
 
 
-def conclusion(plan: Plan) -> str:
-    """Say in one sentence how much of a plan is shared."""
-    shared, private, frozen = held(plan)
-    if not plan.terms:
-        return "no share adds a term: parameters of the base are trained in full"
-    facts: dict[str, list[str]] = {}
-    for row in shares(plan):
-        for fact in _facts(row):
-            facts.setdefault(fact, []).append(f"`{row.name}`")
-    notes = [f"{', '.join(names)}: {fact}" for fact, names in facts.items()]
-    given = bounds({_rank(terms) for terms in plan.terms_of.values()} - {0} or {0})
-    highest = rank_bounds(maximum_ranks(plan).values())
-    notes += [f"an update has rank {span(highest)} at most"] * (highest not in (None, given))
-    notes += [
-        f"dropout is {rate:g}" for rate in sorted({term.dropout for term in plan.terms} - {0})
-    ]
-    notes += [f"`{row.path}` is trained in full" for row in trained_in_full(plan)]
+def conclusion(plan: Plan, spec: Spec | None = None) -> str:
+    """Say in one sentence how much of a plan is shared, and what its table does not say.
+
+    The ``spec`` says in addition what scales and options depend on.
+    """
+    shared, private, frozen = rows.held(plan.tensors, rows.users(plan))
+    own = {row.name: row for row in rows.shares(plan)}
+    said = [(name, fact) for name, row in own.items() for fact in row.facts]
+    facts, of_shares = defaultdict(list), defaultdict(list)
+    for name, fact in (*said, *(_written(spec, own.keys()) if spec else ())):
+        facts[fact].append(f"`{name}`")
+    for fact, names in facts.items():
+        of_shares[", ".join(names)].append(fact)
+    notes = [f"{names}: {'; '.join(told)}" for names, told in of_shares.items()]
+    given = rows.bounds({_rank(terms, own.keys()) for terms in plan.terms_of.values()} - {0} or {0})
+    highest = rows.rank_bounds({*maximum_ranks(plan).values()} - {0} or {0})
+    notes += [f"an update has rank {rows.span(highest)} at most"] * (highest not in (None, given))
+    notes += [f"`{row.path}` is trained in full" for row in rows.trained_in_full(plan)]
     notes += [f"each adapter of a library has {plan.owned} parameters"] * plan.is_library
+    places = Places(plan)
+    every = places.by_kind(site.path for site in plan.base.sites)
+    targets = places.said((site.path for site in plan.sites), every)
+    notes += [f"the targets are {targets or 'all linear layers'}"] * bool(plan.sites)
     told = "".join(f"; {note}" for note in notes)
+    if not plan.terms:
+        return f"no share adds a term: parameters of the base are trained in full{told}"
     if shared:
         parts = shared / (shared + private), private / (shared + private)
         text = f"{_percent(parts[0])} of the trained parameters are shared"
         return f"{text}, {_percent(parts[1])} are private to one module{told}"
-    if frozen and any(row.members[1] > 1 for row in roles(plan)):
+    if frozen and any(row.members[1] > 1 for row in rows.roles(plan)):
         return f"no trained parameter is shared: modules share frozen tensors alone{told}"
     if {term.transform for term in plan.unscaled} == {PLAIN}:
         kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
-        return f"nothing is shared: this is a {kind} of rank {span(given)}{told}"
+        return f"nothing is shared: this is a {kind} of rank {rows.span(given)}{told}"
     return f"nothing is shared: each module has private tensors{told}"
 
 
-def _rank(terms: Iterable[Term]) -> int:
-    return sum(term.rank for term in terms if not term.is_magnitude)
+def _rank(terms: Iterable[Term], own: Set[str]) -> int:
+    return sum(term.rank for term in terms if term.share in own and not term.is_magnitude)
 
 
-def _facts(share: ShareRow) -> Iterator[str]:
-    """Say of a share what its row of the table does not."""
-    if share.scales:
-        yield f"scale {', '.join(f'{scale:.4g}' for scale in share.scales)}"
-    if (written := via(share.transform, share.options)) not in ("-", MAGNITUDE):
-        yield f"via {written}"
-    if share.places:
-        yield share.places
+def _written(spec: Spec, names: Set[str]) -> Iterator[tuple[str, str]]:
+    """Say of shares how their scale is computed, and which params of an equal transform they do not read."""
+    from bishare_dsl.language.text import expression_text
+
+    params, of_transform = spec.values.keys(), defaultdict[str | None, set[str]](set)
+    reads = {s.name: {name for name, _ in names_read(s.via, ())} & params for s in spec.shares}
+    vias = {share.name: share.via.transform for share in spec.shares if share.via}
+    for name, transform in vias.items():
+        of_transform[transform] |= reads[name]
+    for share in (share for share in spec.shares if share.name in names):
+        settings = spec.settings(share)
+        scale = settings.scale
+        if scale is None and settings.alpha is not None:
+            scale = Binary(op="/", left=settings.alpha, right=Ref(ref="rank"))
+        elif settings.alpha is not None and isinstance(scale, int | float):
+            yield share.name, "alpha is not read"
+        if not isinstance(scale, int | float | None):
+            yield share.name, f"the scale is {expression_text(scale)}"
+        if lacking := of_transform[vias.get(share.name)] - reads[share.name]:
+            yield share.name, f"reads no param {', '.join(sorted(lacking))}"
 
 
 def _percent(fraction: float) -> str:
@@ -96,9 +108,10 @@ def _percent(fraction: float) -> str:
     return f"{percent:.1f}%" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f}%"
 
 
-def shared_data(plan: Plan) -> dict[str, Any]:
+def shared_data(plan: Plan, spec: Spec | None = None) -> dict[str, Any]:
     """Return what is shared as data, for ``--json``."""
-    return {"shares": [asdict(row) for row in shares(plan)], "conclusion": conclusion(plan)}
+    data = [asdict(row) for row in rows.shares(plan)]
+    return {"shares": data, "conclusion": conclusion(plan, spec)}
 
 
 def told_lines(plan: Plan) -> list[str]:
@@ -106,7 +119,7 @@ def told_lines(plan: Plan) -> list[str]:
     return "\n".join(map(str, told(plan))).split("\n")
 
 
-def told(plan: Plan) -> list[str | Table]:
+def told(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
     """Return the table and the sentence, for a report."""
     table = shared_table(plan)
-    return [*[table] * bool(table.rows), conclusion(plan)]
+    return [*[table] * bool(table.rows), conclusion(plan, spec)]

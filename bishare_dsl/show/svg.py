@@ -122,14 +122,15 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
 
     Private tensors of a share that shares others get a line of text and no grid.
     """
-    drawn = picture(plan, spec)
-    sheet = _Sheet(max([_LEAST_WIDTH, *(_size(panel)[0] for panel in drawn.panels)]))
+    sections = picture(plan, spec)
+    every = [panel for section in sections for panel in section.panels]
+    sheet = _Sheet(max([_LEAST_WIDTH, *(_size(panel)[0] for panel in every)]))
     name = f"{plan.spec} on {plan.base.name}"
     sheet.write(name, "title")
     sheet.write(f"All counts are of this model of {plan.base.layers:,} layers.", "muted")
     sheet.write(conclusion(plan).partition("; ")[0])  # The statements below say the rest.
     panels = []
-    for section in drawn.sections:
+    for section in sections:
         sheet.y += _LINE
         sheet.write(section.row.name, "title")
         sheet.write(section.statement)
@@ -139,12 +140,11 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
             if panel in (shared or section.panels[:1]):
                 sheet.draw(_panel_body(panel), _size(panel)[1])
                 panels.append(panel)
-    if trained := [str(row) for row in trained_in_full(plan)]:
+    if trained := trained_in_full(plan):
         sheet.y += _LINE
         sheet.write("trained in full", "title")
-        more = len(trained) - 6
-        for line in [*trained[:6], *[f"and {more} more"] * (more > 0)]:
-            sheet.write(line)
+        for row in trained:
+            sheet.write(f"{row.path}  {row.parameters:,}")
     sheet.y += _LINE
     for look, text in _legend(panels):
         sheet.draw(look, 0)
@@ -152,10 +152,11 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
     width, height = sheet.width + 2 * _MARGIN, sheet.y + _MARGIN
     label = escape(f"{name}: layers across, modules down; modules of one colour share a tensor")
     drawing = "\n".join(sheet.drawn)
+    style = Path(__file__).with_name("picture.css").read_text(encoding="utf-8")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="bishare" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">\n'
-        f"<style>{_style()}</style>\n"
+        f"<style>{style}</style>\n"
         f'<rect width="{width}" height="{height}" rx="8" style="fill:var(--page)"/>\n{drawing}\n</svg>\n'
     )
 
@@ -179,10 +180,6 @@ def _legend(panels: Sequence[Panel]) -> Iterator[tuple[str, str]]:
         yield f'<g class="none">{cell}</g><path class="hatch" d="{hatch}"/>', "frozen"
     if any(panel.uncovered for panel in panels):
         yield f'<g class="none">{cell}</g>', "not in this share"
-
-
-def _style() -> str:
-    return Path(__file__).with_name("picture.css").read_text(encoding="utf-8")
 
 
 def _axes(grid: Grid, scale: Scale) -> str:

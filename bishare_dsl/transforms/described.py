@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic_core import PydanticUndefined
@@ -14,6 +14,8 @@ from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK
 from bishare_dsl.transforms.protocol import guard
 from bishare_dsl.transforms.registry import BUILT_IN, PLAIN, transform_kind, transform_names
 from bishare_dsl.transforms.transform import Transform, Width
+
+_ZERO = (("zeros", 1.0), ("constant", 0.0))
 
 
 def transform_called(name: str) -> str | None:
@@ -89,3 +91,22 @@ def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, 
 
     with guard(transform, "reach"):
         return min(range(1, most + 1), key=cost)
+
+
+def via(transform: str, options: Mapping[str, Any]) -> str:
+    """Write a transform as a spec does, without options that are false; ``-`` for none."""
+    if transform == PLAIN:
+        return "-"
+    written = ", ".join(
+        f"{name} = {'true' if value is True else value}"
+        for name, value in options.items()
+        if value is not None and value is not False
+    )
+    return f"{transform}({written})" if written else transform
+
+
+def zero_parts(transform: Transform, starts: Mapping[str, tuple[str, float]]) -> frozenset[str]:
+    """Return the parts of a term's product that start at zero, gains included."""
+    zero = frozenset(role for role, start in starts.items() if start in _ZERO)
+    with guard(transform, "zeros"):
+        return transform.zeros(zero & {*transform.roles}) | (zero - {*transform.roles})

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import get_args
 
 from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.spec.spec import Initial
 from bishare_dsl.transforms.registry import describe_exception, transform_error
-from bishare_dsl.transforms.transform import Transform, Width
+from bishare_dsl.transforms.transform import Start, Transform, Width
 
 Shapes = Mapping[str, tuple[int, int]]
 """The shapes of a term's tensors, by role."""
@@ -55,6 +57,35 @@ def shape_of(transform: Transform, method: str, result: object) -> tuple[int, in
     raise transform_error(
         transform, f"`{method}` gives {result!r}, which is not a shape (rows, columns)"
     )
+
+
+def check_own(transform: Transform, own: Mapping[str, object]) -> None:
+    """Check the roles and the shapes that `own` returned.
+
+    Raises:
+        SpecError: they are not those of the protocol (BS214).
+    """
+    expected, actual = sorted({*transform.roles} - {*transform.pooled}), sorted(own)
+    if actual != expected:
+        why = f"`own` gives the roles {actual}, and `owned` says {expected}"
+        raise transform_error(transform, why)
+    for shape in own.values():
+        shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)
+
+
+def own_starts(transform: Transform, specified: Mapping[str, Start]) -> dict[str, Start]:
+    """Return the transform's initial values for roles that the share does not mention."""
+    with guard(transform, "start"):
+        starts = {
+            role: Start(*transform.start(role))
+            for role in transform.roles
+            if role not in specified or role in transform.fixed
+        }
+    for start in starts.values():
+        if start.init not in get_args(Initial):
+            why = f"`start` gives {start.init!r}, which is none of {[*get_args(Initial)]}"
+            raise transform_error(transform, why)
+    return starts
 
 
 def check_term(transform: Transform, rank: int, width: Width, shapes: Shapes) -> None:

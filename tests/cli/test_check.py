@@ -11,7 +11,9 @@ def test_a_good_spec_is_told_back(bishare, here):
     run = bishare("check", "good.share")
     assert run.code == 0
     assert run.out.startswith("on the shapes of llama-7b, for example:")
-    assert run.out.endswith("nothing is shared: this is a LoRA of rank 4; `local`: scale 1\n")
+    assert run.out.endswith(
+        "nothing is shared: this is a LoRA of rank 4; `local`: scale 1; the targets are q_proj\n"
+    )
     (here / "other.share").write_text(GOOD.replace("q_proj", "c_attn"))
     assert "give `--model` to see what is shared" in bishare("check", "other.share").err
     assert "1 spec checked: all fine" in run.err
@@ -25,11 +27,12 @@ def test_what_is_shared_is_in_the_json(bishare, here):
     run = bishare("check", "pairs.share", "--model", "llama-7b", "--json")
     told = json.loads(run.out)["sharing"]["pairs.share"]
     shared = "100% of the trained parameters are shared, 0% are private to one module"
-    assert told["conclusion"] == f"{shared}; `local`: scale 1"
+    facts = ["scale 1", "q_proj of layers 0-1 share A, B, for example"]
+    assert told["conclusion"] == f"{shared}; `local`: {'; '.join(facts)}; the targets are q_proj"
     tensors = dict.fromkeys("AB", "16, each by 2 modules")
     [row] = told["shares"]
     assert (row["name"], row["modules"], row["ranks"]) == ("local", 32, [4])
-    assert (row["tensors"], row["shared"]) == (tensors, 1.0)
+    assert (row["tensors"], row["shared"], row["facts"]) == (tensors, 1.0, facts)
 
 
 def test_every_error_of_every_file_is_reported_in_one_run_also_as_json(bishare, here):

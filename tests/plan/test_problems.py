@@ -55,7 +55,10 @@ ERRORS = [
     (f"{TARGET}share s per module rank 4 init A svd * S", "BS208", None, "`svd_scaled`"),
     (f"param k = kaiming-normal\n{TARGET}share s per model rank 4 via KE(size = 64, kernel = ones) scale k", "BS201", "kaiming", "`kaiming_normal`"),
     (f"let quarter = layer // 8\n{TARGET}share s per quarter rank 4", "BS210", "layer // 8", "written out if it reads `layer`"),
-    (f"{TARGET}share s where in != out per module rank 4", "BS303", "in != out", "from 4096 to 4096"),
+    (f"{TARGET}share s where in < 99 per module rank 4", "BS303", "in < 99", "from 4096 to 4096"),
+    (f"{TARGET}share s where tower == vision per module rank 4", "BS301", "vision", "all modules of llama-7b have `main` there"),
+    ("train norms and layer > 3", "BS210", "layer > 3", "leaves it out, and `(layer == none or layer > 3)` takes it"),
+    (f"{TARGET}share s where in != out per module rank 4", "BS303", "in != out", "`in == out` holds for all targets"),
     ("train bias", "BS301", "bias", "`biases` is the word, and llama-7b lacks these"),
     (f"{TARGET}train biases and q_proj\nshare s per module rank 4", "BS301", "biases", "lacks these"),
     (f"init A normale\n{TARGET}share s per module rank 4", "BS208", "normale", "`normal`"),
@@ -154,6 +157,8 @@ ERRORS = [
 ]  # fmt: skip
 
 WARNINGS = [
+    (f"init K_A ones\n{TARGET}share s per module rank 4", "BS213", "ones", None),
+    (f"init A normal\n{TARGET}share s per module rank 4 init A uniform", "BS213", "normal", None),
     (f"param r = 4\n{TARGET}share s per module rank 4", "BS213", "param r = 4", None),
     (f"let r = q_proj\n{TARGET}share s per module rank 4", "BS213", "let r = q_proj", None),
     (

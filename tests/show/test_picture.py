@@ -1,16 +1,16 @@
 from bishare_dsl.show.picture import picture
-from bishare_dsl.show.rows import held
+from bishare_dsl.show.rows import held, users
 
 
 def panels(planned, text):
     spec, plan = planned(text)
-    [section] = picture(plan, spec).sections
+    [section] = picture(plan, spec)
     return section.panels
 
 
 def test_the_grid_has_layers_across_and_modules_down(planned):
     _, plan = planned("share s per module rank 2")
-    grid = picture(plan).panels[0].grid
+    grid = picture(plan)[0].panels[0].grid
     assert grid.layers == (0, 1, 2)
     assert grid.rows == ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
     assert grid.groups == ("self_attn", "self_attn", "mlp")
@@ -49,25 +49,28 @@ def test_the_statement_of_a_share_names_the_values_of_its_params(planned):
         "param r = 2 scale 3 share s where layer > 0 per layer // 2, kind rank 2 * r freeze A gain rank init 0.5 "
         "share t A per kind B per module rank 1 dropout 0.1"
     )
-    assert [section.statement for section in picture(plan, spec).sections] == [
+    assert [section.statement for section in picture(plan, spec)] == [
         "where layer > 0 per layer // 2, kind rank 2 * r freeze A gain rank init 0.5; r = 2",
         "A per kind B per module rank 1 dropout 0.1",
     ]
-    assert [section.statement for section in picture(plan).sections] == ["rank 4", "rank 1"]
+    assert [section.statement for section in picture(plan)] == [
+        "rank 4; scale 3; in layers 1-2 (0 is left out) alone",
+        "rank 1; scale 3; q_proj of layers 0-2 share A, for example; drops 10% of its inputs",
+    ]
 
 
 def test_what_is_shared_what_is_private_and_what_is_frozen(planned):
     _, plan = planned(
         "share s A per layer  B per module  rank 2 freeze A share t per model rank 1 via SS"
     )
-    assert held(plan) == (64 + 96, 3 * 2 * (64 + 16 + 96), 3 * 2 * 64)
+    assert held(plan.tensors, users(plan)) == (64 + 96, 3 * 2 * (64 + 16 + 96), 3 * 2 * 64)
 
 
 def test_a_magnitude_is_drawn_as_it_is_written(planned):
     spec, plan = planned("share l per module rank 2 magnitude per kind plain")
-    _, magnitude = picture(plan, spec).sections
+    _, magnitude = picture(plan, spec)
     assert magnitude.statement == "per kind plain"
     [panel] = magnitude.panels
     assert panel.roles == ("mu",)
     assert panel.parameters == 64 + 16 + 96
-    assert picture(plan).sections[1].statement == "magnitude(plain = true)"  # without the spec
+    assert picture(plan)[1].statement.startswith("via magnitude(plain = true)")  # without the spec

@@ -39,19 +39,6 @@ def test_rows_of_roles_keep_the_order_of_the_shares():
     ]
 
 
-def test_layers_that_are_alike_are_one_row():
-    found = rows.layers(
-        plan(
-            "share s per module rank 4 share t where layer in 10..11 and kind q_proj per kind rank 2"
-        )
-    )
-    assert [(r.first, r.last, r.modules, r.maximum_rank) for r in found] == [
-        (0, 9, 2, (4, 4)),
-        (10, 11, 2, (4, 6)),
-        (12, 29, 2, (4, 4)),
-    ]
-
-
 def test_lora_is_counted_on_the_adapted_modules():
     made = plan("share s where v_proj per module rank 2")
     assert rows.lora_size(made) == 30 * 8 * (576 + 192)

@@ -65,8 +65,7 @@ def test_experts_that_share_alike_are_one_row(planned):
         "share bands where expert != none per layer, kind, expert // 2 rank 2"
     )
     spec, plan = planned(text, experts(2, 6), target="q_proj, up_proj")
-    shown = picture(plan, spec)
-    own, bands = shown.panels
+    own, bands = (panel for section in picture(plan, spec) for panel in section.panels)
     # Private pairs say nothing of who shares, so all experts are one row there.
     assert own.grid.rows == ("self_attn.q_proj", "mlp.experts.0-5.up_proj")
     assert bands.grid.rows == (
@@ -81,7 +80,7 @@ def test_experts_that_share_alike_are_one_row(planned):
         experts(2, 4),
         target="q_proj, up_proj",
     )[1]
-    assert len(picture(odd).panels[0].grid.rows) == 1 + 4
+    assert len(picture(odd)[0].panels[0].grid.rows) == 1 + 4
 
 
 @pytest.mark.parametrize("name", shipped_specs())
@@ -89,7 +88,7 @@ def test_specs_that_ship_are_drawn(name):
     spec = read_file(shipped_specs()[name])[0]
     plan = plan_spec(spec, preset("llama-7b"))
     root = drawn(spec, plan)
-    for panel in picture(plan, spec).panels:
+    for panel in (panel for section in picture(plan, spec) for panel in section.panels):
         assert f"{', '.join(panel.roles)}: " in words_of(root)
         assert f"{panel.parameters:,}" in words_of(root)
     groups = [*groups_of(root, "pool"), *groups_of(root, "private"), *groups_of(root, "none")]

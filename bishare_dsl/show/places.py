@@ -1,0 +1,65 @@
+"""Say where modules are: their kinds, their layers and their experts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from bishare_dsl.models.site import runs_of
+from bishare_dsl.plan import Plan
+
+ByKind: TypeAlias = Mapping[str, set[tuple[int | None, int | None]]]
+"""Pairs of a layer and an expert, by kind of module."""
+
+
+def spans(numbers: Iterable[int | None]) -> str:
+    """Write whole numbers as runs: ``0-3, 5``."""
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs_of(numbers))
+
+
+class Places:
+    """The kind, the layer and the expert of each module of a plan's model, by its path."""
+
+    def __init__(self, plan: Plan) -> None:
+        parents = defaultdict(set)
+        for site in plan.base.every_site:
+            parents[site.tower, site.kind].add(site.parent)
+        self._of = {}
+        for site in plan.base.every_site:
+            # Named after its parent and its tower if these tell kinds apart.
+            alone = len(parents[site.tower, site.kind]) == 1
+            kind = site.kind if alone else f"{site.parent}.{site.kind}"
+            kind = kind if site.tower == "main" else f"{site.tower} {kind}"
+            self._of[site.path] = kind, site.layer, site.expert
+        self.targets = self.by_kind(site.path for site in plan.sites)
+
+    def by_kind(self, paths: Iterable[str]) -> ByKind:
+        """Collect the layers and experts of each kind."""
+        found = defaultdict(set)
+        for kind, layer, expert in map(self._of.__getitem__, paths):
+            found[kind].add((layer, expert))
+        return found
+
+    def said(self, paths: Iterable[str], among: ByKind) -> str:
+        """Say where modules are: ``q_proj of layers 0-3``.
+
+        Kinds, layers and experts that all of ``among`` have are left out. Without these, a long list of all
+        targets is ``all targets``.
+        """
+        here, parts = self.by_kind(paths), list[str]()
+        kinds_of = defaultdict(list)
+        for kind, pairs in here.items():
+            kinds_of[frozenset(pairs)].append(kind)
+        for where, kinds in kinds_of.items():
+            all_targets = not among and 2 < len(kinds) == len(self.targets)
+            words = ["all targets" if all_targets else ", ".join(kinds)]
+            words *= here != among and {*kinds} != {*among}
+            for i, what in (1, "expert"), (0, "layer"):
+                numbers = {one[i] for one in where}
+                every = [{one[i] for one in among.get(kind, ())} for kind in kinds]
+                if numbers != {None} and any(numbers != one for one in every):
+                    counted = " (0 is left out)" * ({1, 2} <= numbers and 0 in every[0] - numbers)
+                    words.append(f"{what}{'s' * (len(numbers) > 1)} {spans(numbers)}{counted}")
+            parts.append(" of ".join(words))
+        return " and ".join(filter(None, parts))
