@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", help="a folder (default: SmolLM2-135M)")
     parser.add_argument("--spec", default="bishare_ke")
     parser.add_argument("--many", default="16", help="numbers of adapters (default: 16)")
-    parser.add_argument("--rows", type=int, default=1, help="of each adapter (default: 1)")
+    parser.add_argument(
+        "--rows", dest="each", type=int, default=1, help="of each adapter (default: 1)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--processor", action="store_true", help="measure one thread's time on the processor"
@@ -140,7 +142,7 @@ def main() -> None:
         for _ in range(2)
     )
     lora = get_peft_model(lora, LoraConfig(r=8, target_modules="all-linear"))
-    tasks = Tasks(base, args.spec, max(many), args.rows)
+    tasks = Tasks(base, args.spec, max(many), args.each)
     clock = time.process_time if args.processor else time.perf_counter
     for count in many:
         if args.memory:
