@@ -42,15 +42,11 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
     architecture = _architecture(model, report) if model is not None else None
     told: dict[str, Any] = {}
     for file in files:
-        resolved = _check(file, architecture, report)
-        if resolved is not None:
+        if (resolved := _check(file, architecture, report)) is not None:
             told[file] = _tell(file if len(files) > 1 else None, resolved, model, report)
     report.data(sharing=told)
-    counts = [
-        f"{count} {word}{'s' if count != 1 else ''}"
-        for count, word in ((report.errors, "error"), (report.warnings, "warning"))
-        if count
-    ]
+    found = ((report.errors, "error"), (report.warnings, "warning"))
+    counts = [f"{count} {word}{'s' * (count != 1)}" for count, word in found if count]
     checked = f"{len(files)} spec{'s' if len(files) != 1 else ''} checked"
     report.note(f"{checked}: {', '.join(counts) or 'all fine'}")
     if model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from importlib import import_module
 
@@ -34,8 +35,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.lines:
             return None
-        module = import_module(f"{__package__}.{cmd_name}")
-        command: click.Command = module.command
+        # Lark imports this if it is installed, in 10 ms, and no grammar of ours needs it.
+        sys.modules.setdefault("regex", None)  # type: ignore[arg-type]
+        try:
+            command: click.Command = import_module(f"{__package__}.{cmd_name}").command
+        finally:
+            if not sys.modules["regex"]:  # type: ignore[truthy-bool]
+                del sys.modules["regex"]
         for option, names in self.shared.items():
             if cmd_name in names and option not in command.params:
                 command.params.append(option)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.report import CommandError, Report
 
 
 @click.command(
@@ -15,7 +15,6 @@ from bishare_dsl.cli.report import Report
 @click.pass_obj
 def command(report: Report, path: str | None) -> None:
     """List the specs that ship with bishare. A name works wherever a command takes a FILE."""
-    from bishare_dsl.cli.report import CommandError
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.resources import first_sentence, shipped_specs
