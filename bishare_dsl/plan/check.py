@@ -131,10 +131,9 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
         for share in (share for share in spec.shares if not share.is_magnitude):
             kind = transform_kind(share.via.transform if share.via else PLAIN)
             read |= {*kind.pooled, *kind.owned} - {*share.init}
-        for role in spec.defaults.init.keys() - read:
-            yield codes.UNUSED(
-                what="the default start of", name=role, loc=("defaults", "init", role)
-            )
+        for role in (role for role in spec.defaults.init if role not in read):
+            loc, help = ("defaults", "init", role), f"no share starts its `{role}` by default"
+            yield codes.UNUSED(what="the default start of", name=role, loc=loc, help=help)
 
 
 def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:

@@ -125,6 +125,8 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
         for part in lacking:
             if name == part or help == f"did you mean `{part}`?":
                 help = f"`{part}` is the word, and {architecture.name} lacks these: leave it out"
+        if name in architecture.kinds:
+            help = f"`{name}` is a linear layer, which `target` names; `train` takes all other parameters"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
 
     return Vocabulary(

@@ -302,6 +302,10 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
         what, loc = f"freezes `{frozen[0]}` at zero, so that it never does anything", ("freeze",)
         left = listed(roles - resolved.untrained) or "none"
         help = f"frozen are {listed(resolved.untrained)}; trained are {left}"
+    elif parts and share.nonzero_start:
+        loc, help = ("nonzero_start",), "the share starts at zero all the same: leave it out"
+        yield codes.UNUSED(what="clause", name="start nonzero", loc=loc, help=help)
+        return
     elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
         what = "does not start at zero, so that the model starts different from its base"
         free = listed(roles - {*transform.fixed})

@@ -17,6 +17,9 @@ def spec(*, lets=(), params=(), **share):
     )
 
 
+ARM = m.Arm(values=(1,), rank=1)
+
+
 @pytest.mark.parametrize(
     ("lets", "place"),
     [
@@ -48,11 +51,7 @@ def test_a_let_used_before_it_is_declared(small, lets, place):
         {"dropout": 1e308},
         {"alpha": 5e-324},  # alpha / rank is zero
         {"rank": m.RankMatch(subject="kind", arms=())},
-        {
-            "rank": m.RankMatch(
-                subject=m.Binary(op="+", left="kind", right=1), arms=(m.Arm(values=(1,), rank=1),)
-            )
-        },
+        {"rank": m.RankMatch(subject=m.Binary(op="+", left="kind", right=1), arms=(ARM,))},
         {"where": m.Selection(include=())},
         {"per": (3, m.Binary(op="/", left=1, right="layer"))},
     ],
@@ -76,13 +75,5 @@ def test_check_needs_no_model():
     assert check_spec(spec(rank="r")) != []
     assert check_spec(spec(rank="r", params=(m.Param(name="r", value=2),))) == []
     assert check_spec(spec(rank="in")) == []  # the model will tell
-    assert (
-        check_spec(
-            spec(
-                where=m.Selection(
-                    include=(m.Member(value="layer", among=(m.Range(first=-1, last=2),)),)
-                )
-            )
-        )
-        == []
-    )
+    last = m.Member(value="layer", among=(m.Range(first=-1, last=2),))
+    assert check_spec(spec(where=m.Selection(include=(last,)))) == []

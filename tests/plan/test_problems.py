@@ -57,6 +57,7 @@ ERRORS = [
     (f"let quarter = layer // 8\n{TARGET}share s per quarter rank 4", "BS210", "layer // 8", "written out if it reads `layer`"),
     (f"{TARGET}share s where in < 99 per module rank 4", "BS303", "in < 99", "from 4096 to 4096"),
     (f"{TARGET}share s where tower == vision per module rank 4", "BS301", "vision", "all modules of llama-7b have `main` there"),
+    ("train norms and kind in {q_proj}", "BS301", "q_proj", "which `target` names"),
     ("train norms and layer > 3", "BS210", "layer > 3", "leaves it out, and `(layer == none or layer > 3)` takes it"),
     (f"{TARGET}share s where in != out per module rank 4", "BS303", "in != out", "`in == out` holds for all targets"),
     ("train bias", "BS301", "bias", "`biases` is the word, and llama-7b lacks these"),
@@ -158,6 +159,7 @@ ERRORS = [
 
 WARNINGS = [
     (f"init K_A ones\n{TARGET}share s per module rank 4", "BS213", "ones", None),
+    (f"{TARGET}share s per module rank 4 start nonzero", "BS213", "start nonzero", None),
     (f"init A normal\n{TARGET}share s per module rank 4 init A uniform", "BS213", "normal", None),
     (f"param r = 4\n{TARGET}share s per module rank 4", "BS213", "param r = 4", None),
     (f"let r = q_proj\n{TARGET}share s per module rank 4", "BS213", "let r = q_proj", None),

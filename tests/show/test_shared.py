@@ -98,16 +98,9 @@ def test_specs_that_differ_are_told_back_differently(of_spec, of_plan, text, one
             "; `a`, `b`: scale 2; `a`: via SS(slice = leading); q_proj of layers 0-29 share A, B, for",
         ),
         (f"{PER} via BlockDiagonal(blocks = 3)", "; an update has rank 24 at most"),
-        (f"{PER} where layer in 1..15", "; in layers 1-15 (0 is left out) alone"),
-        (
-            "share a per module rank match layer { 0..9: 2; else: 4 }",
-            "a LoRA of rank 2-4; `a`: scale 1; rank 2 in layers 0-9, 4 in layers 10-29; ",
-        ),
-        ("share a per module rank 1 + layer", "; rank 1 in layer 0, 30 in layer 29; "),
         (f"{PER} magnitude per module", "this is a DoRA of rank 8"),
         (f"{PER} magnitude per module plain", "without the lengths of a DoRA"),
         (f"dropout 0.95 {PER}", "; drops 95% of its inputs"),
-        (f"train norms and layer == 3 {PER}", "`model.layers.3.input_layernorm.weight` is trained"),
         ("target none train norm", "trained in full; `model.norm.weight` is trained in full"),
         (
             f"{PER} init A svd, B svd",
