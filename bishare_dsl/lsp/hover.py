@@ -65,9 +65,11 @@ def share_card(document: Document, name: str) -> str | None:
     """Describe a share on the model (modules, ranks, pools, parameters), or return None without a plan."""
     if (plan := document.plan) is None:
         return None
-    if not any(row.name == name for row in shares(plan)):
+    found = shares(plan)
+    if not (own := [row for row in found if row.name == name]):
         return f"**{name}** has rank 0 and adds nothing."
-    told = write_tables([shared_table(plan, name), conclusion(plan, document.spec)], markdown=True)
+    sentence = conclusion(plan, document.spec, found)
+    told = write_tables([shared_table(plan, own), sentence], markdown=True)
     return f"**{name}** on {plan.base.name}\n\n{told}"
 
 

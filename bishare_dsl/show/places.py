@@ -22,15 +22,15 @@ class Places:
     """The kind, the layer and the expert of each module of a plan's model, by its path."""
 
     def __init__(self, plan: Plan) -> None:
-        parents = defaultdict(set)
-        for site in plan.base.every_site:
-            parents[site.tower, site.kind].add(site.parent)
+        parents, towers = defaultdict(set), [site.tower for site in plan.base.every_site]
+        for site, tower in zip(plan.base.every_site, towers, strict=True):
+            parents[tower, site.kind].add(site.parent)
         self._of = {}
-        for site in plan.base.every_site:
+        for site, tower in zip(plan.base.every_site, towers, strict=True):
             # Named after its parent and its tower if these tell kinds apart.
-            alone = len(parents[site.tower, site.kind]) == 1
+            alone = len(parents[tower, site.kind]) == 1
             kind = site.kind if alone else f"{site.parent}.{site.kind}"
-            kind = kind if site.tower == "main" else f"{site.tower} {kind}"
+            kind = kind if tower == "main" else f"{tower} {kind}"
             self._of[site.path] = kind, site.layer, site.expert
         self.targets = self.by_kind(site.path for site in plan.sites)
 

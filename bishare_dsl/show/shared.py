@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -11,15 +11,15 @@ from bishare_dsl.plan import Plan, Term
 from bishare_dsl.plan.ranks import maximum_ranks
 from bishare_dsl.show import rows
 from bishare_dsl.show.places import Places
+from bishare_dsl.show.rows import ShareRow
 from bishare_dsl.show.table import Table
 from bishare_dsl.spec import Binary, Ref, Spec
 from bishare_dsl.spec.walk import names_read
 from bishare_dsl.transforms import PLAIN
 
 
-def shared_table(plan: Plan, share: str | None = None) -> Table:
-    """Make the table of what each share shares, or one share."""
-    told = [row for row in rows.shares(plan) if share in (None, row.name)]
+def shared_table(plan: Plan, told: Sequence[ShareRow]) -> Table:
+    """Make the table of what shares share."""
     names = [*dict.fromkeys(role for row in told for role in row.tensors)]
     total = len(plan.sites)
     lines = [
@@ -37,20 +37,20 @@ def shared_table(plan: Plan, share: str | None = None) -> Table:
     return Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left)
 
 
-def conclusion(plan: Plan, spec: Spec | None = None) -> str:
+def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> str:
     """Say in one sentence how much of a plan is shared, and what its table does not say.
 
     The ``spec`` says in addition what scales and options depend on.
     """
     shared, private, frozen = rows.held(plan.tensors, rows.users(plan))
-    own = {row.name: row for row in rows.shares(plan)}
+    own = {row.name: row for row in told}
     said = [(name, fact) for name, row in own.items() for fact in row.facts]
     facts, of_shares = defaultdict(list), defaultdict(list)
     for name, fact in (*said, *(_written(spec, own.keys()) if spec else ())):
         facts[fact].append(f"`{name}`")
     for fact, names in facts.items():
         of_shares[", ".join(names)].append(fact)
-    notes = [f"{names}: {'; '.join(told)}" for names, told in of_shares.items()]
+    notes = [f"{names}: {'; '.join(about)}" for names, about in of_shares.items()]
     given = rows.bounds({_rank(terms, own.keys()) for terms in plan.terms_of.values()} - {0} or {0})
     highest = rows.rank_bounds({*maximum_ranks(plan).values()} - {0} or {0})
     notes += [f"an update has rank {rows.span(highest)} at most"] * (highest not in (None, given))
@@ -60,19 +60,19 @@ def conclusion(plan: Plan, spec: Spec | None = None) -> str:
     every = places.by_kind(site.path for site in plan.base.sites)
     targets = places.said((site.path for site in plan.sites), every)
     notes += [f"the targets are {targets or 'all linear layers'}"] * bool(plan.sites)
-    told = "".join(f"; {note}" for note in notes)
+    more = "".join(f"; {note}" for note in notes)
     if not plan.terms:
-        return f"no share adds a term: parameters of the base are trained in full{told}"
+        return f"no share adds a term: parameters of the base are trained in full{more}"
     if shared:
         parts = shared / (shared + private), private / (shared + private)
         text = f"{_percent(parts[0])} of the trained parameters are shared"
-        return f"{text}, {_percent(parts[1])} are private to one module{told}"
+        return f"{text}, {_percent(parts[1])} are private to one module{more}"
     if frozen and any(row.members[1] > 1 for row in rows.roles(plan)):
-        return f"no trained parameter is shared: modules share frozen tensors alone{told}"
+        return f"no trained parameter is shared: modules share frozen tensors alone{more}"
     if {term.transform for term in plan.unscaled} == {PLAIN}:
         kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
-        return f"nothing is shared: this is a {kind} of rank {rows.span(given)}{told}"
-    return f"nothing is shared: each module has private tensors{told}"
+        return f"nothing is shared: this is a {kind} of rank {rows.span(given)}{more}"
+    return f"nothing is shared: each module has private tensors{more}"
 
 
 def _rank(terms: Iterable[Term], own: Set[str]) -> int:
@@ -110,8 +110,8 @@ def _percent(fraction: float) -> str:
 
 def shared_data(plan: Plan, spec: Spec | None = None) -> dict[str, Any]:
     """Return what is shared as data, for ``--json``."""
-    data = [asdict(row) for row in rows.shares(plan)]
-    return {"shares": data, "conclusion": conclusion(plan, spec)}
+    found = rows.shares(plan)
+    return {"shares": [*map(asdict, found)], "conclusion": conclusion(plan, spec, found)}
 
 
 def told_lines(plan: Plan) -> list[str]:
@@ -121,5 +121,5 @@ def told_lines(plan: Plan) -> list[str]:
 
 def told(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
     """Return the table and the sentence, for a report."""
-    table = shared_table(plan)
-    return [*[table] * bool(table.rows), conclusion(plan, spec)]
+    found = rows.shares(plan)
+    return [*[shared_table(plan, found)] * bool(found), conclusion(plan, spec, found)]

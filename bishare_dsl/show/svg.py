@@ -128,7 +128,10 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
     name = f"{plan.spec} on {plan.base.name}"
     sheet.write(name, "title")
     sheet.write(f"All counts are of this model of {plan.base.layers:,} layers.", "muted")
-    sheet.write(conclusion(plan).partition("; ")[0])  # The statements below say the rest.
+    shares = [section.row for section in sections]
+    sheet.write(
+        conclusion(plan, spec, shares).partition("; ")[0]
+    )  # The statements below say the rest.
     panels = []
     for section in sections:
         sheet.y += _LINE

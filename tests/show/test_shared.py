@@ -5,7 +5,8 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models import preset
 from bishare_dsl.plan.plan import Pool, Tensor, Term, Trained
-from bishare_dsl.show.shared import conclusion, shared_table, told
+from bishare_dsl.show.rows import shares
+from bishare_dsl.show.shared import shared_table, told
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
@@ -115,17 +116,18 @@ def test_specs_that_differ_are_told_back_differently(of_spec, of_plan, text, one
     ],
 )
 def test_the_sentence_says_what_the_table_does_not(text, said):
-    assert said in conclusion(plan(text), spec_of(text))
+    assert said in told(plan(text), spec_of(text))[-1]
 
 
 def test_the_table_says_what_is_left_out_ranks_numbers_and_starts():
     text = "share a where layer > 2 per module rank 8 init A svd gain out init 2"
-    (row,) = shared_table(plan(text)).rows
+    (row,) = shared_table(made := plan(text), shares(made)).rows
     assert row[1:3] == ["54 of 60", "8"]
     assert row[3:6] == ["54, private, from svd", "54, private", "54, private, from 2"]
     assert row[6:] == [27 * (2 * 8 * 576 + 8 * (576 + 192)) + 27 * (576 + 192), "0%"]
 
 
 def test_a_share_of_pools_and_of_private_tensors_says_its_part():
-    ((*_, shared),) = shared_table(plan("share a per abs(layer - 15), kind rank 8")).rows
+    made = plan("share a per abs(layer - 15), kind rank 8")
+    ((*_, shared),) = shared_table(made, shares(made)).rows
     assert shared == "88%"  # as in the sentence: layers 0 and 15 are alone
