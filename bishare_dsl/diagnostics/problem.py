@@ -31,13 +31,15 @@ class Remedy(Record):
     """A candidate for the advice of a problem, which is tried before it is shown.
 
     ``help`` says what to write, ``edits`` write it, and ``kind`` is equal for repetitions of one mistake.
-    A remedy that is ``also`` possible is said with the best of the others.
+    A remedy that is ``also`` possible is said with the best of the others. After a ``guess`` the whole
+    statement must be correct; after the remedy of a known mistake it may have other mistakes.
     """
 
     help: str
     edits: tuple[Edit | Rewrite, ...]
     kind: str = ""
     also: bool = False
+    guess: bool = False
 
 
 class Problem(Record):

@@ -35,7 +35,7 @@ from bishare_dsl.language.grammar import (
     shortened,
     spelled,
 )
-from bishare_dsl.language.slips import Place, remedies
+from bishare_dsl.language.slips import Place, cause, remedies
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 from bishare_dsl.spec.expression import globs_of
 
@@ -64,6 +64,14 @@ _END = Token(END, "")
 _BEGIN_VALUE = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
 
 
+# How a text begins that is not a spec.
+_FOREIGN = {
+    "TOML": r"\[\w[\w.-]*\]$",
+    "XML": r"<\w",
+    "JSON": r"[{[]",
+    "Python": r"(from|import)\s+\w|\w+ *=|[\w.]+\(",
+    "YAML": r"---$|[^\W\d]\w*:(\s|$)",
+}
 _LINES_OF_SPEC = "a spec has lines: `spec NAME`, `target MODULES`, and one for each `share`"
 
 
@@ -155,15 +163,8 @@ def _foreign(text: str) -> str | None:
     first = next((line for line in lines if line and not line.startswith("#")), None)
     if first is None:
         return "there is nothing in this text"
-    if re.match(r"\[\w[\w.-]*\]$", first):
-        return "this looks like TOML"
-    if re.match(r"<\w", first):
-        return "this looks like XML"
-    if first[0] in "{[":
-        return "this looks like JSON"
-    if re.match(r"(from|import)\s+\w|\w+ *=|[\w.]+\(", first):
-        return "this looks like Python"
-    return "this looks like YAML" if re.match(r"---$|[^\W\d]\w*:(\s|$)", first) else None
+    begun = (what for what, begin in _FOREIGN.items() if re.match(begin, first))
+    return next((f"this looks like {what}" for what in begun), None)
 
 
 class Open(NamedTuple):
@@ -279,11 +280,13 @@ class _Parser:
         return kind in self.starters
 
     def ends_range(self, position: int) -> bool:
-        """Return whether a word that could end a range, as in `24.. rank 8`, begins a clause."""
-        if self.tokens[position].type not in ("RANK", "ALPHA"):
+        """Return whether a word that could end a range begins a clause, as in `24.. rank 8`, or comes
+        after a percent sign, as in `5% rank 8`."""
+        at = position + (self.tokens[position].type == "MODULO")
+        if self.tokens[at].type not in ("RANK", "ALPHA"):
             return False
-        previous, following = self.tokens[position - 1].type, self.tokens[position + 1].type
-        return previous == "DOTS" and following in _BEGIN_VALUE
+        previous, following = self.tokens[at - 1].type, self.tokens[at + 1].type
+        return previous in ("DOTS", "MODULO") and following in _BEGIN_VALUE
 
     def ends_key(self, position: int) -> bool:
         """Return whether a name after a key is the next role, as in `A per kind  core per layer`."""
@@ -369,7 +372,9 @@ class _Parser:
                 span, what = span_of(opened), f"`{opened}` without an end"
                 help = f"close the `{opened}` of line {opened.line}"
             problem = codes.UNEXPECTED(span=span, expected=expected(allowed), found=what, help=help)
-        self.report(token, replace(problem, remedies=(*problem.remedies, *found_remedies)))
+        help = problem.help or cause(self.source.line(token.line or 1))
+        tried = (*problem.remedies, *found_remedies)
+        self.report(token, replace(problem, help=help, remedies=tried))
         return self.skip(position)
 
     def remedies(self, position: int, allowed: Set[str]) -> tuple[Remedy, ...]:

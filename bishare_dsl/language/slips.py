@@ -30,11 +30,13 @@ _LOOKALIKES = str.maketrans(
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
 )
 _SIGNS = {"≥": ">=", "≤": "<=", "≠": "!=", "×": "*", "÷": "//", "…": "..", "–": "-", "−": "-"}
+# Kinds of corrections after which a statement may have other mistakes.
+_CERTAIN = ("letter", "space", "unseen", "latin", "quote", "percent", "word", "split")
 _SIGNS |= {"∧": "and", "∨": "or", "¬": "not", "∈": "in", "—": "-", "；": ";", "，": ",", "：": ":"}
 
 
 class Row(NamedTuple):
-    """A known mistake: its pattern in a line, what to write instead, and what to say."""
+    """A known mistake: its pattern in a line, what to write instead, if that is certain, and what to say."""
 
     pattern: re.Pattern[str]
     instead: tuple[str, ...]
@@ -46,12 +48,18 @@ def rows() -> list[Row]:
     """Read the table of known mistakes, whose header explains it."""
     read = []
     for pattern, said in table("slips.txt"):
-        pattern, _, instead = pattern.partition(" =>")
+        pattern, certain, instead = pattern.partition(" =>")
         for name, among in (("KEYWORD", _KEYWORDS), ("KEY", _KEYS)):
             pattern = pattern.replace(f"<{name}>", f"(?:{among})")
         texts = tuple(text.replace("·", " ") for text in instead.removeprefix(" ").split(" OR "))
-        read.append(Row(re.compile(pattern), texts, said))
+        read.append(Row(re.compile(pattern), texts if certain else (), said))
     return read
+
+
+def cause(line: str) -> str | None:
+    """Return what is wrong with a line, if it has a known mistake that no text surely mends."""
+    causes = (row.help for row in rows() if not row.instead and row.pattern.search(line))
+    return next(causes, None)
 
 
 class Place(NamedTuple):
@@ -81,19 +89,21 @@ def remedies(place: Place) -> Iterator[Remedy]:
                     new = re.sub(r"(\d+)↓", lambda n: f"{int(n[1]) - 1}", match.expand(instead))
                     help = match.expand(row.help.replace("{new}", new.strip().replace("\\", "")))
                     whole = line[: match.start()] + new + line[match.end() :]
-                    yield _remedy(place, whole, help, row.pattern.pattern)
+                    guess = len(row.instead) > 1
+                    yield _remedy(place, whole, help, row.pattern.pattern, guess)
     for kind, first, last, new, help in _corrections(place):
         before, after = line[:first], line[last:]
         if not new:  # One space is left of two.
             before, gap = before.rstrip(), f"{before[-1:]}{after[:1]}"
             after = " " * (" " in gap) + after.lstrip()
         whole = f"{before}{new}{after}".rstrip()
-        yield _remedy(place, whole, help, kind)
+        yield _remedy(place, whole, help, kind, kind not in _CERTAIN)
 
 
-def _remedy(place: Place, line: str, help: str, kind: str) -> Remedy:
+def _remedy(place: Place, line: str, help: str, kind: str, guess: bool = False) -> Remedy:
     """Return the remedy that changes the line of a place."""
-    return Remedy(help, (edit_between(place.line, line, place.start),), kind)
+    edits = (edit_between(place.line, line, place.start),)
+    return Remedy(help, edits, kind, guess=guess)
 
 
 def edit_between(old: str, new: str, start: int) -> Edit:
@@ -121,7 +131,7 @@ def _corrections(place: Place) -> Iterator[_Correction]:
         plain = normalize("NFKD", token).translate(_LOOKALIKES)
         latin = "".join(letter for letter in plain if not combining(letter))
         if token in _SIGNS:
-            yield "sign", at, end, _SIGNS[token], f"write `{_SIGNS[token]}`"
+            yield "letter", at, end, _SIGNS[token], f"write `{_SIGNS[token]}`"
         elif token.isspace():
             yield "space", at, end, " ", "write a plain space"
         elif not token.isprintable():
@@ -134,7 +144,9 @@ def _corrections(place: Place) -> Iterator[_Correction]:
             yield "quote", at, end, f'"{token}"', f'put the name in quotes: `"{token}"`'
     if place.token.type in ("NAME", "STRING") or token in words():
         yield from _words(place)
-    if percent := re.search(r"\b(?:dropout|scale)\W+([\d.]+)\s*%\s*(?:\w+ )?$", place.line[:at]):
+    if percent := re.search(
+        r"\b(?:dropout|scale)\W+([\d.]+)\s*%\s*(?:\w+ )?$", place.line[: at + 1]
+    ):
         number, (first, last) = f"{float(percent[1]) / 100:g}", percent.span(1)
         last = place.line.index("%", last) + 1
         yield "percent", first, last, number, f"write {percent[1]} percent as `{number}`"
@@ -166,18 +178,18 @@ def _words(place: Place) -> Iterator[_Correction]:
     token, at, small = str(place.token), place.column, place.token.lower()
     end = at + len(token)
     listed = [word for kind in place.allowed if (word := spelled(kind)) and len(word) > 2]
-    meant: list[tuple[str, str]] = []
+    meant: list[tuple[str, str, str]] = []
     if called := advise("keyword", token):
-        meant.append((called, f"it is called `{called}`"))
+        meant.append(("word", called, f"it is called `{called}`"))
     if small != token and small in words():
-        meant.append((small, f"write keywords in small letters: `{small}`"))
-    meant += [(word, f"did you mean `{word}`?") for word in _near(token, listed)]
+        meant.append(("word", small, f"write keywords in small letters: `{small}`"))
+    meant += [("near", word, f"did you mean `{word}`?") for word in _near(token, listed)]
     rest = place.line[end:]
     bare = re.sub(r"[\"'\[\](){}]", "", re.sub(r"^\s*[=:]\s*", " ", rest))
-    for word, help in meant:
-        yield "word", at, end, word, help
+    for kind, word, help in meant:
+        yield kind, at, end, word, help
         if bare != rest:
-            yield "word", at, len(place.line), word + bare, f"{help.rstrip('?')}: `{word}{bare}`"
+            yield kind, at, len(place.line), word + bare, f"{help.rstrip('?')}: `{word}{bare}`"
     for word in listed:
         rest = token[len(word) :].lstrip("_")
         if token.startswith(word) and (rest.isdigit() or rest in _KEYS.split("|")):
@@ -195,4 +207,5 @@ def _words(place: Place) -> Iterator[_Correction]:
 def _near(word: str, among: Iterable[str]) -> list[str]:
     """Return the nearest of some words, or nothing."""
     near = nearest(str(word), among, few=0) or ""
-    return near.split("`")[1:2]
+    # Few letters are near to much.
+    return [one for one in near.split("`")[1:2] if len(word) > 3 or one[0] == word[0].lower()]

@@ -47,11 +47,8 @@ def _check_structure(syntax: Syntax, broken: list[int], source: Source) -> Itera
         statements and header and header is not statements[0]
     ):
         start = Span(syntax.first.start, syntax.first.start)
-        named: tuple[Edit, ...] = (Edit(start, "spec mine\n"),)
-        help_line = None
-        if header:
-            named = _moved(syntax, header, statements[0])
-            help_line = f"move `spec {header.name}` to the top"
+        named = _moved(syntax, header, statements[0]) if header else (Edit(start, "spec mine\n"),)
+        help_line = f"move `spec {header.name}` to the top" if header else None
         yield codes.NO_HEADER(span=syntax.first, edits=named, help=help_line)
     words = [str(statement.keyword) for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
@@ -144,7 +141,7 @@ def _union(
             joined = f"where {texts[0]} and {texts[1]}"
             return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
     if word == "spec":
-        return "a file holds one spec: move the second one to another file", ()
+        return "move it to another file, or join both: one `target`, a `where` in each share", ()
     if word not in _LIST_STATEMENTS or any(
         t.data == "exclude" for p in (first, second) for t in p.trees()
     ):
@@ -246,18 +243,15 @@ def check_order(
             meant = declared.get(name)
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
-                help_line = f"a `{word}` comes before what reads it, and hides a module of its name"
+                help = f"a `{word}` comes before what reads it, and hides a module of its name"
                 own = name in map(unquoted, names_used(meant))
                 if own:
-                    help_line = f"give the `{word}` a name that it does not read"
+                    help = f"give the `{word}` a name that it does not read"
                 if statement.replaces and statement.keyword == "let":
-                    help_line = "what replaces a `let` stands where that stood"
-                remedies = []
-                if syntax and not own:
-                    remedies = [Remedy(f"move the `{word}` up", _moved(syntax, meant, statement))]
-                yield codes.USED_BEFORE(
-                    span=span, name=name, keyword=word, help=help_line, remedies=(*remedies,)
-                )
+                    help = "what replaces a `let` stands where that stood"
+                moved = _moved(syntax, meant, statement) if syntax and not own else ()
+                up = (Remedy(f"move the `{word}` up", moved),) if moved else ()
+                yield codes.USED_BEFORE(span=span, name=name, keyword=word, help=help, remedies=up)
 
 
 def names_used(statement: Statement) -> Iterator[Token]:

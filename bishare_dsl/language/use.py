@@ -200,10 +200,9 @@ class Joiner:
                     one, two = (self.where.place(p.span) for p in (used[key][0], part))
                     span, what = span_of(use.name_token), _what(part)
                     by = "" if _overrides(part) else "with `replace`, "
-                    help_line = f"{by}say here which it is"
-                    self.problems(
-                        codes.USES_DISAGREE(what=what, one=one, two=two, span=span, help=help_line)
-                    )
+                    help = f"{by}say here which it is"
+                    unlike = codes.USES_DISAGREE(what=what, one=one, two=two, span=span, help=help)
+                    self.problems(unlike)
         return used
 
     def _join(self, own: list[Statement], used: _ByKey) -> list[Statement]:
@@ -233,7 +232,8 @@ class Joiner:
                     nothing = replace(nothing, edits=(left_out,), help="leave `replace` out")
                 self.problems(nothing)
             elif inherited[0] not in parts:
-                self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
+                help = f"leave one out: one `replace` is for all used files that have {what}"
+                self.problems(codes.TWICE(what=f"what replaces {what}", span=span, help=help))
             else:
                 parts[parts.index(inherited[0])] = part
         return parts

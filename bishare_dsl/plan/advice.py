@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics import BishareError, Edit, Problem, Remedy, Rewrite
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.diagnostics.words import english
-from bishare_dsl.language.grammar import lex
+from bishare_dsl.language.grammar import STATEMENTS, lex
 from bishare_dsl.language.read import survey
 from bishare_dsl.language.slips import edit_between
 from bishare_dsl.models.site import Architecture
@@ -25,6 +25,8 @@ from bishare_dsl.plan.sharing import Sharing, asked, keeps, sharing
 _LONGEST = 2**14
 # A help line with one text to write in place of the wrong one.
 _MEANT = re.compile(r"^[^`]*\b(?:did you mean|write|is|are|reads?|by) `([^`]+)`[^`]*$")
+# A line that does not begin a statement.
+_CONTINUES = re.compile(rf"(?!\s*(?:{'|'.join(STATEMENTS)})\b)\s|$|[)}}\]]")
 _WORDS = ("NAME", "STRING", "INT", "FLOAT")
 # How many characters to read in trials of a text, which takes about a second.
 _MOST_CHARACTERS = 150_000
@@ -97,7 +99,7 @@ class Adviser(Record, frozen=False):
     def _together(self, problems: list[Problem]) -> list[Problem]:
         """Drop the advice that fails in a text that follows all of it: names are looked up only there."""
         edits = [edit for problem in problems for edit in problem.edits]
-        after = self.read(_written(self.where, self.where.source.text, edits) or "")
+        after = self.read(_written(self.where, edits) or "")
         if after.spec is None:
             return problems
         bad = {line for problem in after.problems for line in after.lines(problem)}
@@ -114,7 +116,7 @@ class Adviser(Record, frozen=False):
             return problem
         # Prose may quote a text without advising it.
         if not problem.remedies and not problem.edits:
-            new = _written(self.where, self.where.source.text, remedies[0].edits)
+            new = _written(self.where, remedies[0].edits)
             if new is None or self.read(new).spec is None:
                 return problem
         tried = [(made, remedy) for remedy in remedies if (made := self._survives(problem, remedy))]
@@ -172,44 +174,51 @@ class Adviser(Record, frozen=False):
 
     def _survives(self, problem: Problem, remedy: Remedy) -> Reading | None:
         """Return what a remedy makes of the text, if it mends the problem and loses nothing."""
-        text = self.where.source.text
-        new, before = _written(self.where, text, remedy.edits), self.before
+        new, before = _written(self.where, remedy.edits), self.before
         for _ in range(_MOST_AGAIN):
-            if new is None or self.tried > _MOST_CHARACTERS or _spoils(before, new):
+            if new in (None, before.text) or self.tried > _MOST_CHARACTERS or _spoils(before, new):
                 return None
             self.tried += len(new)
             after = self.read(new)
-            if self._mends(problem, before, after):
+            if self._mends(problem, remedy, after):
                 return after
             same = self._again(problem, remedy, after)
-            if same is None:
-                return None
-            new = _written(after.where, new, same.edits)
+            new = _written(after.where, same.edits) if same else None
         return None
 
     def _again(self, problem: Problem, remedy: Remedy, after: Reading) -> Remedy | None:
-        """Return the remedy for the same mistake further along a line, if a text has it."""
-        for later in after.problems if remedy.kind else ():
-            elsewhere = (later.span, later.message) != (problem.span, problem.message)
-            if elsewhere and set(after.lines(later)) <= set(self.before.lines(problem)):
+        """Return the remedy for the same mistake further along a statement, if a text has it."""
+        for later in self._near(after) if remedy.kind else ():
+            if (later.span, later.message) != (problem.span, problem.message):
                 return next((one for one in later.remedies if one.kind == remedy.kind), None)
         return None
 
-    def _mends(self, problem: Problem, before: Reading, after: Reading) -> bool:
-        """Return whether a problem is gone, nothing new is wrong, and the rest is as it was asked for."""
+    def _near(self, after: Reading) -> list[Problem]:
+        """Return the problems of a new text in statements that differ from the old one."""
+        lines = _statement(after.text, _changed_lines(self.before.text, after.text))
+        return [one for one in after.problems if not lines.isdisjoint(after.lines(one))]
+
+    def _mends(self, problem: Problem, remedy: Remedy, after: Reading) -> bool:
+        """Return whether a problem is gone, nothing new is wrong, and the rest is as it was asked for.
+
+        After a guess nothing is wrong in the whole statement.
+        """
+        before = self.before
         old = Counter((one.code, one.message) for one in before.problems)
         new = Counter((one.code, one.message) for one in after.problems)
-        key = problem.code, problem.message
-        if new[key] >= old[key]:
-            return False
         changed = _changed_lines(before.text, after.text)
+        near, key = self._near(after), (problem.code, problem.message)
+        same = near if before.spec is None else after.problems
+        if new[key] >= old[key] and key in [(one.code, one.message) for one in same]:
+            return False
+        if remedy.guess and any(one.severity == "error" for one in near):
+            return False
         # A text that can be read has problems with its meaning, of which nothing was known before.
         revealed = before.spec is None and after.spec is not None
-        known_codes = {one.code for one in before.problems}
         for one in after.problems:
             if old[one.code, one.message] >= new[one.code, one.message]:
                 continue
-            if one.severity == "error" and not revealed and one.code not in known_codes:
+            if one.severity == "error" and not revealed and one.code not in {c for c, _ in old}:
                 return False
             if not set(after.lines(one)).isdisjoint(changed):
                 return False
@@ -218,8 +227,9 @@ class Adviser(Record, frozen=False):
         return before.spec is None or after.shared.fraction >= before.shared.fraction
 
 
-def _written(where: SourceMap, text: str, edits: Iterable[Edit | Rewrite]) -> str | None:
+def _written(where: SourceMap, edits: Iterable[Edit | Rewrite]) -> str | None:
     """Write edits into a text, or return None if one is not in it."""
+    text = where.source.text
     placed: list[tuple[Span, str]] = []
     for edit in edits:
         span = edit.span if isinstance(edit, Edit) else where.spans.get(edit.loc)
@@ -237,6 +247,17 @@ def _changed_lines(old: str, new: str) -> range:
     edit = edit_between(old, new, 0)
     first = new.count("\n", 0, edit.span.start) + 1
     return range(first, first + edit.text.count("\n") + 1)
+
+
+def _statement(text: str, lines: range) -> set[int]:
+    """Return the numbers of some lines, and of all lines of the statements that these are in."""
+    texts = text.split("\n")
+    first, last = lines.start, lines.stop
+    while first > 1 and _CONTINUES.match(texts[first - 1]):
+        first -= 1
+    while last <= len(texts) and _CONTINUES.match(texts[last - 1]):
+        last += 1
+    return {*range(first, last)}
 
 
 def _spoils(before: Reading, new: str) -> bool:

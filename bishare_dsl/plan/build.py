@@ -396,9 +396,8 @@ class _SharePlan:
         if members[0].resolved.starts[role].init in m.SINGULAR:
             self._singular(role, shape, members)
         self._tensor(name, role, shape, members)
-        self.pools.append(
-            Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
-        )
+        made = Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
+        self.pools.append(made)
         for place in members:
             place.tensors[role] = name
 
@@ -462,9 +461,8 @@ class _SharePlan:
         else:
             return
         loc: Loc = (*(self.loc if role in self.share.init else ("defaults",)), "init", role)
-        raise PlanError(
-            codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc, help=help)
-        )
+        problem = codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc, help=help)
+        raise PlanError(problem)
 
     def _with_key(self, roles: Iterable[str], parts: Iterable[str]) -> Iterator[Remedy]:
         """Yield remedies that add a part to the key of each of some roles."""

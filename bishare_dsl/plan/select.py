@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from functools import cached_property
+from functools import cached_property, partial
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
@@ -218,40 +218,38 @@ class Sites:
         as_key = as_key or bool({"per", "keys"} & {*loc})
         more = (*m.ATTRIBUTES, "model") if as_key else ()
         place, names = ("key" if as_key else "kind"), [*self.kinds, *self.lets, *self.parts, *more]
-        help_line = advise(place, name, names, few=0)
+        help = advise(place, name, names, few=0)
         here = kinds_called(name, sites)
         elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
         if name in self.params:
             value = self.params[name]
             compared = f"kind == {name}" if value in self.kinds else f"{name} == {value}"
             compared = f"layer >= {name}" if isinstance(value, int) else compared
-            help_line = f"`{name}` is a param, which a condition compares: `{compared}`"
+            help = f"`{name}` is a param, which a condition compares: `{compared}`"
         elif name in m.ATTRIBUTES and as_key:
-            help_line = "parts of a key have commas between"
+            help = "parts of a key have commas between"
         elif name in m.ATTRIBUTES:
-            help_line = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
+            help = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
         elif name in {site.parent for site in sites} and not as_key:
-            help_line = f"write `parent {name}` for the linear layers in it"
+            help = f"write `parent {name}` for the linear layers in it"
         elif name in ("expert", "experts") and not as_key:
             has = any(site.expert is not None for site in sites)
-            help_line = "write `expert != none`" if has else f"{model.name} has no experts"
+            help = "write `expert != none`" if has else f"{model.name} has no experts"
         elif any(name in site.kinds for site in model.outside):
-            help_line = f"it is in no layer: name it in `target`, as in `target {name}`"
+            help = f"it is in no layer: name it in `target`, as in `target {name}`"
         elif elsewhere and not (as_key or advise("kind", name)):
-            help_line = f"shares adapt linear layers; `train {name}` trains it in full"
+            help = f"shares adapt linear layers; `train {name}` trains it in full"
         elif here and not as_key:
             nested = len(here) > 1 and {"all_of", "any_of", "negated", "condition"} & {*loc}
             said = f"({' or '.join(here)})" if nested else ", ".join(here)
-            help_line = f"in {model.name} this is `{said}`"
-        elif help_line is None and as_key:
-            help_line = "a key has attributes of a module, such as `layer` and `kind`"
-        if help_line is None and (listed := nearest(name, self.kinds)):
-            help_line = f"{listed}; or declare it above by `let`" if ": " in listed else listed
+            help = f"in {model.name} this is `{said}`"
+        elif help is None and as_key:
+            help = "a key has attributes of a module, such as `layer` and `kind`"
+        if help is None and (listed := nearest(name, self.kinds)):
+            help = f"{listed}; or declare it above by `let`" if ": " in listed else listed
         if not sites and not as_key:
             named = {kind for site in model.outside for kind in site.kinds}
-            help_line = nearest(name, named, few=0) or self._hint
+            help = nearest(name, named, few=0) or self._hint
         remedies = () if name.isidentifier() or as_key else glob_remedies(name, loc)
-        what = f"`{name}`"
-        return codes.NO_SUCH_SITE(
-            what=what, model=model.name, loc=loc, help=help_line, remedies=remedies
-        )
+        unknown = partial(codes.NO_SUCH_SITE, what=f"`{name}`", model=model.name, loc=loc)
+        return unknown(help=help, remedies=remedies)

@@ -199,9 +199,9 @@ class SpecSettings:
         name = self.params.get(given.ref, given.ref) if isinstance(given, m.Ref) else given
         if isinstance(name, str) and name in _INITIALS:
             return _INITIALS[name]
-        word = "" if name is given else str(name)
-        help = advise("init", word, _INITIALS)
-        problems.append(codes.UNKNOWN_INIT(name=word or expression_text(given), loc=loc, help=help))
+        word = expression_text(given).replace(" - ", "-") if name is given else str(name)
+        help = advise("init", word * (" " not in word), _INITIALS)
+        problems.append(codes.UNKNOWN_INIT(name=word, loc=loc, help=help))
         return Start("zeros")
 
 
@@ -349,14 +349,11 @@ def _transform(
         for fault in error.errors(include_url=False, include_context=False):
             option = str(fault["loc"][0]) if fault["loc"] else ""
             if fault["type"] == "extra_forbidden":
-                option_names = [
-                    field.alias or option for option, field in kind.model_fields.items()
-                ]
+                has = [field.alias or key for key, field in kind.model_fields.items()]
                 loc = ("via", "options", option, "name")
-                help = option_of(option, name, option_names)
-                problems.append(
-                    codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)
-                )
+                help = option_of(option, name, has)
+                wrong = codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)
+                problems.append(wrong)
                 continue
             problems.append(
                 codes.BAD_OPTION(
@@ -372,9 +369,8 @@ def _transform(
         with guard(transform, "check_rank", ValueError):
             transform.check_rank(rank)
     except ValueError as error:
-        problems.append(
-            codes.BAD_OPTION(transform=name, what=f"rank = {rank}", why=str(error), loc=("rank",))
-        )
+        what = f"rank = {rank}"
+        problems.append(codes.BAD_OPTION(transform=name, what=what, why=f"{error}", loc=("rank",)))
         return None
     return transform
 

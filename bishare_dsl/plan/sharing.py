@@ -12,7 +12,8 @@ from bishare_dsl.plan.plan import Plan
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec.evaluate import EvaluationError, Value
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, PLAIN, transform_kind
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, PLAIN
+from bishare_dsl.transforms.described import roles_of
 
 
 class Sharing(NamedTuple):
@@ -41,13 +42,10 @@ def keeps(plan: Plan, spec: m.Spec, before: Plan | None, wanted: Sharing) -> boo
         return False
     if before is not None:
         return _acts(plan) == _acts(before) and plan.trainable <= before.trainable
-    for share in spec.shares:
-        with suppress(KeyError):
-            kind = transform_kind(share.via.transform if share.via else PLAIN)
-            roles = {*kind.pooled, *kind.owned, GAIN_RANK, GAIN_OUT}
-            if any(not {*term.tensors} <= roles for term in plan.terms if term.share == share.name):
-                return False
-    return True
+    # A transform that is not known has no roles.
+    roles = {s.name: roles_of(s.via.transform if s.via else PLAIN) for s in spec.shares}
+    terms = [term for term in plan.terms if roles.get(term.share)]
+    return all({*term.tensors} - {GAIN_RANK, GAIN_OUT} <= roles[term.share] for term in terms)
 
 
 def _acts(plan: Plan) -> tuple[object, ...]:

@@ -29,9 +29,8 @@ def plan_together(plans: Sequence[Plan]) -> Plan:
             tensors.append(tensor.model_copy(update=own))
         for term in plan.terms:
             names = {role: name_of(i, name) for role, name in term.tensors.items()}
-            terms.append(
-                term.model_copy(update={"share": name_of(i, term.share), "tensors": names})
-            )
+            joined = {"share": name_of(i, term.share), "tensors": names}
+            terms.append(term.model_copy(update=joined))
         trained += [
             whole.model_copy(update={"tensor": name_of(i, whole.tensor)}) for whole in plan.trained
         ]

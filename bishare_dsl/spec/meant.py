@@ -19,21 +19,20 @@ def lists(spec: m.Spec) -> Iterator[Problem]:
     selections: list[tuple[Loc, m.Selection]] = [(("target",), spec.target)] if spec.target else []
     selections += [(("shares", i, "where"), s.where) for i, s in enumerate(spec.shares) if s.where]
     for loc, selection in selections:
-        first, *others = selection.include or (None,)
-        read = [{name for name, _ in names_read(part, ())} for part in selection.include]
-        about = [names == {"layer"} for names in read if names]
-        for parts in (selection.include, *(one.any_of for _, one in parts_of(selection, m.Or))):
+        for parts in (*(one.any_of for _, one in parts_of(selection, m.Or)), selection.include):
+            read = [{name for name, _ in names_read(part, ())} for part in parts]
+            about = [names == {"layer"} for names in read if names]
             unlike = [p.left for p in parts if isinstance(p, m.Compare) and p.op == "!="]
             if any(unlike.count(left) > 1 for left in unlike):
                 help = "write `and` where both must hold"
                 yield codes.COMMA_IS_OR(why="one of them always holds", loc=loc, help=help)
-        if isinstance(first, m.Not) and others and not any(isinstance(p, m.Not) for p in others):
-            why, help = "`not` holds for one part alone", "join by `or`, in brackets, all it is for"
-            yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
-        elif others and any(about) and not all(about):
-            why = "this also takes modules that fit one condition alone"
-            help = "write `and` between conditions that must both hold, or else `or`"
-            yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
+            if [isinstance(p, m.Not) for p in parts[:2]] == [True, False] and not any(about):
+                why, help = "`not` holds for one part alone", "write `not (... or ...)` for several"
+                yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
+            elif parts is selection.include and any(about) and not all(about):
+                why = "this also takes modules that fit one condition alone"
+                help = "write `and` between conditions that must both hold, or else `or`"
+                yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
 
 
 def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:

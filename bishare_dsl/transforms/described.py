@@ -61,13 +61,17 @@ def why_refused(option: str, kind: str, message: str) -> str:
     return message if message.startswith("`") else message[:1].lower() + message[1:]
 
 
+def roles_of(name: str) -> set[str]:
+    """Return the roles of a transform's tensors, or none of an unknown transform."""
+    kind = transform_kind(name) if name in transform_names() else None
+    return {*kind.pooled, *kind.owned} if kind else set()
+
+
 def role_of(role: str) -> str | None:
     """Say which clause makes a tensor of this role."""
     if role in (GAIN_RANK, GAIN_OUT):
         return f"`{role}` is there with `gain {role.removeprefix('gain_')} init` and a number"
-    kinds = [
-        name for name in BUILT_IN if role in (*(kind := transform_kind(name)).pooled, *kind.owned)
-    ]
+    kinds = [name for name in BUILT_IN if role in roles_of(name)]
     return f"`{role}` is a tensor of `via {' or '.join(kinds)}`" if 0 < len(kinds) < 4 else None
 
 

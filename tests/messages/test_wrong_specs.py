@@ -45,6 +45,12 @@ def written(text, edits):
     return text
 
 
+def keyed(problems, text):
+    """Return problems with their lines: what was skipped before may have the same problem below."""
+    lines = [text.count("\n", 0, one.span.start) if one.span else None for one in problems]
+    return [(one.code, one.message, line) for one, line in zip(problems, lines, strict=True)]
+
+
 def check_advice(text, name, model):
     problems, _ = outcome(text, name, model)
     before = wanted(text, name, model)
@@ -53,10 +59,11 @@ def check_advice(text, name, model):
             # A text to paste is one that was tried.
             assert problem.severity != "error" or not PASTE.fullmatch(problem.help or ""), problem
             continue
-        after, plan = outcome(written(text, problem.edits), name, model)
-        key = problem.code, problem.message
-        keys = [[(one.code, one.message) for one in some] for some in (problems, after)]
-        assert keys[1].count(key) < keys[0].count(key), problem
+        new = written(text, problem.edits)
+        after, plan = outcome(new, name, model)
+        old_keys, keys = keyed(problems, text), keyed(after, new)
+        (key,) = keyed([problem], text)
+        assert keys.count(key) < old_keys.count(key), problem
         if plan is not None:
             assert sharing(plan).fraction >= before.fraction, problem
 
