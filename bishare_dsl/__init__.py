@@ -5,6 +5,7 @@
 The public names are imported on first use, so that ``import bishare_dsl`` stays fast.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 from bishare_dsl.lazy import lazy
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from bishare_dsl.peft.method import handle
     from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
+
+# PEFT and Trainer import bitsandbytes, which warns of kernels that it would download.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.getMessage()
+)
 
 __all__ = [
     "Plan",

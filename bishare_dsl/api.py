@@ -45,10 +45,7 @@ def plan_spec(
 
 
 def compile_spec(
-    spec: Spec | str | os.PathLike[str],
-    model: Model,
-    params: Params | None = None,
-    seed: int = 0,
+    spec: Spec | str | os.PathLike[str], model: Model, params: Params | None = None, seed: int = 0
 ) -> Model:
     """Adapt a model: initialise the tensors of a spec and rewrite the forwards that use them.
 

@@ -64,9 +64,7 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
         place, member = place_of(folder)
         name = member or real_path(place).name
         if name in named:
-            what = (
-                f"`{named[name]}` and `{folder}` have one name: an adapter is called as its folder"
-            )
+            what = f"`{named[name]}` and `{folder}` have one name, that of their folders"
             raise CommandError(WRONG_USAGE(what=what))
         if len(folders) > 1:
             check_members([name])

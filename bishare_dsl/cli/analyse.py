@@ -21,12 +21,7 @@ from bishare_dsl.cli.report import Report
 @options.model()
 @options.seed
 @click.pass_obj
-def command(
-    report: Report,
-    folders: tuple[Path, ...],
-    model: str,
-    seed: int,
-) -> None:
+def command(report: Report, folders: tuple[Path, ...], model: str, seed: int) -> None:
     """Measure which modules of adapters could share a factor (experimental).
 
     The table shows how much of their updates one A or one B would keep if the modules of a layer, a kind or

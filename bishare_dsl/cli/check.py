@@ -37,9 +37,15 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
 
     Exits with 1 if there is an error; warnings alone are fine.
     """
+    from bishare_dsl.models.load import architecture_of
+
     report.problems_are_results = True
     report.data(files=list(files))
-    architecture = _architecture(model, report) if model is not None else None
+    architecture = None
+    try:
+        architecture = None if model is None else architecture_of(model)
+    except BishareError as error:
+        report.error(error)  # Check the specs without a model.
     told: dict[str, Any] = {}
     for file in files:
         if (resolved := _check(file, architecture, report)) is not None:
@@ -65,16 +71,6 @@ def _tell(
     report.tables(*[head] * bool(head), *told(resolved.plan, resolved.spec))
     data = shared_data(resolved.plan, resolved.spec) if report.as_json else {}
     return {"model": resolved.plan.base.name, **data} if data else {}
-
-
-def _architecture(model: str, report: Report) -> Architecture | None:
-    from bishare_dsl.models.load import architecture_of
-
-    try:
-        return architecture_of(model)
-    except BishareError as error:
-        report.error(error)  # Check the specs without a model.
-        return None
 
 
 def _check(file: str, architecture: Architecture | None, report: Report) -> ResolvedSpec | None:

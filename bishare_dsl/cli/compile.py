@@ -34,9 +34,7 @@ STAGES = ("spec", "plan", "graph", "code")
 @options.out("The folder to write; by default SPEC-MODEL.", required=False)
 @options.seed
 @click.option(
-    "--emit",
-    type=click.Choice(STAGES),
-    help="Print this stage instead; spec needs no model.",
+    "--emit", type=click.Choice(STAGES), help="Print this stage instead; spec needs no model."
 )
 @options.stored_dtype
 @options.force
@@ -104,9 +102,8 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
 
     def tell(path: str, step: str | None, **programs: object) -> None:
         after = f" after {step}" if step else ""
-        stages.append(
-            {"region": path, **{name: str(program) for name, program in programs.items()}}
-        )
+        texts = {name: str(program) for name, program in programs.items()}
+        stages.append({"region": path, **texts})
         if step:
             stages[-1]["after"] = step
         for name, program in programs.items():

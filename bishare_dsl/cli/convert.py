@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report, silence_libraries
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem
 from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION
 from bishare_dsl.export import DTYPES, TARGETS
 from bishare_dsl.writing import ANY, Standing, lock_name
@@ -74,9 +73,17 @@ def command(
     from bishare_dsl.cli.adapters import named_folders, read_named
     from bishare_dsl.cli.files import check_out, find_adapters
 
-    words = [str(folders[0]), "--out", str(out), *(("--model", model) if model else ())]
-    raise_errors(AdapterError, list(_refused(words, force, **how)))
     ours, end = how["target"] == "bishare", ".gguf" if how["target"] == "gguf" else ""
+
+    rank, dtype = how["rank"], how["dtype"]
+    fit = f"fit a LoRA to it: `bishare fit {folders[0]} --spec lora --set r={rank} --out ...`"
+    for option, wrong, reason, help in (
+        ("rank", ours and rank is not None, "a spec has its own ranks", fit),
+        ("dtype", not ours and dtype not in DTYPES, "no LoRA has it", "use `--for bishare`"),
+        ("force", not ours and force, "only for bishare", "give another `--out`"),
+    ):
+        if wrong:
+            raise AdapterError(EXPORT_OPTION(option=option, reason=reason, help=help))
 
     def convert(folder: Path, place: Path) -> tuple[dict[str, Any], str]:
         seen = check_out(place, CONFIG if ours else None, force=force)
@@ -105,25 +112,6 @@ def command(
             report.error(error)
         rows.append(row)
     _report(rows, out, report)
-
-
-def _refused(
-    words: Sequence[str], force: bool, target: str, rank: int | None, dtype: str
-) -> Iterator[Problem]:
-    """Find options that the target does not take. ``words`` are those of a `fit` instead."""
-    ours = target == "bishare"
-    if ours and rank is not None:
-        fit = shlex.join(["bishare", "fit", *words, "--spec", "lora", "--set", f"r={rank}"])
-        help = f"fit a LoRA to it: `{fit}`"
-        yield EXPORT_OPTION(option="rank", reason="a spec has its own ranks", help=help)
-    if ours and dtype == "float16":
-        help = "use `--dtype bfloat16`, which takes as many bytes"
-        yield EXPORT_OPTION(option="dtype", reason="bishare writes no float16", help=help)
-    if not ours and dtype not in DTYPES:
-        help = "quantise a folder of bishare: `--for bishare`"
-        yield EXPORT_OPTION(option="dtype", reason=f"{target} reads no {dtype}", help=help)
-    if not ours and force:
-        yield EXPORT_OPTION(option="force", reason="only for bishare", help="give another `--out`")
 
 
 def _modules(base: str, weights: bool) -> PreTrainedModel:
@@ -196,10 +184,9 @@ def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
         [row["name"], row.get("error") or row["modules"], *(row.get(key, "") for key in keys)]
         for row in rows
     ]
-    report.tables(
-        Table(["name", "modules", "bytes before", "after"], cells),
-        f"{len(done):,} of {len(rows):,} converted into {out}: {mib(before)} MiB before, {mib(after)} after",
-    )
+    sizes = f"{mib(before)} MiB before, {mib(after)} after"
+    text = f"{len(done):,} of {len(rows):,} converted into {out}: {sizes}"
+    report.tables(Table(["name", "modules", "bytes before", "after"], cells), text)
 
 
 def save_again(

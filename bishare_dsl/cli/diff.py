@@ -63,10 +63,8 @@ def command(report: Report, before: str, after: str, model: str | None) -> None:
     distances: dict[str, Distance] = {}
     kinds: dict[str, Distance] = {}
     for path in (path for path in first if path in second):
-        one, other = (
-            update_of(plan, values, sites[path], weights)
-            for plan, values, sites in zip(plans, tensors, (first, second), strict=True)
-        )
+        both = zip(plans, tensors, (first, second), strict=True)
+        one, other = (update_of(p, values, sites[path], weights) for p, values, sites in both)
         distances[path] = distance(one, other)
         for kind in (first[path].kind, "all"):
             kinds[kind] = kinds.get(kind, Distance()) + distances[path]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,12 +18,7 @@ from bishare_dsl.diagnostics.codes.adapter import OTHER_FAMILY
 
 if TYPE_CHECKING:
     from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.fit.report import FitReport
     from bishare_dsl.models import Architecture
-
-
-_WARN_ABOVE = 0.1
-"""The relative error of an adapter that is warned of."""
 
 
 @click.command(
@@ -37,12 +31,7 @@ _WARN_ABOVE = 0.1
     ),
 )
 @options.folders()
-@click.option(
-    "--spec",
-    type=click.Path(allow_dash=True),
-    metavar="SPEC",
-    help="The spec to fit.",
-)
+@click.option("--spec", type=click.Path(allow_dash=True), metavar="SPEC", help="The spec to fit.")
 @click.option(
     "--library",
     type=click.Path(path_type=Path),
@@ -122,20 +111,23 @@ def command(
     if library is not None:
         report.all(add_to_library(library, members, out, **how))
         after = sum((place / own_file(name)).stat().st_size for name in named)
+        if (place / "start.json").is_file():  # Its section of the card was written anew without it.
+            from bishare_dsl.train.start import Record
+
+            if record := Record.of(place):
+                record.write_in_card(place)
     else:
         if family.apart:
             report.all(save_library(place, plan, members, text, **settings))
         else:
             report.all(save_adapter(place, plan, members[name], text, **settings))
         if len(named) > 1 and not family.apart:
-            report.note(
-                "no key names `adapter`, so one adapter was fitted to all; "
-                "add `adapter` to a key to fit one each"
-            )
+            why = "no key names `adapter`, so one adapter was fitted to all"
+            report.note(f"{why}; add `adapter` to a key to fit one each")
         after = bytes_of(place)
     report.data(bytes_before=before, bytes_after=after)
     report.result(f"{fitted}\n\nbytes: {before:,} before, {after:,} after")
-    _warn_of_far(report, fitted)
+    report.all(fitted.problems())
     report.note(f"saved in {place}" + f": `{place}#{name}`" * (library is not None or family.apart))
 
 
@@ -195,13 +187,3 @@ def _read(
     help = f"if these are one model, give it: `--model {shlex.quote(here)}`"
     for there in bases:
         report.problem(OTHER_FAMILY(base=there, model=here, help=help))
-
-
-def _warn_of_far(report: Report, fitted: FitReport) -> None:
-    """Warn of adapters that are far from what was given."""
-    far = {name: error for name, error in fitted.adapters.items() if error > _WARN_ABOVE}
-    if far:
-        name, error = max(far.items(), key=lambda pair: pair[1])
-        what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{name}` is"
-        text = f"{error:.1%}" if math.isfinite(error) else "infinitely far"
-        report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=text, limit=_WARN_ABOVE))

@@ -45,11 +45,8 @@ def command(report: Report, folders: tuple[Path, ...]) -> None:
 
     places = [adapter_folder(folder) for folder in folders]
     adapters = [adapter for place in places for adapter in find_adapters(place)]
-    single = len(places) == 1
-    if single and (
-        not adapters
-        or (adapters == places and not names_in(adapters[0]) and not is_peft(adapters[0]))
-    ):
+    whole = adapters == places[:1] and not names_in(adapters[0]) and not is_peft(adapters[0])
+    if len(places) == 1 and (whole or not adapters):
         _show(places[0], report)
     else:
         _list(adapters, places, report)
@@ -71,9 +68,8 @@ def _show(folder: Path, report: Report) -> None:
         whereabouts=where,
     )
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
-    base = (config.base_model or "?") + (
-        f" at {config.base_revision}" if config.base_revision else ""
-    )
+    at = f" at {config.base_revision}" if config.base_revision else ""
+    base = (config.base_model or "?") + at
     size = sum(len(entry["data"]) for entry in stored.entries.values())
     form = f" in {config.rounded}" if config.rounded else ""
     notes = [f"parameters: {', '.join(f'{n:,} {text}' for text, n in where.items() if n)}"]
@@ -175,8 +171,6 @@ def _summary(rows: Sequence[Listed], shared: Sequence[Shared]) -> str:
         + (f" and {len(bases) - 5} more" if len(bases) > 5 else ""),
     ]
     for part in shared:
-        size = f"{part.parameters:,} parameters, {mib(part.bytes)} MiB"
-        lines.append(
-            f"shared in {escaped(part.library)}: {size}, once for {part.adapters:,} of these"
-        )
+        size = f"{part.parameters:,} parameters, {mib(part.bytes)} MiB, once for {part.adapters:,}"
+        lines.append(f"shared in {escaped(part.library)}: {size} of these")
     return "\n".join(lines)

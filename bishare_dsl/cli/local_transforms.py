@@ -44,9 +44,8 @@ def _run(file: Path) -> None:
     module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
-        own = [kind for kind in classes if kind.__module__ == name and hasattr(kind, "name")]
-        kinds = [kind for kind in own if issubclass(kind, Transform)]
+        classes = [k for k in vars(module).values() if isinstance(k, type) and hasattr(k, "name")]
+        kinds = [k for k in classes if k.__module__ == name and issubclass(k, Transform)]
         for kind in kinds:
             register(kind)
     except (Exception, SystemExit) as error:  # the file may raise anything

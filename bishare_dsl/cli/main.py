@@ -120,7 +120,7 @@ def _run(arguments: list[str], report: Report) -> None:
     except click.ClickException as error:
         # click stops at some mistakes before it reads `--json`.
         report.as_json = report.as_json or "--json" in arguments
-        report.error(_usage(error))
+        report.error(_usage(error, arguments))
     except BishareError as error:
         report.error(error)
         _show_traceback()
@@ -140,35 +140,23 @@ def _run(arguments: list[str], report: Report) -> None:
         words = " ".join(str(error).split())
         report.stop(INTERNAL, f"error: unexpected {type(error).__name__}: {words}")
         if not _show_traceback():
-            report.stop(
-                INTERNAL,
-                "  = help: this is a bug in bishare; BISHARE_DEBUG=1 shows the traceback to report",
-            )
+            help = "this is a bug in bishare; BISHARE_DEBUG=1 shows the traceback to report"
+            report.stop(INTERNAL, f"  = help: {help}")
 
 
-def _usage(error: click.ClickException) -> CommandError:
-    from bishare_dsl.diagnostics import advise
+def _usage(error: click.ClickException, words: Sequence[str]) -> CommandError:
+    from bishare_dsl.cli.unknown import unknown_options
     from bishare_dsl.diagnostics.codes import usage as codes
 
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else NAME
+    path = " ".join([NAME, *(word for word in words[:1] if word in COMMANDS)])
     what = error.format_message().rstrip(".")
     help = f"`{path} --help` says what it takes"
-    if isinstance(error, click.NoSuchOption):  # Click suggests `--help` for every unknown option.
-        what = f"no such option '{error.option_name}'"
-        candidates = {*(error.possibilities or ())} - {"--help", "--version"}
-        word = error.option_name.lstrip("-").replace("-", "_")
-        if advice := advise("flag", word):
-            help = f"{advice}; {help}"
-        elif candidates:
-            what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(candidates))}?"
-    if (
-        isinstance(error, click.MissingParameter)
-        and error.param is not None
-        and context is not None
-    ):
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        return unknown_options(context, words, error.option_name)
+    if context is not None and what.startswith(("Missing", "Got unexpected extra")):
         usage = " ".join(context.command.collect_usage_pieces(context)[1:])
-        model = error.param.name in ("model", "models")
+        model = what.startswith("Missing option '--model'")
         shown = "such as `--model llama-7b`" if model else f"it reads `{path} {usage}`"
         help = f"{shown}; {help}"
     return CommandError(codes.WRONG_USAGE(what=what[:1].lower() + what[1:], help=help))

@@ -26,12 +26,7 @@ from bishare_dsl.writing import new_folder
 @click.option("--dequantize", is_flag=True, help="Convert quantised layers to dense layers.")
 @click.pass_obj
 def command(
-    report: Report,
-    folder: Path,
-    model: str | None,
-    out: Path,
-    dtype: str | None,
-    dequantize: bool,
+    report: Report, folder: Path, model: str | None, out: Path, dtype: str | None, dequantize: bool
 ) -> None:
     """Add an adapter to its base's weights, and save the result as an ordinary checkpoint.
 

@@ -20,7 +20,6 @@ def command(report: Report) -> None:
     models = [preset(name) for name in PRESETS]
     report.data(models=[model.model_dump(exclude={"sites"}) for model in models])
     rows = [
-        [model.name, f"{model.parameters / 1e9:,.2f}B", str(model.layers), model.model_id or ""]
-        for model in models
+        [m.name, f"{m.parameters / 1e9:,.2f}B", str(m.layers), m.model_id or ""] for m in models
     ]
     report.tables(Table(["model", "parameters", "layers", "on the Hub"], rows, left={0, 3}))

@@ -171,13 +171,16 @@ def _read_settings(ctx: click.Context, parameter: click.Parameter, words: Sequen
     many = "," in str(parameter.metavar)
     for setting in words:
         name, equals, text = (part.strip() for part in setting.partition("="))
-        values = [_value(part.strip()) for part in (text.split(",") if many else [text])]
+        values = [read_value(part.strip()) for part in (text.split(",") if many else [text])]
         meant = re.match(r"\W*(\w+)\s*[:= ]+\s*([\w.]+)", setting)
         help = f"write `--set {meant[1]}={meant[2]}`" if meant else "write it as in `--set r=8`"
         if not equals or not name:
             why = "is not of the form name=value"
         elif None in values:
             why, help = "gives no number and no word", f"write `--set {name}=8`, say"
+            if "=" in text:
+                why = "sets several params"
+                help = f"write `--set {re.sub(', *', ' --set ', setting)}`"
         elif name in settings:
             why, help = f"sets `{name}` a second time", "leave one of the two out"
         else:
@@ -189,7 +192,8 @@ def _read_settings(ctx: click.Context, parameter: click.Parameter, words: Sequen
     return settings if many else {name: value for name, (value,) in settings.items()}
 
 
-def _value(text: str) -> Value | None:
+def read_value(text: str) -> Value | None:
+    """Read a number or a word; None is neither."""
     if _INT.fullmatch(text):
         # Numbers in specs are shorter, and Python refuses to convert thousands of digits.
         return int(text) if len(text) < 20 else None

@@ -109,6 +109,8 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
             free = TypeAdapter(ByteSize).validate_python(memory) - base
         except (ValueError, OverflowError):
             raise click.UsageError(f"`{memory}` is no size: write `--memory 80GB`") from None
+        if memory.isdecimal():
+            raise click.UsageError(f"`{memory}` has no unit: write `--memory {memory}GB`")
 
     rows = cost.costs(plan)
     report.data(
@@ -121,6 +123,8 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
         ways=[row.data(adapters, free) for row in rows],
     )
     fit = f"fit: how many, with the base, in {memory}\n" if memory is not None else ""
+    if free is not None and free < 0:
+        fit = f"fit: none, for the base alone takes more than {memory}\n"
     report.tables(
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
         f"the base takes {cost.size(base)} at 16 bits",
@@ -170,15 +174,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     from bishare_dsl.show.table import Table
 
     settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
-    head = ["spec", "model", *settings]
-    head += ["parameters", "MiB, 32 bits", "maximum rank", "of LoRA r=8"]
-    lines = []
+    numbers = ["parameters", "MiB, 32 bits", "maximum rank", "of LoRA r=8"]
+    lines = list[list[object]]()
     for row in rows:
-        line = [row["file"], row["model"], *(str(row["set"].get(name, "")) for name in settings)]
-        if row["error"]:
-            line += [row["error"], "", "", ""]
-        else:
-            line += [row["trainable"], mib(row["bytes"]), span(row["maximum_rank"])]
-            line += ["-" if row["of_lora"] is None else f"{row['of_lora']:.2%}"]
-        lines.append(line)
-    return Table(head, lines, left={0, 1})
+        of = "-" if row.get("of_lora") is None else f"{row['of_lora']:.2%}"
+        found = [row["error"], "", "", ""]
+        if not row["error"]:
+            found = [row["trainable"], mib(row["bytes"]), span(row["maximum_rank"]), of]
+        values = [str(row["set"].get(name, "")) for name in settings]
+        lines.append([row["file"], row["model"], *values, *found])
+    return Table(["spec", "model", *settings, *numbers], lines, left={0, 1})

@@ -149,6 +149,10 @@ def _no_such_spec(name: str) -> Problem:
     help = nearest(Path(name).stem, shipped_specs())
     if "=" in name:
         help = f"a param is given by `--set {name}`"
+    elif name.replace(".", "").isdecimal():
+        help = "several values of a param have commas between them, as in `--set r=2,8,16`"
+    elif Path(f"{name}.share").is_file():
+        help = f"did you mean `{name}.share`?"
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".share"):
         help = f"an adapter of the Hub is fetched first: `hf download {name} --local-dir adapter`"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

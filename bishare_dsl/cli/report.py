@@ -174,9 +174,8 @@ def silence_libraries() -> None:
     """
     import logging
 
-    # One logs when transformers is imported, the other of a model card without metadata.
-    for name in ("bitsandbytes", "huggingface_hub.repocard"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # It logs of a model card without metadata.
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()

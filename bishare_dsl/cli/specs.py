@@ -23,9 +23,8 @@ def command(report: Report, path: str | None) -> None:
     if path is None:
         width = max(map(len, shipped), default=0)
         texts = {n: first_sentence(file.read_text(encoding="utf-8")) for n, file in shipped.items()}
-        report.data(
-            specs=[{"name": n, "about": texts[n], "path": str(f)} for n, f in shipped.items()]
-        )
+        found = [{"name": n, "about": texts[n], "path": str(f)} for n, f in shipped.items()]
+        report.data(specs=found)
         report.tables("\n".join(f"{name:{width}}  {text}" for name, text in texts.items()))
     elif path in shipped:
         report.data(path=str(shipped[path]))

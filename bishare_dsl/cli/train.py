@@ -15,6 +15,8 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import INTERRUPTED, CommandError, Report, silence_libraries
+from bishare_dsl.cli.unknown import param_advice, value_in
+from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 
 if TYPE_CHECKING:
@@ -33,18 +35,18 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
         given: the options that are declared here.
     """
     rest, files, specs = deque(words), [*given["data"]], list[str]()
+    unknown = list[Problem]()
     while rest:
         word = rest.popleft()
-        if not word.startswith("--"):
+        if not word.startswith("-") or word == "-":
             from bishare_dsl.train.data.load import ENDINGS
 
             # As a shell writes `--data *.jsonl`.
             (files if given["data"] and word.endswith(ENDINGS) else specs).append(word)
             continue
-        from bishare_dsl.train.errors import TrainError
         from bishare_dsl.train.request import argument_types, is_flag, unknown_argument
 
-        name, equals, value = word.removeprefix("--").partition("=")
+        name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
         if equals and name in argument_types():
             yield name, value
@@ -52,12 +54,18 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             yield name, rest.popleft() if rest and rest[0].lower() in _BOOLEANS else "true"
         elif is_flag(name.removeprefix("no_")):
             yield name.removeprefix("no_"), "false"
-        elif name not in (types := argument_types()):
-            raise TrainError(unknown_argument(name, [*types, *given], shown=f"--{name}"))
+        elif name not in argument_types():
+            after = value if equals else value_in(rest[0] if rest else None)
+            if not equals and after is not None:
+                rest.popleft()
+            help = param_advice(words, name, after)
+            unknown.append(unknown_argument(name, after, shown=word.partition("=")[0], help=help))
         elif rest:
             yield name, rest.popleft()
         else:
             raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.")
+    if unknown:
+        raise CommandError(unknown)
     if specs[1:]:
         raise click.UsageError(f"Got unexpected extra argument ({specs[1]})")
     yield "data", files or None

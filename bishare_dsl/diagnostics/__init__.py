@@ -16,4 +16,4 @@ from bishare_dsl.diagnostics.errors import (
 from bishare_dsl.diagnostics.problem import Code, Edit, Problem, Remedy, Rewrite, Severity, nearest
 from bishare_dsl.diagnostics.render import as_json, escaped, render
 from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
-from bishare_dsl.diagnostics.words import advise
+from bishare_dsl.diagnostics.words import advise, advise_option

@@ -81,9 +81,7 @@ def lines_of(error: BaseException, most: int) -> list[str]:
     elif isinstance(error, RecursionError):
         texts = ["it is nested too deep"]
     elif isinstance(error, ValueError) and callable(errors := getattr(error, "errors", None)):
-        texts = [
-            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"])))
-            for each in errors()[:most]
-        ]
+        pairs = ((".".join(map(str, each["loc"])), each["msg"]) for each in errors()[:most])
+        texts = [": ".join(filter(None, pair)) for pair in pairs]
     lines = [" ".join(text.split()) or type(error).__name__ for text in texts]
     return [text if len(text) <= 200 else f"{text[:197]}..." for text in lines]

@@ -15,19 +15,16 @@ _WIDEST = 100
 
 def _columns(text: str) -> int:
     """Count the terminal columns of ``text``: East Asian wide characters take two, combining marks none."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        for char in text
-    )
+    width = unicodedata.east_asian_width
+    return sum(0 if unicodedata.combining(c) else 1 + (width(c) in "WF") for c in text)
 
 
 def escaped(text: str) -> str:
     """Return text for one line of output: non-printable characters are escaped as in Python."""
     if text.isprintable():
         return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    parts = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(parts)
 
 
 def _printable(text: str) -> str:
@@ -44,9 +41,8 @@ def render(problem: Problem, where: SourceMap | None = None, width: float = inf)
     tail = "\n" + _fitted(f"  = help: {escaped(problem.help)}", width) if problem.help else ""
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is None or where is None:
-        place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc).lstrip(
-            "."
-        )
+        parts = (f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc)
+        place = "".join(parts).lstrip(".")
         return f"{head}{f' (at {escaped(place)})' if place else ''}{tail}"
     source = where.source_of(span)
     line, column = source.position(span.start)
@@ -73,9 +69,8 @@ def _fitted(text: str, width: float) -> str:
     if len(text) <= width:
         return text
     indent = " " * (10 if text.startswith(" ") else 4)
-    return "\n".join(
-        wrap(text, int(max(width, 20)), subsequent_indent=indent, break_on_hyphens=False)
-    )
+    lines = wrap(text, int(max(width, 20)), subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _other(problem: Problem, where: SourceMap) -> Span | None:
@@ -89,13 +84,9 @@ def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
     ``used_at`` lists the lines that use the file, nearest first, and is omitted for the main file.
     ``other_at`` locates the duplicate.
     """
-    record: dict[str, Any] = {
-        "code": problem.code,
-        "severity": problem.severity,
-        "message": problem.message,
-        "help": problem.help,
-        "loc": list(problem.loc),
-    }
+    names = ("code", "severity", "message", "help")
+    record: dict[str, Any] = {name: getattr(problem, name) for name in names}
+    record["loc"] = list(problem.loc)
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is not None and where is not None:
         end_line, end_column = where.source_of(span).position(span.end)

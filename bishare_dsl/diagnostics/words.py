@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
+from typing import Any
 
 from bishare_dsl.diagnostics.problem import nearest
 from bishare_dsl.resources import peft_words, table
@@ -31,10 +33,37 @@ def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> s
         valid: the valid names.
         few: the maximum number of valid names to list.
     """
-    advice = _table().get((place, name.lower()))
-    if advice is None and place == "argument" and (meant := peft_advice(name)):
-        advice = f"in the spec, {meant}"
-    return advice or nearest(name, valid, few)
+    return _table().get((place, name.lower())) or nearest(name, valid, few)
+
+
+def advise_option(place: str, name: str, value: Any, takes: Mapping[str, Any]) -> str | None:
+    """Write a help line on an unknown option, after a look at what the named option would do with its value.
+
+    Args:
+        place: ``flag`` or ``argument`` of the table.
+        name: the option, without hyphens; before a colon may stand a command, whose rows go first.
+        value: the value that it is given; None if there is none.
+        takes: the type of each option that there is. No other one is named.
+    """
+    bare = name.rpartition(":")[2].lower()
+    for word in (name, bare, bare.removeprefix("lora_")):
+        help = _table().get((place, word), "")
+        meant = re.match(r"it is `(?:--)?(\w+)`", help)
+        if help and (meant is None or meant[1] in takes):
+            return help
+        if place == "argument" and (spec := peft_advice(word, f"={value}")):
+            return f"in the spec, {spec}"
+    return nearest(bare, [n for n, kind in takes.items() if _fits(kind, value)], few=0)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Return whether an option of a type takes a value, or is a switch if there is none."""
+    from pydantic import TypeAdapter
+
+    with suppress(ValueError):
+        TypeAdapter(kind).validate_python("true" if value is None else value)
+        return value is not None or kind in (bool, bool | None)
+    return False
 
 
 def peft_advice(word: str, given: str = "") -> str | None:

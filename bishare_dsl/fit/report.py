@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from bishare_dsl.diagnostics import Problem
+from bishare_dsl.diagnostics.codes import analyse as codes
 from bishare_dsl.fit.chunks import Place
 from bishare_dsl.show.table import Table, by_layer_and_kind
 
 Squares = Mapping[Place, tuple[float, float]]
 """The squared norm of the residual and of the given update, at each place."""
+WARN_ABOVE = 0.1
+"""The relative error of an adapter that is warned of."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,14 @@ class FitReport:
         for (name, _), pair in self.squares.items():
             by_adapter.setdefault(name, []).append(pair)
         return {name: relative(pairs) for name, pairs in by_adapter.items()}
+
+    def problems(self) -> Iterator[Problem]:
+        """Warn of adapters that are far from what was given."""
+        if far := {name: error for name, error in self.adapters.items() if error > WARN_ABOVE}:
+            name, error = max(far.items(), key=lambda pair: pair[1])
+            what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{name}` is"
+            text = f"{error:.1%}" if math.isfinite(error) else "infinitely far"
+            yield codes.FAR_FROM_GIVEN(what=what, error=text, limit=WARN_ABOVE)
 
     def data(self) -> dict[str, Any]:
         """Return the report as plain values; what has no given update has no error."""

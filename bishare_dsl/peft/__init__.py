@@ -5,13 +5,6 @@
 PEFT then handles bishare's configs, models and folders like those of any other method.
 """
 
-import logging
-
-# PEFT imports bitsandbytes, which warns of kernels that it would download.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: "gemm_4bit_forward" not in record.getMessage()
-)
-
 import peft
 from peft.tuners.tuners_utils import BaseTuner
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -15,6 +17,7 @@ from typing import Any, cast
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models import resolve
 from bishare_dsl.show.table import Table
+from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted
 from bishare_dsl.train.prepare import find_trainable, load_base
 from bishare_dsl.train.reporter import Reporter
@@ -58,9 +61,12 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = list[tuple[object, ...]]()
+        # A mean cannot lie beyond these.
+        least, most = (0.0, 100.0) if "%" in self.measure else (-math.inf, 0.0)
         for way, scores in sorted(self.scores.items(), key=lambda found: -fmean(found[1])):
             (low, high), own = interval(scores), self.numbers[way]
-            rows.append((way, f"{fmean(scores):.2f}", f"{low:.2f} to {high:.2f}", own, 4 * own))
+            span = f"{max(low, least):.2f} to {min(high, most):.2f}"
+            rows.append((way, f"{fmean(scores):.2f}", span, own, 4 * own))
         head = ["a new task's way", self.measure, "95% over tasks", "own numbers", "bytes"]
         return f"{Table(head, rows)}\n\n{self.advice}"
 
@@ -91,6 +97,11 @@ def compare(request: Request, reporter: Reporter) -> Comparison:
     if not find_trainable(request, base, reporter).plan.is_library:
         reason, help = "the spec shares nothing between tasks", "name `library_core`"
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    how: Any = {"split": request.data_split, "subset": request.data_subset}
+    read = (load_rows(file, **how).table for file in files.values())
+    texts = [{json.dumps(row, sort_keys=True, default=str) for row in table} for table in read]
+    if leaks := len([*chain(*texts)]) - len(set().union(*texts)):
+        reporter.warn(f"{leaks:,} rows stand in several files: what judges has been trained on too")
     model, tokenizer = load_base(request, base, reporter)
     left = random.Random(0).sample(sorted(files), min(LEFT_OUT, len(files)))
     groups = [left] if len(files) > 2 * LEFT_OUT else [[name] for name in left]
@@ -101,7 +112,8 @@ def compare(request: Request, reporter: Reporter) -> Comparison:
         """Train, and note what each way reached at the first or at the last evaluation, `min` or `max`."""
         how |= {"model": model, "data": data, "output_dir": Path(place, folder)}
         how |= {"eval_split": (request.eval_split or 0.5) if ways else None, "eval_delay": 0}
-        how |= {"eval_strategy": "steps" if ways else "no", "eval_on_start": bool(ways)}
+        how |= {"eval_strategy": "steps" if ways else "no", "eval_on_start": min in ways.values()}
+        how |= {"eval_steps": 0.9999}  # A fraction of the run: at its last step alone.
         (quiet := Reporter(quiet=True)).silence()
         try:
             result = run(request.model_copy(update=how), quiet, tokenizer=tokenizer)

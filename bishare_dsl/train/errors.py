@@ -52,16 +52,14 @@ def translate_refusals(folder: Path) -> Iterator[None]:
     try:
         yield
     except BlockingIOError:
-        help = "wait until it is through, or give another `--output_dir`"
-        raise TrainError(codes.NOT_A_RUN(folder=folder, help=help)) from None
+        raise TrainError(codes.NOT_A_RUN(folder=folder)) from None
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
     except Exception as error:
         if not _is_of_saving(error):
             raise
-        reason = "the disk is full, or the system refuses"
-        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
+        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason="the disk is full")) from error
 
 
 def _is_of_saving(error: Exception) -> bool:

@@ -82,7 +82,7 @@ def _check_empty(folder: Path) -> None:
     kept = (folder / name for name in (TENSORS, CONFIG, STATE))
     sealed = (path / SEAL for path in checkpoints(folder))
     if (folder.exists() and not folder.is_dir()) or any(path.exists() for path in (*kept, *sealed)):
-        help = f"give another `--output_dir`; `bishare train --resume {folder}` goes on with a run"
+        help = None if folder.is_dir() else "it is a file: give a folder as `--output_dir`"
         raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
 
 
@@ -136,8 +136,7 @@ def find_checkpoint(path: Path) -> Path:
         if (fault := fault_of(checkpoint)) is None:
             return checkpoint
         reason += f"; `{checkpoint.name}`: {fault}"
-    help = "begin anew; `--save_steps N` saves a checkpoint every N steps"
-    raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
+    raise TrainError(codes.NO_CHECKPOINT(reason=reason))
 
 
 def checkpoints(folder: Path) -> list[Path]:

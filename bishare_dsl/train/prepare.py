@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import check_apart, check_place, names_in, read_adapter
+from bishare_dsl.adapter.files import check_apart, check_place, names_in, place_of, read_adapter
 from bishare_dsl.adapter.fingerprint import Fingerprint, difference
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
@@ -32,7 +32,7 @@ from bishare_dsl.resources import shipped_specs
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
-from bishare_dsl.train.data.formats import split_off
+from bishare_dsl.train.data.formats import COLUMNS, split_off
 from bishare_dsl.train.data.load import Rows, load_rows
 from bishare_dsl.train.errors import TrainError, catch_refusals
 from bishare_dsl.train.reporter import Reporter
@@ -64,7 +64,6 @@ DEFAULTS: Mapping[str, Any] = {
     "include_num_input_tokens_seen": "non_padding",
     "save_steps": 100,
     "save_total_limit": 2,
-    "report_to": "none",
     # Every tensor of an adapter has a gradient in every step, and a search costs time.
     "ddp_find_unused_parameters": False,
 }
@@ -153,8 +152,6 @@ def prepare(
     text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {steps.batch:,} examples"
     if request.several:
         text = f"adapters: {len(tasks)}; {text} of each, {steps.at_once} rows at once"
-    elif (passes := args.world_size * args.gradient_accumulation_steps) > 1:
-        text += f", {passes} passes of {args.per_device_train_batch_size}"
     reporter.note(text)
     return Prepared(request, args, base, trainable, places, tokenizer, steps, record, warm)
 
@@ -291,9 +288,7 @@ def check_resumed(
     """
     sealed = folders.record_of(checkpoint)
     named = {"tasks": "tasks, params or another library", "data": "examples"}
-    help = f"`bishare train {checkpoint} ...` trains its adapter further, in another `--output_dir`"
-    if sealed["tasks"]:
-        help = "start a new run with all arguments, in another `--output_dir`"
+    help = "start a new run with all arguments, in another `--output_dir`"
     others = [named[n] for n in record if sealed[n] != record[n]]
     if base and sealed["base"] and difference(Fingerprint(**sealed["base"]), base):
         others.append("weights")
@@ -327,10 +322,11 @@ def first_of(library: str) -> str:
     """
     if names := names_in(library):
         return f"{library}#{names[0]}"
-    inside = Path(library) / folders.LIBRARY
     help = "`bishare train library_core` with several `--data` begins one"
-    if names_in(inside):
-        help = f"a run has its library inside: `--library {inside}`"
+    place = place_of(library)[0]
+    for near in (place, place.parent, place / folders.LIBRARY):
+        if names_in(near):
+            help = f"the library is `{near}`: write `--library {near}`"
     raise TrainError(codes.BAD_COMBINATION(reason=f"`{library}` is no library", help=help))
 
 
@@ -359,6 +355,8 @@ def read_tasks(
         if not request.several:
             reporter.note(f"encoding {sum(map(len, parts.values())):,} rows ...")
         encoded = {part: encode(rows, tokenizer, **how) for part, rows in parts.items()}
+        if unread := [c for c in parts["train"].table[0] if c not in COLUMNS]:
+            reporter.note(f"columns that are not read: {', '.join(unread)}")
         for part, (_, report) in encoded.items():
             of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
             reporter.note(f"{of}{report}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from bishare_dsl.diagnostics import Problem, advise, one_line
+from bishare_dsl.diagnostics import Problem, advise_option, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 _NOT_TAKEN = {
     *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
-    *("push_to_hub", "use_liger_kernel", "liger_kernel_config"),
-    *("deepspeed", "fsdp", "fsdp_config", "parallelism_config"),
-    *("disable_tqdm", "label_smoothing_factor"),
+    *("push_to_hub", "use_liger_kernel", "liger_kernel_config", "label_smoothing_factor"),
+    *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "disable_tqdm"),
     *("logging_nan_inf_filter", "remove_unused_columns"),
     *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
 }
@@ -237,31 +236,25 @@ def _absolute(value: Any) -> Any:
 
 
 _PATHS = ("model", "data", "eval_data", "library")
-_WORDS = {"Value error, ": "", "Input": "it", "greater than or equal to": "at least"}
-_SUCH = {
-    "spec": "the first word is a spec, such as `bishare_ke`, or a `.share` file",
-    "model": "such as `--model ./my-checkpoint`, with its weights",
-    "data": "such as `--data rows.jsonl`",
-    "output_dir": "such as `--output_dir run`",
-}
 
 
-def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
-    """Build the error for an unknown argument (BS730), with the nearest name."""
-    help = advise("argument", name, known)
+def unknown_argument(
+    name: str, value: Any, shown: str | None = None, help: str | None = None
+) -> Problem:
+    """Build the error for an unknown argument (BS730), with the nearest name that takes the value."""
+    takes = {n: f.annotation for n, f in _requests().model_fields.items()}
+    help = help or advise_option("argument", name, value, takes)
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
 def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
     """Build the problem for an error of Pydantic."""
     if error["type"] == "extra_forbidden":
-        return unknown_argument(name, _requests().model_fields)
+        return unknown_argument(name, given[name])
     if error["type"] == "missing":
-        return codes.MISSING_ARGUMENT(name=name, help=_SUCH[name])
-    reason, help = error["msg"], "`bishare train --help` says what it takes"
-    for theirs, ours in _WORDS.items():
-        reason = reason.replace(theirs, ours)
-    return codes.WRONG_VALUE(name=name, value=given[name], reason=reason, help=help)
+        return codes.MISSING_ARGUMENT(name=name)
+    reason = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    return codes.WRONG_VALUE(name=name, value=given[name], reason=reason)
 
 
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
@@ -329,10 +322,6 @@ def read_config(path: Path) -> dict[str, Any]:
         arguments = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if isinstance(arguments, dict) and isinstance(arguments.get("params", {}), dict):
             return arguments
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        reason = f"{at}{error.problem}"
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = one_line(error)
+        reason = one_line(error).replace(' in "<unicode string>",', " at")
     raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))

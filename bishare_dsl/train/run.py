@@ -135,9 +135,8 @@ def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, Tenants | None
         tenants = Tenants(model, trainable)
         for task in prepared.steps.tasks:
             notes += tenants.add(task.name, args.seed)
-        if args.place_model_on_device and not (
-            getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-        ):
+        placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+        if args.place_model_on_device and not placed:
             model.to(args.device)  # The bank is created on the training device.
     else:
         notes += install(model, trainable, args.seed)

@@ -170,15 +170,15 @@ class Tenants:
         apart: bool = False,
         at_once: int = 32,
     ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError("the model is the first argument: `Tenants(model, spec)`")
         self.model, self.apart, self.at_once = model, apart, at_once
         if isinstance(spec, str | os.PathLike) and names_in(spec):
             spec = read_adapter(first_of(os.fspath(spec)))
         self.library = spec if isinstance(spec, StoredAdapter) else None
         text = spec.spec_text if isinstance(spec, StoredAdapter) else spec
-        self._spec = (
-            text if isinstance(text, ResolvedSpec) else make_plan(text, model, params or {})
-        )
-        self.plan = self._spec.plan
+        resolved = text if isinstance(text, ResolvedSpec) else make_plan(text, model, params or {})
+        self._spec, self.plan = resolved, resolved.plan
         raise_errors(AdapterError, [*mixed_batch_problems("of each tenant", self.plan)])
         shares = self.library is not None or self.plan.is_library
         self.shared = self.plan.common if shares else frozenset()
@@ -191,6 +191,8 @@ class Tenants:
     @property
     def handle(self) -> Handle:
         """The handle of the model, which saves, merges and switches adapters."""
+        if not self.names:
+            raise _wrong("tenant", None, "there is none yet: `tenants.add('acme')` adds one")
         return cast("Handle", self.model.bishare)
 
     @uninterrupted()
@@ -210,14 +212,11 @@ class Tenants:
             AdapterError: the name is invalid (BS638) or in use (BS641).
             TrainError: there is no such start (BS731).
         """
-        if start not in (known := get_args(Start)) or (
-            start != "zero" and not (self.library and examples)
-        ):
-            reason = f"one of {', '.join(known)}; all but `zero` need a library and `examples`"
-            raise TrainError(codes.WRONG_VALUE(name="start", value=start, reason=reason))
-        states = {}
-        if self._bank is not None:
-            states = {n: {k: t.clone() for k, t in self._held(n).items()} for n in self.names}
+        if start != "zero" and not (start in get_args(Start) and self.library and examples):
+            reason = f"one of {', '.join(get_args(Start))}, with a library and `examples`, or zero"
+            raise _wrong("start", start, reason)
+        live = [] if self._bank is None else self.names
+        states = {n: {k: t.clone() for k, t in self._held(n).items()} for n in live}
         self.close()
         notes = install(self.model, self._spec, seed, name)
         self.names.append(name)
@@ -293,6 +292,8 @@ class Tenants:
             TrainError: there is no such loss, or no tenant (BS731), or the gradient of shared tensors that
                 train is not finite (BS750). Nothing was added.
         """
+        if not all(isinstance(example, Example) for example in examples):
+            raise TypeError("write `forward_backward([Example(tokens, tenant='acme')])`")
         if callable(loss):
             leaves = self.forward_backward(examples, backward=False).logprobs
             total = loss([leaf.requires_grad_() for leaf in leaves], examples)
@@ -300,11 +301,10 @@ class Tenants:
             examples = [replace(e, weights=(-gradient).tolist()) for e, gradient in pairs]
             loss = "cross_entropy"
         if loss not in LOSSES:
-            reason = f"the losses are {', '.join(LOSSES)}"
-            raise TrainError(codes.WRONG_VALUE(name="loss", value=loss, reason=reason))
+            raise _wrong("loss", loss, f"the losses are {', '.join(LOSSES)}")
         if backward and None in {example.tenant for example in examples}:
             reason = "the base has no gradient: name a tenant, or pass `backward=False`"
-            raise TrainError(codes.WRONG_VALUE(name="tenant", value=None, reason=reason))
+            raise _wrong("tenant", None, reason)
         measure, parameters = partial(LOSSES[loss], **settings), self.bank.parameters
         before, mode = [p.grad for p in parameters], self.model.training
         logprobs: dict[int, Tensor] = {}
@@ -372,6 +372,8 @@ class Tenants:
         """
         bank, names = self.bank, tenants or sorted(self._waiting)
         rates = {self._row(name): learning_rate for name in names}
+        if idle := sorted({*names} - self._waiting):
+            raise _wrong("tenant", idle[0], "it has no gradient: `forward_backward` comes first")
         self.optimizer.settings = Settings(**settings)
         self.optimizer.rates = [rates]
         if bank.common.numel():
@@ -505,6 +507,11 @@ class Tenants:
             tensor.copy_(state[key])
         waits = bool(state["own.gradient"].any())
         self._waiting = self._waiting | {name} if waits else self._waiting - {name}
+
+
+def _wrong(name: str, value: Any, reason: str) -> TrainError:
+    help = "docs/four-calls.md shows the calls in order"
+    return TrainError(codes.WRONG_VALUE(name=name, value=value, reason=reason, help=help))
 
 
 def _collated(rows: Sequence[Example]) -> MicroBatch:

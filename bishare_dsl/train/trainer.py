@@ -50,9 +50,8 @@ class AdapterTrainer(Trainer):
         metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
         chosen = among_options(arguments.get("eval_dataset"))
         if metric not in ("loss", "accuracy" if chosen else "loss"):
-            reason = f"`metric_for_best_model` cannot be `{metric}`"
-            help = "it is `loss`, or `accuracy` if the held-out rows have `options`"
-            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+            reason = f"`metric_for_best_model` cannot be `{metric}`, but `loss` or, of options, `accuracy`"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
         if args.n_gpu > 1 and len({*(getattr(model, "hf_device_map", None) or {}).values()}) < 2:
             reason = f"one process sees {args.n_gpu} GPUs"
             help = "start with `torchrun --nproc_per_node N`, or show one: CUDA_VISIBLE_DEVICES=0"
@@ -207,12 +206,9 @@ class BankTrainer(AdapterTrainer):
             sums[0] += 0 * parameter.grad.sum(1)
         sums[1, running] = 1
         self._sums += sums
-        self.tenants.optimizer.rates = [
-            {row: self._rate(row, step) for row in running}
-            if p is self.bank.own
-            else {0: self._rate(None, step)}
-            for p in self.bank.parameters
-        ]
+        rates = self.tenants.optimizer.rates = [{row: self._rate(row, step) for row in running}]
+        if self.bank.common.numel():
+            rates.append({0: self._rate(None, step)})
         return sums[0].sum() / max(len(running), 1)
 
     def _rate(self, task: int | None, step: int) -> float:
@@ -226,10 +222,8 @@ class BankTrainer(AdapterTrainer):
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the gradients of private tensors, of all tasks in one, and of shared tensors."""
-        slabs: Any = (
-            (self.bank.own, self.bank.kind.own),
-            (self.bank.common, self.bank.kind.common),
-        )
+        bank, kind = self.bank, self.bank.kind
+        slabs: Any = ((bank.own, kind.own), (bank.common, kind.common))
         return ((n, p.grad[:, at]) for p, names in slabs for n, at in columns(names).items())
 
     def _losses(self, passes: Sequence[MicroBatch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

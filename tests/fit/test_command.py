@@ -155,6 +155,7 @@ def test_a_lora_that_a_library_has_not_seen_is_added_to_it(library, run):
 
 
 def test_the_library_is_left_alone_if_another_folder_is_named(library, run):
+    Path("lib/start.json").write_text('{"sharpness": 3.0}')
     code, _, err = run("new", "--library", "lib", "--out", "more")
     assert (code, "saved in more: `more#new`" in err) == (0, True)
     trained_more = run("new", "--library", "more", "--out", "third")
@@ -162,6 +163,7 @@ def test_the_library_is_left_alone_if_another_folder_is_named(library, run):
     assert not Path("third").exists()
     assert (names_in("lib"), names_in("more")) == (("a", "b"), ("a", "b", "new"))
     assert read_adapter("more#new").plan.is_library
+    assert "sharpness 3 answers" in Path("more/README.md").read_text()
 
 
 def test_adapters_that_lie_elsewhere_are_warned_of(library, trained, run):

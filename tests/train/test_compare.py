@@ -45,7 +45,8 @@ def asked(model_folder, tmp_path):
 @pytest.mark.parametrize(("count", "left_out", "groups"), [(3, 3, 3), (11, 5, 1)])
 def test_few_tasks_are_left_out_in_turn_and_five_of_many_together(asked, count, left_out, groups):
     notes = []
-    found = compare(asked(count), Reporter(say=notes.append))
+    found = compare(asked(count), Reporter(say=notes.append, warn=notes.append))
+    assert "rows stand in several files" in notes[0]
     assert [*found.scores] == [
         "no adapter",
         "a fresh LoRA, r=8",
@@ -106,7 +107,7 @@ def test_each_way_has_the_score_that_its_row_says(asked, monkeypatch, more):
     assert [steps[start] for start in ("nearest", "mean", "mixture")] == [0, 0, 0]
     for name in ("fresh", "joint-m0", "zero"):
         judged = [entry["step"] for entry in found[name] if "eval_loss" in entry]
-        assert judged == [0, steps[name]], name
+        assert judged == [0, steps[name]][name == "zero" :], name
     assert steps["fresh"] > 0
     # Otherwise the library has no record of how tasks should start.
     assert starts["made"] == "auto"
@@ -128,6 +129,9 @@ def test_the_advice_is_the_smallest_way_that_nothing_beats():
     said = str(found)
     assert said.index("big") < said.index("small") < said.index("none")
     assert "4,000" in said
+    scores["big"] = [70.0, 100.0, 100.0]
+    assert "to 100.00 " in str(found)
+    scores["big"] = [70.0, 80.0, 75.0]
     scores["small"] = [30.0, 40.0, 35.0]
     assert found.advice.startswith("Take big:")
     scores["small"] = [80.0, float("nan"), 85.0]  # A loss that diverged.

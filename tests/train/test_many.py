@@ -168,6 +168,10 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks, tmp_path):
         "has a spec.*leave the spec": (text, library),
         "already.*`--data long-2=FILE`": (None, library),
         "is no library.*begins one": (None, str(tmp_path)),
+        "is no library.*`--library [^#]*/library`": (
+            None,
+            f"{tmp_path / 'first' / 'library'}#none",
+        ),
         rf"is no library.*`--library {tmp_path / 'first' / 'library'}`": (
             None,
             str(tmp_path / "first"),

@@ -45,7 +45,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         "`data` is missing",
         "`output_dir` is missing",
         "`learning_rate` cannot be `fast`",
-        "`max_length` cannot be `0`: it should be at least 2",
+        "`max_length` cannot be `0`: it should be greater than or equal to 2",
         "`train_on` cannot be `prompts`: it should be 'completion' or 'all'",
         "`eval_split` cannot be `1.5`: from 1 on it is a number of rows",
     ):
@@ -77,7 +77,7 @@ def test_a_split_is_a_part_or_a_number():
         ("{a: ", "line 1, column 5"),
         ("params: 3\n", "not a list of"),
         ("\x00", ""),
-        ("a: 'b\n", "line 2, column 1: found unexpected end of stream"),
+        ("a: 'b\n", "found unexpected end of stream at line 2, column 1"),
         ("a: b: c\n", "mapping values are not allowed here"),
         ("a:\n\tb: 1\n", "cannot start any token"),
         ("seed: !!python/object/apply:os.getpid []\n", ""),  # No code in it is run.

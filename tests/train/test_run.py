@@ -257,7 +257,7 @@ def test_quiet_and_not(start, tmp_path, capsys):
     for said in (
         "encoding 24 rows",
         "24 rows (prompt-completion)",
-        "6 steps of 4 examples, 2 passes of 2",
+        "6 steps of 4 examples",
         "trainable params: ",
         "of the trained parameters are shared",
         " 6/6 [",

@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -304,6 +305,17 @@ def test_an_interrupted_step_is_whole(monkeypatch):
 
 
 def test_what_is_refused():
+    with pytest.raises(TypeError, match=r"Tenants\(model, spec\)"):
+        Tenants("lora", tiny_model("llama"))
+    none = Tenants(tiny_model("llama"), "lora")
+    for call in (partial(none.step, "acme", learning_rate=1.0), partial(none.save, "acme", "out")):
+        with pytest.raises(TrainError, match=r"BS731.*tenants.add"):
+            call()
+    none.add("acme")
+    with pytest.raises(TrainError, match=r"BS731.*`forward_backward` comes first"):
+        none.step("acme", learning_rate=1.0)
+    with pytest.raises(TypeError, match=r"write `forward_backward\(\[Example\("):
+        none.forward_backward("acme", [{"prompt": "a", "completion": "b"}])
     tenants = trained(["acme"], apart=False)
     before = copy.deepcopy(values(tenants, "acme"))
     with pytest.raises(BishareError, match="BS670"):

@@ -17,13 +17,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from itertools import chain
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic import model_validator as validator
 from pydantic_core import PydanticCustomError
 
-from bishare_dsl.diagnostics import DataError, nearest
+from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.load import Row, Rows
 
@@ -102,7 +103,10 @@ class _Message(BaseModel):
 
 
 _FOUND = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "text"}
-_EXPECTED = {list[_Message]: "a list of messages", list[_Text]: "a list of texts"}
+_EXPECTED = {
+    list[_Message]: "a list of messages, each with `role` and `content`,",
+    list[_Text]: "a list of texts",
+}
 _reader = cache(TypeAdapter)
 
 
@@ -122,19 +126,18 @@ def _get(row: Row, place: str, name: str, kind: Any) -> Any:
     value = fault["input"]
     where: dict[str, Any] = {"place": place, "field": name + "".join(inner)}
     if fault["type"] == "missing":
-        raise BadRow(codes.MISSING_FIELD(**where))
+        raise BadRow(codes.MISSING_FIELD(**where, help="a message has `role` and `content`"))
     if fault["type"] == "blank":
         where["field"] += ".content" * isinstance(value, dict)
         raise BadRow(codes.EMPTY_FIELD(**where))
     if fault["type"] == "literal_error" and isinstance(value, str):
-        help = nearest(value, get_args(_Role))
-        raise BadRow(codes.UNKNOWN_ROLE(**where, found=value, help=help))
+        raise BadRow(codes.UNKNOWN_ROLE(**where, found=value))
     found, help = _FOUND.get(type(value), "a number"), None
     if fault["type"] == "value_error":
         found = "text with half a surrogate pair"
     if isinstance(value, list) and any(isinstance(part, dict) and "type" in part for part in value):
         found, help = "a list of parts", "join the parts' `text` into one text"
-    expected = "a message" if fault["type"] == "model_type" else "text"
+    expected = "a message with `role` and `content`" if fault["type"] == "model_type" else "text"
     if not fault["loc"]:
         expected = _EXPECTED.get(kind, "text")
     raise BadRow(codes.WRONG_TYPE(**where, found=found, expected=expected, help=help))
@@ -147,6 +150,8 @@ _COLUMNS: Mapping[Format, tuple[tuple[str, ...], ...]] = {
     "text": (("text",),),
 }
 """The columns of each format; there may be alternatives."""
+COLUMNS = {OPTIONS, "input", *chain(*chain(*_COLUMNS.values()))}
+"""All columns that are read."""
 
 
 def find_format(rows: Rows) -> Format:
@@ -158,8 +163,10 @@ def find_format(rows: Rows) -> Format:
     first = rows.table[0].keys()
     fitting = [name for name, columns in _COLUMNS.items() if any(first >= {*c} for c in columns)]
     if not fitting:
-        columns = ", ".join(f"`{name}`" for name in first)
-        raise DataError(codes.NO_FORMAT(name=rows.name, found=columns or "no columns"))
+        columns = ", ".join(f"`{name}`" for name in first) or "no columns"
+        other = next((sign for sign in ";\t|" if len(first) == 1 and sign in columns), None)
+        help = other and f"put commas between the columns, in every line, in place of {other!r}"
+        raise DataError(codes.NO_FORMAT(name=rows.name, found=columns, help=help))
     if len(fitting) > 1:
         raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(fitting)))
     return fitting[0]
@@ -197,10 +204,14 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
         prompt = chat("prompt")
         return Chat([*prompt, *chat("completion")], len(prompt))
     prompt, says = get("prompt", _Filled), get("completion", _Text)
-    options = [] if row.get(OPTIONS) is None else get(OPTIONS, list[_Text])
+    if row.get(OPTIONS) is None:
+        return Plain(prompt, says)
+    options = get(OPTIONS, list[_Text])
     different = {option for option in options if option.strip()}
-    if options and (len(different) < len(options) or len(different) < 2 or says not in options):
+    if len(different) < len(options) or len(different) < 2 or says not in options:
         reason = f"two different texts are needed, none empty, and `{says}` among them"
+        if says not in options and says.strip() in map(str.strip, options):
+            reason = f"write spaces as in the completion, `{says}`, in all of them"
         raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
     return Plain(prompt, says, tuple(options))
 
@@ -238,13 +249,8 @@ def split_off(
             held_out.add(key)
             left -= sizes[key]
     if not held_out or len(held_out) == len(sizes):
-        reason = "no row would be left on one side"
-        if len(sizes) < len(rows):
-            reason += f" ({len(sizes):,} of them are different)"
+        reason = f"no row would be left on one side ({len(sizes):,} of them are different)"
         problem = codes.TOO_FEW_TO_SPLIT(rows=len(rows), name=rows.name, wanted=size, reason=reason)
         raise DataError(problem)
-    trained, held = (
-        rows.select(i for i, key in enumerate(keys) if (key in held_out) is side)
-        for side in (False, True)
-    )
-    return trained, held
+    held = [i for i, key in enumerate(keys) if key in held_out]
+    return rows.select({*range(len(rows))}.difference(held)), rows.select(held)

@@ -98,8 +98,7 @@ def load_rows(
 def _read_file(path: Path) -> Rows:
     kind = path.suffix.lower()
     if kind not in ENDINGS:
-        known = ", ".join(ENDINGS)
-        raise DataError(codes.UNKNOWN_FILE(path=path, help=f"known endings: {known}"))
+        raise DataError(codes.UNKNOWN_FILE(path=path))
     try:
         content = b"" if kind == ".parquet" else path.read_bytes()
         by_line, read = _rows_in(path, kind, content.decode("utf-8-sig"))
@@ -126,16 +125,17 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
         return False, [*enumerate(parquet.read_table(path).to_pylist(), 1)]
     if kind == ".csv":
         return True, [*_read_csv(text)]
-    if kind == ".json":
-        try:
-            value = parse_json(text, limited=False)
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # JSON Lines are often named .json.
-                raise
-        else:
-            rows = value.get("data") if isinstance(value, dict) else value
-            if isinstance(rows, list):
-                return False, [*enumerate(rows, 1)]
+    try:
+        value = parse_json(text, limited=False)
+    except json.JSONDecodeError as error:
+        # JSON Lines are often named .json, and an array .jsonl.
+        if kind == ".json" and error.msg != "Extra data":
+            raise
+    else:
+        rows = value.get("data") if isinstance(value, dict) else value
+        if isinstance(rows, list):
+            return False, [*enumerate(rows, 1)]
+        if kind == ".json":
             raise ValueError("it is not an array of rows, nor an object with one in `data`")
     # Not `splitlines`: a JSON string may contain U+2028 and similar characters unescaped.
     return True, [(n, _parsed(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -143,8 +143,15 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
 
 def _parsed(line: str) -> Any:
     try:
-        return parse_json(line)
+        row = parse_json(line)
+        if isinstance(row, dict) and len(json.loads(line, object_pairs_hook=list)) > len(row):
+            raise ValueError("a column stands twice, and one of its two values would be lost")
+        return row
     except ValueError as error:
+        if line.strip() in ("{", "["):
+            return ValueError("what begins here ends on another line: write each row on one line")
+        if comma := re.search(r",\s*[}\]]", line):
+            return ValueError(f"a comma stands before `{comma[0][-1]}`: leave it out")
         return error
 
 
@@ -154,10 +161,10 @@ def _read_csv(text: str) -> Iterator[tuple[int, Any]]:
     try:
         for row in reader:
             fits = None not in row and None not in row.values()
-            yield (
-                reader.line_num,
-                row if fits else ValueError("its cells are not as many as columns"),
+            wrong = ValueError(
+                "its cells are not as many as columns: put one with a comma in quotes"
             )
+            yield reader.line_num, row if fits else wrong
     except csv.Error as error:
         yield reader.line_num + 1, error
 

@@ -116,9 +116,8 @@ class Encoder:
                 if self._tokenizer.decode(apart) == self._tokenizer.decode(longer):
                     longer = apart
                 else:
-                    known = next(
-                        i for i, (a, b) in enumerate(zip(ids, longer, strict=False)) if a != b
-                    )
+                    pairs = enumerate(zip(ids, longer, strict=False))
+                    known = next(i for i, (a, b) in pairs if a != b)
             trained = trained[:known] + [(start, end) in spans] * (len(longer) - known)
             ids = longer
         return ids, trained
@@ -160,8 +159,7 @@ class Encoder:
             prompt = self._apply(messages[:turn], add_generation_prompt=True)
             through = self._apply(messages[: turn + 1]).rstrip()
             if not through.startswith(prompt):
-                reason = f"turn {turn + 1} does not begin as the model is prompted to begin it"
-                raise _HiddenError(reason)
+                raise _HiddenError(f"turn {turn + 1} does not begin as the model is prompted to")
             start, answer = len(prompt), through[len(prompt) :]
             if not text.startswith(through):  # Such as a system prompt that moves to the last turn.
                 start = text.find(answer, spans[-1][1] if spans else 0)
@@ -191,11 +189,8 @@ class Encoder:
         return text, spans
 
     def _apply(self, messages: Messages, **options: Any) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, **options
-        )
-        assert isinstance(rendered, str)
-        return rendered
+        how: Any = {"chat_template": self._template, "tokenize": False, **options}
+        return str(self._tokenizer.apply_chat_template(messages, **how))
 
     @cached_property
     def _template(self) -> str:

@@ -65,13 +65,14 @@ def test_alpaca_without_a_chat_template(given, encoded, tokenizer):
         ({"question": "a", "answer": "b"}, "BS709", "the columns `question`, `answer`"),
         ({"instruction": "a", "response": "b"}, "BS709", "`instruction`, `response`"),
         ({}, "BS709", "no columns"),
+        ({"prompt;completion": "a;b"}, "BS709", "put commas between the columns"),
         ({"instruction": "a", "output": "b", "text": "c"}, "BS710", "alpaca, text"),
         ({"prompt": "a", "completion": "b", "messages": []}, "BS710", "prompt-completion, messages"),
     ],
 )  # fmt: skip
 def test_columns_of_no_format_or_of_several(row, code, said, encoded, rows, problems):
     [problem] = problems(encoded, row)
-    assert (problem.code, said in problem.message) == (code, True)
+    assert (problem.code, said in f"{problem.message} {problem.help}") == (code, True)
     [problem] = problems(split_off, rows(row, row), 1, 0)
     assert problem.code == code
 

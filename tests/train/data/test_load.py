@@ -75,6 +75,7 @@ def test_lists_in_parquet_are_lists(tmp_path):
         ("r.json", '{"data": [{"text": "a"}, {"text": "b"}]}', [", row 1", ", row 2"]),
         ("r.json", '{"text": "a"}\n{"text": "b"}\n', [":1", ":2"]),  # JSON Lines all the same.
         ("r.jsonl", '{"text": "a"}\n\n  \n{"text": "b"}', [":1", ":4"]),
+        ("r.jsonl", '[{"text": "a"},\n{"text": "b"}]', [", row 1", ", row 2"]),
         ("r.NDJSON", '\ufeff{"text": "a"}\r\n{"text": "b"}\r\n', [":1", ":2"]),
         ("r.csv", "\ufefftext\na\n\nb\n", [":2", ":4"]),
         ("r.csv", 'text,x\r\n"a",1\r\nb,"2\r\n3"\r\n', [":2", ":4"]),
@@ -111,6 +112,8 @@ def test_a_line_ends_at_a_line_break_only(tmp_path):
         ("r.jsonl", '{"text": "a"}\n{"text": \n', "BS706", "r.jsonl:2: Expecting value: line 1 column 10"),
         ("r.jsonl", "{'text': 'a'}", "BS706", "r.jsonl:1: Expecting property name enclosed in double quotes"),
         ("r.jsonl", '{"a": 1},\n{"a": 2}\n', "BS706", "r.jsonl:1: Extra data: line 1 column 9"),
+        ("r.jsonl", '{"a": 1, "a": 2}\n', "BS706", "r.jsonl:1: a column stands twice"),
+        ("r.jsonl", '{"a": [1],}\n', "BS706", "r.jsonl:1: a comma stands before `}`: leave it out"),
         ("r.csv", b"text\na\n\xff\n", "BS706", "r.csv:3: it is not UTF-8"),
         ("r.csv", "text,x\na,1\nb\n", "BS706", "r.csv:3: its cells are not as many as columns"),
         ("r.csv", 'text\na\n"b\n', "BS706", "r.csv:3: unexpected end of data"),
