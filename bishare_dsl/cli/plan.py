@@ -65,6 +65,8 @@ def command(
     With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
     LoRA r=8, and as the LoRA whose rank comes nearest in bytes. A count says nothing of quality.
     """
+    if memory is not None and memory.isdecimal():
+        raise click.UsageError(f"`{memory}` has no unit: write `--memory {memory}GB`")
     if memory is not None and adapters is None:
         raise click.UsageError("--memory goes with --adapters")
     files, count = (files, 1) if adapters is None else _counted(files, adapters)
@@ -109,8 +111,6 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
             free = TypeAdapter(ByteSize).validate_python(memory) - base
         except (ValueError, OverflowError):
             raise click.UsageError(f"`{memory}` is no size: write `--memory 80GB`") from None
-        if memory.isdecimal():
-            raise click.UsageError(f"`{memory}` has no unit: write `--memory {memory}GB`")
 
     rows = cost.costs(plan)
     report.data(

@@ -48,8 +48,8 @@ def advise_option(place: str, name: str, value: Any, takes: Mapping[str, Any]) -
     bare = name.rpartition(":")[2].lower()
     for word in (name, bare, bare.removeprefix("lora_")):
         help = _table().get((place, word), "")
-        meant = re.match(r"it is `(?:--)?(\w+)`", help)
-        if help and (meant is None or meant[1] in takes):
+        named = {a or b for a, b in re.findall(r"`--(\w+)|it is `(\w+)`", help)}
+        if help and named <= takes.keys():
             return help
         if place == "argument" and (spec := peft_advice(word, f"={value}")):
             return f"in the spec, {spec}"

@@ -15,3 +15,6 @@ bishare train lora --model tiny --train_file rows.jsonl -o out --epochs 3 --lora
 bishare train lora --model tiny --data rows.jsonl --batch 4 --lora_target_modules q_proj,v_proj --bf26 true
 bishare train lora --model tiny --data rows.jsonl --output_dir out --optim_arg
 bishare train --resume
+bishare eval my-lora --spec lora --data rows.jsonl
+bishare merge my-lora --model llama-7b --out merged --lora_alpha 16
+bishare plan lora --model llama-7b --adapters 10 --memory 24 GB
