@@ -92,7 +92,8 @@ def _written(spec: Spec, names: Set[str]) -> Iterator[tuple[str, str]]:
         settings = spec.settings(share)
         scale = settings.scale
         if scale is None and settings.alpha is not None:
-            scale = Binary(op="/", left=settings.alpha, right=Ref(ref="rank"))
+            rank = Ref.model_construct(ref="rank")
+            scale = Binary.model_construct(op="/", left=settings.alpha, right=rank)
         elif settings.alpha is not None and isinstance(scale, int | float):
             yield share.name, "alpha is not read"
         if not isinstance(scale, int | float | None):

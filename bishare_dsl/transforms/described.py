@@ -88,13 +88,14 @@ def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, 
     most = type(transform).model_fields[option].default
     sides = {side for _, width in sites for side in width}
 
-    def cost(size: int) -> tuple[int, bool, int]:
+    def cost(size: int) -> tuple[int, bool]:
         tried = transform.model_copy(update={option: size})
         lacking = sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
-        return lacking, any(side % size for side in sides), -size
+        return lacking, any(side % size for side in sides)
 
+    sizes = range(most, 0, -1)  # Of equals, the first and largest is taken.
     with guard(transform, "reach"):
-        return min(range(1, most + 1), key=cost)
+        return next((s for s in sizes if cost(s) == (0, False)), 0) or min(sizes, key=cost)
 
 
 def via(transform: str, options: Mapping[str, Any]) -> str:

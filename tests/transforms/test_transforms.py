@@ -107,6 +107,8 @@ class Halved(NamedTuple):
 
 def test_a_factor_that_multiplies_otherwise_than_it_is_fails_the_check():
     class Wrong(Identity):
+        name = "Wrong"
+
         def factor(self, role, tensors, rank, side):
             return Halved(tensors[role])
 
