@@ -47,13 +47,17 @@ class Comparison:
 
     @property
     def advice(self) -> str:
-        """Name the way with the fewest own numbers of those that no way is measurably better than."""
+        """Name the way with the fewest own numbers of those that are surely not much worse than the best.
+
+        Not much is 5 points, or 5% of a loss. Few tasks seldom show that a difference is not chance.
+        """
         best = max(self.scores.values(), key=fmean)
         gaps = {w: [a - b for a, b in zip(best, s, strict=True)] for w, s in self.scores.items()}
-        level = [way for way, gap in gaps.items() if interval(gap)[0] <= 0]
+        most = 5.0 if "%" in self.measure else 0.05 * abs(fmean(best))
+        level = [way for way, gap in gaps.items() if interval(gap)[1] <= most]
         way = min(level, key=lambda way: (self.numbers[way], -fmean(self.scores[way])))
         over = f"over {len(best)} tasks that were left out"
-        return f"Take {way}: {over}, no way is measurably better."
+        return f"Take {way}: {over}, surely no way is more than {most:.2g} better."
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

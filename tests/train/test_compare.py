@@ -132,6 +132,8 @@ def test_the_advice_is_the_smallest_way_that_nothing_beats():
     scores["big"] = [70.0, 100.0, 100.0]
     assert "to 100.00 " in str(found)
     scores["big"] = [70.0, 80.0, 75.0]
+    scores["none"] = [70.0, 40.0, 75.0]  # Not measurably worse, over three tasks.
+    assert found.advice.startswith("Take small:")
     scores["small"] = [30.0, 40.0, 35.0]
     assert found.advice.startswith("Take big:")
     scores["small"] = [80.0, float("nan"), 85.0]  # A loss that diverged.
