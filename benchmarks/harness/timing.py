@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import sys
 import time
@@ -48,6 +49,7 @@ def interleave(
     collect: bool = False,
     settle: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    limit: float = math.inf,
 ) -> dict[Name, Timing]:
     """Time each subject once a round, after one round that does not count.
 
@@ -58,9 +60,14 @@ def interleave(
             that make many objects.
         settle: waits for what a run has begun, such as `torch.cuda.synchronize`; a run takes that long.
         clock: `time.process_time` on a machine that others use, for runs of one thread.
+        limit: in seconds, all in all: no round begins that would end after it, but two always count.
     """
+    began, longest = time.monotonic(), 0.0
     seconds: dict[Name, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
+        round_began = time.monotonic()
+        if number > 2 and round_began + longest > began + limit:
+            break
         names = list(subjects) if number % 2 else list(reversed(subjects))
         for name in names:
             run = subjects[name]()
@@ -74,5 +81,6 @@ def interleave(
             if number:
                 seconds[name].append(elapsed)
             del run
+        longest = max(longest, time.monotonic() - round_began)
         print(f"round {number}/{rounds}", file=sys.stderr, flush=True)
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
