@@ -169,21 +169,15 @@ def fit(
     if request.resume is not None:
         check_resumed(request.resume, {}, base)
     watch = Watch({**prepared.record, "base": base and asdict(base)}, reporter.report)
-    how: dict[str, Any] = {"args": args, "warm_up": prepared.warm_up}
-    how["callbacks"] = [watch, *callbacks]
+    how: Any = {"args": args, "warm_up": prepared.warm_up, "callbacks": [watch, *callbacks]}
     trainer: AdapterTrainer | BankTrainer
     with undo_prepare(model), quietly(), ExitStack() as stack:
         record_start = None if tenants is None else start_tasks(prepared, tenants, reporter)
         if tenants is None:
             (task,) = steps.tasks
-            trainer = AdapterTrainer(
-                model=as_peft_model(model, "CAUSAL_LM"),
-                data_collator=steps.collator,
-                train_dataset=task.examples,
-                eval_dataset=task.held_out or None,
-                processing_class=prepared.tokenizer,
-                **how,
-            )
+            how |= {"data_collator": steps.collator, "processing_class": prepared.tokenizer}
+            how |= {"train_dataset": task.examples, "eval_dataset": task.held_out or None}
+            trainer = AdapterTrainer(model=as_peft_model(model, "CAUSAL_LM"), **how)
         else:
             stack.callback(tenants.close)
             how["eval_dataset"] = [()] if request.eval_split is not None else None

@@ -34,8 +34,8 @@ from bishare_dsl.train.tasks import MicroBatch, Steps, Task, cut
 from bishare_dsl.train.trunk import cached_trunk
 from bishare_dsl.writing import replace_file
 
-TOKENS, AT_ONCE = 4096, 32
-"""The largest number of tokens in one forward, and of rows in one through all blocks."""
+TOKENS = 4096
+"""The largest number of tokens in one forward."""
 SHARPNESS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, math.inf)
 """Candidates, from the mean of all members to the nearest one."""
 FOLDS = 4
@@ -191,9 +191,11 @@ def leave_out(trial: Tried, tasks: Tasks, prompts: Sequence[Any]) -> Record | No
 
 def _losses(trial: Tried, tasks: Tasks) -> list[Tensor]:
     """Return the members' losses on the examples of each task, ``(examples, members)`` each."""
-    count = len(trial.members)
-    pairs = [(member, row) for rows in tasks for row in rows for member in range(count)]
-    return [*trial.judge(trial.members, pairs)[0].view(-1, count).split([*map(len, tasks)])]
+    # Tasks often share examples, which are judged once.
+    rows, count = {repr(row): row for rows in tasks for row in rows}, len(trial.members)
+    pairs = [(member, row) for row in rows.values() for member in range(count)]
+    known = dict(zip(rows, trial.judge(trial.members, pairs)[0].view(-1, count), strict=True))
+    return [torch.stack([known[repr(row)] for row in rows]) for rows in tasks]
 
 
 def _sums(trial: Tried, losses: Sequence[Tensor], sharpness: float) -> Tensor:
@@ -230,7 +232,7 @@ class Tried:
         record = Record.of(self._library)
         if record is None and start in ("mixture", "auto"):
             reporter.report(codes.NO_RECORD(path=self._library / RECORD), None)
-        with self._cached(reporter):
+        with self._cached(reporter, trains=trains):
             return choose(self, self._rows, start, record or Record(), trains=trains)
 
     def record(self, cached: bool) -> None:
@@ -239,18 +241,23 @@ class Tried:
         Args:
             cached: whether the states below the first adapted block are cached already.
         """
-        with nullcontext() if cached else self._cached(Reporter(quiet=True)):
+        with nullcontext() if cached else self._cached(Reporter(quiet=True), trains=True):
             prompts = [[*map(_prompt, rows)] for rows in self._rows]
             record = leave_out(self, self._rows, prompts)
         if record is not None:
             replace_file(self._library / RECORD, record.model_dump_json(indent=1).encode())
             record.write_in_card(self._library)
 
-    def _cached(self, reporter: Reporter) -> AbstractContextManager[bool]:
-        """Compute the states below the first adapted block once for each example."""
-        tasks = [Task("", cast(Any, rows)) for rows in self._rows]
+    def _cached(self, reporter: Reporter, *, trains: bool) -> AbstractContextManager[bool]:
+        """Compute the states below the first adapted block once for each example.
+
+        Without training, they are those of the tokens that predict: all but the last one.
+        """
+        end, found = None if trains else -1, [row["input_ids"] for one in self._rows for row in one]
+        ids = sorted({tuple(row[:end] or row) for row in found})
+        rows: Any = [{"input_ids": [*row], "labels": [*row]} for row in ids]
         # Two epochs, because all examples are read more than once.
-        steps = Steps(tasks, Collator(0), 1, 2, None, AT_ONCE)
+        steps = Steps([Task("", rows)], Collator(0), 1, 2, None, TOKENS // max(map(len, ids)) or 1)
         return cached_trunk(self._tenants.model, self._tenants.plan, steps, nullcontext, reporter)
 
     @contextmanager
@@ -282,15 +289,22 @@ class Tried:
             pairs: the number of a candidate, and an example.
         """
         losses, right = torch.zeros(len(pairs)), torch.zeros(len(pairs), dtype=torch.bool)
-        at_once = max(1, TOKENS // max(len(row["input_ids"]) for _, row in pairs))
+        of_row = dict[int, list[int]]()
+        for i, (_, row) in enumerate(pairs):
+            of_row.setdefault(id(row), []).append(i)
+        rows = [pairs[numbers[0]][1] for numbers in of_row.values()]
+        numbers, most = [*of_row.values()], max(1, TOKENS // max(len(r["input_ids"]) for r in rows))
         with self._candidates(values, trains=False) as (_, names):
-            for some in cut([row for _, row in pairs], at_once):
-                some.sort(key=lambda i: pairs[i][0])  # Each candidate's rows lie side by side.
-                inputs = Collator(0).predicting([pairs[i][1] for i in some])
-                of = (names[pairs[i][0]] for i in some)
-                batch = MicroBatch(inputs, [*of], {"weights": torch.ones(len(some), 1)})
-                loss, _, correct = self._tenants.run(batch)
-                losses[some], right[some] = loss.float().cpu(), correct.cpu()
+            for part in cut(rows, most):
+                left = sorted((i for n in part for i in numbers[n]), key=lambda i: pairs[i][0])
+                # A forward with equally many rows of each candidate copies no states.
+                while some := left[: most // len(part) * len(part)]:
+                    left = left[len(some) :]
+                    inputs = Collator(0).predicting([pairs[i][1] for i in some])
+                    of = (names[pairs[i][0]] for i in some)
+                    batch = MicroBatch(inputs, [*of], {"weights": torch.ones(len(some), 1)})
+                    loss, _, correct = self._tenants.run(batch)
+                    losses[some], right[some] = loss.float().cpu(), correct.cpu()
         return losses, right
 
     def trained(self, tasks: Sequence[Sequence[Row]]) -> Tensor:
@@ -306,9 +320,8 @@ class Tried:
                 bank.own.grad = None
                 for batch in steps[step]:
                     self._tenants.run(batch)[0].sum().backward()
-                optimizer.rates = [
-                    {i: a.learning_rate * schedules[i](step) for i in steps.running(step)}
-                ]
+                rates = {i: a.learning_rate * schedules[i](step) for i in steps.running(step)}
+                optimizer.rates = [rates]
                 optimizer.step()
         return bank.own.detach()
 

@@ -259,10 +259,9 @@ class Tenants:
             is none, and whether all targets of a row are the likeliest ``(rows,)``.
         """
         model = cast(Any, self.model)
-        inputs, values = (
-            {name: tensor.to(model.device, non_blocking=True) for name, tensor in part.items()}
-            for part in (batch.inputs, batch.values)
-        )
+        where: Any = {"device": model.device, "non_blocking": True}
+        parts = batch.inputs, batch.values
+        inputs, values = ({name: t.to(**where) for name, t in part.items()} for part in parts)
         with self.handle.rows(batch.names):
             logits, labels = learned_logits(model, model.forward, inputs)
         flat, targets = logits.float().flatten(0, 1), labels.flatten()
@@ -418,10 +417,9 @@ class Tenants:
         ends = model.generation_config.eos_token_id if stop is None else stop
         ends = [ends] if isinstance(ends, int) else [*(ends or ())]
         reads = [torch.tensor([*prompt], device=device) for prompt in prompts]
-        ids, mask = (
-            pad_sequence(part, batch_first=True, padding_side="left")
-            for part in (reads, [torch.ones_like(read) for read in reads])
-        )
+        padded: Any = {"batch_first": True, "padding_side": "left"}
+        parts = reads, [torch.ones_like(read) for read in reads]
+        ids, mask = (pad_sequence(part, **padded) for part in parts)
         how: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             how = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}

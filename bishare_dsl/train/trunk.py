@@ -87,8 +87,7 @@ def _batches(steps: Steps) -> Iterator[Mapping[str, Any]]:
     """Yield all examples as model inputs, in the passes of a step if it has all examples."""
     for part in ("examples", "held_out"):
         rows = [(i, [*getattr(task, part)]) for i, task in enumerate(steps.tasks)]
-        passes = steps.passes(rows) if any(some for _, some in rows) else ()
-        yield from (micro_batch.inputs for micro_batch in passes)
+        yield from (micro_batch.inputs for micro_batch in steps.passes(rows))
 
 
 class _EnoughError(Exception):

@@ -339,6 +339,44 @@ def test_a_member_that_is_left_out_is_judged_by_the_others_on_what_only_it_has()
     assert record.ahead == pytest.approx(1 / 3)
 
 
+def test_an_example_of_two_tasks_is_judged_once():
+    trial = Counting()
+    choose(trial, [[10, 11], [11, 12]], "mean", Record(), trains=False)
+    assert [row for _, row in trial.judged[0][1]] == [10] * 3 + [11] * 3 + [12] * 3
+
+
+def test_customers_share_the_states_of_a_prompt_and_members_go_through_in_whole(
+    library, tmp_path, monkeypatch
+):
+    ran, below = [], []
+    run = Tenants.run
+
+    def noted(self, batch, *arguments):
+        ran.append((batch.names, batch.inputs["attention_mask"].sum(1).tolist()))
+        return run(self, batch, *arguments)
+
+    monkeypatch.setattr(Tenants, "run", noted)
+    monkeypatch.setattr(start_module, "TOKENS", 100)
+    model = tiny_model("llama")
+    lowest = model.model.layers[0].self_attn
+    lowest.register_forward_pre_hook(
+        lambda _, __, given: below.append(len(given["hidden_states"])), with_kwargs=True
+    )
+    tasks = {name: rows(tmp_path / f"{name}.jsonl", limit, 8, 5) for name, limit in LIMITS.items()}
+    new = {f"new-{name}": file for name, file in tasks.items()}
+    train(
+        None, model, new, tmp_path / "out", library=str(library), start="mean", max_steps=0, **HOW
+    )
+    files = [(tmp_path / f"{name}.jsonl").read_text() for name in LIMITS]
+    distinct = len({line for text in files for line in text.splitlines()})
+    # After the trial, the block below the adapters runs once for each example.
+    assert sum(below[3:]) == distinct < 24
+    assert sum(len(names) for names, _ in ran) == 3 * distinct
+    for names, lengths in ran:
+        assert len({names.count(name) for name in names}) == 1
+        assert len(names) * max(lengths) <= 100
+
+
 @pytest.mark.parametrize("tasks", [[[1, 2], [3, 4]], [[1], [2], [3]], [[1, 2], [1, 2], [1, 2]]])
 def test_too_little_gives_no_record(tasks):
     trial = Counting()

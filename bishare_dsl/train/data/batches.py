@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -53,9 +54,10 @@ class Collator:
         return batch
 
     def predicting(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return a batch without the last token, which predicts none; labels are unchanged."""
+        """Return a batch without each last token, which predicts none; labels are unchanged."""
         batch = self(examples)
-        return batch | {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask")}
+        mask = F.pad(batch["attention_mask"][:, 2:], (1, 0), value=1)  # A single token is kept.
+        return batch | {"input_ids": batch["input_ids"][:, :-1], "attention_mask": mask}
 
 
 def _allowed(examples: Sequence[Example], longest: int) -> torch.Tensor:

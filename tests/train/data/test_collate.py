@@ -18,6 +18,11 @@ def test_plain_examples_are_padded_on_the_right():
     assert batch["labels"].tolist() == [examples[0]["labels"], examples[1]["labels"] + [-100] * 3]
     assert batch["attention_mask"].tolist() == [[1] * 6, [1] * 3 + [0] * 3]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    # To predict, no row needs its last token, but for a single one.
+    batch = Collator(1).predicting([*examples, {"input_ids": [3], "labels": [-100]}])
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1] * 2 + [0] * 3, [1] + [0] * 4]
+    assert batch["input_ids"].shape == (3, 5)
+    assert batch["labels"].shape == (3, 6)
 
 
 def test_the_padding_token(tokenizer):
