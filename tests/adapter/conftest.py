@@ -40,6 +40,15 @@ def trained(text, seed=3, **sizes):
     return model
 
 
+def moved(model):
+    """An adapted model whose every tensor is away from its start."""
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=random))
+    return model
+
+
 IDS = torch.arange(9).view(1, 9)
 
 
@@ -63,12 +72,7 @@ def adapted():
     """Compile a spec into a tiny model and move every tensor away from its start."""
 
     def make(family="llama", text=SPEC, dtype=torch.float32):
-        model = compile_spec(parse_spec(text), tiny_model(family).to(dtype), seed=3)
-        random = torch.Generator().manual_seed(5)
-        with torch.no_grad():
-            for tensor in model.bishare.tensors().values():
-                tensor.add_(0.1 * torch.randn(tensor.shape, generator=random))
-        return model
+        return moved(compile_spec(parse_spec(text), tiny_model(family).to(dtype), seed=3))
 
     return make
 

@@ -37,11 +37,6 @@ def test_the_card_of_an_adapter_for_a_model_on_the_hub():
     assert 'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in card
 
 
-def test_a_base_that_is_not_on_the_hub_is_not_named_as_if_it_were():
-    _, card = card_of(TEXT, tiny_model("llama"))
-    assert not any(line.startswith("base_model") for line in front_matter(card))
-
-
 def test_a_spec_with_braces_is_only_text():
     text = "spec s target q_proj share x per module rank match kind { q_proj: 1 }"
     assert text in card_of(text, preset("smollm2-135m"))[1]
@@ -52,6 +47,8 @@ def test_a_card_says_in_words_what_the_adapter_is_and_leaves_the_rest_to_fill_in
     assert "- `x`: `Identity` of rank 2 at 2 modules, with 4 tensors, 0 of them used" in card
     assert any(line.startswith("# license: FILL IN") for line in front_matter(card))
     assert yaml.safe_load("\n".join(front_matter(card)))["tags"]
+    # A base that is not on the Hub is not named as if it were.
+    assert not any(line.startswith("base_model") for line in front_matter(card))
     for heading in ("## Training", "## Licence"):
         assert card.split(heading)[1].strip().startswith("Fill in")
 

@@ -30,14 +30,6 @@ share s per model rank 2 via Basis(count = 500) freeze A, B init B kaiming_unifo
 """
 
 
-def made(text=VERA, seed=3):
-    return trained(text, seed)
-
-
-def stored(folder):
-    return set(load_stored(folder))
-
-
 @pytest.fixture(autouse=True)
 def no_warnings():
     with warnings.catch_warnings():
@@ -47,10 +39,10 @@ def no_warnings():
 
 @pytest.mark.parametrize("text", [VERA, NOLA])
 def test_the_seed_is_stored_and_draws_the_same_again(text, tmp_path):
-    model = made(text)
+    model = trained(text)
     model.bishare.save_pretrained(tmp_path)
     frozen = {"s.A", "s.B"}
-    assert stored(tmp_path) == model.bishare.plan.tensor.keys() - frozen
+    assert load_stored(tmp_path).keys() == model.bishare.plan.tensor.keys() - frozen
     assert read_adapter(tmp_path).config.ways("seed").keys() == frozen
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert size < 4 * model.bishare.plan.trainable + 6000  # The config stands in it, too.
@@ -63,7 +55,7 @@ def test_the_seed_is_stored_and_draws_the_same_again(text, tmp_path):
 
 
 def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path):
-    model = made()
+    model = trained(VERA)
     with torch.no_grad():
         model.bishare.tensors()["s.A"][1, 2] += 1e-7
     with pytest.warns(
@@ -71,8 +63,7 @@ def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path):
     ) as caught:
         model.bishare.save_pretrained(tmp_path)
     assert caught[0].filename == __file__
-    assert "s.A" in stored(tmp_path)
-    assert "s.B" not in stored(tmp_path)
+    assert {"s.A", "s.B"} & load_stored(tmp_path).keys() == {"s.A"}
     assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
 
 
@@ -98,19 +89,15 @@ def test_one_tensor_is_drawn_at_a_time(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    made().bishare.save_pretrained(tmp_path / "adapter")
+    trained(VERA).bishare.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def draws_otherwise(monkeypatch):
+def test_a_machine_that_draws_other_numbers(folder, monkeypatch):
     right = initial.draw_tensor
     monkeypatch.setattr(
         "bishare_dsl.adapter.stored.draw_tensor", lambda tensor, seed: right(tensor, seed + 1)
     )
-
-
-def test_a_machine_that_draws_other_numbers(folder, monkeypatch):
-    draws_otherwise(monkeypatch)
     refused(folder, "BS634", "`s.A`", "seed 3")
 
 
@@ -150,6 +137,3 @@ def test_what_must_not_be_drawn(folder):
 
     edit_config(folder, draw_it)
     refused(folder, "BS607", "not what its spec gives")
-
-
-# The sizes of the papers ----------------------------------------------------------------------------

@@ -94,13 +94,10 @@ def test_what_bfloat16_keeps_of_a_small_update(adapted):
     assert "in bfloat16" in str(report)
 
 
-def test_unmerging_what_is_not_merged(adapted):
-    with pytest.warns(UserWarning, match="Already unmerged"):
-        adapted().bishare.unmerge()
-
-
 def test_without_copies_there_is_no_way_back(adapted):
     model = adapted()
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        model.bishare.unmerge()
     model.bishare.merge(keep_base=False)
     merged = weights(model)
     for action in (model.bishare.unmerge, model.bishare.unload):

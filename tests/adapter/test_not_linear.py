@@ -37,7 +37,7 @@ def refused(action, *words):
         assert word in str(caught.value)
 
 
-def test_it_is_never_a_matrix(model, tmp_path):
+def test_it_is_never_a_matrix_and_where_it_is_linear_there_are_factors(model, tmp_path):
     want, handle = logits(model), model.bishare
     refused(handle.merge, "merge the adapter")
     refused(handle.merge_and_unload, "merge the adapter")
@@ -49,11 +49,8 @@ def test_it_is_never_a_matrix(model, tmp_path):
     assert not list(tmp_path.iterdir())
     assert not handle.merged
     assert torch.equal(logits(model), want)
-
-
-def test_where_it_is_linear_there_are_factors(model):
-    site = next(site for site in model.bishare.plan.sites if site.kind == "down_proj")
-    down, up = effective_factors(model.bishare.plan, model.bishare.tensors(), site)
+    site = next(site for site in handle.plan.sites if site.kind == "down_proj")
+    down, up = effective_factors(handle.plan, handle.tensors(), site)
     assert (len(down), len(up)) == (2, 2)
 
 

@@ -15,47 +15,33 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, parse_spec, plan_spec
-from bishare_dsl.adapter.config import record_digest
-from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.sharing import stacks_of
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
-from tests.adapter.test_files import CONFIG, TEXT, config_of, refused, saved
+from tests.adapter.test_files import CONFIG, TEXT, config_of, refused, reseal, saved
 from tests.support.checks import randomize
 from tests.support.families import tiny_model as family_of
 
 
 @pytest.fixture
 def folder(tmp_path):
-    saved(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-def rewrite(folder, sharing):
-    """Put another `sharing` into a config, as if it had been saved so."""
-    config = config_of(folder)
-    record = config["bishare"] | {"sharing": sharing}
-    record["digest"] = record_digest(config["spec"], config["seed"], record)
-    (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
+    return saved(tmp_path / "adapter")
 
 
 def altered(source, folder, edit):
     """Copy an adapter, and change its `sharing` and tensors as if it had been saved so."""
     shutil.copytree(source, folder)
-    config, tensors = config_of(folder), load_file(folder / TENSORS)
-    edit(config["bishare"]["sharing"], tensors)
+    sharing, tensors = config_of(folder)["bishare"]["sharing"], load_file(folder / TENSORS)
+    edit(sharing, tensors)
     save_file(tensors, folder / TENSORS)
-    entries = entries_in((folder / TENSORS).read_bytes())
-    config["bishare"]["tensors"] = digest_of(entries)
-    (folder / CONFIG).write_text(json.dumps(config))
-    rewrite(folder, config["bishare"]["sharing"])
+    reseal(folder, sharing=sharing)
     return folder
 
 
-def test_it_has_every_tensor_and_every_term(folder):
+def test_it_has_every_tensor_and_every_term_once(folder):
     stored = read_adapter(folder)
     sharing, plan = config_of(folder)["bishare"]["sharing"], stored.plan
     stacks = [(stack.key, len(stack.tensors)) for stack in stacks_of(plan, {})]
@@ -78,10 +64,6 @@ def test_it_has_every_tensor_and_every_term(folder):
     assert len(sharing["modules"]) < len(found)
     [term] = [t for t in sharing["terms"] if t["transform"] == "SS"]
     assert term["options"] == {"slice": "centre"}  # A default, which a reader cannot know.
-
-
-def test_a_term_is_stated_once(folder):
-    sharing = config_of(folder)["bishare"]["sharing"]
     texts = [json.dumps(term) for term in sharing["terms"]]
     assert len(texts) == len({*texts}) < sum(len(m["terms"]) for m in sharing["modules"])
 
@@ -102,7 +84,7 @@ def test_one_that_its_spec_does_not_give_is_refused(folder, change):
     read_adapter(folder)  # That this one was right is remembered, and says nothing of the next.
     sharing = config_of(folder)["bishare"]["sharing"]
     change(sharing)
-    rewrite(folder, sharing)
+    reseal(folder, sharing=sharing)
     refused(folder, "BS607", "`sharing` is not what its spec gives")
 
 
@@ -122,7 +104,7 @@ def test_peft_writes_it_and_refuses_another(tmp_path):
     assert read_adapter(tmp_path / "again").config.sharing == read_adapter(folder).config.sharing
     sharing = config_of(folder)["bishare"]["sharing"]
     sharing["modules"].reverse()
-    rewrite(folder, sharing)
+    reseal(folder, sharing=sharing)
     with pytest.raises(AdapterError, match="BS607"):
         PeftModel.from_pretrained(tiny_model("llama"), str(folder))
 
@@ -131,7 +113,7 @@ def test_peft_writes_it_and_refuses_another(tmp_path):
     "wrong", ["%", b64encode(zlib.compress(b"{")).decode(), None, 7, [], [[]], {"tensors": 7}]
 )
 def test_what_is_no_sharing_is_refused(folder, wrong):
-    rewrite(folder, wrong)
+    reseal(folder, sharing=wrong)
     refused(folder, "BS607")
 
 

@@ -12,6 +12,7 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.peft.method import install
+from tests.export.test_task_type import BERT, LLAMA, WIDTHS
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
 
@@ -99,17 +100,9 @@ def test_merging_says_how_far_it_rounds_and_gives_all_back(text):
 
 # Fresh heads --------------------------------------------------------------------------------------
 
-WIDTHS = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-BERT = hf.BertConfig(vocab_size=64, max_position_embeddings=64, num_labels=2, **WIDTHS)
 ROBERTA = hf.RobertaConfig(
     vocab_size=64, max_position_embeddings=64, num_labels=2, pad_token_id=1, **WIDTHS
 )
-LLAMA = hf.LlamaConfig(vocab_size=64, num_labels=3, pad_token_id=0, **WIDTHS)
 SHARE = "spec s\ntarget attention_inputs\nshare x per module rank 2\n"
 HEADS = [
     (hf.BertForSequenceClassification, BERT, {"classifier"}, "SEQ_CLS"),

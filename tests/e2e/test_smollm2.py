@@ -12,7 +12,7 @@ from peft import PeftModel
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.models import load_model
 from examples.smollm2 import smollm2_folder
-from tests.export.conftest import moved
+from tests.adapter.conftest import moved
 from tests.export.gguf_base import write_base
 from tests.export.libllama import llama
 from tests.support.stored import load_stored

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.export import gguf as exporting
-from tests.export.conftest import moved
+from tests.adapter.conftest import moved
 from tests.support.families import _GROUPED, TINY_FAMILIES, tiny_model
 
 gguf = pytest.importorskip("gguf")
@@ -31,15 +31,11 @@ SETTINGS = {
 
 # A layer with attention to all, behind five that slide; a layer without rotation, behind three with.
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2}
+_WIDTHS = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
 MORE = {
     "qwen3_moe": {**_MOE, "moe_intermediate_size": 24, "norm_topk_prob": True},
     "olmoe": {**_MOE, "num_key_value_heads": 4, "head_dim": 8},
-    "qwen2_moe": {
-        **_MOE,
-        "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 40,
-        "head_dim": 8,
-    },
+    "qwen2_moe": {**_MOE, **_WIDTHS, "head_dim": 8},
     "gemma3_text": {"num_hidden_layers": 6, "query_pre_attn_scalar": 10, "sliding_window": 16},
     "smollm3": {"num_hidden_layers": 4},
 }
