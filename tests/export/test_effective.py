@@ -1,28 +1,10 @@
-import pytest
 import torch
 
-from bishare_dsl import parse_spec, plan_spec
 from bishare_dsl.export.effective import delta, effective_factors
-from bishare_dsl.testing.models import tiny_model
-
-HEAD = "spec s target q_proj, down_proj "
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("llama")
-
-
-def tensors_of(plan):
-    """Values that are nowhere zero."""
-    random = torch.Generator().manual_seed(1)
-    return {t.name: torch.randn(t.shape, generator=random) for t in plan.tensors}
-
-
-def test_terms_are_stacked_and_scales_folded_into_b(model):
-    text = "share x per module rank 2 scale 2 share y per module rank 3 scale 0.5"
-    plan = plan_spec(parse_spec(HEAD + text), model)
-    tensors = tensors_of(plan)
+def test_terms_are_stacked_and_scales_folded_into_b(made):
+    plan, tensors = made("share x per module rank 2 scale 2 share y per module rank 3 scale 0.5")
     site = plan.sites[0]
     a, b = effective_factors(plan, tensors, site)
     x, y = "x.layers.0.self_attn.q_proj", "y.layers.0.self_attn.q_proj"
@@ -32,10 +14,10 @@ def test_terms_are_stacked_and_scales_folded_into_b(model):
     assert b.shape == (plan.rows(site.path), site.d_out)
 
 
-def test_delta_is_the_sum_of_the_terms(model):
-    text = "share x per layer rank 2 scale 3 via SS(slice = leading) share y per module rank 1"
-    plan = plan_spec(parse_spec(HEAD + text), model)
-    tensors = tensors_of(plan)
+def test_delta_is_the_sum_of_the_terms(made):
+    plan, tensors = made(
+        "share x per layer rank 2 scale 3 via SS(slice = leading) share y per module rank 1"
+    )
     site = plan.sites[0]  # a q_proj, 32 -> 40, narrower than its layer's widest
     a, b = (tensors[f"x.layer_0.{factor}"] for factor in "AB")
     own_a, own_b = (tensors[f"y.layers.0.self_attn.q_proj.{factor}"] for factor in "AB")
@@ -43,9 +25,9 @@ def test_delta_is_the_sum_of_the_terms(model):
     torch.testing.assert_close(delta(plan, tensors, site), want)
 
 
-def test_low_precision_tensors_are_multiplied_in_float32(model):
-    plan = plan_spec(parse_spec(f"{HEAD} share x per module rank 2"), model)
-    low = {name: t.bfloat16() for name, t in tensors_of(plan).items()}
+def test_low_precision_tensors_are_multiplied_in_float32(made):
+    plan, tensors = made("share x per module rank 2")
+    low = {name: t.bfloat16() for name, t in tensors.items()}
     exact = {name: t.float() for name, t in low.items()}
     found = delta(plan, low, plan.sites[0])
     assert found.dtype == torch.float32

@@ -40,8 +40,8 @@ SPECS = {
 }
 
 
-def adapter(model, spec):
-    plan = plan_spec(SPECS[spec], model)
+def adapter(model, text):
+    plan = plan_spec(text, model)
     torch.manual_seed(1)
     return plan, {name: t + 0.2 * torch.randn(t.shape) for name, t in draw(plan, 0).items()}
 
@@ -57,7 +57,7 @@ def logits(model):
 @pytest.mark.parametrize("family", GATES)
 def test_merged(family, spec):
     model = mixture(family)
-    plan, tensors = adapter(model, spec)
+    plan, tensors = adapter(model, SPECS[spec])
     base = copy.deepcopy(model.state_dict())
     expected = logits(reference_model(model, plan, tensors))
     before = logits(model)
@@ -79,7 +79,7 @@ def test_peft_and_bishare_load_what_was_exported(family, spec, tmp_path):
     import peft
 
     model = mixture(family)
-    plan, tensors = adapter(model, spec)
+    plan, tensors = adapter(model, SPECS[spec])
     expected = logits(reference_model(model, plan, tensors))
     report = export_adapter(tmp_path / "peft", plan, tensors, model)
     assert {site.path for site in report.sites} == {term.site for term in plan.terms}
@@ -133,9 +133,7 @@ def folder_of(model, text, folder, layout):
     """Export an adapter of a text; give its plan, its tensors and what was written."""
     from safetensors.torch import load_file
 
-    plan = plan_spec(text, model)
-    torch.manual_seed(1)
-    tensors = {name: t + 0.2 * torch.randn(t.shape) for name, t in draw(plan, 0).items()}
+    plan, tensors = adapter(model, text)
     export_adapter(folder, plan, tensors, model, layout)
     written = load_file(folder / "adapter_model.safetensors")
     return plan, tensors, {n.removeprefix("base_model.model."): t for n, t in written.items()}
@@ -173,12 +171,8 @@ def test_sglang_gets_one_rank(tmp_path):
 @pytest.mark.parametrize(
     ("family", "more", "target", "taken"),
     [
-        (
-            "deepseek_v3",
-            {},
-            "down_proj where expert == none",
-            True,
-        ),  # A dense block, and shared experts.
+        # A dense block, and shared experts.
+        ("deepseek_v3", {}, "down_proj where expert == none", True),
         ("deepseek_v3", {}, "gate_proj, up_proj where expert == none", True),
         ("deepseek_v3", {}, "o_proj, gate_proj, up_proj, down_proj", True),  # Was wrong in silence.
         ("deepseek_v3", {}, "q_b_proj, o_proj, parent experts", False),

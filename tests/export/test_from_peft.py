@@ -30,21 +30,12 @@ PATTERNS = {
 SETTINGS = {
     "plain": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
     "patterns": ("llama", PATTERNS),
-    "rsLoRA": (
-        "llama",
-        {"r": 3, "lora_alpha": 8, "use_rslora": True, "target_modules": ["v_proj"]},
-    ),
-    "some layers": (
-        "llama",
-        {"r": 2, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
-    ),
-    "Conv1D": (
-        "gpt2",
-        {"r": 2, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True},
-    ),
+    "rsLoRA": ("llama", {"r": 3, "lora_alpha": 8, "use_rslora": True, "target_modules": ["v_proj"]}),
+    "some layers": ("llama", {"r": 2, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}),
+    "Conv1D": ("gpt2", {"r": 2, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}),
     "ends": ("llama", {"r": 2, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}),
     "all": ("qwen3", {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.25}),
-}
+}  # fmt: skip
 
 
 def saved(folder, base, **settings):
@@ -121,12 +112,8 @@ def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path):
     architecture = architecture_of(tiny_model("llama"))
     text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours").spec_text
     spec = parse_spec(text)
-    assert [(share.rank, share.scale) for share in spec.shares] == [
-        (4, 4),
-        (2, 3),
-        (4, 1.25),
-        (3, 2),
-    ]
+    found = [(share.rank, share.scale) for share in spec.shares]
+    assert found == [(4, 4), (2, 3), (4, 1.25), (3, 2)]
     assert "where down_proj and layer in {1}" in text
     plan = read_adapter(tmp_path / "ours").plan
     assert {len(terms) for path, terms in plan.terms_of.items()} == {1}
@@ -143,21 +130,13 @@ def classifier():
 
 WHOLE = {
     "a head": ("llama", {"modules_to_save": ["lm_head"]}, 'train path "lm_head.weight"'),
-    "norms": (
-        "llama",
-        {"modules_to_save": ["input_layernorm", "model.norm"]},
-        'path "model.layers.0.input_layernorm.weight", path',
-    ),
+    "norms": ("llama", {"modules_to_save": ["input_layernorm", "model.norm"]}, 'path "model.layers.0.input_layernorm.weight", path'),
     "biases": ("qwen2", {"bias": "all"}, "layers.1.self_attn.k_proj.bias"),
     "biases of targets": ("qwen2", {"bias": "lora_only"}, "layers.1.self_attn.q_proj.bias"),
-    "some": (
-        "llama",
-        {"modules_to_save": ["layers.1.input_layernorm"]},
-        "layers.1.input_layernorm",
-    ),
+    "some": ("llama", {"modules_to_save": ["layers.1.input_layernorm"]}, "layers.1.input_layernorm"),
     "a classifier": (classifier, {"task_type": "SEQ_CLS"}, 'train path "classifier.weight"'),
     "no task": (classifier, {"task_type": None}, "train none"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "settings", "said"), WHOLE.values(), ids=WHOLE)
@@ -223,10 +202,7 @@ def test_tied_tables_that_are_trained_in_full(writer, tmp_path):
         ({"lora_bias": True}, "it has `lora_bias`"),
         ({"peft_type": "LOHA"}, "its `peft_type` is LOHA"),
         ({"init_lora_weights": "pissa"}, "`init_lora_weights` is pissa"),
-        (
-            {"init_lora_weights": "lora_ga"},
-            "`init_lora_weights` is lora_ga, which changes the base",
-        ),
+        ({"init_lora_weights": "lora_ga"}, "is lora_ga, which changes the base"),
     ],
 )
 def test_more_than_a_plain_lora(change, said, tmp_path):

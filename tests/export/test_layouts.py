@@ -50,10 +50,6 @@ def place(tmp_path, target):
     return tmp_path / ("out.gguf" if target == "gguf" else "out")
 
 
-def convert(out, plan, tensors, model, target):
-    return export_adapter(out, plan, tensors, model, target)
-
-
 def same(model, plan, tensors, found):
     """What is read adds dW to each module, and nothing to any other."""
     if found.suffix == ".gguf":  # That of others is not read.
@@ -76,7 +72,7 @@ def same(model, plan, tensors, found):
 def test_what_is_written_is_read(family, text, target, tmp_path):
     model, plan, tensors = adapter(family, text)
     out = place(tmp_path, target)
-    found = convert(out, plan, tensors, model, target)
+    found = export_adapter(out, plan, tensors, model, target)
     assert found.modules == sum(plan.rows(site.path) > 0 for site in plan.sites)
     assert found.worst.error < 1e-5
     same(model, plan, tensors, out)
@@ -90,15 +86,15 @@ def test_peft_and_llama_cpp_load_what_was_converted(source, tmp_path):
     from tests.export.libllama import llama
 
     model, plan, tensors = adapter("llama", DENSE)
-    convert(tmp_path / "first", plan, tensors, model, source)
+    export_adapter(tmp_path / "first", plan, tensors, model, source)
     stored, _ = read_fitting(tmp_path / "first", model)
     ids = torch.arange(3, 13).view(1, -1)
     wanted = load_adapter(tmp_path / "first", tiny_model("llama")).eval()(ids).logits
     for target in ("peft", "vllm", "sglang"):
-        convert(tmp_path / target, stored.plan, stored.tensors(), model, target)
+        export_adapter(tmp_path / target, stored.plan, stored.tensors(), model, target)
         loaded = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / target)).eval()
         torch.testing.assert_close(loaded(ids).logits, wanted, atol=2e-5, rtol=0)
-    convert(tmp_path / "it.gguf", stored.plan, stored.tensors(), model, "gguf")
+    export_adapter(tmp_path / "it.gguf", stored.plan, stored.tensors(), model, "gguf")
     write_base(tmp_path / "base.gguf", tiny_model("llama"))
     with llama(tmp_path / "base.gguf") as base:
         base.use(tmp_path / "it.gguf")
@@ -108,7 +104,7 @@ def test_peft_and_llama_cpp_load_what_was_converted(source, tmp_path):
 @pytest.mark.parametrize("target", FOLDERS)
 def test_a_tensor_too_many_is_named(target, tmp_path):
     model, plan, tensors = adapter("mixtral", EXPERTS)
-    convert(tmp_path / "out", plan, tensors, model, target)
+    export_adapter(tmp_path / "out", plan, tensors, model, target)
     file = tmp_path / "out" / "adapter_model.safetensors"
     values = load_file(file)
     key, value = next(iter(values.items()))
@@ -131,7 +127,7 @@ def test_a_row_that_drifts_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(from_peft, "expand_experts", drifted)
     model, plan, tensors = adapter("mixtral", EXPERTS)
     with pytest.raises(AdapterError, match=r"BS607.*experts\.0\.(up|gate)_proj` differs"):
-        convert(tmp_path / "out", plan, tensors, model, "sglang")
+        export_adapter(tmp_path / "out", plan, tensors, model, "sglang")
     assert not (tmp_path / "out").exists()
 
 
@@ -140,7 +136,7 @@ def test_what_cannot_be_read_again_is_removed(target, tmp_path, monkeypatch):
     model, plan, tensors = adapter("llama", DENSE)
     monkeypatch.setattr(from_peft, "FACTOR", re.compile("(x)(y)(z)"))  # Factors become strange.
     with pytest.raises(AdapterError, match="BS656"):
-        convert(tmp_path / "out", plan, tensors, model, target)
+        export_adapter(tmp_path / "out", plan, tensors, model, target)
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +148,7 @@ def test_the_page_has_the_table():
 def test_two_names_that_are_one_in_peft_are_refused(tmp_path):
     """PEFT takes the first of them, so that dW would depend on who reads."""
     model, plan, tensors = adapter("llama", DENSE)
-    convert(tmp_path / "out", plan, tensors, model, "peft")
+    export_adapter(tmp_path / "out", plan, tensors, model, "peft")
     file = tmp_path / "out" / "adapter_model.safetensors"
     values = load_file(file)
     name = next(iter(values))

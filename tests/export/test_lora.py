@@ -3,13 +3,10 @@
 import pytest
 import torch
 
-from bishare_dsl import parse_spec, plan_spec
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.lora import plain_lora
-from bishare_dsl.testing.models import tiny_model
 
-HEAD = "spec s target q_proj, k_proj, down_proj "
 # By construction these have fewer ranks than rows: two terms that together exceed a width, copies of a
 # chunk, a Kronecker product of a factor with more rows than columns.
 FEWER = {
@@ -17,23 +14,6 @@ FEWER = {
     "Rotation": "share x per module rank 8 via Rotation(chunks_A = 16, stride = 4)",
     "KE": "share x per model rank 8 via KE(size = 4, shared_rank = 8)",
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("llama")
-
-
-@pytest.fixture
-def made(model):
-    """The plan of a text, and values that are nowhere zero."""
-
-    def make(text):
-        plan = plan_spec(parse_spec(HEAD + text), model)
-        random = torch.Generator().manual_seed(1)
-        return plan, {t.name: torch.randn(t.shape, generator=random) for t in plan.tensors}
-
-    return make
 
 
 def test_factors_are_exported_as_they_are(made):

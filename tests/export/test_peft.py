@@ -11,7 +11,7 @@ from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.export.export import export_adapter
-from tests.adapter.conftest import GPT2, SPEC
+from tests.adapter.conftest import GPT2, SPEC, logits
 from tests.support.families import tiny_model
 
 get_pattern_key = peft.utils.other.get_pattern_key
@@ -42,12 +42,7 @@ spec bank
 target q_proj, down_proj
 share s per model rank 2 via VectorBank(vectors = 8, length = 4) gain rank init 1 start nonzero
 """
-SOME = "spec some target q_proj share x where layer == 1 per module rank 2"
-
-
-def logits(model, ids):
-    with torch.no_grad():
-        return model(input_ids=ids).logits
+SOME = "spec some\ntarget q_proj share x where layer == 1 per module rank 2"
 
 
 @pytest.mark.parametrize(
@@ -147,14 +142,14 @@ def test_a_pattern_matches_the_modules_that_are_meant_and_no_others():
         assert sum(bool(re.match(rf"(.*\.)?({key})$", path)) for key in pattern) == (rank != 3)
 
 
-def targets(folder):
-    return json.loads((folder / "adapter_config.json").read_text())["target_modules"]
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_target_modules_are_paths_where_kinds_would_choose_more(adapted, tmp_path):
-    adapted(text=SOME).bishare.export(tmp_path / "peft")
-    assert targets(tmp_path / "peft") == ["model.layers.1.self_attn.q_proj"]
+def test_target_modules_are_paths_where_kinds_would_choose_more_and_the_base_is_named(tmp_path):
+    model = tiny_model("llama")
+    model.config.name_or_path = "owner/base"
+    compile_spec(SOME, model).bishare.export(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+    assert config["base_model_name_or_path"] == "owner/base"
 
 
 def test_target_modules_are_a_regex_where_paths_would_choose_more():
@@ -164,26 +159,13 @@ def test_target_modules_are_a_regex_where_paths_would_choose_more():
     assert pattern == "a"  # a string, which PEFT matches whole
 
 
-def test_the_base_is_named(tmp_path):
-    model = tiny_model("llama")
-    model.config.name_or_path = "owner/base"
-    compile_spec(parse_spec(SPEC), model)
-    model.bishare.export(tmp_path / "peft")
-    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "owner/base"
-
-
-def test_exporting_while_merged_exports_the_adapter(adapted, ids, tmp_path):
-    model = adapted()
+def test_an_export_while_merged_is_of_the_adapter_and_is_read_again(adapted, ids, tmp_path):
+    model = adapted(text=UNEVEN)
     want = logits(model, ids)
     model.bishare.merge()
-    model.bishare.export(tmp_path / "peft")
+    report = model.bishare.export(tmp_path / "peft")
     loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
     torch.testing.assert_close(logits(loaded, ids), want, rtol=1e-4, atol=1e-4)
-
-
-def test_an_exact_export_is_read_again(adapted, tmp_path):
-    report = adapted(text=UNEVEN).bishare.export(tmp_path / "peft")
     assert report.total_error <= report.worst.error < 1e-6
     assert str(report).startswith("exported 6 modules at ranks 2 to 8 to ")
     assert "read again: the updates of all modules are equal" in str(report)

@@ -64,9 +64,8 @@ def test_peft_loads_it(cls, config, kinds, inputs, task, tmp_path):
     model.bishare.export(tmp_path / "peft")
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == task
     other = base()
-    for name in (
-        HEADS & dict(other.named_children()).keys() if task else ()
-    ):  # Comes with the export, as PEFT has it.
+    # The head comes with the export, as PEFT has it.
+    for name in HEADS & dict(other.named_children()).keys() if task else ():
         other.get_submodule(name).reset_parameters()
     loaded = peft.PeftModel.from_pretrained(other, tmp_path / "peft").eval()
     if task is not None:
