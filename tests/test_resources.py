@@ -32,14 +32,11 @@ def test_what_does_not_ship_is_not_found(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (
-            "# LoRA (Hu et al., 2021): a pair\n# for each. And more.\nspec s",
-            "LoRA (Hu et al., 2021): a pair for each.",
-        ),
+        ("# LoRA (Hu, 2021): a pair\n# for each. And more.\nspec s", "LoRA (Hu, 2021): a pair for each."),
         ("# No end\nspec s", "No end"),
         ("# 1.5 and 3.2.1.\n", "1.5 and 3.2.1."),
         ("spec s\n# later.", ""),
     ],
-)
+)  # fmt: skip
 def test_what_a_spec_says_it_is(text, sentence):
     assert resources.first_sentence(text) == sentence

@@ -16,6 +16,7 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import logits
 from tests.fit.conftest import write_trained
 
 FAMILY = """spec family
@@ -89,12 +90,6 @@ def test_shared_tensors_are_there_once_and_frozen_ones_never(library):
 
 
 def test_the_model_does_the_same_as_with_the_tensors(library):
-    ids = torch.arange(1, 13).view(2, 6)
-
-    def logits(model):
-        with torch.no_grad():
-            return model(input_ids=ids).logits
-
     one = load_adapter("library#maths", tiny_model("llama"))
     assert not torch.equal(logits(one), logits(tiny_model("llama")))
     one.bishare.save_pretrained("alone")

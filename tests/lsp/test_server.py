@@ -108,26 +108,20 @@ async def test_a_mistake_in_a_used_file_is_shown_at_the_use(client, tmp_path):
     assert other.location.range.start == lsp.Position(1, 10)
 
 
-async def test_hover(client, tmp_path):
+async def test_hover_completion_and_formatting(client, tmp_path):
     document = await opened(client, tmp_path / "my.share", TEXT)
     found = await client.text_document_hover_async(lsp.HoverParams(document, place(TEXT, "intra")))
     assert "**intra** on llama-7b" in found.contents.value
-
-
-async def test_completion(client, tmp_path):
-    document = await opened(client, tmp_path / "my.share", TEXT)
     found = await client.text_document_completion_async(
         lsp.CompletionParams(document, place(TEXT, "KE"))
     )
     assert {"KE", "SS", "GT"} <= {item.label for item in found}
-
-
-async def test_formatting(client, tmp_path):
-    document = await opened(client, tmp_path / "my.share", TEXT)
     params = lsp.DocumentFormattingParams(document, lsp.FormattingOptions(4, True))
     [edit] = await client.text_document_formatting_async(params)
     assert edit.new_text == format_text(TEXT)
     assert edit.range.end.line >= TEXT.count("\n")
+    for name in ("hover", "completion", "document_formatting", "code_action"):
+        assert getattr(client.capabilities_of_server, f"{name}_provider")
 
 
 async def test_code_action(client, tmp_path):
@@ -138,9 +132,3 @@ async def test_code_action(client, tmp_path):
     [action] = await client.text_document_code_action_async(params)
     assert action.title == "Did you mean `q_proj`?"
     assert action.edit.changes[document.uri][0].new_text == "ro"
-
-
-async def test_what_it_says_that_it_can(client):
-    can = client.capabilities_of_server
-    for name in ("hover", "completion", "document_formatting", "code_action"):
-        assert getattr(can, f"{name}_provider")

@@ -20,15 +20,12 @@ def plan():
     return plan_spec(SPEC, "smollm2-135m")
 
 
-def test_outside_of_a_library_the_key_says_nothing(plan):
+def test_outside_of_a_library_the_key_says_nothing_and_what_is_frozen_is_another_plan(plan):
     without = SPEC.replace("per adapter, ", "per ")
     assert plan.digest == plan_spec(without, "smollm2-135m").digest
     assert {name for name in plan.tensor if name.startswith("own.")} == {
         f"own.{kind}.{factor}" for kind in ("q_proj", "down_proj") for factor in "AB"
     }
-
-
-def test_what_is_frozen_is_another_plan(plan):
     trained = SPEC.replace("freeze A, K_A", "freeze A")
     assert plan.digest != plan_spec(trained, "smollm2-135m").digest
 

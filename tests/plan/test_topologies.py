@@ -61,14 +61,9 @@ def test_ranks_by_kind(plan):
     made = plan(
         "share s per module rank match kind { q_proj, k_proj: 4; v_proj: 8; down_proj: 0; else: 2 }"
     )
-    assert {(term.site.split(".")[-1], term.rank) for term in made.terms} == {
-        ("q_proj", 4),
-        ("k_proj", 4),
-        ("v_proj", 8),
-        ("o_proj", 2),
-        ("gate_proj", 2),
-        ("up_proj", 2),
-    }
+    found = {(term.site.split(".")[-1], term.rank) for term in made.terms}
+    of_four = {("q_proj", 4), ("k_proj", 4)}
+    assert found == of_four | {("v_proj", 8), ("o_proj", 2), ("gate_proj", 2), ("up_proj", 2)}
 
 
 @pytest.mark.parametrize(
@@ -86,16 +81,13 @@ def test_a_rank_may_read_the_site(plan, shares, ranks):
     assert len(made.tensor) == 2 * len(found)
 
 
-def test_terms_of_one_site_add_up(plan):
+def test_terms_of_one_site_add_up_and_shares_may_be_of_different_places(plan):
     made = plan(
         "share a per module rank 2\nshare b per layer rank 3 via SS\nshare c per model rank 4 via KE(size = 4)"
     )
     path = "model.layers.1.mlp.up_proj"
     assert [term.share for term in made.terms_of[path]] == ["a", "b", "c"]
     assert made.rows(path) == 9
-
-
-def test_shares_of_different_places(plan):
     made = plan(
         "share a where layer < 2 per module rank 2\nshare b where layer >= 2 per kind rank 3"
     )

@@ -16,18 +16,8 @@ from bishare_dsl import spec as m
 from bishare_dsl.language import parse_syntax, spec_text
 
 _NAMES = (
-    "q_proj",
-    "layer",
-    "module",
-    "r",
-    "mlp",
-    "centre",
-    "in",
-    "out",
-    "alpha",
-    "rank",
-    "kind",
-    "A",
+    *("q_proj", "layer", "module", "r", "mlp", "centre"),
+    *("in", "out", "alpha", "rank", "kind", "A"),
 )
 _COMPARED, _OPERATORS = ("==", "!=", "<", "<=", ">", ">="), ("+", "-", "*", "/", "//", "%")
 _OF_ONE = ("abs", "floor", "sqrt")

@@ -111,19 +111,14 @@ def test_an_adapter_that_was_saved_on_another_base_is_a_warning(bishare, base, c
         ({"most": 5}, (1, 1), "APPLIED", "base + adapter"),
         ({"ids": False, "most": 5, "unknown_fields": False}, (1, 1), "APPLIED", "base + adapter"),
         ({"scores": False}, (1, 1), "APPLIED", "greedy texts are the adapter's, 0 the base's"),
-        (
-            {"scores": False},
-            (1, 0),
-            "NOT APPLIED",
-            "0 of 6 greedy texts are the adapter's, 6 the base's",
-        ),
+        ({"scores": False}, (1, 0), "NOT APPLIED", "0 of 6 greedy texts are the adapter's, 6 the base's"),
         ({"scores": False}, (1, -1), "cannot be judged", "gives no log-probabilities"),
         # As vLLM's build for the CPU, if adapters and their base are in one batch.
         ({"restless": 2.0}, (1, 1), "cannot be judged", "try again when no other requests run"),
         ({"dtype": torch.bfloat16}, (1e-2, 1e-2), "cannot be judged", "this server's rounding is"),
         ({"seed": 1}, (1, 1), "cannot be judged", "another base, or quantised"),
     ],
-)
+)  # fmt: skip
 def test_servers(base, lora, reference, tmp_path, settings, sizes, word, said):
     """Those that offer less, round, or have another base; the sizes are of the files and on the server."""
     folders = []
