@@ -31,6 +31,7 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.serve.vllm.folder import is_ours, read_any
 from bishare_dsl.testing.models import tiny_model
+from tests.peft.conftest import logits
 from tests.support.stored import import_peft
 
 # A share with private factors, and one whose factors a seed draws.
@@ -59,11 +60,6 @@ def saved(folder, spec=SPEC, seed=0, values=0):
     randomize(model, values)
     model.save_pretrained(folder)
     return folder
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 def reseal(folder):
@@ -499,7 +495,7 @@ def test_modules_to_save_are_matched_by_their_ends(tmp_path):
     names = load_file(tmp_path / TENSORS)
     assert any("input_layernorm" in name for name in names)
     again = PeftModel.from_pretrained(plain(), tmp_path).eval()
-    assert torch.equal(logits(again), logits(model))
+    assert torch.equal(logits(again, IDS), logits(model, IDS))
 
 
 def test_tensors_of_another_training_do_not_go_with_the_config_of_a_folder(tmp_path):

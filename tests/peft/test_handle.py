@@ -132,12 +132,9 @@ def test_enabling_what_is_enabled(base, ids):
     handle = compile_spec(PLAIN, base).bishare
     randomize(base)
     want = logits(base.eval(), ids)
-    handle.enable_adapters(True)
-    handle.enable_adapters(False)
-    handle.enable_adapters(False)
-    handle.enable_adapters(True)
-    handle.enable_adapters(True)
-    assert not handle.disabled
+    for enabled in (True, False, False, True, True):
+        handle.enable_adapters(enabled)
+        assert handle.disabled is not enabled
     assert torch.equal(logits(base, ids), want)
     with handle.disable_adapter():
         handle.enable_adapters(True)
@@ -221,12 +218,13 @@ def test_what_was_merged_runs_if_what_ran_before_is_deleted(base, ids):
 # Modules that PEFT trains with adapters -------------------------------------------------------------------
 
 
-def with_heads(base, heads="ab"):
-    """A `PeftModel` of adapters a, which runs, and b, some with a head of PEFT's; and what each answers."""
+def with_heads(base):
+    """A `PeftModel` of adapters a, which runs, and b, each with a head of PEFT's; and what each answers."""
     model = None
     for seed, name in enumerate("ab"):
-        beside = {"modules_to_save": ["lm_head"]} if name in heads else {}
-        config = BishareConfig(spec=PLAIN, seed=seed, task_type="CAUSAL_LM", **beside)
+        config = BishareConfig(
+            spec=PLAIN, seed=seed, task_type="CAUSAL_LM", modules_to_save=["lm_head"]
+        )
         if model is None:
             model = get_peft_model(base, config, name)
         else:

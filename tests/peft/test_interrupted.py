@@ -245,9 +245,8 @@ def check(four, name, step):
         torch.set_grad_enabled(True)
         while CHANGING._is_owned():
             CHANGING.release()
-        reached += (
-            where != "nowhere"
-        )  # Caches of programs may be full, or not, so that counts differ a little.
+        # Caches of programs may be full, or not, so that counts differ a little.
+        reached += where != "nowhere"
         left = {
             f"it leaves its {what}" for what, now in of_process().items() if now != before[what]
         }

@@ -25,15 +25,9 @@ KNOWN = Path(__file__).with_name("known.md")
 FILES = [
     f"tests/test_{name}.py"
     for name in (
-        "decoder_models",
-        "encoder_decoder_models",
-        "feature_extraction_models",
-        "seq_classifier",
-        "token_classification_qa",
-        "custom_models",
-        "config",
-        "low_level_api",
-        "other",
+        *("decoder_models", "encoder_decoder_models", "feature_extraction_models"),
+        *("seq_classifier", "token_classification_qa", "custom_models"),
+        *("config", "low_level_api", "other"),
     )
 ]
 
@@ -71,32 +65,17 @@ HUB = {
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": ("gemma3_text", "Gemma3ForCausalLM"),
     "hf-internal-testing/tiny-random-MistralForCausalLM": ("mistral", "MistralForCausalLM"),
     MIXTURE: ("mixtral", "MixtralForCausalLM"),
-    "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": (
-        "t5",
-        "T5ForConditionalGeneration",
-    ),
+    "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": ("t5", "T5ForConditionalGeneration"),
     "peft-internal-testing/tiny-random-t5": ("t5", "T5ForConditionalGeneration"),
-    "peft-internal-testing/tiny-random-BartForConditionalGeneration": (
-        "bart",
-        "BartForConditionalGeneration",
-    ),
+    "peft-internal-testing/tiny-random-BartForConditionalGeneration": ("bart", "BartForConditionalGeneration"),
     "peft-internal-testing/tiny-random-BertModel": ("bert", "BertModel"),
     "peft-internal-testing/tiny-random-RobertaModel": ("roberta", "RobertaModel"),
     "peft-internal-testing/tiny-random-DebertaModel": ("deberta_1", "DebertaModel"),
     "peft-internal-testing/tiny-random-DebertaV2Model": ("deberta", "DebertaV2Model"),
-    "peft-internal-testing/tiny-random-BertForSequenceClassification": (
-        "bert",
-        "BertForSequenceClassification",
-    ),
-    "peft-internal-testing/tiny-random-RobertaForSequenceClassification": (
-        "roberta",
-        "RobertaForSequenceClassification",
-    ),
-    "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": (
-        "llama",
-        "LlamaForSequenceClassification",
-    ),
-}
+    "peft-internal-testing/tiny-random-BertForSequenceClassification": ("bert", "BertForSequenceClassification"),
+    "peft-internal-testing/tiny-random-RobertaForSequenceClassification": ("roberta", "RobertaForSequenceClassification"),
+    "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": ("llama", "LlamaForSequenceClassification"),
+}  # fmt: skip
 """What PEFT's tests fetch: the family and the class of the tiny model that stands for it."""
 
 COMMIT = "0" * 40
@@ -136,9 +115,8 @@ def fetch(version):
         subprocess.run([*pip, f"peft=={version}"], check=True)
         with tarfile.open(CACHE / f"peft-{version}.tar.gz") as archive:
             archive.extractall(CACHE, filter="data")
-        (
-            folder / "tests" / "__init__.py"
-        ).touch()  # It is in PEFT's repository, and not in the sdist.
+        # It is in PEFT's repository, and not in the sdist.
+        (folder / "tests" / "__init__.py").touch()
     return folder
 
 
@@ -202,9 +180,8 @@ def _ours():
             self._random = not init_weights
             targets, self.target_modules = self.target_modules, None
             if "DebertaModel" in str(self.base_model_name_or_path):
-                targets = [
-                    "dense"
-                ]  # Its modules have names of their own; `in_proj` is refused (BS403).
+                # Its modules have names of their own; `in_proj` is refused (BS403).
+                targets = ["dense"]
             if targets is not None:
                 several = [targets] if isinstance(targets, str) else targets
                 names = ", ".join(f'path "{name}"' if "." in name else name for name in several)
