@@ -84,22 +84,15 @@ def saved(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "ours/adapter_config.json",
-        "ours/adapter_model.safetensors",
-        "theirs/adapter_config.json",
-        "theirs/adapter_model.safetensors",
-    ],
-)
+@pytest.mark.parametrize("folder", ["ours", "theirs"])
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
-def test_every_door(saved, file, make, tmp_path):
+def test_every_door(saved, folder, file, make, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    (tmp_path / file).unlink()
-    make(tmp_path / file)
+    (tmp_path / folder / file).unlink()
+    make(tmp_path / folder / file)
     with pytest.raises(AdapterError, match="BS60"):
-        load_adapter((tmp_path / file).parent, tiny_model("llama"))
+        load_adapter(tmp_path / folder, tiny_model("llama"))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +114,7 @@ def test_json_that_is_refused(text, reason, kind):
 PARSES_ITSELF = {
     "reading.py": "it is the reader",
     "language/syntax.py": "a name in quotes of a spec, which is a JSON string",
+    "train/data/load.py": "a row that the reader has read, again for names that stand twice in it",
 }
 _PARSERS = ("load", "loads", "json", "model_validate_json", "validate_json", "raw_decode")
 

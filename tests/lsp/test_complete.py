@@ -92,25 +92,17 @@ def test_names_of_used_files_are_offered(offered, tmp_path):
     assert "base.share" in offered("spec s\nuse |")
 
 
-def test_what_is_begun_is_written_over(offered):
+def test_what_is_begun_is_written_over_in_quotes_where_it_needs_some(offered):
     item = offered('spec s\nuse "lo|"\ntarget q_proj')["lora"]
     edit = item.text_edit
     assert (edit.new_text, item.filter_text) == ('"lora"', '"lora"')
     assert (edit.range.start.character, edit.range.end.character) == (4, 8)
     item = offered(f"{HEAD}share a per layer ra|")["rank"]
     assert item.text_edit.range.start.character == len("share a per layer ")
-
-
-def test_the_name_of_a_model_has_no_quotes(offered):
     edit = offered("# model: llama-|\nspec s\n")["llama-7b"].text_edit
     assert (edit.new_text, edit.range.start.character) == ("llama-7b", len("# model: "))
-
-
-def test_a_name_that_needs_quotes_gets_them(at):
-    items = completions(
-        *at('spec s\nparam "odd name" = 2\ntarget q_proj\nshare a per layer rank |')
-    )
-    assert {item.text_edit.new_text for item in items} >= {'"odd name"', "layer"}
+    found = offered('spec s\nparam "odd name" = 2\ntarget q_proj\nshare a per layer rank |')
+    assert {item.text_edit.new_text for item in found.values()} >= {'"odd name"', "layer"}
 
 
 def test_every_word_has_a_meaning():

@@ -51,14 +51,10 @@ def mended(at):
     ],
 )  # fmt: skip
 def test_remedy(mended, text, fixed):
-    found = list(mended(text).values())
-    assert (fixed in found) if fixed is not None else not found
+    assert fixed in mended(text).values()
 
 
-def test_what_shares_most_is_offered(mended):
+def test_what_shares_most_is_offered_and_nothing_without_a_mistake(mended):
     text = MODEL + "spec s\ntarget q_proj, up_proj\nshare a per layer rank 4"
     assert mended(text) == {"Write `via SS`": text + " via SS"}
-
-
-def test_a_spec_without_mistakes_has_nothing_to_mend(mended):
     assert mended(T + "share a per module rank 4") == {}

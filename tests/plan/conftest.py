@@ -27,11 +27,8 @@ def plan(small):
     """The plan of some statements: by default every kind is a target."""
 
     def plan(text):
-        target = (
-            ""
-            if "target" in text
-            else "target q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj\n"
-        )
+        kinds = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+        target = "" if "target" in text else f"target {kinds}\n"
         lets = "\n".join(line for line in text.splitlines() if line.strip().startswith("let"))
         rest = "\n".join(line for line in text.splitlines() if not line.strip().startswith("let"))
         return build_plan(parse_spec(f"spec test\n{lets}\n{target}{rest}"), small)[0]

@@ -28,12 +28,8 @@ def test_every_spec(server, spec):
     served = Served(root, model, spec, 5, first=1 + 10 * SPECS.index(spec))
     try:
         served.check(llm, prompts_of(12))
-        if spec in (
-            "bishare_ke",
-            "dora",
-            "ia3",
-            "lora_xs",
-        ):  # An adapter overwrites all of its slot.
+        # An adapter overwrites all of its slot.
+        if spec in ("bishare_ke", "dora", "ia3", "lora_xs"):
             manager = manager_in(llm)
             manager.remove_all_adapters()
             for bank in manager.banks.values():

@@ -119,12 +119,10 @@ def swapped(found):
     """A and B change places where modules are square, where that gives factors of the same shapes."""
     new = dict(found)
     for name, a in found.items():
-        b = found.get(name.replace("lora_A", "lora_B"))
+        other = name.replace("lora_A", "lora_B")
+        b = found.get(other)
         if "lora_A" in name and b is not None and b.shape == a.shape[::-1]:
-            new[name], new[name.replace("lora_A", "lora_B")] = (
-                b.t().contiguous(),
-                a.t().contiguous(),
-            )
+            new[name], new[other] = b.t().contiguous(), a.t().contiguous()
     return new
 
 
