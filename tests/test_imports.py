@@ -30,6 +30,7 @@ MODEL = ("--model", "checkpoint")
 SPEC = "spec s\ntarget q_proj\nshare a per module rank 1\n"
 WRONG = (
     (["train", "lora", "--data", "rows.jsonl"], "BS736"),
+    (["train", "lora", "--wrong", "1"], "BS730"),
     (["train", "nospec", *MODEL, "--data", "rows.jsonl", "--output_dir", "o"], "BS902"),
     (["train", "lora", "--model", "nowhere", "--data", "rows.jsonl", "--output_dir", "o"], "BS501"),
     (["convert", "cut", "--for", "bishare", "--out", "o"], "BS608"),

@@ -123,8 +123,7 @@ def prepare(
     set_seed(args.seed)
     if args.should_save:  # Another process may see files of this one.
         folders.check_new(folder, resumes=request.resume is not None)
-    base: Any = request.model
-    base = resolve(base) if isinstance(base, str) else base
+    base: Any = resolve(request.model) if isinstance(request.model, str) else request.model
     trainable = find_trainable(request, base, reporter)
     if args.max_steps == 0 and request.library is None:
         raise TrainError(codes.BAD_COMBINATION(reason="`max_steps` 0 needs a `library`"))

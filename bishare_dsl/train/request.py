@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -32,21 +34,24 @@ if TYPE_CHECKING:
 
 _NOT_TAKEN = {
     *("output_dir", "resume_from_checkpoint", "save_only_model", "auto_find_batch_size"),
-    *("push_to_hub", "use_liger_kernel", "liger_kernel_config", "label_smoothing_factor"),
-    *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "disable_tqdm"),
-    *("logging_nan_inf_filter", "remove_unused_columns"),
-    *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+    *("push_to_hub", "use_liger_kernel", "liger_kernel_config", "label_smoothing_factor", "fsdp"),
+    *("deepspeed", "fsdp_config", "parallelism_config", "disable_tqdm", "remove_unused_columns"),
+    *("logging_nan_inf_filter", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
 }
 
 
 @cache
 def argument_types() -> Mapping[str, Any]:
-    """Return the types of all accepted arguments by name."""
-    from transformers import TrainingArguments
+    """Return the types of all accepted arguments by name; classes of transformers stand as `Any`.
 
-    types = get_type_hints(TrainingArguments)
-    names = {field.name for field in fields(TrainingArguments) if field.init} - _NOT_TAKEN
-    return {name: types[name] for name in types if name in names}
+    They are read from the text of `TrainingArguments`: its import loads torch, so that a wrong name would be
+    told seconds later.
+    """
+    (folder,) = find_spec("transformers").submodule_search_locations  # type: ignore[union-attr, misc]
+    text = Path(folder, "training_args.py").read_text("utf-8")
+    kinds = {n: k for n, k in re.findall(r"(?m)^    (\w+): (.+?) =", text) if n not in _NOT_TAKEN}
+    names = defaultdict(lambda: Any, vars(builtins), Literal=Literal)
+    return get_type_hints(type("_", (), {"__annotations__": kinds}), localns=names)
 
 
 def is_flag(name: str) -> bool:
@@ -213,11 +218,11 @@ class Request(Settings):
 
     def as_dict(self, spec: str | None) -> dict[str, Any]:
         """Return arguments for the same run from any folder; ``spec`` is a text, a path or a library's."""
-        left_out = {"spec", "output_dir", "resume"}
-        if not isinstance(self.model, str):
-            left_out.add("model")
+        model = () if isinstance(self.model, str) else ("model",)
+        left_out = {"spec", "output_dir", "resume", *model}
         plain = self.model_dump(exclude=left_out, exclude_unset=True)
-        places = {name: _absolute(plain[name]) for name in _PATHS if name in plain}
+        paths = plain.keys() & {"model", "data", "eval_data", "library"}
+        places = {name: _absolute(plain[name]) for name in paths}
         return {"spec": spec, **plain, **places}
 
 
@@ -233,9 +238,6 @@ def _absolute(value: Any) -> Any:
         return {name: _absolute(path) for name, path in value.items()}
     path = Path(value).expanduser().absolute()
     return str(path) if path.exists() else value
-
-
-_PATHS = ("model", "data", "eval_data", "library")
 
 
 def unknown_argument(

@@ -1,9 +1,11 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from bishare_dsl.diagnostics import words
-from bishare_dsl.train import TrainError
+from bishare_dsl.train import TrainError, request
 from bishare_dsl.train.request import Settings, argument_types, make_request, read_config
 
 NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
@@ -54,6 +56,8 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
 
 def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
     known = {*argument_types(), *Settings.model_fields, "model", "spec", "output_dir"}
+    theirs = {field.name for field in fields(TrainingArguments) if field.init}
+    assert argument_types().keys() == theirs - request._NOT_TAKEN
     elsewhere = {word for place, word in words._table() if place == "argument"}
     assert elsewhere
     assert not known & elsewhere
