@@ -68,7 +68,7 @@ def share_card(document: Document, name: str) -> str | None:
     found = shares(plan)
     if not (own := [row for row in found if row.name == name]):
         return f"**{name}** has rank 0 and adds nothing."
-    sentence = conclusion(plan, document.spec, found)
+    sentence = "; ".join(conclusion(plan, document.spec, found))
     told = write_tables([shared_table(plan, own), sentence], markdown=True)
     return f"**{name}** on {plan.base.name}\n\n{told}"
 

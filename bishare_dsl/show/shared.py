@@ -37,12 +37,11 @@ def shared_table(plan: Plan, told: Sequence[ShareRow]) -> Table:
     return Table(["share", "modules", "rank", *names, "numbers", "shared"], lines, left)
 
 
-def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> str:
-    """Say in one sentence how much of a plan is shared, and what its table does not say.
+def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> list[str]:
+    """Say how much of a plan is shared, then what its table does not say, a fact a line.
 
     The ``spec`` says in addition what scales and options depend on.
     """
-    shared, private, frozen = rows.held(plan.tensors, rows.users(plan))
     own = {row.name: row for row in told}
     said = [(name, fact) for name, row in own.items() for fact in row.facts]
     facts, of_shares = defaultdict(list), defaultdict(list)
@@ -60,19 +59,23 @@ def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> str:
     every = places.by_kind(site.path for site in plan.base.sites)
     targets = places.said((site.path for site in plan.sites), every)
     notes += [f"the targets are {targets or 'all linear layers'}"] * bool(plan.sites)
-    more = "".join(f"; {note}" for note in notes)
+    return [_verdict(plan, rows.span(given)), *notes]
+
+
+def _verdict(plan: Plan, rank: str) -> str:
+    shared, private, frozen = rows.held(plan.tensors, rows.users(plan))
     if not plan.terms:
-        return f"no share adds a term: parameters of the base are trained in full{more}"
+        return "no share adds a term: parameters of the base are trained in full"
     if shared:
         parts = shared / (shared + private), private / (shared + private)
         text = f"{_percent(parts[0])} of the trained parameters are shared"
-        return f"{text}, {_percent(parts[1])} are private to one module{more}"
+        return f"{text}, {_percent(parts[1])} are private to one module"
     if frozen and any(row.members[1] > 1 for row in rows.roles(plan)):
-        return f"no trained parameter is shared: modules share frozen tensors alone{more}"
+        return "no trained parameter is shared: modules share frozen tensors alone"
     if {term.transform for term in plan.unscaled} == {PLAIN}:
         kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
-        return f"nothing is shared: this is a {kind} of rank {rows.span(given)}{more}"
-    return f"nothing is shared: each module has private tensors{more}"
+        return f"nothing is shared: this is a {kind} of rank {rank}"
+    return "nothing is shared: each module has private tensors"
 
 
 def _rank(terms: Iterable[Term], own: Set[str]) -> int:
@@ -112,15 +115,16 @@ def _percent(fraction: float) -> str:
 def shared_data(plan: Plan, spec: Spec | None = None) -> dict[str, Any]:
     """Return what is shared as data, for ``--json``."""
     found = rows.shares(plan)
-    return {"shares": [*map(asdict, found)], "conclusion": conclusion(plan, spec, found)}
+    return {"shares": [*map(asdict, found)], "conclusion": "; ".join(conclusion(plan, spec, found))}
 
 
 def told_lines(plan: Plan) -> list[str]:
-    """Return the lines of the table and the sentence, for notes."""
+    """Return the lines of the table and of what follows it, for notes."""
     return "\n".join(map(str, told(plan))).split("\n")
 
 
 def told(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
-    """Return the table and the sentence, for a report."""
+    """Return the table and what follows it, for a report."""
     found = rows.shares(plan)
-    return [*[shared_table(plan, found)] * bool(found), conclusion(plan, spec, found)]
+    lines = "\n".join(conclusion(plan, spec, found))
+    return [*[shared_table(plan, found)] * bool(found), lines]

@@ -129,9 +129,7 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
     sheet.write(name, "title")
     sheet.write(f"All counts are of this model of {plan.base.layers:,} layers.", "muted")
     shares = [section.row for section in sections]
-    sheet.write(
-        conclusion(plan, spec, shares).partition("; ")[0]
-    )  # The statements below say the rest.
+    sheet.write(conclusion(plan, spec, shares)[0])  # The statements below say the rest.
     panels = []
     for section in sections:
         sheet.y += _LINE

@@ -12,7 +12,7 @@ def test_a_good_spec_is_told_back(bishare, here):
     assert run.code == 0
     assert run.out.startswith("on the shapes of llama-7b, for example:")
     assert run.out.endswith(
-        "nothing is shared: this is a LoRA of rank 4; `local`: scale 1; the targets are q_proj\n"
+        "nothing is shared: this is a LoRA of rank 4\n`local`: scale 1\nthe targets are q_proj\n"
     )
     (here / "other.share").write_text(GOOD.replace("q_proj", "c_attn"))
     assert "give `--model` to see what is shared" in bishare("check", "other.share").err
