@@ -1,7 +1,6 @@
 """What is printed in a real terminal, at two widths: no line is wider."""
 
 import fcntl
-import logging
 import os
 import pty
 import re
@@ -13,7 +12,6 @@ import termios
 import pytest
 
 from bishare_dsl.cli.main import COMMANDS
-from bishare_dsl.cli.report import silence_libraries
 from tests.support.parts import quick
 
 RUN = """
@@ -59,11 +57,3 @@ def test_no_line_is_wider_than_the_terminal(columns):
     lines = [(part.partition("\n")[0], line) for part in shown for line in part.split("\n")[1:]]
     assert [(command, line) for command, line in lines if len(line) > columns] == []
     assert not any("Traceback" in line for _, line in lines)
-
-
-def test_warnings_of_bitsandbytes_stay_out(monkeypatch):
-    """It warns of kernels of its own when transformers is imported."""
-    monkeypatch.setattr(logging.getLogger("bitsandbytes"), "level", logging.NOTSET)
-    silence_libraries()
-    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    assert not kernels.isEnabledFor(logging.WARNING)
