@@ -138,7 +138,7 @@ def base_name(folder: Path, model: str | None) -> str:
 
 
 def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[str, StoredAdapter]:
-    """Read adapters of a model.
+    """Read adapters of a model; a library stands for all its adapters.
 
     The keys are the names of their folders, or whole paths if names repeat or one is `BASE`.
 
@@ -147,7 +147,7 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
     """
     silence_libraries()
     architecture = shapes_of(model)
-    names = {folder: real_path(folder).name for folder in folders}
+    names = {one: real_path(one).name for folder in folders for one in adapters_in(folder)}
     labels = {f: n if [BASE, *names.values()].count(n) == 1 else str(f) for f, n in names.items()}
     return {name: read_adapter_for(f, architecture, report, model) for f, name in labels.items()}
 

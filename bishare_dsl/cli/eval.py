@@ -14,7 +14,7 @@ from bishare_dsl.cli.report import Report
     "eval",
     epilog=options.examples(
         "bishare eval my-adapter --base --model ./my-checkpoint --data held-out.jsonl",
-        "bishare eval library#acme library#beta --model ./my-checkpoint --data held-out.jsonl --json",
+        "bishare eval library --model ./my-checkpoint --data customers --json",
     ),
 )
 @options.folders("[DIR]...", required=False)
@@ -54,8 +54,8 @@ def command(
     """Count in how many of your examples the correct option is the likeliest, on a base that is loaded once.
 
     By default the base is the model that the first DIR names. Without DIR the base alone is evaluated; with
-    --base it comes first. Adapters and examples are checked before the model is loaded. If you interrupt the
-    command, finished results are printed.
+    --base it comes first. A library stands for all its adapters. Adapters and examples are checked before the
+    model is loaded. If you interrupt the command, finished results are printed.
 
     For tasks of lm-evaluation-harness run `python -m bishare_dsl.autoload on` once, and then `lm_eval run
     --model hf --model_args pretrained=MODEL,peft=DIR`.

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl import compile_spec, load_adapter, plan_spec
+from bishare_dsl.adapter.files import save_library
+from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
@@ -114,3 +116,13 @@ def test_each_adapter_is_judged_on_its_file_of_a_folder(work, bishare):
     run = bishare("eval", "one", "two", "--model", "tiny", "--data", "held")
     assert "BS701" in run.err
     assert "two.jsonl" in run.err
+
+
+def test_a_library_stands_for_all_its_adapters(work, bishare):
+    text = "spec s\ntarget q_proj\nshare a  A per kind  B per adapter, module  rank 2"
+    plan = plan_spec(text, "tiny")
+    tensors = draw(plan, 0)
+    save_library("lib", plan, {"one": tensors, "two": tensors}, text, seed=0)
+    write_rows("held.jsonl", "one", 6)
+    run = bishare("eval", "lib", "--model", "tiny", "--data", "held.jsonl", "--json")
+    assert json.loads(run.out)["accuracy"].keys() == {"lib#one", "lib#two"}
