@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -73,10 +74,9 @@ def command(
     from bishare_dsl.cli.adapters import named_folders, read_named
     from bishare_dsl.cli.files import check_out, find_adapters
 
-    ours, end = how["target"] == "bishare", ".gguf" if how["target"] == "gguf" else ""
-
-    rank, dtype = how["rank"], how["dtype"]
-    fit = f"fit a LoRA to it: `bishare fit {folders[0]} --spec lora --set r={rank} --out ...`"
+    ours, rank, dtype = how["target"] == "bishare", how["rank"], how["dtype"]
+    words = "fit", *map(str, folders), *(("--model", model) if model else ()), "--out", str(out)
+    fit = f"fit a LoRA to it: `bishare {shlex.join(words)} --spec lora --set r={rank}`"
     for option, wrong, reason, help in (
         ("rank", ours and rank is not None, "a spec has its own ranks", fit),
         ("dtype", not ours and dtype not in DTYPES, "no LoRA has it", "use `--for bishare`"),
@@ -92,8 +92,7 @@ def command(
 
     silence_libraries()
     modules = cache(_modules)
-    found = find_adapters(folders[0])
-    if len(folders) == 1 and found in ([], [folders[0]]):
+    if len(folders) == 1 and find_adapters(folders[0]) in ([], [folders[0]]):
         report.note(f"converting for {how['target']} ...")
         data, text = convert(folders[0], out)
         report.data(**data)
@@ -102,7 +101,7 @@ def command(
         report.note(f"saved in {out}")
         return
     adapters = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
-    rows: list[dict[str, Any]] = []
+    rows, end = list[dict[str, Any]](), ".gguf" if how["target"] == "gguf" else ""
     for name, folder in report.bar(named_folders(adapters).items(), "converting"):
         row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import field, replace
 from typing import Literal
@@ -113,18 +114,18 @@ def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
 
     A name is near if it differs by about one typo in three letters, or starts or ends with the given name.
     """
-    names = sorted({*valid} - {name})
+    names, numbers = sorted({*valid} - {name}), re.compile(r"_\d+")
     first = name.lower() if len(name) > 2 else f"{name.lower()}_"
     begun = [v for v in names if v.lower().startswith(first) or v.lower()[1:].endswith(first)]
-    slips = {other: _distance(name.lower(), other.lower()) for other in names}
+    # Who writes another number means another one.
+    others = [v for v in names if numbers.sub("_", v.lower()) != numbers.sub("_", name.lower())]
+    slips = {other: _distance(name.lower(), other.lower()) for other in others}
     least = min(slips.values(), default=len(name))
-    close = [other for other in names if slips[other] == least]
-    near = close if least <= (len(name) + 1) // 3 else begun
+    near = [v for v in slips if slips[v] == least] if least <= (len(name) + 1) // 3 else begun
     if 0 < len(near) < 4:
         return f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
-    if 0 < len(names) <= few:
-        return "valid here: " + ", ".join(f"`{other}`" for other in names)
-    return None
+    listed = ", ".join(f"`{other}`" for other in names[:few])
+    return f"valid here: {listed}" if 0 < len(names) <= few else None
 
 
 def _distance(one: str, other: str) -> int:

@@ -115,14 +115,13 @@ def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Ite
             edits: tuple[Edit, ...] = ()
             if isinstance(first, Statement) and isinstance(part, Statement):
                 help, edits = _union(syntax, first, part)
-            at, other = _span(part), _span(first)
-            yield codes.TWICE(span=at, what=what, also=other, help=help, edits=edits)
+            also = _span(first)
+            yield codes.TWICE(span=_span(part), what=what, also=also, help=help, edits=edits)
 
 
 def _span(part: Statement | Words) -> Span:
     if isinstance(part, Statement):
-        named = part.keyword in SINGLE
-        return span_of(part.keyword) if named else part.span
+        return span_of(part.keyword) if part.keyword in SINGLE else part.span
     return span_of(part)
 
 
@@ -132,14 +131,14 @@ def _union(
     """Join two statements with one keyword, if it takes a list."""
     word = first.keyword
     if word == "where":
-        texts = [
-            _text_of(syntax, Span(span_of(part.words).start, part.end)) for part in (first, second)
-        ]
-        texts = [text.removeprefix("where").strip() for text in texts]
+        spans = [Span(span_of(part.words).start, part.end) for part in (first, second)]
+        texts = [_text_of(syntax, span).removeprefix("where").strip() for span in spans]
         # These bind less than `and`.
         if not any(re.search(r",|\b(or|if|except)\b", text) for text in texts):
             joined = f"where {texts[0]} and {texts[1]}"
             return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
+    if word == "magnitude":
+        return "one statement has a `where` for all of its modules, or none for all targets", ()
     if word == "spec":
         return "move it to another file, or join both: one `target`, a `where` in each share", ()
     if word not in _LIST_STATEMENTS or any(
@@ -198,9 +197,8 @@ def _word(clause: Statement) -> str:
 def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
     """Check the names and function calls in a tree."""
     if what := _NAMING.get(tree.data):
-        parts = tree.children
-        named = [(f"{what} `{unquoted(first_token(p))}`", p) for p in cast(list[Words], parts)]
-        yield from _twice(syntax, named)
+        parts = cast(list[Words], tree.children)
+        yield from _twice(syntax, [(f"{what} `{unquoted(first_token(p))}`", p) for p in parts])
     elif tree.data == "call":
         name, arguments = first_token(tree), cast(Words, tree.children[1])
         if name not in FUNCTIONS:
@@ -244,9 +242,12 @@ def check_order(
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
                 help = f"a `{word}` comes before what reads it, and hides a module of its name"
-                own = name in map(unquoted, names_used(meant))
+                reads = {*map(unquoted, names_used(meant))}
+                own = name in reads
                 if own:
                     help = f"give the `{word}` a name that it does not read"
+                elif statement in declared.values() and statement.name in reads:
+                    help = f"`{statement.name}` and `{name}` read each other"
                 if statement.replaces and statement.keyword == "let":
                     help = "what replaces a `let` stands where that stood"
                 moved = _moved(syntax, meant, statement) if syntax and not own else ()

@@ -218,9 +218,8 @@ class Adviser(Record, frozen=False):
         for one in after.problems:
             if old[one.code, one.message] >= new[one.code, one.message]:
                 continue
-            if one.severity == "error" and not revealed and one.code not in {c for c, _ in old}:
-                return False
-            if not set(after.lines(one)).isdisjoint(changed):
+            other = one.severity == "error" and one.code not in {c for c, _ in old}
+            if (other and not revealed) or not set(after.lines(one)).isdisjoint(changed):
                 return False
         if after.plan is not None and before.spec is not None:
             return keeps(after.plan, before.spec, before.plan, before.shared)

@@ -306,10 +306,8 @@ class _SharePlan:
         shapes = {(ranks[site.path], Width(site.d_in, site.d_out)) for site in sites}
         resolved = {rank: fitted(settings, shapes) for rank, settings in resolved.items()}
         places = [
-            _TermSite(
-                site, ranks[site.path], resolved[ranks[site.path]], Width(site.d_in, site.d_out)
-            )
-            for site in sites
+            _TermSite(s, ranks[s.path], resolved[ranks[s.path]], Width(s.d_in, s.d_out))
+            for s in sites
         ]
         # Compute once per rank and width, of which a model has few.
         first: dict[tuple[int, Width], _TermSite] = {}
@@ -349,9 +347,8 @@ class _SharePlan:
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
         help = _nothing_left(where, self.sites)
         named = self.sites.words_of(where) - {"in", "out"}  # Nobody can name a width.
-        if named and any(
-            i < len(self.sites.architecture.sites) for i in places.partition(where)[0]
-        ):
+        inside = any(i < len(self.sites.architecture.sites) for i in places.partition(where)[0])
+        if named and inside:
             help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
@@ -383,9 +380,8 @@ class _SharePlan:
         """Add a pool and its tensor. ``places`` are all sites of the share."""
         paths = tuple(place.site.path for place in members)
         shown = tuple(self.short[v] if v == paths[0] else v for v in key)
-        pool = ".".join(
-            part for part in (self.share.name, key_name(self.share.key(role), shown)) if part
-        )
+        key_part = key_name(self.share.key(role), shown)
+        pool = ".".join(filter(None, (self.share.name, key_part)))
         while attribute(f"{pool}.{role}") in self._taken:  # `a.b__c` and `a__b.c`
             pool += "_"
         name = f"{pool}.{role}"

@@ -48,10 +48,8 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
         what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
-        help = None
-        if not isinstance(rank, int | float):
-            text = expression_text(rank)
-            help = f"write `max({text}, 0)`" if value < 0 else f"write `floor({text})`"
+        computed = value >= 0 and not isinstance(rank, int | float)
+        help = f"write `floor({expression_text(rank)})`" if computed else None
         raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help))
     return int(value)
 
@@ -127,8 +125,14 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
     read: set[str] = set()
+    adding = [share for share in spec.shares if not share.is_magnitude]
+    for name in ("alpha", "scale", "dropout"):
+        own = all(getattr(share, name) is not None for share in adding)
+        if own and getattr(spec.defaults, name) is not None:
+            help = "each share has its own"
+            yield codes.UNUSED(what="the default", name=name, loc=("defaults", name), help=help)
     with suppress(KeyError, SpecError):
-        for share in (share for share in spec.shares if not share.is_magnitude):
+        for share in adding:
             kind = transform_kind(share.via.transform if share.via else PLAIN)
             read |= {*kind.pooled, *kind.owned} - {*share.init}
         for role in (role for role in spec.defaults.init if role not in read):

@@ -96,8 +96,11 @@ def _selected(
     for side in ("include", "exclude") if not problems else ():
         for i, part in enumerate(getattr(selection, side)):
             if not places.partition(part)[0]:
-                what, loc = "this condition", (TRAIN, side, i)
-                problems.append(codes.NO_SUCH_SITE(what=what, model=model, loc=loc))
+                loc = (TRAIN, side, i)
+                words = sites.words_of(Selection.model_construct(include=(part,)))
+                linear = [kind for kind in sites.architecture.kinds if kind in words]
+                wrong = codes.NO_SUCH_SITE(what="this condition", model=model, loc=loc)
+                problems.append(codes.TRAINS_SITE(kind=linear[0], loc=loc) if linear else wrong)
     if problems:
         return [], problems
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]

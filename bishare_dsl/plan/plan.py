@@ -207,7 +207,8 @@ class Plan(Data):
         counts: Counter[str] = Counter()
         for tensor in self.tensors:
             counts[tensor.share] += tensor.size if tensor.trainable else 0
-        return dict(counts)
+        # What subtracts frozen tensors alone has none of its own.
+        return {**counts, **{term.share: 0 for term in self.terms if term.share not in counts}}
 
     def runs_as(self, other: Plan) -> bool:
         """Return whether another plan for the same model computes the same, independent of names."""

@@ -147,7 +147,7 @@ class SpecSettings:
                 scale = number(settings.scale, place("scale"), 1, **names)
         if scale == 0:
             where = place("alpha" if settings.scale is None else "scale")
-            why, help = "the term does nothing", "without this clause the default holds"
+            why, help = "the term does nothing", "`rank 0` leaves a share out"
             problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, help=help))
         dropout = number(settings.dropout, place("dropout"), 0)
         if not 0 <= dropout < 1:

@@ -31,9 +31,7 @@ def plan_together(plans: Sequence[Plan]) -> Plan:
             names = {role: name_of(i, name) for role, name in term.tensors.items()}
             joined = {"share": name_of(i, term.share), "tensors": names}
             terms.append(term.model_copy(update=joined))
-        trained += [
-            whole.model_copy(update={"tensor": name_of(i, whole.tensor)}) for whole in plan.trained
-        ]
+        trained += (w.model_copy(update={"tensor": name_of(i, w.tensor)}) for w in plan.trained)
     return Plan(
         spec=" + ".join(plan.spec for plan in plans),
         params={},

@@ -94,13 +94,9 @@ def picture(plan: Plan, spec: Spec | None = None) -> list[Section]:
 
 def _grid(plan: Plan, pools: Mapping[str, str]) -> Grid:
     """Arrange the modules of a panel; ``pools`` maps the path of a module to the name of its tensor."""
-    sites = plan.sites
-    experts = _expert_rows(plan, pools)
-    split = [
-        (tower, experts.get(site.path, inner))
-        for site in sites
-        for tower, inner in [split_path(site.path)]
-    ]
+    sites, experts = plan.sites, _expert_rows(plan, pools)
+    paths = {site.path: split_path(site.path) for site in sites}
+    split = [(tower, experts.get(path, inner)) for path, (tower, inner) in paths.items()]
     towers = {tower for tower, _ in split}
     # Two towers may each have a `layers.0`.
     keys = [(tower if len(towers) > 1 else "", inner) for tower, inner in split]
@@ -154,10 +150,8 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
     for term in (term for term in plan.terms if term.share == share):
         for role, name in term.tensors.items():
             if name not in pooled:
-                pool_of_one = Pool(
-                    share=share, role=role, key=(), tensor=name, members=(term.site,)
-                )
-                roles.setdefault((role, True), []).append(pool_of_one)
+                one = Pool(share=share, role=role, key=(), tensor=name, members=(term.site,))
+                roles.setdefault((role, True), []).append(one)
     panels: dict[object, dict[str, list[Pool]]] = {}
     for (role, private), pools in roles.items():
         members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)
@@ -165,11 +159,7 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
         panels.setdefault((members, private, trains), {})[role] = pools
     for (members, *_), pools_of in panels.items():  # type: ignore[misc]
         first = next(iter(pools_of.values()))
-        shared = {
-            path: pool.tensor if len(pool.members) > 1 else ""
-            for pool in first
-            for path in pool.members
-        }
+        shared = {p: pool.tensor * (len(pool.members) > 1) for pool in first for p in pool.members}
         grid = _grid(plan, shared)
         corners = [grid.places[sites[0]] for sites in members]
         chosen = colours(corners)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from bishare_dsl.models.site import runs_of
@@ -11,6 +11,7 @@ from bishare_dsl.plan import Plan
 
 ByKind: TypeAlias = Mapping[str, set[tuple[int | None, int | None]]]
 """Pairs of a layer and an expert, by kind of module."""
+_Grid: TypeAlias = tuple[frozenset[int | None], frozenset[int | None]]
 
 
 def spans(numbers: Iterable[int | None]) -> str:
@@ -44,22 +45,38 @@ class Places:
     def said(self, paths: Iterable[str], among: ByKind) -> str:
         """Say where modules are: ``q_proj of layers 0-3``.
 
-        Kinds, layers and experts that all of ``among`` have are left out. Without these, a long list of all
-        targets is ``all targets``.
+        Kinds, layers and experts that all of ``among`` have are left out, where no other part could be meant
+        by what is said of one. Without these, a long list of all targets is ``all targets``.
         """
-        here, parts = self.by_kind(paths), list[str]()
-        kinds_of = defaultdict(list)
+        here, parts, kinds_of = self.by_kind(paths), list[str](), defaultdict(list)
+        if here == among:
+            return ""
         for kind, pairs in here.items():
-            kinds_of[frozenset(pairs)].append(kind)
+            for where in _grids(pairs):
+                kinds_of[where].append(kind)
+        narrow = len(kinds_of) > 1 and any(among.get(kind, p) != p for kind, p in here.items())
         for where, kinds in kinds_of.items():
             all_targets = not among and 2 < len(kinds) == len(self.targets)
             words = ["all targets" if all_targets else ", ".join(kinds)]
-            words *= here != among and {*kinds} != {*among}
+            words *= len(kinds_of) > 1 or {*kinds} != {*among}
             for i, what in (1, "expert"), (0, "layer"):
-                numbers = {one[i] for one in where}
+                numbers = where[i]
                 every = [{one[i] for one in among.get(kind, ())} for kind in kinds]
-                if numbers != {None} and any(numbers != one for one in every):
+                if any(numbers != one for one in every) and (numbers != {None} or any(every)):
                     counted = " (0 is left out)" * ({1, 2} <= numbers and 0 in every[0] - numbers)
-                    words.append(f"{what}{'s' * (len(numbers) > 1)} {spans(numbers)}{counted}")
+                    told = f"{what}{'s' * (len(numbers) > 1)} {spans(numbers) or 'none'}"
+                    words.append(f"{told}{counted}")
+                elif narrow and what == "layer" and numbers != {None}:
+                    words.append("all layers")
             parts.append(" of ".join(words))
-        return " and ".join(filter(None, parts))
+        return " and ".join(parts)
+
+
+def _grids(pairs: Iterable[tuple[int | None, int | None]]) -> Iterator[_Grid]:
+    """Split pairs into layers and experts such that each of these layers has each of these experts."""
+    experts, layers = defaultdict(set), defaultdict(set)
+    for layer, expert in pairs:
+        experts[layer].add(expert)
+    for layer, those in experts.items():
+        layers[layer is None, frozenset(those)].add(layer)
+    yield from ((frozenset(numbers), those) for (_, those), numbers in layers.items())

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bishare_dsl.plan import Plan, Term
+from bishare_dsl.plan.in_full import NONE
 from bishare_dsl.plan.ranks import maximum_ranks
 from bishare_dsl.show import rows
 from bishare_dsl.show.places import Places
@@ -55,10 +56,12 @@ def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> list[
     notes += [f"an update has rank {rows.span(highest)} at most"] * (highest not in (None, given))
     notes += [f"`{row.path}` is trained in full" for row in rows.trained_in_full(plan)]
     notes += [f"each adapter of a library has {plan.owned} parameters"] * plan.is_library
+    if spec is not None and spec.train == NONE:
+        notes.append("nothing of the base is trained in full, not even a new head")
     places = Places(plan)
     every = places.by_kind(site.path for site in plan.base.sites)
     targets = places.said((site.path for site in plan.sites), every)
-    notes += [f"the targets are {targets or 'all linear layers'}"] * bool(plan.sites)
+    notes += [f"the targets are {targets or 'all linear layers of the blocks'}"] * bool(plan.sites)
     return [_verdict(plan, rows.span(given)), *notes]
 
 

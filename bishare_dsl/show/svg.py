@@ -41,9 +41,8 @@ class Scale:
     @classmethod
     def of(cls, grid: Grid) -> Scale:
         columns, rows = len(grid.layers), len(grid.names)
-        across = next(
-            (s for most, s in ((12, 28), (34, 16), (48, 14), (84, 11)) if columns <= most), 8
-        )
+        steps = (12, 28), (34, 16), (48, 14), (84, 11)
+        across = next((s for most, s in steps if columns <= most), 8)
         down = next((s for most, s in ((8, 24), (14, 20), (32, 15), (80, 13)) if rows <= most), 11)
         tops, top = [], _HEAD
         for i in range(rows):

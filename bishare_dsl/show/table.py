@@ -42,13 +42,9 @@ class Table(NamedTuple):
     def _aligned(
         self, lines: Iterable[Sequence[str]], widths: Sequence[int], columns: Sequence[int]
     ) -> str:
-        return "\n".join(
-            _GAP.join(
-                line[i].ljust(widths[i]) if i in self.left else line[i].rjust(widths[i])
-                for i in columns
-            ).rstrip()
-            for line in lines
-        )
+        align = {i: str.ljust if i in self.left else str.rjust for i in columns}
+        rows = ([align[i](line[i], widths[i]) for i in columns] for line in lines)
+        return "\n".join(_GAP.join(row).rstrip() for row in rows)
 
 
 def by_layer_and_kind(
@@ -70,10 +66,7 @@ def by_layer_and_kind(
             values.setdefault(place, []).append(value)
     in_order = sorted(layers, key=lambda layer: (layer is None, layer))
     rows = [
-        [
-            "none" if row is None else str(row),
-            *(write(values.get((row, kind), ())) for kind in (*kinds, "all")),
-        ]
+        [str(row).lower(), *(write(values.get((row, kind), ())) for kind in (*kinds, "all"))]
         for row in (*in_order, "all")
     ]
     return Table(["layer", *kinds, "all"], rows, ())

@@ -26,7 +26,7 @@ def transform_called(name: str) -> str | None:
     if meant:
         return f"did you mean `{meant}`?"
     if name.lower() in shipped_specs() and advise("transform", name) is None:
-        return f'that method ships as a spec: `use "{name.lower()}"`'
+        return f'it is a whole method, and a shipped spec: `use "{name.lower()}"` in place of the shares'
     return advise("transform", name, names, few=24)
 
 
@@ -102,11 +102,8 @@ def via(transform: str, options: Mapping[str, Any]) -> str:
     """Write a transform as a spec does, without options that are false; ``-`` for none."""
     if transform == PLAIN:
         return "-"
-    written = ", ".join(
-        f"{name} = {'true' if value is True else value}"
-        for name, value in options.items()
-        if value is not None and value is not False
-    )
+    given = {name: v for name, v in options.items() if v is not None and v is not False}
+    written = ", ".join(f"{name} = {'true' if v is True else v}" for name, v in given.items())
     return f"{transform}({written})" if written else transform
 
 

@@ -34,8 +34,9 @@ class Grid(Transform):
 
     def check_rank(self, rank: int) -> None:
         if rank % self.blocks:
-            near = max(self.blocks, rank // self.blocks * self.blocks)
-            raise ValueError(f"it is not a multiple of blocks = {self.blocks}, as {near} is")
+            low = rank - rank % self.blocks
+            near = f"{low} and {low + self.blocks} are" if low else f"{self.blocks} is"
+            raise ValueError(f"it is not a multiple of blocks = {self.blocks}, as {near}")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, one_width(widths, self.blocks, "blocks")

@@ -276,7 +276,7 @@ def test_the_commands(capsys, tmp_path):
     assert main(to_peft) == 2
     assert "BS646" in capsys.readouterr().err
     refused = {
-        ("--rank", "2"): (2, r"fit a LoRA to it: `(.+ --out) \.\.\.`"),
+        ("--rank", "2"): (2, "fit a LoRA to it: `(.+)`"),
         ("--dtype", "float16"): (1, "did you mean `(bfloat16)`"),
     }
     remedies = {}
@@ -286,7 +286,7 @@ def test_the_commands(capsys, tmp_path):
         found = re.search(remedy, err)
         assert found is not None, err
         remedies[more[0]] = shlex.split(found[1])
-    assert main([*remedies["--rank"][1:], str(tmp_path / "r")]) == 0
+    assert main(remedies["--rank"][1:]) == 0
     assert {term.rank for term in read_adapter(tmp_path / "r").plan.terms} == {2}
     assert main([*words, "--dtype", *remedies["--dtype"], "--out", str(tmp_path / "half")]) == 0
     assert read_adapter(tmp_path / "half").config.rounded == "bfloat16"

@@ -98,6 +98,7 @@ EXAMPLES = [
     (f"{HEAD}share a per layer ÷ 4 rank 4", f"{HEAD}share a per layer // 4 rank 4"),
     ("spec s\nparam r ?= 4\ntarget q_proj\nshare a per module rank r", "spec s\nparam r = 4\ntarget q_proj\nshare a per module rank r"),
     (f"{HEAD}share a A per kind; B per module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
+    (f"{HEAD}share a per layer A per module B rank 4", f"{HEAD}share a A per layer B per module rank 4"),
     (f"{HEAD}share a A kind B module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
     (f"{HEAD}{SHARE} init B ones gain out 1 freeze A start nonzero", f"{HEAD}{SHARE} init B ones gain out init 1 freeze A start nonzero"),
     # What can be read and has no meaning.
@@ -118,6 +119,8 @@ CAUSES = [
     f"{HEAD}remove share intra\n{SHARE}",
     f"{HEAD}share a(per = module, rank = 4)",
     f"{HEAD}let late(n) = layer >= n\n{SHARE}",
+    f"{HEAD}share a per module rank 4 via Hadamard(A_2 per kind, B_2 per kind)",
+    f"{HEAD}share a &defaults per module rank 4\nshare b\n  <<: *defaults\n  where layer > 3",
 ]
 
 
@@ -128,6 +131,19 @@ def advised(text):
     except BishareError as error:
         return error.problems
     return ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{HEAD}let a = q_proj and not b\nlet b = not a\n{SHARE} where b", "`a` and `b` read each other"),
+        (f"{HEAD}{SHARE}\nmagnitude per kind where q_proj\nmagnitude per kind where v_proj", "none for all targets"),
+    ],
+)  # fmt: skip
+def test_the_cause_is_said_where_no_remedy_is_sure(text, said):
+    first, *_ = advised(text)
+    assert said in first.help
+    assert not first.edits
 
 
 def written(text, problems):
@@ -181,6 +197,7 @@ def test_each_row_has_an_example_in_which_it_is_the_advice():
         f"{HEAD}defaults:\n  - lora\n{SHARE}",
         f"{HEAD}{SHARE} !important",
         f"{HEAD}{SHARE} scale alpha / √rank",
+        f"{HEAD}share a A shared per layer B per module rank 4",
         f"{HEAD}let mut r = 8\n{SHARE}",
         f"{HEAD}let late layer >= 16\n{SHARE} where late",
         "spec s extends lora\nreplace param r = 4",

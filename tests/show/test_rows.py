@@ -29,6 +29,15 @@ def test_a_module_with_a_start_that_is_subtracted_is_counted_once():
     assert {row.members for row in found} == {(1, 1)}
 
 
+def test_a_share_of_frozen_tensors_that_are_subtracted_has_no_numbers():
+    text = "init A svd_vectors, B svd_scaled share a per module rank 2 freeze A, B"
+    made = plan(f"{text} share b per module rank 2 via Core freeze A, B")
+    assert made.shares["a"] == made.shares["a.start"] == 0 < made.shares["b"]
+    first, _ = rows.shares(made)
+    assert (first.name, first.trainable) == ("a", 0)
+    assert "what it starts with is subtracted" in first.facts
+
+
 def test_rows_of_roles_keep_the_order_of_the_shares():
     found = rows.roles(plan("share b per module rank 2 share a per layer rank 4 via SS freeze A"))
     assert [(r.share, r.role, r.trainable) for r in found] == [

@@ -100,6 +100,11 @@ def test_specs_that_differ_are_told_back_differently(of_spec, of_plan, text, one
         ),
         (f"{PER} via BlockDiagonal(blocks = 3)", "; an update has rank 24 at most"),
         (f"{PER} magnitude per module", "this is a DoRA of rank 8"),
+        (f"train none {PER}", "nothing of the base is trained in full, not even a new head"),
+        (
+            "share a where q_proj or layer > 9 per module rank 2",
+            "q_proj of all layers and v_proj of layers 10-29",
+        ),
         (f"{PER} magnitude per module plain", "without the lengths of a DoRA"),
         (f"dropout 0.95 {PER}", "; drops 95% of its inputs"),
         ("target none train norm", "trained in full; `model.norm.weight` is trained in full"),
