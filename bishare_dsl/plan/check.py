@@ -126,18 +126,17 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
     read: set[str] = set()
     adding = [share for share in spec.shares if not share.is_magnitude]
-    for name in ("alpha", "scale", "dropout"):
-        own = all(getattr(share, name) is not None for share in adding)
-        if own and getattr(spec.defaults, name) is not None:
-            help = "each share has its own"
-            yield codes.UNUSED(what="the default", name=name, loc=("defaults", name), help=help)
+    # Scales are told back with the alpha that they read, and shipped specs have a default for it.
+    if spec.defaults.dropout is not None and all(s.dropout is not None for s in adding):
+        loc, help = ("defaults", "dropout"), "each share has its own"
+        yield codes.UNUSED(what="the default", name="dropout", loc=loc, help=help)
     with suppress(KeyError, SpecError):
         for share in adding:
             kind = transform_kind(share.via.transform if share.via else PLAIN)
             read |= {*kind.pooled, *kind.owned} - {*share.init}
         for role in (role for role in spec.defaults.init if role not in read):
-            loc, help = ("defaults", "init", role), f"no share starts its `{role}` by default"
-            yield codes.UNUSED(what="the default start of", name=role, loc=loc, help=help)
+            at, why = ("defaults", "init", role), f"no share starts its `{role}` by default"
+            yield codes.UNUSED(what="the default start of", name=role, loc=at, help=why)
 
 
 def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
