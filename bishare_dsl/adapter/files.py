@@ -50,7 +50,7 @@ from bishare_dsl.adapter.contents import (
     reading,
 )
 from bishare_dsl.adapter.sharing import common_keys, sharing_of
-from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, advise, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
@@ -518,15 +518,13 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
 
 
 def _config_of(folder: Path, file: str) -> AdapterConfig:
-    path = folder / file
-    text = _content(folder, file)
     try:
-        fields = parse_json(text)
+        fields = parse_json(_content(folder, file))
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
         return AdapterConfig.of(fields)
     except ValueError as error:
-        raise broken_config(path, error) from error
+        raise broken_config(folder / file, error) from error
 
 
 def _most(config: AdapterConfig) -> int:
@@ -536,11 +534,9 @@ def _most(config: AdapterConfig) -> int:
 
 def _not_an_adapter(folder: Path) -> Problem:
     if not folder.is_dir():
-        return codes.NO_SUCH_FOLDER(folder=folder)
-    if is_peft(folder):
-        help = "`bishare convert --for bishare` makes an adapter of bishare's of it"
-        return codes.PEFT_ADAPTER(folder=folder, help=help)
-    return codes.NOT_AN_ADAPTER(folder=folder)
+        help = advise("file", folder.suffix) if folder.is_file() else None
+        return codes.NO_SUCH_FOLDER(folder=folder, help=help)
+    return (codes.PEFT_ADAPTER if is_peft(folder) else codes.NOT_AN_ADAPTER)(folder=folder)
 
 
 def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:

@@ -169,6 +169,12 @@ class Handle(AdapterRoot, BaseTunerLayer):
         checks = [*((module, _check_names) for module in called), (model, _check_head)]
         self._hooks = tuple(m.register_forward_pre_hook(c, with_kwargs=True) for m, c in checks)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set what a method sets, such as ``scale``: nothing would read it."""
+        if hasattr(type(self), f"set_{name}"):
+            raise AttributeError(f"call `set_{name}`: nothing reads an attribute `{name}`")
+        super().__setattr__(name, value)
+
     def at_head(self, plan: Plan) -> str | None:
         """Return the path of the model's head, if a plan has a term there."""
         head = getattr(self.model, "get_output_embeddings", lambda: None)()

@@ -27,7 +27,6 @@ from bishare_dsl.cli.report import Report
     help="Examples with a prompt, `options`, and the correct option as completion; or a folder, in which "
     "an adapter x is judged on x.jsonl.",
 )
-@click.option("--adapter", "named", multiple=True, type=click.Path(path_type=Path), hidden=True)
 @click.option("--base", is_flag=True, help="Also evaluate the base, first.")
 @click.option(
     "--batch_size",
@@ -43,7 +42,6 @@ def command(
     report: Report,
     /,
     folders: tuple[Path, ...],
-    named: tuple[Path, ...],
     model: str | None,
     data: Path,
     base: bool,
@@ -65,7 +63,6 @@ def command(
     from bishare_dsl.show.table import Table
     from bishare_dsl.train.data.load import load_rows
 
-    folders += named
     if model is None and not folders:
         raise click.UsageError("missing option '--model', such as --model ./base")
     model = model or base_name(folders[0], None)

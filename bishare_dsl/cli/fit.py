@@ -82,7 +82,7 @@ def command(
     if library is not None:
         source = click.get_current_context().get_parameter_source
         if any(source(o) is ParameterSource.COMMANDLINE for o in ("spec", "params", *settings)):
-            raise click.UsageError("--spec, --set, --seed and --dtype are for a new library")
+            raise click.UsageError("no --spec, --set, --seed, --dtype: they are for a new library")
         member = _member_of(library, named, force)
         plan, base, seed, place = member.plan, member.plan.base, member.config.seed, out or library
         tensors, text = member.tensors(), member.spec_text
@@ -139,11 +139,9 @@ def _member_of(library: Path, named: Mapping[str, Path], force: bool) -> StoredA
     """
     from bishare_dsl.adapter.files import check_members, names_in, read_adapter
 
-    names_there = names_in(library)
-    if not names_there:
-        read_adapter(library)  # Says why it is none.
-        what = f"`{library}` is a single adapter, not a library"
-        raise CommandError(codes.WRONG_USAGE(what=what, help="start one with `--spec` and `--out`"))
+    if not (names_there := names_in(library)):
+        what = f"`{library}` is no library: `--spec` and `--out` start one"
+        raise CommandError(codes.WRONG_USAGE(what=what))
     check_members(named)
     member = read_adapter(f"{library}#{names_there[0]}")
     there = member.config.adapters or {}  # Those that `add_to_library` compares with.

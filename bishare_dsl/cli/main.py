@@ -6,13 +6,14 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from bishare_dsl.cli.group import LazyGroup
 from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform, strict
 from bishare_dsl.cli.report import BROKEN_PIPE, INTERNAL, INTERRUPTED, USAGE, CommandError, Report
-from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics import BishareError, advise
 from bishare_dsl.version import __version__
 
 NAME = "bishare"
@@ -158,6 +159,10 @@ def _usage(error: click.ClickException, words: Sequence[str]) -> CommandError:
         usage = " ".join(context.command.collect_usage_pieces(context)[1:])
         model = what.startswith("Missing option '--model'")
         shown = "such as `--model llama-7b`" if model else f"it reads `{path} {usage}`"
+        shown = advise("usage", f"{context.command.name}:{what.split()[1]}") or shown
+        base = next((word for word in words if Path(word, "config.json").is_file()), None)
+        if base and not model and not {"-m", "--model"} & {*words}:
+            shown = f"a base is given by `--model {base}`"
         help = f"{shown}; {help}"
     return CommandError(codes.WRONG_USAGE(what=what[:1].lower() + what[1:], help=help))
 

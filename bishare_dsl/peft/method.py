@@ -300,7 +300,10 @@ class BishareModel(BaseTuner):
         Raises:
             AdapterError: always (BS669).
         """
-        help = "`bishare convert` writes each as a LoRA of PEFT: load these, and add them by PEFT"
+        help = (
+            "`bishare convert` writes each as a LoRA of PEFT: load these and add them by PEFT with "
+            '`combination_type="cat"`, which alone is exact'
+        )
         raise AdapterError(codes.LORA_ALONE(function="add_weighted_adapter", help=help))
 
     @whole_method

@@ -54,8 +54,7 @@ def translate_refusals(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         raise TrainError(codes.NOT_A_RUN(folder=folder)) from None
     except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
+        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=one_line(error))) from error
     except Exception as error:
         if not _is_of_saving(error):
             raise

@@ -114,19 +114,16 @@ def prepare(
             spec, they do not fit, or examples are invalid.
         FileNotFoundError: there is no such spec.
     """
-    folder = request.output_dir
     evaluates = request.eval_data is not None or request.eval_split is not None
-    args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
+    args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
         reporter.silence()
     args.disable_tqdm = reporter.quiet
     set_seed(args.seed)
     if args.should_save:  # Another process may see files of this one.
-        folders.check_new(folder, resumes=request.resume is not None)
+        folders.check_new(request.output_dir, resumes=request.resume is not None)
     base: Any = resolve(request.model) if isinstance(request.model, str) else request.model
     trainable = find_trainable(request, base, reporter)
-    if args.max_steps == 0 and request.library is None:
-        raise TrainError(codes.BAD_COMBINATION(reason="`max_steps` 0 needs a `library`"))
     places = check_several(request, args, trainable.plan) if request.several else {}
     if tokenizer is None and isinstance(base, Source):
         tokenizer = load_tokenizer(base)
@@ -150,7 +147,10 @@ def prepare(
     warm = partial(warm_up, args, request.arguments)
     text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {steps.batch:,} examples"
     if request.several:
-        text = f"adapters: {len(tasks)}; {text} of each, {steps.at_once} rows at once"
+        of = f"{text} of each, {steps.at_once} rows at once"
+        text = f"adapters: {len(tasks)} (`--together` trains one on all); {of}"
+    elif trainable.plan.is_library:
+        text += "; one adapter and no library, which takes several `--data`"
     reporter.note(text)
     return Prepared(request, args, base, trainable, places, tokenizer, steps, record, warm)
 
@@ -321,9 +321,9 @@ def first_of(library: str) -> str:
     """
     if names := names_in(library):
         return f"{library}#{names[0]}"
-    help = "`bishare train library_core` with several `--data` begins one"
+    help = "`bishare inspect .` lists adapters and libraries: name a library"
     place = place_of(library)[0]
-    for near in (place, place.parent, place / folders.LIBRARY):
+    for near in (place.parent / folders.LIBRARY, place, place.parent, place / folders.LIBRARY):
         if names_in(near):
             help = f"the library is `{near}`: write `--library {near}`"
     raise TrainError(codes.BAD_COMBINATION(reason=f"`{library}` is no library", help=help))

@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from bishare_dsl.diagnostics import Problem, advise_option, one_line
+from bishare_dsl.diagnostics import Problem, advise, advise_option, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
@@ -74,7 +74,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    data: str | dict[str, str]
+    data: str | dict[str, str] = Field(min_length=1)
     """FILES: Examples: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Several files, NAME=FILE or a
     folder of files are tasks that train in one run, each with a separate adapter."""
     together: bool = False
@@ -89,7 +89,7 @@ class Settings(BaseModel):
     more of the examples than training from zero. --max_steps 0 does not train."""
     eval_data: str | None = None
     """FILE: Held-out examples, to evaluate on during training."""
-    eval_split: int | float | None = Field(default=None, gt=0)
+    eval_split: float | None = Field(default=None, gt=0)
     """N|FRACTION: Hold out this many examples, or this fraction of them."""
     data_split: str = "train"
     """NAME: The split of a Hub data set; by default train."""
@@ -126,8 +126,6 @@ class Settings(BaseModel):
             if [name for name, _ in pairs] == [""]:
                 return pairs[0][1]
         names = [name or Path(file).stem for name, file in pairs]
-        if not names:
-            raise ValueError("it contains no task")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two tasks are called `{twice}`: write NAME=FILE")
         if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
@@ -150,7 +148,7 @@ class Settings(BaseModel):
 
     @field_validator("eval_split")
     @classmethod
-    def _rows(cls, value: float | None, info: ValidationInfo) -> int | float | None:
+    def _rows(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("eval_data") is not None:
             raise ValueError("`eval_data` names held-out rows already")
         if value is not None and value >= 1 and value != int(value):
@@ -256,7 +254,9 @@ def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
     if error["type"] == "missing":
         return codes.MISSING_ARGUMENT(name=name)
     reason = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    return codes.WRONG_VALUE(name=name, value=given[name], reason=reason)
+    word = next((sign for sign in "%," if sign in str(given[name])), f"{name}:{given[name]}")
+    help = advise("value", word)
+    return codes.WRONG_VALUE(name=name, value=given[name], reason=reason, help=help)
 
 
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
@@ -287,6 +287,14 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
         for fault in error.errors():
             first.setdefault(str(fault["loc"][0]), fault)
         raise TrainError([_problem(name, e, merged) for name, e in first.items()]) from None
+    local = all(Path(file).is_file() for files in found.tasks.values() for file in files)
+    alone, new = Path(found.eval_data or __file__).is_file(), found.library is None
+    unread = {"data_split": local, "data_subset": local and alone, "eval_data_split": alone}
+    unread["start"] = new and found.start not in ("auto", "zero")
+    unread["max_steps"] = new and vars(found).get("max_steps") == 0
+    for name in (name for name, is_so in unread.items() if is_so and name in {**file, **given}):
+        help = advise("unread", name)
+        raise TrainError(codes.BAD_COMBINATION(reason=f"nothing reads `{name}`", help=help))
     if found.library:
         from bishare_dsl.hub import adapter_folder
 

@@ -192,8 +192,7 @@ def fit(
             spec = begins.folder if isinstance(begins, StoredAdapter) else handle.spec_text
             record = request.as_dict(None if request.library else str(spec))
             stack.enter_context(hold(request.output_dir, record, request.resume))
-        context = trainer.accelerator.autocast
-        trunk = cached_trunk(model, handle.plan, steps, context, reporter)
+        trunk = cached_trunk(model, handle.plan, steps, trainer.accelerator.autocast, reporter)
         cached = stack.enter_context(trunk)
         if len(steps):
             run_loop(trainer, watch, request, reporter)
@@ -274,14 +273,13 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
         raise TrainError(_not_finite(steps, {task.name: None for task in steps.tasks}))
     first, problems = next(iter(adapters.values())), list[Problem]()
     tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / LIBRARY
-    seen = places.get(LIBRARY)
     if isinstance(prepared.trainable, StoredAdapter):
         began, library = prepared.trainable.config, Path(str(request.library))
-        problems += add_to_library(library, tensors, out, began=began, seen=seen)
+        problems += add_to_library(library, tensors, out, began=began, seen=places[LIBRARY])
         if record := Record.of(out):
             record.write_in_card(out)
     elif first.plan.is_library:
-        how: Any = {"seed": first.seed, "seen": seen}
+        how: Any = {"seed": first.seed, "seen": places[LIBRARY]}
         problems += save_library(out, first.plan, tensors, first.spec_text, **how)
     else:
         for name, one in adapters.items():

@@ -242,8 +242,7 @@ class Tried:
             cached: whether the states below the first adapted block are cached already.
         """
         with nullcontext() if cached else self._cached(Reporter(quiet=True), trains=True):
-            prompts = [[*map(_prompt, rows)] for rows in self._rows]
-            record = leave_out(self, self._rows, prompts)
+            record = leave_out(self, self._rows, [[*map(_prompt, rows)] for rows in self._rows])
         if record is not None:
             replace_file(self._library / RECORD, record.model_dump_json(indent=1).encode())
             record.write_in_card(self._library)

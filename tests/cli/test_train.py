@@ -89,6 +89,14 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
     [
         (["--lr", "1"], "BS730", "it is `learning_rate`"),
         (["--learning_rate", "fast"], "BS731", "a valid number"),
+        (["--learning_rate", "0,0002"], "BS731", "with a decimal point"),
+        (["--eval_split", "20%"], "BS731", "write a fifth as `0.2`"),
+        (["--format", "jsonl"], "BS731", "leave it out: the kind of file is seen by its ending"),
+        (["--data_split", "train[:90%]"], "BS732", "a part of a file, take `eval_split`"),
+        (["--data_subset", "en"], "BS732", "nothing reads `data_subset`"),
+        (["--eval_data_split", "test"], "BS732", "nothing reads `eval_data_split`"),
+        (["--start", "nearest"], "BS732", "name one, or leave `start` out"),
+        (["--max_steps", "0"], "BS732", "0 steps are for new members of a `library`"),
         (["--bf16", "--fp16"], "BS732", "fp16 and bf16"),
         (["--push_to_hub"], "BS730", "hf upload"),
         (["--config", "none.yaml"], "BS734", "No such file"),
@@ -100,6 +108,7 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
         (["tiny"], "BS902", "that is a folder"),
         (["--set", "q=1"], "BS207", "`q`"),
         (["small.share", "rows.jsonl"], "BS901", "unexpected extra argument"),
+        (["small.share", "tiny"], "BS901", "a base is given by `--model tiny`"),
     ],
 )
 def test_what_is_wrong_with_the_command(bishare, folder, arguments, code, said):

@@ -173,8 +173,8 @@ def test_adapters_that_lie_elsewhere_are_warned_of(library, trained, run):
     assert (code, "BS851" in err, "`other` is" in err) == (0, True, True)
     for words, said in (
         (("my lora", "--library", "lib"), "BS638"),
-        (("other", "--library", "new"), "is a single adapter, not a library"),
-        (("other", "--library", "nowhere"), "BS601"),
+        (("other", "--library", "new"), "`new` is no library"),
+        (("other", "--library", "nowhere"), "is no library"),
         *(
             (("other", "--library", "lib", *more), "are for a new library")
             for more in (("--spec", "lora"), ("--dtype", "float32"), ("--seed", "0"))

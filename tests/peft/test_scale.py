@@ -151,8 +151,12 @@ def test_functions_for_loras_alone_say_what_to_do(base, tmp_path):
         peft.optimizers.create_lorafa_optimizer(model, 2, 3)
     with pytest.raises(AdapterError, match=r"BS669.*rescale_adapter_scale(?s:.*)set_scale"):
         peft.helpers.rescale_adapter_scale(model, 0.5)
-    with pytest.raises(AdapterError, match=r"BS669.*add_weighted_adapter(?s:.*)bishare convert"):
+    with pytest.raises(
+        AdapterError, match=r"BS669.*add_weighted_adapter(?s:.*)\"cat\"`, which alone"
+    ):
         model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "sum")
+    with pytest.raises(AttributeError, match="call `set_scale`"):
+        model.bishare.scale = 0.5
     model.save_pretrained(tmp_path)
     experts = [str(tmp_path / name) for name in "ab"]
     with pytest.raises(AdapterError, match=r"BS669(?s:.*)bishare convert"):

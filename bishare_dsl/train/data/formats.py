@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter,
 from pydantic import model_validator as validator
 from pydantic_core import PydanticCustomError
 
-from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics import DataError, advise
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.load import Row, Rows
 
@@ -164,8 +164,7 @@ def find_format(rows: Rows) -> Format:
     fitting = [name for name, columns in _COLUMNS.items() if any(first >= {*c} for c in columns)]
     if not fitting:
         columns = ", ".join(f"`{name}`" for name in first) or "no columns"
-        other = next((sign for sign in ";\t|" if len(first) == 1 and sign in columns), None)
-        help = other and f"put commas between the columns, in every line, in place of {other!r}"
+        help = next(filter(None, (advise("column", name) for name in first)), None)
         raise DataError(codes.NO_FORMAT(name=rows.name, found=columns, help=help))
     if len(fitting) > 1:
         raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(fitting)))
@@ -210,8 +209,8 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     different = {option for option in options if option.strip()}
     if len(different) < len(options) or len(different) < 2 or says not in options:
         reason = f"two different texts are needed, none empty, and `{says}` among them"
-        if says not in options and says.strip() in map(str.strip, options):
-            reason = f"write spaces as in the completion, `{says}`, in all of them"
+        if says not in options and says.strip().lower() in (o.strip().lower() for o in options):
+            reason = f"the completion, `{says}`, and an option differ in spaces or capitals alone"
         raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
     return Plain(prompt, says, tuple(options))
 

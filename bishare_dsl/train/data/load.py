@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.diagnostics import DataError, Problem, one_line, raise_errors
+from bishare_dsl.diagnostics import DataError, Problem, advise, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.reading import parse_json
 
@@ -71,7 +71,7 @@ def load_rows(
 
     Args:
         source: a file (.json, .jsonl, .ndjson, .csv, .parquet), or the id of a data set on the Hub. JSON is
-            an array of objects, or an object with such an array in ``data``.
+            an array of objects, or an object with such an array in ``data`` or ``rows``.
         split: the split of a Hub data set, such as ``"train[:1000]"``; ignored for files.
         subset: the configuration of a Hub data set with several.
 
@@ -88,8 +88,7 @@ def load_rows(
     elif is_id and path.suffix not in ENDINGS and not path.exists():
         rows = _read_hub(str(source), split, subset)
     else:
-        help = "give one of the files in it" if path.is_dir() else None
-        raise DataError(codes.NO_SUCH_DATA(source=source, help=help))
+        raise DataError(codes.NO_SUCH_DATA(source=source))
     if not rows:
         raise DataError(codes.NO_ROWS(name=rows.name))
     return rows
@@ -130,9 +129,9 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
     except json.JSONDecodeError as error:
         # JSON Lines are often named .json, and an array .jsonl.
         if kind == ".json" and error.msg != "Extra data":
-            raise
+            raise _in_words(error) from error
     else:
-        rows = value.get("data") if isinstance(value, dict) else value
+        rows = value.get("data", value.get("rows")) if isinstance(value, dict) else value
         if isinstance(rows, list):
             return False, [*enumerate(rows, 1)]
         if kind == ".json":
@@ -148,22 +147,24 @@ def _parsed(line: str) -> Any:
             raise ValueError("a column stands twice, and one of its two values would be lost")
         return row
     except ValueError as error:
-        if line.strip() in ("{", "["):
-            return ValueError("what begins here ends on another line: write each row on one line")
-        if comma := re.search(r",\s*[}\]]", line):
-            return ValueError(f"a comma stands before `{comma[0][-1]}`: leave it out")
-        return error
+        return _in_words(error, line.strip())
+
+
+def _in_words(error: ValueError, line: str = "") -> ValueError:
+    """Say also what to write in place of what JSON does not allow, if it is known."""
+    meant = advise("json", line) or advise("json", [*str(error).split(), ""][1])
+    return ValueError(f"{error}: {meant}") if meant else error
 
 
 def _read_csv(text: str) -> Iterator[tuple[int, Any]]:
     """Yield the nonblank rows, each with its last line number."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    # The header says what separates columns.
+    comma = max(",;\t|", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=comma, strict=True)
     try:
         for row in reader:
             fits = None not in row and None not in row.values()
-            wrong = ValueError(
-                "its cells are not as many as columns: put one with a comma in quotes"
-            )
+            wrong = ValueError(f"its cells are not as many as columns: quote one with {comma!r}")
             yield reader.line_num, row if fits else wrong
     except csv.Error as error:
         yield reader.line_num + 1, error

@@ -18,3 +18,8 @@ bishare train --resume
 bishare eval my-lora --spec lora --data rows.jsonl
 bishare merge my-lora --model llama-7b --out merged --lora_alpha 16
 bishare plan lora --model llama-7b --adapters 10 --memory 24 GB
+bishare show lora
+bishare specs lora
+bishare inspect rows.jsonl
+bishare train --finetuning_type lora --model tiny --data rows.jsonl --output_dir out --train_on_inputs false
+bishare eval --model hf --model_args pretrained=tiny,peft=my-lora --data rows.jsonl
