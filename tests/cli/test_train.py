@@ -121,6 +121,11 @@ def test_what_is_wrong_with_the_command(bishare, folder, arguments, code, said):
     assert not (folder / "out").exists()
 
 
+def test_a_library_spec_with_one_file_says_that_no_library_is_begun(bishare, folder):
+    run = bishare("train", "library_core", "--config", "train.yaml")
+    assert (run.code, "; one adapter and no library" in run.err) == (0, True)
+
+
 def test_an_adapter_in_the_place_of_a_spec(bishare, folder):
     bishare("compile", "small.share", "--model", "tiny", "--out", "fresh", "--seed", 3)
     assert bishare("train", "fresh", "--config", "train.yaml", "--learning_rate", 0).code == 0

@@ -176,6 +176,10 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks, tmp_path):
             None,
             str(tmp_path / "first"),
         ),
+        rf"is no library.*`{tmp_path / 'first' / 'library'}`: write": (
+            None,
+            str(tmp_path / "first" / "beside"),
+        ),
     }
     for number, (said, (spec, place)) in enumerate(wrong.items()):
         data = tasks if "already" in said else {"later": tasks["short"]}

@@ -140,3 +140,7 @@ def test_options_of_other_formats_are_not_passed_over(tmp_path):
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(BishareError, match=r"BS726.*they go with a `prompt` and a `completion`"):
         batch_of(tmp_path / "r.jsonl", chat | {"options": ["b", "c"]})
+    for says in ("Fair", "fair "):
+        row = {"prompt": "a ", "completion": says, "options": ["fair", "dear"]}
+        with pytest.raises(BishareError, match=r"BS726.*differ in spaces or capitals alone"):
+            batch_of(tmp_path / "r.jsonl", row)
