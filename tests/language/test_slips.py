@@ -98,6 +98,7 @@ EXAMPLES = [
     (f"{HEAD}share a per layer ÷ 4 rank 4", f"{HEAD}share a per layer // 4 rank 4"),
     ("spec s\nparam r ?= 4\ntarget q_proj\nshare a per module rank r", "spec s\nparam r = 4\ntarget q_proj\nshare a per module rank r"),
     (f"{HEAD}share a A per kind; B per module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
+    (f"spec s\ntarget kind '*_proj'\n{SHARE}", f'spec s\ntarget kind "*_proj"\n{SHARE}'),
     (f"{HEAD}share a per layer A per module B rank 4", f"{HEAD}share a A per layer B per module rank 4"),
     (f"{HEAD}share a A kind B module rank 4", f"{HEAD}share a A per kind B per module rank 4"),
     (f"{HEAD}{SHARE} init B ones gain out 1 freeze A start nonzero", f"{HEAD}{SHARE} init B ones gain out init 1 freeze A start nonzero"),
