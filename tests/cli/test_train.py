@@ -88,6 +88,7 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
     ("arguments", "code", "said"),
     [
         (["--lr", "1"], "BS730", "it is `learning_rate`"),
+        (["--warmup_ratio", "0.1"], "BS730", "it is `warmup_steps`, a number of steps"),
         (["--learning_rate", "fast"], "BS731", "a valid number"),
         (["--learning_rate", "0,0002"], "BS731", "with a decimal point"),
         (["--eval_split", "20%"], "BS731", "write a fifth as `0.2`"),
