@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +47,7 @@ from bishare_dsl.adapter.stored import entries_of, pack
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, raise_errors, render
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes.plan import NO_SUCH_SITE
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
 from bishare_dsl.export.peft_config import PREFIX
 from bishare_dsl.models import architecture_of
@@ -261,6 +263,11 @@ class BishareModel(BaseTuner):
         for path in (site.path for plan in plans for site in plan.sites):
             if is_copied(path, copied):
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
+        extra = () if config._unchecked else config.modules_to_save or ()
+        for part in (n for n in extra if not any(p.endswith(n) for p, _ in model.named_modules())):
+            what, help = f"`{part}` of `modules_to_save`", "write the end of a path: `lm_head`"
+            problem = NO_SUCH_SITE(what=what, model=type(model).__name__, help=help)
+            _warn(render(replace(problem, severity="warning"), None))
         notes = _put(model, resolved, config, name, stored)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
         held, active = handle(model), super().active_adapters  # Those that PEFT asks for.
@@ -300,10 +307,7 @@ class BishareModel(BaseTuner):
         Raises:
             AdapterError: always (BS669).
         """
-        help = (
-            "`bishare convert` writes each as a LoRA of PEFT: load these and add them by PEFT with "
-            '`combination_type="cat"`, which alone is exact'
-        )
+        help = '`bishare convert` makes LoRAs: `combination_type="cat"` of PEFT adds these exactly'
         raise AdapterError(codes.LORA_ALONE(function="add_weighted_adapter", help=help))
 
     @whole_method

@@ -151,9 +151,7 @@ def test_functions_for_loras_alone_say_what_to_do(base, tmp_path):
         peft.optimizers.create_lorafa_optimizer(model, 2, 3)
     with pytest.raises(AdapterError, match=r"BS669.*rescale_adapter_scale(?s:.*)set_scale"):
         peft.helpers.rescale_adapter_scale(model, 0.5)
-    with pytest.raises(
-        AdapterError, match=r"BS669.*add_weighted_adapter(?s:.*)\"cat\"`, which alone"
-    ):
+    with pytest.raises(AdapterError, match=r"BS669.*add_weighted_adapter(?s:.*)\"cat\"` of PEFT"):
         model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "sum")
     with pytest.raises(AttributeError, match="call `set_scale`"):
         model.bishare.scale = 0.5
@@ -234,3 +232,12 @@ def test_new_tokens_train_beside_a_spec(tied, ids, tmp_path):
     plain.save_pretrained(tmp_path / "plain")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert torch.equal(logits(dense, ids), logits(plain, ids))
+
+
+def test_modules_to_save_that_match_nothing_are_reported():
+    config = BishareConfig(spec=PLAIN, task_type="CAUSAL_LM", modules_to_save=["score", "lm_head"])
+    with pytest.warns(
+        BishareWarning, match=r"warning\[BS301\]: `score` of `modules_to_save`"
+    ) as said:
+        peft.get_peft_model(tiny_model("llama"), config)
+    assert sum("BS301" in str(warning.message) for warning in said) == 1
