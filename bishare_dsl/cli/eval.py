@@ -27,13 +27,10 @@ from bishare_dsl.cli.report import Report
     help="Examples with a prompt, `options`, and the correct option as completion; or a folder, in which "
     "an adapter x is judged on x.jsonl.",
 )
+@click.option("--adapter", "named", multiple=True, type=click.Path(path_type=Path), hidden=True)
 @click.option("--base", is_flag=True, help="Also evaluate the base, first.")
 @click.option(
-    "--batch_size",
-    type=click.IntRange(min=1),
-    default=16,
-    metavar="N",
-    help="Sequences at a time; by default 16.",
+    "--batch_size", type=click.IntRange(1), default=16, metavar="N", help="Sequences at once (16)."
 )
 @options.dtype
 @options.device
@@ -42,6 +39,7 @@ def command(
     report: Report,
     /,
     folders: tuple[Path, ...],
+    named: tuple[Path, ...],
     model: str | None,
     data: Path,
     base: bool,
@@ -63,6 +61,7 @@ def command(
     from bishare_dsl.show.table import Table
     from bishare_dsl.train.data.load import load_rows
 
+    folders += named
     if model is None and not folders:
         raise click.UsageError("missing option '--model', such as --model ./base")
     model = model or base_name(folders[0], None)

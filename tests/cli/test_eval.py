@@ -79,7 +79,7 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
     assert f"{right / 9:.1%}" in run.out
     assert bishare("compile", "lora", "--model", "tiny", "--out", "fresh").code == 0
     # It names its base.
-    assert bishare("eval", "fresh", "--data", "rows.jsonl").code == 0
+    assert bishare("eval", "--adapter", "fresh", "--data", "rows.jsonl").code == 0
     for wrong in ("", "--data nowhere", "--data rows.jsonl --tasks x"):
         assert bishare("eval", "one", "--model", "tiny", *wrong.split()).code == 2
     assert bishare(*words, "--batch_size", "0").code == 2
