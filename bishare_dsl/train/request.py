@@ -254,9 +254,9 @@ def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
     if error["type"] == "missing":
         return codes.MISSING_ARGUMENT(name=name)
     reason = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    word = next((sign for sign in "%," if sign in str(given[name])), f"{name}:{given[name]}")
-    help = advise("value", word)
-    return codes.WRONG_VALUE(name=name, value=given[name], reason=reason, help=help)
+    sign = re.fullmatch(r"\d+([%,])\d*", str(value := given[name]))
+    word = sign[1] if sign else f"{name}:{value}"
+    return codes.WRONG_VALUE(name=name, value=value, reason=reason, help=advise("value", word))
 
 
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
@@ -287,8 +287,8 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
         for fault in error.errors():
             first.setdefault(str(fault["loc"][0]), fault)
         raise TrainError([_problem(name, e, merged) for name, e in first.items()]) from None
-    local = all(Path(file).is_file() for files in found.tasks.values() for file in files)
-    alone, new = Path(found.eval_data or __file__).is_file(), found.library is None
+    local = all(os.path.isfile(file) for files in found.tasks.values() for file in files)  # noqa: PTH113
+    alone, new = os.path.isfile(found.eval_data or __file__), found.library is None  # noqa: PTH113
     unread = {"data_split": local, "data_subset": local and alone, "eval_data_split": alone}
     unread["start"] = new and found.start not in ("auto", "zero")
     unread["max_steps"] = new and vars(found).get("max_steps") == 0
