@@ -63,14 +63,15 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
 def _tell(
     file: str | None, resolved: ResolvedSpec, model: str | None, report: Report
 ) -> dict[str, Any]:
-    """Say what a spec shares, and return it as data for ``--json``."""
+    """Say what a spec shares, or return it as data for ``--json``."""
     from bishare_dsl.show.shared import shared_data, told
 
+    if report.as_json:
+        return {"model": resolved.plan.base.name, **shared_data(resolved.plan, resolved.spec)}
     shapes = "" if model is not None else f"on the shapes of {_SHAPES}, for example:"
     head = " ".join(filter(None, (file and f"{file}:", shapes)))
     report.tables(*[head] * bool(head), *told(resolved.plan, resolved.spec))
-    data = shared_data(resolved.plan, resolved.spec) if report.as_json else {}
-    return {"model": resolved.plan.base.name, **data} if data else {}
+    return {}
 
 
 def _check(file: str, architecture: Architecture | None, report: Report) -> ResolvedSpec | None:

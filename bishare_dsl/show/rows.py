@@ -1,4 +1,4 @@
-"""Summarise a plan in rows: by share, by role, by kind of module and by layer."""
+"""Summarise a plan in rows: by share, by role and by kind of module."""
 
 from __future__ import annotations
 

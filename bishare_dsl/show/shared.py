@@ -1,4 +1,4 @@
-"""Tell a plan back: what each share covers, adds and shares, in a table and a sentence."""
+"""Tell a plan back: what each share covers, adds and shares, in a table and a fact a line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> list[
     highest = rows.rank_bounds({*maximum_ranks(plan).values()} - {0} or {0})
     notes += [f"an update has rank {rows.span(highest)} at most"] * (highest not in (None, given))
     notes += [f"`{row.path}` is trained in full" for row in rows.trained_in_full(plan)]
-    notes += [f"each adapter of a library has {plan.owned} parameters"] * plan.is_library
+    if plan.is_library:
+        notes.append(f"each adapter of a library has {plan.owned} parameters")
     if spec is not None and spec.train == NONE:
         notes.append("nothing of the base is trained in full, not even a new head")
     places = Places(plan)
