@@ -30,9 +30,9 @@ _LOOKALIKES = str.maketrans(
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
 )
 _SIGNS = {"≥": ">=", "≤": "<=", "≠": "!=", "×": "*", "÷": "//", "…": "..", "–": "-", "−": "-"}
+_SIGNS |= {"∧": "and", "∨": "or", "¬": "not", "∈": "in", "—": "-", "；": ";", "，": ",", "：": ":"}
 # Kinds of corrections after which a statement may have other mistakes.
 _CERTAIN = ("letter", "space", "unseen", "latin", "quote", "percent", "word", "split")
-_SIGNS |= {"∧": "and", "∨": "or", "¬": "not", "∈": "in", "—": "-", "；": ";", "，": ",", "：": ":"}
 
 
 class Row(NamedTuple):

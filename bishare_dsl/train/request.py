@@ -288,10 +288,10 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
             first.setdefault(str(fault["loc"][0]), fault)
         raise TrainError([_problem(name, e, merged) for name, e in first.items()]) from None
     local = all(os.path.isfile(file) for files in found.tasks.values() for file in files)  # noqa: PTH113
-    alone, new = os.path.isfile(found.eval_data or __file__), found.library is None  # noqa: PTH113
+    alone = not found.eval_data or os.path.isfile(found.eval_data)  # noqa: PTH113
     unread = {"data_split": local, "data_subset": local and alone, "eval_data_split": alone}
-    unread["start"] = new and found.start not in ("auto", "zero")
-    unread["max_steps"] = new and vars(found).get("max_steps") == 0
+    unread["start"] = not found.library and found.start not in ("auto", "zero")
+    unread["max_steps"] = not found.library and vars(found).get("max_steps") == 0
     for name in (name for name, is_so in unread.items() if is_so and name in {**file, **given}):
         help = advise("unread", name)
         raise TrainError(codes.BAD_COMBINATION(reason=f"nothing reads `{name}`", help=help))
