@@ -87,6 +87,9 @@ def cells() -> Iterator[tuple[str, str, int, int]]:
         (("replies",), 8, LIBRARY, CORE4),
         (three, 8, 64, sizes),
         (three, 8, 4, sizes),
+        # From here on in the order of the fourth run, on 1 December at 11:16.
+        (AGREE, 64, LIBRARY, FIRST),
+        (AGREE, 8, LIBRARY, BLOCKS),
         (("thresholds",), 8, 256, sizes),
         (EVERY, 64, LIBRARY, FIRST),
         (EVERY, 8, LIBRARY, BLOCKS),
