@@ -44,7 +44,9 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     counted: set[int] = set()
     parameters = 0
     others: dict[int, tuple[list[str], tuple[int, ...]]] = {}
+    held: dict[nn.Module, list[Weight]] = {}
     for path, module, weights in _base_modules(model):
+        held[module] = weights
         owned = list(module._parameters.values())
         for weight in weights:
             sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
@@ -87,7 +89,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
             if all(shape)
         ),
         head=_head(model, {key: names[0] for key, (names, _) in others.items()}),
-        left_out=tuple(_left_out(model)),
+        left_out=tuple(_left_out(model, held)),
     )
 
 
@@ -190,8 +192,11 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[Weigh
         yield path, module, weights
 
 
-def _left_out(model: nn.Module) -> Iterator[LeftOut]:
-    """Find modules that look like sites: stacked matrices, and linear layers under a second name."""
+def _left_out(model: nn.Module, held: Mapping[nn.Module, list[Weight]]) -> Iterator[LeftOut]:
+    """Find modules that look like sites: stacked matrices, and linear layers under a second name.
+
+    ``held`` has the linear maps whose weights the modules of the base hold.
+    """
     first: dict[nn.Module, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if in_adapter(path):
@@ -200,7 +205,7 @@ def _left_out(model: nn.Module) -> Iterator[LeftOut]:
         if here != path:
             if (widths := linear_widths(module)) is not None:
                 yield LeftOut(path=path, parameters=prod(widths), why=f"it is `{here}` again")
-        elif not weights_in(path, module):
+        elif not (held[module] if module in held else weights_in(path, module)):
             for name, parameter in module._parameters.items():
                 if parameter is not None and len(shape := full_shape(parameter)) == 3:
                     why = "it is several matrices in one parameter"

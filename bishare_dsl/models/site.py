@@ -108,7 +108,7 @@ class Site(Data):
     @property
     def expert(self) -> int | None:
         """The index of its expert, or None."""
-        parts = self.path.split(".")
+        parts = self.path.split(".") if "experts" in self.path else ()
         indices = (
             int(n) for above, n in pairwise(parts) if n.isdecimal() and above.endswith("experts")
         )

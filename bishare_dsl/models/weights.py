@@ -215,7 +215,8 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     """Return ``(d_in, d_out)`` of a linear-like module, or None."""
     if _is_conv1d(module):
         return full_shape(module.weight)  # type: ignore[arg-type, return-value]
-    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    d_in = getattr(module, "in_features", None)
+    d_out = None if d_in is None else getattr(module, "out_features", None)
     if not (isinstance(d_in, int) and isinstance(d_out, int) and d_in and d_out):
         return None  # A width of 0, as MobileBERT's predictions may have, is not a map.
     return (d_in, d_out) if _is_linear(module, d_in, d_out) else None
@@ -238,6 +239,8 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     The modules have attributes for the layout: ``is_transposed``, and ``is_concatenated`` if gate and up
     are not interleaved. Classes in `_LAYOUTS` lack them.
     """
+    if not module._parameters:
+        return
     kind = _kind(module)
     concatenated, transposed = _LAYOUTS.get(
         kind.__name__,

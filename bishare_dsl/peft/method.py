@@ -89,8 +89,9 @@ def install(
         text, seed = source.text(), index(seed)
     else:
         text, seed = source.spec_text, source.config.seed
-    # A text of one line would be taken for a name.
-    config = BishareConfig(spec=text if "\n" in text else f"{text}\n", seed=seed)
+    config = BishareConfig(seed=seed)
+    # It was read already. A text of one line would be taken for a name.
+    config.spec = text if "\n" in text else f"{text}\n"
     config.base_model_name_or_path = vars(model).get("name_or_path") or None
     notes = _put(model, source, config, name or DEFAULT)
     put_methods(model, SAVING)
@@ -159,14 +160,14 @@ def _put(
     Args:
         unfilled: tensors on the meta device, which the caller fills.
     """
-    paths = (path for path, *_ in (*model.named_modules(), *model.named_parameters()))
-    taken = module_names(path for path in paths if not in_adapter(path))
-    if fault := name_fault(name, taken):
-        raise AdapterError(codes.NO_NAME(name=name, reason=fault))
+    inside: list[str] = []
     for path, module in model.named_modules():
+        inside += () if in_adapter(path) else (path, *module._parameters)
         if "_orig_mod" in module._modules:  # Its children would not be found by their names.
             why, help = "`torch.compile` has wrapped it", "adapt the model first, then compile it"
             raise ModelError(CANNOT_ADAPT(path=path or "model", why=why, help=help))
+    if fault := name_fault(name, module_names(inside)):
+        raise AdapterError(codes.NO_NAME(name=name, reason=fault))
     plan, where = source.plan, devices(source.plan, model)
     with torch.inference_mode(False):  # Tensors created in inference mode could never train.
         if isinstance(source, ResolvedSpec):
@@ -254,8 +255,7 @@ class BishareModel(BaseTuner):
         resolved = _planned(config, model)
         stored = frozenset[str]()  # Tensors from a file need no initial values.
         if low_cpu_mem_usage and (record := config.stored()) is not None:
-            names = frozenset(resolved.plan.tensor)
-            stored = names.difference(record.ways("seed", "base"))
+            stored = frozenset(resolved.plan.tensor).difference(record.ways("seed", "base"))
         others = getattr(in_model(model), "adapters", {}).items()
         plans = [resolved.plan, *(adapter.plan for other, adapter in others if other != name)]
         configs = cast("dict[str, BishareConfig]", self.peft_config).values()

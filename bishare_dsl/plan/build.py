@@ -259,6 +259,10 @@ class _TermSite(Record, frozen=False):
     tensors: dict[str, str] = field(default_factory=dict)
 
 
+def _owner(users: Iterable[_TermSite]) -> str:
+    return owner(tuple(path for place in users for path in place.site.paths))
+
+
 _Groups: TypeAlias = dict[tuple[Value, ...], list[_TermSite]]
 
 
@@ -391,7 +395,7 @@ class _SharePlan:
         self._shapes[shape_key] = shape
         if members[0].resolved.starts[role].init in m.SINGULAR:
             self._singular(role, shape, members)
-        self._tensor(name, role, shape, members)
+        self._tensor(name, role, shape, members[0], _owner(members))
         made = Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
         self.pools.append(made)
         for place in members:
@@ -519,10 +523,9 @@ class _SharePlan:
         problem = codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         return PlanError(replace(problem, remedies=(*remedies,)))
 
-    def _tensor(self, name: str, role: str, shape: Own, users: Sequence[_TermSite]) -> None:
-        """Add a tensor that some sites use."""
-        resolved = users[0].resolved
-        start = resolved.starts[role]
+    def _tensor(self, name: str, role: str, shape: Own, user: _TermSite, owner: str) -> None:
+        """Add a tensor of some sites, ``user`` the first of them, that the module ``owner`` holds."""
+        start = user.resolved.starts[role]
         self.tensors.append(
             Tensor(
                 name=name,
@@ -531,8 +534,8 @@ class _SharePlan:
                 init=start.init,
                 amount=start.amount,
                 fan_in=shape.fan_in,
-                trainable=role not in resolved.untrained,
-                owner=owner(tuple(path for place in users for path in place.site.paths)),
+                trainable=role not in user.resolved.untrained,
+                owner=owner,
             )
         )
 
@@ -552,11 +555,11 @@ class _SharePlan:
 
     def _term(self, place: _TermSite) -> None:
         """Add a site's term and its private tensors."""
-        path, resolved = place.site.path, place.resolved
+        path, resolved, own = place.site.path, place.resolved, _owner([place])
         for role, shape in place.own.items():
             if role not in place.tensors:
                 place.tensors[role] = f"{self.share.name}.{self.short[path]}.{role}"
-                self._tensor(place.tensors[role], role, shape, [place])
+                self._tensor(place.tensors[role], role, shape, place, own)
         self.terms.append(
             Term(
                 share=self.share.name,

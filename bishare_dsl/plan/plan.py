@@ -29,7 +29,7 @@ class Tensor(Data):
     name: str
     share: str
     shape: tuple[int, int]
-    init: Initial | Literal["base"]
+    init: Literal[Initial, "base"]
     amount: float = 1.0
     fan_in: int
     trainable: bool = True
@@ -172,7 +172,7 @@ class Plan(Data):
         frozen = frozenset(tensor.name for tensor in self.tensors if not tensor.trainable)
         return frozen.union(pool.tensor for pool in self.pools if EACH_ADAPTER not in pool.key)
 
-    @property
+    @cached_property
     def is_library(self) -> bool:
         """Whether a key names ``adapter``, so that many adapters share the other tensors."""
         return any(EACH_ADAPTER in pool.key for pool in self.pools)

@@ -119,7 +119,7 @@ class Sites:
 
     def tied_problems(self, target: Iterable[Site]) -> Iterator[Problem]:
         """Find tied weights of which the target names only some modules. A term acts in all of them."""
-        for site in target:
+        for site in (site for site in target if site.tied):
             kinds = {path: path.rpartition(".")[2] for path in site.paths}
             words_for = {path: {path, kind, *parts_outside(kind)} for path, kind in kinds.items()}
             does = (

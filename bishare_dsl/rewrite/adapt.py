@@ -61,8 +61,10 @@ def adapt(
     compiled = compile_plan(model, plan, optimisations=optimisations)
     top = root()
     top.parts, top.compiled = place(model, compiled, tensors), compiled
-    top.frozen = frozenset(path for path, p in model.named_parameters() if p.requires_grad)
-    model.requires_grad_(False)
+    held = dict(model.named_parameters())
+    top.frozen = frozenset(path for path, p in held.items() if p.requires_grad)
+    for parameter in held.values():
+        parameter.requires_grad_(False)
     top.parts.join(name)
     top.parts.insert()
     model.add_module(ADAPTER, top.train(model.training))
@@ -89,7 +91,7 @@ def compile_plan(
     check_terms(plan)
     regions = RegionCompiler(model, plan, observe, optimisations)
     compiled = tuple(regions)
-    if any(map(is_sharded, model.modules())):
+    if any(map(is_sharded, regions.modules.values())):
         regions.notes[render(codes.SHARDED_ALREADY())] = None
     return PlanCode(plan, compiled, tuple(regions.notes))
 
@@ -102,19 +104,18 @@ def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -
     """
     owned: dict[str, dict[str, nn.Parameter]] = {}
     plan = compiled.plan
-    homes = {owner: _home(model, owner) for owner in {tensor.owner for tensor in plan.tensors}}
+    modules = dict(model.named_modules(remove_duplicate=False))  # Faster than many `get_submodule`.
+    homes = {owner: _home(modules, owner) for owner in {tensor.owner for tensor in plan.tensors}}
     for tensor in plan.tensors:
         parameter = nn.Parameter(tensors[tensor.name], requires_grad=tensor.trainable)
         owned.setdefault(homes[tensor.owner], {})[tensor.name] = parameter
-    dropouts: dict[str, float] = {}
-    for term in plan.terms:
-        for name in term.tensors.values():
-            dropouts[name] = max(term.dropout, dropouts.get(name, 0.0))
+    rising = sorted(plan.terms, key=lambda term: term.dropout)
+    dropouts = {name: term.dropout for term in rising for name in term.tensors.values()}
     stores = {
         path: OwnedTensors(group, max(dropouts.get(name, 0.0) for name in group))
         for path, group in owned.items()
     }
-    placed = tuple((model.get_submodule(path), store) for path, store in stores.items())
+    placed = tuple((modules[path], store) for path, store in stores.items())
     sources = AdapterParts(owned=placed).sources()
     return replace(attach(model, compiled, sources), owned=placed)
 
@@ -127,9 +128,10 @@ def attach(
     Args:
         sources: the module of each tensor and its index there, by the tensor's name.
     """
+    modules = dict(model.named_modules(remove_duplicate=False))
     return AdapterParts(
         regions=tuple(
-            (model.get_submodule(path), EffectiveFactors(code, [sources[name] for name in names]))
+            (modules[path], EffectiveFactors(code, [sources[name] for name in names]))
             for path, code, names in compiled.regions
         ),
         whole=tuple(_whole_tensors(model, compiled.plan, sources)),
@@ -179,9 +181,9 @@ def unadapt(model: nn.Module) -> None:
         parameter.requires_grad_(name in top.frozen)
 
 
-def _home(model: nn.Module, owner: str) -> str:
+def _home(modules: Mapping[str, nn.Module], owner: str) -> str:
     """Find a module to hold an owner's tensors: a container would treat them as one more child."""
-    while isinstance(model.get_submodule(owner), CONTAINERS):
+    while isinstance(modules[owner], CONTAINERS):
         owner = owner.rpartition(".")[0]
     return owner
 

@@ -49,6 +49,7 @@ class RegionCompiler:
         optimisations: tuple[Pass, ...],
     ):
         self.model = model
+        self.modules = dict(model.named_modules())
         self.plan = plan
         self.observe = observe
         self.optimisations = optimisations
@@ -62,8 +63,8 @@ class RegionCompiler:
         named = any(s.expert is not None or s.layer is None for s in self.plan.sites)
         maps = linear_maps(self.model) if named else {}
         experts: dict[str, list[tuple[Weight, Term]]] = {}
-        modules = self.model.modules()
-        parents = Counter(id(child) for module in modules for child in module._modules.values())
+        held = (module._modules.values() for module in self.modules.values())
+        parents = Counter(map(id, chain.from_iterable(held)))
         by_parent: dict[str, dict[str, Width]] = {}
         for site in self.plan.sites:
             terms, weight = self.plan.terms_of[site.path], maps.get(site.path)
@@ -72,16 +73,14 @@ class RegionCompiler:
                     yield self._outside(path, site, maps)
                 continue
             if weight is not None and weight.expert is not None:
-                of_module = experts.setdefault(weight.owner, [])
-                of_module += [(weight, term) for term in terms]
+                experts.setdefault(weight.owner, []).extend((weight, term) for term in terms)
             elif terms:
                 parent, _, child = site.path.rpartition(".")
                 width = Width(site.d_in, site.d_out)
-                if parents[id(self.model.get_submodule(site.path))] > 1:
+                if parents[id(self.modules[site.path])] > 1:
                     # Terms must apply in each of its parents, but the plan lists only one.
-                    self.notes[
-                        f"`{site.path}` is a layer of other modules, too, and adapted alone"
-                    ] = None
+                    note = f"`{site.path}` is a layer of other modules, too, and adapted alone"
+                    self.notes[note] = None
                     yield self._alone(site.path, site.path, width)
                 else:
                     by_parent.setdefault(parent, {})[child] = width
@@ -135,7 +134,7 @@ class RegionCompiler:
     def _compiled_region(
         self, path: str, targets: tuple[Target, ...], slots: Mapping[str, int]
     ) -> RegionCode | UntraceableRegion:
-        module = self.model.get_submodule(path)
+        module = self.modules[path]
         expand = ExpandTerms(targets, tuple(self.plan.tensor[name].shape for name in slots))
         key = (structure_key(module), expand)
         if key not in self._compiled:
