@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bishare_dsl.plan import Plan
+from bishare_dsl.rewrite.grouped_rows import numbers_on
 from bishare_dsl.transforms import Width, load_transform, stack_or_share, term_factors
 from bishare_dsl.transforms.factor import tensors_of
 
@@ -103,15 +104,22 @@ class Bank:
         """The trainable parameters: `own` and `common`, without empty tensors."""
         return [part for part in (self.own, self.common) if part.numel()]
 
-    def views(self) -> dict[str, Tensor]:
-        """Return tensors by name: private as ``(adapters, *shape)``, common as ``shape``.
+    def views(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return tensors of some rows by name: private as ``(R, *shape)``, common as ``shape``.
 
-        Their gradients reach the bank as one tensor.
+        They are views of the bank, or of one copy if these are not all its rows in order. Their gradients
+        reach the bank as one tensor.
         """
+        index, every = numbers_on(self.own.device, rows), [*rows] == [*range(len(self.own))]
+
+        def of_rows(tensor: Tensor) -> Tensor:
+            return tensor if every else tensor.index_select(0, index.to(tensor.device))
+
+        frozen = self.kind.frozen.items()
         return {
-            **_parts(self.own, self.kind.own),
+            **_parts(of_rows(self.own), self.kind.own),
             **_parts(self.common.squeeze(0), self.kind.common),
-            **self.kind.frozen,
+            **{name: of_rows(value) if value.dim() == 3 else value for name, value in frozen},
         }
 
 

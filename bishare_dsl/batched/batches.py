@@ -21,6 +21,7 @@ from bishare_dsl.batched.rows import (
     Factors,
     Lease,
     RowBatch,
+    Stack,
     open_batch,
     open_batches,
     reopen_batches,
@@ -185,7 +186,8 @@ class MixedBatches:
                 call = self.check_call(batch, args, kwargs)
                 if batch.trains:
                     recompute_within(model, reopen_batches)
-                of_call = replace(batch, of_call=True, call=call)
+                stacks = batch.stacks()  # Once for a call, in which thousands of tensors are read.
+                of_call = replace(batch, of_call=True, call=call, stacks=lambda: stacks)
                 set_batches((of_call, *open_batches()))
 
     def after_call(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -256,8 +258,9 @@ class MixedBatches:
         places: dict[nn.Module, Place] = {}
         given = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(given.items()))  # So that any order shares one code.
-        stacks = _stacks([*plans.values()], members)
-        values = cache(lambda name: stacks[name][0](stacks[name][1]))
+        stacks = partial(_stacks, [*plans.values()], members)
+        now = {} if trains else stacks()
+        values = cache(lambda name: now[name][0](now[name][1]))
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
@@ -270,11 +273,11 @@ class MixedBatches:
             else:
                 forwards[module] = forward_of(module, code.forward)
             if id(code) not in assemblies:
-                assemblies[id(code)] = partial(_of_one, code.assembly.function())
+                assemblies[id(code)] = code.assembly.function()
             make = partial(_factors, assemblies[id(code)], bases, grouping.adapters)
             if trains:
                 # Trained tensors change while the batch is open, and each backward needs a new graph.
-                factors[module] = partial(_recomputed, make, [stacks[n] for n in region.names])
+                factors[module] = partial(_recomputed, make, region.names)
             else:
                 factors[module] = make([values(n) for n in region.names])
         for module in forwards:
@@ -288,6 +291,7 @@ class MixedBatches:
             lease=lease,
             call=Call(text=getattr(self.model, "main_input_name", None) in _TEXTS),
             trains=trains,
+            stacks=stacks if trains else dict,
             dropout_active=trains
             and any(member is not None and member.dropout_active for member in members),
         )
@@ -380,11 +384,7 @@ def _parents(path: str, count: int) -> list[str]:
     return [path.rsplit(".", above)[0] if above else path for above in range(count + 1)]
 
 
-_Stack = tuple[Callable[[Sequence[Tensor]], Tensor], Sequence[Tensor]]
-"""A function that stacks a tensor of all members, and the tensors to stack."""
-
-
-def _stacks(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, _Stack]:
+def _stacks(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, Stack]:
     """Stack each tensor of combined plans over the members.
 
     Adapters of other plans get zero tensors, so their terms add nothing.
@@ -409,23 +409,22 @@ class _MemberTensors:
         self._views: Mapping[str, Tensor] = {}
         self._tensors: list[Mapping[str, Tensor]] = []
         held = [m.bank for m in of_plan.values() if m.bank is not None]
-        views = {id(bank): bank.views() for bank, _ in held}
-        if len(views) == 1 and len(held) == len(of_plan):
-            (self._views,), (own, rows) = views.values(), (held[0][0].own, [row for _, row in held])
-            every = rows == [*range(len(own))]
-            # Once for a batch, which has thousands of tensors.
-            self._rows = None if every else numbers_on(own.device, rows)
-            self._index = numbers_on(own.device, self._places)
+        banks = {id(bank): bank for bank, _ in held}
+        if len(banks) == 1 and len(held) == len(of_plan):
+            (bank,) = banks.values()
+            # One copy for a batch, which has thousands of tensors.
+            self._views = bank.views([row for _, row in held])
+            self._index = numbers_on(bank.own.device, self._places)
             return
         for member in of_plan.values():
             if member.bank is None:
                 self._tensors.append(member.tensors())
             else:  # Combined with adapters outside this bank.
                 bank, row = member.bank
-                tensors = views[id(bank)].items()
-                self._tensors.append({n: t[row] if t.dim() == 3 else t for n, t in tensors})
+                tensors = bank.views([row]).items()
+                self._tensors.append({n: t[0] if t.dim() == 3 else t for n, t in tensors})
 
-    def stack(self, name: str) -> _Stack:
+    def stack(self, name: str) -> Stack:
         """Stack a tensor of all members, with zeros for those of other plans."""
         if self._views:
             return self._of_bank, [self._views[name]]
@@ -444,8 +443,6 @@ class _MemberTensors:
 
     def _of_bank(self, views: Sequence[Tensor]) -> Tensor:
         (value,) = views
-        if value.dim() == 3 and self._rows is not None:
-            value = value.index_select(0, self._rows.to(value.device))
         if len(self._places) == self._count:
             return value
         value, index = value.expand(len(self._places), -1, -1), self._index.to(value.device)
@@ -462,7 +459,8 @@ def _factors(
     tensors = promote_to_one_dtype(tensors)
     device = tensors[0].device
     with without_autocast(device):
-        factors = vmap_factors(assembly, dict(enumerate(tensors)), adapters)
+        given = dict(enumerate(tensors))
+        factors = vmap_factors(lambda own: assembly(None, *own.values()), given, adapters)
     if len(bases):
         rows = bases.to(device)
         factors = tuple(
@@ -472,21 +470,15 @@ def _factors(
     return factors if device.type == "cpu" else tuple(Dense(factor.dense()) for factor in factors)
 
 
-def _recomputed(make: Make, given: Sequence[_Stack]) -> Recomputed:
+def _recomputed(make: Make, names: Sequence[str], stacks: Mapping[str, Stack]) -> Recomputed:
     """Return factors that are recomputed from stacked tensors."""
+    given = [stacks[name] for name in names]
 
     def of_sources(sources: Sequence[Tensor]) -> tuple[Factor, ...]:
         left = iter(sources)
         return make([stack([next(left) for _ in own]) for stack, own in given])
 
     return Recomputed(of_sources, [source for _, own in given for source in own])
-
-
-def _of_one(
-    assembly: Callable[..., tuple[Factor, ...]], given: Mapping[int, Tensor]
-) -> tuple[Factor, ...]:
-    factors: tuple[Factor, ...] = assembly(None, *(given[slot] for slot in range(len(given))))
-    return factors
 
 
 def _running(module: nn.Module) -> Iterator[nn.Module]:

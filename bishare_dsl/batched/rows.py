@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bishare_dsl.batched.recomputed import Recomputed
 from bishare_dsl.rewrite.grouped_rows import Call, Grouping, Place, RegionRows
@@ -24,8 +24,11 @@ from bishare_dsl.rewrite.ops import OfRows
 from bishare_dsl.rewrite.rewritten import wrap_forward
 from bishare_dsl.transforms.factor import Factor, map_tensors
 
-Factors = tuple[Factor, ...] | Callable[[], Recomputed]
-"""The factors of a region, ``(adapters, rows, side)`` each, or a function that computes them when called."""
+Stack = tuple[Callable[[Sequence[Tensor]], Tensor], Sequence[Tensor]]
+"""A function that stacks a tensor of all adapters, and the tensors to stack."""
+
+Factors = tuple[Factor, ...] | Callable[[Mapping[str, Stack]], Recomputed]
+"""The factors of a region, ``(adapters, rows, side)`` each, or a function that computes them from tensors."""
 
 
 class Lease:
@@ -47,6 +50,7 @@ class RowBatch:
         of_call: whether it was opened for one call of the model.
         call: the known facts about that call, or about any call.
         trains: whether the adapters receive gradients.
+        stacks: returns the adapters' tensors by name, read now, or when the call began.
         dropout_active: whether dropout is active in terms.
     """
 
@@ -60,6 +64,7 @@ class RowBatch:
     of_call: bool = False
     call: Call = field(default_factory=Call)
     trains: bool = False
+    stacks: Callable[[], Mapping[str, Stack]] = field(default=dict, repr=False)
     dropout_active: bool = False
 
     @property
@@ -134,7 +139,7 @@ def row_factors(region: nn.Module) -> tuple[OfRows, ...]:
     factors = batch.factors[region]
     if not callable(factors):
         return tuple([OfRows(factor, rows) for factor in factors])
-    recomputed = factors()
+    recomputed = factors(batch.stacks())
     return tuple(
         [OfRows(f, rows, recomputed.recompute(i)) for i, f in enumerate(recomputed.factors())]
     )
