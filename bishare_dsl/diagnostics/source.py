@@ -68,10 +68,8 @@ class SourceMap(Record):
     outdented: tuple[Loc, ...] = ()
 
     def locate(self, loc: Loc) -> Span | None:
-        for length in range(len(loc), -1, -1):
-            if (span := self.spans.get(loc[:length])) is not None:
-                return span
-        return None
+        enclosing = (loc[:length] for length in range(len(loc), -1, -1))
+        return next((self.spans[part] for part in enclosing if part in self.spans), None)
 
     def source_of(self, span: Span) -> Source:
         """Return the text that contains a span."""

@@ -33,6 +33,8 @@ def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> s
         valid: the valid names.
         few: the maximum number of valid names to list.
     """
+    if same := [word for word in valid if word.lower() == name.lower()]:
+        return f"did you mean `{same[0]}`?"
     return _table().get((place, name.lower())) or nearest(name, valid, few)
 
 

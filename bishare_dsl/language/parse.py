@@ -405,7 +405,7 @@ class _Parser:
     def is_name(self, position: int, allowed: Set[str]) -> bool:
         """Return whether a keyword is meant as a name, and not a name missing before it."""
         previous, token = self.tokens[position - 1], self.tokens[position]
-        if not is_keyword(token) or {"NAME", "INT"} & allowed != {"NAME"}:
+        if not is_keyword(token) or token == "else" or {"NAME", "INT"} & allowed != {"NAME"}:
             return False
         if previous.type in ("FREEZE", "COMMA") and token.type in CLAUSE_KINDS:
             return False
@@ -496,12 +496,6 @@ def _unreadable(token: Token, params: Set[str], before: Token) -> Problem:
         named, new = before.type in ("SPEC", "USE", "SHARE", "PARAM", "LET"), ""
         if named:
             why, new = f'start a name with a letter, or quote it: `"{text}"`', f'"{text}"'
-        elif plain := re.fullmatch(r"(\d+)[kK]", text):
-            new = f"{plain[1]}000"
-        elif text.replace("_", "").isdecimal():
-            new = text.replace("_", "")
-        elif re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", text):
-            new = str(int(text, 16))
         elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
             known = product[2] in params | IN_EXPRESSIONS | {"r", "layer", "layers"}
             new = f"{product[1]} * {'rank' if product[2] == 'r' not in params else product[2]}"

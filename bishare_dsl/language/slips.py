@@ -145,15 +145,11 @@ def _corrections(place: Place) -> Iterator[_Correction]:
     if place.token.type in ("NAME", "STRING") or token in words():
         yield from _words(place)
     if percent := re.search(
-        r"\b(?:dropout|scale)\W+([\d.]+)\s*%\s*(?:\w+ )?$", place.line[: at + 1]
+        r"\b(?:dropout|scale)\W+(([\d.]+)\s*%)\s*(?:\w+ )?$", place.line[: at + 1]
     ):
-        number, (first, last) = f"{float(percent[1]) / 100:g}", percent.span(1)
-        last = place.line.index("%", last) + 1
-        yield "percent", first, last, number, f"write {percent[1]} percent as `{number}`"
-    if beside and before and re.fullmatch(r"[<>=!]=|//|\.\.", f"{before}{token}"):
-        sign, first = f"{before}{token}", place.line.rindex(before, 0, at)
-        yield "joined", first, end, sign, f"write `{sign}` without a space"
-    elif re.fullmatch(r"[^\w\s\"]+", token) and token.isascii():
+        number, (first, last) = f"{float(percent[2]) / 100:g}", percent.span(1)
+        yield "percent", first, last, number, f"write {percent[2]} percent as `{number}`"
+    if re.fullmatch(r"[^\w\s\"]+", token) and token.isascii():
         operator = re.search(r"[*/+%<>.^&|~!$@-]", place.line[max(at - 1, 0) : end + 1])
         # An operator means something, and so does a bracket alone in its line.
         needless = [""] * (operator is None and place.line.strip() != token)

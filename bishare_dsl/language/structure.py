@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import cast
 
@@ -24,6 +24,7 @@ _LIST_STATEMENTS = ("target", "train", "per", "freeze", "init", "gain")
 _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
     **dict.fromkeys(("A per", "B per"), "`A` and `B` have a key each, or one `per` is for both"),
+    "two per": "a share has one key, and a tensor its own, as in `A per ...` or `gain_out per ...`",
     "rank": "`rank` and a number",
     "replace": "`replace share` gives a whole share; `replace param` and a name set one value",
 }
@@ -147,7 +148,7 @@ def _union(
         return None, ()
     listed, more = (_listed(syntax, part) for part in (first, second))
     if not listed or not more or listed == more:  # `per model` lists nothing.
-        return "a share has one key, or `A per ...` and `B per ...`" if word == "per" else None, ()
+        return _ADVICE.get(f"two {word}"), ()
     role = _text_of(syntax, span_of(first.name_token)) + " " if first.role else ""
     joined = f"{role}{word} {listed}, {more}"
     return f"both are `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
@@ -232,6 +233,7 @@ def check_order(
     """
     places = {part: i for i, part in enumerate(statements)}
     declared: dict[str, Statement] = {}
+    circle: list[str] | None = None
     for statement in statements:
         if statement.keyword in ("param", "let"):
             declared.setdefault(statement.name, statement)
@@ -242,17 +244,29 @@ def check_order(
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
                 help = f"a `{word}` comes before what reads it, and hides a module of its name"
-                reads = {*map(unquoted, names_used(meant))}
-                own = name in reads
+                circle = _circle(declared) if circle is None else circle
+                own = name in map(unquoted, names_used(meant))
                 if own:
                     help = f"give the `{word}` a name that it does not read"
-                elif statement in declared.values() and statement.name in reads:
-                    help = f"`{statement.name}` and `{name}` read each other"
+                elif name in circle and statement in map(declared.get, circle):
+                    help = f"{' and '.join(f'`{one}`' for one in circle)} read each other"
                 if statement.replaces and statement.keyword == "let":
                     help = "what replaces a `let` stands where that stood"
                 moved = _moved(syntax, meant, statement) if syntax and not own else ()
                 up = (Remedy(f"move the `{word}` up", moved),) if moved else ()
                 yield codes.USED_BEFORE(span=span, name=name, keyword=word, help=help, remedies=up)
+
+
+def _circle(declared: Mapping[str, Statement]) -> list[str]:
+    """Return the names of some params or lets that read each other in a circle, or none."""
+    from graphlib import CycleError, TopologicalSorter
+
+    try:
+        reads = {name: {*map(unquoted, names_used(part))} for name, part in declared.items()}
+        TopologicalSorter(reads).prepare()
+    except CycleError as error:
+        return sorted(error.args[1][1:])
+    return []
 
 
 def names_used(statement: Statement) -> Iterator[Token]:

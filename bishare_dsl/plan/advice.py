@@ -25,11 +25,16 @@ from bishare_dsl.plan.sharing import Sharing, asked, keeps, sharing
 _LONGEST = 2**14
 # A help line with one text to write in place of the wrong one.
 _MEANT = re.compile(r"^[^`]*\b(?:did you mean|write|is|are|reads?|by) `([^`]+)`[^`]*$")
+# A help line with several names, each of which is tried.
+_LISTED = re.compile(r"(did you mean|valid here:) (`[^`]+`(?:(?:,| or) `[^`]+`)+)")
+_NAME = re.compile(r'"?\w[\w.-]*"?')
+# Corrections by a sign or a small word, which are not trusted while the rest of the text cannot be read.
+_SIGNS = re.compile(r"(?:sign|comma|swap|close|english|missing)\b")
 # A line that does not begin a statement.
 _CONTINUES = re.compile(rf"(?!\s*(?:{'|'.join(STATEMENTS)})\b)\s|$|[)}}\]]")
 _WORDS = ("NAME", "STRING", "INT", "FLOAT")
 # How many characters to read in trials of a text, which takes about a second.
-_MOST_CHARACTERS = 150_000
+_MOST_CHARACTERS, _MOST_LISTED = 150_000, 75_000
 # How many equal mistakes of a line to mend one after the other.
 _MOST_AGAIN = 16
 
@@ -91,24 +96,36 @@ class Adviser(Record, frozen=False):
 
     def settled(self, problems: Iterable[Problem]) -> list[Problem]:
         """Return problems, each with the best of its remedies that survives, or without advice."""
-        settled = [self._settled(problem) for problem in problems]
-        if sum(bool(problem.edits) for problem in settled) > 1 and self.before.spec is None:
+        settled = [self._settled(self._with_names(problem)) for problem in problems]
+        if sum(bool(problem.edits) for problem in settled) > 1 or any(p.remedies for p in settled):
             settled = self._together(settled)
-        return settled
+        return [replace(problem, remedies=()) for problem in settled]
 
     def _together(self, problems: list[Problem]) -> list[Problem]:
-        """Drop the advice that fails in a text that follows all of it: names are looked up only there."""
-        edits = [edit for problem in problems for edit in problem.edits]
-        after = self.read(_written(self.where, edits) or "")
-        if after.spec is None:
-            return problems
-        bad = {line for problem in after.problems for line in after.lines(problem)}
+        """Drop the advice that fails in a text that follows all of it, and what nothing could test."""
+        edits = dict.fromkeys(edit for problem in problems for edit in problem.edits)
+        after, before = self.read(_written(self.where, edits) or ""), self.before
+        known = {(one.code, one.message) for one in before.problems}
+        new = [one for one in after.problems if (one.code, one.message) not in known]
+        bad = {line for one in new if after.spec or before.spec for line in after.lines(one)}
         return [
             replace(problem, help=registry()[problem.code].remedy, edits=())
-            if problem.edits and not bad.isdisjoint(self.before.lines(problem))
+            if (problem.remedies and after.spec is None)
+            or (problem.edits and not bad.isdisjoint(before.lines(problem)))
             else problem
             for problem in problems
         ]
+
+    def _with_names(self, problem: Problem) -> Problem:
+        """Return a problem whose help lists names, with those alone that can stand in its place."""
+        listed, place = _LISTED.match(problem.help or ""), self._place(problem)
+        if not listed or not place or not _NAME.fullmatch(place[2]) or self.tried > _MOST_LISTED:
+            return problem
+        names = re.findall("`([^`]+)`", listed[2])
+        fit = [f"`{name}`" for name in names if self._survives(problem, _instead(place, "", name))]
+        left = f"{listed[1]} {(', ' if ',' in listed[2] else ' or ').join(fit)}"
+        left = left if fit else f"there are {listed[2]}"  # That is a fact, and no advice.
+        return replace(problem, help=left + listed.string[listed.end() :])
 
     def _settled(self, problem: Problem) -> Problem:
         remedies = self._remedies(problem)
@@ -128,7 +145,17 @@ class Adviser(Record, frozen=False):
         edit = edit_between(self.where.source.text, reading.text, self.where.source.start)
         others = (one.help for _, one in tried if one.also and one is not best)
         help = ", or ".join([best.help, *others])
-        return replace(problem, help=help, edits=(edit,), remedies=())
+        untested = (best,) if reading.spec is None and _SIGNS.match(best.kind) else ()
+        return replace(problem, help=help, edits=(edit,), remedies=untested)
+
+    def _place(self, problem: Problem) -> tuple[Span, str, str] | None:
+        """Return the place of a problem in the text, the words before it in their line, and its own."""
+        span = problem.span or (self.where.locate(problem.loc) if problem.loc else None)
+        if span is None or self.where.source_of(span) is not self.where.source:
+            return None
+        start, text = self.where.source.start, self.where.source.text
+        before, old = text[: span.start - start], text[span.start - start : span.end - start]
+        return span, before.rpartition("\n")[2], old
 
     def _remedies(self, problem: Problem) -> tuple[Remedy, ...]:
         """Return a problem's remedies, its edits, or the word that its help advises."""
@@ -136,20 +163,12 @@ class Adviser(Record, frozen=False):
             return problem.remedies
         if problem.edits:
             return (Remedy(problem.help or "", problem.edits),)
-        meant = _MEANT.search(problem.help or "")
-        span = problem.span or (self.where.locate(problem.loc) if problem.loc else None)
-        if span is None or self.where.source_of(span) is not self.where.source:
+        meant, place = _MEANT.search(problem.help or ""), self._place(problem)
+        if place and meant:
+            return (_instead(place, problem.help or "", meant[1]),)
+        if place is None or place[2] == (bare := place[2].strip('"')):
             return ()
-        start, text = self.where.source.start, self.where.source.text
-        old = text[span.start - start : span.end - start]
-        bare = old.strip('"')
-        if meant is None and old == bare:
-            return ()
-        help = problem.help if meant and problem.help else f"write `{bare}` without quotes"
-        new = meant[1] if meant else bare
-        new = new.removeprefix("per " * text[: span.start - start].endswith("per "))
-        new = f'"{new}"' if meant and old != bare and not new.startswith('"') else new
-        return (Remedy(help, (Edit(span, new),)),)
+        return (Remedy(f"write `{bare}` without quotes", (Edit(place[0], bare),)),)
 
     @cached_property
     def before(self) -> Reading:
@@ -224,6 +243,14 @@ class Adviser(Record, frozen=False):
         if after.plan is not None and before.spec is not None:
             return keeps(after.plan, before.spec, before.plan, before.shared)
         return before.spec is None or after.shared.fraction >= before.shared.fraction
+
+
+def _instead(place: tuple[Span, str, str], help: str, new: str) -> Remedy:
+    """Return the remedy that writes something else in a place, in quotes if the old text has them."""
+    span, before, old = place
+    new = new.removeprefix("per " * before.endswith("per "))
+    quoted = old.startswith('"') and not new.startswith('"')
+    return Remedy(help, (Edit(span, f'"{new}"' if quoted else new),))
 
 
 def _written(where: SourceMap, edits: Iterable[Edit | Rewrite]) -> str | None:

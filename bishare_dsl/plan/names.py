@@ -9,20 +9,8 @@ from bishare_dsl import spec as m
 from bishare_dsl.models.site import block_of
 from bishare_dsl.spec.evaluate import Value
 
-_WORDS = {
-    "//": "div",
-    "%": "mod",
-    "/": "over",
-    "*": "times",
-    "+": "plus",
-    "-": "minus",
-    "==": "is",
-    "!=": "is_not",
-    "<": "lt",
-    "<=": "le",
-    ">": "gt",
-    ">=": "ge",
-}
+_WORDS = {"//": "div", "%": "mod", "/": "over", "*": "times", "+": "plus", "-": "minus"}
+_WORDS |= {"==": "is", "!=": "is_not", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 
 
 def start_name(name: str) -> str:

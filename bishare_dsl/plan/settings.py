@@ -181,7 +181,7 @@ class SpecSettings:
                 problems += _singular(share, resolved, places)
                 has = (*transform.roles, *gains)
                 zero = zero_parts(transform, {role: starts[role] for role in has})
-                new += _start(share, resolved, zero)
+                new += () if new else _start(share, resolved, zero)
                 if not zero:
                     # Then ``scale * B A`` equals that part of the weight.
                     starts |= {
@@ -251,16 +251,16 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     for loc, role in resolved.frozen.items():
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
-            help_line = role_of(role) or nearest(role, [*trained, *(["none"] if by_param else [])])
+            help_line = _role_called(role, [*trained, *(["none"] if by_param else [])])
             yield unknown_role(role=role, what="freeze", loc=loc, help=help_line)
     started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
-            help_line = role_of(role) or nearest(role, started)
-            yield unknown_role(role=role, what="start", loc=("init", role), help=help_line)
+            help_line = _role_called(role, started)
+            yield unknown_role(role=role, what="start", loc=("init", role, "name"), help=help_line)
     unknown = [role for role in share.keys if role not in roles]
     for role in unknown:
-        help_line = advise("role", role) or role_of(role) or nearest(role, roles)
+        help_line = advise("role", role) or _role_called(role, roles)
         loc = ("keys", role, "name")
         yield unknown_role(role=role, what="give a key", loc=loc, help=help_line)
     keyless = [role for role in transform.pooled if role not in share.keys]
@@ -272,6 +272,11 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     if not transform.linear and GAIN_RANK in resolved.gains:
         loc = ("gain",) if share.gain.out is None else ("gain", "rank")
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=loc)
+
+
+def _role_called(role: str, roles: Collection[str]) -> str | None:
+    """Suggest a tensor of a share, or say what has a tensor of this name."""
+    return nearest(role, roles, few=0) or role_of(role) or nearest(role, roles)
 
 
 def _singular(

@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
-from bishare_dsl.spec.walk import Mention, mentions, parts_of
+from bishare_dsl.spec.walk import Mention, mentions
 
 _COUNTED = ("layer", "expert")
 """Attributes that count from 0 or are `none`."""
@@ -40,16 +40,10 @@ def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Reme
 
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
     """Add advice to a problem without a value: exclude sites outside of layers or experts."""
-    from bishare_dsl.language.text import expression_text
-
     for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
         read = any(mention.part == m.Ref(ref=word) for mention in mentions(part, "word"))
         if read and scope.values[word] == "none":
-            texts = [expression_text(one) for _, one in parts_of(part, m.Compare)]
-            keep = next(
-                (f", and `({word} == none or {t})` takes it" for t in texts if word in t), ""
-            )
-            help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out{keep}"
+            help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out"
             return replace(problem, help=help)
     return problem
 
@@ -241,13 +235,11 @@ class Vocabulary(Record):
         elif pattern in {*self.declared} - {*m.ATTRIBUTES}:
             help = f"`{pattern}` is a param, which is compared: `{attribute} == {pattern}`"
         what = f"`{attribute} {pattern}`"
-        remedies = glob_remedies(pattern, loc, attribute)
+        tried = glob_remedies(pattern, loc, attribute)
         if help.startswith("did you mean") and help.count("`") == 2:
             near = f'{attribute} "{help.split("`")[1]}"'
-            remedies = (Remedy(help, (Rewrite(loc, near),)), *remedies)
-        return codes.NO_SUCH_SITE(
-            what=what, model=self.model, loc=loc, help=help, remedies=remedies
-        )
+            tried = (Remedy(help, (Rewrite(loc, near),)), *tried)
+        return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help, remedies=tried)
 
     def _no_such_name(self, name: str, loc: Loc) -> Problem:
         help = advise("name", name, self.declared, few=0)

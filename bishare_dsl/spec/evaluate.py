@@ -138,7 +138,7 @@ class Scope(Record):
         if {"per", "keys", "rank"} & {*loc}:
             numbers += ["layer", "layers", "in", "out", "expert"]
         place = "rank" if "rank" in loc else "number"
-        help = advise(place, name) or advise("name", name, numbers, few=0)
+        help = advise("name", name, numbers, few=0) or advise(place, name)
         return codes.UNKNOWN_NAME(
             name=name, loc=loc, help=help or "a number stands here, or a param"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, get_args
 
@@ -22,11 +23,12 @@ def transform_called(name: str) -> str | None:
     """Suggest a transform for an unknown name, which may be a title or the name of a shipped spec."""
     names = {*transform_names()} - {PLAIN}
     titles = {transform_kind(own).title.replace(" ", "_"): own for own in names & BUILT_IN.keys()}
-    meant = next((own for title, own in titles.items() if nearest(name, [title], few=0)), None)
-    if meant:
+    if meant := next((own for title, own in titles.items() if nearest(name, [title], few=0)), None):
         return f"did you mean `{meant}`?"
-    if name.lower() in shipped_specs() and advise("transform", name) is None:
-        return f'it is a whole method, and a shipped spec: `use "{name.lower()}"` in place of the shares'
+    if (file := shipped_specs().get(name.lower())) and advise("transform", name) is None:
+        parts = listed({*re.findall(r"\bvia (\w+)", file.read_text(encoding="utf-8"))})
+        whole = f'it is a whole method, and a shipped spec: `use "{name.lower()}"` in place of the shares'
+        return f"{whole}, whose transform is {parts}" if parts else whole
     return advise("transform", name, names, few=24)
 
 
@@ -49,7 +51,7 @@ def option_of(option: str, name: str, has: Collection[str]) -> str | None:
     """Say which transforms have an option that this one lacks, or the nearest one that it ``has``."""
     others = [other for other in BUILT_IN if option in transform_kind(other).model_fields]
     if not others:
-        return nearest(option, has)
+        return re.sub("(valid here: .*)", r"\1; or leave it out", nearest(option, has) or "")
     return f"`{option}` is an option of {', '.join(others)}; {name} has {listed(has) or 'none'}"
 
 
