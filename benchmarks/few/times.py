@@ -33,10 +33,11 @@ from harness.model import smollm2_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bishare_dsl import compile_spec
+from bishare_dsl.adapter.card import STARTS
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.resources import cache_folder
 from bishare_dsl.train import train
-from bishare_dsl.train.start import RECORD, Record
+from bishare_dsl.train.start import Record
 
 GOALS = {(64, 1): 1.0, (64, 100): 20.0, (1000, 1): 10.0}
 """Seconds on two cores, by the number of members and of new customers with eight examples each."""
@@ -54,7 +55,7 @@ def write_library(folder: Path, handle: Any, members: int) -> None:
         for i in range(members)
     }
     save_library(folder, handle.plan, drawn, handle.spec_text, seed=0)
-    (folder / RECORD).write_text(Record(sharpness=1.0).model_dump_json())
+    (folder / STARTS).write_text(Record(sharpness=1.0).model_dump_json())
 
 
 def write_customers(folder: Path, customers: int) -> dict[str, str]:

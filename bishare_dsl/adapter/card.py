@@ -9,9 +9,12 @@ from pathlib import Path
 
 from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.plan import Plan
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import replace_file
 
 CARD = "README.md"
+STARTS = "start.json"
+"""What a library knows of how new tasks start: a record of `bishare_dsl.train.start`."""
 
 MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
 _TEMPLATE_OF_PEFT = re.compile(r"(?ms)^# Model Card for Model ID$.*\[More Information Needed\]")
@@ -24,7 +27,17 @@ def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
         text = path.read_text("utf-8", errors="replace")
         if MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
             return
-    replace_file(path, model_card(plan, config).encode())
+    replace_file(path, (model_card(plan, config) + _new_tasks(folder)).encode())
+
+
+def _new_tasks(folder: Path) -> str:
+    """Say how new tasks of a library start; nothing if it has no record of it that can be read."""
+    try:
+        found = parse_json(read_file(folder, STARTS, MAX_CONFIG))
+        right = f"{found['correct']:.1%} of {found['examples']:,d} examples of members that were left out"
+        return f"\n## New tasks\n\nA sum of members of sharpness {found['sharpness']:g} answers {right}.\n"
+    except (OSError, LookupError, TypeError, ValueError):
+        return ""
 
 
 def model_card(plan: Plan, config: AdapterConfig) -> str:

@@ -22,8 +22,7 @@ def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
 
     In an offloaded layer only the base's tensors are offloaded; the adapter's stay on the CPU.
     """
-    sites = dict.fromkeys(plan.first_site.values())
-    where = {path: _device(model, path) for path in sites}
+    where = {path: _device(model, path) for path in dict.fromkeys(plan.first_site.values())}
     of_terms = {name: where[path] for name, path in plan.first_site.items()}
     return of_terms | {t.tensor: _device(model, t.parameter) for t in plan.trained}
 

@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.adapter.card import CARD, write_card
+from bishare_dsl.adapter.card import CARD, STARTS, write_card
 from bishare_dsl.adapter.config import (
     NAME,
     PEFT_TYPE,
@@ -164,7 +164,7 @@ def save_library(
     empty = StoredAdapter(folder, config, plan, entries_in(content))
     with writing(folder), new_folder(folder, seen=seen) as new:
         _check_free_for_library(folder)
-        _copy_others(folder, new)
+        _copy_others(folder, new, STARTS)
         (new / TENSORS).write_bytes(content)
         (new / MEMBERS).mkdir()
         return _first_of_each([*notes, *_add_members(new, adapters, empty)])
@@ -378,10 +378,9 @@ def _check_free(folder: Path) -> None:
 
 def _check_free_for_library(folder: Path) -> None:
     """As `_check_free`, for a library."""
-    if not names_in(folder):
-        for name in (CONFIG, TENSORS, MEMBERS):
-            if os.path.lexists(folder / name):
-                raise in_the_way(folder / name)
+    there = [folder / n for n in (CONFIG, TENSORS, MEMBERS) if os.path.lexists(folder / n)]
+    if there and not names_in(folder):
+        raise in_the_way(there[0])
 
 
 def check_place(folder: Path, *, library: bool = False) -> Standing:
@@ -417,9 +416,7 @@ def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
 def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the names of the adapters of a library; empty if a folder is not a library."""
     path = Path(folder)
-    if not is_ours(path):
-        return ()
-    return tuple(_config_of(path, CONFIG).adapters or ())
+    return tuple(_config_of(path, CONFIG).adapters or ()) if is_ours(path) else ()
 
 
 def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> StoredAdapter:

@@ -639,8 +639,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             self._switch(names, inference_mode)
             for name, adapter in self.adapters.items():
                 if adapter.bank is None:
-                    trains = name in names and not inference_mode
-                    adapter.set_trainable(trains)
+                    adapter.set_trainable(name in names and not inference_mode)
 
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True

@@ -363,5 +363,4 @@ def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
     """Return the dtype of the activations, which a dense layer must use."""
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return next(floating, torch.float32)
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

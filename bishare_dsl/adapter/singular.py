@@ -149,7 +149,8 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
     The result is exact for the smallest or many values, or a small matrix. Otherwise use block Krylov
     iteration, seeded with fixed random numbers (Musco and Musco 2015, Algorithm 2).
     """
-    if bottom or is_exact(matrix, count):
+    # Of few directions, iteration is cheaper.
+    if bottom or min(matrix.shape) <= max(_DIRECT_SIDE, 2 * _ROUNDS * (count + _SPARE)):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
         random = torch.Generator().manual_seed(0)
@@ -163,11 +164,6 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
     return Directions(u.T[chosen], s[chosen], vh[chosen])
 
 
-def is_exact(matrix: torch.Tensor, count: int) -> bool:
-    """Tell whether a matrix is decomposed completely for this number of its largest directions."""
-    return min(matrix.shape) <= max(_DIRECT_SIDE, 2 * _ROUNDS * (count + _SPARE))
-
-
 def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return a matrix with the same right singular directions and values as these matrices stacked."""
     first, *others = matrices
@@ -178,8 +174,7 @@ def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def _scaled(tensor: Tensor, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    power = _POWERS.get(tensor.init, 0.5)
-    return (values.pow(power) * tensor.amount).unsqueeze(1) * vectors
+    return (values.pow(_POWERS.get(tensor.init, 0.5)) * tensor.amount).unsqueeze(1) * vectors
 
 
 def _fitted(tensor: Tensor, shared: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

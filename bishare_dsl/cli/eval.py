@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ from bishare_dsl.cli.report import Report
     type=click.Path(path_type=Path),
     metavar="FILE|DIR",
     help="Examples with a prompt, `options`, and the correct option as completion; or a folder, in which "
-    "an adapter x is judged on x.jsonl.",
+    "an adapter x is judged on x.jsonl, and the base on all of these.",
 )
 @click.option("--adapter", "named", multiple=True, type=click.Path(path_type=Path), hidden=True)
 @click.option("--base", is_flag=True, help="Also evaluate the base, first.")
@@ -68,25 +69,27 @@ def command(
     require_weights(model)
     adapters = read_adapters(folders, model, report)
     models = ({BASE: None} if base or not adapters else {}) | adapters
-    names = {label: Path(label).name.rpartition("#")[2] for label in models}
-    alone = {x: data / f"{n}.jsonl" if data.is_dir() else data for x, n in names.items()}
-    rows = {file: load_rows(str(file)) for file in dict.fromkeys(alone.values())}
+    names = {label: Path(label).name.rpartition("#")[2] for label in adapters}
+    files = {x: data / f"{n}.jsonl" if data.is_dir() else data for x, n in names.items()}
+    rows = {file: load_rows(str(file)) for file in dict.fromkeys(files.values() or [data])}
+    files.setdefault(BASE, data)
     from bishare_dsl.train.data.batches import Collator
     from bishare_dsl.train.loss import choice_accuracy, encode_choices
 
     live, tokenizer = load_base(model, dtype, device, report)
     sets = {file: encode_choices(read, tokenizer) for file, read in rows.items()}
+    sets.setdefault(data, [*chain.from_iterable(sets.values())])  # The base is judged on all files.
     collator, correct = Collator.of(tokenizer), dict[str, float]()
     try:
         for label, adapter in models.items():
             report.note(f"evaluating {label} ({len(correct) + 1} of {len(models)}) ...")
             with adapted(live, adapter, report):
-                some = sets[alone[label]]
+                some = sets[files[label]]
                 correct[label] = choice_accuracy(live.eval(), some, collator, batch_size)
     finally:
         if correct:
             report.partial = True
-            counts = {label: len(sets[file]) for label, file in alone.items()}
+            counts = {label: len(sets[files[label]]) for label in models}
             judged = counts if data.is_dir() else max(counts.values())
             report.data(model=model, data=str(data), rows=judged, accuracy=correct)
             table = [[label, counts[label], f"{right:.1%}"] for label, right in correct.items()]

@@ -111,11 +111,6 @@ def command(
     if library is not None:
         report.all(add_to_library(library, members, out, **how))
         after = sum((place / own_file(name)).stat().st_size for name in named)
-        if (place / "start.json").is_file():  # Its section of the card was written anew without it.
-            from bishare_dsl.train.start import Record
-
-            if record := Record.of(place):
-                record.write_in_card(place)
     else:
         if family.apart:
             report.all(save_library(place, plan, members, text, **settings))

@@ -94,8 +94,8 @@ def seal(checkpoint: Path, record: Mapping[str, Any]) -> None:
 
     Args:
         checkpoint: its folder.
-        record: ``tasks``, the name and plan digest of each of several tasks, and digests of ``data`` and
-            ``base``.
+        record: ``tasks``, the name and plan digest of each of several tasks; digests of ``data`` and
+            ``base``; and ``starts``, the start of each task and its number of steps, if another.
     """
     content = json.dumps({**record, "digest": _digest(checkpoint, record)}, indent=1)
     replace_file(checkpoint / SEAL, content.encode())
@@ -118,7 +118,7 @@ def record_of(checkpoint: Path) -> dict[str, Any]:
         KeyError: something is missing, as in checkpoints of earlier versions.
     """
     record = parse_json(read_file(checkpoint, SEAL, MAX_CONFIG))
-    return {name: record[name] for name in ("tasks", "data", "base", "digest")}
+    return {name: record[name] for name in ("tasks", "data", "base", "starts", "digest")}
 
 
 def find_checkpoint(path: Path) -> Path:

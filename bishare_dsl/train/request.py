@@ -291,6 +291,7 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     alone = not found.eval_data or os.path.isfile(found.eval_data)  # noqa: PTH113
     unread = {"data_split": local, "data_subset": local and alone, "eval_data_split": alone}
     unread["start"] = not found.library and found.start not in ("auto", "zero")
+    unread["start"] |= resume is not None and found.start != before.get("start", "auto")
     unread["max_steps"] = not found.library and vars(found).get("max_steps") == 0
     for name in (name for name, is_so in unread.items() if is_so and name in {**file, **given}):
         help = advise("unread", name)

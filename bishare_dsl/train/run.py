@@ -35,7 +35,7 @@ from bishare_dsl.train.prepare import Prepared, check_resumed, load_base, prepar
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import EACH, TaskResult, TrainResult, logged
-from bishare_dsl.train.start import Record, start_tasks
+from bishare_dsl.train.start import start_tasks
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.tenants import Tenants
 from bishare_dsl.train.trainer import AdapterTrainer, BankTrainer, Watch
@@ -168,11 +168,13 @@ def fit(
     base, model = handle.fingerprint() if len(steps) else None, cast(Any, handle.model)
     if request.resume is not None:
         check_resumed(request.resume, {}, base)
-    watch = Watch({**prepared.record, "base": base and asdict(base)}, reporter.report)
-    how: Any = {"args": args, "warm_up": prepared.warm_up, "callbacks": [watch, *callbacks]}
     trainer: AdapterTrainer | BankTrainer
     with undo_prepare(model), quietly(), ExitStack() as stack:
         record_start = None if tenants is None else start_tasks(prepared, tenants, reporter)
+        starts = [(task.start, task.most) for task in steps.tasks]
+        record = {**prepared.record, "base": base and asdict(base), "starts": starts}
+        watch = Watch(record, reporter.report)
+        how: Any = {"args": args, "warm_up": prepared.warm_up, "callbacks": [watch, *callbacks]}
         if tenants is None:
             (task,) = steps.tasks
             how |= {"data_collator": steps.collator, "processing_class": prepared.tokenizer}
@@ -190,8 +192,8 @@ def fit(
         if args.should_save:
             begins = prepared.trainable
             spec = begins.folder if isinstance(begins, StoredAdapter) else handle.spec_text
-            record = request.as_dict(None if request.library else str(spec))
-            stack.enter_context(hold(request.output_dir, record, request.resume))
+            asked = request.as_dict(None if request.library else str(spec))
+            stack.enter_context(hold(request.output_dir, asked, request.resume))
         trunk = cached_trunk(model, handle.plan, steps, trainer.accelerator.autocast, reporter)
         cached = stack.enter_context(trunk)
         if len(steps):
@@ -276,8 +278,6 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
     if isinstance(prepared.trainable, StoredAdapter):
         began, library = prepared.trainable.config, Path(str(request.library))
         problems += add_to_library(library, tensors, out, began=began, seen=places[LIBRARY])
-        if record := Record.of(out):
-            record.write_in_card(out)
     elif first.plan.is_library:
         how: Any = {"seed": first.seed, "seen": places[LIBRARY]}
         problems += save_library(out, first.plan, tensors, first.spec_text, **how)

@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bishare_dsl.adapter.card import CARD, MARK
+from bishare_dsl.adapter.card import STARTS, write_card
 from bishare_dsl.adapter.files import names_in, read_members
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.data.batches import IGNORED, Collator
 from bishare_dsl.train.data.batches import Example as Row
-from bishare_dsl.train.folder import LIBRARY
+from bishare_dsl.train.folder import LIBRARY, record_of
 from bishare_dsl.train.optimizer import RowAdamW, Settings, schedule_of
 from bishare_dsl.train.prepare import Prepared
 from bishare_dsl.train.reporter import Reporter
@@ -44,7 +44,6 @@ LIBRARY_ROWS = 8
 """For how many of a new task's own examples the library's record counts."""
 WEIGHING, LEFT_OUT = 8, 16
 """Examples of a left-out member that weigh the others, and members that are left out in turn, at most."""
-RECORD = "start.json"
 Tasks = Sequence[Sequence[Any]]
 """The examples of each task."""
 Chosen = dict[int, tuple[Tensor, str]]
@@ -52,7 +51,7 @@ Chosen = dict[int, tuple[Tensor, str]]
 
 
 class Record(BaseModel):
-    """What leaving members out of a library has shown, in its `RECORD`.
+    """What leaving members out of a library has shown, in its `STARTS`.
 
     Attributes:
         sharpness: the best one.
@@ -72,17 +71,9 @@ class Record(BaseModel):
     def of(cls, library: Path) -> Record | None:
         """Read a library's record; None if it has none, or if it cannot be read."""
         try:
-            return cls.model_validate(parse_json(read_file(library, RECORD, MAX_CONFIG)))
+            return cls.model_validate(parse_json(read_file(library, STARTS, MAX_CONFIG)))
         except (OSError, ValueError):
             return None
-
-    def write_in_card(self, library: Path) -> None:
-        """Say in a library's card, unless it is a custom one, how new tasks start."""
-        text = (library / CARD).read_text("utf-8")
-        if MARK in text:
-            right = f"{self.correct:.1%} of {self.examples} examples of members that were left out"
-            text += f"\n## New tasks\n\nA sum of members of sharpness {self.sharpness:g} answers {right}.\n"
-            replace_file(library / CARD, text.encode())
 
 
 def weights(losses: Tensor, sharpness: float) -> Tensor:
@@ -231,7 +222,7 @@ class Tried:
         """
         record = Record.of(self._library)
         if record is None and start in ("mixture", "auto"):
-            reporter.report(codes.NO_RECORD(path=self._library / RECORD), None)
+            reporter.report(codes.NO_RECORD(path=self._library / STARTS), None)
         with self._cached(reporter, trains=trains):
             return choose(self, self._rows, start, record or Record(), trains=trains)
 
@@ -244,8 +235,9 @@ class Tried:
         with nullcontext() if cached else self._cached(Reporter(quiet=True), trains=True):
             record = leave_out(self, self._rows, [[*map(_prompt, rows)] for rows in self._rows])
         if record is not None:
-            replace_file(self._library / RECORD, record.model_dump_json(indent=1).encode())
-            record.write_in_card(self._library)
+            replace_file(self._library / STARTS, record.model_dump_json(indent=1).encode())
+            first = next(read_members(self._library, names_in(self._library)))
+            write_card(self._library, first.plan, first.config)
 
     def _cached(self, reporter: Reporter, *, trains: bool) -> AbstractContextManager[bool]:
         """Compute the states below the first adapted block once for each example.
@@ -332,12 +324,15 @@ def start_tasks(prepared: Prepared, tenants: Any, reporter: Reporter) -> Callabl
         A function that records, after training, how later tasks of a new library should start. It takes
         whether the states below the first adapted block are cached.
     """
-    request, steps = prepared.request, prepared.steps
+    request, tasks = prepared.request, cast("list[Task]", prepared.steps.tasks)
     of_run = prepared, tenants.bank.own.detach()[0].clone()
-    if request.library is not None and request.start != "zero":
-        tried = Tried(tenants, Path(request.library), steps.tasks, of_run)
-        found = tried.choose(request.start, reporter, trains=len(steps) > 0)
-        tasks, most = cast("list[Task]", steps.tasks), 0 if request.start == "auto" else None
+    if request.resume is not None:  # The checkpoint has their values.
+        starts = record_of(request.resume)["starts"]
+        tasks[:] = [replace(t, start=s, most=n) for t, (s, n) in zip(tasks, starts, strict=True)]
+    elif request.library is not None and request.start != "zero":
+        tried = Tried(tenants, Path(request.library), tasks, of_run)
+        found = tried.choose(request.start, reporter, trains=len(prepared.steps) > 0)
+        most = 0 if request.start == "auto" else None
         for number, (values, text) in found.items():
             tenants.bank.own.data[number] = values
             tasks[number] = replace(tasks[number], start=text, most=most)
@@ -345,7 +340,7 @@ def start_tasks(prepared: Prepared, tenants: Any, reporter: Reporter) -> Callabl
     def record(cached: bool) -> None:
         if tenants.shared and request.library is None and request.start != "zero":
             library = request.output_dir / LIBRARY
-            Tried(tenants, library, steps.tasks, of_run).record(cached)
+            Tried(tenants, library, tasks, of_run).record(cached)
 
     return record
 

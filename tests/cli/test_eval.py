@@ -100,18 +100,19 @@ def test_correct_options_are_counted(work, bishare, monkeypatch):
     assert "BS711" in bishare("eval", "one", "--model", "tiny", "--data", "rows.jsonl").err
 
 
-def test_each_adapter_is_judged_on_its_file_of_a_folder(work, bishare):
+def test_each_adapter_is_judged_on_its_file_of_a_folder_and_the_base_on_all(work, bishare):
     Path("held").mkdir()
     for name, count in (("one", 6), ("two", 4)):
         write_rows(f"held/{name}.jsonl", name, count)
-    run = bishare("eval", "one", "two", "--model", "tiny", "--data", "held", "--json")
-    found = json.loads(run.out)
-    assert found["rows"] == {"one": 6, "two": 4}
+    words = ("--base", "--model", "tiny", "--json", "--data")
+    found, right = json.loads(bishare("eval", "one", "two", *words, "held").out), 0.0
+    assert found["rows"] == {"base": 10, "one": 6, "two": 4}
     for name in ("one", "two"):
-        file = f"held/{name}.jsonl"
-        alone = json.loads(bishare("eval", name, "--model", "tiny", "--data", file, "--json").out)
+        alone = json.loads(bishare("eval", name, *words, f"held/{name}.jsonl").out)
         assert found["accuracy"][name] == alone["accuracy"][name]
         assert alone["rows"] == found["rows"][name]
+        right += alone["accuracy"]["base"] * alone["rows"]
+    assert found["accuracy"]["base"] == pytest.approx(right / 10)
     Path("held/two.jsonl").unlink()
     run = bishare("eval", "one", "two", "--model", "tiny", "--data", "held")
     assert "BS701" in run.err

@@ -155,7 +155,7 @@ def test_a_lora_that_a_library_has_not_seen_is_added_to_it(library, run):
 
 
 def test_the_library_is_left_alone_if_another_folder_is_named(library, run):
-    Path("lib/start.json").write_text('{"sharpness": 3.0}')
+    Path("lib/start.json").write_text('{"sharpness": 3.0, "correct": 0.5, "examples": 9}')
     code, _, err = run("new", "--library", "lib", "--out", "more")
     assert (code, "saved in more: `more#new`" in err) == (0, True)
     trained_more = run("new", "--library", "more", "--out", "third")

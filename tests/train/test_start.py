@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 
+from bishare_dsl.adapter.card import STARTS
 from bishare_dsl.adapter.contents import own_file
-from bishare_dsl.adapter.files import names_in, read_adapter
-from bishare_dsl.diagnostics import BishareError, BishareWarning
+from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter, save_library
+from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainError, train
@@ -18,7 +19,6 @@ from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.start import (
-    RECORD,
     SHARPNESS,
     Record,
     choose,
@@ -64,8 +64,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def recorded(library):
     """A function that writes the record of the library, for one test."""
-    yield (library / RECORD).write_text
-    (library / RECORD).unlink()
+    yield (library / STARTS).write_text
+    (library / STARTS).unlink()
 
 
 def added(library, out, start, count=8, data="new", **how):
@@ -111,7 +111,7 @@ def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples():
     assert not members_win(no, yes, 0.125)
 
 
-def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path):
+def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path, recwarn):
     members = {name: own(library, name) for name in LIMITS}
     mean = added(library, tmp_path / "mean", "mean").tasks[0]
     for key, value in own(tmp_path / "mean" / "library", "new").items():
@@ -125,6 +125,8 @@ def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path):
         for name, member in members.items()
         if all(torch.equal(found[key], value) for key, value in member.items())
     ]
+    # Nothing was weighed by a record.
+    assert not [w for w in recwarn if "BS738" in str(w.message)]
     # As many bytes as any other member.
     folder = tmp_path / "mean" / "library"
     assert len({(folder / own_file(name)).stat().st_size for name in names_in(folder)}) == 1
@@ -195,7 +197,7 @@ def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
     # It goes with the library's copies.
     added(made, tmp_path / "out", "mean")
     assert Record.of(tmp_path / "out" / "library") == record
-    assert not (begun(tmp_path, "plain", start="zero", max_steps=2) / RECORD).exists()
+    assert not (begun(tmp_path, "plain", start="zero", max_steps=2) / STARTS).exists()
 
 
 @pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
@@ -207,38 +209,38 @@ def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, recorded, tm
     assert task.start == "mixture of 3 members, sharpness 1"
 
 
-@pytest.mark.parametrize("start", ["mean", "nearest"])
-def test_no_record_is_needed_where_nothing_is_weighed_by_it(library, tmp_path, start, recwarn):
-    added(library, tmp_path / "out", start)
-    assert not [w for w in recwarn if "BS738" in str(w.message)]
-
-
-def test_an_infinite_sharpness_is_read_as_it_was_written(tmp_path):
-    record = Record(sharpness=math.inf, correct=0.5, ahead=-0.25, examples=4)
-    (tmp_path / RECORD).write_text(record.model_dump_json())
-    assert Record.of(tmp_path) == record
-
-
-def test_no_steps_need_a_library(tmp_path):
-    data = rows(tmp_path / "rows.jsonl", 20, 8)
-    with pytest.raises(BishareError, match=r"BS732.*max_steps"):
-        train("lora", tiny_model("llama"), data, tmp_path / "out", max_steps=0, **HOW)
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_card_says_the_sharpness_and_its_score(library, tmp_path):
     copy = tmp_path / "library"
     shutil.copytree(library, copy)
-    record = Record(sharpness=0.3, correct=0.75, ahead=0.0, examples=48)
-    (copy / RECORD).write_text(record.model_dump_json())
+    record = Record(sharpness=math.inf, correct=0.75, ahead=0.0, examples=48)
+    (copy / STARTS).write_text(record.model_dump_json())
+    assert Record.of(copy) == record
     added(copy, tmp_path / "out", "mixture")
-    said = "A sum of members of sharpness 0.3 answers 75.0% of 48 examples of members that were left out."
+    said = "A sum of members of sharpness inf answers 75.0% of 48 examples of members that were left out."
     assert (tmp_path / "out" / "library" / "README.md").read_text().count(said) == 1
-    added(tmp_path / "out" / "library", tmp_path / "again", "mean", data="other")
-    assert (tmp_path / "again" / "library" / "README.md").read_text().count(said) == 1
-    (copy / "README.md").write_text("mine")
-    record.write_in_card(copy)
-    assert (copy / "README.md").read_text() == "mine"
+    member = read_adapter(f"{copy}#low")
+    add_to_library(copy, {"more": member.tensors()})
+    assert (copy / "README.md").read_text().count(said) == 1
+    # A library that replaces this one has no record yet.
+    save_library(copy, member.plan, {"low": member.tensors()}, member.spec_text, seed=0)
+    assert not (copy / STARTS).exists()
+    assert "## New tasks" not in (copy / "README.md").read_text()
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_a_resumed_run_keeps_the_starts_that_it_began_with(library, tmp_path, members, monkeypatch):
+    """The library's record, and what wins after more steps, may be others by then."""
+    start = "mixture" if members else "auto"
+    monkeypatch.setattr(start_module, "members_win", lambda *_: False)
+    (first,) = added(library, tmp_path / "out", start, max_steps=2).tasks
+    monkeypatch.setattr(start_module, "members_win", lambda *_: True)
+    monkeypatch.setattr(Record, "of", lambda _: Record(sharpness=0.3))
+    how = {"model": tiny_model("llama"), "resume": tmp_path / "out", **HOW}
+    with pytest.raises(TrainError, match="nothing reads `start`"):
+        train(start="mean", **how)
+    (task,) = train(max_steps=3, **how).tasks
+    assert (task.start, task.steps) == (first.start, 3)
+    assert (task.start is not None) is members
 
 
 @pytest.mark.parametrize("start", ["mean", "nearest", "mixture", "auto"])
