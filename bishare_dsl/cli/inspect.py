@@ -61,12 +61,10 @@ def _show(folder: Path, report: Report) -> None:
     stored = read_adapter(folder)
     config = stored.config
     where = _whereabouts(stored)
-    report.data(
-        **summary.as_data(stored.plan),
-        config=config.model_dump(),
-        spec_text=stored.spec_text,
-        whereabouts=where,
-    )
+    if report.as_json:
+        report.data(**summary.as_data(stored.plan), spec_text=stored.spec_text)
+        report.data(config=config.model_dump(), whereabouts=where)
+        return
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
     at = f" at {config.base_revision}" if config.base_revision else ""
     base = (config.base_model or "?") + at

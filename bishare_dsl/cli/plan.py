@@ -82,7 +82,9 @@ def command(
         return
     from bishare_dsl.cli import summary
 
-    report.data(**summary.as_data(planned.plan, planned.spec))
+    if report.as_json:
+        report.data(**summary.as_data(planned.plan, planned.spec))
+        return
     report.tables(*summary.as_parts(planned.plan, planned.spec))
 
 

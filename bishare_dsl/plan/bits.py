@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 
 from bishare_dsl.plan.plan import Plan, Tensor
@@ -22,12 +23,10 @@ SCALES = "scales"
 
 def selecting(plan: Plan) -> set[str]:
     """Return tensors that select other values (`Transform.exact`), so that files keep their bits."""
-    return {
-        name
-        for term in plan.terms
-        for role in load_transform(term.transform, term.options).exact
-        if (name := term.tensors.get(role)) is not None
-    }
+    one = {(term.share, term.rank): term for term in plan.terms}
+    exact = {key: load_transform(t.transform, t.options).exact for key, t in one.items()}
+    named = ((t.tensors, role) for t in plan.terms for role in exact[t.share, t.rank])
+    return {tensors[role] for tensors, role in named if role in tensors}
 
 
 def quantisable(plan: Plan) -> set[str]:
@@ -57,11 +56,12 @@ def file_bytes(plan: Plan, names: Set[str] | None = None) -> dict[str, int]:
         names = {tensor.name for tensor in plan.tensors if tensor.trainable or not tensor.drawn}
     exact, whole = selecting(plan), quantisable(plan)
     counts = dict.fromkeys(("float32", "bfloat16", *BITS), 0)
-    for tensor in (plan.tensor[name] for name in names):
-        rounded = (4 if tensor.name in exact else 2) * tensor.size
-        counts["float32"] += 4 * tensor.size
-        counts["bfloat16"] += rounded
+    alike = Counter((plan.tensor[name].size, name in exact, name in whole) for name in names)
+    for (size, keeps, quantised), count in alike.items():
+        rounded = (4 if keeps else 2) * size
+        counts["float32"] += count * 4 * size
+        counts["bfloat16"] += count * rounded
         for form, bits in BITS.items():
-            small = -(-bits * tensor.size // 8) + 2 * -(-tensor.size // GROUP)
-            counts[form] += small if tensor.name in whole else rounded
+            small = -(-bits * size // 8) + 2 * -(-size // GROUP)
+            counts[form] += count * (small if quantised else rounded)
     return counts

@@ -202,6 +202,12 @@ class Plan(Data):
         return {name: term.site for term in reversed(terms) for name in term.tensors.values()}
 
     @cached_property
+    def users(self) -> Counter[str]:
+        """The number of modules that use each tensor, of which one may have several terms."""
+        used = ({n for t in terms for n in t.tensors.values()} for terms in self.terms_of.values())
+        return Counter(name for names in used for name in names)
+
+    @cached_property
     def shares(self) -> dict[str, int]:
         """Trainable parameters of each share."""
         counts: Counter[str] = Counter()

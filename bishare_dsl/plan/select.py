@@ -97,12 +97,7 @@ class Sites:
         return self.scope_of(site, lets, {}, by_name=site.layer is None)
 
     def scope_of(
-        self,
-        site: Site,
-        lets: dict[str, bool],
-        more: Mapping[str, Value],
-        *,
-        by_name: bool = False,
+        self, site: Site, lets: dict[str, bool], more: Mapping[str, Value], *, by_name: bool = False
     ) -> Scope:
         """Create the scope of a site, without the spec's lets.
 

@@ -94,12 +94,6 @@ class KindRow(Record):
     maximum_rank: Bounds | None
 
 
-def users(plan: Plan) -> Counter[str]:
-    """Count the modules that use each tensor, of which one may have several terms."""
-    used = {(name, term.site) for term in plan.terms for name in term.tensors.values()}
-    return Counter(name for name, _ in used)
-
-
 def held(tensors: Iterable[Tensor], modules: Counter[str]) -> tuple[int, int, int]:
     """Count the shared, private and frozen parameters of tensors that ``modules`` use.
 
@@ -144,11 +138,11 @@ def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
 def shares(plan: Plan) -> list[ShareRow]:
     """Make a row for each share that has parameters, in the spec's order."""
     terms, tensors, pools = _by_share(plan.terms), _by_share(plan.tensors), _by_share(plan.pools)
-    every_role, modules, places = _by_share(roles(plan)), users(plan), Places(plan)
+    every_role, places = _by_share(roles(plan)), Places(plan)
     rows = []
     # Tensors that are subtracted, or trained in full, belong to no share of the spec.
     for name in (name for name in terms if name in tensors and tensors[name][0].like is None):
-        first, (shared, private, _) = terms[name][0], held(tensors[name], modules)
+        first, (shared, private, _) = terms[name][0], held(tensors[name], plan.users)
         ranked = [term for term in terms[name] if not term.is_magnitude]
         rows.append(
             ShareRow(
@@ -184,9 +178,10 @@ def _facts(
 ) -> Iterator[str]:
     """Say how a share acts, where if not on all targets, which modules share, and how it starts."""
     first, paths = terms[0], [term.site for term in terms]
-    if scales := dict.fromkeys(f"{term.scale:.4g}" for term in terms if not term.is_magnitude):
-        yield f"scale {', '.join(scales)}"
-    for transform in dict.fromkeys(via(term.transform, term.options) for term in terms):
+    if scales := dict.fromkeys(term.scale for term in terms if not term.is_magnitude):
+        yield f"scale {', '.join(dict.fromkeys(f'{scale:.4g}' for scale in scales))}"
+    at_ranks = {term.rank: term for term in terms}.values()  # Options are equal at a rank.
+    for transform in dict.fromkeys(via(term.transform, term.options) for term in at_ranks):
         if transform not in ("-", MAGNITUDE):
             yield f"via {transform}"
     if first.is_magnitude and first.options["plain"]:
@@ -236,7 +231,6 @@ def trained_in_full(plan: Plan) -> list[WholeRow]:
 
 def roles(plan: Plan) -> list[RoleRow]:
     """Make a row for each role of each share: pooled tensors first, then those of single modules."""
-    modules = users(plan)
     tensors: dict[tuple[str, str], dict[str, Tensor]] = {(p.share, p.role): {} for p in plan.pools}
     for term in plan.terms:
         for role, name in term.tensors.items():
@@ -247,7 +241,7 @@ def roles(plan: Plan) -> list[RoleRow]:
             share=share,
             role=role,
             pools=len(role_tensors),
-            members=bounds(modules[name] for name in role_tensors),
+            members=bounds(plan.users[name] for name in role_tensors),
             rows=bounds(tensor.shape[0] for tensor in role_tensors.values()),
             columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
             parameters=sum(tensor.size for tensor in role_tensors.values()),

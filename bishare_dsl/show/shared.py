@@ -67,7 +67,7 @@ def conclusion(plan: Plan, spec: Spec | None, told: Sequence[ShareRow]) -> list[
 
 
 def _verdict(plan: Plan, rank: str) -> str:
-    shared, private, frozen = rows.held(plan.tensors, rows.users(plan))
+    shared, private, frozen = rows.held(plan.tensors, plan.users)
     if not plan.terms:
         return "no share adds a term: parameters of the base are trained in full"
     if shared:

@@ -1,5 +1,5 @@
 from bishare_dsl.show.picture import picture
-from bishare_dsl.show.rows import held, users
+from bishare_dsl.show.rows import held
 
 
 def panels(planned, text):
@@ -63,7 +63,7 @@ def test_what_is_shared_what_is_private_and_what_is_frozen(planned):
     _, plan = planned(
         "share s A per layer  B per module  rank 2 freeze A share t per model rank 1 via SS"
     )
-    assert held(plan.tensors, users(plan)) == (64 + 96, 3 * 2 * (64 + 16 + 96), 3 * 2 * 64)
+    assert held(plan.tensors, plan.users) == (64 + 96, 3 * 2 * (64 + 16 + 96), 3 * 2 * 64)
 
 
 def test_a_magnitude_is_drawn_as_it_is_written(planned):
