@@ -20,35 +20,21 @@ _WORD = re.compile(r"[^\W\d]\w*")
 _INT = re.compile(r"[+-]?\d+")
 
 
-def _into_report(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+def _switch(name: str, *words: str, help: str) -> click.Option:
+    """Create a switch that sets a field of the report, before other options are read."""
+
     def callback(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         if value:
             setattr(ctx.find_object(Report), name, True)
 
-    return callback
-
-
-def _switch(name: str, *words: str, help: str, is_eager: bool = False) -> click.Option:
-    """Create a switch that sets a field of the report."""
-    return click.Option(
-        [*words],
-        is_flag=True,
-        expose_value=False,
-        callback=_into_report(name),
-        is_eager=is_eager,
-        help=help,
-    )
+    settings: Any = {"is_flag": True, "expose_value": False, "is_eager": True}
+    return click.Option([*words], callback=callback, help=help, **settings)
 
 
 quiet = _switch("quiet", "-q", "--quiet", help="Print only results and problems.")
 as_json = _switch(
-    "as_json",
-    "--json",
-    help="Write one JSON object, including problems, to standard output.",
-    is_eager=True,
+    "as_json", "--json", help="Write one JSON object, including problems, to standard output."
 )
-
-
 strict = _switch("strict", "--strict", help="Refuse a base that the adapter was not saved on.")
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
@@ -206,18 +192,14 @@ def read_value(text: str) -> Value | None:
     return number if math.isfinite(number) else None
 
 
-_SET: Any = {"multiple": True, "callback": _read_settings}
-values = click.option(
-    *("-s", "--set", "params"),
-    metavar="NAME=VALUE",
-    help="Set a param of the spec; may be repeated.",
-    **_SET,
-)
-many_values = click.option(
-    *("-s", "--set", "params"),
-    metavar="NAME=VALUE[,VALUE...]",
-    help="Set a param to several values and compare; may be repeated.",
-    **_SET,
+def _set(metavar: str, help: str) -> Callable[[_Decorated], _Decorated]:
+    shown: Any = {"metavar": metavar, "help": help}
+    return click.option("-s", "--set", "params", multiple=True, callback=_read_settings, **shown)
+
+
+values = _set("NAME=VALUE", "Set a param of the spec; may be repeated.")
+many_values = _set(
+    "NAME=VALUE[,VALUE...]", "Set a param to several values and compare; may be repeated."
 )
 
 

@@ -36,8 +36,7 @@ FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 _USAGE_CODES = frozenset(
     [
         # A param, folder or format of the command line that is missing or in the way.
-        *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS631"),
-        "BS646",
+        *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS631", "BS646"),
         # Settings of training, its folder, and missing data.
         *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),
         *("BS701", "BS703", "BS704"),
@@ -81,11 +80,8 @@ class Report:
     """
 
     def __init__(self) -> None:
-        self.as_json = False
-        self.quiet = False
-        self.problems_are_results = False
-        self.partial = False
-        self.allow_use = self.strict = False
+        self.as_json = self.quiet = self.allow_use = self.strict = False
+        self.problems_are_results = self.partial = False
         self.exit_code = 0
         self.errors = self.warnings = 0
         self._data: dict[str, Any] = {}
