@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments as Args
 from transformers import get_scheduler
@@ -58,38 +58,35 @@ class RowAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do a step of the rows that have a rate."""
+        """Do a step of the rows that have a rate; their gradients are clipped in place."""
         how = self.settings
         for group, rates in zip(self.param_groups, self.rates, strict=True):
             (p,) = group["params"]
             if p.grad is None or not rates:
                 continue
             state, group["lr"] = self.state[p], max(rates.values())
-            rows = torch.tensor([*rates]).to(p.device, non_blocking=True)
-            held = (p.grad, p, state["exp_avg"], state["exp_avg_sq"])
-            gradient, value, mean, square = (t.index_select(0, rows) for t in held)
             # On the CPU, also after loading: torch treats this name so.
             state["step"][[*rates]] += 1
-            steps = state["step"][[*rates]].tolist()
-            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            finite = norm.isfinite().to(p.dtype)
-            gradient = torch.where(finite > 0, gradient, 0)
-            if how.max_norm:
-                gradient *= torch.where(finite > 0, how.max_norm / (norm + 1e-6), 0).clamp(max=1)
-            mean.lerp_(gradient, finite * (1 - how.betas[0]))
-            square.lerp_(gradient.square(), finite * (1 - how.betas[1]))
-            first, second = (_column((1 - beta**n for n in steps), p) for beta in how.betas)
-            rate = _column(rates.values(), p) * finite
-            if how.weight_decay:
-                value.mul_(1 - rate * how.weight_decay)
-            value.sub_(mean / (square / second).sqrt_().add_(how.eps) * (rate / first))
-            for tensor, part in zip(held[1:], (value, mean, square), strict=True):
-                tensor.index_copy_(0, rows, part)
-
-
-def _column(values: Iterable[float], like: Tensor) -> Tensor:
-    """Return a column with a value per row, without waiting for the device."""
-    return torch.tensor([*values], dtype=like.dtype).to(like.device, non_blocking=True).unsqueeze(1)
+            steps = state["step"].float().to(p.device, non_blocking=True)
+            norm = torch.linalg.vector_norm(p.grad, dim=1).float()
+            # Gradients are divided by this.
+            clip = ((norm + 1e-6) / (how.max_norm or torch.inf)).clamp(min=1)
+            refused = norm.isfinite().logical_not().float()
+            # In place and row by row: the bank is larger than a processor's cache, and a copy of it slow.
+            for row, rate in rates.items():
+                moments = ([state[name][row]] for name in ("exp_avg", "exp_avg_sq"))
+                torch._fused_adamw_(
+                    *([p[row]], [p.grad[row]], *moments, [], [steps[row]]),
+                    amsgrad=False,
+                    lr=rate,
+                    beta1=how.betas[0],
+                    beta2=how.betas[1],
+                    weight_decay=how.weight_decay,
+                    eps=how.eps,
+                    maximize=False,
+                    grad_scale=clip[row],
+                    found_inf=refused[row],
+                )
 
 
 Schedule = Callable[[int], float]
