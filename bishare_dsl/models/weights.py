@@ -208,7 +208,7 @@ def weights_in(path: str, module: nn.Module) -> list[Weight]:
         return [Weight(path, path, module, *widths, transposed=_is_conv1d(module))]
     if block_of(path) is None and (widths := _embedding_widths(module)) is not None:
         return [Weight(path, path, module, *widths, transposed=True)]
-    return [*_experts(path, module)]
+    return [*_experts(path, module)] if module._parameters else []
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
@@ -239,8 +239,6 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     The modules have attributes for the layout: ``is_transposed``, and ``is_concatenated`` if gate and up
     are not interleaved. Classes in `_LAYOUTS` lack them.
     """
-    if not module._parameters:
-        return
     kind = _kind(module)
     concatenated, transposed = _LAYOUTS.get(
         kind.__name__,
@@ -277,6 +275,8 @@ def _is_float(dtype: torch.dtype | None) -> bool:
 
 
 def _is_conv1d(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return False
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
