@@ -153,6 +153,8 @@ def _no_such_spec(name: str) -> Problem:
         help = "several values of a param have commas between them, as in `--set r=2,8,16`"
     elif Path(f"{name}.share").is_file():
         help = f"did you mean `{name}.share`?"
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".share"):
+    elif name.endswith(".share") or Path(name).parent.is_dir():
+        pass  # Not on the Hub.
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         help = f"an adapter of the Hub is fetched first: `hf download {name} --local-dir adapter`"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

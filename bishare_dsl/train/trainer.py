@@ -238,6 +238,7 @@ class BankTrainer(AdapterTrainer):
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
         """Log the mean loss, and record each task's."""
+        logs.pop("grad_norm", None)  # 0, by `norm`: each task has its own.
         if "loss" in logs:
             totals, counts = self._sums.tolist()
             self._sums.zero_()

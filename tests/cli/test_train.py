@@ -107,6 +107,7 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
         (["--rows_at_once", "0"], "BS731", "or equal to 1\n  = help: `bishare train --help`"),
         (["none.share"], "BS902", "none.share"),
         (["tiny"], "BS902", "that is a folder"),
+        (["tiny/checkpoint-3"], "BS902", "`bishare specs` lists those that ship"),
         (["--set", "q=1"], "BS207", "`q`"),
         (["small.share", "rows.jsonl"], "BS901", "unexpected extra argument"),
         (["small.share", "tiny"], "BS901", "a base is given by `--model tiny`"),

@@ -47,6 +47,7 @@ def test_each_task_is_as_if_it_were_trained_alone(tasks, tmp_path, recwarn):
     """Its rows come in the same order; as many as that are no whole number of steps."""
     how = {"num_train_epochs": 5, "warmup_steps": None}
     made = start(PLAIN, tasks, tmp_path / "many", **how)
+    assert not [entry for entry in made.history if "grad_norm" in entry]
     assert [(task.name, task.rows, task.steps) for task in made.tasks] == [
         ("long", 24, 30),
         ("short", 6, 10),
