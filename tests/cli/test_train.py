@@ -103,7 +103,6 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
         (["--config", "none.yaml"], "BS734", "No such file"),
         (["--data", "none.jsonl"], "BS701", "none.jsonl"),
         (["--learning_rate"], "BS901", "requires an argument"),
-        (["--max_length", "x"], "BS731", "`max_length` cannot be `x`"),
         (["--rows_at_once", "0"], "BS731", "or equal to 1\n  = help: `bishare train --help`"),
         (["none.share"], "BS902", "none.share"),
         (["tiny"], "BS902", "that is a folder"),
