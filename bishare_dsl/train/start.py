@@ -24,8 +24,7 @@ from bishare_dsl.adapter.files import names_in, read_members
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
-from bishare_dsl.train.data.batches import IGNORED, Collator
-from bishare_dsl.train.data.batches import Example as Row
+from bishare_dsl.train.data.batches import IGNORED, Collator, Example
 from bishare_dsl.train.folder import LIBRARY, record_of
 from bishare_dsl.train.optimizer import RowAdamW, Settings, schedule_of
 from bishare_dsl.train.prepare import Prepared
@@ -223,6 +222,7 @@ class Tried:
         record = Record.of(self._library)
         if record is None and start in ("mixture", "auto"):
             reporter.report(codes.NO_RECORD(path=self._library / STARTS), None)
+        self._rows = [[*map(_needed, rows)] for rows in self._rows]
         with self._cached(reporter, trains=trains):
             return choose(self, self._rows, start, record or Record(), trains=trains)
 
@@ -272,7 +272,7 @@ class Tried:
                 adapters.pop(name, None)
 
     @torch.no_grad()
-    def judge(self, values: Tensor, pairs: Sequence[tuple[int, Row]]) -> tuple[Tensor, Tensor]:
+    def judge(self, values: Tensor, pairs: Sequence[tuple[int, Example]]) -> tuple[Tensor, Tensor]:
         """Return the loss of each example, and whether it is answered, ``(pairs,)`` each.
 
         Args:
@@ -298,7 +298,7 @@ class Tried:
                     losses[some], right[some] = loss.float().cpu(), correct.cpu()
         return losses, right
 
-    def trained(self, tasks: Sequence[Sequence[Row]]) -> Tensor:
+    def trained(self, tasks: Sequence[Sequence[Example]]) -> Tensor:
         """Train private tensors from zero on each task, as the run would: ``(tasks, values)``."""
         prepared, zero = self._run
         a, warm_up = prepared.args, prepared.warm_up
@@ -345,5 +345,11 @@ def start_tasks(prepared: Prepared, tenants: Any, reporter: Reporter) -> Callabl
     return record
 
 
-def _prompt(row: Row) -> tuple[int, ...]:
+def _needed(row: Example) -> Example:
+    """Leave out the tokens after the last one with a loss, which change none before them."""
+    stop = max((i for i, label in enumerate(row["labels"]) if label != IGNORED), default=1) + 1
+    return {**row, "input_ids": row["input_ids"][:stop], "labels": row["labels"][:stop]}
+
+
+def _prompt(row: Example) -> tuple[int, ...]:
     return tuple(t for t, x in zip(row["input_ids"], row["labels"], strict=True) if x == IGNORED)
