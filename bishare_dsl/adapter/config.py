@@ -64,9 +64,7 @@ def text_of(value: Any) -> str:
 
 def broken_config(path: str | Path, error: ValueError) -> AdapterError:
     """Create the error for an invalid config, with its first ten problems (BS604)."""
-    return AdapterError(
-        codes.BROKEN_CONFIG(path=path, reason=reason) for reason in lines_of(error, 10)
-    )
+    return AdapterError(codes.BROKEN_CONFIG(path=path, reason=r) for r in lines_of(error, 10))
 
 
 class Entry(BaseModel):

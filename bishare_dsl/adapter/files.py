@@ -52,6 +52,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.sharing import common_keys, sharing_of
 from bishare_dsl.diagnostics import AdapterError, Problem, advise, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.tried import near_path
 from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
@@ -531,8 +532,13 @@ def _most(config: AdapterConfig) -> int:
 
 def _not_an_adapter(folder: Path) -> Problem:
     if not folder.is_dir():
-        help = advise("file", folder.suffix) if folder.is_file() else None
-        return codes.NO_SUCH_FOLDER(folder=folder, help=help)
+        own, above = f"{MEMBERS}/{glob.escape(folder.stem)}.safetensors", folder.parent
+        for file in (*above.glob(own), *above.glob(f"*/{own}"), *above.parent.glob(own)):
+            help = f"did you mean `{file.parents[1]}#{folder.stem}`?"
+            return codes.NO_SUCH_FOLDER(folder=folder, help=help)
+        near = near_path(str(folder), lambda place: Path(place, CONFIG).is_file())
+        said = advise("file", folder.suffix) if folder.is_file() else None
+        return codes.NO_SUCH_FOLDER(folder=folder, help=said or near)
     return (codes.PEFT_ADAPTER if is_peft(folder) else codes.NOT_AN_ADAPTER)(folder=folder)
 
 

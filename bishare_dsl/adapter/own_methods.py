@@ -10,7 +10,6 @@ model as an argument, so that copies and pickles of a model work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -117,9 +116,4 @@ def _at(plan: Plan, paths: set[str]) -> str | None:
     return next(iter(sorted(paths & used)), None)
 
 
-_METHODS: dict[str, Callable[..., Any]] = {
-    SAVING: _save,
-    RESIZING: _resize,
-    TYING: _tie,
-    BATCHING: _generate_batch,
-}
+_METHODS: Any = {SAVING: _save, RESIZING: _resize, TYING: _tie, BATCHING: _generate_batch}

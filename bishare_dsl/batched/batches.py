@@ -28,7 +28,7 @@ from bishare_dsl.batched.rows import (
     route_to_open_batch,
     set_batches,
 )
-from bishare_dsl.diagnostics import AdapterError, Problem, nearest
+from bishare_dsl.diagnostics import AdapterError, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import forget_recompute, recompute_within
 from bishare_dsl.models.site import TENSORS
@@ -231,7 +231,7 @@ class MixedBatches:
             elif isinstance(name, str) and name in self.members:
                 rows.setdefault(name, []).append(row)
             else:
-                help = nearest(str(name), self.members)
+                help = advise("row", str(name)) or nearest(str(name), [*self.members, BASE])
                 problems.append(codes.MIXED_UNKNOWN(row=row, name=name, help=help))
         if not rows and not problems:
             problems.append(codes.MIXED_ROWS(names=0, rows="some"))

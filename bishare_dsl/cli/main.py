@@ -165,6 +165,11 @@ def _usage(error: click.ClickException, words: Sequence[str]) -> CommandError:
         base = next((word for word in words if Path(word, "config.json").is_file()), None)
         if base and not model and not {"-m", "--model"} & {*words}:
             shown = f"a base is given by `--model {base}`"
+        extra = what.partition("(")[2].removesuffix(")")
+        if "=" in extra and "params" in {option.name for option in context.command.params}:
+            shown = f"a param is given by `--set {extra}`"
+        elif extra[:1] in ("–", "—"):
+            shown = f"an option begins with two hyphens: `--{extra.lstrip('–—-')}`"
         help = f"{shown}; {help}"
     return CommandError(codes.WRONG_USAGE(what=what[:1].lower() + what[1:], help=help))
 

@@ -14,6 +14,7 @@ import click
 from bishare_dsl.cli.report import CommandError, Report, silence_libraries
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, SpecError, nearest
 from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.diagnostics.tried import near_path
 from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.language.read import read
 from bishare_dsl.resources import find_spec, shipped_specs
@@ -151,10 +152,12 @@ def _no_such_spec(name: str) -> Problem:
         help = f"a param is given by `--set {name}`"
     elif name.replace(".", "").isdecimal():
         help = "several values of a param have commas between them, as in `--set r=2,8,16`"
-    elif Path(f"{name}.share").is_file():
-        help = f"did you mean `{name}.share`?"
+    elif Path(name, "config.json").is_file():
+        help = f"a base is given by `--model {name}`"
+    elif Path(name, "adapter_config.json").is_file():
+        help = f"it is an adapter: `bishare inspect {name}` shows it"
     elif name.endswith(".share") or Path(name).parent.is_dir():
-        pass  # Not on the Hub.
+        help = help or near_path(name, lambda beside: beside.endswith(".share"))  # Not on the Hub.
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         help = f"an adapter of the Hub is fetched first: `hf download {name} --local-dir adapter`"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

@@ -16,9 +16,7 @@ class BishareError(Exception):
     """
 
     def __init__(self, problems: Iterable[Problem] | Problem, where: SourceMap | None = None):
-        self.problems: tuple[Problem, ...] = (
-            (problems,) if isinstance(problems, Problem) else tuple(problems)
-        )
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         self.where = where
         super().__init__(self.problems)
 

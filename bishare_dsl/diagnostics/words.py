@@ -55,10 +55,10 @@ def advise_option(place: str, name: str, value: Any, takes: Mapping[str, Any]) -
             return help
         if place == "argument" and (spec := peft_advice(word, f"={value}")):
             return f"in the spec, {spec}"
-    return nearest(bare, [n for n, kind in takes.items() if _fits(kind, value)], few=0)
+    return nearest(bare, [n for n, kind in takes.items() if takes_value(kind, value)], few=0)
 
 
-def _fits(kind: Any, value: Any) -> bool:
+def takes_value(kind: Any, value: Any) -> bool:
     """Return whether an option of a type takes a value, or is a switch if there is none."""
     from pydantic import TypeAdapter
 

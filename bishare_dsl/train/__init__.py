@@ -16,12 +16,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Example", "Tenants", "TrainError", "TrainResult", "TrainingInterrupted", "train"]
 
-__getattr__ = lazy(
-    __name__,
-    {
-        "errors": "TrainError TrainingInterrupted",
-        "result": "TrainResult",
-        "run": "train",
-        "tenants": "Example Tenants",
-    },
-)
+_PLACES = {"errors": "TrainError TrainingInterrupted", "result": "TrainResult", "run": "train"}
+__getattr__ = lazy(__name__, {**_PLACES, "tenants": "Example Tenants"})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
-from bishare_dsl.diagnostics import BishareError, one_line
+from bishare_dsl.diagnostics import BishareError, advise, nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 
 
@@ -30,15 +31,22 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def catch_refusals() -> Iterator[None]:
+def catch_refusals(given: Mapping[str, object] = {}) -> Iterator[None]:
     """Convert errors that transformers raises about its arguments within a block to our own.
 
     Raises:
-        TrainError: transformers rejects an argument (BS732).
+        TrainError: transformers does not know a ``given`` value (BS731), or rejects it (BS732).
     """
     try:
         yield
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError, OSError) as error:
+        found = re.match(r"(\S+) is not a valid \w+, please select one of (.+)", str(error))
+        value, names = found.groups() if found else (None, "")
+        for name in (name for name in given if str(given[name]) == value):
+            valid = re.findall(r"'(\w+)'", names)
+            help = advise("value", f"{name}:{value}") or nearest(str(value), valid, few=len(valid))
+            problem = codes.WRONG_VALUE(name=name, value=value, reason="it is unknown", help=help)
+            raise TrainError(problem) from error
         raise TrainError(codes.BAD_COMBINATION(reason=one_line(error))) from error
 
 

@@ -120,7 +120,8 @@ def encode_choices(rows: Any, tokenizer: Any) -> Any:
     """
     examples = encode(rows, tokenizer, max_length=2**31 - 1).examples
     if not among_options(examples):
-        raise DataError(MISSING_FIELD(place=rows.places[0], field=OPTIONS))
+        help = "to be judged, each row has a list `options`, with its `completion` in it"
+        raise DataError(MISSING_FIELD(place=rows.places[0], field=OPTIONS, help=help))
     return examples
 
 

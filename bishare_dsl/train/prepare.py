@@ -21,7 +21,7 @@ from bishare_dsl.adapter.files import check_apart, check_place, names_in, place_
 from bishare_dsl.adapter.fingerprint import Fingerprint, difference
 from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
-from bishare_dsl.diagnostics import raise_errors
+from bishare_dsl.diagnostics import advise, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.models import Source, resolve
@@ -133,10 +133,8 @@ def prepare(
     tasks = read_tasks(request, args, tokenizer, reporter)
     shared = trainable.config.tensors if isinstance(trainable, StoredAdapter) else ""
     digests = [report.digest for task in tasks for report in task.data.values()]
-    record = {
-        "tasks": [[task.name, trainable.plan.digest + shared] for task in tasks if request.several],
-        "data": hashlib.sha256("".join(digests).encode()).hexdigest(),
-    }
+    named = [[task.name, trainable.plan.digest + shared] for task in tasks if request.several]
+    record = {"tasks": named, "data": hashlib.sha256("".join(digests).encode()).hexdigest()}
     if request.resume is not None:
         check_resumed(request.resume, record)
         reporter.note(f"going on from {request.resume.name}")
@@ -177,7 +175,7 @@ def training_arguments(
     if evaluates and "eval_strategy" not in given:
         chosen["eval_strategy"] = "steps"
         chosen.setdefault("eval_steps", chosen["save_steps"])
-    with catch_refusals():
+    with catch_refusals(given):
         args = TrainingArguments(output_dir=output_dir, **chosen)
         if args.deepspeed_plugin is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true":
             raise ValueError("DeepSpeed and FSDP shard a base in TRL's `SFTTrainer`")
@@ -239,7 +237,8 @@ def find_trainable(
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     elif request.several or request.params:
         reason = f"several tasks and `params` need a spec, and `{spec}` is an adapter"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        help = "name a spec, such as `lora`; an adapter is trained further without `--set`, on one task"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
     read, findings = read_fitting(spec, base)
     for problem in findings:
         reporter.report(problem, None)
@@ -269,8 +268,8 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict
         "torchrun": args.world_size > 1,
     }
     for name in (name for name, is_so in refused.items() if is_so):
-        reason = f"`{name}` is for one task, without `library`"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        reason = f"`{name}` is not for several tasks, nor for a library"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("several", name)))
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     shares = request.makes_library(plan)
     names = [folders.LIBRARY] if shares else request.tasks
@@ -308,7 +307,7 @@ def check_library(request: Request, first: StoredAdapter) -> None:
         reason, help = f"`{folder}` has a spec and its params", "leave the spec and `--set` out"
     elif twice := sorted((first.config.adapters or {}).keys() & request.tasks):
         reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
-        help = f"give the task another name: `--data {twice[0]}-2=FILE`"
+        help = f"a member is trained once: `--data {twice[0]}-2=FILE --start nearest` adds another"
     if reason:
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 

@@ -12,18 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
-from bishare_dsl.diagnostics import Problem, advise, advise_option, one_line
+from bishare_dsl.diagnostics import Problem, advise, advise_option, nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.diagnostics.tried import near_path, value_meant
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
 from bishare_dsl.train.errors import TrainError
@@ -148,7 +141,7 @@ class Settings(BaseModel):
 
     @field_validator("eval_split")
     @classmethod
-    def _rows(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _rows(cls, value: float | None, info: Any) -> float | None:
         if value is not None and info.data.get("eval_data") is not None:
             raise ValueError("`eval_data` names held-out rows already")
         if value is not None and value >= 1 and value != int(value):
@@ -189,7 +182,7 @@ class Request(Settings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain(cls, value: Any, info: Any) -> Any:
         # YAML reads a bare `no` as False.
         own = value is not False or info.field_name in Request.model_fields
         return value if own or is_flag(str(info.field_name)) else "no"
@@ -252,11 +245,14 @@ def _problem(name: str, error: Any, given: Mapping[str, Any]) -> Problem:
     if error["type"] == "extra_forbidden":
         return unknown_argument(name, given[name])
     if error["type"] == "missing":
-        return codes.MISSING_ARGUMENT(name=name)
+        help = advise("missing", next((n for n in ("start", "library") if n in given), name))
+        return codes.MISSING_ARGUMENT(name=name, help=help)
     reason = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    sign = re.fullmatch(r"\d+([%,])\d*", str(value := given[name]))
-    word = sign[1] if sign else f"{name}:{value}"
-    return codes.WRONG_VALUE(name=name, value=value, reason=reason, help=advise("value", word))
+    reason, kind = reason.partition(", unable")[0], _requests().model_fields[name].annotation
+    help = advise("value", f"{name}:{(value := given[name])}")
+    if isinstance(value, str) and help is None:
+        help = value_meant(value, kind) or nearest(value, re.findall("'([^']+)'", reason), few=0)
+    return codes.WRONG_VALUE(name=name, value=value, reason=reason, help=help)
 
 
 def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
@@ -335,4 +331,5 @@ def read_config(path: Path) -> dict[str, Any]:
             return arguments
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = one_line(error).replace(' in "<unicode string>",', " at")
-    raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))
+    near = None if path.is_file() else near_path(str(path), lambda p: p.endswith((".yaml", ".yml")))
+    raise TrainError(codes.BAD_CONFIG(path=path, reason=reason, help=near))

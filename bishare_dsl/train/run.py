@@ -226,34 +226,21 @@ def _result(
         place = f"{LIBRARY}#{task.name}" if request.makes_library(plan) else task.name * several
         named = task.name if several else None
         losses, held_out, correct = (logged(state.log_history, key, named) for key in EACH)
-        result = TaskResult(
-            name=task.name,
-            folder=str(request.output_dir / place) if number in kept else None,
-            steps=steps.count(task) if several else state.global_step,
-            loss_first=losses.get(min(losses, default=0)),
-            loss_last=losses.get(max(losses, default=0)),
-            eval_loss=held_out.get(best or max(held_out, default=0)),
-            accuracy=correct.get(best or max(correct, default=0)),
-            data=task.data,
-            start=task.start,
-        )
-        tasks.append(result)
+        at = best or max(held_out, default=0), best or max(correct, default=0)
+        found: dict[str, Any] = {"eval_loss": held_out.get(at[0]), "accuracy": correct.get(at[1])}
+        found["loss_first"] = losses.get(min(losses, default=0))
+        found["loss_last"] = losses.get(max(losses, default=0))
+        found["steps"] = steps.count(task) if several else state.global_step
+        found["folder"] = str(request.output_dir / place) if number in kept else None
+        tasks.append(TaskResult(name=task.name, data=task.data, start=task.start, **found))
     if lost := {t.name: t.folder for t in tasks if not math.isfinite(t.loss_last or 0)}:
         reporter.report(_not_finite(steps, lost), None)
-    return TrainResult(
-        folder=request.output_dir,
-        model=handle.model,
-        model_name=request.model if isinstance(request.model, str) else "MODEL",
-        trainable=request.trainable(plan),
-        owned=request.owned(plan),
-        tasks=tuple(tasks),
-        steps=state.global_step,
-        epochs=max(epochs),
-        batch=steps.batch,
-        tokens=int(state.num_input_tokens_seen),
-        seconds=seconds,
-        history=state.log_history,
-    )
+    words: Any = {"owned": request.owned(plan), "trainable": request.trainable(plan)}
+    words["model_name"] = request.model if isinstance(request.model, str) else "MODEL"
+    ran: Any = {"steps": state.global_step, "epochs": max(epochs), "batch": steps.batch}
+    ran |= {"tokens": int(state.num_input_tokens_seen), "seconds": seconds}
+    ran |= {"history": state.log_history, "tasks": tuple(tasks)}
+    return TrainResult(folder=request.output_dir, model=handle.model, **words, **ran)
 
 
 def _not_finite(steps: Steps, lost: Mapping[str, str | None]) -> Problem:

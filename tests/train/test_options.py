@@ -138,9 +138,9 @@ def test_the_best_adapter_may_be_the_one_that_is_most_often_right(tmp_path):
 
 def test_options_of_other_formats_are_not_passed_over(tmp_path):
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    with pytest.raises(BishareError, match=r"BS726.*they go with a `prompt` and a `completion`"):
+    with pytest.raises(BishareError, match=r"BS726.*they go with a `completion` that is a text"):
         batch_of(tmp_path / "r.jsonl", chat | {"options": ["b", "c"]})
     for says in ("Fair", "fair "):
         row = {"prompt": "a ", "completion": says, "options": ["fair", "dear"]}
-        with pytest.raises(BishareError, match=r"BS726.*differ in spaces or capitals alone"):
+        with pytest.raises(BishareError, match=r"BS726.*write `fair` as the completion"):
             batch_of(tmp_path / "r.jsonl", row)

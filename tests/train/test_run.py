@@ -135,7 +135,7 @@ def test_a_step_that_is_no_number_stops_the_run(start, tmp_path, where):
     with pytest.raises(TrainError, match="BS750") as caught:
         start(tmp_path / "it", callbacks=[Spoils(4, where)], **more)
     said = str(caught.value)
-    assert "the gradient of step 4 is nan, and the step is not applied" in said
+    assert "the gradient of step 4 is nan: it is not applied" in said
     assert f"`{tmp_path / 'it' / 'checkpoint-2'}` is the last checkpoint" in said
     assert not (tmp_path / "it" / "adapter_config.json").exists()
     with pytest.raises(TrainError, match=r"BS750.*step 1 .*no checkpoint exists yet"):

@@ -60,19 +60,13 @@ NOT_PLAIN_LORA = Code("BS656", "cannot import `{folder}`: {reason}")
 
 # Unsupported operations ---------------------------------------------------------------------------
 
-NOT_A_MATRIX = Code(
-    "BS633", "cannot {action}: share `{share}` is not linear in its input (transform {transform})"
-)
+NOT_A_MATRIX = Code("BS633", "cannot {action}: share `{share}` is not linear ({transform})")
 SCALES_BASE = Code("BS675", "cannot {action}: `magnitude` scales the base's weights too")
 NOT_SERVED = Code("BS680", "vLLM does not serve `{folder}`: it has {what}")
 NOT_LOW_RANK = Code("BS686", "cannot {action}: `{path}` is trained in full")
-NOT_KEPT_BY_PEFT = Code(
-    "BS692", "cannot export `{path}`, which is trained in full: PEFT does not save it with a LoRA"
-)
+NOT_KEPT_BY_PEFT = Code("BS692", "cannot export `{path}`, trained in full: PEFT does not save it")
 MIXED_WHOLE = Code("BS687", "adapter `{name}` runs in no mixed batch: it trains `{path}` in full")
-READS_WEIGHTS = Code(
-    "BS688", "`{tensor}` starts from weights (`{start}`); {action} has shapes alone"
-)
+READS_WEIGHTS = Code("BS688", "`{tensor}` starts from weights (`{start}`); {action} has none")
 OTHER_WEIGHTS = Code("BS699", "`{name}` comes from the base's weights, and these are others")
 
 # Several adapters in memory -----------------------------------------------------------------------
@@ -90,26 +84,20 @@ MIXED_NOT_LINEAR = Code(
 )
 MIXED_EXPERTS = Code("BS679", "no mixed batch has terms at `{path}`, the module of one expert")
 MIXED_PLACES = Code("BS682", "whose rows `{path}` reads in a mixed batch is unknown, for {why}")
-MIXED_REENTRANT = Code(
-    "BS689", "cannot train a mixed batch with `use_reentrant=True`, which loses whose each row is"
-)
+MIXED_REENTRANT = Code("BS689", "cannot train a mixed batch with `use_reentrant=True`")
 MIXED_OPEN = Code("BS674", "cannot {action} while a mixed batch is open")
 NEEDS_NAME = Code("BS676", "`{folder}` is a library of {count} adapters")
 NOT_A_LIBRARY = Code("BS677", "`{folder}` is a single adapter, not a library with `{name}`")
 NOT_IN_LIBRARY = Code("BS678", "the library `{folder}` has no adapter `{name}`")
 NOT_FINITE_TENSORS = warning("BS660", "{count} of the tensors are not finite, such as `{name}`")
 NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
-LOST_BY_QUANTISING = note(
-    "BS690", "{form} takes {bits} bits a number, and changes the numbers by {error}"
-)
+LOST_BY_QUANTISING = note("BS690", "{form} takes {bits} bits a number, and changes it by {error}")
 OTHER_COMPILER = Code("BS661", "the adapter's spec gives another plan here than when it was saved")
 UNKNOWN_CHOICE = Code("BS662", "an adapter is not saved with `{option}={value!r}`")
 
 # Serving with vLLM --------------------------------------------------------------------------------
 
-OTHER_PLAN = Code(
-    "BS650", "`{folder}` has another plan than the server's slots: it differs in {what}"
-)
+OTHER_PLAN = Code("BS650", "the plan of `{folder}` differs from the server's slots in {what}")
 RANK_OVER_LIMIT = Code("BS651", "rank {rank} at `{site}` is over `--max-lora-rank {limit}`")
 LAYER_NOT_ADAPTED = Code("BS652", "the server does not adapt `{site}`, to which the adapter adds")
 OTHER_FROZEN = Code("BS653", "the frozen or shared `{name}` of `{folder}` is not the server's")

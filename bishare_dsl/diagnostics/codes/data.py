@@ -13,7 +13,9 @@ NO_ROWS = Code("BS707", "`{name}` has no rows")
 
 # Rows ---------------------------------------------------------------------------------------------
 
-NO_FORMAT = Code("BS709", "`{name}` has the columns {found}, and no format has these")
+NO_FORMAT = Code(
+    "BS709", "the first row of `{name}` has the columns {found}, and no format has these"
+)
 SEVERAL_FORMATS = Code("BS710", "the columns of `{name}` fit several formats: {formats}")
 MISSING_FIELD = Code("BS711", "{place}: `{field}` is missing")
 WRONG_TYPE = Code("BS712", "{place}: `{field}` is {found}; {expected} is expected")
@@ -29,4 +31,4 @@ TURNS_NOT_FOUND = Code("BS720", "{place}: the chat template hides the assistant'
 NO_END_TOKEN = Code("BS721", "the tokenizer has no end-of-sequence token to put after a completion")
 NOTHING_TO_LEARN = Code("BS723", "none of the {rows:,} rows of `{name}` has anything to learn")
 TOO_FEW_TO_SPLIT = Code("BS724", "`{name}`: {wanted} of {rows:,} rows cannot be held out: {reason}")
-BAD_OPTIONS = Code("BS726", "{place}: `{field}` is not a list of options: {reason}")
+BAD_OPTIONS = Code("BS726", "{place}: `options` cannot be used: {reason}")

@@ -22,20 +22,9 @@ UNREACHABLE = warning(
 LEFT_OUT = warning("BS313", "`target` leaves out {what}: {why}")
 TIED = Code("BS315", "{names} are one weight in {model}, and `{statement}` does not name {unnamed}")
 TRAINED_TWICE = Code("BS316", "`{path}` is trained in full, and a share adds a term to it")
-TRAINS_SITE = Code(
-    "BS317", "`{kind}` is a linear layer of a block: shares adapt it, and `train` is for the rest"
-)
-NO_DIRECTIONS = Code(
-    "BS319", "`{role}` of share `{share}` cannot start as directions of the weights: {why}"
-)
-FRESH_HEAD = note(
-    "BS318", "the head {what} is trained too, and saved with the adapter ({size:,} parameters)"
-)
+TRAINS_SITE = Code("BS317", "`{kind}` is a linear layer of a block: shares adapt it")
+NO_DIRECTIONS = Code("BS319", "`{role}` of `{share}` cannot start as directions of weights: {why}")
+FRESH_HEAD = note("BS318", "the head {what} is trained and saved too ({size:,} parameters)")
 NO_MAGNITUDE = Code("BS323", "`magnitude` cannot scale `{path}`: {why}")
-GATE_RANK = warning(
-    "BS350",
-    "gates of rank {gate_rank} make this update rank {gate_rank} at most, whatever its rank {rank} says",
-)
-KERNEL_CROPS = warning(
-    "BS351", "size {size} does not divide {widths}: KE extends past the width and crops"
-)
+GATE_RANK = warning("BS350", "gates of rank {gate_rank} make this update rank {gate_rank} at most")
+KERNEL_CROPS = warning("BS351", "size {size} does not divide {widths}: KE goes past it and crops")

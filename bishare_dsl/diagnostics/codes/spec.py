@@ -23,10 +23,7 @@ CONSTANT_KEY = warning(
     "BS221", "this key is the same at every module, so that it tells nothing apart"
 )
 NO_KEY = Code("BS222", "share `{share}` gives `{role}` no key")
-NOT_PLAIN = Code(
-    "BS223",
-    "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
-)
+NOT_PLAIN = Code("BS223", "`{role}` of `{share}` cannot start as `{start}`: {transform} makes it")
 NAMED = warning("BS226", "share `{share}` covers all: its name selects nothing")
 COMMA_IS_OR = warning("BS227", "a comma or `or` takes what fits one part: {why}")
 LAYER_IN_BOTH = note("BS228", "layer {layer} is in shares `{one}` and `{other}`")

@@ -22,8 +22,6 @@ CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
 
 # During a run -------------------------------------------------------------------------------------
 
-NOT_FINITE = Code(
-    "BS750", "the {what} of step {step} is {value}, and the step is not applied; {kept}"
-)
+NOT_FINITE = Code("BS750", "the {what} of step {step} is {value}: it is not applied; {kept}")
 OUT_OF_MEMORY = Code("BS751", "there is too little memory: {reason}")
 NOT_A_CAUSAL_CLASS = Code("BS756", "`train` needs a causal language model, and `{name}` is none")

@@ -47,10 +47,8 @@ class DataReport:
 
     def __str__(self) -> str:
         """Describe the counts in one paragraph."""
-        text = (
-            f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
-            f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are trained on."
-        )
+        text = f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
+        text += f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are trained on."
         if dropped := self.rows - self.kept:
             text += f" {dropped:,} dropped with nothing to learn."
         if self.cut:
@@ -116,15 +114,8 @@ def encode(
     elif not all(columns[ALLOWED]):
         place = rows.places[[bool(choices) for choices in columns[ALLOWED]].index(False)]
         raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
-    report = DataReport(
-        name=rows.name,
-        format=format,
-        rows=len(rows),
-        kept=len(columns["labels"]),
-        cut=cut,
-        tokens=sum(map(len, columns["labels"])),
-        trained_tokens=sum(int((labels != IGNORED).sum()) for labels in columns["labels"]),
-        max_length=max_length,
-        digest=digest.hexdigest(),
-    )
+    counts = {"rows": len(rows), "kept": len(columns["labels"]), "cut": cut}
+    counts |= {"tokens": sum(map(len, columns["labels"])), "max_length": max_length}
+    counts["trained_tokens"] = sum(int((row != IGNORED).sum()) for row in columns["labels"])
+    report = DataReport(rows.name, format, **counts, digest=digest.hexdigest())
     return Encoded(Dataset.from_dict(columns), report)

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache, partial
 from itertools import chain
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
-from pydantic import model_validator as validator
-from pydantic_core import PydanticCustomError
-
-from bishare_dsl.diagnostics import DataError, advise
+from bishare_dsl.diagnostics import DataError, advise, nearest
 from bishare_dsl.diagnostics.codes import data as codes
+from bishare_dsl.diagnostics.tried import names_meant
 from bishare_dsl.train.data.load import Row, Rows
 
 Format = Literal["alpaca", "prompt-completion", "messages", "text"]
@@ -60,87 +57,57 @@ class BadRow(DataError):
     """A row that violates its format."""
 
 
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise PydanticCustomError("blank", "it is empty")
-    return value
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_FOUND = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+_FOUND |= {list: "a list", dict: "an object", str: "text"}
 
 
-def _unicode(value: str) -> str:
-    value.encode()  # A `UnicodeEncodeError` is a `ValueError`.
-    return value
-
-
-_Role = Literal["system", "developer", "user", "assistant", "tool"]
-_Text = Annotated[str, Strict(), AfterValidator(_unicode)]
-_Filled = Annotated[_Text, AfterValidator(_not_blank)]
-
-
-class _Message(BaseModel):
-    """A message. Templates read other keys too, such as `reasoning_content`; null means absent."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    role: _Role
-    content: _Text
-
-    @validator(mode="before")
-    @classmethod
-    def _renamed(cls, value: Any) -> Any:
-        """Take the names of ShareGPT too."""
-        if not isinstance(value, Mapping):
-            return value
-        names = {} if "role" in value else {"from": "role", "value": "content"}
-        found = {names.get(k, k): v for k, v in value.items()}
-        if names and isinstance(by := found.get("role"), str):
-            found["role"] = {"human": "user", "gpt": "assistant"}.get(by, by)
-        return {k: v for k, v in found.items() if v is not None or k in cls.model_fields}
-
-    @validator(mode="after")
-    def _says(self) -> _Message:
-        if self.role in ("user", "tool"):
-            _not_blank(self.content)
-        return self
-
-
-_FOUND = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "text"}
-_EXPECTED = {
-    list[_Message]: "a list of messages, each with `role` and `content`,",
-    list[_Text]: "a list of texts",
-}
-_reader = cache(TypeAdapter)
-
-
-def _get(row: Row, place: str, name: str, kind: Any) -> Any:
-    """Return a field of a row, as ``kind``.
-
-    Raises:
-        BadRow: it is missing (BS711), of another type (BS712), of no role (BS713) or empty (BS714).
-    """
-    if name not in row:
-        raise BadRow(codes.MISSING_FIELD(place=place, field=name))
-    try:
-        return _reader(kind).validate_python(row[name])
-    except ValidationError as error:
-        fault = error.errors()[0]
-    inner = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
-    value = fault["input"]
-    where: dict[str, Any] = {"place": place, "field": name + "".join(inner)}
-    if fault["type"] == "missing":
-        raise BadRow(codes.MISSING_FIELD(**where, help="a message has `role` and `content`"))
-    if fault["type"] == "blank":
-        where["field"] += ".content" * isinstance(value, dict)
-        raise BadRow(codes.EMPTY_FIELD(**where))
-    if fault["type"] == "literal_error" and isinstance(value, str):
-        raise BadRow(codes.UNKNOWN_ROLE(**where, found=value))
-    found, help = _FOUND.get(type(value), "a number"), None
-    if fault["type"] == "value_error":
+def _wrong(where: Mapping[str, Any], value: Any, expected: str) -> BadRow:
+    """Return the error for a value of another type (BS712). The advice depends on both types."""
+    found = _FOUND.get(type(value), f"a {type(value).__name__}")
+    if isinstance(value, str) and expected == "text":
         found = "text with half a surrogate pair"
-    if isinstance(value, list) and any(isinstance(part, dict) and "type" in part for part in value):
-        found, help = "a list of parts", "join the parts' `text` into one text"
-    expected = "a message with `role` and `content`" if fault["type"] == "model_type" else "text"
-    if not fault["loc"]:
-        expected = _EXPECTED.get(kind, "text")
-    raise BadRow(codes.WRONG_TYPE(**where, found=found, expected=expected, help=help))
+    elif isinstance(value, list) and any(isinstance(v, dict) and "type" in v for v in value):
+        found = "a list of parts"
+    elif value != value:
+        found = "NaN, a missing value"
+    kinds = f"{expected.split()[-1]}:{found.split()[-1]}"
+    last = where["field"].rpartition(".")[2]
+    help = advise("found", f"{last}:{found}") or advise("found", kinds)
+    if kinds in ("text:number", "text:false"):
+        help = f"as text it is `{json.dumps(json.dumps(value))}`"
+    return BadRow(codes.WRONG_TYPE(**where, found=found, expected=expected, help=help))
+
+
+def _text(value: Any, where: Mapping[str, Any], *, filled: bool = False) -> str:
+    """Return a text, which has a letter at least if it is ``filled`` (BS714)."""
+    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+        raise _wrong(where, value, "text")
+    if filled and not value.strip():
+        raise BadRow(codes.EMPTY_FIELD(**where))
+    return value
+
+
+def _message(value: Any, place: str, field: str) -> dict[str, Any]:
+    """Return a message; it may have the names of ShareGPT. Null means absent, but for `content`."""
+    if not isinstance(value, Mapping):
+        raise _wrong({"place": place, "field": field}, value, "a message")
+    names: Any = {} if "role" in value else {"from": "role", "value": "content"}
+    found = {names.get(name, name): part for name, part in value.items()}
+    at: Any = {n: {"place": place, "field": f"{field}.{n}"} for n in ("role", "content")}
+    for where in (at[name] for name in at if name not in found):
+        keys = ", ".join(f"`{name}`" for name in value) or "nothing"
+        help = f"a message has `role` and `content`, and this one has {keys}"
+        raise BadRow(codes.MISSING_FIELD(**where, help=help))
+    role = _text(found["role"], at["role"])
+    role = {"human": "user", "gpt": "assistant"}.get(role, role) if names else role
+    if role not in _ROLES:
+        near = advise("turn", role, _ROLES)
+        raise BadRow(codes.UNKNOWN_ROLE(**at["role"], found=role, help=near))
+    content = _text(found["content"], at["content"], filled=role in ("user", "tool"))
+    # Templates read other keys too, such as `reasoning_content`.
+    others = {name: part for name, part in found.items() if part is not None}
+    return {**others, "role": role, "content": content}
 
 
 _COLUMNS: Mapping[Format, tuple[tuple[str, ...], ...]] = {
@@ -164,7 +131,9 @@ def find_format(rows: Rows) -> Format:
     fitting = [name for name, columns in _COLUMNS.items() if any(first >= {*c} for c in columns)]
     if not fitting:
         columns = ", ".join(f"`{name}`" for name in first) or "no columns"
-        help = next(filter(None, (advise("column", name) for name in first)), None)
+        sets = {**_COLUMNS} if "instruction" in first else {**_COLUMNS, "alpaca": ()}
+        meant = names_meant([*first], chain(*sets.values()))
+        help = next(filter(None, (advise("column", name) for name in first)), meant)
         raise DataError(codes.NO_FORMAT(name=rows.name, found=columns, help=help))
     if len(fitting) > 1:
         raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(fitting)))
@@ -177,42 +146,65 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     Raises:
         BadRow: the row is invalid; ``place`` locates it.
     """
-    get = partial(_get, row, place)
-    if row.get(OPTIONS) is not None and not isinstance(row.get("completion"), str):
-        reason = "they go with a `prompt` and a `completion` that are texts"
-        raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
+    says, options = row.get("completion"), row.get(OPTIONS)
+    if options is not None and not isinstance(says, str):
+        reason, help = "they go with a `completion` that is a text", "write the right option as it"
+        raise BadRow(codes.BAD_OPTIONS(place=place, reason=reason, help=help))
+
+    def field(name: str) -> Any:
+        if name not in row:
+            has = ", ".join(f"`{other}`" for other in row)
+            help = f"this row has {has}, and all rows have `{name}`: add it, or mend a name"
+            raise BadRow(codes.MISSING_FIELD(place=place, field=name, help=help))
+        return row[name]
+
+    def text(name: str, filled: bool = False) -> str:
+        return _text(field(name), {"place": place, "field": name}, filled=filled)
 
     def chat(name: str) -> list[dict[str, Any]]:
-        return [message.model_dump() for message in get(name, list[_Message])]
+        if not isinstance(messages := field(name), list):
+            raise _wrong({"place": place, "field": name}, messages, "a list of messages")
+        return [_message(part, place, f"{name}[{i}]") for i, part in enumerate(messages)]
 
     if format == "text":
-        return Plain("", get("text", _Text))
+        return Plain("", text("text"))
     if format == "messages":
         return Chat(chat("messages" if "messages" in row else "conversations"))
     if format == "alpaca":
-        asks, says = get("instruction", _Filled), get("output", _Text)
-        added = "" if row.get("input") is None else get("input", _Text)
+        asks, says = text("instruction", filled=True), text("output")
+        added = "" if row.get("input") is None else text("input")
         added = added if added.strip() else ""
         if chats:
             turns = {"user": f"{asks}\n\n{added}" if added else asks, "assistant": says}
-            return Chat([{"role": role, "content": text} for role, text in turns.items()])
+            return Chat([{"role": role, "content": turn} for role, turn in turns.items()])
         context = ", paired with an input that provides further context" if added else ""
         input = f"### Input:\n{added}\n\n" if added else ""
         return Plain(_ALPACA.format(context=context, instruction=asks, input=input), says)
     if isinstance(row.get("prompt"), list):
-        prompt = chat("prompt")
-        return Chat([*prompt, *chat("completion")], len(prompt))
-    prompt, says = get("prompt", _Filled), get("completion", _Text)
-    if row.get(OPTIONS) is None:
-        return Plain(prompt, says)
-    options = get(OPTIONS, list[_Text])
-    different = {option for option in options if option.strip()}
-    if len(different) < len(options) or len(different) < 2 or says not in options:
-        reason = f"two different texts are needed, none empty, and `{says}` among them"
-        if says not in options and says.strip().lower() in (o.strip().lower() for o in options):
-            reason = f"the completion, `{says}`, and an option differ in spaces or capitals alone"
-        raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
-    return Plain(prompt, says, tuple(options))
+        asked = chat("prompt")
+        return Chat([*asked, *chat("completion")], len(asked))
+    prompt, says = text("prompt", filled=True), text("completion")
+    return Plain(prompt, says, () if options is None else _options(options, says, place))
+
+
+def _options(options: Any, says: str, place: str) -> tuple[str, ...]:
+    """Check the options of a row whose completion is ``says`` (BS712, BS726)."""
+    if not isinstance(options, list):
+        raise _wrong({"place": place, "field": OPTIONS}, options, "a list of texts")
+    for number, option in enumerate(options):
+        _text(option, {"place": place, "field": f"{OPTIONS}[{number}]"})
+    same = [one for one in options if one.strip().lower() == says.strip().lower()]
+    help = f"write `{same[0]}` as the completion, or `{says}` as the option" if same else None
+    faults = {
+        "an option stands twice": len({*options}) < len(options),
+        "an option is empty": not all(map(str.strip, options)),
+        "a choice has two or more": len(options) < 2,
+        f"the completion, `{says}`, is not among them": says not in options,
+    }
+    for reason in (reason for reason, is_so in faults.items() if is_so):
+        help = None if says in options else help or nearest(says, options)
+        raise BadRow(codes.BAD_OPTIONS(place=place, reason=reason, help=help))
+    return tuple(options)
 
 
 def split_off(

@@ -14,6 +14,7 @@ from typing import Any
 
 from bishare_dsl.diagnostics import DataError, Problem, advise, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import data as codes
+from bishare_dsl.diagnostics.tried import json_meant, near_path
 from bishare_dsl.reading import parse_json
 
 Row = Mapping[str, Any]
@@ -88,7 +89,9 @@ def load_rows(
     elif is_id and path.suffix not in ENDINGS and not path.exists():
         rows = _read_hub(str(source), split, subset)
     else:
-        raise DataError(codes.NO_SUCH_DATA(source=source))
+        sign = next((sign for sign in "*," if sign in str(source)), "")
+        near = near_path(str(source), lambda beside: beside.endswith(ENDINGS))
+        raise DataError(codes.NO_SUCH_DATA(source=source, help=advise("data", sign) or near))
     if not rows:
         raise DataError(codes.NO_ROWS(name=rows.name))
     return rows
@@ -97,23 +100,29 @@ def load_rows(
 def _read_file(path: Path) -> Rows:
     kind = path.suffix.lower()
     if kind not in ENDINGS:
-        raise DataError(codes.UNKNOWN_FILE(path=path))
+        raise DataError(codes.UNKNOWN_FILE(path=path, help=advise("ending", kind)))
     try:
         content = b"" if kind == ".parquet" else path.read_bytes()
+        begins = (advise("begins", content[:most].hex()) for most in (2, 4, 9))
+        if help := next(filter(None, begins), None):
+            raise DataError(codes.UNREADABLE(path=path, reason="it has no rows as text", help=help))
         by_line, read = _rows_in(path, kind, content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(codes.BAD_LINE(place=f"{path}:{line}", reason="it is not UTF-8")) from error
     except (OSError, ValueError) as error:
-        raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
+        help = "save the file as UTF-8" if isinstance(error, UnicodeDecodeError) else None
+        raise DataError(codes.UNREADABLE(path=path, reason=one_line(error), help=help)) from error
     problems, places = list[Problem](), list[str]()
     for number, row in read:
         places.append(f"{path}:{number}" if by_line else f"{path}, row {number}")
         if not isinstance(row, dict):
-            reason = one_line(row) if isinstance(row, Exception) else "it is not an object"
-            problems.append(codes.BAD_LINE(place=places[-1], reason=reason))
+            plain = "it is not an object", advise("row", type(row).__name__)
+            reason, help = row.args if isinstance(row, _Unread) else plain
+            problems.append(codes.BAD_LINE(place=places[-1], reason=reason, help=help))
     raise_first(str(path), problems)
     return Rows(str(path), [row for _, row in read], places)
+
+
+class _Unread(Exception):
+    """A row that cannot be read: the reason, and what to do."""
 
 
 def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, Any]]]:
@@ -128,32 +137,50 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
         value = parse_json(text, limited=False)
     except json.JSONDecodeError as error:
         # JSON Lines are often named .json, and an array .jsonl.
-        if kind == ".json" and error.msg != "Extra data":
-            raise _in_words(error) from error
+        if text.lstrip()[:1] == "[" and error.msg != "Extra data":
+            reason, help = _why(text, text, error).args
+            raise DataError(codes.UNREADABLE(path=path, reason=reason, help=help)) from error
     else:
         rows = value.get("data", value.get("rows")) if isinstance(value, dict) else value
         if isinstance(rows, list):
             return False, [*enumerate(rows, 1)]
         if kind == ".json":
-            raise ValueError("it is not an array of rows, nor an object with one in `data`")
-    # Not `splitlines`: a JSON string may contain U+2028 and similar characters unescaped.
-    return True, [(n, _parsed(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+            reason, help = "it is no list of rows", advise("row", "dict")
+            raise DataError(codes.UNREADABLE(path=path, reason=reason, help=help))
+    return True, [*_read_json(text)]
 
 
-def _parsed(line: str) -> Any:
-    try:
-        row = parse_json(line)
-        if isinstance(row, dict) and len(json.loads(line, object_pairs_hook=list)) > len(row):
-            raise ValueError("a column stands twice, and one of its two values would be lost")
-        return row
-    except ValueError as error:
-        return _in_words(error, line.strip())
+def _read_json(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield the values that stand one after another, each with its line, or that of what is wrong."""
+    decoder, line, end = json.JSONDecoder(), 1, 0
+    # A line separator in a text, such as U+2028, ends no line.
+    while found := _LETTER.search(text, end):
+        line, start = line + text.count("\n", end, found.start()), found.start()
+        try:
+            row, end = decoder.raw_decode(text, start)
+            pairs = json.loads(text[start:end], object_pairs_hook=list)
+            if isinstance(row, dict) and len(pairs) > len(row):
+                row = _Unread("a column stands twice", "take one of the two out")
+            yield line, row
+        except (ValueError, RecursionError) as error:
+            at = start + len(text[start : getattr(error, "pos", start)].rstrip())
+            following = _ROW.search(text, at)
+            end = following.start() if following else len(text)
+            yield line + text.count("\n", start, at), _why(text, text[start:end], error)
+        line += text.count("\n", start, end)
 
 
-def _in_words(error: ValueError, line: str = "") -> ValueError:
-    """Say also what to write in place of what JSON does not allow, if it is known."""
-    meant = advise("json", line) or advise("json", [*str(error).split(), ""][1])
-    return ValueError(f"{error}: {meant}") if meant else error
+_LETTER, _ROW = re.compile(r"\S"), re.compile(r"\n(?=\s*[{\[])")
+
+
+def _why(text: str, row: str, error: Exception) -> _Unread:
+    """Say what JSON does not read in a text, and what to write: only what was tried, and is read."""
+    if not isinstance(error, json.JSONDecodeError):
+        return _Unread(one_line(error), None)
+    if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg:
+        return _Unread("the file ends within this row", "write the row whole, or leave it out")
+    found = " ".join(text[error.pos : error.pos + 20].split())
+    return _Unread(f"{error.msg.removesuffix(' at')} before `{found}`", json_meant(row))
 
 
 def _read_csv(text: str) -> Iterator[tuple[int, Any]]:
@@ -163,11 +190,14 @@ def _read_csv(text: str) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=comma, strict=True)
     try:
         for row in reader:
-            fits = None not in row and None not in row.values()
-            wrong = ValueError(f"its cells are not as many as columns: quote one with {comma!r}")
-            yield reader.line_num, row if fits else wrong
+            more = [*row.pop(None, ())]
+            cells = sum(cell is not None for cell in row.values()) + len(more)
+            help = f"quote a cell with {comma!r} in it" if more else "give each column a cell"
+            wrong = _Unread(f"line 1 names {len(row)} columns, and this row has {cells}", help)
+            yield reader.line_num, row if cells == len(row) else wrong
     except csv.Error as error:
-        yield reader.line_num + 1, error
+        help = 'in a cell in quotes, a quote is written twice: `""`'
+        yield reader.line_num + 1, _Unread(one_line(error), help)
 
 
 def _read_hub(name: str, split: str, subset: str | None) -> Rows:

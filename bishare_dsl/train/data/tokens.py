@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.formats import OPTIONS, BadRow, Chat, Plain
+from bishare_dsl.train.data.formats import BadRow, Chat, Plain
 
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
@@ -92,7 +92,7 @@ class Encoder:
         if self._whole:
             reason = "only the completion is one of them: `train_on` must be `completion`"
         if reason:
-            raise BadRow(codes.BAD_OPTIONS(place=place, field=OPTIONS, reason=reason))
+            raise BadRow(codes.BAD_OPTIONS(place=place, reason=reason))
         truth = ids[start:]
         choices = [
             sorted({option[i] for option in answers if option[:i] == truth[:i] and len(option) > i})
@@ -124,9 +124,8 @@ class Encoder:
 
     def _ids(self, text: str, special: bool) -> list[int]:
         """Tokenise a text without adding end tokens."""
-        encoded = self._tokenizer(
-            text, add_special_tokens=special, return_special_tokens_mask=True, verbose=False
-        )
+        how = {"add_special_tokens": special, "return_special_tokens_mask": True}
+        encoded = self._tokenizer(text, verbose=False, **how)
         ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
         while special and ids and added[len(ids) - 1] and ids[-1] != self._tokenizer.bos_token_id:
             ids = ids[:-1]
@@ -156,6 +155,8 @@ class Encoder:
             return self._generated(messages, turns)
         spans: list[Span] = []
         for turn in turns:
+            if not turn:
+                raise ValueError("an answer stands first, without a question before it")
             prompt = self._apply(messages[:turn], add_generation_prompt=True)
             through = self._apply(messages[: turn + 1]).rstrip()
             if not through.startswith(prompt):
@@ -170,11 +171,12 @@ class Encoder:
 
     def _generated(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
         """Render a chat by a template with markers, and find the marked spans and their end tokens."""
-        options: dict[str, Any] = {**self._tokenizer.special_tokens_map}
+        how: dict[str, Any] = {
+            **self._tokenizer.special_tokens_map,
+            "chat_template": self._template,
+        }
         # Its return annotation is wrong.
-        result: Any = render_jinja_template(
-            [messages], chat_template=self._template, return_assistant_tokens_mask=True, **options
-        )
+        result: Any = render_jinja_template([messages], return_assistant_tokens_mask=True, **how)
         [text], [generated] = result
         before = len(self._apply(messages[: turns[0]])) if turns[0] else 0
         after = re.compile(rf"\s*{re.escape(str(self._tokenizer.eos_token or ''))}")

@@ -62,8 +62,10 @@ def test_alpaca_without_a_chat_template(given, encoded, tokenizer):
 @pytest.mark.parametrize(
     ("row", "code", "said"),
     [
-        ({"question": "a", "answer": "b"}, "BS709", "the columns `question`, `answer`"),
-        ({"instruction": "a", "response": "b"}, "BS709", "`instruction`, `response`"),
+        ({"question": "a", "answer": "b"}, "BS709", "call `question` `prompt` and call `answer` `completion`"),
+        ({"instruction": "a", "response": "b"}, "BS709", "call `response` `output`"),
+        ({"Prompt": "a", " completion": "b"}, "BS709", "call `Prompt` `prompt` and call ` completion` `completion`"),
+        ({"id": 1}, "BS709", "the first row of `rows.jsonl` has the columns `id`, and no format has these name"),
         ({}, "BS709", "no columns"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "BS709", "TRL's `DPOTrainer` does"),
         ({"row_idx": 0, "row": {"text": "a"}}, "BS709", "each example is the object in `row`"),
@@ -81,6 +83,11 @@ def test_columns_of_no_format_or_of_several(row, code, said, encoded, rows, prob
 @pytest.mark.parametrize(
     ("row", "code", "said"),
     [
+        ({"instruction": "a", "outptu": "b"}, "BS711", "this row has `instruction`, `outptu`, and all rows have `output`"),
+        ({"instruction": "a", "output": 1}, "BS712", 'as text it is `"1"`'),
+        ({"instruction": "a", "output": float("nan")}, "BS712", "is NaN, a missing value; text is expected leave the row out"),
+        ({"messages": [USER, {"role": "bot", "content": "a"}]}, "BS713", "it is `assistant`"),
+        ({"messages": {"messages": []}}, "BS712", "is an object; a list of messages is expected write a list"),
         ({"instruction": "a"}, "BS711", "`output` is missing"),
         ({"output": "a"}, "BS711", "`instruction` is missing"),
         ({"instruction": "a", "output": None}, "BS712", "`output` is null; text is expected"),
@@ -107,4 +114,4 @@ def test_bad_rows(row, code, said, encoded, problems):
     [problem] = problems(encoded, good, row)
     assert problem.code == code
     assert problem.message.startswith("rows.jsonl:2: ")
-    assert said in problem.message
+    assert said in f"{problem.message} {problem.help}"

@@ -19,10 +19,6 @@ def write(path, content):
     return path
 
 
-def as_json(rows):
-    return json.dumps(rows)
-
-
 def as_lines(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -44,7 +40,7 @@ def as_parquet(rows):
     return out.getvalue()
 
 
-KINDS = {"json": as_json, "jsonl": as_lines, "csv": as_csv, "parquet": as_parquet}
+KINDS = {"json": json.dumps, "jsonl": as_lines, "csv": as_csv, "parquet": as_parquet}
 
 
 @given(
@@ -75,17 +71,15 @@ def test_lists_in_parquet_are_lists(tmp_path):
         ("r.json", '{"data": [{"text": "a"}, {"text": "b"}]}', [", row 1", ", row 2"]),
         ("r.json", '{"text": "a"}\n{"text": "b"}\n', [":1", ":2"]),  # JSON Lines all the same.
         ("r.jsonl", '{"text": "a"}\n\n  \n{"text": "b"}', [":1", ":4"]),
+        ("r.jsonl", '{\n "text": "a"\n}\n\n{"text":\n"b"}', [":1", ":5"]),  # As `jq` writes.
+        ("r.jsonl", '{"text": "a"}{"text": "b"}', [":1", ":1"]),
         ("r.jsonl", '[{"text": "a"},\n{"text": "b"}]', [", row 1", ", row 2"]),
         ("r.NDJSON", '\ufeff{"text": "a"}\r\n{"text": "b"}\r\n', [":1", ":2"]),
         ("r.csv", "\ufefftext\na\n\nb\n", [":2", ":4"]),
         ("r.csv", 'text,x\r\n"a",1\r\nb,"2\r\n3"\r\n', [":2", ":4"]),
         ("r.csv", "text;x\na;b, c\nb;d\n", [":2", ":3"]),
         ("r.csv", "text\tx\na\tb, c; d\nb\td\n", [":2", ":3"]),
-        (
-            "r.json",
-            '{"features": [], "rows": [{"text": "a"}, {"text": "b"}]}',
-            [", row 1", ", row 2"],
-        ),
+        ("r.json", '{"id": 1, "rows": [{"text": "a"}, {"text": "b"}]}', [", row 1", ", row 2"]),
     ],
 )
 def test_a_row_knows_where_it_is(name, content, places, tmp_path):
@@ -108,25 +102,42 @@ def test_a_line_ends_at_a_line_break_only(tmp_path):
     [
         # The file as a whole.
         ("r.txt", "a", "BS704", "r.txt` is not a kind"),
-        ("r.json", "[1, 2", "BS705", "r.json` cannot be read: Expecting ',' delimiter: line 1 column 6"),
-        ("r.json", '[{"a": 1}]'.encode("utf-16"), "BS706", "r.json:1: it is not UTF-8"),
+        ("r.json", "[1, 2", "BS705", "r.json` cannot be read: the file ends within this row: write the row whole"),
+        ("r.json", '[1 2]', "BS705", "Expecting ',' delimiter before `2]`"),
+        ("r.json", '[{"a": 1}]'.encode("utf-16"), "BS705", "it is UTF-16: save it as UTF-8"),
         ("r.json", "[" * 100_000, "BS705", "nested too deep"),
-        ("r.json", '{"text": "a"}', "BS705", "not an array of rows"),
+        ("r.json", '{"version": 2, "text": [{"text": "a"}]}', "BS705", "no list of rows: write its rows as a list"),
+        ("r.json", b'[\n{"text": "\xff"}]', "BS705", "it is not UTF-8 (byte 13): save the file as UTF-8"),
         ("r.parquet", b"PAR1nothing", "BS705", "r.parquet` cannot be read"),
-        # Rows.
-        ("r.json", b'[\n{"text": "\xff"}]', "BS706", "r.json:2: it is not UTF-8"),
+        ("r.jsonl", b"PAR1nothing", "BS705", "it is a Parquet file"),
+        ("r.csv", b"PK\x03\x04nothing", "BS705", "it is a zip file, as .xlsx is too"),
+        ("r.jsonl", b"\x1f\x8bnothing", "BS705", "packed by gzip"),
+        ("r.jsonl.gz", b"\x1f\x8bnothing", "BS704", "unpack it first"),
+        ("r.tsv", "text\n", "BS704", "name it `.csv`"),
+        ("r.jsonl", "version https://git-lfs.github.com/spec/v1\nsize 3\n", "BS705", "`git lfs pull` fetches the file"),
+        ("r.jsonl", "<!DOCTYPE html>", "BS705", "a page of HTML"),
+        ("r.csv", b"text\na\n\xff\n", "BS705", "it is not UTF-8"),
+        # Rows. What is advised would be read.
         ("r.json", '[{"text": "a"}, 3]', "BS706", "r.json, row 2: it is not an object"),
-        ("r.jsonl", '{"text": "a"}\n{"text": \n', "BS706", "r.jsonl:2: Expecting value: line 1 column 10"),
-        ("r.jsonl", "{'text': 'a'}", "BS706", "without a comma behind the last: `json.dumps(row)` of Python"),
-        ("r.jsonl", '{"text": "a\n', "BS706", "in a text, a line break is written `\\n`"),
+        ("r.jsonl", '"{}"\n', "BS706", "r.jsonl:1: it is not an object: write the row without quotes around it"),
+        ("r.jsonl", '["fox", "a"]\n{"a": 1}', "BS706", "it is not an object: write an object, such as"),
+        ("r.jsonl", '{"text": "a"}\n{"text": \n', "BS706", "r.jsonl:2: the file ends within this row: write"),
+        ("r.jsonl", '{"text": "a"}\n{"text": "b', "BS706", "r.jsonl:2: the file ends within this row: write"),
+        ("r.jsonl", "{\n", "BS706", "r.jsonl:1: the file ends within this row"),
+        ("r.jsonl", "{'text': 'a'}", "BS706", "before `'text': 'a'}`: that is Python: `json.dumps(row)`"),
+        ("r.jsonl", '{"text": "a\nb"}\n{"text": "c"}', "BS706", "r.jsonl:1: Invalid control character before"),
+        ("r.jsonl", '{"text": "a\tb"}\n', "BS706", "in a text, a line break is written `\\n` and a tab `\\t`"),
         ("r.json", '[{"text": "a\nb"}]\n', "BS705", "in a text, a line break is written `\\n`"),
-        ("r.jsonl", "{\n", "BS706", "what begins here ends on another line: write each row on one"),
-        ("r.jsonl", '{"a": 1},\n{"a": 2}\n', "BS706", "r.jsonl:1: Extra data: line 1 column 9"),
-        ("r.jsonl", '{"a": 1, "a": 2}\n', "BS706", "r.jsonl:1: a column stands twice"),
-        ("r.jsonl", '{"a": [1],}\n', "BS706", "r.jsonl:1: "),
-        ("r.csv", b"text\na\n\xff\n", "BS706", "r.csv:3: it is not UTF-8"),
-        ("r.csv", "text,x\na,1\nb\n", "BS706", "r.csv:3: its cells are not as many as columns"),
-        ("r.csv", 'text\na\n"b\n', "BS706", "r.csv:3: unexpected end of data"),
+        ("r.jsonl", '{"a": 1},\n', "BS706", "r.jsonl:1: Expecting value before `,`: write no comma after a row"),
+        ("r.jsonl", '{"a": 1, "a": 2}\n', "BS706", "r.jsonl:1: a column stands twice: take one of the two out"),
+        ("r.jsonl", '{"a": [1],}\n', "BS706", "write no comma before `}` or `]`"),
+        ("r.jsonl", '{“a”: “b”}\n', "BS706", 'write straight quotes: `"`'),
+        ("r.jsonl", '{"a": "C:\\x"}\n', "BS706", "in a text, a backslash is written"),
+        ("r.jsonl", '{"a": True}\n', "BS706", "before `True}`: JSON writes `true`"),
+        ("r.jsonl", '# rows\n{"a": 1}\n', "BS706", "r.jsonl:1: Expecting value before `# rows"),
+        ("r.csv", "text,x\na,1\nb\n", "BS706", "r.csv:3: line 1 names 2 columns, and this row has 1: give"),
+        ("r.csv", "text,x\na,1\nb,c,d\n", "BS706", "r.csv:3: line 1 names 2 columns, and this row has 3: quote a cell with ','"),
+        ("r.csv", 'text\na\n"b\n', "BS706", "r.csv:3: unexpected end of data: in a cell in quotes"),
         # No rows.
         ("r.json", "[]", "BS707", "has no rows"),
         ("r.csv", "", "BS707", "has no rows"),
@@ -136,7 +147,7 @@ def test_a_line_ends_at_a_line_break_only(tmp_path):
 def test_a_file_that_cannot_be_read(name, content, code, said, tmp_path, problems):
     [problem] = problems(load_rows, write(tmp_path / name, content))
     assert problem.code == code
-    assert said in problem.message
+    assert said in f"{problem.message}: {problem.help}"
     assert name in problem.message
 
 
@@ -158,6 +169,17 @@ def test_no_such_file(tmp_path, problems, monkeypatch):
         [problem] = problems(load_rows, source)
         assert problem.code == "BS701"
     assert "not its folder" in problem.help
+    (tmp_path / "near").mkdir()
+    write(tmp_path / "near" / "acme.jsonl", "{}")
+    write(tmp_path / "near" / "acm.txt", "")
+    for source, said in (
+        ("near/acm.jsonl", "did you mean `near/acme.jsonl`?"),
+        (tmp_path / "near" / "acme.json", f"did you mean `{tmp_path}/near/acme.jsonl`?"),
+        ("near/*.jsonl", "a folder's name stands for all of its files"),
+        ("a.jsonl,b.jsonl", "give each file its own `--data`"),
+    ):
+        [problem] = problems(load_rows, source)
+        assert said in problem.help
 
 
 def test_a_file_that_may_not_be_opened(tmp_path, problems, monkeypatch):
