@@ -142,5 +142,5 @@ def test_options_of_other_formats_are_not_passed_over(tmp_path):
         batch_of(tmp_path / "r.jsonl", chat | {"options": ["b", "c"]})
     for says in ("Fair", "fair "):
         row = {"prompt": "a ", "completion": says, "options": ["fair", "dear"]}
-        with pytest.raises(BishareError, match=r"BS726.*write `fair` as the completion"):
+        with pytest.raises(BishareError, match=r"(?s)BS726.*write `fair` as the completion"):
             batch_of(tmp_path / "r.jsonl", row)

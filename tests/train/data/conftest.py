@@ -106,11 +106,9 @@ def tokenizer(_bytes):
 def rows():
     """Rows as they are after reading."""
 
-    def make(*values):
-        places = [f"rows.jsonl:{number + 1}" for number in range(len(values))]
-        return Rows("rows.jsonl", values, places)
-
-    return make
+    return lambda *values: Rows(
+        "rows.jsonl", values, [f"rows.jsonl:{i + 1}" for i, _ in enumerate(values)]
+    )
 
 
 @pytest.fixture(scope="session")
