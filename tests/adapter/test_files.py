@@ -226,7 +226,7 @@ def test_what_quantising_loses_is_measured(tmp_path, form, power):
         sum(float(t.square().sum()) for t in ts) ** 0.5
         for ts in ([found[n] - v for n, v in given.items()], given.values())
     )
-    assert problem.message.endswith(f"changes the numbers by {off / of:.1%}")
+    assert problem.message.endswith(f"changes it by {off / of:.1%}")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
