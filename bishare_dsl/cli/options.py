@@ -36,9 +36,7 @@ as_json = _switch(
     "as_json", "--json", help="Write one JSON object, including problems, to standard output."
 )
 strict = _switch("strict", "--strict", help="Refuse a base that the adapter was not saved on.")
-allow_use = _switch(
-    "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
-)
+allow_use = _switch("allow_use", "--allow-use", help="Let a spec `use` files outside its folder.")
 
 
 def _run_transforms(
