@@ -226,11 +226,11 @@ class Joiner:
             elif not inherited:
                 names = [key[1] for key in used if key[0] == part.keyword]
                 near = nearest(part.name, names)
-                nothing = codes.NOTHING_TO_REPLACE(what=what, span=span, help=near)
+                lack = codes.NOTHING_TO_REPLACE(what=what, span=span_of(part.name_token), help=near)
                 if not near:
                     left_out = Edit(Span(part.start, span_of(part.keyword).start), "")
-                    nothing = replace(nothing, edits=(left_out,), help="leave `replace` out")
-                self.problems(nothing)
+                    lack = replace(lack, edits=(left_out,), help="leave `replace` out")
+                self.problems(lack)
             elif inherited[0] not in parts:
                 help = f"leave one out: one `replace` is for all used files that have {what}"
                 self.problems(codes.TWICE(what=f"what replaces {what}", span=span, help=help))

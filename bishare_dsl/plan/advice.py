@@ -121,7 +121,9 @@ class Adviser(Record, frozen=False):
         listed, place = _LISTED.match(problem.help or ""), self._place(problem)
         if not listed or not place or not _NAME.fullmatch(place[2]) or self.tried > _MOST_LISTED:
             return problem
-        names = re.findall("`([^`]+)`", listed[2])
+        errors = [one for one in self.before.problems if one.severity == "error"]
+        # Of several mistakes one may hide what a name would mend.
+        names = re.findall("`([^`]+)`", listed[2]) if len(errors) == 1 else ()
         fit = [f"`{name}`" for name in names if self._survives(problem, _instead(place, "", name))]
         left = f"{listed[1]} {(', ' if ',' in listed[2] else ' or ').join(fit)}"
         left = left if fit else f"there are {listed[2]}"  # That is a fact, and no advice.
@@ -132,7 +134,7 @@ class Adviser(Record, frozen=False):
         if not remedies:
             return problem
         # Prose may quote a text without advising it.
-        if not problem.remedies and not problem.edits:
+        if not (problem.remedies or problem.edits or (problem.help or "").startswith("did you")):
             new = _written(self.where, remedies[0].edits)
             if new is None or self.read(new).spec is None:
                 return problem

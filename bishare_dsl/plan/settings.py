@@ -244,25 +244,26 @@ def check_names(scope: Scope, expression: object, loc: Loc, asked: Purpose = "nu
 
 def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     """Find settings of the share for tensors that its transform does not have."""
-    transform, unknown_role = resolved.transform, partial(codes.UNKNOWN_ROLE, share=share.name)
+    transform = resolved.transform
     roles = [*transform.roles, *resolved.gains]
+
+    def unknown_role(role: str, what: str, loc: Loc, has: Sequence[str]) -> Problem:
+        help = advise("role", role, has, few=0) or role_of(role) or nearest(role, has)
+        return codes.UNKNOWN_ROLE(role=role, share=share.name, what=what, loc=loc, help=help)
+
     # Tensors that never train accept neither `init` nor `freeze`.
     trained = [role for role in roles if role not in transform.fixed]
     for loc, role in resolved.frozen.items():
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
-            help_line = _role_called(role, [*trained, *(["none"] if by_param else [])])
-            yield unknown_role(role=role, what="freeze", loc=loc, help=help_line)
+            yield unknown_role(role, "freeze", loc, [*trained, *["none"] * by_param])
     started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
-            help_line = _role_called(role, started)
-            yield unknown_role(role=role, what="start", loc=("init", role, "name"), help=help_line)
+            yield unknown_role(role, "start", ("init", role, "name"), started)
     unknown = [role for role in share.keys if role not in roles]
     for role in unknown:
-        help_line = advise("role", role) or _role_called(role, roles)
-        loc = ("keys", role, "name")
-        yield unknown_role(role=role, what="give a key", loc=loc, help=help_line)
+        yield unknown_role(role, "give a key", ("keys", role, "name"), roles)
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:
         help = f"`{keyless[0]} per` and a key, or `per` and a key for all that have no other"
@@ -272,11 +273,6 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     if not transform.linear and GAIN_RANK in resolved.gains:
         loc = ("gain",) if share.gain.out is None else ("gain", "rank")
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=loc)
-
-
-def _role_called(role: str, roles: Collection[str]) -> str | None:
-    """Suggest a tensor of a share, or say what has a tensor of this name."""
-    return nearest(role, roles, few=0) or role_of(role) or nearest(role, roles)
 
 
 def _singular(

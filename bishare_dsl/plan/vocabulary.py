@@ -31,8 +31,6 @@ def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Reme
     if attribute == "path":
         inside = pattern.strip("^$*")
         listed.append(f'path "*{inside}{"." * inside[-1:].isdecimal()}*"')
-        any_of = re.sub(r"(\[0-9\]|\\d)[*+]?|\.\*", "*", pattern.strip("^$"))
-        listed.append(f'path "{any_of}"')
     elif {*"*?"} & {*pattern}:
         listed.append(f'{attribute} "{pattern}"')
     return tuple(Remedy(f"write `{text}`", (Rewrite(loc, text),)) for text in listed)
@@ -149,6 +147,8 @@ class Vocabulary(Record):
             case "key", m.Ref(ref="expert") if not self._most("expert"):
                 help = f"{self.model} has no experts, so that `expert` tells nothing apart"
                 yield CONSTANT_KEY(loc=loc, help=help)
+            case "number", m.Ref(ref=name) if name in {*self.kinds, *self.parts}:
+                yield NO_VALUE(loc=loc, why=f"`{name}` names modules, and is no number")
             case "number", m.Ref(ref=name) if scopes and name not in _COUNTED:
                 scopes[0].number(part, loc)  # Raises: a word is not a number.
             case "subject", m.Ref(ref=name) if not self._is_known(name):

@@ -184,7 +184,7 @@ class Scope(Record):
                 why = "a number is neither true nor false"
                 help = "a condition compares numbers by `==`, `<` or `in`"
                 if loc[:1] == ("lets",):
-                    help = "a `let` names modules; a number is a `param`, or written out if it reads `layer`"
+                    help = "compare it by `==`; a number is a `param`, or written out if it reads `layer`"
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
 
     def _a_list(self, part: m.Expression, names: list[str], loc: Loc) -> Problem:
