@@ -118,7 +118,7 @@ class Sites:
             kinds = {path: path.rpartition(".")[2] for path in site.paths}
             words_for = {path: {path, kind, *parts_outside(kind)} for path, kind in kinds.items()}
             does = (
-                "adapts it for all of them; to adapt one alone, give each a weight of its own before "
+                "adapts it for all of them; to adapt one alone, give each its own weight before "
                 "(`tie_word_embeddings = false`, and a copy)"
             )
             yield from self.partly_named("target", self.named, kinds, words_for, does)

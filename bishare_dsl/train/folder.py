@@ -108,7 +108,7 @@ def fault_of(checkpoint: Path) -> str | None:
         same = record.pop("digest") == _digest(checkpoint, record)
         return None if same else "its files are not as saved"
     except (OSError, ValueError, TypeError, KeyError):
-        return "it was not saved to its end" if checkpoint.is_dir() else "there is no such folder"
+        return "it was not saved to its end" if checkpoint.is_dir() else "the folder does not exist"
 
 
 def record_of(checkpoint: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ NOT_SERVED = Code("BS680", "vLLM does not serve `{folder}`: it has {what}")
 NOT_LOW_RANK = Code("BS686", "cannot {action}: `{path}` is trained in full")
 NOT_KEPT_BY_PEFT = Code("BS692", "cannot export `{path}`, trained in full: PEFT does not save it")
 MIXED_WHOLE = Code("BS687", "adapter `{name}` runs in no mixed batch: it trains `{path}` in full")
-READS_WEIGHTS = Code("BS688", "`{tensor}` starts from weights (`{start}`); {action} has none")
+READS_WEIGHTS = Code("BS688", "`{tensor}` starts from weights (`{start}`); {action} reads none")
 OTHER_WEIGHTS = Code("BS699", "`{name}` comes from the base's weights, and these are others")
 
 # Several adapters in memory -----------------------------------------------------------------------

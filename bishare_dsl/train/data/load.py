@@ -145,7 +145,7 @@ def _rows_in(path: Path, kind: str, text: str) -> tuple[bool, list[tuple[int, An
         if isinstance(rows, list):
             return False, [*enumerate(rows, 1)]
         if kind == ".json":
-            reason, help = "it is no list of rows", advise("row", "dict")
+            reason, help = "it is not a list of rows", advise("row", "dict")
             raise DataError(codes.UNREADABLE(path=path, reason=reason, help=help))
     return True, [*_read_json(text)]
 

@@ -106,7 +106,7 @@ def test_a_line_ends_at_a_line_break_only(tmp_path):
         ("r.json", '[1 2]', "BS705", "Expecting ',' delimiter before `2]`"),
         ("r.json", '[{"a": 1}]'.encode("utf-16"), "BS705", "it is UTF-16: save it as UTF-8"),
         ("r.json", "[" * 100_000, "BS705", "nested too deep"),
-        ("r.json", '{"version": 2, "text": [{"text": "a"}]}', "BS705", "no list of rows: write its rows as a list"),
+        ("r.json", '{"version": 2, "text": [{"text": "a"}]}', "BS705", "not a list of rows: write its rows as a list"),
         ("r.json", b'[\n{"text": "\xff"}]', "BS705", "it is not UTF-8 (byte 13): save the file as UTF-8"),
         ("r.parquet", b"PAR1nothing", "BS705", "r.parquet` cannot be read"),
         ("r.jsonl", b"PAR1nothing", "BS705", "it is a Parquet file"),
