@@ -11,8 +11,8 @@ from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw
 
 HEAVY = {"accelerate", "numpy", "peft", "safetensors", "torch", "transformers"}
-# Lark imports the first if it is installed, and `importlib.metadata`, which Pydantic imports, the second.
-UNUSED = {"regex", "email"}
+# Lark imports it if it is installed.
+UNUSED = {"regex"}
 
 COMMANDS = (
     ["--help"],
@@ -129,16 +129,6 @@ def test_an_error_that_needs_no_tensor_loads_nothing_heavy(tmp_path):
         assert not {*modules} & (HEAVY - {"safetensors"}), words
     assert len(told) == len(WRONG)
     assert {path.name for path in tmp_path.iterdir()} == {"ours", *(p.split("/")[0] for p in files)}
-
-
-def test_metadata_of_packages_is_read_when_it_is_asked_for():
-    program = """import sys; from bishare_dsl.cli.metadata import put_off; put_off()
-import importlib.metadata as late; from importlib.metadata import entry_points as early
-assert "email" not in sys.modules and late.{} and "email" in sys.modules
-from importlib.metadata import entry_points; import importlib.metadata._meta
-assert entry_points is not early and entry_points(name="bishare") == early(name="bishare")"""
-    for first in ("version('click')", "entry_points(name='bishare')"):
-        run_alone(program.format(first))
 
 
 def test_package_loads_nothing_but_itself():

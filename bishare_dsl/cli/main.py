@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli.group import LazyGroup
-from bishare_dsl.cli.metadata import put_off
 from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform, strict
 from bishare_dsl.cli.report import BROKEN_PIPE, INTERNAL, INTERRUPTED, USAGE, CommandError, Report
 from bishare_dsl.diagnostics import BishareError, advise
@@ -90,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000, 50, 50)
     # Pydantic would read the metadata of every installed package to find plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    put_off()
     # Print the code of a character that the terminal cannot show.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -76,10 +76,11 @@ def _verdict(plan: Plan, rank: str) -> str:
         return f"{text}, {_percent(parts[1])} are private to one module"
     if frozen and any(row.members[1] > 1 for row in rows.roles(plan)):
         return "no trained parameter is shared: modules share frozen tensors alone"
+    nothing = "nothing is shared" + " within an adapter" * plan.is_library
     if {term.transform for term in plan.unscaled} == {PLAIN}:
         kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
-        return f"nothing is shared: this is a {kind} of rank {rank}"
-    return "nothing is shared: each module has private tensors"
+        return f"{nothing}: this is a {kind} of rank {rank}"
+    return f"{nothing}: each module has private tensors"
 
 
 def _rank(terms: Iterable[Term], own: Set[str]) -> int:

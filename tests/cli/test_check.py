@@ -20,6 +20,8 @@ def test_a_good_spec_is_told_back(bishare, here):
     assert "not checked without `--model`" in run.err
     assert "not checked" not in bishare("check", "good.share", "--model", "llama-7b").err
     assert bishare("check", "--quiet", "good.share").err == ""
+    (here / "good.share").write_text(f"{GOOD}share own per adapter, module rank 1\n")
+    assert "\nnothing is shared within an adapter: " in bishare("check", "good.share").out
 
 
 def test_what_is_shared_is_in_the_json(bishare, here):
