@@ -114,11 +114,13 @@ def fault_of(checkpoint: Path) -> str | None:
 def record_of(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint records of its run: ``tasks`` is empty for one adapter.
 
+    Checkpoints of earlier versions have no ``starts``.
+
     Raises:
-        KeyError: something is missing, as in checkpoints of earlier versions.
+        KeyError: something else is missing.
     """
     record = parse_json(read_file(checkpoint, SEAL, MAX_CONFIG))
-    return {name: record[name] for name in ("tasks", "data", "base", "starts", "digest")}
+    return {n: record[n] for n in ("tasks", "data", "base", "digest", *record.keys() & {"starts"})}
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -327,7 +327,7 @@ def start_tasks(prepared: Prepared, tenants: Any, reporter: Reporter) -> Callabl
     request, tasks = prepared.request, cast("list[Task]", prepared.steps.tasks)
     of_run = prepared, tenants.bank.own.detach()[0].clone()
     if request.resume is not None:  # The checkpoint has their values.
-        starts = record_of(request.resume)["starts"]
+        starts = record_of(request.resume).get("starts", [(t.start, t.most) for t in tasks])
         tasks[:] = [replace(t, start=s, most=n) for t, (s, n) in zip(tasks, starts, strict=True)]
     elif request.library is not None and request.start != "zero":
         tried = Tried(tenants, Path(request.library), tasks, of_run)
