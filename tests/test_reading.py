@@ -113,6 +113,7 @@ def test_json_that_is_refused(text, reason, kind):
 
 PARSES_ITSELF = {
     "reading.py": "it is the reader",
+    "diagnostics/tried.py": "a row that the reader has refused, as it would stand after a mend",
     "language/syntax.py": "a name in quotes of a spec, which is a JSON string",
     "train/data/load.py": "a row that the reader has read, again for names that stand twice in it",
 }

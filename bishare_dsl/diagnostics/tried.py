@@ -58,7 +58,7 @@ def json_meant(text: str) -> str | None:
     """Say what to write in a text, so that it is JSON."""
     for mend, said in table("mends.txt"):
         pattern, _, there = mend.partition(" =>")
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             json.loads(re.sub(pattern, there.strip(), text), strict=False)
             return said
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
