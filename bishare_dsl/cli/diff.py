@@ -43,7 +43,9 @@ def command(report: Report, before: str, after: str, model: str | None) -> None:
     compared by kind of module, with their relative difference |dW_1 - dW_2| / |dW_1| and their cosine.
     """
     if others := [name for name in (before, after) if not is_adapter(name)]:
-        help = f"to compare two specs, use `bishare plan {before} {after} --model MODEL`"
+        help = "`bishare inspect .` lists adapters and libraries"
+        if len(others) > 1:
+            help = f"to compare two specs, use `bishare plan {before} {after} --model MODEL`"
         what = f"`{others[0]}` is not the folder of an adapter"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     from bishare_dsl.cli.adapters import read_named

@@ -135,7 +135,9 @@ def _member_of(library: Path, named: Mapping[str, Path], force: bool) -> StoredA
     from bishare_dsl.adapter.files import check_members, names_in, read_adapter
 
     if not (names_there := names_in(library)):
-        what = f"`{library}` is no library: `--spec` and `--out` start one"
+        place = Path(str(library).partition("#")[0])
+        meant = f"`{place}` is one" if names_in(place) else "`--spec` and `--out` start one"
+        what = f"`{library}` is no library: {meant}"
         raise CommandError(codes.WRONG_USAGE(what=what))
     check_members(named)
     member = read_adapter(f"{library}#{names_there[0]}")

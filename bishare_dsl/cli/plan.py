@@ -93,7 +93,7 @@ def _counted(files: tuple[str, ...], adapters: str) -> tuple[tuple[str, ...], in
     if adapters.isdecimal() and int(adapters):
         return files, int(adapters)
     if not Path(adapters).is_dir():
-        raise click.UsageError(f"`{adapters}` is not a number or folder: write `--adapters 200`")
+        raise click.UsageError(f"`{adapters}` is neither a folder nor a number in digits")
     from bishare_dsl.cli.adapters import adapters_in
 
     found = [str(adapter) for adapter in adapters_in(Path(adapters))]

@@ -58,6 +58,8 @@ def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple
             after = value if equals else value_in(rest[0] if rest else None)
             if not equals and after is not None:
                 rest.popleft()
+                while name.endswith("target_modules") and rest and value_in(rest[0]):
+                    after += f", {rest.popleft()}"
             help = param_advice(words, name, after)
             unknown.append(unknown_argument(name, after, shown=word.partition("=")[0], help=help))
         elif rest:

@@ -118,7 +118,7 @@ def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
     first = name.lower() if len(name) > 2 else f"{name.lower()}_"
     begun = [v for v in names if v.lower().startswith(first) or v.lower()[1:].endswith(first)]
     # Who writes another number means another one.
-    others = [v for v in names if numbers.sub("_", v.lower()) != numbers.sub("_", name.lower())]
+    others = [v for v in names if numbers.sub("_", v) != numbers.sub("_", name)]
     slips = {other: _distance(name.lower(), other.lower()) for other in others}
     least = min(slips.values(), default=len(name))
     near = [v for v in slips if slips[v] == least] if least <= (len(name) + 1) // 3 else begun

@@ -265,9 +265,9 @@ class BishareModel(BaseTuner):
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
         extra = () if config._unchecked else config.modules_to_save or ()
         for part in (n for n in extra if not any(p.endswith(n) for p, _ in model.named_modules())):
-            what, help = f"`{part}` of `modules_to_save`", "write the end of a path: `lm_head`"
-            problem = NO_SUCH_SITE(what=what, model=type(model).__name__, help=help)
-            _warn(render(replace(problem, severity="warning"), None))
+            help = "write the end of a path: `lm_head`; PEFT adds heads unless `task_type` is CAUSAL_LM"
+            said = NO_SUCH_SITE(what=f"`{part}` of `modules_to_save`", model=type(model).__name__)
+            _warn(render(replace(said, severity="warning", help=help), None))
         notes = _put(model, resolved, config, name, stored)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
         held, active = handle(model), super().active_adapters  # Those that PEFT asks for.

@@ -306,8 +306,8 @@ def check_library(request: Request, first: StoredAdapter) -> None:
     if request.spec is not None or request.params:
         reason, help = f"`{folder}` has a spec and its params", "leave the spec and `--set` out"
     elif twice := sorted((first.config.adapters or {}).keys() & request.tasks):
-        reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
-        help = f"a member is trained once: `--data {twice[0]}-2=FILE --start nearest` adds another"
+        reason = f"the library `{folder}` has {' and '.join(f'`{n}`' for n in twice)} already"
+        help = "leave their files out; `--data NAME=FILE` trains one anew under another name"
     if reason:
         raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
 

@@ -36,7 +36,7 @@ from bishare_dsl.batched.batches import mixed_batch_problems
 from bishare_dsl.compiler import ResolvedSpec, make_plan
 from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.peft.method import install
+from bishare_dsl.peft.method import check_arguments, install
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.data.batches import IGNORED, Collator
 from bishare_dsl.train.data.batches import Example as Row
@@ -170,8 +170,7 @@ class Tenants:
         apart: bool = False,
         at_once: int = 32,
     ) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError("the model is the first argument: `Tenants(model, spec)`")
+        check_arguments("Tenants(model, spec)", None, model)
         self.model, self.apart, self.at_once = model, apart, at_once
         if isinstance(spec, str | os.PathLike) and names_in(spec):
             spec = read_adapter(first_of(os.fspath(spec)))
@@ -291,8 +290,8 @@ class Tenants:
             TrainError: there is no such loss, or no tenant (BS731), or the gradient of shared tensors that
                 train is not finite (BS750). Nothing was added.
         """
-        if not all(isinstance(example, Example) for example in examples):
-            raise TypeError("write `forward_backward([Example(tokens, tenant='acme')])`")
+        if any(isinstance(getattr(e, "tokens", ""), str) for e in examples):
+            raise TypeError("write `[Example(tokens, tenant='acme')]` with ids of a tokenizer")
         if callable(loss):
             leaves = self.forward_backward(examples, backward=False).logprobs
             total = loss([leaf.requires_grad_() for leaf in leaves], examples)
@@ -301,9 +300,9 @@ class Tenants:
             loss = "cross_entropy"
         if loss not in LOSSES:
             raise _wrong("loss", loss, f"the losses are {', '.join(LOSSES)}")
-        if backward and None in {example.tenant for example in examples}:
-            reason = "the base has no gradient: name a tenant, or pass `backward=False`"
-            raise _wrong("tenant", None, reason)
+        if backward and (others := [e.tenant for e in examples if e.tenant not in self.names]):
+            reason = "only tenants have gradients: `tenants.add(name)` adds one, `backward=False` needs none"
+            raise _wrong("tenant", others[0], reason)
         measure, parameters = partial(LOSSES[loss], **settings), self.bank.parameters
         before, mode = [p.grad for p in parameters], self.model.training
         logprobs: dict[int, Tensor] = {}

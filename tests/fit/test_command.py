@@ -174,7 +174,7 @@ def test_adapters_that_lie_elsewhere_are_warned_of(library, trained, run):
     for words, said in (
         (("my lora", "--library", "lib"), "BS638"),
         (("other", "--library", "new"), "`new` is no library"),
-        (("other", "--library", "nowhere"), "is no library"),
+        (("other", "--library", "lib#other"), "`lib` is one"),
         *(
             (("other", "--library", "lib", *more), "are for a new library")
             for more in (("--spec", "lora"), ("--dtype", "float32"), ("--seed", "0"))

@@ -167,7 +167,7 @@ def test_a_task_that_comes_later_trains_its_own_part(tasks, tmp_path):
     assert not (Path(library) / "run").exists()
     wrong = {
         "has a spec.*leave the spec": (text, library),
-        "already.*`--data long-2=FILE --start nearest`": (None, library),
+        "already.*leave their files out": (None, library),
         "is no library.*lists adapters and libraries": (None, str(tmp_path)),
         "is no library.*`--library [^#]*/library`": (
             None,

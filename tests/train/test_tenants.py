@@ -305,7 +305,7 @@ def test_an_interrupted_step_is_whole(monkeypatch):
 
 
 def test_what_is_refused():
-    with pytest.raises(TypeError, match=r"Tenants\(model, spec\)"):
+    with pytest.raises(TypeError, match=r"Tenants\(model, spec\).*load it first"):
         Tenants("lora", tiny_model("llama"))
     none = Tenants(tiny_model("llama"), "lora")
     for call in (partial(none.step, "acme", learning_rate=1.0), partial(none.save, "acme", "out")):
@@ -314,14 +314,14 @@ def test_what_is_refused():
     none.add("acme")
     with pytest.raises(TrainError, match=r"BS731.*`forward_backward` comes first"):
         none.step("acme", learning_rate=1.0)
-    with pytest.raises(TypeError, match=r"write `forward_backward\(\[Example\("):
-        none.forward_backward("acme", [{"prompt": "a", "completion": "b"}])
+    for rows in ([{"prompt": "a", "completion": "b"}], [Example("a fox", tenant="acme")]):
+        with pytest.raises(TypeError, match=r"write `\[Example\(.* with ids"):
+            none.forward_backward(rows)
     tenants = trained(["acme"], apart=False)
     before = copy.deepcopy(values(tenants, "acme"))
-    with pytest.raises(BishareError, match="BS670"):
-        tenants.forward_backward(examples("nobody", 1))
-    with pytest.raises(TrainError, match=r"BS731.*the base has no gradient"):
-        tenants.forward_backward([Example([3, 4, 5])])
+    for name in ("nobody", None, "__base__"):
+        with pytest.raises(TrainError, match=rf"BS731.*{name}.*only tenants .*tenants\.add"):
+            tenants.forward_backward([Example([3, 4, 5], tenant=name)])
     with pytest.raises(BishareError, match="nobody"):
         tenants.step("nobody", learning_rate=1.0)
     with pytest.raises(TrainError, match=r"BS731.*cross_entropy, importance_sampling, ppo"):

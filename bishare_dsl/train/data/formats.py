@@ -127,12 +127,13 @@ def find_format(rows: Rows) -> Format:
     Raises:
         DataError: no format fits (BS709), or several do (BS710).
     """
-    first = rows.table[0].keys()
-    fitting = [name for name, columns in _COLUMNS.items() if any(first >= {*c} for c in columns)]
+    first = rows.table[0]
+    fitting = [name for name, columns in _COLUMNS.items() if any({*c} <= {*first} for c in columns)]
     if not fitting:
         columns = ", ".join(f"`{name}`" for name in first) or "no columns"
-        sets = {**_COLUMNS} if "instruction" in first else {**_COLUMNS, "alpaca": ()}
-        meant = names_meant([*first], chain(*sets.values()))
+        wanted = [("instruction", "output", "input"), *chain(*_COLUMNS.values())]
+        wanted = wanted if "instruction" in first else wanted[2:]  # Without Alpaca's.
+        meant = names_meant([n for n, v in first.items() if not isinstance(v, dict)], wanted)
         help = next(filter(None, (advise("column", name) for name in first)), meant)
         raise DataError(codes.NO_FORMAT(name=rows.name, found=columns, help=help))
     if len(fitting) > 1:
