@@ -500,8 +500,7 @@ def _unreadable(token: Token, params: Set[str], before: Token) -> Problem:
             known = product[2] in params | IN_EXPRESSIONS | {"r", "layer", "layers"}
             new = f"{product[1]} * {'rank' if product[2] == 'r' not in params else product[2]}"
             new = new if known else ""
-        remedy = Remedy(why if named else f"write `{new}`", (Edit(span, new),))
-        tried = (remedy,) if new else ()
+        tried = (Remedy(why if named else f"write `{new}`", (Edit(span, new),)),) * bool(new)
         return codes.BAD_NUMBER(span=span, text=shortened(text), help=why, remedies=tried)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):

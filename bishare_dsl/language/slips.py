@@ -151,8 +151,8 @@ def _corrections(place: Place) -> Iterator[_Correction]:
         yield "percent", first, last, number, f"write {percent[2]} percent as `{number}`"
     if re.fullmatch(r"[^\w\s\"]+", token) and token.isascii():
         operator = re.search(r"[*/+%<>.^&|~!$@-]", place.line[max(at - 1, 0) : end + 1])
-        # An operator means something, and so does a bracket alone in its line.
-        needless = [""] * (operator is None and place.line.strip() != token)
+        # An operator means something, and the bracket may be missing that another one closes.
+        needless = [""] * (operator is None and token not in ")}")
         for sign in ("==" if token == "=" else "=", *needless, *",;:)}({".replace(token, "")):
             help = f"write `{sign}` instead of `{token}`" if sign else f"leave `{token}` out"
             yield f"sign {token} {sign}", at, end, sign, help

@@ -26,6 +26,7 @@ _ADVICE = {
     **dict.fromkeys(("A per", "B per"), "`A` and `B` have a key each, or one `per` is for both"),
     "two per": "a share has one key, and a tensor its own, as in `A per ...` or `gain_out per ...`",
     "rank": "`rank` and a number",
+    "bare": "a share reads `share NAME per KEY rank NUMBER`; `magnitude` is a statement without it",
     "replace": "`replace share` gives a whole share; `replace param` and a name set one value",
 }
 
@@ -185,7 +186,7 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     for word in [*keys, *(["rank"] if share.keyword == "share" else [])] if whole else ():
         if word not in words:
             named = what.removeprefix("of ") if share.keyword == "share" else f"`{share.keyword}`"
-            help = _ADVICE["replace" if share.replaces else word]
+            help = _ADVICE["replace" if share.replaces else word if share.clauses else "bare"]
             yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, help=help)
 
 

@@ -200,7 +200,7 @@ class Joiner:
                     one, two = (self.where.place(p.span) for p in (used[key][0], part))
                     span, what = span_of(use.name_token), _what(part)
                     by = "" if _overrides(part) else "with `replace`, "
-                    help = f"{by}say here which it is"
+                    help = f"{by}say here which it is, or leave a `use` out"
                     unlike = codes.USES_DISAGREE(what=what, one=one, two=two, span=span, help=help)
                     self.problems(unlike)
         return used

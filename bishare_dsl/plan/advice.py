@@ -145,8 +145,12 @@ class Adviser(Record, frozen=False):
             return replace(problem, help=fallback, edits=(), remedies=())
         reading, best = max(tried, key=lambda one: (not one[1].also, one[0].worth(self.before)))
         edit = edit_between(self.where.source.text, reading.text, self.where.source.start)
-        others = (one.help for _, one in tried if one.also and one is not best)
-        help = ", or ".join([best.help, *others])
+        # Of keys that share alike, the first is said.
+        said = {reading.shared: best.help}
+        for made, one in tried:
+            if one.also:
+                said.setdefault(made.shared, one.help)
+        help = ", or ".join(said.values())
         untested = (best,) if reading.spec is None and _SIGNS.match(best.kind) else ()
         return replace(problem, help=help, edits=(edit,), remedies=untested)
 

@@ -513,8 +513,10 @@ class _SharePlan:
         bare = [name for name in transform_names() if name != PLAIN and self.share.via is None]
         kinds = {name: transform_kind(name) for name in bare}
         pairs = [name for name, kind in kinds.items() if (*kind.pooled, *kind.owned) == ("A", "B")]
-        vias = [Remedy(f"write `via {one}`", (Rewrite(at, f"{{}} via {one}"),)) for one in pairs]
-        return [*self._with_key([role], ("in", "out", "in, out", "kind", "parent")), *vias]
+        said = "write `via {}` to share across widths, which `in` or `out` in a key tells apart"
+        vias = [Remedy(said.format(one), (Rewrite(at, f"{{}} via {one}"),)) for one in pairs]
+        keys = self._with_key([role], ("in", "out", "in, out", "kind", "parent"))
+        return [*(replace(key, also=True) for key in keys), *vias]
 
     def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:
         bare = self.share.via is None or self.share.is_magnitude
@@ -610,19 +612,15 @@ class _SharePlan:
 
     def _idle_arms(self, match: m.RankMatch, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
-        for mention in mentions(match, "number", (*self.loc, "rank")):
-            value = mention.part
-            if mention.purpose != "arm":
-                continue
-            for problem in self.sites.vocabulary.item_problems(
-                match.subject, value, mention.loc, covered
-            ):
+        said = mentions(match, "number", (*self.loc, "rank"))
+        for value, loc in [(one.part, one.loc) for one in said if one.purpose == "arm"]:
+            for problem in self.sites.vocabulary.item_problems(match.subject, value, loc, covered):
                 name = value.ref if isinstance(value, m.Ref) else ""
-                help = advise("arm", name) or problem.help
+                help = advise("arm", name or type(value).__name__) or problem.help
                 if name in self.sites.kinds:
                     help = f"leave this arm out, or let `target` and `where` have `{name}`"
-                said, share = f"`{name}`" if name else "this", self.share.name
-                yield codes.ARM_NOTHING(value=said, share=share, loc=mention.loc, help=help)
+                what, share = f"`{name}`" if name else "this", self.share.name
+                yield codes.ARM_NOTHING(value=what, share=share, loc=loc, help=help)
 
     def _rank(self, scope: Scope) -> int:
         """Return the rank of the share at one site."""

@@ -48,7 +48,7 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
         what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
-        computed = value >= 0 and not isinstance(rank, int | float)
+        computed = value >= 1 and not isinstance(rank, int | float)
         help = f"write `floor({expression_text(rank)})`" if computed else None
         raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help))
     return int(value)

@@ -99,7 +99,8 @@ def _selected(
                 loc = (TRAIN, side, i)
                 words = sites.words_of(Selection.model_construct(include=(part,)))
                 linear = [kind for kind in sites.architecture.kinds if kind in words]
-                wrong = codes.NO_SUCH_SITE(what="this condition", model=model, loc=loc)
+                help = "no parameter is all of it; a comma takes the one and the other"
+                wrong = codes.NO_SUCH_SITE(what="this condition", model=model, loc=loc, help=help)
                 problems.append(codes.TRAINS_SITE(kind=linear[0], loc=loc) if linear else wrong)
     if problems:
         return [], problems

@@ -310,7 +310,7 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
     elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
         what = "does not start at zero, so that the model starts different from its base"
         free = listed(roles - {*transform.fixed})
-        help = f"one of {free} starts at zero in a start equal to the base; `start nonzero` allows another"
+        help = f"one of {free} or a new `gain out` starts at zero, or `start nonzero` allows another start"
     else:
         return
     yield codes.START(share=share.name, what=what, loc=loc, help=help)

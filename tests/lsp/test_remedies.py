@@ -56,5 +56,5 @@ def test_remedy(mended, text, fixed):
 
 def test_what_shares_most_is_offered_and_nothing_without_a_mistake(mended):
     text = MODEL + "spec s\ntarget q_proj, up_proj\nshare a per layer rank 4"
-    assert mended(text) == {"Write `via SS`": text + " via SS"}
+    assert text + " via SS" in mended(text).values()
     assert mended(T + "share a per module rank 4") == {}
