@@ -28,12 +28,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import names_in, place_of, read_adapter
+from bishare_dsl.adapter.files import names_in, place_of
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.adapter.interrupts import uninterrupted
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import mixed_batch_problems
-from bishare_dsl.compiler import ResolvedSpec, make_plan
+from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.peft.method import check_arguments, install
@@ -173,7 +173,7 @@ class Tenants:
         check_arguments("Tenants(model, spec)", None, model)
         self.model, self.apart, self.at_once = model, apart, at_once
         if isinstance(spec, str | os.PathLike) and names_in(spec):
-            spec = read_adapter(first_of(os.fspath(spec)))
+            spec, _ = read_fitting(first_of(os.fspath(spec)), model)
         self.library = spec if isinstance(spec, StoredAdapter) else None
         text = spec.spec_text if isinstance(spec, StoredAdapter) else spec
         resolved = text if isinstance(text, ResolvedSpec) else make_plan(text, model, params or {})

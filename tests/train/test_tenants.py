@@ -191,6 +191,8 @@ def test_tenants_of_a_library_train_their_own_numbers(library):
     alone = values(trained(["no"], apart=True, spec=library), "no")
     # `mine` is a function of the examples of all.
     assert alone.keys() == values(tenants, "no").keys()
+    with pytest.raises(BishareError, match="BS613"):
+        Tenants(tiny_model("llama", hidden_size=96), library)
 
 
 @pytest.mark.parametrize("spec", [LORA, LIBRARY, "library"])
