@@ -230,12 +230,9 @@ def test_marks_decide_signs_or_say_that_they_do_not():
     marks = marks_of(tensor)
     turned = tensor * torch.tensor([[1.0], [-1.0], [1.0]])
     assert torch.equal(check_reproduced({"a": marks}, {"a": turned})["a"], tensor)
-    with pytest.raises(AdapterError, match="BS699"):
-        check_reproduced({"a": marks}, {"a": tensor * 1.05})
-    with pytest.raises(AdapterError, match="BS699"):
-        check_reproduced({"a": marks}, {"a": tensor[[1, 0, 2]]})
-    with pytest.raises(AdapterError, match="BS699"):
-        check_reproduced({"a": marks}, {"a": tensor[:2]})
+    for other in (tensor * 1.05, tensor[[1, 0, 2]], tensor[:2]):
+        with pytest.raises(AdapterError, match="BS699"):
+            check_reproduced({"a": marks}, {"a": other})
     flat = torch.zeros(1, 40)
     assert fingerprint._restored("a", flat, marks_of(flat)).equal(flat)
 

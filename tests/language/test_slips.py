@@ -12,6 +12,7 @@ from bishare_dsl.plan.advice import Adviser
 
 HEAD = "spec s\ntarget q_proj, v_proj\n"
 SHARE = "share a per module rank 4"
+CHOICE = "param r = 4\nshare a per module rank"
 # A text, and what its advice makes of it.
 EXAMPLES = [
     (f"{HEAD}```\n{SHARE}", f"{HEAD}\n{SHARE}"),
@@ -142,12 +143,17 @@ def advised(text):
         (f"{HEAD}let a = q_proj and not b\nlet b = not a\n{SHARE} where b", "`a` and `b` read each other"),
         (f"{HEAD}let a = not c\nlet b = not a\nlet c = not b\n{SHARE} where b", "`a` and `b` and `c` read each other"),
         (f"{HEAD}{SHARE}\nmagnitude per kind where q_proj\nmagnitude per kind where v_proj", "none for all targets"),
+        # A text could be given, but it was another spec.
+        ("spec s\nuse vera\nreplace share vera\nrank 128", "`replace share` gives a whole share"),
+        (f"{HEAD}share norm magnitude per module", "a statement without it"),
+        (f"{HEAD}let q_proj = q_proj\n{SHARE}", "a name that it does not read"),
+        (f"{HEAD}{SHARE} init B normal(0, 0.02)", "without brackets"),
     ],
 )  # fmt: skip
 def test_the_cause_is_said_where_no_remedy_is_sure(text, said):
     first, *_ = advised(text)
     assert said in first.help
-    assert not first.edits
+    assert first.edits == ()
 
 
 def written(text, problems):
@@ -222,38 +228,18 @@ def test_what_is_not_understood_is_named_without_a_guess(text):
 
 
 @pytest.mark.parametrize(
-    "rank", ["layer < 16 ? r : 2 * r", "case when layer < 16 then r else 2 * r end"]
-)
-def test_advice_on_a_choice_names_the_whole_of_both_branches(rank):
-    problem, *_ = advised(f"{HEAD}param r = 4\nshare a per module rank {rank}")
-    assert "`r if layer < 16 else 2 * r`" in problem.help
-
-
-@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("share a per module rank 8px", "a number has digits"),
         ("param r = 4\nshare a per module rank 2r", "`2 * r`"),
         ("share 1st per module rank 8", 'quote it: `"1st"`'),
+        # Of a choice, the whole of both branches.
+        (f"{CHOICE} layer < 16 ? r : 2 * r", "`r if layer < 16 else 2 * r`"),
+        (f"{CHOICE} case when layer < 16 then r else 2 * r end", "`r if layer < 16 else 2 * r`"),
     ],
 )
-def test_advice_on_a_broken_number_depends_on_its_place(text, said):
+def test_advice_on_a_broken_number_or_a_choice_depends_on_its_place(text, said):
     assert said in advised(HEAD + text)[0].help
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("spec s\nuse vera\nreplace share vera\nrank 128\n", "`replace share` gives a whole share"),
-        (f"{HEAD}share norm magnitude per module\n", "a statement without it"),
-        (f"{HEAD}let q_proj = q_proj\n{SHARE}\n", "a name that it does not read"),
-        (f"{HEAD}{SHARE} init B normal(0, 0.02)\n", "without brackets"),
-    ],
-)
-def test_advice_that_gave_another_spec_is_not_given(text, said):
-    problem = advised(text)[0]
-    assert problem.edits == ()
-    assert said in problem.help
 
 
 def test_a_factor_is_not_quoted_as_the_name_of_a_share():

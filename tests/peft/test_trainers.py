@@ -72,18 +72,13 @@ class Stop(TrainerCallback):
         control.should_training_stop |= state.global_step == self.step
 
 
-def supervised(checkpoint, out, stop=None, resume=None):
+def supervised(checkpoint, out, stop=None, resume=None, **more):
+    settings = {"max_steps": 6, "gradient_accumulation_steps": 2, "max_length": 32} | more
     trainer = SFTTrainer(
         str(checkpoint),
-        args=SFTConfig(
-            str(out),
-            max_steps=6,
-            save_steps=1,
-            gradient_accumulation_steps=2,
-            max_length=32,
-            **COMMON,
-        ),
+        args=SFTConfig(str(out), save_steps=1, **settings, **COMMON),
         train_dataset=ROWS,
+        eval_dataset=ROWS,
         peft_config=config(task_type="CAUSAL_LM"),
         callbacks=[Stop(stop)],
     )
@@ -115,77 +110,63 @@ def test_a_run_of_sft_goes_on_bit_for_bit_from_checkpoints_of_the_adapter_alone(
 
 def test_the_best_checkpoint_is_loaded_at_the_end(checkpoint, tmp_path):
     """Into an adapter whose config tells of another one that was saved later."""
-    trainer = SFTTrainer(
-        str(checkpoint),
-        args=SFTConfig(
-            str(tmp_path),
-            max_steps=3,
-            save_steps=1,
-            eval_strategy="steps",
-            eval_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="loss",
-            greater_is_better=True,
-            **COMMON,
-        ),
-        train_dataset=ROWS,
-        eval_dataset=ROWS,
-        peft_config=config(task_type="CAUSAL_LM"),
-    )
-    trainer.train()
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    judged = {"metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = supervised(checkpoint, tmp_path, max_steps=3, **evaluated, **judged)
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     best = read_adapter(trainer.state.best_model_checkpoint).tensors()
     for name, tensor in trainer.model.get_base_model().bishare.tensors().items():
         assert torch.equal(tensor, best[name])
 
 
+TRAINERS = {
+    "sft": (SFTTrainer, SFTConfig, ROWS),
+    "dpo": (DPOTrainer, DPOConfig, PAIRS),
+    "kto": (KTOTrainer, KTOConfig, LABELLED),
+    "grpo": (GRPOTrainer, GRPOConfig, PROMPTS),
+    "rloo": (RLOOTrainer, RLOOConfig, PROMPTS),
+    "reward": (RewardTrainer, RewardConfig, PAIRS),
+}
+
+
+def trainer_of(kind, model, checkpoint, folder, adapter, **more):
+    """Return a trainer for two steps, which rewards long answers if it takes a reward."""
+    trainer, settings, rows = TRAINERS[kind]
+    given = {}
+    if rows is PROMPTS:
+        more |= {"num_generations": 2, "max_completion_length": 4}
+        given["reward_funcs"] = lambda completions, **_: [float(len(text)) for text in completions]
+    return trainer(
+        model,
+        args=settings(str(folder), max_steps=2, save_strategy="no", **more, **COMMON),
+        train_dataset=rows,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=adapter,
+        **given,
+    )
+
+
 @pytest.mark.parametrize("stage", ["first", "second", "taken over"])
 def test_dpo_begins_where_it_begins(checkpoint, tmp_path, stage):
     """At ln 2: the reference is the model as it was given, with a trained adapter too."""
-    model, given = str(checkpoint), {"peft_config": config(task_type="CAUSAL_LM")}
+    model, adapter = str(checkpoint), config(task_type="CAUSAL_LM")
     if stage != "first":
         supervised(checkpoint, tmp_path / "sft").save_model(str(tmp_path / "trained"))
-        base, given = AutoModelForCausalLM.from_pretrained(checkpoint), {}
+        base, adapter = AutoModelForCausalLM.from_pretrained(checkpoint), None
         if stage == "second":
             model = PeftModel.from_pretrained(base, tmp_path / "trained", is_trainable=True)
         else:
             load_adapter(tmp_path / "trained", base)
             model = get_peft_model(base, base.peft_config["default"])
-    trainer = DPOTrainer(
-        model,
-        args=DPOConfig(str(tmp_path / "dpo"), max_steps=2, save_strategy="no", **COMMON),
-        train_dataset=PAIRS,
-        processing_class=tokenizer_of(checkpoint),
-        **given,
-    )
+    trainer = trainer_of("dpo", model, checkpoint, tmp_path / "dpo", adapter)
     trainer.train()
     assert losses(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
-
-
-def by_rewards(kind, settings, checkpoint, folder, adapter, model=None, **more):
-    """Return a trainer that rewards long answers, for two steps."""
-    return kind(
-        model or str(checkpoint),
-        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
-        args=settings(
-            str(folder),
-            max_steps=2,
-            num_generations=2,
-            max_completion_length=4,
-            save_strategy="no",
-            **more,
-            **COMMON,
-        ),
-        train_dataset=PROMPTS,
-        processing_class=tokenizer_of(checkpoint),
-        peft_config=adapter,
-    )
 
 
 def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(checkpoint, tmp_path):
     tied = find_spec("tiny_lora").read_text("utf-8").replace("tiny  per", "tiny  c per model  per")
     adapter = BishareConfig(spec=tied, params={"count": 13}, task_type="CAUSAL_LM")
-    trainer = by_rewards(GRPOTrainer, GRPOConfig, checkpoint, tmp_path, adapter)
+    trainer = trainer_of("grpo", str(checkpoint), checkpoint, tmp_path, adapter)
     trainer.train()
     handle = trainer.model.bishare
     assert handle.plan.trainable == 13
@@ -208,13 +189,7 @@ def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(checkpoint, 
 def test_reward(checkpoint, tmp_path):
     """Its head is PEFT's to train and to save, and comes back."""
     base = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1)
-    trainer = RewardTrainer(
-        base,
-        args=RewardConfig(str(tmp_path), max_steps=2, save_strategy="no", **COMMON),
-        train_dataset=PAIRS,
-        processing_class=tokenizer_of(checkpoint),
-        peft_config=config(task_type="SEQ_CLS"),
-    )
+    trainer = trainer_of("reward", base, checkpoint, tmp_path, config(task_type="SEQ_CLS"))
     trainer.train()
     trainer.save_model(str(tmp_path / "out"))
     ids = torch.arange(3, 9)[None]
@@ -225,37 +200,14 @@ def test_reward(checkpoint, tmp_path):
 
 # A head with an adapter ----------------------------------------------------------------------------------
 
-TRAINERS = {
-    "sft": (SFTTrainer, SFTConfig, ROWS),
-    "dpo": (DPOTrainer, DPOConfig, PAIRS),
-    "kto": (KTOTrainer, KTOConfig, LABELLED),
-    "grpo": (GRPOTrainer, GRPOConfig, PROMPTS),
-    "rloo": (RLOOTrainer, RLOOConfig, PROMPTS),
-}
 
-
-def with_head(checkpoint, tied):
-    return AutoModelForCausalLM.from_pretrained(checkpoint, tie_word_embeddings=tied)
-
-
-def trainer_of(kind, model, checkpoint, folder, adapter):
-    trainer, settings, rows = TRAINERS[kind]
-    if kind in ("grpo", "rloo"):
-        return by_rewards(trainer, settings, checkpoint, folder, adapter, model=model, beta=0.0)
-    return trainer(
-        model,
-        args=settings(str(folder), max_steps=2, save_strategy="no", **COMMON),
-        train_dataset=rows,
-        processing_class=tokenizer_of(checkpoint),
-        peft_config=adapter,
-    )
-
-
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "grpo", "rloo"])
 def test_a_head_that_is_trained_in_full_is_heard(checkpoint, tmp_path, kind):
     text = "spec x\ntarget q_proj\ntrain lm_head\nshare a per module rank 2\n"
     adapter = BishareConfig(spec=text, task_type="CAUSAL_LM")
-    trainer = trainer_of(kind, with_head(checkpoint, False), checkpoint, tmp_path, adapter)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, tie_word_embeddings=False)
+    more = {"beta": 0.0} if kind in ("grpo", "rloo") else {}
+    trainer = trainer_of(kind, model, checkpoint, tmp_path, adapter, **more)
     handle = trainer.model.get_base_model().bishare
     with torch.no_grad():  # Not what the base has: a loss of the base's head would be another.
         for tensor in handle.tensors().values():
