@@ -27,8 +27,14 @@ def _switch(name: str, *words: str, help: str) -> click.Option:
         if value:
             setattr(ctx.find_object(Report), name, True)
 
-    settings: Any = {"is_flag": True, "expose_value": False, "is_eager": True}
-    return click.Option([*words], callback=callback, help=help, **settings)
+    return click.Option(
+        [*words],
+        is_flag=True,
+        expose_value=False,
+        callback=callback,
+        is_eager=True,
+        help=help,
+    )
 
 
 quiet = _switch("quiet", "-q", "--quiet", help="Print only results and problems.")

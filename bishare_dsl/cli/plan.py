@@ -115,9 +115,15 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
             raise click.UsageError(f"`{memory}` is no size: write `--memory 80GB`") from None
 
     rows = cost.costs(plan)
-    what = {"spec": plan.spec, "params": plan.params, "model": plan.base.name}
-    ways = [row.data(adapters, free) for row in rows]
-    report.data(**what, adapters=adapters, base_bytes=base, memory_left=free, ways=ways)
+    report.data(
+        spec=plan.spec,
+        params=plan.params,
+        model=plan.base.name,
+        adapters=adapters,
+        base_bytes=base,
+        memory_left=free,
+        ways=[row.data(adapters, free) for row in rows],
+    )
     fit = f"fit: how many, with the base, in {memory}\n" if memory is not None else ""
     if free is not None and free < 0:
         fit = f"fit: none, for the base alone takes more than {memory}\n"

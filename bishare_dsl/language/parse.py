@@ -58,7 +58,6 @@ _AWAIT_VALUE = frozenset(
 # After these a name in quotes is a condition.
 _AWAIT_CONDITION = frozenset(["TARGET", "WHERE", "COMMA", "EXCEPT", "AND", "OR", "NOT"])
 
-_END = Token(END, "")
 
 # Tokens that begin a value and cannot continue one.
 _BEGIN_VALUE = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
