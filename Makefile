@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= BISHARE_CACHE=$(CACHE)
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 # Tests that touch what transformers may change, run at both ends of the range that we support.
-COMPAT_TESTS := tests/test_api.py tests/models tests/peft/test_handle.py tests/peft/test_methods.py tests/adapter/test_merge.py
+COMPAT_TESTS := tests/test_api.py tests/models tests/peft/test_handle.py tests/peft/test_methods.py tests/adapted/test_merge.py
 TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.toml)
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
@@ -81,13 +81,12 @@ hunt: $(STAMP) ## compare random sequences of operations with a dense reference,
 hostile: $(STAMP) ## read 10,000 mutated specs within a minute; ARGS="10000 SEED"
 	@$(BIN)/python tests/language/hostile.py $(ARGS)
 
-lint: $(STAMP) ## run ruff and mypy --strict, and check import order, format of specs and code lines
+lint: $(STAMP) ## run ruff and mypy --strict, and check import order and the format of specs
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/bishare fmt --check specs/*.share
-	@$(BIN)/python tools/code_lines.py
 
 format: $(STAMP) ## fix and format the code with ruff
 	@$(BIN)/ruff check --fix
@@ -114,7 +113,7 @@ test-peft: $(STAMP) ## run PEFT's tests, oldest and newest version, with adapter
 	  $(PYTEST) $(BIN)/python tests/peft/upstream.py $$version $(ARGS); done
 
 test-quantised: $(STAMP) .quantised/.installed ## test bases quantised by bitsandbytes, torchao and GPTQ
-	@$(PYTEST) PYTHONPATH=.quantised $(BIN)/python -m pytest -q $(or $(ARGS),tests/adapter/test_quantised.py)
+	@$(PYTEST) PYTHONPATH=.quantised $(BIN)/python -m pytest -q $(or $(ARGS),tests/adapted/test_quantised.py)
 
 # Beside .venv, not in it: transformers imports both with every model, and torchao warns each time of kernels that a
 # CPU lacks. GPTQModel asks for a newer PyTorch than it needs here, so what it imports is named.

@@ -17,14 +17,14 @@ from accelerate import disk_offload
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.fingerprint import difference, fingerprint
+from bishare_dsl.folder.fingerprint import difference, fingerprint
 from examples.smollm2 import smollm2_folder
 
 FSDP2 = """
 import torch, torch.distributed as dist, sys
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
-from bishare_dsl.adapter.fingerprint import fingerprint
+from bishare_dsl.folder.fingerprint import fingerprint
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29533", rank=0, world_size=1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 for layer in model.model.layers:

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 import bishare_dsl.peft  # noqa: F401 - so that both have PEFT's imports
 from bishare_dsl import parse_spec, plan_spec
-from bishare_dsl.adapter.files import names_in, read_adapter, read_members, save_library
-from bishare_dsl.adapter.initial import draw
+from bishare_dsl.folder.files import names_in, read_adapter, read_members, save_library
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models import preset
 from bishare_dsl.resources import find_spec
 

@@ -14,7 +14,7 @@ import warnings
 import torch
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.export.effective import delta
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.models import load_model
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.testing.models import tiny_model

@@ -86,7 +86,7 @@ class Engine:
 
     def write(self, number: int) -> dict[str, Any]:
         """Give a loaded adapter other tensors from memory, as a trainer does."""
-        from bishare_dsl.adapter.files import read_adapter
+        from bishare_dsl.folder.files import read_adapter
         from bishare_dsl.serve.vllm.memory import write_adapter
 
         tensors = read_adapter(self.folders[number]).tensors()

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import plan_spec
-from bishare_dsl.adapter import singular
-from bishare_dsl.adapter.singular import directions, is_exact
+from bishare_dsl.initial import singular
+from bishare_dsl.initial.singular import directions, is_exact
 from bishare_dsl.models.inspect import linear_maps
 
 

@@ -33,7 +33,7 @@ from harness.model import smollm2_folder
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
 from bishare_dsl import compile_spec, plan_spec
-from bishare_dsl.adapter.initial import draw
+from bishare_dsl.initial.values import draw
 from bishare_dsl.rewrite import compile_regions
 from bishare_dsl.rewrite.adapt import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.files import save_library
 from bishare_dsl.cli.main import main as bishare
+from bishare_dsl.folder.files import save_library
 from bishare_dsl.models.load import architecture_of, load_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.verify.card import read_card

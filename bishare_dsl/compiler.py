@@ -22,7 +22,7 @@ from bishare_dsl.spec import Spec
 if TYPE_CHECKING:
     from torch import nn
 
-    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.folder.contents import StoredAdapter
     from bishare_dsl.models import Source
 
 
@@ -169,8 +169,8 @@ def read_fitting(
     Raises:
         BishareError: the adapter cannot be read or does not fit, or the model cannot be found.
     """
-    from bishare_dsl.adapter.contents import base_problems
-    from bishare_dsl.adapter.files import is_peft, read_adapter
+    from bishare_dsl.folder.contents import base_problems
+    from bishare_dsl.folder.files import is_peft, read_adapter
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
@@ -196,9 +196,9 @@ def read_lora(
     Raises:
         BishareError: see `read_peft`; or the model cannot be found.
     """
-    from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.adapter.stored import check_finite, entries_of, pack
-    from bishare_dsl.export.from_peft import read_peft
+    from bishare_dsl.convert.from_peft import read_peft
+    from bishare_dsl.folder.contents import StoredAdapter
+    from bishare_dsl.folder.stored import check_finite, entries_of, pack
     from bishare_dsl.language import spec_text
 
     base = _base_of(folder, model, named)
@@ -214,7 +214,7 @@ def _base_of(
     named: nn.Module | Source | str | None,
 ) -> Callable[[], nn.Module] | None:
     """Return a function that returns the base of a LoRA, if it is known, and loads it at most once."""
-    from bishare_dsl.export.peft_config import read_config
+    from bishare_dsl.convert.peft_config import read_config
     from bishare_dsl.models.load import load_model, meta_model
     from bishare_dsl.models.source import Source
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bishare_dsl.export.effective import delta, finite_factors
+from bishare_dsl.convert.effective import delta, finite_factors
 from bishare_dsl.models.site import Site
 
 if TYPE_CHECKING:

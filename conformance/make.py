@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import parse_spec
-from bishare_dsl.adapter.card import CARD
-from bishare_dsl.adapter.config import record_digest
-from bishare_dsl.adapter.contents import digest_of, entries_in
-from bishare_dsl.adapter.counter import fill
-from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter, save_library
-from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.singular import singular_starts
+from bishare_dsl.folder.card import CARD
+from bishare_dsl.folder.config import record_digest
+from bishare_dsl.folder.contents import digest_of, entries_in
+from bishare_dsl.folder.files import CONFIG, TENSORS, read_adapter, save_adapter, save_library
+from bishare_dsl.initial.counter import fill
+from bishare_dsl.initial.singular import singular_starts
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan, Term, build_plan

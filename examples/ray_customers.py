@@ -27,7 +27,7 @@ def add_customers(library: str, model: str, files: Sequence[str], **how: object)
         files: a customer's examples each; a file's name is the adapter's.
         **how: arguments of `train`; by default members are weighed, and nothing trains.
     """
-    from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter
+    from bishare_dsl.folder.files import add_to_library, names_in, read_adapter
     from bishare_dsl.train import train
     from bishare_dsl.writing import lock_name
 

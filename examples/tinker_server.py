@@ -43,7 +43,7 @@ from transformers import AutoModelForCausalLM
 
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.tenants import FILE, Example, Tenants
+from bishare_dsl.train.many.tenants import FILE, Example, Tenants
 
 HOLD = 40.0
 """Seconds to hold a request for a result; the SDK waits 45."""

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec, handle, load_adapter, parse_spec, plan_spec
-from bishare_dsl.adapter.files import save_adapter
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.api import BishareWarning
 from bishare_dsl.diagnostics import BishareError, SpecError
+from bishare_dsl.folder.files import save_adapter
+from bishare_dsl.initial.values import draw
 from bishare_dsl.language import spec_text
 from bishare_dsl.models import inspect_model, preset
 from bishare_dsl.peft import BishareConfig
-from tests.adapter.conftest import logits
+from tests.support.adapted import logits
 from tests.support.families import tiny_model
 
 TEXT = """\
@@ -132,7 +132,7 @@ def test_planning_a_preset_and_reading_an_adapter_need_no_torch(file, tmp_path):
     save_adapter(tmp_path / "adapter", plan, draw(plan, 0), TEXT, seed=0)
     code = (
         "import sys; from bishare_dsl import plan_spec; "
-        "from bishare_dsl.adapter.files import read_adapter; "
+        "from bishare_dsl.folder.files import read_adapter; "
         f"assert plan_spec({str(file)!r}, 'llama-7b').trainable; "
         f"assert read_adapter({str(tmp_path / 'adapter')!r}).plan.trainable; "
         "assert not {'torch', 'transformers'} & sys.modules.keys()"

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from bishare_dsl import plan_spec
-from bishare_dsl.adapter.files import save_adapter
-from bishare_dsl.adapter.initial import draw
+from bishare_dsl.folder.files import save_adapter
+from bishare_dsl.initial.values import draw
 
 HEAVY = {"accelerate", "numpy", "peft", "safetensors", "torch", "transformers"}
 # Lark imports it if it is installed.

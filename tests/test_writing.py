@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from bishare_dsl import parse_spec, plan_spec, writing
-from bishare_dsl.adapter.files import read_adapter, save_adapter
-from bishare_dsl.adapter.initial import draw
+from bishare_dsl.folder.files import read_adapter, save_adapter
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models import preset
 from bishare_dsl.writing import ANY, new_folder, replace_file
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bishare_dsl.train.start import SHARPNESS, folds, members_win, sharpest, weights
+from bishare_dsl.train.many.start import SHARPNESS, folds, members_win, sharpest, weights
 from few.late import Site
 from few.training import STEPS, Batch, Library, Subject, adapted, is_private, judged, train
 

@@ -27,7 +27,7 @@ import torch
 from harness.page import write_below
 from torch import Tensor
 
-from bishare_dsl.train.start import weights
+from bishare_dsl.train.many.start import weights
 from few import members, rivals
 from few.bench import LIBRARY, Bench
 from few.late import Late

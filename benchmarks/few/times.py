@@ -33,11 +33,11 @@ from harness.model import smollm2_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.card import STARTS
-from bishare_dsl.adapter.files import save_library
+from bishare_dsl.folder.card import STARTS
+from bishare_dsl.folder.files import save_library
 from bishare_dsl.resources import cache_folder
 from bishare_dsl.train import train
-from bishare_dsl.train.start import Record
+from bishare_dsl.train.many.start import Record
 
 GOALS = {(64, 1): 1.0, (64, 100): 20.0, (1000, 1): 10.0}
 """Seconds on two cores, by the number of members and of new customers with eight examples each."""

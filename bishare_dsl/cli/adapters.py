@@ -20,8 +20,8 @@ from bishare_dsl.reading import real_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.adapter.contents import StoredAdapter
     from bishare_dsl.compiler import ResolvedSpec
+    from bishare_dsl.folder.contents import StoredAdapter
     from bishare_dsl.models import Architecture
     from bishare_dsl.plan.advice import Params
 
@@ -30,8 +30,8 @@ BASE = "base"
 
 def adapters_in(folder: Path) -> list[Path]:
     """Return the adapter that a word names, or all of those in a folder or in a library."""
-    from bishare_dsl.adapter.files import names_in
     from bishare_dsl.cli.files import find_adapters
+    from bishare_dsl.folder.files import names_in
 
     adapters: list[Path] = []
     for place in find_adapters(folder) or [folder]:
@@ -44,7 +44,7 @@ def adapters_in(folder: Path) -> list[Path]:
 
 def bytes_of(place: Path) -> int:
     """Return the bytes of an adapter's files, or of a library's with all its adapters."""
-    from bishare_dsl.adapter.inventory import list_adapters
+    from bishare_dsl.folder.inventory import list_adapters
 
     if place.is_file():
         return place.stat().st_size
@@ -57,7 +57,7 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
     Raises:
         CommandError: one has the name of another, or one that cannot be that of a file.
     """
-    from bishare_dsl.adapter.files import check_members, place_of
+    from bishare_dsl.folder.files import check_members, place_of
 
     named: dict[str, Path] = {}
     for folder in folders:
@@ -82,8 +82,8 @@ def read_named(
     Raises:
         BishareError: the adapter cannot be read, names no base, or does not fit.
     """
-    from bishare_dsl.adapter.files import is_peft, read_adapter
-    from bishare_dsl.export.peft_config import check_files
+    from bishare_dsl.convert.peft_config import check_files
+    from bishare_dsl.folder.files import is_peft, read_adapter
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
@@ -128,8 +128,8 @@ def base_name(folder: Path, model: str | None) -> str:
     Raises:
         CommandError: neither the adapter nor the command line names one (BS901).
     """
-    from bishare_dsl.adapter.files import place_of
-    from bishare_dsl.export.peft_config import read_config
+    from bishare_dsl.convert.peft_config import read_config
+    from bishare_dsl.folder.files import place_of
 
     name = model or read_config(place_of(folder)[0]).base_model_name_or_path
     if name is None:

@@ -76,8 +76,8 @@ def command(
     out = out or Path(re.sub(r"[^\w.-]+", "-", name))
     seen = check_out(out, "adapter_config.json", force=force)
     report.note("generating the tensors ...")
-    from bishare_dsl.adapter.files import save_adapter
-    from bishare_dsl.adapter.initial import check_drawn, draw
+    from bishare_dsl.folder.files import save_adapter
+    from bishare_dsl.initial.values import check_drawn, draw
     from bishare_dsl.rewrite.adapt import check_terms
 
     check_terms(plan)

@@ -12,15 +12,15 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report, silence_libraries
+from bishare_dsl.convert import DTYPES, TARGETS
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem
 from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION
-from bishare_dsl.export import DTYPES, TARGETS
 from bishare_dsl.writing import ANY, Standing, lock_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.folder.contents import StoredAdapter
 
 
 @click.command(
@@ -70,9 +70,9 @@ def command(
     A LoRA equals the adapter exactly, unless --rank or --dtype limits it. With several ADAPTERs, or a folder
     of them, one that cannot be converted is reported, and the others are converted.
     """
-    from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.adapters import named_folders, read_named
     from bishare_dsl.cli.files import check_out, find_adapters
+    from bishare_dsl.folder.files import CONFIG
 
     ours, rank, dtype = how["target"] == "bishare", how["rank"], how["dtype"]
     words = "fit", *map(str, folders), *(("--model", model) if model else ()), "--out", str(out)
@@ -135,10 +135,10 @@ def _write(
     Raises:
         BishareError: it cannot be written, or the output differs.
     """
-    from bishare_dsl.adapter.files import place_of, writing
-    from bishare_dsl.adapter.fingerprint import base_changes, fingerprint
     from bishare_dsl.cli.adapters import bytes_of
-    from bishare_dsl.export.origin import read_origin
+    from bishare_dsl.convert.origin import read_origin
+    from bishare_dsl.folder.files import place_of, writing
+    from bishare_dsl.folder.fingerprint import base_changes, fingerprint
 
     origin = read_origin(place_of(folder)[0], stored.plan)
     data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
@@ -152,7 +152,7 @@ def _write(
             origin.write(out, stored.plan.spec)
         data["spec"], text = stored.spec_text, stored.spec_text.rstrip()
     else:
-        from bishare_dsl.export.export import export_adapter
+        from bishare_dsl.convert.export import export_adapter
 
         model = modules(weights)
         how |= {"dtype": dtype, "origin": origin}
@@ -205,7 +205,7 @@ def save_again(
     Raises:
         BishareError: see `save_adapter`; or a tensor differs (BS607).
     """
-    from bishare_dsl.adapter.files import save_adapter
+    from bishare_dsl.folder.files import save_adapter
 
     tensors, config = stored.tensors(), stored.config
 

@@ -24,7 +24,7 @@ def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> 
         AdapterError: the folder exists, or a file of its name (BS618).
         CommandError: the folder is not of the kind that ``force`` replaces (BS905).
     """
-    from bishare_dsl.adapter.files import CONFIG, TENSORS
+    from bishare_dsl.folder.files import CONFIG, TENSORS
 
     if not os.path.lexists(folder):
         return None
@@ -50,7 +50,7 @@ def find_adapters(folder: Path) -> list[Path]:
 
     They are sorted by name; checkpoints of runs are omitted, and links to folders that are listed already.
     """
-    from bishare_dsl.adapter.files import CONFIG, place_of
+    from bishare_dsl.folder.files import CONFIG, place_of
 
     place, _ = place_of(folder)
     if (place / CONFIG).is_file():

@@ -17,7 +17,7 @@ from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.diagnostics.codes.adapter import OTHER_FAMILY
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.folder.contents import StoredAdapter
     from bishare_dsl.models import Architecture
 
 
@@ -69,11 +69,11 @@ def command(
 
     With --library the shared tensors do not change, and each DIR is added to the library.
     """
-    from bishare_dsl.adapter.contents import own_file
-    from bishare_dsl.adapter.files import CONFIG, add_to_library, save_adapter, save_library
     from bishare_dsl.cli.adapters import adapters_in, bytes_of, named_folders, read_named
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_spec
+    from bishare_dsl.folder.contents import own_file
+    from bishare_dsl.folder.files import CONFIG, add_to_library, save_adapter, save_library
 
     folders = tuple(adapter for folder in folders for adapter in adapters_in(folder))
     named = named_folders(folders)
@@ -132,7 +132,7 @@ def _member_of(library: Path, named: Mapping[str, Path], force: bool) -> StoredA
     Raises:
         CommandError: the folder is no library, or has an adapter of such a name (BS901).
     """
-    from bishare_dsl.adapter.files import check_members, names_in, read_adapter
+    from bishare_dsl.folder.files import check_members, names_in, read_adapter
 
     if not (names_there := names_in(library)):
         place = Path(str(library).partition("#")[0])
@@ -161,9 +161,9 @@ def _read(
 
     Warn of what a fit leaves out, and, if the command names no model, of bases with other names.
     """
-    from bishare_dsl.adapter.files import is_peft
     from bishare_dsl.cli.reading import read_adapter_for
-    from bishare_dsl.export.peft_config import read_config
+    from bishare_dsl.convert.peft_config import read_config
+    from bishare_dsl.folder.files import is_peft
 
     here, bases, whole = base.model_id or base.name, dict[str, None](), dict[str, str]()
     for name, folder in report.bar(named.items(), "reading", hidden=len(named) == 1):

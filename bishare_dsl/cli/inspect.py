@@ -14,8 +14,8 @@ from bishare_dsl.cli.report import FINDINGS, Report
 from bishare_dsl.diagnostics import BishareError, escaped
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.adapter.inventory import Listed, Shared
+    from bishare_dsl.folder.contents import StoredAdapter
+    from bishare_dsl.folder.inventory import Listed, Shared
     from bishare_dsl.show.table import Table
 
 
@@ -39,8 +39,8 @@ def command(report: Report, folders: tuple[Path, ...]) -> None:
     A folder of adapters, a library, or several adapters become a table. Plain LoRAs of PEFT are listed
     too. A list reads sizes and configs alone, and verifies nothing.
     """
-    from bishare_dsl.adapter.files import is_peft, names_in
     from bishare_dsl.cli.files import find_adapters
+    from bishare_dsl.folder.files import is_peft, names_in
     from bishare_dsl.hub import adapter_folder
 
     places = [adapter_folder(folder) for folder in folders]
@@ -54,9 +54,9 @@ def command(report: Report, folders: tuple[Path, ...]) -> None:
 
 def _show(folder: Path, report: Report) -> None:
     """Show one adapter."""
-    from bishare_dsl.adapter.config import FORMAT
-    from bishare_dsl.adapter.files import read_adapter
     from bishare_dsl.cli import summary
+    from bishare_dsl.folder.config import FORMAT
+    from bishare_dsl.folder.files import read_adapter
 
     stored = read_adapter(folder)
     config = stored.config
@@ -99,9 +99,9 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
     """List adapters."""
     from dataclasses import asdict
 
-    from bishare_dsl.adapter.files import read_adapter
-    from bishare_dsl.adapter.inventory import Shared, list_adapters
     from bishare_dsl.cli.files import find_adapters
+    from bishare_dsl.folder.files import read_adapter
+    from bishare_dsl.folder.inventory import Shared, list_adapters
 
     for place in places:
         if not find_adapters(place):  # Say what is wrong with it, in the words of one that is read.

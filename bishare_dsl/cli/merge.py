@@ -35,19 +35,19 @@ def command(
     """
     import warnings
 
-    from bishare_dsl.adapter.files import writing
     from bishare_dsl.cli.adapters import read_named
     from bishare_dsl.diagnostics import BishareWarning
+    from bishare_dsl.folder.files import writing
 
     seen = check_out(out)
     # Report mismatches before the weights are loaded.
     stored, _, model = read_named(folder, model, report)
-    from bishare_dsl.export.effective import check_linear
+    from bishare_dsl.convert.effective import check_linear
 
     check_linear(stored.plan.unscaled, "merge the adapter")
     silence_libraries()
     report.note(f"loading {model} ...")
-    from bishare_dsl.adapter.handle import Handle
+    from bishare_dsl.adapted.handle import Handle
     from bishare_dsl.models import load_model
     from bishare_dsl.peft.method import install
 

@@ -20,8 +20,8 @@ from bishare_dsl.language.read import read
 from bishare_dsl.resources import find_spec, shipped_specs
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.contents import StoredAdapter
     from bishare_dsl.compiler import ResolvedSpec
+    from bishare_dsl.folder.contents import StoredAdapter
     from bishare_dsl.models import Architecture, Source
     from bishare_dsl.spec import Spec
 

@@ -60,9 +60,9 @@ def command(
     A probe card has the expected answers in a file. It judges a server with neither weights nor torch.
     --server and --card may be repeated.
     """
-    from bishare_dsl.adapter.files import is_peft, read_adapter
     from bishare_dsl.cli.adapters import adapters_in, load_base, named_folders
-    from bishare_dsl.export.peft_config import check_files
+    from bishare_dsl.convert.peft_config import check_files
+    from bishare_dsl.folder.files import is_peft, read_adapter
     from bishare_dsl.verify.server import TEXTS, Asked, Server, ask
 
     servers = [Server(url, monotonic() + deadline, timeout) for url in urls]

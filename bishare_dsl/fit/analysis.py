@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bishare_dsl.adapter.initial import draw
+from bishare_dsl.convert.effective import check_linear, effective_factors, finite_factors
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.analyse import NOTHING_ADDED
-from bishare_dsl.export.effective import check_linear, effective_factors, finite_factors
 from bishare_dsl.fit.start import spread
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models.site import Site
 from bishare_dsl.show.table import Table
 from bishare_dsl.spec import SINGULAR
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.folder.contents import StoredAdapter
 
 KEYS: Mapping[str, Callable[[Site], object]] = {
     "layer": lambda site: site.layer,

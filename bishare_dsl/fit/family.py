@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.initial.values import draw_tensor
 from bishare_dsl.plan import Plan
 
 Variable = tuple[str, str]

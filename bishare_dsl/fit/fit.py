@@ -7,16 +7,16 @@ from functools import partial
 
 import torch
 
-from bishare_dsl.adapter.initial import check_drawn
+from bishare_dsl.convert.effective import check_linear, check_low_rank
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.analyse import NO_LEAST_SQUARES
-from bishare_dsl.export.effective import check_linear, check_low_rank
 from bishare_dsl.fit.family import Family, Values
 from bishare_dsl.fit.linear import solve
 from bishare_dsl.fit.pairs import GivenPairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.fit.report import FitReport
 from bishare_dsl.fit.start import leading
+from bishare_dsl.initial.values import check_drawn
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.bits import selecting
 

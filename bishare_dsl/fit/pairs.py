@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.export.effective import check_linear, finite_factors
+from bishare_dsl.convert.effective import check_linear, finite_factors
+from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.models.site import Site
 
 Pair = tuple[torch.Tensor, torch.Tensor]

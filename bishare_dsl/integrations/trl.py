@@ -26,12 +26,12 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapted.handle import Handle
+from bishare_dsl.convert.effective import check_linear
+from bishare_dsl.convert.peft import VLLM_RANKS
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.verify import ENGINE_IS_BASE
-from bishare_dsl.export.effective import check_linear
-from bishare_dsl.export.peft import VLLM_RANKS
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.serve.vllm.folder import check_outside
 from bishare_dsl.train import TrainError

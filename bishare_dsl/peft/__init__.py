@@ -17,7 +17,7 @@ if not hasattr(BaseTuner, "_get_adapter_state_dict"):
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
-from bishare_dsl.adapter.config import PEFT_TYPE
+from bishare_dsl.folder.config import PEFT_TYPE
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.peft.loraplus import create_loraplus_optimizer
 from bishare_dsl.peft.method import BishareModel, as_peft_model

@@ -13,8 +13,12 @@ from typing import Any
 
 from peft import PeftConfig
 
-from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import (
+from bishare_dsl.compiler import read_spec
+from bishare_dsl.diagnostics import AdapterError, BishareError, nearest
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.words import peft_advice
+from bishare_dsl.folder.card import write_card
+from bishare_dsl.folder.config import (
     OF_PEFT,
     RECORD,
     AdapterConfig,
@@ -22,12 +26,8 @@ from bishare_dsl.adapter.config import (
     config_text,
     split_entries,
 )
-from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
-from bishare_dsl.adapter.files import CONFIG, TENSORS
-from bishare_dsl.compiler import read_spec
-from bishare_dsl.diagnostics import AdapterError, BishareError, nearest
-from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.diagnostics.words import peft_advice
+from bishare_dsl.folder.contents import check_plan, digest_of, entries_in
+from bishare_dsl.folder.files import CONFIG, TENSORS
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.resources import shipped_specs

@@ -22,17 +22,17 @@ import torch
 from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
 
-from bishare_dsl.adapter.card import CARD
-from bishare_dsl.adapter.config import AdapterConfig, key_of
-from bishare_dsl.adapter.contents import StoredAdapter, base_problems
-from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, names_in, read_adapter
-from bishare_dsl.adapter.fingerprint import check_reproduced
-from bishare_dsl.adapter.initial import start_of_base
-from bishare_dsl.adapter.stored import tensor_of
 from bishare_dsl.compiler import make_plan
+from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.peft_config import PREFIX
+from bishare_dsl.folder.card import CARD
+from bishare_dsl.folder.config import AdapterConfig, key_of
+from bishare_dsl.folder.contents import StoredAdapter, base_problems
+from bishare_dsl.folder.files import CONFIG, TENSORS, in_the_way, names_in, read_adapter
+from bishare_dsl.folder.fingerprint import check_reproduced
+from bishare_dsl.folder.stored import tensor_of
+from bishare_dsl.initial.values import start_of_base
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.peft.whole import run_whole

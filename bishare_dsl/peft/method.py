@@ -21,7 +21,15 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import nn
 
-from bishare_dsl.adapter.config import (
+from bishare_dsl.adapted.handle import Handle, adapter_keys, values_in
+from bishare_dsl.adapted.own_methods import SAVING, put_methods
+from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
+from bishare_dsl.convert.peft_config import PREFIX
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, raise_errors, render
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes.plan import NO_SUCH_SITE
+from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
+from bishare_dsl.folder.config import (
     ALONE,
     RECORD_FORMAT,
     AdapterConfig,
@@ -29,7 +37,7 @@ from bishare_dsl.adapter.config import (
     attribute_in,
     is_seed,
 )
-from bishare_dsl.adapter.contents import (
+from bishare_dsl.folder.contents import (
     StoredAdapter,
     base_problems,
     check_entries,
@@ -37,19 +45,11 @@ from bishare_dsl.adapter.contents import (
     complete,
     digest_of,
 )
-from bishare_dsl.adapter.devices import devices
-from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
-from bishare_dsl.adapter.handle import Handle, adapter_keys, values_in
-from bishare_dsl.adapter.initial import draw_tensor, first_values
-from bishare_dsl.adapter.own_methods import SAVING, put_methods
-from bishare_dsl.adapter.sharing import groups_of
-from bishare_dsl.adapter.stored import entries_of, pack
-from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
-from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, raise_errors, render
-from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.diagnostics.codes.plan import NO_SUCH_SITE
-from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
-from bishare_dsl.export.peft_config import PREFIX
+from bishare_dsl.folder.devices import devices
+from bishare_dsl.folder.files import TENSORS as TENSORS_FILE
+from bishare_dsl.folder.sharing import groups_of
+from bishare_dsl.folder.stored import entries_of, pack
+from bishare_dsl.initial.values import draw_tensor, first_values
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.site import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault

@@ -28,7 +28,7 @@ from peft.utils import save_and_load
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
-from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY

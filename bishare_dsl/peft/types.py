@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peft.utils import PeftType
 
-from bishare_dsl.adapter.config import PEFT_TYPE
+from bishare_dsl.folder.config import PEFT_TYPE
 
 
 def peft_type() -> PeftType:

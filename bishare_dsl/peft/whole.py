@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bishare_dsl.adapter.interrupts import CHANGING, uninterrupted
+from bishare_dsl.adapted.interrupts import CHANGING, uninterrupted
 from bishare_dsl.rewrite.rewritten import change, changes_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.models.weights import bias_of, products, row_norms
 from bishare_dsl.rewrite import ops
-from bishare_dsl.transforms.magnitude import bounded_ratio
+from bishare_dsl.transforms.shipped.magnitude import bounded_ratio
 
 
 def magnify(

@@ -29,8 +29,8 @@ Initial = Literal[
     "choice",
     Singular,
 ]
-"""Initial values of a tensor. `bishare_dsl.adapter.initial` has the distributions, and
-`bishare_dsl.adapter.singular` computes from the base. ``constant`` is for gains and ``choice`` for
+"""Initial values of a tensor. `bishare_dsl.initial.values` has the distributions, and
+`bishare_dsl.initial.singular` computes from the base. ``constant`` is for gains and ``choice`` for
 indices; a spec cannot name these two."""
 
 

@@ -21,8 +21,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.folder.files import CONFIG, TENSORS, place_of
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.writing import check_writable, lock_name, replace_file

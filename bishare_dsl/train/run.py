@@ -20,24 +20,24 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
-from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import add_to_library, save_adapter, save_library
-from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.folder.contents import StoredAdapter
+from bishare_dsl.folder.files import add_to_library, save_adapter, save_library
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.show.shared import told_lines
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
 from bishare_dsl.train.folder import LIBRARY, hold, step_of
+from bishare_dsl.train.many.start import start_tasks
+from bishare_dsl.train.many.tenants import Tenants
 from bishare_dsl.train.prepare import Prepared, check_resumed, load_base, prepare
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import EACH, TaskResult, TrainResult, logged
-from bishare_dsl.train.start import start_tasks
 from bishare_dsl.train.tasks import Steps
-from bishare_dsl.train.tenants import Tenants
 from bishare_dsl.train.trainer import AdapterTrainer, BankTrainer, Watch
 from bishare_dsl.train.trunk import cached_trunk
 

@@ -23,10 +23,10 @@ from bishare_dsl.diagnostics.codes.verify import NO_GRADIENT
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, catch_refusals
 from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits, loss_of
+from bishare_dsl.train.many.tenants import Tenants
 from bishare_dsl.train.optimizer import Settings, schedule_of
 from bishare_dsl.train.result import EACH
 from bishare_dsl.train.tasks import MicroBatch, Steps
-from bishare_dsl.train.tenants import Tenants
 
 
 class AdapterTrainer(Trainer):

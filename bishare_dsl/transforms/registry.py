@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GROUP = "bishare.transforms"
 """The entry point group in which packages register transforms."""
 
+SHIPPED = f"{__package__}.shipped"
+"""The package of the transforms that bishare ships."""
+
 BUILT_IN = {
     "Identity": "identity:Identity",
     "SS": "slice_sharing:SliceSharing",
@@ -135,7 +138,7 @@ def transform_kind(name: str) -> type[Transform]:
     """
     if place := (BUILT_IN | _OF_STATEMENTS).get(name):
         module, _, attribute = place.partition(":")
-        kind: type[Transform] = getattr(import_module(f"{__package__}.{module}"), attribute)
+        kind: type[Transform] = getattr(import_module(f"{SHIPPED}.{module}"), attribute)
         return kind
     points = _entry_points().get(name, ())
     # The registered class may be decorated with `register`, too.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from bishare_dsl.adapter.fingerprint import Fingerprint, fingerprint, vocabulary_digest
 from bishare_dsl.diagnostics import AdapterError, BishareError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes.verify import NO_CARD
+from bishare_dsl.folder.fingerprint import Fingerprint, fingerprint, vocabulary_digest
 from bishare_dsl.reading import parse_json, read_file
 from bishare_dsl.verify.judge import NONE, WHOLE, Expected, Row, judge
 from bishare_dsl.verify.server import Bar, LogProb, Server, TokenId, ask

@@ -17,14 +17,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bishare_dsl.adapter.files import is_peft
-from bishare_dsl.adapter.fingerprint import Fingerprint, base_changes, fingerprint
 from bishare_dsl.compiler import read_fitting
+from bishare_dsl.convert.effective import check_linear, effective_factors, scale_changes
+from bishare_dsl.convert.peft_config import TENSORS
 from bishare_dsl.diagnostics import BishareError, Problem
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.diagnostics.codes.adapter import NO_WEIGHT
-from bishare_dsl.export.effective import check_linear, effective_factors, scale_changes
-from bishare_dsl.export.peft_config import TENSORS
+from bishare_dsl.folder.files import is_peft
+from bishare_dsl.folder.fingerprint import Fingerprint, base_changes, fingerprint
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, block_of

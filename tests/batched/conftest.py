@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.adapter.conftest import copied
+from tests.support.adapted import copied
 from tests.support.families import tiny_model
 
 __all__ = ["copied"]

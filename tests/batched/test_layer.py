@@ -7,7 +7,7 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import Step, group_tokens
 from bishare_dsl.batched.layer import LayerMagnitudes, LayerTerms, Outputs
-from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.convert.effective import effective_factors
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Kron

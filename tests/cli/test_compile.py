@@ -3,9 +3,9 @@ import shutil
 
 from safetensors import safe_open
 
-from bishare_dsl.adapter.config import file_key
-from bishare_dsl.adapter.files import TENSORS, read_adapter
-from bishare_dsl.adapter.sharing import stacks_of
+from bishare_dsl.folder.config import file_key
+from bishare_dsl.folder.files import TENSORS, read_adapter
+from bishare_dsl.folder.sharing import stacks_of
 
 
 def tensors(folder):
@@ -49,7 +49,7 @@ def test_an_interrupt_leaves_nothing(bishare, here, checkpoint, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bishare_dsl.adapter.files.write_card", interrupt)
+    monkeypatch.setattr("bishare_dsl.folder.files.write_card", interrupt)
     run = bishare("compile", "lora", "--model", checkpoint, "--out", "sub/it")
     assert (run.code, run.out) == (130, "")
     assert run.err.splitlines()[-1].startswith("error: interrupted")

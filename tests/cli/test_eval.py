@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
-from bishare_dsl.adapter.files import save_library
-from bishare_dsl.adapter.initial import draw
+from bishare_dsl.folder.files import save_library
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer

@@ -21,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save
 
 from bishare_dsl import compile_spec, writing
-from bishare_dsl.adapter.files import CONFIG, TENSORS, names_in, read_adapter
 from bishare_dsl.cli.main import main
+from bishare_dsl.folder.files import CONFIG, TENSORS, names_in, read_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.support.checks import randomize

@@ -13,7 +13,7 @@ _NUMBER = itertools.count()
 SOURCE = '''
 import sys
 from typing import ClassVar
-from bishare_dsl.transforms.identity import Identity
+from bishare_dsl.transforms.shipped.identity import Identity
 
 print("was run", file=sys.stderr)
 

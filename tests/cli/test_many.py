@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bishare_dsl.adapter.config import record_digest
-from bishare_dsl.adapter.files import read_adapter, save_adapter, save_library
 from bishare_dsl.compiler import make_plan
-from bishare_dsl.export.effective import delta
-from bishare_dsl.export.export import export_adapter
+from bishare_dsl.convert.effective import delta
+from bishare_dsl.convert.export import export_adapter
+from bishare_dsl.folder.config import record_digest
+from bishare_dsl.folder.files import read_adapter, save_adapter, save_library
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.load import load_model, meta_model
@@ -138,8 +138,8 @@ def test_a_thousand_folders_read_heads_alone(bishare, adapters, monkeypatch):
     def refuse(*_):
         raise AssertionError("an adapter was read")
 
-    monkeypatch.setattr("bishare_dsl.adapter.files.read_adapter", refuse)
-    monkeypatch.setattr("bishare_dsl.adapter.contents.plan_of_text", refuse)
+    monkeypatch.setattr("bishare_dsl.folder.files.read_adapter", refuse)
+    monkeypatch.setattr("bishare_dsl.folder.contents.plan_of_text", refuse)
     assert len(listed(bishare("inspect", "adapters", "--json"))) == 45
 
 
@@ -230,7 +230,7 @@ def test_an_import_that_is_not_the_lora_is_an_error(
         first = next(iter(tensors))
         return real(folder, plan, tensors | {first: tensors[first] + 1e-3}, text, **how)
 
-    monkeypatch.setattr("bishare_dsl.adapter.files.save_adapter", spoil)
+    monkeypatch.setattr("bishare_dsl.folder.files.save_adapter", spoil)
     words = ("--for", "bishare", "--out", "adapters", "--model", checkpoint)
     run = bishare("convert", *customers[:2], *words)
     assert (run.code, "error[BS607]" in run.err) == (1, True)
@@ -244,7 +244,7 @@ def test_a_spec_is_compared_with_the_lora_itself(
     bishare, customers, checkpoint, here, monkeypatch, side
 ):
     """A mistake of the reader, which the saved tensors share, is found; `--force` keeps the old adapter."""
-    from bishare_dsl.export import from_peft
+    from bishare_dsl.convert import from_peft
 
     words = ("convert", "--for", "bishare", customers[1], "--out", "new", "--model", checkpoint)
     assert bishare(*words).code == 0

@@ -2,9 +2,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bishare_dsl.adapter.files import save_library
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.api import plan_spec
+from bishare_dsl.folder.files import save_library
+from bishare_dsl.initial.values import draw
 
 
 @pytest.mark.parametrize(

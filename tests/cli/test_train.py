@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import TrainerCallback
 
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.train.conftest import saved

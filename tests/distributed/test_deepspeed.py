@@ -21,8 +21,8 @@ from transformers.integrations import HfDeepSpeedConfig
 from trl import SFTConfig, SFTTrainer
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.models import inspect_model
 from tests.distributed import test_training as runs
 from tests.distributed.test_two_processes import (

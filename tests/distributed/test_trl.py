@@ -7,8 +7,8 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
-from bishare_dsl.adapter.devices import gather_tensors
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.folder.devices import gather_tensors
+from bishare_dsl.folder.files import read_adapter
 from tests.distributed.together import Together
 from tests.peft.conftest import write_checkpoint
 from tests.peft.test_trainers import losses, supervised

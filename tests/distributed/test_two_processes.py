@@ -11,8 +11,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.parallel import DistributedDataParallel
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.folder.devices import gather_tensors
 from bishare_dsl.peft import BishareConfig
 from tests.distributed.together import Together, assert_same_everywhere
 from tests.support.families import tiny_model

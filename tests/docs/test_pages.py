@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.api import plan_spec
 from bishare_dsl.cli.main import main
+from bishare_dsl.folder.files import save_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.docs.test_examples import BLOCKS, PAGES, ROOT, write_files

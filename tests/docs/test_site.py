@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bishare_dsl
-from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapted.handle import Handle
 
 ROOT = Path(__file__).parents[2]
 

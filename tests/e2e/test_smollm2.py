@@ -12,9 +12,9 @@ from peft import PeftModel
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.models import load_model
 from examples.smollm2 import smollm2_folder
-from tests.adapter.conftest import moved
-from tests.export.gguf_base import write_base
-from tests.export.libllama import llama
+from tests.convert.gguf_base import write_base
+from tests.convert.libllama import llama
+from tests.support.adapted import moved
 from tests.support.stored import load_stored
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]

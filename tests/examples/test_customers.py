@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bishare_dsl.adapter.files import names_in, read_adapter
+from bishare_dsl.folder.files import names_in, read_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import train

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.config import AdapterConfig
-from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.export.effective import delta
+from bishare_dsl.convert.effective import delta
+from bishare_dsl.folder.config import AdapterConfig
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.language import read_file
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan.bits import BITS

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.files import save_library
+from bishare_dsl.folder.files import save_library
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bishare_dsl.adapter.files import read_adapter, save_adapter
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
+from bishare_dsl.folder.files import read_adapter, save_adapter
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer

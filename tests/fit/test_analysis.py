@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from bishare_dsl.adapter.files import read_adapter, save_adapter
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
-from bishare_dsl.export.effective import delta
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.fit.analysis import analyse, table
+from bishare_dsl.folder.files import read_adapter, save_adapter
+from bishare_dsl.initial.values import draw
 from bishare_dsl.models.site import Architecture, Site
 
 TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj"

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compiler
-from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
-from bishare_dsl.export.export import export_adapter
+from bishare_dsl.convert.export import export_adapter
+from bishare_dsl.folder.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.models.load import meta_model
 
 TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj\n"

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from bishare_dsl.adapter.files import read_adapter, save_adapter
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
+from bishare_dsl.convert.effective import delta, effective_factors
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs
+from bishare_dsl.folder.files import read_adapter, save_adapter
+from bishare_dsl.initial.values import draw
 
 
 def fitted(stored, plan, **settings):

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from bishare_dsl import load_adapter
-from bishare_dsl.adapter.files import names_in, read_adapter
 from bishare_dsl.cli.main import main
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export.effective import delta
+from bishare_dsl.folder.files import names_in, read_adapter
 from bishare_dsl.testing.models import tiny_model
-from tests.adapter.conftest import logits
 from tests.fit.conftest import write_trained
+from tests.support.adapted import logits
 
 FAMILY = """spec family
 target q_proj, down_proj

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bishare_dsl.compiler import make_plan
-from bishare_dsl.export.effective import delta
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs

@@ -164,7 +164,7 @@ def test_training_adds_to_a_library_of_the_hub(hub, python, library, tmp_path):
     script = """
 import sys
 from pathlib import Path
-from bishare_dsl.adapter.files import add_to_library, names_in, read_adapter
+from bishare_dsl.folder.files import add_to_library, names_in, read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.train.request import make_request
 given = {"model": "base", "data": "rows.jsonl", "output_dir": "run"}

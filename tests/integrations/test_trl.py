@@ -22,9 +22,9 @@ from trl.experimental.async_grpo import async_grpo_trainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer, rloo_trainer
 
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export.effective import delta
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.integrations import trl
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model

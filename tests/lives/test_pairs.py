@@ -8,10 +8,10 @@ import torch
 from peft import PeftModel
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.adapter.files import read_adapter, save_library
-from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.folder.files import read_adapter, save_library
+from bishare_dsl.initial.values import draw
 from bishare_dsl.peft.method import install
 from bishare_dsl.testing.models import tiny_model
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 from tests.support.checks import randomize

@@ -21,12 +21,12 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_mod
 from safetensors.torch import load_file, save, save_file
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.adapter.config import record_digest, split_entries
-from bishare_dsl.adapter.contents import digest_of, entries_in, own_file
-from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, read_members, save_library
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.fit.pairs import read_pairs
+from bishare_dsl.folder.config import record_digest, split_entries
+from bishare_dsl.folder.contents import digest_of, entries_in, own_file
+from bishare_dsl.folder.files import CONFIG, TENSORS, read_adapter, read_members, save_library
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.serve.vllm.folder import is_ours, read_any

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import PushToHubMixin, hub
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.peft.method import as_peft_model

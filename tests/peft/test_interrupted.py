@@ -15,7 +15,7 @@ import torch
 from peft import get_peft_model
 
 import bishare_dsl
-from bishare_dsl.adapter.interrupts import CHANGING
+from bishare_dsl.adapted.interrupts import CHANGING
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model

@@ -5,8 +5,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from bishare_dsl import load_adapter
-from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.folder.files import CONFIG, TENSORS
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.models import tiny_model
 

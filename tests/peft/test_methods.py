@@ -13,10 +13,10 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapt
 from transformers import RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, PlanError, SpecError
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.peft import BishareConfig, as_peft_model
-from tests.adapter.test_frozen import VERA
+from tests.initial.test_frozen import VERA
 from tests.methods.test_every_method import ONE_OF_EACH, TINY
 from tests.peft.conftest import SPEC, logits
 from tests.support.checks import randomize

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.utils import PushToHubMixin
 
 import bishare_dsl
-from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.peft import BishareConfig, BishareModel
 from bishare_dsl.peft.types import peft_type
 

@@ -13,7 +13,7 @@ PAGE = Path("docs/peft.md")
 _PROGRAM = """
 import json, logging, sys
 import peft.helpers, peft.optimizers, peft.tuners.lora.arrow, transformers.integrations.peft, trl
-import bishare_dsl.adapter.handle
+import bishare_dsl.adapted.handle
 def functions():
     found = {}
     for name, module in list(sys.modules.items()):

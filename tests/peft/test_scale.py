@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import compile_spec
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.export.effective import delta
 from bishare_dsl.peft import BishareConfig, create_loraplus_optimizer
 from bishare_dsl.testing.models import tiny_model
 from tests.peft.conftest import SPEC, logits, with_two

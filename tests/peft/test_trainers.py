@@ -23,7 +23,7 @@ from trl import (
 )
 
 from bishare_dsl import load_adapter
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.resources import find_spec
 from tests.peft.conftest import SPEC

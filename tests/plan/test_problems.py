@@ -15,7 +15,7 @@ from bishare_dsl.plan.advice import Adviser
 from bishare_dsl.plan.sharing import sharing
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.registry import _REGISTERED as registry_of_transforms
-from bishare_dsl.transforms.slice_sharing import SliceSharing
+from bishare_dsl.transforms.shipped.slice_sharing import SliceSharing
 from tests.support.families import tiny_model
 
 TARGET = "target q_proj, v_proj\n"

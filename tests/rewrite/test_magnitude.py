@@ -11,11 +11,11 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.convert import from_peft
+from bishare_dsl.convert.effective import delta
+from bishare_dsl.convert.export import export_adapter
+from bishare_dsl.convert.peft_config import TENSORS
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.export import from_peft
-from bishare_dsl.export.effective import delta
-from bishare_dsl.export.export import export_adapter
-from bishare_dsl.export.peft_config import TENSORS
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import products, row_norms

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import bishare_dsl.peft  # noqa: F401 - registers the method
 from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
-from bishare_dsl.export.effective import delta
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bishare_dsl.adapter.files import save_library
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.folder.files import save_library
 from tests.serve_vllm.conftest import engine
 from tests.serve_vllm.served import (
     CHUNKS,

@@ -11,7 +11,7 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from bishare_dsl import compile_spec
-from bishare_dsl.export.effective import delta
+from bishare_dsl.convert.effective import delta
 from tests.models.test_weights import mixture
 from tests.serve_vllm import conftest
 from tests.support.checks import randomize

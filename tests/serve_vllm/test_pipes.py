@@ -12,7 +12,7 @@ from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.plugins.lora_resolvers.filesystem_resolver import register_filesystem_resolver
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.files import CONFIG, TENSORS
+from bishare_dsl.folder.files import CONFIG, TENSORS
 from bishare_dsl.serve.vllm.check import check_folder, start_checks
 from bishare_dsl.serve.vllm.manager import _place
 from bishare_dsl.serve.vllm.plugin import register_resolver

@@ -7,9 +7,9 @@ import warnings
 import pytest
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.config import AdapterConfig
-from bishare_dsl.adapter.contents import own_file
-from bishare_dsl.adapter.files import CONFIG, parse_json, save_library
+from bishare_dsl.folder.config import AdapterConfig
+from bishare_dsl.folder.contents import own_file
+from bishare_dsl.folder.files import CONFIG, parse_json, save_library
 from bishare_dsl.serve.vllm import resolver
 from bishare_dsl.testing.models import tiny_model
 

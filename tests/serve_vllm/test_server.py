@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
-from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.folder.files import read_adapter, save_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.methods.test_every_method import TINY

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.api import compile_spec, load_adapter, plan_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.initial.values import draw_tensor
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.testing.checks import _gradients, _random, _same
 from tests.support.families import tiny_inputs

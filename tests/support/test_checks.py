@@ -6,7 +6,7 @@ import torch
 from bishare_dsl.language import parse_spec
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.reference import TermValues
-from bishare_dsl.transforms.slice_sharing import SliceSharing
+from bishare_dsl.transforms.shipped.slice_sharing import SliceSharing
 from tests.support import checks
 from tests.support.references import REFERENCES
 
@@ -43,7 +43,7 @@ def test_a_wrong_transform_is_found(check, says, model, monkeypatch):
 
 
 def test_a_start_that_is_not_zero_is_found(model, monkeypatch):
-    from bishare_dsl.adapter import initial
+    from bishare_dsl.initial import values as initial
 
     right = initial.draw_tensor
 

@@ -8,9 +8,9 @@ import torch
 from bishare_dsl.testing import checks
 from bishare_dsl.testing.reference import REFERENCES
 from bishare_dsl.transforms import Transform, Width
-from bishare_dsl.transforms.identity import Identity
-from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
-from bishare_dsl.transforms.slice_sharing import SliceSharing
+from bishare_dsl.transforms.shipped.identity import Identity
+from bishare_dsl.transforms.shipped.kronecker_extension import KroneckerExtension
+from bishare_dsl.transforms.shipped.slice_sharing import SliceSharing
 
 WIDTHS = [Width(6, 4), Width(5, 9)]
 

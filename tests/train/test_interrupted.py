@@ -12,7 +12,7 @@ from bishare_dsl.train import TrainError
 from bishare_dsl.train import folder as folders
 from tests.support.parts import quick
 from tests.train.conftest import go_on
-from tests.train.test_many import PLAIN, start, tensors
+from tests.train.many.test_many import PLAIN, start, tensors
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.transforms import Width, transform_kind
-from bishare_dsl.transforms.gate_transformation import GateTransformation
-from bishare_dsl.transforms.identity import Identity
-from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
-from bishare_dsl.transforms.magnitude import LONGEST, bounded_ratio
 from bishare_dsl.transforms.registry import BUILT_IN
-from bishare_dsl.transforms.slice_sharing import SliceSharing
+from bishare_dsl.transforms.shipped.gate_transformation import GateTransformation
+from bishare_dsl.transforms.shipped.identity import Identity
+from bishare_dsl.transforms.shipped.kronecker_extension import KroneckerExtension
+from bishare_dsl.transforms.shipped.magnitude import LONGEST, bounded_ratio
+from bishare_dsl.transforms.shipped.slice_sharing import SliceSharing
 from tests.support.plans import pools
 from tests.support.references import REFERENCES
 from tests.support.toeplitz import Toeplitz

@@ -223,7 +223,7 @@ def test_a_table_of_adapters_and_servers(bishare, base, several):
 
 def test_adapters_of_a_library_are_verified_by_their_names(bishare, base, tmp_path):
     from bishare_dsl import compile_spec
-    from bishare_dsl.adapter.files import save_library
+    from bishare_dsl.folder.files import save_library
 
     model, _ = load_model(str(base), dtype="float32")
     text = "spec l\ntarget q_proj, up_proj\nshare s per adapter, module rank 2\n"

@@ -26,7 +26,7 @@ from bishare_dsl.rewrite.region import (
 )
 from bishare_dsl.transforms import Width, guard, term_factors, update_of
 from bishare_dsl.transforms.factor import Dense
-from bishare_dsl.transforms.magnitude import Magnitude
+from bishare_dsl.transforms.shipped.magnitude import Magnitude
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import Batch, Step, group_tokens
 from bishare_dsl.batched.layer import LayerMagnitudes, LayerTerms, Outputs
+from bishare_dsl.convert.effective import effective_factors
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.rewrite.magnify import ratio_of_lengths
 from bishare_dsl.serve.vllm.folder import Stamp, read_any, stamp_of
 from bishare_dsl.serve.vllm.frozen import FrozenCache

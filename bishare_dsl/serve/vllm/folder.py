@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bishare_dsl.adapter.contents import StoredAdapter, base_problems, own_file
-from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of, read_adapter
-from bishare_dsl.adapter.files import is_ours as has_ours
-from bishare_dsl.adapter.stored import check_finite
+from bishare_dsl.convert.effective import MERGE, check_linear
+from bishare_dsl.convert.from_peft import read_peft
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import MERGE, check_linear
-from bishare_dsl.export.from_peft import read_peft
+from bishare_dsl.folder.contents import StoredAdapter, base_problems, own_file
+from bishare_dsl.folder.files import CONFIG, TENSORS, place_of, read_adapter
+from bishare_dsl.folder.files import is_ours as has_ours
+from bishare_dsl.folder.stored import check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

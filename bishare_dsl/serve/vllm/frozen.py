@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.fingerprint import check_reproduced
-from bishare_dsl.adapter.singular import singular_starts
+from bishare_dsl.folder.contents import StoredAdapter
+from bishare_dsl.folder.fingerprint import check_reproduced
+from bishare_dsl.initial.singular import singular_starts
 from bishare_dsl.models.load import load_model
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bishare_dsl.adapter.contents import tensor_problems, wanted_values
-from bishare_dsl.adapter.stored import check_finite, entries_of
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.folder.contents import tensor_problems, wanted_values
+from bishare_dsl.folder.stored import check_finite, entries_of
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.serve.vllm.compact import CompactManager
 from bishare_dsl.serve.vllm.private import manager_of

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from bishare_dsl.convert.export import export_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
-from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.load import meta_model
 from bishare_dsl.resources import cache_folder

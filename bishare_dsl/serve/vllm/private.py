@@ -37,9 +37,9 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
+from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.peft_config import PREFIX
 
 if TYPE_CHECKING:
     from torch import nn

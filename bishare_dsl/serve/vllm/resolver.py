@@ -10,9 +10,9 @@ from pathlib import Path
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
-from bishare_dsl.adapter.config import NAME
-from bishare_dsl.adapter.contents import own_file
-from bishare_dsl.adapter.files import place_of
+from bishare_dsl.folder.config import NAME
+from bishare_dsl.folder.contents import own_file
+from bishare_dsl.folder.files import place_of
 from bishare_dsl.serve.vllm.folder import is_ours
 
 

@@ -1,0 +1,1 @@
+"""An adapter in a model: the handle `model.bishare`, and merging it into the weights."""

@@ -1,0 +1,91 @@
+"""What a folder says of its base, its task and its licence, which a conversion carries over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bishare_dsl.convert.peft_config import CONFIG
+from bishare_dsl.plan import Plan
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
+from bishare_dsl.writing import replace_file
+
+CARD = "README.md"
+MAX_CARD = 2**20
+"""The largest card in bytes; reading YAML is slow."""
+
+_BASE = "base_model_name_or_path"
+CONFIG_FIELDS = (_BASE, "revision", "task_type")
+_CARD_FIELDS = (
+    "base_model", "license", "license_name", "license_link", "language", "datasets", "tags",
+    "pipeline_tag",
+)  # fmt: skip
+
+
+class Origin(NamedTuple):
+    """The set fields of a folder's config and of its card's front matter, and what is not carried over."""
+
+    config: Mapping[str, str] = {}
+    card: Mapping[str, Any] = {}
+    left: tuple[str, ...] = ()
+
+    def write(self, folder: Path, title: str) -> None:
+        """Add the fields to a folder that was just written. Its card keeps its text and its tags."""
+        from huggingface_hub import CardData, RepoCard
+
+        path, card = folder / CONFIG, folder / CARD
+        fields = parse_json(path.read_bytes())
+        if changed := {k: v for k, v in self.config.items() if fields.get(k) != v}:
+            replace_file(path, (json.dumps(fields | changed, indent=2) + "\n").encode())
+        if self.card:
+            text = card.read_text("utf-8") if card.is_file() else f"# {title}\n"
+            written = RepoCard(text, ignore_metadata_errors=True)
+            front = {"library_name": "peft", **vars(written.data), **self.card}
+            ours = written.data.get("tags")
+            tags = [*(ours if isinstance(ours, list) else ()), *self.card.get("tags", ())]
+            written.data = CardData(**front | {"tags": [*dict.fromkeys(tags)] or None})
+            replace_file(card, str(written).encode())
+
+    def left_for(self, target: str) -> tuple[str, ...]:
+        """Return what a conversion for a program does not carry over."""
+        fields = self.config.keys() | self.card.keys() if target == "gguf" else set()
+        lost = sorted({"task_type", "pipeline_tag", "base_model"} & fields)
+        return (*self.left, *(f"`{name}`" for name in lost))
+
+
+def read_origin(folder: Path, plan: Plan) -> Origin:
+    """Return the origin of an adapter's folder; parts that cannot be read are empty.
+
+    The name of a family, which ``plan`` may have, is not the name of the base.
+    """
+    from huggingface_hub import RepoCard
+
+    fields, front, body = dict[str, Any](), dict[str, Any](), ""
+    with suppress(OSError, ValueError):
+        fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
+    with suppress(Exception):  # YAML of a stranger; a card adds nothing to the weights.
+        body = read_file(folder, CARD, MAX_CARD).decode("utf-8", "replace")
+        card = RepoCard(body)
+        front, body = vars(card.data), card.text
+    kept = {name: front[name] for name in _CARD_FIELDS if _is_text(front.get(name))}
+    if isinstance(kept.get("tags"), str):
+        kept["tags"] = [kept["tags"]]
+    config = {k: fields[k] for k in CONFIG_FIELDS if isinstance(fields.get(k), str)}
+    if config.get(_BASE) == plan.base.name != plan.base.model_id:
+        del config[_BASE]
+    left = sorted(map(str, front.keys() - kept.keys() - {"library_name", "base_model_relation"}))
+    rest = ["the text of its card"] * bool(body.strip())
+    return Origin(config, kept, (*(f"`{name}` of its card" for name in left), *rest))
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a field is a text or a list of texts, as GGUF and the Hub take."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(text, str) for text in texts)
+
+
+NONE = Origin()
+"""The origin of an adapter without a folder."""

@@ -1,0 +1,82 @@
+"""The model card of an adapter folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from bishare_dsl.folder.config import AdapterConfig
+from bishare_dsl.plan import Plan
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
+from bishare_dsl.writing import replace_file
+
+CARD = "README.md"
+STARTS = "start.json"
+"""What a library knows of how new tasks start: a record of `bishare_dsl.train.many.start`."""
+
+MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
+_TEMPLATE_OF_PEFT = re.compile(r"(?ms)^# Model Card for Model ID$.*\[More Information Needed\]")
+
+
+def write_card(folder: Path, plan: Plan, config: AdapterConfig) -> None:
+    """Write an adapter's model card into its folder, unless the folder has a custom card."""
+    path = folder / CARD
+    if path.is_file():
+        text = path.read_text("utf-8", errors="replace")
+        if MARK not in text and not _TEMPLATE_OF_PEFT.search(text):
+            return
+    replace_file(path, (model_card(plan, config) + _new_tasks(folder)).encode())
+
+
+def _new_tasks(folder: Path) -> str:
+    """Say how new tasks of a library start; nothing if it has no record of it that can be read."""
+    try:
+        found = parse_json(read_file(folder, STARTS, MAX_CONFIG))
+        right = f"{found['correct']:.1%} of {found['examples']:,d} examples of members that were left out"
+        return f"\n## New tasks\n\nA sum of members of sharpness {found['sharpness']:g} answers {right}.\n"
+    except (OSError, LookupError, TypeError, ValueError):
+        return ""
+
+
+def model_card(plan: Plan, config: AdapterConfig) -> str:
+    """Return the card, with the Hub's front matter."""
+    names = tuple(config.adapters or ())
+    # The Hub rejects a card whose `base_model` is not an id on the Hub.
+    hub_id = plan.base.model_id
+    name = hub_id or plan.base.name
+    front_matter = [
+        f"library_name: {'bishare' if names else 'peft'}",
+        *([f"base_model: {hub_id}", "base_model_relation: adapter"] if hub_id else []),
+        *([] if plan.base.head else ["pipeline_tag: text-generation"]),
+        "tags:",
+        *([f"- base_model:adapter:{hub_id}"] if hub_id else []),
+        *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
+    ]
+    of_each = [f"each adapter: {plan.owned}"] * (plan.is_library or bool(names))
+    file = "card_of_library.md" if names else "card.md"
+    card = Path(__file__).with_name(file).read_text(encoding="utf-8")
+    return card.format(
+        front_matter="\n".join(front_matter),
+        mark=MARK,
+        spec=plan.spec,
+        base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
+        parameters="\n    ".join([*of_each, plan.parameters_line]),
+        method="\n".join(_method(plan)),
+        count=len(names),
+        name=names[0] if names else "",
+        load_from=json.dumps(hub_id or config.base_model or name),
+        text=config.spec.strip(),
+    )
+
+
+def _method(plan: Plan) -> Iterator[str]:
+    """Say in words what each share of a plan does, a line each."""
+    shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
+    for share in dict.fromkeys(term.share for term in plan.terms):
+        terms = [term for term in plan.terms if term.share == share]
+        rank, via = max(term.rank for term in terms), terms[0].transform
+        used = {name for term in terms for name in term.tensors.values()}
+        tensors = f"{len(used)} tensors, {len(used & shared)} of them used by several modules"
+        yield f"- `{share}`: `{via}` of rank {rank} at {len(terms)} modules, with {tensors}"

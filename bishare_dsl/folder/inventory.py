@@ -1,0 +1,152 @@
+"""Listings of adapters, read from configs and from the headers of tensor files.
+
+Listing reads no tensors and builds no plans, so a thousand adapters take seconds. It does not verify the
+contents: `read_adapter` does that for one adapter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from bishare_dsl.diagnostics import one_line
+from bishare_dsl.folder.config import PEFT_TYPE, AdapterConfig
+from bishare_dsl.folder.contents import own_file
+from bishare_dsl.folder.files import CONFIG, TENSORS, place_of
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
+
+_SPEC = re.compile(r"^\s*spec\s+(\"[^\"\n]+\"|[\w.-]+)", re.MULTILINE)
+_BROKEN = (AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError)
+"""What reading a damaged config or file may raise."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One adapter as described by its folder.
+
+    Attributes:
+        name: of the folder, or of the adapter in a library.
+        place: the path to pass on a command line.
+        method: the name of its spec, or of another PEFT method in lower case.
+        base: the base model's name; None if the config has no name.
+        revision: the commit of the base on the Hub.
+        rank: the minimum and maximum rank of a module's update, as declared: the sum over its terms.
+        parameters: stored for this adapter, without those shared with a library.
+        bytes: of its files, without those shared with a library.
+        date: when its tensors were written, in seconds since 1970.
+        library: the folder of its library.
+        spec: the text of its spec, to compare adapters.
+        error: why the folder could not be read; the fields above are then empty.
+    """
+
+    name: str
+    place: str
+    method: str = ""
+    base: str | None = None
+    revision: str | None = None
+    rank: tuple[int, int] | None = None
+    parameters: int = 0
+    bytes: int = 0
+    date: float = 0.0
+    library: str | None = None
+    spec: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The common part of a library's adapters, stored once."""
+
+    library: str
+    adapters: int
+    parameters: int
+    bytes: int
+
+
+def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
+    """Describe the adapter in a folder, or each adapter of a library and their common part."""
+    place, member = place_of(folder)
+    try:
+        fields = parse_json(read_file(place, CONFIG, MAX_CONFIG))
+        if fields.get("peft_type") != PEFT_TYPE:
+            ranks = [fields.get("r"), *(fields.get("rank_pattern") or {}).values()]
+            described = _described(str(fields.get("peft_type") or "unknown").lower(), fields, ranks)
+            yield _listed(folder, TENSORS, {}, **described)
+            return
+        config = AdapterConfig.of(fields)
+        sizes, ranks = _of_sharing(parse_json(config.sharing))
+        spec = _SPEC.search(config.spec)
+        described = _described(spec[1].strip('"') if spec else "unknown", fields, ranks)
+        if config.adapters is None:
+            yield _listed(folder, TENSORS, sizes, **described)
+            return
+        numbers, size = _tensors(place, TENSORS, sizes)
+        for name in [member] if member else config.adapters:
+            try:
+                yield _listed(place, own_file(name), sizes, name, **described)
+            except _BROKEN as error:
+                yield Listed(name, f"{place}#{name}", error=one_line(error))
+        size += (place / CONFIG).stat().st_size
+        yield Shared(str(place), len(config.adapters), numbers, size)
+    except _BROKEN as error:
+        yield Listed(place.resolve().name, str(folder), error=one_line(error))
+
+
+def _described(method: str, fields: Mapping[str, Any], ranks: list[Any]) -> dict[str, Any]:
+    names = {"base": "base_model_name_or_path", "revision": "revision", "spec": "spec"}
+    known = [rank for rank in ranks if type(rank) is int]
+    texts = {ours: str(value) for ours, name in names.items() if (value := fields.get(name))}
+    return {"method": method, "rank": (min(known), max(known)) if known else None, **texts}
+
+
+def _of_sharing(stated: Any) -> tuple[dict[str, int], list[int]]:
+    """Return the sizes of quantised stacks by their keys, scales as none, and the ranks of modules."""
+    sizes: dict[str, int] = {}
+    for entry in (entry for entry in stated["tensors"] if "scales" in entry):
+        key = entry.get("int8") or entry["int4"]
+        sizes[key] = sizes.get(key, 0) + entry.get("count", 1) * prod(entry["shape"])
+        sizes[entry["scales"]] = 0
+    terms, modules = stated["terms"], stated["modules"]
+    return sizes, [sum(terms[term]["rank"] for term, *_ in m["terms"]) for m in modules]
+
+
+def _listed(
+    folder: Path, file: str, sizes: dict[str, int], name: str | None = None, **described: Any
+) -> Listed:
+    """Describe an adapter by its tensor file; ``name`` is its name in a library."""
+    numbers, size = _tensors(folder, file, sizes)
+    return Listed(
+        name=name or folder.resolve().name,
+        place=str(folder) if name is None else f"{folder}#{name}",
+        parameters=numbers,
+        bytes=size if name else size + (folder / CONFIG).stat().st_size,
+        date=(folder / file).stat().st_mtime,
+        library=str(folder) if name else None,
+        **described,
+    )
+
+
+def _tensors(folder: Path, name: str, sizes: dict[str, int]) -> tuple[int, int]:
+    """Return the number of values in a tensor file, and its bytes, from the header alone.
+
+    Args:
+        folder: of the file.
+        name: of the file.
+        sizes: the numbers of values of some tensors by key, if not those of their shapes.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        SafetensorError: this is not a tensor file.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"`{name}` is missing")
+    with safe_open(path, "numpy") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return sum(sizes.get(key, prod(shape)) for key, shape in shapes.items()), path.stat().st_size

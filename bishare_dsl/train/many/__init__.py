@@ -1,0 +1,1 @@
+"""What the training of several tasks on one base needs: their bank, their tasks, and newcomers' starts."""

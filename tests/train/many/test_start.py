@@ -1,0 +1,383 @@
+"""New adapters of a library that start from its members."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from bishare_dsl.diagnostics import BishareWarning
+from bishare_dsl.folder.card import STARTS
+from bishare_dsl.folder.contents import own_file
+from bishare_dsl.folder.files import add_to_library, names_in, read_adapter, save_library
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import TrainError, train
+from bishare_dsl.train.data.batches import IGNORED
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.load import load_rows
+from bishare_dsl.train.many import start as start_module
+from bishare_dsl.train.many.start import (
+    SHARPNESS,
+    Record,
+    choose,
+    folds,
+    leave_out,
+    members_win,
+    sharpest,
+    weights,
+)
+from bishare_dsl.train.many.tenants import Example, Tenants
+
+LIMITS = {"low": 20, "middle": 50, "high": 80}
+HOW = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
+
+
+def rows(path, limit, count, first=0):
+    """Write rows of one customer: sizes from 0 to 96 are big from a limit on."""
+    sizes = [(37 * i) % 97 for i in range(first, first + count)]
+    lines = [
+        {"prompt": f"{n}: ", "completion": "yes" if n > limit else "no", "options": ["yes", "no"]}
+        for n in sizes
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+def begun(folder, name="run", **how):
+    """Train a library of three customers; return its folder."""
+    data = {
+        name: rows(folder / f"{name}.jsonl", limit, 24, 30 * i)
+        for i, (name, limit) in enumerate(LIMITS.items())
+    }
+    how = {"params": {"r": 2, "first": -1}, **HOW, **how}
+    train("library_core", tiny_model("llama"), data, folder / name, **how)
+    return folder / name / "library"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return begun(tmp_path_factory.mktemp("start"), max_steps=6)
+
+
+@pytest.fixture
+def recorded(library):
+    """A function that writes the record of the library, for one test."""
+    yield (library / STARTS).write_text
+    (library / STARTS).unlink()
+
+
+def added(library, out, start, count=8, data="new", **how):
+    tasks = {data: rows(out.with_suffix(".jsonl"), 45, count, 5)}
+    how = {"max_steps": 0, **HOW, **how}
+    return train(None, tiny_model("llama"), tasks, out, library=str(library), start=start, **how)
+
+
+def own(library, name):
+    stored = read_adapter(f"{library}#{name}")
+    return {k: v for k, v in stored.tensors().items() if k not in stored.plan.common}
+
+
+def test_weights_go_from_the_mean_to_the_nearest_member():
+    losses = torch.tensor([[2.0, 1.0, 4.0], [0.5, math.inf, 0.5]])
+    mean, nearest = weights(losses, 0.0), weights(losses, math.inf)
+    torch.testing.assert_close(mean, torch.tensor([[1 / 3] * 3, [0.5, 0, 0.5]]))
+    assert nearest.tolist() == [[0, 1, 0], [1, 0, 0]]
+    # softmax(-0.5 * losses), by hand.
+    expected = torch.tensor([math.exp(-1), math.exp(-0.5), math.exp(-2)])
+    torch.testing.assert_close(weights(losses, 0.5)[0], expected / expected.sum())
+    assert weights(losses, 3.0)[1, 1] == 0
+
+
+def test_the_most_correct_sharpness_wins_and_the_loss_decides_ties():
+    assert sharpest({0.0: (0.5, 1.0), 1.0: (0.7, 3.0), math.inf: (0.7, 2.0)}) == math.inf
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 11])
+def test_each_example_is_in_one_fold(count):
+    found = folds(count)
+    assert sorted(i for part in found for i in part) == [*range(count)]
+    assert len(found) == min(count, 4)
+
+
+def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples():
+    yes, no = [True, False], [False, False]
+    assert members_win(yes, no, 0.0)
+    assert not members_win(yes, yes, 0.0)
+    assert members_win(yes, yes, 0.1)  # As if 0.8 of an example.
+    assert members_win(yes, no, -0.1)
+    assert not members_win(yes, no, -0.125)  # One example against one.
+    assert not members_win(no, yes, 0.125)
+
+
+def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path, recwarn):
+    members = {name: own(library, name) for name in LIMITS}
+    mean = added(library, tmp_path / "mean", "mean").tasks[0]
+    for key, value in own(tmp_path / "mean" / "library", "new").items():
+        torch.testing.assert_close(value, sum(m[key] for m in members.values()) / 3)
+    assert mean.steps == 0
+    assert mean.start == "mean of 3 members, sharpness 0"
+    added(library, tmp_path / "nearest", "nearest")
+    found = own(tmp_path / "nearest" / "library", "new")
+    assert any(all(torch.equal(found[k], v) for k, v in m.items()) for m in members.values())
+    # Nothing was weighed by a record.
+    assert not [w for w in recwarn if "BS738" in str(w.message)]
+    # As many bytes as any other member.
+    folder = tmp_path / "mean" / "library"
+    assert len({(folder / own_file(name)).stat().st_size for name in names_in(folder)}) == 1
+
+
+def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, recorded, tmp_path):
+    held = rows(tmp_path / "held.jsonl", 45, 8, 5)
+    losses = {}
+    for name in LIMITS:
+        # The member alone, judged on the same rows by another path: the loss of a run's first step.
+        out = tmp_path / name
+        how = {"max_steps": 1, "learning_rate": 0.0}
+        model, member = tiny_model("llama"), str(read_adapter(f"{library}#{name}").folder)
+        losses[name] = 8 * train(member, model, held, out, **{**HOW, **how}).loss_first
+    recorded(Record(sharpness=0.7).model_dump_json())
+    added(library, tmp_path / "mixture", "mixture")
+    shares = torch.tensor([-0.7 * losses[name] for name in LIMITS]).softmax(0)
+    members = [own(library, name) for name in LIMITS]
+    for key, value in own(tmp_path / "mixture" / "library", "new").items():
+        expected = sum(share * m[key] for share, m in zip(shares, members, strict=True))
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_auto_trains_what_members_do_not_answer(library, tmp_path, wins, monkeypatch):
+    seen = []
+
+    def judged(members, trained, ahead):
+        seen.append((len(members), len(trained), ahead))
+        return wins
+
+    monkeypatch.setattr(start_module, "members_win", judged)
+    (task,) = added(library, tmp_path / "auto", "auto", max_steps=3).tasks
+    assert [counts[:2] for counts in seen] == [(8, 8)]
+    assert task.steps == (0 if wins else 3)
+    assert (task.start is None) is not wins
+    by_training = added(library, tmp_path / "zero", "zero", max_steps=3)
+    assert by_training.tasks[0].start is None
+    same = all(
+        torch.equal(value, own(tmp_path / "zero" / "library", "new")[key])
+        for key, value in own(tmp_path / "auto" / "library", "new").items()
+    )
+    assert same is not wins
+
+
+def test_nothing_of_the_trial_stays_in_the_model(library, tmp_path):
+    result = added(library, tmp_path / "out", "auto", max_steps=2)
+    assert [*result.model.bishare.adapters] == ["new"]
+    assert names_in(tmp_path / "out" / "library") == (*names_in(library), "new")
+
+
+def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
+    made = begun(tmp_path, max_steps=2)
+    record = Record.of(made)
+    assert record.sharpness in SHARPNESS
+    assert record.examples == sum(
+        1
+        for i in range(3)
+        for n in range(30 * i + 8, 30 * i + 24)
+        if all(
+            (37 * n) % 97 != (37 * k) % 97
+            for j in range(3)
+            if j != i
+            for k in range(30 * j, 30 * j + 24)
+        )
+    )
+    assert abs(record.ahead) <= 1
+    # It goes with the library's copies.
+    added(made, tmp_path / "out", "mean")
+    assert Record.of(tmp_path / "out" / "library") == record
+    assert not (begun(tmp_path, "plain", start="zero", max_steps=2) / STARTS).exists()
+
+
+@pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
+def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, recorded, tmp_path, text):
+    recorded(text)
+    assert Record.of(library) is None
+    with pytest.warns(BishareWarning, match=r"BS738(?s:.*)start\.json"):
+        (task,) = added(library, tmp_path / "out", "mixture").tasks
+    assert task.start == "mixture of 3 members, sharpness 1"
+
+
+def test_the_card_says_the_sharpness_and_its_score(library, tmp_path):
+    copy = tmp_path / "library"
+    shutil.copytree(library, copy)
+    record = Record(sharpness=math.inf, correct=0.75, ahead=0.0, examples=48)
+    (copy / STARTS).write_text(record.model_dump_json())
+    assert Record.of(copy) == record
+    added(copy, tmp_path / "out", "mixture")
+    said = "A sum of members of sharpness inf answers 75.0% of 48 examples of members that were left out."
+    assert (tmp_path / "out" / "library" / "README.md").read_text().count(said) == 1
+    member = read_adapter(f"{copy}#low")
+    add_to_library(copy, {"more": member.tensors()})
+    assert (copy / "README.md").read_text().count(said) == 1
+    # A library that replaces this one has no record yet.
+    save_library(copy, member.plan, {"low": member.tensors()}, member.spec_text, seed=0)
+    assert not (copy / STARTS).exists()
+    assert "## New tasks" not in (copy / "README.md").read_text()
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_a_resumed_run_keeps_the_starts_that_it_began_with(library, tmp_path, members, monkeypatch):
+    """The library's record, and what wins after more steps, may be others by then."""
+    start = "mixture" if members else "auto"
+    monkeypatch.setattr(start_module, "members_win", lambda *_: False)
+    (first,) = added(library, tmp_path / "out", start, max_steps=2).tasks
+    monkeypatch.setattr(start_module, "members_win", lambda *_: True)
+    monkeypatch.setattr(Record, "of", lambda _: Record(sharpness=0.3))
+    how = {"model": tiny_model("llama"), "resume": tmp_path / "out", **HOW}
+    with pytest.raises(TrainError, match="nothing reads `start`"):
+        train(start="mean", **how)
+    (task,) = train(max_steps=3, **how).tasks
+    assert (task.start, task.steps) == (first.start, 3)
+    assert (task.start is not None) is members
+
+
+@pytest.mark.parametrize("start", ["mean", "nearest", "mixture", "auto"])
+def test_a_tenant_starts_as_a_task_of_a_run_does(library, recorded, tmp_path, start):
+    """Also with other tenants, whose values stay as they are."""
+    recorded(Record(sharpness=0.7).model_dump_json())
+    added(library, tmp_path / "run", start)
+    data = encode(load_rows(tmp_path / "run.jsonl"), HOW["tokenizer"], max_length=64).examples
+    tenants = Tenants(tiny_model("llama"), library)
+    tenants.add("first", seed=3)
+    rows = [
+        Example(row["input_ids"], [float(t != IGNORED) for t in row["labels"][1:]]) for row in data
+    ]
+    before = {k: t.clone() for k, t in tenants.handle["first"].tensors().items()}
+    tenants.add("new", start=start, examples=rows)
+    found = tenants.handle["new"].tensors()
+    if start in ("mean", "nearest"):  # A run weighs by the losses among the options.
+        for key, value in own(tmp_path / "run" / "library", "new").items():
+            torch.testing.assert_close(found[key].cpu(), value, rtol=1e-3, atol=1e-5)
+    assert any(found[key].any() for key in own(library, "low"))
+    for key, value in tenants.handle["first"].tensors().items():
+        assert torch.equal(value, before[key])
+    assert [*tenants.handle.adapters] == ["first", "new"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "how"),
+    [
+        (None, {"start": "mixture"}),
+        (None, {"start": "best", "examples": [Example([1, 2, 3])]}),
+        ("lora", {"start": "mean", "examples": [Example([1, 2, 3])]}),
+    ],
+)
+def test_a_tenant_cannot_start_so(library, spec, how):
+    tenants = Tenants(tiny_model("llama"), spec or library)
+    with pytest.raises(TrainError, match=r"BS731.*`start` cannot be"):
+        tenants.add("new", **how)
+    assert tenants.names == []
+
+
+class Counting:
+    """A trial that remembers what it was asked; a row is a number, and member 1 answers all."""
+
+    members = torch.eye(3)
+
+    def __init__(self, trained_answers=False):
+        self.judged, self.taught, self.answers = [], [], trained_answers
+
+    def judge(self, values, pairs):
+        self.judged.append((values.clone(), list(pairs)))
+        losses = torch.tensor([1.0 - float(values[number, 1]) for number, _ in pairs])
+        trained = torch.tensor([float(values[number].sum()) == 0 for number, _ in pairs])
+        return losses, torch.where(trained, torch.tensor(self.answers), losses < 0.5)
+
+    def trained(self, tasks):
+        self.taught.append([list(rows) for rows in tasks])
+        return torch.zeros(len(tasks), 3)
+
+
+@pytest.mark.parametrize("trained_answers", [False, True])
+def test_each_fold_is_judged_by_what_the_others_teach(trained_answers):
+    trial = Counting(trained_answers)
+    record = Record(sharpness=float("inf"))
+    found = choose(trial, [[10, 11, 12, 13, 14]], "auto", record, trains=True)
+    ((taught,), (_, sums), (_, alone)) = trial.taught, trial.judged[1], trial.judged[2]
+    assert sums == alone
+    assert sorted(row for _, row in sums) == [10, 11, 12, 13, 14]
+    for number, row in sums:
+        assert row not in taught[number]
+        held_out = {other for n, other in sums if n == number}
+        assert sorted({*taught[number]} | held_out) == [10, 11, 12, 13, 14]
+    # A tie goes to training.
+    assert ([*found] == [0]) is not trained_answers
+    if found:
+        assert found[0][0].tolist() == [0, 1, 0]
+        assert found[0][1].endswith(": 5/5 correct, trained 0")
+
+
+def test_a_library_that_lost_to_training_needs_more_of_an_example_to_win():
+    # Eight examples' worth of the record stand against the four that members answer.
+    lost, level = (Record(sharpness=float("inf"), ahead=ahead) for ahead in (-0.5, -0.4))
+    assert choose(Counting(), [[1, 2, 3, 4]], "auto", lost, trains=True) == {}
+    assert [*choose(Counting(), [[1, 2, 3, 4]], "auto", level, trains=True)] == [0]
+
+
+def test_a_member_that_is_left_out_is_judged_by_the_others_on_what_only_it_has():
+    tasks = [[1, 2, 3, 4], [3, 5, 6, 7], [8, 9, 10, 4]]
+    trial = Counting()
+    record = leave_out(trial, tasks, tasks)
+    judged = [row for _, row in trial.judged[1][1]]
+    assert judged == [6, 7, 10]  # 3 and 4 have two members; the first two of each weigh.
+    assert trial.taught == [[[1, 2], [3, 5], [8, 9]]]
+    for values, _ in trial.judged[1:-1]:
+        assert values.diagonal().tolist() == [0, 0, 0]
+    assert record.examples == 3
+    # Member 1 answers the third task, and nothing answers it when it is left out itself.
+    assert record.correct == pytest.approx(1 / 3)
+    assert record.ahead == pytest.approx(1 / 3)
+
+
+def test_an_example_of_two_tasks_is_judged_once():
+    trial = Counting()
+    choose(trial, [[10, 11], [11, 12]], "mean", Record(), trains=False)
+    assert [row for _, row in trial.judged[0][1]] == [10] * 3 + [11] * 3 + [12] * 3
+
+
+def test_customers_share_the_states_of_a_prompt_and_members_go_through_in_whole(
+    library, tmp_path, monkeypatch
+):
+    ran, below = [], []
+    run = Tenants.run
+
+    def noted(self, batch, *arguments):
+        ran.append((batch.names, batch.inputs["attention_mask"].sum(1).tolist()))
+        return run(self, batch, *arguments)
+
+    monkeypatch.setattr(Tenants, "run", noted)
+    monkeypatch.setattr(start_module, "TOKENS", 100)
+    model = tiny_model("llama")
+    lowest = model.model.layers[0].self_attn
+    lowest.register_forward_pre_hook(
+        lambda _, __, given: below.append(len(given["hidden_states"])), with_kwargs=True
+    )
+    tasks = {name: rows(tmp_path / f"{name}.jsonl", limit, 8, 5) for name, limit in LIMITS.items()}
+    new = {f"new-{name}": file for name, file in tasks.items()}
+    train(
+        None, model, new, tmp_path / "out", library=str(library), start="mean", max_steps=0, **HOW
+    )
+    texts = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in LIMITS]
+    distinct = {line for lines in texts for line in lines}
+    prompts = {json.loads(line)["prompt"] for line in distinct}
+    # After the trial, the block below the adapters runs once for each prompt, and reads no answer.
+    assert sum(below[3:]) == len(prompts) < len(distinct) < 24
+    assert sum(len(names) for names, _ in ran) == 3 * len(distinct)
+    for names, lengths in ran:
+        assert len({names.count(name) for name in names}) == 1
+        assert len(names) * max(lengths) <= 100
+
+
+@pytest.mark.parametrize("tasks", [[[1, 2], [3, 4]], [[1], [2], [3]], [[1, 2], [1, 2], [1, 2]]])
+def test_too_little_gives_no_record(tasks):
+    trial = Counting()
+    trial.members = torch.eye(3)[: len(tasks)]
+    assert leave_out(trial, tasks, tasks) is None
