@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients test-examples dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients test-examples dist docs playground docs-serve vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -186,9 +186,6 @@ playground: $(STAMP) ## add the playground to build/docs, after `make docs` (nee
 
 docs-serve: $(STAMP) ## serve the docs at http://127.0.0.1:8000, with live reload
 	@$(MKDOCS) serve
-
-tree-sitter: ## generate the tree-sitter parser (needs Debian's tree-sitter-cli, 0.22.6)
-	@cd editors/tree-sitter && tree-sitter generate --abi 14 --no-bindings
 
 vscode: $(STAMP) ## test the VS Code extension, and pack it into dist (needs npm)
 	@cd editors/vscode && npm install --no-audit --no-fund --loglevel=error \
