@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-clients test-examples dist docs playground docs-serve vscode clean
+.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-examples dist docs playground docs-serve vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -150,24 +150,12 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	@$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-# Frameworks ask for versions of their own; for a PEFT that is too old, too (docs/frameworks.md).
-CLIENTS = ms-swift axolotl
-
 test-examples: $(STAMP) .venv-examples/.installed ## test the examples for the tinker SDK and for Ray
 	@$(PYTEST) .venv-examples/bin/python -m pytest -q \
 	  $(or $(ARGS),tests/examples/test_tinker_server.py tests/examples/test_customers.py)
 
 .venv-examples/.installed: $(STAMP)
 	$(call over,.venv-examples,tinker==0.38.0 starlette uvicorn ray)
-
-test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## test ms-swift and Axolotl (5 GB, minutes the first time)
-	@set -e; for client in $(CLIENTS); do \
-	  $(PYTEST) .venv-clients/$$client/bin/python -m pytest -q $(or $(ARGS),tests/clients); done
-
-.venv-clients/%/.installed: pyproject.toml
-	$(call install,.venv-clients/$*,-e . '$*$(EXTRA_$*)' 'hypothesis>=6.100' 'pytest>=8')
-	@.venv-clients/$*/bin/python -m pip install --quiet --no-deps 'peft>=0.21'
-	@touch $@
 
 dist: $(STAMP) ## build sdist and wheel into dist, and test the wheel in a new environment
 	@rm -f dist/bishare-*.tar.gz dist/bishare-*.whl
@@ -192,5 +180,5 @@ vscode: $(STAMP) ## test the VS Code extension, and pack it into dist (needs npm
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all generated files, except downloads in .cache
-	rm -rf .venv .venv-compat .venv-examples .venv-vllm* .venv-clients .quantised .deepspeed build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-examples .venv-vllm* .quantised .deepspeed build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

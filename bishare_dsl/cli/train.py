@@ -109,7 +109,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --set r_inter=32 --eval_split 0.05 --bf16",
         "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
-        "bishare train library_core --model ./my-checkpoint --data customers/ --compare",
+        "bishare train library_core --model ./my-checkpoint --data customers/ --output_dir out",
         "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
@@ -117,7 +117,6 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC]")
 @options.model(required=False, weights=True)
 @options.values
-@click.option("--compare", is_flag=True, help="Compare ways to learn new tasks; write nothing.")
 @_own_options
 @click.pass_obj
 def command(
@@ -126,7 +125,6 @@ def command(
     words: tuple[str, ...],
     params: dict[str, int | float | str],
     config: str | None,
-    compare: bool,
     **given: Any,
 ) -> None:
     """Train an adapter. The defaults follow the Bi-Share paper: AdamW at 1e-4, 64 examples in a step, one
@@ -139,10 +137,6 @@ def command(
     --output_dir gets the adapter, checkpoints to resume from, and all arguments in run.json. Ctrl-C saves a
     checkpoint and stops. Several files of --data are tasks that train in one run: each gets an adapter, in a
     folder of its name.
-
-    --compare leaves up to five tasks out, trains a library of SPEC and one LoRA on the others, and learns the
-    tasks that were left out in every way: fresh LoRA, one LoRA for all, each --start of the library. A table
-    says how many answers are correct, or the held-out loss, and which way to take.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
@@ -153,8 +147,6 @@ def command(
     from bishare_dsl.train.request import make_request
 
     given |= dict(_arguments(words, given)) | {"params": params or None}
-    if compare:
-        given["output_dir"] = "."  # Nothing is written there.
     request = make_request(given, config)
     if isinstance(request.model, str):
         resolve(request.model)
@@ -162,7 +154,6 @@ def command(
     try:
         import datasets
 
-        from bishare_dsl.train.compare import compare as compare_tasks
         from bishare_dsl.train.errors import TrainingInterrupted
         from bishare_dsl.train.reporter import Reporter
         from bishare_dsl.train.run import run
@@ -174,7 +165,7 @@ def command(
         reporter = Reporter(report.quiet, report.note, report.problem, warn)
         # The log of transformers goes to standard output, where results stand.
         with redirect_stdout(sys.stderr):
-            result: Any = (compare_tasks if compare else run)(request, reporter)
+            result = run(request, reporter)
     except TrainingInterrupted as stopped:
         retry = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{retry}` goes on from there")
