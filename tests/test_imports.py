@@ -50,7 +50,6 @@ WRONG = (
     (["inspect", "broken"], "BS604"),
     (["fit", "nowhere", "--spec", "lora", "--out", "o"], "BS601"),
     (["fit", "cut", "--spec", "nospec", "--out", "o"], "BS902"),
-    (["analyse", "nowhere", "--model", "llama-7b"], "BS601"),
     (["compile", "lora", "--model", "nowhere"], "BS501"),
     (["diff", "nowhere", "lora", "--model", "llama-7b"], "BS9"),
     (["plan", "lora", *MODEL, "--set", "r=x y"], "BS903"),

@@ -31,7 +31,6 @@ COMMANDS = {
     "verify": "Find out whether an adapter is applied.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "fit": "Find the adapter of a spec that is closest to LoRAs (experimental).",
-    "analyse": "Measure which modules could share (experimental).",
     "convert": "Convert adapters into the layout of another program, and back.",
     "eval": "Count how often adapters prefer the correct option.",
     "specs": "List the specs that ship with bishare.",

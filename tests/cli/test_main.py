@@ -18,7 +18,6 @@ from bishare_dsl.version import __version__
     "command",
     [
         "fit loop --spec lora --model llama-7b --out o",
-        "analyse loop --model llama-7b",
         "check lora --spec-transform loop",
         "import loop --out o",
         "inspect loop",

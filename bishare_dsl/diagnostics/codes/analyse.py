@@ -1,8 +1,7 @@
-"""BS85x: analysing adapters, and fitting specs to them."""
+"""BS85x: fitting specs to adapters."""
 
 from bishare_dsl.diagnostics.problem import Code, warning
 
-NOTHING_ADDED = Code("BS850", "the adapter in `{folder}` adds nothing that can be measured")
 FAR_FROM_GIVEN = warning("BS851", "{what} {error} away from what was given, more than {limit:.0%}")
 LEFT_OUT = warning("BS853", "a fit leaves out parameters trained in full: `{parameter}` of {names}")
 NO_LEAST_SQUARES = Code("BS854", "a fit cannot find `{tensor}`: updates are not linear in it")
