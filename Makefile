@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-kernels test-quantised test-deepspeed test-examples dist docs playground docs-serve vscode clean
+.PHONY: help setup demo test test-long hunt hostile lint format bench test-compat test-peft test-vllm test-quantised test-deepspeed test-examples dist docs playground docs-serve vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -139,9 +139,6 @@ VLLM_VENV = .venv-vllm$(addprefix -,$(filter-out 0.32.0,$(VLLM)))
 
 test-vllm: $(VLLM_VENV)/.installed ## test serving on a real vLLM for the CPU (3.3 GB, minutes the first time)
 	@$(PYTEST) $(VLLM_VENV)/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
-
-test-kernels: .venv-vllm/.installed ## test GPU kernels in Triton's interpreter, and compile them
-	@$(PYTEST) TRITON_INTERPRET=1 .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_kernels)
 
 # PyPI's builds of torchaudio and torchcodec do not fit the CPU build of torch, and break vLLM's import.
 $(VLLM_VENV)/.installed: pyproject.toml

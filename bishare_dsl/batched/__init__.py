@@ -6,5 +6,5 @@
 | `grouping` | assignment of rows and tokens to adapters |
 | `batches`, `rows`, `experts`, `read_rows` | mixed batches of a transformers model |
 | `recomputed` | factors recomputed in the backward |
-| `layer`, `kernels` | updates of a server's layer: in torch, and in Triton for a GPU |
+| `layer` | updates of a server's layer |
 """

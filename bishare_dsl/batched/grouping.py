@@ -100,10 +100,6 @@ class Batch(NamedTuple):
             output[: len(self.places)] += room.index_select(0, self.places)
 
 
-TILE = 16
-"""Maximum number of tokens of one adapter in a kernel's tile: the minimum size of a product on a GPU."""
-
-
 class Step:
     """The inputs of a server step, in a buffer of fixed size that is written before the step.
 
@@ -117,21 +113,12 @@ class Step:
     Attributes:
         slots: the row of each token in the bank, ``(tokens,)``; the row of zeros for tokens without an
             adapter.
-        order: the tokens sorted by row, those without an adapter last.
-        tiles: for each tile its row (-1 if unused), and its start and end in ``order``: ``(tiles, 3)``.
     """
 
     def __init__(self, bank: Slots, tokens: int):
         self.bank, self._tokens = bank, tokens
-        count = 2 * tokens + 3 * self.tiles_of(tokens)
-        self._buffer = torch.zeros(count, dtype=torch.int32, device=bank.memory.device)
-        self.slots, self.order, tiles = self._buffer.split([tokens, tokens, count - 2 * tokens])
-        self.tiles = tiles.view(-1, 3)
+        self.slots = torch.zeros(tokens, dtype=torch.int32, device=bank.memory.device)
         self.write([])
-
-    def tiles_of(self, tokens: int) -> int:
-        """Return the maximum number of tiles for a number of tokens."""
-        return min(tokens, tokens // TILE + min(tokens, self.bank.slots))
 
     def write(self, slots: Sequence[int]) -> None:
         """Write the slot of each token; -1 for tokens without an adapter."""
@@ -139,20 +126,10 @@ class Step:
         rows = np.full(self._tokens, none, np.int32)
         # The last row is for tokens without an adapter.
         rows[: len(slots)] = self.bank.row[np.asarray(slots, np.int32)]
-        tiles = np.full((len(self.tiles), 3), -1, np.int32)
-        used, starts, counts = np.unique(np.sort(rows), return_index=True, return_counts=True)
-        cut = [
-            (slot, first, min(first + TILE, start + count))
-            for slot, start, count in zip(used, starts, counts, strict=True)
-            for first in range(start, start + count, TILE)
-            if slot != none
-        ]
-        tiles[: len(cut)] = np.reshape(cut, (-1, 3))
-        order = np.argsort(rows, kind="stable").astype(np.int32)
-        host = torch.from_numpy(np.concatenate([rows, order, tiles.ravel()]))
-        if self._buffer.is_cuda:
+        host = torch.from_numpy(rows)
+        if self.slots.is_cuda:
             host = host.pin_memory()  # Pinned, so that the copy is asynchronous.
-        self._buffer.copy_(host, non_blocking=True)
+        self.slots.copy_(host, non_blocking=True)
 
     def masked(self, x: Tensor) -> Tensor:
         """Zero ``x (tokens, d)`` for tokens without an adapter, if a term would add to them."""

@@ -19,12 +19,11 @@ from peft.utils import register_peft_method
 
 from bishare_dsl.folder.config import PEFT_TYPE
 from bishare_dsl.peft.config import BishareConfig
-from bishare_dsl.peft.loraplus import create_loraplus_optimizer
 from bishare_dsl.peft.method import BishareModel, as_peft_model
 from bishare_dsl.peft.replaced import REPLACED
 from bishare_dsl.peft.types import peft_type
 
-__all__ = ["BishareConfig", "BishareModel", "as_peft_model", "create_loraplus_optimizer"]
+__all__ = ["BishareConfig", "BishareModel", "as_peft_model"]
 
 if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel)

@@ -42,7 +42,6 @@ from bishare_dsl.peft.doors import (
     hand_on_tensors,
     refuse_library,
 )
-from bishare_dsl.peft.loraplus import create_loraplus_optimizer
 from bishare_dsl.peft.method import check_new, in_model
 from bishare_dsl.peft.whole import run_whole, whole_method
 
@@ -72,19 +71,6 @@ class Replacement:
             setattr(self.owner, self.name, self.wrap(found))
 
 
-def _ours(function: _Function) -> Callable[[_Function], _Function]:
-    """Make a wrapper that calls ``function`` for models with adapters of bishare, and PEFT's otherwise."""
-
-    def wrap(theirs: _Function) -> _Function:
-        @functools.wraps(theirs)
-        def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return (theirs if in_model(model) is None else function)(model, *args, **kwargs)
-
-        return call
-
-    return wrap
-
-
 def _refused(help: str) -> Callable[[_Function], _Function]:
     """Make a wrapper that refuses models with adapters of bishare, whose tensors have no names of PEFT.
 
@@ -92,15 +78,19 @@ def _refused(help: str) -> Callable[[_Function], _Function]:
     """
 
     def wrap(theirs: _Function) -> _Function:
-        def refuse(*_: Any, **__: Any) -> None:
-            raise AdapterError(codes.LORA_ALONE(function=theirs.__name__, help=help))
+        @functools.wraps(theirs)
+        def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if in_model(model) is not None:
+                raise AdapterError(codes.LORA_ALONE(function=theirs.__name__, help=help))
+            return theirs(model, *args, **kwargs)
 
-        return _ours(refuse)(theirs)
+        return call
 
     return wrap
 
 
-_NO_LORA_FA = _refused("write `freeze A` in the shares, or take `create_loraplus_optimizer`")
+_NO_LORA_FA = _refused("write `freeze A` in the shares")
+_NO_LORA_PLUS = _refused("give the optimizer a group for B: docs/peft.md shows it")
 _NO_ARROW = _refused("`bishare convert` writes each as a LoRA of PEFT: route between these")
 _NO_RESCALE = _refused("`model.bishare.set_scale(name, 0.5)` scales an adapter, and 1.0 undoes it")
 
@@ -178,8 +168,8 @@ REPLACED = (
     Replacement(PeftAdapterMixin, "load_adapter", partial(fill_after, check_state=check_new)),
     *(Replacement(PeftAdapterMixin, name, _changing) for name in _CHANGING_OF_TRANSFORMERS),
     Replacement(save_and_load, "_get_adapter_state_dict_key_prefixes", _prefixes_beside),
-    Replacement(optimizers, "create_loraplus_optimizer", _ours(create_loraplus_optimizer)),
-    Replacement(loraplus, "create_loraplus_optimizer", _ours(create_loraplus_optimizer)),
+    Replacement(optimizers, "create_loraplus_optimizer", _NO_LORA_PLUS),
+    Replacement(loraplus, "create_loraplus_optimizer", _NO_LORA_PLUS),
     Replacement(optimizers, "create_lorafa_optimizer", _NO_LORA_FA),
     Replacement(lorafa, "create_lorafa_optimizer", _NO_LORA_FA),
     Replacement(arrow, "check_loaded_lora_compatibility_arrow", _NO_ARROW),

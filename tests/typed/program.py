@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import bishare_dsl
 from bishare_dsl import Plan, Spec, compile_spec, handle, load_adapter, parse_spec, plan_spec
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.peft import BishareConfig, create_loraplus_optimizer
+from bishare_dsl.peft import BishareConfig
 
 TEXT = """spec mine
 param r = 2
@@ -59,7 +59,6 @@ def with_peft() -> PeftModel:
     config = BishareConfig(spec=TEXT, params={"r": 4}, task_type="CAUSAL_LM")
     model = get_peft_model(base_model(), config)
     assert isinstance(model, PeftModel)
-    create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
     handle(model).print_trainable_parameters()
     return model
 

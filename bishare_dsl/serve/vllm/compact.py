@@ -6,7 +6,6 @@ Each library has separate slots, and its shared tensors are stored once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from bishare_dsl.rewrite.magnify import ratio_of_lengths
 from bishare_dsl.serve.vllm.folder import Stamp, read_any, stamp_of
 from bishare_dsl.serve.vllm.frozen import FrozenCache
 from bishare_dsl.serve.vllm.private import (
-    HAS_TRITON,
     LoRAModel,
     LRUCacheLoRAModelManager,
     layer_of,
@@ -35,7 +33,6 @@ from bishare_dsl.serve.vllm.private import (
 )
 
 if TYPE_CHECKING:
-    from bishare_dsl.batched.kernels import KernelTerms
     from bishare_dsl.plan import Plan
     from bishare_dsl.serve.vllm.plans import Plans
 
@@ -248,7 +245,6 @@ class _Served(NamedTuple):
 
     number: int
     terms: LayerTerms | None
-    kernels: KernelTerms | None
     magnitudes: LayerMagnitudes | None
     scaled: Sequence[Outputs]
     inputs: Tensor | None
@@ -258,7 +254,7 @@ class Kernels:
     """Replaces vLLM's LoRA kernels in a layer: applies the terms and magnitudes of each plan there.
 
     On a CPU, tokens are grouped by adapter. Elsewhere, steps may be recorded as graphs, so terms run in
-    Triton kernels or in torch operations that suit recording.
+    torch operations that suit recording.
     """
 
     def __init__(self, name: str, manager: CompactManager, layer: Any):
@@ -276,19 +272,16 @@ class Kernels:
             outputs: its sites in this layer.
             inputs: indices of this process's inputs in the sites' input; None for all.
         """
-        plan, terms, kernels, magnitudes = bank.layout.plan, None, None, None
+        plan = bank.layout.plan
+        terms: LayerTerms | None = None
+        magnitudes: LayerMagnitudes | None = None
         scaled = [part for part in outputs if part.path in bank.layout.changes]
         outputs = [part for part in outputs if plan.rows(part.path)]
         if outputs:
             terms = LayerTerms(bank, outputs, inputs)
-        if terms and self._manager.device.type == "cuda" and HAS_TRITON:
-            from bishare_dsl.batched.kernels import KernelTerms
-
-            with suppress(ValueError):  # torch handles features that are not contiguous.
-                kernels = KernelTerms(bank, terms)
         if scaled:
             magnitudes = LayerMagnitudes(bank, scaled, local_bias(self.layer))
-        self._plans.append(_Served(number, terms, kernels, magnitudes, scaled, inputs))
+        self._plans.append(_Served(number, terms, magnitudes, scaled, inputs))
 
     def changes(self, number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute ``g - 1 (1, d_out)`` of a plan's magnitudes that depend on the layer's weight.
@@ -342,9 +335,7 @@ class Kernels:
             if (on_cpu := manager.device.type == "cpu") and served.number not in manager.batches:
                 continue
             batch = manager.batches[served.number] if on_cpu else step.batch(len(x))
-            if served.kernels is not None:
-                served.kernels.add(y, x, step)
-            elif served.terms is not None:
+            if served.terms is not None:
                 served.terms.add(y, x if on_cpu else step.masked(x), batch)
             if served.magnitudes is not None:
                 served.magnitudes.apply(y, batch.rows)

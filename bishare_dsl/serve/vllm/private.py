@@ -32,7 +32,6 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
 )
 from vllm.platforms import current_platform
-from vllm.triton_utils import HAS_TRITON
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 # Names of vLLM that other modules import from here.
 __all__ = [
-    "HAS_TRITON",
     "LRUCacheLoRAModelManager",
     "LRUCacheWorkerLoRAManager",
     "LoRAModel",
