@@ -13,7 +13,7 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report, silence_libraries
 
 if TYPE_CHECKING:
-    from bishare_dsl.verify.judge import Row
+    from bishare_dsl.verify.judge import Verdict
 
 
 @click.command(
@@ -54,8 +54,8 @@ def command(
 
     The files are compared with the model's modules; shapes are enough. With --server, a running server
     (OpenAI's completions with log-probabilities) answers short texts. Its answers are compared with those of
-    its base and, if --model has weights, with base + adapter and with known faults, in float32. Several
-    adapters or servers become a table.
+    its base and, if --model has weights, with base + adapter in float32. Several adapters or servers become a
+    table.
 
     A probe card has the expected answers in a file. It judges a server with neither weights nor torch.
     --server and --card may be repeated.
@@ -67,17 +67,24 @@ def command(
 
     servers = [Server(url, monotonic() + deadline, timeout) for url in urls]
     places = named_folders([adapter for folder in folders for adapter in adapters_in(folder)])
-    if not (places and model and not cards) and not (cards and servers and not places):
+    by_model = bool(places and model and not cards)
+    by_card = bool(cards and servers and not places)
+    if not by_model and not by_card:
         raise click.UsageError("give adapters and --model, or --card and --server")
     if len(places) + len(cards) > 1 and (name or out):
         raise click.UsageError("--name and --write-card are for one adapter")
-    places = dict.fromkeys([name], *places.values()) if name and places else places
-    for place in places.values() if len(places) == 1 else ():  # Before torch and numpy are loaded.
-        (check_files if is_peft(place) else read_adapter)(place)
+    if len(places) == 1:  # It is checked before torch and numpy are loaded.
+        ((label, place),) = places.items()
+        if is_peft(place):
+            check_files(place)
+        else:
+            read_adapter(place)
+        places = {name or label: place}
     from bishare_dsl.verify.card import judge_cards, read_card, write_card
 
     if model is None:
-        named = [(name or card.adapter, card) for card in map(read_card, cards)]
+        contents = [read_card(path) for path in cards]
+        named = [(name or card.adapter, card) for card in contents]
         _report(report, judge_cards(named, servers, base, report.bar), "")
         return
     silence_libraries()
@@ -87,38 +94,50 @@ def command(
     from bishare_dsl.verify.reference import Reference, judge_all, read_contents
     from bishare_dsl.writing import replace_file
 
-    source = require_weights(model) if out or report.strict else resolve(model)
+    needs_weights = bool(out) or report.strict
+    source = require_weights(model) if needs_weights else resolve(model)
     shapes: Any = meta_model(source)
-    architecture, reference = inspect_model(shapes, source.name), None
+    architecture = inspect_model(shapes, source.name)
     asked = {server.url: ask(server, list(places), base, report.bar) for server in servers}
-    answered = any(isinstance(one, Asked) for told in asked.values() for one in told.values())
-    if out or report.strict or (answered and source.kind not in ("preset", "config")):
+    answered = any(isinstance(one, Asked) for answers in asked.values() for one in answers.values())
+    has_weights = source.kind not in ("preset", "config")
+    reference = None
+    if needs_weights or (answered and has_weights):
         shapes, tokenizer = load_base(model, "float32", "cpu", report)
         reference = Reference(shapes, tokenizer, TEXTS)
     if out and reference is not None:
         ((adapter, place),) = places.items()
-        found = read_contents(place, shapes, architecture)
-        replace_file(out, write_card(reference, found, adapter, source.name).encode())
-    how = (report.bar, report.strict)
-    _report(report, judge_all(asked, places, shapes, reference, architecture, *how), source.name)
+        files = read_contents(place, shapes, architecture)
+        replace_file(out, write_card(reference, files, adapter, source.name).encode())
+    verdicts = judge_all(asked, places, shapes, reference, architecture, report.bar, report.strict)
+    _report(report, verdicts, source.name)
 
 
-def _report(report: Report, rows: Sequence[Row], model: str) -> None:
-    """Report a row in full, or several as a table."""
+def _report(report: Report, verdicts: Sequence[Verdict], model: str) -> None:
+    """Report a verdict in full, or several as a table."""
     from bishare_dsl.show.table import Table
     from bishare_dsl.verify.judge import problems_in
 
-    report.data(rows=[row.data() for row in rows])
-    if len(rows) > 1:
-        cells = [[r.adapter, r.server, r.word, r.evidence()] for r in rows]
+    report.data(rows=[verdict.data() for verdict in verdicts])
+    if len(verdicts) == 1:
+        _report_one(report, verdicts[0])
+    else:
+        cells = [[v.adapter, v.server, v.word, v.evidence()] for v in verdicts]
         report.tables(Table(["adapter", "server", "verdict", "why"], cells, {0, 1, 2, 3}))
-    for row in rows if len(rows) == 1 else ():
-        report.all(row.problems)
-        report.result(f"files     {row.files}")
-        numbers = ", ".join(f"{what} {value:.2g}" for what, value in row.numbers.items())
-        if row.server:
-            report.result(f"server    {numbers or row.server}")
-        report.result(f"verdict   {': '.join(filter(None, (row.word, row.why)))}")
-        if row.unseen:
-            report.result(f"not seen  {'; '.join(row.unseen)}")
-    report.all(problems_in(rows, model))
+    report.all(problems_in(verdicts, model))
+
+
+def _report_one(report: Report, verdict: Verdict) -> None:
+    report.all(verdict.problems)
+    report.result(f"files       {verdict.files}")
+    if verdict.server:
+        numbers = [f"{name} {_number(value)}" for name, value in verdict.numbers.items()]
+        report.result(f"server      {', '.join(numbers) or verdict.server}")
+    sentence = f": {verdict.why}" if verdict.why else ""
+    report.result(f"verdict     {verdict.word}{sentence}")
+    if verdict.not_tested:
+        report.result(f"not tested  {'; '.join(verdict.not_tested)}")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2g}"

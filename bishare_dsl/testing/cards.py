@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bishare_dsl.verify.card import judge_cards, read_card
+from bishare_dsl.verify.judge import Word
 from bishare_dsl.verify.server import Server
 
 
@@ -24,9 +25,9 @@ def assert_applied() -> Callable[..., None]:
     """Return a function of a card's file, a server's URL, and the server's names of adapter and base."""
 
     def check(card: str, url: str, name: str = "", base: str | None = None) -> None:
-        found = read_card(Path(card))
-        cards = [(name or found.adapter, found)]
-        (row,) = judge_cards(cards, [Server(url)], base, lambda items, _: items)
-        assert row.word == "APPLIED", f"{row.word}: {row.why}"
+        contents = read_card(Path(card))
+        cards = [(name or contents.adapter, contents)]
+        (verdict,) = judge_cards(cards, [Server(url)], base, lambda items, _: items)
+        assert verdict.word == Word.APPLIED, f"{verdict.word}: {verdict.why}"
 
     return check

@@ -90,9 +90,11 @@ def among_options(examples: Any) -> bool:
 
 def are_likeliest(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
     """Return for each row whether all its trained tokens have the largest logits: with options, whether the
-    correct one would be decoded.
+    correct one would be decoded. A logit that is not finite is not the largest.
     """
-    return ((logits.argmax(-1) == learned) | (learned == IGNORED)).all(1)
+    largest, tokens = logits.max(-1)
+    is_largest = (tokens == learned) & largest.isfinite()
+    return (is_largest | (learned == IGNORED)).all(1)
 
 
 def _among(

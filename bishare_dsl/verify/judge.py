@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,22 @@ from bishare_dsl.diagnostics import Problem, as_json
 from bishare_dsl.diagnostics.codes import verify as codes
 from bishare_dsl.verify.server import Answer, Asked, ServerError, distance, rms
 
-APPLIED, NOT_APPLIED, AS_IF = "APPLIED", "NOT APPLIED", "AS IF"
-OTHER_TENSORS, ANOTHER, STALE = "OTHER TENSORS", "ANOTHER ADAPTER", "STALE"
-NOT_THERE, UNKNOWN = "NOT THERE", "cannot be judged"
-FITS, DOES_NOT_FIT = "fits", "does not fit"
 
-NONE, WHOLE, WITHOUT = "the base alone", "the whole adapter", "without "
+class Word(StrEnum):
+    """What a verdict says."""
+
+    APPLIED = "APPLIED"
+    NOT_APPLIED = "NOT APPLIED"
+    AS_IF_SCALED = "AS IF SCALED"
+    ANOTHER_ADAPTER = "ANOTHER ADAPTER"
+    NOT_THERE = "NOT THERE"
+    UNKNOWN = "UNKNOWN"
+    FITS = "fits"
+    DOES_NOT_FIT = "does not fit"
+
+
+BASE, ADAPTER, UNSCALED = "the base", "base + adapter", "the adapter without its scale alpha / r"
+"""The expected answers that a server's are compared with."""
 
 MOST_NOISE = 0.3
 """The limit for differences between the base's answers to the same texts; rounding causes less."""
@@ -39,23 +50,34 @@ LEAST_FLOOR = 1e-3
 LEAST_EFFECT = 4
 """The smallest effect whose distances are judged, in units of the server's rounding."""
 
-_LEAST_TOKENS, _LEAST_TEXTS = 24, 3
-"""The fewest tokens, and greedy texts that tell the base from the adapter, that a verdict takes."""
+LEAST_TOKENS = 24
+"""The fewest tokens of the base, and the fewest of both for a direction."""
+
+LEAST_KNOWN = 0.5
+"""The smallest known fraction of the tokens in the adapter's answers."""
+
+LEAST_TEXTS = 3
+"""The fewest greedy texts that the base and the adapter continue in different ways."""
+
+MOST_NAMES = 5
+"""The most adapters that a problem names."""
+
+NOT_TESTED = "a part of it whose effect is below the server's rounding"
 
 
 @dataclass
-class Row:
-    """An adapter on a server, or its files alone if ``server`` is empty.
+class Verdict:
+    """A verdict on an adapter on a server, or on its files alone if ``server`` is empty.
 
     Attributes:
         adapter: its name.
         server: the URL.
         files: what the files contain.
         problems: problems of the files.
-        word: the verdict: `APPLIED`, a fault, or `UNKNOWN`.
+        word: the verdict.
         why: the evidence in one sentence.
-        unseen: possible faults that were not tested.
-        numbers: the distances, in natural logarithms.
+        not_tested: possible faults that were not tested.
+        numbers: the distances, in natural logarithms, and how many tokens were compared.
         error: why there is no answer.
     """
 
@@ -63,26 +85,31 @@ class Row:
     server: str = ""
     files: str = ""
     problems: Sequence[Problem] = ()
-    word: str = UNKNOWN
+    word: Word = Word.UNKNOWN
     why: str = ""
-    unseen: list[str] = field(default_factory=list)
+    not_tested: list[str] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
     error: Problem | None = None
 
-    def says(self, word: str, why: str) -> None:
+    def set(self, word: Word, why: str) -> None:
         """Set the word and the evidence."""
-        self.word, self.why = word, why
+        self.word = word
+        self.why = why
 
     def evidence(self) -> str:
         """Return the evidence, with the first problem of the files."""
-        problems = [f"files: {problem.code} {problem.message}" for problem in self.problems[:1]]
-        more = [f"and {len(self.problems) - 1} more"] if len(self.problems) > 1 else []
-        return "; ".join(filter(None, [self.why, *problems, *more]))
+        parts = [self.why] if self.why else []
+        if self.problems:
+            parts.append(f"files: {self.problems[0].code} {self.problems[0].message}")
+        if len(self.problems) > 1:
+            parts.append(f"and {len(self.problems) - 1} more")
+        return "; ".join(parts)
 
     def data(self) -> dict[str, Any]:
-        """Return the row as JSON."""
-        row = {name: value for name, value in vars(self).items() if name != "error"}
-        return row | {"problems": [*map(as_json, self.problems)]}
+        """Return the verdict as JSON."""
+        values = {name: value for name, value in vars(self).items() if name != "error"}
+        values["problems"] = [as_json(problem) for problem in self.problems]
+        return values
 
 
 @dataclass(frozen=True)
@@ -91,149 +118,340 @@ class Expected:
 
     Attributes:
         columns: the column of each token, by its id and by its text.
-        answers: the log-probabilities by ways of applying the adapter, of which `NONE` and `WHOLE` are two,
-            ``(texts, columns)``; NaN where they are not known.
+        answers: the log-probabilities of `BASE` and `ADAPTER`, and perhaps of `UNSCALED`,
+            ``(texts, columns)``; NaN where a card does not list them.
         greedy: the greedy continuations of each text, of the base and of the adapter.
+        depths: how many of the likeliest tokens are known for each text; empty if all are.
     """
 
     columns: Mapping[int | str, int]
     answers: Mapping[str, np.ndarray]
     greedy: Sequence[tuple[str, str]] = ()
+    depths: Sequence[int] = ()
 
 
-def judge(row: Row, asked: Asked | ServerError, expected: Expected | None) -> Row:
-    """Write the verdict on a server's answers into a row, and return it.
+@dataclass(frozen=True)
+class Case:
+    """A possible verdict; the first whose condition holds is given."""
+
+    holds: bool
+    word: Word
+    why: str
+
+
+def judge(verdict: Verdict, asked: Asked | ServerError, expected: Expected | None) -> Verdict:
+    """Write the verdict on a server's answers, and return it.
 
     Args:
-        row: of the adapter on the server.
+        verdict: on the adapter on the server, without a word.
         asked: the answers.
-        expected: the right ones; without, only an ignored adapter is detected.
+        expected: the correct ones; without, only an ignored adapter is detected.
     """
     if isinstance(asked, ServerError):
-        row.error = asked.problems[0]
-        row.says(NOT_THERE if asked.status in (400, 404) else UNKNOWN, row.error.message)
-        return row
-    moved, exact = distance(asked.adapter, asked.base), asked.noise == 0
-    row.numbers |= {"noise": asked.noise, "moved": moved}
+        verdict.error = asked.problems[0]
+        word = Word.NOT_THERE if asked.status in (400, 404) else Word.UNKNOWN
+        verdict.set(word, verdict.error.message)
+        return verdict
+    change = distance(asked.adapter, asked.base)
+    verdict.numbers |= {"noise": asked.noise, "moved": change}
     if asked.noise > MOST_NOISE:
-        row.why = f"the base answers the same texts differently (by {asked.noise:.2f}): "
-        row.why += "try again when no other requests run"
+        noise = f"the base answers the same texts differently (by {asked.noise:.2f})"
+        verdict.set(Word.UNKNOWN, f"{noise}: try again when no other requests run")
     elif isinstance(asked.base[0], str):
-        _compare_texts(row, asked, expected.greedy if expected else ())
-    elif exact and asked.adapter == asked.base:
-        row.says(NOT_APPLIED, f"'{row.adapter}' answers all texts as the base, bit for bit")
+        _judge_texts(verdict, asked, expected.greedy if expected else ())
+    elif asked.noise == 0 and asked.adapter == asked.base:
+        why = f"'{verdict.adapter}' answers all texts as the base, bit for bit"
+        verdict.set(Word.NOT_APPLIED, why)
     elif expected is None:
-        lacking = "more takes --model with weights, and files that fit"
-        row.why = f"'{row.adapter}' differs from the base by {moved:.3g}; {lacking}"
+        missing = "more takes --model with weights, and files that fit"
+        why = f"'{verdict.adapter}' differs from the base by {change:.3g}; {missing}"
+        verdict.set(Word.UNKNOWN, why)
     else:
-        _compare(row, asked, expected)
-    if asked.long is None:
-        row.unseen.append("older tensors in a prefix cache: texts of 300 tokens are refused")
-    elif exact and row.word in (APPLIED, UNKNOWN) and (off := distance(*asked.long)):
-        why = f"a long text has {off:.2g} of what older tensors left in the prefix cache"
-        row.says(STALE, f"{why}: reset that cache, or load the adapter under a new name")
-    return row
+        _judge_tokens(verdict, asked, expected)
+    return verdict
 
 
-def _compare(row: Row, asked: Asked, expected: Expected) -> None:
-    """Find the way of applying the adapter whose answers are nearest, and complete the verdict."""
-    none = expected.answers[NONE]
+def _give(verdict: Verdict, cases: Sequence[Case]) -> None:
+    for case in cases:
+        if case.holds:
+            verdict.set(case.word, case.why)
+            return
 
-    def located(answers: Sequence[Answer]) -> dict[tuple[int, int], float]:
-        return {
-            (text, column): value
-            for text, answer in enumerate(answers)
-            for token, value in (answer.items() if isinstance(answer, dict) else ())
-            if (column := expected.columns.get(token, -1)) >= 0
-            and not math.isnan(none[text, column])
-        }
 
-    base, mine = located(asked.base), located(asked.adapter)
-    if len(base) < _LEAST_TOKENS or not mine:
-        whose = "base" if len(base) < _LEAST_TOKENS else "adapter"
-        row.why = f"the server's {whose} has other tokens, or is another model"
-        return
-    floor = max(rms([x - none[place] for place, x in base.items()]), LEAST_FLOOR, asked.noise)
-    texts, columns = np.array([*mine]).T
-    moves = {words: (some - none)[texts, columns] for words, some in expected.answers.items()}
-    shift = np.array([base.get(place, math.nan) for place in mine]) - none[texts, columns]
-    found = np.array([*mine.values()]) - none[texts, columns]
-    # Subtracting the server's own base cancels the shift of a quantised one.
-    apart = [
-        {words: rms(some - move) for words, move in moves.items()}
-        for some in (found, found - np.nan_to_num(shift))
+@dataclass(frozen=True)
+class _Measures:
+    """The measured distances between a server's answers and the expected ones.
+
+    Attributes:
+        floor: the server's rounding: the distance of its base from the expected base.
+        effect: the distance between the expected base and the expected adapter.
+        errors: the distances of the server's adapter from the expected answers, by their names.
+        slope: of the adapter's differences over the expected ones; 0 with too few tokens.
+        correlation: of the same.
+    """
+
+    floor: float
+    effect: float
+    errors: Mapping[str, float]
+    slope: float
+    correlation: float
+
+    @property
+    def nearest(self) -> str:
+        """The expected answers with the smallest distance."""
+        return min(self.errors, key=lambda name: self.errors[name])
+
+    @property
+    def near_adapter(self) -> bool:
+        """Whether base + adapter is as near as the nearest."""
+        return self.errors[ADAPTER] <= self.errors[self.nearest] + 0.2 * self.floor
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the effect is too small for distances."""
+        return self.effect < LEAST_EFFECT * self.floor
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the answers are none of the expected ones. A server rounds the update, too."""
+        return self.errors[self.nearest] > 1.5 * self.floor * math.hypot(1, self.effect)
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the differences have the expected direction and size."""
+        return self.correlation >= 0.9 and 0.75 <= self.slope <= 1.33
+
+    @property
+    def has_other_scale(self) -> bool:
+        """Whether the differences have the expected direction, and another size."""
+        return self.correlation >= 0.97 and not 0.75 <= self.slope <= 1.33
+
+
+def _judge_tokens(verdict: Verdict, asked: Asked, expected: Expected) -> None:
+    """Judge a server by the log-probabilities of its likeliest tokens."""
+    base, _ = _located(asked.base, expected)
+    own, count = _located(asked.adapter, expected)
+    verdict.numbers |= {"judged": len(own), "tokens": count}
+    places = {*base, *own}
+    answers = {
+        name: {place: float(values[place]) for place in places}
+        for name, values in expected.answers.items()
+    }
+    known = f"{len(own)} of its {count} tokens"
+    cases = [
+        Case(
+            len(base) < LEAST_TOKENS,
+            Word.UNKNOWN,
+            "the server's base has other tokens, or is another model",
+        ),
+        Case(
+            len(own) < LEAST_KNOWN * count or not own,
+            Word.UNKNOWN,
+            "the server's adapter has other tokens, or is another model: "
+            f"only {known} can be compared",
+        ),
+        Case(
+            not all(map(math.isfinite, answers[BASE].values())),
+            Word.UNKNOWN,
+            "the expected answers of the base are not finite: the weights given to --model overflow",
+        ),
+        Case(
+            not all(map(math.isfinite, answers[ADAPTER].values())),
+            Word.UNKNOWN,
+            "the expected answers of base + adapter are not finite: the adapter's values overflow",
+        ),
     ]
-    errors = min(apart, key=lambda distances: min(distances.values()))
-    effect, slope, correlation = rms(moves[WHOLE]), 0.0, 0.0
-    x, y = (some[~np.isnan(shift)] for some in (moves[WHOLE], found - shift))
-    if len(x) >= _LEAST_TOKENS and x.any() and y.any():
-        slope, correlation = float(x @ y / (x @ x)), float(x @ y / math.sqrt((x @ x) * (y @ y)))
-    best, *_ = ranked = sorted(errors, key=lambda words: np.nan_to_num(errors[words], nan=np.inf))
-    near = [words for words in ranked if errors[words] <= errors[best] + 0.2 * floor]
-    row.numbers |= {"floor": floor, "effect": effect, "error": errors[WHOLE]}
-    row.numbers |= {"slope": slope, "correlation": correlation}
-    row.numbers |= {f"as if {words}": errors[words] for words in near if words != WHOLE}
-    who = f"'{row.adapter}' answers"
-    both = f"{errors[best]:.2g} from {best}, {errors[WHOLE]:.2g} from the whole"
-    small = not effect >= LEAST_EFFECT * floor  # Also if it is not a number.
-    off = errors[best] > 1.5 * floor * math.hypot(1, effect)  # A server rounds the update, too.
-    follows = correlation >= 0.9 and 0.75 <= slope <= 1.33
-    if small and not (follows and WHOLE in near):
-        tiny = f"the effect is {effect:.2g}, and this server's rounding is {floor:.2g}"
-        row.why = f"{tiny}: ask one that runs in float32"
-    elif off and not small and correlation >= 0.97 and not follows:
-        row.says(AS_IF, f"{who} as the adapter at {slope:.2g} of its scale ({both})")
-    elif off and not small:
-        why = f"{who} in no known way of applying this adapter ({both})"
-        row.says(OTHER_TENSORS, f"{why}: an older version, another adapter, or another base")
-    elif WHOLE in near:
-        why = f"{errors[WHOLE]:.2g} from it, {errors[NONE]:.2g} from the base, rounding {floor:.2g}"
-        row.says(APPLIED, f"{who} as base + adapter ({why})")
-        small_parts = [w for w, move in moves.items() if rms(moves[WHOLE] - move) < floor]
-        if kinds := [w.removeprefix(WITHOUT) for w in small_parts if w.startswith(WITHOUT)]:
-            row.unseen.append(f"{', '.join(kinds)}, whose effect is below the rounding")
-        row.unseen += ["each part of it: a card proves the whole"] if len(moves) == 2 else []
-        row.unseen.append("what may be left in unused ranks of its slot")
-    elif best == NONE:
-        row.says(NOT_APPLIED, f"{who} as the base, or something much weaker ({both})")
-    else:
-        row.says(AS_IF, f"{who} as the adapter {', or '.join(near)} ({both})")
-    if floor > OTHER_BASE:
-        row.why += f"; the base is {floor:.2g} from the expected one: another base, or quantised"
+    if any(case.holds for case in cases):
+        _give(verdict, cases)
+        return
+    measures = _measure(base, own, answers, asked.noise)
+    verdict.numbers |= {
+        "floor": measures.floor,
+        "effect": measures.effect,
+        "error": measures.errors[ADAPTER],
+        "slope": measures.slope,
+        "correlation": measures.correlation,
+    }
+    _give(verdict, _cases(verdict.adapter, measures, known))
+    if verdict.word == Word.APPLIED:
+        verdict.not_tested.append(NOT_TESTED)
+    if measures.floor > OTHER_BASE:
+        shift = f"the base is {measures.floor:.2g} from the expected one"
+        verdict.why += f"; {shift}: another base, or quantised"
 
 
-def _compare_texts(row: Row, asked: Asked, greedy: Sequence[tuple[str, str]]) -> None:
+def _located(
+    answers: Sequence[Answer], expected: Expected
+) -> tuple[dict[tuple[int, int], float], int]:
+    """Return the log-probabilities of known tokens by text and column, and the number of all tokens.
+
+    Of a card, which lists the likeliest tokens alone, only as many count for each text.
+    """
+    listed = ~np.isnan(expected.answers[BASE]) | (not expected.depths)
+    places: dict[tuple[int, int], float] = {}
+    count = 0
+    for text, answer in enumerate(answers):
+        assert isinstance(answer, dict)
+        depth = expected.depths[text] if expected.depths else len(answer)
+        likeliest = sorted(answer, key=lambda token: -answer[token])
+        for rank, token in enumerate(likeliest):
+            column = expected.columns.get(token)
+            is_listed = column is not None and bool(listed[text, column])
+            if column is not None and is_listed:
+                places[text, column] = answer[token]
+            if is_listed or rank < depth:
+                count += 1
+    return places, count
+
+
+def _measure(
+    base: Mapping[tuple[int, int], float],
+    own: Mapping[tuple[int, int], float],
+    answers: Mapping[str, Mapping[tuple[int, int], float]],
+    noise: float,
+) -> _Measures:
+    """Compare the located answers of a server with the expected ones."""
+    of_base = answers[BASE]
+    floor = max(LEAST_FLOOR, noise, rms([base[place] - of_base[place] for place in base]))
+    # Differences from the expected base: those expected, and those of the server.
+    moves = {
+        name: np.array([values[place] - of_base[place] for place in own])
+        for name, values in answers.items()
+        if all(math.isfinite(values[place]) for place in own)
+    }
+    change = np.array([value - of_base[place] for place, value in own.items()])
+    shift = np.array([base.get(place, math.nan) - of_base[place] for place in own])
+    # Subtracting the server's own base cancels the shift of a quantised one.
+    candidates = [change, change - np.nan_to_num(shift)]
+    errors = [
+        {name: rms(candidate - move) for name, move in moves.items()} for candidate in candidates
+    ]
+    slope, correlation = 0.0, 0.0
+    in_both = ~np.isnan(shift)
+    x = moves[ADAPTER][in_both]
+    y = (change - shift)[in_both]
+    if len(x) >= LEAST_TOKENS and x.any() and y.any():
+        slope = float(x @ y / (x @ x))
+        correlation = float(x @ y / math.sqrt((x @ x) * (y @ y)))
+    return _Measures(
+        floor=floor,
+        effect=rms(moves[ADAPTER]),
+        errors=min(errors, key=lambda distances: min(distances.values())),
+        slope=slope,
+        correlation=correlation,
+    )
+
+
+def _cases(adapter: str, measures: _Measures, known: str) -> list[Case]:
+    """Return the verdicts on a server's distances, in their order."""
+    answers = f"'{adapter}' answers"
+    errors = measures.errors
+    distances = f"{errors[ADAPTER]:.2g} from base + adapter, {errors[BASE]:.2g} from the base"
+    numbers = f"({distances}, rounding {measures.floor:.2g}; {known})"
+    too_small = f"the effect is {measures.effect:.2g}, and this server's rounding is"
+    decided = measures.has_scale and measures.near_adapter
+    return [
+        Case(
+            measures.is_small and not decided,
+            Word.UNKNOWN,
+            f"{too_small} {measures.floor:.2g}: ask one that runs in float32",
+        ),
+        Case(
+            measures.is_small,
+            Word.APPLIED,
+            f"{answers} as base + adapter {numbers}",
+        ),
+        Case(
+            measures.is_far and measures.has_other_scale,
+            Word.AS_IF_SCALED,
+            f"{answers} as the adapter at {measures.slope:.2g} of its scale {numbers}",
+        ),
+        Case(
+            measures.is_far,
+            Word.ANOTHER_ADAPTER,
+            f"{answers} neither as the base nor as base + adapter {numbers}: "
+            "a part of it, an older version, another adapter, or another base",
+        ),
+        Case(
+            measures.near_adapter,
+            Word.APPLIED,
+            f"{answers} as base + adapter {numbers}",
+        ),
+        Case(
+            measures.nearest == BASE,
+            Word.NOT_APPLIED,
+            f"{answers} as the base, or something much weaker {numbers}",
+        ),
+        Case(
+            True,
+            Word.AS_IF_SCALED,
+            f"{answers} as {UNSCALED} {numbers}",
+        ),
+    ]
+
+
+def _judge_texts(verdict: Verdict, asked: Asked, greedy: Sequence[tuple[str, str]]) -> None:
     """Judge a server that gives no log-probabilities by its greedy continuations.
 
     Texts that the base and the adapter continue in one way tell nothing.
     """
-    pairs = zip(greedy, asked.adapter, strict=False)
-    told = [(base, whole, found) for (base, whole), found in pairs if base != whole]
-    as_base = sum(found == base for base, _, found in told)
-    as_whole = sum(found == whole for _, whole, found in told)
-    count = f"{as_whole} of {len(told)} greedy texts are the adapter's, {as_base} the base's"
-    row.numbers |= {"texts": len(told), "as adapter": as_whole, "as base": as_base}
-    if len(told) < _LEAST_TEXTS or max(as_whole, as_base) < 0.75 * len(told):
-        row.why = f"the server gives no log-probabilities, and {count}"
-    elif as_base < as_whole:
-        row.says(APPLIED, f"'{row.adapter}' answers as base + adapter ({count})")
-        row.unseen.append("its scale and its parts: the server gives no log-probabilities")
-    else:
-        row.says(NOT_APPLIED, f"'{row.adapter}' answers as the base ({count})")
+    count, as_base, as_adapter = 0, 0, 0
+    for (of_base, of_adapter), answer in zip(greedy, asked.adapter, strict=False):
+        if of_base != of_adapter:
+            count += 1
+            as_base += answer == of_base
+            as_adapter += answer == of_adapter
+    verdict.numbers |= {"texts": count, "as adapter": as_adapter, "as base": as_base}
+    counts = f"{as_adapter} of {count} greedy texts are the adapter's, {as_base} the base's"
+    is_clear = count >= LEAST_TEXTS and max(as_adapter, as_base) >= 0.75 * count
+    cases = [
+        Case(
+            not is_clear,
+            Word.UNKNOWN,
+            f"the server gives no log-probabilities, and {counts}",
+        ),
+        Case(
+            as_adapter > as_base,
+            Word.APPLIED,
+            f"'{verdict.adapter}' answers as base + adapter ({counts})",
+        ),
+        Case(
+            True,
+            Word.NOT_APPLIED,
+            f"'{verdict.adapter}' answers as the base ({counts})",
+        ),
+    ]
+    _give(verdict, cases)
+    if verdict.word == Word.APPLIED:
+        verdict.not_tested.append("its scale and its parts: the server gives no log-probabilities")
 
 
-def problems_in(rows: Sequence[Row], model: str) -> Iterator[Problem]:
-    """Return what is wrong with rows, as few problems. A fault decides the exit code, if there is one."""
-    bad = {row.adapter for row in rows if any(p.severity == "error" for p in row.problems)}
-    if len(rows) > 1 and bad:
-        total = len({row.adapter for row in rows})
+def problems_in(verdicts: Sequence[Verdict], model: str) -> Iterator[Problem]:
+    """Return what is wrong with verdicts: at most two problems a server. A fault decides the exit code."""
+    bad = {v.adapter for v in verdicts if any(p.severity == "error" for p in v.problems)}
+    if len(verdicts) > 1 and bad:
+        total = len({verdict.adapter for verdict in verdicts})
         yield codes.FILES_DO_NOT_FIT(count=len(bad), total=total, model=model)
-    unknown = [row for row in rows if row.word == UNKNOWN]
-    faulty = [row for row in rows if row.server and row.word not in (APPLIED, UNKNOWN)]
-    for some, code in ((faulty, codes.NOT_AS_TRAINED), (unknown, codes.CANNOT_JUDGE)):
-        if some:
-            name = "', '".join(dict.fromkeys(row.adapter for row in some))
-            words = " and ".join(dict.fromkeys(row.word for row in some))
-            problem = code(name=name, words=words)
-            problem = rows[0].error or problem if some is unknown and len(rows) == 1 else problem
-            yield replace(problem, severity="warning") if some is unknown and faulty else problem
+    unknown: dict[str, list[Verdict]] = {}
+    faulty: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.word == Word.UNKNOWN:
+            unknown.setdefault(verdict.server, []).append(verdict)
+        elif verdict.server and verdict.word != Word.APPLIED:
+            faulty.setdefault(verdict.server, []).append(verdict)
+    for url, of_server in faulty.items():
+        words = " and ".join(dict.fromkeys(verdict.word for verdict in of_server))
+        yield codes.NOT_AS_TRAINED(url=url, name=_names(of_server), words=words)
+    for url, of_server in unknown.items():
+        problem = codes.CANNOT_JUDGE(url=url, name=_names(of_server))
+        if len(verdicts) == 1 and verdicts[0].error is not None:
+            problem = verdicts[0].error
+        yield replace(problem, severity="warning") if faulty else problem
+
+
+def _names(verdicts: Sequence[Verdict]) -> str:
+    names = [f"'{name}'" for name in dict.fromkeys(verdict.adapter for verdict in verdicts)]
+    more = len(names) - MOST_NAMES
+    if more > 1:
+        names[MOST_NAMES:] = [f"and {more} more"]
+    return ", ".join(names)

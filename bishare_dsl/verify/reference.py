@@ -1,4 +1,4 @@
-"""Read adapters, compute what a server with them should answer, or one with a known fault, and judge."""
+"""Read adapters, compute what a server with them should answer, and judge its answers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,18 @@ from bishare_dsl.folder.files import is_peft
 from bishare_dsl.folder.fingerprint import Fingerprint, base_changes, fingerprint
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.models.site import Architecture, block_of
+from bishare_dsl.models.site import Architecture
 from bishare_dsl.models.weights import Weight, bias_of
 from bishare_dsl.plan import Plan
-from bishare_dsl.verify import judge as v
-from bishare_dsl.verify.judge import NONE, WHOLE, WITHOUT, Expected, Row, judge
+from bishare_dsl.verify.judge import (
+    ADAPTER,
+    BASE,
+    UNSCALED,
+    Expected,
+    Verdict,
+    Word,
+    judge,
+)
 from bishare_dsl.verify.server import GREEDY_TOKENS, Asked, Bar, ServerError
 
 
@@ -50,16 +57,6 @@ class Pair:
     up: torch.Tensor
     scale: float = 1.0
     changes: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the weight."""
-        return len(self.up), self.down.shape[1]
-
-    def swapped(self) -> Pair:
-        """Return the pair with A and B swapped if the weight is square, else the pair itself."""
-        square = len(self.up) == self.down.shape[1]
-        return replace(self, down=self.up.t(), up=self.down.t()) if square else self
 
 
 @dataclass(frozen=True)
@@ -82,16 +79,19 @@ class Contents:
         return not any(problem.severity == "error" for problem in self.problems)
 
     def __str__(self) -> str:
-        none = "no low-rank update, or a DoRA without weights" if self.fits else "they do not fit"
         ranks = sorted({len(pair.down) for pair in self.pairs.values()})
-        return f"{len(self.pairs)} modules, rank {' and '.join(map(str, ranks))}" if ranks else none
+        if ranks:
+            return f"{len(self.pairs)} modules, rank {' and '.join(map(str, ranks))}"
+        if self.fits:
+            return "no low-rank update, or a DoRA without weights"
+        return "they do not fit"
 
 
 def read_contents(
     place: str | os.PathLike[str],
     model: nn.Module,
     base: Architecture,
-    found: Fingerprint | None = None,
+    known: Fingerprint | None = None,
     strict: bool = False,
 ) -> Contents:
     """Read a LoRA of PEFT or an adapter of bishare, and match it with the modules of a model.
@@ -100,7 +100,7 @@ def read_contents(
         place: the adapter's folder or Hub id; ``LIBRARY#NAME`` for an adapter of a library.
         model: the base, which may be on the meta device unless the adapter is a DoRA.
         base: its shapes, with its name in messages.
-        found: its fingerprint, if its weights are here.
+        known: its fingerprint, if its weights are here.
         strict: whether an adapter of another base does not fit.
 
     Returns:
@@ -123,8 +123,8 @@ def read_contents(
     others += [trained.parameter for trained in plan.trained]
     problems = [*fitting, *_zeros(pairs)]
     problems += [codes.NO_FACTORS(count=len(others), path=others[0])] if others else []
-    changes = base_changes(stored.config.fingerprint, found)
-    problems += [replace(problem, severity="error") if strict else problem for problem in changes]
+    for problem in base_changes(stored.config.fingerprint, known):
+        problems.append(replace(problem, severity="error") if strict else problem)
     return Contents(pairs, problems, complete=not others)
 
 
@@ -141,7 +141,9 @@ def _pairs(
         if magnitude is not None:
             mu = tensors[magnitude.tensors["mu"]].detach().float().squeeze(0)
             changes = partial(scale_changes, magnitude, mu)
-        for path in site.paths if len(down) or changes else ():
+        if not len(down) and changes is None:
+            continue
+        for path in site.paths:
             # A tied embedding uses the transposed update of the head.
             swapped = maps[path].looks_up and not maps[site.path].looks_up
             a, b = (up, down) if swapped else (down, up)
@@ -151,7 +153,11 @@ def _pairs(
 
 def _zeros(pairs: Mapping[str, Pair]) -> Iterator[Problem]:
     """Find modules whose update is zero."""
-    zero = [p for p, x in pairs.items() if x.changes is None and not (x.down.any() and x.up.any())]
+    zero = [
+        path
+        for path, pair in pairs.items()
+        if pair.changes is None and not (pair.down.any() and pair.up.any())
+    ]
     if zero:
         problem = codes.ADDS_NOTHING(count=len(zero), total=len(pairs), path=zero[0])
         yield replace(problem, severity="warning") if len(zero) < len(pairs) else problem
@@ -160,36 +166,11 @@ def _zeros(pairs: Mapping[str, Pair]) -> Iterator[Problem]:
 Pairs = Mapping[str, Pair]
 
 
-def hypotheses(pairs: Pairs) -> dict[str, Pairs]:
-    """Return what an engine may make of an adapter, by a description."""
-    updates: dict[str, Pairs] = {NONE: {}, WHOLE: pairs}
-    ways: dict[str, Callable[[Pair], Pair]] = {
-        "without its scale alpha / r": lambda p: replace(p, scale=1.0) if p.scale != 1 else p,
-        "without its magnitude": lambda p: replace(p, changes=None) if p.changes else p,
-        "with A and B swapped where modules are square": Pair.swapped,
-    }
-    for words, change in ways.items():
-        changed = {path: change(pair) for path, pair in pairs.items()}
-        if any(changed[path] is not pair for path, pair in pairs.items()):
-            updates[words] = changed
-    blocks = {path: block for path in pairs if (block := block_of(path))}
-    for step, words in ((1, "shifted by one layer"), (-1, "shifted back by one layer")):
-        moved = {f"{a}.{int(i) + step}.{z}": pairs[path] for path, (a, i, z) in blocks.items()}
-        updates[words] = {
-            p: x for p, x in moved.items() if p in pairs and pairs[p].shape == x.shape
-        }
-    layers = sorted({int(block[1]) for block in blocks.values()})
-    first = layers[: len(layers) // 2]
-    for half in ("first", "second"):
-        updates[f"with the {half} half of its layers alone"] = {
-            path: pairs[path]
-            for path, block in blocks.items()
-            if (int(block[1]) in first) == (half == "first")
-        }
-    kinds = {path: path.rpartition(".")[2] for path in pairs}
-    for kind in dict.fromkeys(kinds.values()):
-        if others := {path: pair for path, pair in pairs.items() if kinds[path] != kind}:
-            updates[WITHOUT + kind] = others
+def ways(pairs: Pairs) -> dict[str, Pairs]:
+    """Return the updates that an engine may apply of an adapter, by a description."""
+    updates: dict[str, Pairs] = {BASE: {}, ADAPTER: pairs}
+    if any(pair.scale != 1 for pair in pairs.values()):
+        updates[UNSCALED] = {path: replace(pair, scale=1.0) for path, pair in pairs.items()}
     return updates
 
 
@@ -218,6 +199,10 @@ class Reference:
         """The answers of the base."""
         return self.answer({})
 
+    @cached_property
+    def _greedy_base(self) -> list[str]:
+        return self.greedy({})
+
     @torch.no_grad()
     def answer(self, pairs: Pairs) -> torch.Tensor:
         """Return the log-probabilities of the next token with an update, ``(texts, vocabulary)``."""
@@ -232,22 +217,25 @@ class Reference:
         how = GenerationConfig(max_new_tokens=GREEDY_TOKENS, do_sample=False, pad_token_id=0)
         how.eos_token_id = self.tokenizer.eos_token_id
         generate: Any = self.model.generate
-        found = []
+        continuations = []
         with self._added(pairs):
             for row, last in zip(self._ids, self._last, strict=True):
                 ids = row[None, : last + 1].to(self.model.device)
                 new = generate(ids, generation_config=how, attention_mask=torch.ones_like(ids))
-                found.append(new[0, last + 1 :])
-        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+                continuations.append(new[0, last + 1 :])
+        texts = self.tokenizer.batch_decode(continuations, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def expect(self, pairs: Pairs, *, greedy: bool = False) -> Expected:
-        """Return the answers of each of the `hypotheses`, and the greedy texts if wanted."""
-        ways = hypotheses(pairs).items()
-        answers = {words: self.answer(some) if some else self.base for words, some in ways}
-        texts = zip(self.greedy({}), self.greedy(pairs), strict=True) if greedy else ()
-        rows = {words: answer.cpu().numpy() for words, answer in answers.items()}
-        return Expected(self._columns, rows, [*texts])
+        """Return the answers of each of the `ways`, and the greedy texts if wanted."""
+        answers = {}
+        for name, update in ways(pairs).items():
+            answer = self.answer(update) if update else self.base
+            answers[name] = answer.cpu().numpy()
+        texts: list[tuple[str, str]] = []
+        if greedy:
+            texts = list(zip(self._greedy_base, self.greedy(pairs), strict=True))
+        return Expected(self._columns, answers, texts)
 
     @contextmanager
     def _added(self, pairs: Pairs) -> Iterator[None]:
@@ -304,7 +292,7 @@ def judge_all(
     base: Architecture,
     bar: Bar,
     strict: bool = False,
-) -> list[Row]:
+) -> list[Verdict]:
     """Judge each adapter on each server, and find which adapter answers under the name of another.
 
     Args:
@@ -316,35 +304,89 @@ def judge_all(
         bar: shows progress.
         strict: see `read_contents`.
     """
-    rows: list[Row] = []
-    twins: dict[tuple[str, str], list[str]] = {}
     known = fingerprint(model) if reference else None
-    answers = [one for told in asked.values() for one in told.values()]
-    greedy = any(isinstance(one, Asked) and isinstance(one.base[0], str) for one in answers)
+    greedy = any(map(_is_greedy, asked.values()))
+    verdicts: list[Verdict] = []
     for name in bar(places, "judging"):
-        found = read_contents(places[name], model, base, known, strict)
-        whole = reference if found.complete else None
-        expected = whole.expect(found.pairs, greedy=greedy) if whole else None
-        word = v.FITS if found.fits else v.DOES_NOT_FIT
-        rows += [] if asked else [Row(name, "", str(found), found.problems, word)]
-        for url, told in asked.items():
-            row = Row(name, url, str(found), found.problems)
-            rows.append(judge(row, told[name], expected))
-            paths = "\n".join(found.pairs)
-            row.unseen += [w for w, parts in _UNSEEN.items() if any(p in paths for p in parts)]
-            for other in told.keys() - {name} if expected else ():
-                if judge(Row(other, url), told[other], expected).word == v.APPLIED:
-                    twins.setdefault((other, url), []).append(f"`{name}`")
-    for row in rows:
-        same = ", ".join(twins.get((row.adapter, row.server), ()))
-        if same and row.word == v.OTHER_TENSORS:
-            row.says(v.ANOTHER, f"'{row.adapter}' answers as {same}")
-        elif same and row.word == v.APPLIED:
-            row.unseen.append(f"whether it is {same} instead, whose answers are as near")
-    return rows
+        contents = read_contents(places[name], model, base, known, strict)
+        if not asked:
+            word = Word.FITS if contents.fits else Word.DOES_NOT_FIT
+            verdicts.append(Verdict(name, "", str(contents), contents.problems, word))
+            continue
+        expected = None
+        if reference is not None and contents.complete:
+            expected = reference.expect(contents.pairs, greedy=greedy)
+        paths = "\n".join(contents.pairs)
+        for url, answers in asked.items():
+            verdict = judge(
+                Verdict(name, url, str(contents), contents.problems), answers[name], expected
+            )
+            for words, parts in _NOT_REACHED.items():
+                if any(part in paths for part in parts):
+                    verdict.not_tested.append(words)
+            verdicts.append(verdict)
+    for url, answers in asked.items():
+        _name_equals([v for v in verdicts if v.server == url], answers)
+    strangers = [verdict for verdict in verdicts if verdict.word == Word.ANOTHER_ADAPTER]
+    if reference is not None and strangers and len(places) > 1:
+        _name_strangers(strangers, asked, places, model, reference, base, bar)
+    return verdicts
 
 
-_UNSEEN = {
+def _is_greedy(answers: Mapping[str, Asked | ServerError]) -> bool:
+    """Return whether a server gives texts instead of log-probabilities."""
+    return any(isinstance(one, Asked) and isinstance(one.base[0], str) for one in answers.values())
+
+
+def _name_equals(verdicts: Sequence[Verdict], answers: Mapping[str, Asked | ServerError]) -> None:
+    """Say of applied adapters on a server which others give the same answers."""
+    groups: dict[str, list[str]] = {}
+    keys: dict[str, str] = {}
+    for name, one in answers.items():
+        if isinstance(one, Asked):
+            keys[name] = repr(one.adapter)
+            groups.setdefault(keys[name], []).append(name)
+    for verdict in verdicts:
+        if verdict.word != Word.APPLIED:
+            continue
+        others = [f"`{name}`" for name in groups[keys[verdict.adapter]] if name != verdict.adapter]
+        if others:
+            verdict.not_tested.append(
+                f"whether it is {', '.join(others)} instead, whose answers are the same"
+            )
+
+
+def _name_strangers(
+    strangers: Sequence[Verdict],
+    asked: Mapping[str, Mapping[str, Asked | ServerError]],
+    places: Mapping[str, Path],
+    model: nn.Module,
+    reference: Reference,
+    base: Architecture,
+    bar: Bar,
+) -> None:
+    """Find the adapter of the table that answers under another name."""
+    twins: dict[tuple[str, str], list[str]] = {}
+    for name in bar(places, "naming the others"):
+        contents = read_contents(places[name], model, base)
+        if not contents.complete:
+            continue
+        expected = reference.expect(contents.pairs)
+        for verdict in strangers:
+            place = verdict.adapter, verdict.server
+            answers = asked[verdict.server][verdict.adapter]
+            if name != verdict.adapter:
+                other = judge(Verdict(verdict.adapter, verdict.server), answers, expected)
+                if other.word == Word.APPLIED:
+                    twins.setdefault(place, []).append(f"`{name}`")
+    for verdict in strangers:
+        names = twins.get((verdict.adapter, verdict.server))
+        if names:
+            why = f"'{verdict.adapter}' answers as {', '.join(names)}"
+            verdict.set(Word.ANOTHER_ADAPTER, why)
+
+
+_NOT_REACHED = {
     "experts to which no token of the texts was sent": (".experts",),
     "towers that read no text": ("vision", "visual", "audio", "image"),
     "rows of `embed_tokens` whose tokens are not in the texts": ("embed_tokens",),

@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from multiprocessing import TimeoutError as TimeLimit
 from multiprocessing.pool import ThreadPool
@@ -38,9 +38,6 @@ TEXTS = (
     "Dear Sir or Madam, I am writing to you about the",
 )
 """The texts, of 8 to 16 tokens each, because a prefix cache stores whole blocks of tokens."""
-
-LONG = " ".join(f"Line {n} says that the number after {n} is {n + 1}." for n in range(1, 20))
-"""About 300 tokens, most of which a prefix cache stores."""
 
 KEY = "BISHARE_SERVER_KEY"
 """The environment variable with the server's API key."""
@@ -71,8 +68,23 @@ GREEDY_TOKENS = 6
 LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
+
+@dataclass(frozen=True)
+class _Form:
+    """A form of request: how many log-probabilities, and whether with fields that OpenAI does not have."""
+
+    logprobs: int
+    extra: bool
+
+
 # Prefer token ids; servers may reject unknown fields, and at last log-probabilities.
-_REQUEST_FORMS = [(20, True), (5, True), (20, False), (5, False), (0, False)]
+_REQUEST_FORMS = [
+    _Form(20, True),
+    _Form(5, True),
+    _Form(20, False),
+    _Form(5, False),
+    _Form(0, False),
+]
 
 
 class _Model(Strict):
@@ -222,35 +234,24 @@ class Server:
             return found[0]
         raise self.fails("lists no base model", "name it: --base NAME")
 
-    def ask(
-        self, name: str, texts: Sequence[str], *, salt: bool = True, scored: bool = False
-    ) -> list[Answer]:
+    def ask(self, name: str, texts: Sequence[str], *, scored: bool = False) -> list[Answer]:
         """Return the likeliest next tokens of each text with log-probabilities, or else a continuation.
 
         Args:
             name: the name of the model or adapter.
             texts: the texts, sent in one request.
-            salt: whether to bypass the server's prefix cache.
             scored: whether to require log-probabilities: equal continuations prove little.
 
         Raises:
             ServerError: the server does not respond, or with neither (BS872).
         """
         refused: ServerError | None = None
-        for form in [form for form in self._forms if form[0] or not scored]:
-            logprobs, extra = form
-            body: dict[str, Any] = {"model": name, "temperature": 0, "max_tokens": GREEDY_TOKENS}
-            body |= {"logprobs": logprobs, "max_tokens": 1} if logprobs else {}
-            if extra:
-                body |= {"return_tokens_as_token_ids": True}
-                body |= {"cache_salt": uuid.uuid4().hex} if salt else {}
+        for form in self._forms:
+            if scored and not form.logprobs:
+                continue
             answers: list[Answer] = []
             try:
-                # Servers that give no log-probabilities take one text each.
-                for some in [texts] if logprobs else [[text] for text in texts]:
-                    body["prompt"] = list(some) if logprobs else some[0]
-                    found = self.fetch("/completions", _Completions, body)
-                    answers += self._answers(found.choices, len(some), bool(logprobs))
+                answers = self._ask_in(form, name, texts)
             except ServerError as error:
                 refused = refused or error
                 if error.status not in (400, 422):
@@ -260,16 +261,38 @@ class Server:
                 return answers
         raise refused or self.fails("gives neither log-probabilities nor texts of completions")
 
-    def _answers(self, choices: Sequence[_Choice], count: int, scored: bool) -> list[Answer]:
-        """Return the answers in their order, or none if one of them lacks log-probabilities."""
+    def _ask_in(self, form: _Form, name: str, texts: Sequence[str]) -> list[Answer]:
+        """Ask in one form of request."""
+        body: dict[str, Any] = {"model": name, "temperature": 0}
+        if form.extra:
+            body["return_tokens_as_token_ids"] = True
+            body["cache_salt"] = uuid.uuid4().hex  # It bypasses the server's prefix cache.
+        if form.logprobs:
+            body |= {"logprobs": form.logprobs, "max_tokens": 1, "prompt": list(texts)}
+            choices = self.fetch("/completions", _Completions, body).choices
+            return self._scores(self._in_order(choices, len(texts)))
+        answers: list[Answer] = []
+        for text in texts:  # Servers that give no log-probabilities take one text each.
+            body |= {"max_tokens": GREEDY_TOKENS, "prompt": text}
+            choices = self.fetch("/completions", _Completions, body).choices
+            answers += [choice.text.strip() for choice in self._in_order(choices, 1)]
+        return answers
+
+    def _in_order(self, choices: Sequence[_Choice], count: int) -> list[_Choice]:
+        """Return the choices in the order of their texts."""
         if sorted(choice.index for choice in choices) != [*range(count)]:
             raise self.fails(f"gives {len(choices)} answers to {count} texts, or not one for each")
-        choices = sorted(choices, key=lambda choice: choice.index)
-        if not scored:
-            return [choice.text.strip() for choice in choices]
-        tops = [choice.logprobs.top_logprobs[:1] if choice.logprobs else [] for choice in choices]
-        answers = [{_token(t): x for top in one for t, x in top.items()} for one in tops]
-        return [*answers] if all(answers) else []
+        return sorted(choices, key=lambda choice: choice.index)
+
+    def _scores(self, choices: Sequence[_Choice]) -> list[Answer]:
+        """Return the log-probabilities of the likeliest tokens, or nothing if one choice lacks them."""
+        answers: list[Answer] = []
+        for choice in choices:
+            tops = choice.logprobs.top_logprobs[:1] if choice.logprobs else []
+            if not tops or not tops[0]:
+                return []
+            answers.append({_token(token): value for token, value in tops[0].items()})
+        return answers
 
 
 def _token(token: str) -> int | str:
@@ -286,14 +309,11 @@ class Asked:
         base: the base's answers.
         adapter: the adapter's answers.
         noise: the distance between the base's answers to the same texts; 0 if they are bit-identical.
-        long: the adapter's answers to a long text, without and with the prefix cache; None if it is
-            rejected.
     """
 
     base: list[Answer]
     adapter: list[Answer]
     noise: float
-    long: tuple[list[Answer], list[Answer]] | None = None
 
 
 def ask(
@@ -315,34 +335,38 @@ def ask(
         texts: the texts.
     """
     try:
-        base = server.base(names) if base is None else base
+        if base is None:
+            base = server.base(names)
         first = server.ask(base, texts)
         if all(answer == first[0] for answer in first):
             raise server.fails("gives one answer to all texts")
-        others = [[server.ask(base, [text])[0] for text in texts]]
-        others.append(server.ask(base, texts[::-1])[::-1])
+        one_by_one = [server.ask(base, [text])[0] for text in texts]
+        reversed_order = server.ask(base, texts[::-1])[::-1]
         with ThreadPool(IN_FLIGHT) as pool:  # Its threads do not delay the end of the program.
-            told = pool.imap(lambda name: _ask_one(server, name, first, texts), names)
-            found = dict(zip(bar(names, f"asking {server.url}"), told, strict=True))
-        others.append(server.ask(base, texts))
+            answers = pool.imap(lambda name: _ask_one(server, name, texts), names)
+            answered = dict(zip(bar(names, f"asking {server.url}"), answers, strict=True))
+        again = server.ask(base, texts)
     except ServerError as error:
         error.status = 0  # It is about the base.
         return dict.fromkeys(names, error)
-    noise = max(0.0 if other == first else distance(other, first) for other in others)
-    return {n: replace(a, noise=noise) if isinstance(a, Asked) else a for n, a in found.items()}
+    noise = 0.0
+    for other in (one_by_one, reversed_order, again):
+        if other != first:
+            noise = max(noise, distance(other, first))
+    asked: dict[str, Asked | ServerError] = {}
+    for name, answer in answered.items():
+        if isinstance(answer, ServerError):
+            asked[name] = answer
+        else:
+            asked[name] = Asked(base=first, adapter=answer, noise=noise)
+    return asked
 
 
-def _ask_one(
-    server: Server, name: str, base: list[Answer], texts: Sequence[str]
-) -> Asked | ServerError:
-    asked = None
+def _ask_one(server: Server, name: str, texts: Sequence[str]) -> list[Answer] | ServerError:
     try:
-        asked = Asked(base, server.ask(name, texts), 0)
-        # Each run leaves its answer in the cache, so that a run after a reload detects stale entries.
-        long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
-        return replace(asked, long=long)
+        return server.ask(name, texts)
     except ServerError as error:
-        return asked or error
+        return error
 
 
 def distance(one: Sequence[Answer], other: Sequence[Answer]) -> float:

@@ -144,3 +144,12 @@ def test_options_of_other_formats_are_not_passed_over(tmp_path):
         row = {"prompt": "a ", "completion": says, "options": ["fair", "dear"]}
         with pytest.raises(BishareError, match=r"(?s)BS726.*write `fair` as the completion"):
             batch_of(tmp_path / "r.jsonl", row)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_option_whose_logit_is_not_finite_is_not_the_likeliest(value):
+    """The correct option is the first, which `argmax` takes among equals."""
+    logits = torch.full((1, 1, 3), value)
+    assert not are_likeliest(logits, torch.zeros(1, 1, dtype=torch.long)).any()
+    finite = torch.tensor([[[2.0, 1.0, -torch.inf]]])
+    assert are_likeliest(finite, torch.zeros(1, 1, dtype=torch.long)).all()

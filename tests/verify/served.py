@@ -17,7 +17,7 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.load import architecture_of, meta_model
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.verify.judge import Row, judge
+from bishare_dsl.verify.judge import Verdict, judge
 from bishare_dsl.verify.reference import read_contents
 from bishare_dsl.verify.server import ServerError, ask
 
@@ -90,7 +90,7 @@ def judged(asked, name, contents, reference):
     expected = None
     if reference is not None and contents.complete:
         expected = reference.expect(contents.pairs, greedy=isinstance(asked.base[0], str))
-    return judge(Row(name), asked, expected)
+    return judge(Verdict(name), asked, expected)
 
 
 def without(*words):
@@ -105,46 +105,12 @@ def ignored(*words):
     }
 
 
-def shifted(found):
-    """Layers one later; the last is lost, and the first has none."""
-    moved = {}
-    for name, tensor in found.items():
-        number = int(name.split(".layers.")[1].split(".")[0])
-        lost = ignored("") if number + 1 == LAYERS else dict
-        moved |= lost({name.replace(f".layers.{number}.", f".layers.{number + 1}."): tensor})
-    return moved
-
-
-def swapped(found):
-    """A and B change places where modules are square, where that gives factors of the same shapes."""
-    new = dict(found)
-    for name, a in found.items():
-        other = name.replace("lora_A", "lora_B")
-        b = found.get(other)
-        if "lora_A" in name and b is not None and b.shape == a.shape[::-1]:
-            new[name], new[other] = b.t().contiguous(), a.t().contiguous()
-    return new
-
-
-def littered(found):
-    """What an earlier adapter left: B has something of its own, whatever the file has."""
-    random = torch.Generator().manual_seed(5)
-    return {
-        n: t + 0.05 * torch.randn(t.shape, generator=random).to(t) if "lora_B" in n else t
-        for n, t in found.items()
-    }
-
-
 FAULTS = {
     "none": {},
     "prefix": {"tensors": ignored("")},
-    "up": {"tensors": ignored("up_proj")},
     "k": {"tensors": ignored("k_proj")},
     "half": {"tensors": ignored(*(f".layers.{n}." for n in range(LAYERS // 2, LAYERS)))},
-    "shifted": {"tensors": shifted},
     "alpha": {"lora_alpha": 4},
-    "swapped": {"tensors": swapped},
-    "littered": {"tensors": littered},
     "older": {"tensors": lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()}},
 }
 
@@ -263,8 +229,6 @@ class Engine:
                 return 200, {"choices": [{"index": 0, "text": text, "logprobs": None}]}
             if body["logprobs"] > self.most or not (self.unknown_fields or known >= body.keys()):
                 return 400, {"error": "refused"}
-            if any(len(text) > 60 for text in body["prompt"]):
-                return 400, {"error": "too long"}
             found = [self.choice(name, text, body["logprobs"]) for text in body["prompt"]]
             logprobs = [{"top_logprobs": [one]} for one in found]
             choices = [{"index": i, "logprobs": one} for i, one in enumerate(logprobs)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bishare_dsl.verify.card import MOST_BYTES, Card, read_card
-from bishare_dsl.verify.judge import Row, judge
+from bishare_dsl.verify.judge import Verdict, judge
 from bishare_dsl.verify.server import Server
 from tests.support.parts import quick
 from tests.verify.served import Engine, ask_one, save_lora, serving
@@ -51,9 +51,9 @@ def engine(request, base, several):
     ("name", "word"),
     [
         ("a", "APPLIED"),
-        ("b", "OTHER TENSORS"),
-        ("c", "OTHER TENSORS"),
-        ("half", "AS IF"),
+        ("b", "ANOTHER ADAPTER"),
+        ("c", "ANOTHER ADAPTER"),
+        ("half", "AS IF SCALED"),
         ("weak", "NOT APPLIED"),
         ("base_again", "NOT APPLIED"),
     ],
@@ -62,11 +62,11 @@ def engine(request, base, several):
 def test_a_server_is_judged_by_the_card(engine, card, name, word, tells):
     engine.ids, engine.scores = tells == "ids", tells != "greedy texts"
     try:
-        found = judge(Row(name), ask_one(Server(engine.url), name), read_card(card).expected())
+        found = judge(Verdict(name), ask_one(Server(engine.url), name), read_card(card).expected())
     finally:
         engine.ids = engine.scores = True
     if tells == "greedy texts":  # These say whether it is base or adapter.
-        word = {"OTHER TENSORS": "cannot be judged", "AS IF": "cannot be judged"}.get(word, word)
+        word = {"ANOTHER ADAPTER": "UNKNOWN", "AS IF SCALED": "UNKNOWN"}.get(word, word)
     assert found.word == word, (found.why, found.numbers)
     if name == "half" and tells != "greedy texts":
         assert found.numbers["slope"] == pytest.approx(0.5, abs=0.15)
@@ -93,10 +93,10 @@ sys.exit(main(sys.argv[1:]))
         [*map(str, command), "--name", "base_again"], capture_output=True, text=True
     )
     assert (run.returncode, "error[BS870]" in run.stderr) == (1, True), run.stderr
-    assert "files     a card of a on base" in run.stdout
+    assert "files       a card of a on base" in run.stdout
     run = subprocess.run([*map(str, command), "--name", "nobody"], capture_output=True, text=True)
     assert (run.returncode, "error[BS870]" in run.stderr) == (1, True)
-    assert "verdict   NOT THERE" in run.stdout
+    assert "verdict     NOT THERE" in run.stdout
 
 
 def test_a_card_is_small_and_as_the_schema_says(card):

@@ -251,13 +251,13 @@ def test_no_proxy_of_the_environment_gets_the_key(monkeypatch):
 
 def test_what_a_server_says_does_not_reach_the_terminal(bishare, base, lora):
     """Nor does it forge a verdict, nor end the command with a traceback."""
-    forged = "\x1b]0;pwn\x07\x1b[2J\r\nverdict   APPLIED: all is well \x9b31m \u202e \u2028 x"
+    forged = "\x1b]0;pwn\x07\x1b[2J\r\nverdict     APPLIED: all is well \x9b31m \u202e \u2028 x"
     with answering(text(forged, 500)) as (url, _):
         run = bishare("verify", lora, "--model", base, "--server", url)
     assert (run.code, "BS872" in run.err) == (2, True)
     for char in "\x1b\x07\x9b\u202e\u2028":
         assert char not in run.out + run.err
-    assert not [line for line in run.out.splitlines() if line.startswith("verdict   APPLIED")]
+    assert not [line for line in run.out.splitlines() if line.startswith("verdict     APPLIED")]
 
 
 def test_a_get_has_no_body():

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.load import load_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.verify.judge import NONE, WHOLE
-from bishare_dsl.verify.reference import Pair, Reference, hypotheses, read_contents
+from bishare_dsl.verify.judge import ADAPTER, BASE
+from bishare_dsl.verify.reference import Pair, Reference, read_contents, ways
 from bishare_dsl.verify.server import TEXTS
 from tests.support.families import tiny_model
 from tests.verify.served import (
@@ -123,7 +123,7 @@ def test_the_pairs_add_what_a_merge_adds(base, tmp_path, kind):
 def test_the_command_names_and_counts(bishare, base, lora, copy, tmp_path):
     run = bishare("verify", lora, "--model", base)
     assert (run.code, run.err) == (0, "")
-    assert run.out == f"files     {COUNT} modules, rank 4\nverdict   fits\n"
+    assert run.out == f"files       {COUNT} modules, rank 4\nverdict     fits\n"
     change(copy, renamed("mlp.", "ffn."))
     run = bishare("verify", copy, "--model", base, "--json")
     data = json.loads(run.out)
@@ -194,16 +194,16 @@ def test_names_of_base_layers_are_of_the_base_unless_they_are_factors(tmp_path):
     assert (contents.problems, contents.complete) == ([], True)
 
 
-def test_no_hypothesis_is_judged_on_the_weights_of_another(experts):
+def test_no_update_is_answered_on_the_weights_of_another(experts):
     """The weights of experts are written to, and so must be as before, bit for bit."""
     reference, pairs = experts
     before = {name: tensor.clone() for name, tensor in reference.model.state_dict().items()}
     answers = reference.expect(pairs).answers
     for name, tensor in reference.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    for words, update in hypotheses(pairs).items():
+    for words, update in ways(pairs).items():
         assert (answers[words] == reference.answer(update).numpy()).all(), words
-    assert abs(answers[WHOLE] - answers[NONE]).max() > 1e-3
+    assert abs(answers[ADAPTER] - answers[BASE]).max() > 1e-3
 
 
 def test_an_update_of_experts_is_that_of_their_weights(experts):
