@@ -55,8 +55,11 @@ class Chunk:
     @cached_property
     def variables(self) -> frozenset[Variable]:
         """The tensors that the terms use."""
-        of_roles = (v for term in self.terms for v in term.variables.values())
-        return frozenset(variable for variables in of_roles for variable in variables)
+        used: set[Variable] = set()
+        for term in self.terms:
+            for variables in term.variables.values():
+                used.update(variables)
+        return frozenset(used)
 
 
 def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
@@ -86,25 +89,23 @@ def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
 
 
 def _chunk(family: Family, places: Sequence[Place]) -> Chunk:
-    of = [family.plan.terms_of.get(site.path, ()) for _, site in places]
-    first = places[0][1]
-    return Chunk(
-        tuple(places),
-        tuple(
+    terms_of = family.plan.terms_of
+    _, first = places[0]
+    stacked = []
+    for i, term in enumerate(terms_of.get(first.path, ())):
+        variables = {}
+        for role in term.tensors:
+            names = [terms_of[site.path][i].tensors[role] for _, site in places]
+            adapters = [name for name, _ in places]
+            variables[role] = tuple(map(family.variable, adapters, names))
+        stacked.append(
             StackedTerm(
-                term.share,
-                load_transform(term.transform, term.options),
-                term.rank,
-                Width(first.d_in, first.d_out),
-                term.scale,
-                {
-                    role: tuple(
-                        family.variable(name, terms[i].tensors[role])
-                        for (name, _), terms in zip(places, of, strict=True)
-                    )
-                    for role in term.tensors
-                },
+                share=term.share,
+                transform=load_transform(term.transform, term.options),
+                rank=term.rank,
+                width=Width(first.d_in, first.d_out),
+                scale=term.scale,
+                variables=variables,
             )
-            for i, term in enumerate(of[0])
-        ),
-    )
+        )
+    return Chunk(tuple(places), tuple(stacked))

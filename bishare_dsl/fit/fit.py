@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from bishare_dsl.convert.effective import check_linear, check_low_rank
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.diagnostics.codes.analyse import NO_LEAST_SQUARES
-from bishare_dsl.fit.family import Family, Values
+from bishare_dsl.diagnostics.codes.fit import NO_LEAST_SQUARES
+from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.linear import solve
 from bishare_dsl.fit.pairs import GivenPairs
-from bishare_dsl.fit.problem import Problem
-from bishare_dsl.fit.report import FitReport
+from bishare_dsl.fit.problem import Problem, Squares
 from bishare_dsl.fit.start import leading
 from bishare_dsl.initial.values import check_drawn
 from bishare_dsl.plan import Plan
@@ -33,6 +33,20 @@ _EXACT_ERROR = 1e-9
 """A relative error below float32 resolution."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What a fit gives: float32 tensors of each adapter by their names in the plan, and how far they are.
+
+    ``errors`` are the relative errors of the adapters, ``|dW - fitted| / |dW|`` over all their modules.
+    If not ``apart``, nothing is private to an adapter, and all have the same tensors.
+    """
+
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    errors: Mapping[str, float]
+    error: float
+    apart: bool
+
+
 def fit(
     plan: Plan,
     given: GivenPairs,
@@ -41,12 +55,12 @@ def fit(
     sweeps: int = 30,
     watch: Watch = lambda line: None,
     library: Mapping[str, torch.Tensor] | None = None,
-) -> tuple[Family, Values, FitReport]:
+) -> Fit:
     """Find the tensors of a plan whose updates are nearest to the given updates.
 
     Minimises ``sum_i ||dW_i - sum_terms B^T A||^2`` over the sites of all adapters. No step increases it,
     so the result is never worse than the start. The fit is deterministic. The steps are in float64;
-    the tensors that are returned, and the report on them, are in float32.
+    the tensors that are returned, and their errors, are in float32.
 
     Args:
         plan: the plan of each adapter; tensors in `Plan.common` are fitted to all adapters together.
@@ -73,18 +87,37 @@ def fit(
     else:
         values |= {family.variable("?", name): t.double() for name, t in library.items()}
         problem = Problem(family, given, values, frozenset(library))
-    fitted = [variable for variables in problem.blocks.values() for variable in variables]
-    left, done = problem.distance(fitted), 0
-    report = FitReport(problem.squares(), done)
-    while done < sweeps and report.error > _EXACT_ERROR:
-        for block, variables in problem.blocks.items():
-            steps = solve(problem.gradient(variables), partial(problem.curvature, block))
-            problem.values |= {v: problem.values[v] + step for v, step in steps.items()}
-        before, left, done = left, problem.distance(fitted), done + 1
-        report = FitReport(problem.squares(), done)
-        watch(f"sweep {done}: relative error {100 * report.error:.3g}%")
-        if left > (1 - _LEAST_GAIN * (done >= _LEAST_SWEEPS)) * before:
-            break
+    _descend(problem, sweeps, watch)
     # Report what is saved: float32 changes the products of skew factors.
     problem.values = {v: value.float() for v, value in problem.values.items()}
-    return family, problem.values, FitReport(problem.squares(), done)
+    squares = problem.squares()
+    by_adapter = {name: Squares() for name in family.names}
+    for (name, _), square in squares.items():
+        by_adapter[name] += square
+    return Fit(
+        tensors={name: family.tensors(problem.values, name) for name in family.names},
+        errors={name: square.relative for name, square in by_adapter.items()},
+        error=sum(squares.values(), Squares()).relative,
+        apart=family.apart,
+    )
+
+
+def _descend(problem: Problem, sweeps: int, watch: Watch) -> None:
+    """Improve the values of a problem, a block at a time, until a sweep gains little."""
+    fitted = [variable for variables in problem.blocks.values() for variable in variables]
+    left = problem.distance(fitted)
+    error = sum(problem.squares().values(), Squares()).relative
+    for sweep in range(1, sweeps + 1):
+        if error <= _EXACT_ERROR:
+            return
+        for block, variables in problem.blocks.items():
+            steps = solve(problem.gradient(variables), partial(problem.curvature, block))
+            for variable, step in steps.items():
+                problem.values[variable] = problem.values[variable] + step
+        before = left
+        left = problem.distance(fitted)
+        error = sum(problem.squares().values(), Squares()).relative
+        watch(f"sweep {sweep}: relative error {100 * error:.3g}%")
+        least = _LEAST_GAIN if sweep >= _LEAST_SWEEPS else 0.0
+        if left > (1 - least) * before:
+            return

@@ -44,7 +44,8 @@ def solve(
             length = square[v] / curvature_along
             steps[v] += length * direction[v]
             rest[v] = rest[v] - length * curved[v]
-            before, square[v] = square[v], _dot(rest[v], rest[v])
+            before = square[v]
+            square[v] = _dot(rest[v], rest[v])
             direction[v] = rest[v] + (square[v] / before) * direction[v]
     return steps
 

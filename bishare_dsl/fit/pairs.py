@@ -30,8 +30,9 @@ class GivenPairs:
         site = places[0][1]
         none = torch.empty(0, site.d_in), torch.empty(0, site.d_out)
         pairs = [self.pairs[name].get(site.path, none) for name, site in places]
-        a, b = (torch.stack(factors).double() for factors in zip(*pairs, strict=True))
-        return a, b
+        a = torch.stack([pair[0] for pair in pairs])
+        b = torch.stack([pair[1] for pair in pairs])
+        return a.double(), b.double()
 
 
 def read_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> GivenPairs:

@@ -6,7 +6,9 @@ only needs ``rows x rows`` matrices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -18,6 +20,24 @@ from bishare_dsl.fit.pairs import GivenPairs, Pair
 
 Block = tuple[str, str]
 """A share and a role. No site uses two of a block's tensors, so each can be solved separately."""
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The squared norms of what a fit leaves of some updates, and of the updates."""
+
+    left: float = 0.0
+    whole: float = 0.0
+
+    def __add__(self, other: Squares) -> Squares:
+        return Squares(self.left + other.left, self.whole + other.whole)
+
+    @property
+    def relative(self) -> float:
+        """The residual relative to the updates; infinite if only these are zero."""
+        if self.whole:
+            return math.sqrt(self.left / self.whole)
+        return math.inf if self.left else 0.0
 
 
 class Problem:
@@ -37,7 +57,10 @@ class Problem:
         values: Values,
         fixed: frozenset[str] = frozenset(),
     ) -> None:
-        self.family, self.given, self.values, self._fixed = family, given, values, fixed
+        self.family = family
+        self.given = given
+        self.values = dict(values)
+        self._fixed = fixed
         self.chunks = chunks(family, given)
 
     @cached_property
@@ -54,23 +77,26 @@ class Problem:
 
     def distance(self, variables: Iterable[Variable]) -> float:
         """Return the squared distance at the places that use some tensors, which alone their steps change."""
-        wanted, total = frozenset(variables), 0.0
+        wanted = frozenset(variables)
+        total = 0.0
         for chunk in self.chunks:
             if not wanted.isdisjoint(chunk.variables):
                 pairs = [term.pair(self.values) for term in chunk.terms]
                 total += float(_residual(self.given.stacked(chunk.places), pairs).sum())
         return total
 
-    def squares(self) -> dict[Place, tuple[float, float]]:
+    def squares(self) -> dict[Place, Squares]:
         """Return the squared residual and the squared given norm at each place."""
-        squares: dict[Place, tuple[float, float]] = {}
+        squares: dict[Place, Squares] = {}
         with torch.no_grad():
             for chunk in self.chunks:
                 target = self.given.stacked(chunk.places)
-                left = _residual(target, [term.pair(self.values) for term in chunk.terms])
-                whole = inner(target, target)
-                rows = zip(left.tolist(), whole.tolist(), strict=True)
-                squares.update(zip(chunk.places, ((max(a, 0.0), b) for a, b in rows), strict=True))
+                left = _residual(target, [term.pair(self.values) for term in chunk.terms]).tolist()
+                whole = inner(target, target).tolist()
+                for place, residual, norm in zip(chunk.places, left, whole, strict=True):
+                    squares[place] = Squares(
+                        max(residual, 0.0), norm
+                    )  # Rounding may make it negative.
         return squares
 
     def gradient(self, variables: Iterable[Variable]) -> Values:
@@ -96,11 +122,13 @@ class Problem:
         """Sum the gradients of a function of chunks at some points, over the chunks that use them."""
         gradients = {v: torch.zeros_like(point) for v, point in points.items()}
         for chunk in self.chunks:
-            if here := sorted(chunk.variables & points.keys()):
-                leaves = {v: points[v].detach().requires_grad_() for v in here}
-                found = torch.autograd.grad(of(chunk, leaves), [*leaves.values()])
-                for variable, gradient in zip(here, found, strict=True):
-                    gradients[variable] += gradient
+            used = sorted(chunk.variables & points.keys())
+            if not used:
+                continue
+            leaves = {v: points[v].detach().requires_grad_() for v in used}
+            of_chunk = torch.autograd.grad(of(chunk, leaves), list(leaves.values()))
+            for variable, gradient in zip(used, of_chunk, strict=True):
+                gradients[variable] += gradient
         return gradients
 
 

@@ -6,6 +6,8 @@ eigenvectors of ``sum dW_i^T dW_i``. A shared B uses ``sum dW_i dW_i^T`` likewis
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,13 @@ from bishare_dsl.fit.family import Family, Values, Variable
 from bishare_dsl.fit.pairs import GivenPairs
 from bishare_dsl.models.site import Site
 
-Role = tuple[str, str]
-"""A share, and ``A`` or ``B``."""
+
+@dataclass(frozen=True, order=True)
+class Factor:
+    """The tensors of a share in one role, ``A`` or ``B``."""
+
+    share: str
+    role: str
 
 
 def leading(family: Family, given: GivenPairs, values: Values) -> Values:
@@ -29,42 +36,57 @@ def leading(family: Family, given: GivenPairs, values: Values) -> Values:
         given: the updates to approximate.
         values: the other initial values.
     """
+    uses = _uses(family)
+    if not uses:
+        return values
+    shared = {
+        factor: sum(map(len, places.values())) / len(places) for factor, places in uses.items()
+    }
+    widest = max(shared, key=lambda factor: shared[factor])
+    both = [Factor(widest.share, "A"), Factor(widest.share, "B")]
+    chosen = [widest]
+    if _has_core(family, widest.share) and all(factor in uses for factor in both):
+        chosen = both
+    starts = dict(values)
+    for factor in chosen:
+        for variable, places in uses[factor].items():
+            pairs = [given.stacked([place]) for place in places]
+            rows = torch.cat([spread(a[0], b[0], factor.role) for a, b in pairs])
+            first = directions(rows, len(values[variable]))
+            starts[variable] = torch.cat([first, values[variable][len(first) :]])
+    return starts
+
+
+def _uses(family: Family) -> dict[Factor, dict[Variable, list[Place]]]:
+    """Return the places of each variable of the factors that eigenvectors fit: trained, and of full width."""
     plan = family.plan
     sites = {site.path: site for site in plan.sites}
-    uses: dict[Role, dict[Variable, list[Place]]] = {}
-    unfit: set[Role] = set()
+    uses: dict[Factor, dict[Variable, list[Place]]] = {}
+    unfit: set[Factor] = set()
     for pool in plan.pools:
-        tensor, members = plan.tensor[pool.tensor], [sites[path] for path in pool.members]
-        width = tensor.shape[1]
-        if not tensor.trainable or any(width != _side(site, pool.role) for site in members):
-            unfit.add((pool.share, pool.role))
-        of_role = uses.setdefault((pool.share, pool.role), {})
+        factor = Factor(pool.share, pool.role)
+        tensor = plan.tensor[pool.tensor]
+        members = [sites[path] for path in pool.members]
+        if not tensor.trainable or any(
+            _side(site, pool.role) != tensor.shape[1] for site in members
+        ):
+            unfit.add(factor)
+        places_of = uses.setdefault(factor, {})
         for adapter in family.names:
-            places = of_role.setdefault(family.variable(adapter, tensor.name), [])
+            places = places_of.setdefault(family.variable(adapter, tensor.name), [])
             places += [(adapter, site) for site in members]
-    cores = {
-        term.share
-        for term in plan.terms
-        for role, name in term.tensors.items()
-        if role not in ("A", "B") and plan.tensor[name].trainable
-    }
-    shared = {
-        role: sum(map(len, places.values())) / len(places)
-        for role, places in uses.items()
-        if role not in unfit
-    }
-    if not shared:
-        return values
-    share, widest = max(shared, key=lambda role: shared[role])
-    both = share in cores and (share, "A") in shared and (share, "B") in shared
-    starts = dict(values)
-    for role in ("A", "B") if both else (widest,):
-        for variable, places in uses[share, role].items():
-            pairs = [given.stacked([place]) for place in places]
-            rows = [spread(a[0], b[0], role) for a, b in pairs]
-            found = directions(torch.cat(rows), len(values[variable]))
-            starts[variable] = torch.cat([found, values[variable][len(found) :]])
-    return starts
+    return {factor: places for factor, places in uses.items() if factor not in unfit}
+
+
+def _has_core(family: Family, share: str) -> bool:
+    """Return whether a share trains a tensor between A and B."""
+    for term in family.plan.terms:
+        if term.share != share:
+            continue
+        for role, name in term.tensors.items():
+            if role not in ("A", "B") and family.plan.tensor[name].trainable:
+                return True
+    return False
 
 
 def _side(site: Site, role: str) -> int | None:
@@ -73,7 +95,10 @@ def _side(site: Site, role: str) -> int | None:
 
 def spread(a: Tensor, b: Tensor, role: str) -> Tensor:
     """Return rows ``R`` of an update ``B^T A`` with ``R^T R = dW^T dW`` for A, ``dW dW^T`` for B."""
-    factor, other = (a, b) if role == "A" else (b, a)
+    if role == "A":
+        factor, other = a, b
+    else:
+        factor, other = b, a
     triangle: Tensor = torch.linalg.qr(other.t(), mode="r").R
     return triangle @ factor
 
@@ -83,5 +108,5 @@ def directions(rows: Tensor, count: int) -> Tensor:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         _, values, right = torch.svd_lowrank(rows, min(*rows.shape, count + 16), 4)
-    found: Tensor = right.t()[:count]
-    return found[values[:count] > 1e-7 * values[:1].sum()]
+    first: Tensor = right.t()[:count]
+    return first[values[:count] > 1e-7 * values[:1].sum()]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from shutil import get_terminal_size
 from textwrap import TextWrapper
-from typing import NamedTuple, TextIO, TypeVar
+from typing import NamedTuple, TextIO
 
 from bishare_dsl.diagnostics import escaped
 
 _GAP = "  "
-_Value = TypeVar("_Value")
 
 
 class Table(NamedTuple):
@@ -45,31 +44,6 @@ class Table(NamedTuple):
         align = {i: str.ljust if i in self.left else str.rjust for i in columns}
         rows = ([align[i](line[i], widths[i]) for i in columns] for line in lines)
         return "\n".join(_GAP.join(row).rstrip() for row in rows)
-
-
-def by_layer_and_kind(
-    cells: Iterable[tuple[int | None, str, _Value]], write: Callable[[Sequence[_Value]], str]
-) -> Table:
-    """Make a table of layers and kinds of modules, with a row and a column for all.
-
-    Args:
-        cells: the layer, the kind and the value of each module, in the model's order.
-        write: writes the values of a cell.
-    """
-    values: dict[tuple[object, object], list[_Value]] = {}
-    kinds: dict[str, None] = {}
-    layers: set[int | None] = set()
-    for layer, kind, value in cells:
-        kinds[kind] = None
-        layers.add(layer)
-        for place in ((layer, kind), (layer, "all"), ("all", kind), ("all", "all")):
-            values.setdefault(place, []).append(value)
-    in_order = sorted(layers, key=lambda layer: (layer is None, layer))
-    rows = [
-        [str(row).lower(), *(write(values.get((row, kind), ())) for kind in (*kinds, "all"))]
-        for row in (*in_order, "all")
-    ]
-    return Table(["layer", *kinds, "all"], rows, ())
 
 
 def write_tables(parts: Iterable[str | Table], *, markdown: bool = False) -> str:

@@ -1,6 +1,7 @@
 """`bishare fit`, from folders to a folder."""
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -39,15 +40,16 @@ def test_an_adapter_is_fitted_and_replaced_only_with_force(trained, run):
     assert code == 0
     made = read_adapter("new")
     assert [tensor.shape[0] for tensor in made.plan.tensors] == [3] * 4
-    head, _, *rows = out.splitlines()[2:]
-    assert head.split() == ["layer", "q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "all"]
-    assert [row.split()[0] for row in rows[:3]] == ["0", "1", "all"]
-    assert rows[0].split()[2] == "100.00"  # The spec leaves k_proj out.
+    head, _, row = out.splitlines()
+    assert head.split() == ["adapter", "relative", "error"]
+    name, error = row.split()
+    assert name == "given"
+    assert 10 < float(error.rstrip("%")) < 100  # The spec leaves three kinds of modules out.
+    assert f"warning[BS851]: `given` is {error} away" in err
     assert "sweep 1: relative error" in err
     code, _, err = run(*words)
     assert (code, "BS618" in err) == (2, True)
-    assert run(*words, "--force", "--dtype", "bfloat16")[0] == 0
-    assert read_adapter("new").config.rounded == "bfloat16"
+    assert run(*words, "--force")[0] == 0
 
 
 def test_loras_of_peft_are_fitted_and_each_is_read_once(trained, checkpoint, run, monkeypatch):
@@ -62,7 +64,7 @@ def test_loras_of_peft_are_fitted_and_each_is_read_once(trained, checkpoint, run
     assert (code, read, found["out"]) == (0, ["one", "two"], "new")
     # As in `test_a_lora_is_the_best_there_is`: by how skew A and B come out of the drawn start.
     assert found["error"] < 2e-6
-    assert {m["error"] is not None for m in found["modules"]} == {True}
+    assert [*found["adapters"]] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -80,27 +82,6 @@ def test_what_is_wrong_is_told_and_nothing_is_written(words, code, here, trained
     assert exit_code in (1, 2)
     assert f"error[{code}" in err
     assert not Path("new").exists()
-
-
-def test_bytes_and_errors_are_reported_and_large_ones_warned_of(trained, run):
-    for seed in (1, 2, 3):
-        trained("lora", name=f"c{seed}", seed=seed, r=3)
-    share = "share a  A per in  B per adapter, module  rank r\n"
-    Path("lib.share").write_text(f"spec s\nparam r = 4\n{TARGET}{share}")
-    names = ("c1", "c2", "c3")
-    words = (*names, "--spec", "lib.share", "--out", "lib", "--quiet")
-    code, out, err = run(*words, "--set", "r=4")
-    assert code == 0
-    assert "warning[BS851]: 3 adapters are up to" in err
-    assert "more than 10%" in err
-    before = sum(p.stat().st_size for n in names for p in Path(n).glob("adapter_*"))
-    files = [*Path("lib").rglob("*.safetensors"), Path("lib/adapter_config.json")]
-    assert f"bytes: {before:,} before" in out
-    assert f"{sum(p.stat().st_size for p in files):,} after" in out
-    code, out, err = run(*words, "--set", "r=20", "--force", "--json")
-    found = json.loads(out)
-    after = sum(path.stat().st_size for path in files)
-    assert (found["bytes_before"], found["bytes_after"]) == (before, after)
 
 
 def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(trained, run, bishare):
@@ -144,8 +125,8 @@ def test_a_lora_that_a_library_has_not_seen_is_added_to_it(library, run):
     assert found["out"] == "lib"
     assert names_in("lib") == ("a", "b", "new")
     assert all(Path(name).read_bytes() == content for name, content in library.items())
-    stored, given = read_adapter("lib#new"), read_adapter("new")
-    assert found["bytes_after"] == Path("lib/adapters/new.safetensors").stat().st_size
+    stored = read_adapter("lib#new")
+    given = read_adapter("new")
     for name, tensor in given.tensors().items():
         torch.testing.assert_close(stored.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
     code, _, err = run("new", "--library", "lib", "--quiet")
@@ -177,13 +158,23 @@ def test_adapters_that_lie_elsewhere_are_warned_of(library, trained, run):
         (("other", "--library", "lib#other"), "`lib` is one"),
         *(
             (("other", "--library", "lib", *more), "are for a new library")
-            for more in (("--spec", "lora"), ("--dtype", "float32"), ("--seed", "0"))
+            for more in (("--spec", "lora"), ("--set", "r=2"))
         ),
         (("other",), "give --spec and --out, or --library"),
     ):
         code, _, err = run(*words)
         assert (code, said in err) == (1 if "BS638" in err else 2, True), err
         assert names_in("lib") == ("a", "b", "other")
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1e30, "BS628"), (math.inf, "BS694")])
+def test_updates_that_are_not_finite_are_refused(factor, code, here, trained, run):
+    stored = trained("lora", r=2)
+    tensors = {name: factor * tensor for name, tensor in stored.tensors().items()}
+    save_adapter("bad", stored.plan, tensors, stored.spec_text, seed=0)
+    answer = run("bad", "--spec", "lora", "--out", "new")
+    assert (answer.code, f"error[{code}]" in answer.err) == (1, True), answer.err
+    assert not Path("new").exists()
 
 
 def test_an_adapter_without_an_update_is_infinitely_far_from_a_library_with_one(here, trained, run):
@@ -196,14 +187,6 @@ def test_an_adapter_without_an_update_is_infinitely_far_from_a_library_with_one(
     _, out, _ = run("zero", "--library", "lib", "--force", "--json")
     found = json.loads(out, parse_constant=pytest.fail)  # JSON has no Infinity.
     assert found["error"] is found["adapters"]["zero"] is None
-
-
-def test_an_adapter_that_no_spec_can_be_fitted_to_is_named(trained, run):
-    text = "spec s\ntarget q_proj\nshare a per module rank 2\n"
-    for name, more in {"one": "", "two": "magnitude per module\n"}.items():
-        trained(f"{text}{more}", name=name)
-    code, _, err = run("one", "two", "--spec", "lora", "--out", "new")
-    assert (code, "BS675" in err, "cannot fit a spec to `two`" in err) == (1, True, True)
 
 
 def test_what_a_fit_leaves_out_is_warned_of(checkpoint, run):

@@ -15,8 +15,8 @@ from bishare_dsl.initial.values import draw
 
 
 def fitted(stored, plan, **settings):
-    family, values, report = fit(plan, read_pairs([("a", stored)]), **settings)
-    return family.tensors(values, "a"), report
+    found = fit(plan, read_pairs([("a", stored)]), **settings)
+    return found.tensors["a"], found.error
 
 
 def plan_of(spec, base, **params):
@@ -29,12 +29,10 @@ def product(plan, tensors, site):
     return up.double().t() @ down.double()
 
 
-def dense_error(stored, plan, tensors, path=None):
+def dense_error(stored, plan, tensors):
     """By matrices of full size."""
     left, whole = 0.0, 0.0
     for site in plan.base.sites:
-        if path not in (None, site.path):
-            continue
         want = here = torch.zeros(site.d_out, site.d_in, dtype=torch.float64)
         if site in stored.plan.sites:
             want = product(stored.plan, stored.tensors(), site)
@@ -48,7 +46,7 @@ def dense_error(stored, plan, tensors, path=None):
 @pytest.mark.parametrize("rank", [4, 2])
 def test_a_lora_is_the_best_there_is(rank, trained, base):
     stored, plan = trained("lora", r=4), plan_of("lora", base, r=rank)
-    tensors, report = fitted(stored, plan, sweeps=200)
+    tensors, error = fitted(stored, plan, sweeps=200)
     lost = whole = 0.0
     for site in stored.plan.sites:
         values = torch.linalg.svdvals(delta(stored.plan, stored.tensors(), site))
@@ -56,8 +54,8 @@ def test_a_lora_is_the_best_there_is(rank, trained, base):
         whole += float(values.square().sum())
     # Of the full rank 1.2e-7 to 7.8e-7 from six starts: of A and B only the product is fitted, so that they may
     # be as skew as the drawn start makes them, and their rounding counts for more in the product.
-    assert report.error == pytest.approx(math.sqrt(lost / whole), rel=1e-5, abs=1e-6)
-    assert dense_error(stored, plan, tensors) == pytest.approx(report.error, rel=1e-5, abs=1e-6)
+    assert error == pytest.approx(math.sqrt(lost / whole), rel=1e-5, abs=1e-6)
+    assert dense_error(stored, plan, tensors) == pytest.approx(error, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,32 +64,21 @@ def test_a_lora_is_the_best_there_is(rank, trained, base):
 )
 def test_what_a_spec_can_say_is_found(spec, params, trained, base):
     stored = trained(spec, **params)
-    _, report = fitted(stored, stored.plan, sweeps=60)
-    assert report.error < 0.01
+    _, error = fitted(stored, stored.plan, sweeps=60)
+    assert error < 0.01
 
 
-@pytest.mark.parametrize("spec", ["bishare_ss", "bishare_gt", "rasa", "ladder"])
+@pytest.mark.parametrize("spec", ["bishare_ss", "bishare_gt", "rasa"])
 def test_what_is_reported_is_what_the_tensors_are(spec, trained, base):
     stored, plan = trained("lora", r=4), plan_of(spec, base)
-    tensors, report = fitted(stored, plan, sweeps=2)
-    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=1e-6)
-    assert report.error < 0.9
-    for (_, site), (left, whole) in report.squares.items():
-        dense = dense_error(stored, plan, tensors, site.path)
-        assert math.sqrt(left / whole) == pytest.approx(dense, rel=1e-3, abs=3e-6)
-
-
-def test_each_sweep_brings_it_nearer(trained, base):
-    seen = []
-    _, report = fitted(
-        trained("lora", r=4),
-        plan_of("bishare_ke", base, size=16, r_inter=4),
-        sweeps=6,
-        watch=lambda line: seen.append(float(line.split()[-1].rstrip("%")) / 100),
-    )
-    assert len(seen) == report.sweeps > 3
-    assert seen == sorted(seen, reverse=True)
-    assert report.error == pytest.approx(seen[-1], rel=1e-2)
+    lines = []
+    tensors, error = fitted(stored, plan, sweeps=2, watch=lines.append)
+    assert error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4, abs=1e-6)
+    assert error < 0.9
+    first, second = (float(line.split()[-1].rstrip("%")) / 100 for line in lines)
+    assert first >= second == pytest.approx(error, rel=1e-2, abs=1e-4)
+    again, _ = fitted(stored, plan, sweeps=2)
+    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
 
 
 BANK = """spec bank
@@ -118,31 +105,12 @@ def test_modules_that_no_fitted_tensor_reaches_do_not_end_it_early(trained, base
         assert (wanted - delta(plan, found, site)).norm() < 1.01 * best
 
 
-def test_modules_that_the_spec_leaves_out_are_left(trained, base):
-    stored = trained("lora", r=2)
-    _, report = fitted(stored, plan_of("spec q\ntarget q_proj\nshare a per module rank 2\n", base))
-    errors = {s.kind: math.sqrt(left / whole) for (_, s), (left, whole) in report.squares.items()}
-    assert errors.pop("q_proj") < 1e-6
-    assert set(errors.values()) == {1.0}
-
-
 def test_modules_that_were_not_given_stay_at_nothing(trained, base):
     stored = trained("spec q\ntarget q_proj\nshare a per module rank 2\n")
-    tensors, report = fitted(stored, plan_of("lora", base))
-    assert report.error < 1e-6
-    norms = {whole for (_, site), (_, whole) in report.squares.items() if site.kind != "q_proj"}
-    assert norms == {0.0}
-    assert "no norm" not in str(report)
+    tensors, error = fitted(stored, plan_of("lora", base))
+    assert error < 1e-6
     site = next(site for site in base.sites if site.kind == "v_proj")
     assert not delta(plan_of("lora", base), tensors, site).any()
-
-
-def test_the_same_input_gives_the_same_output(trained, base):
-    stored, plan = trained("lora", r=4), plan_of("bishare_ss", base)
-    first, second = (fitted(stored, plan, sweeps=2)[0] for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    third, _ = fitted(stored, plan, sweeps=2, seed=1)
-    assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
 def test_what_is_frozen_keeps_its_start(trained, base):
@@ -167,5 +135,6 @@ def test_nothing_given_is_fitted_by_nothing(base, trained):
     stored = trained("lora", r=2)
     tensors = {name: torch.zeros_like(t) for name, t in stored.tensors().items()}
     object.__setattr__(stored, "tensors", lambda: tensors)
-    _, report = fitted(stored, plan_of("bishare_ss", base))
-    assert (report.error, report.sweeps) == (0.0, 0)
+    lines = []
+    _, error = fitted(stored, plan_of("bishare_ss", base), watch=lines.append)
+    assert (error, lines) == (0.0, [])

@@ -17,7 +17,6 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.folder.files import names_in, read_adapter
 from bishare_dsl.testing.models import tiny_model
 from tests.fit.conftest import write_trained
-from tests.support.adapted import logits
 
 FAMILY = """spec family
 target q_proj, down_proj
@@ -87,13 +86,6 @@ def test_shared_tensors_are_there_once_and_frozen_ones_never(library):
     assert own
     assert once
     assert stored == 4 * (once + 3 * own)
-
-
-def test_the_model_does_the_same_as_with_the_tensors(library):
-    one = load_adapter("library#maths", tiny_model("llama"))
-    assert not torch.equal(logits(one), logits(tiny_model("llama")))
-    one.bishare.save_pretrained("alone")
-    assert torch.equal(logits(load_adapter("alone", tiny_model("llama"))), logits(one))
 
 
 def test_commands_take_an_adapter_of_a_library(library, checkpoint, bishare):
