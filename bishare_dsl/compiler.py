@@ -204,8 +204,8 @@ def read_lora(
     base = _base_of(folder, model, named)
     spec, plan, tensors = read_peft(folder, architecture_of(model), base)
     check_finite(folder, tensors)
-    values, config, _ = pack(plan, tensors, spec_text(spec), seed=0)
-    return StoredAdapter(Path(folder), config, plan, entries_of(values))
+    packed = pack(plan, tensors, spec_text(spec), seed=0)
+    return StoredAdapter(Path(folder), packed.config, plan, entries_of(packed.tensors))
 
 
 def _base_of(

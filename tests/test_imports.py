@@ -38,7 +38,6 @@ WRONG = (
     (["convert", "list", "--for", "bishare", "--out", "o", *MODEL], "BS604"),
     (["convert", "vera", "--for", "bishare", "--out", "o", *MODEL], "BS656"),
     (["convert", "ours", "--for", "bishare", "--out", "o", "--rank", "4"], "BS646"),
-    (["convert", "ours", "--out", "o", "--dtype", "int8"], "BS646"),
     (["convert", "ours", "--out", "o", "--force"], "BS646"),
     (["merge", "nowhere", *MODEL, "--out", "o"], "BS601"),
     (["merge", "broken", "--model", "llama-7b", "--out", "o"], "BS604"),

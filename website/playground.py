@@ -6,7 +6,6 @@ python website/playground.py build/docs/playground/runtime
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -70,7 +69,6 @@ def main(folder: str) -> None:
     for old in out.glob("wheels/*.whl"):
         old.unlink()
     found = wheels(out / "wheels", python(out))
-    shutil.copy(ROOT / "examples" / "reader.mjs", out)
     (out / "runtime.json").write_text(json.dumps({"wheels": found}), encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     sys.stdout.write(f"{out}: {size / 1e6:.1f} MB\n")

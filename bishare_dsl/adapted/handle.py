@@ -355,8 +355,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 Those that the seed does not reproduce are stored anyway, with a warning. ``"base"`` also
                 omits tensors that loading recomputes from the base's weights.
             dtype: ``"bfloat16"`` or ``torch.bfloat16`` rounds the tensors to it, which halves the file.
-                ``"int8"`` and ``"int4"`` quantise factors in groups of 64 numbers, and warn of the relative
-                error of the numbers (BS690). Loading converts them back to float32.
+                Loading converts them back to float32.
             state_dict: of the whole model, if the caller has gathered it; used as the source of values.
 
         Raises:

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 @options.rank
 @click.option(
     "--dtype",
-    type=click.Choice([*DTYPES, "int8", "int4"]),
+    type=click.Choice(DTYPES),
     default="float32",
     show_default=True,
-    help="Dtype of the values. int8 and int4 are for bishare, and print their error.",
+    help="Dtype of the values; bishare takes float32 and bfloat16.",
 )
 @options.force
 @click.pass_obj
@@ -74,12 +74,11 @@ def command(
     from bishare_dsl.cli.files import check_out, find_adapters
     from bishare_dsl.folder.files import CONFIG
 
-    ours, rank, dtype = how["target"] == "bishare", how["rank"], how["dtype"]
+    ours, rank = how["target"] == "bishare", how["rank"]
     words = "fit", *map(str, folders), *(("--model", model) if model else ()), "--out", str(out)
     fit = f"fit a LoRA to it: `bishare {shlex.join(words)} --spec lora --set r={rank}`"
     for option, wrong, reason, help in (
         ("rank", ours and rank is not None, "a spec has its own ranks", fit),
-        ("dtype", not ours and dtype not in DTYPES, "no LoRA has it", "use `--for bishare`"),
         ("force", not ours and force, "only for bishare", "give another `--out`"),
     ):
         if wrong:

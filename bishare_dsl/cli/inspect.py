@@ -55,7 +55,6 @@ def command(report: Report, folders: tuple[Path, ...]) -> None:
 def _show(folder: Path, report: Report) -> None:
     """Show one adapter."""
     from bishare_dsl.cli import summary
-    from bishare_dsl.folder.config import FORMAT
     from bishare_dsl.folder.files import read_adapter
 
     stored = read_adapter(folder)
@@ -76,7 +75,7 @@ def _show(folder: Path, report: Report) -> None:
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     report.tables(
         *summary.as_parts(stored.plan),
-        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {FORMAT}, "
+        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {config.format}, "
         f"seed {config.seed}\ntensors: {size:,} bytes{form}, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
     )

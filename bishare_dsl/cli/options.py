@@ -80,9 +80,9 @@ device = click.option(
 )
 stored_dtype = click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
+    type=click.Choice(["float32", "bfloat16"]),
     default="float32",
-    help="Dtype in the file; loaded tensors are float32. int8 and int4 print what they lose.",
+    help="Dtype in the file; loaded tensors are float32.",
 )
 rank = click.option(
     "--rank",

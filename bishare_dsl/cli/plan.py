@@ -131,7 +131,7 @@ def _cost(plan: Plan, adapters: int, memory: str | None, report: Report) -> None
         f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
         f"the base takes {cost.size(base)} at 16 bits",
         cost.table(rows, adapters, free),
-        f"{fit}16, 8, 4 bits: the size of all files. slots: in an engine, in compact mode.\n"
+        f"{fit}files: their size in bfloat16. slots: in an engine, in compact mode.\n"
         "No column tells what a smaller way loses: train it, compare with the last row.",
     )
 

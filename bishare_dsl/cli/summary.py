@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import escaped
-from bishare_dsl.plan.bits import file_bytes
+from bishare_dsl.plan.file_bytes import file_bytes
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
 from bishare_dsl.show.shared import shared_data, told

@@ -63,8 +63,7 @@ def export_adapter(
         raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, TARGETS)))
     if named not in DTYPES:
         reason = f"{named} is not one of {', '.join(DTYPES)}"
-        help = "for int8 and int4: `bishare convert DIR --for bishare --dtype int8`"
-        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason, help=help))
+        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason))
     if rank is not None and rank < 1:
         raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):

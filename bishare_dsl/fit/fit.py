@@ -18,7 +18,7 @@ from bishare_dsl.fit.problem import Problem, Squares
 from bishare_dsl.fit.start import leading
 from bishare_dsl.initial.values import check_drawn
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import selecting
+from bishare_dsl.plan.file_bytes import selecting
 
 Watch = Callable[[str], None]
 """Called after each sweep with a line on its relative error."""

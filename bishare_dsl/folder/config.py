@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, lines_of
@@ -27,11 +28,14 @@ from bishare_dsl.transforms.registry import package_version, transform_names
 PEFT_TYPE = "BISHARE"
 """PEFT's name of the method."""
 
-FORMAT = 3
+FORMAT = 7
 """The format of adapter folders that this version writes, and the newest that it reads (`docs/format.md`)."""
 
-RECORD_FORMAT, ALONE = 6, 5
-"""The numbers of this format and of the one before, without stacks, in the field `RECORD`."""
+FORMAT_0_5 = 6
+"""As `FORMAT`, with ``sharing`` in the place of ``entries``; 0.5 wrote it."""
+
+FORMAT_0_4 = 5
+"""As `FORMAT_0_5`, with each tensor alone; 0.4 wrote it. A state dict in memory is of this form, too."""
 
 RECORD = "bishare"
 """The config field that contains bishare's record."""
@@ -68,18 +72,18 @@ def broken_config(path: str | Path, error: ValueError) -> AdapterError:
 
 
 class Entry(BaseModel):
-    """How a folder stores a tensor that is neither whole nor rounded.
+    """How loading gets a tensor that a folder does not store.
 
     ``seed``: regenerated from the adapter's seed, and rounded to ``dtype``; ``sha256`` begins the SHA-256 of
     its bytes, row by row, little-endian. ``base``: recomputed from the base's weights and known by its
-    ``marks``, or without marks an untrained parameter of the base. ``int8``, ``int4``: quantised.
+    ``marks``, or without marks an untrained parameter of the base.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    way: Literal["seed", "base", "int8", "int4"]
+    way: Literal["seed", "base"]
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
-    sha256: str = Field(default="", pattern="^([0-9a-f]{8})?$")
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{8})?$")] | None = None
     marks: SignFingerprint | None = None
 
 
@@ -95,21 +99,20 @@ class AdapterConfig(BaseModel):
     plan's digest. ``tensors`` is the digest of the tensor file (`digest_of`), and ``digest`` in the file
     covers all these fields.
 
-    ``entries`` are the tensors that are not stored as they are. ``packages`` gives the package and version of
-    each third-party transform. ``rounded`` is the type of float32 tensors in the file; loading converts them
-    back to float32.
-
-    ``sharing`` is the plan for other readers (`bishare_dsl.folder.sharing`), as JSON text. The file stores
-    ``entries`` in it: `bishare_dsl.folder.contents.check_plan` reads them from there.
-    ``fingerprint`` is of the base's weights, if they were at hand when the adapter was saved.
+    ``entries`` are the tensors that are not stored. ``packages`` gives the package and version of each
+    third-party transform. ``rounded`` is the type of float32 tensors in the file; loading converts them back
+    to float32. ``fingerprint`` is of the base's weights, if they were at hand when the adapter was saved.
 
     In a library ``adapters`` has the digest of each adapter's private tensors, by name. ``beside`` is the
     digest of the modules that PEFT has saved in the same file.
+
+    ``sharing`` is of older formats alone, as JSON text. Their ``entries`` are in it:
+    `bishare_dsl.folder.contents.check_plan` reads them from there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = RECORD_FORMAT
+    format: int = FORMAT
     versions: dict[str, str | None]
     spec: str
     seed: int
@@ -124,19 +127,17 @@ class AdapterConfig(BaseModel):
     entries: dict[str, Entry] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     fingerprint: Fingerprint | None = None
-    rounded: Literal["bfloat16", "int8", "int4"] | None = None
+    rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
     beside: str | None = None
-    sharing: Annotated[str, BeforeValidator(text_of)] = "{}"
-    _contents: dict[str, Any] = PrivateAttr(default_factory=dict)
-    """Contents of a checked `sharing`: one dict for all configs with the same text."""
+    sharing: Annotated[str, BeforeValidator(text_of)] | None = None
     fields: Mapping[str, Any] = Field(default={}, exclude=True)
     """All fields of the file that was read, for PEFT."""
 
     @property
     def alone(self) -> bool:
-        """Whether each tensor is stored alone, as in format 2."""
-        return self.format == ALONE
+        """Whether each tensor is stored alone, without stacks."""
+        return self.format == FORMAT_0_4
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -154,8 +155,10 @@ class AdapterConfig(BaseModel):
 
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
-        record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "entries"})
-        record["sharing"] = parse_json(self.sharing)
+        record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "sharing"})
+        if self.sharing is not None:
+            del record["entries"]
+            record["sharing"] = parse_json(self.sharing)
         return record | {"digest": record_digest(self.spec, self.seed, record)}
 
     def text(self) -> str:
@@ -166,29 +169,69 @@ class AdapterConfig(BaseModel):
         )
 
     @classmethod
-    def of(cls, fields: Any) -> AdapterConfig:
+    def of(cls, fields: Any, folder: str | Path = "FOLDER") -> AdapterConfig:
         """Validate the fields of the file.
+
+        Args:
+            fields: of the file.
+            folder: of the file, for error messages.
 
         Raises:
             ValueError: this is not the config of a bishare adapter.
+            AdapterError: its tensors are quantised (BS663).
         """
         if not isinstance(fields, dict) or fields.get("peft_type") != PEFT_TYPE:
             raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
         record = fields.get(RECORD)
-        record = record if isinstance(record, dict) else {}
-        if type(number := record.get("format")) is int and number > RECORD_FORMAT:
-            raise ValueError("it has a later format: pip install --upgrade bishare")
-        if number not in (RECORD_FORMAT, ALONE) or not fields.get("spec"):
-            old = "an older format, or no spec: load it by bishare 0.4 and save it once"
-            raise ValueError(f"it has {old} (pip install bishare==0.4.0)")
+        if not isinstance(record, dict):
+            record = {}
+        _check_format(record, fields.get("spec"))
         if record.get("digest") != record_digest(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("the config was changed after saving")
+        if record.get("rounded") in ("int8", "int4"):
+            raise _quantised(record, folder)
         described = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
-        own = {ours: fields[theirs] for ours, theirs in OF_PEFT.items() if theirs in fields}
-        config = _config_of(json.dumps(described | own))
+        for ours, theirs in OF_PEFT.items():
+            if theirs in fields:
+                described[ours] = fields[theirs]
+        config = _config_of(json.dumps(described))
         of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
         of_folder = {"tensors": record.get("tensors", ""), "fields": fields}
         return config.model_copy(update=of_caller | of_folder)
+
+
+def _check_format(record: Mapping[str, Any], spec: object) -> None:
+    """Check that this version reads the format of a config.
+
+    Raises:
+        ValueError: it does not.
+    """
+    number = record.get("format")
+    if type(number) is int and number > FORMAT:
+        raise ValueError("it has a later format: pip install --upgrade bishare")
+    if number not in (FORMAT, FORMAT_0_5, FORMAT_0_4) or not spec:
+        old = "an older format, or no spec: load it by bishare 0.4 and save it once"
+        raise ValueError(f"it has {old} (pip install bishare==0.4.0)")
+    other = "sharing" if number == FORMAT else "entries"
+    if other in record:
+        raise ValueError(f"format {number} has no `{other}`")
+    if number != FORMAT and not isinstance(record.get("sharing"), dict):
+        raise ValueError("it has no `sharing`")
+
+
+def _quantised(record: Mapping[str, Any], folder: str | Path) -> AdapterError:
+    """Create the error for a folder of quantised tensors, with the command that converts it (BS663)."""
+    places = [str(folder)]
+    if isinstance(record.get("adapters"), dict):
+        places = [f"{folder}#{name}" for name in record["adapters"]] or places
+    named = shlex.join(places[:3])
+    if len(places) > 3:
+        named += " ..."
+    help = (
+        "convert it by bishare 0.5: `pip install bishare==0.5.0`, then "
+        f"`bishare convert {named} --for bishare --out NEW`"
+    )
+    return AdapterError(codes.QUANTISED_FOLDER(folder=folder, form=record["rounded"], help=help))
 
 
 def config_text(fields: Mapping[str, Any]) -> str:
@@ -260,11 +303,6 @@ def attribute_in(key: str) -> str:
     """Return the last component of a tensor's key, or the whole key of a foreign tensor."""
     _, mark, name = key.rpartition(f"{CHILD}.")
     return attribute(name) if mark else key
-
-
-def whole_in(key: str) -> str:
-    """Return `attribute_in` of a key, or that of the whole tensor if the key is a part's."""
-    return attribute_in(key).partition(":")[0]
 
 
 def is_seed(name: str) -> bool:

@@ -1,6 +1,6 @@
 """The tensors in an adapter's folder by their keys, checked against its config.
 
-A file has stacks (`bishare_dsl.folder.sharing`), each as ``base_model.model.bishare_tensors.STACK``. A state
+A file has stacks (`bishare_dsl.folder.stacks`), each as ``base_model.model.bishare_tensors.STACK``. A state
 dict in memory has tensors as ``base_model.model.OWNER.bishare_tensors.TENSOR``, with ``__`` for each dot of
 the tensor's name in the plan. If tensors are regenerated from the seed, an empty tensor represents it:
 ``seed_7`` for seed 7. Keys without ``bishare_tensors`` belong to modules that PEFT saves with an adapter.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,19 +36,11 @@ from bishare_dsl.folder.config import (
     check_transforms,
     is_seed,
     plan_of_text,
-    whole_in,
 )
-from bishare_dsl.folder.sharing import (
-    Wanted,
-    common_keys,
-    entries_of_sharing,
-    sharing_of,
-    stacks_of,
-)
+from bishare_dsl.folder.former import entries_of_sharing
+from bishare_dsl.folder.stacks import FLOATS, Stack, common_keys, stacks_of
 from bishare_dsl.models.site import MAX_SITES, Architecture, Site, most_parameters
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import BITS, quantisable
-from bishare_dsl.reading import parse_json
 from bishare_dsl.spec import SINGULAR
 from bishare_dsl.version import __version__
 
@@ -81,7 +74,7 @@ class StoredAdapter:
     def common(self) -> Entries:
         """The contents that all adapters of its library have."""
         keys = common_keys(self.plan, alone=self.config.alone)
-        return {key: entry for key, entry in self.entries.items() if whole_in(key) in keys}
+        return {key: entry for key, entry in self.entries.items() if attribute_in(key) in keys}
 
     @property
     def spec_text(self) -> str:
@@ -95,9 +88,8 @@ class StoredAdapter:
             with_base: whether the caller computes the tensors that come from the base's weights.
 
         Raises:
-            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), quantised
-                numbers are damaged (BS608), or this torch generates other random numbers than the one that
-                saved the adapter (BS634).
+            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), or this
+                torch generates other random numbers than the one that saved the adapter (BS634).
         """
         if (marks := self.config.marks) and not with_base:
             name = next(iter(marks))
@@ -114,19 +106,18 @@ class StoredAdapter:
 def complete(
     folder: Path, plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return a plan's tensors by name: stored, dequantised, or regenerated from the seed.
+    """Return a plan's tensors by name: stored, or regenerated from the seed.
 
     This is the second half of the check on loading; `check_entries` is the first.
 
     Args:
         folder: for error messages.
         plan: the adapter's.
-        config: specifies which tensors are quantised and which come from the seed.
+        config: specifies which tensors come from the seed.
         stored: the contents of its files, by the last component of their keys.
 
     Raises:
         AdapterError: as `StoredAdapter.tensors`.
-        ValueError: quantised numbers are damaged.
     """
     from bishare_dsl.folder.stored import check_finite, decode, redraw_tensors
 
@@ -142,29 +133,39 @@ def check_entries(path: Path, plan: Plan, config: AdapterConfig, entries: Entrie
     Args:
         path: of the config, for error messages.
         plan: the adapter's.
-        config: specifies which tensors are not stored, or quantised.
+        config: specifies which tensors are not stored.
         entries: the shapes and types of tensors, by the last component of their keys.
 
     Raises:
         AdapterError: lists all problems (BS609 to BS612, BS695); or the config omits a tensor that must
             be stored (BS604).
     """
-    allowed = {
-        "seed": {t.name for t in plan.tensors if not t.trainable and t.drawn},
-        "base": {t.name for t in plan.tensors if t.init == "base"},
-        **dict.fromkeys(BITS, quantisable(plan) if config.ways(*BITS) else ()),
-    }
-    reproduced = {t.name for t in plan.tensors if not t.trainable and t.init in SINGULAR}
     for name, entry in config.entries.items():
-        if name not in (allowed[entry.way] if entry.marks is None else reproduced):
+        if not _may_be_omitted(plan, name, entry):
             reason = f"`{name}` must be in the file"
             raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
-    stacks = stacks_of(plan, config.entries, alone=config.alone)
-    wanted = {key: form for stack in stacks for key, form in stack.wanted().items()}
-    seeds = {name.removeprefix("seed_") for name in entries if is_seed(name)} - {str(config.seed)}
-    problems = [codes.OTHER_SEED(found=seed, seed=config.seed) for seed in sorted(seeds)]
-    own = {name: entry for name, entry in entries.items() if not is_seed(name)}
-    raise_errors(AdapterError, [*problems, *tensor_problems(wanted, own)])
+    stacks = {stack.key: stack for stack in stacks_of(plan, config.entries, alone=config.alone)}
+    problems: list[Problem] = []
+    own: Entries = {}
+    for name, entry_in_file in entries.items():
+        if not is_seed(name):
+            own[name] = entry_in_file
+        elif name != f"seed_{config.seed}":
+            seed = name.removeprefix("seed_")
+            problems.append(codes.OTHER_SEED(found=seed, seed=config.seed))
+    raise_errors(AdapterError, [*problems, *tensor_problems(stacks, own)])
+
+
+def _may_be_omitted(plan: Plan, name: str, entry: Entry) -> bool:
+    """Tell whether the seed or the base gives a tensor, as an entry of a config states."""
+    tensor = plan.tensor.get(name)
+    if tensor is None:
+        return False
+    if entry.marks is not None:
+        return not tensor.trainable and tensor.init in SINGULAR
+    if entry.way == "seed":
+        return not tensor.trainable and tensor.drawn
+    return tensor.init == "base"
 
 
 def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft: bool) -> None:
@@ -212,58 +213,68 @@ def entries_in(content: bytes) -> Entries:
 def check_plan(
     config: AdapterConfig, path: Path = Path("adapter_config.json")
 ) -> tuple[Plan, AdapterConfig]:
-    """Rebuild an adapter's plan, and read from `sharing` which tensors are not stored whole.
+    """Rebuild an adapter's plan, and read which tensors an older format does not store.
 
     Raises:
         BishareError: the spec is invalid or does not fit the base; a transform is not installed (BS619)
-            or cannot be used (BS214); the plan differs from the saved one (BS661); `sharing` does not
-            match the spec (BS607).
+            or cannot be used (BS214); the plan differs from the saved one (BS661); `sharing` of an older
+            format does not match the spec (BS607).
         ValueError: the other fields are inconsistent.
     """
     if len(config.base.sites) * check_transforms(config) > MAX_SITES:
         raise ValueError(f"its base has {len(config.base.sites):,} sites")
-    plan = plan_of_text(config.spec, config.base)
+    plan = _small_plan(config.spec, config.base)
     if plan.digest != config.plan:
         version = config.versions.get("bishare")
         help = f"load it with bishare {version}, which saved it" if version != __version__ else None
         raise AdapterError(codes.OTHER_COMPILER(help=help))
-    if "entries" not in config._contents:
-        # No file has what the seed gives, or the products of small tensors.
-        drawn = sum(tensor.size for tensor in plan.tensors if tensor.drawn and not tensor.trainable)
-        factors = (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites)
-        if (count := max(drawn, *factors, 0)) > MAX_NUMBERS:
-            raise ValueError(f"it takes {count:,} numbers in memory, and may take {MAX_NUMBERS:,}")
-        entries, rebuilt = dict[str, Entry](), None
-        with suppress(ValueError):
-            entries = entries_of_sharing(plan, parse_json(config.sharing), alone=config.alone)
-            rebuilt = sharing_of(plan, config.model_copy(update={"entries": entries}))
-        if rebuilt is None or (rebuilt != config.sharing and not config.alone):
-            reason = "its `sharing` is not what its spec gives"
-            raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
-        config._contents["entries"] = entries
-    # Copy the dict: thousands of adapters share this one.
-    return plan, config.model_copy(update={"entries": {**config._contents["entries"]}})
+    if config.sharing is None:
+        return plan, config
+    try:
+        entries = entries_of_sharing(plan, config.sharing, alone=config.alone)
+    except ValueError as error:
+        reason = "its `sharing` is not what its spec gives"
+        raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason)) from error
+    return plan, config.model_copy(update={"entries": entries})
 
 
-def wanted_values(plan: Plan) -> Wanted:
-    """Return the shapes and types of a plan's tensors in a state dict in memory, each by its attribute."""
-    stacks = stacks_of(plan, {}, alone=True)
-    return {key: form for stack in stacks for key, form in stack.wanted().items()}
+@lru_cache(maxsize=16)
+def _small_plan(spec_text: str, base: Architecture) -> Plan:
+    """Build the plan of a spec's text whose tensors fit into memory.
+
+    The size of a file does not limit what the seed gives, or the products of small tensors.
+
+    Raises:
+        BishareError: see `plan_of_text`.
+        ValueError: see `plan_of_text`; or its tensors are too large.
+    """
+    plan = plan_of_text(spec_text, base)
+    random = sum(tensor.size for tensor in plan.tensors if tensor.drawn and not tensor.trainable)
+    factors = (plan.rows(site.path) * (site.d_in + site.d_out) for site in plan.sites)
+    count = max(random, *factors, 0)
+    if count > MAX_NUMBERS:
+        raise ValueError(f"it takes {count:,} numbers in memory, and may take {MAX_NUMBERS:,}")
+    return plan
 
 
-def tensor_problems(wanted: Wanted, entries: Entries) -> Iterator[Problem]:
+def wanted_values(plan: Plan) -> dict[str, Stack]:
+    """Return a plan's tensors in a state dict in memory, each by its attribute."""
+    return {stack.key: stack for stack in stacks_of(plan, (), alone=True)}
+
+
+def tensor_problems(stacks: Mapping[str, Stack], entries: Entries) -> Iterator[Problem]:
     """Find all problems with the shapes and types of the entries of a file or a state dict."""
-    for key, (expected, dtypes) in wanted.items():
+    for key, stack in stacks.items():
         name = key.replace("__", ".")
         if key not in entries:
             yield codes.MISSING_TENSOR(name=name)
             continue
         shape, dtype = tuple(entries[key]["shape"]), entries[key]["dtype"]
-        if shape != expected:
-            yield codes.WRONG_SHAPE(name=name, found=shape, expected=expected)
-        if dtype not in dtypes:
+        if shape != stack.shape:
+            yield codes.WRONG_SHAPE(name=name, found=shape, expected=stack.shape)
+        if dtype not in FLOATS:
             yield codes.WRONG_DTYPE(name=name, found=dtype)
-    for key in entries.keys() - wanted.keys():
+    for key in entries.keys() - stacks.keys():
         yield codes.UNEXPECTED_TENSOR(name=key.replace("__", "."))
 
 

@@ -3,8 +3,7 @@
 | file | |
 |---|---|
 | ``adapter_config.json`` | `AdapterConfig`: the spec's text, the seed, the base's shapes, digests |
-| ``adapter_model.safetensors`` | each tensor of the plan once, unless the config omits it (regenerated from |
-| | the seed) or quantises it |
+| ``adapter_model.safetensors`` | each tensor of the plan once, unless the seed or the base gives it |
 | ``README.md`` | a model card; not part of the adapter |
 
 Renaming the tensor file is the one step that saves an adapter. The new config is written first, under a
@@ -36,9 +35,9 @@ from bishare_dsl.folder.config import (
     PEFT_TYPE,
     AdapterConfig,
     Entries,
+    attribute_in,
     broken_config,
     split_entries,
-    whole_in,
 )
 from bishare_dsl.folder.contents import (
     MEMBERS,
@@ -52,7 +51,7 @@ from bishare_dsl.folder.contents import (
     own_of,
     reading,
 )
-from bishare_dsl.folder.sharing import common_keys, sharing_of
+from bishare_dsl.folder.stacks import common_keys
 from bishare_dsl.models.site import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
@@ -103,9 +102,9 @@ def save_adapter(
     """
     from bishare_dsl.folder.stored import pack
 
-    values, config, problems = pack(plan, tensors, spec_text, **how)
+    packed = pack(plan, tensors, spec_text, **how)
     folder = Path(folder)
-    content, config = _content_of(values, config)
+    content, config = _content_of(packed.tensors, packed.config)
     text = config.text().encode()
     if check is not None:
         written = AdapterConfig.of(parse_json(text))
@@ -121,7 +120,7 @@ def save_adapter(
                 (new / TENSORS).write_bytes(content)
                 (new / CONFIG).write_bytes(text)
                 write_card(new, plan, config)
-    return problems
+    return packed.warnings
 
 
 def save_library(
@@ -156,10 +155,9 @@ def save_library(
 
     check_members(adapters)
     first, common = next(iter(adapters.values())), common_keys(plan)
-    values, config, notes = pack(plan, first, spec_text, seed=seed, **how)
-    config = config.model_copy(update={"adapters": {}})
-    config = config.model_copy(update={"sharing": sharing_of(plan, config)})
-    shared = {key: value for key, value in values.items() if whole_in(key) in common}
+    packed = pack(plan, first, spec_text, seed=seed, **how)
+    shared = {key: value for key, value in packed.tensors.items() if attribute_in(key) in common}
+    config = packed.config.model_copy(update={"adapters": {}})
     content, config = _content_of(shared, config)
     folder = Path(folder)
     empty = StoredAdapter(folder, config, plan, entries_in(content))
@@ -168,7 +166,7 @@ def save_library(
         _copy_others(folder, new, STARTS)
         (new / TENSORS).write_bytes(content)
         (new / MEMBERS).mkdir()
-        return _first_of_each([*notes, *_add_members(new, adapters, empty)])
+        return _first_of_each([*packed.warnings, *_add_members(new, adapters, empty)])
 
 
 def add_to_library(
@@ -308,12 +306,21 @@ def _add_members(
     path = place_of(library.folder)[0] / CONFIG
     config, plan = library.config, library.plan
     common, shared = common_keys(plan, alone=config.alone), library.common
-    contents, problems = dict[str, bytes](), list[Problem]()
-    how: Any = {"seed": config.seed, "dtype": config.rounded, "format": config.format}
+    contents: dict[str, bytes] = {}
+    problems: list[Problem] = []
     for name, tensors in adapters.items():
-        values, _, notes = pack(plan, tensors, config.spec, **how)
-        problems += notes
-        own = {key: value for key, value in values.items() if whole_in(key) not in common}
+        packed = pack(
+            plan,
+            tensors,
+            config.spec,
+            seed=config.seed,
+            dtype=config.rounded,
+            format=config.format,
+        )
+        problems += packed.warnings
+        own = {
+            key: value for key, value in packed.tensors.items() if attribute_in(key) not in common
+        }
         contents[name] = _file_of(own)
         # As it will be read.
         check_entries(path, plan, config, shared | entries_in(contents[name]))
@@ -520,7 +527,7 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
         fields = parse_json(_content(folder, file))
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
-        return AdapterConfig.of(fields)
+        return AdapterConfig.of(fields, folder)
     except ValueError as error:
         raise broken_config(folder / file, error) from error
 

@@ -1,7 +1,7 @@
 """Listings of adapters, read from configs and from the headers of tensor files.
 
-Listing reads no tensors and builds no plans, so a thousand adapters take seconds. It does not verify the
-contents: `read_adapter` does that for one adapter.
+Listing reads no tensors, and adapters of one spec share one plan, so a thousand adapters take seconds. It
+does not verify the contents: `read_adapter` does that for one adapter.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from bishare_dsl.diagnostics import one_line
+from bishare_dsl.diagnostics import BishareError, one_line
+from bishare_dsl.diagnostics.codes.adapter import MISSING_TRANSFORM
 from bishare_dsl.folder.config import PEFT_TYPE, AdapterConfig
-from bishare_dsl.folder.contents import own_file
+from bishare_dsl.folder.contents import check_plan, own_file
 from bishare_dsl.folder.files import CONFIG, TENSORS, place_of
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 
 _SPEC = re.compile(r"^\s*spec\s+(\"[^\"\n]+\"|[\w.-]+)", re.MULTILINE)
-_BROKEN = (AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError)
+_BROKEN = (
+    AttributeError,
+    BishareError,
+    LookupError,
+    OSError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 """What reading a damaged config or file may raise."""
 
 
@@ -77,19 +86,18 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
         if fields.get("peft_type") != PEFT_TYPE:
             ranks = [fields.get("r"), *(fields.get("rank_pattern") or {}).values()]
             described = _described(str(fields.get("peft_type") or "unknown").lower(), fields, ranks)
-            yield _listed(folder, TENSORS, {}, **described)
+            yield _listed(folder, TENSORS, **described)
             return
-        config = AdapterConfig.of(fields)
-        sizes, ranks = _of_sharing(parse_json(config.sharing))
+        config = AdapterConfig.of(fields, place)
         spec = _SPEC.search(config.spec)
-        described = _described(spec[1].strip('"') if spec else "unknown", fields, ranks)
+        described = _described(spec[1].strip('"') if spec else "unknown", fields, _ranks_of(config))
         if config.adapters is None:
-            yield _listed(folder, TENSORS, sizes, **described)
+            yield _listed(folder, TENSORS, **described)
             return
-        numbers, size = _tensors(place, TENSORS, sizes)
+        numbers, size = _tensors(place, TENSORS)
         for name in [member] if member else config.adapters:
             try:
-                yield _listed(place, own_file(name), sizes, name, **described)
+                yield _listed(place, own_file(name), name, **described)
             except _BROKEN as error:
                 yield Listed(name, f"{place}#{name}", error=one_line(error))
         size += (place / CONFIG).stat().st_size
@@ -105,22 +113,20 @@ def _described(method: str, fields: Mapping[str, Any], ranks: list[Any]) -> dict
     return {"method": method, "rank": (min(known), max(known)) if known else None, **texts}
 
 
-def _of_sharing(stated: Any) -> tuple[dict[str, int], list[int]]:
-    """Return the sizes of quantised stacks by their keys, scales as none, and the ranks of modules."""
-    sizes: dict[str, int] = {}
-    for entry in (entry for entry in stated["tensors"] if "scales" in entry):
-        key = entry.get("int8") or entry["int4"]
-        sizes[key] = sizes.get(key, 0) + entry.get("count", 1) * prod(entry["shape"])
-        sizes[entry["scales"]] = 0
-    terms, modules = stated["terms"], stated["modules"]
-    return sizes, [sum(terms[term]["rank"] for term, *_ in m["terms"]) for m in modules]
+def _ranks_of(config: AdapterConfig) -> list[Any]:
+    """Return the ranks of an adapter's modules; none if its transforms are not installed here."""
+    try:
+        plan, _ = check_plan(config)
+    except BishareError as error:
+        if error.problems[0].code != MISSING_TRANSFORM.code:
+            raise
+        return []
+    return [sum(term.rank for term in terms) for terms in plan.terms_of.values() if terms]
 
 
-def _listed(
-    folder: Path, file: str, sizes: dict[str, int], name: str | None = None, **described: Any
-) -> Listed:
+def _listed(folder: Path, file: str, name: str | None = None, **described: Any) -> Listed:
     """Describe an adapter by its tensor file; ``name`` is its name in a library."""
-    numbers, size = _tensors(folder, file, sizes)
+    numbers, size = _tensors(folder, file)
     return Listed(
         name=name or folder.resolve().name,
         place=str(folder) if name is None else f"{folder}#{name}",
@@ -132,13 +138,12 @@ def _listed(
     )
 
 
-def _tensors(folder: Path, name: str, sizes: dict[str, int]) -> tuple[int, int]:
+def _tensors(folder: Path, name: str) -> tuple[int, int]:
     """Return the number of values in a tensor file, and its bytes, from the header alone.
 
     Args:
         folder: of the file.
         name: of the file.
-        sizes: the numbers of values of some tensors by key, if not those of their shapes.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -148,5 +153,5 @@ def _tensors(folder: Path, name: str, sizes: dict[str, int]) -> tuple[int, int]:
     if not path.is_file():
         raise FileNotFoundError(f"`{name}` is missing")
     with safe_open(path, "numpy") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    return sum(sizes.get(key, prod(shape)) for key, shape in shapes.items()), path.stat().st_size
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    return sum(prod(shape) for shape in shapes), path.stat().st_size

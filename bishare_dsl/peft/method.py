@@ -30,8 +30,8 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.plan import NO_SUCH_SITE
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
 from bishare_dsl.folder.config import (
-    ALONE,
-    RECORD_FORMAT,
+    FORMAT,
+    FORMAT_0_4,
     AdapterConfig,
     Entry,
     attribute_in,
@@ -47,7 +47,7 @@ from bishare_dsl.folder.contents import (
 )
 from bishare_dsl.folder.devices import devices
 from bishare_dsl.folder.files import TENSORS as TENSORS_FILE
-from bishare_dsl.folder.sharing import groups_of
+from bishare_dsl.folder.stacks import groups_of
 from bishare_dsl.folder.stored import entries_of, pack
 from bishare_dsl.initial.values import draw_tensor, first_values
 from bishare_dsl.models import architecture_of
@@ -57,7 +57,6 @@ from bishare_dsl.peft.config import BishareConfig, ModulesToSave
 from bishare_dsl.peft.doors import READ, is_copied, of_base, tables_of
 from bishare_dsl.peft.whole import whole_method
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import BITS
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
 
 
@@ -370,7 +369,7 @@ class BishareModel(BaseTuner):
         keys, tensors = adapter_keys(model, adapter), values_in(state_dict, model, adapter)
         was = config.record  # A loaded or saved adapter is saved again in the same way.
         drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
-        stored, record, problems = pack(
+        packed = pack(
             adapter.saved_plan,
             tensors,
             adapter.spec_text,
@@ -380,10 +379,11 @@ class BishareModel(BaseTuner):
             dtype=was.rounded if was else None,
             exact=True,  # After training, it is saved with all bits.
         )
-        config.record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
-        _warn(*map(render, (*problems, *adapter.scale_problems())))
+        digest = digest_of(entries_of(packed.tensors))
+        config.record = packed.config.model_copy(update={"tensors": digest})
+        _warn(*map(render, (*packed.warnings, *adapter.scale_problems())))
         prefix = "" if any(key.startswith(PREFIX) for key in keys) else PREFIX
-        return {key.removeprefix(prefix): value for key, value in stored.items()}
+        return {key.removeprefix(prefix): value for key, value in packed.tensors.items()}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -460,15 +460,22 @@ def _described(
     alone = groups_of(plan).keys().isdisjoint(stored)
     entries = {}
     for key, tensors in groups_of(plan, alone=alone).items():
-        form: Any = next((form for form in BITS if f"{key}:{form}" in stored), None)
-        for tensor in tensors if key not in stored else ():
-            if form or (tensor.drawn and not tensor.trainable):
-                entries[tensor.name] = Entry(way=form or "seed")
-    seeded = any(entry.way == "seed" for entry in entries.values())
-    if seeded and not any(map(is_seed, stored)):
+        if key in stored:
+            continue
+        for tensor in tensors:
+            if tensor.drawn and not tensor.trainable:
+                entries[tensor.name] = Entry(way="seed")
+    if entries and not any(map(is_seed, stored)):
         raise AdapterError(codes.MISSING_TENSOR(name=f"seed_{seed}"))
-    how: Any = {"format": ALONE if alone else RECORD_FORMAT, "versions": {}, "entries": entries}
-    return AdapterConfig(spec=spec_text, seed=seed, base=plan.base, plan=plan.digest, **how)
+    return AdapterConfig(
+        format=FORMAT_0_4 if alone else FORMAT,
+        versions={},
+        spec=spec_text,
+        seed=seed,
+        base=plan.base,
+        plan=plan.digest,
+        entries=entries,
+    )
 
 
 def _check_others(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.bits import BITS_EACH, file_bytes
+from bishare_dsl.plan.file_bytes import file_bytes
 from bishare_dsl.show.rows import lora_size
 from bishare_dsl.show.table import Table
 
-BITS = {16: ("bfloat16", 16.0), 8: ("int8", BITS_EACH["int8"]), 4: ("int4", BITS_EACH["int4"])}
-"""The type of a file by its bits, and the bits of a number in a large factor, including scales."""
-
-SLOT_BITS = 16
-"""Bits of a number in an engine: it dequantises what it loads."""
+NUMBER_BYTES = 2
+"""Bytes of a number in bfloat16, in a file and in an engine."""
 
 LORA_RANK = 8
 _LEAST_COMMON_FRACTION = 0.01
@@ -32,8 +29,8 @@ class Cost:
         once: numbers that all adapters share, in one file.
         slot: numbers per adapter in a slot of an engine, in compact mode; None for a nonlinear update.
         slot_once: numbers that all slots share.
-        own_bytes: bytes of ``own`` by bits. Gains and other tensors that are never quantised stay whole.
-        once_bytes: bytes of ``once`` by bits.
+        own_bytes: bytes of ``own`` in bfloat16. Tensors that select other values stay whole.
+        once_bytes: bytes of ``once`` in bfloat16.
     """
 
     way: str
@@ -41,21 +38,22 @@ class Cost:
     once: int
     slot: int | None
     slot_once: int
-    own_bytes: Mapping[int, int]
-    once_bytes: Mapping[int, int]
+    own_bytes: int
+    once_bytes: int
 
-    def disk(self, adapters: int, bits: int) -> int:
-        """Count the bytes of the adapters' files."""
-        return self.once_bytes[bits] + adapters * self.own_bytes[bits]
+    def disk(self, adapters: int) -> int:
+        """Count the bytes of the adapters' files in bfloat16."""
+        return self.once_bytes + adapters * self.own_bytes
 
     def slots(self, adapters: int) -> int | None:
         """Count the bytes of the adapters' slots in compact mode."""
-        numbers = None if self.slot is None else self.slot_once + adapters * self.slot
-        return None if numbers is None else numbers * SLOT_BITS // 8
+        if self.slot is None:
+            return None
+        return NUMBER_BYTES * (self.slot_once + adapters * self.slot)
 
     def fit(self, memory: int) -> int | None:
         """Count the adapters whose slots fit into ``memory`` bytes."""
-        left = 8 * memory // SLOT_BITS - self.slot_once
+        left = memory // NUMBER_BYTES - self.slot_once
         return max(left // self.slot, 0) if self.slot else None
 
     def data(self, adapters: int, memory: int | None) -> dict[str, Any]:
@@ -63,7 +61,7 @@ class Cost:
         counts = {key: n for key, n in vars(self).items() if not key.endswith("bytes")}
         return {
             **counts,
-            "disk_bytes": {str(bits): self.disk(adapters, bits) for bits in BITS},
+            "disk_bytes": self.disk(adapters),
             "slots_bytes": self.slots(adapters),
             "fit": None if memory is None else self.fit(memory),
         }
@@ -84,8 +82,15 @@ def costs(plan: Plan) -> list[Cost]:
 
 
 def _lora_cost(way: str, numbers: int) -> Cost:
-    own = {bits: int(numbers * each) // 8 for bits, (_, each) in BITS.items()}
-    return Cost(way, numbers, 0, numbers, 0, own, dict.fromkeys(BITS, 0))
+    return Cost(
+        way=way,
+        own=numbers,
+        once=0,
+        slot=numbers,
+        slot_once=0,
+        own_bytes=NUMBER_BYTES * numbers,
+        once_bytes=0,
+    )
 
 
 def _cost(plan: Plan, way: str, common: frozenset[str]) -> Cost:
@@ -98,15 +103,19 @@ def _cost(plan: Plan, way: str, common: frozenset[str]) -> Cost:
     def count(names: Set[str]) -> int:
         return sum(plan.tensor[name].size for name in names)
 
-    def in_file(names: Set[str]) -> dict[int, int]:
-        counts = file_bytes(plan, names)
-        return {bits: counts[form] for bits, (form, _) in BITS.items()}
-
-    slot = count(used - common) + changes if all(t.linear for t in plan.unscaled) else None
-    slot_once = 0 if slot is None else count(used & common)
-    own, once = trained - common, trained & common
-    numbers = count(own), count(once), slot, slot_once
-    return Cost(way, *numbers, in_file(own), in_file(once))
+    slot, slot_once = None, 0
+    if all(term.linear for term in plan.unscaled):
+        slot = count(used - common) + changes
+        slot_once = count(used & common)
+    return Cost(
+        way=way,
+        own=count(trained - common),
+        once=count(trained & common),
+        slot=slot,
+        slot_once=slot_once,
+        own_bytes=file_bytes(plan, trained - common)["bfloat16"],
+        once_bytes=file_bytes(plan, trained & common)["bfloat16"],
+    )
 
 
 def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
@@ -132,17 +141,20 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
 
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
     """Make a table with a row for each way."""
-    head = ["way", *["fit"] * (memory is not None), *(f"{bits} bits" for bits in BITS), "slots"]
-    lines = [
+    if memory is None:
+        head = ["way", "files", "slots"]
+        return Table(
+            head,
+            [[row.way, size(row.disk(adapters)), size(row.slots(adapters))] for row in rows],
+        )
+    head = ["way", "fit", "files", "slots"]
+    return Table(
+        head,
         [
-            row.way,
-            *([] if memory is None else [row.fit(memory)]),
-            *(size(row.disk(adapters, bits)) for bits in BITS),
-            size(row.slots(adapters)),
-        ]
-        for row in rows
-    ]
-    return Table(head, lines)
+            [row.way, row.fit(memory), size(row.disk(adapters)), size(row.slots(adapters))]
+            for row in rows
+        ],
+    )
 
 
 def size(count: int | None) -> str:

@@ -113,8 +113,8 @@ class Transform(BaseModel):
         auto: the names of options that a spec may set to `auto`. Each becomes the largest number, up to
             its default, that permits the rank and, if possible, divides every width of the share's
             modules.
-        exact: the roles of tensors whose order selects other values. They are neither
-            rounded nor quantised in files, because that could change the selection.
+        exact: the roles of tensors whose order selects other values. They are not rounded
+            in files, because that could change the selection.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

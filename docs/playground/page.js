@@ -147,28 +147,3 @@ spec.onkeydown = (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) run('check');
   if (event.key === 'Tab' && first) (event.preventDefault(), take(first.textContent));
 };
-
-// What a trained adapter shares, by a reader of its format that knows nothing of bishare.
-async function shown(files) {
-  const { read } = await import(new URL('runtime/reader.mjs', import.meta.url));
-  const config = files.find(({ name }) => name === 'adapter_config.json');
-  const tensors = files.filter(({ name }) => name.endsWith('.safetensors'));
-  if (!config || !tensors.length) throw new Error('choose both files');
-  const bytes = await Promise.all(tensors.map(async (file) => new Uint8Array(await file.arrayBuffer())));
-  const { sharing, updates, full } = await read(await config.text(), bytes);
-  const uses = sharing.tensors.map(({ key, parts, text, shape, draw }, index) => {
-    const place = key ?? Object.values(parts ?? {})[0]?.replace(/:.*/, '') ?? `tensor ${index}`;
-    const name = text?.replace(/^[^:]*:/, '') ?? place.replace(/^.*bishare_tensors\./, '').replaceAll('__', '.');
-    const entries = sharing.modules.filter(({ terms }) => terms.some(([, ...tensors]) => tensors.includes(index)));
-    const users = entries.reduce((sum, { blocks }) => sum + (blocks?.[1] ?? 1), 0);
-    return `${name}  ${shape.join(' x ')}${draw ? ', drawn' : ''}: ${users} module${users === 1 ? '' : 's'}`;
-  });
-  const norm = (value) => (typeof value === 'function' ? 'by its input' : Math.hypot(...value.map((row) => Math.hypot(...row))).toPrecision(4));
-  const sizes = Object.entries({ ...updates, ...full }).map(([place, value]) => `${place}  ${norm(value)}`);
-  return ['Tensors, and how many modules share each', ...uses, '', 'Norms of updates', ...sizes].join('\n');
-}
-
-at('files').onchange = async ({ target }) => {
-  at('shares').textContent = 'Reading …';
-  at('shares').textContent = await shown([...target.files]).catch(({ message }) => `This cannot be read: ${message}`);
-};

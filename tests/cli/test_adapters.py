@@ -37,7 +37,7 @@ def test_inspect_tells_what_is_in_it_and_what_is_none(bishare, trained, here):
     for said in ("trainable params: ", "written by: bishare ", "all as they were saved"):
         assert said in run.out
     data = json.loads(bishare("inspect", trained[0], "--json").out)
-    assert data["config"]["format"] == 6
+    assert data["config"]["format"] == 7
     assert data["trainable"] == sum(share["trainable"] for share in data["shares"])
     with Path(shutil.copytree(trained[0], "changed"), "adapter_model.safetensors").open(
         "r+b"

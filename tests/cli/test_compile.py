@@ -5,7 +5,7 @@ from safetensors import safe_open
 
 from bishare_dsl.folder.config import file_key
 from bishare_dsl.folder.files import TENSORS, read_adapter
-from bishare_dsl.folder.sharing import stacks_of
+from bishare_dsl.folder.stacks import stacks_of
 
 
 def tensors(folder):

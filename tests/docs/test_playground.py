@@ -88,16 +88,6 @@ def test_answer_and_picture_stand_beside_the_text(page):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_trained_adapter_is_read(page):
-    folder = Path(__file__).parents[2] / "conformance" / "slice_sharing"
-    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
-    page.find_element(By.ID, "files").send_keys("\n".join(map(str, files)))
-    shares = page.find_element(By.ID, "shares")
-    WebDriverWait(page, 60).until(lambda _: "Norms of updates" in shares.text)
-    assert "s.A.4x48  4 x 48: 4 modules" in shares.text
-    assert "model.layers.0.self_attn.q_proj" in shares.text
-
-
 def test_plan(page):
     Select(page.find_element(By.ID, "specs")).select_by_visible_text("bishare_ke")
     assert "trainable params: 3,593,600" in run(page, "plan")

@@ -1,10 +1,8 @@
 """Frozen tensors that start from the base's weights, saved as what makes them again."""
 
 import dataclasses
-import importlib.util
 import json
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +14,9 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.folder import fingerprint
 from bishare_dsl.folder.files import read_adapter, save_adapter
 from bishare_dsl.folder.fingerprint import check_reproduced, marks_of
-from bishare_dsl.folder.sharing import groups_of
 from bishare_dsl.initial import singular
 from bishare_dsl.initial.values import draw
 from bishare_dsl.models import preset
-from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.load import load_model
 from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
@@ -28,14 +24,6 @@ from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.support.adapted import logits, trained
 from tests.support.checks import randomize
 from tests.support.stored import load_stored
-
-PAGE = importlib.util.spec_from_file_location(
-    "to_lora", Path(__file__).parents[2] / "examples" / "to_lora.py"
-)
-assert PAGE is not None
-assert PAGE.loader is not None
-TO_LORA = importlib.util.module_from_spec(PAGE)
-PAGE.loader.exec_module(TO_LORA)
 
 TINY = """
 spec tiny
@@ -65,51 +53,12 @@ def test_what_the_base_gives_is_left_out_and_made_again(text, tmp_path):
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-3, atol=1e-3)
 
 
-XS = """
-spec xs
-target q_proj, down_proj
-share a A per layer, in B per module rank 2 scale 3 via Core
-    init A svd_vectors_bottom, B svd_scaled freeze A, B
-share b per module rank 2 init A svd, B svd scale 3
-"""
-
-
-def by_the_page(folder, weights):
-    """What docs/format.md says of starts from the base, as examples/to_lora.py computes it in numpy."""
-    _, sharing, tensors = TO_LORA.open_folder(folder, None, weights)
-    names = [t.name for g in groups_of(read_adapter(folder).plan).values() for t in g]
-    entries = [entry for entry in sharing["tensors"] for _ in range(entry.get("count", 1))]
-    found = zip(names, entries, tensors, strict=True)
-    return {name: tensor for name, entry, tensor in found if "base" in entry}
-
-
 TWICE = """
 spec twice
 target q_proj
 share s  per module  rank 3  init A svd, B svd  gain rank init 1  freeze A, B
 """
 """Its start is taken away by a second term, with the same tensors at the same module."""
-
-
-@pytest.mark.parametrize("text", [TINY, XS, TWICE])
-def test_numpy_makes_them_by_the_page(text, tmp_path):
-    model = trained(text)
-    model.bishare.save_pretrained(tmp_path, frozen="base")
-    maps = linear_maps(tiny_model("llama"))
-    found = by_the_page(
-        tmp_path, {path: weight.matrix().detach().double().numpy() for path, weight in maps.items()}
-    )
-    tensors = model.bishare.tensors()
-    assert (
-        found.keys()
-        == tensors.keys()
-        - load_stored(tmp_path).keys()
-        - read_adapter(tmp_path).config.ways("seed").keys()
-    )
-    for name, value in found.items():
-        torch.testing.assert_close(
-            torch.from_numpy(value).float(), tensors[name].detach(), rtol=1e-3, atol=1e-4
-        )
 
 
 def test_thirteen_numbers_on_llama_7b_are_26_bytes_and_a_config_of_less_than_135_kb(tmp_path):
@@ -190,21 +139,18 @@ def test_what_is_fitted_to_a_shared_factor_is_stored(tmp_path):
 
 
 def test_who_has_no_weights_says_so_and_what_must_not_come_from_the_base_is_refused(tmp_path):
-    from tests.folder.test_files import refused, reseal
+    from tests.folder.test_files import config_of, refused, reseal
 
     trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
     stored = read_adapter(tmp_path)
     with pytest.raises(AdapterError, match=r'BS688(?s:.*)frozen="tensors"'):
         stored.tensors()
-    [entry, *_] = json.loads(stored.config.sharing or "")["tensors"]
-    assert entry.keys() == {"shape", "base", "signs", "sums"}
-    assert (entry["shape"], entry["base"]) == ([2, 32], {"svd": 1.0})
-    sharing = json.loads((tmp_path / "adapter_config.json").read_text())["bishare"]["sharing"]
-    stored = next(entry for entry in sharing["tensors"] if "key" in entry)
-    stored |= {k: v for k, v in sharing["tensors"][0].items() if k not in ("shape", "key")}
-    del stored["key"]
-    reseal(tmp_path, sharing=sharing)
-    refused(tmp_path, "BS607", "not what its spec gives")
+    entries = config_of(tmp_path)["bishare"]["entries"]
+    assert entries["tiny.layers.0.self_attn.q_proj.A"].keys() == {"way", "marks"}
+    for wrong in ("tiny.c", "tiny.layers.0.self_attn.q_proj.core0"):
+        marked = {**entries, wrong: entries["tiny.layers.0.self_attn.q_proj.A"]}
+        reseal(tmp_path, entries=marked)
+        refused(tmp_path, "BS604", f"`{wrong}` must be in the file")
 
 
 def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path):

@@ -107,33 +107,12 @@ def edit_config(folder, edit):
     reseal(folder, **config["bishare"])
 
 
-def drawn_in(config):
-    """Return the entry of the tensor that is drawn."""
-    return next(t for t in config["sharing"]["tensors"] if "draw" in t)
-
-
 def test_a_tensor_that_is_neither_stored_nor_drawn(folder):
-    def store(config):
-        entry = drawn_in(config)
-        for word in ("draw", "text", "dtype", "sha256"):
-            del entry[word]
-        rows, columns = entry["shape"]
-        entry |= {"key": f"base_model.model.bishare_tensors.s__A__{rows}x{columns}", "count": 1}
-
-    edit_config(folder, store)
+    edit_config(folder, lambda record: record["entries"].pop("s.A"))
     refused(folder, "BS609", "s.A")
 
 
 def test_what_must_not_be_drawn(folder):
     name = "s.layers.0.self_attn.q_proj.gain_out"
-
-    def draw_it(config):
-        tensors, drawn = config["sharing"]["tensors"], drawn_in(config)
-        place = next(i for i, t in enumerate(tensors) if "gain_out" in t.get("key", ""))
-        shape = tensors[place]["shape"]
-        tensors[place]["count"] -= 1
-        tensors[place]["row"] = 1
-        tensors.insert(place, drawn | {"shape": shape, "text": f"3:{name}"})
-
-    edit_config(folder, draw_it)
-    refused(folder, "BS607", "not what its spec gives")
+    edit_config(folder, lambda record: record["entries"].update({name: record["entries"]["s.A"]}))
+    refused(folder, "BS604", f"`{name}` must be in the file")

@@ -35,7 +35,7 @@ from tests.peft.conftest import logits
 from tests.support.stored import import_peft
 
 # A share with private factors, and one whose factors a seed draws.
-CONFORMANCE = Path(__file__).parents[2] / "conformance"
+LIBRARY = Path(__file__).parents[1] / "folder" / "of_0_5" / "library"
 SPEC = """spec s
 target q_proj, v_proj
 share a per layer, kind rank 2
@@ -116,7 +116,7 @@ def other_seed(folder):
     fields = json.loads((folder / CONFIG).read_text())
     drawn = json.loads((saved(folder.with_name("other"), seed=1) / CONFIG).read_text())
     fields |= {"seed": 1}
-    fields["bishare"]["sharing"] = drawn["bishare"]["sharing"]
+    fields["bishare"]["entries"] = drawn["bishare"]["entries"]
     (folder / CONFIG).write_text(json.dumps(fields))
     reseal(folder)
 
@@ -272,7 +272,7 @@ def test_what_is_damaged_is_refused_and_the_model_stays_as_it_was(door, tmp_path
 COMMANDS = {
     "inspect": "inspect {folder}",
     "convert": "convert {folder} --for peft --model {base} --out {out}",
-    "convert, fewer bits": "convert {folder} --for bishare --dtype int8 --out {out}",
+    "convert, fewer bits": "convert {folder} --for bishare --dtype bfloat16 --out {out}",
     "merge": "merge {folder} --model {base} --out {out}",
     "verify": "verify {folder} --model {base}",
     "eval": "eval {folder} --model {base} --data {rows}",
@@ -337,7 +337,7 @@ def test_a_damaged_lora_is_not_imported(damage, tmp_path):
 
 def test_peft_does_not_save_over_a_library(tmp_path):
     """Its adapters would lose the tensors that they share."""
-    shutil.copytree(CONFORMANCE / "library", library := tmp_path / "library")
+    library = shutil.copytree(LIBRARY, tmp_path / "library")
     before = {path: path.read_bytes() for path in library.rglob("*") if path.is_file()}
     model = get_peft_model(tiny_model("llama"), BishareConfig(spec=SPEC))
     with pytest.raises(AdapterError, match="BS615"):

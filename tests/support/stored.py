@@ -6,7 +6,7 @@ from bishare_dsl.cli.convert import save_again
 from bishare_dsl.compiler import read_lora
 from bishare_dsl.folder.config import attribute_in, is_seed
 from bishare_dsl.folder.files import TENSORS, read_adapter
-from bishare_dsl.folder.sharing import stacks_of
+from bishare_dsl.folder.stacks import stacks_of
 
 
 def load_stored(folder):
@@ -14,13 +14,10 @@ def load_stored(folder):
     stored = read_adapter(folder)
     found = {attribute_in(key): t for key, t in load_file(folder / TENSORS).items()}
     stacks = [*stacks_of(stored.plan, stored.config.entries)]
-    assert {key for key in found if not is_seed(key)} == {
-        key for stack in stacks for key in stack.parts.values()
-    }
+    assert {key for key in found if not is_seed(key)} == {stack.key for stack in stacks}
     return {
         tensor.name: value
         for stack in stacks
-        if stack.form is None
         for tensor, value in zip(stack.tensors, found[stack.key], strict=True)
     }
 
