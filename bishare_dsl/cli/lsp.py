@@ -15,7 +15,7 @@ from bishare_dsl.cli.report import CommandError, Report
 @click.command("lsp", epilog=options.examples("bishare lsp"))
 @click.pass_obj
 def command(report: Report) -> None:
-    """Serve an editor: diagnostics, completion, hover and more, over standard input and output.
+    """Serve an editor: diagnostics, fixes, completion and formatting, over standard input and output.
 
     An editor starts it. It speaks the Language Server Protocol, and needs `pip install 'bishare[lsp]'`.
     """

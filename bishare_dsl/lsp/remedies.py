@@ -1,4 +1,4 @@
-"""Offer advice as code actions. All of it was tried: see `plan.advice`."""
+"""Offer advice as code actions: edits that were tried."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from bishare_dsl.language.format import format_text
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.model import ChosenModel
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.version import __version__
@@ -30,7 +29,8 @@ class SpecServer(LanguageServer):
         super().__init__(
             "bishare", __version__, text_document_sync_kind=lsp.TextDocumentSyncKind.Full
         )
-        self.chosen, self.model = ChosenModel(), ""
+        self.chosen = ChosenModel()
+        self.model = ""
         self.allow_use = False
         self.first_settings: Any = None
         self._documents: dict[str, Document] = {}
@@ -64,7 +64,6 @@ class SpecServer(LanguageServer):
         problems = await asyncio.to_thread(diagnostics, document)
         if self._documents.get(uri) is document:
             self.publish(uri, problems, version)
-            await asyncio.to_thread(getattr, document, "sites")  # Prepare for a hover.
 
     def publish(self, uri: str, problems: list[lsp.Diagnostic], version: int | None = None) -> None:
         """Show the diagnostics of a document."""
@@ -131,12 +130,8 @@ def make_server() -> SpecServer:
     async def did_close(params: lsp.DidCloseTextDocumentParams) -> None:
         server.forget(params.text_document.uri)
 
-    @server.feature(lsp.TEXT_DOCUMENT_HOVER)
-    def on_hover(params: lsp.HoverParams) -> lsp.Hover | None:
-        return hover(server.document(params.text_document.uri), params.position)
-
     @server.feature(
-        lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[" ", "(", '"', ","])
+        lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[" ", '"', ","])
     )
     def on_completion(params: lsp.CompletionParams) -> list[lsp.CompletionItem]:
         return completions(server.document(params.text_document.uri), params.position)

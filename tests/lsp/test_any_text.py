@@ -8,8 +8,6 @@ from bishare_dsl.diagnostics import Span
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.hover import hover
-from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.resources import shipped_specs
 
@@ -25,10 +23,7 @@ PIECES = st.sampled_from(
 
 def answer_all(document, place):
     whole = document.positions.range(Span(document.source.start, document.source.start + 10**6))
-    offset = document.positions.offset(place)
-    hover(document, place)
     assert all(item.text_edit for item in completions(document, place))
-    name_at(document, offset)
     assert all(found.range.start <= found.range.end for found in diagnostics(document))
     code_actions(document, "file:///x.share", whole)
 

@@ -108,10 +108,8 @@ async def test_a_mistake_in_a_used_file_is_shown_at_the_use(client, tmp_path):
     assert other.location.range.start == lsp.Position(1, 10)
 
 
-async def test_hover_completion_and_formatting(client, tmp_path):
+async def test_completion_and_formatting(client, tmp_path):
     document = await opened(client, tmp_path / "my.share", TEXT)
-    found = await client.text_document_hover_async(lsp.HoverParams(document, place(TEXT, "intra")))
-    assert "**intra** on llama-7b" in found.contents.value
     found = await client.text_document_completion_async(
         lsp.CompletionParams(document, place(TEXT, "KE"))
     )
@@ -120,7 +118,7 @@ async def test_hover_completion_and_formatting(client, tmp_path):
     [edit] = await client.text_document_formatting_async(params)
     assert edit.new_text == format_text(TEXT)
     assert edit.range.end.line >= TEXT.count("\n")
-    for name in ("hover", "completion", "document_formatting", "code_action"):
+    for name in ("completion", "document_formatting", "code_action"):
         assert getattr(client.capabilities_of_server, f"{name}_provider")
 
 
