@@ -36,7 +36,7 @@ from bishare_dsl.names import BASE
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
-from bishare_dsl.rewrite.effective_factors import promote_to_one_dtype
+from bishare_dsl.rewrite.effective_factors import assembly_function, promote_to_one_dtype
 from bishare_dsl.rewrite.experts_factors import ExpertsAssembly
 from bishare_dsl.rewrite.grouped_rows import Call, Grouping, Place, numbers_on
 from bishare_dsl.rewrite.ops import without_autocast
@@ -273,7 +273,7 @@ class MixedBatches:
             else:
                 forwards[module] = forward_of(module, code.forward)
             if id(code) not in assemblies:
-                assemblies[id(code)] = code.assembly.function()
+                assemblies[id(code)] = assembly_function(code)
             make = partial(_factors, assemblies[id(code)], bases, grouping.adapters)
             if trains:
                 # Trained tensors change while the batch is open, and each backward needs a new graph.

@@ -198,7 +198,13 @@ class RegionCompiler:
         for step in chain(["capture"], run_passes(region, expand, self.optimisations)):
             if self.observe is not None:
                 self.observe(path, step, region)
-        return RegionCode(GraphCode.of(region.forward), GraphCode.of(region.assembly))
+        return region_code(region)
+
+
+def region_code(region: RegionGraphs) -> RegionCode:
+    """Generate the code of a region's graphs."""
+    forward, assembly = GraphCode.of(region.forward), GraphCode.of(region.assembly)
+    return RegionCode(forward, assembly, tuple(region.constants))
 
 
 def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:

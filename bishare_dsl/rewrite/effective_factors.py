@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,12 @@ class EffectiveFactors(nn.Module):
         self._owned = tuple(dict.fromkeys(owned for owned, _ in sources))
         self._slots = tuple((self._owned.index(owned), number) for owned, number in sources)
         self._assemble = code.assembly.function()
+        self._constants = tuple(f"constant_{i}" for i in range(len(code.constants)))
+        for name, constant in zip(self._constants, code.constants, strict=True):
+            owned, number = sources[0]
+            device = owned.get_parameter(owned.attributes[number]).device
+            moved = constant if device.type == "meta" else constant.to(device)
+            self.register_buffer(name, moved, persistent=False)
 
     def forward(self) -> tuple[Factor, ...]:
         """Return the factors."""
@@ -49,7 +55,10 @@ class EffectiveFactors(nn.Module):
     def _tensors(self) -> list[Tensor]:
         # Skip calls without hooks: with one token, a call takes as long as two small products.
         by_owner = [owned.forward() if is_unwatched(owned) else owned() for owned in self._owned]
-        return [by_owner[index][number] for index, number in self._slots]
+        tensors = [by_owner[index][number] for index, number in self._slots]
+        if self._constants:
+            tensors += [self.get_buffer(name) for name in self._constants]
+        return tensors
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_assemble"}
@@ -57,6 +66,24 @@ class EffectiveFactors(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._assemble = self.code.assembly.function()
+
+
+def assembly_function(code: RegionCode) -> Callable[..., tuple[Factor, ...]]:
+    """Return a function of a module and the region's tensors that computes the factors.
+
+    It supplies the constants of the code, in the dtype and on the device of the tensors.
+    """
+    assemble = code.assembly.function()
+    if not code.constants:
+        return assemble
+
+    def with_constants(module: nn.Module | None, *tensors: Tensor) -> tuple[Factor, ...]:
+        count = len(tensors)
+        promoted = promote_to_one_dtype([*tensors, *code.constants])
+        factors: tuple[Factor, ...] = assemble(module, *tensors, *promoted[count:])
+        return factors
+
+    return with_constants
 
 
 def promote_to_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

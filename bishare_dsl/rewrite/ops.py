@@ -139,6 +139,11 @@ def cast(tensor: Tensor, x: Tensor) -> Tensor:
     return tensor.to(x)
 
 
+def cast_constant(constant: Tensor, x: Tensor) -> Tensor:
+    """Return a transform's constant on the device of the activations, and in their dtype if it is a float."""
+    return constant.to(x) if constant.is_floating_point() else constant.to(x.device)
+
+
 def add(y: Tensor, update: Tensor) -> Tensor:
     """Add ``y`` and a term's update, ``(..., d_out)`` both, in the dtype of ``y``."""
     return y + update.to(y)

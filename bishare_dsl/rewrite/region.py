@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.transforms import Transform, Width
@@ -71,12 +72,14 @@ class RegionGraphs:
 
     ``forward`` replaces the region's forward. It calls the child `FACTORS`, which returns the output of
     ``assembly`` for the region's tensors, initially the tensors unchanged. ``linears`` are all children
-    that are linear layers, targets or not.
+    that are linear layers, targets or not. ``constants`` are tensors that transforms create themselves: the
+    assembly takes them after the region's tensors, and `FACTORS` returns them after these.
     """
 
     forward: fx.Graph
     assembly: fx.Graph
     linears: frozenset[str]
+    constants: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionGraphs:
@@ -84,6 +87,20 @@ class RegionGraphs:
         assembly = fx.Graph()
         assembly.output(tuple(assembly.placeholder(f"tensor_{i}") for i in range(tensors)))
         return cls(forward, assembly, frozenset(linears))
+
+    def add_constant(self, value: Tensor) -> int:
+        """Add a constant to the assembly's inputs, unless an equal one is there; return its number."""
+        for number, constant in enumerate(self.constants):
+            if equal_tensors(constant, value):
+                return number
+        number = len(self.constants)
+        self.constants.append(value.detach().clone())
+        output = next(node for node in self.assembly.nodes if node.op == "output")
+        before = next(node for node in self.assembly.nodes if node.op != "placeholder")
+        with self.assembly.inserting_before(before):
+            placeholder = self.assembly.placeholder(f"constant_{number}")
+        output.args = ((*cast(tuple[fx.Node, ...], output.args[0]), placeholder),)
+        return number
 
     def factors_call(self) -> fx.Node:
         """Find the node of the forward that calls `FACTORS`."""
@@ -100,6 +117,12 @@ class RegionGraphs:
                 factors[node] = None
         del factors[call]
         return list(factors)
+
+
+def equal_tensors(one: Tensor, other: Tensor) -> bool:
+    """Return whether two constants have the same type, shape and values."""
+    alike = one.dtype == other.dtype and one.shape == other.shape and one.device == other.device
+    return alike and torch.equal(one, other)
 
 
 class Pass(Protocol):

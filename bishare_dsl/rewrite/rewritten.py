@@ -22,7 +22,7 @@ from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple, Protocol, cast
 from weakref import WeakValueDictionary
 
-from torch import compiler, fx, nn
+from torch import Tensor, compiler, fx, nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.rewrite import FORWARD_REPLACED
@@ -89,10 +89,17 @@ class Assembly(Protocol):
 
 @dataclass(frozen=True)
 class RegionCode:
-    """The code of a region's forward and of its assembly, shared by all equal regions."""
+    """The code of a region's forward and of its assembly, shared by all equal regions.
+
+    Attributes:
+        forward: replaces the region's forward.
+        assembly: computes the factors from the region's tensors, followed by the constants.
+        constants: the tensors that transforms have created themselves.
+    """
 
     forward: GraphCode
     assembly: Assembly
+    constants: tuple[Tensor, ...] = ()
 
 
 class Changes(NamedTuple):

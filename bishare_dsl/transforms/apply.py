@@ -8,6 +8,7 @@ matrices, for merging and export.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from bishare_dsl.transforms.transform import Tensors, Transform, Width
@@ -35,10 +36,22 @@ def term_factors(
     """
     from bishare_dsl.transforms.factor import Gained, as_factor
 
-    a, b = map(as_factor, transform.factors(tensors, rank, width))
+    with device_of(tensors):
+        pair = transform.factors(tensors, rank, width)
+    a, b = map(as_factor, pair)
     if GAIN_RANK in tensors or GAIN_OUT in tensors:
         b = Gained(b, tensors.get(GAIN_RANK), tensors.get(GAIN_OUT))
     return a, b
+
+
+def device_of(tensors: Tensors) -> AbstractContextManager[object]:
+    """Let a transform create its constants on the device of its tensors, inside the block."""
+    import torch
+
+    first: object = next(iter(tensors.values()))
+    if not isinstance(first, torch.Tensor) or first.device.type == "cpu":
+        return nullcontext()
+    return first.device
 
 
 def effective_pair(
@@ -116,7 +129,8 @@ def update_of(
     transform: Transform, x: Tensor, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> Tensor:
     """Return the update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
-    delta = transform.update(x, tensors, rank, width)
+    with device_of(tensors):
+        delta = transform.update(x, tensors, rank, width)
     if (gain := tensors.get(GAIN_OUT)) is not None:
         delta = delta * gain
     return delta if scale == 1 else delta * scale

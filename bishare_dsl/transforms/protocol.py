@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.spec.spec import Initial
 from bishare_dsl.transforms.registry import describe_exception, transform_error
 from bishare_dsl.transforms.transform import Start, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, int]]
 """The shapes of a term's tensors, by role."""
@@ -107,13 +110,13 @@ def _check_term(
     where = f"at a {width.d_in} -> {width.d_out} module"
     if not transform.linear:
         x = torch.empty(2, 3, width.d_in, device="meta")
-        with guard(transform, "update"):
+        with guard(transform, "update"), unchanged(transform, "update", tensors | {"x": x}):
             delta = transform.update(x, tensors, rank, width)
         _expect(transform, "`update` gives an update", delta, (2, 3, width.d_out), where)
         return
     with guard(transform, "rows"):
         rows = transform.rows(rank, width)
-    with guard(transform, "factors"):
+    with guard(transform, "factors"), unchanged(transform, "factors", tensors):
         pair: object = transform.factors(tensors, rank, width)
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise transform_error(transform, "`factors` gives no pair of factors")
@@ -122,6 +125,26 @@ def _check_term(
             with guard(transform, "dense"):
                 result = result.dense()  # type: ignore[attr-defined]
         _expect(transform, f"`factors` gives an effective {factor}", result, (rows, side), where)
+
+
+@contextmanager
+def unchanged(transform: Transform, method: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Check that a method does not write to tensors inside the block.
+
+    Each forward would change the trained values, and a graph would write to a copy.
+
+    Raises:
+        SpecError: it does (BS214).
+    """
+    # A view has the counter of its tensor.
+    versions = {role: tensor._version for role, tensor in tensors.items()}
+    yield
+    changed = [role for role, tensor in tensors.items() if tensor._version != versions[role]]
+    if changed:
+        why = (
+            f"`{method}` changes `{changed[0]}` in place: write `a * 2` for `a *= 2` or `a.mul_(2)`"
+        )
+        raise transform_error(transform, why)
 
 
 def _expect(

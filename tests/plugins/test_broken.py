@@ -137,6 +137,14 @@ def test_a_method_that_fails_while_planning(broken, method, arguments, body, why
         ("return tensors['A']", "`factors` gives no pair of factors"),
         ("return None", "`factors` gives no pair of factors"),
         ("return bool(tensors['A'].any()), 1", "`factors` raises RuntimeError"),
+        (
+            "tensors['A'].mul_(2); return tensors['A'][:, :width.d_in], tensors['B']",
+            "`factors` changes `A` in place",
+        ),
+        (
+            "b = tensors['S_B']; b += 1; return tensors['A'], tensors['B']",
+            "`factors` changes `S_B` in place",
+        ),
         ("return 1, 2", "`factors` gives an effective A that is not a tensor"),
         (
             "a = self.repeat(tensors['S_A'], tensors['A'], width.d_in); return a + 0j, a",

@@ -44,7 +44,7 @@ from bishare_dsl.spec import (
     magnitude,
 )
 from bishare_dsl.spec.evaluate import Scope
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind
 from bishare_dsl.transforms.transform import divisors
 from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_model
 from tests.support.quantised import quantise
@@ -97,12 +97,6 @@ def _sizes(draw, family):
     sizes |= {"intermediate_size": inner, "head_dim": head_dim}
     sizes["num_key_value_heads"] = draw(st.sampled_from([1, 2]))
     return sizes | ({"query_pre_attn_scalar": head_dim} if family == "gemma2" else {})
-
-
-def pools():
-    """Return the widths of a pool's sites, to which a transform fits a factor."""
-    width = st.integers(1, 24)
-    return st.lists(st.builds(Width, width, width), min_size=1, max_size=4)
 
 
 def vias():

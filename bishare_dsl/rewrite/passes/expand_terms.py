@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from bishare_dsl.rewrite import ops
@@ -50,7 +51,7 @@ class ExpandTerms(Pass):
     def run(self, region: RegionGraphs) -> None:
         graph, targets = region.forward, {target.path: target for target in self.targets}
         base = set(graph.nodes)
-        terms = _Terms(graph, self.shapes)
+        terms = _Terms(region, self.shapes)
         # In call order: inputs computed by earlier calls then already include those calls' terms.
         for path, call in list(target_calls(graph)):
             if path in targets:
@@ -71,6 +72,23 @@ class _Shaped(fx.Proxy):
         self.shape = shape
 
 
+class _Tracer(fx.proxy.GraphAppendingTracer):
+    """Records what transforms compute, and lifts the tensors that they create themselves.
+
+    A graph's code cannot contain a tensor. So a constant becomes one more tensor that the region's factors
+    return, and a buffer of the module that computes them, which moves with the model.
+    """
+
+    def __init__(self, terms: _Terms) -> None:
+        super().__init__(terms.graph)
+        self.terms = terms
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor):
+            return self.terms.constant(a)
+        return super().create_arg(a)
+
+
 class _Terms:
     """Adds terms to a forward.
 
@@ -79,15 +97,18 @@ class _Terms:
         tensors: the region's tensors, by slot.
     """
 
-    def __init__(self, graph: fx.Graph, shapes: tuple[tuple[int, int], ...]) -> None:
-        self.graph, self.call = graph, graph.call_function
+    def __init__(self, region: RegionGraphs, shapes: tuple[tuple[int, int], ...]) -> None:
+        graph = region.forward
+        self.region, self.graph, self.call = region, graph, graph.call_function
+        self.constants: dict[int, fx.Node] = {}
+        self.input: fx.Node | None = None  # of the update that is not linear, while it is traced
         self.first = next(node for node in graph.nodes if node.op != "placeholder")
         # Use one tracer, because torch does not mix proxies of several.
-        self.tracer = fx.proxy.GraphAppendingTracer(graph)
+        self.tracer = _Tracer(self)
         with graph.inserting_before(self.first):
-            factors = graph.call_module(FACTORS)
+            self.returned = graph.call_module(FACTORS)
             self.tensors = [
-                _Shaped(self.call(operator.getitem, (factors, i)), shape, self.tracer)
+                _Shaped(self.call(operator.getitem, (self.returned, i)), shape, self.tracer)
                 for i, shape in enumerate(shapes)
             ]
 
@@ -111,6 +132,18 @@ class _Terms:
             total = added
             ups.append(added)
 
+    def constant(self, value: torch.Tensor) -> fx.Node:
+        """Return the node of a constant, next to the region's tensors."""
+        number = self.region.add_constant(value)
+        if number not in self.constants:
+            index = len(self.tensors) + number
+            with self.graph.inserting_after(self.returned):
+                self.constants[number] = self.call(operator.getitem, (self.returned, index))
+        constant = self.constants[number]
+        return (
+            constant if self.input is None else self.call(ops.cast_constant, (constant, self.input))
+        )
+
     def of(self, use: TermUse) -> Any:
         """Return the tensors of a term, by role."""
         return {role: self.tensors[slot] for role, slot in use.slots}
@@ -124,9 +157,15 @@ class _Terms:
     def node(self, factor: Any) -> fx.Node:
         """Convert a factor of proxies to a node of the graph."""
         parts = (self.node(part) if isinstance(part, tuple) else part for part in factor)
-        return self.call(
-            type(factor), tuple(p.node if isinstance(p, fx.Proxy) else p for p in parts)
-        )
+        values: list[Any] = []
+        for part in parts:
+            if isinstance(part, fx.Proxy):
+                values.append(part.node)
+            elif isinstance(part, torch.Tensor):
+                values.append(self.constant(part))
+            else:
+                values.append(part)
+        return self.call(type(factor), tuple(values))
 
     def dropped(self, x: fx.Node, p: float, drop: Any) -> fx.Node:
         """Return the one dropout of an input, next to the input: a sibling may read it before the target."""
@@ -182,8 +221,10 @@ class _Terms:
             for role, tensor in self.of(use).items()
         }
         proxy: Any = fx.Proxy(x, self.tracer)
+        self.input = x
         with guard(use.transform, "update"):
             delta: Any = update_of(use.transform, proxy, cast, use.rank, width, use.scale)
+        self.input = None
         return self.call(ops.add, (total, delta.node))
 
 

@@ -57,6 +57,9 @@ class GateTransformation(Transform):
     def rows(self, rank: int, width: Width) -> int:
         return min(rank, self.gate_rank)
 
+    def reach(self, rank: int, width: Width) -> int:
+        return min(self.rows(rank, width), self.size, *width)
+
     def factors(self, tensors: Tensors, rank: int, width: Width) -> tuple[Tensor, Tensor]:
         if rank < self.gate_rank:
             down = tensors["A"] @ tensors["G_iu"].mT  # (r, g)

@@ -80,12 +80,15 @@ class KroneckerExtension(Transform):
         if self.rowwise:
             return super().reach(rank, width)
         shared = self.shared_rank or rank
-        # The rank of a Kronecker product is the product of the ranks.
-        sides = (
-            min(shared, self.size, side) * min(rank // shared, math.ceil(side / self.size))
-            for side in width
-        )
-        return min(super().reach(rank, width), *sides)
+        blocks = rank // shared
+        reached = []
+        for side in width:
+            # Each copy of the shared factor adds its rank, and the cropped one the rank of what is left.
+            copies, rest = divmod(side, self.size)
+            whole = min(blocks, copies) * min(shared, self.size)
+            cropped = min(shared, rest) if blocks > copies else 0
+            reached.append(whole + cropped)
+        return min(super().reach(rank, width), *reached)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Factor:
         from bishare_dsl.transforms.factor import Kron

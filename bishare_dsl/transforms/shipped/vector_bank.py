@@ -70,6 +70,10 @@ class VectorBank(Transform):
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
         return frozenset("AB" if "bank" in zero else "")  # Both factors depend on it.
 
+    def reach(self, rank: int, width: Width) -> int:
+        stretches = min(width) // self.length
+        return min(rank, stretches * min(self.vectors, self.length))
+
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         logits, chosen = self._largest(tensors[f"L_{role}"])
         weights = logits.softmax(-1)

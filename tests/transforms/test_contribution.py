@@ -1,0 +1,111 @@
+"""A new transform is four places: its file, a row of the registry, its reference, a row of docs/transforms.md."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TRANSFORM = '''"""Mirror: factors whose second half is the first, reversed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from bishare_dsl.transforms.transform import Tensors, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Mirror(Transform):
+    """``A = [A_s, reversed A_s]``, cropped to the width; B likewise. The pools share half of a factor."""
+
+    name: ClassVar[str] = "Mirror"
+    title: ClassVar[str] = "Mirrored Factors"
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return rank, (max(widths) + 1) // 2
+
+    def reach(self, rank: int, width: Width) -> int:
+        return min(rank, (max(width) + 1) // 2, *width)
+
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        import torch
+
+        half = tensors[role]
+        return torch.cat([half, half.flip(1)], 1)[:, :side]
+'''
+
+REFERENCE = '''
+
+@reference("Mirror")
+def mirror(term):
+    """Compute each entry from the nearer end."""
+
+    def whole(half, width):
+        columns = [*range(half.shape[1]), *reversed(range(half.shape[1]))]
+        return torch.stack([half[:, column] for column in columns[:width]], dim=1)
+
+    return whole(term["B"], term.d_out).T, whole(term["A"], term.d_in)
+'''
+
+ROW = "| `Mirror` | half of a factor, of the widest site | | |\n"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the files that git knows."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        source, target = ROOT / name, tmp_path / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    return tmp_path
+
+
+def run(folder, *command):
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+
+
+def insert(path, before, text):
+    old = path.read_text(encoding="utf-8")
+    assert before in old
+    path.write_text(old.replace(before, text + before, 1), encoding="utf-8")
+
+
+@pytest.mark.long
+def test_a_transform_is_four_places(checkout):
+    package = checkout / "bishare_dsl" / "transforms"
+    (package / "shipped" / "mirror.py").write_text(TRANSFORM, encoding="utf-8")
+    insert(package / "registry.py", '    "Experts":', '    "Mirror": "mirror:Mirror",\n')
+    references = checkout / "tests" / "support" / "references.py"
+    insert(references, "\n\ndef dense_delta(", REFERENCE)
+    insert(checkout / "docs" / "transforms.md", "| `Experts`, of", ROW)
+
+    run(checkout, "ruff", "check", "-q", ".")
+    run(checkout, "ruff", "format", "-q", "--check", ".")
+    run(checkout, "mypy")
+    folders = [f"tests/{name}" for name in ("transforms", "testing", "language", "docs", "folder")]
+    run(checkout, "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", *folders)
