@@ -161,7 +161,7 @@ def test_rows_of_a_mixed_batch_are_those_of_each_adapter(tmp_path):
         model.bishare.save_pretrained(tmp_path / str(seed))
         expected.append(model(**inputs).logits[seed])
     model = load_adapter(tmp_path / "0", tiny_model())
-    model.load_adapter(str(tmp_path / "1"), adapter_name="1")
-    with torch.no_grad(), model.bishare.batch(["default", "1"]):
+    model.load_adapter(str(tmp_path / "1"), adapter_name="other")
+    with torch.no_grad(), model.bishare.rows(["default", "other"]):
         mixed = model(**inputs).logits
     torch.testing.assert_close(mixed, torch.stack(expected), rtol=1e-4, atol=1e-4)
