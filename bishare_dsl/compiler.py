@@ -34,7 +34,7 @@ def _drawing(plan: Plan) -> str:
 
 
 # Plans must not import pictures, which import plans.
-Plan._repr_html_ = _drawing  # type: ignore[attr-defined]
+Plan._repr_svg_ = _drawing  # type: ignore[attr-defined]
 
 
 class ResolvedSpec(Record):

@@ -33,8 +33,7 @@ COMMANDS = {
     "fit": "Find the adapter of a spec that is closest to LoRAs (experimental).",
     "convert": "Convert adapters into the layout of another program, and back.",
     "eval": "Count how often adapters prefer the correct option.",
-    "specs": "List the specs that ship with bishare.",
-    "models": "List the presets: models whose shapes are built in.",
+    "specs": "List the specs and the model shapes that ship with bishare.",
     "explain": "Explain an error code.",
     "lsp": "Start the language server for an editor.",
 }
@@ -51,7 +50,7 @@ COMMANDS = {
         as_json: COMMANDS.keys() - {"lsp"},
         quiet: COMMANDS.keys(),
         strict: ("convert", "merge", "verify"),
-        spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain"},
+        spec_transform: COMMANDS.keys() - {"fmt", "specs", "explain"},
     },
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(

@@ -134,7 +134,12 @@ def model(
 ) -> Callable[[_Decorated], _Decorated]:
     """Take ``--model``, with ``weights`` if shapes are not enough, and with ``many`` any number of times."""
     kinds = "checkpoint folder, .gguf file or Hub id"
-    again = " May be repeated." if many else ""
+    if weights:
+        help = f"A {kinds}."
+    else:
+        help = f"A preset such as llama-7b (`bishare specs` lists them), config.json, {kinds}."
+    if many:
+        help += " May be repeated."
     return click.option(
         "-m",
         "--model",
@@ -142,8 +147,7 @@ def model(
         required=required,
         multiple=many,
         metavar="MODEL",
-        help=(f"A {kinds}." if weights else f"A preset such as llama-7b, config.json, {kinds}.")
-        + again,
+        help=help,
     )
 
 

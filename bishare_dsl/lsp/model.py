@@ -11,7 +11,7 @@ from bishare_dsl.models.presets import ALIASES, PRESETS, preset
 from bishare_dsl.models.site import Architecture
 
 _COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(\S+)[ \t]*$", re.MULTILINE)
-_HELP = "a comment names a preset, which `bishare models` lists; any other model is a setting of the editor"
+_HELP = "a comment names a preset, which `bishare specs` lists; any other model is a setting of the editor"
 
 
 @dataclass(frozen=True)

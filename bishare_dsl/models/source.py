@@ -13,7 +13,7 @@ from bishare_dsl.models.presets import ALIASES, OWNERS, PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _ACCEPTED = (
-    "`--model` takes a preset (`bishare models` lists them), a checkpoint folder, a config.json, a .gguf "
+    "`--model` takes a preset (`bishare specs` lists them), a checkpoint folder, a config.json, a .gguf "
     "file, or a Hub id (owner/name)"
 )
 

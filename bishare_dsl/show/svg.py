@@ -157,7 +157,7 @@ def draw(plan: Plan, spec: Spec | None = None) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" class="bishare" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">\n'
         f"<style>{style}</style>\n"
-        f'<rect width="{width}" height="{height}" rx="8" style="fill:var(--page)"/>\n{drawing}\n</svg>\n'
+        f'<rect width="{width}" height="{height}" rx="8" class="page"/>\n{drawing}\n</svg>\n'
     )
 
 

@@ -39,6 +39,8 @@ def test_fmt(json_of, here):
 def test_specs_and_explain(json_of):
     found = {spec["name"]: spec for spec in json_of("specs")["specs"]}
     assert found["lora"]["path"] == json_of("specs", "--path", "lora")["path"]
+    models = {model["name"]: model for model in json_of("specs")["models"]}
+    assert models["llama-7b"]["layers"] == 32
     assert found["lora"]["about"]
     page = json_of("explain", "bs201")
     assert page["code"] == "BS201"

@@ -40,6 +40,22 @@ def test_help(bishare, command):
     assert bishare(*command.split(), "-h").out == run.out
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("analyse", "`python examples/redundancy.py"),
+        ("models", "`bishare specs` lists the models"),
+        ("export", "it is `bishare convert"),
+        ("import", "it is `bishare convert"),
+        ("generate", "generate text in Python"),
+    ],
+)
+def test_a_command_that_went_names_what_does_its_work(bishare, command, said):
+    run = bishare(command, "folder")
+    assert (run.code, run.out) == (2, "")
+    assert f"error[BS901]: no such command `{command}`: {said}" in run.err
+
+
 def test_without_a_command_the_help_is_shown_and_it_is_wrong_usage(bishare):
     run = bishare()
     assert (run.code, run.out, run.err) == (2, "", bishare("--help").out)

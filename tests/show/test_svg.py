@@ -119,6 +119,17 @@ def test_counts_are_of_the_model_and_tooltips_name_the_tensor(planned):
     assert titles[0] == "layer_0: A 2 x 64, B 2 x 96, 3 modules"
 
 
+def test_any_viewer_and_a_notebook_draw_it(planned):
+    spec, plan = planned("share s per layer rank 2 via SS")
+    text = draw(plan, spec)
+    assert "var(" not in text
+    light, dark = text.split("@media")
+    assert "fill: #1f2328" in light
+    assert "fill: #e6edf3" in dark
+    assert plan._repr_svg_() == draw(plan)
+    assert not hasattr(plan, "_repr_html_")
+
+
 def test_all_is_inside_the_picture_in_a_browser(tmp_path, planned):
     """On a phone, where the picture of six layers has its own size; and in dark mode."""
     path = tmp_path / "picture.svg"
