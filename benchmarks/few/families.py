@@ -51,10 +51,12 @@ class Family:
     Attributes:
         prompts: the prompt of each item.
         rule: makes a task of a random generator.
+        tested: test items of each label.
     """
 
     prompts: tuple[str, ...]
     rule: Callable[[random.Random], Task]
+    tested: int = TESTED
 
     def task(self, number: int) -> Task:
         """Return a person's task, the same for everyone."""
@@ -71,10 +73,10 @@ class Family:
         of_label = [[i for i in self.half(new=new) if task.labels[i] == c] for c in range(LABELS)]
         for items in of_label:
             draw.shuffle(items)
-        tested = [item for items in of_label for item in items[:TESTED]]
+        tested = [item for items in of_label for item in items[: self.tested]]
         # Which label has one example more is random too.
         first = draw.randrange(LABELS)
-        examples = [of_label[(first + i) % LABELS][TESTED + i // LABELS] for i in range(count)]
+        examples = [of_label[(first + i) % LABELS][self.tested + i // LABELS] for i in range(count)]
         return examples, tested
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bishare_dsl.resources import cache_folder
 from few.families import FAMILIES, GREETINGS, LABELS, Family, Task
 from few.late import LATE, Items, Late, Site, Tensors, items_of
+from few.typed import TYPED
 
 LONGEST = {
     "thresholds": 4,
@@ -23,6 +24,11 @@ LONGEST = {
     "desks": 14,
     "patients": 12,
     "replies": 1,
+    "orders": 6,
+    "layouts": 6,
+    "words": 6,
+    "countries": 8,
+    "raters": 4,
 }
 """Tokens of a family's longest prompt; in `replies`, of a name."""
 WARM_UP = 4
@@ -73,7 +79,7 @@ class Subject:
             return list(tokenizer.encode(text, add_special_tokens=False))
 
         self.encode, self.decode = encode, tokenizer.decode
-        self.family: Family = FAMILIES[name](
+        self.family: Family = {**FAMILIES, **TYPED}[name](
             cache_folder() / "wheels", lambda text: len(encode(text)) <= LONGEST[name]
         )
         # A prompt alone, and with each first word that may follow it.
