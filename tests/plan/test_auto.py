@@ -33,7 +33,6 @@ def short_models():
 NOT_EVERYWHERE = {
     # Experts have no output to scale, and IA3 needs keys and values that are not fused.
     "dora": ["BS323"],
-    "bishare_ke_lengths": ["BS323"],
     "ia3": ["BS323", "BS301"],
 }
 
