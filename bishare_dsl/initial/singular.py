@@ -31,7 +31,7 @@ _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
 """Exponent of the singular values; one half for other initialisations."""
 
 _ROUNDS = 12
-"""Rounds of Krylov iteration; `benchmarks/singular.py` measures the accuracy."""
+"""Rounds of Krylov iteration."""
 
 _DIRECT_SIDE = 1024
 """Matrices with no longer side are decomposed completely.
