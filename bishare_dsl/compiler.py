@@ -15,9 +15,8 @@ from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, SourceM
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.plan.advice import Adviser, Params
 from bishare_dsl.resources import find_spec, shipped_specs
-from bishare_dsl.spec import Spec
+from bishare_dsl.spec import Params, Spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,11 +93,14 @@ def make_plan(
         spec = spec.with_params(params or {})
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
-        raise advised(error, where, architecture, params) from None
-    found = (*warn_of_outdented(spec, where), *problems)
-    if where is not None:
-        found = (*Adviser(where, architecture, params).settled(found),)
-    return ResolvedSpec(plan, found, spec, where, bool(params))
+        known = spec if isinstance(spec, Spec) else None
+        raise advised(error, where, architecture, params, spec=known) from None
+    warnings = [*warn_of_outdented(spec, where), *problems]
+    if warnings:
+        from bishare_dsl.advice import advise
+
+        warnings = advise(warnings, where, architecture, params, spec=spec)
+    return ResolvedSpec(plan, tuple(warnings), spec, where, bool(params))
 
 
 def advised(
@@ -107,14 +109,15 @@ def advised(
     architecture: Architecture | None = None,
     params: Params | None = None,
     *,
+    spec: Spec | None = None,
     allow_use: bool = False,
 ) -> BishareError:
-    """Return an error of a spec with advice that was tried: see `Adviser`."""
+    """Return an error of a spec with advice that was tried: see `bishare_dsl.advice`."""
+    from bishare_dsl.advice import advise
+
     where = error.where or where
-    if where is None:
-        return error
-    judge = Adviser(where, architecture, params, allow_use)
-    return type(error)(judge.settled(error.problems), where)
+    problems = advise(error.problems, where, architecture, params, spec=spec, allow_use=allow_use)
+    return type(error)(problems, where)
 
 
 def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:

@@ -28,13 +28,16 @@ def grammar(name: str) -> Path:
 
 
 def _lines(name: str) -> list[str]:
-    """Return the lines of a table in `grammars`, without its comments."""
-    lines = grammar(name).read_text(encoding="utf-8").splitlines()
+    """Return the lines of a table, without its comments: of `advice`, or of `grammars`."""
+    path = _PACKAGE / "advice" / name
+    if not path.is_file():
+        path = grammar(name)
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line and not line.startswith("#")]
 
 
 def table(name: str) -> Iterator[tuple[str, str]]:
-    """Yield the rows of a table in `grammars`. A row is two lines: a key and its text."""
+    """Yield the rows of a table. A row is two lines: a key and its text."""
     rows = _lines(name)
     return zip(rows[::2], rows[1::2], strict=True)
 
@@ -55,7 +58,7 @@ class PeftWord(NamedTuple):
 
 @cache
 def peft_words() -> dict[str, PeftWord]:
-    """Map the fields of `LoraConfig` to what they are in a spec, from `grammars/peft.txt`."""
+    """Map the fields of `LoraConfig` to what they are in a spec, from `advice/peft.txt`."""
     rows, words = _lines("peft.txt"), dict[str, PeftWord]()
     for head, advice, spec in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         names, _, example = head.partition(": ")

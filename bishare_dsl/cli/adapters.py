@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.folder.contents import StoredAdapter
     from bishare_dsl.models import Architecture
-    from bishare_dsl.plan.advice import Params
+    from bishare_dsl.spec import Params
 
 BASE = "base"
 

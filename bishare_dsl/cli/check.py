@@ -85,12 +85,12 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> Reso
             resolved = make_plan(spec, architecture, where=where)
             report.all(resolved.problems, where)
             return resolved
+        from bishare_dsl.advice import advise
         from bishare_dsl.language.read import warn_of_outdented
-        from bishare_dsl.plan.advice import Adviser
         from bishare_dsl.plan.check import check_spec
 
         problems = [*warn_of_outdented(spec, where), *check_spec(spec)]
-        report.all(Adviser(where, allow_use=report.allow_use).settled(problems), where)
+        report.all(advise(problems, where, spec=spec, allow_use=report.allow_use), where)
         with suppress(BishareError):
             return None if report.errors else make_plan(spec, _SHAPES)
         report.note(f"{file} does not fit {_SHAPES}: give `--model` to see what is shared")

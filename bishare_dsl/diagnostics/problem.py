@@ -21,34 +21,12 @@ class Edit(Record):
     text: str
 
 
-class Rewrite(Record):
-    """A replacement for the text of a part of a spec, in which ``{}`` stands for the old text."""
-
-    loc: Loc
-    text: str
-
-
-class Remedy(Record):
-    """A candidate for the advice of a problem, which is tried before it is shown.
-
-    ``help`` says what to write, ``edits`` write it, and ``kind`` is equal for repetitions of one mistake.
-    A remedy that is ``also`` possible is said with the best of the others. After a ``guess`` the whole
-    statement must be correct; after the remedy of a known mistake it may have other mistakes.
-    """
-
-    help: str
-    edits: tuple[Edit | Rewrite, ...]
-    kind: str = ""
-    also: bool = False
-    guess: bool = False
-
-
 class Problem(Record):
     """A problem, without its rendering (`render`).
 
     ``loc`` is the faulty part of a spec, or ``span`` the faulty text if it could not be parsed. ``also``
-    locates the first of two duplicates. ``help`` states what was expected or what to do. ``edits`` apply
-    this. ``remedies`` are candidates for both, in the order of preference.
+    locates the first of two duplicates. ``help`` says what to do, and ``edits`` do it. ``fact`` is a record
+    of what the compiler found, from which `bishare_dsl.advice` makes help and edits.
     """
 
     code: str
@@ -59,7 +37,7 @@ class Problem(Record):
     span: Span | None = None
     edits: tuple[Edit, ...] = ()
     also: Loc | Span | None = None
-    remedies: tuple[Remedy, ...] = ()
+    fact: object = None
 
     def within(self, *prefix: str | int) -> Problem:
         """Return the problem with the location of an enclosing part prepended."""
@@ -90,13 +68,23 @@ class Code(Record):
         help: str | None = None,
         edits: tuple[Edit, ...] = (),
         also: Loc | Span | None = None,
-        remedies: tuple[Remedy, ...] = (),
+        fact: object = None,
         **values: object,
     ) -> Problem:
         """Create a problem with this code; ``values`` fill the message."""
         message = self.message.format(**values)
         help = help or self.remedy
-        return Problem(self.code, message, loc, help, self.severity, span, edits, also, remedies)
+        return Problem(
+            code=self.code,
+            message=message,
+            loc=loc,
+            help=help,
+            severity=self.severity,
+            span=span,
+            edits=edits,
+            also=also,
+            fact=fact,
+        )
 
 
 def warning(code: str, message: str) -> Code:
@@ -109,23 +97,33 @@ def note(code: str, message: str) -> Code:
     return Code(code, message, severity="note")
 
 
-def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
-    """Write a help line with the nearest valid names, or all of them if there are at most ``few``.
+def near_names(name: str, valid: Iterable[str]) -> list[str]:
+    """Return the nearest of the valid names: those within about one typo in three letters.
 
-    A name is near if it differs by about one typo in three letters, or starts or ends with the given name.
+    Without such a name, return those that start or end with the given one.
     """
-    names, numbers = sorted({*valid} - {name}), re.compile(r"_\d+")
-    first = name.lower() if len(name) > 2 else f"{name.lower()}_"
-    begun = [v for v in names if v.lower().startswith(first) or v.lower()[1:].endswith(first)]
-    # Who writes another number means another one.
-    others = [v for v in names if numbers.sub("_", v) != numbers.sub("_", name)]
-    slips = {other: _distance(name.lower(), other.lower()) for other in others}
-    least = min(slips.values(), default=len(name))
-    near = [v for v in slips if slips[v] == least] if least <= (len(name) + 1) // 3 else begun
+    names = sorted({*valid} - {name})
+    numbers = re.compile(r"_\d+")
+    # Whoever writes another number means another name.
+    others = [other for other in names if numbers.sub("_", other) != numbers.sub("_", name)]
+    distances = {other: _distance(name.lower(), other.lower()) for other in others}
+    least = min(distances.values(), default=len(name))
+    if least <= (len(name) + 1) // 3:
+        return [other for other in others if distances[other] == least]
+    part = name.lower() if len(name) > 2 else f"{name.lower()}_"
+    return [v for v in names if v.lower().startswith(part) or v.lower()[1:].endswith(part)]
+
+
+def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
+    """Write a help line with the nearest valid names, or all of them if there are at most ``few``."""
+    valid = {*valid}
+    near = near_names(name, valid)
     if 0 < len(near) < 4:
         return f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
-    listed = ", ".join(f"`{other}`" for other in names[:few])
-    return f"valid here: {listed}" if 0 < len(names) <= few else None
+    names = sorted(valid - {name})
+    if not 0 < len(names) <= few:
+        return None
+    return f"valid here: {', '.join(f'`{other}`' for other in names)}"
 
 
 def _distance(one: str, other: str) -> int:

@@ -9,33 +9,50 @@ from functools import cache
 from typing import Any
 
 from bishare_dsl.diagnostics.problem import nearest
+from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.resources import peft_words, table
 
 _VALUE = r"\{[^}]*\}|\[[^\]]*\]|[\w.+'\"-]+(?:[ \t]*,[ \t]*[\w.+'\"-]+)*"
 
 
+class Meaning(Record):
+    """What a word of another program is here: a sentence, and what to write instead if that is one text."""
+
+    help: str
+    instead: str | None = None
+
+
 @cache
-def _table() -> dict[tuple[str, str], str]:
-    """Read the advice in `grammars/words.txt`, by the kind of location and the word."""
-    advice: dict[tuple[str, str], str] = {}
+def _table() -> dict[tuple[str, str], Meaning]:
+    """Read the advice in `words.txt`, by the kind of location and the word."""
+    meanings: dict[tuple[str, str], Meaning] = {}
     for pattern, help_line in table("words.txt"):
-        place, _, words = pattern.partition(": ")
-        advice |= {(place, word): help_line for word in words.split(" ")}
-    return advice
+        head, certain, instead = pattern.partition(" => ")
+        place, _, words = head.partition(": ")
+        meaning = Meaning(help_line, instead if certain else None)
+        for word in words.split(" "):
+            meanings[place, word] = meaning
+    return meanings
+
+
+def meaning_of(place: str, name: str) -> Meaning | None:
+    """Return what a word of another program is here, in a kind of location such as ``key``."""
+    return _table().get((place, name.lower()))
 
 
 def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> str | None:
     """Write a help line on a word: the table's advice, the nearest valid name, or all valid names.
 
     Args:
-        place: a kind of location in the table, such as ``key``.
+        place: a kind of location in the table, such as ``row``.
         name: the word.
         valid: the valid names.
         few: the maximum number of valid names to list.
     """
     if same := [word for word in valid if word.lower() == name.lower()]:
         return f"did you mean `{same[0]}`?"
-    return _table().get((place, name.lower())) or nearest(name, valid, few)
+    meaning = meaning_of(place, name)
+    return meaning.help if meaning else nearest(name, valid, few)
 
 
 def advise_option(place: str, name: str, value: Any, takes: Mapping[str, Any]) -> str | None:
@@ -49,7 +66,8 @@ def advise_option(place: str, name: str, value: Any, takes: Mapping[str, Any]) -
     """
     bare = name.rpartition(":")[2].lower()
     for word in (name, bare, bare.removeprefix("lora_")):
-        help = _table().get((place, word), "")
+        meaning = meaning_of(place, word)
+        help = meaning.help if meaning else ""
         named = {a or b for a, b in re.findall(r"`--(\w+)|it is `(\w+)`", help)}
         if help and named <= takes.keys():
             return help
@@ -85,9 +103,3 @@ def _bare(value: str) -> str:
     """Return a list or a dictionary as a spec writes it: without brackets and quotes."""
     bare = re.sub(r"[\[\](){}'\"]", "", value).strip()
     return bare.replace(",", ";") if ":" in bare else bare.replace("all-linear", 'kind "*"')
-
-
-@cache
-def english() -> frozenset[str]:
-    """Return words of English that no module is called."""
-    return frozenset(word for place, word in _table() if place == "english")

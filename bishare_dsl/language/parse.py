@@ -9,21 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from math import isfinite
 from typing import NamedTuple, cast
 
 from lark import Token, Tree
 
-from bishare_dsl.diagnostics import Edit, Problem, Remedy, Source, SourceMap, Span, SpecError
+from bishare_dsl.diagnostics import Problem, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
-from bishare_dsl.diagnostics.words import english, peft_advice
+from bishare_dsl.language.facts import Foreign, QuotedPattern, Stop
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
     DEFAULT_KINDS,
     END,
-    IN_EXPRESSIONS,
     MAGNITUDE_KINDS,
     STATEMENT_KINDS,
     Reading,
@@ -35,16 +34,12 @@ from bishare_dsl.language.grammar import (
     shortened,
     spelled,
 )
-from bishare_dsl.language.slips import Place, cause, remedies
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
-from bishare_dsl.spec.expression import globs_of
 
 # The longest text, including used files, that takes about a second in the worst case.
 MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
-# How many remedies to try for a mistake, and for how many mistakes of a text.
-_MOST_REMEDIES, _MOST_CORRECTIONS = 24, 8
 # Rules of expressions, which nest.
 _NESTING_RULES = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
@@ -71,7 +66,6 @@ _FOREIGN = {
     "Python": r"(from|import)\s+\w|\w+ *=|[\w.]+\(",
     "YAML": r"---$|[^\W\d]\w*:(\s|$)",
 }
-_LINES_OF_SPEC = "a spec has lines: `spec NAME`, `target MODULES`, and one for each `share`"
 
 
 class Problems:
@@ -125,8 +119,7 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
     except UnicodeDecodeError as error:
         at = start + len(plain_lines(error.object[: error.start].decode()))
         byte = error.object[error.start]
-        place, help_line = Span(at, at + 1), "save the file as UTF-8"
-        problem = codes.NOT_UTF8(span=place, offset=error.start, byte=byte, help=help_line)
+        problem = codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=byte)
         decoded = error.object.decode(errors="replace")
     source = Source(name, plain_lines(decoded), start, used)
     if problem:
@@ -147,23 +140,25 @@ def plain_lines(text: str) -> str:
 def parse(source: Source, problems: Problems) -> Syntax:
     """Parse a text to a tree. Wrong parts are reported to ``problems`` and left out of the tree."""
     tokens = _tokens(source)
-    if what := _foreign(source.text):
-        help = f"{what}; {_LINES_OF_SPEC}"
-        problems(codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=help))
+    foreign = _foreign(source.text)
+    if foreign is not None:
+        problems(codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), fact=foreign))
         return Syntax([], tokens)
     return Syntax(_Parser(source, _spoken(tokens), problems).run(), tokens)
 
 
-def _foreign(text: str) -> str | None:
-    """Describe a text that is not a spec, or return None."""
+def _foreign(text: str) -> Foreign | None:
+    """Say which language a text that is not a spec has, or return None for a spec."""
     if re.search(r"^[ \t]*spec[ \t:=]+\S", text, re.MULTILINE):
         return None
     lines = (line.strip() for line in text.split("\n"))
     first = next((line for line in lines if line and not line.startswith("#")), None)
     if first is None:
-        return "there is nothing in this text"
-    begun = (what for what, begin in _FOREIGN.items() if re.match(begin, first))
-    return next((f"this looks like {what}" for what in begun), None)
+        return Foreign(None)
+    for language, beginning in _FOREIGN.items():
+        if re.match(beginning, first):
+            return Foreign(language)
+    return None
 
 
 class Open(NamedTuple):
@@ -213,7 +208,8 @@ class _Parser:
         # Declared names, or none if a used file declares others.
         uses = any(token.type == "USE" for token in tokens)
         pairs = [] if uses else pairwise(tokens)
-        self.declared = {str(b) for a, b in pairs if a.type in ("PARAM", "LET", "SHARE")}
+        naming = ("PARAM", "LET", "SHARE")
+        self.declared = frozenset(str(name) for word, name in pairs if word.type in naming)
         self.held = 0  # number of mistakes, reported or not
 
     def run(self) -> list[Statement]:
@@ -272,7 +268,6 @@ class _Parser:
         token, kind = self.tokens[position], self.tokens[position].type
         if kind in ("NAME", "STRING"):
             keyed = "RANK" in self.starters and self.tokens[position + 1].type == "PER"
-            keyed = keyed and token not in english() and self.tokens[position - 1] != "is"
             if "PLAIN" in self.starters and token == "plain":
                 token.type = "PLAIN"
             return keyed or token.type == "PLAIN"
@@ -348,46 +343,52 @@ class _Parser:
             for read in self.tokens[self.first : position]:
                 self.parser.feed(read)
         allowed = self.allowed()
+        stop = self.stop(position, allowed)
         if self.is_name(position, allowed):
-            why = f'in quotes it is a name: `"{token}"`'
-            quoted = [Remedy(why, (Edit(span, f'"{token}"'),))] * (token not in ("A", "B"))
-            others = self.remedies(position, allowed)
-            problem = codes.KEYWORD_AS_NAME(span=span, word=token, remedies=(*quoted, *others))
-            self.report(token, problem)
+            named = replace(stop, keyword=True)
+            self.report(token, codes.KEYWORD_AS_NAME(span=span, word=token, fact=named))
             token.type = "NAME"
             return position
         before = self.tokens[position - 1] if position else None
-        what, found_remedies = found(token), self.remedies(position, allowed)
+        what = found(token)
         if before is not None and self.is_cut_off(position, allowed):
             token, span, what = before, span_of(before), "the end of the line"
         if token.type == BAD:
-            problem = _unreadable(token, self.declared, before or token)
+            problem = _unreadable(token, stop)
         else:
-            rest = self.source.text[span.end - self.source.start :]
-            help = peft_advice(token, rest) if END in allowed or self.parser is None else None
-            opened = _not_closed(self.tokens[:position])
-            closed = {")", "}"} & {*rest.partition("\n")[0]}
-            if opened and not closed and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
-                span, what = span_of(opened), f"`{opened}` without an end"
-                help = f"close the `{opened}` of line {opened.line}"
-            problem = codes.UNEXPECTED(span=span, expected=expected(allowed), found=what, help=help)
-        help = problem.help or cause(self.source.line(token.line or 1))
-        tried = (*problem.remedies, *found_remedies)
-        self.report(token, replace(problem, help=help, remedies=tried))
+            if stop.opened is not None:
+                span, what = span_of(stop.opened), f"`{stop.opened}` without an end"
+            kinds = expected(allowed)
+            problem = codes.UNEXPECTED(span=span, expected=kinds, found=what, fact=stop)
+        self.report(token, problem)
         return self.skip(position)
 
-    def remedies(self, position: int, allowed: Set[str]) -> tuple[Remedy, ...]:
-        """Return the remedies that may mend the text at a token, or at the end of the line before it."""
+    def stop(self, position: int, allowed: Set[str]) -> Stop:
+        """Describe a token at which reading stopped, or the end of the line before it."""
         token, text = self.tokens[position], self.source.text
         before = self.tokens[position - 1] if position else None
-        at = span_of(token).start - self.source.start
+        offset = span_of(token).start - self.source.start
+        kind = token.type
         if before is not None and self.is_cut_off(position, allowed):
-            at = span_of(before).end - self.source.start
+            offset = span_of(before).end - self.source.start
             token = Token(END, "")
-        start = text.rfind("\n", 0, at) + 1
-        line = text[start : (text + "\n").find("\n", at)]
-        place = Place(line, self.source.start + start, at - start, token, before, allowed)
-        return tuple(islice(remedies(place), _MOST_REMEDIES * (self.held <= _MOST_CORRECTIONS)))
+        start = text.rfind("\n", 0, offset) + 1
+        line = text[start : (text + "\n").find("\n", offset)]
+        opened = _not_closed(self.tokens[:position])
+        closed = {")", "}"} & {*line[offset - start :]}
+        if closed or kind not in STATEMENT_KINDS | CLAUSE_KINDS:
+            opened = None
+        return Stop(
+            line=line,
+            start=self.source.start + start,
+            column=offset - start,
+            token=token,
+            before=before,
+            allowed=allowed,
+            declared=self.declared,
+            complete=END in allowed or self.parser is None,
+            opened=opened,
+        )
 
     def report(self, token: Token, problem: Problem) -> None:
         """Report a problem at a token, unless it follows from a problem in the same line."""
@@ -461,17 +462,9 @@ def _too_deep(tree: Words) -> Span | None:
 def _check_word(before: Token, token: Token, problems: Problems) -> None:
     """Check a number or a quoted name, which is a pattern after some tokens (``before``)."""
     if token.type == "STRING" and unquoted(token) == token:
-        span, help_line = span_of(token), None
-        edits: tuple[Edit, ...] = ()
-        matches = before.type in ("PATH", "KIND", "PARENT")
-        globs = globs_of(token[1:-1]) if matches or before.type in _AWAIT_CONDITION else []
-        if globs:
-            word = spelled(before.type) if matches else "kind"
-            word = "path" if "." in "".join(globs) else word
-            listed = ", ".join(f'{word} "{glob}"' for glob in globs)
-            help_line = f"a pattern is not a regular expression: `{listed}`"
-            edits = (Edit(Span(span_of(before if matches else token).start, span.end), listed),)
-        problems(codes.BAD_ESCAPE(span=span, help=help_line, edits=edits))
+        may_match = before.type in ("PATH", "KIND", "PARENT") or before.type in _AWAIT_CONDITION
+        fact = QuotedPattern(token[1:-1], before) if may_match else None
+        problems(codes.BAD_ESCAPE(span=span_of(token), fact=fact))
     if token.type == "INT":
         # Do not convert long numbers, which takes quadratic time.
         digits = token.lstrip("0")
@@ -486,25 +479,17 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
         problems(codes.NUMBER_RANGE(span=span_of(token), text=shortened(token, 23)))
 
 
-def _unreadable(token: Token, params: Set[str], before: Token) -> Problem:
+def _unreadable(token: Token, stop: Stop) -> Problem:
+    """Return the problem of a token that is no word of the language."""
     text, span = str(token), span_of(token)
     if text[0] == '"':
-        return codes.UNCLOSED_QUOTE(span=span)
+        return codes.UNCLOSED_QUOTE(span=span, fact=stop)
     if text[0].isascii() and text[0].isdigit():
-        why = "a number has digits, a point and an exponent alone; a name begins with a letter"
-        named, new = before.type in ("SPEC", "USE", "SHARE", "PARAM", "LET"), ""
-        if named:
-            why, new = f'start a name with a letter, or quote it: `"{text}"`', f'"{text}"'
-        elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
-            known = product[2] in params | IN_EXPRESSIONS | {"r", "layer", "layers"}
-            new = f"{product[1]} * {'rank' if product[2] == 'r' not in params else product[2]}"
-            new = new if known else ""
-        tried = (Remedy(why if named else f"write `{new}`", (Edit(span, new),)),) * bool(new)
-        return codes.BAD_NUMBER(span=span, text=shortened(text), help=why, remedies=tried)
+        return codes.BAD_NUMBER(span=span, text=shortened(text), fact=stop)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):
         what = f"the character U+{ord(text):04X}"
-    return codes.BAD_CHARACTER(span=span, what=what)
+    return codes.BAD_CHARACTER(span=span, what=what, fact=stop)
 
 
 def _not_closed(tokens: Sequence[Token]) -> Token | None:

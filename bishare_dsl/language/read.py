@@ -20,10 +20,8 @@ from bishare_dsl.spec import Spec
 def warn_of_outdented(spec: Spec, where: SourceMap | None) -> list[Problem]:
     """Warn of a setting of one share that looks like a default for all shares."""
     outdented = where.outdented if where and len(spec.shares) > 1 else ()
-    help_line = "for all shares it stands before the first one; for this one, indent it"
     return [
-        OUTDENTED(word=loc[2], share=spec.shares[int(loc[1])].name, loc=loc, help=help_line)
-        for loc in outdented
+        OUTDENTED(word=loc[2], share=spec.shares[int(loc[1])].name, loc=loc) for loc in outdented
     ]
 
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import cast
 
 from lark import Token, Tree
 
-from bishare_dsl.diagnostics import Edit, Problem, Remedy, Source, Span, advise
+from bishare_dsl.diagnostics import Problem, Source, Span
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.facts import (
+    Misplaced,
+    Missing,
+    MissingClause,
+    NoHeader,
+    Repeated,
+    ShareWithoutKeyword,
+    UsedBefore,
+)
 from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
+from bishare_dsl.spec.facts import UnknownName
 
 # Rules whose parts begin with a name, and the noun for such a part in messages.
 _NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
 # Two of these statements can be joined into one with a list.
 _LIST_STATEMENTS = ("target", "train", "per", "freeze", "init", "gain")
-_ADVICE = {
-    "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
-    **dict.fromkeys(("A per", "B per"), "`A` and `B` have a key each, or one `per` is for both"),
-    "two per": "a share has one key, and a tensor its own, as in `A per ...` or `gain_out per ...`",
-    "rank": "`rank` and a number",
-    "bare": "a share reads `share NAME per KEY rank NUMBER`; `magnitude` is a statement without it",
-    "replace": "`replace share` gives a whole share; `replace param` and a name set one value",
-}
 
 
 def parse_and_check(source: Source, problems: Problems) -> Syntax:
@@ -48,10 +48,10 @@ def _check_structure(syntax: Syntax, broken: list[int], source: Source) -> Itera
     if (not written and statements and begun) or (
         statements and header and header is not statements[0]
     ):
-        start = Span(syntax.first.start, syntax.first.start)
-        named = _moved(syntax, header, statements[0]) if header else (Edit(start, "spec mine\n"),)
-        help_line = f"move `spec {header.name}` to the top" if header else None
-        yield codes.NO_HEADER(span=syntax.first, edits=named, help=help_line)
+        fact: NoHeader | Misplaced = NoHeader(syntax.first.start)
+        if header:
+            fact = Misplaced(f"spec {header.name}", header.span, statements[0].start)
+        yield codes.NO_HEADER(span=syntax.first, fact=fact)
     words = [str(statement.keyword) for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
@@ -69,10 +69,9 @@ def _check_structure(syntax: Syntax, broken: list[int], source: Source) -> Itera
         if word in DEFAULTS and i < first_share:
             keys.append((f"the default `{word}`", statement))
         elif word in DEFAULTS:
-            help_line = f"move `{word}` above the first share, or to the share that it is meant for"
+            default = Misplaced(word, statement.span, statements[first_share].start)
             place = span_of(statement.keyword)
-            edits = _moved(syntax, statement, statements[first_share])
-            yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
+            yield codes.LATE_DEFAULT(span=place, word=word, fact=default)
         elif word in SINGLE:
             if whole or i == 0 or statements[i - 1].keyword.line != statement.keyword.line:
                 keys.append((f"`{word}`", statement))
@@ -81,14 +80,14 @@ def _check_structure(syntax: Syntax, broken: list[int], source: Source) -> Itera
         elif word == "use":
             keys.append((f"`use {statement.name}`", statement))
             if i > uses_end:
-                edits = _moved(syntax, statement, statements[uses_end])
-                yield codes.LATE_USE(span=statement.span, edits=edits)
+                late = Misplaced("use", statement.span, statements[uses_end].start)
+                yield codes.LATE_USE(span=statement.span, fact=late)
         if word in ("share", "magnitude"):
-            yield from _check_share(syntax, statement, whole)
+            yield from _check_share(statement, whole)
         for tree in statement.trees():
-            yield from _check_tree(syntax, tree)
-    yield from check_order(statements, statements, syntax)
-    yield from _twice(syntax, keys)
+            yield from _check_tree(tree)
+    yield from check_order(statements, statements)
+    yield from _twice(keys)
 
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
@@ -100,25 +99,30 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
     adapts = not {"SHARE", "MAGNITUDE"}.isdisjoint(kinds)
     alone = "TRAIN" in kinds and not adapts  # `train` needs no share.
     if "TARGET" not in kinds and not alone:
-        yield codes.NO_TARGET(span=place, spec=name, help="`target` and the names of modules")
+        yield codes.NO_TARGET(span=place, spec=name)
     if not adapts and ("TARGET" in kinds or not alone):
-        help_line = "a share reads `share NAME  per KEY  rank NUMBER`"
-        if alone:
-            help_line = "leave `target` out, and what `train` names is all that trains"
-        yield codes.NO_SHARE(span=place, spec=name, help=help_line)
+        fact = Missing.SHARE_OR_TRAIN if alone else Missing.SHARE
+        yield codes.NO_SHARE(span=place, spec=name, fact=fact)
 
 
-def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Iterator[Problem]:
-    """Find repeated statements, and suggest the union of lists."""
+def _twice(named: Iterable[tuple[str, Statement | Words]]) -> Iterator[Problem]:
+    """Find statements, clauses and names that are given twice."""
     first_of: dict[str, Statement | Words] = {}
-    for what, part in said:
-        if (first := first_of.setdefault(what, part)) is not part:
-            help: str | None = None
-            edits: tuple[Edit, ...] = ()
-            if isinstance(first, Statement) and isinstance(part, Statement):
-                help, edits = _union(syntax, first, part)
-            also = _span(first)
-            yield codes.TWICE(span=_span(part), what=what, also=also, help=help, edits=edits)
+    for what, part in named:
+        first = first_of.setdefault(what, part)
+        if first is part:
+            continue
+        fact = None
+        if isinstance(first, Statement) and isinstance(part, Statement):
+            fact = Repeated(
+                word=str(first.keyword),
+                first=first.span,
+                second=part.span,
+                first_list=_list_span(first),
+                second_list=_list_span(part),
+                role=first.role,
+            )
+        yield codes.TWICE(span=_span(part), what=what, also=_span(first), fact=fact)
 
 
 def _span(part: Statement | Words) -> Span:
@@ -127,43 +131,19 @@ def _span(part: Statement | Words) -> Span:
     return span_of(part)
 
 
-def _union(
-    syntax: Syntax, first: Statement, second: Statement
-) -> tuple[str | None, tuple[Edit, ...]]:
-    """Join two statements with one keyword, if it takes a list."""
-    word = first.keyword
-    if word == "where":
-        spans = [Span(span_of(part.words).start, part.end) for part in (first, second)]
-        texts = [_text_of(syntax, span).removeprefix("where").strip() for span in spans]
-        # These bind less than `and`.
-        if not any(re.search(r",|\b(or|if|except)\b", text) for text in texts):
-            joined = f"where {texts[0]} and {texts[1]}"
-            return f"both hold by `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
-    if word == "magnitude":
-        return "one statement has a `where` for all of its modules, or none for all targets", ()
-    if word == "spec":
-        return "move it to another file, or join both: one `target`, a `where` in each share", ()
-    if word not in _LIST_STATEMENTS or any(
-        t.data == "exclude" for p in (first, second) for t in p.trees()
-    ):
-        return None, ()
-    listed, more = (_listed(syntax, part) for part in (first, second))
-    if not listed or not more or listed == more:  # `per model` lists nothing.
-        return _ADVICE.get(f"two {word}"), ()
-    role = _text_of(syntax, span_of(first.name_token)) + " " if first.role else ""
-    joined = f"{role}{word} {listed}, {more}"
-    return f"both are `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
-
-
-def _listed(syntax: Syntax, part: Statement) -> str:
-    """Return the text of a statement's list, after its keyword."""
-    items = part.words.children[1 if part.role else 0 :]
+def _list_span(part: Statement) -> Span | None:
+    """Return the span of a statement's list, or None if it has none that another could be joined to."""
+    if part.keyword == "where":
+        return Span(span_of(part.words).start, part.end)
+    if part.keyword not in _LIST_STATEMENTS or any(tree.data == "exclude" for tree in part.trees()):
+        return None
+    items = part.words.children[1:] if part.role else part.words.children
     if any(isinstance(item, Tree) and item.data == "model" for item in items):
-        return ""
-    return _text_of(syntax, Span(span_of(items[0]).start, part.end))
+        return None
+    return Span(span_of(items[0]).start, part.end)
 
 
-def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Problem]:
+def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
     named_clauses = [(_word(clause), clause) for clause in share.clauses]
     words = [word for word, _ in named_clauses]
     roles = [clause for clause in share.clauses if clause.role]
@@ -172,13 +152,14 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     if lines and len(repeated) > len({*repeated}):
         # A statement without its keyword is parsed as a key of a tensor.
         part = next(c for c in share.clauses if c.role == lines[0])
-        span, help = span_of(part.name_token), f"did you mean `share {part.role}`?"
-        edits, found = (Edit(Span(span.start, span.start), "share "),), f"`{part.role}`"
-        yield codes.UNEXPECTED(span=span, expected="`share`", found=found, help=help, edits=edits)
+        span = span_of(part.name_token)
+        fact = ShareWithoutKeyword(part.name, span.start)
+        found = f"`{part.role}`"
+        yield codes.UNEXPECTED(span=span, expected="`share`", found=found, fact=fact)
         return
     what = f"of share `{share.name}`"
     if whole:
-        yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in named_clauses])
+        yield from _twice([(f"`{word}` {what}", clause) for word, clause in named_clauses])
     # A transform decides which other tensors it pools.
     factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
     keyed = any(clause.keyword == "per" for clause in share.clauses)
@@ -186,8 +167,8 @@ def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Prob
     for word in [*keys, *(["rank"] if share.keyword == "share" else [])] if whole else ():
         if word not in words:
             named = what.removeprefix("of ") if share.keyword == "share" else f"`{share.keyword}`"
-            help = _ADVICE["replace" if share.replaces else word if share.clauses else "bare"]
-            yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, help=help)
+            lack = MissingClause(word, bare=not share.clauses, replaces=share.replaces)
+            yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, fact=lack)
 
 
 def _word(clause: Statement) -> str:
@@ -196,42 +177,23 @@ def _word(clause: Statement) -> str:
     return "start nonzero" if clause.keyword == "start" else f"{role}{clause.keyword}"
 
 
-def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
+def _check_tree(tree: Words) -> Iterator[Problem]:
     """Check the names and function calls in a tree."""
     if what := _NAMING.get(tree.data):
         parts = cast(list[Words], tree.children)
-        yield from _twice(syntax, [(f"{what} `{unquoted(first_token(p))}`", p) for p in parts])
+        yield from _twice([(f"{what} `{unquoted(first_token(p))}`", p) for p in parts])
     elif tree.data == "call":
         name, arguments = first_token(tree), cast(Words, tree.children[1])
         if name not in FUNCTIONS:
-            why, help_line = "is not a function", advise("function", name, FUNCTIONS, few=0)
-            help_line = help_line or f"functions are {', '.join(FUNCTIONS)}"
-            yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
+            why = "is not a function"
+            fact = UnknownName(str(name), "function", frozenset(FUNCTIONS))
+            yield codes.BAD_CALL(span=span_of(name), name=name, why=why, fact=fact)
         elif problem := arity_problem(name, len(arguments.children)):
             yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
 
 
-def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edit, ...]:
-    """Return the edits that move a statement to a new line before another statement."""
-    text = f"{_text_of(syntax, statement.span)}\n"
-    return Edit(Span(before.start, before.start), text), Edit(statement.span, "")
-
-
-def _text_of(syntax: Syntax, span: Span) -> str:
-    first, last = (
-        bisect_left(syntax.tokens, place, key=lambda token: span_of(token).start)
-        for place in (span.start, span.end)
-    )
-    return "".join(syntax.tokens[first:last])
-
-
-def check_order(
-    statements: list[Statement], within: Iterable[Statement], syntax: Syntax | None = None
-) -> Iterator[Problem]:
-    """Find statements of ``within`` that use a param or let before its declaration in ``statements``.
-
-    With ``syntax``, the problem has edits that move the declaration.
-    """
+def check_order(statements: list[Statement], within: Iterable[Statement]) -> Iterator[Problem]:
+    """Find statements of ``within`` that use a param or let before its declaration in ``statements``."""
     places = {part: i for i, part in enumerate(statements)}
     declared: dict[str, Statement] = {}
     circle: list[str] | None = None
@@ -241,21 +203,23 @@ def check_order(
     for statement in within:
         for use in names_used(statement):
             name = unquoted(use)
-            meant = declared.get(name)
-            if meant and places[meant] >= places[statement]:
-                span, word = span_of(use), meant.keyword
-                help = f"a `{word}` comes before what reads it, and hides a module of its name"
-                circle = _circle(declared) if circle is None else circle
-                own = name in map(unquoted, names_used(meant))
-                if own:
-                    help = f"give the `{word}` a name that it does not read"
-                elif name in circle and statement in map(declared.get, circle):
-                    help = f"{' and '.join(f'`{one}`' for one in circle)} read each other"
-                if statement.replaces and statement.keyword == "let":
-                    help = "what replaces a `let` stands where that stood"
-                moved = _moved(syntax, meant, statement) if syntax and not own else ()
-                up = (Remedy(f"move the `{word}` up", moved),) if moved else ()
-                yield codes.USED_BEFORE(span=span, name=name, keyword=word, help=help, remedies=up)
+            declaration = declared.get(name)
+            if declaration is None or places[declaration] < places[statement]:
+                continue
+            if circle is None:
+                circle = _circle(declared)
+            in_circle = name in circle and statement in map(declared.get, circle)
+            word = str(declaration.keyword)
+            fact = UsedBefore(
+                name=name,
+                keyword=word,
+                declaration=declaration.span,
+                statement=statement.start,
+                reads_itself=name in map(unquoted, names_used(declaration)),
+                circle=tuple(circle) if in_circle else (),
+                replaces_let=statement.replaces and statement.keyword == "let",
+            )
+            yield codes.USED_BEFORE(span=span_of(use), name=name, keyword=word, fact=fact)
 
 
 def _circle(declared: Mapping[str, Statement]) -> list[str]:

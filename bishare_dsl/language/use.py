@@ -23,19 +23,20 @@ from typing import TypeAlias, cast
 
 from lark import Tree
 
-from bishare_dsl.diagnostics import Edit, Source, SourceMap, Span, SpecError, nearest
+from bishare_dsl.diagnostics import Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.diagnostics.record import Record
+from bishare_dsl.language.facts import NothingToReplace, NotReplaced
 from bishare_dsl.language.grammar import DEFAULTS, SINGLE
 from bishare_dsl.language.parse import MAX_BYTES, Problems, byte_count, decode
 from bishare_dsl.language.structure import check_complete, check_order, names_used, parse_and_check
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.resources import shipped_specs
+from bishare_dsl.spec.facts import UnknownName
 
 MAX_FILES = 64
 """How many files a spec may use, directly or indirectly."""
 
-_ALLOW = "`--allow-use` lets a spec use any file; in Python, `allow_use=True` of `parse_spec` does"
 # How a spec begins: comments, then its header.
 _HEADER = re.compile(r"(?:[ \t\f\n]|#[^\n]*\n)*spec\s")
 _Key: TypeAlias = tuple[str, str]
@@ -149,13 +150,15 @@ class Reader:
         if shipped_path := shipped.get(name.removesuffix(".share")):
             return shipped_path
         if not allowed:
-            raise SpecError(codes.OUTSIDE(name=name, span=span, help=_ALLOW))
+            raise SpecError(
+                codes.OUTSIDE(
+                    name=name,
+                    span=span,
+                )
+            )
         beside = [path.name for path in folder.glob("*.share")]
-        help_line = nearest(name, [*beside, *shipped])
-        if f"{name}.share" in beside:
-            help_line = f'did you mean `"{name}.share"`?'
-        help_line = help_line or "a path starts at the folder of the file that says `use`"
-        raise SpecError(codes.NOT_FOUND(name=name, span=span, help=help_line))
+        fact = UnknownName(name, "file", frozenset([*beside, *shipped]))
+        raise SpecError(codes.NOT_FOUND(name=name, span=span, fact=fact))
 
 
 class Joiner:
@@ -199,10 +202,7 @@ class Joiner:
                 elif part not in used[key] and key not in settled:
                     one, two = (self.where.place(p.span) for p in (used[key][0], part))
                     span, what = span_of(use.name_token), _what(part)
-                    by = "" if _overrides(part) else "with `replace`, "
-                    help = f"{by}say here which it is, or leave a `use` out"
-                    unlike = codes.USES_DISAGREE(what=what, one=one, two=two, span=span, help=help)
-                    self.problems(unlike)
+                    self.problems(codes.USES_DISAGREE(what=what, one=one, two=two, span=span))
         return used
 
     def _join(self, own: list[Statement], used: _ByKey) -> list[Statement]:
@@ -219,21 +219,16 @@ class Joiner:
                 parts.append(part)
                 if inherited:
                     place = self.where.place(inherited[0].span)
-                    help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
-                    edits = (Edit(Span(span.start, span.start), "replace "),)
-                    not_replaced = codes.NOT_REPLACED(what=what, place=place, span=span)
-                    self.problems(replace(not_replaced, help=help_line, edits=edits))
+                    fact = NotReplaced(str(part.keyword), part.name, span.start)
+                    self.problems(codes.NOT_REPLACED(what=what, place=place, span=span, fact=fact))
             elif not inherited:
-                names = [key[1] for key in used if key[0] == part.keyword]
-                near = nearest(part.name, names)
-                lack = codes.NOTHING_TO_REPLACE(what=what, span=span_of(part.name_token), help=near)
-                if not near:
-                    left_out = Edit(Span(part.start, span_of(part.keyword).start), "")
-                    lack = replace(lack, edits=(left_out,), help="leave `replace` out")
-                self.problems(lack)
+                names = frozenset(key[1] for key in used if key[0] == part.keyword)
+                word = Span(part.start, span_of(part.keyword).start)
+                lacking = NothingToReplace(part.name, word, names)
+                name_span = span_of(part.name_token)
+                self.problems(codes.NOTHING_TO_REPLACE(what=what, span=name_span, fact=lacking))
             elif inherited[0] not in parts:
-                help = f"leave one out: one `replace` is for all used files that have {what}"
-                self.problems(codes.TWICE(what=f"what replaces {what}", span=span, help=help))
+                self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
             else:
                 parts[parts.index(inherited[0])] = part
         return parts

@@ -7,13 +7,13 @@ from functools import cached_property
 
 from lsprotocol.types import PositionEncodingKind
 
+from bishare_dsl.advice import advise
 from bishare_dsl.diagnostics import BishareError, Problem, Source, Span
 from bishare_dsl.language.parse import plain_lines
 from bishare_dsl.language.read import Survey, survey, warn_of_outdented
 from bishare_dsl.lsp.model import ChosenModel, NamedModel, named_model
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.models.site import Architecture
-from bishare_dsl.plan.advice import Adviser
 from bishare_dsl.plan.check import check_spec
 
 
@@ -66,11 +66,12 @@ class Document:
     def _spec_problems(self) -> tuple[Problem, ...]:
         spec = self.survey.spec
         where = self.survey.where
-        judge = Adviser(where, self.architecture, allow_use=self.allow_use)
         if spec is None:
-            return tuple(judge.settled(self.survey.problems))
+            problems = self.survey.problems
+            return tuple(advise(problems, where, self.architecture, allow_use=self.allow_use))
         if self.architecture is None:
-            return (*warn_of_outdented(spec, where), *judge.settled(check_spec(spec)))
+            checked = [*warn_of_outdented(spec, where), *check_spec(spec)]
+            return tuple(advise(checked, where, spec=spec, allow_use=self.allow_use))
         from bishare_dsl.compiler import make_plan
 
         try:

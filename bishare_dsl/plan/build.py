@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import field, replace
-from functools import partial
+from dataclasses import field
 from typing import TypeAlias
 
 from bishare_dsl import spec as m
@@ -15,10 +13,7 @@ from bishare_dsl.diagnostics import (
     Loc,
     PlanError,
     Problem,
-    Remedy,
-    Rewrite,
     SpecError,
-    advise,
     raise_errors,
 )
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -26,6 +21,7 @@ from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
+from bishare_dsl.plan.facts import NoMagnitude, NothingSelected, UnequalPool
 from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
@@ -35,18 +31,15 @@ from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
-from bishare_dsl.spec.walk import mentions, names_read, parts_of
+from bishare_dsl.spec.walk import mentions
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
-    PLAIN,
     Own,
     Transform,
     Width,
     guard,
     shape_of,
-    transform_kind,
-    transform_names,
 )
 from bishare_dsl.transforms.protocol import check_own
 
@@ -75,9 +68,11 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
     terms: list[Term] = []
     without_rank: set[str] = set()  # paths of sites where a share has rank 0
     if not target and (spec.target is not None or spec.shares):
-        nothing = partial(codes.COVERS_NOTHING, what="`target`", model=architecture.name)
-        help = "name linear layers" if spec.target is None else _nothing_left(spec.target, sites)
-        spec_settings.add([nothing(loc=("target",), help=help)])
+        fact = NothingSelected(spec.target) if spec.target is not None else None
+        nothing = codes.COVERS_NOTHING(
+            what="`target`", model=architecture.name, loc=("target",), fact=fact
+        )
+        spec_settings.add([nothing])
     else:
         spec_settings.add(sites.tied_problems(target))
         spec_settings.add(_idle_exceptions(sites, spec))
@@ -145,21 +140,23 @@ def _unscaled(spec: m.Spec, target: Sequence[Site], terms: Sequence[Term]) -> It
     loc: Loc = ("shares", next((i for i, s in enumerate(spec.shares) if s.is_magnitude), 0))
     problems: dict[str, Problem] = {}
     for site in target:
-        why, help = "", "`where expert == none` leaves all experts out"
-        if (term := scaled.get(site.path)) is None:
+        term = scaled.get(site.path)
+        if term is None:
             continue
         if site.expert is not None:
+            fact = NoMagnitude.EXPERT
             why = "experts are computed together, without an output of each module"
         elif any("embeddings" in parts_outside(kind) for kind in site.kinds if site.layer is None):
+            fact = NoMagnitude.EMBEDDING
             why = "an embedding looks up rows, and multiplies nothing by a weight"
-            help = "`where layer != none` leaves out what is in no block"
         elif site.path in other and not term.options["plain"]:
+            fact = NoMagnitude.NOT_A_MATRIX
             share = other[site.path].share
             why = f"what share `{share}` adds there is not a matrix, whose rows have a length"
-            help = "`plain` leaves the lengths out: `magnitude per module plain`"
-        if why:
-            problem = codes.NO_MAGNITUDE(path=site.path, why=why, loc=loc, help=help)
-            problems.setdefault(why, problem)
+        else:
+            continue
+        problem = codes.NO_MAGNITUDE(path=site.path, why=why, loc=loc, fact=fact)
+        problems.setdefault(why, problem)
     yield from problems.values()
 
 
@@ -173,9 +170,12 @@ def _idle_exceptions(sites: Sites, spec: m.Spec) -> Iterator[Problem]:
             continue
         for i, part in enumerate(selection.include if len(selection.include) > 1 else ()):
             if isinstance(part, m.And) and not sites.site_sets.partition(part)[0]:
-                help = _nothing_left(m.Selection(include=(part,)), sites)
-                at, model = (*loc, "include", i), sites.architecture.name
-                yield codes.COVERS_NOTHING(what="this", model=model, loc=at, help=help)
+                yield codes.COVERS_NOTHING(
+                    what="this",
+                    model=sites.architecture.name,
+                    loc=(*loc, "include", i),
+                    fact=NothingSelected(m.Selection(include=(part,))),
+                )
         if not selection.exclude:
             continue
         included, _ = sites.site_sets.partition(selection.model_copy(update={"exclude": ()}))
@@ -183,8 +183,7 @@ def _idle_exceptions(sites: Sites, spec: m.Spec) -> Iterator[Problem]:
             included &= sites.target
         for i, part in enumerate(selection.exclude):
             if included.isdisjoint(sites.site_sets.partition(part)[0]):
-                help = "`except` is for the whole list, so that everything after it is left out"
-                yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i), help=help)
+                yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
 
 
 def _left_out(sites: Sites) -> Iterator[Problem]:
@@ -199,27 +198,6 @@ def _left_out(sites: Sites) -> Iterator[Problem]:
         yield codes.LEFT_OUT(what=f"`{path}` ({size:,} parameters)", why=why, loc=("target",))
 
 
-def _nothing_left(selection: m.Selection, sites: Sites) -> str:
-    """Say why a selection selects nothing."""
-    from bishare_dsl.language.text import expression_text
-
-    if selection.exclude:
-        return "`except` takes away all that stands before it: leave it out"
-    for part in selection.include:
-        if isinstance(part, m.And):
-            names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
-            if len(names) > 1:
-                return f"no module is both; a comma takes one and the other: `{', '.join(names)}`"
-            return "`and` takes what fits both of its sides, and `or` what fits one of them"
-        if isinstance(part, m.Compare):
-            with suppress(EvaluationError):
-                found = [sites.scopes[s.path].number(part.left) for s in sites.of(sites.target)]
-                if part.op == "!=":
-                    return f"`{expression_text(part).replace('!=', '==')}` holds for all targets"
-                return f"`{expression_text(part.left)}` is from {min(found):g} to {max(found):g}"
-    return "no module fits this condition"
-
-
 def _uncovered(
     target: Sequence[Site], covered: Set[str], without_rank: Set[str], *, alone: bool
 ) -> Iterator[Problem]:
@@ -231,12 +209,13 @@ def _uncovered(
     if missing:
         counts = Counter(site.kind for site in missing)
         what = ", ".join(f"`{kind}` ({n} module{'s' * (n > 1)})" for kind, n in counts.items())
-        layers = layers_of(missing)
-        where = ", ".join("none" if n is None else str(n) for n in layers[:4])
-        help = f"`where` of no share selects these, in layers {where}{', …' * (len(layers) > 4)}"
+        layers = ["none" if layer is None else str(layer) for layer in layers_of(missing)]
+        more = ", …" if len(layers) > 4 else ""
+        why = "`where` of no share selects these"
         if all(site.path in without_rank for site in missing):
-            help = help.replace("`where` of no share selects", "every share has rank 0 for")
-        yield codes.UNCOVERED(what=what, loc=("target",), help=help)
+            why = "every share has rank 0 for these"
+        where = f"{', '.join(layers[:4])}{more}"
+        yield codes.UNCOVERED(what=what, why=why, layers=where, loc=("target",))
 
 
 def _short(sites: Sequence[Site]) -> dict[str, str]:
@@ -340,21 +319,26 @@ class _SharePlan:
             return target
         loc: Loc = (*self.loc, "where")
         places = self.sites.site_sets
-        covered, help = places.select(where, loc, target), "name them there too"
-        for i, part in enumerate(where.include if covered else ()):
+        covered = places.select(where, loc, target)
+        if not covered:
+            named = self.sites.words_of(where) - {"in", "out"}  # Nobody can name a width.
+            count = len(self.sites.architecture.sites)
+            outside = bool(named) and any(i < count for i in places.partition(where)[0])
+            problem = codes.COVERS_NOTHING(
+                what=f"share `{self.share.name}`",
+                model=self.sites.architecture.name,
+                loc=loc,
+                fact=NothingSelected(where, outside=outside),
+            )
+            raise PlanError(problem)
+        for i, part in enumerate(where.include):
             if target.isdisjoint(places.partition(part)[0] or target):
-                what, why = "all modules that fit this", f"share `{self.share.name}` means them"
-                at: Loc = (*loc, "include", i)
-                self.spec_settings.add([codes.LEFT_OUT(what=what, why=why, loc=at, help=help)])
-        if covered:
-            return covered
-        what, model = f"share `{self.share.name}`", self.sites.architecture.name
-        help = _nothing_left(where, self.sites)
-        named = self.sites.words_of(where) - {"in", "out"}  # Nobody can name a width.
-        inside = any(i < len(self.sites.architecture.sites) for i in places.partition(where)[0])
-        if named and inside:
-            help = "all that `where` names is outside of `target`: name it there too"
-        raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
+                why = f"share `{self.share.name}` means them"
+                left_out = codes.LEFT_OUT(
+                    what="all modules that fit this", why=why, loc=(*loc, "include", i)
+                )
+                self.spec_settings.add([left_out])
+        return covered
 
     def _key_loc(self, role: str) -> Loc:
         return (*self.loc, *(("keys", role) if role in self.share.keys else ("per",)))
@@ -411,16 +395,20 @@ class _SharePlan:
         """
         ranks = sorted({place.rank for place in members})
         if len(ranks) > 1:
-            found, remedies = ", ".join(map(str, ranks)), (*self._by_rank(role),)
+            found = ", ".join(map(str, ranks))
+            fact = UnequalPool(self.index, role, "rank")
             loc: Loc = (*self.loc, "rank")
-            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=loc, remedies=remedies))
+            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=loc, fact=fact))
         try:
             return self._shared_shape(role, members)
         except ValueError as error:
             what = f"share its {role} in the pool `{pool}`"
             if len(members) == 1:
                 what = f"have a factor {role} at `{members[0].site.path}`"
-            raise self._unfit(what, error, self._finer(role)) from error
+            key = self.share.key(role)
+            constant = bool(key) and len({*self._values[key]}) == 1
+            fact = UnequalPool(self.index, role, "width", constant=constant)
+            raise self._unfit(what, error, fact) from error
 
     def _shared_shape(self, role: str, members: Sequence[_TermSite]) -> Own:
         """Return the shape of the tensor that these sites share.
@@ -454,76 +442,19 @@ class _SharePlan:
         first = members[0].site.path
         if path := next((path for path in widths if widths[path] != shape.columns), None):
             why = f"it is {shape.columns} wide, and `{path}` {widths[path]}"
-            help = "choose a key under which widths are equal"
         elif shape.rows > rank:
             why = f"it has {shape.rows} rows, and the weight at `{first}` rank {rank}"
-            help = f"take a rank of {rank} at most there"
         else:
             return
         loc: Loc = (*(self.loc if role in self.share.init else ("defaults",)), "init", role)
-        problem = codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc, help=help)
-        raise PlanError(problem)
+        raise PlanError(codes.NO_DIRECTIONS(share=self.share.name, role=role, why=why, loc=loc))
 
-    def _with_key(self, roles: Iterable[str], parts: Iterable[str]) -> Iterator[Remedy]:
-        """Yield remedies that add a part to the key of each of some roles."""
-        from bishare_dsl.language.text import expression_text
-
-        for part in parts:
-            said: list[str] = []
-            edits: list[Rewrite] = []
-            for role in roles:
-                text = ", ".join([*map(expression_text, self.share.key(role)), part])
-                said.append(f"{role} per {text}" if role in self.share.keys else f"per {text}")
-                edits.append(Rewrite(self._key_loc(role), text))
-            yield Remedy(f"write `{' '.join(said)}`", tuple(edits))
-
-    def _by_rank(self, role: str) -> Iterator[Remedy]:
-        """Yield remedies for ranks that vary: a key that tells them apart, or a share for the rest."""
-        from bishare_dsl.language.text import expression_text, share_text
-
-        share, rank = self.share, self.share.rank
-        told: list[m.Expression] = [one.condition for _, one in parts_of(rank, m.If)]
-        if isinstance(rank, m.RankMatch):
-            told += (m.Member(value=rank.subject, among=arm.values) for arm in rank.arms)
-        told += [part for _, part in parts_of(rank, m.Ref)]
-        told += [part for _, part in parts_of(rank, m.Binary)][::-1]
-        parts = [*dict.fromkeys(map(expression_text, told))]
-        yield from self._with_key([role], parts)
-        yield from self._with_key(share.keys, parts if len(share.keys) > 1 else ())
-        match rank:
-            case m.If(then=int(then), condition=condition, otherwise=int(otherwise)) if (
-                share.where is None and self.spec_settings.spec.settings(share).alpha is None
-            ):
-                larger = condition if then > otherwise else m.Not(negated=condition)
-                more = {"name": f"{share.name}_more", "where": m.Selection(include=(larger,))}
-                text = share_text(share.model_copy(update={"rank": abs(then - otherwise), **more}))
-                low = str(min(then, otherwise))
-                edits = Rewrite(self.loc, f"{text}\n{{}}"), Rewrite((*self.loc, "rank"), low)
-                yield Remedy(f"`rank {low}` here, and `{text}`", edits, also=True)
-
-    def _finer(self, role: str) -> list[Remedy]:
-        """Return remedies that make the widths of a pool fit: a transform, or a finer key."""
-        key = self.share.key(role)
-        names = {name for part in key for name, _ in names_read(part, ())}
-        selects = any(isinstance(part, m.Compare) and part.op == "==" for part in key)
-        constant = bool(key) and len({*self._values[key]}) == 1
-        if selects or constant or names & {*self.sites.kinds, *self.sites.parts, "in", "out"}:
-            return []  # The mistake is not about widths.
-        at: Loc = (*self.loc, "rank")
-        bare = [name for name in transform_names() if name != PLAIN and self.share.via is None]
-        kinds = {name: transform_kind(name) for name in bare}
-        pairs = [name for name, kind in kinds.items() if (*kind.pooled, *kind.owned) == ("A", "B")]
-        said = "write `via {}` to share across widths, which `in` or `out` in a key tells apart"
-        vias = [Remedy(said.format(one), (Rewrite(at, f"{{}} via {one}"),)) for one in pairs]
-        keys = self._with_key([role], ("in", "out", "in, out", "kind", "parent"))
-        return [*(replace(key, also=True) for key in keys), *vias]
-
-    def _unfit(self, what: str, error: ValueError, remedies: Iterable[Remedy] = ()) -> PlanError:
+    def _unfit(self, what: str, error: ValueError, fact: UnequalPool | None = None) -> PlanError:
+        """Return the error of sites that have no common tensor."""
         bare = self.share.via is None or self.share.is_magnitude
-        help = "a tensor is shared by modules of equal widths" if bare else None
         loc: Loc = (*self.loc, "per" if bare else "via")
-        problem = codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
-        return PlanError(replace(problem, remedies=(*remedies,)))
+        name = self.share.name
+        return PlanError(codes.SHAPES(share=name, what=what, why=str(error), loc=loc, fact=fact))
 
     def _tensor(self, name: str, role: str, shape: Own, user: _TermSite, owner: str) -> None:
         """Add a tensor of some sites, ``user`` the first of them, that the module ``owner`` holds."""
@@ -612,15 +543,15 @@ class _SharePlan:
 
     def _idle_arms(self, match: m.RankMatch, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
-        said = mentions(match, "number", (*self.loc, "rank"))
-        for value, loc in [(one.part, one.loc) for one in said if one.purpose == "arm"]:
+        for mention in mentions(match, "number", (*self.loc, "rank")):
+            if mention.purpose != "arm":
+                continue
+            value, loc = mention.part, mention.loc
             for problem in self.sites.vocabulary.item_problems(match.subject, value, loc, covered):
-                name = value.ref if isinstance(value, m.Ref) else ""
-                help = advise("arm", name or type(value).__name__) or problem.help
-                if name in self.sites.kinds:
-                    help = f"leave this arm out, or let `target` and `where` have `{name}`"
-                what, share = f"`{name}`" if name else "this", self.share.name
-                yield codes.ARM_NOTHING(value=what, share=share, loc=loc, help=help)
+                what = f"`{value.ref}`" if isinstance(value, m.Ref) else "this"
+                yield codes.ARM_NOTHING(
+                    value=what, share=self.share.name, loc=loc, fact=problem.fact
+                )
 
     def _rank(self, scope: Scope) -> int:
         """Return the rank of the share at one site."""
@@ -634,9 +565,7 @@ class _SharePlan:
                     break
             else:
                 if rank.otherwise is None:
-                    help_line = "an arm `else` at the end gives all others a rank"
-                    problem = codes.NO_ARM(site=scope.values["path"], loc=loc, help=help_line)
-                    raise EvaluationError(problem)
+                    raise EvaluationError(codes.NO_ARM(site=scope.values["path"], loc=loc))
                 rank, loc = rank.otherwise, (*loc, "otherwise")
         return rank_of(rank, scope, loc)
 
@@ -655,6 +584,7 @@ class _SharePlan:
         if short:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
-            unreachable = partial(codes.UNREACHABLE, share=self.share.name, rank=rank)
-            problem = unreachable(sites=sites, reach=reach, loc=(*self.loc, "rank"))
+            problem = codes.UNREACHABLE(
+                share=self.share.name, rank=rank, sites=sites, reach=reach, loc=(*self.loc, "rank")
+            )
             self.spec_settings.add([problem])

@@ -8,16 +8,15 @@ from contextlib import suppress
 from itertools import chain
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, SpecError, advise
+from bishare_dsl.diagnostics import Loc, Problem, SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import SpecSettings, check_names
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.facts import Difference, Fault, NotWhole, ReversedRange, UnknownName
 from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
 from bishare_dsl.transforms import PLAIN, transform_kind
-
-_OTHER_NAME = "leave one of the two out, or give it another name"
 
 
 def check_spec(spec: m.Spec) -> list[Problem]:
@@ -43,14 +42,12 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     Raises:
         EvaluationError: the expression has no value, or a value that is not a rank (BS211).
     """
-    from bishare_dsl.language.text import expression_text
-
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
         what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
         computed = value >= 1 and not isinstance(rank, int | float)
-        help = f"write `floor({expression_text(rank)})`" if computed else None
-        raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help))
+        fact = NotWhole(rank) if computed else None
+        raise EvaluationError(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, fact=fact))
     return int(value)
 
 
@@ -75,7 +72,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
     for what, i, name in _declared(spec):
         loc: Loc = (f"{what}s", i, "name")
         if name in seen:
-            yield codes.TWICE(what=what, name=name, loc=loc, also=seen[name], help=_OTHER_NAME)
+            yield codes.TWICE(what=what, name=name, loc=loc, also=seen[name])
         seen.setdefault(name, loc)
         if name in (*m.ATTRIBUTES, "model", "rank", "alpha", "none"):
             yield codes.RESERVED(name=name, why="it already means something", loc=loc)
@@ -92,8 +89,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
             said = "the statement `magnitude per module` makes the share of this name"
             yield codes.RESERVED(name=m.MAGNITUDE, why=said, loc=at)
         if (name := share.name) in shares:
-            other = shares[name]
-            yield codes.TWICE(what="share", name=name, loc=at, also=other, help=_OTHER_NAME)
+            yield codes.TWICE(what="share", name=name, loc=at, also=shares[name])
         shares.setdefault(name, at)
         why = None
         if not re.fullmatch(r"[^\W\d]\w*", share.name):
@@ -123,20 +119,29 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
     }
     for what, i, name in _declared(spec):
         if name not in used:
-            yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
+            yield codes.UNUSED(what=what, name=name, why="", loc=(f"{what}s", i))
     read: set[str] = set()
     adding = [share for share in spec.shares if not share.is_magnitude]
     # Scales are told back with the alpha that they read, and shipped specs have a default for it.
     if spec.defaults.dropout is not None and all(s.dropout is not None for s in adding):
-        loc, help = ("defaults", "dropout"), "each share has its own"
-        yield codes.UNUSED(what="the default", name="dropout", loc=loc, help=help)
+        yield codes.UNUSED(
+            what="the default",
+            name="dropout",
+            why=": each share has its own",
+            loc=("defaults", "dropout"),
+        )
     with suppress(KeyError, SpecError):
         for share in adding:
             kind = transform_kind(share.via.transform if share.via else PLAIN)
             read |= {*kind.pooled, *kind.owned} - {*share.init}
-        for role in (role for role in spec.defaults.init if role not in read):
-            at, why = ("defaults", "init", role), f"no share starts its `{role}` by default"
-            yield codes.UNUSED(what="the default start of", name=role, loc=at, help=why)
+        for role in spec.defaults.init:
+            if role not in read:
+                yield codes.UNUSED(
+                    what="the default start of",
+                    name=role,
+                    why=": no share starts it by default",
+                    loc=("defaults", "init", role),
+                )
 
 
 def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
@@ -151,17 +156,13 @@ def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
                         yield empty_range(*ends, loc)
             case m.Binary(op="-", left=int(first), right=int(last)) if first < last:
                 if subject == m.Ref(ref="layer"):
-                    text = f"{'layer in ' * (purpose == 'side')}{first}..{last}"
-                    help = f"a range has two dots: `{text}`"
-                    yield codes.NO_VALUE(why="it is a difference", loc=loc, help=help)
+                    fact = Difference(first, last, compared=purpose == "side")
+                    yield codes.NO_VALUE(why="it is a difference", loc=loc, fact=fact)
 
 
 def empty_range(first: float, last: float, loc: Loc) -> Problem:
     """Return the problem of a range with reversed ends."""
-    help = f"did you mean `{last}..{first}`?"
-    if (first < 0) != (last < 0):
-        help = "negative layers count from the end: -1 is the last one, and 0 the first"
-    return codes.EMPTY_RANGE(first=first, last=last, loc=loc, help=help)
+    return codes.EMPTY_RANGE(first=first, last=last, loc=loc, fact=ReversedRange(first, last))
 
 
 def _keys(spec: m.Spec) -> Iterator[Problem]:
@@ -174,15 +175,18 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                 names = {name for name, _ in names_read(part, params, "key")}
                 match part:
                     case m.Ref(ref="none"):
-                        yield codes.UNKNOWN_NAME(name="none", loc=loc, help=advise("key", "none"))
-                    case m.Binary(op="-", left=0, right=m.Ref(ref=name)):
-                        remedy = Remedy("leave the hyphen out", (Rewrite(loc, f" {name}"),))
-                        yield codes.NO_VALUE(why="a hyphen is a minus", loc=loc, remedies=(remedy,))
+                        fact = UnknownName("none", "key", frozenset({*m.ATTRIBUTES, "model"}))
+                        yield codes.UNKNOWN_NAME(name="none", loc=loc, fact=fact)
+                    case m.Binary(op="-", left=0, right=m.Ref()):
+                        why = "a hyphen is a minus"
+                        yield codes.NO_VALUE(why=why, loc=loc, fact=Fault.NEGATED_KEY)
                     case _ if names <= {"layers"}:
-                        help = "the other parts tell modules apart" if len(key) > 1 else None
+                        fault = None
                         if names:
-                            help = "`layers` is how many there are, and `layer` which one"
-                        yield codes.CONSTANT_KEY(loc=loc, help=help)
+                            fault = Fault.COUNTS_INSTEAD_OF_LAYER
+                        elif len(key) > 1:
+                            fault = Fault.NEEDLESS_PART
+                        yield codes.CONSTANT_KEY(loc=loc, fact=fault)
 
 
 def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[Problem]:

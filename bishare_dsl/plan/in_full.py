@@ -6,10 +6,11 @@ import re
 from collections.abc import Collection, Iterator
 from math import prod
 
-from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
+from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Parameter, Site
+from bishare_dsl.plan.facts import NothingSelected
 from bishare_dsl.plan.names import owner, short_path
 from bishare_dsl.plan.plan import Tensor, Trained
 from bishare_dsl.plan.select import Sites
@@ -24,7 +25,7 @@ TRAIN = "train"
 NONE = Selection.model_construct(include=(Ref.model_construct(ref="none"),))
 """``train none`` trains nothing in full, not even a new head."""
 _NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
-_PARTS = ("norms", "biases", "heads", "embeddings")
+PARTS = ("norms", "biases", "heads", "embeddings")
 
 
 def train(
@@ -99,15 +100,18 @@ def _selected(
                 loc = (TRAIN, side, i)
                 words = sites.words_of(Selection.model_construct(include=(part,)))
                 linear = [kind for kind in sites.architecture.kinds if kind in words]
-                help = "no parameter is all of it; a comma takes the one and the other"
-                wrong = codes.NO_SUCH_SITE(what="this condition", model=model, loc=loc, help=help)
-                problems.append(codes.TRAINS_SITE(kind=linear[0], loc=loc) if linear else wrong)
+                if linear:
+                    problems.append(codes.TRAINS_SITE(kind=linear[0], loc=loc))
+                    continue
+                fact = NothingSelected(Selection.model_construct(include=(part,)))
+                problem = codes.NO_SUCH_SITE(what="this condition", model=model, loc=loc, fact=fact)
+                problems.append(problem)
     if problems:
         return [], problems
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
     if not chosen:
-        help = "`except` takes away all that stands before it"
-        problems.append(codes.COVERS_NOTHING(what="`train`", model=model, loc=(TRAIN,), help=help))
+        fact = NothingSelected(selection)
+        problems.append(codes.COVERS_NOTHING(what="`train`", model=model, loc=(TRAIN,), fact=fact))
     words = sites.words_of(selection)
     for other in chosen:
         kinds = {path: _module(path).rpartition(".")[2] for path in other.paths}
@@ -120,27 +124,13 @@ def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
     """Create the vocabulary of `train`."""
     architecture = sites.architecture
     modules = {_module(path).rpartition(".")[2] for p in architecture.others for path in p.paths}
-    lacking = [part for part in _PARTS if not places.any_holds(Ref(ref=part))]
-    hint = f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
-
-    def unknown(name: str, loc: Loc, _: bool) -> Problem:
-        valid = {*modules, *_PARTS}
-        help = advise("train", name, valid, few=0) or nearest(name, valid - {*lacking}) or hint
-        for part in lacking:
-            if name == part or help == f"did you mean `{part}`?":
-                help = f"`{part}` is the word, and {architecture.name} lacks these: leave it out"
-        if name in architecture.kinds:
-            help = f"`{name}` is a linear layer, which `target` names; `train` takes all other parameters"
-        return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
-
     return Vocabulary(
         architecture.name,
         places,
         modules | {*architecture.kinds},
-        {*_PARTS} - sites.lets,
+        {*PARTS} - sites.lets,
         {*ATTRIBUTES, *sites.params, *sites.lets},
-        unknown,
-        hint,
+        "train",
     )
 
 

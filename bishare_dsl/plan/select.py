@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from functools import cached_property, partial
+from functools import cached_property
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
+from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.models.parts import PARTS, kinds_called, parts, parts_outside
+from bishare_dsl.models.parts import PARTS, parts, parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site
-from bishare_dsl.plan.vocabulary import Vocabulary, glob_remedies
+from bishare_dsl.plan.vocabulary import Vocabulary
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
-
-_PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` is any of it"
 
 
 def attributes(site: Site) -> dict[str, Value]:
@@ -189,62 +187,5 @@ class Sites:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The names and sites that the spec may refer to."""
-        return Vocabulary(
-            self.architecture.name,
-            self.site_sets,
-            self.kinds,
-            self.parts,
-            {*m.ATTRIBUTES, *self.params, *self.lets},
-            self._no_such_kind,
-            self._hint,
-        )
-
-    @cached_property
-    def _hint(self) -> str:
-        """Advice on naming modules in a model without blocks."""
-        if self.architecture.sites:
-            return _PATHS
-        few = ", ".join(f'`path "{site.path}"`' for site in self.architecture.outside[:4])
-        name = self.architecture.name
-        return f"{name} has no linear layers in numbered blocks: name its modules, such as {few}"
-
-    def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
-        model, sites = self.architecture, self.architecture.sites
-        as_key = as_key or bool({"per", "keys"} & {*loc})
-        more = (*m.ATTRIBUTES, "model") if as_key else ()
-        place, names = ("key" if as_key else "kind"), [*self.kinds, *self.lets, *self.parts, *more]
-        help = advise(place, name, names, few=0)
-        here = kinds_called(name, sites)
-        elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
-        if name in self.params:
-            value = self.params[name]
-            compared = f"kind == {name}" if value in self.kinds else f"{name} == {value}"
-            compared = f"layer >= {name}" if isinstance(value, int) else compared
-            help = f"`{name}` is a param, which a condition compares: `{compared}`"
-        elif name in m.ATTRIBUTES and as_key:
-            help = "parts of a key have commas between"
-        elif name in m.ATTRIBUTES:
-            help = f"`{name}` has values, which a condition compares by `==`, `<` or `in`"
-        elif name in {site.parent for site in sites} and not as_key:
-            help = f"write `parent {name}` for the linear layers in it"
-        elif name in ("expert", "experts") and not as_key:
-            has = any(site.expert is not None for site in sites)
-            help = "write `expert != none`" if has else f"{model.name} has no experts"
-        elif any(name in site.kinds for site in model.outside):
-            help = f"it is in no layer: name it in `target`, as in `target {name}`"
-        elif elsewhere and not (as_key or advise("kind", name)):
-            help = f"shares adapt linear layers; `train {name}` trains it in full"
-        elif here and not as_key:
-            nested = len(here) > 1 and {"all_of", "any_of", "negated", "condition"} & {*loc}
-            said = f"({' or '.join(here)})" if nested else ", ".join(here)
-            help = f"in {model.name} this is `{said}`"
-        elif help is None and as_key:
-            help = "a key has attributes of a module, such as `layer` and `kind`"
-        if help is None and (listed := nearest(name, self.kinds)):
-            help = f"{listed}; or declare it above by `let`" if ": " in listed else listed
-        if not sites and not as_key:
-            named = {kind for site in model.outside for kind in site.kinds}
-            help = nearest(name, named, few=0) or self._hint
-        remedies = () if name.isidentifier() or as_key else glob_remedies(name, loc)
-        unknown = partial(codes.NO_SUCH_SITE, what=f"`{name}`", model=model.name, loc=loc)
-        return unknown(help=help, remedies=remedies)
+        declared = {*m.ATTRIBUTES, *self.params, *self.lets}
+        return Vocabulary(self.architecture.name, self.site_sets, self.kinds, self.parts, declared)

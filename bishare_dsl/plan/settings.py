@@ -10,10 +10,21 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise, nearest
+from bishare_dsl.diagnostics import Loc, Problem, SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.record import Record
+from bishare_dsl.plan.facts import (
+    BadOption,
+    KeylessRole,
+    LetAsNumber,
+    NoProbability,
+    StartFault,
+    UnknownOption,
+    UnknownRole,
+)
+from bishare_dsl.plan.facts import Start as StartFact
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.facts import Fault, UnknownName
 from bishare_dsl.spec.walk import Purpose, mentions, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -25,14 +36,10 @@ from bishare_dsl.transforms import (
     guard,
     load_transform,
     transform_kind,
+    transform_names,
 )
 from bishare_dsl.transforms.described import (
     largest_fit,
-    listed,
-    option_described,
-    option_of,
-    role_of,
-    transform_called,
     why_refused,
     zero_parts,
 )
@@ -127,10 +134,10 @@ class SpecSettings:
                 check_names(scope, given, loc)
                 return float(scope.number(given, loc))
             except EvaluationError as error:
-                help = error.problem.help
+                fact = error.problem.fact
                 if isinstance(given, m.Ref) and given.ref in {let.name for let in self.spec.lets}:
-                    help = f"a `let` is not a number: `param {given.ref} = 8` is one"
-                problems.append(replace(error.problem, help=help))
+                    fact = LetAsNumber(given.ref)
+                problems.append(replace(error.problem, fact=fact))
                 return otherwise
 
         def place(name: str) -> Loc:
@@ -147,13 +154,13 @@ class SpecSettings:
                 scale = number(settings.scale, place("scale"), 1, **names)
         if scale == 0:
             where = place("alpha" if settings.scale is None else "scale")
-            why, help = "the term does nothing", "`rank 0` leaves a share out"
-            problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, help=help))
+            why, fact = "the term does nothing", Fault.ZERO_SCALE
+            problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, fact=fact))
         dropout = number(settings.dropout, place("dropout"), 0)
         if not 0 <= dropout < 1:
             where, why = place("dropout"), "it is a probability, 0 or more and below 1"
-            help = f"write `{dropout / 100:g}`" if 1 < dropout < 100 else ""
-            wrong = codes.BAD_NUMBER(what="dropout", value=dropout, why=why, loc=where, help=help)
+            fact = NoProbability(dropout)
+            wrong = codes.BAD_NUMBER(what="dropout", value=dropout, why=why, loc=where, fact=fact)
             problems.append(wrong)
         places: dict[str, Loc] = {
             role: (*(at if role in share.init else ("defaults",)), "init", role)
@@ -200,8 +207,8 @@ class SpecSettings:
         if isinstance(name, str) and name in _INITIALS:
             return _INITIALS[name]
         word = expression_text(given).replace(" - ", "-") if name is given else str(name)
-        help = advise("init", word * (" " not in word), _INITIALS)
-        problems.append(codes.UNKNOWN_INIT(name=word, loc=loc, help=help))
+        fact = UnknownName(word, "init", frozenset(_INITIALS))
+        problems.append(codes.UNKNOWN_INIT(name=word, loc=loc, fact=fact))
         return Start("zeros")
 
 
@@ -238,8 +245,8 @@ def check_names(scope: Scope, expression: object, loc: Loc, asked: Purpose = "nu
                 if name in m.ATTRIBUTES:
                     scope.attribute(name, mention.loc)
                 if not isinstance(beside, m.Ref) or beside.ref not in declared:
-                    help = nearest(name, declared, few=0) or "compare a param with what it may be"
-                    raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=mention.loc, help=help))
+                    fact = UnknownName(name, "param", frozenset(declared))
+                    raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=mention.loc, fact=fact))
 
 
 def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
@@ -248,8 +255,8 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     roles = [*transform.roles, *resolved.gains]
 
     def unknown_role(role: str, what: str, loc: Loc, has: Sequence[str]) -> Problem:
-        help = advise("role", role, has, few=0) or role_of(role) or nearest(role, has)
-        return codes.UNKNOWN_ROLE(role=role, share=share.name, what=what, loc=loc, help=help)
+        fact = UnknownRole(role, tuple(has))
+        return codes.UNKNOWN_ROLE(role=role, share=share.name, what=what, loc=loc, fact=fact)
 
     # Tensors that never train accept neither `init` nor `freeze`.
     trained = [role for role in roles if role not in transform.fixed]
@@ -266,10 +273,11 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
         yield unknown_role(role, "give a key", ("keys", role, "name"), roles)
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:
-        help = f"`{keyless[0]} per` and a key, or `per` and a key for all that have no other"
-        yield codes.NO_KEY(share=share.name, role=keyless[0], loc=("keys",), help=help)
+        fact = KeylessRole(keyless[0])
+        yield codes.NO_KEY(share=share.name, role=keyless[0], loc=("keys",), fact=fact)
     elif not keyless and share.per is not None:
-        yield codes.UNUSED(what="key", name="per", loc=("per",))
+        why = ": each tensor has a key of its own"
+        yield codes.UNUSED(what="key", name="per", why=why, loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
         loc = ("gain",) if share.gain.out is None else ("gain", "rank")
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=loc)
@@ -285,8 +293,8 @@ def _singular(
         start = resolved.starts[role].init
         if start in m.SINGULAR and role in transform.roles and role not in transform.plain:
             plain = " and ".join(f"`{role}`" for role in transform.plain)
-            help = f"these can: {plain}" if plain else None
-            yield not_plain(role=role, start=start, loc=loc, help=help)
+            only = f", and {plain} alone can" if plain else ""
+            yield not_plain(role=role, start=start, only=only, loc=loc)
 
 
 def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> Iterator[Problem]:
@@ -298,22 +306,28 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
     if len(parts) > 1:
         both = " and ".join(f"`{part}`" for part in sorted(parts))
         what = f"starts with both {both} at zero, so that it never learns"
-        help = "one of them alone starts at zero; a gain starts at a number, a factor at a word"
+        fault = StartFault.TWO_ZEROS
     elif frozen := sorted(parts & {*resolved.frozen.values()}):
         what, loc = f"freezes `{frozen[0]}` at zero, so that it never does anything", ("freeze",)
-        left = listed(roles - resolved.untrained) or "none"
-        help = f"frozen are {listed(resolved.untrained)}; trained are {left}"
+        fault = StartFault.FROZEN_ZERO
     elif parts and share.nonzero_start:
-        loc, help = ("nonzero_start",), "the share starts at zero all the same: leave it out"
-        yield codes.UNUSED(what="clause", name="start nonzero", loc=loc, help=help)
+        yield codes.UNUSED(
+            what="clause",
+            name="start nonzero",
+            why=": the share starts at zero all the same",
+            loc=("nonzero_start",),
+        )
         return
     elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
         what = "does not start at zero, so that the model starts different from its base"
-        free = listed(roles - {*transform.fixed})
-        help = f"one of {free} or a new `gain out` starts at zero, or `start nonzero` allows another start"
+        fault = StartFault.NO_ZERO
     else:
         return
-    yield codes.START(share=share.name, what=what, loc=loc, help=help)
+    untrained = resolved.untrained
+    if fault is StartFault.NO_ZERO:
+        untrained = frozenset(transform.fixed)
+    fact = StartFact(fault, tuple(sorted(roles - untrained)), tuple(sorted(untrained)))
+    yield codes.START(share=share.name, what=what, loc=loc, fact=fact)
 
 
 def _transform(
@@ -324,8 +338,8 @@ def _transform(
     try:
         kind = transform_kind(name)
     except KeyError:
-        help = transform_called(name)
-        problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=help))
+        fact = UnknownName(name, "transform", frozenset(transform_names()) - {PLAIN})
+        problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), fact=fact))
         return None
     except SpecError as error:
         problems += (replace(p, loc=("via", "transform")) for p in error.problems)
@@ -352,8 +366,8 @@ def _transform(
             if fault["type"] == "extra_forbidden":
                 has = [field.alias or key for key, field in kind.model_fields.items()]
                 loc = ("via", "options", option, "name")
-                help = option_of(option, name, has)
-                wrong = codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)
+                unknown = UnknownOption(name, option, tuple(has))
+                wrong = codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, fact=unknown)
                 problems.append(wrong)
                 continue
             problems.append(
@@ -361,7 +375,7 @@ def _transform(
                     transform=name,
                     what=f"{option} = {values.get(option)}" if option else "these options",
                     why=why_refused(option, fault["type"], fault["msg"]),
-                    help=option_described(kind, option, values.get(option)),
+                    fact=BadOption(name, option, values.get(option)),
                     loc=("via", "options", option) if option else ("via",),
                 )
             )

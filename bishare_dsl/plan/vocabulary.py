@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise, nearest
+from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, NO_VALUE, UNKNOWN_NAME
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.check import empty_range
+from bishare_dsl.plan.facts import ComparedPattern, UnknownPattern, UnknownValue, WithoutValue
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.facts import UnknownName
 from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
 
-_COUNTED = ("layer", "expert")
+_COUNTED: tuple[Literal["layer", "expert"], ...] = ("layer", "expert")
 """Attributes that count from 0 or are `none`."""
 
 
-def glob_remedies(pattern: str, loc: Loc, attribute: str = "kind") -> tuple[Remedy, ...]:
-    """Return remedies for a regular expression, or for quotes round a list, as globs and names."""
-    globs = m.globs_of(pattern)
-    listed = [", ".join(f'{attribute} "{glob}"' for glob in globs)] if globs else []
-    inner = re.split(r"[,|]\s*", pattern.strip("^$()"))
-    if len(inner) > 1 and all(word.isidentifier() for word in inner):
-        listed.append(", ".join(inner))
-    if attribute == "path":
-        inside = pattern.strip("^$*")
-        listed.append(f'path "*{inside}{"." * inside[-1:].isdecimal()}*"')
-    elif {*"*?"} & {*pattern}:
-        listed.append(f'{attribute} "{pattern}"')
-    return tuple(Remedy(f"write `{text}`", (Rewrite(loc, text),)) for text in listed)
-
-
 def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
-    """Add advice to a problem without a value: exclude sites outside of layers or experts."""
-    for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
-        read = any(mention.part == m.Ref(ref=word) for mention in mentions(part, "word"))
-        if read and scope.values[word] == "none":
-            help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out"
-            return replace(problem, help=help)
+    """Add to a problem without a value that the site is in no layer, or of no expert."""
+    for attribute in _COUNTED:
+        read = any(mention.part == m.Ref(ref=attribute) for mention in mentions(part, "word"))
+        if read and scope.values[attribute] == "none":
+            return replace(problem, fact=WithoutValue(attribute, str(scope.values["path"])))
     return problem
 
 
@@ -60,8 +46,7 @@ class Vocabulary(Record):
     """The names that a spec may use for the sites, or the parameters, of a model.
 
     A bare name can be one of ``kinds``, one of ``parts`` (names that some model has), or one of the other
-    ``declared`` names. ``unknown`` creates the problem of an unknown name, and ``hint`` is the advice
-    for a pattern without a match.
+    ``declared`` names. ``place`` says whether the names are those of sites or of parameters to train.
     """
 
     model: str
@@ -69,8 +54,22 @@ class Vocabulary(Record):
     kinds: Collection[str]
     parts: Collection[str]
     declared: Collection[str]
-    unknown: Callable[[str, Loc, bool], Problem]
-    hint: str
+    place: Literal["kind", "train"] = "kind"
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All names that may stand alone in a condition."""
+        scopes = self.site_sets.scopes
+        lets = scopes[0].lets if scopes else {}
+        return frozenset([*self.kinds, *self.parts, *lets])
+
+    def unknown(self, name: str, loc: Loc, *, as_key: bool = False) -> Problem:
+        """Return the problem of a bare name that no module has."""
+        in_key = as_key or "per" in loc or "keys" in loc
+        fact = UnknownName(name, self.place, self.names)
+        if in_key:
+            fact = UnknownName(name, "key", self.names | {*m.ATTRIBUTES, "model"})
+        return codes.NO_SUCH_SITE(what=f"`{name}`", model=self.model, loc=loc, fact=fact)
 
     @cached_property
     def _counts(self) -> dict[str, list[tuple[Scope, int]]]:
@@ -101,8 +100,8 @@ class Vocabulary(Record):
             except EvaluationError as error:
                 new = [error.problem]
             # Report one of two equal problems in a condition.
-            seen = {(problem.loc[:-1], problem.help) for problem in reported}
-            reported += (one for one in new if (one.loc[:-1], one.help) not in seen)
+            seen = {(problem.loc[:-1], problem.message) for problem in reported}
+            reported += [one for one in new if (one.loc[:-1], one.message) not in seen]
         return reported
 
     def without_value(self, mention: Mention, among: Set[int]) -> Iterator[Problem]:
@@ -125,14 +124,14 @@ class Vocabulary(Record):
                 lets = scopes[0].lets if scopes else {}
                 known = any_holds(part) if name in self.parts else name in lets
                 if not known and name not in self.kinds:
-                    yield self.unknown(name, loc, False)
+                    yield self.unknown(name, loc)
             case "condition" | "part", m.Match() if not any_holds(part):
                 yield self._no_match(part, loc)
             case "condition" | "part", m.Compare(
                 op=op, left=m.Ref(ref=name), right=m.Match(attribute=what, pattern=pattern)
             ) if name in m.ATTRIBUTES:
                 why = f"`{what} {pattern}` is true or false, and no `{name}`"
-                yield NO_VALUE(loc=loc, why=why, help=f"write `{what} {op} {pattern}`")
+                yield NO_VALUE(loc=loc, why=why, fact=ComparedPattern(what, op, pattern))
             case "condition" | "part", m.Compare(left=left, right=right):
                 words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
                 counted = [word for word in words if word in _COUNTED]
@@ -143,10 +142,9 @@ class Vocabulary(Record):
             case "condition" | "part", int() | float() | m.Binary() | m.Call():
                 any_holds(part, loc)  # Raises: a number is not a predicate.
             case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
-                yield self.unknown(name, loc, True)
+                yield self.unknown(name, loc, as_key=True)
             case "key", m.Ref(ref="expert") if not self._most("expert"):
-                help = f"{self.model} has no experts, so that `expert` tells nothing apart"
-                yield CONSTANT_KEY(loc=loc, help=help)
+                yield CONSTANT_KEY(loc=loc)
             case "number", m.Ref(ref=name) if name in {*self.kinds, *self.parts}:
                 yield NO_VALUE(loc=loc, why=f"`{name}` names modules, and is no number")
             case "number", m.Ref(ref=name) if scopes and name not in _COUNTED:
@@ -209,49 +207,28 @@ class Vocabulary(Record):
             return
         groups = self.site_sets.groups((subject, item), "item", valued)
         scopes = [self.site_sets.scopes[i] for i, *_ in groups]
-        shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
-        values = {str(scope.value(subject)) for scope in scopes}
-        help = nearest(shown.strip("`"), values)
-        if len(values) == 1:
-            help = f"all modules of {self.model} have `{values.pop()}` there"
-        if isinstance(subject, m.Ref) and (said := advise("compared", subject.ref)):
-            help = said
-        elif subject == m.Ref(ref="path"):
-            help = help or f'a path is matched by a pattern: `path "*{shown.strip("`")}*"`'
-        elif subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
-            within = any(scope.values["parent"] == item.ref for scope in scopes)
-            said = f"the modules in it have `parent == {item.ref}`"
-            help = said if within else self.unknown(item.ref, loc, False).help
-        yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
+        values = frozenset(str(scope.value(subject)) for scope in scopes)
+        if isinstance(item, m.Range):
+            shown, fact = "this range", None
+        else:
+            value = str(scopes[0].value(item, loc))
+            shown, fact = f"`{value}`", UnknownValue(subject, value, values)
+        yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, fact=fact)
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
-        attribute, pattern = part.attribute, part.pattern
-        site_values = {str(scope.values[attribute]) for scope in self.site_sets.scopes}
-        help = nearest(pattern, site_values) or self.hint
-        if {"per", "keys"} & {*loc}:
-            help = "parts of a key have commas between"
-        if self.site_sets.scopes and pattern in self.site_sets.scopes[0].lets:
-            help = f"`{pattern}` stands alone: leave `{attribute}` before it out"
-        elif pattern in {*self.declared} - {*m.ATTRIBUTES}:
-            help = f"`{pattern}` is a param, which is compared: `{attribute} == {pattern}`"
-        what = f"`{attribute} {pattern}`"
-        tried = glob_remedies(pattern, loc, attribute)
-        if help.startswith("did you mean") and help.count("`") == 2:
-            near = f'{attribute} "{help.split("`")[1]}"'
-            tried = (Remedy(help, (Rewrite(loc, near),)), *tried)
-        return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help, remedies=tried)
+        values = frozenset(str(scope.values[part.attribute]) for scope in self.site_sets.scopes)
+        fact = UnknownPattern(part.attribute, part.pattern, values)
+        what = f"`{part.attribute} {part.pattern}`"
+        return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, fact=fact)
 
     def _no_such_name(self, name: str, loc: Loc) -> Problem:
-        help = advise("name", name, self.declared, few=0)
-        help = help or f"names are {', '.join(f'`{one}`' for one in sorted(self.declared))}"
-        if name.isdecimal():
-            help = f"a number has no quotes: `{name}`"
-        return UNKNOWN_NAME(name=name, loc=loc, help=help)
+        fact = UnknownName(name, "name", frozenset(self.declared))
+        return UNKNOWN_NAME(name=name, loc=loc, fact=fact)
 
     def _outside(self, counted: str, what: str, loc: Loc) -> Problem:
         count = self._most(counted)
         if counted == "layer" and not count:
-            return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=self.hint)
+            return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc)
         if counted == "layer":
             return codes.NO_SUCH_LAYER(
                 what=what, model=self.model, last=count - 1, layers=count, loc=loc

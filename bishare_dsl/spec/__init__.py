@@ -23,6 +23,7 @@ from bishare_dsl.spec.spec import Gain as Gain
 from bishare_dsl.spec.spec import Initial as Initial
 from bishare_dsl.spec.spec import Let as Let
 from bishare_dsl.spec.spec import Param as Param
+from bishare_dsl.spec.spec import Params as Params
 from bishare_dsl.spec.spec import RankMatch as RankMatch
 from bishare_dsl.spec.spec import Settings as Settings
 from bishare_dsl.spec.spec import Share as Share

@@ -11,10 +11,11 @@ from dataclasses import field
 from functools import lru_cache
 from typing import Any
 
-from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite, advise
+from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.spec import expression as m
+from bishare_dsl.spec.facts import Fault, NamesWithSign, NotANumber, UnknownName, WordsOrdered
 
 Value = int | float | str | bool
 
@@ -92,9 +93,9 @@ class Scope(Record):
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except ZeroDivisionError as error:
                     why = f"it divides by zero{self.where}"
-                    in_key = {"per", "keys"} & {*loc}
-                    help = advise("key", "group") if in_key else "`max(..., 1)` is never 0"
-                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
+                    in_key = "per" in loc or "keys" in loc
+                    fact = Fault.KEY_DIVIDES_BY_ZERO if in_key else Fault.DIVIDES_BY_ZERO
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact)) from error
             case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
                 if function == "sqrt" and numbers[0] < 0:
@@ -125,9 +126,9 @@ class Scope(Record):
             ref = expression.ref if isinstance(expression, m.Ref) else None
             if ref is not None and ref not in self.values:
                 raise EvaluationError(self._no_number(ref, loc))
-            help = f"a number has no quotes: `{value}`" if f"{value}".isdecimal() else None
             why = f"`{ref or value}` is not a number"
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
+            fact = NotANumber(str(value))
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact))
         return value
 
     def _no_number(self, name: str, loc: Loc) -> Problem:
@@ -137,11 +138,8 @@ class Scope(Record):
         numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
         if {"per", "keys", "rank"} & {*loc}:
             numbers += ["layer", "layers", "in", "out", "expert"]
-        place = "rank" if "rank" in loc else "number"
-        help = advise("name", name, numbers, few=0) or advise(place, name)
-        return codes.UNKNOWN_NAME(
-            name=name, loc=loc, help=help or "a number stands here, or a param"
-        )
+        fact = UnknownName(name, "rank" if "rank" in loc else "number", frozenset(numbers))
+        return codes.UNKNOWN_NAME(name=name, loc=loc, fact=fact)
 
     def holds(self, predicate: m.Condition, loc: Loc = ()) -> bool:
         """Return whether a predicate is true, or a selection selects the site.
@@ -182,18 +180,14 @@ class Scope(Record):
                 if names := _names(predicate):
                     raise EvaluationError(self._a_list(predicate, names, loc))
                 why = "a number is neither true nor false"
-                help = "a condition compares numbers by `==`, `<` or `in`"
-                if loc[:1] == ("lets",):
-                    help = "compare it by `==`; a number is a `param`, or written out if it reads `layer`"
-                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
+                fact = Fault.NO_CONDITION_IN_LET if loc[:1] == ("lets",) else Fault.NO_CONDITION
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact))
 
     def _a_list(self, part: m.Expression, names: list[str], loc: Loc) -> Problem:
         """Return the problem of names that are joined by the sign of an operation."""
         op = part.op if isinstance(part, m.Binary) else ""
-        texts = [", ".join(names), "_".join(names), *['kind "*"'] * (names == ["all", "linear"])]
-        remedies = tuple(Remedy(f"write `{text}`", (Rewrite(loc, text),)) for text in texts)
         why = f"`{op}` computes with numbers, and `{names[-1]}` is a name"
-        return codes.NO_VALUE(loc=loc, why=why, remedies=remedies)
+        return codes.NO_VALUE(loc=loc, why=why, fact=NamesWithSign(tuple(names)))
 
     def attribute(self, name: str, loc: Loc) -> Value:
         """Return an attribute of the site.
@@ -203,8 +197,7 @@ class Scope(Record):
         """
         if name not in self.values:
             why = f"it is about a module, whose `{name}` is not known in this place"
-            help = "write a number or a param; `where`, `per` and `match` tell modules apart"
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=Fault.NO_MODULE))
         return self.values[name]
 
     def includes(
@@ -239,8 +232,8 @@ class Scope(Record):
         rhs = self._layer(left, self.value(right, (*loc, "right")))
         if isinstance(lhs, str) or isinstance(rhs, str):
             if op not in ("==", "!="):
-                help = "compare words by `==`, `!=` and `in`"
-                raise EvaluationError(codes.NO_VALUE(loc=loc, why="words have no order", help=help))
+                fact = WordsOrdered(op)
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why="words have no order", fact=fact))
             return (lhs == rhs) == (op == "==")
         return bool(_OPERATORS[op](lhs, rhs))
 
@@ -269,8 +262,8 @@ def _is_layer(part: m.Expression) -> bool:
 def _bounded(number: float, loc: Loc) -> int | float:
     # Larger whole numbers are not exact in floats; smaller numbers are 0 in float32, so a term would vanish.
     if number != 0 and not 2**-126 <= abs(number) <= 2**53:
-        help = "a number is 0, or between 1e-37 and 9e15 in size"
-        raise EvaluationError(codes.NO_VALUE(loc=loc, why="a number is out of range", help=help))
+        why = "a number is out of range"
+        raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=Fault.OUT_OF_RANGE))
     return number
 
 

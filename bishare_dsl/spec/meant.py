@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Set
 from itertools import combinations
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, Remedy, Rewrite
+from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.spec.facts import Fault, FractionOfLayers, NamedLikeModules
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
 
 _ref = m.Ref.model_construct  # Without validation, whose schema takes long to build.
@@ -24,15 +25,14 @@ def lists(spec: m.Spec) -> Iterator[Problem]:
             about = [names == {"layer"} for names in read if names]
             unlike = [p.left for p in parts if isinstance(p, m.Compare) and p.op == "!="]
             if any(unlike.count(left) > 1 for left in unlike):
-                help = "write `and` where both must hold"
-                yield codes.COMMA_IS_OR(why="one of them always holds", loc=loc, help=help)
+                why = "one of them always holds"
+                yield codes.COMMA_IS_OR(why=why, loc=loc, fact=Fault.ALWAYS_HOLDS)
             if [isinstance(p, m.Not) for p in parts[:2]] == [True, False] and not any(about):
-                why, help = "`not` holds for one part alone", "write `not (... or ...)` for several"
-                yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
+                why = "`not` holds for one part alone"
+                yield codes.COMMA_IS_OR(why=why, loc=loc, fact=Fault.NOT_OF_ONE_PART)
             elif parts is selection.include and any(about) and not all(about):
                 why = "this also takes modules that fit one condition alone"
-                help = "write `and` between conditions that must both hold, or else `or`"
-                yield codes.COMMA_IS_OR(why=why, loc=loc, help=help)
+                yield codes.COMMA_IS_OR(why=why, loc=loc, fact=Fault.TAKES_EITHER)
 
 
 def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:
@@ -43,13 +43,12 @@ def layers(spec: m.Spec, mentions: Iterable[Mention]) -> Iterator[Problem]:
         if mention.purpose != "side":
             continue
         if other == _LAYER and isinstance(side, float) and 0 < side < 1:
-            remedy = Remedy(f"write `{side} * layers`", (Rewrite(loc, "{} * layers"),))
             why = "a layer is a whole number, counted from 0"
-            yield codes.NO_VALUE(why=why, loc=loc, remedies=(remedy,))
+            yield codes.NO_VALUE(why=why, loc=loc, fact=FractionOfLayers(side))
         selects = loc[0] != "lets" or spec.lets[int(loc[1])].name in selecting
         if side == _COUNT and selects and {"include", "exclude"} & {*loc}:
-            told = "layers count from 0, and the last is -1" if other == _LAYER else None
-            yield codes.COUNTS_LAYERS(loc=loc, help=told)
+            fact = Fault.COUNTS_INSTEAD_OF_LAYER if other == _LAYER else None
+            yield codes.COUNTS_LAYERS(loc=loc, fact=fact)
 
 
 def meeting(spec: m.Spec, terms: Iterable[tuple[str, str, int | None]]) -> Iterator[Problem]:
@@ -82,8 +81,7 @@ def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:
         loc: Loc = ("shares", i, "name")
         alone = spec.target == m.Selection.model_construct(include=(_ref(ref=share.name),))
         if share.name in known and share.where is None and not alone:
-            help = f"`where {share.name}` selects these modules; or give the share another name"
-            yield codes.NAMED(share=share.name, loc=loc, help=help)
+            yield codes.NAMED(share=share.name, loc=loc, fact=NamedLikeModules(share.name))
             continue
         same = repr(share.model_copy(update={"name": "", "rank": 1}))
         bare = share.via is None and share.gain.rank is share.gain.out is None

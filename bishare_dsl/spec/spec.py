@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest, raise_errors
+from bishare_dsl.diagnostics import Loc, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
+from bishare_dsl.spec.facts import UnknownName
 
 Singular = Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"]
 """Initial values that are computed from the base's weights."""
@@ -37,6 +38,10 @@ indices; a spec cannot name these two."""
 def _bare(value: Any) -> Any:
     """Keep a single word as a word, whether or not a param has its name."""
     return value.ref if isinstance(value, Ref) else value
+
+
+Params = Mapping[str, int | float | str]
+"""Values for params, by name."""
 
 
 class Param(Node):
@@ -193,7 +198,7 @@ class Spec(Node):
         """The values of the params, by name."""
         return param_values(self)[0]
 
-    def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
+    def with_params(self, values: Params) -> Spec:
         """Return the spec with other values for its params.
 
         Raises:
@@ -202,10 +207,10 @@ class Spec(Node):
         """
         names = [param.name for param in self.params]
         problems: list[Problem] = []
-        for name in (name for name in values if name not in names):
-            said = f"declare it, `param {name} = 8` below `spec`, and write its name for a number"
-            help = nearest(name, names) or said
-            problems.append(codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=help))
+        for name in values:
+            if name not in names:
+                fact = UnknownName(name, "param", frozenset(names))
+                problems.append(codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, fact=fact))
         params = [*self.params]
         for i, param in enumerate(self.params):
             if (value := values.get(param.name, param.value)) is param.value:
@@ -213,10 +218,13 @@ class Spec(Node):
             try:
                 params[i] = Param(name=param.name, value=value)
             except ValidationError:
-                what, why = f"param `{param.name}`", "it is a finite number or a word"
-                loc = ("params", i, "value")
-                help = f"such as `{param.name}={param.value}`"
-                problems += [codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help)]
+                problem = codes.BAD_NUMBER(
+                    what=f"param `{param.name}`",
+                    value=value,
+                    why="it is a finite number or a word",
+                    loc=("params", i, "value"),
+                )
+                problems.append(problem)
         raise_errors(SpecError, problems)
         return self.model_copy(update={"params": tuple(params)})
 

@@ -129,4 +129,4 @@ async def test_code_action(client, tmp_path):
     params = lsp.CodeActionParams(document, lsp.Range(at, at), lsp.CodeActionContext([]))
     [action] = await client.text_document_code_action_async(params)
     assert action.title == "Did you mean `q_proj`?"
-    assert action.edit.changes[document.uri][0].new_text == "ro"
+    assert action.edit.changes[document.uri][0].new_text == "q_proj"

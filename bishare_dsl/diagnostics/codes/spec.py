@@ -14,7 +14,7 @@ START = Code("BS209", "share `{share}` {what}")
 NO_VALUE = Code("BS210", "this has no value: {why}")
 BAD_NUMBER = Code("BS211", "{what} cannot be {value}: {why}")
 NO_ALPHA = Code("BS212", "this scale reads `alpha`, and nothing sets it")
-UNUSED = warning("BS213", "{what} `{name}` is never used")
+UNUSED = warning("BS213", "{what} `{name}` is never used{why}")
 BROKEN_PLUGIN = Code("BS214", "the transform `{name}` of package `{package}` cannot be used: {why}")
 UNKNOWN_ROLE = Code("BS215", "share `{share}` has no tensor `{role}` to {what}")
 OUTDENTED = warning("BS218", "`{word}` begins a line, and is a clause of share `{share}` alone")
@@ -23,7 +23,9 @@ CONSTANT_KEY = warning(
     "BS221", "this key is the same at every module, so that it tells nothing apart"
 )
 NO_KEY = Code("BS222", "share `{share}` gives `{role}` no key")
-NOT_PLAIN = Code("BS223", "`{role}` of `{share}` cannot start as `{start}`: {transform} makes it")
+NOT_PLAIN = Code(
+    "BS223", "`{role}` of `{share}` cannot start as `{start}`: {transform} makes it{only}"
+)
 NAMED = warning("BS226", "share `{share}` covers all: its name selects nothing")
 COMMA_IS_OR = warning("BS227", "a comma or `or` takes what fits one part: {why}")
 LAYER_IN_BOTH = note("BS228", "layer {layer} is in shares `{one}` and `{other}`")
