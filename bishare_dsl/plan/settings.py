@@ -154,8 +154,11 @@ class SpecSettings:
                 scale = number(settings.scale, place("scale"), 1, **names)
         if scale == 0:
             where = place("alpha" if settings.scale is None else "scale")
-            why, fact = "the term does nothing", Fault.ZERO_SCALE
-            problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, fact=fact))
+            why = "the term does nothing"
+            wrong = codes.BAD_NUMBER(
+                what="scale", value=0, why=why, loc=where, fact=Fault.ZERO_SCALE
+            )
+            problems.append(wrong)
         dropout = number(settings.dropout, place("dropout"), 0)
         if not 0 <= dropout < 1:
             where, why = place("dropout"), "it is a probability, 0 or more and below 1"
