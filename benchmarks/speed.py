@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, log
 from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.initial.values import draw
 from bishare_dsl.rewrite import compile_regions
-from bishare_dsl.rewrite.adapt import adapt
+from bishare_dsl.rewrite.adapt import compile_plan, insert_first
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
 from bishare_dsl.rewrite.trace import UntraceableRegion
@@ -186,7 +186,8 @@ def without(step: Pass, spec: str, base: PreTrainedModel) -> PreTrainedModel:
     """The base adapted by all passes but one."""
     model, plan = twin(base), plan_spec(spec, base)
     tensors = {name: tensor.to(base.device) for name, tensor in draw(plan, 0).items()}
-    adapt(model, plan, tensors, optimisations=tuple(p for p in OPTIMISATIONS if p != step))
+    others = tuple(p for p in OPTIMISATIONS if p != step)
+    insert_first(model, compile_plan(model, plan, optimisations=others), tensors)
     return model
 
 

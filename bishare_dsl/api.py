@@ -6,8 +6,9 @@ import os
 import warnings
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
-from bishare_dsl.compiler import Params, make_plan, read_fitting
+from bishare_dsl.compiler import Params, make_plan
 from bishare_dsl.diagnostics import BishareWarning, render
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import Architecture
 from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec

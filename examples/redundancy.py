@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from bishare_dsl import load_adapter
-from bishare_dsl.compiler import read_fitting
 from bishare_dsl.convert.effective import effective_factors
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.site import Site
 from bishare_dsl.show.table import Table

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bishare_dsl.compiler import read_fitting
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import load_model
 from bishare_dsl.peft.method import install
 

@@ -7,8 +7,9 @@ import torch
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.advice import trial
-from bishare_dsl.compiler import make_plan, read_fitting
+from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, BishareError, BishareWarning, PlanError, SpecError
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import inspect_model, resolve
 from bishare_dsl.peft.method import install
 from bishare_dsl.plan import build_plan

@@ -22,6 +22,8 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.rewritten import own_parameters
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
 SAVING = "save_pretrained"
@@ -116,4 +118,9 @@ def _at(plan: Plan, paths: set[str]) -> str | None:
     return next(iter(sorted(paths & used)), None)
 
 
-_METHODS: Any = {SAVING: _save, RESIZING: _resize, TYING: _tie, BATCHING: _generate_batch}
+_METHODS: dict[str, Callable[..., Any]] = {
+    SAVING: _save,
+    RESIZING: _resize,
+    TYING: _tie,
+    BATCHING: _generate_batch,
+}

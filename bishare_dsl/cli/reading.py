@@ -129,7 +129,7 @@ def read_adapter_for(
         BishareError: the adapter cannot be read or does not fit, or the model cannot be found.
     """
     silence_libraries()
-    from bishare_dsl.compiler import read_fitting
+    from bishare_dsl.loading import read_fitting
 
     stored, problems = read_fitting(folder, model, named)
     report.all(problems)

@@ -121,7 +121,7 @@ class BishareConfig(PeftConfig):
         self._unchecked = self.bishare is not None
         self.task_adds_heads = False
         self._where = None
-        self.record: AdapterConfig | None = None
+        self.last_record: AdapterConfig | None = None
         """The adapter's record when it was last loaded or saved."""
         if self.spec:
             name = "\n" if isinstance(self.spec, Spec) else os.fspath(self.spec)
@@ -135,29 +135,30 @@ class BishareConfig(PeftConfig):
             self.spec = own_text(spec.with_params(self.params), where, changed=bool(self.params))
             self._where = None if self.params else where  # It refers to the text before.
 
-    def own(self) -> BishareConfig:
+    def copy(self) -> BishareConfig:
         """Return a copy that changes with the adapter in a model; the user's config stays unchanged."""
         config = copy.copy(self)
         config.modules_to_save = copy.copy(self.modules_to_save)
-        config.record = None
+        config.last_record = None
         return config
 
-    def settle(self) -> None:
+    def mark_loaded(self) -> None:
         """Accept the loaded record as verified, once the whole adapter is in a model."""
         if self._unchecked:
-            self.record, self._unchecked = self.stored(), False
+            self.last_record = self.loaded_record()
+            self._unchecked = False
             self.bishare = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``adapter_config.json``."""
         fields: dict[str, Any] = super().to_dict()
-        if (record := self.record) is not None:
+        if (record := self.last_record) is not None:
             known = {theirs: getattr(record, ours) for ours, theirs in OF_PEFT.items()}
             fields |= {name: value for name, value in known.items() if not fields.get(name)}
             fields |= {"spec": record.spec, "seed": record.seed, RECORD: record.record()}
         return fields
 
-    def stored(self) -> AdapterConfig | None:
+    def loaded_record(self) -> AdapterConfig | None:
         """Return the record of a saved adapter to be loaded, or None for any other.
 
         Raises:
@@ -173,10 +174,10 @@ class BishareConfig(PeftConfig):
         """Write ``adapter_config.json``, and replace PEFT's empty model card."""
         folder, mapping = Path(save_directory), kwargs.get("auto_mapping_dict")
         tensors = folder / TENSORS
-        if self.record is not None and tensors.is_file():
+        if self.last_record is not None and tensors.is_file():
             _, beside = split_entries(entries_in(tensors.read_bytes()))
             noted = {"beside": digest_of(beside) if beside else None}
-            self.record = self.record.model_copy(update=noted)
+            self.last_record = self.last_record.model_copy(update=noted)
         folder.mkdir(parents=True, exist_ok=True)
         fields = self.to_dict() | {"peft_version": None}  # The record says who wrote it.
         fields |= {"auto_mapping": mapping} if mapping else {}
@@ -185,5 +186,5 @@ class BishareConfig(PeftConfig):
 
     def write_card(self, folder: str) -> None:
         """Write the model card of a saved adapter, unless the folder has a custom card."""
-        if (stored := self.record or self.stored()) is not None:
+        if (stored := self.last_record or self.loaded_record()) is not None:
             write_card(Path(folder), check_plan(stored)[0], stored)

@@ -22,17 +22,15 @@ import torch
 from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
 
-from bishare_dsl.compiler import make_plan
+from bishare_dsl.compiler import make_plan, stored_values
 from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.folder.card import CARD
-from bishare_dsl.folder.config import AdapterConfig, key_of
+from bishare_dsl.folder.config import key_of
 from bishare_dsl.folder.contents import StoredAdapter, base_problems
 from bishare_dsl.folder.files import CONFIG, TENSORS, in_the_way, names_in, read_adapter
-from bishare_dsl.folder.fingerprint import check_reproduced
 from bishare_dsl.folder.stored import tensor_of
-from bishare_dsl.initial.values import start_of_base
 from bishare_dsl.models import architecture_of
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.peft.whole import run_whole
@@ -135,7 +133,7 @@ def copy_config(method: _Function) -> _Function:
         model, config = bound.arguments.get("model", args[0]), bound.arguments["peft_config"]
         of_model = any(config is known for known in getattr(model, "peft_config", {}).values())
         if isinstance(config, BishareConfig) and not of_model:
-            bound.arguments["peft_config"] = config = config.own()
+            bound.arguments["peft_config"] = config = config.copy()
             config.task_adds_heads = True
         return method(*bound.args, **bound.kwargs)
 
@@ -199,7 +197,7 @@ def fill_after(load: _Function, check_state: StateCheck) -> _Function:
                 for tensor, parameter in adapter.tensors().items():
                     if tensor in tensors:
                         parameter.copy_(tensors[tensor])
-            adapter.config.settle()
+            adapter.config.mark_loaded()
             return result
 
         return run_whole(model, load_and_fill)
@@ -248,7 +246,7 @@ def _read_for(
         held = adapters[name]
         plans[f"the adapter `{name}` in the model"] = held.saved_plan.digest, held.seed
     if isinstance(config, BishareConfig):
-        record = config.stored()
+        record = config.loaded_record()
         digest = record.plan if record else make_plan(str(config.spec), base).plan.digest
         plans["the config that it is to be loaded with"] = digest, config.seed
     for what, (digest, seed) in plans.items():
@@ -256,20 +254,8 @@ def _read_for(
             raise AdapterError(codes.OTHER_CONFIG(folder=folder, what=what))
         if stored.config.ways("seed") and seed != stored.config.seed:
             raise AdapterError(codes.OTHER_SEED(found=stored.config.seed, seed=seed))
-    tensors = stored.tensors(with_base=True) | of_base(stored.config, stored.plan, base)
+    tensors = stored_values(stored, base)
     return Read(stored, tensors)
-
-
-def of_base(config: AdapterConfig, plan: Plan, base: Any) -> _Tensors:
-    """Return the tensors that a folder leaves to its base, by name.
-
-    Raises:
-        AdapterError: this base gives other ones (BS699).
-    """
-    if not (names := config.ways("base").keys()):
-        return {}
-    starts = start_of_base(plan, base, names)
-    return starts | check_reproduced(config.marks, starts)
 
 
 def is_copied(path: str, modules: Iterable[str] | None) -> bool:

@@ -21,14 +21,21 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import nn
 
-from bishare_dsl.adapted.handle import Handle, adapter_keys, values_in
+from bishare_dsl.adapted.adapter import adapter_keys, values_in
+from bishare_dsl.adapted.handle import Handle, in_model
 from bishare_dsl.adapted.own_methods import SAVING, put_methods
-from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
+from bishare_dsl.compiler import (
+    ResolvedSpec,
+    make_plan,
+    put_adapter,
+    read_spec,
+    values_of_base,
+)
 from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, raise_errors, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.plan import NO_SUCH_SITE
-from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY, CANNOT_ADAPT
+from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY
 from bishare_dsl.folder.config import (
     FORMAT,
     FORMAT_0_4,
@@ -45,19 +52,17 @@ from bishare_dsl.folder.contents import (
     complete,
     digest_of,
 )
-from bishare_dsl.folder.devices import devices
 from bishare_dsl.folder.files import TENSORS as TENSORS_FILE
 from bishare_dsl.folder.stacks import groups_of
 from bishare_dsl.folder.stored import entries_of, pack
-from bishare_dsl.initial.values import draw_tensor, first_values
+from bishare_dsl.initial.values import draw_tensor
 from bishare_dsl.models import architecture_of
-from bishare_dsl.models.site import ADAPTER, TENSORS, in_adapter
-from bishare_dsl.names import module_names, name_fault
+from bishare_dsl.models.site import TENSORS
 from bishare_dsl.peft.config import BishareConfig, ModulesToSave
-from bishare_dsl.peft.doors import READ, is_copied, of_base, tables_of
+from bishare_dsl.peft.doors import READ, is_copied, tables_of
 from bishare_dsl.peft.whole import whole_method
 from bishare_dsl.plan import Plan
-from bishare_dsl.rewrite.adapt import DEFAULT, adapt
+from bishare_dsl.rewrite.adapt import DEFAULT
 
 
 def install(
@@ -85,9 +90,11 @@ def install(
     if name is not None and name in getattr(in_model(model), "adapters", ()):
         raise AdapterError(codes.NAME_IN_USE(name=name))
     if isinstance(source, ResolvedSpec):
-        text, seed = source.text(), index(seed)
+        text = source.text()
+        seed = index(seed)
     else:
-        text, seed = source.spec_text, source.config.seed
+        text = source.spec_text
+        seed = source.config.seed
     config = BishareConfig(seed=seed)
     # It was read already. A text of one line would be taken for a name.
     config.spec = text if "\n" in text else f"{text}\n"
@@ -112,13 +119,6 @@ def check_arguments(call: str, first: object, model: object) -> None:
         raise TypeError(f"`{call}` changes a model in memory, and {model!r} is none: {load}")
 
 
-def in_model(model: nn.Module) -> Handle | None:
-    """Return the handle of a model, if it has adapters of bishare."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    found = getattr(base, ADAPTER, None)
-    return found if isinstance(found, Handle) else None
-
-
 def handle(model: nn.Module) -> Handle:
     """Return ``model.bishare`` with its type, which editors and type checkers know.
 
@@ -128,9 +128,10 @@ def handle(model: nn.Module) -> Handle:
     Raises:
         AdapterError: the model has no adapter of bishare (BS627).
     """
-    if (found := in_model(model)) is None:
+    handle = in_model(model)
+    if handle is None:
         raise AdapterError(codes.UNLOADED())
-    return found
+    return handle
 
 
 def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
@@ -154,51 +155,38 @@ def _put(
     name: str,
     unfilled: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Put an adapter into a model, replacing any adapter of the same name.
+    """Compile an adapter into a model, and add the config that PEFT keeps for it.
 
     Args:
-        unfilled: tensors on the meta device, which the caller fills.
+        model: must fit the plan.
+        source: a resolved spec, or a saved adapter.
+        config: of the adapter.
+        name: of the adapter; it replaces one of this name.
+        unfilled: names of tensors of a resolved spec to leave on the meta device, which the caller fills.
     """
-    inside: list[str] = []
-    for path, module in model.named_modules():
-        inside += () if in_adapter(path) else (path, *module._parameters)
-        if "_orig_mod" in module._modules:  # Its children would not be found by their names.
-            why, help = "`torch.compile` has wrapped it", "adapt the model first, then compile it"
-            raise ModelError(CANNOT_ADAPT(path=path or "model", why=why, help=help))
-    if fault := name_fault(name, module_names(inside)):
-        raise AdapterError(codes.NO_NAME(name=name, reason=fault))
-    plan, where = source.plan, devices(source.plan, model)
-    with torch.inference_mode(False):  # Tensors created in inference mode could never train.
-        if isinstance(source, ResolvedSpec):
-            text = source.text()
-            on_meta = all(device.type == "meta" for device in where.values())
-            device = "meta" if on_meta else "cpu"
-            tensors = first_values(plan, model, config.seed, device, unfilled)
-        else:
-            text = source.spec_text
-            tensors = source.tensors(with_base=True)
-            tensors |= of_base(source.config, plan, model)
-        tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
-        handle = in_model(model)
-        if handle is None:
-            notes = adapt(model, plan, tensors, root=Handle, name=name)
-            notes += tuple(_unlike_ia3(plan, model))
-            handle = cast(Handle, model.get_submodule(ADAPTER))
-            handle.bind(model, plan, text, config.seed, name)
-        else:
-            notes = handle.add(name, plan, tensors, text, config.seed)
-    adapter = handle[name]
+    notes = list(put_adapter(model, source, config.seed, name, unfilled))
+    if len(handle(model).adapters) == 1:
+        notes += _unlike_ia3(source.plan, model)
+    adapter = handle(model)[name]
     adapter.config = config
-    adapter.drawn = source.config.ways("seed") if isinstance(source, StoredAdapter) else None
     vars(model).setdefault("peft_config", {})[name] = config
-    saved = source.config if isinstance(source, StoredAdapter) else config.stored()
-    return (*notes, *map(render, handle.base_changes(saved) if saved else ()))
+    if isinstance(source, StoredAdapter):
+        record: AdapterConfig | None = source.config
+        adapter.drawn = source.config.ways("seed")
+    else:
+        record = config.loaded_record()
+    if record is not None:
+        notes += map(render, handle(model).base_changes(record))
+    return tuple(notes)
 
 
 def _unlike_ia3(plan: Plan, model: nn.Module) -> Iterator[str]:
     """Say where `plain` is not PEFT's IA3: at a bias, as in each MLP without a gate that we know."""
-    plain = [term.site for term in plan.terms if term.is_magnitude and term.options["plain"]]
-    biased = [p for p in plain if getattr(model.get_submodule(p), "bias", None) is not None]
+    biased = []
+    for term in plan.terms:
+        is_plain = term.is_magnitude and term.options["plain"]
+        if is_plain and getattr(model.get_submodule(term.site), "bias", None) is not None:
+            biased.append(term.site)
     if biased:
         what = f"{len(biased)} modules with biases, such as `{biased[0]}`"
         yield f"`plain` is not PEFT's IA3 at {what}: it scales no bias, and PEFT scales what follows"
@@ -236,11 +224,12 @@ class BishareModel(BaseTuner):
             was changed.
         """
         configs = cast("dict[str, BishareConfig]", self.peft_config)
-        config, handle = configs[adapter_name], in_model(model)
+        users_config = configs[adapter_name]
+        handle = in_model(model)
         present = None if handle is None else handle.adapters.get(adapter_name)
-        if present is not None and present.config is config:
+        if present is not None and present.config is users_config:
             return  # From `as_peft_model`, or with the model's current config: wrap it only.
-        users_config, config = config, config.own()
+        config = users_config.copy()
         config.task_adds_heads = False
         configs[adapter_name] = config
         self._inject(model, adapter_name, config, low_cpu_mem_usage)
@@ -252,34 +241,23 @@ class BishareModel(BaseTuner):
         self, model: nn.Module, name: str, config: BishareConfig, low_cpu_mem_usage: bool
     ) -> None:
         resolved = _planned(config, model)
-        stored = frozenset[str]()  # Tensors from a file need no initial values.
-        if low_cpu_mem_usage and (record := config.stored()) is not None:
-            stored = frozenset(resolved.plan.tensor).difference(record.ways("seed", "base"))
-        others = getattr(in_model(model), "adapters", {}).items()
-        plans = [resolved.plan, *(adapter.plan for other, adapter in others if other != name)]
-        configs = cast("dict[str, BishareConfig]", self.peft_config).values()
-        copied = [module for c in configs for module in c.modules_to_save or ()]
-        for path in (site.path for plan in plans for site in plan.sites):
-            if is_copied(path, copied):
-                raise AdapterError(codes.TRAINED_TWICE(path=path))
-        extra = () if config._unchecked else config.modules_to_save or ()
-        for part in (n for n in extra if not any(p.endswith(n) for p, _ in model.named_modules())):
-            help = "write the end of a path: `lm_head`; PEFT adds heads unless `task_type` is CAUSAL_LM"
-            said = NO_SUCH_SITE(what=f"`{part}` of `modules_to_save`", model=type(model).__name__)
-            _warn(render(replace(said, severity="warning", help=help), None))
-        notes = _put(model, resolved, config, name, stored)
+        self._check_copied(model, name, resolved.plan)
+        _warn_of_unknown(config, model)
+        unfilled = frozenset[str]()
+        record = config.loaded_record()
+        if low_cpu_mem_usage and record is not None:  # Tensors from a file need no initial values.
+            unfilled = frozenset(resolved.plan.tensor).difference(record.ways("seed", "base"))
+        notes = _put(model, resolved, config, name, unfilled)
         _warn(*(render(problem, resolved.where) for problem in resolved.problems), *notes)
-        held, active = handle(model), super().active_adapters  # Those that PEFT asks for.
+        active = super().active_adapters  # Those that PEFT asks for.
         if name in active:
-            held.set_adapter(active, inference_mode=config.inference_mode)
+            handle(model).set_adapter(active, inference_mode=config.inference_mode)
         else:
-            held[name].set_trainable(False)
-        beside = ModulesToSave()
-        beside.of_spec = frozenset(
-            part for t in resolved.plan.trained for path in t.paths for part in path.split(".")[:-1]
-        )
-        beside.extend(config.modules_to_save or ())
-        config.modules_to_save = beside if beside or config.task_type else None
+            handle(model)[name].set_trainable(False)
+        modules = ModulesToSave()
+        modules.of_spec = _trained_names(resolved.plan)
+        modules.extend(config.modules_to_save or ())
+        config.modules_to_save = modules if modules or config.task_type else None
         set_additional_trainable_modules(
             model=model,
             peft_config=config,
@@ -288,13 +266,36 @@ class BishareModel(BaseTuner):
             activate_adapter=name in active,
         )
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *_: Any, **how: Any) -> Any:
-        held, how = handle(self.model), how | {"progressbar": False}
+    def _check_copied(self, model: nn.Module, name: str, plan: Plan) -> None:
+        """Check that no adapter has a term in a module that PEFT copies and trains with an adapter.
+
+        Raises:
+            AdapterError: one has (BS665).
+        """
+        copied: list[str] = []
+        for config in cast("dict[str, BishareConfig]", self.peft_config).values():
+            copied += config.modules_to_save or ()
+        plans = [plan]
+        for other, adapter in getattr(in_model(model), "adapters", {}).items():
+            if other != name:
+                plans.append(adapter.plan)
+        for each in plans:
+            for site in each.sites:
+                if is_copied(site.path, copied):
+                    raise AdapterError(codes.TRAINED_TWICE(path=site.path))
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *_: Any, **settings: Any) -> Any:
+        settings["progressbar"] = False
         if merge:
-            held.merge_and_unload(how.get("safe_merge", False), how.get("adapter_names"))
+            safe_merge = settings.get("safe_merge", False)
+            handle(self.model).merge_and_unload(safe_merge, settings.get("adapter_names"))
         else:
-            held.unload()
-        return super()._unload_and_optionally_merge(merge, **how)  # Modules that PEFT wraps.
+            handle(self.model).unload()
+        return super()._unload_and_optionally_merge(merge, **settings)  # Modules that PEFT wraps.
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Answer that PEFT cannot convert an adapter of bishare: `Handle.export` does."""
+        return False
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         """Put the module that PEFT has unwrapped in place of its wrapper; it has its weights already."""
@@ -312,21 +313,21 @@ class BishareModel(BaseTuner):
     @whole_method
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Switch as PEFT does, which would switch the modules that it trains itself before an error."""
-        held = handle(self.model)
-        if held.merged:
+        layer = handle(self.model)
+        if layer.merged:
             warnings.warn(
                 "Adapter cannot be set when the model is merged. Unmerging the model first.",
                 stacklevel=2,
             )
-            held.unmerge()
-        held.set_adapter(adapter_name, inference_mode)
+            layer.unmerge()
+        layer.set_adapter(adapter_name, inference_mode)
         self.active_adapter = adapter_name
 
     @property
     def active_adapters(self) -> list[str]:
         """The running adapters, whichever of PEFT's models or the handle switched to them."""
-        held = in_model(self.model)
-        return super().active_adapters if held is None else [*held.active]
+        layer = in_model(self.model)
+        return super().active_adapters if layer is None else list(layer.active)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Do nothing: `install` has frozen the base."""
@@ -366,21 +367,23 @@ class BishareModel(BaseTuner):
         """Return an adapter's stored tensors by the model's keys, and record them in the config."""
         config = cast(BishareConfig, config)
         adapter = handle(model)[adapter_name]
-        keys, tensors = adapter_keys(model, adapter), values_in(state_dict, model, adapter)
-        was = config.record  # A loaded or saved adapter is saved again in the same way.
-        drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
+        keys = adapter_keys(model, adapter)
+        tensors = values_in(state_dict, model, adapter)
+        last = config.last_record  # A loaded or saved adapter is saved again in the same way.
+        has_frozen = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
+        stores_frozen = last is not None and has_frozen and not last.ways("seed")
         packed = pack(
             adapter.saved_plan,
             tensors,
             adapter.spec_text,
             seed=adapter.seed,
             origin=handle(model).origin(),
-            frozen="tensors" if was and drawn and not was.ways("seed") else "seed",
-            dtype=was.rounded if was else None,
+            frozen="tensors" if stores_frozen else "seed",
+            dtype=last.rounded if last else None,
             exact=True,  # After training, it is saved with all bits.
         )
         digest = digest_of(entries_of(packed.tensors))
-        config.record = packed.config.model_copy(update={"tensors": digest})
+        config.last_record = packed.config.model_copy(update={"tensors": digest})
         _warn(*map(render, (*packed.warnings, *adapter.scale_problems())))
         prefix = "" if any(key.startswith(PREFIX) for key in keys) else PREFIX
         return {key.removeprefix(prefix): value for key, value in packed.tensors.items()}
@@ -404,16 +407,19 @@ class BishareModel(BaseTuner):
         """
         config = cast(BishareConfig, config)
         adapter = handle(model)[adapter_name]
-        record = config.stored() if config._unchecked else None
-        if (read := READ.get()) is not None:
-            values, others = read.tensors, state_dict
+        record = config.loaded_record() if config._unchecked else None
+        read = READ.get()
+        if read is not None:
+            values = read.tensors
+            others = state_dict
         else:
-            plan, seed = adapter.saved_plan, adapter.seed
+            plan = adapter.saved_plan
+            seed = adapter.seed
             values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
             _check_others(model, adapter_name, record, others)
             if record is not None:
-                values |= of_base(record, plan, handle(model).model)
-        config.settle()
+                values |= values_of_base(record, plan, handle(model).model)
+        config.mark_loaded()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
 
@@ -486,12 +492,11 @@ def _check_others(
     Raises:
         AdapterError: they would replace weights of the base (BS610).
     """
-    allowed = {
-        f"{path}.{key}"
-        for path, module in model.named_modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-        for key in module.adapter_state_dict_load_map(name).values()
-    }
+    allowed: set[str] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            keys = module.adapter_state_dict_load_map(name).values()
+            allowed.update(f"{path}.{key}" for key in keys)
     tables = tables_of(model) if record is not None and record.beside is not None else ()
     wrong = [key for key in others if key not in allowed and not key.startswith(tables)]
     raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in wrong[:10]])
@@ -501,7 +506,8 @@ def check_new(
     config: BishareConfig, model: nn.Module, state_dict: Mapping[str, torch.Tensor]
 ) -> tuple[Plan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the plan, the tensors and the extra tensors of the adapter that a config describes."""
-    plan, record = _planned(config, model).plan, config.stored()
+    plan = _planned(config, model).plan
+    record = config.loaded_record()
     tensors, others = _check_state(plan, str(config.spec), config.seed, record, state_dict)
     missing = [t for t in plan.tensors if t.drawn and t.name not in tensors]
     return plan, tensors | {t.name: draw_tensor(t, config.seed) for t in missing}, others
@@ -510,9 +516,32 @@ def check_new(
 _IN_MEMORY = Path(TENSORS_FILE)
 
 
+def _warn_of_unknown(config: BishareConfig, model: nn.Module) -> None:
+    """Warn of a name of `modules_to_save` that no module of the model has."""
+    if config._unchecked:
+        return
+    paths = [path for path, _ in model.named_modules()]
+    for part in config.modules_to_save or ():
+        if not any(path.endswith(part) for path in paths):
+            help = "write the end of a path: `lm_head`; PEFT adds heads unless `task_type` is CAUSAL_LM"
+            what = f"`{part}` of `modules_to_save`"
+            problem = NO_SUCH_SITE(what=what, model=type(model).__name__)
+            _warn(render(replace(problem, severity="warning", help=help), None))
+
+
+def _trained_names(plan: Plan) -> frozenset[str]:
+    """Return the parts of the paths of the modules that a plan trains in full."""
+    names: set[str] = set()
+    for trained in plan.trained:
+        for path in trained.paths:
+            names.update(path.split(".")[:-1])
+    return frozenset(names)
+
+
 def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     """Return a config's plan for a model; a saved adapter keeps the plan it was saved with."""
-    if (stored := config.stored()) is None:
+    stored = config.loaded_record()
+    if stored is None:
         return make_plan(str(config.spec), model, where=config._where)
     plan, _ = check_plan(stored)
     problems = list(base_problems(plan, architecture_of(model)))

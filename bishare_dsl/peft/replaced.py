@@ -28,7 +28,7 @@ from peft.utils import save_and_load
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
-from bishare_dsl.adapted.handle import Handle
+from bishare_dsl.adapted.handle import Handle, in_model
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY
@@ -42,7 +42,7 @@ from bishare_dsl.peft.doors import (
     hand_on_tensors,
     refuse_library,
 )
-from bishare_dsl.peft.method import check_new, in_model
+from bishare_dsl.peft.method import check_new
 from bishare_dsl.peft.whole import run_whole, whole_method
 
 _Function = Callable[..., Any]
@@ -178,8 +178,8 @@ REPLACED = (
 """In the order of docs/peft.md, which says what each does for adapters of bishare."""
 
 _OF_THE_HANDLE = (
-    *("_turn", "add", "delete_adapter", "merge", "merge_and_unload"),
+    *("_set_enabled", "add", "delete_adapter", "merge", "merge_and_unload"),
     *("set_adapter", "set_requires_grad", "set_scale", "unload", "unmerge"),
 )
 for name in _OF_THE_HANDLE:
-    setattr(Handle, name, whole_method(vars(Handle)[name]))
+    setattr(Handle, name, whole_method(getattr(Handle, name)))

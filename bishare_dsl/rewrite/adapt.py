@@ -1,4 +1,4 @@
-"""Adapt a model: add a plan's tensors to it and rewrite the forwards that use them."""
+"""Adapt a model: rewrite the forwards of a plan's regions, and add the plan's tensors."""
 
 from __future__ import annotations
 
@@ -27,48 +27,16 @@ DEFAULT = "default"
 """The default name of an adapter, as in PEFT."""
 
 
-def adapt(
-    model: nn.Module,
-    plan: Plan,
-    tensors: Mapping[str, Tensor],
-    root: type[AdapterRoot] = AdapterRoot,
-    optimisations: tuple[Pass, ...] = OPTIMISATIONS,
-    name: str = DEFAULT,
-) -> tuple[str, ...]:
-    """Add the adapter of a plan to a model, and freeze the base.
-
-    Args:
-        model: must match the plan; it stays the same object of the same class.
-        tensors: the plan's tensors by name; they become parameters of the model.
-        root: the class of ``model.bishare``.
-        optimisations: the passes that run after `ExpandTerms`; they do not change the outputs.
-        name: of the adapter, part of its tensors' paths in the model.
-
-    Returns:
-        Notes: which parents could not be traced, so that their linear layers were adapted one by one; and
-        whether the model is already sharded (BS404).
+def check_free(model: nn.Module) -> None:
+    """Check that a model can take a first adapter.
 
     Raises:
-        ModelError: the model is already adapted (BS401), does not match the plan (BS402), or is a bare
-            list of layers (BS406).
-        SpecError: a package's transform differs from the one in the plan (BS214).
-        The model is unchanged after an error.
+        ModelError: the model is already adapted (BS401), or is a bare list of layers (BS406).
     """
     if any(isinstance(module, OwnedTensors) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
     if isinstance(model, CONTAINERS):
         raise ModelError(codes.BARE_CONTAINER(kind=type(model).__name__))
-    compiled = compile_plan(model, plan, optimisations=optimisations)
-    top = root()
-    top.parts, top.compiled = place(model, compiled, tensors), compiled
-    held = dict(model.named_parameters())
-    top.frozen = frozenset(path for path, p in held.items() if p.requires_grad)
-    for parameter in held.values():
-        parameter.requires_grad_(False)
-    top.parts.join(name)
-    top.parts.insert()
-    model.add_module(ADAPTER, top.train(model.training))
-    return compiled.notes
 
 
 def compile_plan(
@@ -79,11 +47,19 @@ def compile_plan(
 ) -> PlanCode:
     """Compile the rewritten forwards of a plan for a model, which may be adapted and is not changed.
 
+    Args:
+        model: must match the plan.
+        plan: of the adapter.
+        observe: receives each region's graph, as captured and after each pass.
+        optimisations: the passes that run after `ExpandTerms`; they do not change the outputs.
+
     Returns:
-        The code, with notes as in `adapt`.
+        The code, with notes: which parents could not be traced, so that their linear layers were adapted one
+        by one; and whether the model is already sharded (BS404).
 
     Raises:
-        ModelError, SpecError: as `adapt`, except BS401.
+        ModelError: the model does not match the plan (BS402), or runs in tensor parallelism (BS405).
+        SpecError: a package's transform differs from the one in the plan (BS214).
     """
     if (count := getattr(model, "tp_size", None) or 1) > 1:
         raise ModelError(codes.TENSOR_PARALLEL(count=count))
@@ -94,6 +70,34 @@ def compile_plan(
     if any(map(is_sharded, regions.modules.values())):
         regions.notes[render(codes.SHARDED_ALREADY())] = None
     return PlanCode(plan, compiled, tuple(regions.notes))
+
+
+def insert_first(
+    model: nn.Module,
+    compiled: PlanCode,
+    tensors: Mapping[str, Tensor],
+    root: type[AdapterRoot] = AdapterRoot,
+    name: str = DEFAULT,
+) -> None:
+    """Insert a first adapter into a model, and freeze the base.
+
+    Args:
+        model: stays the same object of the same class.
+        compiled: of the adapter, for this model.
+        tensors: the plan's tensors by name; they become parameters of the model.
+        root: the class of ``model.bishare``.
+        name: of the adapter, part of its tensors' paths in the model.
+    """
+    top = root()
+    top.parts = place(model, compiled, tensors)
+    top.compiled = compiled
+    parameters = dict(model.named_parameters())
+    top.frozen = frozenset(path for path, p in parameters.items() if p.requires_grad)
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    top.parts.join(name)
+    top.parts.insert()
+    model.add_module(ADAPTER, top.train(model.training))
 
 
 def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -> AdapterParts:
@@ -117,10 +121,10 @@ def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -
     }
     placed = tuple((modules[path], store) for path, store in stores.items())
     sources = AdapterParts(owned=placed).sources()
-    return replace(attach(model, compiled, sources), owned=placed)
+    return replace(connect(model, compiled, sources), owned=placed)
 
 
-def attach(
+def connect(
     model: nn.Module, compiled: PlanCode, sources: Mapping[str, tuple[OwnedTensors, int]]
 ) -> AdapterParts:
     """Connect the code of a plan to tensors that are already in modules.
@@ -170,7 +174,7 @@ def check_terms(plan: Plan) -> None:
 
 
 def unadapt(model: nn.Module) -> None:
-    """Undo `adapt`, restoring the base."""
+    """Undo `insert_first`, restoring the base."""
     top = cast(AdapterRoot, model.get_submodule(ADAPTER))
     top.parts.remove()
     for module in list(model.modules()):

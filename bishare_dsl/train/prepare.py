@@ -17,13 +17,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bishare_dsl.batched.batches import mixed_batch_problems
-from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
+from bishare_dsl.compiler import ResolvedSpec, make_plan
 from bishare_dsl.diagnostics import advise, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import check_apart, check_place, names_in, place_of, read_adapter
 from bishare_dsl.folder.fingerprint import Fingerprint, difference
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
 from bishare_dsl.models.load import load_model, load_tokenizer

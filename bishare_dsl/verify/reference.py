@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bishare_dsl.compiler import read_fitting
 from bishare_dsl.convert.effective import check_linear, effective_factors, scale_changes
 from bishare_dsl.convert.peft_config import TENSORS
 from bishare_dsl.diagnostics import BishareError, Problem
@@ -26,6 +25,7 @@ from bishare_dsl.diagnostics.codes.adapter import NO_WEIGHT
 from bishare_dsl.folder.files import is_peft
 from bishare_dsl.folder.fingerprint import Fingerprint, base_changes, fingerprint
 from bishare_dsl.hub import adapter_folder
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.models.weights import Weight, bias_of

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import load_adapter, parse_spec, plan_spec
-from bishare_dsl.compiler import read_fitting
 from bishare_dsl.convert import TARGETS, experts, from_peft
 from bishare_dsl.convert.effective import delta
 from bishare_dsl.convert.export import export_adapter
@@ -16,6 +15,7 @@ from bishare_dsl.convert.from_peft import read_peft
 from bishare_dsl.convert.layouts import LAYOUTS
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.initial.values import draw
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import architecture_of
 from tests.support.families import tiny_model
 

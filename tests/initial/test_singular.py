@@ -10,12 +10,12 @@ from torch import nn
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.cli.main import main
-from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import read_pairs
 from bishare_dsl.initial import singular
 from bishare_dsl.initial.singular import _DIRECT_SIDE, directions
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.compiler import make_plan, read_fitting
+from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import BishareError, BishareWarning
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.peft import as_peft_model
 from bishare_dsl.peft.method import install
 from bishare_dsl.plan import Plan

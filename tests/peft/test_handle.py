@@ -215,6 +215,36 @@ def test_what_was_merged_runs_if_what_ran_before_is_deleted(base, ids):
     assert torch.equal(logits(model, ids), want)
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_replaces_a_deleted_adapter_trains_only_if_that_trained(base, trains):
+    """After `delete_adapter` of the active one, the next adapter of a frozen model would train."""
+    model = with_two(base, PLAIN)
+    model.bishare.set_adapter("b", inference_mode=not trains)
+    with pytest.warns(UserWarning, match="Setting active adapter to a"):
+        model.delete_adapter("b")
+    assert {p.requires_grad for p in base.bishare["a"].tensors().values()} == {trains}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload"])
+def test_a_safe_merge_refuses_values_that_are_not_finite_in_the_words_of_peft(
+    base, ids, call, value
+):
+    model = with_two(base, PLAIN)
+    weights = copy.deepcopy(base.state_dict())
+    with torch.no_grad():
+        next(iter(base.bishare["a"].tensors().values())).view(-1)[0] = value
+    with pytest.raises(AdapterError, match="BS628"):
+        getattr(model, call)()
+    text = "NaNs detected in the merged weights. The adapter a seems to be broken"
+    with pytest.raises(ValueError, match=f"^{text}$") as refused:
+        getattr(model, call)(safe_merge=True)
+    assert "BS628" in str(refused.value.__cause__)
+    assert not base.bishare.merged
+    for key, weight in base.state_dict().items():
+        assert "bishare" in key or torch.equal(weight, weights[key]), key
+
+
 # Modules that PEFT trains with adapters -------------------------------------------------------------------
 
 

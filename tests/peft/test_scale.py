@@ -151,6 +151,28 @@ def test_functions_for_loras_alone_say_what_to_do(base, tmp_path):
         peft.create_arrow_model(tiny_model("llama"), experts, peft.ArrowConfig(top_k=1))
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_conversion_to_lora_names_the_exact_way_and_it_is_exact(base, ids, tmp_path, wrapped):
+    if wrapped:
+        model = get_peft_model(base, BishareConfig(spec="bishare_ss"))
+    else:
+        model = compile_spec("bishare_ss", base)
+    randomize(base)
+    with pytest.raises(
+        AdapterError, match=r"BS669.*convert_to_lora(?s:.*)model.bishare.export\("
+    ) as refused:
+        peft.convert_to_lora(model, rank=8)
+    with pytest.raises(AdapterError, match="BS669"):
+        peft.save_as_lora(tmp_path / "lora", model, rank=0.9)
+    assert not [*(tmp_path / "lora").iterdir()]  # PEFT creates the folder first.
+    assert not wrapped or not model.supports_lora_conversion()
+    want = logits(model, ids)
+    command = str(refused.value).partition("`model.")[2].partition("`")[0]
+    eval(f"base.{command}".replace("OUT", str(tmp_path / "lora")))
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "lora")
+    torch.testing.assert_close(logits(again, ids), want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("beside", BESIDE)
 def test_no_mixed_batch_runs_what_peft_trains_for_all_rows(base, ids, beside):
     """PEFT would run the module of the active adapter for each row, also for rows of the base."""

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.rewrite import OwnedTensors, adapt
+from bishare_dsl.rewrite import OwnedTensors
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.rewritten import GraphCode, set_code
@@ -20,6 +20,7 @@ from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import UntraceableRegion
 from tests.support.families import tiny_model
 from tests.support.references import reference_model
+from tests.support.regions import adapt
 
 
 def identity(model):

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import BishareWarning, ModelError
 from bishare_dsl.models.inspect import inspect_model, model_on_meta
-from bishare_dsl.rewrite import OwnedTensors, adapt, unadapt
+from bishare_dsl.rewrite import OwnedTensors, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.rewrite.adapted import adapted, fresh_tensors, planned
 from tests.support import checks
@@ -19,6 +19,7 @@ from tests.support.checks import regions
 from tests.support.families import TINY_FAMILIES, tiny_model
 from tests.support.parts import quick
 from tests.support.quantised import quantise
+from tests.support.regions import adapt
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
 # The second prompt is padded on the left.

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bishare_dsl.rewrite import OwnedTensors, adapt
+from bishare_dsl.rewrite import OwnedTensors
 from tests.rewrite.adapted import adapted, planned
 from tests.support.families import tiny_model
+from tests.support.regions import adapt
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8]])
 

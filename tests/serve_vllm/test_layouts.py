@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
-from bishare_dsl.compiler import read_fitting
 from bishare_dsl.convert.export import export_adapter
+from bishare_dsl.loading import read_fitting
 from tests.serve_vllm.conftest import engine
 from tests.serve_vllm.served import CHUNKS, moved, prompts_of, save_base
 

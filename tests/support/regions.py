@@ -16,13 +16,21 @@ from torch.nn import functional as F
 
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
-from bishare_dsl.rewrite import adapt
+from bishare_dsl.rewrite.adapt import check_free, compile_plan, insert_first
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
 from bishare_dsl.spec import Spec
 from tests.support.checks import _close, _gradients, _random, _same
 from tests.support.plans import meaningful_specs
 from tests.support.references import reference_model
+
+
+def adapt(model, plan, tensors, optimisations=OPTIMISATIONS):
+    """Rewrite a model for a plan and insert its tensors, without a handle; return the notes."""
+    check_free(model)
+    code = compile_plan(model, plan, optimisations=optimisations)
+    insert_first(model, code, tensors)
+    return code.notes
 
 
 class Region(nn.Module):

@@ -3,10 +3,10 @@
 from safetensors.torch import load_file
 
 from bishare_dsl.cli.convert import save_again
-from bishare_dsl.compiler import read_lora
 from bishare_dsl.folder.config import attribute_in, is_seed
 from bishare_dsl.folder.files import TENSORS, read_adapter
 from bishare_dsl.folder.stacks import stacks_of
+from bishare_dsl.loading import read_lora
 
 
 def load_stored(folder):

@@ -31,11 +31,12 @@ from bishare_dsl.adapted.handle import Handle
 from bishare_dsl.adapted.interrupts import uninterrupted
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import mixed_batch_problems
-from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
+from bishare_dsl.compiler import ResolvedSpec, make_plan
 from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import names_in, place_of
+from bishare_dsl.loading import read_fitting
 from bishare_dsl.peft.method import check_arguments, install
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.data.batches import IGNORED, Collator
