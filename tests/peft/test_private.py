@@ -20,6 +20,7 @@ from transformers.utils import PushToHubMixin
 
 import bishare_dsl
 from bishare_dsl.adapted.handle import Handle
+from bishare_dsl.adapted.tuner_layer import TunerLayer
 from bishare_dsl.peft import BishareConfig, BishareModel
 from bishare_dsl.peft.types import peft_type
 
@@ -35,6 +36,7 @@ TUNER = (
     "_get_adapter_state_dict",
     "_remove_adapter_name_from_key",
     "_remap_adapter_state_dict_for_load",
+    "supports_lora_conversion",
 )
 LAYER = (
     "set_adapter",
@@ -44,6 +46,7 @@ LAYER = (
     "merge",
     "unmerge",
     "_move_adapter_to_device_of_base_layer",
+    "supports_lora_conversion",
 )
 LAYER_VALUES = (
     "adapter_layer_names",
@@ -82,7 +85,8 @@ def test_no_name_of_ours_is_one_of_theirs_unknown_to_us():
         (BishareModel, BaseTuner, (*TUNER, "active_adapters")),
         (Handle, BaseTunerLayer, (*LAYER, *LAYER_VALUES)),
     ):
-        alike = {name for name in vars(ours) if name in dir(theirs)} - set(dir(nn.Module))
+        names = {name for owner in (ours, TunerLayer) if issubclass(ours, owner) for name in vars(owner)}
+        alike = names.intersection(dir(theirs)) - set(dir(nn.Module))
         assert alike - {"__abstractmethods__", "_abc_impl"} == set(known)
 
 
