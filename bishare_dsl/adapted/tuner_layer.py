@@ -104,13 +104,13 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
 
     def __dir__(self) -> list[str]:
         """List what users call and read first, without torch's and PEFT's."""
-        names = []
+        names: set[str] = set()
         for owner in type(self).__mro__:
             if issubclass(owner, TunerLayer):
                 for name, member in vars(owner).items():
                     if isinstance(member, property | FunctionType) and member.__doc__:
-                        names.append(name)
-        return names
+                        names.add(name)
+        return sorted(names)
 
     @property
     def running(self) -> Adapter:

@@ -187,12 +187,13 @@ def test_zero_3_is_refused_where_fsdp_is(adapted, whole, ids):
     model = adapted()
     handle, plan = model.bishare, model.bishare.plan
     values = {name: tensor.detach().clone() for name, tensor in handle.tensors().items()}
-    handle.add("other", plan, values, "", 4)
+    code = handle.code_for(plan)
+    handle.add("other", plan, code, values, "", 4)
     for name, parameter in model.named_parameters():
         if ("bishare" in name) is (whole == "base"):
             parameter.ds_id, parameter.ds_shape = 0, parameter.shape
     doors = {
-        "load another adapter": lambda: handle.add("another", plan, values, "", 5),
+        "load another adapter": lambda: handle.add("another", plan, code, values, "", 5),
         "switch adapters": lambda: handle.set_adapter("other"),
         "scale an adapter": lambda: handle.set_scale("other", 2),
         "run a mixed batch": lambda: handle.rows([None] * len(ids)).__enter__(),

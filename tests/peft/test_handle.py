@@ -173,9 +173,13 @@ def test_a_refused_merge_changes_nothing(base, ids, safe, merged):
     if merged:
         model.merge_adapter(adapter_names=["a"])
     want, weights = logits(model, ids), {n: p.clone() for n, p in base.named_parameters()}
+    words = "^NaNs detected in the merged weights. The adapter b seems to be broken$"  # PEFT's.
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(AdapterError, match="BS628"):
+        with pytest.raises(
+            ValueError if safe else AdapterError, match=words if safe else "BS628"
+        ) as refused:
             merge(adapter_names=["b"], safe_merge=safe)
+        assert not safe or "BS628" in str(refused.value.__cause__)
         assert base.bishare.active == ("a",)
         assert base.bishare.merged == merged
         assert torch.equal(logits(model, ids), want)
@@ -223,26 +227,6 @@ def test_what_replaces_a_deleted_adapter_trains_only_if_that_trained(base, train
     with pytest.warns(UserWarning, match="Setting active adapter to a"):
         model.delete_adapter("b")
     assert {p.requires_grad for p in base.bishare["a"].tensors().values()} == {trains}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload"])
-def test_a_safe_merge_refuses_values_that_are_not_finite_in_the_words_of_peft(
-    base, ids, call, value
-):
-    model = with_two(base, PLAIN)
-    weights = copy.deepcopy(base.state_dict())
-    with torch.no_grad():
-        next(iter(base.bishare["a"].tensors().values())).view(-1)[0] = value
-    with pytest.raises(AdapterError, match="BS628"):
-        getattr(model, call)()
-    text = "NaNs detected in the merged weights. The adapter a seems to be broken"
-    with pytest.raises(ValueError, match=f"^{text}$") as refused:
-        getattr(model, call)(safe_merge=True)
-    assert "BS628" in str(refused.value.__cause__)
-    assert not base.bishare.merged
-    for key, weight in base.state_dict().items():
-        assert "bishare" in key or torch.equal(weight, weights[key]), key
 
 
 # Modules that PEFT trains with adapters -------------------------------------------------------------------

@@ -85,7 +85,9 @@ def test_no_name_of_ours_is_one_of_theirs_unknown_to_us():
         (BishareModel, BaseTuner, (*TUNER, "active_adapters")),
         (Handle, BaseTunerLayer, (*LAYER, *LAYER_VALUES)),
     ):
-        names = {name for owner in (ours, TunerLayer) if issubclass(ours, owner) for name in vars(owner)}
+        names = {
+            name for owner in (ours, TunerLayer) if issubclass(ours, owner) for name in vars(owner)
+        }
         alike = names.intersection(dir(theirs)) - set(dir(nn.Module))
         assert alike - {"__abstractmethods__", "_abc_impl"} == set(known)
 
