@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -37,9 +38,21 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+TESTS = Path(__file__).parent
+NIGHTLY = (
+    *("benchmarks", "examples", "highlight"),
+    *(f"docs/test_{name}.py" for name in ("generated", "language", "notebooks", "playground")),
+)
+"""Tests of what stands beside the package, which only `make test-long` runs."""
+
+
 @pytest.hookimpl(tryfirst=True)  # Before `-m` selects.
 def pytest_collection_modifyitems(items):
-    """Leave rows of an `each_once` product in which no value is new to `make test-long`."""
+    """Leave to `make test-long` rows of an `each_once` product in which no value is new, and `NIGHTLY`."""
+    nightly = [TESTS / place for place in NIGHTLY]
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in nightly):
+            item.add_marker("long")
     products = {}
     for item in items:
         if item.get_closest_marker("each_once"):
