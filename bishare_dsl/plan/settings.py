@@ -92,6 +92,7 @@ class SpecSettings:
     def __init__(self, spec: m.Spec):
         self.spec = spec
         self.params, self.problems = m.param_values(spec)
+        self._shown = {(one.code, one.message, one.loc) for one in self.problems}
         self.mentions = mentions(spec)
         self._found: dict[tuple[int, int], ShareSettings | None] = {}
 
@@ -104,7 +105,8 @@ class SpecSettings:
         """Add problems, without repetitions from the ranks of one share."""
         for problem in problems:
             shown = problem.code, problem.message, problem.loc
-            if all((other.code, other.message, other.loc) != shown for other in self.problems):
+            if shown not in self._shown:
+                self._shown.add(shown)
                 self.problems.append(problem)
 
     def for_rank(self, index: int, rank: int) -> ShareSettings | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from itertools import combinations
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem
@@ -60,12 +59,21 @@ def meeting(spec: m.Spec, terms: Iterable[tuple[str, str, int | None]]) -> Itera
     for share, path, layer in terms:
         if share in covered and layer is not None:
             covered[share][path] = layer
-    for pair in combinations((name for name in covered if len({*covered[name].values()}) > 1), 2):
-        one, other = (covered[name] for name in pair)
-        both = {one[path] for path in one.keys() & other.keys()}
-        if both in ({max(a.values()), min(b.values())} for a, b in ((one, other), (other, one))):
-            loc = ("shares", [share.name for share in spec.shares].index(pair[1]), "where")
-            yield codes.LAYER_IN_BOTH(layer=min(both), one=pair[0], other=pair[1], loc=loc)
+    beginning: dict[int, list[str]] = {}
+    for name, layer_of in covered.items():
+        if len({*layer_of.values()}) > 1:
+            beginning.setdefault(min(layer_of.values()), []).append(name)
+    index_of = {share.name: i for i, share in enumerate(spec.shares)}
+    for name, layer_of in covered.items():
+        last = max(layer_of.values(), default=0)
+        if min(layer_of.values(), default=0) == last:
+            continue
+        for other in beginning.get(last, ()):
+            both = {layer_of[path] for path in layer_of.keys() & covered[other].keys()}
+            if both == {last}:
+                one, two = sorted((name, other), key=index_of.__getitem__)
+                loc = ("shares", index_of[two], "where")
+                yield codes.LAYER_IN_BOTH(layer=last, one=one, other=two, loc=loc)
 
 
 def shares(spec: m.Spec, names: Set[str]) -> Iterator[Problem]:

@@ -84,3 +84,14 @@ def test_the_size_of_a_text_is_that_of_its_bytes():
     assert len(text) < MAX_BYTES < len(text.encode())
     assert codes(text) == codes(text.encode()) == ["BS102"]
     assert [problem.code for problem in survey(text).problems] == ["BS102"]
+
+
+def test_a_text_and_what_it_uses_have_one_limit_together(tmp_path):
+    """Each of the two files is small enough by itself."""
+    half = "# " + "x" * (MAX_BYTES // 2) + "\n"
+    (tmp_path / "other.share").write_text(f"{half}spec other\nparam r = 4\n", encoding="utf-8")
+    text = f'spec s\n{half}use "other.share"\ntarget q_proj\nshare a per layer rank r\n'
+    result = survey(text, str(tmp_path / "s.share"))
+    assert "BS102" in [problem.code for problem in result.problems]
+    shorter = text.replace(half, "")
+    assert survey(shorter, str(tmp_path / "s.share")).problems == ()

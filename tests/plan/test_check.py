@@ -4,6 +4,8 @@ import pytest
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import BishareError, SpecError
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models.presets import preset
 from bishare_dsl.plan import build_plan, check_spec
 
 
@@ -77,3 +79,13 @@ def test_check_needs_no_model():
     assert check_spec(spec(rank="in")) == []  # the model will tell
     last = m.Member(value="layer", among=(m.Range(first=-1, last=2),))
     assert check_spec(spec(where=m.Selection(include=(last,)))) == []
+
+
+def test_shares_that_meet_in_a_layer_are_found_once():
+    """Of 31 shares, the last begins where all others end."""
+    shares = "".join(f"share a{i} per layer rank 1 where layer in {i % 3}..5\n" for i in range(30))
+    text = f"spec s\ntarget q_proj\n{shares}share b per layer rank 1 where layer in 5..7\n"
+    _, problems = build_plan(parse_spec(text), preset("llama-7b"))
+    meeting = [problem for problem in problems if problem.code == "BS228"]
+    assert len(meeting) == 30
+    assert {problem.loc for problem in meeting} == {("shares", 30, "where")}

@@ -47,6 +47,25 @@ def test_a_kind_that_blocks_have_means_those_and_a_path_the_other():
     assert [s.path for s in plan.sites] == ["layers.0.dense", "pooler.dense"]
 
 
+@pytest.mark.parametrize("where", ['kind "*"', 'path "*"'])
+def test_a_glob_is_over_blocks_where_the_head_is_a_target_too(where):
+    with pytest.warns(match="BS308.*`lm_head`"):
+        plan = planned(f"target q_proj, lm_head share x where {where} per module rank 4")
+    assert {term.site.rpartition(".")[2] for term in plan.terms} == {"q_proj"}
+
+
+def test_a_parent_of_the_name_of_a_head_does_not_name_the_head():
+    block = nn.ModuleDict({"head": nn.ModuleDict({"p": nn.Linear(4, 4)}), "q": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"layers": nn.ModuleList([block]), "head": nn.Linear(4, 5)})
+    architecture = inspect_model(model)
+    plan = planned("target parent head share x per module rank 1", architecture)
+    assert {site.path for site in plan.sites} == {"layers.0.head.p"}
+    plan = planned("target not parent head share x per module rank 1", architecture)
+    assert {site.path for site in plan.sites} == {"layers.0.q"}
+    named = planned("target head, q share x per module rank 1", architecture)
+    assert "head" in {site.path for site in named.sites}
+
+
 @pytest.mark.parametrize("option", ["max_norm", "sparse"])
 def test_an_embedding_that_does_more_than_give_its_rows_is_none(option):
     """With ``max_norm`` it changes its weight as it reads it, so that what is added to a row is not heard alone."""

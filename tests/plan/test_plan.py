@@ -3,6 +3,7 @@
 import itertools
 
 from bishare_dsl.language import parse_spec
+from bishare_dsl.models.presets import preset
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.names import attribute
@@ -90,3 +91,23 @@ def test_names_that_are_one_attribute_are_told_apart(small):
     pooled = {term.tensors["A"] for term in made.terms}
     assert pooled == {"s.a.b__c.A", "s.a__b.c_.A"}
     assert len({(tensor.owner, attribute(tensor.name)) for tensor in made.tensors}) == 8
+
+
+def test_a_magnitude_written_above_its_share_comes_last():
+    spec = "spec s\ntarget q_proj\nmagnitude per module\nshare x per module rank 2\n"
+    plan, _ = build_plan(parse_spec(spec), preset("llama-7b"))
+    for terms in plan.terms_of.values():
+        assert [term.is_magnitude for term in terms] == [False, True]
+
+
+def test_only_trained_tensors_are_copied_to_be_subtracted():
+    """A frozen tensor keeps its initial values, so that the term that subtracts them reads it too."""
+    spec = (
+        "spec s\ntarget q_proj and layer == 0\n"
+        "share x per module rank 2 via Core init A svd, B svd, core normal freeze A, B\n"
+    )
+    plan, _ = build_plan(parse_spec(spec), preset("llama-7b"))
+    copied = [tensor.like for tensor in plan.tensors if tensor.like]
+    assert copied == ["x.layers.0.self_attn.q_proj.core"]
+    start = next(term for term in plan.terms if term.share == "x.start")
+    assert start.tensors["A"] == "x.layers.0.self_attn.q_proj.A"

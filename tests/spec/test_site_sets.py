@@ -11,6 +11,8 @@ LETS = "let even = layer % 2 == 0\nlet some = even and up, down except layer > 1
 CONDITIONS = [
     *("up", "even", "some", "none", 'kind "d*"', "not up", "not 6 / layer > 3", "layer == -1"),
     *("up and layer in 1..", "layer != none and 6 / layer > 2", "layer > 0 or 6 / layer > 2"),
+    # What stands before `and` has a value first.
+    "6 / layer > 2 and layer > 0",
     *("up, layer == 0 except even", "6 / layer > 2, up", "up if even else some", "r > 3 and up"),
     *("layer in {0, 2..}", "some == 1", "layers > 2", 'kind "*" except 6 / layer > 2'),
 ]
