@@ -251,8 +251,12 @@ def check_writable(folder: Path) -> Standing:
     while not folder.exists() and folder.parent != folder:
         folder = folder.parent
     trial = _aside(folder / "bishare", "new")
-    trial.mkdir()
-    trial.rmdir()
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    finally:  # Ctrl-C may come as soon as it is there.
+        with suppress(OSError):
+            trial.rmdir()
     return standing_at(place)  # The trial changes the time of a folder that is there.
 
 

@@ -274,3 +274,23 @@ def test_processes_that_save_into_one_folder_take_turns(tmp_path, plans):
     version_in(folder, plans)
     assert len(seen) > 1
     assert not list(folder.glob("*.new"))
+
+
+@pytest.mark.parametrize("moment", ["after the trial is made", "while it is removed"])
+def test_ctrl_c_in_the_check_of_a_folder_leaves_nothing(tmp_path, monkeypatch, moment):
+    method = {"after the trial is made": "mkdir", "while it is removed": "rmdir"}[moment]
+    real, calls = getattr(Path, method), []
+
+    def interrupted(path, *args, **more):
+        calls.append(path)
+        if method == "mkdir":
+            real(path, *args, **more)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        if method == "rmdir":
+            real(path)
+
+    monkeypatch.setattr(Path, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writing.check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []

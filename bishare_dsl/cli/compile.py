@@ -74,7 +74,7 @@ def command(
         return
     name = f"{plan.spec}-{plan.base.name.rpartition('/')[2]}"
     out = out or Path(re.sub(r"[^\w.-]+", "-", name))
-    seen = check_out(out, "adapter_config.json", force=force)
+    seen = check_out(out, "compile", force=force)
     report.note("generating the tensors ...")
     from bishare_dsl.folder.files import save_adapter
     from bishare_dsl.initial.values import check_drawn, draw
@@ -83,7 +83,7 @@ def command(
     check_terms(plan)
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
-    how: Any = {"seed": seed, "dtype": dtype, "seen": seen}
+    how: Any = {"seed": seed, "dtype": dtype, "seen": seen, "command": "compile"}
     report.all(save_adapter(out, plan, tensors, resolved.text(), **how))
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))

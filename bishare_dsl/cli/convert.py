@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,8 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.convert import DTYPES, TARGETS
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem
-from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION
+from bishare_dsl.diagnostics.codes.adapter import CHANGED_FILE, EXPORT_OPTION, FOLDER_EXISTS
+from bishare_dsl.folder.card import CARD
 from bishare_dsl.writing import ANY, Standing, lock_name
 
 if TYPE_CHECKING:
@@ -72,7 +74,6 @@ def command(
     """
     from bishare_dsl.cli.adapters import named_folders, read_named
     from bishare_dsl.cli.files import check_out, find_adapters
-    from bishare_dsl.folder.files import CONFIG
 
     ours, rank = how["target"] == "bishare", how["rank"]
     words = "fit", *map(str, folders), *(("--model", model) if model else ()), "--out", str(out)
@@ -85,7 +86,7 @@ def command(
             raise AdapterError(EXPORT_OPTION(option=option, reason=reason, help=help))
 
     def convert(folder: Path, place: Path) -> tuple[dict[str, Any], str]:
-        seen = check_out(place, CONFIG if ours else None, force=force)
+        seen = check_out(place, "convert" if ours else None, force=force)
         stored, _, base = read_named(folder, model, report)
         return _write(folder, stored, partial(modules, base), place, seen, report, **how)
 
@@ -103,13 +104,38 @@ def command(
     rows, end = list[dict[str, Any]](), ".gguf" if how["target"] == "gguf" else ""
     for name, folder in report.bar(named_folders(adapters).items(), "converting"):
         row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
+        place = out / f"{name}{end}"
         try:
-            row |= convert(folder, out / f"{name}{end}")[0]
+            try:
+                row |= convert(folder, place)[0]
+            except AdapterError as error:
+                # An earlier run of the same command, which was interrupted, has written it.
+                if error.problems[0].code != FOLDER_EXISTS.code:
+                    raise
+                with TemporaryDirectory() as scratch:
+                    again = Path(scratch) / place.name
+                    data = convert(folder, again)[0]
+                    if not _are_equal(again, place):
+                        raise
+                row |= data | {"out": str(place)}
         except BishareError as error:
             row["error"] = error.problems[0].code
             report.error(error)
         rows.append(row)
     _report(rows, out, report)
+
+
+def _are_equal(one: Path, other: Path) -> bool:
+    """Tell whether two files or folders have the same bytes, apart from cards, which a user may edit."""
+    if one.is_file() or other.is_file():
+        return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+    if not other.is_dir():
+        return False
+    contents = []
+    for folder in (one, other):
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
+        contents.append({path.relative_to(folder): path.read_bytes() for path in files})
+    return contents[0] == contents[1]
 
 
 def _modules(base: str, weights: bool) -> PreTrainedModel:
@@ -214,5 +240,15 @@ def save_again(
             reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
             raise AdapterError(CHANGED_FILE(path=out, reason=reason))
 
-    how: Any = {"dtype": dtype, "seed": config.seed, "origin": config.origin, "seen": seen}
-    return save_adapter(out, stored.plan, tensors, stored.spec_text, check=compare, **how)
+    return save_adapter(
+        out,
+        stored.plan,
+        tensors,
+        stored.spec_text,
+        check=compare,
+        dtype=dtype,
+        seed=config.seed,
+        origin=config.origin,
+        seen=seen,
+        command="convert",
+    )

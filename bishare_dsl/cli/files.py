@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -11,38 +10,39 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 from bishare_dsl.reading import real_path
-from bishare_dsl.writing import Standing, is_half_written, standing_at
+from bishare_dsl.writing import Standing, standing_at
 
 
-def check_out(folder: Path, mark: str | None = None, *, force: bool = False) -> Standing:
-    """Check that a folder is new or empty, or that ``force`` is set and the folder contains ``mark``.
+def check_out(folder: Path, command: str | None = None, *, force: bool = False) -> Standing:
+    """Check that a folder is new or empty, or that ``force`` is set and it is a result of the same command.
+
+    Args:
+        folder: to write.
+        command: the name of the command, if it has ``--force``.
+        force: replace an earlier result.
 
     Returns:
         What the command may replace there when it is through.
 
     Raises:
-        AdapterError: the folder exists, or a file of its name (BS618).
-        CommandError: the folder is not of the kind that ``force`` replaces (BS905).
+        AdapterError: something is there (BS618), or the system refuses (BS616).
+        CommandError: the command did not write what ``force`` would replace (BS905).
     """
-    from bishare_dsl.folder.files import CONFIG, TENSORS
+    from bishare_dsl.folder.files import writing
+    from bishare_dsl.folder.standing import Kind, obstacle_at
 
-    if not os.path.lexists(folder):
-        return None
-    if not folder.is_dir():
-        raise AdapterError(FOLDER_EXISTS(folder=folder))  # `--force` replaces folders.
-    seen = standing_at(folder)
-    names = {path.name for path in folder.iterdir()}
-    pending = {name for name in names if is_half_written(name)}
-    if CONFIG not in names and any(name.startswith(f".{CONFIG}.") for name in pending):
-        pending.add(TENSORS)  # A first save that was killed between the two files.
-    names -= pending
-    if names and not force:
-        ours = "`--force` replaces it, or " if mark in names else ""
-        raise AdapterError(FOLDER_EXISTS(folder=folder, help=f"{ours}give another `--out`"))
-    if names and mark not in names:
-        why = f"it has no {mark}, so the command did not write it"
-        raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
-    return seen
+    with writing(folder):
+        seen = standing_at(folder)
+        obstacle = obstacle_at(folder, {Kind.RESULT} if force else (), command=command)
+    if obstacle is None:
+        return seen
+    if not force or obstacle.kind in (Kind.FILE, Kind.DANGLING):
+        help = "give another `--out`"
+        if obstacle.kind is Kind.RESULT:
+            help = f"`--force` replaces it, or {help}"
+        raise AdapterError(FOLDER_EXISTS(folder=folder, help=help))
+    why = f"{obstacle.kind.value}, which the command did not write"
+    raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
 
 
 def find_adapters(folder: Path) -> list[Path]:

@@ -97,9 +97,9 @@ def _start(
     from bishare_dsl.cli.adapters import read_named
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_spec
-    from bishare_dsl.folder.files import CONFIG, save_adapter, save_library
+    from bishare_dsl.folder.files import save_adapter, save_library
 
-    seen = check_out(out, CONFIG, force=force)
+    seen = check_out(out, "fit", force=force)
     read_spec(spec)  # Its errors come before an adapter is read.
     name, folder = next(iter(named.items()))
     first, base, model_name = read_named(folder, model, report)
@@ -110,11 +110,17 @@ def _start(
     text = resolved.text()
     origin = first.config.origin
     if fitted.apart:
-        report.all(save_library(out, plan, fitted.tensors, text, seed=0, seen=seen, origin=origin))
+        report.all(
+            save_library(
+                out, plan, fitted.tensors, text, seed=0, seen=seen, origin=origin, command="fit"
+            )
+        )
         report.note(f"saved in {out}: `{out}#{name}`")
         return
     tensors = fitted.tensors[name]
-    report.all(save_adapter(out, plan, tensors, text, seed=0, seen=seen, origin=origin))
+    report.all(
+        save_adapter(out, plan, tensors, text, seed=0, seen=seen, origin=origin, command="fit")
+    )
     if len(named) > 1:
         why = "no key names `adapter`, so one adapter was fitted to all"
         report.note(f"{why}; add `adapter` to a key to fit one each")
@@ -131,11 +137,11 @@ def _add(
 ) -> None:
     """Fit the private tensors of a library to adapters, and add them to it or to a copy."""
     from bishare_dsl.cli.files import check_out
-    from bishare_dsl.folder.files import CONFIG, add_to_library
+    from bishare_dsl.folder.files import add_to_library
     from bishare_dsl.writing import ANY
 
     member = _member_of(library, named, force)
-    seen = ANY if out is None else check_out(out, CONFIG, force=force)
+    seen = ANY if out is None else check_out(out, "fit", force=force)
     plan = member.plan
     tensors = member.tensors()
     shared = {name: tensors[name] for name in plan.common}
@@ -143,7 +149,7 @@ def _add(
     stored = _read(report, named, plan.base, model, model, None)
     fitted = _fit(report, plan, stored, place, seed=member.config.seed, library=shared)
     began = member.config
-    report.all(add_to_library(library, fitted.tensors, out, began=began, seen=seen))
+    report.all(add_to_library(library, fitted.tensors, out, began=began, seen=seen, command="fit"))
     report.note(f"saved in {place}: `{place}#{next(iter(named))}`")
 
 

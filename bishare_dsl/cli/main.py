@@ -14,6 +14,7 @@ from bishare_dsl.cli.group import LazyGroup
 from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform, strict
 from bishare_dsl.cli.report import BROKEN_PIPE, INTERNAL, INTERRUPTED, USAGE, CommandError, Report
 from bishare_dsl.diagnostics import BishareError, advise
+from bishare_dsl.diagnostics.interrupt import hides_interrupt
 from bishare_dsl.version import __version__
 
 NAME = "bishare"
@@ -110,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.exit_code
 
 
+_INTERRUPTED = "error: interrupted; nothing was left half-written"
+
+
 def _run(arguments: list[str], report: Report) -> None:
     try:
         with bishare.make_context(NAME, arguments, obj=report) as context:
@@ -124,7 +128,7 @@ def _run(arguments: list[str], report: Report) -> None:
         report.error(error)
         _show_traceback()
     except (KeyboardInterrupt, click.Abort):
-        report.stop(INTERRUPTED, "error: interrupted; nothing was left half-written")
+        report.stop(INTERRUPTED, _INTERRUPTED)
     except OSError as error:
         if error.filename is None:
             raise
@@ -136,6 +140,9 @@ def _run(arguments: list[str], report: Report) -> None:
         report.stop(INTERNAL, "error: out of memory")
         _show_traceback()
     except Exception as error:  # noqa: BLE001 - users see no traceback unless they request it
+        if hides_interrupt(error):
+            report.stop(INTERRUPTED, _INTERRUPTED)
+            return
         words = " ".join(str(error).split())
         report.stop(INTERNAL, f"error: unexpected {type(error).__name__}: {words}")
         if not _show_traceback():

@@ -9,6 +9,8 @@ import click
 from bishare_dsl.cli import options
 from bishare_dsl.cli.adapters import plan_of_any
 from bishare_dsl.cli.report import Report
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 
 
 @click.command(
@@ -29,10 +31,13 @@ def command(
 ) -> None:
     """Draw which modules share: layers across, modules down, one colour for each tensor.
 
-    FILE is a spec, or the folder of an adapter (FOLDER#NAME in a library). An existing file is replaced.
+    FILE is a spec, or the folder of an adapter (FOLDER#NAME in a library). An existing SVG is
+    replaced, and no other file.
     """
     if out.suffix != ".svg":
         raise click.UsageError(f"`{out}` is not SVG: write `--out {out.with_suffix('.svg')}`")
+    if out.is_file() and b"<svg" not in out.read_bytes()[:1000]:
+        raise AdapterError(FOLDER_EXISTS(folder=out, help="give another `--out`: it is no picture"))
     from bishare_dsl.show.svg import draw
     from bishare_dsl.writing import replace_file
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 
 from bishare_dsl.convert.peft_config import PREFIX
 from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.interrupt import hides_interrupt
 from bishare_dsl.folder.fingerprint import Fingerprint, SignFingerprint
 from bishare_dsl.language import read
 from bishare_dsl.models.site import TENSORS as CHILD
@@ -106,6 +108,9 @@ class AdapterConfig(BaseModel):
     In a library ``adapters`` has the digest of each adapter's private tensors, by name. ``beside`` is the
     digest of the modules that PEFT has saved in the same file.
 
+    ``command`` names the command whose result the folder is, so that its ``--force`` may replace it. What was
+    trained, or saved from Python, has none.
+
     ``sharing`` is of older formats alone, as JSON text. Their ``entries`` are in it:
     `bishare_dsl.folder.contents.check_plan` reads them from there.
     """
@@ -131,6 +136,7 @@ class AdapterConfig(BaseModel):
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
     beside: str | None = None
     sharing: Annotated[str, BeforeValidator(text_of)] | None = None
+    command: str | None = None
     fields: Mapping[str, Any] = Field(default={}, exclude=True)
     """All fields of the file that was read, for PEFT."""
 
@@ -155,7 +161,12 @@ class AdapterConfig(BaseModel):
 
     def record(self) -> dict[str, Any]:
         """Return the contents of the file's field ``bishare``."""
-        record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "sharing"})
+        try:
+            record = self.model_dump(mode="json", exclude_none=True, exclude={*OF_PEFT, "sharing"})
+        except PydanticSerializationError as error:
+            if hides_interrupt(error):
+                raise KeyboardInterrupt from error
+            raise
         if self.sharing is not None:
             del record["entries"]
             record["sharing"] = parse_json(self.sharing)

@@ -52,7 +52,7 @@ from bishare_dsl.folder.contents import (
     reading,
 )
 from bishare_dsl.folder.stacks import common_keys
-from bishare_dsl.models.site import TENSORS as CHILD
+from bishare_dsl.folder.standing import CONFIG, TENSORS, Kind, obstacle_at
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
     from bishare_dsl.writing import Standing
 
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
 # Writing ------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +88,7 @@ def save_adapter(
         check: called with the adapter as it will be read, before anything is written; it may raise.
         seen: what may be replaced, as in `bishare_dsl.writing.new_folder`.
         **how: options of `bishare_dsl.folder.stored.pack`: ``seed`` of the initial values, ``origin``,
-            ``frozen``, ``dtype``, and ``reproduced``.
+            ``frozen``, ``dtype``, ``reproduced``, and ``command``.
 
     Returns:
         Warnings: frozen tensors that had to be stored (BS635), values that are not finite
@@ -142,7 +140,7 @@ def save_library(
         spec_text: the spec that the plan was built from.
         seed: of the frozen tensors.
         seen: what may be replaced, as in `bishare_dsl.writing.new_folder`.
-        **how: ``origin`` and ``dtype``, as in `bishare_dsl.folder.stored.pack`.
+        **how: ``origin``, ``dtype`` and ``command``, as in `bishare_dsl.folder.stored.pack`.
 
     Returns:
         Warnings, as `save_adapter`, the first of each kind.
@@ -176,6 +174,7 @@ def add_to_library(
     *,
     began: AdapterConfig | None = None,
     seen: Standing = ANY,
+    command: str | None = None,
 ) -> tuple[Problem, ...]:
     """Add adapters to a library, replacing those with the same names.
 
@@ -189,6 +188,7 @@ def add_to_library(
         began: the library's config that the adapters were made for; it must share the same tensors
             still, and have the same adapters of these names.
         seen: what ``out`` may replace, as in `bishare_dsl.writing.new_folder`.
+        command: the name of the command, if ``out`` is its result alone.
 
     Returns:
         Warnings, as `save_library`, of the added adapters.
@@ -211,9 +211,14 @@ def add_to_library(
                 for file in (CONFIG, TENSORS, *map(own_file, library.config.adapters or ())):
                     content = read_file(folder, file, (folder / file).stat().st_size)
                     (new / file).write_bytes(content)
-            return _add_members(new, adapters, library)
+            config = library.config.model_copy(update={"command": command})
+            return _add_members(new, adapters, replace(library, config=config))
     with writing(folder), lock_name(folder):
-        return _add_members(folder, adapters, _library_in(folder, adapters, began))
+        library = _library_in(folder, adapters, began)
+        config = library.config.model_copy(
+            update={"command": None}
+        )  # It is more than a result now.
+        return _add_members(folder, adapters, replace(library, config=config))
 
 
 def _library_in(folder: Path, names: Collection[str], began: AdapterConfig | None) -> StoredAdapter:
@@ -365,30 +370,31 @@ def _next_config(folder: Path, digest: str) -> Path:
     return folder / f".{CONFIG}.{digest[:8]}.new"
 
 
+_BESIDE = frozenset({Kind.OTHER, Kind.RUN, Kind.CHECKPOINT, Kind.LOG})
+"""What stays beside the files of an adapter or a library."""
+
+
 def _check_free(folder: Path) -> None:
-    """Check that a folder has no files of another kind.
+    """Check that nothing of another kind is where an adapter is to be saved.
 
     Raises:
-        AdapterError: it has some (BS615).
+        AdapterError: something is (BS615).
     """
-    method, tensors, card = _type_in(folder), folder / TENSORS, folder / CARD
+    card = folder / CARD
     if os.path.lexists(card) and not card.is_file():
         raise in_the_way(card)
-    if method == PEFT_TYPE:
-        if names_in(folder):
-            raise in_the_way(folder / CONFIG)
-        return
-    ours = tensors.is_file() and f"{CHILD}.".encode() in tensors.read_bytes()
-    if (method is not None or os.path.lexists(tensors)) and not ours:
-        # A damaged bishare adapter may be replaced.
-        raise in_the_way(tensors if method is None else folder / CONFIG)
+    obstacle = obstacle_at(folder, {Kind.ADAPTER, *_BESIDE})
+    if obstacle is not None:
+        raise in_the_way(obstacle.path)
 
 
 def _check_free_for_library(folder: Path) -> None:
     """As `_check_free`, for a library."""
-    there = [folder / n for n in (CONFIG, TENSORS, MEMBERS) if os.path.lexists(folder / n)]
-    if there and not names_in(folder):
-        raise in_the_way(there[0])
+    obstacle = obstacle_at(folder, {Kind.LIBRARY, *_BESIDE})
+    if obstacle is not None:
+        raise in_the_way(obstacle.path)
+    if os.path.lexists(folder / MEMBERS) and not names_in(folder):
+        raise in_the_way(folder / MEMBERS)
 
 
 def check_place(folder: Path, *, library: bool = False) -> Standing:
@@ -398,7 +404,10 @@ def check_place(folder: Path, *, library: bool = False) -> Standing:
         AdapterError: the folder has other contents (BS615), or the system refuses (BS616).
     """
     with writing(folder):
-        (_check_free_for_library if library else _check_free)(folder)
+        if library:
+            _check_free_for_library(folder)
+        else:
+            _check_free(folder)
         return check_writable(folder)
 
 
@@ -517,7 +526,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]
         if not wrong:
             return config, read_entries
         if before == config:
-            reason = "it belongs to another adapter_config.json"
+            reason = "its bytes differ from those that were saved, or it is of another save"
             raise AdapterError(codes.CHANGED_FILE(path=wrong[0], reason=reason))
         before = config  # Try again: an adapter may have been saved in the meantime.
 

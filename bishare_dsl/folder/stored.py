@@ -82,6 +82,7 @@ def pack(
     reproduced: Mapping[str, torch.Tensor] | None = None,
     exact: bool = False,
     format: int = FORMAT,
+    command: str | None = None,
 ) -> Packed:
     """Return the contents of an adapter's tensor file, its config, and warnings.
 
@@ -95,6 +96,7 @@ def pack(
         reproduced: tensors computed from the base's weights in float64; equal frozen tensors are omitted.
         exact: use ``dtype`` only if no value changes, and otherwise float32.
         format: `FORMAT`, or that of a library to which the adapter is added.
+        command: the name of the command whose result it is.
 
     Raises:
         AdapterError: as `save_adapter`; or a type or a way is unknown (BS662).
@@ -126,6 +128,7 @@ def pack(
         plan=plan.digest,
         packages=packages_of(plan),
         entries=entries,
+        command=command,
         **{"base_model": plan.base.model_id or plan.base.name, **known},
     )
     if rounded is not None and (not exact or _is_lossless(plan, stored)):

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.folder.files import CONFIG, TENSORS, place_of
+from bishare_dsl.folder.files import CONFIG, place_of
+from bishare_dsl.folder.standing import RUN_FILE, SEAL, Kind, checkpoints, is_of_run, obstacle_at
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.writing import check_writable, lock_name, replace_file
 
-RUN_FILE, STATE, SEAL = "run.json", "trainer_state.json", "seal.json"
 LIBRARY = "library"
 """The subfolder with adapters that share tensors."""
 
@@ -36,14 +36,14 @@ def check_new(folder: Path, *, resumes: bool) -> None:
     """Check that a run may begin, or go on, in a folder, which need not exist.
 
     Raises:
-        TrainError: it contains an adapter or a sealed checkpoint (BS740), another run is using it (BS741), or
-            it cannot be written (BS747).
+        TrainError: it contains what this run would replace (BS740), another run is using it (BS741), or it
+            cannot be written (BS747).
     """
     with translate_refusals(folder), ExitStack() as locked:
         if (folder / RUN_FILE).is_file():
             locked.enter_context(lock_name(folder, wait=False))
         if not resumes:
-            _check_empty(folder)
+            check_free(folder)
         check_writable(folder)
 
 
@@ -66,24 +66,43 @@ def hold(folder: Path, asked: Mapping[str, Any], resumed: Path | None) -> Iterat
         with translate_refusals(folder):
             locked.enter_context(lock_name(folder, wait=False))
             if resumed is None:
-                _check_empty(folder)
+                check_free(folder)
             folder.mkdir(exist_ok=True)
-            for path in checkpoints(folder):
-                if resumed is None or step_of(path) > step_of(resumed):
-                    shutil.rmtree(path)
+            for path in _later_checkpoints(folder, resumed):
+                shutil.rmtree(path)
             if resumed is None:
                 content = json.dumps(asked, indent=2, ensure_ascii=False)
                 replace_file(folder / RUN_FILE, content.encode())
         yield
 
 
-def _check_empty(folder: Path) -> None:
-    """Check that a folder has no adapter and no sealed checkpoint."""
-    kept = (folder / name for name in (TENSORS, CONFIG, STATE))
-    sealed = (path / SEAL for path in checkpoints(folder))
-    if (folder.exists() and not folder.is_dir()) or any(path.exists() for path in (*kept, *sealed)):
-        help = None if folder.is_dir() else "it is a file: give a folder as `--output_dir`"
-        raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+def check_free(folder: Path) -> None:
+    """Check that a new run would replace nothing in a folder. What a killed run has begun is no obstacle.
+
+    Raises:
+        TrainError: it would (BS740).
+    """
+    obstacle = obstacle_at(folder, {Kind.OTHER})
+    if obstacle is None:
+        return
+    help = None
+    if obstacle.kind in (Kind.FILE, Kind.DANGLING, Kind.MODEL, Kind.CHECKPOINT, Kind.LOG):
+        help = f"{obstacle.kind.value}: give another folder as `--output_dir`"
+    raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+
+
+def _later_checkpoints(folder: Path, resumed: Path | None) -> list[Path]:
+    """Return the checkpoints that a run replaces: all, or those after the one that it resumes from.
+
+    Raises:
+        TrainError: one is of another trainer (BS740).
+    """
+    later = [p for p in checkpoints(folder) if resumed is None or step_of(p) > step_of(resumed)]
+    for checkpoint in later:
+        if not is_of_run(checkpoint):
+            help = f"`{checkpoint.name}` is of another trainer: move it elsewhere"
+            raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
+    return later
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------
@@ -139,11 +158,6 @@ def find_checkpoint(path: Path) -> Path:
             return checkpoint
         reason += f"; `{checkpoint.name}`: {fault}"
     raise TrainError(codes.NO_CHECKPOINT(reason=reason))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints in a run's folder, oldest first."""
-    return sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=step_of)
 
 
 def is_checkpoint(path: Path) -> bool:

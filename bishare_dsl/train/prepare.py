@@ -35,7 +35,7 @@ from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.formats import COLUMNS, split_off
 from bishare_dsl.train.data.load import Rows, load_rows
-from bishare_dsl.train.errors import TrainError, catch_refusals
+from bishare_dsl.train.errors import TrainError, catch_refusals, translate_refusals
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, argument_types
 from bishare_dsl.train.tasks import Steps, Task
@@ -256,7 +256,7 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict
 
     Raises:
         BishareError: an option needs a single task (BS732), terms do not support mixed batches (BS673), or a
-            folder cannot be used (BS615, BS616).
+            folder cannot be used (BS615, BS616, BS740).
     """
     refused = {
         "eval_data": request.eval_data is not None,
@@ -274,7 +274,14 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     shares = request.makes_library(plan)
     names = [folders.LIBRARY] if shares else request.tasks
-    return {name: check_place(request.output_dir / name, library=shares) for name in names}
+    places = {}
+    for name in names:
+        place = request.output_dir / name
+        if request.resume is None:
+            with translate_refusals(place):
+                folders.check_free(place)
+        places[name] = check_place(place, library=shares)
+    return places
 
 
 def check_resumed(

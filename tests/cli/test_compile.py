@@ -4,7 +4,7 @@ import shutil
 from safetensors import safe_open
 
 from bishare_dsl.folder.config import file_key
-from bishare_dsl.folder.files import TENSORS, read_adapter
+from bishare_dsl.folder.files import TENSORS, read_adapter, save_adapter
 from bishare_dsl.folder.stacks import stacks_of
 
 
@@ -71,3 +71,16 @@ def test_emit_writes_nothing(bishare, here, checkpoint):
     assert "def forward(self, hidden_states" in outputs["code"]
     # Layers are alike: one program for all attentions, one for all MLPs.
     assert outputs["code"].count(": forward\n") == 2
+
+
+def test_force_does_not_replace_what_was_trained(bishare, here, checkpoint):
+    """Saved again after training, an adapter is no longer the result of `compile`."""
+    command = ["compile", "lora", "--model", checkpoint, "--out", "it"]
+    bishare(*command)
+    stored = read_adapter("it")
+    trained = {name: tensor + 1 for name, tensor in stored.tensors().items()}
+    save_adapter("it", stored.plan, trained, stored.spec_text, seed=0)
+    before = tensors("it")
+    run = bishare(*command, "--force")
+    assert (run.code, "error[BS905]" in run.err) == (2, True)
+    assert tensors("it") == before

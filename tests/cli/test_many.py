@@ -218,7 +218,18 @@ def test_many_loras_are_imported_and_each_is_checked(bishare, customers, checkpo
     data = json.loads(bishare(*words, "--json").out)
     assert data["converted"] == 4
     assert {row["name"]: row for row in data["adapters"]}["c-1"]["modules"] == 10
-    assert (bishare(*words).code, bishare(*words, "--force").code) == (2, 0)
+    # As if the command had been interrupted: those that are whole are no error.
+    shutil.rmtree(here / "new" / "c-0")
+    run = bishare(*words)
+    assert (run.code, run.err.count("BS618")) == (0, 0)
+    assert "4 of 4 converted" in run.out
+    read_adapter("new/c-0")
+    shutil.copytree("new/c-2", "new/c-1", dirs_exist_ok=True)
+    run = bishare(*words)
+    assert (run.code, run.err.count("error[BS618]")) == (2, 1)
+    assert read_adapter("new/c-1").plan == read_adapter("new/c-2").plan
+    assert bishare(*words, "--force").code == 0
+    assert read_adapter("new/c-1").plan != read_adapter("new/c-2").plan
 
 
 def test_an_import_that_is_not_the_lora_is_an_error(

@@ -23,7 +23,7 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_written(bishare, here, word
 
 
 def test_a_picture_is_written(bishare, here):
-    (here / "s.svg").write_text("old")
+    (here / "s.svg").write_text("<svg>old</svg>")
     run = bishare("show", "bishare_ke", "-m", "llama-7b", "--out", "s.svg")
     assert (run.code, run.out, run.err) == (0, "s.svg\n", "")
     assert ElementTree.parse(here / "s.svg").getroot().get("role") == "img"
@@ -64,3 +64,10 @@ def test_the_adapters_of_a_folder_are_counted(bishare, here):
     run = bishare("plan", "--adapters", "loras", "--memory", "80GB")
     assert run.out.startswith("lora on smollm2-135m: 2 adapters;")
     assert bishare("plan", "lora", "--adapters", "many", "-m", "llama-7b").code == 2
+
+
+def test_what_is_no_picture_is_not_replaced(bishare, here):
+    (here / "s.svg").write_text("spec mine")
+    run = bishare("show", "lora", "-m", "llama-7b", "--out", "s.svg")
+    assert (run.code, "error[BS618]" in run.err) == (2, True)
+    assert (here / "s.svg").read_text() == "spec mine"

@@ -270,3 +270,25 @@ def test_a_library_whose_files_are_links_is_copied_as_files(tmp_path):
     shutil.rmtree(tmp_path / "repo")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
     assert {name: len(read_adapter(f"{tmp_path / 'out'}#{name}").tensors()) for name in "abc"}
+
+
+def test_what_a_killed_writer_left_is_no_change_to_a_library(tmp_path, monkeypatch):
+    """The one who began before it was killed may write: the config that he read is still there."""
+    library = tmp_path / "library"
+    of_library(library, 1)
+    began = read_adapter(f"{library}#b").config
+    replace = writing.replace_file
+
+    def killed(path, content):
+        if path.name == "adapter_config.json":
+            raise KeyboardInterrupt
+        replace(path, content)
+
+    monkeypatch.setattr("bishare_dsl.folder.files.replace_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_to_library(library, {"b": member(1, 7)})
+    monkeypatch.setattr("bishare_dsl.folder.files.replace_file", replace)
+    assert list(library.glob(".adapter_config.json.*.new"))
+    add_to_library(library, {"b": member(1, 9)}, began=began)
+    found = read_adapter(f"{library}#b").tensors()
+    assert all(torch.equal(found[name], tensor) for name, tensor in member(1, 9).items())

@@ -207,6 +207,18 @@ def test_what_is_no_run_is_not_touched(start, tmp_path):
     start(tmp_path / "notes")
 
 
+def test_neither_a_base_nor_checkpoints_of_another_trainer_are_touched(start, tmp_path):
+    base, other = tmp_path / "base", tmp_path / "trl" / "checkpoint-500"
+    tiny_model("llama").save_pretrained(base)
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_bytes(b"weights")
+    for folder in (base, other.parent):
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        with pytest.raises(TrainError, match=r"BS740(.|\n)*`--output_dir`"):
+            start(folder)
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
 def test_two_at_once_in_one_folder(start, tmp_path):
     """The second is refused, whatever it asks for and however far it is; the first is not disturbed."""
     folder = tmp_path / "it"

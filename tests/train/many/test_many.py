@@ -354,3 +354,16 @@ def test_what_changes_while_tasks_train_is_left_alone(what, tasks, tmp_path):
     with pytest.raises(BishareError, match=r"BS616.*meanwhile"):
         start(spec, data, tmp_path / "out", **how, **more)
     assert files() == found != {}
+
+
+@pytest.mark.parametrize("place", ["long", "library"])
+def test_what_stands_where_an_adapter_will_be_written_is_not_replaced(place, tasks, tmp_path):
+    """It is refused before the first step: a run of one task refused it, and one of several did not."""
+    spec = LIBRARY if place == "library" else PLAIN
+    start(spec, tasks, tmp_path / "first", max_steps=1)
+    out = tmp_path / "out"
+    shutil.copytree(tmp_path / "first" / place, out / place)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(BishareError, match=f"BS740.*out/{place}"):
+        start(spec, tasks, out, max_steps=1)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
