@@ -413,5 +413,5 @@ def fitted(resolved: ShareSettings, sites: Collection[tuple[int, Width]]) -> Sha
     transform = resolved.transform
     for option in resolved.auto:
         size = largest_fit(transform, option, sites)
-        transform = transform.model_copy(update={option: size})
+        transform = transform.with_option(option, size)
     return replace(resolved, transform=transform) if resolved.auto else resolved

@@ -20,4 +20,4 @@ from bishare_dsl.transforms.registry import (
     transform_kind,
     transform_names,
 )
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width, one_width

@@ -25,11 +25,11 @@ def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, 
 
     Among the values that limit the rank least, prefer those that divide all widths, and then the largest.
     """
-    most = type(transform).model_fields[option].default
+    most = transform.largest(option)
     sides = {side for _, width in sites for side in width}
 
     def cost(size: int) -> tuple[int, bool]:
-        tried = transform.model_copy(update={option: size})
+        tried = transform.with_option(option, size)
         lacking = sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
         return lacking, any(side % size for side in sides)
 

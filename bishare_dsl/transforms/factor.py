@@ -144,6 +144,22 @@ class Gained(NamedTuple):
         return b if self.by_output is None else b * self.by_output
 
 
+class Mixed(NamedTuple):
+    """A factor multiplied from the left by a small matrix, ``left (..., rows, inner rows)``."""
+
+    left: Tensor
+    factor: Factor
+
+    def down(self, x: Tensor) -> Tensor:
+        return self.factor.down(x) @ self.left.mT
+
+    def add_up(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+        return self.factor.add_up(y, z @ self.left, scale)
+
+    def dense(self) -> Tensor:
+        return self.left @ self.factor.dense()
+
+
 def as_factor(result: Tensor | Factor) -> Factor:
     """Convert a transform's result to a factor: plain tensors become `Dense`."""
     return result if isinstance(result, tuple) else Dense(result)  # type: ignore[arg-type]

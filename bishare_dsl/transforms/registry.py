@@ -49,7 +49,7 @@ BUILT_IN = {
 PLAIN = "Identity"
 """The transform of a share without ``via``."""
 
-_OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude"}
+_OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude", "Composed": "composed:Composed"}
 """Transforms used by a statement of the language, not by a name after ``via``."""
 
 _REGISTERED: dict[str, type[Transform]] = {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -89,6 +91,31 @@ def weighted_sum(weights: Tensor, matrices: Tensor, count: int) -> Tensor:
     return total
 
 
+def combine_blocks(weights: Tensor, rows: int) -> Tensor:
+    """Return the matrix ``(..., rows, count * rows)`` that sums blocks of rows: ``weights (x) identity``.
+
+    Args:
+        weights: ``(..., 1, count)``.
+        rows: of a block.
+    """
+    identity = weights.new_ones(rows).diag()
+    blocks = weights.unsqueeze(-1) * identity.unsqueeze(-2)  # (..., rows, count, rows)
+    return blocks.flatten(-2)
+
+
+class Sort(Enum):
+    """Where a transform may stand in a composition.
+
+    ``FACTOR`` fits one factor to a site, A and B independently of each other. ``BETWEEN`` makes a square
+    matrix that stands between A and B. ``PAIR`` makes both factors together, or no factors, and stands
+    alone.
+    """
+
+    FACTOR = "factor"
+    BETWEEN = "between"
+    PAIR = "pair"
+
+
 class Transform(BaseModel):
     """A transform: a frozen Pydantic model of its options, registered under ``name``.
 
@@ -113,6 +140,10 @@ class Transform(BaseModel):
         auto: the names of options that a spec may set to `auto`. Each becomes the largest number, up to
             its default, that permits the rank and, if possible, divides every width of the share's
             modules.
+        sort: where it may stand in a composition; a transform that does not say stands alone.
+        place: for a sort other than ``PAIR``, the factor that reads each private tensor, A or B.
+        mixes: whether it multiplies the rows of a factor from the left, so that it may follow another
+            transform of the sort ``FACTOR`` in a chain.
         exact: the roles of tensors whose order selects other values. They are not rounded
             in files, because that could change the selection.
     """
@@ -129,6 +160,9 @@ class Transform(BaseModel):
     later: ClassVar[tuple[str, ...]] = ()
     auto: ClassVar[tuple[str, ...]] = ()
     exact: ClassVar[tuple[str, ...]] = ()
+    sort: ClassVar[Sort] = Sort.PAIR
+    place: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    mixes: ClassVar[bool] = False
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -193,6 +227,30 @@ class Transform(BaseModel):
         So use plain tensor methods, and branch on shapes only.
         """
         raise NotImplementedError
+
+    def mixed_rows(self, role: str, rank: int) -> int:
+        """Count the rows of the factor that `mix` multiplies, for a result of ``rank`` rows."""
+        raise NotImplementedError
+
+    def mix(self, role: str, tensors: Tensors, rank: int) -> Tensor:
+        """Return the matrix ``(rank, mixed rows)`` that multiplies a factor from the left, if it `mixes`."""
+        raise NotImplementedError
+
+    def matrix(self, tensors: Tensors, rank: int) -> Tensor:
+        """Return the matrix ``M (rank, rank)`` between the factors, ``dW = B^T M^T A``.
+
+        Of the sort ``BETWEEN``.
+        """
+        raise NotImplementedError
+
+    def with_option(self, option: str, value: Any) -> Self:
+        """Return the transform with another value of an option of `auto`."""
+        return self.model_copy(update={option: value})
+
+    def largest(self, option: str) -> int:
+        """Return the largest value of an option of `auto`: its default."""
+        largest: int = type(self).model_fields[option].default
+        return largest
 
     def factors(
         self, tensors: Tensors, rank: int, width: Width

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, weighted_sum
+from bishare_dsl.transforms.transform import (
+    Own,
+    Sort,
+    Start,
+    Tensors,
+    Transform,
+    Width,
+    combine_blocks,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +35,9 @@ class Basis(Transform):
 
     name: ClassVar[str] = "Basis"
     title: ClassVar[str] = "Linear Combination of a Basis"
+    sort: ClassVar[Sort] = Sort.FACTOR
+    place: ClassVar[Mapping[str, str]] = {"c_A": "A", "c_B": "B"}
+    mixes: ClassVar[bool] = True
     owned: ClassVar[tuple[str, ...]] = ("c_A", "c_B")
 
     count: PositiveInt = Field(64, description="basis matrices of each factor")
@@ -41,3 +53,9 @@ class Basis(Transform):
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         return weighted_sum(tensors[f"c_{role}"], tensors[role][..., :side], self.count)
+
+    def mixed_rows(self, role: str, rank: int) -> int:
+        return self.count * rank
+
+    def mix(self, role: str, tensors: Tensors, rank: int) -> Tensor:
+        return combine_blocks(tensors[f"c_{role}"], rank)

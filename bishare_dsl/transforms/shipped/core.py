@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeInt
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, weighted_sum
+from bishare_dsl.transforms.transform import (
+    Own,
+    Sort,
+    Start,
+    Tensors,
+    Transform,
+    Width,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +41,7 @@ class Core(Transform):
     title: ClassVar[str] = "Cores between Factors"
     owned: ClassVar[tuple[str, ...]] = ("core", "core_2", "core_3", "c")
     plain: ClassVar[tuple[str, ...]] = ("A", "B")
+    sort: ClassVar[Sort] = Sort.BETWEEN
     later: ClassVar[tuple[str, ...]] = ("cores", "count")
 
     cores: int = Field(1, ge=1, le=3, description="matrices between A and B, 1 to 3")
@@ -41,13 +50,13 @@ class Core(Transform):
     )
 
     @property
-    def between(self) -> tuple[str, ...]:
+    def cores_between(self) -> tuple[str, ...]:
         """The roles of the cores, from A to B."""
         return self.owned[: self.cores]
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (*self.pooled, *self.between, *(["c"] if self.count else []))
+        return (*self.pooled, *self.cores_between, *(["c"] if self.count else []))
 
     def start(self, role: str) -> Start:
         if role == "core" and self.count:
@@ -55,19 +64,20 @@ class Core(Transform):
         return Start("zeros" if role in ("core", "c") else "kaiming_uniform")
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        own = dict.fromkeys(self.between, Own(rank, rank, fan_in=rank))
+        own = dict.fromkeys(self.cores_between, Own(rank, rank, fan_in=rank))
         if self.count:  # The matrices are sampled from N(0, 1 / r).
             own |= {"core": Own(self.count * rank, rank, fan_in=2 * rank), "c": Own(1, self.count)}
         return own
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         factor = tensors[role][..., :side]
-        if role == "A":
-            return factor
         # Applied to B, so that sites with a common A project their input once; small products come first.
-        product, *others = (tensors[core] for core in self.between)
+        return factor if role == "A" else self.matrix(tensors, rank) @ factor
+
+    def matrix(self, tensors: Tensors, rank: int) -> Tensor:
+        product, *others = (tensors[core] for core in self.cores_between)
         if self.count:
             product = weighted_sum(tensors["c"], product, self.count)
         for core in others:
             product = product @ core
-        return product @ factor
+        return product

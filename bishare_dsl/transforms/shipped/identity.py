@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from bishare_dsl.transforms.transform import Tensors, Transform, one_width
+from bishare_dsl.transforms.transform import Sort, Tensors, Transform, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,7 @@ class Identity(Transform):
 
     name: ClassVar[str] = "Identity"
     title: ClassVar[str] = "no transform"
+    sort: ClassVar[Sort] = Sort.FACTOR
     plain: ClassVar[tuple[str, ...]] = ("A", "B")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:

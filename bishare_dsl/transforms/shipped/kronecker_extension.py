@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, divisors
+from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width, divisors
 
 if TYPE_CHECKING:
     from bishare_dsl.transforms.factor import Factor
@@ -34,6 +34,8 @@ class KroneckerExtension(Transform):
 
     name: ClassVar[str] = "KE"
     title: ClassVar[str] = "Kronecker Extension"
+    sort: ClassVar[Sort] = Sort.FACTOR
+    place: ClassVar[Mapping[str, str]] = {"K_A": "A", "K_B": "B"}
     owned: ClassVar[tuple[str, ...]] = ("K_A", "K_B")
     auto: ClassVar[tuple[str, ...]] = ("size",)
 

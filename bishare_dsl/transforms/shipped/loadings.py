@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,10 @@ class Loadings(Transform):
 
     name: ClassVar[str] = "Loadings"
     title: ClassVar[str] = "Loadings on Shared Vectors"
+    plain: ClassVar[tuple[str, ...]] = ("A", "B")
+    sort: ClassVar[Sort] = Sort.FACTOR
+    place: ClassVar[Mapping[str, str]] = {"L_A": "A", "L_B": "B"}
+    mixes: ClassVar[bool] = True
     owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
 
     vectors: PositiveInt = Field(32, description="shared vectors of each factor")
@@ -46,4 +50,10 @@ class Loadings(Transform):
         return min(rank, self.vectors, *width)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        return tensors[f"L_{role}"] @ tensors[role][:, :side]
+        return self.mix(role, tensors, rank) @ tensors[role][:, :side]
+
+    def mixed_rows(self, role: str, rank: int) -> int:
+        return self.vectors
+
+    def mix(self, role: str, tensors: Tensors, rank: int) -> Tensor:
+        return tensors[f"L_{role}"]

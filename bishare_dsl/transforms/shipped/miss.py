@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from bishare_dsl.transforms.transform import Tensors, Transform
+from bishare_dsl.transforms.transform import Sort, Tensors, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +24,12 @@ class MiSS(Transform):
 
     name: ClassVar[str] = "MiSS"
     title: ClassVar[str] = "Matrix Shard Sharing"
+    sort: ClassVar[Sort] = Sort.FACTOR
     pooled: ClassVar[tuple[str, ...]] = ("B",)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        shared = tensors["B"]
         if role == "B":
-            return shared[:, :side]
+            return tensors["B"][:, :side]
         copies = math.ceil(side / rank)
-        return shared.new_ones(rank).diag().repeat(1, copies)[:, :side]
+        of_the_dtype = next(iter(tensors.values()))
+        return of_the_dtype.new_ones(rank).diag().repeat(1, copies)[:, :side]

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, weighted_sum
+from bishare_dsl.transforms.transform import (
+    Own,
+    Sort,
+    Start,
+    Tensors,
+    Transform,
+    Width,
+    combine_blocks,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +36,9 @@ class Mix(Transform):
 
     name: ClassVar[str] = "Mix"
     title: ClassVar[str] = "Static Mixture"
+    sort: ClassVar[Sort] = Sort.FACTOR
+    place: ClassVar[Mapping[str, str]] = {"m_A": "A", "m_B": "B"}
+    mixes: ClassVar[bool] = True
     owned: ClassVar[tuple[str, ...]] = ("m_A", "m_B")
 
     count_A: PositiveInt = Field(1, description="matrices that are mixed into A")
@@ -66,6 +78,15 @@ class Mix(Transform):
         if role in self.mixed:
             return weighted_sum(tensors[f"m_{role}"], matrices, self._count(role))
         return matrices
+
+    def mixed_rows(self, role: str, rank: int) -> int:
+        return self._count(role) * rank
+
+    def mix(self, role: str, tensors: Tensors, rank: int) -> Tensor:
+        if role not in self.mixed:
+            identity: Tensor = tensors[next(iter(tensors))].new_ones(rank).diag()
+            return identity
+        return combine_blocks(tensors[f"m_{role}"], rank)
 
     def _count(self, role: str) -> int:
         return self.count_A if role == "A" else self.count_B

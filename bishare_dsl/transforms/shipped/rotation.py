@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from bishare_dsl.transforms.transform import Tensors, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Sort, Tensors, Transform, Width, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class Rotation(Transform):
 
     name: ClassVar[str] = "Rotation"
     title: ClassVar[str] = "Partial Rotation"
+    sort: ClassVar[Sort] = Sort.FACTOR
 
     chunks_A: PositiveInt = Field(4, description="copies of a chunk that make A")
     chunks_B: PositiveInt = Field(4, description="copies of a chunk that make B")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ class Shards(Transform):
 
     name: ClassVar[str] = "Shards"
     title: ClassVar[str] = "Mixture of Shards"
+    sort: ClassVar[Sort] = Sort.FACTOR
+    place: ClassVar[Mapping[str, str]] = {"I_A": "A", "I_B": "B"}
     owned: ClassVar[tuple[str, ...]] = ("I_A", "I_B")
     fixed: ClassVar[tuple[str, ...]] = ("I_A", "I_B")
     exact: ClassVar[tuple[str, ...]] = ("I_A", "I_B")

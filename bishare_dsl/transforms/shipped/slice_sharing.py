@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Tensors, Transform
+from bishare_dsl.transforms.transform import Sort, Tensors, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ class SliceSharing(Transform):
 
     name: ClassVar[str] = "SS"
     title: ClassVar[str] = "Slice Sharing"
+    sort: ClassVar[Sort] = Sort.FACTOR
     plain: ClassVar[tuple[str, ...]] = ("A", "B")
 
     window: Literal["centre", "leading", "trailing"] = Field(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,8 @@ class VectorBank(Transform):
 
     name: ClassVar[str] = "VectorBank"
     title: ClassVar[str] = "Vector Bank"
+    sort: ClassVar[Sort] = Sort.FACTOR
+    place: ClassVar[Mapping[str, str]] = {"L_A": "A", "L_B": "B"}
     pooled: ClassVar[tuple[str, ...]] = ("bank",)
     owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
     auto: ClassVar[tuple[str, ...]] = ("length",)
