@@ -395,7 +395,8 @@ class GroupBench(Bench):
             self.judge_rates(family, library, "zero", (self.new_rate(family, "zero"),))
             return
         self.judge_rates(family, library, "zero", NEW_RATES["zero"])
-        self.judge_rates(family, library, "warm", (WARM_RATE,))
+        if family == TYPED_FAMILIES[0]:
+            self.judge_rates(family, library, "warm", (WARM_RATE,))
 
     def judge_rates(self, family: str, library: int, method: str, rates: Sequence[float]) -> None:
         for rate in rates:
@@ -412,6 +413,13 @@ class GroupBench(Bench):
         key = {"part": "newcomers", "family": family, "library": 0, "method": method}
         rows = [self.known(**key, rate=rate) for rate in NEW_RATES[method]]
         return float(max((row for row in rows if row), key=lambda row: sum(row["right"]))["rate"])
+
+    def judge_settings(self, family: str) -> None:
+        """Judge other steps and rates, and the two rates of all libraries."""
+        for steps, rate in SETTINGS:
+            self.judge_setting(family, steps, rate)
+        for rate in LIBRARY_RATES:
+            self.judge_setting(family, STEPS_OF_LIBRARY, rate)
 
     def judge_setting(self, family: str, steps: int, rate: float) -> None:
         """Judge members and newcomers of library 0 with other steps and another rate."""
@@ -457,17 +465,19 @@ def sharpness_left_out(subject: Subject, library: Library, batch: Batch) -> floa
 
 def run(bench: GroupBench) -> None:
     """Run every cell in order."""
-    first = (*TYPED_FAMILIES[:4], *UNTYPED_FAMILIES, *TYPED_FAMILIES[4:])
-    for family in first:
+    for family in TYPED_FAMILIES[:4]:
         bench.judge_library(family, 0)
-    bench.judge_start(CONTROL, 0)
-    for family in TYPED_FAMILIES:
+        if family in SETTING_FAMILIES:
+            bench.judge_settings(family)
         bench.judge_library(family, 1)
-    for family in SETTING_FAMILIES:
-        for steps, rate in SETTINGS:
-            bench.judge_setting(family, steps, rate)
-        for rate in LIBRARY_RATES:
-            bench.judge_setting(family, STEPS_OF_LIBRARY, rate)
+    for family in UNTYPED_FAMILIES:
+        bench.judge_library(family, 0)
+        if family in SETTING_FAMILIES:
+            bench.judge_settings(family)
+    bench.judge_start(CONTROL, 0)
+    for family in TYPED_FAMILIES[4:]:
+        for library in LIBRARIES:
+            bench.judge_library(family, library)
     for family in UNTYPED_FAMILIES:
         bench.judge_library(family, 1)
 
