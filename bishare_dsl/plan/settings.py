@@ -124,49 +124,12 @@ class SpecSettings:
         return self._found[index, rank]
 
     def _resolve(self, index: int, rank: int, problems: list[Problem]) -> ShareSettings | None:
+        """Resolve a share at a rank. Problems go to ``problems``."""
         share = self.spec.shares[index]
         at: Loc = ("shares", index)
         settings = self.spec.settings(share)
-
-        def number(given: m.Expression | None, loc: Loc, otherwise: float, **names: Value) -> float:
-            if given is None:
-                return otherwise
-            scope = Scope(self.params | names)
-            try:
-                check_names(scope, given, loc)
-                return float(scope.number(given, loc))
-            except EvaluationError as error:
-                fact = error.problem.fact
-                if isinstance(given, m.Ref) and given.ref in {let.name for let in self.spec.lets}:
-                    fact = LetAsNumber(given.ref)
-                problems.append(replace(error.problem, fact=fact))
-                return otherwise
-
-        def place(name: str) -> Loc:
-            """Return the location of a setting, in the share or in the spec's defaults."""
-            return (*(at if getattr(share, name) is not None else ("defaults",)), name)
-
-        alpha = number(settings.alpha, place("alpha"), rank, rank=rank)
-        scale = alpha / rank
-        if settings.scale is not None:
-            names = {"rank": rank} if settings.alpha is None else {"rank": rank, "alpha": alpha}
-            if "alpha" not in names and "alpha" in {ref.ref for _, ref in refs(settings.scale)}:
-                problems.append(codes.NO_ALPHA(loc=place("scale")))
-            else:
-                scale = number(settings.scale, place("scale"), 1, **names)
-        if scale == 0:
-            where = place("alpha" if settings.scale is None else "scale")
-            why = "the term does nothing"
-            wrong = codes.BAD_NUMBER(
-                what="scale", value=0, why=why, loc=where, fact=Fault.ZERO_SCALE
-            )
-            problems.append(wrong)
-        dropout = number(settings.dropout, place("dropout"), 0)
-        if not 0 <= dropout < 1:
-            where, why = place("dropout"), "it is a probability, 0 or more and below 1"
-            fact = NoProbability(dropout)
-            wrong = codes.BAD_NUMBER(what="dropout", value=dropout, why=why, loc=where, fact=fact)
-            problems.append(wrong)
+        scale = self._scale(share, index, rank, problems)
+        dropout = self._dropout(share, index, problems)
         places: dict[str, Loc] = {
             role: (*(at if role in share.init else ("defaults",)), "init", role)
             for role in settings.init
@@ -175,35 +138,104 @@ class SpecSettings:
             role: self._initial(given, places[role], problems)
             for role, given in settings.init.items()
         }
-        gains = {
-            role: Start("constant", number(given, (*at, "gain", name), 0, rank=rank))
-            for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out"))
-            if (given := getattr(share.gain, name)) is not None
-        }
+        gains: dict[str, Start] = {}
+        for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out")):
+            amount = getattr(share.gain, name)
+            if amount is not None:
+                value = self._number(amount, (*at, "gain", name), 0, problems, rank=rank)
+                gains[role] = Start("constant", value)
         new: list[Problem] = []
         transform = _transform(share, rank, self.params, new)
         resolved = None
         if transform is not None:
             starts |= gains | own_starts(transform, starts)
-            frozen = _frozen(share, starts, self.params)
-            auto = _auto(share, type(transform), self.params)
-            resolved = ShareSettings(transform, scale, dropout, starts, gains.keys(), frozen, auto)
+            resolved = ShareSettings(
+                transform=transform,
+                scale=scale,
+                dropout=dropout,
+                starts=starts,
+                gains=gains.keys(),
+                frozen=_frozen(share, starts, self.params),
+                auto=_auto(share, type(transform), self.params),
+            )
             if not any(problem.severity == "error" for problem in (*problems, *new)):
                 new += _roles(share, resolved)
                 problems += _singular(share, resolved, places)
                 has = (*transform.roles, *gains)
                 zero = zero_parts(transform, {role: starts[role] for role in has})
-                new += () if new else _start(share, resolved, zero)
+                if not new:
+                    new += _start(share, resolved, zero)
                 if not zero:
-                    # Then ``scale * B A`` equals that part of the weight.
-                    starts |= {
-                        role: start._replace(amount=abs(scale) ** -0.5)
-                        for role, start in starts.items()
-                        if start.init in _OF_WEIGHT
-                    }
-                    resolved = replace(resolved, subtracted=not share.nonzero_start)
+                    resolved = _of_weight(resolved, subtracted=not share.nonzero_start)
         problems += (problem.within(*at) for problem in new)
         return resolved
+
+    def _number(
+        self,
+        part: m.Expression | None,
+        loc: Loc,
+        otherwise: float,
+        problems: list[Problem],
+        **names: Value,
+    ) -> float:
+        """Evaluate a setting that concerns no module; ``names`` are those that it may read beside params."""
+        if part is None:
+            return otherwise
+        scope = Scope(self.params | names)
+        try:
+            check_names(scope, part, loc)
+            return float(scope.number(part, loc))
+        except EvaluationError as error:
+            problem = error.problem
+            if isinstance(part, m.Ref) and part.ref in {let.name for let in self.spec.lets}:
+                problem = replace(problem, fact=LetAsNumber(part.ref))
+            problems.append(problem)
+            return otherwise
+
+    def _place(self, index: int, name: str) -> Loc:
+        """Return the location of a setting, in the share or in the spec's defaults."""
+        if getattr(self.spec.shares[index], name) is None:
+            return "defaults", name
+        return "shares", index, name
+
+    def _scale(self, share: m.Share, index: int, rank: int, problems: list[Problem]) -> float:
+        """Compute the scale of a share, which may read its alpha."""
+        settings = self.spec.settings(share)
+        place = self._place(index, "alpha")
+        alpha = self._number(settings.alpha, place, rank, problems, rank=rank)
+        scale = alpha / rank
+        if settings.scale is not None:
+            place = self._place(index, "scale")
+            names: dict[str, Value] = {"rank": rank}
+            if settings.alpha is not None:
+                names["alpha"] = alpha
+            reads_alpha = "alpha" in {ref.ref for _, ref in refs(settings.scale)}
+            if reads_alpha and settings.alpha is None:
+                problems.append(codes.NO_ALPHA(loc=place))
+            else:
+                scale = self._number(settings.scale, place, 1, problems, **names)
+        if scale == 0:
+            why = "the term does nothing"
+            problem = codes.BAD_NUMBER(
+                what="scale", value=0, why=why, loc=place, fact=Fault.ZERO_SCALE
+            )
+            problems.append(problem)
+        return scale
+
+    def _dropout(self, share: m.Share, index: int, problems: list[Problem]) -> float:
+        """Compute the dropout of a share."""
+        place = self._place(index, "dropout")
+        dropout = self._number(self.spec.settings(share).dropout, place, 0, problems)
+        if not 0 <= dropout < 1:
+            problem = codes.BAD_NUMBER(
+                what="dropout",
+                value=dropout,
+                why="it is a probability, 0 or more and below 1",
+                loc=place,
+                fact=NoProbability(dropout),
+            )
+            problems.append(problem)
+        return dropout
 
     def _initial(self, given: m.Expression, loc: Loc, problems: list[Problem]) -> Start:
         from bishare_dsl.language.text import expression_text
@@ -215,6 +247,15 @@ class SpecSettings:
         fact = UnknownName(word, "init", frozenset(_INITIALS))
         problems.append(codes.UNKNOWN_INIT(name=word, loc=loc, fact=fact))
         return Start("zeros")
+
+
+def _of_weight(resolved: ShareSettings, *, subtracted: bool) -> ShareSettings:
+    """Scale the starts that are directions of a weight, so that ``scale * B A`` equals that part of it."""
+    starts = dict(resolved.starts)
+    for role, start in resolved.starts.items():
+        if start.init in _OF_WEIGHT:
+            starts[role] = start._replace(amount=abs(resolved.scale) ** -0.5)
+    return replace(resolved, starts=starts, subtracted=subtracted)
 
 
 def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:

@@ -117,51 +117,72 @@ class Vocabulary(Record):
                 yield located(error.problem, part, self.site_sets.scopes[i])
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
+        """Find what one mention names that the model does not have."""
         loc, beside = mention.loc, mention.compared_with
-        any_holds, scopes = self.site_sets.any_holds, self.site_sets.scopes
         match mention.purpose, part:
-            case "condition" | "part", m.Ref(ref=name):
+            case "condition" | "part", m.Range():
+                return
+            case "condition" | "part", _:
+                yield from self._in_condition(part, loc)
+            case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
+                yield self.unknown(name, loc, as_key=True)
+            case "key", m.Ref(ref="expert") if not self._most("expert"):
+                yield CONSTANT_KEY(loc=loc)
+            case "number", m.Ref():
+                yield from self._in_number(part, loc)
+            case "subject", m.Ref(ref=name) if not self._is_known(name):
+                yield self._no_such_name(name, loc)
+            case "side", m.Ref() if not self._is_known(part.ref):
+                yield from self._in_comparison(part, beside, loc)
+            case "item", _ if beside is not None:
+                if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
+                    yield from self.item_problems(beside, part, loc)
+
+    def _in_condition(self, part: m.Expression, loc: Loc) -> Iterator[Problem]:
+        """Find a condition that holds nowhere, for what it names is not there."""
+        any_holds, scopes = self.site_sets.any_holds, self.site_sets.scopes
+        match part:
+            case m.Ref(ref=name):
                 lets = scopes[0].lets if scopes else {}
                 known = any_holds(part) if name in self.parts else name in lets
                 if not known and name not in self.kinds:
                     yield self.unknown(name, loc)
-            case "condition" | "part", m.Match() if not any_holds(part):
+            case m.Match() if not any_holds(part):
                 yield self._no_match(part, loc)
-            case "condition" | "part", m.Compare(
+            case m.Compare(
                 op=op, left=m.Ref(ref=name), right=m.Match(attribute=what, pattern=pattern)
             ) if name in m.ATTRIBUTES:
                 why = f"`{what} {pattern}` is true or false, and no `{name}`"
                 yield NO_VALUE(loc=loc, why=why, fact=ComparedPattern(what, op, pattern))
-            case "condition" | "part", m.Compare(left=left, right=right):
+            case m.Compare(left=left, right=right):
                 words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
                 counted = [word for word in words if word in _COUNTED]
                 # Words are checked in their own condition; whether a site has a layer may always be tested.
                 known = all(map(self._is_known, words)) and "none" not in words
                 if counted and known and not any_holds(part, loc):
                     yield self._outside(counted[0], "this comparison", loc)
-            case "condition" | "part", int() | float() | m.Binary() | m.Call():
+            case int() | float() | m.Binary() | m.Call():
                 any_holds(part, loc)  # Raises: a number is not a predicate.
-            case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
-                yield self.unknown(name, loc, as_key=True)
-            case "key", m.Ref(ref="expert") if not self._most("expert"):
-                yield CONSTANT_KEY(loc=loc)
-            case "number", m.Ref(ref=name) if name in {*self.kinds, *self.parts}:
-                yield NO_VALUE(loc=loc, why=f"`{name}` names modules, and is no number")
-            case "number", m.Ref(ref=name) if scopes and name not in _COUNTED:
-                scopes[0].number(part, loc)  # Raises: a word is not a number.
-            case "subject", m.Ref(ref=name) if not self._is_known(name):
-                yield self._no_such_name(name, loc)
-            case "side", m.Ref(ref=name) if not self._is_known(name):
-                named = beside.ref if isinstance(beside, m.Ref) else ""
-                if named and not self._is_known(named) and loc[-1] == "right":
-                    return  # What it is compared with is reported.
-                if not self._is_known(named) or named in _COUNTED:
-                    yield self._no_such_name(name, loc)
-                elif beside is not None and named in m.ATTRIBUTES:  # A param may have other words.
-                    yield from self.item_problems(beside, part, loc)
-            case "item", _ if beside is not None:
-                if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
-                    yield from self.item_problems(beside, part, loc)
+
+    def _in_number(self, part: m.Ref, loc: Loc) -> Iterator[Problem]:
+        """Find a word where a number is needed."""
+        scopes = self.site_sets.scopes
+        if part.ref in self.kinds or part.ref in self.parts:
+            yield NO_VALUE(loc=loc, why=f"`{part.ref}` names modules, and is no number")
+        elif scopes and part.ref not in _COUNTED:
+            scopes[0].number(part, loc)  # Raises: a word is not a number.
+
+    def _in_comparison(
+        self, part: m.Ref, beside: m.Expression | None, loc: Loc
+    ) -> Iterator[Problem]:
+        """Find an unknown name that is compared with an attribute, or with another name."""
+        named = beside.ref if isinstance(beside, m.Ref) else ""
+        if named and not self._is_known(named) and loc[-1] == "right":
+            return  # What it is compared with is reported.
+        if not self._is_known(named) or named in _COUNTED:
+            yield self._no_such_name(part.ref, loc)
+        elif beside is not None and named in m.ATTRIBUTES:  # A param may have other words.
+            yield from self.item_problems(beside, part, loc)
 
     def _is_known(self, name: str) -> bool:
         return name in self.declared or name in self.parts or name == "none"
