@@ -120,9 +120,7 @@ class Vocabulary(Record):
         """Find what one mention names that the model does not have."""
         loc, beside = mention.loc, mention.compared_with
         match mention.purpose, part:
-            case "condition" | "part", m.Range():
-                return
-            case "condition" | "part", _:
+            case "condition" | "part", _ if not isinstance(part, m.Range):
                 yield from self._in_condition(part, loc)
             case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
                 yield self.unknown(name, loc, as_key=True)
