@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan
 
-ByKind: TypeAlias = Mapping[str, set[tuple[int | None, int | None]]]
-"""Pairs of a layer and an expert, by kind of module."""
-_Grid: TypeAlias = tuple[frozenset[int | None], frozenset[int | None]]
+
+@dataclass(frozen=True)
+class Position:
+    """Where a module of a kind is: its layer and its expert, None if it has none."""
+
+    layer: int | None
+    expert: int | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Layers, each of which has each of some experts."""
+
+    layers: frozenset[int | None]
+    experts: frozenset[int | None]
+
+
+ByKind: TypeAlias = Mapping[str, set[Position]]
+"""Positions of modules by their kind."""
 
 
 def spans(numbers: Iterable[int | None]) -> str:
@@ -23,24 +40,29 @@ class Places:
     """The kind, the layer and the expert of each module of a plan's model, by its path."""
 
     def __init__(self, plan: Plan) -> None:
-        parents, towers = defaultdict(set), [site.tower for site in plan.base.every_site]
-        for site, tower in zip(plan.base.every_site, towers, strict=True):
-            parents[tower, site.kind].add(site.parent)
-        self._of = {}
-        for site, tower in zip(plan.base.every_site, towers, strict=True):
+        sites = plan.base.every_site
+        parents = defaultdict(set)
+        for site in sites:
+            parents[site.tower, site.kind].add(site.parent)
+        self._kind_of: dict[str, str] = {}
+        self._position_of: dict[str, Position] = {}
+        for site in sites:
             # Named after its parent and its tower if these tell kinds apart.
-            alone = len(parents[tower, site.kind]) == 1
-            kind = site.kind if alone else f"{site.parent}.{site.kind}"
-            kind = kind if tower == "main" else f"{tower} {kind}"
-            self._of[site.path] = kind, site.layer, site.expert
+            kind = site.kind
+            if len(parents[site.tower, site.kind]) > 1:
+                kind = f"{site.parent}.{kind}"
+            if site.tower != "main":
+                kind = f"{site.tower} {kind}"
+            self._kind_of[site.path] = kind
+            self._position_of[site.path] = Position(site.layer, site.expert)
         self.targets = self.by_kind(site.path for site in plan.sites)
 
     def by_kind(self, paths: Iterable[str]) -> ByKind:
         """Collect the layers and experts of each kind."""
-        found = defaultdict(set)
-        for kind, layer, expert in map(self._of.__getitem__, paths):
-            found[kind].add((layer, expert))
-        return found
+        positions = defaultdict(set)
+        for path in paths:
+            positions[self._kind_of[path]].add(self._position_of[path])
+        return positions
 
     def said(self, paths: Iterable[str], among: ByKind) -> str:
         """Say where modules are: ``q_proj of layers 0-3``.
@@ -48,35 +70,62 @@ class Places:
         Kinds, layers and experts that all of ``among`` have are left out, where no other part could be meant
         by what is said of one. Without these, a long list of all targets is ``all targets``.
         """
-        here, parts, kinds_of = self.by_kind(paths), list[str](), defaultdict(list)
-        if here == among:
+        positions = self.by_kind(paths)
+        if positions == among:
             return ""
-        for kind, pairs in here.items():
-            for where in _grids(pairs):
-                kinds_of[where].append(kind)
-        narrow = len(kinds_of) > 1 and any(among.get(kind, p) != p for kind, p in here.items())
-        for where, kinds in kinds_of.items():
-            all_targets = not among and 2 < len(kinds) == len(self.targets)
-            words = ["all targets" if all_targets else ", ".join(kinds)]
-            words *= len(kinds_of) > 1 or {*kinds} != {*among}
-            for i, what in (1, "expert"), (0, "layer"):
-                numbers = where[i]
-                every = [{one[i] for one in among.get(kind, ())} for kind in kinds]
-                if any(numbers != one for one in every) and (numbers != {None} or any(every)):
-                    counted = " (0 is left out)" * ({1, 2} <= numbers and 0 in every[0] - numbers)
-                    told = f"{what}{'s' * (len(numbers) > 1)} {spans(numbers) or 'none'}"
-                    words.append(f"{told}{counted}")
-                elif narrow and what == "layer" and numbers != {None}:
-                    words.append("all layers")
+        kinds_of: dict[_Grid, list[str]] = defaultdict(list)
+        for kind, of_kind in positions.items():
+            for grid in _grids(of_kind):
+                kinds_of[grid].append(kind)
+        several = len(kinds_of) > 1
+        is_part = any(among.get(kind, of_kind) != of_kind for kind, of_kind in positions.items())
+        parts = []
+        for grid, kinds in kinds_of.items():
+            words = []
+            if several or set(kinds) != set(among):
+                words.append(self._name(kinds, among))
+            # What those of `among` have that is left out.
+            experts = [{one.expert for one in among.get(kind, ())} for kind in kinds]
+            layers = [{one.layer for one in among.get(kind, ())} for kind in kinds]
+            if _differs(grid.experts, experts):
+                words.append(_numbered("expert", grid.experts, experts))
+            if _differs(grid.layers, layers):
+                words.append(_numbered("layer", grid.layers, layers))
+            elif several and is_part and grid.layers != {None}:
+                words.append("all layers")
             parts.append(" of ".join(words))
         return " and ".join(parts)
 
+    def _name(self, kinds: list[str], among: ByKind) -> str:
+        if not among and len(kinds) > 2 and len(kinds) == len(self.targets):
+            return "all targets"
+        return ", ".join(kinds)
 
-def _grids(pairs: Iterable[tuple[int | None, int | None]]) -> Iterator[_Grid]:
-    """Split pairs into layers and experts such that each of these layers has each of these experts."""
-    experts, layers = defaultdict(set), defaultdict(set)
-    for layer, expert in pairs:
-        experts[layer].add(expert)
-    for layer, those in experts.items():
-        layers[layer is None, frozenset(those)].add(layer)
-    yield from ((frozenset(numbers), those) for (_, those), numbers in layers.items())
+
+def _differs(numbers: Set[int | None], among: list[set[int | None]]) -> bool:
+    """Return whether layers or experts are not those of each kind, and there are some to speak of."""
+    if all(numbers == of_kind for of_kind in among):
+        return False
+    return numbers != {None} or any(among)
+
+
+def _numbered(what: str, numbers: Set[int | None], among: list[set[int | None]]) -> str:
+    """Write ``layers 1-3 (0 is left out)``: who counts from 1 may not have meant that."""
+    if len(numbers) > 1:
+        what += "s"
+    text = f"{what} {spans(numbers) or 'none'}"
+    if {1, 2} <= numbers and 0 in among[0] - numbers:
+        text += " (0 is left out)"
+    return text
+
+
+def _grids(positions: Iterable[Position]) -> Iterator[_Grid]:
+    """Split positions into layers and experts such that each of these layers has each of these experts."""
+    experts: dict[int | None, set[int | None]] = defaultdict(set)
+    for position in positions:
+        experts[position.layer].add(position.expert)
+    layers: dict[tuple[bool, frozenset[int | None]], set[int | None]] = defaultdict(set)
+    for layer, of_layer in experts.items():
+        layers[layer is None, frozenset(of_layer)].add(layer)
+    for (_, of_layers), numbers in layers.items():
+        yield _Grid(frozenset(numbers), of_layers)

@@ -165,11 +165,14 @@ def shares(plan: Plan) -> list[ShareRow]:
 def _users(row: RoleRow, plan: Plan, first: Term) -> str:
     by = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
     words = [f"{row.pools:,}", "private" if row.members[1] == 1 else by]
-    words += ["frozen"] * (not row.trainable)
-    words += ["per adapter"] * (plan.is_library and first.tensors[row.role] not in plan.common)
+    if not row.trainable:
+        words.append("frozen")
+    if plan.is_library and first.tensors[row.role] not in plan.common:
+        words.append("per adapter")
     transform = load_transform(first.transform, first.options)
     default = transform.start(row.role).init if row.role in transform.roles else None
-    words += [f"from {row.start}"] * (row.start != _STARTS.get(row.role, default))
+    if row.start != _STARTS.get(row.role, default):
+        words.append(f"from {row.start}")
     return ", ".join(words)
 
 
@@ -177,41 +180,58 @@ def _facts(
     plan: Plan, terms: Sequence[Term], pools: Iterable[Pool], places: Places
 ) -> Iterator[str]:
     """Say how a share acts, where if not on all targets, which modules share, and how it starts."""
-    first, paths = terms[0], [term.site for term in terms]
-    if scales := dict.fromkeys(term.scale for term in terms if not term.is_magnitude):
-        yield f"scale {', '.join(dict.fromkeys(f'{scale:.4g}' for scale in scales))}"
+    first = terms[0]
+    paths = [term.site for term in terms]
+    scales = dict.fromkeys(f"{term.scale:.4g}" for term in terms if not term.is_magnitude)
+    if scales:
+        yield f"scale {', '.join(scales)}"
     at_ranks = {term.rank: term for term in terms}.values()  # Options are equal at a rank.
     for transform in dict.fromkeys(via(term.transform, term.options) for term in at_ranks):
         if transform not in ("-", MAGNITUDE):
             yield f"via {transform}"
     if first.is_magnitude and first.options["plain"]:
         yield "without the lengths of a DoRA"
-    if covered := places.said(paths, places.targets):
+    covered = places.said(paths, places.targets)
+    if covered:
         yield f"in {covered} alone"
-    sites: dict[int, list[str]] = {}
+    yield from _places_of_ranks(terms, places)
+    yield from _examples_of_pools(pools, places)
+    if first.dropout:
+        yield f"drops {100 * first.dropout:g}% of its inputs"
+    tensors = {role: plan.tensor[name] for role, name in first.tensors.items()}
+    starts = {role: (tensor.init, tensor.amount) for role, tensor in tensors.items()}
+    if start_name(first.share) in plan.shares:
+        yield "what it starts with is subtracted"
+    elif not zero_parts(load_transform(first.transform, first.options), starts):
+        yield "a fresh model differs from its base"
+
+
+def _places_of_ranks(terms: Sequence[Term], places: Places) -> Iterator[str]:
+    """Say where each rank is, if there are several; of many, the least and the largest."""
+    paths: dict[int, list[str]] = {}
     for term in sorted(terms, key=lambda term: term.rank):
-        sites.setdefault(term.rank, []).append(term.site)
-    here = places.by_kind(paths)
-    told = [*sites] if len(sites) <= _RANKS else [min(sites), max(sites)]
-    if len(told) > 1:
-        yield "rank " + ", ".join(f"{rank} in {places.said(sites[rank], here)}" for rank in told)
+        paths.setdefault(term.rank, []).append(term.site)
+    ranks = list(paths)
+    if len(ranks) > _RANKS:
+        ranks = [ranks[0], ranks[-1]]
+    if len(ranks) > 1:
+        covered = places.by_kind(term.site for term in terms)
+        texts = [f"{rank} in {places.said(paths[rank], covered)}" for rank in ranks]
+        yield f"rank {', '.join(texts)}"
+
+
+def _examples_of_pools(pools: Iterable[Pool], places: Places) -> Iterator[str]:
+    """Name the modules of the largest pool of each role that has several."""
     members: dict[str, list[tuple[str, ...]]] = {}
     for pool in pools:
         members.setdefault(pool.role, []).append(pool.members)
     roles_of: dict[tuple[str, ...], list[str]] = {}
     for role, groups in members.items():
-        if len(groups) > 1 and len(most := max(groups, key=len)) > 1:
-            roles_of.setdefault(most, []).append(role)
-    for most, shared in roles_of.items():
-        yield f"{places.said(most, {})} share {', '.join(shared)}, for example"
-    if first.dropout:
-        yield f"drops {100 * first.dropout:g}% of its inputs"
-    tensors = {role: plan.tensor[name] for role, name in first.tensors.items()}
-    starts = {role: (one.init, one.amount) for role, one in tensors.items()}
-    if start_name(first.share) in plan.shares:
-        yield "what it starts with is subtracted"
-    elif not zero_parts(load_transform(first.transform, first.options), starts):
-        yield "a fresh model differs from its base"
+        largest = max(groups, key=len)
+        if len(groups) > 1 and len(largest) > 1:
+            roles_of.setdefault(largest, []).append(role)
+    for largest, shared in roles_of.items():
+        yield f"{places.said(largest, {})} share {', '.join(shared)}, for example"
 
 
 def trained_in_full(plan: Plan) -> list[WholeRow]:

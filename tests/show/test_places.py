@@ -30,7 +30,7 @@ def numbers(text):
 
 def read_back(text, among):
     """Return the kind, layer and expert of what a sentence about some modules names."""
-    every = {(kind, *pair) for kind, pairs in among.items() for pair in pairs}
+    every = {(kind, p.layer, p.expert) for kind, those in among.items() for p in those}
     found = set() if text else every
     for part in filter(None, text.split(" and ")):
         here = every
@@ -63,4 +63,5 @@ def test_what_is_said_read_back_is_the_set_of_modules(planned, seed):
     among = places.by_kind(targets)
     said = places.said(chosen, among)
     here = places.by_kind(chosen)
-    assert read_back(said, among) == {(k, *pair) for k, pairs in here.items() for pair in pairs}
+    wanted = {(kind, p.layer, p.expert) for kind, those in here.items() for p in those}
+    assert read_back(said, among) == wanted
