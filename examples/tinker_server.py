@@ -35,6 +35,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from tenants import FILE, Example, Tenants
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 from tinker.proto.response_conv import _tensor_data_from_proto
@@ -43,7 +44,6 @@ from transformers import AutoModelForCausalLM
 
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.many.tenants import FILE, Example, Tenants
 
 HOLD = 40.0
 """Seconds to hold a request for a result; the SDK waits 45."""
@@ -164,11 +164,6 @@ class Server:
         targets, tokens = given.pop("target_tokens", []), np.concatenate(chunks).tolist()
         if unknown := given.keys() - {"weights", "logprobs", "advantages"}:
             raise RefusedError(f"the losses of this server read no {min(unknown)!r}")
-        if any(len(part) != len(tokens) for part in (targets, *given.values())):
-            raise RefusedError("`target_tokens` and all other inputs have one value for each token")
-        vocabulary = self.tenants.model.get_input_embeddings().num_embeddings
-        if not all(0 <= token < vocabulary for token in (*tokens, *targets)):
-            raise RefusedError(f"a token is outside of the vocabulary of {vocabulary}")
         return Example(tokens, tenant=name, targets=targets, **given)
 
     def optim_step(self, asked: types.OptimStepRequest) -> types.OptimStepResponse:

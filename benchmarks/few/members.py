@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bishare_dsl.train.many.start import SHARPNESS, folds, members_win, sharpest, weights
+from bishare_dsl.train.many.start import SHARPNESS, Score, sharpest, weights
 from few.late import Site
 from few.training import STEPS, Batch, Library, Subject, adapted, is_private, judged, train
 
@@ -21,6 +21,22 @@ LEFT = 16
 """Members that are left out in turn, at most."""
 AT_ONCE = 24
 """Rows of each member at once."""
+
+
+FOLDS = 4
+"""Parts into which a new task's examples are divided, at most."""
+LIBRARY_ROWS = 8
+"""For how many of a new task's own examples the record of 0.5's library counted."""
+
+
+def folds(count: int) -> list[list[int]]:
+    """Divide the numbers of examples into parts, each to be judged by what the other parts teach."""
+    return [list(range(part, count, FOLDS)) for part in range(min(FOLDS, count))]
+
+
+def members_win(members: Sequence[bool], trained: Sequence[bool], ahead: float) -> bool:
+    """Return whether a sum of members is better than tensors trained from zero, by the rule of 0.5."""
+    return LIBRARY_ROWS * ahead + sum(members) - sum(trained) > 0
 
 
 class Chosen(NamedTuple):
@@ -106,16 +122,16 @@ def left_out(
     known = losses(subject, library, judge).sum(-1)
     known = known.masked_fill(torch.eye(*known.shape[1:], dtype=torch.bool), math.inf)
     records: list[dict[str, object]] = [{} for _ in known]
-    scores: list[dict[float, tuple[float, float]]] = [{} for _ in known]
+    scores: list[dict[float, Score]] = [{} for _ in known]
     for sharpness in SHARPNESS:
         tensors = mixed(library, weights(known, sharpness))
         for g, score in enumerate(_scores(subject, tensors, judge, new)):
-            scores[g][sharpness] = score
+            scores[g][sharpness] = Score(*score)
     zero = _scores(subject, from_zero(subject, library, judge, rates), judge, new)
     best, ahead = [], []
     for g, found in enumerate(scores):
         best.append(sharpest(found))
-        ahead.append(found[best[g]][0] - zero[g][0])
+        ahead.append(found[best[g]].correct - zero[g][0])
         records[g] = {
             "sharpness": best[g],
             "ahead": ahead[g],

@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--start", default="mixture", help="zero, mean, nearest, mixture or auto")
+    parser.add_argument("--start", default="mixture", help="zero or mixture")
     options = parser.parse_args()
     torch.set_num_threads(options.cores)
     base = smollm2_folder(cache_folder())

@@ -10,11 +10,10 @@ from bishare_dsl.lazy import lazy
 
 if TYPE_CHECKING:
     from bishare_dsl.train.errors import TrainError, TrainingInterrupted
-    from bishare_dsl.train.many.tenants import Example, Tenants
     from bishare_dsl.train.result import TrainResult
     from bishare_dsl.train.run import train
 
-__all__ = ["Example", "Tenants", "TrainError", "TrainResult", "TrainingInterrupted", "train"]
+__all__ = ["TrainError", "TrainResult", "TrainingInterrupted", "train"]
 
 _PLACES = {"errors": "TrainError TrainingInterrupted", "result": "TrainResult", "run": "train"}
-__getattr__ = lazy(__name__, {**_PLACES, "many.tenants": "Example Tenants"})
+__getattr__ = lazy(__name__, _PLACES)

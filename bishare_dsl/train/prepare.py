@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ WARM_UP = 100
 
 With a tenth of the run instead, some runs at high learning rates diverge early
 (benchmarks/notes/2026-11-27-falling.md).
+"""
+
+SEVERAL_RATE, SEVERAL_STEPS = 2e-3, 60
+"""The learning rate of several tasks, and the least steps of the largest one, unless a run says otherwise.
+
+Tasks with few examples have one step in an epoch. The best rates of libraries and of LoRAs for few examples were
+between 1e-3 and 3e-2 (benchmarks/notes/2026-11-29-few.md).
 """
 
 DEFAULTS: Mapping[str, Any] = {
@@ -116,7 +124,10 @@ def prepare(
         FileNotFoundError: there is no such spec.
     """
     evaluates = request.eval_data is not None or request.eval_split is not None
-    args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
+    arguments = request.arguments
+    if request.several:
+        arguments = {"learning_rate": SEVERAL_RATE, **arguments}
+    args = training_arguments(arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
         reporter.silence()
     args.disable_tqdm = reporter.quiet
@@ -139,19 +150,45 @@ def prepare(
     if request.resume is not None:
         check_resumed(request.resume, record)
         reporter.note(f"going on from {request.resume.name}")
-    epochs, most = args.num_train_epochs, None if args.max_steps < 0 else args.max_steps
-    collator, batch = Collator.of(tokenizer), effective_batch(args)
-    steps = Steps(tasks, collator, batch, epochs, most, request.rows_at_once)
+    batch = effective_batch(args)
+    epochs = args.num_train_epochs
+    if request.several and "num_train_epochs" not in arguments:
+        largest = max(len(task.examples) for task in tasks)
+        epochs = max(1, ceil(SEVERAL_STEPS / ceil(largest / batch)))
+    steps = Steps(
+        tasks=tasks,
+        collator=Collator.of(tokenizer),
+        batch=batch,
+        epochs=epochs,
+        most=None if args.max_steps < 0 else args.max_steps,
+        at_once=request.rows_at_once,
+    )
     # A trainer changes the arguments.
     warm = partial(warm_up, args, request.arguments)
-    text = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {steps.batch:,} examples"
+    reporter.note(_steps_line(request, steps, args.learning_rate, trainable.plan))
+    return Prepared(
+        request=request,
+        args=args,
+        base=base,
+        trainable=trainable,
+        places=places,
+        tokenizer=tokenizer,
+        steps=steps,
+        record=record,
+        warm_up=warm,
+    )
+
+
+def _steps_line(request: Request, steps: Steps, rate: float, plan: Plan) -> str:
+    """Say how many steps a run has, of how many examples, and for several tasks at which learning rate."""
+    count = len(steps)
+    text = f"{count:,} step{'' if count == 1 else 's'} of {steps.batch:,} examples"
     if request.several:
-        of = f"{text} of each, {steps.at_once} rows at once"
-        text = f"adapters: {len(tasks)} (`--together` trains one on all); {of}"
-    elif trainable.plan.is_library:
+        adapters = f"adapters: {len(steps.tasks)} (`--together` trains one on all)"
+        return f"{adapters}; {text} of each, {steps.at_once} rows at once, learning rate {rate:g}"
+    if plan.is_library:
         text += "; one adapter and no library, which takes several `--data`"
-    reporter.note(text)
-    return Prepared(request, args, base, trainable, places, tokenizer, steps, record, warm)
+    return text
 
 
 def training_arguments(

@@ -55,9 +55,6 @@ def is_flag(name: str) -> bool:
 _NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
-Start = Literal["zero", "mean", "nearest", "mixture", "auto"]
-
-
 class Settings(BaseModel):
     """Settings of the data, the base's loading and the learning rates of parts of the adapter.
 
@@ -76,10 +73,9 @@ class Settings(BaseModel):
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
     """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
-    start: Start = "auto"
-    """zero|mean|nearest|mixture|auto: Where adapters of a library start: at zero, at the mean of its members,
-    the nearest member, or a sum weighted by their losses; auto, the default, takes such a sum if it answers
-    more of the examples than training from zero. --max_steps 0 does not train."""
+    start: Literal["zero", "mixture"] | None = None
+    """zero|mixture: Where new adapters of a library start: at zero, or at a sum of its members, weighted by
+    their losses; by default at a sum if there are three members. --max_steps 0 does not train."""
     eval_data: str | None = None
     """FILE: Held-out examples, to evaluate on during training."""
     eval_split: float | None = Field(default=None, gt=0)
@@ -285,13 +281,19 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
         raise TrainError([_problem(name, e, merged) for name, e in first.items()]) from None
     local = all(os.path.isfile(file) for files in found.tasks.values() for file in files)  # noqa: PTH113
     alone = not found.eval_data or os.path.isfile(found.eval_data)  # noqa: PTH113
-    unread = {"data_split": local, "data_subset": local and alone, "eval_data_split": alone}
-    unread["start"] = not found.library and found.start not in ("auto", "zero")
-    unread["start"] |= resume is not None and found.start != before.get("start", "auto")
-    unread["max_steps"] = not found.library and vars(found).get("max_steps") == 0
-    for name in (name for name, is_so in unread.items() if is_so and name in {**file, **given}):
-        help = advise("unread", name)
-        raise TrainError(codes.BAD_COMBINATION(reason=f"nothing reads `{name}`", help=help))
+    new_library = not found.library
+    restarted = resume is not None and found.start != before.get("start")
+    unread = {
+        "data_split": local,
+        "data_subset": local and alone,
+        "eval_data_split": alone,
+        "start": restarted or (new_library and found.start == "mixture"),
+        "max_steps": new_library and vars(found).get("max_steps") == 0,
+    }
+    for name, is_unread in unread.items():
+        if is_unread and (name in file or name in given):
+            reason = f"nothing reads `{name}`"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("unread", name)))
     if found.library:
         from bishare_dsl.hub import adapter_folder
 

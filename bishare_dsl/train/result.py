@@ -16,6 +16,9 @@ from bishare_dsl.train.data.encoding import DataReport
 EACH = {"loss": "losses", "eval_loss": "eval_losses", "eval_accuracy": "eval_accuracies"}
 """Keys of the log, with the keys under which a run of several tasks has the value of each task."""
 
+NOT_FALLEN = 0.999
+"""A last loss of more than this part of the first one has not fallen."""
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -118,7 +121,7 @@ class TrainResult:
         accuracy = None if self.accuracy is None else f"{self.accuracy:.1%} among the options"
         lines = {
             "steps": f"{self.steps:,} of {batch} examples, {self.epochs:.2f} epochs",
-            "loss": f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last",
+            "loss": self._loss_line,
             "held-out loss": None if self.eval_loss is None else f"{self.eval_loss:.4f}",
             "held-out accuracy": accuracy,
             "tokens": f"{self.tokens:,}",
@@ -138,6 +141,14 @@ class TrainResult:
             judge = f"bishare eval {few} {base} --data ...\n" * (self.accuracy is not None)
             parts.append(f"{judge}bishare merge {folder} {base} --out merged")
         return "\n\n".join(parts)
+
+    @property
+    def _loss_line(self) -> str:
+        """The first and the last loss, and what to change if it did not fall."""
+        text = f"{self.loss_first:.4f} at first, {self.loss_last:.4f} at last"
+        if self.loss_last > NOT_FALLEN * self.loss_first:
+            text += ": it did not fall; try a higher --learning_rate, or more --max_steps"
+        return text
 
     def _table(self) -> Table:
         rows = list[dict[str, object]]()

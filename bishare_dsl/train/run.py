@@ -31,8 +31,8 @@ from bishare_dsl.show.shared import told_lines
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
 from bishare_dsl.train.folder import LIBRARY, hold, step_of
-from bishare_dsl.train.many.start import start_tasks
-from bishare_dsl.train.many.tenants import Tenants
+from bishare_dsl.train.many.adapters import TaskAdapters
+from bishare_dsl.train.many.start import record_starts, start_tasks
 from bishare_dsl.train.prepare import Prepared, check_resumed, load_base, prepare
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
@@ -117,24 +117,25 @@ def run(
     """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
     began = time.monotonic()
     prepared = prepare(request, reporter, tokenizer)
-    handle, tenants = load(prepared, reporter)
-    trainer = fit(prepared, handle, tenants, reporter, callbacks)
+    handle, adapters = load(prepared, reporter)
+    trainer = fit(prepared, handle, adapters, reporter, callbacks)
     return _result(prepared, handle, trainer, reporter, time.monotonic() - began)
 
 
-def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, Tenants | None]:
-    """Load the base and adapt it; return the handle of its adapters, and the tenants of several tasks.
+def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, TaskAdapters | None]:
+    """Load the base and adapt it; return the handle of its adapters, and those of several tasks.
 
     Raises:
         BishareError: it cannot be loaded or adapted.
     """
     request, args, trainable = prepared.request, prepared.args, prepared.trainable
     model: Any = load_base(request, prepared.base, reporter)[0]
-    tenants, notes = None, list[str]()
+    adapters = None
+    notes = list[str]()
     if request.several:
-        tenants = Tenants(model, trainable)
+        adapters = TaskAdapters(model, trainable)
         for task in prepared.steps.tasks:
-            notes += tenants.add(task.name, args.seed)
+            notes += adapters.add(task.name, args.seed)
         placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
         if args.place_model_on_device and not placed:
             model.to(args.device)  # The bank is created on the training device.
@@ -142,19 +143,21 @@ def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, Tenants | None
         notes += install(model, trainable, args.seed)
     for note in dict.fromkeys(notes):
         reporter.warn(note)
-    plan, of = model.bishare.plan, "of each task: " * request.several
+    plan = model.bishare.plan
     words = request.owned(plan) if request.makes_library(plan) else plan.parameters_line
-    reporter.note(f"{of}{words}", *told_lines(plan))
+    if request.several:
+        words = f"of each task: {words}"
+    reporter.note(words, *told_lines(plan))
     if request.trainable(plan) < FEW_PARAMETERS and args.learning_rate < LOW_RATE:
         rate = f"{args.learning_rate:g}: try --learning_rate 2e-3"
         reporter.note(f"so few parameters learn little at a rate of {rate}")
-    return model.bishare, tenants
+    return model.bishare, adapters
 
 
 def fit(
     prepared: Prepared,
     handle: Handle,
-    tenants: Tenants | None,
+    adapters: TaskAdapters | None,
     reporter: Reporter,
     callbacks: Iterable[TrainerCallback],
 ) -> AdapterTrainer | BankTrainer:
@@ -165,26 +168,18 @@ def fit(
         TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint is saved.
     """
     request, args, steps = prepared.request, prepared.args, prepared.steps
-    base, model = handle.fingerprint() if len(steps) else None, cast(Any, handle.model)
+    model = cast(Any, handle.model)
+    base = handle.fingerprint() if len(steps) else None
     if request.resume is not None:
         check_resumed(request.resume, {}, base)
-    trainer: AdapterTrainer | BankTrainer
     with undo_prepare(model), quietly(), ExitStack() as stack:
-        record_start = None if tenants is None else start_tasks(prepared, tenants, reporter)
-        starts = [(task.start, task.most) for task in steps.tasks]
+        if adapters is not None:
+            stack.callback(adapters.close)
+            start_tasks(prepared, adapters, reporter)
+        starts = [task.start for task in steps.tasks]
         record = {**prepared.record, "base": base and asdict(base), "starts": starts}
         watch = Watch(record, reporter.report)
-        how: Any = {"args": args, "warm_up": prepared.warm_up, "callbacks": [watch, *callbacks]}
-        if tenants is None:
-            (task,) = steps.tasks
-            how |= {"data_collator": steps.collator, "processing_class": prepared.tokenizer}
-            how |= {"train_dataset": task.examples, "eval_dataset": task.held_out or None}
-            trainer = AdapterTrainer(model=as_peft_model(model, "CAUSAL_LM"), **how)
-        else:
-            stack.callback(tenants.close)
-            how["eval_dataset"] = [()] if request.eval_split is not None else None
-            trainer = BankTrainer(steps=steps, tenants=tenants, **how)
-            trainer.write = partial(_write, trainer, prepared, reporter)
+        trainer = _trainer(prepared, model, adapters, reporter, [watch, *callbacks])
         watch.trainer = trainer
         if reporter.quiet:
             trainer.remove_callback(PrinterCallback)
@@ -198,12 +193,44 @@ def fit(
         cached = stack.enter_context(trunk)
         if len(steps):
             run_loop(trainer, watch, request, reporter)
-        else:  # Members were chosen for all tasks.
+        else:  # Sums of members are written as they are.
             trainer.save_model()
             trainer.save_state()
-        if record_start is not None:
-            record_start(cached)
+        if adapters is not None:
+            record_starts(prepared, adapters, cached)
     model.eval()
+    return trainer
+
+
+def _trainer(
+    prepared: Prepared,
+    model: Any,
+    adapters: TaskAdapters | None,
+    reporter: Reporter,
+    callbacks: list[TrainerCallback],
+) -> AdapterTrainer | BankTrainer:
+    """Create the trainer of one adapter, or of the adapters of several tasks."""
+    if adapters is None:
+        (task,) = prepared.steps.tasks
+        return AdapterTrainer(
+            model=as_peft_model(model, "CAUSAL_LM"),
+            args=prepared.args,
+            warm_up=prepared.warm_up,
+            callbacks=callbacks,
+            data_collator=prepared.steps.collator,
+            processing_class=prepared.tokenizer,
+            train_dataset=task.examples,
+            eval_dataset=task.held_out or None,
+        )
+    trainer = BankTrainer(
+        steps=prepared.steps,
+        adapters=adapters,
+        args=prepared.args,
+        warm_up=prepared.warm_up,
+        callbacks=callbacks,
+        eval_dataset=None if prepared.request.eval_split is None else [()],
+    )
+    trainer.write = partial(_write, trainer, prepared, reporter)
     return trainer
 
 
@@ -216,37 +243,67 @@ def _result(
 ) -> TrainResult:
     """Build the result of a run from its log, and report the tasks without an adapter."""
     request, steps, state = prepared.request, prepared.steps, trainer.state
-    several, plan = request.several, handle.plan
-    kept = trainer.kept() if isinstance(trainer, BankTrainer) else [0]
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    tasks, epochs = list[TaskResult](), [float(state.epoch or 0)]
-    if several:
-        epochs = [*map(steps.epochs_of, range(len(steps.tasks)))]
-    for number, task in enumerate(steps.tasks):
-        place = f"{LIBRARY}#{task.name}" if request.makes_library(plan) else task.name * several
-        named = task.name if several else None
-        losses, held_out, correct = (logged(state.log_history, key, named) for key in EACH)
-        at = best or max(held_out, default=0), best or max(correct, default=0)
-        found: dict[str, Any] = {"eval_loss": held_out.get(at[0]), "accuracy": correct.get(at[1])}
-        found["loss_first"] = losses.get(min(losses, default=0))
-        found["loss_last"] = losses.get(max(losses, default=0))
-        found["steps"] = steps.count(task) if several else state.global_step
-        found["folder"] = str(request.output_dir / place) if number in kept else None
-        tasks.append(TaskResult(name=task.name, data=task.data, start=task.start, **found))
-    if lost := {t.name: t.folder for t in tasks if not math.isfinite(t.loss_last or 0)}:
+    plan = handle.plan
+    tasks = [_task_result(prepared, handle, trainer, number) for number in range(len(steps.tasks))]
+    lost = {task.name: task.folder for task in tasks if not math.isfinite(task.loss_last or 0)}
+    if lost:
         reporter.report(_not_finite(steps, lost), None)
-    words: Any = {"owned": request.owned(plan), "trainable": request.trainable(plan)}
-    words["model_name"] = request.model if isinstance(request.model, str) else "MODEL"
-    ran: Any = {"steps": state.global_step, "epochs": max(epochs), "batch": steps.batch}
-    ran |= {"tokens": int(state.num_input_tokens_seen), "seconds": seconds}
-    ran |= {"history": state.log_history, "tasks": tuple(tasks)}
-    return TrainResult(folder=request.output_dir, model=handle.model, **words, **ran)
+    epochs = float(state.epoch or 0)
+    if request.several:
+        epochs = max(steps.epochs_of(number) for number in range(len(steps.tasks)))
+    return TrainResult(
+        folder=request.output_dir,
+        model=handle.model,
+        model_name=request.model if isinstance(request.model, str) else "MODEL",
+        trainable=request.trainable(plan),
+        owned=request.owned(plan),
+        tasks=tuple(tasks),
+        steps=state.global_step,
+        epochs=epochs,
+        batch=steps.batch,
+        tokens=int(state.num_input_tokens_seen),
+        seconds=seconds,
+        history=state.log_history,
+    )
+
+
+def _task_result(
+    prepared: Prepared, handle: Handle, trainer: AdapterTrainer | BankTrainer, number: int
+) -> TaskResult:
+    """Build the result of the task with this number from the log of its run."""
+    request, steps, state = prepared.request, prepared.steps, trainer.state
+    task = steps.tasks[number]
+    folder: Path | None = request.output_dir
+    if isinstance(trainer, BankTrainer) and number not in trainer.kept():
+        folder = None
+    elif request.several:
+        folder = request.output_dir / task.name
+    place = None if folder is None else str(folder)
+    if folder is not None and request.makes_library(handle.plan):
+        place = str(request.output_dir / f"{LIBRARY}#{task.name}")
+    name = task.name if request.several else None
+    losses, held_out, correct = (logged(state.log_history, key, name) for key in EACH)
+    # The adapter that is written is that of the last evaluation, or of the best one.
+    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+    return TaskResult(
+        name=task.name,
+        data=task.data,
+        start=task.start,
+        steps=steps.count(task) if request.several else state.global_step,
+        loss_first=losses.get(min(losses, default=0)),
+        loss_last=losses.get(max(losses, default=0)),
+        eval_loss=held_out.get(best or max(held_out, default=0)),
+        accuracy=correct.get(best or max(correct, default=0)),
+        folder=place,
+    )
 
 
 def _not_finite(steps: Steps, lost: Mapping[str, str | None]) -> Problem:
     """Build the problem of tasks with a gradient that was not finite (BS750)."""
-    ends = {True: "is as it was", False: "is not written"}
-    kept = ", ".join(f"`{name}` {ends[folder is not None]}" for name, folder in lost.items())
+    ends = []
+    for name, folder in lost.items():
+        ends.append(f"`{name}` {'is not written' if folder is None else 'is as it was'}")
+    kept = ", ".join(ends)
     return codes.NOT_FINITE(what="gradient", step=len(steps), value=math.nan, kept=kept)
 
 
@@ -256,22 +313,41 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
     Adapters for an existing library are added to a copy of it. Warnings of writers go to ``reporter``.
     """
     request, places, folder = prepared.request, prepared.places, prepared.request.output_dir
-    steps, handle = trainer.steps, trainer.tenants.handle
-    adapters = {steps.tasks[i].name: handle[steps.tasks[i].name] for i in trainer.kept()}
-    if not adapters:
+    steps, handle = trainer.steps, trainer.adapters.handle
+    names = [steps.tasks[number].name for number in trainer.kept()]
+    if not names:
         raise TrainError(_not_finite(steps, {task.name: None for task in steps.tasks}))
-    first, problems = next(iter(adapters.values())), list[Problem]()
-    tensors, out = {n: a.tensors() for n, a in adapters.items()}, folder / LIBRARY
+    tensors = {name: handle[name].tensors() for name in names}
+    first = handle[names[0]]
+    problems = list[Problem]()
     if isinstance(prepared.trainable, StoredAdapter):
-        began, library = prepared.trainable.config, Path(str(request.library))
-        problems += add_to_library(library, tensors, out, began=began, seen=places[LIBRARY])
+        problems += add_to_library(
+            Path(str(request.library)),
+            tensors,
+            folder / LIBRARY,
+            began=prepared.trainable.config,
+            seen=places[LIBRARY],
+        )
     elif first.plan.is_library:
-        how: Any = {"seed": first.seed, "seen": places[LIBRARY]}
-        problems += save_library(out, first.plan, tensors, first.spec_text, **how)
+        problems += save_library(
+            folder / LIBRARY,
+            first.plan,
+            tensors,
+            first.spec_text,
+            seed=first.seed,
+            seen=places[LIBRARY],
+        )
     else:
-        for name, one in adapters.items():
-            how = {"seed": one.seed, "seen": places[name]}
-            problems += save_adapter(folder / name, one.plan, tensors[name], one.spec_text, **how)
+        for name in names:
+            one = handle[name]
+            problems += save_adapter(
+                folder / name,
+                one.plan,
+                tensors[name],
+                one.spec_text,
+                seed=one.seed,
+                seen=places[name],
+            )
     for problem in problems:
         reporter.report(problem, None)
 

@@ -29,7 +29,6 @@ class Task:
         order: the seed for shuffling the examples.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
         start: the members that it starts from; None if it starts from zero.
-        most: its number of steps, if another than the run's.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Task:
     order: int = 0
     data: Mapping[str, DataReport] = field(default_factory=dict)
     start: str | None = None
-    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Steps(Sequence[list[MicroBatch]]):
         at_once: the maximum number of rows per pass.
     """
 
-    tasks: Sequence[Task]
+    tasks: list[Task]
     collator: Collator
     batch: int
     epochs: float
@@ -77,8 +75,8 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
-        if (most := self.most if task.most is None else task.most) is not None:
-            return most
+        if self.most is not None:
+            return self.most
         return ceil(self.epochs * ceil(len(task.examples) / self.batch))
 
     def epochs_of(self, number: int) -> float:

@@ -23,7 +23,7 @@ from bishare_dsl.diagnostics.codes.verify import NO_GRADIENT
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, catch_refusals
 from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits, loss_of
-from bishare_dsl.train.many.tenants import Tenants
+from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.optimizer import Settings, schedule_of
 from bishare_dsl.train.result import EACH
 from bishare_dsl.train.tasks import MicroBatch, Steps
@@ -118,10 +118,11 @@ class AdapterTrainer(Trainer):
 class BankModel(nn.Module):
     """An adapted model whose only parameters and checkpoint contents are those of the bank."""
 
-    def __init__(self, tenants: Tenants) -> None:
+    def __init__(self, adapters: TaskAdapters) -> None:
         super().__init__()
-        bank = tenants.bank
-        self.adapted, self.own = cast(nn.Module, tenants.model), bank.own
+        bank = adapters.bank
+        self.adapted = cast(nn.Module, adapters.model)
+        self.own = bank.own
         # An empty parameter has no gradient, which callbacks would report.
         self.register_parameter("common", bank.common if bank.common.numel() else None)
 
@@ -147,11 +148,11 @@ class BankModel(nn.Module):
 
 
 class BankTrainer(AdapterTrainer):
-    """A Trainer for tenants, one for each task. An item of its data set is a whole step.
+    """A Trainer for the adapters of several tasks. An item of its data set is a whole step.
 
     Args:
         steps: the steps of all tasks.
-        tenants: an adapter for each task, in their order.
+        adapters: an adapter for each task, in their order.
         **arguments: as for `AdapterTrainer`.
 
     Attributes:
@@ -160,15 +161,19 @@ class BankTrainer(AdapterTrainer):
 
     write: Callable[[], None]
 
-    def __init__(self, *, steps: Steps, tenants: Tenants, args: Args, **arguments: Any) -> None:
-        self.steps, self.tenants, self.bank = steps, tenants, tenants.bank
-        tenants.optimizer.settings = Settings.of(args)
+    def __init__(
+        self, *, steps: Steps, adapters: TaskAdapters, args: Args, **arguments: Any
+    ) -> None:
+        self.steps = steps
+        self.adapters = adapters
+        self.bank = adapters.bank
+        adapters.optimizer.settings = Settings.of(args)
         counts = {n: arguments["warm_up"](n) for n in map(steps.count, steps.tasks)}
         self._schedules: Any = {n: schedule_of(args, warm, n) for n, warm in counts.items()}
         args.max_grad_norm, args.max_steps = 0.0, len(steps)
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
-        super().__init__(model=BankModel(tenants), args=args, train_dataset=steps, **arguments)
+        super().__init__(model=BankModel(adapters), args=args, train_dataset=steps, **arguments)
         self._sums = torch.zeros(2, len(steps.tasks), device=args.device)
         self._numbers = {task.name: i for i, task in enumerate(steps.tasks)}
 
@@ -178,8 +183,8 @@ class BankTrainer(AdapterTrainer):
         return torch.utils.data.DataLoader(steps, batch_size=1, collate_fn=itemgetter(0))
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
-        """Return the tenants' AdamW, with a learning rate per row."""
-        self.optimizer = self.tenants.optimizer  # accelerate wraps it.
+        """Return the AdamW of the bank, with a learning rate per row."""
+        self.optimizer = self.adapters.optimizer  # accelerate wraps it.
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -206,7 +211,7 @@ class BankTrainer(AdapterTrainer):
             sums[0] += 0 * parameter.grad.sum(1)
         sums[1, running] = 1
         self._sums += sums
-        rates = self.tenants.optimizer.rates = [{row: self._rate(row, step) for row in running}]
+        rates = self.adapters.optimizer.rates = [{row: self._rate(row, step) for row in running}]
         if self.bank.common.numel():
             rates.append({0: self._rate(None, step)})
         return sums[0].sum() / max(len(running), 1)
@@ -232,9 +237,9 @@ class BankTrainer(AdapterTrainer):
         """
         for batch in passes:
             with self.compute_loss_context_manager(), self.accelerator.autocast():
-                losses, _, right = self.tenants.run(batch)
+                result = self.adapters.run(batch)
             tasks = torch.tensor([self._numbers[str(name)] for name in batch.names])
-            yield tasks.to(self.args.device, non_blocking=True), losses, right
+            yield tasks.to(self.args.device, non_blocking=True), result.losses, result.correct
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
         """Log the mean loss, and record each task's."""

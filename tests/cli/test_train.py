@@ -100,7 +100,7 @@ def test_flags_win_over_the_config_and_take_no_word_behind_them(bishare, folder)
         (["--data_split", "train[:90%]"], "BS732", "a part of a file, take `eval_split`"),
         (["--data_subset", "en"], "BS732", "nothing reads `data_subset`"),
         (["--eval_data_split", "test"], "BS732", "nothing reads `eval_data_split`"),
-        (["--start", "nearest"], "BS732", "name one, or leave `start` out"),
+        (["--start", "mixture"], "BS732", "name one, or leave `start` out"),
         (["--max_steps", "0"], "BS732", "0 steps are for new members of a `library`"),
         (["--bf16", "--fp16"], "BS732", "fp16 and bf16"),
         (["--push_to_hub"], "BS730", "hf upload"),

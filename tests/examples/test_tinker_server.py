@@ -101,7 +101,7 @@ def test_what_is_not_done_is_refused_by_the_errors_of_the_sdk(folder):
         said = answer(client(folder, url, "errors"))
     assert "loss:sum" in said.pop("after")
     wanted = {
-        "a loss": "the losses are cross_entropy", "a token": "outside of the vocabulary",
+        "a loss": "the losses are cross_entropy", "a token": "a token is a whole number from 0 to",
         "an input": "read no 'mask'", "no number": "not finite", "a base": "there is no base 'nope'",
         "a rank": "pass rank=3", "twice": "overwrite=True", "no state": "there is no tinker://a",
         "optimizer": "AdamW", "sampler": "there is no tinker://x", "key": "key is missing or wrong",

@@ -169,7 +169,7 @@ def test_the_record_of_a_library_reads_the_states_that_are_cached_already(tmp_pa
         data[name] = str(tmp_path / f"{name}.jsonl")
         Path(data[name]).write_text("\n".join(map(json.dumps, lines)))
     _, plain = start(CORES, data, tmp_path / "plain", start="zero")
-    _, tokens = start(CORES, data, tmp_path / "recorded", start="auto")
+    _, tokens = start(CORES, data, tmp_path / "recorded")
     assert (tmp_path / "recorded" / "library" / "start.json").exists()
     assert tokens[0] == plain[0]
     assert tokens[-1] > plain[-1]

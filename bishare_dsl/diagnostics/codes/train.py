@@ -11,6 +11,11 @@ BAD_CONFIG = Code("BS734", "the config `{path}` cannot be read: {reason}")
 NEEDS_PACKAGE = Code("BS735", "{what} needs the package `{package}`, which is not installed")
 MISSING_ARGUMENT = Code("BS736", "`{name}` is missing")
 NO_RECORD = Code("BS738", "no `{path}` can be read: sharpness 1 is a guess", severity="warning")
+MEMBER_LEFT_OUT = Code(
+    "BS739",
+    "`{name}` of `{library}` is left out: its loss on the examples is not finite",
+    severity="warning",
+)
 
 # The output folder, and resuming a run ------------------------------------------------------------
 

@@ -14,21 +14,19 @@ from bishare_dsl.folder.files import add_to_library, names_in, read_adapter, sav
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainError, train
-from bishare_dsl.train.data.batches import IGNORED
-from bishare_dsl.train.data.encoding import encode
-from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.many import start as start_module
+from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.many.start import (
     SHARPNESS,
+    Judged,
     Record,
-    choose,
-    folds,
+    Score,
     leave_out,
-    members_win,
+    member_losses,
     sharpest,
+    sums_of_members,
     weights,
 )
-from bishare_dsl.train.many.tenants import Example, Tenants
 
 LIMITS = {"low": 20, "middle": 50, "high": 80}
 HOW = {"tokenizer": tiny_tokenizer(), "quiet": True, "learning_rate": 0.03}
@@ -91,41 +89,82 @@ def test_weights_go_from_the_mean_to_the_nearest_member():
 
 
 def test_the_most_correct_sharpness_wins_and_the_loss_decides_ties():
-    assert sharpest({0.0: (0.5, 1.0), 1.0: (0.7, 3.0), math.inf: (0.7, 2.0)}) == math.inf
+    ties = {0.0: Score(0.5, 1.0), 1.0: Score(0.7, 3.0), math.inf: Score(0.7, 2.0)}
+    assert sharpest(ties) == math.inf
+    assert sharpest({**ties, math.inf: Score(0.7, math.nan)}) == 1.0
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 11])
-def test_each_example_is_in_one_fold(count):
-    found = folds(count)
-    assert sorted(i for part in found for i in part) == [*range(count)]
-    assert len(found) == min(count, 4)
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sharpness", SHARPNESS)
+def test_a_loss_that_is_not_finite_has_no_weight(lost, sharpness):
+    found = weights(torch.tensor([3.0, lost, 2.0]), sharpness)
+    assert found[1] == 0
+    assert float(found.sum()) == pytest.approx(1)
+    assert found[2] >= found[0]
 
 
-def test_a_tie_goes_to_training_and_the_record_counts_as_eight_examples():
-    yes, no = [True, False], [False, False]
-    assert members_win(yes, no, 0.0)
-    assert not members_win(yes, yes, 0.0)
-    assert members_win(yes, yes, 0.1)  # As if 0.8 of an example.
-    assert members_win(yes, no, -0.1)
-    assert not members_win(yes, no, -0.125)  # One example against one.
-    assert not members_win(no, yes, 0.125)
-
-
-def test_the_mean_and_the_nearest_member_are_what_they_say(library, tmp_path, recwarn):
+def test_the_mean_and_the_nearest_member_are_what_they_say(library, recorded, tmp_path, recwarn):
     members = {name: own(library, name) for name in LIMITS}
-    mean = added(library, tmp_path / "mean", "mean").tasks[0]
+    recorded(Record(sharpness=0.0).model_dump_json())
+    mean = added(library, tmp_path / "mean", "mixture").tasks[0]
     for key, value in own(tmp_path / "mean" / "library", "new").items():
         torch.testing.assert_close(value, sum(m[key] for m in members.values()) / 3)
     assert mean.steps == 0
-    assert mean.start == "mean of 3 members, sharpness 0"
-    added(library, tmp_path / "nearest", "nearest")
+    assert mean.start == "mixture of 3 members, sharpness 0"
+    recorded(Record(sharpness=math.inf).model_dump_json())
+    added(library, tmp_path / "nearest", "mixture")
     found = own(tmp_path / "nearest" / "library", "new")
     assert any(all(torch.equal(found[k], v) for k, v in m.items()) for m in members.values())
-    # Nothing was weighed by a record.
     assert not [w for w in recwarn if "BS738" in str(w.message)]
     # As many bytes as any other member.
     folder = tmp_path / "mean" / "library"
     assert len({(folder / own_file(name)).stat().st_size for name in names_in(folder)}) == 1
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.3, math.inf])
+def test_a_member_without_a_finite_loss_is_left_out_and_named(library, tmp_path, sharpness):
+    copy = tmp_path / "library"
+    shutil.copytree(library, copy)
+    (copy / STARTS).write_text(Record(sharpness=sharpness).model_dump_json())
+    expected = tmp_path / "expected"
+    added(copy, expected, "mixture")
+    stored = read_adapter(f"{copy}#low")
+    bad = {
+        name: tensor.clone() if name in stored.plan.common else torch.full_like(tensor, 1e30)
+        for name, tensor in stored.tensors().items()
+    }
+    add_to_library(copy, {"bad": bad})
+    with pytest.warns(BishareWarning, match=r"BS739(?s:.*)`bad` of"):
+        (task,) = added(copy, tmp_path / "out", "mixture").tasks
+    assert task.start == f"mixture of 3 members, sharpness {sharpness:g}"
+    wanted = own(expected / "library", "new")
+    for key, tensor in own(tmp_path / "out" / "library", "new").items():
+        torch.testing.assert_close(tensor, wanted[key])
+
+
+def test_without_a_finite_member_zero_is_the_remedy(library, tmp_path, recorded):
+    recorded(Record().model_dump_json())
+    stored = read_adapter(f"{library}#low")
+    bad = {
+        name: tensor if name in stored.plan.common else torch.full_like(tensor, 1e30)
+        for name, tensor in stored.tensors().items()
+    }
+    save_library(tmp_path / "bad", stored.plan, {"bad": bad}, stored.spec_text, seed=0)
+    (tmp_path / "bad" / STARTS).write_text(Record().model_dump_json())
+    with pytest.raises(TrainError, match=r"BS732(?s:.*)no member(?s:.*)--start zero"):
+        added(tmp_path / "bad", tmp_path / "out", "mixture")
+    # One member has no record, and is no reason to start from it.
+    (task,) = added(tmp_path / "bad", tmp_path / "zero", None, max_steps=1).tasks
+    assert task.start is None
+
+
+def test_by_default_new_tasks_start_from_three_members(library, recorded, tmp_path):
+    recorded(Record(sharpness=1.0).model_dump_json())
+    (task,) = added(library, tmp_path / "out", None, max_steps=2).tasks
+    assert task.start == "mixture of 3 members, sharpness 1"
+    assert task.steps == 2
+    (task,) = added(library, tmp_path / "zero", "zero", max_steps=2).tasks
+    assert task.start is None
 
 
 def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, recorded, tmp_path):
@@ -146,30 +185,8 @@ def test_a_mixture_weighs_members_by_the_loss_that_evaluation_gives(library, rec
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("wins", [True, False])
-def test_auto_trains_what_members_do_not_answer(library, tmp_path, wins, monkeypatch):
-    seen = []
-
-    def judged(members, trained, ahead):
-        seen.append((len(members), len(trained), ahead))
-        return wins
-
-    monkeypatch.setattr(start_module, "members_win", judged)
-    (task,) = added(library, tmp_path / "auto", "auto", max_steps=3).tasks
-    assert [counts[:2] for counts in seen] == [(8, 8)]
-    assert task.steps == (0 if wins else 3)
-    assert (task.start is None) is not wins
-    by_training = added(library, tmp_path / "zero", "zero", max_steps=3)
-    assert by_training.tasks[0].start is None
-    same = all(
-        torch.equal(value, own(tmp_path / "zero" / "library", "new")[key])
-        for key, value in own(tmp_path / "auto" / "library", "new").items()
-    )
-    assert same is not wins
-
-
 def test_nothing_of_the_trial_stays_in_the_model(library, tmp_path):
-    result = added(library, tmp_path / "out", "auto", max_steps=2)
+    result = added(library, tmp_path / "out", "mixture", max_steps=2)
     assert [*result.model.bishare.adapters] == ["new"]
     assert names_in(tmp_path / "out" / "library") == (*names_in(library), "new")
 
@@ -189,14 +206,13 @@ def test_a_new_library_records_how_later_tasks_should_start(library, tmp_path):
             for k in range(30 * j, 30 * j + 24)
         )
     )
-    assert abs(record.ahead) <= 1
     # It goes with the library's copies.
-    added(made, tmp_path / "out", "mean")
+    added(made, tmp_path / "out", "mixture")
     assert Record.of(tmp_path / "out" / "library") == record
     assert not (begun(tmp_path, "plain", start="zero", max_steps=2) / STARTS).exists()
 
 
-@pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"ahead": 7}', "[1]", ""])
+@pytest.mark.parametrize("text", ["{", '{"sharpness": -1}', '{"correct": 7}', "[1]", ""])
 def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, recorded, tmp_path, text):
     recorded(text)
     assert Record.of(library) is None
@@ -208,8 +224,9 @@ def test_a_damaged_record_is_as_none_and_a_warning_says_so(library, recorded, tm
 def test_the_card_says_the_sharpness_and_its_score(library, tmp_path):
     copy = tmp_path / "library"
     shutil.copytree(library, copy)
-    record = Record(sharpness=math.inf, correct=0.75, ahead=0.0, examples=48)
-    (copy / STARTS).write_text(record.model_dump_json())
+    record = Record(sharpness=math.inf, correct=0.75, examples=48)
+    # As 0.5 wrote it.
+    (copy / STARTS).write_text(json.dumps({**record.model_dump(mode="json"), "ahead": -0.1}))
     assert Record.of(copy) == record
     added(copy, tmp_path / "out", "mixture")
     said = "A sum of members of sharpness inf answers 75.0% of 48 examples of members that were left out."
@@ -223,58 +240,32 @@ def test_the_card_says_the_sharpness_and_its_score(library, tmp_path):
     assert "## New tasks" not in (copy / "README.md").read_text()
 
 
-@pytest.mark.parametrize("members", [False, True])
-def test_a_resumed_run_keeps_the_starts_that_it_began_with(library, tmp_path, members, monkeypatch):
-    """The library's record, and what wins after more steps, may be others by then."""
-    start = "mixture" if members else "auto"
-    monkeypatch.setattr(start_module, "members_win", lambda *_: False)
+@pytest.mark.parametrize("start", ["zero", "mixture"])
+def test_a_resumed_run_keeps_the_starts_that_it_began_with(library, tmp_path, start, monkeypatch):
+    """The library's record may be another by then."""
     (first,) = added(library, tmp_path / "out", start, max_steps=2).tasks
-    monkeypatch.setattr(start_module, "members_win", lambda *_: True)
     monkeypatch.setattr(Record, "of", lambda _: Record(sharpness=0.3))
     how = {"model": tiny_model("llama"), "resume": tmp_path / "out", **HOW}
+    other = "zero" if start == "mixture" else "mixture"
     with pytest.raises(TrainError, match="nothing reads `start`"):
-        train(start="mean", **how)
+        train(start=other, **how)
     (task,) = train(max_steps=3, **how).tasks
     assert (task.start, task.steps) == (first.start, 3)
-    assert (task.start is not None) is members
+    assert (task.start is not None) is (start == "mixture")
 
 
-@pytest.mark.parametrize("start", ["mean", "nearest", "mixture", "auto"])
-def test_a_tenant_starts_as_a_task_of_a_run_does(library, recorded, tmp_path, start):
-    """Also with other tenants, whose values stay as they are."""
-    recorded(Record(sharpness=0.7).model_dump_json())
-    added(library, tmp_path / "run", start)
-    data = encode(load_rows(tmp_path / "run.jsonl"), HOW["tokenizer"], max_length=64).examples
-    tenants = Tenants(tiny_model("llama"), library)
-    tenants.add("first", seed=3)
-    rows = [
-        Example(row["input_ids"], [float(t != IGNORED) for t in row["labels"][1:]]) for row in data
-    ]
-    before = {k: t.clone() for k, t in tenants.handle["first"].tensors().items()}
-    tenants.add("new", start=start, examples=rows)
-    found = tenants.handle["new"].tensors()
-    if start in ("mean", "nearest"):  # A run weighs by the losses among the options.
-        for key, value in own(tmp_path / "run" / "library", "new").items():
-            torch.testing.assert_close(found[key].cpu(), value, rtol=1e-3, atol=1e-5)
-    assert any(found[key].any() for key in own(library, "low"))
-    for key, value in tenants.handle["first"].tensors().items():
-        assert torch.equal(value, before[key])
-    assert [*tenants.handle.adapters] == ["first", "new"]
-
-
-@pytest.mark.parametrize(
-    ("spec", "how"),
-    [
-        (None, {"start": "mixture"}),
-        (None, {"start": "best", "examples": [Example([1, 2, 3])]}),
-        ("lora", {"start": "mean", "examples": [Example([1, 2, 3])]}),
-    ],
-)
-def test_a_tenant_cannot_start_so(library, spec, how):
-    tenants = Tenants(tiny_model("llama"), spec or library)
-    with pytest.raises(TrainError, match=r"BS731.*`start` cannot be"):
-        tenants.add("new", **how)
-    assert tenants.names == []
+@pytest.mark.parametrize("steps", [None, 0])
+def test_a_checkpoint_of_05_is_resumed_unless_it_left_tasks_untrained(
+    library, tmp_path, steps, monkeypatch
+):
+    monkeypatch.setattr(start_module, "record_of", lambda _: {"starts": [["mean of 3", steps]]})
+    added(library, tmp_path / "out", "zero", max_steps=2)
+    how = {"model": tiny_model("llama"), "resume": tmp_path / "out", "max_steps": 3, **HOW}
+    if steps is None:
+        assert train(**how).tasks[0].start == "mean of 3"
+    else:
+        with pytest.raises(TrainError, match=r"BS732(?s:.*)0\.5 left tasks(?s:.*)new run"):
+            train(**how)
 
 
 class Counting:
@@ -282,44 +273,13 @@ class Counting:
 
     members = torch.eye(3)
 
-    def __init__(self, trained_answers=False):
-        self.judged, self.taught, self.answers = [], [], trained_answers
+    def __init__(self):
+        self.judged = []
 
     def judge(self, values, pairs):
         self.judged.append((values.clone(), list(pairs)))
         losses = torch.tensor([1.0 - float(values[number, 1]) for number, _ in pairs])
-        trained = torch.tensor([float(values[number].sum()) == 0 for number, _ in pairs])
-        return losses, torch.where(trained, torch.tensor(self.answers), losses < 0.5)
-
-    def trained(self, tasks):
-        self.taught.append([list(rows) for rows in tasks])
-        return torch.zeros(len(tasks), 3)
-
-
-@pytest.mark.parametrize("trained_answers", [False, True])
-def test_each_fold_is_judged_by_what_the_others_teach(trained_answers):
-    trial = Counting(trained_answers)
-    record = Record(sharpness=float("inf"))
-    found = choose(trial, [[10, 11, 12, 13, 14]], "auto", record, trains=True)
-    ((taught,), (_, sums), (_, alone)) = trial.taught, trial.judged[1], trial.judged[2]
-    assert sums == alone
-    assert sorted(row for _, row in sums) == [10, 11, 12, 13, 14]
-    for number, row in sums:
-        assert row not in taught[number]
-        held_out = {other for n, other in sums if n == number}
-        assert sorted({*taught[number]} | held_out) == [10, 11, 12, 13, 14]
-    # A tie goes to training.
-    assert ([*found] == [0]) is not trained_answers
-    if found:
-        assert found[0][0].tolist() == [0, 1, 0]
-        assert found[0][1].endswith(": 5/5 correct, trained 0")
-
-
-def test_a_library_that_lost_to_training_needs_more_of_an_example_to_win():
-    # Eight examples' worth of the record stand against the four that members answer.
-    lost, level = (Record(sharpness=float("inf"), ahead=ahead) for ahead in (-0.5, -0.4))
-    assert choose(Counting(), [[1, 2, 3, 4]], "auto", lost, trains=True) == {}
-    assert [*choose(Counting(), [[1, 2, 3, 4]], "auto", level, trains=True)] == [0]
+        return Judged(losses, losses < 0.5)
 
 
 def test_a_member_that_is_left_out_is_judged_by_the_others_on_what_only_it_has():
@@ -328,18 +288,21 @@ def test_a_member_that_is_left_out_is_judged_by_the_others_on_what_only_it_has()
     record = leave_out(trial, tasks, tasks)
     judged = [row for _, row in trial.judged[1][1]]
     assert judged == [6, 7, 10]  # 3 and 4 have two members; the first two of each weigh.
-    assert trial.taught == [[[1, 2], [3, 5], [8, 9]]]
-    for values, _ in trial.judged[1:-1]:
+    assert [row for _, row in trial.judged[0][1]] == [
+        n for n in (1, 2, 3, 5, 8, 9) for _ in range(3)
+    ]
+    for values, _ in trial.judged[1:]:
         assert values.diagonal().tolist() == [0, 0, 0]
     assert record.examples == 3
     # Member 1 answers the third task, and nothing answers it when it is left out itself.
     assert record.correct == pytest.approx(1 / 3)
-    assert record.ahead == pytest.approx(1 / 3)
 
 
 def test_an_example_of_two_tasks_is_judged_once():
     trial = Counting()
-    choose(trial, [[10, 11], [11, 12]], "mean", Record(), trains=False)
+    losses = member_losses(trial, [[10, 11], [11, 12]])
+    assert losses.tolist() == [[2.0, 0.0, 2.0]] * 2
+    assert sums_of_members(trial, losses, math.inf).tolist() == [[0, 1, 0]] * 2
     assert [row for _, row in trial.judged[0][1]] == [10] * 3 + [11] * 3 + [12] * 3
 
 
@@ -347,13 +310,13 @@ def test_customers_share_the_states_of_a_prompt_and_members_go_through_in_whole(
     library, tmp_path, monkeypatch
 ):
     ran, below = [], []
-    run = Tenants.run
+    run = TaskAdapters.run
 
     def noted(self, batch, *arguments):
         ran.append((batch.names, batch.inputs["attention_mask"].sum(1).tolist()))
         return run(self, batch, *arguments)
 
-    monkeypatch.setattr(Tenants, "run", noted)
+    monkeypatch.setattr(TaskAdapters, "run", noted)
     monkeypatch.setattr(start_module, "TOKENS", 100)
     model = tiny_model("llama")
     lowest = model.model.layers[0].self_attn
@@ -363,7 +326,14 @@ def test_customers_share_the_states_of_a_prompt_and_members_go_through_in_whole(
     tasks = {name: rows(tmp_path / f"{name}.jsonl", limit, 8, 5) for name, limit in LIMITS.items()}
     new = {f"new-{name}": file for name, file in tasks.items()}
     train(
-        None, model, new, tmp_path / "out", library=str(library), start="mean", max_steps=0, **HOW
+        None,
+        model,
+        new,
+        tmp_path / "out",
+        library=str(library),
+        start="mixture",
+        max_steps=0,
+        **HOW,
     )
     texts = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in LIMITS]
     distinct = {line for lines in texts for line in lines}

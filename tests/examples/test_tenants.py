@@ -1,8 +1,9 @@
 """Four calls for many tenants: each trains as it would alone."""
 
-import copy
 import os
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import partial
 
@@ -14,7 +15,11 @@ from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.folder.files import save_library
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.many.tenants import FILE, Example, Tenants
+from tests.examples.conftest import EXAMPLES
+
+sys.path.insert(0, str(EXAMPLES))
+
+from tenants import FILE, Example, Tenants
 
 LORA = "spec s\ntarget q_proj, v_proj, down_proj\nalpha 8\nshare a per kind rank 4\n"
 LIBRARY = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per kind  core per adapter, kind  rank 3 via Core\n"
@@ -219,7 +224,7 @@ def test_a_saved_tenant_goes_on_bit_for_bit(spec, library, tmp_path):
     assert again.step(learning_rate=1.0).keys() <= {"x"}
     other = Tenants(tiny_model("llama"), LORA.replace("rank 4", "rank 2"))
     other.add("no")
-    with pytest.raises(TrainError, match=r"BS743.*another spec"):
+    with pytest.raises(TrainError, match=r"BS743.*another plan"):
         other.load("no", tmp_path / "no")
     content = (tmp_path / "no" / FILE).read_bytes()
     (tmp_path / "no" / FILE).write_bytes(content[: len(content) // 2])
@@ -319,19 +324,185 @@ def test_what_is_refused():
     for rows in ([{"prompt": "a", "completion": "b"}], [Example("a fox", tenant="acme")]):
         with pytest.raises(TypeError, match=r"write `\[Example\(.* with ids"):
             none.forward_backward(rows)
-    tenants = trained(["acme"], apart=False)
-    before = copy.deepcopy(values(tenants, "acme"))
     for name in ("nobody", None, "__base__"):
         with pytest.raises(TrainError, match=rf"BS731.*{name}.*only tenants .*tenants\.add"):
-            tenants.forward_backward([Example([3, 4, 5], tenant=name)])
-    with pytest.raises(BishareError, match="nobody"):
-        tenants.step("nobody", learning_rate=1.0)
+            none.forward_backward([Example([3, 4, 5], tenant=name)])
     with pytest.raises(TrainError, match=r"BS731.*cross_entropy, importance_sampling, ppo"):
-        tenants.forward_backward(examples("acme", 1), "cispo")
-    with pytest.raises(BishareError, match="BS641"):
-        tenants.add("acme")
-    with pytest.raises(BishareError, match="BS638"):
-        tenants.add("a/b")
+        none.forward_backward(examples("acme", 1), "cispo")
     with pytest.raises(BishareError, match="BS673"):
         Tenants(tiny_model("llama"), "hydralora")
-    assert all(torch.equal(t, before[n]) for n, t in values(tenants, "acme").items())
+
+
+def state(tenants, name):
+    return {key: tensor.clone() for key, tensor in tenants._held(name).items()}
+
+
+@pytest.fixture
+def waiting():
+    """Two tenants with moments, counts and gradients that have no step yet."""
+    tenants = trained(["acme", "no"], apart=True)
+    tenants.forward_backward([*examples("acme", 5), *examples("no", 6)])
+    return tenants
+
+
+def row(**values):
+    return [Example([5, 6, 7], tenant="acme", **values)]
+
+
+REFUSED = {
+    "a name in use": (lambda t: t.add("acme", 5), "BS641"),
+    "no name": (lambda t: t.add("a/b"), "BS638"),
+    "an empty name": (lambda t: t.add(""), "BS731.*name"),
+    "no seed": (lambda t: t.add("new", seed=None), "BS731.*seed"),
+    "remove nobody": (lambda t: t.remove("nobody"), "BS731.*the tenants are acme, no"),
+    "load nothing": (lambda t: t.load("acme", "nowhere"), "BS743"),
+    "step nobody": (lambda t: t.step("acme", "nobody", learning_rate=1e-2), "BS731.*nobody"),
+    **{
+        f"a rate of {rate!r}": (
+            lambda t, rate=rate: t.step("acme", learning_rate=rate), "BS731.*learning_rate"
+        )
+        for rate in (float("nan"), float("inf"), -1.0, 2.0, "x", None, True)
+    },
+    "betas": (lambda t: t.step(learning_rate=1e-2, betas=(0.9, 1.0)), "BS731.*betas.*less than 1"),
+    "decay": (lambda t: t.step(learning_rate=1e-2, weight_decay=float("nan")), "BS731.*weight_decay"),
+    "a norm": (lambda t: t.step(learning_rate=1e-2, max_norm=-1.0), "BS731.*max_norm.*least is 0"),
+    "no tokens": (lambda t: t.forward_backward([Example([], tenant="acme")]), "BS731.*nothing follows"),
+    "one token": (lambda t: t.forward_backward([Example([5], tenant="acme")]), "BS731.*nothing follows"),
+    "a token": (lambda t: t.forward_backward([Example([5, 600], tenant="acme")]), "BS731.*600"),
+    "half a token": (lambda t: t.forward_backward([Example([5, 1.5], tenant="acme")]), "BS731.*1.5"),
+    "targets": (lambda t: t.forward_backward(row(targets=[1])), "BS731.*targets.*3 tokens"),
+    "too few weights": (lambda t: t.forward_backward(row(weights=[1.0])), "BS731.*2 targets"),
+    "too many weights": (lambda t: t.forward_backward(row(weights=[1.0] * 3)), "BS731.*2 targets"),
+    "no advantages": (
+        lambda t: t.forward_backward(row(logprobs=[-1, -1]), "ppo"), "BS731.*advantages.*needs one"
+    ),
+    "too few logprobs": (
+        lambda t: t.forward_backward(row(logprobs=[-1], advantages=[1, 1]), "importance_sampling"),
+        "BS731.*logprobs.*2 targets",
+    ),
+    "one row without": (
+        lambda t: t.forward_backward(
+            [*row(logprobs=[-1, -1], advantages=[1, 1]), Example([5, 6, 7], tenant="no")], "ppo"
+        ),
+        "BS731.*logprobs.*needs one",
+    ),
+    "no prompts": (lambda t: t.sample([], "acme"), "BS731.*prompts"),
+    "an empty prompt": (lambda t: t.sample([[]], "acme"), "BS731.*one token"),
+    "prompts and tenants": (lambda t: t.sample([[5]], ["acme", "no"]), "BS731.*1 prompts"),
+    "sample nobody": (lambda t: t.sample([[5]], "nobody"), "BS731.*nobody"),
+    **{
+        f"a temperature of {value}": (
+            lambda t, value=value: t.sample([[5]], "acme", temperature=value), "BS731.*temperature"
+        )
+        for value in (float("nan"), float("inf"), -1)
+    },
+    "top_p": (lambda t: t.sample([[5]], "acme", top_p=0.0), "BS731.*top_p"),
+    "top_k": (lambda t: t.sample([[5]], "acme", top_k=-3), "BS731.*top_k"),
+    "max_tokens": (lambda t: t.sample([[5]], "acme", max_tokens=0), "BS731.*max_tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_leaves_each_tenant_bit_for_bit(waiting, what):
+    call, text = REFUSED[what]
+    before = {name: state(waiting, name) for name in ("acme", "no")}
+    assert before["acme"]["own.gradient"].any()
+    assert before["acme"]["own.exp_avg"].any()
+    with pytest.raises(BishareError, match=f"(?s){text}"):
+        call(waiting)
+    assert waiting.names == [*waiting.handle.adapters] == ["acme", "no"]
+    for name, held in before.items():
+        after = state(waiting, name)
+        assert after.keys() == held.keys()
+        assert all(torch.equal(tensor, held[key]) for key, tensor in after.items())
+    assert [*waiting.step(**HOW)] == ["acme", "no"]
+
+
+def test_an_added_tenant_that_fails_is_taken_out_again(waiting, monkeypatch):
+    before = state(waiting, "acme")
+    library = waiting.handle["acme"]
+    monkeypatch.setattr(type(library), "tensors", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        waiting.add("new")
+    monkeypatch.undo()
+    assert waiting.names == [*waiting.handle.adapters] == ["acme", "no"]
+    assert all(torch.equal(t, before[key]) for key, t in state(waiting, "acme").items())
+
+
+@pytest.mark.parametrize("by_handle", [False, True])
+def test_a_removed_tenant_changes_no_other(waiting, by_handle):
+    waiting.add("mid", 3)
+    waiting.forward_backward(examples("mid", 1))
+    before = {name: state(waiting, name) for name in ("acme", "no")}
+    if by_handle:
+        waiting.handle.delete_adapter("acme")
+        del before["acme"]
+        with pytest.raises(TrainError, match=r"BS731.*the model lost it: `tenants.remove"):
+            waiting.step("acme", **HOW)
+        waiting.remove("acme")
+    waiting.remove("mid")
+    names = [*before]
+    assert waiting.names == [*waiting.handle.adapters] == names
+    for name, held in before.items():
+        assert all(torch.equal(t, held[key]) for key, t in state(waiting, name).items())
+    assert [*waiting.step(**HOW)] == names
+    for name in names:
+        waiting.remove(name)
+    assert waiting.names == []
+    waiting.add("acme", 2)
+    assert waiting.forward_backward(examples("acme", 1)).losses.keys() == {"acme"}
+
+
+VERA = "spec v\ntarget q_proj, v_proj\nshare v per model rank 4 via SS\n  init A kaiming_normal, B kaiming_normal\n  freeze A, B\n  gain rank init 0.1, out init 0\n"
+
+
+def test_tenants_have_the_frozen_tensors_of_the_first_and_states_of_others_are_refused(tmp_path):
+    def begun(spec, seed, model_seed=0):
+        tenants = Tenants(tiny_model("llama", seed=model_seed), spec, apart=True)
+        tenants.add("sampler", seed)
+        tenants.add("acme", 5)
+        return tenants
+
+    def logprobs(tenants, name):
+        return tenants.forward_backward(
+            [Example([5, 6, 7, 8], tenant=name)], backward=False
+        ).logprobs[0]
+
+    tenants = begun(VERA, 0)
+    for _ in range(3):
+        tenants.forward_backward([Example([5, 6, 7, 8], tenant="acme")])
+        tenants.step("acme", learning_rate=5e-2)
+    wanted = logprobs(tenants, "acme")
+    assert not torch.equal(wanted, logprobs(tenants, None))
+    tenants.save("acme", tmp_path / "acme")
+    tenants.load("sampler", tmp_path / "acme", optimizer=False)
+    assert torch.equal(logprobs(tenants, "sampler"), wanted)
+    again = begun(VERA, 0)
+    again.load("acme", tmp_path / "acme")
+    assert torch.equal(logprobs(again, "acme"), wanted)
+    for other, reason in (
+        (begun(VERA, 1), "another seed"),
+        (begun(VERA, 0, model_seed=9), "another base"),
+        (begun(VERA.replace("0.1", "0.2"), 0), "another plan"),
+    ):
+        before = state(other, "acme")
+        with pytest.raises(TrainError, match=rf"BS743.*{reason}"):
+            other.load("acme", tmp_path / "acme")
+        assert all(torch.equal(t, before[key]) for key, t in state(other, "acme").items())
+
+
+def test_a_script_that_ends_without_close_says_nothing():
+    script = """
+from bishare_dsl.testing.models import tiny_model
+from tenants import Example, Tenants
+tenants = Tenants(tiny_model("llama"), "lora")
+tenants.add("acme")
+tenants.forward_backward([Example([3, 4, 5], tenant="acme")])
+"""
+    root = str(EXAMPLES.parent)
+    settings = os.environ | {"PYTHONPATH": f"{EXAMPLES}:{root}"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=settings, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
