@@ -42,7 +42,9 @@ def catch_refusals(given: Mapping[str, object] = {}) -> Iterator[None]:
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError, OSError) as error:
         found = re.match(r"(\S+) is not a valid \w+, please select one of (.+)", str(error))
         value, names = found.groups() if found else (None, "")
-        for name in (name for name in given if str(given[name]) == value):
+        for name in given:
+            if str(given[name]) != value:
+                continue
             valid = re.findall(r"'(\w+)'", names)
             help = advise("value", f"{name}:{value}") or nearest(str(value), valid, few=len(valid))
             problem = codes.WRONG_VALUE(name=name, value=value, reason="it is unknown", help=help)

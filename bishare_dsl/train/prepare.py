@@ -33,7 +33,7 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.data.batches import Collator
-from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.encoding import Encoded, encode
 from bishare_dsl.train.data.formats import COLUMNS, split_off
 from bishare_dsl.train.data.load import Rows, load_rows
 from bishare_dsl.train.errors import TrainError, catch_refusals, translate_refusals
@@ -58,8 +58,8 @@ With a tenth of the run instead, some runs at high learning rates diverge early
 SEVERAL_RATE, SEVERAL_STEPS = 2e-3, 60
 """The learning rate of several tasks, and the least steps of the largest one, unless a run says otherwise.
 
-Tasks with few examples have one step in an epoch. The best rates of libraries and of LoRAs for few examples were
-between 1e-3 and 3e-2 (benchmarks/notes/2026-11-29-few.md).
+Tasks with few examples have one step in an epoch. The best rates of libraries and of LoRAs for few examples
+were between 1e-3 and 3e-2 (benchmarks/notes/2026-11-29-few.md).
 """
 
 DEFAULTS: Mapping[str, Any] = {
@@ -143,26 +143,11 @@ def prepare(
         name = "the model" if base is request.model else request.model
         raise TrainError(NO_TOKENIZER(model=name))
     tasks = read_tasks(request, args, tokenizer, reporter)
-    shared = trainable.config.tensors if isinstance(trainable, StoredAdapter) else ""
-    digests = [report.digest for task in tasks for report in task.data.values()]
-    named = [[task.name, trainable.plan.digest + shared] for task in tasks if request.several]
-    record = {"tasks": named, "data": hashlib.sha256("".join(digests).encode()).hexdigest()}
+    record = _record(request, trainable, tasks)
     if request.resume is not None:
         check_resumed(request.resume, record)
         reporter.note(f"going on from {request.resume.name}")
-    batch = effective_batch(args)
-    epochs = args.num_train_epochs
-    if request.several and "num_train_epochs" not in arguments:
-        largest = max(len(task.examples) for task in tasks)
-        epochs = max(1, ceil(SEVERAL_STEPS / ceil(largest / batch)))
-    steps = Steps(
-        tasks=tasks,
-        collator=Collator.of(tokenizer),
-        batch=batch,
-        epochs=epochs,
-        most=None if args.max_steps < 0 else args.max_steps,
-        at_once=request.rows_at_once,
-    )
+    steps = _steps(request, args, Collator.of(tokenizer), tasks)
     # A trainer changes the arguments.
     warm = partial(warm_up, args, request.arguments)
     reporter.note(_steps_line(request, steps, args.learning_rate, trainable.plan))
@@ -176,6 +161,38 @@ def prepare(
         steps=steps,
         record=record,
         warm_up=warm,
+    )
+
+
+def _record(request: Request, trainable: Trainable, tasks: list[Task]) -> dict[str, Any]:
+    """Return what a checkpoint records of its run: the tasks, and the digest of the examples."""
+    shared = trainable.config.tensors if isinstance(trainable, StoredAdapter) else ""
+    named = list[list[str]]()
+    digest = hashlib.sha256()
+    for task in tasks:
+        if request.several:
+            named.append([task.name, trainable.plan.digest + shared])
+        for report in task.data.values():
+            digest.update(report.digest.encode())
+    return {"tasks": named, "data": digest.hexdigest()}
+
+
+def _steps(
+    request: Request, args: TrainingArguments, collator: Collator, tasks: list[Task]
+) -> Steps:
+    """Count the steps of a run: of several tasks, the largest one has `SEVERAL_STEPS` at least."""
+    batch = effective_batch(args)
+    epochs = args.num_train_epochs
+    if request.several and "num_train_epochs" not in request.arguments:
+        largest = max(len(task.examples) for task in tasks)
+        epochs = max(1, ceil(SEVERAL_STEPS / ceil(largest / batch)))
+    return Steps(
+        tasks=tasks,
+        collator=collator,
+        batch=batch,
+        epochs=epochs,
+        most=None if args.max_steps < 0 else args.max_steps,
+        at_once=request.rows_at_once,
     )
 
 
@@ -305,9 +322,10 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict
         "train_sampling_strategy": args.train_sampling_strategy != "random",
         "torchrun": args.world_size > 1,
     }
-    for name in (name for name, is_so in refused.items() if is_so):
-        reason = f"`{name}` is not for several tasks, nor for a library"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("several", name)))
+    for name, is_refused in refused.items():
+        if is_refused:
+            reason = f"`{name}` is not for several tasks, nor for a library"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("several", name)))
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     shares = request.makes_library(plan)
     names = [folders.LIBRARY] if shares else request.tasks
@@ -384,29 +402,52 @@ def read_tasks(
     Raises:
         DataError: rows are unreadable (BS70x), invalid (BS71x), or have no trained token (BS723).
     """
-    tasks, seed = list[Task](), args.seed
-    order = seed if args.data_seed is None else args.data_seed
-    split, subset, form = request.data_split, request.data_subset, request.format
-    how: Any = {"max_length": request.max_length, "train_on": request.train_on, "format": form}
+    tasks = list[Task]()
+    order = args.seed if args.data_seed is None else args.data_seed
     for name, sources in request.tasks.items():
-        parts = {"train": Rows.join([load_rows(s, split=split, subset=subset) for s in sources])}
-        if (other := request.eval_data) is not None:
-            same = subset if other in sources else None
-            parts["eval"] = load_rows(other, split=request.eval_data_split, subset=same)
-        elif (size := request.eval_split) is not None:
-            parts["train"], parts["eval"] = split_off(parts["train"], size, seed, format=form)
+        parts = _read_rows(request, sources, args.seed)
         if not request.several:
-            reporter.note(f"encoding {sum(map(len, parts.values())):,} rows ...")
-        encoded = {part: encode(rows, tokenizer, **how) for part, rows in parts.items()}
-        if unread := [c for c in parts["train"].table[0] if c not in COLUMNS]:
+            count = sum(len(rows) for rows in parts.values())
+            reporter.note(f"encoding {count:,} rows ...")
+        encoded = dict[str, Encoded]()
+        for part, rows in parts.items():
+            encoded[part] = encode(
+                rows,
+                tokenizer,
+                max_length=request.max_length,
+                train_on=request.train_on,
+                format=request.format,
+            )
+        unread = [column for column in parts["train"].table[0] if column not in COLUMNS]
+        if unread:
             reporter.note(f"columns that are not read: {', '.join(unread)}")
-        for part, (_, report) in encoded.items():
-            of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
-            reporter.note(f"{of}{report}")
-        examples, held_out = encoded["train"].examples, encoded.get("eval", ((),))[0]
-        reports = {part: report for part, (_, report) in encoded.items()}
-        tasks.append(Task(name, examples, held_out, order, reports))
+        for part, one in encoded.items():
+            held_out = ", held out" if part == "eval" else ""
+            of = f"{name}{held_out}: " if request.several else ""
+            reporter.note(f"{of}{one.report}")
+        task = Task(
+            name=name,
+            examples=encoded["train"].examples,
+            held_out=encoded["eval"].examples if "eval" in encoded else (),
+            order=order,
+            data={part: one.report for part, one in encoded.items()},
+        )
+        tasks.append(task)
     return tasks
+
+
+def _read_rows(request: Request, sources: list[str], seed: int) -> dict[str, Rows]:
+    """Read the rows of a task: ``"train"``, and ``"eval"`` if some are held out."""
+    split, subset = request.data_split, request.data_subset
+    rows = Rows.join([load_rows(source, split=split, subset=subset) for source in sources])
+    if request.eval_data is not None:
+        same = subset if request.eval_data in sources else None
+        held_out = load_rows(request.eval_data, split=request.eval_data_split, subset=same)
+        return {"train": rows, "eval": held_out}
+    if request.eval_split is not None:
+        rows, held_out = split_off(rows, request.eval_split, seed, format=request.format)
+        return {"train": rows, "eval": held_out}
+    return {"train": rows}
 
 
 def load_base(

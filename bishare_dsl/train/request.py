@@ -6,7 +6,7 @@ import builtins
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,7 +201,7 @@ class Request(Settings):
         """Return in words the parameters per adapter, or a library's private and shared ones."""
         if not self.makes_library(plan):
             return f"{plan.trainable:,} parameters"
-        return plan.owned + " and frozen" * (self.library is not None)
+        return plan.owned if self.library is None else f"{plan.owned} and frozen"
 
     def as_dict(self, spec: str | None) -> dict[str, Any]:
         """Return arguments for the same run from any folder; ``spec`` is a text, a path or a library's."""
@@ -261,44 +261,72 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
             listed; the file is unreadable (BS734); there is no run to resume (BS742, BS743).
         AdapterError: ``library`` is not a folder, and cannot be fetched from the Hub (BS504, BS505).
     """
-    plain = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
-    given = {name: value for name, value in plain.items() if value not in (None, "")}
+    named = dict[str, Any]()
+    for name, value in given.items():
+        if value not in (None, ""):
+            named[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     file = {} if config is None else read_config(Path(config))
-    resume, before = _run_before({**file, **given}.get("resume"))
+    resume, before = _run_before({**file, **named}.get("resume"))
+    arguments = _merged(before, file, named)
+    request = _validated({**arguments, "resume": resume})
+    _check_read(request, before, file.keys() | named.keys())
+    if request.library:
+        from bishare_dsl.hub import adapter_folder
+
+        return request.model_copy(update={"library": str(adapter_folder(request.library))})
+    return request
+
+
+def _merged(
+    before: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Merge the arguments of an earlier run, of a config and of a call; the later ones win."""
     merged = {n: v for n, v in {**before, **file, **given}.items() if v is not None}
-    params = {**(file.get("params") or {}), **(given.get("params") or before.get("params") or {})}
+    params = given.get("params") or before.get("params") or {}
+    merged["params"] = {**(file.get("params") or {}), **params}
     if before or merged.get("library"):
         merged.setdefault("spec", None)
     if "output_dir" in merged:
         merged["output_dir"] = Path(merged["output_dir"]).expanduser()
+    return merged
+
+
+def _validated(arguments: Mapping[str, Any]) -> Request:
+    """Check the arguments by their types; the first problem of each is raised."""
+    is_plain = arguments.keys() <= Request.model_fields.keys()
+    kind = Request if is_plain else _requests()
     try:
-        kind = Request if merged.keys() <= Request.model_fields.keys() else _requests()
-        found = kind.model_validate({**merged, "params": params, "resume": resume})
+        return kind.model_validate(arguments)
     except ValidationError as error:
-        first: dict[str, Any] = {}
+        first = dict[str, Any]()
         for fault in error.errors():
             first.setdefault(str(fault["loc"][0]), fault)
-        raise TrainError([_problem(name, e, merged) for name, e in first.items()]) from None
-    local = all(os.path.isfile(file) for files in found.tasks.values() for file in files)  # noqa: PTH113
-    alone = not found.eval_data or os.path.isfile(found.eval_data)  # noqa: PTH113
-    new_library = not found.library
-    restarted = resume is not None and found.start != before.get("start")
+        problems = [_problem(name, fault, arguments) for name, fault in first.items()]
+        raise TrainError(problems) from None
+
+
+def _check_read(request: Request, before: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that a run reads the arguments with these names.
+
+    Raises:
+        TrainError: nothing reads one (BS732).
+    """
+    files = [file for some in request.tasks.values() for file in some]
+    local = all(os.path.isfile(file) for file in files)  # noqa: PTH113
+    alone = not request.eval_data or os.path.isfile(request.eval_data)  # noqa: PTH113
+    new_library = not request.library
+    restarted = request.resume is not None and request.start != before.get("start")
     unread = {
         "data_split": local,
         "data_subset": local and alone,
         "eval_data_split": alone,
-        "start": restarted or (new_library and found.start == "mixture"),
-        "max_steps": new_library and vars(found).get("max_steps") == 0,
+        "start": restarted or (new_library and request.start == "mixture"),
+        "max_steps": new_library and vars(request).get("max_steps") == 0,
     }
     for name, is_unread in unread.items():
-        if is_unread and (name in file or name in given):
+        if is_unread and name in names:
             reason = f"nothing reads `{name}`"
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("unread", name)))
-    if found.library:
-        from bishare_dsl.hub import adapter_folder
-
-        return found.model_copy(update={"library": str(adapter_folder(found.library))})
-    return found
 
 
 def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict[str, Any]]:

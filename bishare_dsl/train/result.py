@@ -138,7 +138,9 @@ class TrainResult:
         if written:
             folder, base = shlex.quote(written[0]), f"--model {shlex.quote(self.model_name)}"
             few = " ".join(map(shlex.quote, written[:3]))
-            judge = f"bishare eval {few} {base} --data ...\n" * (self.accuracy is not None)
+            judge = ""
+            if self.accuracy is not None:
+                judge = f"bishare eval {few} {base} --data ...\n"
             parts.append(f"{judge}bishare merge {folder} {base} --out merged")
         return "\n\n".join(parts)
 

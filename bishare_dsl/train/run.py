@@ -328,6 +328,9 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
             began=prepared.trainable.config,
             seen=places[LIBRARY],
         )
+        copy = folder / LIBRARY
+        text = f"`{request.library}` is as it was: add the next task to the copy, with `--library {copy}`"
+        reporter.note(text)
     elif first.plan.is_library:
         problems += save_library(
             folder / LIBRARY,
