@@ -20,6 +20,7 @@ SMALL = {
     "gradient_accumulation_steps": 2,
     "warmup_steps": 0,
     "learning_rate": 1e-2,
+    "num_train_epochs": 1,
     "max_length": 32,
     "save_strategy": "no",
 }

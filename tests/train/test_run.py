@@ -18,6 +18,7 @@ from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, prepare, train
 from bishare_dsl.train.folder import check_new, hold
 from bishare_dsl.train.run import hear_signals
+from bishare_dsl.train.trainer import AdapterTrainer
 from tests.support.reach import out_of_reach
 from tests.train.conftest import SMALL, losses, saved, values
 
@@ -85,6 +86,28 @@ def test_the_best_adapter_is_kept(start, files, tmp_path):
     assert kept == [f"checkpoint-{best}", "checkpoint-6"]
     stored = saved(tmp_path / "it" / f"checkpoint-{best}")
     assert all(torch.equal(stored[name], tensor) for name, tensor in values(result).items())
+
+
+def test_an_adapter_whose_held_out_loss_is_not_finite_is_never_the_best(
+    start, files, tmp_path, monkeypatch
+):
+    loss_of = AdapterTrainer.compute_loss
+
+    def broken(self, model, *arguments, **keywords):
+        found = loss_of(self, model, *arguments, **keywords)
+        if model.training or self.state.global_step not in (1, 4, 6):
+            return found
+        loss, outputs = found
+        return loss * float("nan"), outputs
+
+    monkeypatch.setattr(AdapterTrainer, "compute_loss", broken)
+    result = start(
+        tmp_path / "it", load_best_model_at_end=True, save_strategy="steps", save_steps=1,
+        eval_data=files / "others.jsonl", eval_steps=1,
+    )  # fmt: skip
+    held_out = {h["step"]: h["eval_loss"] for h in result.history if "eval_loss" in h}
+    assert math.isnan(held_out[1])
+    assert result.eval_loss == min(held_out[step] for step in (2, 3, 5))
 
 
 def test_an_adapter_is_trained_further(start, tmp_path):

@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.batches import ALLOWED, IGNORED
 from bishare_dsl.train.data.formats import OPTIONS, BadRow, Format, Plain, find_format, read_row
 from bishare_dsl.train.data.load import Rows, raise_first
-from bishare_dsl.train.data.tokens import Encoder
+from bishare_dsl.train.data.tokens import Encoder, Tokens
 
 
 @dataclass(frozen=True)
@@ -86,36 +86,75 @@ def encode(
             BS719, BS720; the first are listed), the tokenizer lacks a template or token (BS718, BS721), or
             no row has a trained token (BS723).
     """
-    format, chats = format or find_format(rows), tokenizer.chat_template is not None
+    format = format or find_format(rows)
+    chats = tokenizer.chat_template is not None
     encoder = Encoder(rows.name, tokenizer, whole=train_on == "all")
-    problems, cut, digest = list[Problem](), 0, hashlib.sha256()
-    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], ALLOWED: []}
-    for found, place in zip(rows.table, rows.places, strict=True):
+    problems = list[Problem]()
+    examples = _Columns()
+    for value, place in zip(rows.table, rows.places, strict=True):
         try:
-            row = read_row(found, place, format, chats=chats)
-            encoded, choices = encoder(row, place), list[list[int]]()
-            if isinstance(row, Plain) and row.options and encoded is not None:
-                encoded, choices = encoder.among_options(row, encoded, place)
+            row = read_row(value, place, format, chats=chats)
+            tokens = encoder(row, place)
+            choices = list[list[int]]()
+            if isinstance(row, Plain) and row.options and tokens is not None:
+                tokens, choices = encoder.among_options(row, tokens, place)
         except BadRow as bad:
             problems.append(bad.problems[0])
             continue
-        if encoded is not None and any(encoded[1][:max_length]):
-            ids = np.array(encoded[0][:max_length], np.int32)
-            labels = np.where(encoded[1][:max_length], ids, IGNORED).astype(np.int32)
-            cut += len(encoded[0]) > max_length
-            digest.update(f"{len(ids)} {choices}".encode() + ids.tobytes() + labels.tobytes())
-            for column, value in zip(columns.values(), (ids, labels, choices), strict=True):
-                column.append(value)
+        if tokens is not None:
+            examples.add(tokens, choices, place, max_length)
     raise_first(rows.name, problems)
-    if not columns["labels"]:
+    if not examples.labels:
         raise DataError(codes.NOTHING_TO_LEARN(rows=len(rows), name=rows.name))
-    if not any(columns[ALLOWED]):
-        del columns[ALLOWED]
-    elif not all(columns[ALLOWED]):
-        place = rows.places[[bool(choices) for choices in columns[ALLOWED]].index(False)]
-        raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
-    counts = {"rows": len(rows), "kept": len(columns["labels"]), "cut": cut}
-    counts |= {"tokens": sum(map(len, columns["labels"])), "max_length": max_length}
-    counts["trained_tokens"] = sum(int((row != IGNORED).sum()) for row in columns["labels"])
-    report = DataReport(rows.name, format, **counts, digest=digest.hexdigest())
-    return Encoded(Dataset.from_dict(columns), report)
+    report = DataReport(
+        name=rows.name,
+        format=format,
+        rows=len(rows),
+        kept=len(examples.labels),
+        cut=examples.cut,
+        tokens=sum(len(labels) for labels in examples.labels),
+        trained_tokens=sum(int((labels != IGNORED).sum()) for labels in examples.labels),
+        max_length=max_length,
+        digest=examples.digest.hexdigest(),
+    )
+    return Encoded(examples.dataset(), report)
+
+
+class _Columns:
+    """The columns of encoded examples, the place of each, and a digest of them."""
+
+    def __init__(self) -> None:
+        self.ids = list[Any]()
+        self.labels = list[Any]()
+        self.choices = list[list[list[int]]]()
+        self.places = list[str]()
+        self.cut = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, tokens: Tokens, choices: list[list[int]], place: str, max_length: int) -> None:
+        """Add an example of at most ``max_length`` tokens, unless none of them is trained on."""
+        trained = tokens[1][:max_length]
+        if not any(trained):
+            return
+        ids = np.array(tokens[0][:max_length], np.int32)
+        labels = np.where(trained, ids, IGNORED).astype(np.int32)
+        self.cut += len(tokens[0]) > max_length
+        self.digest.update(f"{len(ids)} {choices}".encode() + ids.tobytes() + labels.tobytes())
+        self.ids.append(ids)
+        self.labels.append(labels)
+        self.choices.append(choices)
+        self.places.append(place)
+
+    def dataset(self) -> Dataset:
+        """Return the examples; either all have options, or none.
+
+        Raises:
+            DataError: an example has no options, and others have (BS711).
+        """
+        columns: dict[str, list[Any]] = {"input_ids": self.ids, "labels": self.labels}
+        if any(self.choices):
+            for choices, place in zip(self.choices, self.places, strict=True):
+                if not choices:
+                    raise DataError(codes.MISSING_FIELD(place=place, field=OPTIONS))
+            columns[ALLOWED] = self.choices
+        return Dataset.from_dict(columns)

@@ -95,10 +95,11 @@ def _message(value: Any, place: str, field: str) -> dict[str, Any]:
     names: Any = {} if "role" in value else {"from": "role", "value": "content"}
     found = {names.get(name, name): part for name, part in value.items()}
     at: Any = {n: {"place": place, "field": f"{field}.{n}"} for n in ("role", "content")}
-    for where in (at[name] for name in at if name not in found):
-        keys = ", ".join(f"`{name}`" for name in value) or "nothing"
-        help = f"a message has `role` and `content`, and this one has {keys}"
-        raise BadRow(codes.MISSING_FIELD(**where, help=help))
+    for name, where in at.items():
+        if name not in found:
+            keys = ", ".join(f"`{key}`" for key in value) or "nothing"
+            help = f"a message has `role` and `content`, and this one has {keys}"
+            raise BadRow(codes.MISSING_FIELD(**where, help=help))
     role = _text(found["role"], at["role"])
     role = {"human": "user", "gpt": "assistant"}.get(role, role) if names else role
     if role not in _ROLES:
@@ -172,20 +173,27 @@ def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Ch
     if format == "messages":
         return Chat(chat("messages" if "messages" in row else "conversations"))
     if format == "alpaca":
-        asks, says = text("instruction", filled=True), text("output")
+        asks = text("instruction", filled=True)
+        says = text("output")
         added = "" if row.get("input") is None else text("input")
-        added = added if added.strip() else ""
-        if chats:
-            turns = {"user": f"{asks}\n\n{added}" if added else asks, "assistant": says}
-            return Chat([{"role": role, "content": turn} for role, turn in turns.items()])
-        context = ", paired with an input that provides further context" if added else ""
-        input = f"### Input:\n{added}\n\n" if added else ""
-        return Plain(_ALPACA.format(context=context, instruction=asks, input=input), says)
+        return _alpaca(asks, added if added.strip() else "", says, chats=chats)
     if isinstance(row.get("prompt"), list):
         asked = chat("prompt")
         return Chat([*asked, *chat("completion")], len(asked))
     prompt, says = text("prompt", filled=True), text("completion")
     return Plain(prompt, says, () if options is None else _options(options, says, place))
+
+
+def _alpaca(instruction: str, added: str, output: str, *, chats: bool) -> Plain | Chat:
+    """Return an Alpaca row, with an input that may be empty, as a chat or in Alpaca's own words."""
+    if chats:
+        question = f"{instruction}\n\n{added}" if added else instruction
+        return Chat(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+        )
+    context = ", paired with an input that provides further context" if added else ""
+    input = f"### Input:\n{added}\n\n" if added else ""
+    return Plain(_ALPACA.format(context=context, instruction=instruction, input=input), output)
 
 
 def _options(options: Any, says: str, place: str) -> tuple[str, ...]:
@@ -202,9 +210,10 @@ def _options(options: Any, says: str, place: str) -> tuple[str, ...]:
         "a choice has two or more": len(options) < 2,
         f"the completion, `{says}`, is not among them": says not in options,
     }
-    for reason in (reason for reason, is_so in faults.items() if is_so):
-        help = None if says in options else help or nearest(says, options)
-        raise BadRow(codes.BAD_OPTIONS(place=place, reason=reason, help=help))
+    for reason, is_so in faults.items():
+        if is_so:
+            help = None if says in options else help or nearest(says, options)
+            raise BadRow(codes.BAD_OPTIONS(place=place, reason=reason, help=help))
     return tuple(options)
 
 
@@ -229,8 +238,9 @@ def split_off(
         DataError: the format is unknown or ambiguous (BS709, BS710), or one side would be empty (BS724).
     """
     format = format or find_format(rows)
-    fields = [*(name for choice in _COLUMNS[format] for name in choice)]
-    fields += ["input"] * (format == "alpaca")
+    fields = list(chain(*_COLUMNS[format]))
+    if format == "alpaca":
+        fields.append("input")
     columns = ([row.get(field) for field in fields] for row in rows.table)
     texts = (json.dumps(content, sort_keys=True, default=str) for content in columns)
     keys = [hashlib.sha256(f"{seed} {text}".encode()).digest() for text in texts]

@@ -60,6 +60,40 @@ def test_each_task_is_as_if_it_were_trained_alone(tasks, tmp_path, recwarn):
     assert not [warning for warning in recwarn if "BS873" in str(warning.message)]
 
 
+def test_by_default_the_largest_task_has_sixty_steps_and_the_loss_falls(tasks, tmp_path, capsys):
+    """One epoch of small tasks is one step, and at the rate of one large task it moves nothing."""
+    made = train(
+        LIBRARY,
+        tiny_model("llama"),
+        tasks,
+        tmp_path / "out",
+        tokenizer=tiny_tokenizer(),
+        max_length=32,
+        save_strategy="no",
+    )
+    assert [task.steps for task in made.tasks] == [60, 60]
+    assert made.loss_last < 0.99 * made.loss_first
+    assert "learning rate 0.002" in capsys.readouterr().err
+    assert "did not fall" not in str(made)
+    asked = {"num_train_epochs": 1, "learning_rate": 1e-4, "per_device_train_batch_size": 4}
+    still = start(LIBRARY, tasks, tmp_path / "still", gradient_accumulation_steps=16, **asked)
+    assert [task.steps for task in still.tasks] == [1, 1]
+    assert ": it did not fall; try a higher --learning_rate, or more --max_steps" in str(still)
+
+
+def test_tasks_that_are_added_one_after_another_are_in_one_library(tasks, tmp_path, capsys):
+    start(LIBRARY, tasks, tmp_path / "out", max_steps=1)
+    libraries = [tmp_path / "out" / "library"]
+    for name in ("first", "second"):
+        added = {name: tasks["short"]}
+        how = {"library": str(libraries[-1]), "start": "zero", "max_steps": 1, "quiet": False}
+        start(None, added, tmp_path / name, **how)
+        libraries.append(tmp_path / name / "library")
+        said = f"`{libraries[-2]}` is as it was: add the next task to the copy, with `--library {libraries[-1]}`"
+        assert said in capsys.readouterr().err
+    assert names_in(libraries[-1]) == ("long", "short", "first", "second")
+
+
 @pytest.mark.parametrize("layer", [None, 1])
 def test_a_tensor_without_a_gradient_in_any_task_is_named(tasks, tmp_path, layer, recwarn):
     model = tiny_model("llama")
