@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bishare_dsl.train.loss import IGNORED, are_likeliest, learned_logits, loss_of
+from bishare_dsl.train.loss import IGNORED, learned_logits, loss_of
 from tests.support.families import tiny_model
 
 
@@ -76,10 +76,3 @@ def test_with_options_the_output_layer_computes_no_other_logits(family):
         torch.testing.assert_close(found, expected)
         assert learned[row, column] == 0
     assert (learned == IGNORED).sum() == 3
-
-
-def test_logits_that_are_not_numbers_have_no_likeliest_token():
-    logits = torch.zeros(2, 1, 3)
-    logits[0, 0, 1] = float("nan")  # `argmax` finds it.
-    logits[1, 0, 1] = 1.0
-    assert are_likeliest(logits, torch.tensor([[1], [1]])).tolist() == [False, True]
