@@ -208,7 +208,11 @@ def _uncovered(
         missing = [s for s in missing if s.kind not in kinds or s.path in without_rank]
     if missing:
         counts = Counter(site.kind for site in missing)
-        what = ", ".join(f"`{kind}` ({n} module{'s' * (n > 1)})" for kind, n in counts.items())
+        kinds_missing = []
+        for kind, count in counts.items():
+            noun = "module" if count == 1 else "modules"
+            kinds_missing.append(f"`{kind}` ({count} {noun})")
+        what = ", ".join(kinds_missing)
         layers = ["none" if layer is None else str(layer) for layer in layers_of(missing)]
         more = ", …" if len(layers) > 4 else ""
         why = "`where` of no share selects these"

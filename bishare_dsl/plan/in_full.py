@@ -92,8 +92,9 @@ def _selected(
         and mention.part.ref in {*sites.architecture.kinds} - sites.lets
     ]
     problems += vocabulary.problems(mentioned)
-    for mention in mentioned if not problems else ():
-        problems += vocabulary.without_value(mention, places.all)
+    if not problems:
+        for mention in mentioned:
+            problems += vocabulary.without_value(mention, places.all)
     for side in ("include", "exclude") if not problems else ():
         for i, part in enumerate(getattr(selection, side)):
             if not places.partition(part)[0]:
