@@ -17,7 +17,7 @@ from harness import write
 from bishare_dsl import plan_spec
 
 BISHARE = str(Path(sys.executable).with_name("bishare"))
-SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke", "bishare_ke_ab", "bishare_ke_rowwise")
+SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 ROWS = [
     *(("llama-7b", spec, {}, dtype) for spec in SPECS for dtype in ("float32", "bfloat16")),
     ("smollm2-135m", "bishare_ke", {"size": 64}, "float32"),

@@ -1,6 +1,6 @@
 """Bound the speed of an adapter on a GPU, without having one.
 
-    python benchmarks/gpu/roofline.py bishare_ke_ab --model llama-7b --card h100
+    python benchmarks/gpu/roofline.py bishare_ke --model llama-7b --card h100
     python benchmarks/gpu/roofline.py lora --set r=2 --model llama-3-8b --card rtx-4090 --json
 
 A training step, a decoded token and a mixed batch run on the meta device, where tensors have shapes but no

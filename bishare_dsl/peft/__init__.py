@@ -1,6 +1,6 @@
 """The PEFT method of bishare, registered on import.
 
-    model = get_peft_model(model, BishareConfig(spec="bishare_ke_ab", task_type="CAUSAL_LM"))
+    model = get_peft_model(model, BishareConfig(spec="bishare_ke", task_type="CAUSAL_LM"))
 
 PEFT then handles bishare's configs, models and folders like those of any other method.
 """

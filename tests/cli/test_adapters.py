@@ -17,7 +17,7 @@ from bishare_dsl.models import load_model
 def trained(checkpoint, tmp_path_factory):
     """An adapter that does something, and the logits of the model with it."""
     model, _ = load_model(str(checkpoint))
-    compile_spec("bishare_ke", model, params={"size": 4})
+    compile_spec("bishare_ke", model, params={"size": 4, "shared_rank": 16})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

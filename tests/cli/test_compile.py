@@ -18,7 +18,7 @@ def test_spec_and_model_are_enough(bishare, here):
     assert "trainable params: " in run.err
     stored = read_adapter(here / "bishare_ke-smollm2-135m")
     assert stored.plan.params["size"] == 64
-    assert "size    = 64" in stored.spec_text
+    assert "size        = 64" in stored.spec_text
     with safe_open(stored.folder / TENSORS, framework="numpy") as file:
         assert set(file.keys()) == {file_key(s.key) for s in stacks_of(stored.plan, {})}
     assert [path.name for path in here.iterdir()] == ["bishare_ke-smollm2-135m"]

@@ -276,7 +276,7 @@ def test_a_spec_is_compared_with_the_lora_itself(
 
 
 def test_what_many_adapters_cost(bishare):
-    words = ["plan", "bishare_ke_ab", "-m", "llama-7b", "--adapters", "200", "--memory", "80GB"]
+    words = ["plan", "bishare_ke", "-m", "llama-7b", "--adapters", "200", "--memory", "80GB"]
     run = bishare(*words)
     assert (run.code, run.err) == (0, "")
     rows = {line.split("  ")[0] for line in run.out.splitlines()}

@@ -90,7 +90,7 @@ def test_answer_and_picture_stand_beside_the_text(page):
 
 def test_plan(page):
     Select(page.find_element(By.ID, "specs")).select_by_visible_text("bishare_ke")
-    assert "trainable params: 3,593,600" in run(page, "plan")
+    assert "trainable params: 3,660,032" in run(page, "plan")
     Select(page.find_element(By.ID, "model")).select_by_visible_text("qwen2.5-7b")
     idle(page)
     assert "on qwen2.5-7b" in run(page, "plan")

@@ -15,9 +15,7 @@ from tests.support.parts import quick
 TINY = {
     "bd_lora": {"r": 4},
     "bishare_gt": {"size": 8, "gate_rank": 2},
-    "bishare_ke": {"size": 4},
-    "bishare_ke_ab": {"size": 4, "shared_rank": 2},
-    "bishare_ke_rowwise": {"size": 4},
+    "bishare_ke": {"size": 4, "shared_rank": 2},
     "bishare_ss": {},
     "dora": {"r": 2},
     "gralora": {"r": 2},

@@ -28,7 +28,7 @@ class Told(Server):
 
 def test_the_adapter_answers(tmp_path):
     model = save_base(tmp_path / "smollm2", "llama")
-    compile_spec("bishare_ke_ab", model, params={"size": 16}, seed=0)
+    compile_spec("bishare_ke", model, params={"size": 16}, seed=0)
     model.bishare.save_pretrained(tmp_path / "run")
     url, body = said("curl")[1], said("curl")[-1]
     with Told(tmp_path) as server:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -49,13 +49,12 @@ class KroneckerExtension(Transform):
     )
     rowwise: bool = Field(False, description="a kernel row for each row of the shared factors")
 
-    @model_validator(mode="after")
-    def _one_form(self) -> KroneckerExtension:
-        if self.rowwise and self.shared_rank is not None:
-            raise ValueError("`rowwise` and `shared_rank` are two forms of the kernel: give one")
-        return self
-
     def check_rank(self, rank: int) -> None:
+        if self.rowwise and self.shared_rank not in (None, rank):
+            raise ValueError(
+                f"with `rowwise` a shared factor has all {rank} rows: leave out "
+                f"shared_rank = {self.shared_rank}"
+            )
         if self.shared_rank is not None and rank % self.shared_rank:
             raise ValueError(
                 f"it is not a multiple of shared_rank = {self.shared_rank}, the rows of the shared factor"

@@ -3,7 +3,7 @@ bishare plan lora --base llama-7b
 bishare plan vera --model llama-7b --r 128
 bishare plan lora --model llama-7b --set r=2 8 16
 bishare plan lora --model llama-7b --set r=8,lora_alpha=16
-bishare plan bishare_ke_ab --model llama-7b --adapters 200 --memory 80
+bishare plan bishare_ke --model llama-7b --adapters 200 --memory 80
 bishare plan lora --model llama-7b --adapters 200 --memory 8GB
 bishare check t
 bishare fit my-lora --to bishare_ss --model llama-7b --out smaller

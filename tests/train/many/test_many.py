@@ -298,7 +298,7 @@ def test_a_run_without_a_finite_adapter_is_an_error(tasks, tmp_path):
 
 
 def test_a_spec_with_a_warning_trains(tasks, tmp_path, recwarn):
-    """As every KE whose size divides no width, and so `bishare_ke_ab` on SmolLM2; each run says it once."""
+    """As every KE whose size divides no width, and so `bishare_ke` on SmolLM2; each run says it once."""
     text = "spec s\nparam r = 2\ntarget q_proj, v_proj\nshare a where q_proj per kind rank r\n"
     made = start(text, tasks, tmp_path / "out", max_steps=1)
     assert len([task for task in made.tasks if task.folder]) == 2
