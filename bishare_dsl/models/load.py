@@ -90,7 +90,7 @@ def load_model(
     name: str | Source,
     *,
     dtype: torch.dtype | str | None = None,
-    device: str | None = None,
+    device: str | dict[str, str] | None = None,
     bits: int | None = None,
     causal: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -101,7 +101,8 @@ def load_model(
     Args:
         name: a checkpoint folder, a ``.gguf`` file or a Hub id.
         dtype: of the parameters; by default the checkpoint's.
-        device: a ``device_map`` of ``from_pretrained`` (``"cuda"``, ``"auto"``); by default the CPU.
+        device: a ``device_map`` of ``from_pretrained`` (``"cuda"``, ``"auto"``, ``{"": "disk"}``); by default
+            the CPU.
         causal: whether to require a decoder-only model.
         bits: 4 (NF4) or 8 quantises linear layers except the head with bitsandbytes; by default as in the
             checkpoint.

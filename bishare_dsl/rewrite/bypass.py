@@ -7,13 +7,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence, Set
-from functools import lru_cache
-from types import FunctionType
-from typing import TypeGuard
+from functools import lru_cache, partial
+from types import FunctionType, MethodType
+from typing import Any, TypeGuard
 
 from torch import nn
 
-from bishare_dsl.rewrite.rewritten import base_class
+from bishare_dsl.models.hooks import own_forward
+from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 
 # Metadata that a forward may read from a weight without computing with it.
 _FACTS = frozenset({"dtype", "device", "shape", "ndim", "size", "dim", "is_meta", "requires_grad"})
@@ -46,7 +47,10 @@ def _reached(module: nn.Module, called: Set[str]) -> Iterator[tuple[ast.AST, lis
     waiting, seen = sorted(called), {*vars(nn.Module)} - {"forward"}
     while waiting:
         name = waiting.pop()
-        function = inspect.unwrap(getattr(cls, name, None))  # type: ignore[arg-type]
+        function = getattr(cls, name, None)
+        if name == "forward" and has_own_forward(module):
+            function = _function_of(own_forward(module))
+        function = inspect.unwrap(function)  # type: ignore[arg-type]
         if name in seen or not inspect.isfunction(function):
             continue
         seen.add(name)
@@ -75,12 +79,25 @@ def _is_own(node: ast.AST) -> TypeGuard[ast.Attribute]:
     return isinstance(value, ast.Name) and value.id == "self"
 
 
+def _function_of(forward: Any) -> Any:
+    """Return the function that a forward set on an instance calls, below methods and partial calls."""
+    while isinstance(forward, (MethodType, partial)):
+        forward = forward.__func__ if isinstance(forward, MethodType) else forward.func
+    return forward
+
+
 @lru_cache(maxsize=256)
 def _tree(function: FunctionType) -> ast.AST:
+    """Parse a function, with its first parameter as ``self``."""
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, SyntaxError):
         return ast.Module([], [])
+    first = function.__code__.co_varnames[:1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in first:
+            node.id = "self"
+    return tree
 
 
 def _live(node: ast.AST, module: nn.Module) -> Iterator[ast.AST]:

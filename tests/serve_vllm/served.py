@@ -29,10 +29,10 @@ NEW = 5
 """Tokens that are generated."""
 
 
-def save_base(folder, family, **sizes):
+def save_base(folder, family, seed=0, **sizes):
     """A tiny base in a folder, with its tokenizer."""
-    torch.manual_seed(0)
-    model = tiny_model(family, **SIZES, **sizes).float().eval()
+    torch.manual_seed(seed)
+    model = tiny_model(family, seed=seed, **SIZES, **sizes).float().eval()
     for name, bias in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(bias)
@@ -153,6 +153,10 @@ class Server:
         how = {"cwd": root, "stdout": self.log, "stderr": subprocess.STDOUT}
         settings = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | settings
         self.process = subprocess.Popen(command, env=settings, **how)
+
+    def lines(self):
+        """What it has written."""
+        return Path(self.log.name).read_text()
 
     def __enter__(self):
         """Wait until it answers."""

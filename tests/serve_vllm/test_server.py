@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,9 +55,11 @@ class Adapters(Server):
         stored = read_adapter(self.adapters / self.names[0])
         spoilt = {name: torch.full_like(t, torch.nan) for name, t in stored.tensors().items()}
         save_adapter(self.adapters / "nan", stored.plan, spoilt, stored.spec_text, seed=0)
+        other = save_base(self.root / "other", "llama", seed=1)
         for name, spec, base in (
             ("other-plan", "lora", model),
             ("other-base", "bishare_ke", tiny_model("llama", num_hidden_layers=3)),
+            ("other-weights", "bishare_ke", other),
             ("no-matrix", "hydralora", model),
         ):
             compile_spec(spec, base, params=TINY[spec])
@@ -102,9 +105,22 @@ def test_what_cannot_be_served_is_an_error_of_the_request(server, name):
         assert BROKEN[name] in text
         body = {"lora_name": f"{name}-2", "lora_path": str(server.adapters / name)}
         status, text = server.call("/v1/load_lora_adapter", body)
-        assert status >= 400
+        assert status == 400, text
         assert BROKEN[name] in text
+        assert "stack trace" not in text
     assert server.complete("base") == server.texts["base"]
+
+
+def test_an_adapter_of_another_base_of_the_same_shapes_is_in_the_log(server):
+    """It is served, as `load_adapter` loads it: with a warning (BS620)."""
+    body = {"lora_name": "stranger", "lora_path": str(server.adapters / "other-weights")}
+    assert server.call("/v1/load_lora_adapter", body)[0] == 200
+    warning = "LoRA adapter 'stranger': warning[BS620]"
+    deadline = time.monotonic() + 120
+    while warning not in server.lines() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert server.lines().count(warning) == 1
+    assert server.lines().count("[BS620]") == 1  # Those of this base are not warned of.
 
 
 def test_many_requests_of_many_clients_while_an_adapter_is_replaced(server):

@@ -1,4 +1,4 @@
-"""`bishare verify` on a real vLLM: the eleven cases, in float32 and in bfloat16, each with its sentence.
+"""`bishare verify` on a real vLLM: the faults of the tests, in float32 and in bfloat16, each with its sentence.
 
 The server in float32 has bishare's plug-in, the other has none.
 A faulty folder is what a faulty engine would have read: faults are put into what the client loads.
@@ -10,7 +10,7 @@ import pytest
 
 from bishare_dsl.models.load import load_model
 from bishare_dsl.verify.reference import Reference
-from bishare_dsl.verify.server import LONG, TEXTS
+from bishare_dsl.verify.server import TEXTS
 from bishare_dsl.verify.server import Server as Client
 from tests.serve_vllm.served import Server
 from tests.verify.served import (
@@ -66,9 +66,8 @@ class Running(Server):
         """Load a folder under a name, ask, and judge the answers."""
         server = self.client()
         self.load(server, name, folder, **more)
-        asked = ask_one(server, name)  # The first run fills the prefix cache.
+        asked = ask_one(server, name)
         assert asked.noise == 0
-        assert len(server.ask(name, [LONG])) == 1
         if name != "mine":
             server.call("/unload_lora_adapter", {"lora_name": name})
         return judged(asked, name, contents or self.contents, reference or self.reference)
@@ -84,7 +83,7 @@ def running(request, tmp_path_factory):
 def test_what_is_said_of_a_fault(running, tmp_path, fault):
     folder = faulty(tmp_path / "served", running.lora, fault)
     found = running.judge(f"mine-{fault}", folder)
-    if running.dtype == "bfloat16" and fault in ("k", "littered"):
+    if running.dtype == "bfloat16" and fault == "k":
         assert found.word in (VERDICTS[fault], "APPLIED")
     else:
         assert found.word == VERDICTS[fault], (found.why, found.numbers)
@@ -97,7 +96,7 @@ def test_a_folder_of_bishare(running, tmp_path, older):
     folder = save_compiled(tmp_path / "compiled", running.base)
     served = save_compiled(tmp_path / "older", running.base, seed=1) if older else folder
     found = running.judge("compiled", served, contents_of(folder, running.base))
-    assert found.word == ("OTHER TENSORS" if older else "APPLIED"), (found.why, found.numbers)
+    assert found.word == ("ANOTHER ADAPTER" if older else "APPLIED"), (found.why, found.numbers)
 
 
 def test_a_zero_b_and_another_base(running, tmp_path):
@@ -113,15 +112,11 @@ def test_a_zero_b_and_another_base(running, tmp_path):
     assert "another base, or quantised" in found.why
 
 
-def test_older_tensors_and_what_they_left_in_the_prefix_cache(running, tmp_path):
+def test_older_tensors(running, tmp_path):
+    """A fresh salt in each request keeps their results out of the prefix cache."""
     old = shutil.copytree(running.lora, tmp_path / "old")
     change(old, lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()})
-    assert running.judge("mine", old).word == "OTHER TENSORS"
+    assert running.judge("mine", old).word == "ANOTHER ADAPTER"
     shutil.rmtree(old)
     shutil.copytree(running.lora, old)
-    found = running.judge("mine", old, load_inplace=True)
-    if running.has_plugin:  # bishare's plugin keeps versions of a folder apart in the cache.
-        assert found.word == "APPLIED"
-    else:
-        assert found.word == "STALE"
-        assert "left in the prefix cache" in found.why
+    assert running.judge("mine", old, load_inplace=True).word == "APPLIED"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.serve.vllm.base import compare_base
 from bishare_dsl.serve.vllm.folder import Stamp, is_ours, read_any, stamp_of
 from bishare_dsl.serve.vllm.plain import plain_folder
 from bishare_dsl.serve.vllm.plans import Plans
@@ -21,8 +22,8 @@ class _Server:
     """The base and plans of a server, and the adapter folders that passed the check."""
 
     def __init__(self, config: Any):
-        given = granted(config)
-        self.plans = None if given is None else Plans(config, given)
+        settings = granted(config)
+        self.plans = None if settings is None else Plans(config, settings)
         self.model: str = config.model_config.model
         self.good: dict[str, Stamp] = {}
 
@@ -38,7 +39,8 @@ def start_checks(config: Any) -> None:
 def check_folder(name: str, folder: str | Path, base: str) -> str:
     """Check that an adapter of bishare or PEFT can be served, and return the folder to serve it from.
 
-    Without compact mode, that is a plain LoRA. Other plain LoRAs are left to vLLM.
+    Without compact mode, that is a plain LoRA. Other plain LoRAs are left to vLLM. An adapter of another base
+    of the same shapes is served with a warning in the log.
 
     Args:
         name: the name of the adapter.
@@ -56,11 +58,17 @@ def check_folder(name: str, folder: str | Path, base: str) -> str:
         return folder
     try:
         if server.plans is None:
-            return plain_folder(folder, server.model) if is_ours(folder) else folder
+            if not is_ours(folder):
+                return folder
+            place = plain_folder(folder, server.model)
+            compare_base(name, folder, server.model)
+            return place
         # Tensors computed from the base's weights are created in the workers.
         read = read_any(folder, server.plans.base, lambda stored: stored.tensors(with_base=True))
         read.tensors()
         server.plans.number_of(folder, read)
+        if is_ours(folder):
+            compare_base(name, folder, server.model)
     except (BishareError, OSError) as error:
         raise ValueError(f"LoRA adapter '{name}' cannot be served: {error}") from error
     server.good[folder] = stamp

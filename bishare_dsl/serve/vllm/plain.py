@@ -14,6 +14,7 @@ from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.load import meta_model
 from bishare_dsl.resources import cache_folder
+from bishare_dsl.serve.vllm.base import compare_base
 from bishare_dsl.serve.vllm.folder import read_for, stamp_of
 from bishare_dsl.serve.vllm.frozen import FrozenCache
 from bishare_dsl.version import __version__
@@ -50,6 +51,8 @@ def served_folder(name: str, folder: str | Path, base: str) -> str:
         ValueError: it cannot be served; vLLM's server returns this error.
     """
     try:
-        return plain_folder(folder, base)
+        place = plain_folder(folder, base)
+        compare_base(name, folder, base)
+        return place
     except (BishareError, OSError) as error:
         raise ValueError(f"LoRA adapter '{name}' cannot be served: {error}") from error

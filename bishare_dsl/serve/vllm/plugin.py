@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from bishare_dsl.serve.vllm.settings import unsupported
+from bishare_dsl.serve.vllm.settings import experimental, unsupported
 
 
 def register() -> None:
@@ -12,9 +12,14 @@ def register() -> None:
 
     In another vLLM, this only logs what is left: adapters by name, as plain LoRAs.
     """
-    if reason := unsupported():
-        logging.getLogger(__name__).warning(reason)
+    log = logging.getLogger(__name__)
+    reason = unsupported()
+    if reason is not None:
+        log.warning(reason)
         return
+    warning = experimental()
+    if warning is not None:
+        log.warning(warning)
     from bishare_dsl.serve.vllm.check import check_folder, start_checks
     from bishare_dsl.serve.vllm.folder import stamp_of
     from bishare_dsl.serve.vllm.manager import WorkerManager

@@ -6,9 +6,11 @@ change in vLLM fails a test before it fails a server.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,6 +35,7 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.platforms import current_platform
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
@@ -68,7 +71,7 @@ def install_manager(manager: type[Any]) -> None:
 def install_check(start: Callable[[Any], None], check: Callable[[str, str, str], object]) -> None:
     """Check each adapter request by name, folder and base before it reaches the engine.
 
-    The request is answered with any ValueError of the check.
+    The request, also one to load an adapter, is answered with any ValueError of the check, as status 400.
 
     Args:
         start: called with vLLM's config when an engine that serves adapters starts.
@@ -80,6 +83,7 @@ def install_check(start: Callable[[Any], None], check: Callable[[str, str, str],
         begin(self, vllm_config, *others, **more)
         if vllm_config.lora_config is not None:
             start(vllm_config)
+            _check_loads(check)
 
     def checked(self: Any, lora_request: Any) -> None:
         validate(self, lora_request)
@@ -89,31 +93,72 @@ def install_check(start: Callable[[Any], None], check: Callable[[str, str, str],
             except ValueError as error:
                 raise VLLMValidationError(str(error)) from error
 
-    InputProcessor.__init__, InputProcessor._validate_lora = begun, checked
+    InputProcessor.__init__ = begun
+    InputProcessor._validate_lora = checked
+
+
+def _check_loads(check: Callable[[str, str, str], object]) -> None:
+    """Check the requests of ``/v1/load_lora_adapter``, whose errors in a worker have status 500."""
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_error_response
+
+    validate = OpenAIServingModels._check_load_lora_adapter_request
+    if hasattr(validate, "by_bishare"):  # This process has more than one engine.
+        return
+
+    async def checked(self: Any, request: Any) -> Any:
+        error = await validate(self, request)
+        if error is not None:
+            return error
+        values = request.lora_name, request.lora_path, self.model_config.model
+        try:
+            await asyncio.to_thread(check, *values)
+        except ValueError as refusal:
+            return create_error_response(
+                message=str(refusal), err_type="BadRequestError", status_code=HTTPStatus.BAD_REQUEST
+            )
+        return None
+
+    checked.by_bishare = True  # type: ignore[attr-defined]
+    OpenAIServingModels._check_load_lora_adapter_request = checked
 
 
 def install_prefix_key(version: Callable[[str], object]) -> None:
     """Add the version of a folder to the prefix cache's keys, once a request has asked to load it again.
 
     Otherwise, requests would read what the old version left in the cache under its name and path. Later
-    requests for the adapter have the version that the last such request has loaded.
+    requests for the adapter have the version that the last such request has loaded. From vLLM 0.33 on, only
+    the request that loads has the flag; before, those for completions have it, too.
 
     Args:
         version: returns the version of a folder.
     """
-    keys_of, loaded = kv_cache_utils._gen_lora_extra_hash_keys, dict[int, str]()
+    keys_of = kv_cache_utils._gen_lora_extra_hash_keys
+    add = EngineCore.add_lora
+    loaded: dict[int, str] = {}
+
+    def remember(lora: Any) -> None:
+        if lora.load_inplace:
+            folder = os.path.expanduser(lora.lora_path)  # noqa: PTH111 - it may be a name on the Hub
+            loaded[lora.lora_int_id] = repr((folder, version(folder)))
+
+    def added(self: Any, lora_request: Any) -> Any:
+        result = add(self, lora_request)
+        remember(lora_request)
+        return result
 
     def with_version(request: Any) -> list[Any]:
-        keys, lora = keys_of(request), request.lora_request
+        keys: list[Any] = keys_of(request)
+        lora = request.lora_request
         if lora is None:
             return keys
         if not hasattr(request, "bishare_version"):  # A request has many blocks.
-            if lora.load_inplace:
-                folder = os.path.expanduser(lora.lora_path)  # noqa: PTH111 - it may be a name on the Hub
-                loaded[lora.lora_int_id] = repr((folder, version(folder)))
+            remember(lora)
             request.bishare_version = loaded.get(lora.lora_int_id)
-        return [*keys, *([("bishare", request.bishare_version)] if request.bishare_version else [])]
+        if request.bishare_version is None:
+            return keys
+        return [*keys, ("bishare", request.bishare_version)]
 
+    EngineCore.add_lora = added
     kv_cache_utils._gen_lora_extra_hash_keys = with_version
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
@@ -10,7 +11,10 @@ from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 
 SUPPORTED = ("0.31", "0.32")
-"""The tested versions of vLLM, as in the extra ``vllm``."""
+"""The versions of vLLM that the tests were run with."""
+
+EXPERIMENTAL = ("0.33", "0.34")
+"""The versions of vLLM whose sources were compared with those, and which were not run."""
 
 
 class Granted(BaseModel):
@@ -58,9 +62,27 @@ def unsupported() -> str | None:
     """Return why compact mode does not work in this version of vLLM, or None."""
     from vllm import __version__
 
-    if __version__.startswith(tuple(f"{version}." for version in SUPPORTED)):
+    known = (*SUPPORTED, *EXPERIMENTAL)
+    if _is_one_of(__version__, known):
         return None
     return (
-        f"bishare's compact mode is for vLLM {' and '.join(SUPPORTED)}, and this is {__version__}: those in "
+        f"bishare's compact mode is for vLLM {known[0]} to {known[-1]}, and this is {__version__}: adapters in "
         "VLLM_LORA_RESOLVER_CACHE_DIR are served as plain LoRAs; convert others: `bishare convert --for vllm`"
     )
+
+
+def experimental() -> str | None:
+    """Return a warning if this version of vLLM was read and not run, or None."""
+    from vllm import __version__
+
+    if not _is_one_of(__version__, EXPERIMENTAL):
+        return None
+    return (
+        f"bishare's plug-in is experimental in vLLM {__version__}: its sources were compared with those of "
+        f"{SUPPORTED[-1]}, and no test was run with it; check an adapter with `bishare verify`"
+    )
+
+
+def _is_one_of(version: str, known: Sequence[str]) -> bool:
+    return version.startswith(tuple(f"{prefix}." for prefix in known))
+
