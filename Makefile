@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= BISHARE_CACHE=$(CACHE)
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 # Tests that touch what transformers may change, run at both ends of the range that we support.
-COMPAT_TESTS := tests/test_api.py tests/models tests/peft/test_handle.py tests/peft/test_methods.py tests/adapted/test_merge.py
+COMPAT_TESTS := tests/test_api.py tests/models tests/peft/test_handle.py tests/peft/test_methods.py tests/adapted/test_merge.py tests/rewrite/test_hub_kernels.py
 TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.toml)
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
@@ -96,13 +96,30 @@ bench: $(STAMP) ## measure speed, the effect of each pass, size and start-up
 	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/families.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
-test-compat: $(STAMP) .venv-compat/oldest/.installed ## test with the oldest and the newest transformers (three minutes)
-	@set -e; for python in .venv-compat/oldest/bin/python $(BIN)/python; do \
+# The newest that the index has and pyproject.toml allows. `make setup` may install an older one, whose requirements it can get.
+READ_NEWEST := import re, sys; from packaging.specifiers import SpecifierSet; \
+  versions = re.search("Available versions: (.*)", sys.stdin.read())[1].split(", "); \
+  print(next(SpecifierSet(sys.argv[1]).filter(versions)))
+NEWEST = $(shell $(BIN)/python -m pip index versions transformers 2>/dev/null \
+  | $(BIN)/python -c '$(READ_NEWEST)' '$(TRANSFORMERS:transformers%=%)')
+
+# 0: install the newest without its requirements, where the package `kernels` cannot be had, and run it without.
+HUB_KERNELS ?= 1
+WITHOUT_KERNELS = $(filter 0,$(HUB_KERNELS))
+
+test-compat: $(STAMP) .venv-compat/oldest/.installed .venv-compat/newest/.installed ## test with the oldest and the newest transformers (four minutes)
+	@set -e; for python in .venv-compat/oldest/bin/python .venv-compat/newest/bin/python; do \
 	  $$python -c 'import transformers; print("== transformers", transformers.__version__)'; \
-	  HYPOTHESIS_PROFILE=quick $(PYTEST) $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
+	  HYPOTHESIS_PROFILE=quick $(if $(WITHOUT_KERNELS),USE_HUB_KERNELS=0) $(PYTEST) \
+	    $$python -m pytest -q $(XDIST) -m "not long" $(or $(ARGS),$(COMPAT_TESTS)); done
 
 .venv-compat/oldest/.installed: $(STAMP)
 	$(call over,.venv-compat/oldest,'transformers==$(OLDEST)')
+
+# It fails if the newest cannot be installed, rather than test an older one.
+.venv-compat/newest/.installed: $(STAMP)
+	@echo "Installing transformers $(NEWEST). If its requirements cannot be had: make test-compat HUB_KERNELS=0"
+	$(call over,.venv-compat/newest,$(if $(WITHOUT_KERNELS),--no-deps) 'transformers==$(NEWEST)')
 
 # The oldest PEFT that pyproject.toml allows, and the newest, which `make setup` installs.
 PEFT_OLDEST = $(shell sed -n 's/^ *"peft>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)

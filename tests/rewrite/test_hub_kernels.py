@@ -47,7 +47,7 @@ class FusedMLP(nn.Module):
 
 
 class FusedMLPOfOtherNames(nn.Module):
-    def forward(module, x):  # noqa: N805 - a name of another hand
+    def forward(module, x):  # A name of another hand.
         up = nn.functional.linear(x, module.up_proj.weight)
         return module.down_proj(nn.functional.silu(module.gate_proj(x)) * up)
 

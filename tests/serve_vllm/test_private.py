@@ -5,14 +5,16 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora import lora_model, model_manager, utils, worker_manager
 from vllm.lora.layers import base_linear, column_parallel_linear, row_parallel_linear
+from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
 from bishare_dsl.serve.vllm.folder import stamp_of
 from bishare_dsl.serve.vllm.private import install_prefix_key
-from bishare_dsl.serve.vllm.settings import SUPPORTED, unsupported
+from bishare_dsl.serve.vllm.settings import SUPPORTED, experimental, unsupported
 
 MANAGER = model_manager.LoRAModelManager
 LRU = model_manager.LRUCacheLoRAModelManager
@@ -20,22 +22,24 @@ WORKER = worker_manager.LRUCacheWorkerLoRAManager
 LINEAR = base_linear.BaseLinearLayerWithLoRA
 MERGED = column_parallel_linear.MergedColumnParallelLinearWithLoRA
 
-# The beginning of the SHA-256 of the source in vLLM 0.32, and in 0.31 where it was another one.
+# The beginning of the SHA-256 of the source in vLLM 0.32, and in 0.31, 0.33 and 0.34 where it is another one.
+# The last two were read, and not run.
 SOURCES = {
+    EngineCore.add_lora: "8337cb3be82e",
     InputProcessor._validate_lora: "14d8474923a7",
     LINEAR._apply_lora_to_output: "57c8604ccec2",
     LINEAR.apply: "f46a4c52e135",
     LINEAR.create_lora_weights: "94edaf24d2fc",
     LRU.activate_adapter: "d1b81b771adb",
     LRU.add_adapter: "767b3cb23642",
-    MANAGER.__init__: "5dcae742ef6f 30542a856c64",
-    MANAGER._create_lora_modules: "d713c4fa88bc",
-    MANAGER._create_merged_loras_inplace: "1b64ebe57c3d",
+    MANAGER.__init__: "5dcae742ef6f 30542a856c64 9f4198aecfbb",
+    MANAGER._create_lora_modules: "d713c4fa88bc b300f06d5777 2f499ded5c6c",
+    MANAGER._create_merged_loras_inplace: "1b64ebe57c3d 78c8b7e7ed59",
     MANAGER._deactivate_adapter: "c03307590919",
     MANAGER._set_adapter_mapping: "6ae4384167f2",
-    MANAGER.activate_adapter: "0661f9e08a07",
+    MANAGER.activate_adapter: "0661f9e08a07 b044458b878e",
     MANAGER.add_adapter: "8d3d33085e4e",
-    MANAGER.create_dummy_lora: "5ea382e7a915",
+    MANAGER.create_dummy_lora: "5ea382e7a915 82955a3e6102",
     MANAGER.deactivate_adapter: "002a74a3ec06",
     MANAGER.list_adapters: "7c04b4fac679",
     MANAGER.remove_adapter: "bd550e65eefc",
@@ -44,6 +48,7 @@ SOURCES = {
     MERGED.create_lora_weights: "5495fcfe4c51",
     MERGED.set_lora: "111b25b22b35",
     MERGED.slice_lora_b: "3826056c7b01",
+    OpenAIServingModels._check_load_lora_adapter_request: "e610e5af04aa",
     WORKER._apply_adapters: "f06c2357bb31",
     WORKER.add_adapter: "ced930bd3f9d",
     WORKER.create_lora_manager: "0701d0adf352",
@@ -55,7 +60,7 @@ SOURCES = {
     utils.is_in_target_modules: "8f7b7243cdcd",
     utils.parse_fine_tuned_lora_name: "eaae3c4cb5ae 0fdbcfbc61e3",
     utils.process_packed_modules_mapping: "4475d6a8e841 f01f0612ca34",
-    worker_manager.WorkerLoRAManager._load_adapter: "e05648e184dd df36054604e0",
+    worker_manager.WorkerLoRAManager._load_adapter: "e05648e184dd df36054604e0 57d439d629f9 84ed792e767a",
     worker_manager.WorkerLoRAManager.add_dummy_lora: "ce17d2f32530",
     worker_manager.WorkerLoRAManager.list_adapters: "a605e1d9f7a6",
 }
@@ -76,6 +81,9 @@ def test_callers_of_what_is_taken_over_are_as_they_were():
     assert [*parameters][:2] == ["self", "vllm_config"]
     source = inspect.getsource(lora_model_runner_mixin.LoRAModelRunnerMixin.load_lora_model)
     assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in source
+    source = inspect.getsource(OpenAIServingModels.load_lora_adapter)
+    assert "await self._check_load_lora_adapter_request(request)" in source
+    assert "await self.engine_client.add_lora(lora_request)" in source
 
 
 def test_keys_of_the_prefix_cache_have_the_version_of_an_adapter(tmp_path, monkeypatch):
@@ -120,6 +128,33 @@ def test_keys_of_the_prefix_cache_have_the_version_of_an_adapter(tmp_path, monke
     assert key(folder="~/a") != third
 
 
+def test_the_request_that_loads_an_adapter_again_gives_its_version(tmp_path, monkeypatch):
+    """From vLLM 0.33 on, the requests for completions after it do not have the flag."""
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.core import kv_cache_utils
+
+    def key():
+        lora = LoRARequest("a", 1, str(tmp_path))
+        request = SimpleNamespace(
+            lora_request=lora, mm_features=[], cache_salt=None, prompt_embeds=None
+        )
+        return kv_cache_utils.generate_block_hash_extra_keys(request, 0, 16, 0)[0]
+
+    monkeypatch.setattr(
+        kv_cache_utils, "_gen_lora_extra_hash_keys", kv_cache_utils._gen_lora_extra_hash_keys
+    )
+    monkeypatch.setattr(EngineCore, "add_lora", EngineCore.add_lora)
+    signature = inspect.signature(EngineCore.add_lora)
+    install_prefix_key(stamp_of)
+    assert inspect.signature(EngineCore.add_lora) == signature  # vLLM converts by its types.
+    engine = SimpleNamespace(model_executor=SimpleNamespace(add_lora=lambda request: True))
+    first = key()
+    assert EngineCore.add_lora(engine, LoRARequest("a", 1, str(tmp_path)))
+    assert key() == first
+    assert EngineCore.add_lora(engine, LoRARequest("a", 1, str(tmp_path), load_inplace=True))
+    assert key() != first
+
+
 def test_adapters_are_read_in_one_order():
     """Whatever the order of a set of names in a process: workers that share layers add up their parts."""
     from vllm.lora.request import LoRARequest
@@ -136,6 +171,10 @@ def test_adapters_are_read_in_one_order():
 
 def test_this_version_is_served(monkeypatch):
     assert unsupported() is None
+    assert experimental() is None
+    monkeypatch.setattr("vllm.__version__", "0.34.0")
+    assert unsupported() is None
+    assert "experimental in vLLM 0.34.0" in experimental()
     monkeypatch.setattr("vllm.__version__", "0.99.1")
     assert "0.99.1" in unsupported()
     assert SUPPORTED[0] in unsupported()

@@ -23,7 +23,7 @@ from bishare_dsl.folder.fingerprint import Fingerprint, base_changes, fingerprin
 from bishare_dsl.models.load import load_model
 from bishare_dsl.serve.vllm.folder import Stamp, stamp_of
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("vllm.bishare")  # What vLLM does not show, nobody sees.
 _parser = TypeAdapter(Fingerprint)
 
 THREAD = "bishare's reader of the served base"

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,6 +142,7 @@ def install_prefix_key(version: Callable[[str], object]) -> None:
             folder = os.path.expanduser(lora.lora_path)  # noqa: PTH111 - it may be a name on the Hub
             loaded[lora.lora_int_id] = repr((folder, version(folder)))
 
+    @wraps(add)  # vLLM reads the type of the argument from its signature.
     def added(self: Any, lora_request: Any) -> Any:
         result = add(self, lora_request)
         remember(lora_request)

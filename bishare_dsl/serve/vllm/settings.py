@@ -66,7 +66,7 @@ def unsupported() -> str | None:
     if _is_one_of(__version__, known):
         return None
     return (
-        f"bishare's compact mode is for vLLM {known[0]} to {known[-1]}, and this is {__version__}: adapters in "
+        f"bishare's compact mode is for vLLM {known[0]} to {known[-1]}, and this is {__version__}: those in "
         "VLLM_LORA_RESOLVER_CACHE_DIR are served as plain LoRAs; convert others: `bishare convert --for vllm`"
     )
 
@@ -85,4 +85,3 @@ def experimental() -> str | None:
 
 def _is_one_of(version: str, known: Sequence[str]) -> bool:
     return version.startswith(tuple(f"{prefix}." for prefix in known))
-
