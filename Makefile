@@ -122,7 +122,7 @@ test-compat: $(STAMP) .venv-compat/oldest/.installed .venv-compat/newest/.instal
 	$(call over,.venv-compat/newest,$(if $(WITHOUT_KERNELS),--no-deps) 'transformers==$(NEWEST)')
 
 # The oldest PEFT that pyproject.toml allows, and the newest, which `make setup` installs.
-PEFT_OLDEST = $(shell sed -n 's/^ *"peft>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
+PEFT_OLDEST = $(shell sed -n 's/^ *"peft>=\([0-9.]*\)[^"]*".*/\1.0/p' pyproject.toml)
 PEFT_NEWEST = $(shell $(BIN)/python -c 'from importlib.metadata import version; print(version("peft"))')
 
 test-peft: $(STAMP) ## run PEFT's tests, oldest and newest version, with adapters of bishare (half an hour)

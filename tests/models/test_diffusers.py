@@ -9,9 +9,9 @@ from peft import PeftModel, get_peft_model
 
 diffusers = pytest.importorskip("diffusers")
 
-import bishare_dsl.peft  # noqa: F401 - registers the method
-from bishare_dsl.peft import BishareConfig
-from tests.support.checks import randomize
+import bishare_dsl.peft  # noqa: E402, F401 - registers the method
+from bishare_dsl.peft import BishareConfig  # noqa: E402
+from tests.support.checks import randomize  # noqa: E402
 
 SPECS = {
     "private": "spec a\ntarget to_q, to_k, to_v, to_qkv_mlp_proj\nshare x per module rank 2\n",
