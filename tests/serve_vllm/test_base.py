@@ -36,6 +36,9 @@ def warned(root, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("BISHARE_CACHE", str(tmp_path))
     monkeypatch.setattr(served_base, "_checks", {})
     monkeypatch.setattr(check, "_servers", {})
+    # vLLM's logger hands nothing up.
+    monkeypatch.setattr(served_base._log, "handlers", [caplog.handler])
+    monkeypatch.setattr(served_base._log, "propagate", False)
 
     def warned(place, base):
         with caplog.at_level(logging.WARNING):
