@@ -69,12 +69,17 @@ def _read(base: str, served: Future[Fingerprint]) -> None:
     command = [sys.executable, "-m", "bishare_dsl.serve.vllm.base", base]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
-        served.set_result(_parser.validate_json(run.stdout.rpartition("\n")[2]))
-    except ValueError:
-        lines = run.stderr.strip().splitlines()
-        served.set_exception(ValueError(lines[-1] if lines else f"exit code {run.returncode}"))
     except OSError as error:
         served.set_exception(error)
+        return
+    try:
+        numbers = _parser.validate_json(run.stdout.rpartition("\n")[2])
+    except ValueError:
+        lines = run.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {run.returncode}"
+        served.set_exception(ValueError(reason))
+        return
+    served.set_result(numbers)
 
 
 def _warn(name: str, saved: Fingerprint, served: Future[Fingerprint]) -> None:
