@@ -73,6 +73,8 @@ LIBRARY_RATES = (3e-3, 1e-2)
 """Of what members train; the better one by the members' own test items in library 0."""
 NEW_RATES = {"zero": (1e-2, 3e-2), "trained on": (1e-3, 3e-3), "fresh": (1e-2, 3e-2)}
 """Of what a newcomer trains; a table has the better one of library 0, by the newcomers themselves."""
+WIDE = 16
+"""The rank of `wide`, a library of the groups found."""
 WARM_RATE = 1e-2
 """Of training that starts at the weighted sum of members."""
 COUNTS = (1, 2, 3, 4)
@@ -233,12 +235,16 @@ class GroupBench(Bench):
         count = int(groups.max()) + 1
         if kind in ("core", "found", "named"):
             start = subject.late.start("library_core", library, r=8)
+        elif kind == "wide":
+            start = subject.late.start("library_core", library, r=WIDE)
         else:
             start = subject.late.start(LORA, library, r=8)
         tensors = {}
         for site, p in start.items():
             private = is_private(site) or kind in ("found loras", "known")
             tensors[site] = drawn(site, p, (1, count), 100 + library) if private else p.clone()
+        if kind == "continued":
+            tensors = {site: p.clone() for site, p in self.means(family, library).items()}
         losses = train_groups(subject, tensors, groups, batch, rate, steps)
         own = spread(tensors, groups)
         right = judged(adapted(subject, own, batch), batch)[1]
@@ -311,10 +317,20 @@ class GroupBench(Bench):
         train(logits, list(own.values()), batch, rates, STEPS[EXAMPLES], BATCH)
         return right_answers(subject, {**frozen, **own}, batch)
 
+    def means(self, family: str, library: int) -> Library:
+        """Return the library of members with the means of each group's cores."""
+        trained = self.library(family, library, "core")
+        private, _ = private_rows(trained)
+        groups = self.groups(family, library, "found")
+        return with_private(trained, grouping.group_means(private, groups))
+
     def judge_nearest(self, family: str, library: int, kind: str) -> dict[str, Any]:
         """Judge newcomers that take the group with the least loss; with ``known`` their type's."""
         subject, batch = self.subject(family), self.new_batch(family, library)
-        trained = self.library(family, library, kind)
+        if kind == "means":
+            trained = self.means(family, library)
+        else:
+            trained = self.library(family, library, kind)
         losses = members.losses(subject, trained, batch)[0].sum(-1)
         choice, margin = grouping.nearest_group(losses)
         if kind == "known":
@@ -386,6 +402,18 @@ class GroupBench(Bench):
             if library:
                 rates = (self.new_rate(family, method),)
             self.judge_rates(family, library, method, rates)
+
+    def judge_variants(self, family: str, library: int) -> None:
+        """Judge other ways to have a core for each group."""
+        for kind in ("continued", "wide"):
+            self.library(family, library, kind)
+        for kind in ("means", "continued", "wide"):
+            self.cell(
+                family,
+                library,
+                kind,
+                lambda kind=kind: self.judge_nearest(family, library, kind),
+            )
 
     def judge_start(self, family: str, library: int) -> None:
         """Judge the ways to start a newcomer's core."""
@@ -466,15 +494,14 @@ def sharpness_left_out(subject: Subject, library: Library, batch: Batch) -> floa
 def run(bench: GroupBench) -> None:
     """Run every cell in order."""
     for family in TYPED_FAMILIES[:4]:
-        bench.judge_library(family, 0)
-        if family in SETTING_FAMILIES:
-            bench.judge_settings(family)
-        bench.judge_library(family, 1)
+        for library in LIBRARIES:
+            bench.judge_library(family, library)
+            bench.judge_variants(family, library)
     for family in UNTYPED_FAMILIES:
         bench.judge_library(family, 0)
-        if family in SETTING_FAMILIES:
-            bench.judge_settings(family)
     bench.judge_start(CONTROL, 0)
+    for family in SETTING_FAMILIES:
+        bench.judge_settings(family)
     for family in TYPED_FAMILIES[4:]:
         for library in LIBRARIES:
             bench.judge_library(family, library)
