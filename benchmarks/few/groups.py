@@ -324,13 +324,16 @@ class GroupBench(Bench):
         groups = self.groups(family, library, "found")
         return with_private(trained, grouping.group_means(private, groups))
 
+    def judged_library(self, family: str, library: int, kind: str) -> Library:
+        """Return a trained library, or the means of groups, which are not trained."""
+        if kind == "means":
+            return self.means(family, library)
+        return self.library(family, library, kind)
+
     def judge_nearest(self, family: str, library: int, kind: str) -> dict[str, Any]:
         """Judge newcomers that take the group with the least loss; with ``known`` their type's."""
         subject, batch = self.subject(family), self.new_batch(family, library)
-        if kind == "means":
-            trained = self.means(family, library)
-        else:
-            trained = self.library(family, library, kind)
+        trained = self.judged_library(family, library, kind)
         losses = members.losses(subject, trained, batch)[0].sum(-1)
         choice, margin = grouping.nearest_group(losses)
         if kind == "known":
