@@ -16,6 +16,7 @@ from bishare_dsl.plan import Tensor
 
 if TYPE_CHECKING:
     from numpy import ndarray
+    from numpy.random import Philox
 
 _CHUNK = 2**16
 """Words generated at once, to limit memory use."""
@@ -53,8 +54,7 @@ def fill(values: ndarray, drawn_from: Mapping[str, Any], seed: int | str, name: 
     if kind == "constant":
         values.fill(amount)
         return
-    key = np.frombuffer(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "<u8")
-    philox = np.random.Philox(key=key.astype(np.uint64))
+    philox = philox_of(seed, name)
     if kind == "choice":
         chosen = np.argsort(philox.random_raw(amount), kind="stable")[: len(values)]
         values[:] = np.stack((chosen // 256, chosen % 256), 1)
@@ -62,16 +62,32 @@ def fill(values: ndarray, drawn_from: Mapping[str, Any], seed: int | str, name: 
     flat = values.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK]
-        pairs = philox.random_raw((part.size + 1) // 2).astype("<u8")
-        even = (pairs.view("<u4")[: part.size].astype(np.float64) + 0.5) * 2.0**-32
+        even = uniform(philox, part.size)
         if kind == "normal":
-            part[:] = amount * _normal(even)
+            part[:] = amount * normal_quantiles(even)
         else:
             low, high = amount
             part[:] = low + (high - low) * even
 
 
-def _normal(even: ndarray) -> ndarray:
+def philox_of(seed: int | str, name: str) -> Philox:
+    """Return the generator of a tensor's words."""
+    import numpy as np
+
+    key = np.frombuffer(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "<u8")
+    return np.random.Philox(key=key.astype(np.uint64))
+
+
+def uniform(philox: Philox, count: int) -> ndarray:
+    """Return the next ``count`` numbers between 0 and 1, both excluded: float64, of 32 random bits each."""
+    import numpy as np
+
+    pairs = philox.random_raw((count + 1) // 2).astype("<u8")
+    numbers: ndarray = (pairs.view("<u4")[:count].astype(np.float64) + 0.5) * 2.0**-32
+    return numbers
+
+
+def normal_quantiles(even: ndarray) -> ndarray:
     """Return the normal quantiles at numbers between 0 and 1: Wichura 1988, AS 241, PPND7."""
     import numpy as np
 

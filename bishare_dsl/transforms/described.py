@@ -7,6 +7,7 @@ from typing import Any
 
 from bishare_dsl.transforms.protocol import guard
 from bishare_dsl.transforms.registry import PLAIN
+from bishare_dsl.transforms.shipped.composed import COMPOSED, PLACES
 from bishare_dsl.transforms.transform import Transform, Width
 
 _ZERO = (("zeros", 1.0), ("constant", 0.0))
@@ -42,9 +43,24 @@ def via(transform: str, options: Mapping[str, Any]) -> str:
     """Write a transform as a spec does, without options that are false; ``-`` for none."""
     if transform == PLAIN:
         return "-"
+    if transform == COMPOSED:
+        return _composition(options)
     given = {name: v for name, v in options.items() if v is not None and v is not False}
     written = ", ".join(f"{name} = {'true' if v is True else v}" for name, v in given.items())
     return f"{transform}({written})" if written else transform
+
+
+def _composition(options: Mapping[str, Any]) -> str:
+    """Write a composition as a spec does: its chains by place."""
+    places = []
+    for place in PLACES:
+        steps = []
+        for step in options.get(place, ()):
+            named = f" as {step['name']}" if "name" in step else ""
+            steps.append(via(step["transform"], step["options"]) + named)
+        if steps:
+            places.append(f"{place} {' then '.join(steps)}")
+    return ", ".join(places)
 
 
 def zero_parts(transform: Transform, starts: Mapping[str, tuple[str, float]]) -> frozenset[str]:

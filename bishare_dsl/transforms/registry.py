@@ -42,6 +42,7 @@ BUILT_IN = {
     "Grid": "grid:Grid",
     "Shards": "shards:Shards",
     "Loadings": "loadings:Loadings",
+    "Scaled": "scaled:Scaled",
     "Experts": "experts:Experts",
 }
 """Module and class of each built-in transform, imported only when a spec uses it."""

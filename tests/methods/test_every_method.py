@@ -36,6 +36,7 @@ TINY = {
     "nola": {"r": 2, "count": 5},
     "pissa": {"r": 3},
     "prolora": {"r_shared": 5, "chunks_B": 3},
+    "randlora": {"r": 2, "count": 2},
     "rasa": {"r": 3},
     "rslora": {"r": 3},
     "share_lora": {"r_share_a": 3, "r_share_b": 2, "r_share_ab": 2},

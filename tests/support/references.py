@@ -238,6 +238,18 @@ def loadings(term):
     return b, a
 
 
+@reference("Scaled")
+def scaled(term):
+    """Compute RandLoRA: ``sum_i B_i L_i A G_i`` with diagonal matrices, in full."""
+    r = term.rank
+    a = term["A"][:, : term.d_in]
+    update = torch.zeros(term.d_out, term.d_in, dtype=a.dtype)
+    for i in range(term.options["count"]):
+        b = term["B"][i * r : (i + 1) * r, : term.d_out].T
+        update = update + b @ torch.diag(term["by_row"][i]) @ a @ torch.diag(term["by_input"][i])
+    return update, torch.eye(term.d_in, dtype=a.dtype)
+
+
 @reference("Experts")
 def experts(term, x):
     """Compute HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""

@@ -6,11 +6,23 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from bishare_dsl import parse_spec
+from bishare_dsl.plan import settings
 from bishare_dsl.testing.checks import check_transform, pool_shapes
+from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.reference import TermValues
-from bishare_dsl.transforms import Sort, Width, effective_pair, load_transform, transform_kind
+from bishare_dsl.transforms import (
+    Sort,
+    Width,
+    described,
+    effective_pair,
+    load_transform,
+    transform_kind,
+)
+from bishare_dsl.transforms.described import largest_fit
 from bishare_dsl.transforms.registry import BUILT_IN
 from bishare_dsl.transforms.shipped.composed import COMPOSED, Composed, Step, compose
+from tests.support.checks import check_spec
 from tests.support.references import REFERENCES
 
 OPTIONS = {
@@ -53,8 +65,9 @@ def reference_factor(composed, place, values, rank, width):
     tensors = {inner: values[outer] for inner, outer in first.roles.items()}
     alone = first.transform
     shapes = pool_shapes(alone, ranks[0], [width])[width]
+    dtype = next(iter(values.values())).dtype
     for role, shape in shapes.items():  # The reference wants both factors.
-        tensors.setdefault(role, torch.zeros(shape, dtype=torch.float64))
+        tensors.setdefault(role, torch.zeros(shape, dtype=dtype))
     factor = single(first.transform, place, tensors, ranks[0], width)
     for later, rows in zip(chain[1:], ranks[1:], strict=True):
         # A mixing transform over a dense factor: its tensor is the factor before it.
@@ -62,7 +75,7 @@ def reference_factor(composed, place, values, rank, width):
         shapes = pool_shapes(later.transform, rows, [width])[width]
         tensors[place] = factor
         for role, shape in shapes.items():
-            tensors.setdefault(role, torch.zeros(shape, dtype=torch.float64))
+            tensors.setdefault(role, torch.zeros(shape, dtype=dtype))
         assert other in tensors
         factor = single(later.transform, place, tensors, rows, width)
     return factor
@@ -78,16 +91,23 @@ def check_reference(composed, rank, width):
         for role, shape in shapes.items()
     }
     a, b = effective_pair(composed, values, rank, width, 1.0)
-    expected_a = reference_factor(composed, "A", values, rank, width)
-    expected_b = reference_factor(composed, "B", values, rank, width)
-    between = torch.eye(rank, dtype=torch.float64)
-    for core in composed.at("between"):
-        between = between @ values[core.owned["core"]]
-    update = b.T @ a
-    expected = (
-        expected_b.T @ between.T @ expected_a if composed.between else expected_b.T @ expected_a
-    )
-    torch.testing.assert_close(update, expected, rtol=1e-9, atol=1e-9)
+    expected_b, expected_a = reference_pair(composed, values, rank, width)
+    torch.testing.assert_close(b.T @ a, expected_b @ expected_a, rtol=1e-9, atol=1e-9)
+
+
+def reference_pair(composed, values, rank, width):
+    """Return B and A of a composition by dense products."""
+    a = reference_factor(composed, "A", values, rank, width)
+    b = reference_factor(composed, "B", values, rank, width).T
+    for step in reversed(composed.at("between")):
+        tensors = {inner: values[outer] for inner, outer in step.roles.items()}
+        identity = torch.eye(rank, dtype=a.dtype)
+        tensors |= {"A": identity, "B": identity}
+        left, right = REFERENCES["Core"](
+            TermValues(tensors, step.transform.options(), rank, rank, rank)
+        )
+        b = b @ left @ right
+    return b, a
 
 
 # At this width every factor fits.
@@ -203,3 +223,48 @@ def test_it_loads_by_name_and_its_hash_is_that_of_its_options():
 def test_singular_starts_are_allowed_where_the_inner_factor_is_as_wide_as_the_weight():
     assert compose(a=[step("SS"), step("Loadings")], b=[step("KE")]).plain == ("A",)
     assert compose(b=[step("Loadings")]).plain == ("A", "B")
+
+
+COMPOSITIONS = [
+    compose([step("KE")], [step("SS")], [step("Core")]),
+    compose([step("SS")], [step("KE"), step("Loadings")]),
+    compose([step("Basis", "first"), step("Mix", "last")], [step("Rotation", chunks_B=2)]),
+    compose(between=[step("Core", "one"), step("Core", "two", cores=2)]),
+]
+
+
+@pytest.mark.parametrize("composed", COMPOSITIONS)
+def test_every_invariant_holds(composed, monkeypatch):
+    """Fresh, count, gradients, save and load, merge, export, seed: a plan reads it as any transform."""
+    monkeypatch.setattr(settings, "load_transform", lambda *_: composed)
+    monkeypatch.setitem(REFERENCES, COMPOSED, composed_reference)
+    text = "spec s\ntarget q_proj, up_proj\nshare a per module rank 3 via SS\n"
+    check_spec(parse_spec(text), tiny_model())
+
+
+def composed_reference(term):
+    composed = load_transform(COMPOSED, term.options)
+    return reference_pair(composed, term.tensors, term.rank, Width(term.d_in, term.d_out))
+
+
+def test_auto_finds_the_largest_size_of_a_step():
+    composed = compose([step("KE", size=256)], [step("SS"), step("Loadings")])
+    assert composed.auto == ("A.0.size",)
+    size = largest_fit(composed, "A.0.size", [(4, Width(48, 24)), (4, Width(32, 24))])
+    assert size == 8
+    assert composed.with_option("A.0.size", size).A[0].options["size"] == 8
+
+
+def test_warnings_are_at_their_step():
+    composed = compose([step("KE", size=5)])
+    [problem] = composed.review(3, [Width(12, 12)])
+    assert problem.loc == ("via", "A", 0, "options", "size")
+
+
+def test_it_is_written_as_in_a_spec():
+    composed = compose([step("KE", "k")], [step("SS"), step("Loadings")], [step("Core", "c")])
+    written = described.via(COMPOSED, composed.options())
+    assert written == (
+        "A KE(size = 4, kernel = kaiming_normal) as k, between Core as c, "
+        "B SS(slice = centre) then Loadings(vectors = 5)"
+    )

@@ -1,0 +1,90 @@
+"""Structured initial values: what they are, and that a seed and a name determine them."""
+
+import numpy as np
+import pytest
+
+from bishare_dsl.initial import structured
+from bishare_dsl.initial.structured import (
+    STRUCTURED,
+    cosine,
+    fill_structured,
+    hadamard,
+    orthogonal,
+    sparse,
+)
+
+KNOWN = [
+    [0.8327229619026184, -0.025272920727729797, -0.553112804889679],
+    [0.2476605474948883, 0.9104574918746948, 0.3312574028968811],
+]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (7, 3), (16, 16), (8, 500)])
+def test_rows_or_columns_are_orthonormal(shape):
+    values = orthogonal(*shape, 5, "a.A")
+    gram = values @ values.T if shape[0] <= shape[1] else values.T @ values
+    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 9), (16, 16), (12, 300)])
+def test_cosines_are_those_of_the_transform(shape):
+    rows, columns = shape
+    k, j = np.arange(rows)[:, None], np.arange(columns)
+    expected = np.sqrt(2 / columns) * np.cos(np.pi * (2 * j + 1) * k / (2 * columns))
+    expected[0] /= np.sqrt(2)
+    np.testing.assert_allclose(cosine(rows, columns), expected, atol=1e-14)
+    np.testing.assert_allclose(
+        cosine(rows, columns) @ cosine(rows, columns).T, np.eye(rows), atol=1e-13
+    )
+
+
+def test_hadamard_rows():
+    whole = hadamard(8, 8, 0, "a.A")
+    np.testing.assert_allclose(whole @ whole.T, np.eye(8), atol=1e-15)
+    assert {*np.abs(whole).flatten()} == {8**-0.5}
+    cropped = hadamard(4, 6, 0, "a.A")
+    assert cropped.shape == (4, 6)
+    assert {*np.round(np.abs(cropped).flatten(), 12)} == {round(6**-0.5, 12)}
+    by_hand = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+    assert sorted((2 * hadamard(4, 4, 3, "x")).tolist()) == sorted(by_hand)
+
+
+def test_sparse_fraction_and_length():
+    values = sparse(200, 400, 0.1, 0, "a.A")
+    assert abs((values != 0).mean() - 0.1) < 0.01
+    assert {*np.round(np.abs(values).flatten(), 12)} == {0, round(40**-0.5, 12)}
+    assert abs((values**2).sum(1).mean() - 1) < 0.05
+    assert abs(values.mean()) < 1e-3
+    assert (sparse(3, 5, 1.0, 0, "a.A") != 0).all()
+
+
+@pytest.mark.parametrize("word", STRUCTURED)
+def test_seed_and_name_determine_them(word):
+    def filled(seed, name):
+        values = np.empty((4, 16), np.float32)
+        fill_structured(values, word, 0.5, seed, name)
+        return values.tolist()
+
+    assert filled(1, "a.A") == filled(1, "a.A")
+    if word != "cosine":
+        assert filled(1, "a.A") != filled(2, "a.A")
+        assert filled(1, "a.A") != filled(1, "a.B")
+
+
+def test_known_values():
+    values = np.empty((2, 3), np.float32)
+    fill_structured(values, "orthogonal", 1.0, 0, "a.A")
+    np.testing.assert_array_equal(values, np.float32(KNOWN))
+
+
+def test_what_has_no_structure():
+    assert structured.why_no_structure("cosine", 5, 4) == (
+        "there are 4 cosines of that width, and it has 5 rows"
+    )
+    assert structured.why_no_structure("hadamard", 9, 6) == (
+        "a Hadamard matrix of that width has 8 rows, and it has 9"
+    )
+    assert structured.why_no_structure("hadamard", 8, 6) is None
+    assert structured.why_no_structure("orthogonal", 9, 6) is None
+    with pytest.raises(ValueError, match="none of"):
+        fill_structured(np.empty((1, 1), np.float32), "zeros", 1.0, 0, "a")
