@@ -41,7 +41,7 @@ def test_cosines_are_those_of_the_transform(shape):
 def test_hadamard_rows():
     whole = hadamard(8, 8, 0, "a.A")
     np.testing.assert_allclose(whole @ whole.T, np.eye(8), atol=1e-15)
-    assert {*np.abs(whole).flatten()} == {8**-0.5}
+    np.testing.assert_allclose(np.abs(whole), 8**-0.5)
     cropped = hadamard(4, 6, 0, "a.A")
     assert cropped.shape == (4, 6)
     assert {*np.round(np.abs(cropped).flatten(), 12)} == {round(6**-0.5, 12)}
