@@ -87,18 +87,18 @@ def accepted_pool(
     """Return a rank and widths, made from those in the arguments, that the transform accepts.
 
     A transform may require equal widths, or multiples of an option. So try all sites and the first, as
-    they are and multiplied by each option.
+    they are and multiplied by each option, and a rank that an option sets.
 
     Raises:
         AssertionError: the transform accepts none of them.
     """
     options = transform.options().values()
-    numbers = sorted({value for value in options if type(value) is int and value > 1})
-    factors = [1, *numbers]
-    for sites, wider, higher in product((widths, widths[:1]), factors, factors):
+    numbers = sorted({value for value in options if type(value) is int and value > 0})
+    ranks = [rank, *(rank * number for number in numbers), *numbers]
+    for sites, wider, tried in product((widths, widths[:1]), (1, *numbers), ranks):
         multiples = [Width(width.d_in * wider, width.d_out * wider) for width in sites]
-        if pool_shapes(transform, rank * higher, multiples) is not None:
-            return rank * higher, multiples
+        if pool_shapes(transform, tried, multiples) is not None:
+            return tried, multiples
     raise AssertionError(
         f"{transform!r} accepts neither these widths nor multiples of them: {widths}"
     )
