@@ -38,7 +38,7 @@ class Kind(Enum):
     MODEL = "it is the folder of a model"
     LIBRARY = "it has a library"
     PEFT_ADAPTER = "it has an adapter of PEFT"
-    FOREIGN_TENSORS = "it has tensors of another program"
+    FOREIGN = "it has files of another program"
     RESULT = "it has an earlier result of the command"
     ADAPTER = "it has an adapter"
     RUN = "it has a run"
@@ -148,9 +148,12 @@ def _is_weights(name: str) -> bool:
 
 
 def _kind_of_adapter(folder: Path, command: str | None) -> Kind:
-    """Return the kind of the adapter in a folder. A config that cannot be read counts as bishare's."""
+    """Return the kind of the adapter in a folder. Without a method in its config, its tensors tell."""
     fields = _fields_of(folder, CONFIG)
-    if fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
+    method = fields.get("peft_type")
+    if method is None:
+        return _kind_of_tensors(folder / TENSORS)
+    if method != PEFT_TYPE:
         return Kind.PEFT_ADAPTER
     record = fields.get(RECORD)
     if not isinstance(record, dict):
@@ -161,9 +164,9 @@ def _kind_of_adapter(folder: Path, command: str | None) -> Kind:
 
 
 def _kind_of_tensors(path: Path) -> Kind:
-    """Return the kind of an adapter's tensors without a config."""
-    ours = path.is_file() and b"bishare_tensors." in path.read_bytes()
-    return Kind.ADAPTER if ours else Kind.FOREIGN_TENSORS
+    """Return the kind of tensors whose config is missing or damaged: bishare's may be saved again."""
+    is_ours = path.is_file() and b"bishare_tensors." in path.read_bytes()
+    return Kind.ADAPTER if is_ours else Kind.FOREIGN
 
 
 def _is_run_file(path: Path) -> bool:

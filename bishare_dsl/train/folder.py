@@ -86,7 +86,7 @@ def check_free(folder: Path) -> None:
     if obstacle is None:
         return
     help = None
-    if obstacle.kind in (Kind.FILE, Kind.DANGLING, Kind.MODEL, Kind.CHECKPOINT, Kind.LOG):
+    if obstacle.kind not in (Kind.RUN, Kind.ADAPTER, Kind.RESULT, Kind.LIBRARY):
         help = f"{obstacle.kind.value}: give another folder as `--output_dir`"
     raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
 

@@ -58,6 +58,11 @@ def tensors_alone(folder):
     (folder / "adapter_model.safetensors").write_bytes(b"lora_A")
 
 
+def config_alone(folder):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("mine")
+
+
 def base(folder):
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
@@ -127,7 +132,8 @@ TABLE = [
     (damaged, Kind.ADAPTER, "adapter"),
     (library, Kind.LIBRARY, "library"),
     (of_peft, Kind.PEFT_ADAPTER, ""),
-    (tensors_alone, Kind.FOREIGN_TENSORS, ""),
+    (tensors_alone, Kind.FOREIGN, ""),
+    (config_alone, Kind.FOREIGN, ""),
     (base, Kind.MODEL, ""),
     (of_trl, Kind.CHECKPOINT, "adapter library"),
     (of_trl_with_peft, Kind.CHECKPOINT, "adapter library"),
