@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from bishare_dsl import compiler
+from bishare_dsl import loading
 from bishare_dsl.convert.export import export_adapter
 from bishare_dsl.folder.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.models.load import meta_model
@@ -54,10 +54,10 @@ def test_an_adapter_is_fitted_and_replaced_only_with_force(trained, run):
 
 def test_loras_of_peft_are_fitted_and_each_is_read_once(trained, checkpoint, run, monkeypatch):
     """The first one was read again, and its warnings were printed twice."""
-    stored, read, real = trained("lora", r=3), list[str](), compiler.read_fitting
+    stored, read, real = trained("lora", r=3), list[str](), loading.read_fitting
     for name in ("one", "two"):
         export_adapter(name, stored.plan, stored.tensors(), meta_model(str(checkpoint)))
-    monkeypatch.setattr(compiler, "read_fitting", lambda *a: (read.append(str(a[0])), real(*a))[1])
+    monkeypatch.setattr(loading, "read_fitting", lambda *a: (read.append(str(a[0])), real(*a))[1])
     words = ("--spec", "lora", "--set", "r=3", "--out", "new", "--model", checkpoint)
     code, out, _ = run("one", "two", *words, "--json", "--quiet")
     found = json.loads(out)
