@@ -25,6 +25,7 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.folder.files import CONFIG, TENSORS, names_in, read_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.folder.test_files import reseal
 from tests.support.checks import randomize
 from tests.support.parts import quick
 
@@ -155,6 +156,7 @@ def points(name, made, folder, act, events=CHANGES):
         before.write_text(SPEC.replace("\nshare", " share"))
     elif name.endswith("again"):
         shutil.copytree(made / "adapter", before)
+        reseal(before, command=words[0])
     elif name.startswith("fit into"):
         shutil.copytree(made / "lib", before)
     out = OUT.get(name, "out")
@@ -220,6 +222,7 @@ def test_what_appears_while_a_command_works_is_left_alone(
     words = [str(place) if w == "OUT" else names.get(w, w) for w in ONTO_NOTHING[name].split()]
     if began:
         shutil.copytree(stranger, place)
+        reseal(place, command=words[0])  # It is an earlier result of the command.
         words += ["--force"]
 
     module, function = {"lock": (fcntl, "flock"), "put": (writing, "_rename")}[moment]
