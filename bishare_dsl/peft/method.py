@@ -450,7 +450,7 @@ def _check_state(
     config = record or _described(plan, spec_text, seed, stored)
     check_entries(_IN_MEMORY, plan, config, entries)
     if record and (len(entries) < len(own) or digest_of(entries) != record.tensors):
-        reason = "it belongs to another adapter_config.json"
+        reason = "its bytes differ from those that were saved, or it is of another save"
         raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
     return complete(_IN_MEMORY, plan, config, stored), others
 

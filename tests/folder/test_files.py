@@ -306,3 +306,10 @@ def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(folder):
     load_adapter(folder, tiny_model("llama"))
     with out_of_reach(folder.parent), pytest.raises(AdapterError, match=said):
         load_adapter(folder, model)
+
+
+def test_one_flipped_bit_is_not_said_to_be_of_another_config(folder):
+    content = bytearray((folder / TENSORS).read_bytes())
+    content[-1] ^= 1
+    (folder / TENSORS).write_bytes(content)
+    refused(folder, "BS607", "its bytes differ from those that were saved")
