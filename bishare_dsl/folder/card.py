@@ -54,7 +54,9 @@ def model_card(plan: Plan, config: AdapterConfig) -> str:
         *([f"- base_model:adapter:{hub_id}"] if hub_id else []),
         *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]
-    of_each = [f"each adapter: {plan.owned}"] * (plan.is_library or bool(names))
+    parameters = [plan.parameters_line]
+    if plan.is_library or names:
+        parameters.insert(0, f"each adapter: {plan.owned}")
     file = "card_of_library.md" if names else "card.md"
     card = Path(__file__).with_name(file).read_text(encoding="utf-8")
     return card.format(
@@ -62,7 +64,7 @@ def model_card(plan: Plan, config: AdapterConfig) -> str:
         mark=MARK,
         spec=plan.spec,
         base=f"[{name}](https://huggingface.co/{name})" if hub_id else f"`{name}`",
-        parameters="\n    ".join([*of_each, plan.parameters_line]),
+        parameters="\n    ".join(parameters),
         method="\n".join(_method(plan)),
         count=len(names),
         name=names[0] if names else "",

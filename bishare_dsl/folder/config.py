@@ -248,8 +248,10 @@ def _quantised(record: Mapping[str, Any], folder: str | Path) -> AdapterError:
 def config_text(fields: Mapping[str, Any]) -> str:
     """Return the text of a config: a line for each field that is set, as spaces cost small adapters much."""
     filled = {name: value for name, value in sorted(fields.items()) if value not in (None, {}, [])}
-    form: Any = {"sort_keys": True, "separators": (",", ":"), "default": list}
-    lines = (f'"{name}": {json.dumps(value, **form)}' for name, value in filled.items())
+    lines = []
+    for name, value in filled.items():
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=list)
+        lines.append(f'"{name}": {text}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

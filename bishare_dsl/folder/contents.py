@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
@@ -91,11 +91,15 @@ class StoredAdapter:
             AdapterError: some come from the base's weights (BS688), values are not finite (BS694), or this
                 torch generates other random numbers than the one that saved the adapter (BS634).
         """
-        if (marks := self.config.marks) and not with_base:
-            name = next(iter(marks))
-            how: Any = {"tensor": name, "start": self.plan.tensor[name].init}
-            help = 'load it onto its base, and save it with `frozen="tensors"`'
-            raise AdapterError(codes.READS_WEIGHTS(action="what is asked", help=help, **how))
+        if self.config.marks and not with_base:
+            name = next(iter(self.config.marks))
+            problem = codes.READS_WEIGHTS(
+                tensor=name,
+                start=self.plan.tensor[name].init,
+                action="what is asked",
+                help='load it onto its base, and save it with `frozen="tensors"`',
+            )
+            raise AdapterError(problem)
         from bishare_dsl.folder.stored import tensor_of
 
         with reading(self.folder):
@@ -304,8 +308,11 @@ def _misfit(site: Site, match: Site | None) -> str | None:
         ours = f"{site.d_in} to {site.d_out} in the adapter's base"
         return f"`{site.path}` maps {match.d_in} features to {match.d_out} in it, and {ours}"
     if {*match.tied} != {*site.tied}:
-        here, there = (" and ".join(f"`{p}`" for p in s.paths) for s in (match, site))
-        return f"one weight is that of {here} in it, and that of {there} in the adapter's base"
+        of_model = " and ".join(f"`{path}`" for path in match.paths)
+        of_base = " and ".join(f"`{path}`" for path in site.paths)
+        return (
+            f"one weight is that of {of_model} in it, and that of {of_base} in the adapter's base"
+        )
     return None
 
 
@@ -322,7 +329,9 @@ def own_of(folder: Path, name: str | None, members: Mapping[str, _T]) -> dict[st
     """
     if name is None and members:
         some = ", ".join(f"`{folder}#{name}`" for name in [*members][:5])
-        help = f"name one: {some}" + ", ..." * (len(members) > 5)
+        help = f"name one: {some}"
+        if len(members) > 5:
+            help += ", ..."
         raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
     if name is None:
         return {}

@@ -555,7 +555,9 @@ def _not_an_adapter(folder: Path) -> Problem:
         near = near_path(str(folder), lambda place: Path(place, CONFIG).is_file())
         said = advise("file", folder.suffix) if folder.is_file() else None
         return codes.NO_SUCH_FOLDER(folder=folder, help=said or near)
-    return (codes.PEFT_ADAPTER if is_peft(folder) else codes.NOT_AN_ADAPTER)(folder=folder)
+    if is_peft(folder):
+        return codes.PEFT_ADAPTER(folder=folder)
+    return codes.NOT_AN_ADAPTER(folder=folder)
 
 
 def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:

@@ -93,9 +93,10 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     maps = linear_maps(model)
     inside = [weight for path, weight in maps.items() if block_of(path)]
     own = {n: p for n, p in model.named_parameters() if not in_adapter(n)}
-    for name in (name for name, p in own.items() if is_sharded_tensor(p)):
-        # Any look at it is a call of all processes, and only one of them may be saving.
-        raise AdapterError(codes.NO_WEIGHT(path=name, reason="it is not in this process"))
+    for name, parameter in own.items():
+        if is_sharded_tensor(parameter):
+            # Any look at it is a call of all processes, and only one of them may be saving.
+            raise AdapterError(codes.NO_WEIGHT(path=name, reason="it is not in this process"))
     vectors = [p for n, p in own.items() if p.dim() == 1 and n.endswith("weight") and block_of(n)]
     tables = [w.matrix()[:, :_TOKENS].flatten() for w in maps.values() if w.looks_up][:1]
     kinds = filter(None, (weight.replacement() for weight in inside))

@@ -95,7 +95,8 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
             yield _listed(folder, TENSORS, **described)
             return
         numbers, size = _tensors(place, TENSORS)
-        for name in [member] if member else config.adapters:
+        names = [member] if member else [*config.adapters]
+        for name in names:
             try:
                 yield _listed(place, own_file(name), name, **described)
             except _BROKEN as error:

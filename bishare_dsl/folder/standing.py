@@ -110,11 +110,7 @@ def _standing_at(folder: Path, command: str | None) -> dict[Kind, Path]:
         return {Kind.DANGLING: folder}
     if not folder.is_dir():
         return {Kind.FILE: folder}
-    names = {path.name for path in folder.iterdir()}
-    pending = {name for name in names if is_half_written(name)}
-    if CONFIG not in names and any(name.startswith(f".{CONFIG}.") for name in pending):
-        pending.add(TENSORS)  # A first save that was killed between the two files.
-    names -= pending
+    names = _finished_names(folder)
     standing: dict[Kind, Path] = {}
     if _is_model(folder):
         standing[Kind.MODEL] = folder / "config.json"
@@ -122,17 +118,33 @@ def _standing_at(folder: Path, command: str | None) -> dict[Kind, Path]:
         standing[_kind_of_adapter(folder, command)] = folder / CONFIG
     elif TENSORS in names:
         standing[_kind_of_tensors(folder / TENSORS)] = folder / TENSORS
-    if STATE in names:
-        standing[Kind.LOG] = folder / STATE
+    standing |= _of_trainers(folder, names)
+    if names and not standing:
+        standing[Kind.OTHER] = folder
+    return standing
+
+
+def _finished_names(folder: Path) -> set[str]:
+    """Return the names in a folder, without what killed writers have left."""
+    names = {path.name for path in folder.iterdir()}
+    pending = {name for name in names if is_half_written(name)}
+    if CONFIG not in names and any(name.startswith(f".{CONFIG}.") for name in pending):
+        pending.add(TENSORS)  # A first save that was killed between the two files.
+    return names - pending
+
+
+def _of_trainers(folder: Path, names: set[str]) -> dict[Kind, Path]:
+    """Return what runs of trainers have left in a folder, but for what a killed run of ours has begun."""
+    standing: dict[Kind, Path] = {}
     for checkpoint in checkpoints(folder):
         if (checkpoint / SEAL).is_file():
             standing.setdefault(Kind.RUN, checkpoint)
         elif not checkpoint.is_dir() or not is_of_run(checkpoint):
             standing.setdefault(Kind.CHECKPOINT, checkpoint)
-    if RUN_FILE in names and not _is_run_file(folder / RUN_FILE):
-        standing.setdefault(Kind.LOG, folder / RUN_FILE)
-    if names and not standing:
-        standing[Kind.OTHER] = folder
+    if STATE in names:
+        standing[Kind.LOG] = folder / STATE
+    elif RUN_FILE in names and not _is_run_file(folder / RUN_FILE):
+        standing[Kind.LOG] = folder / RUN_FILE
     return standing
 
 
