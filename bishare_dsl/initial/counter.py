@@ -57,7 +57,9 @@ def fill(values: ndarray, drawn_from: Mapping[str, Any], seed: int | str, name: 
     philox = philox_of(seed, name)
     if kind == "choice":
         chosen = np.argsort(philox.random_raw(amount), kind="stable")[: len(values)]
-        values[:] = np.stack((chosen // 256, chosen % 256), 1)
+        digits = values.shape[1]
+        for place in range(digits):
+            values[:, place] = chosen // 256 ** (digits - 1 - place) % 256
         return
     flat = values.reshape(-1)
     for start in range(0, flat.size, _CHUNK):

@@ -100,7 +100,7 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
     ``zeros``, ``ones``; with the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
     U(-a, a), ``positive``: U(0, a). With its fan-in n, ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as
     in LoRA and `nn.Linear` (a = sqrt(5)), ``kaiming_normal``: N(0, 2/n). ``choice``: distinct integers
-    below n, one for each row. Its two columns are base-256 digits, which 16-bit types represent exactly.
+    below n, one for each row. Its columns are base-256 digits, which 16-bit types represent exactly.
     """
     # Allocate by torch, because kernels round differently at other alignments.
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")

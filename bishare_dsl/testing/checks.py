@@ -42,7 +42,7 @@ _SCALE = 0.5
 _BATCHES = ((1,), (3,), (1, 1), (2, 3), (DECODE_TOKENS + 1,))
 """Shapes of inputs without their features: one token or several, in one row or several."""
 
-_REACH_TRIALS = 4
+_REACH_TRIALS = 64
 """How many random updates may have a lower rank than `reach`, as random indices may select rows twice."""
 
 

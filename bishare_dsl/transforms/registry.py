@@ -42,6 +42,7 @@ BUILT_IN = {
     "Grid": "grid:Grid",
     "Shards": "shards:Shards",
     "Loadings": "loadings:Loadings",
+    "Gather": "gather:Gather",
     "Scaled": "scaled:Scaled",
     "Experts": "experts:Experts",
 }

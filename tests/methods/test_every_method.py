@@ -44,6 +44,7 @@ TINY = {
     "shared_input": {"r": 3},
     "tied_lora": {"r": 3},
     "tiny_lora": {"count": 5},
+    "uni_lora": {"r": 2, "length": 37},
     "up_pool": {"r": 3},
     "vb_lora": {"vectors": 9, "length": 4},
     "vera": {"r": 6},

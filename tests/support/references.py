@@ -238,6 +238,23 @@ def loadings(term):
     return b, a
 
 
+@reference("Gather")
+def gather(term):
+    """Compute Uni-LoRA with its projection: ``theta_D = P theta_d``, one entry in each row of P."""
+    theta, length = term["theta"][0], term.options["length"]
+
+    def whole(role, width):
+        rows = []
+        for high, middle, low in term[f"I_{role}"].detach().tolist():
+            row = torch.zeros(length, dtype=theta.dtype)
+            index = (int(high) * 65_536 + int(middle) * 256 + int(low)) % length
+            row[index] = max(term.rank * width / length, 1) ** -0.5
+            rows.append(row)
+        return (torch.stack(rows) @ theta).reshape(term.rank, width)
+
+    return whole("B", term.d_out).T, whole("A", term.d_in)
+
+
 @reference("Scaled")
 def scaled(term):
     """Compute RandLoRA: ``sum_i B_i L_i A G_i`` with diagonal matrices, in full."""

@@ -32,6 +32,7 @@ OPTIONS = {
     "Basis": {"count": 3},
     "Loadings": {"vectors": 5},
     "Shards": {"rows": 4, "shards": 2},
+    "Gather": {"length": 29},
     "Rotation": {"chunks_A": 2, "chunks_B": 3},
 }
 """Options that fit a small site."""
