@@ -12,7 +12,8 @@ from bishare_dsl.language.text import expression_text, share_text
 from bishare_dsl.plan.facts import NothingSelected, UnequalPool, WithoutValue
 from bishare_dsl.spec.evaluate import EvaluationError
 from bishare_dsl.spec.walk import names_read, parts_of
-from bishare_dsl.transforms import PLAIN, transform_kind, transform_names
+from bishare_dsl.transforms import PLAIN, transform_kind
+from bishare_dsl.transforms.registry import BUILT_IN
 
 
 def unequal_pool(fact: UnequalPool, question: Question) -> Iterator[Remedy]:
@@ -27,7 +28,7 @@ def unequal_pool(fact: UnequalPool, question: Question) -> Iterator[Remedy]:
         return
     if share.via is None:
         loc: Loc = ("shares", fact.share, "rank")
-        for name in transform_names():
+        for name in BUILT_IN:  # The plainest come first.
             kind = transform_kind(name)
             if name != PLAIN and (*kind.pooled, *kind.owned) == ("A", "B"):
                 fits = f"write `via {name}` to share across widths"
