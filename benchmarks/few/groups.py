@@ -426,8 +426,6 @@ class GroupBench(Bench):
             self.judge_rates(family, library, "zero", (self.new_rate(family, "zero"),))
             return
         self.judge_rates(family, library, "zero", NEW_RATES["zero"])
-        if family == TYPED_FAMILIES[0]:
-            self.judge_rates(family, library, "warm", (WARM_RATE,))
 
     def judge_rates(self, family: str, library: int, method: str, rates: Sequence[float]) -> None:
         for rate in rates:
@@ -445,12 +443,12 @@ class GroupBench(Bench):
         rows = [self.known(**key, rate=rate) for rate in NEW_RATES[method]]
         return float(max((row for row in rows if row), key=lambda row: sum(row["right"]))["rate"])
 
-    def judge_settings(self, family: str) -> None:
-        """Judge other steps and rates, and the two rates of all libraries."""
-        for steps, rate in SETTINGS:
-            self.judge_setting(family, steps, rate)
-        for rate in LIBRARY_RATES:
-            self.judge_setting(family, STEPS_OF_LIBRARY, rate)
+    def judge_settings(self, family: str, most: int) -> None:
+        """Judge other steps and rates up to a number of steps, and the two rates of all libraries."""
+        rates = [(STEPS_OF_LIBRARY, rate) for rate in LIBRARY_RATES]
+        for steps, rate in (*SETTINGS, *rates):
+            if steps <= max(most, STEPS_OF_LIBRARY):
+                self.judge_setting(family, steps, rate)
 
     def judge_setting(self, family: str, steps: int, rate: float) -> None:
         """Judge members and newcomers of library 0 with other steps and another rate."""
@@ -490,7 +488,7 @@ def sharpness_left_out(subject: Subject, library: Library, batch: Batch) -> floa
     for sharpness in members.SHARPNESS:
         tensors = members.mixed(library, members.weights(known, sharpness))
         loss, right = judged(adapted(subject, tensors, judge), judge)
-        found[sharpness] = (float(right.float().mean()), float(loss.mean()))
+        found[sharpness] = members.Score(float(right.float().mean()), float(loss.mean()))
     return members.sharpest(found)
 
 
@@ -503,8 +501,12 @@ def run(bench: GroupBench) -> None:
     for family in UNTYPED_FAMILIES:
         bench.judge_library(family, 0)
     bench.judge_start(CONTROL, 0)
-    for family in SETTING_FAMILIES:
-        bench.judge_settings(family)
+    for family in (*TYPED_FAMILIES[:4], *UNTYPED_FAMILIES, CONTROL):
+        bench.judge_rates(family, 0, "warm", (WARM_RATE,))
+    # The short runs first.
+    for steps in sorted({steps for steps, _ in SETTINGS}):
+        for family in SETTING_FAMILIES:
+            bench.judge_settings(family, steps)
     for family in TYPED_FAMILIES[4:]:
         for library in LIBRARIES:
             bench.judge_library(family, library)
