@@ -25,6 +25,7 @@ from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import parse_json
 from bishare_dsl.spec import MAGNITUDE, Spec
+from bishare_dsl.transforms.described import transforms_of
 from bishare_dsl.transforms.registry import package_version, transform_names
 
 PEFT_TYPE = "BISHARE"
@@ -278,7 +279,7 @@ def check_transforms(config: AdapterConfig) -> int:
         BishareError: the spec is invalid, or a transform is not installed (BS619).
     """
     spec = _spec_of(config.spec)
-    used = {share.via.transform for share in spec.shares if share.via is not None}
+    used = {step.transform for share in spec.shares for step in share.steps.values()}
     for name in sorted(used - {*transform_names(), MAGNITUDE}):
         help = "import what registers it first, or name its file, if it is yours, by `--spec-transform`"
         if package := config.packages.get(name):
@@ -300,7 +301,8 @@ def plan_of_text(spec_text: str, base: Architecture) -> Plan:
 
 def packages_of(plan: Plan) -> dict[str, str]:
     """Return the third-party packages of the plan's transforms."""
-    packages = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
+    names = {name for term in plan.terms for name in transforms_of(term.transform, term.options)}
+    packages = {name: package_version(name) for name in sorted(names)}
     return {name: package for name, package in packages.items() if package}
 
 

@@ -22,12 +22,12 @@ from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of
 
 WIDTH = 100
 _INDENT = "    "
-_TIGHT_AFTER = {"(", ".."}
-_TIGHT_BEFORE = {")", ",", ";", ":", ".."}
+_TIGHT_AFTER = {"(", "..", "."}
+_TIGHT_BEFORE = {")", ",", ";", ":", "..", "."}
 _CLOSE = {")", "}"}
 _KEY_ORDER = {None: 0, "A": 1, "B": 2}
 # Rules of lists. The rules in the second row end with a bracket.
-_LISTS = ("include", "exclude", "key", "init", "freeze", "gain")
+_LISTS = ("include", "exclude", "key", "init", "freeze", "gain", "places")
 _BRACKETED = ("options", "arms")
 
 

@@ -32,6 +32,9 @@ DEFAULTS = ("alpha", "scale", "dropout", "init")
 IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
 """Keywords that an expression may use without quotes: settings and attributes of a site."""
 
+CONTEXTUAL = frozenset({"as", "between", "is", "then", "."})
+"""Words and signs that the parser reads as such where they can stand, and as a name elsewhere."""
+
 OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
@@ -110,7 +113,11 @@ class Reading:
 @cache
 def _pattern() -> re.Pattern[str]:
     """Return one pattern for all tokens, in which keywords are names."""
-    patterns = [t for t in lark().terminals if t.name != "PLAIN" and not t.pattern.value.isalpha()]
+    patterns = [
+        terminal
+        for terminal in lark().terminals
+        if terminal.name not in ("PLAIN", "DOT") and not terminal.pattern.value.isalpha()
+    ]
     patterns.sort(key=lambda t: (-t.priority, -t.pattern.max_width, -len(t.pattern.value)))
     return re.compile("|".join(f"(?P<{t.name}>{t.pattern.to_regexp()})" for t in patterns))
 
@@ -120,7 +127,7 @@ def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
     line, line_start, keywords = 1, 0, words()
     for match in _pattern().finditer(text):
         kind, word, start = match.lastgroup or "", match.group(), match.start()
-        if kind == "NAME":
+        if kind == "NAME" and word not in CONTEXTUAL:
             kind = keywords.get(word, kind)
         if everything or kind not in ("SPACE", "COMMENT", BAD):
             yield Word(kind, word, start, line, start - line_start + 1, None, None, match.end())
@@ -154,7 +161,7 @@ def words() -> dict[str, str]:
 
 def is_keyword(word: str) -> bool:
     """Return whether a name is a keyword and needs quotes."""
-    return word.isalpha() and word in words()
+    return word.isalpha() and word in words() and word not in CONTEXTUAL
 
 
 @cache

@@ -88,6 +88,35 @@ class _Parts(Transformer[Token, _Part]):
             return _record({data: _row(children)}, span)
         return children[-1] if children else _Part(True, span)
 
+    def named(self, meta: Meta, parts: list[_Part]) -> _Part:
+        step, name = parts
+        return _record({**step.parts, "name": name}, Span(meta.start_pos, meta.end_pos))
+
+    def chain(self, meta: Meta, parts: list[_Part]) -> _Part:
+        first, *later = parts
+        return _record({**first.parts, "then": _row(later)}, Span(meta.start_pos, meta.end_pos))
+
+    def places(self, meta: Meta, parts: list[_Part]) -> _Part:
+        steps = {place.parts[0].value: place.parts[1] for place in parts}
+        return _record(steps, Span(meta.start_pos, meta.end_pos))
+
+    def placed(self, meta: Meta, parts: list[_Part]) -> _Part:
+        place, *steps = parts
+        return _row([place, _row(steps)], Span(meta.start_pos, meta.end_pos))
+
+    def role_is(self, meta: Meta, parts: list[_Part]) -> _Part:
+        fields = dict(parts[-1].parts)
+        if len(parts) == 3:
+            fields["key"] = parts[1]
+        return _record(fields, Span(meta.start_pos, meta.end_pos))
+
+    def reference(self, meta: Meta, parts: list[_Part]) -> _Part:
+        *share, role = parts
+        fields = {"role": role}
+        if share:
+            fields["share"] = share[0]
+        return _record(fields, Span(meta.start_pos, meta.end_pos))
+
     def minus(self, meta: Meta, parts: list[_Part]) -> _Part:
         span = Span(meta.start_pos, meta.end_pos)
         if isinstance(parts[0].value, int | float):
@@ -104,13 +133,13 @@ class _Parts(Transformer[Token, _Part]):
 
 def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
     fields: dict[str, _Part] = {}
-    keys = _record({})
     for clause in clauses:
         made, name = _Parts().transform(clause.words), str(clause.keyword)
         if clause.role is not None:
             made.parts = {**made.parts, "name": _Part(clause.role, span_of(clause.name_token))}
-            keys = _record({**keys.parts, clause.role: made}, keys.span or clause.span)
-            name, made = "keys", keys
+            name = "references" if clause.words.data == "role_is" else "keys"
+            others = fields.get(name, _record({}, clause.span))
+            made = _record({**others.parts, clause.role: made}, others.span)
         fields["nonzero_start" if name == "start" else name] = made
     return fields
 

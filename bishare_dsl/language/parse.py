@@ -21,6 +21,7 @@ from bishare_dsl.language.facts import Foreign, QuotedPattern, Stop
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
+    CONTEXTUAL,
     DEFAULT_KINDS,
     END,
     MAGNITUDE_KINDS,
@@ -33,6 +34,7 @@ from bishare_dsl.language.grammar import (
     lex,
     shortened,
     spelled,
+    words,
 )
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
@@ -245,8 +247,10 @@ class _Parser:
         token = self.tokens[position]
         if token.type == END or (self.parser is None and not self.begins(position)):
             return False
-        if self.parser is not None and (self.ends_range(position) or self.ends_key(position)):
-            return False
+        if self.parser is not None:
+            self.read_in_context(position)
+            if self.ends_range(position) or self.ends_key(position):
+                return False
         if self.parser is None:
             self.parser = Reading()
             self.first, self.open = position, 0
@@ -262,16 +266,32 @@ class _Parser:
         self.open -= token.type in ("RPAR", "RBRACE")
         return True
 
+    def read_in_context(self, position: int) -> None:
+        """Give a word of `CONTEXTUAL` its kind where the word can stand and a name cannot."""
+        token = self.tokens[position]
+        if token not in CONTEXTUAL or token.type not in ("NAME", BAD) or self.parser is None:
+            return
+        kind, kinds = words()[str(token)], self.parser.accepts()
+        # After `via` the name of a transform can stand, too.
+        places = token == "between" and self.tokens[position + 1].type in ("NAME", "STRING")
+        if kind in kinds and (places or "NAME" not in kinds):
+            token.type = kind
+
     def begins(self, position: int) -> bool:
-        """Return whether a token begins a statement or clause here: by its kind, as a role with a key,
-        or as the word `plain`, which elsewhere is a name."""
+        """Return whether a token begins a statement or clause here: by its kind, as a role with a key or
+        a reference, or as the word `plain`, which elsewhere is a name."""
         token, kind = self.tokens[position], self.tokens[position].type
         if kind in ("NAME", "STRING"):
-            keyed = "RANK" in self.starters and self.tokens[position + 1].type == "PER"
+            keyed = "RANK" in self.starters and self.gives_tensor(position)
             if "PLAIN" in self.starters and token == "plain":
                 token.type = "PLAIN"
             return keyed or token.type == "PLAIN"
         return kind in self.starters
+
+    def gives_tensor(self, position: int) -> bool:
+        """Return whether a role has a key or a reference here: `per` or `is` comes after it."""
+        following = self.tokens[position + 1]
+        return following.type == "PER" or following == "is"
 
     def ends_range(self, position: int) -> bool:
         """Return whether a word that could end a range begins a clause, as in `24.. rank 8`, or comes
@@ -286,7 +306,7 @@ class _Parser:
         """Return whether a name after a key is the next role, as in `A per kind  core per layer`."""
         if self.tokens[position].type not in ("NAME", "STRING") or not self.begins(position):
             return False
-        key = any(token.type == "PER" for token in self.tokens[self.first : self.first + 2])
+        key = any(token.type in ("PER", "IS") for token in self.tokens[self.first : self.first + 2])
         return key and END in self.allowed()
 
     def ends(self, position: int) -> bool:
@@ -311,7 +331,8 @@ class _Parser:
         start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
         words = cast(Words, tree.children[0]) if replaces else tree
         first = tokens[replaces]
-        word = "per" if tree.data == "role_per" else spelled(first.type) or str(first)
+        keyed = tree.data in ("role_per", "role_is")
+        word = "per" if keyed else spelled(first.type) or str(first)
         keyword = Word.new_borrow_pos(first.type, word, first)
         statement = Statement(keyword, words, start, end, replaces)
         if tokens[0].type in STATEMENT_KINDS or "PER" not in self.starters:
@@ -439,7 +460,7 @@ class _Parser:
         """Return whether a word that could be a value begins a clause here."""
         previous, token, after = self.tokens[position - 1 : position + 2]
         if token.type in ("A", "B"):
-            return after.type == "PER"
+            return after.type == "PER" or after == "is"
         if token.type == "INIT":
             gains = previous.type in ("GAIN", "RANK", "OUT")
             return not gains and after.type in ("A", "B", "NAME")

@@ -26,7 +26,9 @@ from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 from bishare_dsl.spec.facts import UnknownName
 
 # Rules whose parts begin with a name, and the noun for such a part in messages.
-_NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
+_NAMING = {"options": "option", "places": "place"} | {
+    word: f"the {word} of" for word in ("init", "gain", "freeze")
+}
 # Two of these statements can be joined into one with a list.
 _LIST_STATEMENTS = ("target", "train", "per", "freeze", "init", "gain")
 

@@ -71,8 +71,8 @@ class Statement(Record, frozen=False, eq=False):
 
     @property
     def role(self) -> str | None:
-        """The role in a clause such as `A per ...`, or None."""
-        return self.name if self.words.data == "role_per" else None
+        """The role in a clause such as `A per ...` or `A is ...`, or None."""
+        return self.name if self.words.data in ("role_per", "role_is") else None
 
     @property
     def head(self) -> Span:

@@ -64,7 +64,7 @@ def _statements(spec: m.Spec) -> Iterable[str]:
         if share.is_magnitude:
             yield m.MAGNITUDE
             yield from (c for c in _clauses(share) if not c.startswith(("rank ", "via ")))
-            yield from ["plain"] if share.via and share.via.options else []
+            yield from ["plain"] if isinstance(share.via, m.Via) and share.via.options else []
         else:
             yield share_text(share)
 
@@ -75,9 +75,13 @@ def share_text(share: m.Share) -> str:
 
 
 def _clauses(part: m.Settings) -> Iterator[str]:
-    keys = sorted(part.keys.items()) if isinstance(part, m.Share) else []
+    of_roles: dict[str, str] = {}
+    if isinstance(part, m.Share):
+        of_roles = {role: f"per {_said('per', key)}" for role, key in part.keys.items()}
+        of_roles |= {role: _reference(to) for role, to in part.references.items()}
+    roles = sorted(of_roles)
     words = [*CLAUSES]
-    if keys and keys[0][0] not in ("A", "B"):
+    if roles and roles[0] not in ("A", "B"):
         # A name after a condition could continue it, as in `where kind core per layer`.
         words.remove("per")
         words.insert(0, "per")
@@ -86,7 +90,37 @@ def _clauses(part: m.Settings) -> Iterator[str]:
         if said := _said(word, value):
             yield f"{word} {said}"
         if word == "per":
-            yield from (f"{_role(role)} per {_said('per', key)}" for role, key in keys)
+            yield from (f"{_role(role)} {of_roles[role]}" for role in roles)
+
+
+def _reference(reference: m.Reference) -> str:
+    """Write what comes after the role of a reference."""
+    key = "" if reference.key is None else f"per {_said('per', reference.key)} "
+    share = "" if reference.share is None else f"{spelled_name(reference.share)}."
+    return f"{key}is {share}{_role(reference.role)}"
+
+
+def via_text(via: m.Via | m.Places) -> str:
+    """Write what comes after ``via``."""
+    if isinstance(via, m.Places):
+        chains = via.chains.items()
+        return ", ".join(f"{place} {_chain(steps)}" for place, steps in chains if steps)
+    return _chain((via, *via.then))
+
+
+def _chain(steps: Iterable[m.Step]) -> str:
+    return " then ".join(map(_step, steps))
+
+
+def _step(step: m.Step) -> str:
+    pairs = [f"{spelled_name(name)} = {_text(option)}" for name, option in step.options.items()]
+    options = f"({', '.join(pairs)})" if pairs else ""
+    name = "" if step.name is None else f" as {spelled_name(step.name)}"
+    # A transform of this name would be a place.
+    transform = (
+        _quoted(step.transform) if step.transform == "between" else spelled_name(step.transform)
+    )
+    return f"{transform}{options}{name}"
 
 
 def _role(name: str) -> str:
@@ -107,9 +141,8 @@ def _said(word: str, value: Any) -> str:
             cases = [f"{_list(arm.values)}: {_text(arm.rank)}" for arm in arms]
             cases += [] if otherwise is None else [f"else: {_text(otherwise)}"]
             return f"match {_text(subject)} {{ {'; '.join(cases)} }}"
-        case m.Via(transform=transform, options=options):
-            pairs = [f"{spelled_name(name)} = {_text(option)}" for name, option in options.items()]
-            return spelled_name(transform) + (f"({', '.join(pairs)})" if pairs else "")
+        case m.Via() | m.Places():
+            return via_text(value)
         case dict():
             return ", ".join(f"{_role(role)} {_text(start)}" for role, start in value.items())
         case m.Gain():

@@ -77,7 +77,7 @@ def _names(document: Document, found: Open) -> Iterator[_Name]:
         return
     clause = "per" if words[1:2] == ["per"] else words[0]
     counts = clause in _COUNTING
-    if clause == "via" and len(words) == 1:
+    if clause == "via" and words[-1] in ("via", "then", "between", "A", "B"):
         for name in transform_names():
             if name != PLAIN:
                 yield _Name(name, Kind.Class)

@@ -27,6 +27,7 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted
+from bishare_dsl.plan.via import located
 from bishare_dsl.plan.vocabulary import key_value
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
@@ -577,7 +578,9 @@ class _SharePlan:
         """Collect the transform's warnings, and warn of ranks that the shapes do not allow."""
         distinct = list(dict.fromkeys(widths))
         with guard(transform, "review"):
-            self.spec_settings.add(p.within(*self.loc) for p in transform.review(rank, distinct))
+            for problem in transform.review(rank, distinct):
+                placed = located(self.share, transform, problem)
+                self.spec_settings.add([placed.within(*self.loc)])
         with guard(transform, "reach"):
             short = [
                 (width, reach)

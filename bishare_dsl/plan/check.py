@@ -103,7 +103,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
 
 def _statement(share: m.Share) -> m.Share:
     """Return the `magnitude` statement that equals a share."""
-    plain = bool(share.via and share.via.options == {"plain": 1})
+    plain = isinstance(share.via, m.Via) and share.via.options == {"plain": 1}
     fields = {name: getattr(share, name) for name in ("per", "where", "init", "nonzero_start")}
     return m.magnitude(plain=plain, **fields)
 
@@ -132,8 +132,7 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
         )
     with suppress(KeyError, SpecError):
         for share in adding:
-            kind = transform_kind(share.via.transform if share.via else PLAIN)
-            read |= {*kind.pooled, *kind.owned} - {*share.init}
+            read |= _roles_of(share) - {*share.init}
         for role in spec.defaults.init:
             if role not in read:
                 yield codes.UNUSED(
@@ -142,6 +141,18 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
                     why=": no share starts it by default",
                     loc=("defaults", "init", role),
                 )
+
+
+def _roles_of(share: m.Share) -> set[str]:
+    """Return the tensors that a share may have, whichever its options are."""
+    kind = transform_kind(PLAIN)
+    roles = {*kind.pooled, *kind.owned}
+    for step in share.steps.values():
+        kind = transform_kind(step.transform)
+        roles |= {*kind.pooled, *kind.owned}
+        if step.name is not None:
+            roles |= {step.name, f"{step.name}_A", f"{step.name}_B"}
+    return roles
 
 
 def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:

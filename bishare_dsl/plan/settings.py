@@ -7,43 +7,36 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.facts import (
-    BadOption,
     KeylessRole,
     LetAsNumber,
     NoProbability,
     StartFault,
-    UnknownOption,
     UnknownRole,
 )
 from bishare_dsl.plan.facts import Start as StartFact
+from bishare_dsl.plan.via import LoadedVia, load_via
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.facts import Fault, UnknownName
 from bishare_dsl.spec.walk import Purpose, mentions, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
-    PLAIN,
     Start,
     Transform,
     Width,
     guard,
-    load_transform,
-    transform_kind,
-    transform_names,
 )
 from bishare_dsl.transforms.described import (
     largest_fit,
-    why_refused,
     zero_parts,
 )
 from bishare_dsl.transforms.protocol import own_starts
+from bishare_dsl.transforms.registry import COMPOSED
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
@@ -145,9 +138,10 @@ class SpecSettings:
                 value = self._number(amount, (*at, "gain", name), 0, problems, rank=rank)
                 gains[role] = Start("constant", value)
         new: list[Problem] = []
-        transform = _transform(share, rank, self.params, new)
+        loaded = _transform(share, rank, self.params, new)
         resolved = None
-        if transform is not None:
+        if loaded is not None:
+            transform = loaded.transform
             starts |= gains | own_starts(transform, starts)
             resolved = ShareSettings(
                 transform=transform,
@@ -156,7 +150,7 @@ class SpecSettings:
                 starts=starts,
                 gains=gains.keys(),
                 frozen=_frozen(share, starts, self.params),
-                auto=_auto(share, type(transform), self.params),
+                auto=loaded.auto,
             )
             if not any(problem.severity == "error" for problem in (*problems, *new)):
                 new += _roles(share, resolved)
@@ -378,70 +372,34 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
 
 def _transform(
     share: m.Share, rank: int, params: dict[str, Value], problems: list[Problem]
-) -> Transform | None:
-    via = share.via or m.Via.model_construct(transform=PLAIN)
-    name = via.transform
-    try:
-        kind = transform_kind(name)
-    except KeyError:
-        fact = UnknownName(name, "transform", frozenset(transform_names()) - {PLAIN})
-        problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), fact=fact))
-        return None
-    except SpecError as error:
-        problems += (replace(p, loc=("via", "transform")) for p in error.problems)
-        return None
+) -> LoadedVia | None:
+    """Return the transform of a share at a rank."""
     scope = Scope(params | {"rank": rank})
-    values: dict[str, Value] = {}
-    for option, expression in via.options.items():
-        loc: Loc = ("via", "options", option)
-        try:
-            check_names(scope, expression, loc, "word")
-            values[option] = scope.value(expression, loc)
-        except EvaluationError as error:
-            problems.append(error.problem)
-    if values.keys() < via.options.keys():
-        return None  # Without all values the transform is unknown.
-    values = {
-        name: value for name, value in values.items() if name not in _auto(share, kind, params)
-    }
-    try:
-        transform = load_transform(name, values, ValidationError)
-    except ValidationError as error:
-        for fault in error.errors(include_url=False, include_context=False):
-            option = str(fault["loc"][0]) if fault["loc"] else ""
-            if fault["type"] == "extra_forbidden":
-                has = [field.alias or key for key, field in kind.model_fields.items()]
-                loc = ("via", "options", option, "name")
-                unknown = UnknownOption(name, option, tuple(has))
-                wrong = codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, fact=unknown)
-                problems.append(wrong)
-                continue
-            problems.append(
-                codes.BAD_OPTION(
-                    transform=name,
-                    what=f"{option} = {values.get(option)}" if option else "these options",
-                    why=why_refused(option, fault["type"], fault["msg"]),
-                    fact=BadOption(name, option, values.get(option)),
-                    loc=("via", "options", option) if option else ("via",),
-                )
-            )
+
+    def evaluate(expression: m.Expression, loc: Loc) -> Value:
+        check_names(scope, expression, loc, "word")
+        return scope.value(expression, loc)
+
+    loaded = load_via(share, params, evaluate, problems)
+    if loaded is None:
         return None
+    transform = loaded.transform
     try:
         with guard(transform, "check_rank", ValueError):
             transform.check_rank(rank)
     except ValueError as error:
+        name = transform.name if share.via is None else _written(share.via, transform)
         what = f"rank = {rank}"
         problems.append(codes.BAD_OPTION(transform=name, what=what, why=f"{error}", loc=("rank",)))
         return None
-    return transform
+    return loaded
 
 
-def _auto(share: m.Share, kind: type[Transform], params: Mapping[str, Value]) -> tuple[str, ...]:
-    """Return the options that a share sets to `auto`."""
-    options = share.via.options if share.via else {}
-    named = {name: given.ref for name, given in options.items() if isinstance(given, m.Ref)}
-    words = {name: params.get(word, word) for name, word in named.items()}
-    return tuple(name for name in kind.auto if words.get(name) == "auto")
+def _written(via: m.Via | m.Places, transform: Transform) -> str:
+    """Name the transform of a `via` in a message."""
+    from bishare_dsl.language.text import via_text
+
+    return f"`{via_text(via)}`" if transform.name == COMPOSED else transform.name
 
 
 def fitted(resolved: ShareSettings, sites: Collection[tuple[int, Width]]) -> ShareSettings:

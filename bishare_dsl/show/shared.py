@@ -93,7 +93,11 @@ def _written(spec: Spec, names: Set[str]) -> Iterator[tuple[str, str]]:
 
     params, of_transform = spec.values.keys(), defaultdict[str | None, set[str]](set)
     reads = {s.name: {name for name, _ in names_read(s.via, ())} & params for s in spec.shares}
-    vias = {share.name: share.via.transform for share in spec.shares if share.via}
+    vias = {
+        share.name: " then ".join(step.transform for step in share.steps.values())
+        for share in spec.shares
+        if share.via
+    }
     for name, transform in vias.items():
         of_transform[transform] |= reads[name]
     for share in (share for share in spec.shares if share.name in names):

@@ -24,10 +24,13 @@ from bishare_dsl.spec.spec import Initial as Initial
 from bishare_dsl.spec.spec import Let as Let
 from bishare_dsl.spec.spec import Param as Param
 from bishare_dsl.spec.spec import Params as Params
+from bishare_dsl.spec.spec import Places as Places
 from bishare_dsl.spec.spec import RankMatch as RankMatch
+from bishare_dsl.spec.spec import Reference as Reference
 from bishare_dsl.spec.spec import Settings as Settings
 from bishare_dsl.spec.spec import Share as Share
 from bishare_dsl.spec.spec import Spec as Spec
+from bishare_dsl.spec.spec import Step as Step
 from bishare_dsl.spec.spec import Via as Via
 from bishare_dsl.spec.spec import magnitude as magnitude
 from bishare_dsl.spec.spec import param_values as param_values

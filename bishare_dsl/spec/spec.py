@@ -77,11 +77,51 @@ class RankMatch(Node):
     otherwise: Expression | None = None
 
 
-class Via(Node):
-    """``via KE(size = 256)``: the transform that fits a pooled factor to a site, and its options."""
+class Step(Node):
+    """``KE(size = 256) as name``: a transform with its options, and the name of its private tensors."""
 
     transform: str
     options: dict[str, Expression] = {}
+    name: str | None = None
+
+
+class Via(Step):
+    """``via KE(size = 256) then Core``: the transform that fits a pooled factor to a site, and later steps.
+
+    Steps that make factors stand at A and at B, and the others between them.
+    """
+
+    then: tuple[Step, ...] = ()
+
+    @property
+    def placed_steps(self) -> dict[Loc, Step]:
+        """The steps by their locations, relative to this."""
+        steps: dict[Loc, Step] = {(): self}
+        for i, step in enumerate(self.then):
+            steps["then", i] = step
+        return steps
+
+
+class Places(Node):
+    """``via A KE then Loadings, B SS, between Core``: a chain of steps for each place."""
+
+    A: tuple[Step, ...] = ()
+    B: tuple[Step, ...] = ()
+    between: tuple[Step, ...] = ()
+
+    @property
+    def chains(self) -> dict[str, tuple[Step, ...]]:
+        """The steps of each place."""
+        return {"A": self.A, "B": self.B, "between": self.between}
+
+    @property
+    def placed_steps(self) -> dict[Loc, Step]:
+        """The steps by their locations, relative to this."""
+        steps: dict[Loc, Step] = {}
+        for place, chain in self.chains.items():
+            for i, step in enumerate(chain):
+                steps[place, i] = step
+        return steps
 
 
 MAGNITUDE = "magnitude"
@@ -110,6 +150,17 @@ Key = Annotated[tuple[Expression, ...], BeforeValidator(_key)]
 """Modules with equal values share. An empty key has one value, so all modules share."""
 
 
+class Reference(Node):
+    """``B per layer is read.A``: the tensor of another pool, with a key's value, instead of one of the share.
+
+    Without a ``share`` it is a tensor of the same share. The ``key`` defaults to the key of that pool.
+    """
+
+    role: str
+    share: str | None = None
+    key: Key | None = None
+
+
 class Gain(Node):
     """``gain rank init 0.1, out init 0``: learned diagonals of each module, with their initial values.
 
@@ -126,7 +177,7 @@ class Share(Settings):
     There is one tensor for each distinct value of its key: the key in ``keys`` for its role, such as
     ``B per module``, or else ``per`` for tensors that the transform pools. All other tensors are private to a
     module. ``freeze`` lists the roles of tensors that keep their initial values. ``nonzero_start``
-    allows a model to start different from its base.
+    allows a model to start different from its base. ``references`` maps roles to tensors of other pools.
     """
 
     name: str
@@ -134,7 +185,8 @@ class Share(Settings):
     keys: dict[str, Key] = {}
     rank: RankMatch | Expression
     where: Selection | None = None
-    via: Via | None = None
+    references: dict[str, Reference] = {}
+    via: Via | Places | None = None
     freeze: tuple[str, ...] = ()
     gain: Gain = Field(default_factory=Gain.model_construct)
     nonzero_start: bool = False
@@ -146,12 +198,22 @@ class Share(Settings):
     @property
     def is_magnitude(self) -> bool:
         """Whether it is a `magnitude` statement, which scales a site's output."""
-        return self.via is not None and self.via.transform == MAGNITUDE
+        return isinstance(self.via, Via) and self.via.transform == MAGNITUDE
+
+    @property
+    def steps(self) -> dict[Loc, Step]:
+        """The steps of ``via`` by their locations in the share."""
+        if self.via is None:
+            return {}
+        return {("via", *loc): step for loc, step in self.via.placed_steps.items()}
 
     @property
     def placed_keys(self) -> dict[Loc, Key]:
         """The keys of the share, by their locations in it."""
         keys: dict[Loc, Key] = {("keys", role): key for role, key in self.keys.items()}
+        for role, reference in self.references.items():
+            if reference.key is not None:
+                keys["references", role, "key"] = reference.key
         return keys if self.per is None else {("per",): self.per} | keys
 
 

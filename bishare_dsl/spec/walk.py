@@ -10,7 +10,18 @@ from pydantic import BaseModel
 
 from bishare_dsl.diagnostics import Loc
 from bishare_dsl.spec import expression as m
-from bishare_dsl.spec.spec import Gain, Let, Param, RankMatch, Settings, Share, Spec, Via
+from bishare_dsl.spec.spec import (
+    Gain,
+    Let,
+    Param,
+    RankMatch,
+    Reference,
+    Settings,
+    Share,
+    Spec,
+    Step,
+    Via,
+)
 
 Purpose = Literal[
     "condition", "part", "key", "number", "side", "subject", "item", "arm", "word", "name"
@@ -50,9 +61,11 @@ _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (Settings, "init"): "word",
     (Gain, "rank"): "number",
     (Gain, "out"): "number",
+    (Step, "options"): "word",
     (Via, "options"): "word",
     (Share, "per"): "key",
     (Share, "keys"): "key",
+    (Reference, "key"): "key",
     (Share, "rank"): "number",
     (Share, "freeze"): "name",
     (m.And, "all_of"): "part",
@@ -75,6 +88,7 @@ _DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
     (Share, "where"): "target",
     (Share, "per"): "share",
     (Share, "keys"): "share",
+    (Share, "references"): "share",
     (Share, "rank"): "share",
 }
 _PREDICATES = (m.Match, m.Member, m.Compare, m.And, m.Or, m.Not)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bishare_dsl.transforms.protocol import guard
-from bishare_dsl.transforms.registry import PLAIN
-from bishare_dsl.transforms.shipped.composed import COMPOSED, PLACES
+from bishare_dsl.transforms.registry import COMPOSED, PLAIN
+from bishare_dsl.transforms.shipped.composed import PLACES
 from bishare_dsl.transforms.transform import Transform, Width
 
 _ZERO = (("zeros", 1.0), ("constant", 0.0))
@@ -61,6 +61,13 @@ def _composition(options: Mapping[str, Any]) -> str:
         if steps:
             places.append(f"{place} {' then '.join(steps)}")
     return ", ".join(places)
+
+
+def transforms_of(transform: str, options: Mapping[str, Any]) -> set[str]:
+    """Return the names of a term's transform, or of all steps of a composition."""
+    if transform != COMPOSED:
+        return {transform}
+    return {step["transform"] for steps in options.values() for step in steps}
 
 
 def zero_parts(transform: Transform, starts: Mapping[str, tuple[str, float]]) -> frozenset[str]:

@@ -51,7 +51,10 @@ BUILT_IN = {
 PLAIN = "Identity"
 """The transform of a share without ``via``."""
 
-_OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude", "Composed": "composed:Composed"}
+COMPOSED = "Composed"
+"""The name in plans of a transform that is made of several."""
+
+_OF_STATEMENTS = {MAGNITUDE: "magnitude:Magnitude", COMPOSED: "composed:Composed"}
 """Transforms used by a statement of the language, not by a name after ``via``."""
 
 _REGISTERED: dict[str, type[Transform]] = {}

@@ -52,7 +52,10 @@ def test_what_may_stand_here_is_offered(offered, text, some, none):
 
 def test_all_transforms_are_offered(offered):
     names = {*transform_names()} - {"Identity"}  # as BS204 lists them
-    assert set(offered(f"{HEAD}share a per layer rank 4 via |")) == names
+    places = {"A", "B", "between"}
+    assert set(offered(f"{HEAD}share a per layer rank 4 via |")) == names | places
+    for before in ("A", "A SS then", "A SS, between", "SS then"):
+        assert set(offered(f"{HEAD}share a per layer rank 4 via {before} |")) == names
 
 
 def test_kinds_come_first_after_target(offered):

@@ -23,15 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK
+from bishare_dsl.transforms.registry import COMPOSED
 from bishare_dsl.transforms.transform import Own, Sort, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bishare_dsl.transforms.factor import Factor
-
-COMPOSED = "Composed"
-"""The name of the transform in plans; no spec has it after ``via``."""
 
 Place = Literal["A", "B", "between"]
 
