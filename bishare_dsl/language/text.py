@@ -13,6 +13,7 @@ from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.grammar import CLAUSES, IN_EXPRESSIONS, is_keyword
 from bishare_dsl.language.read import parse_spec
+from bishare_dsl.spec.walk import parts_of
 
 _IF, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(8)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -95,7 +96,14 @@ def _clauses(part: m.Settings) -> Iterator[str]:
 
 def _reference(reference: m.Reference) -> str:
     """Write what comes after the role of a reference."""
-    key = "" if reference.key is None else f"per {_said('per', reference.key)} "
+    key = ""
+    if reference.key is not None:
+        parts = list(reference.key)
+        texts = list(map(_text, parts))
+        if parts and any(True for _ in parts_of(parts[-1], m.Match)):
+            # The pattern before `is` would be read as the role of a next clause.
+            texts[-1] = f"({texts[-1]})"
+        key = f"per {', '.join(texts) or 'model'} "
     share = "" if reference.share is None else f"{spelled_name(reference.share)}."
     return f"{key}is {share}{_role(reference.role)}"
 

@@ -201,6 +201,10 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
 
 
 def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[Problem]:
+    for role in share.references:
+        place: Loc = ("shares", index, "references", role)
+        why = "one tensor in two places is not built yet"
+        yield codes.NO_REFERENCE(role=role, share=share.name, why=why, loc=place)
     loc: Loc = ("shares", index, "rank")
     if isinstance(share.rank, m.RankMatch):
         arms = [(arm.rank, (*loc, "arms", i, "rank")) for i, arm in enumerate(share.rank.arms)]

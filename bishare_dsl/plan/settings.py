@@ -311,7 +311,8 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     unknown = [role for role in share.keys if role not in roles]
     for role in unknown:
         yield unknown_role(role, "give a key", ("keys", role, "name"), roles)
-    keyless = [role for role in transform.pooled if role not in share.keys]
+    placed = {*share.keys, *share.references}
+    keyless = [role for role in transform.pooled if role not in placed]
     if keyless and share.per is None and not unknown:
         fact = KeylessRole(keyless[0])
         yield codes.NO_KEY(share=share.name, role=keyless[0], loc=("keys",), fact=fact)

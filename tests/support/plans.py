@@ -33,6 +33,7 @@ from bishare_dsl.spec import (
     Not,
     Or,
     Param,
+    Places,
     Range,
     RankMatch,
     Ref,
@@ -40,6 +41,7 @@ from bishare_dsl.spec import (
     Settings,
     Share,
     Spec,
+    Step,
     Via,
     magnitude,
 )
@@ -291,7 +293,12 @@ class _Drawing:
         settings = self.settings()
         if key_b is None and self.any(False, False, True):
             form = "bank"
-        if form == "fitted":
+        if form == "fitted" and self.any(False, False, True):
+            via = self._places()
+            settings[
+                "init"
+            ] = {}  # One tensor starts at zero, between the factors if any stands there.
+        elif form == "fitted":
             via = self.draw(_VIAS)
             if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
                 rows = self.any(*divisors([rank]))
@@ -325,10 +332,29 @@ class _Drawing:
             **settings,
         )
 
+    def _places(self):
+        """Generate a chain for each place, whose factors fit any width."""
+        chains = {}
+        for place in ("A", "B"):
+            first = self.any(
+                Step(transform="SS", options={"slice": self.any("centre", "trailing")}),
+                Step(transform="KE", options={"size": self.any(3, 8)}),
+                Step(
+                    transform="Loadings", options={"vectors": self.any(2, 5)}, name=f"first_{place}"
+                ),
+            )
+            mix = Step(transform="Mix", options={f"count_{place}": 2}, name=f"mixed_{place}")
+            loadings = Step(transform="Loadings", options={"vectors": 3}, name=f"later_{place}")
+            chains[place] = (first, *self.any((), (), (mix,), (loadings,), (mix, loadings)))
+        one, two = Step(transform="Core", name="one"), Step(transform="Core", name="two")
+        return Places(between=self.any((), (one,), (one, two)), **chains)
+
     def _own_roles(self, via, gain):
         """Return the tensors that are private to each site unless they have a key."""
         roles = []
-        if via is not None:
+        if isinstance(via, Places):
+            roles = [step.name for step in via.between]
+        elif via is not None:
             plain = {name: value for name, value in via.options.items() if type(value) is int}
             kind = transform_kind(via.transform)
             has = kind.model_validate(plain).roles
@@ -375,7 +401,9 @@ class _Drawing:
 
         Alternatively, as in VeRA, combine frozen random factors with an ``out`` gain that starts at zero.
         """
-        name = "Identity" if via is None else via.transform
+        name = "Identity" if via is None else "Core" if isinstance(via, Places) else via.transform
+        if isinstance(via, Places) and not via.between:
+            return {"gain": Gain(rank=self.any(None, 0.5))}
         out = self.any(None, None, 1, 0.5)
         rank = None if name == "Experts" else self.any(None, None, 0.5)
         bases = dict.fromkeys(("Basis", "Core", "Loadings"), ("A", "B"))
@@ -456,7 +484,9 @@ def _with_ends(draw, spec, architecture):
     kinds = {kind for site in architecture.outside for kind in site.kinds}
     # A model may bypass the module and read its position table directly.
     kinds = {kind for kind in kinds if "position" not in kind}
-    if not kinds or any(share.via and share.via.transform == "Experts" for share in spec.shares):
+    if not kinds or any(
+        step.transform == "Experts" for share in spec.shares for step in share.steps.values()
+    ):
         return spec  # An update of an embedding must be a matrix.
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
     assert spec.target is not None

@@ -13,7 +13,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.testing.checks import pool_shapes
 from bishare_dsl.testing.reference import REFERENCES, TermValues, reference
+from bishare_dsl.transforms import Width, load_transform
+from bishare_dsl.transforms.registry import COMPOSED
 
 
 @reference("Identity")
@@ -278,6 +281,60 @@ def experts(term, x):
         weights = weights / weights.sum()
         updates.append(sum(weights[i] * (b[i] @ (term["A"] @ token)) for i in range(count)))
     return torch.stack(updates).reshape(*x.shape[:-1], term.d_out)
+
+
+@reference(COMPOSED)
+def composition(term):
+    """Compute ``B_n^T ... M ... A_n`` of a composition by dense products of its steps."""
+    composed = load_transform(COMPOSED, term.options)
+    return reference_pair(composed, term.tensors, term.rank, Width(term.d_in, term.d_out))
+
+
+def reference_pair(composed, values, rank, width):
+    """Return B and A of a composition by dense products."""
+    a = _composed_factor(composed, "A", values, rank, width)
+    b = _composed_factor(composed, "B", values, rank, width).T
+    for step in reversed(composed.at("between")):
+        tensors = {inner: values[outer] for inner, outer in step.roles.items()}
+        identity = torch.eye(rank, dtype=a.dtype)
+        tensors |= {"A": identity, "B": identity}
+        left, right = REFERENCES["Core"](
+            TermValues(tensors, step.transform.options(), rank, rank, rank)
+        )
+        b = b @ left @ right
+    return b, a
+
+
+def _single(transform, role, tensors, rank, width):
+    """The factor of one transform alone, by its reference, from the tensors of that transform."""
+    term = TermValues(tensors, transform.options(), rank, *width)
+    b, a = REFERENCES[transform.name](term)
+    return a if role == "A" else b.T
+
+
+def _composed_factor(composed, place, values, rank, width):
+    """Compute a place by dense products of the references of its steps, from its end to its beginning."""
+    chain = composed.at(place)
+    ranks = composed.ranks(place, rank)
+    other = "B" if place == "A" else "A"
+    first = chain[0]
+    tensors = {inner: values[outer] for inner, outer in first.roles.items()}
+    alone = first.transform
+    shapes = pool_shapes(alone, ranks[0], [width])[width]
+    dtype = next(iter(values.values())).dtype
+    for role, shape in shapes.items():  # The reference wants both factors.
+        tensors.setdefault(role, torch.zeros(shape, dtype=dtype))
+    factor = _single(first.transform, place, tensors, ranks[0], width)
+    for later, rows in zip(chain[1:], ranks[1:], strict=True):
+        # A mixing transform over a dense factor: its tensor is the factor before it.
+        tensors = {inner: values[outer] for inner, outer in later.roles.items()}
+        shapes = pool_shapes(later.transform, rows, [width])[width]
+        tensors[place] = factor
+        for role, shape in shapes.items():
+            tensors.setdefault(role, torch.zeros(shape, dtype=dtype))
+        assert other in tensors
+        factor = _single(later.transform, place, tensors, rows, width)
+    return factor
 
 
 def dense_delta(term, tensors, d_in, d_out):

@@ -110,6 +110,9 @@ def keys():
     several = st.fixed_dictionaries({"A": key, "B": key})
     several |= st.dictionaries(st.just("core") | st.just("per"), key, min_size=1, max_size=1)
     both = st.fixed_dictionaries({"per": key, "keys": several})
+    reference = st.builds(m.Reference, role=names(), share=st.none() | names(), key=st.none() | key)
+    references = st.dictionaries(st.sampled_from(["m_A", "m_B"]), reference, min_size=1)
+    both |= st.fixed_dictionaries({"per": key, "keys": several, "references": references})
     return both | several.map(lambda keys: {"keys": keys}) | key.map(lambda key: {"per": key})
 
 
@@ -122,7 +125,7 @@ def shares():
         name=names(),
         rank=expressions() | rank_matches(),
         where=st.none() | selections(),
-        via=st.none() | st.builds(m.Via, transform=names(), options=options),
+        via=st.none() | _vias(options),
         freeze=st.lists(names(), max_size=2, unique=True).map(tuple),
         gain=st.builds(m.Gain, rank=_maybe(), out=_maybe()),
         nonzero_start=st.booleans(),
@@ -132,6 +135,16 @@ def shares():
         init=_inits(),
     )
     return st.builds(lambda share, keyed: share.model_copy(update=keyed), made, keys())
+
+
+def _vias(options):
+    """Generate chains of steps, and chains for each place."""
+    parts = {"transform": names(), "options": options, "name": st.none() | names()}
+    steps = st.builds(m.Step, **parts)
+    chains = st.lists(steps, min_size=1, max_size=2).map(tuple)
+    places = st.dictionaries(st.sampled_from(["A", "B", "between"]), chains, min_size=1)
+    chain = st.builds(m.Via, then=st.just(()) | chains, **parts)
+    return chain | places.map(lambda by_place: m.Places(**by_place))
 
 
 @cache

@@ -7,10 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from bishare_dsl import parse_spec
-from bishare_dsl.plan import settings
 from bishare_dsl.testing.checks import check_transform, pool_shapes
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.reference import TermValues
 from bishare_dsl.transforms import (
     Sort,
     Width,
@@ -23,7 +21,7 @@ from bishare_dsl.transforms.described import largest_fit
 from bishare_dsl.transforms.registry import BUILT_IN
 from bishare_dsl.transforms.shipped.composed import COMPOSED, Composed, Step, compose
 from tests.support.checks import check_spec
-from tests.support.references import REFERENCES
+from tests.support.references import reference_pair
 
 OPTIONS = {
     "KE": {"size": 4},
@@ -50,38 +48,6 @@ def step(name, as_=None, **options):
     return Step(transform=name, options={**given, **options}, name=as_)
 
 
-def single(transform, role, tensors, rank, width):
-    """The factor of one transform alone, by its reference, from the tensors of that transform."""
-    term = TermValues(tensors, transform.options(), rank, *width)
-    b, a = REFERENCES[transform.name](term)
-    return a if role == "A" else b.T
-
-
-def reference_factor(composed, place, values, rank, width):
-    """Compute a place by dense products of the references of its steps, from its end to its beginning."""
-    chain = composed.at(place)
-    ranks = composed.ranks(place, rank)
-    other = "B" if place == "A" else "A"
-    first = chain[0]
-    tensors = {inner: values[outer] for inner, outer in first.roles.items()}
-    alone = first.transform
-    shapes = pool_shapes(alone, ranks[0], [width])[width]
-    dtype = next(iter(values.values())).dtype
-    for role, shape in shapes.items():  # The reference wants both factors.
-        tensors.setdefault(role, torch.zeros(shape, dtype=dtype))
-    factor = single(first.transform, place, tensors, ranks[0], width)
-    for later, rows in zip(chain[1:], ranks[1:], strict=True):
-        # A mixing transform over a dense factor: its tensor is the factor before it.
-        tensors = {inner: values[outer] for inner, outer in later.roles.items()}
-        shapes = pool_shapes(later.transform, rows, [width])[width]
-        tensors[place] = factor
-        for role, shape in shapes.items():
-            tensors.setdefault(role, torch.zeros(shape, dtype=dtype))
-        assert other in tensors
-        factor = single(later.transform, place, tensors, rows, width)
-    return factor
-
-
 def check_reference(composed, rank, width):
     [shapes] = pool_shapes(composed, rank, [width]).values()
     random = torch.Generator().manual_seed(1)
@@ -94,21 +60,6 @@ def check_reference(composed, rank, width):
     a, b = effective_pair(composed, values, rank, width, 1.0)
     expected_b, expected_a = reference_pair(composed, values, rank, width)
     torch.testing.assert_close(b.T @ a, expected_b @ expected_a, rtol=1e-9, atol=1e-9)
-
-
-def reference_pair(composed, values, rank, width):
-    """Return B and A of a composition by dense products."""
-    a = reference_factor(composed, "A", values, rank, width)
-    b = reference_factor(composed, "B", values, rank, width).T
-    for step in reversed(composed.at("between")):
-        tensors = {inner: values[outer] for inner, outer in step.roles.items()}
-        identity = torch.eye(rank, dtype=a.dtype)
-        tensors |= {"A": identity, "B": identity}
-        left, right = REFERENCES["Core"](
-            TermValues(tensors, step.transform.options(), rank, rank, rank)
-        )
-        b = b @ left @ right
-    return b, a
 
 
 # At this width every factor fits.
@@ -234,24 +185,12 @@ COMPOSITIONS = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(COMPOSITIONS)))
-def test_every_invariant_holds(number, monkeypatch):
-    """Fresh, count, gradients, save and load, merge, export, seed: a plan reads it as any transform."""
-    original = settings.load_transform
-
-    def load(name, *rest):
-        return COMPOSITIONS[number] if name == "SS" else original(name, *rest)
-
-    monkeypatch.setattr(settings, "load_transform", load)
-    monkeypatch.setattr(settings, "_auto", lambda *_: ())
-    monkeypatch.setitem(REFERENCES, COMPOSED, composed_reference)
-    text = f"spec s{number}\ntarget q_proj, up_proj\nshare a per module rank 3 via SS\n"
+@pytest.mark.parametrize("composed", COMPOSITIONS)
+def test_every_invariant_holds(composed):
+    """Fresh, count, gradients, save and load, merge, export, seed: as for any transform."""
+    via = described.via(COMPOSED, composed.options())
+    text = f"spec s\ntarget q_proj, up_proj\nshare a per module rank 3 via {via}\n"
     check_spec(parse_spec(text), tiny_model())
-
-
-def composed_reference(term):
-    composed = load_transform(COMPOSED, term.options)
-    return reference_pair(composed, term.tensors, term.rank, Width(term.d_in, term.d_out))
 
 
 def test_auto_finds_the_largest_size_of_a_step():

@@ -31,5 +31,6 @@ COMMA_IS_OR = warning("BS227", "a comma or `or` takes what fits one part: {why}"
 LAYER_IN_BOTH = note("BS228", "layer {layer} is in shares `{one}` and `{other}`")
 SAME_SHARE = warning("BS229", "shares `{one}` and `{other}` act as one share")
 COUNTS_LAYERS = warning("BS231", "`layers` is the same for every module")
+NO_REFERENCE = Code("BS232", "`{role}` of share `{share}` cannot be another tensor: {why}")
 BAD_STEP = Code("BS233", "{transform} cannot be this step: {why}")
 NOT_LINEAR = Code("BS217", "{transform} is not linear in its input, so it takes no `{what}`")
