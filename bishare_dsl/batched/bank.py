@@ -63,8 +63,8 @@ class Bank:
     ) -> None:
         self.kind, size = kind, rows * _count(kind.own)
         self.memory = torch.zeros(size + _count(kind.common), dtype=dtype, device=device)
-        own, common = self.memory[:size].view(rows, size // rows), self.memory[size:].unsqueeze(0)
-        self.own, self.common = (nn.Parameter(part, trains) for part in (own, common))
+        self.own = nn.Parameter(self.memory[:size].view(rows, size // rows), trains)
+        self.common = nn.Parameter(self.memory[size:].unsqueeze(0), trains)
         self._members: Sequence[Mapping[str, nn.Parameter]] = ()
 
     @classmethod
@@ -303,7 +303,8 @@ class Slots:
             slot_at[[place, old]] = slot, other
             row[[slot, other]] = place, old
         moved = np.flatnonzero(row != self.row)
-        target, source = (torch.from_numpy(rows[moved]) for rows in (row, self.row))
+        target = torch.from_numpy(row[moved])
+        source = torch.from_numpy(self.row[moved])
         self._own.index_copy_(0, target, self._own.index_select(0, source))
         self.row = row
 

@@ -54,15 +54,6 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     family = config["model_type"]
     experts = config.get("num_experts") or config.get("num_local_experts") or 0
     intermediate = config.get("moe_intermediate_size") or intermediate
-    linears = {
-        "self_attn.q_proj": (hidden, query),
-        "self_attn.k_proj": (hidden, key_value),
-        "self_attn.v_proj": (hidden, key_value),
-        "self_attn.o_proj": (query, hidden),
-    }
-    for mlp in [f"mlp.experts.{number}" for number in range(experts)] or ["mlp"]:
-        linears[f"{mlp}.gate_proj"] = linears[f"{mlp}.up_proj"] = (hidden, intermediate)
-        linears[f"{mlp}.down_proj"] = (intermediate, hidden)
     if family == "phi3":  # Phi-3 has one layer for q, k and v, and one for gate and up.
         linears = {
             "self_attn.o_proj": (query, hidden),
@@ -70,29 +61,39 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
             "mlp.gate_up_proj": (hidden, 2 * intermediate),
             "mlp.down_proj": (intermediate, hidden),
         }
+    else:
+        linears = {
+            "self_attn.q_proj": (hidden, query),
+            "self_attn.k_proj": (hidden, key_value),
+            "self_attn.v_proj": (hidden, key_value),
+            "self_attn.o_proj": (query, hidden),
+        }
+        mlps = [f"mlp.experts.{number}" for number in range(experts)] if experts else ["mlp"]
+        for mlp in mlps:
+            linears[f"{mlp}.gate_proj"] = (hidden, intermediate)
+            linears[f"{mlp}.up_proj"] = (hidden, intermediate)
+            linears[f"{mlp}.down_proj"] = (intermediate, hidden)
     sites = tuple(
         Site.at(f"model.layers.{layer}.{linear}", d_in, d_out)
         for layer in range(layers)
         for linear, (d_in, d_out) in linears.items()
     )
-    blocks: dict[str, tuple[int, ...]] = {
-        f"{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")
-    }
-    if family == "gemma3_text":
-        for side in ("pre", "post"):
-            blocks[f"{side}_feedforward_layernorm.weight"] = (hidden,)
-    # Queries and keys are normalised per head.
-    if family in ("qwen3", "qwen3_moe", "gemma3_text"):
-        blocks |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
+    # In the order of the modules of a block: attention, MLP, norms.
+    blocks: dict[str, tuple[int, ...]] = {}
+    if family in ("qwen3", "qwen3_moe", "gemma3_text"):  # Queries and keys are normalised per head.
+        blocks["self_attn.q_norm.weight"] = (head_dim,)
+        blocks["self_attn.k_norm.weight"] = (head_dim,)
     if family == "qwen2":
-        widths = {"q": query, "k": key_value, "v": key_value}
-        blocks |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
+        blocks["self_attn.q_proj.bias"] = (query,)
+        blocks["self_attn.k_proj.bias"] = (key_value,)
+        blocks["self_attn.v_proj.bias"] = (key_value,)
     if experts:
         blocks["mlp.gate.weight"] = (experts, hidden)  # The router is not a site.
-    # In the order of the modules of a block: attention, MLP, norms.
-    blocks = dict(
-        sorted(blocks.items(), key=lambda block: "." not in block[0].removesuffix(".weight"))
-    )
+    blocks["input_layernorm.weight"] = (hidden,)
+    blocks["post_attention_layernorm.weight"] = (hidden,)
+    if family == "gemma3_text":
+        blocks["pre_feedforward_layernorm.weight"] = (hidden,)
+        blocks["post_feedforward_layernorm.weight"] = (hidden,)
     others = [
         Parameter(path=f"model.layers.{layer}.{name}", shape=shape)
         for layer in range(layers)

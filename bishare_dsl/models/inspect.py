@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -39,40 +40,13 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     source = _source(model)
     model_id = source.place if source is not None and source.kind == "hub" else None
     name = name or (family if source is None else source.name)
-    sites: list[Site] = []
-    outside: dict[int, list[Weight]] = {}
-    counted: set[int] = set()
-    parameters = 0
-    others: dict[int, tuple[list[str], tuple[int, ...]]] = {}
-    held: dict[nn.Module, list[Weight]] = {}
+    inventory = _Inventory()
     for path, module, weights in _base_modules(model):
-        held[module] = weights
-        owned = list(module._parameters.values())
-        for weight in weights:
-            sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
-            if weight.expert is not None:
-                continue  # Its parameter counts as it is.
-            stored = module._parameters.get(weight.parameter)
-            key = id(module if stored is None else stored)
-            if weight.path and block_of(weight.path) is None:
-                outside.setdefault(key, []).append(weight)
-            if key not in counted:
-                counted.add(key)
-                parameters += weight.d_in * weight.d_out
-            # A quantised linear's other tensors (scales, zero points) encode its weight.
-            owned = [module._parameters.get("bias")]
-        for parameter in owned:
-            if parameter is not None and id(parameter) not in counted:
-                counted.add(id(parameter))
-                parameters += prod(full_shape(parameter))
-        in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
-        for attribute, parameter in module._parameters.items():
-            linear = weights and weights[0].owner == weights[0].path
-            if parameter is None or attribute in in_block or not parameter.is_floating_point():
-                continue
-            if not linear or attribute in (weights[0].parameter, "bias"):
-                names, _ = others.setdefault(id(parameter), ([], full_shape(parameter)))
-                names.append(f"{path}.{attribute}".removeprefix("."))
+        inventory.weights[module] = weights
+        inventory.add_weights(module, weights)
+        inventory.add_others(path, module, weights)
+    sites = inventory.sites
+    outside = inventory.outside
     if not sites and not outside:
         raise ModelError(NO_SITES(name=name))
     return Architecture(
@@ -80,17 +54,72 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         family=family,
         model_id=model_id,
         layers=max((1 + (site.layer or 0) for site in sites), default=0),
-        parameters=parameters,
+        parameters=sum(inventory.sizes.values()),
         sites=tuple(sites),
         outside=tuple(map(_outside, outside.values())),
         others=tuple(
-            Parameter(path=names[0], shape=shape, tied=tuple(names[1:]))
-            for names, shape in others.values()
-            if all(shape)
+            Parameter(path=paths[0], shape=inventory.shapes[key], tied=tuple(paths[1:]))
+            for key, paths in inventory.others.items()
+            if all(inventory.shapes[key])
         ),
-        head=_head(model, {key: names[0] for key, (names, _) in others.items()}),
-        left_out=tuple(_left_out(model, held)),
+        head=_head(model, {key: paths[0] for key, paths in inventory.others.items()}),
+        left_out=tuple(_left_out(model, inventory.weights)),
     )
+
+
+@dataclass
+class _Inventory:
+    """What the modules of a model hold; keys are ids of parameters, or of modules that hide their weight.
+
+    Attributes:
+        weights: the linear maps whose weights each module holds.
+        sites: the linear maps in blocks.
+        outside: the linear maps outside of blocks, by their weight.
+        sizes: how many numbers each weight or parameter counts as.
+        others: the paths of each parameter that is no weight of a site.
+        shapes: of these.
+    """
+
+    weights: dict[nn.Module, list[Weight]] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    outside: dict[int, list[Weight]] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    others: dict[int, list[str]] = field(default_factory=dict)
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def add_weights(self, module: nn.Module, weights: list[Weight]) -> None:
+        """Add the linear maps of a module, and count its parameters."""
+        counted = list(module._parameters.values())
+        for weight in weights:
+            site = Site.at(weight.path, weight.d_in, weight.d_out)
+            if site is not None:
+                self.sites.append(site)
+            if weight.expert is not None:
+                continue  # Its parameter counts as it is.
+            stored = module._parameters.get(weight.parameter)
+            key = id(module if stored is None else stored)
+            if weight.path and block_of(weight.path) is None:
+                self.outside.setdefault(key, []).append(weight)
+            self.sizes.setdefault(key, weight.d_in * weight.d_out)
+            # A quantised linear's other tensors (scales, zero points) encode its weight.
+            counted = [module._parameters.get("bias")]
+        for parameter in counted:
+            if parameter is not None:
+                self.sizes.setdefault(id(parameter), prod(full_shape(parameter)))
+
+    def add_others(self, path: str, module: nn.Module, weights: list[Weight]) -> None:
+        """Add the parameters of a module that are no weights of sites in blocks."""
+        in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
+        is_linear = bool(weights) and weights[0].owner == weights[0].path
+        for attribute, parameter in module._parameters.items():
+            if parameter is None or attribute in in_block or not parameter.is_floating_point():
+                continue
+            if is_linear and attribute not in (weights[0].parameter, "bias"):
+                continue
+            self.others.setdefault(id(parameter), []).append(
+                f"{path}.{attribute}".removeprefix(".")
+            )
+            self.shapes.setdefault(id(parameter), full_shape(parameter))
 
 
 def _outside(uses: list[Weight]) -> Site:
@@ -136,12 +165,16 @@ def auto_class(config: PreTrainedConfig, name: str, *, causal: bool = False) -> 
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    both = (AutoModelForSeq2SeqLM, AutoModelForCausalLM)
-    # The decoder of an encoder-decoder may exist as a causal model too.
-    for auto in both if getattr(config, "is_encoder_decoder", False) and not causal else both[1:]:
+    has_encoder = getattr(config, "is_encoder_decoder", False)
+    autos: list[Any] = [AutoModelForCausalLM]
+    if (
+        has_encoder and not causal
+    ):  # The decoder of an encoder-decoder may exist as a causal model too.
+        autos.insert(0, AutoModelForSeq2SeqLM)
+    for auto in autos:
         if type(config) in auto._model_mapping:
             return auto
-    help = _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else None
+    help = _SEQ2SEQ if has_encoder else None
     raise ModelError(NOT_CAUSAL(name=name, family=config.model_type, help=help))
 
 

@@ -240,10 +240,14 @@ class Architecture(Data):
         runs = iter(_runs(compress(value, in_blocks)))
         flat: list[Any] = []
         for part, is_run in zip(value, in_blocks, strict=True):
-            for path, sizes in next(runs).each(what) if is_run else ():
-                is_site = what == "linears"
-                flat.append(Site.at(path, *sizes) if is_site else Parameter(path=path, shape=sizes))
-            flat += [] if is_run else [part]
+            if not is_run:
+                flat.append(part)
+                continue
+            for path, sizes in next(runs).each(what):
+                if what == "linears":
+                    flat.append(Site.at(path, *sizes))
+                else:
+                    flat.append(Parameter(path=path, shape=sizes))
         return tuple(flat)
 
     @property

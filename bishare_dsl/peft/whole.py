@@ -52,7 +52,10 @@ def _restorer(model: nn.Module) -> Callable[[], None]:
         lost = [undo() for undo in weights]
         for container, content in (*((vars(owner), v) for owner, v in attributes), *contents):
             container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
+            if isinstance(container, list):
+                container.extend(content)
+            else:
+                container.update(content)
         for module, (code, _, names) in classes:
             if (now := changes_of(module)).code is not code or now.names != names:
                 change(module, code=code, names=names)

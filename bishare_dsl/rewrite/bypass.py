@@ -33,8 +33,10 @@ def reads_tensors(model: nn.Module, path: str, child: str) -> bool:
     as AltUp's `predict` and `correct`), and of methods called by these. Branches that its settings
     exclude are skipped. Code without source is assumed to be harmless.
     """
-    called, module = {"forward"}, model
-    for name in path.split(".") if path else ():
+    called = {"forward"}
+    module = model
+    names = path.split(".") if path else []
+    for name in names:
         for _, live in _reached(module, called):
             called |= {node.attr for node in live if isinstance(node, ast.Attribute)}
         module = module.get_submodule(name)

@@ -70,7 +70,8 @@ def _capture(module: nn.Module) -> fx.Graph:
     check_decorators(module)
     graph = RegionTracer(module, Variant()).trace()
     _merge_training(graph, RegionTracer(module, Variant(training=True)).trace())
-    _, *others = (str(node.target) for node in graph.find_nodes(op="placeholder"))
+    placeholders = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    others = placeholders[1:]  # The first is the input.
     optional = [n for n in others if not n.startswith("*") and _may_be_none(module, graph, n)]
     # Check combinations, because training and absent arguments could depend on each other.
     # `_may_be_none` has checked each absence alone, in eval mode.

@@ -63,44 +63,55 @@ class RegionCompiler:
         named = any(s.expert is not None or s.layer is None for s in self.plan.sites)
         maps = linear_maps(self.model) if named else {}
         experts: dict[str, list[tuple[Weight, Term]]] = {}
-        held = (module._modules.values() for module in self.modules.values())
-        parents = Counter(map(id, chain.from_iterable(held)))
+        parents = self._parents()
         by_parent: dict[str, dict[str, Width]] = {}
         for site in self.plan.sites:
-            terms, weight = self.plan.terms_of[site.path], maps.get(site.path)
+            terms = self.plan.terms_of[site.path]
+            if not terms:
+                continue
+            weight = maps.get(site.path)
             if site.layer is None:
-                for path in site.paths if terms else ():
+                for path in site.paths:
                     yield self._outside(path, site, maps)
-                continue
-            if weight is not None and weight.expert is not None:
+            elif weight is not None and weight.expert is not None:
                 experts.setdefault(weight.owner, []).extend((weight, term) for term in terms)
-            elif terms:
+            elif parents[id(self.modules[site.path])] > 1:
+                # Terms must apply in each of its parents, but the plan lists only one.
+                note = f"`{site.path}` is a layer of other modules, too, and adapted alone"
+                self.notes[note] = None
+                yield self._alone(site.path, site.path, Width(site.d_in, site.d_out))
+            else:
                 parent, _, child = site.path.rpartition(".")
-                width = Width(site.d_in, site.d_out)
-                if parents[id(self.modules[site.path])] > 1:
-                    # Terms must apply in each of its parents, but the plan lists only one.
-                    note = f"`{site.path}` is a layer of other modules, too, and adapted alone"
-                    self.notes[note] = None
-                    yield self._alone(site.path, site.path, width)
-                else:
-                    by_parent.setdefault(parent, {})[child] = width
-        for owner, of_module in experts.items():
-            if of_module:
-                yield owner, *self._experts(owner, of_module)
+                by_parent.setdefault(parent, {})[child] = Width(site.d_in, site.d_out)
+        for owner, weights_and_terms in experts.items():
+            yield owner, *self._experts(owner, weights_and_terms)
         for parent, children in by_parent.items():
-            slots: dict[str, int] = {}
-            targets = tuple(
-                Target(child, width, self._uses(f"{parent}.{child}", slots))
-                for child, width in children.items()
-            )
-            compiled = self._compiled_region(parent, targets, slots)
-            if isinstance(compiled, RegionCode):
-                yield parent, compiled, list(slots)
-                continue
-            kind = type(self.model.get_submodule(parent)).__name__
-            self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
-            for child, width in children.items():
-                yield self._alone(f"{parent}.{child}", f"{parent}.{child}", width)
+            yield from self._region(parent, children)
+
+    def _parents(self) -> Counter[int]:
+        """Count the modules that each module is a child of, by its id."""
+        parents: Counter[int] = Counter()
+        for module in self.modules.values():
+            parents.update(map(id, module._modules.values()))
+        return parents
+
+    def _region(
+        self, parent: str, children: Mapping[str, Width]
+    ) -> Iterator[tuple[str, RegionCode, list[str]]]:
+        """Yield the region of a module with adapted linear layers; one for each if it cannot be traced."""
+        slots: dict[str, int] = {}
+        targets = tuple(
+            Target(child, width, self._uses(f"{parent}.{child}", slots))
+            for child, width in children.items()
+        )
+        compiled = self._compiled_region(parent, targets, slots)
+        if isinstance(compiled, RegionCode):
+            yield parent, compiled, list(slots)
+            return
+        kind = type(self.model.get_submodule(parent)).__name__
+        self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
+        for child, width in children.items():
+            yield self._alone(f"{parent}.{child}", f"{parent}.{child}", width)
 
     def _alone(
         self, path: str, site: str, width: Width, lookup: Lookup | None = None

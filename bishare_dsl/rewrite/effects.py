@@ -39,16 +39,18 @@ def order_writes(module: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         read = frozenset(m for x in node.all_input_nodes for m in memory[x])
         linear = _is_linear(module, node)
-        for x in node.all_input_nodes if linear else ():
-            writers = [w for m in memory[x] if (w := written.get(m)) and x < w]
-            if writers:
-                value_and_writer = x, max(writers)
-                if value_and_writer not in after_write:
-                    with graph.inserting_before(node):
-                        after_write[value_and_writer] = graph.call_function(
-                            leaves.after_write, value_and_writer
-                        )
-                node.replace_input_with(x, after_write[value_and_writer])
+        if linear:
+            for x in node.all_input_nodes:
+                writers = [written[value] for value in memory[x] if value in written]
+                later = [writer for writer in writers if x < writer]
+                if later:
+                    value_and_writer = x, max(later)
+                    if value_and_writer not in after_write:
+                        with graph.inserting_before(node):
+                            after_write[value_and_writer] = graph.call_function(
+                                leaves.after_write, value_and_writer
+                            )
+                    node.replace_input_with(x, after_write[value_and_writer])
         if _is_fact(node):
             memory[node] = frozenset()
         elif _module_of(node) == "_operator":

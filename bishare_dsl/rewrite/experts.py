@@ -133,7 +133,8 @@ def _add_groups(
 ) -> Tensor:
     """Add to a grouped product, in which consecutive rows of ``x`` belong to consecutive experts."""
     # Kernels require rows of a multiple of 16 bytes.
-    a, b = (F.pad(factor.to(x), (0, 0, 0, -factor.shape[1] % 8)) for factor in (a, b))
+    a = F.pad(a.to(x), (0, 0, 0, -a.shape[1] % 8))
+    b = F.pad(b.to(x), (0, 0, 0, -b.shape[1] % 8))
     return y + grouped(grouped(x, a.mT), b)
 
 
@@ -180,7 +181,8 @@ def experts_forward(
     object.__setattr__(view, "__dict__", state)
     try:
         # Implementations other than one by one multiply by the weights of all experts.
-        return (base.forward if copies == 1 else one_by_one)(view, *args, **kwargs)
+        forward = base.forward if copies == 1 else one_by_one
+        return forward(view, *args, **kwargs)
     except UnknownProductError as error:
         if one_by_one is base.forward:
             raise

@@ -38,8 +38,9 @@ def magnify(
         own = mu.dense().to(y.device)
         change = own.to(torch.promote_types(own.dtype, torch.float32))
         if downs:
-            pairs = [(a.dense(), s * b.dense()) for a, b, s in zip(downs, ups, scales, strict=True)]
-            a, b = (torch.cat(parts, -2).detach().to(change) for parts in zip(*pairs, strict=True))
+            scaled = [scale * up.dense() for up, scale in zip(ups, scales, strict=True)]
+            a = torch.cat([down.dense() for down in downs], -2).detach().to(change)
+            b = torch.cat(scaled, -2).detach().to(change)
             with torch.no_grad():
                 squares, along = row_norms(layer).to(b).square(), products(layer, a.to(y.dtype))
                 ratio = ratio_of_lengths(squares, along.to(b), a, b)

@@ -124,7 +124,8 @@ def up(y: Tensor, z: Tensor, b: Applied, scale: float = 1.0) -> Tensor:
 def add_dense(y: Tensor, z: Tensor, b: Tensor, scale: float, rows: RegionRows | None) -> Tensor:
     """Compute ``y + s z B`` out of place, for B ``(..., rows, d_out)`` in the dtype of ``y``."""
     if rows is None:
-        flat, low = (t.reshape(-1, t.shape[-1]) for t in (y, z))
+        flat = y.reshape(-1, y.shape[-1])
+        low = z.reshape(-1, z.shape[-1])
         return torch.addmm(flat, low.to(y), b, alpha=scale).view(y.shape)
     low = z.to(y).reshape(len(b), -1, z.shape[-1])
     y = rows.repeat(y)
