@@ -27,6 +27,8 @@ def planted(spread: float) -> Tensor:
 def test_k_means_finds_planted_types_with_every_seed() -> None:
     points = grouping.directions(planted(0.5))
     assert torch.allclose(points.norm(dim=1), torch.ones(len(TYPES)))
+    # What all members share says nothing about their types.
+    assert torch.allclose(grouping.directions(planted(0.5) + 3), points, atol=1e-4)
     for seed in range(5):
         groups = grouping.k_means(points, 3, seed)
         # Numbered by the first member, so that equal partitions are equal tensors.
