@@ -21,6 +21,7 @@ from bishare_dsl.diagnostics import BishareError, one_line, render
 from bishare_dsl.folder.files import read_adapter
 from bishare_dsl.folder.fingerprint import Fingerprint, base_changes, fingerprint
 from bishare_dsl.models.load import load_model
+from bishare_dsl.reading import parse_json
 from bishare_dsl.serve.vllm.folder import Stamp, stamp_of
 
 _log = logging.getLogger("vllm.bishare")  # What vLLM does not show, nobody sees.
@@ -73,7 +74,7 @@ def _read(base: str, served: Future[Fingerprint]) -> None:
         served.set_exception(error)
         return
     try:
-        numbers = _parser.validate_json(run.stdout.rpartition("\n")[2])
+        numbers = _parser.validate_python(parse_json(run.stdout.rpartition("\n")[2].encode()))
     except ValueError:
         lines = run.stderr.strip().splitlines()
         reason = lines[-1] if lines else f"exit code {run.returncode}"
