@@ -51,16 +51,3 @@ def test_a_release_has_one_version_and_one_date():
     release, day = re.search(r"^## \[(\d\S*)\] - (\S+)$", changes, re.MULTILINE).groups()
     assert release == __version__
     assert f"\nversion: {__version__}\ndate-released: {day}\n" in cited
-
-
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
-
-
-def test_the_docs_are_at_most_28_000_words():
-    """Without code blocks and tables, which are looked up, and without the index of errors."""
-    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "errors").glob("BS*.md")]
-    fenced = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
-    texts = [fenced.sub("", page.read_text(encoding="utf-8")) for page in pages]
-    lines = [line for text in texts for line in text.splitlines()]
-    assert sum(len(line.split()) for line in lines if not line.startswith("|")) <= 28_000
