@@ -54,9 +54,9 @@ PAIRS = [
     ("train", "parameter", f"train norms and layer != none and layer ? 8 {PER}", "<", ">="),
     ("train", "parameter", "target none train ?", "norms", "norm"),
 ]
-# They follow from the others, or from the model, or are names.
+# They follow from the others, or from the model, are names, or are refused by `check` (references, BS232).
 DERIVED = {"name", "fan_in", "owner", "rows", "linear", "tied", "tensor"}
-NAMES = {"params", "lets", "defaults"}
+NAMES = {"params", "lets", "defaults", "references"}
 
 
 def spec_of(text):
