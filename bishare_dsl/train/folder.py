@@ -4,7 +4,7 @@
 |---|---|
 | the adapter's files | written at the end of the run |
 | ``checkpoint-N/`` | written by transformers' Trainer, with only the adapter; sealed by ``seal.json`` |
-| ``run.json`` | the arguments, as in a config |
+| ``run.json`` | the arguments, as in a config; ``record`` has all that the run depends on, and its results |
 | ``trainer_state.json``, ``runs/`` | the log, and the log for TensorBoard |
 
 Adapters of several tasks are in folders with the tasks' names, or in a library.
@@ -74,6 +74,26 @@ def hold(folder: Path, asked: Mapping[str, Any], resumed: Path | None) -> Iterat
                 content = json.dumps(asked, indent=2, ensure_ascii=False)
                 replace_file(folder / RUN_FILE, content.encode())
         yield
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read the arguments of the run in a folder, and its record.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it cannot be read.
+    """
+    run: dict[str, Any] = parse_json(read_file(folder, RUN_FILE, MAX_CONFIG))
+    return run
+
+
+def complete_record(folder: Path, **values: Any) -> None:
+    """Add values to the record of the run in a folder, such as its ``results``."""
+    with translate_refusals(folder):
+        run = read_run(folder)
+        run["record"] = {**run.get("record", {}), **values}
+        content = json.dumps(run, indent=2, ensure_ascii=False)
+        replace_file(folder / RUN_FILE, content.encode())
 
 
 def check_free(folder: Path) -> None:

@@ -97,6 +97,14 @@ def are_likeliest(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
     return (is_largest | (learned == IGNORED)).all(1)
 
 
+def row_losses(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Return the loss of each row, ``(batch,)``: the mean over its trained tokens."""
+    losses = functional.cross_entropy(
+        logits.transpose(1, 2).float(), learned, ignore_index=IGNORED, reduction="none"
+    )
+    return losses.sum(1) / (learned != IGNORED).sum(1).clamp(min=1)
+
+
 def _among(
     logits: torch.Tensor, learned: torch.Tensor, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from bishare_dsl.diagnostics import Problem, advise, advise_option, nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
@@ -51,6 +59,9 @@ def is_flag(name: str) -> bool:
     """Return whether an argument is boolean, so that its option needs no value."""
     return argument_types().get(name) in (bool, bool | None)
 
+
+RECORD = "record"
+"""The key of a ``run.json`` that is no argument: what the run depended on, and its results."""
 
 _NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -175,6 +186,12 @@ class Request(Settings):
     output_dir: Path
     params: dict[str, Any] = {}
     resume: Path | None = None
+    _repeated: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def repeated(self) -> Mapping[str, Any]:
+        """The record of the run that this one repeats, whose ``run.json`` is the config; or else empty."""
+        return self._repeated
 
     @field_validator("*", mode="before")
     @classmethod
@@ -266,9 +283,12 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
         if value not in (None, ""):
             named[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     file = {} if config is None else read_config(Path(config))
+    repeated = file.pop(RECORD, None)
     resume, before = _run_before({**file, **named}.get("resume"))
     arguments = _merged(before, file, named)
     request = _validated({**arguments, "resume": resume})
+    if isinstance(repeated, Mapping):
+        request._repeated = repeated
     _check_read(request, before, file.keys() | named.keys())
     if request.library:
         from bishare_dsl.hub import adapter_folder
@@ -341,6 +361,7 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
         raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {RUN_FILE}"))
     record = read_config(folder / RUN_FILE)  # JSON is YAML.
     # The checkpoint has the run's spec; the spec's file may have changed since.
+    record.pop(RECORD, None)
     checkpoint = find_checkpoint(path)
     spec = record.get("spec") if record_of(checkpoint)["tasks"] else None
     return checkpoint, {**record, "spec": spec, "output_dir": str(folder)}

@@ -30,12 +30,13 @@ from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.show.shared import told_lines
 from bishare_dsl.spec import Spec
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
-from bishare_dsl.train.folder import LIBRARY, hold, step_of
+from bishare_dsl.train.folder import LIBRARY, complete_record, hold, step_of
 from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.many.start import record_starts, start_tasks
 from bishare_dsl.train.prepare import Prepared, check_resumed, load_base, prepare
+from bishare_dsl.train.record import differences, record_results, record_run
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.train.request import Request, make_request
+from bishare_dsl.train.request import RECORD, Request, make_request
 from bishare_dsl.train.result import EACH, TaskResult, TrainResult, logged
 from bishare_dsl.train.tasks import Steps
 from bishare_dsl.train.trainer import AdapterTrainer, BankTrainer, Watch
@@ -113,23 +114,36 @@ def run(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     callbacks: Iterable[TrainerCallback] = (),
+    loaded: Callable[[], PreTrainedModel] | None = None,
 ) -> TrainResult:
-    """Execute a request and report to ``reporter``. Arguments and errors are those of `train`."""
+    """Execute a request and report to ``reporter``. Arguments and errors are those of `train`.
+
+    ``loaded`` returns the base that the request names, if several runs use it.
+    """
     began = time.monotonic()
     prepared = prepare(request, reporter, tokenizer)
-    handle, adapters = load(prepared, reporter)
+    handle, adapters = load(prepared, reporter, loaded)
     trainer = fit(prepared, handle, adapters, reporter, callbacks)
-    return _result(prepared, handle, trainer, reporter, time.monotonic() - began)
+    result = _result(prepared, handle, trainer, reporter, time.monotonic() - began)
+    if prepared.args.should_save:
+        results = record_results(result, trainer.held_out)
+        complete_record(request.output_dir, results=results)
+    return result
 
 
-def load(prepared: Prepared, reporter: Reporter) -> tuple[Handle, TaskAdapters | None]:
-    """Load the base and adapt it; return the handle of its adapters, and those of several tasks.
+def load(
+    prepared: Prepared, reporter: Reporter, loaded: Callable[[], PreTrainedModel] | None = None
+) -> tuple[Handle, TaskAdapters | None]:
+    """Load the base, unless it is ``loaded``, and adapt it.
+
+    Returns:
+        The handle of its adapters, and those of several tasks.
 
     Raises:
         BishareError: it cannot be loaded or adapted.
     """
     request, args, trainable = prepared.request, prepared.args, prepared.trainable
-    model: Any = load_base(request, prepared.base, reporter)[0]
+    model: Any = loaded() if loaded else load_base(request, prepared.base, reporter)[0]
     adapters = None
     notes = list[str]()
     if request.several:
@@ -188,6 +202,10 @@ def fit(
             begins = prepared.trainable
             spec = begins.folder if isinstance(begins, StoredAdapter) else handle.spec_text
             asked = request.as_dict(None if request.library else str(spec))
+            asked[RECORD] = record_run(prepared, base)
+            if request.repeated:
+                for difference in differences(request.repeated, asked[RECORD]):
+                    reporter.note(f"not as in the run that is repeated: {difference}")
             stack.enter_context(hold(request.output_dir, asked, request.resume))
         trunk = cached_trunk(model, handle.plan, steps, trainer.accelerator.autocast, reporter)
         cached = stack.enter_context(trunk)
@@ -370,6 +388,8 @@ def run_loop(trainer: Any, watch: Watch, request: Request, reporter: Reporter) -
             if watch.stopping and state.global_step < state.max_steps:
                 saved = folder / f"checkpoint-{state.global_step}"
                 raise TrainingInterrupted(state.global_step, state.max_steps, saved)
+            if not request.several:
+                trainer.evaluate_last()
             trainer.save_model()
             trainer.save_state()
             trainer.accelerator.wait_for_everyone()

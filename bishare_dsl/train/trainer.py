@@ -22,7 +22,13 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.verify import NO_GRADIENT
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, catch_refusals
-from bishare_dsl.train.loss import among_options, are_likeliest, learned_logits, loss_of
+from bishare_dsl.train.loss import (
+    among_options,
+    are_likeliest,
+    learned_logits,
+    loss_of,
+    row_losses,
+)
 from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.optimizer import Settings, schedule_of
 from bishare_dsl.train.result import EACH
@@ -38,9 +44,12 @@ class AdapterTrainer(Trainer):
 
     Attributes:
         done: the steps of the checkpoint that training resumes from.
+        held_out: the last evaluation by rows: ``losses``, numbers with blanks between them, and for rows
+            with options ``correct``, a digit for each; None before the first one.
     """
 
     done = 0
+    held_out: dict[str, str] | None = None
     lr_scheduler: Any
 
     def __init__(
@@ -56,8 +65,9 @@ class AdapterTrainer(Trainer):
             reason = f"one process sees {args.n_gpu} GPUs"
             help = "start with `torchrun --nproc_per_node N`, or show one: CUDA_VISIBLE_DEVICES=0"
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-        if chosen:
-            arguments["compute_metrics"] = lambda found: {"accuracy": found.predictions.mean()}
+        self._has_options = chosen
+        if arguments.get("eval_dataset") is not None and not args.batch_eval_metrics:
+            arguments["compute_metrics"] = self._keep_rows
         with catch_refusals():
             super().__init__(model=model, args=args, **arguments)
         self.model_accepts_loss_kwargs = True  # The loss here is divided by the tokens of a step.
@@ -107,7 +117,37 @@ class AdapterTrainer(Trainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The loss is divided by the tokens of all processes, and DDP averages.
             loss = loss * self.accelerator.num_processes
-        return (loss, {"correct": are_likeliest(logits, learned)}) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        rows = {"losses": row_losses(logits, learned), "correct": are_likeliest(logits, learned)}
+        return loss, rows
+
+    def _keep_rows(self, evaluated: Any) -> dict[str, float]:
+        """Keep the result of each held-out row, and return the accuracy of rows with options."""
+        losses, correct = evaluated.predictions
+        self.held_out = {"losses": " ".join(f"{loss:.5g}" for loss in losses)}
+        if not self._has_options:
+            return {}
+        self.held_out["correct"] = "".join(str(int(is_correct)) for is_correct in correct)
+        return {"accuracy": correct.mean()}
+
+    def evaluate_last(self) -> None:
+        """Evaluate the adapter that is written, unless the last evaluation of this run was of it.
+
+        Trainer evaluates after the last step. It does not for a finished run that goes on, nor once it has
+        loaded the best adapter, whose loss is in the history already.
+        """
+        if self.eval_dataset is None:
+            return
+        state = self.state
+        logged = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+        is_logged = state.global_step in logged or self.args.load_best_model_at_end
+        if is_logged and self.held_out is not None and not self.args.load_best_model_at_end:
+            return
+        history = list(state.log_history)
+        self.evaluate()
+        if is_logged:
+            state.log_history = history
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
         """Evaluate, without changing the random numbers of the training that follows."""

@@ -1,0 +1,102 @@
+"""The record of a run in its ``run.json``: all that it depends on, and its results."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from bishare_dsl.folder.fingerprint import Fingerprint
+from bishare_dsl.train.prepare import Prepared
+from bishare_dsl.train.request import Settings, argument_types
+from bishare_dsl.train.result import TrainResult
+
+PACKAGES = ("bishare", "torch", "transformers", "peft", "accelerate", "datasets")
+"""The packages whose versions can change the numbers of a run."""
+
+
+def record_run(prepared: Prepared, base: Fingerprint | None) -> dict[str, Any]:
+    """Return all that a run depends on, as plain JSON values.
+
+    Args:
+        prepared: the run.
+        base: the fingerprint of the base; None for a run of no steps.
+    """
+    plan = prepared.trainable.plan
+    data = dict[str, Any]()
+    for task in prepared.steps.tasks:
+        data[task.name] = {part: asdict(report) for part, report in task.data.items()}
+    return {
+        "arguments": _resolved_arguments(prepared),
+        "versions": _versions(),
+        "device": _device_name(prepared.args.device),
+        "processes": prepared.args.world_size,
+        "plan": {
+            "spec": plan.spec,
+            "params": dict(plan.params),
+            "digest": plan.digest,
+            "parameters": plan.trainable,
+        },
+        "data": data,
+        "base": None if base is None else asdict(base),
+    }
+
+
+def _resolved_arguments(prepared: Prepared) -> dict[str, Any]:
+    """Return the arguments of transformers and of `Settings`, with the values that the run uses."""
+    request, args = prepared.request, prepared.args
+    own = Settings.model_fields.keys()
+    given = request.as_dict(None)
+    resolved = args.to_dict() | request.model_dump(include=set(own))
+    for name in own & given.keys():  # Paths are absolute there.
+        resolved[name] = given[name]
+    resolved["warmup_steps"] = prepared.warm_up(len(prepared.steps))
+    names = argument_types().keys() | own
+    return {name: resolved[name] for name in sorted(names & resolved.keys())}
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def record_results(result: TrainResult, held_out: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the results of a run, with those of each held-out row.
+
+    Args:
+        result: the finished run.
+        held_out: ``losses``, numbers with blanks between them, and for rows with options ``correct``,
+            a digit for each.
+    """
+    return {**result.as_dict(), "held_out": held_out}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words how the record of a run differs from that of the run that it repeats."""
+    for name in ("versions", "plan", "data", "base", "device", "processes"):
+        earlier = before.get(name)
+        later = json.loads(json.dumps(now[name]))  # JSON has lists for tuples.
+        if earlier == later:
+            continue
+        if name == "versions" and isinstance(earlier, Mapping):
+            for package, number in later.items():
+                if earlier.get(package) != number:
+                    yield f"{package} is {number}, and was {earlier.get(package)}"
+        elif name in ("device", "processes"):
+            yield f"{name}: {later}, and was {earlier}"
+        else:
+            yield f"the {name} is another"
