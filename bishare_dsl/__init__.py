@@ -1,4 +1,4 @@
-"""bishare: a compiler for low-rank adapters that share their factors.
+"""bishare: a small language and a compiler for low-rank adapters whose factors are shared.
 
     model = compile_spec("specs/bishare_ke.share", model, params={"r_inter": 32}, seed=0)
 

@@ -66,7 +66,7 @@ COMMANDS = {
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
 @click.pass_context
 def bishare(context: click.Context) -> None:
-    """Design, train and serve LoRA-style adapters that share weights between layers, modules and tasks."""
+    """A small language and a compiler for low-rank adapters whose factors are shared."""  # noqa: D401 - the one description of bishare
     if context.invoked_subcommand is None:
         context.obj.stop(USAGE, context.get_help())
 
