@@ -30,7 +30,8 @@ from harness.page import write_below
 from torch import Tensor
 from torch.nn import functional as F
 
-from few import grouping, members
+from bishare_dsl.train.many import groups as grouping
+from few import members
 from few.bench import Bench
 from few.groups_tables import lines
 from few.late import Site
@@ -91,6 +92,15 @@ def numbers_of_members(library: int) -> list[int]:
 
 def numbers_of_newcomers(library: int) -> list[int]:
     return [12_000 * (library + 1) + i for i in range(NEWCOMERS)]
+
+
+def agreement(groups: Sequence[int], types: Sequence[int]) -> float:
+    """Return the share of members whose group's commonest type is their own."""
+    right = 0
+    for group in set(groups):
+        own = [kind for g, kind in zip(groups, types, strict=True) if g == group]
+        right += max(own.count(kind) for kind in set(own))
+    return right / len(types)
 
 
 def spread(tensors: Library, groups: Tensor) -> Library:
@@ -251,7 +261,7 @@ class GroupBench(Bench):
         plain = {tuple(site): p for site, p in tensors.items()}
         torch.save(plain, self.kept_in(family, library, kind, rate, steps))
         types = [number % self.types(family) for number in numbers_of_members(library)]
-        more = {"agreement": round(grouping.agreement(groups.tolist(), types), 4)}
+        more = {"agreement": round(agreement(groups.tolist(), types), 4)}
         more |= {"sizes": torch.bincount(groups).tolist()} if kind != "core" else {}
         more |= {"first": round(sum(losses[:6]) / 6, 4), "last": round(sum(losses[-6:]) / 6, 4)}
         seconds = round(time.process_time() - began, 1)
@@ -378,7 +388,7 @@ class GroupBench(Bench):
         types = [number % self.types(family) for number in numbers_of_members(library)]
         for count in COUNTS:
             groups = grouping.k_means(grouping.directions(private), count, library)
-            agreements.append(round(grouping.agreement(groups.tolist(), types), 4))
+            agreements.append(round(agreement(groups.tolist(), types), 4))
         rows = [[s.groups, s.correct, s.ahead, s.error] for s in found]
         seconds = round(time.process_time() - began, 1)
         proposal = grouping.proposed(found)

@@ -45,8 +45,9 @@ class Score:
 
 def directions(private: Tensor) -> Tensor:
     """Return members' private numbers (M, n) minus their mean, scaled to length 1."""
-    centred = private - private.mean(0)
-    return centred / centred.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
+    centred: Tensor = private - private.mean(0)
+    lengths: Tensor = centred.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
+    return centred / lengths
 
 
 def k_means(points: Tensor, count: int, seed: int) -> Tensor:
@@ -181,12 +182,3 @@ def nearest_group(losses: Tensor) -> tuple[Tensor, Tensor]:
     if losses.shape[1] > 1:
         margin = ordered.values[:, 1] - ordered.values[:, 0]
     return ordered.indices[:, 0], margin
-
-
-def agreement(groups: Sequence[int], types: Sequence[int]) -> float:
-    """Return the share of members whose group's commonest type is their own."""
-    right = 0
-    for group in set(groups):
-        own = [kind for g, kind in zip(groups, types, strict=True) if g == group]
-        right += max(own.count(kind) for kind in set(own))
-    return right / len(types)
