@@ -85,7 +85,8 @@ def delta(
     """
     down, up = effective_factors(plan, tensors, site, scaled=weight is not None)
     added = up.t() @ down
-    if weight is None or (term := plan.magnitude(site.path)) is None:
+    term = plan.magnitude(site.path)
+    if weight is None or term is None:
         return added
     base = weight.to(added)
     mu = tensors[term.tensors["mu"]].detach().to(added).squeeze(0)

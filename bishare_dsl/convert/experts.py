@@ -122,17 +122,21 @@ def each_expert(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
     """Return a pair for each map of each expert. vLLM requires all, with one rank per kind and layer."""
-    names, named = in_checkpoints(model, maps), list[Named]()
+    names = in_checkpoints(model, maps)
+    named: list[Named] = []
     pairs_of: dict[tuple[str, str], dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
     for pair, weight in pairs:
         experts = pairs_of.setdefault((weight.owner, pair.site.kind), {})
         experts[weight.expert or 0] = pair.down, pair.up
     owners = {owner for owner, _ in pairs_of}
-    for weight in (w for w in maps.values() if w.owner in owners and w.expert == 0):
+    for weight in maps.values():
+        if weight.owner not in owners or weight.expert != 0:
+            continue
         kind = weight.path.rpartition(".")[2]
-        count, d_in, d_out = _sizes(weight)[0], weight.d_in, weight.d_out
-        nothing = {0: (torch.zeros(1, d_in), torch.zeros(1, d_out))}
-        factors = of_all(pairs_of.get((weight.owner, kind), nothing), count, d_in, d_out)
+        count, _, _ = _sizes(weight)
+        nothing = {0: (torch.zeros(1, weight.d_in), torch.zeros(1, weight.d_out))}
+        pairs_of_kind = pairs_of.get((weight.owner, kind), nothing)
+        factors = of_all(pairs_of_kind, count, weight.d_in, weight.d_out)
         for expert, pair_of_one in enumerate(zip(*factors, strict=True)):
             named.append(Named(names[f"{weight.owner}.{expert}.{kind}"], kind, *pair_of_one))
     return named
@@ -168,12 +172,14 @@ def of_all(
     rank = max(len(down) for down, _ in pairs.values())
     dtype = next(down.dtype for down, _ in pairs.values())
     nothing = torch.zeros(0, d_in, dtype=dtype), torch.zeros(0, d_out, dtype=dtype)
-    both = [pairs.get(expert, nothing) for expert in range(count)]
-    down, up = (
-        torch.stack([pad(pair[i], (0, 0, 0, rank - len(pair[i]))) for pair in both])
-        for i in range(2)
-    )
-    return down, up
+    downs: list[torch.Tensor] = []
+    ups: list[torch.Tensor] = []
+    for expert in range(count):
+        down, up = pairs.get(expert, nothing)
+        padding = (0, 0, 0, rank - len(down))
+        downs.append(pad(down, padding))
+        ups.append(pad(up, padding))
+    return torch.stack(downs), torch.stack(ups)
 
 
 def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weight]]]) -> Named:

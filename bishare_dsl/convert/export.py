@@ -58,35 +58,50 @@ def export_adapter(
             support the family (BS647) or a module (BS648); a value is not finite (BS628); or the output
             cannot be read (BS656) or differs (BS607), and is removed.
     """
-    out, named = Path(out), str(dtype).removeprefix("torch.")
-    if format not in TARGETS:
-        raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, TARGETS)))
-    if named not in DTYPES:
-        reason = f"{named} is not one of {', '.join(DTYPES)}"
-        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason))
-    if rank is not None and rank < 1:
-        raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise AdapterError(codes.FOLDER_EXISTS(folder=out))
+    out = Path(out)
+    dtype_name = str(dtype).removeprefix("torch.")
+    _check_options(format, dtype_name, rank)
+    _check_free(out)
     terms = plan.unscaled if format == "peft" else plan.terms
     check_linear(terms, "export the adapter as a plain LoRA")
-    pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, named)))
+    pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, dtype_name)))
     try:
         highest = LAYOUTS[format].write(out, Lora(plan, tensors, model, pairs, origin))
     except OSError as error:
         problem = codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
         raise AdapterError(problem) from error
-    written, inexact = standing_at(out), rank is not None or named != "float32"
+    written = standing_at(out)
+    is_exact = rank is None and dtype_name == "float32"
+    # With ``rank`` or ``dtype``, the largest relative error is that of writing zeros.
+    bound = 0.0 if is_exact else 1.0
     try:
         base = architecture_of(model)
-        # With ``rank`` or ``dtype``, the largest relative error is that of writing zeros.
-        errors = compare(out, plan, tensors, base, lambda: model, format, float(inexact))
+        errors = compare(out, plan, tensors, base, lambda: model, format, bound)
     except BaseException:  # Remove output that was not verified.
         if standing_at(out) == written:
             discard(out)
         raise
-    sites = (ExportedSite(pair.name, pair.rank, pair.rows, *errors[pair.name]) for pair in pairs)
+    sites = [ExportedSite(pair.name, pair.rank, pair.rows, *errors[pair.name]) for pair in pairs]
     report = ExportReport(out, format, tuple(sites))
     # vLLM supports low-rank terms only.
-    alone = not plan.trained and not plan.has_magnitudes
-    return served_by_vllm(report, highest) if highest is not None and alone else report
+    if highest is None or plan.trained or plan.has_magnitudes:
+        return report
+    return served_by_vllm(report, highest)
+
+
+def _check_free(out: Path) -> None:
+    """Check that nothing but an empty folder is there (BS618)."""
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if os.path.lexists(out) and not is_empty_folder:
+        raise AdapterError(codes.FOLDER_EXISTS(folder=out))
+
+
+def _check_options(format: str, dtype: str, rank: int | None) -> None:
+    """Check the format (BS631), the dtype and the rank (BS646)."""
+    if format not in TARGETS:
+        raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, TARGETS)))
+    if dtype not in DTYPES:
+        reason = f"{dtype} is not one of {', '.join(DTYPES)}"
+        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason))
+    if rank is not None and rank < 1:
+        raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))

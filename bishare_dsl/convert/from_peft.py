@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from bishare_dsl.diagnostics import AdapterError, Problem, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Architecture, Site, runs_of
-from bishare_dsl.models.weights import row_norms
+from bishare_dsl.models.weights import Weight, row_norms
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.in_full import NONE
 
@@ -59,8 +60,10 @@ class _Source:
 
     def other_base(self, reason: str, help: str | None = None) -> AdapterError:
         """Return the error for a LoRA of another base (BS613)."""
-        base, model = self.config.base, self.architecture.name
-        return AdapterError(codes.OTHER_BASE(base=base, model=model, reason=reason, help=help))
+        problem = codes.OTHER_BASE(
+            base=self.config.base, model=self.architecture.name, reason=reason, help=help
+        )
+        return AdapterError(problem)
 
 
 def read_peft(
@@ -91,7 +94,8 @@ def read_peft(
     config, tensors = LAYOUTS[layout].read(folder, architecture, model)
     config.check_plain(folder)
     source = _Source(folder, config, tensors, architecture, model)
-    saved, pairs = _saved(source), _pairs(source)
+    saved = _saved(source)
+    pairs = _pairs(source)
     if not pairs and not saved:
         reason = "it contains no tensors"
         raise AdapterError(codes.BROKEN_FILE(path=folder / TENSORS, reason=reason))
@@ -128,17 +132,22 @@ def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
     if source.model is None:
         name = source.architecture.name
         raise source.not_plain(f"it is a DoRA, which is relative to the weights of {name}")
-    matches = ((_VECTOR.fullmatch(name), tensor) for name, tensor in source.tensors.items())
-    vectors = {match[1]: tensor for match, tensor in matches if match}
+    vectors: dict[str, torch.Tensor] = {}
+    for name, tensor in source.tensors.items():
+        match = _VECTOR.fullmatch(name)
+        if match:
+            vectors[match[1]] = tensor
     missing = [
         codes.MISSING_TENSOR(name=f"{site.path}.lora_magnitude_vector")
         for site in plan.sites
         if site.path not in vectors or vectors[site.path].numel() != site.d_out
     ]
     raise_errors(AdapterError, missing[:5])
-    maps, magnitudes = linear_maps(source.model()), dict[str, torch.Tensor]()
+    maps = linear_maps(source.model())
+    magnitudes: dict[str, torch.Tensor] = {}
     for site in plan.sites:
-        weight, term = maps[site.path], plan.magnitude(site.path)
+        weight = maps[site.path]
+        term = plan.magnitude(site.path)
         stored = weight.stored()
         if stored is not None and stored.is_meta:
             reason = "a DoRA needs it, and it is on the meta device"
@@ -152,33 +161,54 @@ def _relative(source: _Source, plan: Plan) -> dict[str, torch.Tensor]:
 
 def _saved(source: _Source) -> dict[str, torch.Tensor]:
     """Return the values of parameters that PEFT trained in full, by their paths in the base."""
-    config, architecture = source.config, source.architecture
-    others = {path: other for other in architecture.others for path in other.paths}
-    values_at: dict[str, torch.Tensor] = {}
+    others = {path: other for other in source.architecture.others for path in other.paths}
+    values: dict[str, torch.Tensor] = {}
     for name, tensor in sorted(source.tensors.items()):
+        if not _is_trained(name, source.config):
+            continue
         path = name.replace(".base_layer.", ".")
-        # Only the bias of a wrapped module is trained, if the config says so.
-        trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
-        if FACTOR.fullmatch(name) or (config.use_dora and _VECTOR.fullmatch(name)) or not trained:
-            continue  # For an extended vocabulary, PEFT also saves the frozen base weight.
         if path not in others:
             what = "neither a factor of a linear layer nor a parameter that `train` can name"
             raise source.not_plain(f"`{name}` is {what}")
-        if tuple(tensor.shape) != others[path].shape:
-            here, there = others[path].shape, tuple(tensor.shape)
-            raise source.other_base(f"`{path}` is {here} in it, and {there} in the LoRA")
-        values_at[path] = tensor
-    for other in {others[path].path: others[path] for path in values_at}.values():
-        values = [values_at[path] for path in other.paths if path in values_at]
-        if len(values) < len(other.paths) or not all(v.equal(values[0]) for v in values):
-            paths = " and ".join(f"`{path}`" for path in other.paths)
-            one = f"are one parameter in {architecture.name}"
-            raise source.not_plain(f"{paths} {one}, and its values of them differ")
+        shape = tuple(tensor.shape)
+        if shape != others[path].shape:
+            raise source.other_base(
+                f"`{path}` is {others[path].shape} in it, and {shape} in the LoRA"
+            )
+        values[path] = tensor
+    for other in {others[path].path: others[path] for path in values}.values():
+        _check_one_parameter(source, other.paths, values)
     return {
-        other.path: values_at[other.path]
-        for other in architecture.others
-        if other.path in values_at
+        other.path: values[other.path]
+        for other in source.architecture.others
+        if other.path in values
     }
+
+
+def _is_trained(name: str, config: PeftConfig) -> bool:
+    """Return whether a tensor is a parameter that PEFT trained in full.
+
+    For an extended vocabulary, PEFT also saves the frozen weight of a wrapped module. Of these, only biases
+    are trained, if the config says so.
+    """
+    if FACTOR.fullmatch(name):
+        return False
+    if config.use_dora and _VECTOR.fullmatch(name):
+        return False
+    is_wrapped = ".base_layer." in name
+    return not is_wrapped or (config.bias != "none" and "bias" in name.rpartition(".")[2])
+
+
+def _check_one_parameter(
+    source: _Source, paths: Sequence[str], values: Mapping[str, torch.Tensor]
+) -> None:
+    """Check that the values of one parameter's paths are there and equal (BS656)."""
+    first = next(values[path] for path in paths if path in values)
+    if all(path in values and values[path].equal(first) for path in paths):
+        return
+    names = " and ".join(f"`{path}`" for path in paths)
+    one = f"are one parameter in {source.architecture.name}"
+    raise source.not_plain(f"{names} {one}, and its values of them differ")
 
 
 def _trained(
@@ -188,9 +218,11 @@ def _trained(
     train = NONE if architecture.head else None
     if saved:
         parts: list[m.Expression] = []
-        for other in (other for other in architecture.others if other.path in saved):
+        for other in architecture.others:
+            if other.path not in saved:
+                continue
             # A tied parameter has its first path, and `train` must name all of its modules.
-            path = m.Match(attribute="path", pattern=other.path)
+            path = _of_path(other.path)
             kinds = dict.fromkeys(path.rsplit(".", 2)[-2] for path in other.tied)
             parts += [path, *(m.And(all_of=(_is_kind(kind), path)) for kind in kinds)]
         train = m.Selection(include=tuple(parts))
@@ -200,45 +232,77 @@ def _trained(
 
 def _pairs(source: _Source) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
     """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
-    config, architecture = source.config, source.architecture
+    every_site = source.architecture.every_site
     factors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in source.tensors.items():
-        if match := FACTOR.fullmatch(name):
+    for tensor_name, tensor in source.tensors.items():
+        match = FACTOR.fullmatch(tensor_name)
+        if match:
             factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     _join_tied(source, factors)
     stacked = _stacked(source)
-    sites = {site.path: site for site in architecture.every_site}
+    sites = {site.path: site for site in every_site}
     origins = expand_experts(factors, {*stacked, *sites}, source.model)
-    if unknown := [path for path in factors if path not in stacked and path not in sites]:
-        # A prefix that another program adds is long, but the path ends as the model's.
-        name = unknown[0][::-1]
-        end = max(sites, key=lambda path: len(os.path.commonprefix([path[::-1], name])))  # noqa: RUF071
-        near = nearest(unknown[0], sites) or f"it may be `{end}` there"
-        raise source.other_base(
-            f"it lacks {len(unknown)} of the {len(factors)} adapted modules, such as `{unknown[0]}`",
-            near,
-        )
-    raise_errors(AdapterError, [*_unlike(source, factors)] if factors else [])
-    named = {
-        path: stacked[path].path if path in stacked else origins.get(path, path) for path in factors
-    }
-    settings = config.settings(source.folder, {*named.values()})
+    _check_known(source, factors, stacked, sites)
+    if factors:
+        raise_errors(AdapterError, [*_unlike(source, factors)])
+    names = {path: origins.get(path, path) for path in factors}
+    for path in factors:
+        if path in stacked:
+            names[path] = stacked[path].path
+    settings = source.config.settings(source.folder, {*names.values()})
     pairs: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
     for module, pair in sorted(factors.items()):
-        rank, scale = settings[named[module]]
-        site = sites.get(module)
-        wanted = ((rank, site.d_in), (site.d_out, rank)) if site else stacked[module].shapes(rank)
-        a, b = (tuple(pair[label].shape) if label in pair else () for label in "AB")
-        if (a, b) != wanted:
-            raise source.other_base(
-                f"`{named[module]}` maps {wanted[0][1]} features to {wanted[1][0]} in it, and the LoRA of "
-                f"rank {rank} has factors {a} and {b}"
+        rank, scale = settings[names[module]]
+        if module in sites:
+            site = sites[module]
+            _check_shapes(
+                source, names[module], pair, rank, ((rank, site.d_in), (site.d_out, rank))
             )
-        parts = [(module, pair["A"], pair["B"])]
-        if module in stacked:
-            parts = [*stacked[module].split(pair["A"], pair["B"], rank)]
-        pairs |= {sites[path]: (down, up, scale) for path, down, up in parts}
-    return {site: pairs[site] for site in architecture.every_site if site in pairs}
+            pairs[site] = pair["A"], pair["B"], scale
+        else:
+            _check_shapes(source, names[module], pair, rank, stacked[module].shapes(rank))
+            for path, down, up in stacked[module].split(pair["A"], pair["B"], rank):
+                pairs[sites[path]] = down, up, scale
+    return {site: pairs[site] for site in every_site if site in pairs}
+
+
+def _check_known(
+    source: _Source,
+    factors: Collection[str],
+    stacked: Collection[str],
+    sites: Collection[str],
+) -> None:
+    """Check that the base has each adapted module (BS613)."""
+    unknown = [path for path in factors if path not in stacked and path not in sites]
+    if not unknown:
+        return
+    # A prefix that another program adds is long, but the path ends as the model's.
+    name = unknown[0][::-1]
+    end = max(sites, key=lambda path: len(os.path.commonprefix([path[::-1], name])))  # noqa: RUF071
+    near = nearest(unknown[0], sites) or f"it may be `{end}` there"
+    raise source.other_base(
+        f"it lacks {len(unknown)} of the {len(factors)} adapted modules, such as `{unknown[0]}`",
+        near,
+    )
+
+
+def _check_shapes(
+    source: _Source,
+    name: str,
+    pair: Mapping[str, torch.Tensor],
+    rank: int,
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+) -> None:
+    """Check that a module's A and B have these shapes (BS613)."""
+    a = tuple(pair["A"].shape) if "A" in pair else ()
+    b = tuple(pair["B"].shape) if "B" in pair else ()
+    if (a, b) == shapes:
+        return
+    (_, d_in), (d_out, _) = shapes
+    raise source.other_base(
+        f"`{name}` maps {d_in} features to {d_out} in it, and the LoRA of rank {rank} has factors "
+        f"{a} and {b}"
+    )
 
 
 def _unlike(source: _Source, factors: Mapping[str, object]) -> Iterator[Problem]:
@@ -248,14 +312,17 @@ def _unlike(source: _Source, factors: Mapping[str, object]) -> Iterator[Problem]
     if config.target_parameters or any(site.expert is not None for site in sites):
         return
     with reading(source.folder / CONFIG):
-        if (chooser := config.chooser()) is None:
+        chooser = config.chooser()
+        if chooser is None:
             return
         chosen = [site.path for site in sites if check_target_module_exists(chooser, site.path)]
     if isinstance(chooser.target_modules, list):
         missing = [path for path in chosen if path not in factors]
         yield from (codes.MISSING_TENSOR(name=f"{path}.lora_A.weight") for path in missing)
-    for path in sorted(factors.keys() - chosen)[:1]:
-        reason = f"PEFT drops the factors of `{path}`, which {chooser.why} in its config leaves out"
+    dropped = sorted(factors.keys() - chosen)
+    if dropped:
+        what = f"which {chooser.why} in its config leaves out"
+        reason = f"PEFT drops the factors of `{dropped[0]}`, {what}"
         help = "if a server uses them, write what selects them on this base in a copy"
         yield codes.NOT_PLAIN_LORA(folder=source.folder, reason=reason, help=help)
 
@@ -274,9 +341,11 @@ def _stacked(source: _Source) -> dict[str, Stacked]:
 def _join_tied(source: _Source, factors: dict[str, dict[str, torch.Tensor]]) -> None:
     """Keep the first of several tied modules, if the LoRA's updates of all of them are equal."""
     for site in source.architecture.outside:
-        own, others = factors.get(site.path), [factors.pop(path, None) for path in site.tied]
-        alike = (own and other and _same_update(own, other) for other in others)
-        if (own or any(others)) and not all(alike):
+        first = factors.get(site.path)
+        others = [factors.pop(path, None) for path in site.tied]
+        if not first and not any(others):
+            continue
+        if not all(first and other and _same_update(first, other) for other in others):
             paths = " and ".join(f"`{path}`" for path in site.paths)
             name = source.architecture.name
             one = f"are one weight in {name}"
@@ -287,8 +356,9 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     """Return whether two pairs have the same update of one weight; an embedding swaps A and B."""
     if not one.keys() == other.keys() == {"A", "B"}:
         return False
-    a, b, c, d = one["A"], one["B"], other["A"], other["B"]
-    return any(a.equal(x) and b.equal(y) for x, y in ((c, d), (d.t(), c.t())))
+    if one["A"].equal(other["A"]) and one["B"].equal(other["B"]):
+        return True
+    return one["A"].equal(other["B"].t()) and one["B"].equal(other["A"].t())
 
 
 _FLOAT32_TOLERANCE = 1e-5
@@ -326,42 +396,96 @@ def compare(
     Raises:
         AdapterError: dW or a parameter trained in full differs (BS607), or as `read_peft`.
     """
-    _, lora, values = read_peft(folder, architecture, model, layout)
-    both = ((plan, tensors), (lora, values))
-    ours, theirs = ({s.path: s for s in p.sites if p.terms_of[s.path]} for p, _ in both)
-    scaled = model is not None and (plan.has_magnitudes or lora.has_magnitudes)
-    maps = linear_maps(model()) if model is not None and scaled else {}
+    _, lora_plan, lora_tensors = read_peft(folder, architecture, model, layout)
+    adapter = _Updates(plan, tensors)
+    lora = _Updates(lora_plan, lora_tensors)
+    maps: Mapping[str, Weight] = {}
+    if model is not None and (plan.has_magnitudes or lora_plan.has_magnitudes):
+        maps = linear_maps(model())
     norms: dict[str, tuple[float, float]] = {}
-    for path, site in (theirs | ours).items():
-        if path not in theirs:
+    for path, site in (lora.sites | adapter.sites).items():
+        if path not in lora.sites:
             raise _differs(folder, f"the adapter alone adapts `{path}`")
-        norm = apart = floor = 0.0
-        if path not in ours:
+        if path not in adapter.sites:
             # Layouts that have all experts have zeros for those that the adapter leaves alone.
-            if lora.magnitude(path) or product_norm(*effective_factors(lora, values, site)):
+            if lora_plan.magnitude(path) or product_norm(*lora.factors(site)):
                 raise _differs(folder, f"the LoRA alone adapts `{path}`")
-        elif any(p.magnitude(path) for p, _ in both):
-            dense = maps[path].values().cpu()
-            wanted, found = (delta(p, t, site, dense).cpu() for p, t in both)
-            norm, apart = float(wanted.norm()), float((wanted - found).norm())
-            floor = _ROUNDING_OF_W * float(dense.float().norm())
-        else:
-            (a, b), (c, d) = (effective_factors(p, t, site) for p, t in both)
-            norm = product_norm(a.cpu(), b.cpu())
-            apart = product_norm(torch.cat([a.cpu(), c]), torch.cat([b.cpu(), -d]))
+            norms[path] = 0.0, 0.0
+            continue
+        difference = _difference(adapter, lora, site, maps)
+        norm, apart = difference.norm, difference.apart
         # Also if it is not a number.
-        if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + floor:
+        if not apart <= (bound + _FLOAT32_TOLERANCE) * (norm or 1) + difference.rounding:
             relative = apart / norm if norm else apart
             what = f"dW of `{path}` differs by {relative:.2g} of its norm {norm:.3g}"
             raise _differs(folder, what)
         norms[path] = norm, apart
-    saved = {t.parameter: values[t.tensor] for t in lora.trained if t.tensor in values}
-    for trained in (t for t in plan.trained if t.tensor in tensors):
-        wanted = tensors[trained.tensor].detach().float().cpu().flatten()
-        found = saved.get(trained.parameter, torch.empty(0)).flatten()
-        if not found.equal(wanted):
+    for trained in plan.trained:
+        if trained.tensor not in tensors:
+            continue
+        before = tensors[trained.tensor].detach().float().cpu().flatten()
+        after = lora.trained.get(trained.parameter, torch.empty(0)).flatten()
+        if not after.equal(before):
             raise _differs(folder, f"`{trained.parameter}`, which is trained in full, differs")
     return norms
+
+
+@dataclass(frozen=True)
+class _Updates:
+    """The updates of an adapter, by its plan and its tensors."""
+
+    plan: Plan
+    tensors: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """The sites with an update, by path."""
+        return {site.path: site for site in self.plan.sites if self.plan.terms_of[site.path]}
+
+    @cached_property
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The values of parameters trained in full, by path."""
+        return {
+            trained.parameter: self.tensors[trained.tensor]
+            for trained in self.plan.trained
+            if trained.tensor in self.tensors
+        }
+
+    def factors(self, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the effective factors of a site on the CPU."""
+        down, up = effective_factors(self.plan, self.tensors, site)
+        return down.cpu(), up.cpu()
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How far apart two updates of a module are, in Frobenius norms.
+
+    Attributes:
+        norm: of the first dW.
+        apart: of the difference.
+        rounding: by which they may differ because of W's rounding.
+    """
+
+    norm: float
+    apart: float
+    rounding: float = 0.0
+
+
+def _difference(
+    adapter: _Updates, lora: _Updates, site: Site, maps: Mapping[str, Weight]
+) -> _Difference:
+    """Compare the updates of a site; with a magnitude, the whole changes of its weight."""
+    if adapter.plan.magnitude(site.path) or lora.plan.magnitude(site.path):
+        dense = maps[site.path].values().cpu()
+        before = delta(adapter.plan, adapter.tensors, site, dense).cpu()
+        after = delta(lora.plan, lora.tensors, site, dense).cpu()
+        rounding = _ROUNDING_OF_W * float(dense.float().norm())
+        return _Difference(float(before.norm()), float((before - after).norm()), rounding)
+    a, b = adapter.factors(site)
+    c, d = lora.factors(site)
+    apart = product_norm(torch.cat([a, c]), torch.cat([b, -d]))
+    return _Difference(product_norm(a, b), apart)
 
 
 def _differs(folder: str | os.PathLike[str], reason: str) -> AdapterError:
@@ -408,25 +532,37 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[m.E
     for kind in dict.fromkeys(site.kind for site in sites if site.layer is not None):
         of_kind = [site for site in architecture.sites if site.kind == kind]
         layers = {site.block for site in of_kind if site in chosen}
-        condition = _is_kind(kind)
         if chosen.issuperset(of_kind):
-            parts.append(condition)
+            parts.append(_is_kind(kind))
         elif chosen.issuperset(site for site in of_kind if site.block in layers):
-            ranges = (m.Range(first=a, last=b) if a < b else a for a, b in runs_of(layers))
-            among = m.Member(value=m.Ref(ref="layer"), among=tuple(ranges))
-            parts.append(m.And(all_of=(condition, among)))
+            parts.append(_in_layers(kind, layers))
         else:
-            parts += [
-                m.Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
-            ]
-    others = [path for site in architecture.outside if site not in chosen for path in site.paths]
-    kinds = {*architecture.kinds, *(path.rpartition(".")[2] for path in others)}
+            parts += [_of_path(site.path) for site in of_kind if site in chosen]
+    other_kinds = set(architecture.kinds)
+    for site in architecture.outside:
+        if site not in chosen:
+            other_kinds.update(path.rpartition(".")[2] for path in site.paths)
     for site in sites:
-        for path in site.paths if site.layer is None else ():
+        if site.layer is not None:
+            continue
+        for path in site.paths:
             kind = path.rpartition(".")[2]
-            unlike = kind not in kinds
-            parts.append(_is_kind(kind) if unlike else m.Match(attribute="path", pattern=path))
+            parts.append(_of_path(path) if kind in other_kinds else _is_kind(kind))
     return tuple(dict.fromkeys(parts))
+
+
+def _in_layers(kind: str, layers: Iterable[int | None]) -> m.Expression:
+    """Return the condition that selects a kind of site in some layers."""
+    ranges = [
+        m.Range(first=first, last=last) if first < last else first
+        for first, last in runs_of(layers)
+    ]
+    among = m.Member(value=m.Ref(ref="layer"), among=tuple(ranges))
+    return m.And(all_of=(_is_kind(kind), among))
+
+
+def _of_path(path: str) -> m.Expression:
+    return m.Match(attribute="path", pattern=path)
 
 
 def _is_kind(kind: str) -> m.Expression:

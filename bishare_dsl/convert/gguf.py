@@ -107,7 +107,8 @@ def gguf_names(
     names |= {s.path: None for s in sites if s.tied or maps[s.path].looks_up}
     if not strict:
         return {path: name for path, name in names.items() if name is not None}
-    if missing := [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]:
+    missing = [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]
+    if missing:
         raise AdapterError(missing[:5])
     return {path: str(name) for path, name in names.items()}
 
@@ -126,7 +127,8 @@ def write_gguf(path: Path, lora: Lora) -> None:
         AdapterError: a parameter is trained in full (BS686); or as `gguf_names`.
         OSError: the system refused.
     """
-    plan, model, pairs = lora.plan, lora.model, lora.pairs
+    plan = lora.plan
+    model = lora.model
     check_low_rank(plan, "export the adapter in GGUF")
     sites = [site for site in plan.sites if plan.rows(site.path) or site.tied]
     names = gguf_names(sites, plan.base.layers, model)
@@ -135,13 +137,15 @@ def write_gguf(path: Path, lora: Lora) -> None:
     from gguf.quants import quantize
 
     architecture, _ = FAMILIES[cast(Any, model).config.model_type]
-    writer, maps, written = GGUFWriter(None, architecture), linear_maps(model), []
+    maps = linear_maps(model)
+    written = []
+    writer = GGUFWriter(None, architecture)
     writer.add_type(GGUFType.ADAPTER)
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
     _write_origin(writer, plan.spec, lora.origin)
     by_weight: dict[str, list[Pair]] = {}
-    for pair in pairs:
+    for pair in lora.pairs:
         by_weight.setdefault(names[pair.name], []).append(pair)
     for of_weight in by_weight.values():
         rows = row_order(model, of_weight[0].site)
@@ -153,7 +157,8 @@ def write_gguf(path: Path, lora: Lora) -> None:
             name = f"{names[of_weight[0].name]}.lora_{label}"
             writer.add_tensor(name, written[-1], raw_dtype=kind)
     out = BytesIO()
-    writer.fout, writer.state = [cast(Any, out)], WriterState.EMPTY
+    writer.fout = [cast(Any, out)]
+    writer.state = WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -169,15 +174,16 @@ def _write_origin(writer: Any, name: str, origin: Origin) -> None:
     """Write the adapter's name and origin. GGUF has no field for the task."""
     from gguf import Metadata
 
-    fields, told = {**origin.card, **origin.config}, Metadata(name=name)
+    fields = {**origin.card, **origin.config}
+    metadata = Metadata(name=name)
     for key in ("license", "license_name", "license_link"):
-        setattr(told, key, fields.get(key) if isinstance(fields.get(key), str) else None)
+        setattr(metadata, key, fields.get(key) if isinstance(fields.get(key), str) else None)
     lists = {k: [v] if isinstance(v, str) else v for k, v in fields.items()}
-    told.tags, told.languages = lists.get("tags"), lists.get("language")
-    told.datasets = [{"name": name} for name in lists.get("datasets", ())]
+    metadata.tags, metadata.languages = lists.get("tags"), lists.get("language")
+    metadata.datasets = [{"name": name} for name in lists.get("datasets", ())]
     named = {"name": "base_model_name_or_path", "version": "revision"}
-    told.base_models = [{key: fields[field] for key, field in named.items() if field in fields}]
-    told.set_gguf_meta_model(writer)
+    metadata.base_models = [{key: fields[field] for key, field in named.items() if field in fields}]
+    metadata.set_gguf_meta_model(writer)
 
 
 def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
@@ -190,7 +196,8 @@ def _factors(
     pairs: Sequence[Pair], maps: Mapping[str, Weight]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight, preceded by an expert dimension."""
-    first, weight = pairs[0], maps[pairs[0].name]
+    first = pairs[0]
+    weight = maps[first.name]
     if weight.expert is None:
         return first.down, first.up
     experts = len(weight.module.get_parameter(weight.parameter))
@@ -209,16 +216,25 @@ def read_gguf(
     model = base()
     names = gguf_names(architecture.every_site, architecture.layers, model, strict=False)
     tensors = {t.name: dequantize(t.data, t.tensor_type) for t in GGUFReader(path).tensors}
-    maps, factors, ranks = linear_maps(model), dict[str, torch.Tensor](), dict[str, int]()
+    maps = linear_maps(model)
+    factors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
     for site in architecture.every_site:
-        name, expert = f"{names.get(site.path)}.lora", maps[site.path].expert
-        if f"{name}_a" in tensors:
-            a, b = (torch.from_numpy(tensors[f"{name}_{label}"].copy()) for label in "ab")
-            down, up = (a, b) if expert is None else (a[expert], b[expert])
-            if (rows := row_order(model, site)) is not None:
-                up = torch.empty_like(up).index_copy_(0, rows, up)
-            ranks[f"^{re.escape(site.path)}"] = len(down)
-            factors |= {f"{site.path}.lora_A.weight": down, f"{site.path}.lora_B.weight": up}
+        name = f"{names.get(site.path)}.lora"
+        if f"{name}_a" not in tensors:
+            continue
+        down = torch.from_numpy(tensors[f"{name}_a"].copy())
+        up = torch.from_numpy(tensors[f"{name}_b"].copy())
+        expert = maps[site.path].expert
+        if expert is not None:
+            down = down[expert]
+            up = up[expert]
+        rows = row_order(model, site)
+        if rows is not None:
+            up = torch.empty_like(up).index_copy_(0, rows, up)
+        ranks[f"^{re.escape(site.path)}"] = len(down)
+        factors[f"{site.path}.lora_A.weight"] = down
+        factors[f"{site.path}.lora_B.weight"] = up
     # Alpha is the rank, since scales are in B.
     config = PeftConfig(peft_type="LORA", rank_pattern=ranks, alpha_pattern={**ranks})
     return config, factors

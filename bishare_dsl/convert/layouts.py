@@ -38,10 +38,12 @@ def read_peft_files(
         AdapterError: it cannot be read, or two names are one in PEFT (BS608).
     """
     tensors = read_tensors(folder, TENSORS, architecture)
-    names = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    for name in (name for name in tensors if PREFIX + name in tensors):
-        reason = f"`{name}` is in it twice, the second time as `{PREFIX}{name}`"
-        raise AdapterError(codes.BROKEN_FILE(path=folder / TENSORS, reason=reason))
+    names: _Tensors = {}
+    for name, tensor in tensors.items():
+        if PREFIX + name in tensors:
+            reason = f"`{name}` is in it twice, the second time as `{PREFIX}{name}`"
+            raise AdapterError(codes.BROKEN_FILE(path=folder / TENSORS, reason=reason))
+        names[name.removeprefix(PREFIX)] = tensor
     return read_config(folder), names
 
 

@@ -89,12 +89,17 @@ def plain_lora(
         SpecError: a package's transform fails (BS214).
     """
     reaches = maximum_ranks(plan)
-    for site in (site for site in plan.sites if plan.terms_of[site.path]):
-        down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site, scaled=True))
+    for site in plan.sites:
+        if not plan.terms_of[site.path]:
+            continue
+        down, up = effective_factors(plan, tensors, site, scaled=True)
         if not len(down):  # PEFT needs rank 1 for a magnitude.
-            down, up = torch.zeros(1, site.d_in), torch.zeros(1, site.d_out)
-        shortened = _shortened(down, up, reaches[site.path] or len(down), rank)
-        a, b = (factor.to(dtype).contiguous() for factor in shortened)
+            down = torch.zeros(1, site.d_in)
+            up = torch.zeros(1, site.d_out)
+        reach = reaches[site.path] or len(down)
+        a, b = _shortened(down.cpu(), up.cpu(), reach, rank)
+        a = a.to(dtype).contiguous()
+        b = b.to(dtype).contiguous()
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             action = f"exporting in {str(dtype).removeprefix('torch.')}"
             raise AdapterError(codes.NOT_FINITE(action=action, path=site.path))
@@ -122,5 +127,6 @@ def _shortened(
 
 def product_norm(down: torch.Tensor, up: torch.Tensor) -> float:
     """Return the Frobenius norm of ``B^T A`` without computing the product."""
-    out_rest, in_rest = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
+    out_rest = torch.linalg.qr(up.double().t(), mode="r").R
+    in_rest = torch.linalg.qr(down.double().t(), mode="r").R
     return float((out_rest @ in_rest.t()).norm())

@@ -36,9 +36,11 @@ class Origin(NamedTuple):
         """Add the fields to a folder that was just written. Its card keeps its text and its tags."""
         from huggingface_hub import CardData, RepoCard
 
-        path, card = folder / CONFIG, folder / CARD
+        path = folder / CONFIG
+        card = folder / CARD
         fields = parse_json(path.read_bytes())
-        if changed := {k: v for k, v in self.config.items() if fields.get(k) != v}:
+        changed = {k: v for k, v in self.config.items() if fields.get(k) != v}
+        if changed:
             replace_file(path, (json.dumps(fields | changed, indent=2) + "\n").encode())
         if self.card:
             text = card.read_text("utf-8") if card.is_file() else f"# {title}\n"
@@ -63,22 +65,27 @@ def read_origin(folder: Path, plan: Plan) -> Origin:
     """
     from huggingface_hub import RepoCard
 
-    fields, front, body = dict[str, Any](), dict[str, Any](), ""
+    fields: dict[str, Any] = {}
+    front: dict[str, Any] = {}
+    body = ""
     with suppress(OSError, ValueError):
         fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
     with suppress(Exception):  # YAML of a stranger; a card adds nothing to the weights.
         body = read_file(folder, CARD, MAX_CARD).decode("utf-8", "replace")
         card = RepoCard(body)
-        front, body = vars(card.data), card.text
+        front = vars(card.data)
+        body = card.text
     kept = {name: front[name] for name in _CARD_FIELDS if _is_text(front.get(name))}
     if isinstance(kept.get("tags"), str):
         kept["tags"] = [kept["tags"]]
     config = {k: fields[k] for k in CONFIG_FIELDS if isinstance(fields.get(k), str)}
     if config.get(_BASE) == plan.base.name != plan.base.model_id:
         del config[_BASE]
-    left = sorted(map(str, front.keys() - kept.keys() - {"library_name", "base_model_relation"}))
-    rest = ["the text of its card"] * bool(body.strip())
-    return Origin(config, kept, (*(f"`{name}` of its card" for name in left), *rest))
+    names = sorted(map(str, front.keys() - kept.keys() - {"library_name", "base_model_relation"}))
+    left = [f"`{name}` of its card" for name in names]
+    if body.strip():
+        left.append("the text of its card")
+    return Origin(config, kept, tuple(left))
 
 
 def _is_text(value: Any) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,13 @@ _HEADS = {
 }
 
 
-def _check_not_taken(model: nn.Module, paths: list[str]) -> None:
+def _check_not_taken(model: nn.Module, pairs: Sequence[Pair]) -> None:
     """Check that PEFT takes no module for an expert: it knows a family's experts by their last names.
 
     Raises:
         AdapterError: it does (BS646), and would adapt experts instead.
     """
+    paths = [path for pair in pairs for path in pair.site.paths]
     taken = LoraConfig(target_modules=paths)
     with suppress(ValueError):  # It refuses gate without up.
         convert_peft_config_for_transformers(taken, model, None)
@@ -96,67 +97,134 @@ def write_peft(
             for an expert (BS646).
         OSError: the system refused.
     """
-    plan, model, tensors, pairs = lora.plan, lora.model, lora.tensors, lora.pairs
+    model = lora.model
     maps = linear_maps(model)
-    vectors = _vectors(plan, tensors, pairs, maps)
-    single = [pair for pair in pairs if maps[pair.site.path].expert is None]
-    named = experts([(p, w) for p in pairs if (w := maps[p.name]).expert is not None], maps, model)
+    vectors = _vectors(lora.plan, lora.tensors, lora.pairs, maps)
+    single: list[Pair] = []
+    of_experts: list[tuple[Pair, Weight]] = []
+    for pair in lora.pairs:
+        weight = maps[pair.name]
+        if weight.expert is None:
+            single.append(pair)
+        else:
+            of_experts.append((pair, weight))
+    named = experts(of_experts, maps, model)
     targets: list[Pair | Named] = [*single, *named]
     if experts is stacks:
-        _check_not_taken(model, [path for pair in single for path in pair.site.paths])
+        _check_not_taken(model, single)
     if not targets:
-        raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter))
+        raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=lora.plan.trained[0].parameter))
     highest = max(target.rank for target in targets)
-    parameters = [expert.name.rpartition(".") for expert in named if expert.is_parameter]
-    wrappers = wrappers_of(model, [(owner, name) for owner, _, name in parameters])
-    factors: dict[str, torch.Tensor] = {}
-    for target in targets:
-        fill = (0, 0, 0, highest - target.rank if one_rank else 0)
-        down, up = nn.functional.pad(target.down, fill), nn.functional.pad(target.up, fill)
-        key = f"{PREFIX}{wrappers.get(target.name, target.name)}"
-        if isinstance(target, Pair) and target.site.layer is None:
-            factors.update(_outside(target.site, maps, down, up))
-        else:
-            if isinstance(target, Named) and target.is_parameter:
-                # All outputs of one rank are adjacent.
-                down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1).mT
-            factors[f"{key}.lora_A.weight"] = down.contiguous()
-            factors[f"{key}.lora_B.weight"] = up.mT.contiguous()
-        if target.name in vectors:
-            factors[f"{key}.lora_magnitude_vector"] = vectors[target.name]
-    ranks = {
-        path: highest if one_rank else target.rank
-        for target in targets
-        for path in (target.site.paths if isinstance(target, Pair) else [target.name])
-    }
-    trained = {
-        path: tensors[t.tensor].view(t.shape).cpu().clone()
-        for t in plan.trained
-        for path in (t.paths if t.tensor in tensors else ())
-    }
-    whole: dict[str, torch.Tensor] = {}
-    for module in _heads(model):
-        whole |= _values(model, module, trained)
-    modules = {path.rpartition(".")[0]: path for path in sorted(trained.keys() - whole.keys())}
-    others = {path for path, _ in model.named_modules(remove_duplicate=False)} - modules.keys()
-    for module, parameter in modules.items():
-        # PEFT wraps every module whose path ends like this one, and a layer of a block may be a target.
-        inside = any(f"{p}.".startswith(f"{module}.") for p in {*ranks, *filter(block_of, maps)})
-        if inside or any(path.endswith(module) for path in others):
-            raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=parameter))
-        whole |= _values(model, module, trained)
-    factors |= {f"base_model.model.{path}": value for path, value in whole.items()}
-    config = _config(plan, model, ranks, maps) | {"use_dora": bool(vectors)}
-    if named and not parameters:  # Programs that read this layout match last names.
-        config["target_modules"] = sorted({_kind(p.name) for p in single} | {e.kind for e in named})
+    lowest = highest if one_rank else 0
+    ranks = _ranks(targets, lowest)
+    saved = _saved(lora, ranks, maps)
+    tensors = _factors(targets, model, maps, lowest)
+    tensors |= {f"{PREFIX}{path}.lora_magnitude_vector": m for path, m in vectors.items()}
+    tensors |= {f"{PREFIX}{path}": value for path, value in saved.values.items()}
+    config = _config(lora.plan, model, ranks, maps)
+    config["use_dora"] = bool(vectors)
+    if named and not any(target.is_parameter for target in named):
+        # Programs that read this layout match last names.
+        config["target_modules"] = _kinds(targets)
         config.pop("target_parameters", None)
-    saved = [*_HEADS.get(config["task_type"] or "", ()), *modules]
-    config |= {"modules_to_save": saved or None, "bias": "none"}
+    modules = [*_HEADS.get(config["task_type"] or "", ()), *saved.modules]
+    config["modules_to_save"] = modules or None
+    config["bias"] = "none"
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
-        lora.origin.write(new, plan.spec)
+        (new / TENSORS).write_bytes(save(tensors, {"format": "pt"}))
+        lora.origin.write(new, lora.plan.spec)
     return highest
+
+
+def _kinds(targets: Sequence[Pair | Named]) -> list[str]:
+    """Return the last names of what is adapted."""
+    kinds: set[str] = set()
+    for target in targets:
+        kinds.add(_kind(target.name) if isinstance(target, Pair) else target.kind)
+    return sorted(kinds)
+
+
+def _ranks(targets: Sequence[Pair | Named], lowest: int) -> dict[str, int]:
+    """Return the rank of each path that is adapted, and at least ``lowest``."""
+    ranks: dict[str, int] = {}
+    for target in targets:
+        paths = target.site.paths if isinstance(target, Pair) else (target.name,)
+        for path in paths:
+            ranks[path] = max(target.rank, lowest)
+    return ranks
+
+
+def _factors(
+    targets: Sequence[Pair | Named], model: nn.Module, maps: Mapping[str, Weight], lowest: int
+) -> dict[str, torch.Tensor]:
+    """Return all factors by PEFT's names, padded with zeros to at least the rank ``lowest``."""
+    parameters: list[tuple[str, str]] = []
+    for target in targets:
+        if isinstance(target, Named) and target.is_parameter:
+            owner, _, name = target.name.rpartition(".")
+            parameters.append((owner, name))
+    wrappers = wrappers_of(model, parameters)
+    factors: dict[str, torch.Tensor] = {}
+    for target in targets:
+        padding = (0, 0, 0, max(lowest - target.rank, 0))
+        down = nn.functional.pad(target.down, padding)
+        up = nn.functional.pad(target.up, padding)
+        if isinstance(target, Pair) and target.site.layer is None:
+            factors.update(_outside(target.site, maps, down, up))
+            continue
+        if isinstance(target, Named) and target.is_parameter:
+            # All outputs of one rank are adjacent.
+            down = down.flatten(0, -2)
+            up = up.permute(2, 1, 0).flatten(1).mT
+        key = f"{PREFIX}{wrappers.get(target.name, target.name)}"
+        factors[f"{key}.lora_A.weight"] = down.contiguous()
+        factors[f"{key}.lora_B.weight"] = up.mT.contiguous()
+    return factors
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What PEFT saves whole.
+
+    Attributes:
+        modules: the paths of modules with a parameter trained in full, heads aside.
+        values: the tensors of these modules and of heads, by path in the base.
+    """
+
+    modules: Sequence[str]
+    values: Mapping[str, torch.Tensor]
+
+
+def _saved(lora: Lora, adapted: Collection[str], maps: Mapping[str, Weight]) -> _Saved:
+    """Return what PEFT saves whole; ``adapted`` are the paths with a low-rank update.
+
+    Raises:
+        AdapterError: PEFT cannot save a module with a parameter trained in full (BS692), or a tensor has no
+            values in this process (BS617).
+    """
+    model = lora.model
+    trained: dict[str, torch.Tensor] = {}
+    for parameter in lora.plan.trained:
+        if parameter.tensor in lora.tensors:
+            for path in parameter.paths:
+                value = lora.tensors[parameter.tensor].view(parameter.shape)
+                trained[path] = value.cpu().clone()
+    values: dict[str, torch.Tensor] = {}
+    for head in _heads(model):
+        values |= _values(model, head, trained)
+    modules = {path.rpartition(".")[0]: path for path in sorted(trained.keys() - values.keys())}
+    others = {path for path, _ in model.named_modules(remove_duplicate=False)} - modules.keys()
+    # A layer of a block may be a target.
+    targets = {*adapted, *filter(block_of, maps)}
+    for module, path in modules.items():
+        contains_target = any(f"{target}.".startswith(f"{module}.") for target in targets)
+        # PEFT wraps every module whose path ends like this one.
+        wraps_another = any(other.endswith(module) for other in others)
+        if contains_target or wraps_another:
+            raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=path))
+        values |= _values(model, module, trained)
+    return _Saved(list(modules), values)
 
 
 def _vectors(
@@ -171,8 +239,10 @@ def _vectors(
         AdapterError: a weight is missing (BS624), PEFT does not support DoRA on a module (BS675), or a row
             of W + dW is 0 (BS628).
     """
+    if not plan.has_magnitudes:
+        return {}
     vectors = {}
-    for pair in pairs if plan.has_magnitudes else ():
+    for pair in pairs:
         weight = maps[pair.name]
         if weight.expert is not None or weight.looks_up or pair.site.tied:
             action = f"export `{pair.name}` for PEFT, whose DoRA is of linear layers,"
@@ -199,8 +269,12 @@ def _outside(
     PEFT stores an embedding's A as ``(rank, vocabulary)`` and its B as ``(width, rank)``.
     """
     for path in site.paths:
-        a, b = (up, down) if maps[path].looks_up and not maps[site.path].looks_up else (down, up)
-        label, end = ("lora_embedding", "") if maps[path].looks_up else ("lora", ".weight")
+        looks_up = maps[path].looks_up
+        if looks_up and not maps[site.path].looks_up:
+            a, b = up, down
+        else:
+            a, b = down, up
+        label, end = ("lora_embedding", "") if looks_up else ("lora", ".weight")
         yield f"{PREFIX}{path}.{label}_A{end}", a.clone()
         yield f"{PREFIX}{path}.{label}_B{end}", b.t().clone().contiguous()
 
@@ -211,8 +285,9 @@ def served_by_vllm(report: ExportReport, rank: int) -> ExportReport:
     Args:
         rank: the highest rank written.
     """
-    if enough := next((allowed for allowed in VLLM_RANKS if allowed >= rank), None):
-        return replace(report, max_lora_rank=enough)
+    for allowed in VLLM_RANKS:
+        if allowed >= rank:
+            return replace(report, max_lora_rank=allowed)
     limit = codes.RANK_FOR_VLLM(rank=rank, limit=VLLM_RANKS[-1])
     return replace(report, warnings=(*report.warnings, limit))
 
@@ -226,14 +301,13 @@ def _config(
     name = getattr(getattr(model, "config", None), "name_or_path", None)
     highest = max(ranks.values())
     pattern = _pattern(ranks, highest)
-    return {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type(model),
         "base_model_name_or_path": name or plan.base.model_id,
         "r": highest,
         "lora_alpha": highest,
         "target_modules": _target_modules(model, modules) if modules else [],
-        **({"target_parameters": parameters} if parameters else {}),
         "fan_in_fan_out": bool(linears) and all(maps[path].transposed for path in linears),
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -241,6 +315,9 @@ def _config(
         "alpha_pattern": pattern,  # alpha over rank is 1
         "inference_mode": True,
     }
+    if parameters:
+        config["target_parameters"] = parameters
+    return config
 
 
 def task_type(model: nn.Module) -> str | None:

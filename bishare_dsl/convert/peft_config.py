@@ -105,9 +105,11 @@ class PeftConfig(BaseModel):
         """
         settings = {}
         with reading(folder / CONFIG, "rank and alpha of its modules: "):
-            ranks, alphas = (_first_fits(p, paths) for p in (self.rank_pattern, self.alpha_pattern))
+            ranks = _first_fits(self.rank_pattern, paths)
+            alphas = _first_fits(self.alpha_pattern, paths)
             for path in paths:
-                rank_key, alpha_key = ranks.get(path), alphas.get(path)
+                rank_key = ranks.get(path)
+                alpha_key = alphas.get(path)
                 rank = self.r if rank_key is None else self.rank_pattern[rank_key]
                 alpha = self.lora_alpha if alpha_key is None else self.alpha_pattern[alpha_key]
                 scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -187,7 +189,8 @@ def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, 
         ValueError: an untrusted pattern may take exponential time.
         re.error: a pattern is invalid.
     """
-    for pattern in filter(_takes_long, patterns):
-        raise ValueError(f"`{pattern[:60]}` repeats more than the names of modules do")
+    for pattern in patterns:
+        if _takes_long(pattern):
+            raise ValueError(f"`{pattern[:60]}` repeats more than the names of modules do")
     compiled = [(pattern, re.compile(rf"(.*\.)?({pattern})$")) for pattern in patterns]
     return {path: next((key for key, p in compiled if p.match(path)), None) for path in paths}

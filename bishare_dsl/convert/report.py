@@ -89,7 +89,8 @@ class ExportReport:
         ranks = f"rank {self.rank}" if lowest == self.rank else f"ranks {lowest} to {self.rank}"
         serve = f"; vLLM needs --max-lora-rank {self.max_lora_rank}" if self.max_lora_rank else ""
         lines = [f"exported {self.modules} modules at {ranks} to {self.out}{serve}"]
-        if shorter := sum(site.rank < site.rows for site in self.sites):
+        shorter = sum(site.rank < site.rows for site in self.sites)
+        if shorter:
             lines.append(f"{shorter} modules have fewer rows than the sum of their ranks")
         if self.total_error < _EXACT:
             lines.append("read again: the updates of all modules are equal")
