@@ -48,16 +48,23 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
         report.error(error)  # Check the specs without a model.
     told: dict[str, Any] = {}
     for file in files:
-        if (resolved := _check(file, architecture, report)) is not None:
+        resolved = _check(file, architecture, report)
+        if resolved is not None:
             told[file] = _tell(file if len(files) > 1 else None, resolved, model, report)
     report.data(sharing=told)
-    found = ((report.errors, "error"), (report.warnings, "warning"))
-    counts = [f"{count} {word}{'s' * (count != 1)}" for count, word in found if count]
-    checked = f"{len(files)} spec{'s' if len(files) != 1 else ''} checked"
-    report.note(f"{checked}: {', '.join(counts) or 'all fine'}")
+    counts: list[str] = []
+    if report.errors:
+        counts.append(_counted(report.errors, "error"))
+    if report.warnings:
+        counts.append(_counted(report.warnings, "warning"))
+    report.note(f"{_counted(len(files), 'spec')} checked: {', '.join(counts) or 'all fine'}")
     if model is None:
         what = "whether what it names exists in your model, and widths and ranks fit"
         report.note(f"not checked without `--model`: {what}")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _tell(
@@ -68,9 +75,16 @@ def _tell(
 
     if report.as_json:
         return {"model": resolved.plan.base.name, **shared_data(resolved.plan, resolved.spec)}
-    shapes = "" if model is not None else f"on the shapes of {_SHAPES}, for example:"
-    head = " ".join(filter(None, (file and f"{file}:", shapes)))
-    report.tables(*[head] * bool(head), *told(resolved.plan, resolved.spec))
+    head: list[str] = []
+    if file:
+        head.append(f"{file}:")
+    if model is None:
+        head.append(f"on the shapes of {_SHAPES}, for example:")
+    tables = told(resolved.plan, resolved.spec)
+    if head:
+        report.tables(" ".join(head), *tables)
+    else:
+        report.tables(*tables)
     return {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -83,8 +83,17 @@ def command(
     check_terms(plan)
     check_drawn(plan, "this command")
     tensors = draw(plan, seed)
-    how: Any = {"seed": seed, "dtype": dtype, "seen": seen, "command": "compile"}
-    report.all(save_adapter(out, plan, tensors, resolved.text(), **how))
+    warnings = save_adapter(
+        out,
+        plan,
+        tensors,
+        resolved.text(),
+        seed=seed,
+        dtype=dtype,
+        seen=seen,
+        command="compile",
+    )
+    report.all(warnings)
     report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)
@@ -114,8 +123,9 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
             tell(path, step, forward=region.forward, factors=region.assembly)
 
     compiled = compile_plan(meta_model(model), plan, observe)
-    for path, code, _ in compiled.regions if emit == "code" else ():
-        if id(code) not in distinct:
-            distinct.add(id(code))
-            tell(path, None, forward=code.forward.source, factors=code.assembly.source)
+    if emit == "code":
+        for path, code, _ in compiled.regions:
+            if id(code) not in distinct:
+                distinct.add(id(code))
+                tell(path, None, forward=code.forward.source, factors=code.assembly.source)
     report.data(**{emit: stages})

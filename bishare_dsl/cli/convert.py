@@ -75,18 +75,21 @@ def command(
     from bishare_dsl.cli.adapters import named_folders, read_named
     from bishare_dsl.cli.files import check_out, find_adapters
 
-    ours, rank = how["target"] == "bishare", how["rank"]
-    words = "fit", *map(str, folders), *(("--model", model) if model else ()), "--out", str(out)
-    fit = f"fit a LoRA to it: `bishare {shlex.join(words)} --spec lora --set r={rank}`"
-    for option, wrong, reason, help in (
-        ("rank", ours and rank is not None, "a spec has its own ranks", fit),
-        ("force", not ours and force, "only for bishare", "give another `--out`"),
-    ):
-        if wrong:
-            raise AdapterError(EXPORT_OPTION(option=option, reason=reason, help=help))
+    for_bishare = how["target"] == "bishare"
+    rank = how["rank"]
+    if for_bishare and rank is not None:
+        words = ["fit", *map(str, folders), "--out", str(out)]
+        if model:
+            words[-2:-2] = ["--model", model]
+        fit = f"fit a LoRA to it: `bishare {shlex.join(words)} --spec lora --set r={rank}`"
+        reason = "a spec has its own ranks"
+        raise AdapterError(EXPORT_OPTION(option="rank", reason=reason, help=fit))
+    if force and not for_bishare:
+        help = "give another `--out`"
+        raise AdapterError(EXPORT_OPTION(option="force", reason="only for bishare", help=help))
 
     def convert(folder: Path, place: Path) -> tuple[dict[str, Any], str]:
-        seen = check_out(place, "convert" if ours else None, force=force)
+        seen = check_out(place, "convert" if for_bishare else None, force=force)
         stored, _, base = read_named(folder, model, report)
         return _write(folder, stored, partial(modules, base), place, seen, report, **how)
 
@@ -101,28 +104,39 @@ def command(
         report.note(f"saved in {out}")
         return
     adapters = [adapter for folder in folders for adapter in find_adapters(folder) or [folder]]
-    rows, end = list[dict[str, Any]](), ".gguf" if how["target"] == "gguf" else ""
+    rows: list[dict[str, Any]] = []
+    suffix = ".gguf" if how["target"] == "gguf" else ""
     for name, folder in report.bar(named_folders(adapters).items(), "converting"):
         row: dict[str, Any] = {"name": name, "from": str(folder), "out": None}
-        place = out / f"{name}{end}"
         try:
-            try:
-                row |= convert(folder, place)[0]
-            except AdapterError as error:
-                # An earlier run of the same command, which was interrupted, has written it.
-                if error.problems[0].code != FOLDER_EXISTS.code:
-                    raise
-                with TemporaryDirectory() as scratch:
-                    again = Path(scratch) / place.name
-                    data = convert(folder, again)[0]
-                    if not _are_equal(again, place):
-                        raise
-                row |= data | {"out": str(place)}
+            row |= _convert_or_compare(convert, folder, out / f"{name}{suffix}")
         except BishareError as error:
             row["error"] = error.problems[0].code
             report.error(error)
         rows.append(row)
     _report(rows, out, report)
+
+
+def _convert_or_compare(
+    convert: Callable[[Path, Path], tuple[dict[str, Any], str]], folder: Path, place: Path
+) -> dict[str, Any]:
+    """Convert an adapter, unless an earlier run of the same command, which was interrupted, has done so.
+
+    Raises:
+        BishareError: it cannot be converted, or something else stands at the place.
+    """
+    try:
+        data, _ = convert(folder, place)
+    except AdapterError as error:
+        if error.problems[0].code != FOLDER_EXISTS.code:
+            raise
+        with TemporaryDirectory() as scratch:
+            again = Path(scratch) / place.name
+            data, _ = convert(folder, again)
+            if not _are_equal(again, place):
+                raise
+        data["out"] = str(place)
+    return data
 
 
 def _are_equal(one: Path, other: Path) -> bool:
@@ -169,13 +183,15 @@ def _write(
     data: dict[str, Any] = {"out": str(out), "modules": len(stored.plan.sites)}
     # The base's weights count if outputs are scaled.
     weights = stored.plan.has_magnitudes and target == "peft"
-    if saved := stored.config.fingerprint if weights or report.strict else None:
+    saved = stored.config.fingerprint
+    if saved and (weights or report.strict):
         report.all(base_changes(saved, fingerprint(modules(True))))
     if target == "bishare":
         with writing(out), lock_name(out):
             report.all(save_again(stored, out, dtype, seen))
             origin.write(out, stored.plan.spec)
-        data["spec"], text = stored.spec_text, stored.spec_text.rstrip()
+        data["spec"] = stored.spec_text
+        text = stored.spec_text.rstrip()
     else:
         from bishare_dsl.convert.export import export_adapter
 
@@ -183,14 +199,16 @@ def _write(
         how |= {"dtype": dtype, "origin": origin}
         exported = export_adapter(out, stored.plan, stored.tensors(), model, target, **how)
         report.all(exported.warnings)
-        data, text = exported.data(), str(exported)
+        data = exported.data()
+        text = str(exported)
     data["left"] = [*origin.left_for(target)]
     return data | {"bytes_before": bytes_of(folder), "bytes_after": bytes_of(out)}, text
 
 
 def _say_left(rows: Iterable[Mapping[str, Any]], report: Report) -> None:
     """Note what was not carried over."""
-    if left := dict.fromkeys(name for row in rows for name in row["left"]):
+    left = dict.fromkeys(name for row in rows for name in row["left"])
+    if left:
         report.note(f"not carried over: {', '.join(left)}")
 
 
@@ -200,12 +218,17 @@ def _report(rows: Sequence[dict[str, Any]], out: Path, report: Report) -> None:
     from bishare_dsl.show.table import Table
 
     done = [row for row in rows if row["out"]]
-    keys = ("bytes_before", "bytes_after")
-    before, after = (sum(row[key] for row in done) for key in keys)
+    before = sum(row["bytes_before"] for row in done)
+    after = sum(row["bytes_after"] for row in done)
     report.data(adapters=rows, converted=len(done), bytes_before=before, bytes_after=after)
     _say_left(done, report)
     cells = [
-        [row["name"], row.get("error") or row["modules"], *(row.get(key, "") for key in keys)]
+        [
+            row["name"],
+            row.get("error") or row["modules"],
+            row.get("bytes_before", ""),
+            row.get("bytes_after", ""),
+        ]
         for row in rows
     ]
     sizes = f"{mib(before)} MiB before, {mib(after)} after"
@@ -232,11 +255,15 @@ def save_again(
     """
     from bishare_dsl.folder.files import save_adapter
 
-    tensors, config = stored.tensors(), stored.config
+    tensors = stored.tensors()
+    config = stored.config
 
     def compare(saved: StoredAdapter) -> None:
-        again = saved.tensors() if dtype == "float32" else {}
-        if wrong := [name for name, tensor in again.items() if not tensor.equal(tensors[name])]:
+        if dtype != "float32":
+            return
+        again = saved.tensors()
+        wrong = [name for name, tensor in again.items() if not tensor.equal(tensors[name])]
+        if wrong:
             reason = f"its tensors differ from those of `{stored.folder}`: `{wrong[0]}`"
             raise AdapterError(CHANGED_FILE(path=out, reason=reason))
 

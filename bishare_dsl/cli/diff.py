@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,10 @@ from bishare_dsl.diagnostics import escaped
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
+    from bishare_dsl.folder.contents import StoredAdapter
+    from bishare_dsl.models.site import Site
+    from bishare_dsl.models.weights import Weight
+    from bishare_dsl.plan import Plan
     from bishare_dsl.updates import Distance
 
 _FORMS = {
@@ -42,64 +48,111 @@ def command(report: Report, before: str, after: str, model: str | None) -> None:
     BEFORE and AFTER are folders, adapters of a library (FOLDER#NAME), or plain LoRAs of PEFT. Updates are
     compared by kind of module, with their relative difference |dW_1 - dW_2| / |dW_1| and their cosine.
     """
-    if others := [name for name in (before, after) if not is_adapter(name)]:
+    others = [name for name in (before, after) if not is_adapter(name)]
+    if others:
         help = "`bishare inspect .` lists adapters and libraries"
         if len(others) > 1:
             help = f"to compare two specs, use `bishare plan {before} {after} --model MODEL`"
         what = f"`{others[0]}` is not the folder of an adapter"
         raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     from bishare_dsl.cli.adapters import read_named
-    from bishare_dsl.show.table import Table
-    from bishare_dsl.updates import Distance, distance, update_of
+    from bishare_dsl.updates import Distance
 
-    pairs = [read_named(Path(name), model, report) for name in (before, after)]
-    plans = [adapter.plan for adapter, *_ in pairs]
-    weights = {}
-    if any(plan.has_magnitudes for plan in plans):
-        from bishare_dsl.models.inspect import linear_maps
-        from bishare_dsl.models.load import load_model
-
-        weights = linear_maps(load_model(pairs[0][2], causal=False)[0])
-    tensors = [adapter.tensors() for adapter, *_ in pairs]
-    first, second = ({s.path: s for s in plan.sites if plan.terms_of[s.path]} for plan in plans)
-    distances: dict[str, Distance] = {}
+    one, _, base = read_named(Path(before), model, report)
+    other, *_ = read_named(Path(after), model, report)
+    difference = _compare(one, other, base)
     kinds: dict[str, Distance] = {}
-    for path in (path for path in first if path in second):
-        both = zip(plans, tensors, (first, second), strict=True)
-        one, other = (update_of(p, values, sites[path], weights) for p, values, sites in both)
-        distances[path] = distance(one, other)
-        for kind in (first[path].kind, "all"):
-            kinds[kind] = kinds.get(kind, Distance()) + distances[path]
-    whole = kinds.pop("all", Distance())
-    alone = len(first) + len(second) - 2 * len(distances)
-    specs = [plan.spec for plan in plans]
-    same_spec = plans[0].digest == plans[1].digest
+    whole = Distance()
+    for site in one.plan.sites:
+        distance = difference.modules.get(site.path)
+        if distance is not None:
+            kinds[site.kind] = kinds.get(site.kind, Distance()) + distance
+            whole += distance
+    specs = [one.plan.spec, other.plan.spec]
+    same_spec = one.plan.digest == other.plan.digest
     report.data(
         before=before,
         after=after,
         same_spec=same_spec,
         specs=specs,
-        modules_in_one_only=alone,
+        modules_in_one_only=difference.alone,
         kinds={kind: _data(of_kind) for kind, of_kind in kinds.items()},
         all=_data(whole),
-        modules={path: _data(of_module) for path, of_module in distances.items()},
+        modules={path: _data(of_module) for path, of_module in difference.modules.items()},
     )
-    what, shown = ("the same spec", specs[:1]) if same_spec else ("different specs", specs)
-    head = escaped(f"{before} -> {after}: {what}, {' and '.join(shown)}")
-    if not distances:
+    what = f"the same spec, {specs[0]}" if same_spec else f"different specs, {' and '.join(specs)}"
+    head = escaped(f"{before} -> {after}: {what}")
+    if not difference.modules:
         report.tables(f"{head}\nno module is adapted by both")
         return
-    lines = [[kind, *_cells(of_kind)] for kind, of_kind in (kinds | {"all": whole}).items()]
-    last = [f"{alone:,} modules are adapted by one of the two only, and not compared"] * bool(alone)
-    last += ["the updates are equal"] * (whole.relative == 0)
-    report.tables(head, Table(["kind", *_FORMS], lines), "\n".join(last))
+    _show(report, head, kinds, whole, difference.alone)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How far two adapters are apart.
+
+    Attributes:
+        modules: the distance of each module that both adapt, by path.
+        alone: the number of modules that one of them adapts.
+    """
+
+    modules: Mapping[str, Distance]
+    alone: int
+
+
+def _compare(one: StoredAdapter, other: StoredAdapter, base: str) -> _Difference:
+    """Compare the updates of two adapters; ``base`` has the weights that a magnitude needs."""
+    from bishare_dsl.updates import distance, update_of
+
+    weights: Mapping[str, Weight] = {}
+    if one.plan.has_magnitudes or other.plan.has_magnitudes:
+        from bishare_dsl.models.inspect import linear_maps
+        from bishare_dsl.models.load import load_model
+
+        weights = linear_maps(load_model(base, causal=False)[0])
+    sites = _adapted(one.plan)
+    others = _adapted(other.plan)
+    values = one.tensors()
+    other_values = other.tensors()
+    distances: dict[str, Distance] = {}
+    for path in sites:
+        if path in others:
+            update = update_of(one.plan, values, sites[path], weights)
+            other_update = update_of(other.plan, other_values, others[path], weights)
+            distances[path] = distance(update, other_update)
+    return _Difference(distances, len(sites) + len(others) - 2 * len(distances))
+
+
+def _adapted(plan: Plan) -> dict[str, Site]:
+    """Return the sites that a plan changes, by path."""
+    return {site.path: site for site in plan.sites if plan.terms_of[site.path]}
+
+
+def _show(
+    report: Report, head: str, kinds: Mapping[str, Distance], whole: Distance, alone: int
+) -> None:
+    """Show the distances of kinds and of the whole as a table."""
+    from bishare_dsl.show.table import Table
+
+    rows = [[kind, *_cells(of_kind)] for kind, of_kind in kinds.items()]
+    rows.append(["all", *_cells(whole)])
+    notes: list[str] = []
+    if alone:
+        notes.append(f"{alone:,} modules are adapted by one of the two only, and not compared")
+    if whole.relative == 0:
+        notes.append("the updates are equal")
+    report.tables(head, Table(["kind", *_FORMS], rows), "\n".join(notes))
 
 
 def _data(of_kind: Distance) -> dict[str, Any]:
-    norms = of_kind.first**0.5, of_kind.second**0.5
-    values = of_kind.modules, *norms, of_kind.relative, of_kind.cosine
-    names = (column.replace(" ", "_") for column in _FORMS)
-    return dict(zip(names, values, strict=True))
+    return {
+        "modules": of_kind.modules,
+        "norm_before": of_kind.first**0.5,
+        "norm_after": of_kind.second**0.5,
+        "relative_difference": of_kind.relative,
+        "cosine": of_kind.cosine,
+    }
 
 
 def _cells(of_kind: Distance) -> list[object]:

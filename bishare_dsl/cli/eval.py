@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
+
+if TYPE_CHECKING:
+    from bishare_dsl.folder.contents import StoredAdapter
 
 
 @click.command(
@@ -59,7 +64,6 @@ def command(
     """
     from bishare_dsl.cli.adapters import BASE, adapted, base_name, load_base, read_adapters
     from bishare_dsl.models.load import require_weights
-    from bishare_dsl.show.table import Table
     from bishare_dsl.train.data.load import load_rows
 
     folders += named
@@ -68,9 +72,11 @@ def command(
     model = model or base_name(folders[0], None)
     require_weights(model)
     adapters = read_adapters(folders, model, report)
-    models = ({BASE: None} if base or not adapters else {}) | adapters
-    names = {label: Path(label).name.rpartition("#")[2] for label in adapters}
-    files = {x: data / f"{n}.jsonl" if data.is_dir() else data for x, n in names.items()}
+    models: dict[str, StoredAdapter | None] = {}
+    if base or not adapters:
+        models[BASE] = None
+    models |= adapters
+    files = _files_of(adapters, data)
     rows = {file: load_rows(str(file)) for file in dict.fromkeys(files.values() or [data])}
     files.setdefault(BASE, data)
     from bishare_dsl.train.data.batches import Collator
@@ -79,7 +85,8 @@ def command(
     live, tokenizer = load_base(model, dtype, device, report)
     sets = {file: encode_choices(read, tokenizer) for file, read in rows.items()}
     sets.setdefault(data, [*chain.from_iterable(sets.values())])  # The base is judged on all files.
-    collator, correct = Collator.of(tokenizer), dict[str, float]()
+    collator = Collator.of(tokenizer)
+    correct: dict[str, float] = {}
     try:
         for label, adapter in models.items():
             report.note(f"evaluating {label} ({len(correct) + 1} of {len(models)}) ...")
@@ -92,5 +99,22 @@ def command(
             counts = {label: len(sets[files[label]]) for label in models}
             judged = counts if data.is_dir() else max(counts.values())
             report.data(model=model, data=str(data), rows=judged, accuracy=correct)
-            table = [[label, counts[label], f"{right:.1%}"] for label, right in correct.items()]
-            report.tables(Table(["model", "rows", "correct"], table))
+            _show(report, correct, counts)
+
+
+def _files_of(adapters: Iterable[str], data: Path) -> dict[str, Path]:
+    """Return the file of examples on which each adapter is judged."""
+    if not data.is_dir():
+        return dict.fromkeys(adapters, data)
+    files: dict[str, Path] = {}
+    for label in adapters:
+        name = Path(label).name.rpartition("#")[2]
+        files[label] = data / f"{name}.jsonl"
+    return files
+
+
+def _show(report: Report, correct: Mapping[str, float], counts: Mapping[str, int]) -> None:
+    from bishare_dsl.show.table import Table
+
+    rows = [[label, counts[label], f"{accuracy:.1%}"] for label, accuracy in correct.items()]
+    report.tables(Table(["model", "rows", "correct"], rows))

@@ -157,16 +157,16 @@ def _summary(rows: Sequence[Listed], shared: Sequence[Shared]) -> str:
     from bishare_dsl.show.rows import mib
 
     total = _totals(rows, shared)
-    count, bases = total["adapters"], total["bases"]
-    bad = f"; {total['unreadable']} cannot be read" if total["unreadable"] else ""
+    adapters = "1 adapter" if total["adapters"] == 1 else f"{total['adapters']:,} adapters"
+    specs = "1 different spec" if total["specs"] == 1 else f"{total['specs']} different specs"
+    bases = total["bases"]
+    base = ", ".join(map(escaped, bases[:5])) or "unknown"
+    if len(bases) > 5:
+        base += f" and {len(bases) - 5} more"
     size = f"{total['parameters']:,} parameters, {mib(total['bytes'])} MiB"
+    bad = f"; {total['unreadable']} cannot be read" if total["unreadable"] else ""
     lines = [f"{escaped(row.place)}: {escaped(row.error)}" for row in rows if row.error]
-    lines += [
-        f"{count:,} adapter{'s' * (count != 1)}, {size}{bad}",
-        f"{total['specs']} different spec{'s' * (total['specs'] != 1)}; base: "
-        + (", ".join(map(escaped, bases[:5])) or "unknown")
-        + (f" and {len(bases) - 5} more" if len(bases) > 5 else ""),
-    ]
+    lines += [f"{adapters}, {size}{bad}", f"{specs}; base: {base}"]
     for part in shared:
         size = f"{part.parameters:,} parameters, {mib(part.bytes)} MiB, once for {part.adapters:,}"
         lines.append(f"shared in {escaped(part.library)}: {size} of these")

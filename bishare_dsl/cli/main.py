@@ -161,20 +161,35 @@ def _usage(error: click.ClickException, words: Sequence[str]) -> CommandError:
     if isinstance(error, click.NoSuchOption) and context is not None:
         return unknown_options(context, words, error.option_name)
     if context is not None and what.startswith(("Missing", "Got unexpected extra")):
-        usage = " ".join(context.command.collect_usage_pieces(context)[1:])
-        model = what.startswith("Missing option '--model'")
-        shown = "such as `--model llama-7b`" if model else f"it reads `{path} {usage}`"
-        shown = advise("usage", f"{context.command.name}:{what.split()[1]}") or shown
-        base = next((word for word in words if Path(word, "config.json").is_file()), None)
-        if base and not model and not {"-m", "--model"} & {*words}:
-            shown = f"a base is given by `--model {base}`"
-        extra = what.partition("(")[2].removesuffix(")")
-        if "=" in extra and "params" in {option.name for option in context.command.params}:
-            shown = f"a param is given by `--set {extra}`"
-        elif extra[:1] in ("–", "—"):
-            shown = f"an option begins with two hyphens: `--{extra.lstrip('–—-')}`"
-        help = f"{shown}; {help}"
+        help = f"{_remedy(context, what, words, path)}; {help}"
     return CommandError(codes.WRONG_USAGE(what=what[:1].lower() + what[1:], help=help))
+
+
+def _remedy(context: click.Context, what: str, words: Sequence[str], path: str) -> str:
+    """Return how to give an argument that is missing, or that a command did not expect.
+
+    Args:
+        context: the command's.
+        what: click's message.
+        words: of the command line.
+        path: the command as it is typed.
+    """
+    extra = what.partition("(")[2].removesuffix(")")
+    if "=" in extra and any(option.name == "params" for option in context.command.params):
+        return f"a param is given by `--set {extra}`"
+    if extra[:1] in ("–", "—"):
+        return f"an option begins with two hyphens: `--{extra.lstrip('–—-')}`"
+    lacks_model = what.startswith("Missing option '--model'")
+    base = next((word for word in words if Path(word, "config.json").is_file()), None)
+    if base and not lacks_model and "-m" not in words and "--model" not in words:
+        return f"a base is given by `--model {base}`"
+    advice = advise("usage", f"{context.command.name}:{what.split()[1]}")
+    if advice:
+        return advice
+    if lacks_model:
+        return "such as `--model llama-7b`"
+    usage = " ".join(context.command.collect_usage_pieces(context)[1:])
+    return f"it reads `{path} {usage}`"
 
 
 def _show_traceback() -> bool:

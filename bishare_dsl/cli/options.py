@@ -164,19 +164,23 @@ def _read_settings(ctx: click.Context, parameter: click.Parameter, words: Sequen
     problems = []
     many = "," in str(parameter.metavar)
     for setting in words:
-        name, equals, text = (part.strip() for part in setting.partition("="))
-        values = [read_value(part.strip()) for part in (text.split(",") if many else [text])]
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        texts = text.split(",") if many else [text]
+        values = [read_value(part.strip()) for part in texts]
         meant = re.match(r"\W*(\w+)\s*[:= ]+\s*([\w.]+)", setting)
         help = f"write `--set {meant[1]}={meant[2]}`" if meant else "write it as in `--set r=8`"
         if not equals or not name:
             why = "is not of the form name=value"
         elif None in values:
-            why, help = "gives no number and no word", f"write `--set {name}=8`, say"
+            why = "gives no number and no word"
+            help = f"write `--set {name}=8`, say"
             if "=" in text:
                 why = "sets several params"
                 help = f"write `--set {re.sub(', *', ' --set ', setting)}`"
         elif name in settings:
-            why, help = f"sets `{name}` a second time", "leave one of the two out"
+            why = f"sets `{name}` a second time"
+            help = "leave one of the two out"
         else:
             settings[name] = tuple(dict.fromkeys(value for value in values if value is not None))
             continue
@@ -201,8 +205,13 @@ def read_value(text: str) -> Value | None:
 
 
 def _set(metavar: str, help: str) -> Callable[[_Decorated], _Decorated]:
-    shown: Any = {"metavar": metavar, "help": help}
-    return click.option("-s", "--set", "params", multiple=True, callback=_read_settings, **shown)
+    return click.option(
+        *("-s", "--set", "params"),
+        multiple=True,
+        callback=_read_settings,
+        metavar=metavar,
+        help=help,
+    )
 
 
 values = _set("NAME=VALUE", "Set a param of the spec; may be repeated.")

@@ -79,11 +79,19 @@ def as_parts(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
             for row in rows.trained_in_full(plan)
         ],
     )
-    first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
-    drawn = [by_role, by_kind] if plan.terms else []
-    owned = [f"each adapter of a library: {plan.owned}"] * plan.is_library
-    last = "\n".join([_adapter_size(plan), *owned, _memory(plan), plan.parameters_line])
-    return [first, *told(plan, spec), *drawn, *([in_full] if plan.trained else []), last]
+    first = escaped(head)
+    if params:
+        first += "\n" + escaped(f"params: {params}")
+    tables = [*told(plan, spec)]
+    if plan.terms:
+        tables += [by_role, by_kind]
+    if plan.trained:
+        tables.append(in_full)
+    last = [_adapter_size(plan)]
+    if plan.is_library:
+        last.append(f"each adapter of a library: {plan.owned}")
+    last += [_memory(plan), plan.parameters_line]
+    return [first, *tables, "\n".join(last)]
 
 
 def _adapter_size(plan: Plan) -> str:
@@ -91,7 +99,8 @@ def _adapter_size(plan: Plan) -> str:
     size, *smaller = file_bytes(plan).items()
     forms = ", ".join(f"{mib(count)} in {form}" for form, count in smaller)
     line = f"adapter: {size[1]:,} bytes ({mib(size[1])} MiB) in {size[0]}, {forms}"
-    if stored := plan.stored - plan.trainable:
+    stored = plan.stored - plan.trainable
+    if stored:
         line += f", with {stored:,} frozen parameters that start as the base's weights say"
     return f"{line}, without {left_out:,} frozen parameters" if left_out else line
 

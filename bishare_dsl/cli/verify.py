@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from bishare_dsl.cli.report import Report, silence_libraries
 
 if TYPE_CHECKING:
     from bishare_dsl.verify.judge import Verdict
+    from bishare_dsl.verify.server import Server
 
 
 @click.command(
@@ -60,33 +61,73 @@ def command(
     A probe card has the expected answers in a file. It judges a server with neither weights nor torch.
     --server and --card may be repeated.
     """
-    from bishare_dsl.cli.adapters import adapters_in, load_base, named_folders
-    from bishare_dsl.convert.peft_config import check_files
-    from bishare_dsl.folder.files import is_peft, read_adapter
-    from bishare_dsl.verify.server import TEXTS, Asked, Server, ask
+    from bishare_dsl.cli.adapters import adapters_in, named_folders
+    from bishare_dsl.verify.server import Server
 
     servers = [Server(url, monotonic() + deadline, timeout) for url in urls]
     places = named_folders([adapter for folder in folders for adapter in adapters_in(folder)])
-    by_model = bool(places and model and not cards)
-    by_card = bool(cards and servers and not places)
-    if not by_model and not by_card:
-        raise click.UsageError("give adapters and --model, or --card and --server")
+    _check_sources(places, model, cards, urls)
     if len(places) + len(cards) > 1 and (name or out):
         raise click.UsageError("--name and --write-card are for one adapter")
-    if len(places) == 1:  # It is checked before torch and numpy are loaded.
+    if len(places) == 1:
         ((label, place),) = places.items()
-        if is_peft(place):
-            check_files(place)
-        else:
-            read_adapter(place)
+        _check_files(place)
         places = {name or label: place}
-    from bishare_dsl.verify.card import judge_cards, read_card, write_card
-
     if model is None:
-        contents = [read_card(path) for path in cards]
-        named = [(name or card.adapter, card) for card in contents]
-        _report(report, judge_cards(named, servers, base, report.bar), "")
-        return
+        _judge_by_cards(report, cards, name, servers, base)
+    else:
+        _judge_by_model(report, places, model, servers, base, out)
+
+
+def _check_sources(
+    places: Collection[str], model: str | None, cards: Collection[Path], urls: Collection[str]
+) -> None:
+    """Check that there are adapters and a model, or cards and servers."""
+    by_model = bool(places and model and not cards)
+    by_card = bool(cards and urls and not places)
+    if not by_model and not by_card:
+        raise click.UsageError("give adapters and --model, or --card and --server")
+
+
+def _check_files(place: Path) -> None:
+    """Check an adapter's files before torch and numpy are loaded."""
+    from bishare_dsl.convert.peft_config import check_files
+    from bishare_dsl.folder.files import is_peft, read_adapter
+
+    if is_peft(place):
+        check_files(place)
+    else:
+        read_adapter(place)
+
+
+def _judge_by_cards(
+    report: Report,
+    cards: Sequence[Path],
+    name: str | None,
+    servers: Sequence[Server],
+    base: str | None,
+) -> None:
+    """Judge servers by probe cards."""
+    from bishare_dsl.verify.card import judge_cards, read_card
+
+    contents = [read_card(path) for path in cards]
+    named = [(name or card.adapter, card) for card in contents]
+    _report(report, judge_cards(named, servers, base, report.bar), "")
+
+
+def _judge_by_model(
+    report: Report,
+    places: Mapping[str, Path],
+    model: str,
+    servers: Sequence[Server],
+    base: str | None,
+    out: Path | None,
+) -> None:
+    """Judge the files of adapters by their base, and servers by what base and adapter answer."""
+    from bishare_dsl.cli.adapters import load_base
+    from bishare_dsl.verify.card import write_card
+    from bishare_dsl.verify.server import TEXTS, Asked, ask
+
     silence_libraries()
     from bishare_dsl.models.inspect import inspect_model
     from bishare_dsl.models.load import meta_model, require_weights

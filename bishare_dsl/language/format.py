@@ -242,7 +242,8 @@ def _lines(block: _Block) -> list[str]:
     for piece in block.pieces:
         joined = _joined(piece)
         fits = _whole(piece) and len(_INDENT * joined.level + joined.text) <= WIDTH
-        for unit in [joined] if fits else piece:
+        units = [joined] if fits else piece
+        for unit in units:
             indent = _INDENT * unit.level
             lines += [indent + comment.text for comment in unit.before]
             lines.append(_line(indent + unit.text, unit.after))
@@ -251,7 +252,8 @@ def _lines(block: _Block) -> list[str]:
 
 def _aligned(group: list[_Block]) -> dict[_Block, str]:
     """Write the statements of a group that are aligned in columns."""
-    rows = {block: cells for block in group if block.one_line and (cells := _cells(block))}
+    all_cells = {block: _cells(block) for block in group if block.one_line}
+    rows = {block: cells for block, cells in all_cells.items() if cells}
     columns = sorted({column for row in rows.values() for column in row})
     widths = {column: max(len(row.get(column, "")) for row in rows.values()) for column in columns}
     lines = {}

@@ -183,7 +183,7 @@ def parse_open(source: Source) -> Open:
 def _tokens(source: Source) -> list[Token]:
     """Split a text into tokens, including white space, comments and an empty token at the end."""
     tokens = list(lex(source.text, everything=True))
-    for token in tokens if source.start else ():
+    for token in tokens:
         token.start_pos = source.start + cast(int, token.start_pos)
         token.end_pos = source.start + cast(int, token.end_pos)
     tokens.append(Token(END, "", start_pos=source.end, end_pos=source.end))

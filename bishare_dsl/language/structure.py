@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from lark import Token, Tree
@@ -44,52 +44,102 @@ def parse_and_check(source: Source, problems: Problems) -> Syntax:
 
 def _check_structure(syntax: Syntax, broken: list[int], source: Source) -> Iterator[Problem]:
     """Find problems in the structure of a tree, except near the positions ``broken`` where reading failed."""
-    statements, header = syntax.statements, syntax.header
-    written = any(token.type == "SPEC" for token in syntax.tokens)
-    begun = not broken or not statements or min(broken) > statements[0].start
-    if (not written and statements and begun) or (
-        statements and header and header is not statements[0]
-    ):
-        fact: NoHeader | Misplaced = NoHeader(syntax.first.start)
-        if header:
-            fact = Misplaced(f"spec {header.name}", header.span, statements[0].start)
-        yield codes.NO_HEADER(span=syntax.first, fact=fact)
-    words = [str(statement.keyword) for statement in statements]
-    first_share = words.index("share") if "share" in words else len(words)
-    uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
-    after = span_of(syntax.tokens[-1]).end + 1
-    # A mistake further along a line may be one of its first statement.
-    ends = [after]
-    for statement, following in reversed([*pairwise(statements)]):
-        apart = statement.keyword.line != following.keyword.line
-        ends.append(following.start if apart else ends[-1])
-    broken_lines = {source.position(place)[0] for place in broken}
-    keys: list[tuple[str, Statement]] = []
-    for i, (statement, word, end) in enumerate(zip(statements, words, ends[::-1], strict=False)):
-        whole = not any(statement.start <= place < end for place in broken)
-        whole = whole and statement.keyword.line not in broken_lines
-        if word in DEFAULTS and i < first_share:
-            keys.append((f"the default `{word}`", statement))
-        elif word in DEFAULTS:
-            default = Misplaced(word, statement.span, statements[first_share].start)
-            place = span_of(statement.keyword)
-            yield codes.LATE_DEFAULT(span=place, word=word, fact=default)
-        elif word in SINGLE:
-            if whole or i == 0 or statements[i - 1].keyword.line != statement.keyword.line:
-                keys.append((f"`{word}`", statement))
-            if word == "spec" and statement is not header:
-                break  # Ignore repetitions after a second header.
-        elif word == "use":
-            keys.append((f"`use {statement.name}`", statement))
-            if i > uses_end:
-                late = Misplaced("use", statement.span, statements[uses_end].start)
-                yield codes.LATE_USE(span=statement.span, fact=late)
+    statements = syntax.statements
+    yield from _check_header(syntax, broken)
+    broken_statements = _broken_statements(syntax, broken, source)
+    order = _Order.of(statements)
+    unique: list[tuple[str, Statement]] = []
+    line = None
+    for statement in statements:
+        word = str(statement.keyword)
+        is_whole = statement not in broken_statements
+        starts_line = statement.keyword.line != line
+        line = statement.keyword.line
+        if word == "use":
+            unique.append((f"`use {statement.name}`", statement))
+        elif word in DEFAULTS and not order.is_late_default(statement):
+            unique.append((f"the default `{word}`", statement))
+        elif word in SINGLE and (is_whole or starts_line):
+            unique.append((f"`{word}`", statement))
+        if word == "spec" and statement is not syntax.header:
+            break  # Ignore repetitions after a second header.
+        yield from order.check(statement)
         if word in ("share", "magnitude"):
-            yield from _check_share(statement, whole)
+            yield from _check_share(statement, is_whole)
         for tree in statement.trees():
             yield from _check_tree(tree)
     yield from check_order(statements, statements)
-    yield from _twice(keys)
+    yield from _twice(unique)
+
+
+def _check_header(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
+    """Check that a spec begins with its header, unless reading failed before its first statement."""
+    if not syntax.statements:
+        return
+    first = syntax.statements[0]
+    header = syntax.header
+    if header is not None and header is not first:
+        late = Misplaced(f"spec {header.name}", header.span, first.start)
+        yield codes.NO_HEADER(span=syntax.first, fact=late)
+        return
+    is_written = any(token.type == "SPEC" for token in syntax.tokens)
+    if not is_written and (not broken or min(broken) > first.start):
+        yield codes.NO_HEADER(span=syntax.first, fact=NoHeader(syntax.first.start))
+
+
+def _broken_statements(syntax: Syntax, broken: list[int], source: Source) -> set[Statement]:
+    """Return the statements near positions where reading failed.
+
+    A mistake further along a line may be one of its first statement.
+    """
+    lines = {source.position(place)[0] for place in broken}
+    broken_statements: set[Statement] = set()
+    following: Statement | None = None
+    end = span_of(syntax.tokens[-1]).end + 1
+    for statement in reversed(syntax.statements):
+        if following is not None and following.keyword.line != statement.keyword.line:
+            end = following.start
+        has_failure = any(statement.start <= place < end for place in broken)
+        if has_failure or statement.keyword.line in lines:
+            broken_statements.add(statement)
+        following = statement
+    return broken_statements
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The statements that end the places of others.
+
+    Attributes:
+        first_share: before it stand defaults.
+        first_other: the first statement that is neither ``spec`` nor ``use``; before it stand these.
+    """
+
+    first_share: Statement | None
+    first_other: Statement | None
+
+    @classmethod
+    def of(cls, statements: Sequence[Statement]) -> _Order:
+        """Find them in the statements of a text."""
+        shares = (part for part in statements if part.keyword == "share")
+        others = (part for part in statements if part.keyword not in ("spec", "use"))
+        return cls(next(shares, None), next(others, None))
+
+    def is_late_default(self, statement: Statement) -> bool:
+        """Tell whether a default follows a share."""
+        return self.first_share is not None and statement.start > self.first_share.start
+
+    def check(self, statement: Statement) -> Iterator[Problem]:
+        """Check that a default and a ``use`` stand before what they are for."""
+        word = str(statement.keyword)
+        first_share = self.first_share
+        first_other = self.first_other
+        if word in DEFAULTS and first_share is not None and statement.start > first_share.start:
+            late = Misplaced(word, statement.span, first_share.start)
+            yield codes.LATE_DEFAULT(span=span_of(statement.keyword), word=word, fact=late)
+        if word == "use" and first_other is not None and statement.start > first_other.start:
+            late = Misplaced(word, statement.span, first_other.start)
+            yield codes.LATE_USE(span=statement.span, fact=late)
 
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
@@ -145,32 +195,49 @@ def _list_span(part: Statement) -> Span | None:
     return Span(span_of(items[0]).start, part.end)
 
 
-def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
-    named_clauses = [(_word(clause), clause) for clause in share.clauses]
-    words = [word for word, _ in named_clauses]
-    roles = [clause for clause in share.clauses if clause.role]
-    lines = [c.role for c in roles if c.name_token.column == 1 or c.role not in ("A", "B")]
-    repeated = [_word(clause) for clause in share.clauses if not clause.role]
-    if lines and len(repeated) > len({*repeated}):
-        # A statement without its keyword is parsed as a key of a tensor.
-        part = next(c for c in share.clauses if c.role == lines[0])
-        span = span_of(part.name_token)
-        fact = ShareWithoutKeyword(part.name, span.start)
-        found = f"`{part.role}`"
+def _check_share(share: Statement, is_whole: bool) -> Iterator[Problem]:
+    follower = _share_without_keyword(share)
+    if follower is not None:
+        span = span_of(follower.name_token)
+        fact = ShareWithoutKeyword(follower.name, span.start)
+        found = f"`{follower.role}`"
         yield codes.UNEXPECTED(span=span, expected="`share`", found=found, fact=fact)
         return
-    what = f"of share `{share.name}`"
-    if whole:
-        yield from _twice([(f"`{word}` {what}", clause) for word, clause in named_clauses])
-    # A transform decides which other tensors it pools.
-    factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
-    keyed = any(clause.keyword == "per" for clause in share.clauses)
-    keys = [] if "per" in words else factors if keyed else ["per"]
-    for word in [*keys, *(["rank"] if share.keyword == "share" else [])] if whole else ():
-        if word not in words:
-            named = what.removeprefix("of ") if share.keyword == "share" else f"`{share.keyword}`"
-            lack = MissingClause(word, bare=not share.clauses, replaces=share.replaces)
-            yield codes.NO_CLAUSE(span=share.head, share=named, clause=word, fact=lack)
+    if not is_whole:
+        return
+    what = f"share `{share.name}`"
+    yield from _twice([(f"`{_word(clause)}` of {what}", clause) for clause in share.clauses])
+    if share.keyword != "share":
+        what = f"`{share.keyword}`"
+    for word in _missing_clauses(share):
+        lack = MissingClause(word, bare=not share.clauses, replaces=share.replaces)
+        yield codes.NO_CLAUSE(span=share.head, share=what, clause=word, fact=lack)
+
+
+def _share_without_keyword(share: Statement) -> Statement | None:
+    """Find a share without its keyword after another share, which is parsed as a key of a tensor."""
+    words = [_word(clause) for clause in share.clauses if not clause.role]
+    if len(words) == len({*words}):
+        return None
+    for clause in share.clauses:
+        role = clause.role
+        if role and (clause.name_token.column == 1 or role not in ("A", "B")):
+            return next(first for first in share.clauses if first.role == role)
+    return None
+
+
+def _missing_clauses(share: Statement) -> list[str]:
+    """Return the first words of the clauses that a share lacks."""
+    words = {_word(clause) for clause in share.clauses}
+    has_keys = any(clause.keyword == "per" for clause in share.clauses)
+    needed: list[str] = []
+    if not has_keys:
+        needed.append("per")
+    elif "per" not in words and not words.isdisjoint({"A per", "B per"}):
+        needed += ["A per", "B per"]  # A transform decides which other tensors it pools.
+    if share.keyword == "share":
+        needed.append("rank")
+    return [word for word in needed if word not in words]
 
 
 def _word(clause: Statement) -> str:
@@ -181,7 +248,8 @@ def _word(clause: Statement) -> str:
 
 def _check_tree(tree: Words) -> Iterator[Problem]:
     """Check the names and function calls in a tree."""
-    if what := _NAMING.get(tree.data):
+    what = _NAMING.get(tree.data)
+    if what is not None:
         parts = cast(list[Words], tree.children)
         yield from _twice([(f"{what} `{unquoted(first_token(p))}`", p) for p in parts])
     elif tree.data == "call":

@@ -200,9 +200,13 @@ class Joiner:
                 if bringing.setdefault(key, use) is use:
                     used.setdefault(key, []).append(part)
                 elif part not in used[key] and key not in settled:
-                    one, two = (self.where.place(p.span) for p in (used[key][0], part))
-                    span, what = span_of(use.name_token), _what(part)
-                    self.problems(codes.USES_DISAGREE(what=what, one=one, two=two, span=span))
+                    problem = codes.USES_DISAGREE(
+                        what=_what(part),
+                        one=self.where.place(used[key][0].span),
+                        two=self.where.place(part.span),
+                        span=span_of(use.name_token),
+                    )
+                    self.problems(problem)
         return used
 
     def _join(self, own: list[Statement], used: _ByKey) -> list[Statement]:
@@ -235,16 +239,21 @@ class Joiner:
 
     def _check_meaning(self, file: File, parts: list[Statement]) -> None:
         """Check that no name of a used file would refer to a param or let of another file."""
-        present, declared = set(parts), _declared(parts)
+        present = set(parts)
+        declared = _declared(parts)
         for _, other in file.uses:
             own_names = _declared(self._joined[other])
             new = {name: part for name, part in declared.items() if name not in own_names}
-            for part in self._joined[other] if new else ():
-                for name in names_used(part) if part in present else ():
-                    if meant := new.pop(unquoted(name), None):
-                        place = self.where.place(span_of(name))
-                        what, span = _what(meant), meant.head
-                        self.problems(codes.OTHER_MEANING(what=what, place=place, span=span))
+            if not new:
+                continue
+            kept = [part for part in self._joined[other] if part in present]
+            for name in (name for part in kept for name in names_used(part)):
+                meant = new.pop(unquoted(name), None)
+                if meant is not None:
+                    place = self.where.place(span_of(name))
+                    self.problems(
+                        codes.OTHER_MEANING(what=_what(meant), place=place, span=meant.head)
+                    )
 
 
 def _key(part: Statement) -> _Key:

@@ -50,44 +50,59 @@ def resolve(name: str | Source) -> Source:
     """
     if isinstance(name, Source):
         return name
-    if (preset := ALIASES.get(name, name)) in PRESETS:
+    preset = ALIASES.get(name, name)
+    if preset in PRESETS:
         return Source("preset", preset)
     if not name:  # as a path it would be the current folder
         raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED))
     try:
         path = Path(name).expanduser()
-        is_folder, is_file = path.is_dir(), path.is_file()
+        is_folder = path.is_dir()
+        is_file = path.is_file()
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, or no home folder
         raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED)) from None
     if is_folder:
         if not (path / "config.json").is_file():
             raise ModelError(_folder_without_config(path))
         return Source("folder", str(path))
+    ending = path.suffix.lower()
     if is_file:
-        if path.suffix.lower() in (".gguf", ".json"):
-            return Source("gguf" if path.suffix.lower() == ".gguf" else "config", str(path))
-        reason = "it is neither a .gguf file nor a .json file"
-        raise ModelError(NOT_A_MODEL(path=path, reason=reason, help=_ACCEPTED))
-    if name.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".json"):
+        if ending not in (".gguf", ".json"):
+            reason = "it is neither a .gguf file nor a .json file"
+            raise ModelError(NOT_A_MODEL(path=path, reason=reason, help=_ACCEPTED))
+        return Source("gguf" if ending == ".gguf" else "config", str(path))
+    if name.startswith((".", "/", "~")) or ending in (".gguf", ".json"):
         raise ModelError(NO_SUCH_FILE(path=path, help=_ACCEPTED))
     if _HUB_ID.fullmatch(name):
         return Source("hub", name)
-    begun, is_preset = [n for n in PRESETS if n.startswith(name.lower())], name.lower() in PRESETS
-    owners = (who for start, who in OWNERS.items() if name.lower().startswith(start))
-    close = nearest(name, begun[:3] or (*PRESETS, *ALIASES))
-    if (owner := next(owners, None)) and (is_preset or close is None):
-        close = f"on the Hub it may be `{owner}/{name}`{f', its shapes are `{name.lower()}`' * is_preset}"
-    joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
-    ids = [f"`{known.model_id}`" for n, known in PRESETS.items() if f"`{n}`" in joined]
+    raise ModelError(_unknown(name))
+
+
+def _unknown(name: str) -> Problem:
+    """Return the problem of a name that nothing has, with what may be meant."""
+    lowered = name.lower()
+    begun = [preset for preset in PRESETS if preset.startswith(lowered)]
+    meant = nearest(name, begun[:3] or (*PRESETS, *ALIASES))
+    owner = next((owner for start, owner in OWNERS.items() if lowered.startswith(start)), None)
+    if owner and lowered in PRESETS:
+        meant = f"on the Hub it may be `{owner}/{name}`, its shapes are `{lowered}`"
+    elif owner and meant is None:
+        meant = f"on the Hub it may be `{owner}/{name}`"
+    start = ""
+    if meant is not None:
+        start = f"{meant} " if meant.endswith("?") else f"{meant}; "
+    ids = [f"`{known.model_id}`" for preset, known in PRESETS.items() if f"`{preset}`" in start]
     rest = f"With weights: {', '.join(ids)}" if ids else _ACCEPTED
-    raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{rest}"))
+    return UNKNOWN_MODEL(name=name, help=f"{start}{rest}")
 
 
 def _folder_without_config(path: Path) -> Problem:
+    reason = "it has no config.json"
+    help = _ACCEPTED
+    files = sorted(file.name for file in path.glob("*.gguf"))
     if any((path / name).is_file() for name in ("bishare_config.json", "adapter_config.json")):
-        reason, help = "it is an adapter", "give the model that the adapter was made for"
-    elif files := sorted(file.name for file in path.glob("*.gguf")):
-        reason, help = "it has no config.json", f"give the file: `{path / files[0]}`"
-    else:
-        reason, help = "it has no config.json", _ACCEPTED
+        reason = "it is an adapter"
+        help = "give the model that the adapter was made for"
+    elif files:
+        help = f"give the file: `{path / files[0]}`"
     return NOT_A_MODEL(path=path, reason=reason, help=help)
