@@ -1,4 +1,4 @@
-"""The demo on a tiny model: it says how long it takes, compares, verifies and tells back, and nobody else speaks."""
+"""The demo on a tiny model: it rejects, mends, trains, merges, compares and verifies, and nobody else speaks."""
 
 import re
 import subprocess
@@ -22,16 +22,33 @@ demo.main()
 
 
 @pytest.mark.long
-def test_it_says_how_long_it_takes_compares_verifies_and_tells_back(tmp_path):
+def test_it_rejects_mends_trains_merges_compares_and_verifies(tmp_path):
     tiny_model("llama", hidden_size=64, max_position_embeddings=256).save_pretrained(tmp_path / "m")
     tiny_tokenizer().save_pretrained(tmp_path / "m")
     code = START.format(examples=str(EXAMPLES), model=str(tmp_path / "m"))
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("This takes about 60 seconds on two idle cores")
-    verify = r"loading .*\nerror\[BS870\].* 'new1' .*\n  = help: .*\n"
-    assert re.fullmatch(verify, run.stderr), run.stderr
+    assert re.match(r"This takes about \d+ seconds on two idle cores", run.stdout)
+    spoken = r"(warning\[BS351\].*| .*|(loading|evaluating|merging|saving|saved|converting|not carried).*)\n"
+    verify = r"error\[BS870\].* 'new1' .*\n  = help: .*\n"
+    assert re.fullmatch(f"({spoken})*{verify}", run.stderr), run.stderr
+    order = (
+        "$ bishare check mistake.share",
+        "error[BS305]: share `block` cannot share its A",
+        "$ bishare check tiers.share",
+        "$ bishare plan tiers.share lora",
+        "train tiers.share",
+        "$ bishare eval tiers",
+        "$ bishare merge tiers",
+        "$ bishare convert tiers",
+        "the updates of all modules are equal",
+        "2. Many related tasks on one base",
+        "3. Is my adapter applied?",
+    )
+    places = [run.stdout.find(part) for part in order]
+    assert -1 not in places, dict(zip(order, places, strict=True))
+    assert places == sorted(places)
     lines = [re.split(r" {2,}", line) for line in run.stdout.splitlines()]
     rows = {line[0]: line for line in lines if len(line) == 4 and "of 96" in line[3]}
     own = {}
@@ -45,8 +62,6 @@ def test_it_says_how_long_it_takes_compares_verifies_and_tells_back(tmp_path):
     verdicts = [line for line in table.splitlines() if re.match(r"new\d ", line)]
     assert len(verdicts) == 4
     assert [line for line in verdicts if "NOT APPLIED" in line] == verdicts[3:4]
-    assert "10, each by 16 modules" in run.stdout
-    assert run.stdout.count("\nlora ") == 1
 
 
 def test_what_is_asked_was_not_shown_and_words_are_the_customers_own():
