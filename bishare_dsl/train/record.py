@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bishare_dsl.folder.fingerprint import Fingerprint
+from bishare_dsl.reading import parse_json
 from bishare_dsl.train.prepare import Prepared
 from bishare_dsl.train.request import Settings, argument_types
 from bishare_dsl.train.result import TrainResult
@@ -89,7 +90,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     """Yield in words how the record of a run differs from that of the run that it repeats."""
     for name in ("versions", "plan", "data", "base", "device", "processes"):
         earlier = before.get(name)
-        later = json.loads(json.dumps(now[name]))  # JSON has lists for tuples.
+        later = parse_json(json.dumps(now[name]))  # JSON has lists for tuples.
         if earlier == later:
             continue
         if name == "versions" and isinstance(earlier, Mapping):
