@@ -17,11 +17,19 @@ from bishare_dsl.initial.values import draw_tensor
 from bishare_dsl.models.hooks import resident_tensor
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
+from bishare_dsl.plan.together import plan_of_shares, scaled_plan, share_names
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.parts import AdapterParts, PlanCode
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+
+@dataclass(frozen=True, eq=False)
+class DisabledShares:
+    """An open block that disables shares of adapters."""
+
+    names: frozenset[str]
 
 
 @dataclass(eq=False)
@@ -41,6 +49,8 @@ class Adapter:
     """PEFT's config, also in ``model.peft_config``; None for several adapters running together."""
     scale: float = 1.0
     """The multiplier of all terms, relative to the trained plan."""
+    disabled: tuple[DisabledShares, ...] = ()
+    """The open blocks that disable some of its shares."""
     trained: Plan | None = None
     """The plan it was trained with, if it differs from the running plan."""
     drawn: Collection[str] | None = None
@@ -48,8 +58,24 @@ class Adapter:
 
     @property
     def saved_plan(self) -> Plan:
-        """The plan to save: scales are not saved."""
+        """The plan to save, of all shares and without the scale."""
         return self.trained or self.plan
+
+    @property
+    def scaled_plan(self) -> Plan:
+        """The plan of all shares, with the scale."""
+        return self.saved_plan if self.scale == 1 else scaled_plan(self.saved_plan, self.scale)
+
+    @property
+    def running_plan(self) -> Plan:
+        """The plan with the scale, and without the disabled shares."""
+        plan = self.scaled_plan
+        if not self.disabled:
+            return plan
+        enabled = set(share_names(plan))
+        for block in self.disabled:
+            enabled -= block.names
+        return plan_of_shares(plan, enabled)
 
     def scale_problems(self) -> list[Problem]:
         """Warn if saving leaves out a scale (BS684)."""
@@ -144,6 +170,6 @@ def check_unscaled(adapters: Sequence[Adapter], action: str, help: str) -> None:
     Raises:
         AdapterError: an adapter has one (BS675).
     """
-    names = [a.name for a in adapters if any(term.is_magnitude for term in a.plan.terms)]
+    names = [adapter.name for adapter in adapters if adapter.saved_plan.has_magnitudes]
     if names:
         raise AdapterError(codes.SCALES_BASE(action=action.format(names[0]), help=help))

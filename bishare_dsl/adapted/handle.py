@@ -19,13 +19,14 @@ from bishare_dsl.adapted.adapter import values_in
 from bishare_dsl.adapted.interrupts import CHANGING, ended_by
 from bishare_dsl.adapted.merge import Merged, MergeReport
 from bishare_dsl.adapted.own_methods import drop_methods
-from bishare_dsl.adapted.tuner_layer import TunerLayer
+from bishare_dsl.adapted.tuner_layer import TunerLayer, check_shares
 from bishare_dsl.batched.bank import Bank
 from bishare_dsl.batched.batches import MixedBatches
+from bishare_dsl.convert.effective import delta
 from bishare_dsl.convert.export import export_adapter
 from bishare_dsl.convert.peft import task_type
 from bishare_dsl.convert.report import ExportReport
-from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, render
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.rewrite import CANNOT_ADAPT
 from bishare_dsl.folder.devices import gather_tensors, on_first_process
@@ -33,10 +34,11 @@ from bishare_dsl.folder.files import save_adapter
 from bishare_dsl.folder.stored import Frozen, Rounded
 from bishare_dsl.initial.singular import singular_starts
 from bishare_dsl.models.hooks import full_shape, reshard
-from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.site import ADAPTER, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.together import plan_of_shares
 from bishare_dsl.rewrite.adapt import insert_first, unadapt
 from bishare_dsl.rewrite.parts import AdapterParts, PlanCode
 from bishare_dsl.rewrite.rewritten import base_class
@@ -74,6 +76,48 @@ class Handle(TunerLayer):
         """
         reshard(self.model)
         return self.running.tensors()
+
+    def get_delta_weight(
+        self, path: str, adapter: str | None = None, share: str | None = None
+    ) -> torch.Tensor:
+        """Return what an adapter adds to a module's weight: dW ``(d_out, d_in)``, in float32.
+
+        The scale of `set_scale` is in it. It is the same while the adapter is disabled.
+
+        Args:
+            path: of the module, as in ``plan.sites``.
+            adapter: its name; by default the sum of all active ones.
+            share: a name in the spec: what this share adds alone, also while it is disabled. None for
+                all shares that are not disabled.
+
+        Raises:
+            AdapterError: no such adapter (BS640), module or share (BS600); a share is not linear (BS633);
+                or a magnitude needs the base's weight, which is merged (BS643, BS629), sharded (BS645), or
+                cannot be dequantised (BS623).
+        """
+        members = self.members(adapter)
+        sites = {path: site for site in members[0].plan.sites for path in site.paths}
+        if path not in sites:
+            names = "+".join(member.name for member in members)
+            help = nearest(path, sites)
+            raise AdapterError(
+                codes.UNKNOWN_PART(adapter=names, what="module", name=path, help=help)
+            )
+        check_shares(members, () if share is None else (share,))
+        reshard(self.model)
+        site = sites[path]
+        total = torch.zeros(site.d_out, site.d_in)
+        for member in members:
+            plan = member.plan
+            if share is not None:
+                plan = plan_of_shares(member.scaled_plan, {share})
+            weight = None
+            if plan.magnitude(site.path) is not None:
+                self._require_unmerged("read the base's weight")
+                weight = merging.base_weight(self.model, linear_maps(self.model)[site.path])
+            added = delta(plan, gather_tensors(plan, member.tensors()), site, weight)
+            total = total.to(added.device) + added
+        return total
 
     def print_trainable_parameters(self) -> None:
         """Print the number of trainable parameters in the model, in PEFT's format."""

@@ -199,7 +199,7 @@ def check(
         if not torch.isfinite(tensors[trained.tensor].to(parameter.dtype)).all():
             raise AdapterError(codes.NOT_FINITE(action="merging", path=trained.parameter))
     for site, weight in targets:
-        base = _base(model, weight)
+        base = base_weight(model, weight)
         _summed(weight, base, delta(plan, tensors, site, base))
 
 
@@ -240,7 +240,7 @@ def _merge_site(
     weight: Weight,
     merged: Merged,
 ) -> None:
-    base = _base(model, weight)
+    base = base_weight(model, weight)
     added = delta(plan, tensors, site, base)
     exact, rounded = _summed(weight, base, added)
     survival, added = merged.report.survival, added.to(exact.device)
@@ -334,7 +334,7 @@ def _identity(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
-def _base(model: PreTrainedModel, weight: Weight) -> torch.Tensor:
+def base_weight(model: PreTrainedModel, weight: Weight) -> torch.Tensor:
     """Return a dense weight ``(d_out, d_in)``."""
     quantised = weight.replacement() is not None
     return weight.dense().to(_compute_dtype(model)) if quantised else weight.matrix()

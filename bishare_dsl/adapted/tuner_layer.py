@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from types import FunctionType
@@ -21,8 +21,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from bishare_dsl.adapted.adapter import Adapter, check_unscaled
-from bishare_dsl.adapted.interrupts import CHANGING, ended_by
+from bishare_dsl.adapted.adapter import Adapter, DisabledShares, check_unscaled
+from bishare_dsl.adapted.interrupts import CHANGING, ended_by, uninterrupted
 from bishare_dsl.adapted.merge import Merged
 from bishare_dsl.adapted.own_methods import BATCHING, RESIZING, TYING, put_methods
 from bishare_dsl.batched.batches import MixedBatches
@@ -33,7 +33,7 @@ from bishare_dsl.folder.fingerprint import Fingerprint, base_changes, fingerprin
 from bishare_dsl.models.hooks import FUSED_HEAD, is_partitioned, is_sharded
 from bishare_dsl.models.site import ADAPTER
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.together import name_of, plan_together, scaled_plan
+from bishare_dsl.plan.together import name_of, plan_together, share_names
 from bishare_dsl.rewrite.adapt import compile_plan, connect, place
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
@@ -173,9 +173,10 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
         """Reject copying or pickling a disabled adapter, because the copy could not be re-enabled.
 
         Raises:
-            AdapterError: it is disabled (BS626).
+            AdapterError: it, or one of its shares, is disabled (BS626).
         """
         self._require_enabled("copy the model")
+        self._require_all_shares("copy the model")
         return super().__getstate__()  # type: ignore[no-any-return, no-untyped-call]
 
     @property
@@ -422,25 +423,85 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
             raise AdapterError(codes.WRONG_SCALE(scale=scale))
         if scale == member.scale:
             return
-        if member.plan.trained:
-            path = member.plan.trained[0].parameter
-            raise AdapterError(codes.NOT_SCALED(name=adapter, path=path))
+        whole = member.saved_plan.trained
+        if whole:
+            raise AdapterError(codes.NOT_SCALED(name=adapter, path=whole[0].parameter))
         help = "leave its scale at 1, or train it with another"
         check_unscaled([member], "scale the adapter `{}`", help)
         with self._switching("scale an adapter"):
             self._require_unmerged("scale an adapter")
-            trained = member.saved_plan
-            plan = trained if scale == 1 else scaled_plan(trained, scale)
-            compiled = compile_plan(self.model, plan)
-            parts = connect(self.model, compiled, member.sources)
-            owned = replace(parts, owned=member.parts.owned)
-            changed = replace(member, plan=plan, compiled=compiled, parts=owned, scale=scale)
-            changed.trained = None if scale == 1 else trained
-            active = [changed if name == adapter else self[name] for name in self.active]
-            running = self._combine(active) if changed in active else self._running
-            vars(member).update(vars(changed))
-            if changed in active:
-                self._run(self.active, member if running is changed else running)
+            self._change([replace(member, scale=scale)])
+
+    @contextmanager
+    def disable_share(self, *shares: str, adapter: str | None = None) -> Iterator[None]:
+        """Run adapters without some of their shares inside the block; blocks may be nested.
+
+        The shares are disabled in all threads, also in mixed batches and exports. The whole adapter is saved,
+        and its tensors stay in the model. The forwards are recompiled at both ends of the block.
+
+        Args:
+            *shares: names in the spec, ``magnitude``, or ``train`` for the parameters trained in full.
+            adapter: its name; by default all active ones.
+
+        Raises:
+            AdapterError: no such adapter (BS640) or share (BS600), the model is merged (BS643, BS629) or
+                sharded (BS645), or a mixed batch is open (BS674). Inside the block, merging, unloading and
+                copying raise it (BS626).
+        """
+        members = self.members(adapter)
+        check_shares(members, shares)
+        block = DisabledShares(frozenset(shares))
+        with ended_by(lambda: self._enable_shares(members, block)):
+            with self._switching("disable a share"):
+                self._require_unmerged("disable a share")
+                self._change([replace(m, disabled=(*m.disabled, block)) for m in members])
+            yield
+
+    def _enable_shares(self, members: Sequence[Adapter], block: DisabledShares) -> None:
+        """End a block of `disable_share` in those of its adapters that are still in the model."""
+        with self._switching("enable a share"):
+            changed = []
+            for member in members:
+                if block in member.disabled and self.adapters.get(member.name) is member:
+                    open_blocks = tuple(other for other in member.disabled if other is not block)
+                    changed.append(replace(member, disabled=open_blocks))
+            self._change(changed)
+
+    def _change(self, adapters: Sequence[Adapter]) -> None:
+        """Give adapters other settings, and the plan, code and parts that follow from them.
+
+        Args:
+            adapters: copies of adapters of the model, with the new settings.
+        """
+        changed = {adapter.name: adapter for adapter in adapters}
+        for adapter in adapters:
+            whole = adapter.saved_plan
+            adapter.plan = adapter.running_plan
+            adapter.trained = None if adapter.plan is whole else whole
+            adapter.compiled = compile_plan(self.model, adapter.plan)
+            parts = connect(self.model, adapter.compiled, adapter.sources)
+            adapter.parts = replace(parts, owned=adapter.parts.owned)
+        active = [changed.get(name, self[name]) for name in self.active]
+        runs = any(adapter in active for adapter in adapters)
+        together = self._combine(active) if runs and len(active) > 1 else None
+        with uninterrupted():
+            for adapter in adapters:
+                # Others hold the record, so it stays the same object.
+                vars(self[adapter.name]).update(vars(adapter))
+            if runs:
+                self._run(self.active, together or self[self.active[0]])
+
+    def members(self, adapter: str | None = None) -> list[Adapter]:
+        """Return the adapter of a name, or all active ones.
+
+        Raises:
+            AdapterError: no such name (BS640), or none is active (BS627).
+        """
+        if adapter is not None:
+            return [self[adapter]]
+        if not self.active:
+            raise AdapterError(codes.UNLOADED())
+        return [self[name] for name in self.active]
 
     def __getitem__(self, name: str) -> Adapter:
         """Return an adapter of the model.
@@ -516,7 +577,10 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
         help = "activate it alone, with `set_adapter`"
         check_unscaled(adapters, "run the adapter `{}` together with others", help)
         plan = plan_together([adapter.plan for adapter in adapters])
-        paths = [path for trained in plan.trained for path in trained.paths]
+        paths: list[str] = []
+        for adapter in adapters:
+            for trained in adapter.saved_plan.trained:
+                paths += trained.paths
         paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
         for path in paths:
             if paths.count(path) > 1:
@@ -573,13 +637,14 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
         """Permit one thread at a time to replace the running adapter inside the block; yield the model.
 
         Raises:
-            AdapterError: the adapter was unloaded (BS627), a mixed batch is open (BS674), or the adapter is
-                disabled (BS626) and ``enabled`` is set.
+            AdapterError: the adapter was unloaded (BS627), a mixed batch is open (BS674), or the adapter or a
+                share is disabled (BS626) and ``enabled`` is set.
         """
         with CHANGING, self._mixed.closed(action) if self._mixed else nullcontext():
             model = self.model
             if enabled:
                 self._require_enabled(action)
+                self._require_all_shares(action)
             yield model
 
     def _require_enabled(self, action: str) -> None:
@@ -587,7 +652,14 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
         if self._halfway:
             raise AdapterError(codes.NOT_KEPT(action=action))
         if self.disabled:
-            raise AdapterError(codes.DISABLED(action=action))
+            raise AdapterError(codes.DISABLED(action=action, what="the adapter is"))
+
+    def _require_all_shares(self, action: str) -> None:
+        """Raise AdapterError if a block has disabled shares of an adapter (BS626)."""
+        for adapter in self.adapters.values():
+            if adapter.disabled:
+                what = f"shares of adapter `{adapter.name}` are"
+                raise AdapterError(codes.DISABLED(action=action, what=what))
 
     def _require_unmerged(self, action: str) -> None:
         """Check that the adapter is not merged, and the model not sharded.
@@ -604,6 +676,24 @@ class TunerLayer(AdapterRoot, BaseTunerLayer):
         sharded = any(is_sharded(region) for region, _ in self.parts.regions)
         if sharded or is_partitioned(first):
             raise AdapterError(codes.SHARDED(action=action))
+
+
+def check_shares(members: Sequence[Adapter], names: Iterable[str]) -> None:
+    """Check that each name is of a share in one of some adapters.
+
+    Raises:
+        AdapterError: an adapter has no such share (BS600).
+    """
+    known: set[str] = set()
+    for member in members:
+        known.update(share_names(member.saved_plan))
+    adapters = "+".join(member.name for member in members)
+    for name in names:
+        if name not in known:
+            help = nearest(name, known)
+            raise AdapterError(
+                codes.UNKNOWN_PART(adapter=adapters, what="share", name=name, help=help)
+            )
 
 
 def _check_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:

@@ -12,10 +12,17 @@ from bishare_dsl.spec.evaluate import Value
 _WORDS = {"//": "div", "%": "mod", "/": "over", "*": "times", "+": "plus", "-": "minus"}
 _WORDS |= {"==": "is", "!=": "is_not", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 
+_START = ".start"
+
 
 def start_name(name: str) -> str:
     """Name the share or tensor that subtracts initial values. A share of a spec has no dot in its name."""
-    return f"{name}.start"
+    return f"{name}{_START}"
+
+
+def share_of(name: str) -> str:
+    """Return the share of the spec that a term belongs to, which may subtract initial values."""
+    return name.removesuffix(_START)
 
 
 def key_name(per: tuple[m.Expression, ...], values: tuple[Value, ...]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from bishare_dsl.plan.in_full import TRAIN
+from bishare_dsl.plan.names import share_of
 from bishare_dsl.plan.plan import Plan, Tensor, Term, Trained
 
 
@@ -47,5 +49,25 @@ def plan_together(plans: Sequence[Plan]) -> Plan:
 def scaled_plan(plan: Plan, scale: float) -> Plan:
     """Return the plan with the scale of every term multiplied by ``scale``."""
     terms = tuple(term.model_copy(update={"scale": term.scale * scale}) for term in plan.terms)
+    return _with_terms(plan, terms, plan.trained)
+
+
+def share_names(plan: Plan) -> list[str]:
+    """Return the names of the spec's shares; ``train`` stands for the parameters trained in full."""
+    return list(dict.fromkeys(share_of(name) for name in plan.shares))
+
+
+def plan_of_shares(plan: Plan, shares: Collection[str]) -> Plan:
+    """Return the plan with the terms of some shares alone; it keeps the tensors of all.
+
+    Args:
+        plan: of one adapter.
+        shares: of its `share_names`.
+    """
+    terms = tuple(term for term in plan.terms if share_of(term.share) in shares)
+    return _with_terms(plan, terms, plan.trained if TRAIN in shares else ())
+
+
+def _with_terms(plan: Plan, terms: tuple[Term, ...], trained: tuple[Trained, ...]) -> Plan:
     fields = {name: getattr(plan, name) for name in Plan.model_fields}
-    return Plan(**fields | {"terms": terms})
+    return Plan(**fields | {"terms": terms, "trained": trained})

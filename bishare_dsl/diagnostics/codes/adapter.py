@@ -43,7 +43,7 @@ QUANTISED = Code("BS622", "{what} quantised ({found}), so that the adapter canno
 NOT_DENSE = Code("BS623", "`{path}` ({found}) offers no way to dequantise it")
 NO_WEIGHT = Code("BS624", "the weight of `{path}` is not here: {reason}")
 SHARED_WEIGHT = Code("BS625", "the weight of `{path}` is also that of `{other}`")
-DISABLED = Code("BS626", "cannot {action} while the adapter is disabled")
+DISABLED = Code("BS626", "cannot {action} while {what} disabled")
 UNLOADED = Code("BS627", "the model has no adapter of bishare, or it was taken out")
 NOT_FINITE = Code("BS628", "{action} gives values in `{path}` that are not finite")
 NOT_KEPT = Code("BS629", "cannot {action}: the base's weights were not kept")
@@ -72,6 +72,7 @@ OTHER_WEIGHTS = Code("BS699", "`{name}` comes from the base's weights, and these
 
 # Several adapters in memory -----------------------------------------------------------------------
 
+UNKNOWN_PART = Code("BS600", "adapter `{adapter}` has no {what} `{name}`")
 UNKNOWN_ADAPTER = Code("BS640", "the model has no adapter `{name}`")
 NAME_IN_USE = Code("BS641", "the model has an adapter `{name}` already")
 NO_NAME = Code("BS638", "an adapter cannot be called `{name}`: {reason}")
