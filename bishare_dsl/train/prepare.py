@@ -37,6 +37,7 @@ from bishare_dsl.train.data.encoding import Encoded, encode
 from bishare_dsl.train.data.formats import COLUMNS, split_off
 from bishare_dsl.train.data.load import Rows, load_rows
 from bishare_dsl.train.errors import TrainError, catch_refusals, translate_refusals
+from bishare_dsl.train.newcomers import decide_starts
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, argument_types
 from bishare_dsl.train.tasks import Steps, Task
@@ -55,12 +56,26 @@ With a tenth of the run instead, some runs at high learning rates diverge early
 (benchmarks/notes/2026-11-27-falling.md).
 """
 
-SEVERAL_RATE, SEVERAL_STEPS = 2e-3, 60
-"""The learning rate of several tasks, and the least steps of the largest one, unless a run says otherwise.
 
-Tasks with few examples have one step in an epoch. The best rates of libraries and of LoRAs for few examples
-were between 1e-3 and 3e-2 (benchmarks/notes/2026-11-29-few.md).
-"""
+@dataclass(frozen=True)
+class Pace:
+    """How fast several tasks train, unless a run says otherwise.
+
+    Tasks with few examples have one step in an epoch.
+
+    Attributes:
+        rate: the learning rate.
+        steps: the least steps of the largest task.
+    """
+
+    rate: float
+    steps: int
+
+
+LORA_PACE = Pace(rate=2e-3, steps=60)
+"""Of tasks that share nothing: a higher rate is for the few numbers that a task of a library owns."""
+LIBRARY_PACE = Pace(rate=1e-2, steps=80)
+"""Of a library: members and newcomers learn more than at 3e-3 (benchmarks/notes/2026-12-03-groups.md)."""
 
 DEFAULTS: Mapping[str, Any] = {
     # The paper's values, with transformers' AdamW.
@@ -124,10 +139,7 @@ def prepare(
         FileNotFoundError: there is no such spec.
     """
     evaluates = request.eval_data is not None or request.eval_split is not None
-    arguments = request.arguments
-    if request.several:
-        arguments = {"learning_rate": SEVERAL_RATE, **arguments}
-    args = training_arguments(arguments, str(request.output_dir), evaluates=evaluates)
+    args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
         reporter.silence()
     args.disable_tqdm = reporter.quiet
@@ -137,6 +149,9 @@ def prepare(
     base: Any = resolve(request.model) if isinstance(request.model, str) else request.model
     trainable = find_trainable(request, base, reporter)
     places = check_several(request, args, trainable.plan) if request.several else {}
+    pace = LIBRARY_PACE if request.makes_library(trainable.plan) else LORA_PACE
+    if request.several and "learning_rate" not in request.arguments:
+        args.learning_rate = pace.rate
     if tokenizer is None and isinstance(base, Source):
         tokenizer = load_tokenizer(base)
     if tokenizer is None or isinstance(tokenizer, str):
@@ -147,7 +162,8 @@ def prepare(
     if request.resume is not None:
         check_resumed(request.resume, record)
         reporter.note(f"going on from {request.resume.name}")
-    steps = _steps(request, args, Collator.of(tokenizer), tasks)
+    tasks = decide_starts(request, tasks)
+    steps = _steps(request, args, Collator.of(tokenizer), tasks, pace)
     # A trainer changes the arguments.
     warm = partial(warm_up, args, request.arguments)
     reporter.note(_steps_line(request, steps, args.learning_rate, trainable.plan))
@@ -178,14 +194,14 @@ def _record(request: Request, trainable: Trainable, tasks: list[Task]) -> dict[s
 
 
 def _steps(
-    request: Request, args: TrainingArguments, collator: Collator, tasks: list[Task]
+    request: Request, args: TrainingArguments, collator: Collator, tasks: list[Task], pace: Pace
 ) -> Steps:
-    """Count the steps of a run: of several tasks, the largest one has `SEVERAL_STEPS` at least."""
+    """Count the steps of a run: of several tasks that train, the largest one has those of the pace."""
     batch = effective_batch(args)
     epochs = args.num_train_epochs
     if request.several and "num_train_epochs" not in request.arguments:
-        largest = max(len(task.examples) for task in tasks)
-        epochs = max(1, ceil(SEVERAL_STEPS / ceil(largest / batch)))
+        sizes = [len(task.examples) for task in tasks if task.trains]
+        epochs = max(1, ceil(pace.steps / ceil(max(sizes, default=1) / batch)))
     return Steps(
         tasks=tasks,
         collator=collator,
@@ -201,7 +217,14 @@ def _steps_line(request: Request, steps: Steps, rate: float, plan: Plan) -> str:
     count = len(steps)
     text = f"{count:,} step{'' if count == 1 else 's'} of {steps.batch:,} examples"
     if request.several:
+        left = sum(not task.trains for task in steps.tasks)
         adapters = f"adapters: {len(steps.tasks)} (`--together` trains one on all)"
+        if left:
+            adapters += (
+                f", {left} of them sums of members that do not train: `--max_steps` trains them"
+            )
+        if left == len(steps.tasks):
+            return adapters
         return f"{adapters}; {text} of each, {steps.at_once} rows at once, learning rate {rate:g}"
     if plan.is_library:
         text += "; one adapter and no library, which takes several `--data`"

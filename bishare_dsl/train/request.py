@@ -86,7 +86,8 @@ class Settings(BaseModel):
     """DIR: Add adapters to a library; the tensors that its adapters share stay frozen."""
     start: Literal["zero", "mixture"] | None = None
     """zero|mixture: Where new adapters of a library start: at zero, or at a sum of its members, weighted by
-    their losses; by default at a sum if there are three members. --max_steps 0 does not train."""
+    their losses. By default, with fewer than 16 examples and three members, it is that sum, untrained;
+    otherwise it starts at zero. --max_steps 0 does not train."""
     eval_data: str | None = None
     """FILE: Held-out examples, to evaluate on during training."""
     eval_split: float | None = Field(default=None, gt=0)

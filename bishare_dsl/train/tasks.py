@@ -29,6 +29,8 @@ class Task:
         order: the seed for shuffling the examples.
         data: reports on the rows, by ``"train"`` and ``"eval"``.
         start: the members that it starts from; None if it starts from zero.
+        begins: where it starts, as ``--start`` says it.
+        trains: whether it trains; a sum of members may stay as it is.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Task:
     order: int = 0
     data: Mapping[str, DataReport] = field(default_factory=dict)
     start: str | None = None
+    begins: str = "zero"
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
+        if not task.trains:
+            return 0
         if self.most is not None:
             return self.most
         return ceil(self.epochs * ceil(len(task.examples) / self.batch))

@@ -28,8 +28,9 @@ from bishare_dsl.folder.files import names_in, read_members
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.train.data.batches import IGNORED, Collator, Example
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import LIBRARY, record_of
+from bishare_dsl.train.folder import LIBRARY
 from bishare_dsl.train.many.adapters import TaskAdapters
+from bishare_dsl.train.newcomers import LEAST_MEMBERS
 from bishare_dsl.train.prepare import Prepared
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.tasks import MicroBatch, Steps, Task, cut
@@ -40,8 +41,6 @@ TOKENS = 4096
 """The largest number of tokens in one forward."""
 SHARPNESS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, math.inf)
 """Candidates, from the mean of all members to the nearest one."""
-LEAST_MEMBERS = 3
-"""A library with so many members has a record, and by default new tasks start from them."""
 WEIGHING = 8
 """Examples of a left-out member that weigh the others, at most."""
 LEFT_OUT = 16
@@ -341,45 +340,24 @@ class Members:
 
 
 def start_tasks(prepared: Prepared, adapters: TaskAdapters, reporter: Reporter) -> None:
-    """Start new tasks of a library from its members, unless the request says zero.
+    """Start new tasks of a library from its members, if that is decided.
 
     Raises:
-        TrainError: no member has a finite loss, or 0.5 left tasks of the checkpoint untrained (BS732).
+        TrainError: no member has a finite loss (BS732).
     """
     request = prepared.request
     tasks = prepared.steps.tasks
-    if request.resume is not None:  # The checkpoint has their values.
-        texts = _starts_in(request.resume, len(tasks))
-        tasks[:] = [replace(task, start=text) for task, text in zip(tasks, texts, strict=True)]
-        return
-    if request.library is None:
+    if request.library is None or request.resume is not None:  # The checkpoint has the values.
         return
     library = Path(request.library)
-    start = request.start
-    if start is None:
-        start = "mixture" if len(names_in(library)) >= LEAST_MEMBERS else "zero"
-    if start == "mixture":
-        values, text = Members(adapters, library, tasks).mixtures(reporter)
-        adapters.bank.own.data[:] = values
-        tasks[:] = [replace(task, start=text) for task in tasks]
-
-
-def _starts_in(checkpoint: Path, count: int) -> list[str | None]:
-    """Return what a checkpoint records of the starts of its tasks.
-
-    Raises:
-        TrainError: 0.5 left a task untrained, which later versions do not (BS732).
-    """
-    texts = list[str | None]()
-    for start in record_of(checkpoint).get("starts", [None] * count):
-        if isinstance(start, list):  # Of 0.5: with a number of steps.
-            start, steps = start
-            if steps is not None:
-                reason = "bishare 0.5 left tasks of the checkpoint untrained (`--start auto`)"
-                help = "start a new run with all arguments, in another `--output_dir`"
-                raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
-        texts.append(start)
-    return texts
+    indices = [index for index, task in enumerate(tasks) if task.begins == "mixture"]
+    if not indices:
+        return
+    members = Members(adapters, library, [tasks[index] for index in indices])
+    values, text = members.mixtures(reporter)
+    adapters.bank.own.data[indices] = values
+    for index in indices:
+        tasks[index] = replace(tasks[index], start=text)
 
 
 def record_starts(prepared: Prepared, adapters: TaskAdapters, cached: bool) -> None:

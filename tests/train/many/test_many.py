@@ -60,10 +60,13 @@ def test_each_task_is_as_if_it_were_trained_alone(tasks, tmp_path, recwarn):
     assert not [warning for warning in recwarn if "BS873" in str(warning.message)]
 
 
-def test_by_default_the_largest_task_has_sixty_steps_and_the_loss_falls(tasks, tmp_path, capsys):
+@pytest.mark.parametrize(("spec", "steps", "rate"), [(LIBRARY, 80, 0.01), (PLAIN, 60, 0.002)])
+def test_by_default_the_largest_task_has_many_steps_and_the_loss_falls(
+    tasks, tmp_path, capsys, spec, steps, rate
+):
     """One epoch of small tasks is one step, and at the rate of one large task it moves nothing."""
     made = train(
-        LIBRARY,
+        spec,
         tiny_model("llama"),
         tasks,
         tmp_path / "out",
@@ -71,9 +74,9 @@ def test_by_default_the_largest_task_has_sixty_steps_and_the_loss_falls(tasks, t
         max_length=32,
         save_strategy="no",
     )
-    assert [task.steps for task in made.tasks] == [60, 60]
+    assert [task.steps for task in made.tasks] == [steps, steps]
     assert made.loss_last < 0.99 * made.loss_first
-    assert "learning rate 0.002" in capsys.readouterr().err
+    assert f"learning rate {rate:g}" in capsys.readouterr().err
     assert "did not fall" not in str(made)
     asked = {"num_train_epochs": 1, "learning_rate": 1e-4, "per_device_train_batch_size": 4}
     still = start(LIBRARY, tasks, tmp_path / "still", gradient_accumulation_steps=16, **asked)

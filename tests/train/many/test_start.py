@@ -13,7 +13,7 @@ from bishare_dsl.folder.contents import own_file
 from bishare_dsl.folder.files import add_to_library, names_in, read_adapter, save_library
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.train import TrainError, train
+from bishare_dsl.train import TrainError, newcomers, train
 from bishare_dsl.train.many import start as start_module
 from bishare_dsl.train.many.adapters import TaskAdapters
 from bishare_dsl.train.many.start import (
@@ -158,11 +158,36 @@ def test_without_a_finite_member_zero_is_the_remedy(library, tmp_path, recorded)
     assert task.start is None
 
 
-def test_by_default_new_tasks_start_from_three_members(library, recorded, tmp_path):
+def test_by_default_few_examples_take_the_sum_and_more_train_from_zero(
+    library, recorded, tmp_path, capsys
+):
     recorded(Record(sharpness=1.0).model_dump_json())
-    (task,) = added(library, tmp_path / "out", None, max_steps=2).tasks
-    assert task.start == "mixture of 3 members, sharpness 1"
-    assert task.steps == 2
+    data = {f"new-{n}": rows(tmp_path / f"{n}.jsonl", 45, n, 5) for n in (15, 16)}
+    how = {**HOW, "quiet": False}
+    result = train(None, tiny_model("llama"), data, tmp_path / "out", library=str(library), **how)
+    few, more = result.tasks
+    assert (few.start, few.steps) == ("mixture of 3 members, sharpness 1", 0)
+    assert (more.start, more.steps) == (None, 80)
+    said = capsys.readouterr().err
+    assert "1 of them sums of members that do not train: `--max_steps` trains them" in said
+    # The sum is what `--start mixture` gives, and the other task has not moved it.
+    alone = {"new-15": data["new-15"]}
+    how = {"library": str(library), "start": "mixture", "max_steps": 0}
+    train(None, tiny_model("llama"), alone, tmp_path / "alone", **how, **HOW)
+    expected = own(tmp_path / "alone" / "library", "new-15")
+    for key, tensor in own(tmp_path / "out" / "library", "new-15").items():
+        torch.testing.assert_close(tensor, expected[key])
+
+
+def test_steps_that_are_asked_for_train_the_sum(library, recorded, tmp_path):
+    recorded(Record(sharpness=1.0).model_dump_json())
+    for how in ({"max_steps": 2}, {"num_train_epochs": 2}):
+        folder = tmp_path / next(iter(how))
+        model = tiny_model("llama")
+        tasks = {"new": rows(folder.with_suffix(".jsonl"), 45, 8, 5)}
+        (task,) = train(None, model, tasks, folder, library=str(library), **how, **HOW).tasks
+        assert task.start == "mixture of 3 members, sharpness 1"
+        assert task.steps == 2
     (task,) = added(library, tmp_path / "zero", "zero", max_steps=2).tasks
     assert task.start is None
 
@@ -258,7 +283,7 @@ def test_a_resumed_run_keeps_the_starts_that_it_began_with(library, tmp_path, st
 def test_a_checkpoint_of_05_is_resumed_unless_it_left_tasks_untrained(
     library, tmp_path, steps, monkeypatch
 ):
-    monkeypatch.setattr(start_module, "record_of", lambda _: {"starts": [["mean of 3", steps]]})
+    monkeypatch.setattr(newcomers, "record_of", lambda _: {"starts": [["mean of 3", steps]]})
     added(library, tmp_path / "out", "zero", max_steps=2)
     how = {"model": tiny_model("llama"), "resume": tmp_path / "out", "max_steps": 3, **HOW}
     if steps is None:
