@@ -78,8 +78,8 @@ def _by_rank(share: m.Share, fact: UnequalPool, question: Question) -> Iterator[
     """Yield remedies for ranks that vary: a key that tells them apart, or a share for the rest."""
     rank = share.rank
     told: list[m.Expression] = [one.condition for _, one in parts_of(rank, m.If)]
-    if isinstance(rank, m.RankMatch):
-        told += [m.Member(value=rank.subject, among=arm.values) for arm in rank.arms]
+    for _, cases in parts_of(rank, m.Cases):
+        told += [m.Member(value=cases.subject, among=arm.values) for arm in cases.arms]
     told += [part for _, part in parts_of(rank, m.Ref)]
     binary = [part for _, part in parts_of(rank, m.Binary)]
     told += reversed(binary)

@@ -36,7 +36,7 @@ CONTEXTUAL = frozenset({"as", "between", "is", "then", "."})
 """Words and signs that the parser reads as such where they can stand, and as a name elsewhere."""
 
 OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
-OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
+OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO", "POWER"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 MAGNITUDE_KINDS = frozenset({"WHERE", "PER", "INIT", "START", "PLAIN"})
 CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B")) - {"PLAIN"}
@@ -177,7 +177,7 @@ def expected(kinds: Collection[str]) -> str:
         left.discard("LPAR")
     described = [text for kinds, text in _VALUES.items() if left.issuperset(kinds)][:1]
     if described:
-        left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT"}
+        left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT", "MATCH"}
         left -= {word.upper() for word in IN_EXPRESSIONS}
     if "WHERE" in left:
         whose = "the share (such as `per` or `rank`)" if "RANK" in kinds else "`magnitude`"

@@ -24,7 +24,7 @@ _FIELDS = {
     "let": ("name", "selection"),
     "selection": ("include", "exclude"),
     "applied": ("transform", "options"),
-    "arm": ("values", "rank"),
+    "arm": ("values", "result"),
     "otherwise": ("otherwise",),
     "range": ("first", "last"),
     "range_from": ("first",),
@@ -34,7 +34,7 @@ _FIELDS = {
     "call": ("function", "arguments"),
     "member": ("value", "among"),
     "negation": ("negated",),
-    **dict.fromkeys(("compare", "sum", "product"), ("left", "op", "right")),
+    **dict.fromkeys(("compare", "sum", "product", "power"), ("left", "op", "right")),
 }
 _LISTS = (
     *("key", "model", "freeze", "include", "exclude", "values", "set", "single", "arguments"),

@@ -45,12 +45,11 @@ MAX_PROBLEMS = 100
 # Rules of expressions, which nest.
 _NESTING_RULES = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
-    *("call", "match", "word", "number", "minus", "choice"),
+    *("call", "match", "word", "number", "minus", "choice", "power", "arms"),
 )
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
-_AWAIT_VALUE = frozenset(
-    ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
-)
+_AWAIT_VALUE = frozenset({"LPAR", "COMMA", "EQUAL", "COLON"})
+_AWAIT_VALUE |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO", "POWER"}
 
 # After these a name in quotes is a condition.
 _AWAIT_CONDITION = frozenset(["TARGET", "WHERE", "COMMA", "EXCEPT", "AND", "OR", "NOT"])

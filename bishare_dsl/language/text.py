@@ -15,7 +15,7 @@ from bishare_dsl.language.grammar import CLAUSES, IN_EXPRESSIONS, is_keyword
 from bishare_dsl.language.read import parse_spec
 from bishare_dsl.spec.walk import parts_of
 
-_IF, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(8)
+_IF, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _SIGNED, _POWER, _ATOM = range(10)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -145,10 +145,6 @@ def _said(word: str, value: Any) -> str:
             return "nonzero"
         case m.Selection():
             return _selection(value)
-        case m.RankMatch(subject=subject, arms=arms, otherwise=otherwise):
-            cases = [f"{_list(arm.values)}: {_text(arm.rank)}" for arm in arms]
-            cases += [] if otherwise is None else [f"else: {_text(otherwise)}"]
-            return f"match {_text(subject)} {{ {'; '.join(cases)} }}"
         case m.Via() | m.Places():
             return via_text(value)
         case dict():
@@ -185,7 +181,8 @@ def expression_text(node: m.Expression) -> str:
 def _written(node: m.Range | m.Expression) -> tuple[str, int]:
     match node:
         case int() | float():
-            return repr(node), _ATOM
+            text = repr(node)
+            return text, _SIGNED if text.startswith("-") else _ATOM
         case m.Ref(ref=name):
             return (name if name in IN_EXPRESSIONS else spelled_name(name)), _ATOM
         case m.Match(attribute=attribute, pattern=pattern):
@@ -195,7 +192,9 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
             return f"{function}({', '.join(map(_text, arguments))})", _ATOM
         case m.Binary(op=op, left=left, right=right):
             if (op, left) == ("-", 0) and not isinstance(right, int | float):
-                return f"-{_text(right, _ATOM)}", _ATOM
+                return f"-{_text(right, _SIGNED)}", _SIGNED
+            if op == "**":
+                return f"{_text(left, _ATOM)} ** {_text(right, _SIGNED)}", _POWER
             level = _SUM if op in ("+", "-") else _PRODUCT
             return f"{_text(left, level)} {op} {_text(right, level + 1)}", level
         case m.Compare(op=op, left=left, right=right):
@@ -206,6 +205,11 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
         case m.If(then=then, condition=condition, otherwise=otherwise):
             chosen = f"{_text(then, _OR)} if {_text(condition, _OR)}"
             return f"{chosen} else {_text(otherwise)}", _IF
+        case m.Cases(subject=subject, arms=arms, otherwise=otherwise):
+            cases = [f"{_list(arm.values)}: {_text(arm.result)}" for arm in arms]
+            if otherwise is not None:
+                cases.append(f"else: {_text(otherwise)}")
+            return f"match {_text(subject)} {{ {'; '.join(cases)} }}", _ATOM
         case m.Member(value=value, among=(m.Range(last=last) as only,)) if last is not None:
             return f"{_text(value, _SUM)} in {_text(only)}", _COMPARISON
         case m.Member(value=value, among=among):

@@ -537,22 +537,21 @@ class _SharePlan:
         Raises:
             EvaluationError: the rank has no value at a site.
         """
-        match = self.share.rank
-        idle = [*self._idle_arms(match, covered)] if isinstance(match, m.RankMatch) else []
+        idle = list(self._idle_arms(covered))
         self.spec_settings.add(idle)
         ranks: dict[str, int] = {}
-        for group in self.sites.site_sets.groups(match, "number", covered):
+        for group in self.sites.site_sets.groups(self.share.rank, "number", covered):
             rank = self._rank(self.sites.site_sets.scopes[group[0]])
             ranks |= {self.sites.sites[i].path: rank for i in group}
         return {} if idle else ranks
 
-    def _idle_arms(self, match: m.RankMatch, covered: Set[int]) -> Iterator[Problem]:
+    def _idle_arms(self, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
-        for mention in mentions(match, "number", (*self.loc, "rank")):
-            if mention.purpose != "arm":
+        for mention in mentions(self.share, loc=self.loc):
+            subject, value, loc = mention.compared_with, mention.part, mention.loc
+            if mention.purpose != "arm" or mention.domain != "share" or subject is None:
                 continue
-            value, loc = mention.part, mention.loc
-            for problem in self.sites.vocabulary.item_problems(match.subject, value, loc, covered):
+            for problem in self.sites.vocabulary.item_problems(subject, value, loc, covered):
                 what = f"`{value.ref}`" if isinstance(value, m.Ref) else "this"
                 yield codes.ARM_NOTHING(
                     value=what, share=self.share.name, loc=loc, fact=problem.fact
@@ -560,19 +559,7 @@ class _SharePlan:
 
     def _rank(self, scope: Scope) -> int:
         """Return the rank of the share at one site."""
-        loc: Loc = (*self.loc, "rank")
-        rank = self.share.rank
-        if isinstance(rank, m.RankMatch):
-            subject = scope.value(rank.subject, (*loc, "subject"))
-            for i, arm in enumerate(rank.arms):
-                if any(scope.includes(v, subject, rank.subject, loc) for v in arm.values):
-                    rank, loc = arm.rank, (*loc, "arms", i, "rank")
-                    break
-            else:
-                if rank.otherwise is None:
-                    raise EvaluationError(codes.NO_ARM(site=scope.values["path"], loc=loc))
-                rank, loc = rank.otherwise, (*loc, "otherwise")
-        return rank_of(rank, scope, loc)
+        return rank_of(self.share.rank, scope, (*self.loc, "rank"))
 
     def _review(self, rank: int, transform: Transform, widths: Sequence[Width]) -> None:
         """Collect the transform's warnings, and warn of ranks that the shapes do not allow."""

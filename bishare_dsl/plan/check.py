@@ -15,7 +15,7 @@ from bishare_dsl.plan.settings import SpecSettings, check_names
 from bishare_dsl.spec import meant
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.facts import Difference, Fault, NotWhole, ReversedRange, UnknownName
-from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
+from bishare_dsl.spec.walk import mentions, names_read, reads_param, refs
 from bishare_dsl.transforms import PLAIN, transform_kind
 
 
@@ -30,6 +30,7 @@ def check(spec_settings: SpecSettings) -> None:
     """Find every problem of a spec that does not depend on a model."""
     spec = spec_settings.spec
     named = chain(_names(spec), _unused(spec_settings), _ranges(spec_settings), _keys(spec))
+    named = chain(named, _cases(spec_settings))
     meanings = chain(meant.lists(spec), meant.layers(spec, spec_settings.mentions))
     spec_settings.add(chain(named, meanings, _params(spec, spec_settings.params)))
     for index, share in enumerate(spec.shares):
@@ -42,6 +43,8 @@ def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     Raises:
         EvaluationError: the expression has no value, or a value that is not a rank (BS211).
     """
+    while isinstance(rank, m.Cases):
+        rank, loc = scope.result(rank, loc)
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
         what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
@@ -171,6 +174,14 @@ def _ranges(spec_settings: SpecSettings) -> Iterator[Problem]:
                     yield codes.NO_VALUE(why="it is a difference", loc=loc, fact=fact)
 
 
+def _cases(spec_settings: SpecSettings) -> Iterator[Problem]:
+    """Find matches without an `else` where no arm may be missing."""
+    for mention in spec_settings.mentions:
+        is_rank = mention.loc[::2] == ("shares", "rank")
+        if isinstance(mention.part, m.Cases) and mention.part.otherwise is None and not is_rank:
+            yield codes.NO_ELSE(loc=mention.loc)
+
+
 def empty_range(first: float, last: float, loc: Loc) -> Problem:
     """Return the problem of a range with reversed ends."""
     return codes.EMPTY_RANGE(first=first, last=last, loc=loc, fact=ReversedRange(first, last))
@@ -206,8 +217,8 @@ def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[
         why = "one tensor in two places is not built yet"
         yield codes.NO_REFERENCE(role=role, share=share.name, why=why, loc=place)
     loc: Loc = ("shares", index, "rank")
-    if isinstance(share.rank, m.RankMatch):
-        arms = [(arm.rank, (*loc, "arms", i, "rank")) for i, arm in enumerate(share.rank.arms)]
+    if isinstance(share.rank, m.Cases):
+        arms = [(arm.result, (*loc, "arms", i, "result")) for i, arm in enumerate(share.rank.arms)]
         if share.rank.otherwise is not None:
             arms.append((share.rank.otherwise, (*loc, "otherwise")))
     else:
@@ -215,7 +226,7 @@ def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[
     scope = Scope(spec_settings.params)
     for rank, place in arms:
         lets = {let.name for let in spec_settings.spec.lets}
-        chosen = any(True for _ in parts_of(rank, m.If))
+        chosen = any(isinstance(part, m.If | m.Cases) for _, part, *_ in mentions(rank, "number"))
         if chosen or any(ref.ref in {*m.ATTRIBUTES, *lets} for _, ref in refs(rank)):
             continue  # Depends on the site: planning reports it.
         try:

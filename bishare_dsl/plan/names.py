@@ -10,7 +10,7 @@ from bishare_dsl.models.site import block_of
 from bishare_dsl.spec.evaluate import Value
 
 _WORDS = {"//": "div", "%": "mod", "/": "over", "*": "times", "+": "plus", "-": "minus"}
-_WORDS |= {"==": "is", "!=": "is_not", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
+_WORDS |= {"**": "to_the", "==": "is", "!=": "is_not", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 
 _START = ".start"
 
@@ -58,6 +58,13 @@ def _slug(part: m.Expression | m.Range) -> str:
             return "_to".join(ends).strip("_")
         case m.If(then=chosen, condition=condition, otherwise=otherwise):
             return f"{_slug(chosen)}_if_{_slug(condition)}_else_{_slug(otherwise)}"
+        case m.Cases(subject=subject, arms=arms, otherwise=otherwise):
+            parts = ["match", _slug(subject)]
+            for arm in arms:
+                parts += [*map(_slug, arm.values), _slug(arm.result)]
+            if otherwise is not None:
+                parts += ["else", _slug(otherwise)]
+            return "_".join(parts)
         case m.Match(attribute=attribute, pattern=pattern):
             return f"{attribute}_{_plain(pattern)}"
         case m.Member(value=value, among=among):

@@ -132,7 +132,9 @@ class Vocabulary(Record):
                 yield self._no_such_name(name, loc)
             case "side", m.Ref() if not self._is_known(part.ref):
                 yield from self._in_comparison(part, beside, loc)
-            case "item", _ if beside is not None:
+            case "item" | "arm", _ if beside is not None:
+                if mention.purpose == "arm" and mention.domain == "share":
+                    return  # Planning a share compares the arms with its own modules.
                 if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
                     yield from self.item_problems(beside, part, loc)
 

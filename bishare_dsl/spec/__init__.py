@@ -3,8 +3,10 @@
 from bishare_dsl.spec.expression import ATTRIBUTES as ATTRIBUTES
 from bishare_dsl.spec.expression import EACH_ADAPTER as EACH_ADAPTER
 from bishare_dsl.spec.expression import And as And
+from bishare_dsl.spec.expression import Arm as Arm
 from bishare_dsl.spec.expression import Binary as Binary
 from bishare_dsl.spec.expression import Call as Call
+from bishare_dsl.spec.expression import Cases as Cases
 from bishare_dsl.spec.expression import Compare as Compare
 from bishare_dsl.spec.expression import Expression as Expression
 from bishare_dsl.spec.expression import If as If
@@ -18,14 +20,12 @@ from bishare_dsl.spec.expression import Selection as Selection
 from bishare_dsl.spec.expression import globs_of as globs_of
 from bishare_dsl.spec.spec import MAGNITUDE as MAGNITUDE
 from bishare_dsl.spec.spec import SINGULAR as SINGULAR
-from bishare_dsl.spec.spec import Arm as Arm
 from bishare_dsl.spec.spec import Gain as Gain
 from bishare_dsl.spec.spec import Initial as Initial
 from bishare_dsl.spec.spec import Let as Let
 from bishare_dsl.spec.spec import Param as Param
 from bishare_dsl.spec.spec import Params as Params
 from bishare_dsl.spec.spec import Places as Places
-from bishare_dsl.spec.spec import RankMatch as RankMatch
 from bishare_dsl.spec.spec import Reference as Reference
 from bishare_dsl.spec.spec import Settings as Settings
 from bishare_dsl.spec.spec import Share as Share

@@ -13,6 +13,7 @@ from typing import Any
 
 from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.diagnostics.codes.plan import NO_ARM
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.spec import expression as m
 from bishare_dsl.spec.facts import Fault, NamesWithSign, NotANumber, UnknownName, WordsOrdered
@@ -26,6 +27,7 @@ _OPERATORS: dict[str, Callable[[float, float], Any]] = {
     "/": operator.truediv,
     "//": operator.floordiv,
     "%": operator.mod,
+    "**": lambda base, exponent: _power(base, exponent),
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -89,6 +91,8 @@ class Scope(Record):
             case m.Binary(op=op, left=left, right=right):
                 lhs = self.number(left, (*loc, "left"))
                 rhs = self.number(right, (*loc, "right"))
+                if op == "**" and lhs < 0 and rhs != int(rhs):
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"{lhs} has no root"))
                 try:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except ZeroDivisionError as error:
@@ -105,6 +109,8 @@ class Scope(Record):
                 if self.holds(condition, (*loc, "condition")):
                     return self.value(then, (*loc, "then"))
                 return self.value(otherwise, (*loc, "otherwise"))
+            case m.Cases():
+                return self.value(*self.result(expression, loc))
             case _:
                 return self.holds(expression, loc)
 
@@ -116,6 +122,8 @@ class Scope(Record):
         """
         if type(expression) is int:
             return _bounded(expression, loc)
+        if isinstance(expression, m.Cases):
+            return self.number(*self.result(expression, loc))
         value = self.value(expression, loc)
         # Arithmetic may use a condition: `8 * (layer > 15)`.
         if isinstance(value, bool) and (
@@ -130,6 +138,22 @@ class Scope(Record):
             fact = NotANumber(str(value))
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact))
         return value
+
+    def result(self, cases: m.Cases, loc: Loc = ()) -> tuple[m.Expression, Loc]:
+        """Return the expression that a match chooses, and its location.
+
+        Raises:
+            EvaluationError: no arm has the value, and there is no ``else`` (BS307); or see `value`.
+        """
+        subject = self.value(cases.subject, (*loc, "subject"))
+        for i, arm in enumerate(cases.arms):
+            place: Loc = (*loc, "arms", i)
+            for j, item in enumerate(arm.values):
+                if self.includes(item, subject, cases.subject, (*place, "values", j)):
+                    return arm.result, (*place, "result")
+        if cases.otherwise is None:
+            raise EvaluationError(NO_ARM(site=self.values.get("path", subject), loc=loc))
+        return cases.otherwise, (*loc, "otherwise")
 
     def _no_number(self, name: str, loc: Loc) -> Problem:
         """Return the problem of a name that stands for no number."""
@@ -176,6 +200,8 @@ class Scope(Record):
                 if self.holds(condition, (*loc, "condition")):
                     return self.holds(chosen, (*loc, "then"))
                 return self.holds(otherwise, (*loc, "otherwise"))
+            case m.Cases():
+                return self.holds(*self.result(predicate, loc))
             case _:
                 if names := _names(predicate):
                     raise EvaluationError(self._a_list(predicate, names, loc))
@@ -257,6 +283,14 @@ def _names(part: m.Expression) -> list[str]:
 
 def _is_layer(part: m.Expression) -> bool:
     return isinstance(part, m.Ref) and part.ref == "layer"
+
+
+def _power(base: float, exponent: float) -> float:
+    """Raise a number to a power. A power that no float can hold is infinite, and is not computed."""
+    if base != 0 and abs(exponent * math.log2(abs(base))) > 1000:
+        return math.inf
+    result: float = base**exponent
+    return result
 
 
 def _bounded(number: float, loc: Loc) -> int | float:

@@ -60,9 +60,9 @@ class Ref(Node):
 
 
 class Binary(Node):
-    """Arithmetic: ``left op right``, with ``//`` and ``%`` as in Python."""
+    """Arithmetic: ``left op right``, with ``//``, ``%`` and ``**`` as in Python."""
 
-    op: Literal["+", "-", "*", "/", "//", "%"]
+    op: Literal["+", "-", "*", "/", "//", "%", "**"]
     left: Expression
     right: Expression
 
@@ -105,6 +105,24 @@ class If(Node):
     then: Expression
     condition: Expression
     otherwise: Expression
+
+
+class Arm(Node):
+    """``q_proj, k_proj: 4`` in a match. A value is a word, a number or a range."""
+
+    values: tuple[Range | Expression, ...]
+    result: Expression
+
+
+class Cases(Node):
+    """``match kind { q_proj, k_proj: 4; else: 2 }``: the first arm with a matching value decides.
+
+    Only a rank may lack an ``else``.
+    """
+
+    subject: Expression
+    arms: tuple[Arm, ...]
+    otherwise: Expression | None = None
 
 
 class Match(Node):
@@ -185,7 +203,8 @@ Expression = TypeAliasType(
         | And
         | Or
         | Not
-        | If,
+        | If
+        | Cases,
         BeforeValidator(_word),
     ],
 )

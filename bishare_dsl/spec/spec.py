@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
-from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
+from bishare_dsl.spec.expression import Expression, Node, Number, Ref, Selection
 from bishare_dsl.spec.facts import UnknownName
 
 Singular = Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"]
@@ -60,21 +60,6 @@ class Let(Node):
 
     name: str
     selection: Selection
-
-
-class Arm(Node):
-    """``q_proj, k_proj: 4`` in a rank match. A value is a word, a number or a range."""
-
-    values: tuple[Range | Expression, ...]
-    rank: Expression
-
-
-class RankMatch(Node):
-    """``rank match kind { q_proj, k_proj: 4; else: 2 }``: the first matching arm decides the rank."""
-
-    subject: Expression
-    arms: tuple[Arm, ...]
-    otherwise: Expression | None = None
 
 
 class Step(Node):
@@ -183,7 +168,7 @@ class Share(Settings):
     name: str
     per: Key | None = None
     keys: dict[str, Key] = {}
-    rank: RankMatch | Expression
+    rank: Expression
     where: Selection | None = None
     references: dict[str, Reference] = {}
     via: Via | Places | None = None

@@ -14,7 +14,6 @@ from bishare_dsl.spec.spec import (
     Gain,
     Let,
     Param,
-    RankMatch,
     Reference,
     Settings,
     Share,
@@ -50,7 +49,7 @@ class Mention(NamedTuple):
     compared_with: m.Expression | None = None
 
 
-# The purpose of each field with expressions. `_add` handles `If` and rank matches.
+# The purpose of each field with expressions. `_add` handles `If` and `Cases`.
 _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
@@ -92,7 +91,7 @@ _DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
     (Share, "rank"): "share",
 }
 _PREDICATES = (m.Match, m.Member, m.Compare, m.And, m.Or, m.Not)
-_EXPRESSIONS = (*_PREDICATES, m.Ref, m.Binary, m.Call, m.Range, m.If, int, float)
+_EXPRESSIONS = (*_PREDICATES, m.Ref, m.Binary, m.Call, m.Range, m.If, m.Cases, int, float)
 _Part = TypeVar("_Part", bound=BaseModel)
 
 
@@ -138,15 +137,15 @@ def _add(
         _add(found, part.condition, "condition", (*loc, "condition"), domain)
         _add(found, part.then, purpose, (*loc, "then"), domain)
         _add(found, part.otherwise, purpose, (*loc, "otherwise"), domain)
-    elif isinstance(part, RankMatch):
+    elif isinstance(part, m.Cases):
         _add(found, part.subject, "subject", (*loc, "subject"), domain)
         for i, arm in enumerate(part.arms):
             at = (*loc, "arms", i)
             _add(found, arm.values, "arm", (*at, "values"), domain, part.subject)
-            _add(found, arm.rank, "number", (*at, "rank"), domain)
+            _add(found, arm.result, purpose, (*at, "result"), domain)
         if part.otherwise is not None:
             at = (*loc, "otherwise")
-            _add(found, part.otherwise, "number", at, domain)
+            _add(found, part.otherwise, purpose, at, domain)
     elif isinstance(part, BaseModel):
         for name, field_purpose, whose in _fields(type(part)):
             value = getattr(part, name)

@@ -52,7 +52,7 @@ def test_what_pydantic_refuses_is_told_at_its_place():
     spec, where = read(TEXT)
     data = spec.model_dump()
     data["params"][0]["value"] = float("inf")
-    data["shares"][0]["per"][0]["op"] = "**"
+    data["shares"][0]["per"][0]["op"] = "^"
     with pytest.raises(SpecError) as caught:
         validated(data, where)
     found = {problem.loc: problem.code for problem in caught.value.problems}

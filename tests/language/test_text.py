@@ -44,8 +44,8 @@ def test_every_clause_is_said():
         spec(keys={"A": (m.Not(negated=m.And(all_of=())),)}),
         spec(where=m.Selection(include=())),
         spec(per=(m.Member(value="layer", among=()),)),
-        spec(rank=m.RankMatch(subject="kind", arms=())),
-        spec(rank=m.RankMatch(subject="kind", arms=(m.Arm(values=(), rank=1),), otherwise=1)),
+        spec(rank=m.Cases(subject="kind", arms=())),
+        spec(rank=m.Cases(subject="kind", arms=(m.Arm(values=(), result=1),), otherwise=1)),
         spec(via=m.Via(transform="KE", options={"size": m.And(all_of=())})),
         spec(gain=m.Gain.model_construct(rank=float("inf"), out=None)),
         spec(freeze=("A", "A")),
@@ -71,3 +71,31 @@ def test_what_a_text_would_say_otherwise_is_an_error():
 
 def test_a_key_of_no_part_is_model():
     assert parse_spec(spec_text(spec(per=()))).shares[0].per == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2 ** 3 ** 2", m.Binary(op="**", left=2, right=m.Binary(op="**", left=3, right=2))),
+        ("(2 ** 3) ** 2", m.Binary(op="**", left=m.Binary(op="**", left=2, right=3), right=2)),
+        ("-2 ** 2", m.Binary(op="-", left=0, right=m.Binary(op="**", left=2, right=2))),
+        ("(-2) ** 2", m.Binary(op="**", left=-2, right=2)),
+        ("2 ** -1 * 3", m.Binary(op="*", left=m.Binary(op="**", left=2, right=-1), right=3)),
+        ("--r", m.Binary(op="-", left=0, right=m.Binary(op="-", left=0, right="r"))),
+    ],
+)
+def test_a_power_binds_tighter_than_a_sign_and_starts_on_the_right(text, value):
+    read = parse_spec(f"spec s\nparam r = 2\ntarget q_proj\nshare s per module rank {text}\n")
+    assert read.shares[0].rank == value
+    assert f"rank {text}\n" in spec_text(read)
+
+
+def test_a_match_stands_where_an_expression_stands():
+    text = (
+        "share s  where match layer { 0..3: q_proj; else: v_proj }"
+        "  per match kind { q_proj: 0; else: 1 }, layer"
+        "  rank 2 * match layer { 0: 1; else: 2 }"
+    )
+    read = parse_spec(f"spec s\ntarget q_proj, v_proj\n{text}\n")
+    assert spec_text(read).count("match") == 3
+    assert parse_spec(spec_text(read)) == read

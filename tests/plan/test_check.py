@@ -19,7 +19,7 @@ def spec(*, lets=(), params=(), **share):
     )
 
 
-ARM = m.Arm(values=(1,), rank=1)
+ARM = m.Arm(values=(1,), result=1)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_a_let_used_before_it_is_declared(small, lets, place):
         {"scale": 10**400},
         {"dropout": 1e308},
         {"alpha": 5e-324},  # alpha / rank is zero
-        {"rank": m.RankMatch(subject="kind", arms=())},
-        {"rank": m.RankMatch(subject=m.Binary(op="+", left="kind", right=1), arms=(ARM,))},
+        {"rank": m.Cases(subject="kind", arms=())},
+        {"rank": m.Cases(subject=m.Binary(op="+", left="kind", right=1), arms=(ARM,))},
         {"where": m.Selection(include=())},
         {"per": (3, m.Binary(op="/", left=1, right="layer"))},
     ],

@@ -14,6 +14,7 @@ from bishare_dsl.plan import build_plan
 # What stands for an expression, alone or in a selection, a key or a list, in the rules of `share.lark`.
 HOLDING = {
     *("expr", "disjunction", "conjunction", "condition", "comparison", "sum", "product", "atom"),
+    *("signed", "power"),
     *("item", "range", "selection", "_key", "values"),
 }
 # Neither is ever evaluated: to look where a value is needed is not enough.
@@ -65,6 +66,7 @@ PLACES = {
     "range_to": [f"{WHERE} layer in ..#"],
     "sum": [f"{SHARE} # + 1", f"{SHARE} 1 + #"],
     "product": [f"{SHARE} # * 2", f"{SHARE} 2 * #"],
+    "power": [f"{SHARE} # ** 1", f"{SHARE} 1 ** #"],
     "minus": [f"{SHARE} 9 + -#"],
     "group": [f"{SHARE} (#)"],
     "arguments": [f"{SHARE} max(2, #)"],

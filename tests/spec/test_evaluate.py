@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bishare_dsl import spec as m
-from bishare_dsl.spec.evaluate import Scope
+from bishare_dsl.spec.evaluate import EvaluationError, Scope
 
 SITE = {
     "path": "model.layers.3.mlp.up_proj",
@@ -31,6 +31,9 @@ SCOPE = Scope(SITE | {"r": 8, "word": "centre"}, lets={"top": True, "low": False
         (m.Binary(op="/", left="r", right=3), 8 / 3),
         (m.Binary(op="//", left="r", right=3), 2),
         (m.Binary(op="%", left=m.Binary(op="-", left=0, right=1), right=3), 2),
+        (m.Binary(op="**", left=2, right=3), 8),
+        (m.Binary(op="**", left="r", right=-1), 0.125),
+        (m.Binary(op="**", left=-2, right=3), -8),
         (m.Call(function="sqrt", arguments=("r",)), math.sqrt(8)),
         (m.Call(function="abs", arguments=(-2.5,)), 2.5),
         (m.Call(function="floor", arguments=(-2.5,)), -3),
@@ -86,3 +89,43 @@ def test_a_selection_is_any_of_the_first_and_none_of_the_second():
     assert SCOPE.holds(m.Selection(include=("low", "top")))
     assert not SCOPE.holds(m.Selection(include=("top",), exclude=("low", "up_proj")))
     assert not SCOPE.holds(m.Selection(include=()))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "why"),
+    [
+        (2, 54, "out of range"),
+        (10, 10**15, "out of range"),  # Refused before it is computed.
+        (-10, 10**15 + 1, "out of range"),
+        (1e200, 2, "out of range"),
+        (2, -127, "out of range"),
+        (0.5, 10**15, "out of range"),
+        (0, -1, "divides by zero"),
+        (-8, 0.5, "no root"),
+    ],
+)
+def test_a_power_without_a_value_is_refused(left, right, why):
+    with pytest.raises(EvaluationError, match=why):
+        SCOPE.value(m.Binary(op="**", left=left, right=right))
+
+
+def cases(subject, arms, otherwise=None):
+    arms = tuple(m.Arm(values=values, result=result) for values, result in arms)
+    return m.Cases(subject=subject, arms=arms, otherwise=otherwise)
+
+
+def test_a_match_takes_the_first_arm_with_its_value():
+    layers = cases("layer", [((0,), 1), ((m.Range(first=2, last=3),), "r"), ((-1,), 9)], 5)
+    assert SCOPE.value(layers) == 8
+    assert SCOPE.number(m.Binary(op="+", left=layers, right=1)) == 9
+    assert SCOPE.number(cases("kind", [(("q_proj",), 1)], "top")) == 1  # a let, as a number
+    assert SCOPE.value(cases("kind", [(("q_proj",), 1)], "word")) == "centre"
+    assert SCOPE.holds(cases("kind", [(("up_proj",), m.Compare(op="<", left="layer", right=4))]))
+
+
+def test_a_match_without_its_value_names_the_module():
+    with pytest.raises(EvaluationError) as caught:
+        SCOPE.value(m.Binary(op="+", left=1, right=cases("kind", [(("q_proj",), 1)])), ("x",))
+    assert caught.value.problem.code == "BS307"
+    assert caught.value.problem.loc == ("x", "right")
+    assert SITE["path"] in caught.value.problem.message

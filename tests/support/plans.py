@@ -25,6 +25,7 @@ from bishare_dsl.spec import (
     Arm,
     Binary,
     Call,
+    Cases,
     Compare,
     Gain,
     Let,
@@ -35,7 +36,6 @@ from bishare_dsl.spec import (
     Param,
     Places,
     Range,
-    RankMatch,
     Ref,
     Selection,
     Settings,
@@ -249,9 +249,9 @@ class _Drawing:
         ranges = Range(first=block, last=block), Range(first=0, last=-1)
         of_kind, of_layer = [Ref(ref=site.kind)], [block, block - layers, *ranges]
         value = self.any(*(of_kind if form == "kind" else of_layer))
-        arm = Arm(values=(value,), rank=self.number(self.any(2, 1, 3, 0)))
+        arm = Arm(values=(value,), result=self.number(self.any(2, 1, 3, 0)))
         other = self.number(self.any(1, 4, 0))
-        return RankMatch(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
+        return Cases(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
 
     def settings(self):
         """Generate scale, alpha, dropout (always 0) and initialisers."""
@@ -447,8 +447,8 @@ def meaningful_specs(draw, architecture):
     targets = drawing.selected(sites, target)
     count = draw(st.integers(1, 3))
     first, *others = (drawing.share(index, targets) for index in range(count))
-    if isinstance(first.rank, RankMatch):  # Leave something to train.
-        arms = tuple(arm.model_copy(update={"rank": 2}) for arm in first.rank.arms)
+    if isinstance(first.rank, Cases):  # Leave something to train.
+        arms = tuple(arm.model_copy(update={"result": 2}) for arm in first.rank.arms)
         rank = first.rank.model_copy(update={"arms": arms, "otherwise": 1})
         first = first.model_copy(update={"rank": rank})
     if drawing.any(False, True) and others:

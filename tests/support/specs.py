@@ -19,7 +19,7 @@ _NAMES = (
     *("q_proj", "layer", "module", "r", "mlp", "centre"),
     *("in", "out", "alpha", "rank", "kind", "A"),
 )
-_COMPARED, _OPERATORS = ("==", "!=", "<", "<=", ">", ">="), ("+", "-", "*", "/", "//", "%")
+_COMPARED, _OPERATORS = ("==", "!=", "<", "<=", ">", ">="), ("+", "-", "*", "/", "//", "%", "**")
 _OF_ONE = ("abs", "floor", "sqrt")
 
 
@@ -57,6 +57,7 @@ def _nested(inner):
         st.builds(m.Or, any_of=several),
         st.builds(m.Not, negated=inner),
         st.builds(m.If, then=inner, condition=inner, otherwise=inner),
+        _cases(inner, inner),
     )
 
 
@@ -76,15 +77,20 @@ def selections():
     )
 
 
+def _cases(inner, otherwise):
+    """Generate ``match ...``."""
+    arm = st.builds(m.Arm, values=_items(inner), result=inner)
+    arms = st.lists(arm, max_size=2).map(tuple)
+    # A match needs an arm or an else.
+    return st.builds(m.Cases, subject=inner, arms=arms, otherwise=otherwise).filter(
+        lambda match: bool(match.arms) or match.otherwise is not None
+    )
+
+
 @cache
 def rank_matches():
     """Generate ``rank match ...``, with or without an ``else``."""
-    arm = st.builds(m.Arm, values=_items(expressions()), rank=expressions())
-    arms = st.lists(arm, max_size=2).map(tuple)
-    # A match needs an arm or an else.
-    return st.builds(
-        m.RankMatch, subject=expressions(), arms=arms, otherwise=st.none() | expressions()
-    ).filter(lambda match: bool(match.arms) or match.otherwise is not None)
+    return _cases(expressions(), _maybe())
 
 
 @cache
