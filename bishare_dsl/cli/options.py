@@ -220,6 +220,39 @@ many_values = _set(
 )
 
 
+def _read_names(
+    ctx: click.Context, parameter: click.Parameter, words: Sequence[str]
+) -> tuple[str, ...]:
+    """Read ``("r_local,r_intra", "r")`` as three names."""
+    names = list[str]()
+    for word in words:
+        names += [name for name in re.split(r"[,\s]+", word) if name]
+    return tuple(names)
+
+
+def budget(command: _Decorated) -> _Decorated:
+    """Take ``--match``, ``--free`` and ``--within``."""
+    match = click.option(
+        "--match",
+        metavar="SPEC[:NAME=VALUE,...]|N",
+        help="Choose the --free params so that a spec trains as many parameters as this one, or 9.46M.",
+    )
+    free = click.option(
+        "--free",
+        multiple=True,
+        callback=_read_names,
+        metavar="NAME[,NAME...]",
+        help="Params that --match chooses, in the proportions of the spec's own values.",
+    )
+    within = click.option(
+        "--within",
+        type=click.FloatRange(0.1),
+        metavar="PERCENT",
+        help="How far from --match the number of parameters may be; by default 1.",
+    )
+    return match(free(within(command)))
+
+
 def examples(*lines: str) -> str:
     """Write the examples of a command's help. Long lines break before an option."""
     room = max(min(get_terminal_size().columns, 80) - len("       \\"), 20)

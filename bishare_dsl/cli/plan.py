@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,16 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.adapters import plan_of_any
+from bishare_dsl.cli.budget import Budget, check_names, meet, wanted
 from bishare_dsl.cli.reading import read_specs
 from bishare_dsl.cli.report import Report
-from bishare_dsl.diagnostics import BishareError, Problem
+from bishare_dsl.diagnostics import BishareError, Problem, SourceMap
 
 if TYPE_CHECKING:
+    from bishare_dsl.models import Architecture
     from bishare_dsl.plan import Plan
     from bishare_dsl.show.table import Table
+    from bishare_dsl.spec import Spec
 
 
 @click.command(
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
         "bishare plan bishare_ke --model ./my-checkpoint --set r_inter=32 --set size=128",
         "bishare plan bishare_ke --model llama-7b --json | jq .trainable",
         "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16",
+        "bishare plan bishare_ss lora -m llama-7b --match lora:r=2 --free r_local,r_intra,r_inter,r",
         "bishare plan out/library#acme",
         "bishare plan bishare_ke -m llama-7b --adapters 200 --memory 80GB",
         "bishare plan --adapters loras -m ./my-checkpoint",
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Memory of the device, such as 80GB, to count the adapters that fit with the base; with --adapters.",
 )
+@options.budget
 @click.pass_obj
 def command(
     report: Report,
@@ -53,6 +59,9 @@ def command(
     params: dict[str, tuple[options.Value, ...]],
     adapters: str | None,
     memory: str | None,
+    match: str | None,
+    free: tuple[str, ...],
+    within: float | None,
 ) -> None:
     """Show what a spec shares and costs on a model: pools, ranks, parameters, bytes.
 
@@ -62,6 +71,9 @@ def command(
     With several specs, models or values of a param, one table compares all combinations. A param is set
     in the specs that have it.
 
+    With --match, each spec gets the values of its --free params with which it trains as many parameters. Of
+    the values within 1% of that number, those that keep the proportions of the spec's own values win.
+
     With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
     LoRA r=8, and as the LoRA whose rank comes nearest in bytes. A count says nothing of quality.
     """
@@ -69,11 +81,16 @@ def command(
         raise click.UsageError(f"`{memory}` has no unit: write `--memory {memory}GB`")
     if memory is not None and adapters is None:
         raise click.UsageError("--memory goes with --adapters")
-    files, count = (files, 1) if adapters is None else _counted(files, adapters)
-    if not files or len(models) > 1 or len(files) > 1 or any(len(v) > 1 for v in params.values()):
-        if adapters is not None or not files:
+    budget = wanted(match, free, within)
+    if adapters is None:
+        count = 1
+    else:
+        files, count = _counted(files, adapters)
+    several_values = any(len(values) > 1 for values in params.values())
+    if not files or len(files) > 1 or len(models) > 1 or several_values or budget is not None:
+        if not files or adapters is not None:
             raise click.UsageError("give a spec; --adapters takes one, and one model")
-        _compare(files, models, params, report)
+        _compare(files, models, params, budget, report)
         return
     chosen = {name: value for name, (value,) in params.items()}
     planned = plan_of_any(files[0], models[0] if models else None, chosen, report)
@@ -140,49 +157,116 @@ def _compare(
     files: tuple[str, ...],
     models: tuple[str, ...],
     params: Mapping[str, tuple[options.Value, ...]],
+    budget: Budget | None,
     report: Report,
 ) -> None:
     """Show one table of all combinations, and report combinations that do not fit."""
-    from bishare_dsl.compiler import make_plan
     from bishare_dsl.models import architecture_of
-    from bishare_dsl.show.compare import figures
 
     if not models:
         raise click.UsageError("missing option '--model', such as --model llama-7b")
     specs = read_specs(files, params)
+    if budget is not None:
+        check_names([(spec, where) for spec, where, _ in specs.values()], budget.free, params)
     architectures = {model: architecture_of(model) for model in models}
+    parameters = {}
+    if budget is not None:
+        parameters = {model: budget.parameters(base) for model, base in architectures.items()}
     rows: list[dict[str, Any]] = []
     reported: set[tuple[str, Problem]] = set()
     for (file, (spec, where, own)), model in product(specs.items(), models):
         for values in product(*own.values()):
-            chosen = dict(zip(own, values, strict=True))
-            row = {"file": file, "spec": spec.name, "model": model, "set": chosen, "error": None}
-            try:
-                resolved = make_plan(spec, architectures[model], chosen, where)
-                problems = resolved.problems
-                row |= figures(resolved.plan)
-            except BishareError as error:
-                problems = error.problems
-                row["error"] = next(p.code for p in problems if p.severity == "error")
+            combination = _Combination(
+                spec, where, architectures[model], dict(zip(own, values, strict=True))
+            )
+            found, problems = combination.rows(budget, parameters.get(model, 0))
             report.all([p for p in problems if (file, p) not in reported], where)
             reported.update((file, problem) for problem in problems)
-            rows.append(row)
+            rows += [{"file": file, "spec": spec.name, "model": model, **row} for row in found]
     report.data(rows=rows)
-    report.tables(_table(rows))
+    report.tables(_table(rows, budget), _LORA_LINE)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+_LORA_LINE = "of LoRA r=8: relative to LoRA of rank 8 on the modules that each spec adapts"
+
+
+@dataclass(frozen=True)
+class _Combination:
+    """A spec on a model with values of its params."""
+
+    spec: Spec
+    where: SourceMap
+    base: Architecture
+    chosen: dict[str, options.Value]
+
+    def rows(
+        self, budget: Budget | None, parameters: int
+    ) -> tuple[list[dict[str, Any]], list[Problem]]:
+        """Return its row, or its rows next to a budget that it does not meet, and all problems."""
+        if budget is None:
+            row, problems = self._row(self.chosen, None)
+            return [row], problems
+        try:
+            match = meet(budget, parameters, self.spec, self.where, self.base, self.chosen)
+        except BishareError as error:
+            return [self._refused(self.chosen, error)], [*error.problems]
+        rows = []
+        problems = [] if match.problem is None else [match.problem]
+        for settings in match.settings:
+            row, of_row = self._row(settings, parameters)
+            rows.append(row)
+            problems += of_row
+        return rows, problems
+
+    def _row(
+        self, chosen: dict[str, options.Value], parameters: int | None
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        from bishare_dsl.compiler import make_plan
+        from bishare_dsl.show.compare import figures
+
+        try:
+            resolved = make_plan(self.spec, self.base, chosen, self.where)
+        except BishareError as error:
+            return self._refused(chosen, error), [*error.problems]
+        row = {"set": chosen, "error": None, **figures(resolved.plan)}
+        if parameters is not None:
+            row["of_match"] = resolved.plan.trainable / parameters
+        return row, [*resolved.problems]
+
+    def _refused(self, chosen: dict[str, options.Value], error: BishareError) -> dict[str, Any]:
+        code = next(p.code for p in error.problems if p.severity == "error")
+        return {"set": chosen, "error": code}
+
+
+def _table(rows: list[dict[str, Any]], budget: Budget | None) -> Table:
     from bishare_dsl.show.rows import mib, span
     from bishare_dsl.show.table import Table
 
     settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
-    numbers = ["parameters", "MiB, 32 bits", "maximum rank", "of LoRA r=8"]
+    numbers = ["parameters", "MiB, 32 bits", "maximum rank", "scale", "of LoRA r=8"]
+    if budget is not None:
+        numbers.append(f"of {budget.match}")
     lines = list[list[object]]()
     for row in rows:
-        of = "-" if row.get("of_lora") is None else f"{row['of_lora']:.2%}"
-        found = [row["error"], "", "", ""]
-        if not row["error"]:
-            found = [row["trainable"], mib(row["bytes"]), span(row["maximum_rank"]), of]
-        values = [str(row["set"].get(name, "")) for name in settings]
-        lines.append([row["file"], row["model"], *values, *found])
+        cells: list[object] = [row["file"], row["model"]]
+        cells += [str(row["set"].get(name, "")) for name in settings]
+        if row["error"]:
+            cells += [row["error"], *[""] * (len(numbers) - 1)]
+        else:
+            cells += [row["trainable"], mib(row["bytes"]), span(row["maximum_rank"])]
+            cells += [_scales(row["scale"]), _percent(row["of_lora"])]
+        if budget is not None and not row["error"]:
+            cells.append(_percent(row["of_match"]))
+        lines.append(cells)
     return Table(["spec", "model", *settings, *numbers], lines, left={0, 1})
+
+
+def _scales(ends: tuple[float, float] | None) -> str:
+    """Write the smallest and the largest scale, or one if they are equal."""
+    if ends is None:
+        return "-"
+    return "-".join(f"{end:.4g}" for end in dict.fromkeys(ends))
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.2%}"
