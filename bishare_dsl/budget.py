@@ -1,8 +1,8 @@
 """Find the params with which a spec trains a given number of parameters, from counts alone.
 
-Of all whole values whose count is within the tolerance, those win that keep the proportions of the spec's own
-values best, and of these the nearest to the budget. The nearest alone would take odd shapes for a hundredth of
-a percent: the tolerance buys the shape.
+Of all whole values whose count is within the tolerance, those win that keep the proportions of the spec's
+own values best, and of these the nearest to the budget. The nearest alone would take odd shapes for a
+hundredth of a percent: the tolerance buys the shape.
 """
 
 from __future__ import annotations

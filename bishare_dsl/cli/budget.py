@@ -1,4 +1,4 @@
-"""The options ``--match``, ``--free`` and ``--within``: params with which a spec trains as many parameters."""
+"""The options ``--match``, ``--free`` and ``--within``: values of params that meet a budget."""
 
 from __future__ import annotations
 

@@ -77,17 +77,13 @@ def command(
     With --adapters the result is the cost of many adapters at 16, 8 and 4 bits: separate, as a library, as
     LoRA r=8, and as the LoRA whose rank comes nearest in bytes. A count says nothing of quality.
     """
-    if memory is not None and memory.isdecimal():
-        raise click.UsageError(f"`{memory}` has no unit: write `--memory {memory}GB`")
-    if memory is not None and adapters is None:
-        raise click.UsageError("--memory goes with --adapters")
+    _check_memory(memory, adapters)
     budget = wanted(match, free, within)
     if adapters is None:
         count = 1
     else:
         files, count = _counted(files, adapters)
-    several_values = any(len(values) > 1 for values in params.values())
-    if not files or len(files) > 1 or len(models) > 1 or several_values or budget is not None:
+    if budget is not None or _are_several(files, models, params):
         if not files or adapters is not None:
             raise click.UsageError("give a spec; --adapters takes one, and one model")
         _compare(files, models, params, budget, report)
@@ -103,6 +99,26 @@ def command(
         report.data(**summary.as_data(planned.plan, planned.spec))
         return
     report.tables(*summary.as_parts(planned.plan, planned.spec))
+
+
+def _check_memory(memory: str | None, adapters: str | None) -> None:
+    """Refuse a memory without a unit, or without adapters to count."""
+    if memory is None:
+        return
+    if memory.isdecimal():
+        raise click.UsageError(f"`{memory}` has no unit: write `--memory {memory}GB`")
+    if adapters is None:
+        raise click.UsageError("--memory goes with --adapters")
+
+
+def _are_several(
+    files: tuple[str, ...],
+    models: tuple[str, ...],
+    params: Mapping[str, tuple[options.Value, ...]],
+) -> bool:
+    """Return whether there is not one spec with one value of each param on one model."""
+    several_values = any(len(values) > 1 for values in params.values())
+    return len(files) != 1 or len(models) > 1 or several_values
 
 
 def _counted(files: tuple[str, ...], adapters: str) -> tuple[tuple[str, ...], int]:
@@ -179,10 +195,11 @@ def _compare(
             combination = _Combination(
                 spec, where, architectures[model], dict(zip(own, values, strict=True))
             )
-            found, problems = combination.rows(budget, parameters.get(model, 0))
+            of_combination, problems = combination.rows(budget, parameters.get(model, 0))
             report.all([p for p in problems if (file, p) not in reported], where)
             reported.update((file, problem) for problem in problems)
-            rows += [{"file": file, "spec": spec.name, "model": model, **row} for row in found]
+            names = {"file": file, "spec": spec.name, "model": model}
+            rows += [{**names, **row} for row in of_combination]
     report.data(rows=rows)
     report.tables(_table(rows, budget), _LORA_LINE)
 
@@ -251,7 +268,8 @@ def _table(rows: list[dict[str, Any]], budget: Budget | None) -> Table:
         cells: list[object] = [row["file"], row["model"]]
         cells += [str(row["set"].get(name, "")) for name in settings]
         if row["error"]:
-            cells += [row["error"], *[""] * (len(numbers) - 1)]
+            cells.append(row["error"])
+            cells += [""] * (len(numbers) - 1)
         else:
             cells += [row["trainable"], mib(row["bytes"]), span(row["maximum_rank"])]
             cells += [_scales(row["scale"]), _percent(row["of_lora"])]
