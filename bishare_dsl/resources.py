@@ -1,7 +1,7 @@
-"""Locate files that ship with bishare: grammars, specs and the pages of error codes.
+"""Locate files that ship with bishare: the grammar, specs, the pages of error codes and tables of advice.
 
-They are at the top of a checkout, or inside an installed package. Both are plain folders; importing
-``importlib.resources`` would take longer than a command.
+The first three are at the top of a checkout, or inside an installed package. Both are plain folders;
+importing ``importlib.resources`` would take longer than a command.
 """
 
 import itertools
@@ -23,16 +23,13 @@ def cache_folder() -> Path:
 
 
 def grammar(name: str) -> Path:
-    """Return the path of the grammar file ``name``, such as ``share.lark``."""
+    """Return the path of a grammar, such as ``share.lark``."""
     return _HOME / "grammars" / name
 
 
 def _lines(name: str) -> list[str]:
-    """Return the lines of a table, without its comments: of `advice`, or of `grammars`."""
-    path = _PACKAGE / "advice" / name
-    if not path.is_file():
-        path = grammar(name)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Return the lines of a table of `advice`, without its comments."""
+    lines = (_PACKAGE / "advice" / name).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line and not line.startswith("#")]
 
 
@@ -59,7 +56,8 @@ class PeftWord(NamedTuple):
 @cache
 def peft_words() -> dict[str, PeftWord]:
     """Map the fields of `LoraConfig` to what they are in a spec, from `advice/peft.txt`."""
-    rows, words = _lines("peft.txt"), dict[str, PeftWord]()
+    rows = _lines("peft.txt")
+    words: dict[str, PeftWord] = {}
     for head, advice, spec in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         names, _, example = head.partition(": ")
         text = "" if spec == "-" else "\n".join(["spec peft", "", *spec.split(" | "), ""])
@@ -107,7 +105,8 @@ def find_spec(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     named = path.parent in (Path(), Path("specs")) and path.suffix in ("", _SUFFIX)
-    if named and (shipped := _HOME / "specs" / f"{path.stem}{_SUFFIX}").is_file():
+    shipped = _HOME / "specs" / f"{path.stem}{_SUFFIX}"
+    if named and shipped.is_file():
         return shipped
     reason = "no such file, and no spec of that name ships (one in a text has several lines)"
     raise FileNotFoundError(2, reason, os.fspath(name_or_path))
