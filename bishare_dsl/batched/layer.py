@@ -13,8 +13,7 @@ from torch import Tensor
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import Batch, Group, part_of
 from bishare_dsl.plan import Term
-from bishare_dsl.rewrite.island import Uses, joined, spans_of
-from bishare_dsl.rewrite.island import part_of as rows_of
+from bishare_dsl.rewrite.island import Uses, joined, select_rows, spans_of
 from bishare_dsl.transforms import Transform, Width, load_transform, term_factors, vmap_factors
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor, add_product, map_tensors
 
@@ -26,12 +25,12 @@ class Outputs:
     Attributes:
         path: of the site.
         place: the slice of the layer's output.
-        of_site: indices of these outputs in the site's output; None for all.
+        site_indices: indices of these outputs in the site's output; None for all.
     """
 
     path: str
     place: slice
-    of_site: Tensor | None = None
+    site_indices: Tensor | None = None
 
 
 class _Term(NamedTuple):
@@ -144,18 +143,18 @@ class LayerTerms:
         low = torch.bmm(a, x.mT)
         for target, site_uses, b in zip(self._targets(total), uses, bs, strict=True):
             assert b is not None
-            add_product(target, rows_of(low, spans_of(site_uses), -2).mT, b)
+            add_product(target, select_rows(low, spans_of(site_uses), -2).mT, b)
 
     def _targets(self, total: Tensor) -> Iterator[Tensor]:
         """Yield a tensor ``(R, n, d_out)`` for each site, to accumulate its updates in."""
         for (part, _), terms, place in zip(self.sites, self.ups, self._places, strict=True):
             target = part_of(total, 2, place)
-            if part.of_site is None:
+            if part.site_indices is None:
                 yield target
             else:
                 whole = total.new_zeros(*total.shape[:2], self._terms[terms[0]].width.d_out)
                 yield whole
-                target += whole[..., part.of_site]
+                target += whole[..., part.site_indices]
 
 
 class LayerMagnitudes:
@@ -174,8 +173,8 @@ class LayerMagnitudes:
         """Scale ``output (tokens, d_out)`` in place, by the adapters in these rows of the bank."""
         for part in self._outputs:
             change = self._bank.change(part.path, rows)
-            if part.of_site is not None:
-                change = change.index_select(1, part.of_site)
+            if part.site_indices is not None:
+                change = change.index_select(1, part.site_indices)
             target = output[: len(rows), part.place]
             bias = self._bias
             free = target if bias is None else target - bias[part.place].to(target.dtype)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bishare_dsl.adapted.interrupts import CHANGING, uninterrupted
 from bishare_dsl.rewrite.rewritten import change, changes_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 _T = TypeVar("_T")
@@ -39,35 +40,71 @@ def _restorer(model: nn.Module) -> Callable[[], None]:
     """Return a function that gives a model its present state again."""
     modules = [*model.modules()]
     handles: list[Any] = [module for module in modules if hasattr(module, "restorer")]
-    adapters = [adapter for handle in handles for adapter in handle.adapters.values()]
-    attributes = [(owner, {**vars(owner)}) for owner in (*modules, *adapters)]
-    owned = (value for _, values in attributes for value in values.values())
-    kinds = {dict, OrderedDict, list, set}
-    contents = [(v, v.copy() if v else ()) for v in owned if type(v) in kinds]
+    owners: list[Any] = list(modules)
+    for handle in handles:
+        owners.extend(handle.adapters.values())
+    containers = _containers_of(owners)
     classes = [(module, changes_of(module)) for module in modules]
-    parameters = [(p, p.requires_grad, p.data) for p in model.parameters()]
+    parameters = [_Parameter(p, p.requires_grad, p.data) for p in model.parameters()]
     weights = [handle.restorer() for handle in handles]
 
     def restore() -> None:
         lost = [undo() for undo in weights]
-        for container, content in (*((vars(owner), v) for owner, v in attributes), *contents):
-            container.clear()
-            if isinstance(container, list):
-                container.extend(content)
-            else:
-                container.update(content)
+        for container in containers:
+            container.restore()
         for module, (code, _, names) in classes:
-            if (now := changes_of(module)).code is not code or now.names != names:
+            now = changes_of(module)
+            if now.code is not code or now.names != names:
                 change(module, code=code, names=names)
-        for parameter, trains, data in parameters:
-            if (parameter.device, parameter.dtype) != (data.device, data.dtype):
-                parameter.data = data
-            if parameter.requires_grad != trains:
-                parameter.requires_grad_(trains)
-        for give_up in filter(None, lost):
-            give_up()
+        for parameter in parameters:
+            parameter.restore()
+        for give_up in lost:
+            if give_up:
+                give_up()
 
     return restore
+
+
+class _Container(NamedTuple):
+    """A container, such as the attributes of a module, and its contents."""
+
+    container: Any
+    contents: Any
+
+    def restore(self) -> None:
+        """Give the container its contents again."""
+        self.container.clear()
+        if isinstance(self.container, list):
+            self.container.extend(self.contents)
+        else:
+            self.container.update(self.contents)
+
+
+def _containers_of(owners: Iterable[Any]) -> list[_Container]:
+    """Return the attributes of modules and adapters, and the containers among them."""
+    attributes = [_Container(vars(owner), {**vars(owner)}) for owner in owners]
+    kinds = {dict, OrderedDict, list, set}
+    containers = [*attributes]
+    for of_owner in attributes:
+        values = [value for value in of_owner.contents.values() if type(value) in kinds]
+        containers.extend(_Container(value, value.copy() if value else ()) for value in values)
+    return containers
+
+
+class _Parameter(NamedTuple):
+    """A parameter, and how it was."""
+
+    parameter: nn.Parameter
+    requires_grad: bool
+    data: torch.Tensor
+
+    def restore(self) -> None:
+        """Give the parameter its place, its type and its `requires_grad` again."""
+        parameter = self.parameter
+        if (parameter.device, parameter.dtype) != (self.data.device, self.data.dtype):
+            parameter.data = self.data
+        if parameter.requires_grad != self.requires_grad:
+            parameter.requires_grad_(self.requires_grad)
 
 
 def whole_method(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -37,30 +37,35 @@ def order_writes(module: nn.Module, graph: fx.Graph) -> None:
     written: dict[fx.Node, fx.Node] = {}  # The last writer of each value.
     after_write: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
     for node in list(graph.nodes):
-        read = frozenset(m for x in node.all_input_nodes for m in memory[x])
-        linear = _is_linear(module, node)
-        if linear:
+        read = frozenset().union(*(memory[x] for x in node.all_input_nodes))
+        is_linear = _is_linear(module, node)
+        if is_linear:
             for x in node.all_input_nodes:
                 writers = [written[value] for value in memory[x] if value in written]
                 later = [writer for writer in writers if x < writer]
-                if later:
-                    value_and_writer = x, max(later)
-                    if value_and_writer not in after_write:
-                        with graph.inserting_before(node):
-                            after_write[value_and_writer] = graph.call_function(
-                                leaves.after_write, value_and_writer
-                            )
-                    node.replace_input_with(x, after_write[value_and_writer])
-        if _is_fact(node):
-            memory[node] = frozenset()
-        elif _module_of(node) == "_operator":
-            computes = node.target is not operator.getitem and read
-            memory[node] = frozenset({node}) if computes else read
-        else:
-            memory[node] = read if read and not linear else frozenset({node})
+                if not later:
+                    continue
+                value_and_writer = x, max(later)
+                if value_and_writer not in after_write:
+                    with graph.inserting_before(node):
+                        after_write[value_and_writer] = graph.call_function(
+                            leaves.after_write, value_and_writer
+                        )
+                node.replace_input_with(x, after_write[value_and_writer])
+        memory[node] = _aliases(node, read, is_linear=is_linear)
         if _may_write(module, node):
             node.meta[WRITES] = True
             written |= dict.fromkeys(read, node)
+
+
+def _aliases(node: fx.Node, read: frozenset[fx.Node], *, is_linear: bool) -> frozenset[fx.Node]:
+    """Return the values that a node may alias; ``read`` are those of its inputs."""
+    if _is_fact(node):
+        return frozenset()
+    if _module_of(node) == "_operator":
+        # Operators compute new values, except indexing. An operator on facts has none to write to.
+        return frozenset({node}) if read and node.target is not operator.getitem else read
+    return frozenset({node}) if is_linear or not read else read
 
 
 def _is_fact(node: fx.Node) -> bool:

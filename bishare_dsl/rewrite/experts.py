@@ -50,6 +50,10 @@ class Addition:
         return list(zip(self.a.unbind(0), self.b.unbind(0), strict=True))
 
 
+_Add = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Adds a term to ``y`` from ``x``, A and B."""
+
+
 class UnknownProductError(Exception):
     """An implementation of experts uses a weight in an operation that terms cannot be added to."""
 
@@ -77,30 +81,37 @@ class ExpertWeight(Tensor):
         weight = next((arg for arg in args if isinstance(arg, cls)), None)
         if weight is None:
             raise UnknownProductError(f"hands a weight to `{func.__name__}` by keyword")
-        if func.__name__ == "__getitem__" and isinstance(args[1], Tensor) and args[1].dim() == 0:
-            number = int(args[1])  # The index would synchronise as well; do it once.
-            # In a mixed batch several numbers share a weight, not additions.
-            part = weight.plain[number % len(weight.plain)]
-            additions = [addition.at(number) for addition in weight.additions]
-            return cls.of(part, additions) if additions else part
+        name = func.__name__
+        if name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dim() == 0:
+            return weight._expert(int(args[1]))  # The index would synchronise as well; do it once.
         y = func(*(arg.plain if isinstance(arg, cls) else arg for arg in args), **kwargs)
         if not isinstance(y, Tensor):
             return y
-        match func.__name__:
-            case "__getitem__":
-                return cls.of(y, [addition.at(args[1]) for addition in weight.additions])
-            case "transpose" | "t" | "to" | "contiguous" | "__get__":
-                return cls.of(y, weight.additions)
-            case "linear" | "matmul" | "__matmul__" if args[1] is weight:
-                add = _add_one
-            case "bmm":
-                add = _add_rows if args[1] is weight else _add_columns
-            case "_grouped_mm" | "grouped_mm" | "grouped_mm_fallback":
-                add = partial(_add_groups, lambda x, w: func(x, w, *args[2:], **kwargs))
-            case name:
-                raise UnknownProductError(f"calls `{name}` with a weight")
-        x = args[0] if args[1] is weight else args[1]
-        for addition in weight.additions:
+        if name == "__getitem__":
+            return cls.of(y, [addition.at(args[1]) for addition in weight.additions])
+        if name in ("transpose", "t", "to", "contiguous", "__get__"):
+            return cls.of(y, weight.additions)
+        is_right = len(args) > 1 and args[1] is weight
+        if name in ("linear", "matmul", "__matmul__") and is_right:
+            add: _Add = _add_one
+        elif name == "bmm":
+            add = _add_rows if is_right else _add_columns
+        elif name in ("_grouped_mm", "grouped_mm", "grouped_mm_fallback"):
+            add = partial(_add_groups, lambda x, w: func(x, w, *args[2:], **kwargs))
+        else:
+            raise UnknownProductError(f"calls `{name}` with a weight")
+        return weight._added(y, args[0] if is_right else args[1], add)
+
+    def _expert(self, number: int) -> Tensor:
+        """Return the weight of one expert."""
+        # In a mixed batch several numbers share a weight, not additions.
+        part = self.plain[number % len(self.plain)]
+        additions = [addition.at(number) for addition in self.additions]
+        return self.of(part, additions) if additions else part
+
+    def _added(self, y: Tensor, x: Tensor, add: _Add) -> Tensor:
+        """Add the terms to a product ``y`` of ``x``."""
+        for addition in self.additions:
             read = F.dropout(x, addition.dropout) if addition.dropout else x
             y = add(y, read, addition.a, addition.b)
         return y

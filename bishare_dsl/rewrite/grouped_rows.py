@@ -146,7 +146,8 @@ class RegionRows(NamedTuple):
 
     def repeat(self, y: Tensor) -> Tensor:
         """Repeat a ``y`` that all rows share for each row."""
-        if len(y) == 1 and (rows := self.rows) is not None:
+        rows = self.rows
+        if len(y) == 1 and rows is not None:
             return y.expand(rows, *y.shape[1:])
         return y
 
@@ -167,23 +168,26 @@ class RegionRows(NamedTuple):
         Raises:
             AdapterError: it is not, or this is unknown (BS682).
         """
-        single = not self.place.in_block if single is None else single
+        if single is None:
+            single = not self.place.in_block
         if self.place.aside and self.call.text:
             self.refuse("it reads images or sound, and no input tells which row has which")
         *axes, width = x.shape
         if len(axes) > 1 and axes[0] == axes[1] and 0 < x.stride(0) < x.stride(1):
             self.refuse("there are as many tokens as rows, and the tokens seem to come first")
-        rows, flat = self.rows, len(axes) == 1
-        if rows is None:
-            fits = axes[0] % self.grouping.rows == 0 and (not flat or torch.compiler.is_compiling())
-        else:
-            tokens = self.call.tokens if flat else ()
-            fits = (axes[0] == rows and (single or not flat)) or axes[0] in [
-                rows * n for n in tokens
-            ]
-        if not fits:
-            called = rows or self.grouping.rows
+        if not self._fits(axes[0], is_flat=len(axes) == 1, single=single):
+            called = self.rows or self.grouping.rows
             self.refuse(f"its input is {(*axes, width)}, and the call has {called} rows")
+
+    def _fits(self, length: int, *, is_flat: bool, single: bool) -> bool:
+        """Tell whether a first axis is the call's rows or, if it is the only one, all of their tokens."""
+        rows = self.rows
+        if rows is None:
+            is_known = not is_flat or torch.compiler.is_compiling()
+            return is_known and length % self.grouping.rows == 0
+        if length == rows and (single or not is_flat):
+            return True
+        return is_flat and any(length == rows * tokens for tokens in self.call.tokens)
 
     def spread(self, ids: Tensor) -> Tensor:
         """Repeat indices that all rows share, such as positions, ``(1, n)``, for each row.

@@ -214,7 +214,7 @@ def _added(
     if b is None:
         return y
     with ops.without_autocast(y.device):
-        return ops.add_dense(y, part_of(z, spans_of(uses), -1), b.to(y), 1.0, rows)
+        return ops.add_dense(y, select_rows(z, spans_of(uses), -1), b.to(y), 1.0, rows)
 
 
 @lru_cache(4096)
@@ -355,7 +355,9 @@ def _run(
         y = F.linear(x, weight, bias)
         if b is not None:
             # Not `reshape`, which may copy: the view is written to.
-            add_product(y.view(*b.shape[:-2], -1, y.shape[-1]), part_of(z, layer_spans, -2).mT, b)
+            add_product(
+                y.view(*b.shape[:-2], -1, y.shape[-1]), select_rows(z, layer_spans, -2).mT, b
+            )
         ys.append(y)
     return tuple(ys), z
 
@@ -391,7 +393,7 @@ def _tokens_of(factor: Tensor, x: Tensor) -> Tensor:
     return x.reshape(*factor.shape[:-2], -1, x.shape[-1])
 
 
-def part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
+def select_rows(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
     """Select the part of ``z`` that belongs to some rows of ``A``, along a dimension."""
     assert z is not None
     if len(spans) == 1:
@@ -424,7 +426,7 @@ def _factor_gradients(
             # Accumulate, because several layers may use the same rows.
             add_product(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
             first += rows
-        dbs.append(part_of(z, layer_spans, -2) @ dy if want else None)
+        dbs.append(select_rows(z, layer_spans, -2) @ dy if want else None)
     return dz, dbs
 
 
@@ -468,33 +470,51 @@ class _Island(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         n = len(ctx.spans)
-        gate, up, *inputs, z = ctx.saved_tensors
-        if ctx.recompute is not None:
-            like = next(dy for dy in grads if dy is not None)
-            inputs[2], *inputs[-n:] = _cast(like, ctx.recompute())
-        _, _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
-        if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
-            s = ctx.act(gate)
-            # In place if possible: a new tensor of this width takes as long as a pass over memory.
-            inputs[0] = s * up if torch.is_grad_enabled() else s.mul_(up)
+        wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad[5:]
+        inputs, z = _saved_inputs(ctx, grads, wants_a=wants_a)
         if torch.is_grad_enabled():
-            return *[None] * 5, *gradients_with_history(
+            gradients = gradients_with_history(
                 lambda *i: _run(ctx.spans, *i)[0], inputs, ctx, grads
             )
+            return *[None] * 5, *gradients
         x, read, a, *rest = inputs
-        weights, bs = rest[:n], rest[2 * n :]
+        weights = rest[:n]
+        bs = rest[2 * n :]
         dys = [None if dy is None else dy.reshape(-1, dy.shape[-1]) for dy in grads]
         dx = _input_gradient(dys, weights) if wants_x else None
-        dread = da = None
+        dread = None
+        da = None
         dbs: list[Tensor | None] = [None] * n
         if a is not None:
             of_each = [None if dy is None else _tokens_of(a, dy) for dy in dys]
             dz, dbs = _factor_gradients(of_each, z, ctx.spans, bs, wants[2 * n :])
-            da = dz @ _tokens_of(a, x if read is None else read) if wants_a else None
+            if wants_a:
+                da = dz @ _tokens_of(a, x if read is None else read)
             if wants_read:
                 dread = (dz.mT @ a).view(read.shape)
             elif read is None and dx is not None:
                 add_product(_tokens_of(a, dx), dz.mT, a)
         if dx is not None:
-            dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
+            dx = dx.view(*_any_of(grads).shape[:-1], dx.shape[-1])
         return *[None] * 5, dx, dread, da, *[None] * (2 * n), *dbs
+
+
+def _saved_inputs(
+    ctx: Any, grads: Sequence[Tensor | None], *, wants_a: bool
+) -> tuple[list[Any], Any]:
+    """Return ``x``, ``read``, A, weights, biases and each B of an island's forward, and its ``z``.
+
+    What was not saved is recomputed, if it is needed.
+    """
+    gate, up, *inputs, z = ctx.saved_tensors
+    if ctx.recompute is not None:
+        inputs[2], *inputs[-len(ctx.spans) :] = _cast(_any_of(grads), ctx.recompute())
+    if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
+        s = ctx.act(gate)
+        # In place if possible: a new tensor of this width takes as long as a pass over memory.
+        inputs[0] = s * up if torch.is_grad_enabled() else s.mul_(up)
+    return inputs, z
+
+
+def _any_of(grads: Sequence[Tensor | None]) -> Tensor:
+    return next(dy for dy in grads if dy is not None)

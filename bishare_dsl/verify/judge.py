@@ -428,7 +428,7 @@ def _judge_texts(verdict: Verdict, asked: Asked, greedy: Sequence[tuple[str, str
 
 def problems_in(verdicts: Sequence[Verdict], model: str) -> Iterator[Problem]:
     """Return what is wrong with verdicts: at most two problems a server. A fault decides the exit code."""
-    bad = {v.adapter for v in verdicts if any(p.severity == "error" for p in v.problems)}
+    bad = {verdict.adapter for verdict in verdicts if _has_error(verdict)}
     if len(verdicts) > 1 and bad:
         total = len({verdict.adapter for verdict in verdicts})
         yield codes.FILES_DO_NOT_FIT(count=len(bad), total=total, model=model)
@@ -447,6 +447,10 @@ def problems_in(verdicts: Sequence[Verdict], model: str) -> Iterator[Problem]:
         if len(verdicts) == 1 and verdicts[0].error is not None:
             problem = verdicts[0].error
         yield replace(problem, severity="warning") if faulty else problem
+
+
+def _has_error(verdict: Verdict) -> bool:
+    return any(problem.severity == "error" for problem in verdict.problems)
 
 
 def _names(verdicts: Sequence[Verdict]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -206,7 +206,8 @@ class Reference:
     @torch.no_grad()
     def answer(self, pairs: Pairs) -> torch.Tensor:
         """Return the log-probabilities of the next token with an update, ``(texts, vocabulary)``."""
-        ids, mask = (tensor.to(self.model.device) for tensor in (self._ids, self._mask))
+        ids = self._ids.to(self.model.device)
+        mask = self._mask.to(self.model.device)
         with self._added(pairs):
             logits = self.model(input_ids=ids, attention_mask=mask.long()).logits
         last: torch.Tensor = logits[torch.arange(len(logits)), self._last]
@@ -316,14 +317,11 @@ def judge_all(
         expected = None
         if reference is not None and contents.complete:
             expected = reference.expect(contents.pairs, greedy=greedy)
-        paths = "\n".join(contents.pairs)
+        not_reached = _not_reached(contents.pairs)
         for url, answers in asked.items():
-            verdict = judge(
-                Verdict(name, url, str(contents), contents.problems), answers[name], expected
-            )
-            for words, parts in _NOT_REACHED.items():
-                if any(part in paths for part in parts):
-                    verdict.not_tested.append(words)
+            verdict = Verdict(name, url, str(contents), contents.problems)
+            verdict = judge(verdict, answers[name], expected)
+            verdict.not_tested.extend(not_reached)
             verdicts.append(verdict)
     for url, answers in asked.items():
         _name_equals([v for v in verdicts if v.server == url], answers)
@@ -392,3 +390,9 @@ _NOT_REACHED = {
     "rows of `embed_tokens` whose tokens are not in the texts": ("embed_tokens",),
 }
 """What short texts may not reach, by parts of the paths of modules."""
+
+
+def _not_reached(paths: Iterable[str]) -> list[str]:
+    """Return what short texts may not reach of an adapter of these modules."""
+    joined = "\n".join(paths)
+    return [words for words, parts in _NOT_REACHED.items() if any(part in joined for part in parts)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import cast
 
 from torch import fx
@@ -51,12 +50,12 @@ def _ups_of(call: fx.Node) -> list[fx.Node]:
     """Find the sequence of nodes that add the terms to a layer's output."""
     ups: list[fx.Node] = []
     total = call
-    while up := next((u for u in total.users if u.target is ops.up and u.args[0] is total), None):
-        if _down_of(up).target is not ops.down:
-            break
+    while True:
+        up = next((u for u in total.users if u.target is ops.up and u.args[0] is total), None)
+        if up is None or _down_of(up).target is not ops.down:
+            return ups
         ups.append(up)
         total = up
-    return ups
 
 
 def _fuse(
@@ -66,31 +65,42 @@ def _fuse(
     ups: Sequence[list[fx.Node]],
     downs: Sequence[fx.Node],
 ) -> None:
-    starts = dict(zip(downs, accumulate((d.meta[ROWS] for d in downs), initial=0), strict=False))
-    ordered = [sorted(chain, key=lambda up: starts[_down_of(up)]) for chain in ups]
-    last = [chain[-1] if chain else call for call, chain in zip(calls, ups, strict=True)]
-    number = {down: i for i, down in enumerate(downs)}
-    uses = tuple(
-        tuple(_use(up, number[_down_of(up)], starts[_down_of(up)]) for up in chain)
-        for chain in ordered
-    )
-    alone = calls[0].target is base_forward
-    with graph.inserting_before(calls[0].next if alone else calls[0]):
-        read, factors = downs[0].args[0], tuple(down.args[1] for down in downs)
-        bs = tuple(tuple(up.args[2] for up in chain) for chain in ordered)
-        if alone:
+    """Replace layers on one ``x``, their terms and the products with A by an island."""
+    starts: dict[fx.Node, int] = {}
+    rows = 0
+    for down in downs:
+        starts[down] = rows
+        rows += down.meta[ROWS]
+    numbers = {down: i for i, down in enumerate(downs)}
+    uses: list[tuple[Use, ...]] = []
+    bs: list[tuple[fx.node.Argument, ...]] = []
+    for chain in ups:
+        ordered = sorted(chain, key=lambda up: starts[_down_of(up)])
+        of_chain = [_use(up, numbers[_down_of(up)], starts[_down_of(up)]) for up in ordered]
+        uses.append(tuple(of_chain))
+        bs.append(tuple(up.args[2] for up in ordered))
+    read = downs[0].args[0]
+    factors = tuple(down.args[1] for down in downs)
+    if calls[0].target is base_forward:
+        with graph.inserting_before(calls[0].next):
             args = (calls[0], read, factors, uses[0], bs[0])
             results = [graph.call_function(add_terms, args)]
-        else:
+        replaced: Sequence[fx.Node] = ()
+    else:
+        with graph.inserting_before(calls[0]):
             layers = tuple(graph.get_attr(str(call.target)) for call in calls)
-            together = graph.call_function(island, (x, read, factors, layers, uses, bs))
+            together = graph.call_function(
+                island, (x, read, factors, layers, tuple(uses), tuple(bs))
+            )
             results = [
                 graph.call_function(operator.getitem, (together, i)) for i in range(len(calls))
             ]
-    for old, new in zip(last, results, strict=True):
-        old.replace_all_uses_with(new)
-    dead = [*(up for chain in ups for up in reversed(chain)), *downs, *(() if alone else calls)]
-    for node in dead:
+        replaced = calls
+    for call, chain, result in zip(calls, ups, results, strict=True):
+        last = chain[-1] if chain else call
+        last.replace_all_uses_with(result)
+    chains = [up for chain in ups for up in reversed(chain)]
+    for node in (*chains, *downs, *replaced):
         if not node.users:
             graph.erase_node(node)
 
