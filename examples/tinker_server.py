@@ -64,7 +64,7 @@ class Server:
 
     def __init__(self, tenants: Tenants, base: str, store: Path, most: int) -> None:
         self.tenants, self.base, self.store, self.most = tenants, base, store, most
-        self.rank = max(term.rank for term in tenants.plan.unscaled)
+        self.rank = max(term.rank for term in tenants.plan.update_terms)
         tenants.add(SCRATCH)
         self.names: dict[str, str] = {}  # The tenant of each training client, by its id.
         self.samplers: dict[

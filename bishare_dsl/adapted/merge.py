@@ -188,7 +188,7 @@ def check(
             (BS622), cannot be dequantised (BS623), is not in memory (BS624) or is used by other modules
             too (BS625); or a merged weight would not be finite (BS628).
     """
-    check_linear(plan.unscaled, "merge the adapter")
+    check_linear(plan.update_terms, "merge the adapter")
     targets = _targets(model, plan)
     _check_weights(model, targets, dequantize)
     for trained in plan.trained:
@@ -225,7 +225,8 @@ def make_dense(model: PreTrainedModel) -> None:
 
 def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
     """Return the sites with terms, each with its weight."""
-    maps, sites = linear_maps(model), [site for site in plan.sites if plan.terms_of[site.path]]
+    maps = linear_maps(model)
+    sites = [site for site in plan.sites if plan.terms_of[site.path]]
     reason = "the module was removed, or replaced by another one of the model"
     gone = [site.path for site in sites if site.path not in maps]
     raise_errors(AdapterError, [codes.NO_WEIGHT(path=path, reason=reason) for path in gone[:5]])
@@ -260,38 +261,55 @@ def _merge_site(
 def _check_weights(
     model: PreTrainedModel, targets: list[tuple[Site, Weight]], dequantize: bool
 ) -> None:
-    problems, quantised = [], []
+    """Check that the adapter can be added to each weight.
+
+    Raises:
+        AdapterError: a weight has no values in this process (BS624), another module uses it (BS625), or it
+            is quantised and may not be dequantised (BS622).
+    """
+    problems: list[Problem] = []
+    quantised: dict[str, str] = {}
     users = _users(model)
     for site, weight in targets:
-        reason = quantisation = None
-        if weight.is_computed():
-            reason = "it is computed from other tensors, as by pruning or weight norm"
-        elif (quantisation := weight.replacement()) is None:
-            stored = weight.stored()
-            assert stored is not None
-            if stored.is_meta:
-                offloaded = is_offloaded(weight.module)
-                reason = f"it is {'offloaded to disk' if offloaded else 'on the meta device'}"
-            elif is_sharded_tensor(stored):
-                reason = "it is sharded over several processes"
-            elif others := [
-                path
-                for path in users[_identity(stored)]
-                if path not in (weight.owner, *site.tied) and not _is_one(model, path, weight, site)
-            ]:
-                problems.append(_shared(weight, others[0]))
-        elif any(tensor.is_meta for tensor in weight.module.parameters(recurse=False)):
-            reason = "it is quantised and offloaded"
+        reason = _lack(weight)
         if reason is not None:
             problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))
-        elif quantisation is not None and not dequantize:
-            quantised.append((weight.path, quantisation))
-    if quantised:
-        path, kind = quantised[0]
+            continue
+        quantisation = weight.replacement()
+        if quantisation is not None:
+            quantised[weight.path] = quantisation
+            continue
+        stored = weight.stored()
+        assert stored is not None
+        for path in users[_identity(stored)]:
+            is_own = path == weight.owner or path in site.tied
+            if not is_own and not _is_one(model, path, weight, site):
+                problems.append(_shared(weight, path))
+                break
+    if quantised and not dequantize:
+        path, kind = next(iter(quantised.items()))
         count = len(quantised) - 1
         what = f"`{path}` and {count} others are" if count else f"`{path}` is"
         problems.append(codes.QUANTISED(what=what, found=kind))
     raise_errors(AdapterError, problems[:5])
+
+
+def _lack(weight: Weight) -> str | None:
+    """Return why nothing can be added to a weight in this process, if so."""
+    if weight.is_computed():
+        return "it is computed from other tensors, as by pruning or weight norm"
+    if weight.replacement() is not None:
+        parameters = weight.module.parameters(recurse=False)
+        is_offloaded_too = any(parameter.is_meta for parameter in parameters)
+        return "it is quantised and offloaded" if is_offloaded_too else None
+    stored = weight.stored()
+    assert stored is not None
+    if stored.is_meta:
+        place = "offloaded to disk" if is_offloaded(weight.module) else "on the meta device"
+        return f"it is {place}"
+    if is_sharded_tensor(stored):
+        return "it is sharded over several processes"
+    return None
 
 
 def _is_one(model: PreTrainedModel, path: str, weight: Weight, site: Site) -> bool:
@@ -321,7 +339,8 @@ def _users(model: PreTrainedModel) -> dict[int, list[str]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if not in_adapter(path):
             for name in module._parameters:
-                if (tensor := resident_tensor(module, name)) is not None:
+                tensor = resident_tensor(module, name)
+                if tensor is not None:
                     users.setdefault(_identity(tensor), []).append(path)
     return users
 

@@ -175,12 +175,14 @@ class Layout:
 
     @cached_property
     def fixed(self) -> bool:
-        return any(self.own.keys().isdisjoint(term.tensors.values()) for term in self.plan.unscaled)
+        return any(
+            self.own.keys().isdisjoint(term.tensors.values()) for term in self.plan.update_terms
+        )
 
     @cached_property
     def computed(self) -> bool:
         distinct = {}
-        for term in self.plan.unscaled:
+        for term in self.plan.update_terms:
             shapes = tuple((role, self.plan.tensor[n].shape) for role, n in term.tensors.items())
             distinct[term.share, term.rank, self.width[term.site], shapes] = term
         return any(map(self._computes, distinct.values()))

@@ -100,7 +100,9 @@ class MixedBatches:
         members: Mapping[str, Member],
         check: Callable[[Iterable[str]], None],
     ) -> None:
-        self.model, self.members, self._check = model, members, check
+        self.model = model
+        self.members = members
+        self._check = check
         self._hooks = (
             model.register_forward_pre_hook(self.before_call, with_kwargs=True),
             model.register_forward_hook(self.after_call, always_call=True),
@@ -182,7 +184,8 @@ class MixedBatches:
         """Check that an open batch has a name for each row of a call."""
         if not torch.compiler.is_compiling():
             self._close()  # An interrupted call has not closed its batch.
-            if (batch := self.last_open()) is not None:
+            batch = self.last_open()
+            if batch is not None:
                 call = self.check_call(batch, args, kwargs)
                 if batch.trains:
                     recompute_within(model, reopen_batches)
@@ -244,34 +247,30 @@ class MixedBatches:
 
     def _make(self, rows: dict[str | None, list[int]], lease: Lease, *, trains: bool) -> RowBatch:
         device = _device(self.model)
-        owners = {row: number for number, own_rows in enumerate(rows.values()) for row in own_rows}
-        grouping = Grouping.of([owners[row] for row in sorted(owners)], device)
-        names = [*rows]
-        if trains and grouping.order is not None:
-            # Give each row separate factors: their gradients add up, and no activation has to be sorted.
-            names = [names[owners[row]] for row in sorted(owners)]
-            grouping = Grouping(len(names), len(names))
+        names, grouping = _grouped(rows, device, trains=trains)
         members = [None if name is None else self.members[name] for name in names]
+        of_digest = {member.plan.digest: member.plan for member in members if member is not None}
+        plans = dict(sorted(of_digest.items()))  # So that any order shares one code.
+        stacks = partial(_stacks, list(plans.values()), members)
+        current_stacks = {} if trains else stacks()
+
+        @cache
+        def stacked(name: str) -> Tensor:
+            stack, tensors = current_stacks[name]
+            return stack(tensors)
+
         rewritten = filter(is_rewritten, _running(self.model))
         forwards: dict[nn.Module, Any] = {module: forward_of(module, None) for module in rewritten}
         factors: dict[nn.Module, Factors] = {}
         places: dict[nn.Module, Place] = {}
-        given = {member.plan.digest: member.plan for member in members if member is not None}
-        plans = dict(sorted(given.items()))  # So that any order shares one code.
-        stacks = partial(_stacks, [*plans.values()], members)
-        now = {} if trains else stacks()
-        values = cache(lambda name: now[name][0](now[name][1]))
-        bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
+        bases = numbers_on(device, [i for i, member in enumerate(members) if member is None])
         assemblies: dict[int, Callable[..., Any]] = {}
-        for region in self._regions(plans) if plans else ():
-            module, code = self.model.get_submodule(region.place.path), region.code
+        regions = self._regions(plans) if plans else []
+        for region in regions:
+            module = self.model.get_submodule(region.place.path)
+            code = region.code
             places[module] = region.place
-            if isinstance(code.assembly, ExpertsAssembly):
-                forwards[module] = partial(run_experts, code.assembly.parts)
-            elif region.place.in_expert:
-                raise AdapterError(codes.MIXED_EXPERTS(path=region.place.path))
-            else:
-                forwards[module] = forward_of(module, code.forward)
+            forwards[module] = _forward_of(module, region)
             if id(code) not in assemblies:
                 assemblies[id(code)] = assembly_function(code)
             make = partial(_factors, assemblies[id(code)], bases, grouping.adapters)
@@ -279,9 +278,10 @@ class MixedBatches:
                 # Trained tensors change while the batch is open, and each backward needs a new graph.
                 factors[module] = partial(_recomputed, make, region.names)
             else:
-                factors[module] = make([values(n) for n in region.names])
+                factors[module] = make([stacked(name) for name in region.names])
         for module in forwards:
             route_to_open_batch(module)
+        dropout_active = any(member is not None and member.dropout_active for member in members)
         return RowBatch(
             owner=self,
             grouping=grouping,
@@ -292,8 +292,7 @@ class MixedBatches:
             call=Call(text=getattr(self.model, "main_input_name", None) in _TEXTS),
             trains=trains,
             stacks=stacks if trains else dict,
-            dropout_active=trains
-            and any(member is not None and member.dropout_active for member in members),
+            dropout_active=trains and dropout_active,
         )
 
     def _regions(self, plans: Mapping[str, Plan]) -> list[_Region]:
@@ -322,6 +321,41 @@ class MixedBatches:
         self._start()
 
 
+def _grouped(
+    rows: Mapping[str | None, Sequence[int]], device: torch.device, *, trains: bool
+) -> tuple[list[str | None], Grouping]:
+    """Return the names of the adapters of a batch, and the grouping of its rows by these.
+
+    Args:
+        rows: the rows of each adapter by its name, None for the base.
+        device: of the grouping.
+        trains: whether the adapters receive gradients.
+    """
+    names = list(rows)
+    owners = {row: number for number, own_rows in enumerate(rows.values()) for row in own_rows}
+    in_order = [owners[row] for row in sorted(owners)]
+    grouping = Grouping.of(in_order, device)
+    if trains and grouping.order is not None:
+        # Give each row separate factors: their gradients add up, and no activation has to be sorted.
+        names = [names[owner] for owner in in_order]
+        grouping = Grouping(len(names), len(names))
+    return names, grouping
+
+
+def _forward_of(module: nn.Module, region: _Region) -> Callable[..., Any]:
+    """Return the forward of a module that applies the adapters of rows.
+
+    Raises:
+        AdapterError: it is in an expert, whose rows are unknown (BS679).
+    """
+    code = region.code
+    if isinstance(code.assembly, ExpertsAssembly):
+        return partial(run_experts, code.assembly.parts)
+    if region.place.in_expert:
+        raise AdapterError(codes.MIXED_EXPERTS(path=region.place.path))
+    return forward_of(module, code.forward)
+
+
 class Generate:
     """Wraps `generate` of a model, because beam search repeats each row of an open batch."""
 
@@ -331,7 +365,8 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.batches.model
         generate = self.own or partial(type(model).generate, model)
-        if (batch := self.batches.last_open()) is None:
+        batch = self.batches.last_open()
+        if batch is None:
             return generate(*args, **kwargs)
         call = self.batches.check_call(batch, args, kwargs)
         with open_batch(replace(batch, repeats=True, call=Call(text=call.text))):
@@ -343,11 +378,11 @@ def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     main = getattr(model, "main_input_name", "inputs")
     first = args[0] if args else kwargs.get("inputs")
     inputs = {**kwargs, main: first} if first is not None else kwargs
-    shapes = {
-        name: x.shape
-        for name in (*_TEXTS, main, *_DECODED)
-        if isinstance(x := inputs.get(name), Tensor) and x.ndim
-    }
+    shapes: dict[str, torch.Size] = {}
+    for name in (*_TEXTS, main, *_DECODED):
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and value.ndim:
+            shapes[name] = value.shape
     texts = [shapes[name] for name in (*_TEXTS, *_DECODED) if name in shapes]
     return Call(
         rows=next((shape[0] for shape in shapes.values()), None),
@@ -360,7 +395,7 @@ def mixed_batch_problems(name: str, plan: Plan) -> Iterator[Problem]:
     """Report why an adapter with this plan cannot be used in a mixed batch."""
     if plan.trained:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
-    for term in plan.unscaled:
+    for term in plan.update_terms:
         if not term.linear:
             yield codes.MIXED_NOT_LINEAR(name=name, share=term.share, transform=term.transform)
             return

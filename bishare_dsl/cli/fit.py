@@ -109,7 +109,7 @@ def _start(
     fitted = _fit(report, plan, stored, out, seed=0)
     text = resolved.text()
     origin = first.config.origin
-    if fitted.apart:
+    if fitted.has_private:
         report.all(
             save_library(
                 out, plan, fitted.tensors, text, seed=0, seen=seen, origin=origin, command="fit"

@@ -44,7 +44,7 @@ def command(
     stored, _, model = read_named(folder, model, report)
     from bishare_dsl.convert.effective import check_linear
 
-    check_linear(stored.plan.unscaled, "merge the adapter")
+    check_linear(stored.plan.update_terms, "merge the adapter")
     silence_libraries()
     report.note(f"loading {model} ...")
     from bishare_dsl.adapted.handle import Handle

@@ -62,7 +62,7 @@ def export_adapter(
     dtype_name = str(dtype).removeprefix("torch.")
     _check_options(format, dtype_name, rank)
     _check_free(out)
-    terms = plan.unscaled if format == "peft" else plan.terms
+    terms = plan.update_terms if format == "peft" else plan.terms
     check_linear(terms, "export the adapter as a plain LoRA")
     pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, dtype_name)))
     try:

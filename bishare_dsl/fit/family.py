@@ -18,26 +18,26 @@ Values = dict[Variable, torch.Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """Adapters of one plan by name. If `apart` is false, they act as a single adapter."""
+    """Adapters of one plan by name. If `has_private` is false, they act as a single adapter."""
 
     plan: Plan
     names: tuple[str, ...]
 
     @property
-    def apart(self) -> bool:
+    def has_private(self) -> bool:
         """Whether there are several adapters with private tensors."""
         return len(self.names) > 1 and len(self.plan.common) < len(self.plan.tensors)
 
     def variable(self, adapter: str, tensor: str) -> Variable:
         """Return the variable for a tensor of the plan in one adapter."""
-        return ("" if not self.apart or tensor in self.plan.common else adapter), tensor
+        return ("" if not self.has_private or tensor in self.plan.common else adapter), tensor
 
     def variables(self) -> Iterator[Variable]:
         """Yield all variables, shared before private."""
         for tensor in self.plan.tensors:
             if self.variable("?", tensor.name)[0] == "":
                 yield "", tensor.name
-        if self.apart:
+        if self.has_private:
             for adapter in self.names:
                 for tensor in self.plan.tensors:
                     if tensor.name not in self.plan.common:

@@ -38,13 +38,13 @@ class Fit:
     """What a fit gives: float32 tensors of each adapter by their names in the plan, and how far they are.
 
     ``errors`` are the relative errors of the adapters, ``|dW - fitted| / |dW|`` over all their modules.
-    If not ``apart``, nothing is private to an adapter, and all have the same tensors.
+    If not ``has_private``, nothing is private to an adapter, and all have the same tensors.
     """
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     errors: Mapping[str, float]
     error: float
-    apart: bool
+    has_private: bool
 
 
 def fit(
@@ -98,7 +98,7 @@ def fit(
         tensors={name: family.tensors(problem.values, name) for name in family.names},
         errors={name: square.relative for name, square in by_adapter.items()},
         error=sum(squares.values(), Squares()).relative,
-        apart=family.apart,
+        has_private=family.has_private,
     )
 
 

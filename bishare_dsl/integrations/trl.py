@@ -107,7 +107,7 @@ class Engine:
         extra = info.get("additional_config") or {}
         self._compact = any(key.startswith("bishare_") for key in extra)
         plan = _handle_of(model).plan
-        terms = plan.unscaled if self._compact else plan.terms
+        terms = plan.update_terms if self._compact else plan.terms
         check_linear(terms, "send the adapter to vLLM", _MERGES)
         check_outside("the model", plan)
         rows = {path: plan.rows(path) for path in plan.terms_of}

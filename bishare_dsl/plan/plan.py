@@ -186,7 +186,7 @@ class Plan(Data):
         return {path: tuple(terms) for path, terms in by_site.items()}
 
     @property
-    def unscaled(self) -> list[Term]:
+    def update_terms(self) -> list[Term]:
         """All terms except magnitudes, for code that applies these separately."""
         return [term for term in self.terms if not term.is_magnitude]
 

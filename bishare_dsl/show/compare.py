@@ -17,7 +17,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     is the number of trainable parameters relative to LoRA r=8 on the same modules, or None without modules.
     """
     ranks, lora = maximum_ranks(plan), lora_size(plan)
-    scales = [term.scale for term in plan.unscaled]
+    scales = [term.scale for term in plan.update_terms]
     adapted = [path for path, terms in plan.terms_of.items() if terms]
     return {
         "modules": len(adapted),

@@ -104,7 +104,7 @@ def _cost(plan: Plan, way: str, common: frozenset[str]) -> Cost:
         return sum(plan.tensor[name].size for name in names)
 
     slot, slot_once = None, 0
-    if all(term.linear for term in plan.unscaled):
+    if all(term.linear for term in plan.update_terms):
         slot = count(used - common) + changes
         slot_once = count(used & common)
     return Cost(

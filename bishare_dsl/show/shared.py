@@ -77,7 +77,7 @@ def _verdict(plan: Plan, rank: str) -> str:
     if frozen and any(row.members[1] > 1 for row in rows.roles(plan)):
         return "no trained parameter is shared: modules share frozen tensors alone"
     nothing = "nothing is shared" + " within an adapter" * plan.is_library
-    if {term.transform for term in plan.unscaled} == {PLAIN}:
+    if {term.transform for term in plan.update_terms} == {PLAIN}:
         kind = "DoRA" if any(not t.options.get("plain", True) for t in plan.terms) else "LoRA"
         return f"{nothing}: this is a {kind} of rank {rank}"
     return f"{nothing}: each module has private tensors"

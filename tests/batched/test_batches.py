@@ -123,7 +123,7 @@ def test_shipped_specs(family, spec):
     model = tiny_model(family, hidden_size=32, head_dim=8, num_key_value_heads=4)
     names = ["one", "two"]
     model = filled(model, dict.fromkeys(names, spec), TINY[spec])
-    if not all(term.linear for term in model.bishare.plan.unscaled):
+    if not all(term.linear for term in model.bishare.plan.update_terms):
         with pytest.raises(AdapterError, match=r"BS673.*`two`.*Experts"):
             model(IDS[:2], adapter_names=[None, "two"])
         return

@@ -291,11 +291,11 @@ def check_seed(spec, model, seed=0, compiled=None):
 
 
 def _linear(adapted):
-    return all(term.linear for term in adapted.bishare.plan.unscaled)
+    return all(term.linear for term in adapted.bishare.plan.update_terms)
 
 
 def _scales(adapted):
-    return len(adapted.bishare.plan.unscaled) < len(adapted.bishare.plan.terms)
+    return len(adapted.bishare.plan.update_terms) < len(adapted.bishare.plan.terms)
 
 
 def _dense(model, paths):

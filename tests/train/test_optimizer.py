@@ -59,7 +59,7 @@ def together(model, steps):
 @pytest.mark.parametrize("spec", quick(ONE_OF_EACH, ONE_OF_EACH[::2]))
 def test_rows_train_as_they_do_alone(spec, request):
     model = made(spec)
-    if not all(term.linear for term in model.bishare.plan.unscaled):
+    if not all(term.linear for term in model.bishare.plan.update_terms):
         return
     apart = [copy.deepcopy(model) for _ in NAMES]
     found = together(model, 3)

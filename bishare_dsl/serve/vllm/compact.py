@@ -241,12 +241,17 @@ class CompactManager(LRUCacheLoRAModelManager):
 
 
 class _Served(NamedTuple):
-    """A plan in a layer: ``scaled`` are its outputs with a magnitude, ``inputs`` those of `Kernels.serve`."""
+    """A plan in a layer.
+
+    Attributes:
+        with_magnitude: its outputs with a magnitude.
+        inputs: those of `Kernels.serve`.
+    """
 
     number: int
     terms: LayerTerms | None
     magnitudes: LayerMagnitudes | None
-    scaled: Sequence[Outputs]
+    with_magnitude: Sequence[Outputs]
     inputs: Tensor | None
 
 
@@ -296,7 +301,9 @@ class Kernels:
         plan, layout = self._manager.plans.held[number].plan, self._manager.banks[number].layout
         changes, site = dict[str, Tensor](), {site.path: site for site in plan.sites}
         for served in (served for served in self._plans if served.number == number):
-            scaled = [part for part in served.scaled if layout.changes[part.path] not in tensors]
+            scaled = [
+                part for part in served.with_magnitude if layout.changes[part.path] not in tensors
+            ]
             if not scaled:
                 continue
             pairs = [
@@ -306,7 +313,7 @@ class Kernels:
             squares, products = weight_products(self.layer, down, served.inputs, scaled[0].path)
             products_of = products.split([len(a) for a, _ in pairs])
             for part, (a, b), along in zip(scaled, pairs, products_of, strict=True):
-                own = slice(None) if part.of_site is None else part.of_site.cpu()
+                own = slice(None) if part.site_indices is None else part.site_indices.cpu()
                 term, place = plan.magnitude(part.path), part.place
                 assert term is not None
                 mu = tensors[term.tensors["mu"]].float()

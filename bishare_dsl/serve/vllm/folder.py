@@ -66,7 +66,7 @@ def read_for(folder: str | Path, base: Architecture, *, compact: bool = False) -
     """
     stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
-    terms = stored.plan.unscaled if compact else stored.plan.terms
+    terms = stored.plan.update_terms if compact else stored.plan.terms
     check_linear(terms, "serve the adapter with vLLM", COMPACT)
     check_outside(folder, stored.plan)
     return stored
