@@ -1,4 +1,4 @@
-"""Compute distances between the updates of two adapters, from their factors."""
+"""Measure updates, and distances between the updates of two adapters, from their factors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 
 from bishare_dsl.convert.effective import delta, finite_factors
 from bishare_dsl.models.site import Site
+from bishare_dsl.plan.together import plan_of_shares, share_names
+from bishare_dsl.spec.spec import MAGNITUDE
 
 if TYPE_CHECKING:
     from bishare_dsl.models.weights import Weight
@@ -46,6 +48,62 @@ class Distance:
         """The cosine of the two updates, or None if one of them is zero."""
         norms = math.sqrt(self.first * self.second)
         return self.product / norms if norms else None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """How large an adapter's update of some modules is: squared Frobenius norms.
+
+    Attributes:
+        shares: ``|dW_s|^2`` of each share that covers some of the modules, by its name.
+        together: ``|sum_s dW_s|^2``. Shares overlap, so it is not the sum of theirs.
+    """
+
+    shares: Mapping[str, float]
+    together: float
+
+    def __add__(self, other: Energy) -> Energy:
+        shares = dict(self.shares)
+        for share, energy in other.shares.items():
+            shares[share] = shares.get(share, 0.0) + energy
+        return Energy(shares, self.together + other.together)
+
+
+NO_ENERGY = Energy({}, 0.0)
+
+
+def energies(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, Energy]:
+    """Compute the energy of each module's update, by the module's path.
+
+    Magnitudes, which depend on the base's weights, are left out, and so are parameters trained in full.
+
+    Args:
+        plan: the adapter's plan.
+        tensors: its tensors by name.
+
+    Raises:
+        AdapterError: see `finite_factors`.
+    """
+    plans: dict[str, Plan] = {}
+    for share in share_names(plan):
+        part = plan_of_shares(plan, {share})
+        if share != MAGNITUDE and part.terms:
+            plans[share] = part
+    of_module: dict[str, Energy] = {}
+    for site in plan.sites:
+        parts: dict[str, float] = {}
+        downs: list[torch.Tensor] = []
+        ups: list[torch.Tensor] = []
+        for share, part in plans.items():
+            if part.terms_of[site.path]:
+                down, up = finite_factors(part, tensors, site, "measuring updates")
+                parts[share] = _product((down, up), (down, up))
+                downs.append(down)
+                ups.append(up)
+        if parts:
+            whole = torch.cat(downs), torch.cat(ups)
+            of_module[site.path] = Energy(parts, _product(whole, whole))
+    return of_module
 
 
 def update_of(

@@ -126,3 +126,69 @@ def test_a_library_stands_for_all_its_adapters(work, bishare):
     write_rows("held.jsonl", "one", 6)
     run = bishare("eval", "lib", "--model", "tiny", "--data", "held.jsonl", "--json")
     assert json.loads(run.out)["accuracy"].keys() == {"lib#one", "lib#two"}
+
+
+TWO_SHARES = """
+spec two
+target q_proj, up_proj
+share near  per module  rank 2
+share far  per kind  rank 3
+"""
+
+
+def test_a_row_without_each_share_is_the_adapter_whose_share_adds_nothing(work, bishare):
+    """Compared with copies of the adapter in which the share's tensors are zero."""
+    rows = write_rows("held.jsonl", "", 30)
+    model, _ = load_model("tiny")
+    compile_spec(TWO_SHARES, model)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=random))
+    model.bishare.save_pretrained("both")
+    for share in ("near", "far"):
+        kept = {}
+        with torch.no_grad():
+            for name, tensor in model.bishare.tensors().items():
+                if name.startswith(f"{share}."):
+                    kept[name] = tensor.clone()
+                    tensor.zero_()
+            model.bishare.save_pretrained(f"no-{share}")
+            for name, value in kept.items():
+                model.bishare.tensors()[name].copy_(value)
+    words = ("--data", "held.jsonl", "--base", "--json", "--model", "tiny")
+    found = json.loads(bishare("eval", "both", "one", "--ablate", *words).out)
+    want = json.loads(bishare("eval", "both", "one", "no-near", "no-far", *words).out)["accuracy"]
+    without = {"near": want["no-near"], "far": want["no-far"]}
+    assert len({want["both"], *without.values()}) > 1
+    assert found["without"] == {"both": without, "one": {"local": want["base"]}}
+    assert found["accuracy"] == {name: want[name] for name in ("base", "both", "one")}
+    assert found["rows"] == len(rows)
+    table = bishare("eval", "both", "--ablate", *words[:2]).out
+    assert [line.split("  ")[0] for line in table.splitlines()[2:]] == [
+        "both",
+        "both without near",
+        "both without far",
+    ]
+    run = bishare("eval", "--ablate", *words)
+    assert run.code == 2
+    assert "--ablate needs an adapter" in run.out
+
+
+def test_an_interrupted_ablation_prints_what_is_done(work, bishare, monkeypatch):
+    write_rows("held.jsonl", "", 6)
+    calls, real = [], loss.choice_accuracy
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(loss, "choice_accuracy", stopped)
+    words = ("--ablate", "--model", "tiny", "--data", "held.jsonl", "--json")
+    run = bishare("eval", "one", "two", *words)
+    assert run.code == 130
+    found = json.loads(run.out)
+    assert found["accuracy"].keys() == {"one"}
+    assert found["without"].keys() == {"one"}
