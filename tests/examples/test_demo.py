@@ -30,7 +30,7 @@ def test_it_rejects_mends_trains_merges_compares_and_verifies(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 0, run.stderr
     assert re.match(r"This takes about \d+ seconds on two idle cores", run.stdout)
-    spoken = r"(warning\[BS351\].*| .*|(loading|evaluating|merging|saving|saved|converting|not carried).*)\n"
+    spoken = r"(warning\[BS351\].*| .*|\d+ \|.*|(loading|evaluating|merging|saving|saved|converting|not carried).*)\n"
     verify = r"error\[BS870\].* 'new1' .*\n  = help: .*\n"
     assert re.fullmatch(f"({spoken})*{verify}", run.stderr), run.stderr
     order = (
