@@ -24,7 +24,7 @@ def why_refused(option: str, kind: str, message: str) -> str:
 def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, Width]]) -> int:
     """Find the best value of an option for these sites, up to its default.
 
-    Among the values that limit the rank least, prefer those that divide all widths, and then the largest.
+    Among the values that limit the rank least, prefer those that fit all widths, and then the largest.
     """
     most = transform.largest(option)
     sides = {side for _, width in sites for side in width}
@@ -32,7 +32,7 @@ def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, 
     def cost(size: int) -> tuple[int, bool]:
         tried = transform.with_option(option, size)
         lacking = sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
-        return lacking, any(side % size for side in sides)
+        return lacking, not tried.fits(option, sides)
 
     sizes = range(most, 0, -1)  # Of equals, the first and largest is taken.
     with guard(transform, "reach"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
@@ -138,8 +138,7 @@ class Transform(BaseModel):
         later: the names of options added after the first release. A plan omits them at their defaults, so
             that it equals the plans of older adapters.
         auto: the names of options that a spec may set to `auto`. Each becomes the largest number, up to
-            its default, that permits the rank and, if possible, divides every width of the share's
-            modules.
+            its default, that permits the rank and, if possible, `fits` the widths of the share's modules.
         sort: where it may stand in a composition; a transform that does not say stands alone.
         place: for a sort other than ``PAIR``, the factor that reads each private tensor, A or B.
         mixes: whether it multiplies the rows of a factor from the left, so that it may follow another
@@ -246,6 +245,14 @@ class Transform(BaseModel):
     def with_option(self, option: str, value: Any) -> Self:
         """Return the transform with another value of an option of `auto`."""
         return self.model_copy(update={option: value})
+
+    def fits(self, option: str, sides: Collection[int]) -> bool:
+        """Return whether an option of `auto` suits the widths of the share's modules.
+
+        By default, whether it divides each.
+        """
+        size: int = getattr(self, option)
+        return not any(side % size for side in sides)
 
     def largest(self, option: str) -> int:
         """Return the largest value of an option of `auto`: its default."""

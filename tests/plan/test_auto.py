@@ -77,6 +77,15 @@ def test_a_number_that_shares_less_is_no_advice_for_a_rank_out_of_reach():
     assert make_plan(text.format("auto"), "smollm2-135m").problems == ()
 
 
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("llama-7b", 1024), ("llama-3-8b", 1024), ("llama-1-13b", 1024), ("smollm2-135m", 1536 // 4)],
+)
+def test_gates_share_factors_of_a_quarter_of_the_widest_module(model, size):
+    """The paper's 1024 stays on its models: the widest modules there have 11,008 columns or more."""
+    assert {*sizes(read_spec("bishare_gt")[0], model).values()} == {size}
+
+
 def test_an_option_that_no_model_can_give_is_an_error():
     text = "spec s\ntarget q_proj\nshare a per module rank 4 via Experts(count = auto)\n"
     with pytest.raises(BishareError, match="`count` is a whole number"):

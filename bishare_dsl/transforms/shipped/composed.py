@@ -14,7 +14,7 @@ product with an input or an output: a step that mixes returns a `Mixed` factor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -376,6 +376,10 @@ class Composed(Transform):
     def largest(self, option: str) -> int:
         place, index, name = option.split(".")
         return self.at(place)[int(index)].transform.largest(name)  # type: ignore[arg-type]
+
+    def fits(self, option: str, sides: Collection[int]) -> bool:
+        place, index, name = option.split(".")
+        return self.at(place)[int(index)].transform.fits(name, sides)  # type: ignore[arg-type]
 
 
 def _placed(place: Place, index: int, step: Step) -> PlacedStep:

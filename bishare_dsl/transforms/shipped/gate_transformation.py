@@ -5,7 +5,7 @@ Section 3.2.2, Equation 4, Algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -30,6 +30,7 @@ class GateTransformation(Transform):
     name: ClassVar[str] = "GT"
     title: ClassVar[str] = "Gate Transformation"
     owned: ClassVar[tuple[str, ...]] = ("G_id", "G_iu", "G_od", "G_ou")
+    auto: ClassVar[tuple[str, ...]] = ("size",)
 
     size: PositiveInt = Field(1024, description="columns of the shared factors")
     gates: Literal["kaiming_uniform", "kaiming_normal", "ones"] = Field(
@@ -59,6 +60,10 @@ class GateTransformation(Transform):
 
     def reach(self, rank: int, width: Width) -> int:
         return min(self.rows(rank, width), self.size, *width)
+
+    def fits(self, option: str, sides: Collection[int]) -> bool:
+        # Shared factors save only while they are small beside the modules that read them.
+        return 4 * self.size <= max(sides)
 
     def factors(self, tensors: Tensors, rank: int, width: Width) -> tuple[Tensor, Tensor]:
         if rank < self.gate_rank:
