@@ -24,6 +24,7 @@ from bishare_dsl.loading import read_fitting
 from bishare_dsl.peft import as_peft_model
 from bishare_dsl.peft.method import install
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.together import plan_of_shares, share_names
 from tests.lives.drawn import Base, bases, batches, specs
 from tests.support.checks import randomize
 from tests.support.references import reference_model
@@ -211,6 +212,24 @@ class Life(RuleBasedStateMachine):
         with self.handle.disable_adapter():
             found = run(self.model, self.inputs, self.dtype)
         assert torch.equal(found, self.expected(None)), f"disabled is not the base ({self.family})"
+
+    @precondition(lambda self: not self.merged)
+    @rule(data=st.data())
+    def disable_shares(self, data):
+        """Run without some shares, as if the plan had only the others; all of them off are the base."""
+        names = share_names(self.now.plan)
+        off = data.draw(st.sets(st.sampled_from(names), min_size=1), "shares")
+        whole = run(self.model, self.inputs, self.dtype)
+        with self.handle.disable_share(*off):
+            found = run(self.model, self.inputs, self.dtype)
+        assert torch.equal(run(self.model, self.inputs, self.dtype), whole), self.family
+        if off == {*names}:
+            assert torch.equal(found, self.expected(None)), f"all off ({self.family})"
+        self.known["part"] = Known(plan_of_shares(self.now.plan, {*names} - off), self.now.values)
+        try:
+            self.check(found, "part", f"logits without {sorted(off)}")
+        finally:
+            del self.known["part"]
 
     @precondition(lambda self: not self.merged)
     @rule()
