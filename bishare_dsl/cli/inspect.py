@@ -15,6 +15,7 @@ from bishare_dsl.diagnostics import BishareError, escaped
 
 if TYPE_CHECKING:
     from bishare_dsl.folder.contents import StoredAdapter
+    from bishare_dsl.folder.groups import Groups
     from bishare_dsl.folder.inventory import Listed, Shared
     from bishare_dsl.show.table import Table
 
@@ -37,7 +38,7 @@ def command(report: Report, folders: tuple[Path, ...]) -> None:
     plan. A difference is an error.
 
     A folder of adapters, a library, or several adapters become a table. Plain LoRAs of PEFT are listed
-    too. A list reads sizes and configs alone, and verifies nothing.
+    too, and the tasks of a library's groups. A list reads sizes and configs alone, and verifies nothing.
     """
     from bishare_dsl.cli.files import find_adapters
     from bishare_dsl.folder.files import is_peft, names_in
@@ -100,6 +101,7 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
 
     from bishare_dsl.cli.files import find_adapters
     from bishare_dsl.folder.files import read_adapter
+    from bishare_dsl.folder.groups import read_groups
     from bishare_dsl.folder.inventory import Shared, list_adapters
 
     for place in places:
@@ -113,15 +115,37 @@ def _list(paths: Sequence[Path], places: Sequence[Path], report: Report) -> None
     for folder in report.bar(paths, "reading"):
         for entry in list_adapters(folder):
             (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
+    groups: dict[str, Groups] = {}
+    for part in shared:
+        try:
+            record = read_groups(Path(part.library))
+        except BishareError as error:
+            report.error(error)
+            continue
+        if record is not None:
+            groups[part.library] = record
     if any(row.error for row in rows):
         report.exit_code = max(report.exit_code, FINDINGS)
     report.data(
+        groups={library: record.model_dump() for library, record in groups.items()},
         adapters=[{k: v for k, v in asdict(row).items() if k != "spec"} for row in rows],
         shared=[asdict(part) for part in shared],
         totals=_totals(rows, shared),
     )
     if rows:
-        report.tables(_table(rows), _summary(rows, shared))
+        tables = [_groups_table(library, record) for library, record in groups.items()]
+        report.tables(_table(rows), _summary(rows, shared), *tables)
+
+
+def _groups_table(library: str, record: Groups) -> Table:
+    """Return who is in which group of a library."""
+    from bishare_dsl.show.table import Table
+
+    lines: list[list[object]] = []
+    for group in record.tasks:
+        members = record.members_of(group)
+        lines.append([f"{library}#{group}", len(members), ", ".join(members)])
+    return Table(["group", "tasks", "names"], lines, left={0, 2})
 
 
 def _table(rows: Iterable[Listed]) -> Table:

@@ -51,6 +51,7 @@ from bishare_dsl.folder.contents import (
     own_of,
     reading,
 )
+from bishare_dsl.folder.groups import GROUPS
 from bishare_dsl.folder.stacks import common_keys
 from bishare_dsl.folder.standing import CONFIG, TENSORS, Kind, obstacle_at
 from bishare_dsl.models.site import most_parameters
@@ -129,6 +130,7 @@ def save_library(
     *,
     seed: int,
     seen: Standing = ANY,
+    files: Mapping[str, bytes] = {},
     **how: Any,
 ) -> tuple[Problem, ...]:
     """Write a library to a folder, or replace the library there, in one step.
@@ -140,6 +142,7 @@ def save_library(
         spec_text: the spec that the plan was built from.
         seed: of the frozen tensors.
         seen: what may be replaced, as in `bishare_dsl.writing.new_folder`.
+        files: the contents of further files of the library, by name.
         **how: ``origin``, ``dtype`` and ``command``, as in `bishare_dsl.folder.stored.pack`.
 
     Returns:
@@ -161,7 +164,9 @@ def save_library(
     empty = StoredAdapter(folder, config, plan, entries_in(content))
     with writing(folder), new_folder(folder, seen=seen) as new:
         _check_free_for_library(folder)
-        _copy_others(folder, new, STARTS)
+        _copy_others(folder, new, STARTS, GROUPS)
+        for name, text in files.items():
+            (new / name).write_bytes(text)
         (new / TENSORS).write_bytes(content)
         (new / MEMBERS).mkdir()
         return _first_of_each([*packed.warnings, *_add_members(new, adapters, empty)])

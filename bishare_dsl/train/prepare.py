@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from datasets import concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bishare_dsl.batched.batches import mixed_batch_problems
@@ -25,6 +26,7 @@ from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import check_apart, check_place, names_in, place_of, read_adapter
 from bishare_dsl.folder.fingerprint import Fingerprint, difference
+from bishare_dsl.folder.groups import Groups
 from bishare_dsl.loading import read_fitting
 from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
@@ -33,10 +35,12 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.data.batches import Collator
-from bishare_dsl.train.data.encoding import Encoded, encode
+from bishare_dsl.train.data.encoding import DataReport, Encoded, encode
 from bishare_dsl.train.data.formats import COLUMNS, split_off
 from bishare_dsl.train.data.load import Rows, load_rows
 from bishare_dsl.train.errors import TrainError, catch_refusals, translate_refusals
+from bishare_dsl.train.grouping import named_groups
+from bishare_dsl.train.loss import among_options
 from bishare_dsl.train.newcomers import decide_starts
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, argument_types
@@ -115,6 +119,7 @@ class Prepared:
         steps: the steps of the tasks; for a single task, Trainer and its data loader create them.
         record: the tasks and the digest of the examples, for `folder.seal`.
         warm_up: maps the number of steps of a run to its warm-up steps.
+        groups: the groups that are its tasks; None if its tasks are those of the request.
     """
 
     request: Request
@@ -126,12 +131,22 @@ class Prepared:
     steps: Steps
     record: Mapping[str, Any]
     warm_up: Callable[[int], int]
+    groups: Groups | None = None
 
 
 def prepare(
-    request: Request, reporter: Reporter, tokenizer: PreTrainedTokenizerBase | str | None
+    request: Request,
+    reporter: Reporter,
+    tokenizer: PreTrainedTokenizerBase | str | None,
+    groups: Groups | None = None,
 ) -> Prepared:
     """Check all that needs no weights.
+
+    Args:
+        request: the request.
+        reporter: of the run.
+        tokenizer: that of the model; None to load it.
+        groups: those that a run has found, to be trained as tasks.
 
     Raises:
         BishareError: an argument is invalid, the folder contains a run (BS740), there is no such base or
@@ -147,8 +162,11 @@ def prepare(
     if args.should_save:  # Another process may see files of this one.
         folders.check_new(request.output_dir, resumes=request.resume is not None)
     base: Any = resolve(request.model) if isinstance(request.model, str) else request.model
+    if request.names_groups:
+        groups = Groups(tasks=named_groups(str(request.groups), cast(Any, request.data)))
     trainable = find_trainable(request, base, reporter)
-    places = check_several(request, args, trainable.plan) if request.several else {}
+    names = list(request.tasks if groups is None else groups.tasks)
+    places = check_several(request, args, trainable.plan, names) if request.several else {}
     pace = LIBRARY_PACE if request.makes_library(trainable.plan) else LORA_PACE
     if request.several and "learning_rate" not in request.arguments:
         args.learning_rate = pace.rate
@@ -158,7 +176,9 @@ def prepare(
         name = "the model" if base is request.model else request.model
         raise TrainError(NO_TOKENIZER(model=name))
     tasks = read_tasks(request, args, tokenizer, reporter)
-    record = _record(request, trainable, tasks)
+    record = _record(request, trainable, tasks, names)
+    if groups is not None:
+        tasks = join_groups(tasks, groups.tasks)
     if request.resume is not None:
         check_resumed(request.resume, record)
         reporter.note(f"going on from {request.resume.name}")
@@ -177,17 +197,20 @@ def prepare(
         steps=steps,
         record=record,
         warm_up=warm,
+        groups=groups,
     )
 
 
-def _record(request: Request, trainable: Trainable, tasks: list[Task]) -> dict[str, Any]:
-    """Return what a checkpoint records of its run: the tasks, and the digest of the examples."""
+def _record(
+    request: Request, trainable: Trainable, tasks: list[Task], names: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a checkpoint records of its run: its adapters, and the digest of all tasks' examples."""
     shared = trainable.config.tensors if isinstance(trainable, StoredAdapter) else ""
     named = list[list[str]]()
+    if request.several:
+        named = [[name, trainable.plan.digest + shared] for name in names]
     digest = hashlib.sha256()
     for task in tasks:
-        if request.several:
-            named.append([task.name, trainable.plan.digest + shared])
         for report in task.data.values():
             digest.update(report.digest.encode())
     return {"tasks": named, "data": digest.hexdigest()}
@@ -197,19 +220,18 @@ def _steps(
     request: Request, args: TrainingArguments, collator: Collator, tasks: list[Task], pace: Pace
 ) -> Steps:
     """Count the steps of a run: of several tasks that train, the largest one has those of the pace."""
-    batch = effective_batch(args)
-    epochs = args.num_train_epochs
-    if request.several and "num_train_epochs" not in request.arguments:
-        sizes = [len(task.examples) for task in tasks if task.trains]
-        epochs = max(1, ceil(pace.steps / ceil(max(sizes, default=1) / batch)))
-    return Steps(
+    steps = Steps(
         tasks=tasks,
         collator=collator,
-        batch=batch,
-        epochs=epochs,
+        batch=effective_batch(args),
+        epochs=args.num_train_epochs,
         most=None if args.max_steps < 0 else args.max_steps,
         at_once=request.rows_at_once,
     )
+    if request.several and "num_train_epochs" not in request.arguments:
+        longest = max((steps.in_epoch(task) for task in tasks if task.trains), default=1)
+        return replace(steps, epochs=max(1, ceil(pace.steps / longest)))
+    return steps
 
 
 def _steps_line(request: Request, steps: Steps, rate: float, plan: Plan) -> str:
@@ -225,7 +247,9 @@ def _steps_line(request: Request, steps: Steps, rate: float, plan: Plan) -> str:
             )
         if left == len(steps.tasks):
             return adapters
-        return f"{adapters}; {text} of each, {steps.at_once} rows at once, learning rate {rate:g}"
+        has_groups = any(task.members for task in steps.tasks)
+        each = "each task of a group" if has_groups else "each"
+        return f"{adapters}; {text} of {each}, {steps.at_once} rows at once, learning rate {rate:g}"
     if plan.is_library:
         text += "; one adapter and no library, which takes several `--data`"
     return text
@@ -325,7 +349,42 @@ def find_trainable(
     return read
 
 
-def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict[str, Any]:
+def join_groups(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> list[Task]:
+    """Return a task for each group, with the examples of its tasks.
+
+    Raises:
+        TrainError: some tasks of a group have options, and others have none (BS749).
+    """
+    task_of = {task.name: task for task in tasks}
+    joined = list[Task]()
+    for group, names in groups.items():
+        members = [task_of[name] for name in names]
+        for member in members[1:]:
+            if among_options(member.examples) != among_options(members[0].examples):
+                both = f"`{members[0].name}` and `{member.name}`"
+                reason = f"in the group `{group}`, only one of {both} has `options`"
+                help = "give `options` to the rows of all tasks of a group, or to none"
+                raise TrainError(codes.BAD_GROUPS(reason=reason, help=help))
+        held_out = [member.held_out for member in members if member.held_out]
+        data = dict[str, DataReport]()
+        for part in members[0].data:
+            reports = [member.data[part] for member in members]
+            data[part] = DataReport.joined(f"{len(reports)} files", reports)
+        task = Task(
+            name=group,
+            examples=concatenate_datasets([member.examples for member in members]),
+            held_out=concatenate_datasets(cast(Any, held_out)) if held_out else (),
+            order=members[0].order,
+            data=data,
+            members=tuple(names),
+        )
+        joined.append(task)
+    return joined
+
+
+def check_several(
+    request: Request, args: TrainingArguments, plan: Plan, tasks: Sequence[str]
+) -> dict[str, Any]:
     """Reject options that need a single adapter, and folders of adapters.
 
     Returns:
@@ -351,7 +410,7 @@ def check_several(request: Request, args: TrainingArguments, plan: Plan) -> dict
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("several", name)))
     raise_errors(TrainError, [*mixed_batch_problems("of each task", plan)])
     shares = request.makes_library(plan)
-    names = [folders.LIBRARY] if shares else request.tasks
+    names = [folders.LIBRARY] if shares else tasks
     places = {}
     for name in names:
         place = request.output_dir / name

@@ -28,6 +28,13 @@ from bishare_dsl.diagnostics.tried import near_path, value_meant
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
 from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.grouping import (
+    BY_FOLDER,
+    NAME,
+    expand_folders,
+    read_setting,
+    setting_problem,
+)
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -63,8 +70,6 @@ def is_flag(name: str) -> bool:
 RECORD = "record"
 """The key of a ``run.json`` that is no argument: what the run depended on, and its results."""
 
-_NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_][A-Za-z0-9_-]*")
-
 
 class Settings(BaseModel):
     """Settings of the data, the base's loading and the learning rates of parts of the adapter.
@@ -80,6 +85,9 @@ class Settings(BaseModel):
     folder of files are tasks that train in one run, each with a separate adapter."""
     together: bool = False
     """Train one adapter on the examples of all files."""
+    groups: str | None = None
+    """by-folder|FILE: Train one adapter for each group of tasks (experimental): for each folder of files, or
+    for each list of tasks in FILE (.json, .yaml)."""
     rows_at_once: int = Field(default=32, ge=1)
     """N: With several tasks, the examples that go through the model at once; by default 32."""
     library: str | None = None
@@ -113,6 +121,11 @@ class Settings(BaseModel):
     device_map: str | None = None
     """NAME: Where to put the base, such as auto, which spreads and offloads it (accelerate)."""
 
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _groups(cls, value: Any) -> Any:
+        return None if value is None else read_setting(value)
+
     @field_validator("data", mode="before")
     @classmethod
     def _tasks(cls, value: Any) -> Any:
@@ -120,7 +133,7 @@ class Settings(BaseModel):
         if isinstance(value, Mapping):
             pairs = [(str(name), os.fspath(file)) for name, file in value.items()]
         else:
-            words = [value] if isinstance(value, str) else value
+            words = value if isinstance(value, list | tuple) else [value]
             if not all(isinstance(word, str) for word in words):
                 raise ValueError("write rows into a file, such as `rows.jsonl`, and name it")
             pairs = [pair for word in words for pair in _tasks_of(word)]
@@ -129,7 +142,7 @@ class Settings(BaseModel):
         names = [name or Path(file).stem for name, file in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two tasks are called `{twice}`: write NAME=FILE")
-        if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
+        if wrong := next((name for name in names if not NAME.fullmatch(name)), None):
             raise ValueError(f"no adapter can be called `{wrong}`: write NAME=FILE")
         return dict(zip(names, (file for _, file in pairs), strict=True))
 
@@ -164,10 +177,17 @@ def _tasks_of(word: str) -> list[tuple[str, str]]:
     if os.path.isdir(path):  # noqa: PTH112
         files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
         if not files:
-            raise ValueError(f"`{word}` has no file of rows")
+            raise ValueError(f"`{word}` has no file of rows{_in_folders_of(path)}")
         return [(file.stem, str(file)) for file in files]
     name, equals, file = word.partition("=")
     return [(name, file) if equals and not os.path.exists(path) else ("", word)]  # noqa: PTH110
+
+
+def _in_folders_of(folder: Path) -> str:
+    """Say that the folders of a folder have files of rows, if they do."""
+    if any(file.suffix in ENDINGS for file in folder.glob("*/*")):
+        return ", and its folders have: `--groups by-folder` makes a group of each"
+    return ""
 
 
 class Request(Settings):
@@ -202,6 +222,11 @@ class Request(Settings):
         return value if own or is_flag(str(info.field_name)) else "no"
 
     @property
+    def names_groups(self) -> bool:
+        """Whether the user says which tasks are a group."""
+        return self.groups is not None
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of transformers' Trainer that are given."""
         # `model_copy` gives a request arguments that its class may not have.
@@ -227,6 +252,8 @@ class Request(Settings):
         left_out = {"spec", "output_dir", "resume", *model}
         plain = self.model_dump(exclude=left_out, exclude_unset=True)
         paths = plain.keys() & {"model", "data", "eval_data", "library"}
+        if self.names_groups and self.groups != BY_FOLDER:
+            paths |= {"groups"}
         places = {name: _absolute(plain[name]) for name in paths}
         return {"spec": spec, **plain, **places}
 
@@ -287,10 +314,13 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     repeated = file.pop(RECORD, None)
     resume, before = _run_before({**file, **named}.get("resume"))
     arguments = _merged(before, file, named)
+    if arguments.get("groups") == BY_FOLDER and "data" in arguments:
+        arguments["data"] = expand_folders(arguments["data"])
     request = _validated({**arguments, "resume": resume})
     if isinstance(repeated, Mapping):
         request._repeated = repeated
     _check_read(request, before, file.keys() | named.keys())
+    _check_groups(request)
     if request.library:
         from bishare_dsl.hub import adapter_folder
 
@@ -348,6 +378,21 @@ def _check_read(request: Request, before: Mapping[str, Any], names: Collection[s
         if is_unread and name in names:
             reason = f"nothing reads `{name}`"
             raise TrainError(codes.BAD_COMBINATION(reason=reason, help=advise("unread", name)))
+
+
+def _check_groups(request: Request) -> None:
+    """Check that the tasks of a request can be grouped as it says.
+
+    Raises:
+        TrainError: they cannot (BS732, BS749).
+    """
+    if request.groups is None:
+        return
+    others = [name for name in ("together", "library") if getattr(request, name)]
+    names = list(request.data) if isinstance(request.data, dict) else list(request.tasks)
+    problem = setting_problem(names, others)
+    if problem is not None:
+        raise TrainError(problem)
 
 
 def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict[str, Any]]:

@@ -25,6 +25,7 @@ from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.folder.contents import StoredAdapter
 from bishare_dsl.folder.files import add_to_library, save_adapter, save_library
+from bishare_dsl.folder.groups import GROUPS
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.show.shared import told_lines
@@ -278,7 +279,7 @@ def _result(
         tasks=tuple(tasks),
         steps=state.global_step,
         epochs=epochs,
-        batch=steps.batch,
+        batch=max(steps.batch_of(task) for task in steps.tasks),
         tokens=int(state.num_input_tokens_seen),
         seconds=seconds,
         history=state.log_history,
@@ -350,6 +351,9 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
         text = f"`{request.library}` is as it was: add the next task to the copy, with `--library {copy}`"
         reporter.note(text)
     elif first.plan.is_library:
+        files = dict[str, bytes]()
+        if prepared.groups is not None:
+            files[GROUPS] = prepared.groups.of(names).text()
         problems += save_library(
             folder / LIBRARY,
             first.plan,
@@ -357,6 +361,7 @@ def _write(trainer: BankTrainer, prepared: Prepared, reporter: Reporter) -> None
             first.spec_text,
             seed=first.seed,
             seen=places[LIBRARY],
+            files=files,
         )
     else:
         for name in names:

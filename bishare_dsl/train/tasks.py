@@ -31,6 +31,7 @@ class Task:
         start: the members that it starts from; None if it starts from zero.
         begins: where it starts, as ``--start`` says it.
         trains: whether it trains; a sum of members may stay as it is.
+        members: the names of the tasks that it joins, if it is a group.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     start: str | None = None
     begins: str = "zero"
     trains: bool = True
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Steps(Sequence[list[MicroBatch]]):
     Args:
         tasks: tasks, perhaps with different numbers of rows and steps.
         collator: builds batches.
-        batch: rows per task and step.
+        batch: rows per step of each task, and of each member of a group.
         epochs: passes over each task's rows; ``most`` limits its steps unless it is None.
         at_once: the maximum number of rows per pass.
     """
@@ -77,18 +79,26 @@ class Steps(Sequence[list[MicroBatch]]):
     most: int | None
     at_once: int
 
+    def batch_of(self, task: Task) -> int:
+        """Return the number of rows of a task in a step."""
+        return self.batch * max(1, len(task.members))
+
+    def in_epoch(self, task: Task) -> int:
+        """Count the steps of one pass over a task's rows."""
+        return ceil(len(task.examples) / self.batch_of(task))
+
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
         if not task.trains:
             return 0
         if self.most is not None:
             return self.most
-        return ceil(self.epochs * ceil(len(task.examples) / self.batch))
+        return ceil(self.epochs * self.in_epoch(task))
 
     def epochs_of(self, number: int) -> float:
         """Return the number of epochs of a task."""
         task = self.tasks[number]
-        return self.count(task) / ceil(len(task.examples) / self.batch)
+        return self.count(task) / self.in_epoch(task)
 
     def __len__(self) -> int:
         return max(map(self.count, self.tasks))
@@ -104,9 +114,10 @@ class Steps(Sequence[list[MicroBatch]]):
 
     def _rows(self, task: Task, step: int) -> list[Example]:
         """Return a task's rows for a step; they are reshuffled in each epoch."""
-        epoch, number = divmod(step, ceil(len(task.examples) / self.batch))
+        epoch, number = divmod(step, self.in_epoch(task))
         order = _order(len(task.examples), task.order, epoch)
-        return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
+        batch = self.batch_of(task)
+        return [task.examples[i] for i in order[number * batch : (number + 1) * batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
         """Divide the rows of some tasks into passes, by `cut`."""

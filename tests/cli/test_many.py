@@ -322,3 +322,23 @@ def test_a_slot_is_as_large_as_the_engine_s(spec):
     shipped = spec in ("dora", "ia3", "bishare_ke")
     plan = plan_spec(spec if shipped else parse_spec(text.format(spec)), "smollm2-135m")
     assert costs(plan)[0].slot == Layout(plan).numbers
+
+
+def test_a_library_lists_who_is_in_which_group(bishare, adapters):
+    tasks = {"one": ["acme", "globex"], "two": ["initech"]}
+    record = adapters / "lib" / "groups.json"
+    record.write_text(json.dumps({"tasks": tasks, "newcomers": {"wonka": "two"}}))
+    run = bishare("inspect", "adapters/lib")
+    assert run.code == 0
+    rows = [line.split(maxsplit=2) for line in run.out.splitlines()[-2:]]
+    assert rows == [
+        ["adapters/lib#one", "2", "acme, globex"],
+        ["adapters/lib#two", "2", "initech, wonka"],
+    ]
+    found = json.loads(bishare("inspect", "adapters/lib", "--json").out)["groups"]
+    assert found["adapters/lib"]["tasks"] == tasks
+    record.write_text("{")
+    run = bishare("inspect", "adapters/lib")
+    assert run.code == 1
+    assert "error[BS608]: `adapters/lib/groups.json` cannot be read" in run.err
+    assert "family" in run.out

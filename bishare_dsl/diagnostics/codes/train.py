@@ -25,6 +25,10 @@ NO_CHECKPOINT = Code("BS742", "cannot resume: {reason}")
 BROKEN_CHECKPOINT = Code("BS743", "the checkpoint `{folder}` cannot be used: {reason}")
 CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
 
+# Groups of tasks ----------------------------------------------------------------------------------
+
+BAD_GROUPS = Code("BS749", "the tasks cannot be grouped: {reason}")
+
 # During a run -------------------------------------------------------------------------------------
 
 NOT_FINITE = Code("BS750", "the {what} of step {step} is {value}: it is not applied; {kept}")

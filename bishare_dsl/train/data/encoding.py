@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ class DataReport:
 
     Attributes:
         name: the name of the data set.
-        format: the format of the rows.
+        format: the format of the rows; in words, if data sets of several are joined.
         rows: the number of rows read.
         kept: the number of examples. Other rows have no trained token: no assistant turn, an empty
             completion, or nothing trained within ``max_length``.
@@ -36,7 +37,7 @@ class DataReport:
     """
 
     name: str
-    format: Format
+    format: str
     rows: int
     kept: int
     cut: int
@@ -44,6 +45,23 @@ class DataReport:
     trained_tokens: int
     max_length: int
     digest: str = field(repr=False)
+
+    @classmethod
+    def joined(cls, name: str, reports: Sequence[DataReport]) -> DataReport:
+        """Return the report on the examples of several data sets as one."""
+        digest = hashlib.sha256("".join(report.digest for report in reports).encode())
+        formats = {report.format for report in reports}
+        return cls(
+            name=name,
+            format=" and ".join(sorted(formats)),
+            rows=sum(report.rows for report in reports),
+            kept=sum(report.kept for report in reports),
+            cut=sum(report.cut for report in reports),
+            tokens=sum(report.tokens for report in reports),
+            trained_tokens=sum(report.trained_tokens for report in reports),
+            max_length=reports[0].max_length,
+            digest=digest.hexdigest(),
+        )
 
     def __str__(self) -> str:
         """Describe the counts in one paragraph."""
