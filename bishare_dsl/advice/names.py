@@ -55,7 +55,9 @@ def unknown_name(fact: UnknownName, question: Question) -> Iterator[Remedy]:
         yield Remedy(f"declare it, {declared}, and write its name for a number")
     if place == "number" or place == "rank":
         yield from _table("number", name, question)
-    if 0 < len(fact.valid) <= _MOST_LISTED and place in ("init", "name", "function", "transform"):
+    if 0 < len(fact.valid) <= _MOST_LISTED and place in (
+        "init", "name", "function", "share", "transform",
+    ):
         yield Remedy(f"there are {listed(sorted(fact.valid))}")
     if place in _EXPECTED:
         yield Remedy(_EXPECTED[place])

@@ -8,8 +8,14 @@ from contextlib import suppress
 from bishare_dsl import spec as m
 from bishare_dsl.advice.question import Question, Remedy
 from bishare_dsl.diagnostics import Loc
-from bishare_dsl.language.text import expression_text, share_text
-from bishare_dsl.plan.facts import NothingSelected, UnequalPool, WithoutValue
+from bishare_dsl.language.text import expression_text, reference_text, share_text
+from bishare_dsl.plan.facts import (
+    NoPool,
+    NothingSelected,
+    OtherReference,
+    UnequalPool,
+    WithoutValue,
+)
 from bishare_dsl.spec.evaluate import EvaluationError
 from bishare_dsl.spec.walk import names_read, parts_of
 from bishare_dsl.transforms import PLAIN, transform_kind
@@ -109,6 +115,36 @@ def _second_share(share: m.Share, fact: UnequalPool, question: Question) -> Iter
             loc: Loc = ("shares", fact.share)
             texts: dict[Loc, str] = {loc: f"{text}\n{{}}", (*loc, "rank"): str(low)}
             yield question.rewrites(texts, f"`rank {low}` here, and `{text}`")
+
+
+def other_reference(fact: OtherReference, question: Question) -> Iterator[Remedy]:
+    """Refer to the tensor that has a key."""
+    if question.spec is None:
+        return
+    _, share, _, role = question.loc
+    reference = question.spec.shares[int(share)].references[str(role)]
+    other = reference.model_copy(update={"share": fact.share, "role": fact.role})
+    text = reference_text(str(role), other)
+    yield question.rewritten(question.loc, text, f"write `{text}`")
+
+
+def no_pool(fact: NoPool, question: Question) -> Iterator[Remedy]:
+    """Select the modules that find a tensor."""
+    if question.spec is None:
+        return
+    share = question.spec.shares[fact.share]
+    if fact.fitting is not None:
+        first, last = fact.fitting
+        condition = f"layer == {first}" if first == last else f"layer in {first}..{last}"
+        if share.where is None:
+            loc: Loc = ("shares", fact.share, "rank")
+            yield question.rewritten(loc, f"{{}} where {condition}", f"write `where {condition}`")
+        else:
+            loc = ("shares", fact.share, "where")
+            for whole in ("{}", "({})"):
+                text = f"{whole} and {condition}"
+                yield question.rewritten(loc, text, f"write `and {condition}`")
+    yield Remedy("`where` selects the modules that find a tensor")
 
 
 def nothing_selected(fact: NothingSelected, question: Question) -> Iterator[Remedy]:

@@ -10,6 +10,7 @@ from bishare_dsl.diagnostics import Edit, Loc, Problem, SourceMap, Span
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan.select import Sites
+from bishare_dsl.spec.evaluate import in_key
 
 
 class Remedy(Record):
@@ -45,7 +46,7 @@ class Question(Record):
     @property
     def in_key(self) -> bool:
         """Whether the problem is in a key."""
-        return "per" in self.loc or "keys" in self.loc
+        return in_key(self.loc)
 
     @cached_property
     def span(self) -> Span | None:

@@ -59,7 +59,7 @@ def as_parts(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
                 row.pools,
                 span(row.members),
                 f"{span(row.rows)} x {span(row.columns)}",
-                f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
+                _parameters(row),
             ]
             for row in rows.roles(plan)
         ],
@@ -92,6 +92,13 @@ def as_parts(plan: Plan, spec: Spec | None = None) -> list[str | Table]:
         last.append(f"each adapter of a library: {plan.owned}")
     last += [_memory(plan), plan.parameters_line]
     return [first, *tables, "\n".join(last)]
+
+
+def _parameters(row: rows.RoleRow) -> str:
+    """Count the parameters of a role, or say whose they are."""
+    if row.owner is not None:
+        return f"those of {row.owner}"
+    return f"{row.parameters:,}" if row.trainable else f"{row.parameters:,} frozen"
 
 
 def _adapter_size(plan: Plan) -> str:

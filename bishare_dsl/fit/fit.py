@@ -73,12 +73,15 @@ def fit(
 
     Raises:
         AdapterError: an update of the plan is nonlinear (BS633), or a tensor is initialised from the base's
-            weights (BS688) or chooses among vectors (BS854).
+            weights (BS688), chooses among vectors or stands in two places (BS854).
     """
     check_linear(plan.terms, "fit the spec")
     check_low_rank(plan, "fit the spec")
     for name in sorted(selecting(plan)):
-        raise AdapterError(NO_LEAST_SQUARES(tensor=name))
+        raise AdapterError(NO_LEAST_SQUARES(tensor=name, why="updates are not linear in it"))
+    for share, role in plan.references.values():
+        why = "the spec has it in two places, and a fit solves for one place at a time"
+        raise AdapterError(NO_LEAST_SQUARES(tensor=f"{share}.{role}", why=why))
     check_drawn(plan, "a fit")
     family = Family(plan, tuple(given.pairs))
     values = family.draw(seed)

@@ -44,9 +44,8 @@ def groups_of(plan: Plan, *, alone: bool = False) -> dict[str, list[Tensor]]:
         return {attribute(tensor.name): [tensor] for tensor in plan.tensors}
     groups: dict[str, list[Tensor]] = {}
     for tensor in plan.tensors:
-        role = tensor.name.rpartition(".")[2]
         rows, columns = tensor.shape
-        key = attribute(f"{tensor.share}.{role}.{rows}x{columns}")
+        key = attribute(f"{tensor.share}.{tensor.role}.{rows}x{columns}")
         groups.setdefault(key, []).append(tensor)
     return groups
 

@@ -273,7 +273,9 @@ class _Parser:
         kind, kinds = words()[str(token)], self.parser.accepts()
         # After `via` the name of a transform can stand, too.
         places = token == "between" and self.tokens[position + 1].type in ("NAME", "STRING")
-        if kind in kinds and (places or "NAME" not in kinds):
+        # After `kind` in a key, a pattern can stand, too.
+        refers = token == "is"
+        if kind in kinds and (places or refers or "NAME" not in kinds):
             token.type = kind
 
     def begins(self, position: int) -> bool:

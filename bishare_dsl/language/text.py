@@ -94,6 +94,11 @@ def _clauses(part: m.Settings) -> Iterator[str]:
             yield from (f"{_role(role)} {of_roles[role]}" for role in roles)
 
 
+def reference_text(role: str, reference: m.Reference) -> str:
+    """Write the clause of a reference: ``B per layer is read.A``."""
+    return f"{_role(role)} {_reference(reference)}"
+
+
 def _reference(reference: m.Reference) -> str:
     """Write what comes after the role of a reference."""
     key = ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import field
 from typing import TypeAlias
 
@@ -21,10 +22,11 @@ from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
-from bishare_dsl.plan.facts import NoMagnitude, NothingSelected, UnequalPool
+from bishare_dsl.plan.facts import NoMagnitude, NoPool, NothingSelected, UnequalPool
 from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
+from bishare_dsl.plan.references import comparable, key_of, key_text, owner_of, tensor_text
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import ShareSettings, SpecSettings, at_via, fitted
 from bishare_dsl.plan.via import located
@@ -80,13 +82,19 @@ def build_plan(spec: m.Spec, architecture: Architecture) -> tuple[Plan, tuple[Pr
         spec_settings.add(_left_out(sites))
         spec_settings.add(meant.shares(spec, sites.kinds | sites.parts))
         short = _short(sites.sites)
-        for index in range(len(spec.shares)):
-            planned = _SharePlan(spec_settings, index, sites, short)
-            planned.make(selected)
-            tensors += planned.tensors
-            pools += planned.pools
-            terms += planned.terms
-            without_rank |= planned.without_rank
+        planned = [
+            _SharePlan(spec_settings, index, sites, short) for index in range(len(spec.shares))
+        ]
+        for one in planned:
+            one.make_tensors(selected)
+        for one in planned:
+            one.make_terms(planned)
+        for one in planned:
+            one.own_for(planned)
+            tensors += one.tensors
+            pools += one.pools
+            terms += one.terms
+            without_rank |= one.without_rank
         layers = {site.path: site.layer for site in target}
         placed = ((term.share, term.site, layers[term.site]) for term in terms)
         spec_settings.add(meant.meeting(spec, placed))
@@ -267,11 +275,38 @@ class _SharePlan:
         self._values: dict[Key, list[tuple[Value, ...]]] = {}  # values of keys at each site
         # Shapes of pools, by role and by the ranks and widths of their sites.
         self._shapes: dict[object, Own] = {}
+        self._places: list[_TermSite] = []
+        # Names of tensors, by role and by the value of its key.
+        self._names: dict[str, dict[tuple[object, ...], str]] = {}
+        self._taken_from: set[str] = set()  # names of tensors that are another share's
 
-    def make(self, target: Set[int]) -> None:
-        """Compute the tensors, pools and terms at the sites of the target."""
+    def make_tensors(self, target: Set[int]) -> None:
+        """Compute the tensors and pools at the sites of the target."""
+        with self._reporting():
+            self._make_tensors(target)
+
+    def make_terms(self, planned: Sequence[_SharePlan]) -> None:
+        """Compute the terms. ``planned`` are all shares with their tensors, which references take."""
+        if self.share.references and self.spec_settings.failed:
+            return  # The tensors may be missing that it takes.
+        with self._reporting():
+            self._make_terms(planned)
+
+    def own_for(self, planned: Sequence[_SharePlan]) -> None:
+        """Give the tensors that other shares use to a module that contains all of their sites."""
+        borrowed = {name for one in planned for name in one._taken_from}
+        for i, tensor in enumerate(self.tensors):
+            if tensor.name in borrowed:
+                users = []
+                for one in planned:
+                    users += [p for p in one._places if tensor.name in p.tensors.values()]
+                self.tensors[i] = tensor.model_copy(update={"owner": _owner(users)})
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Add the problems that are raised to the spec's."""
         try:
-            self._make(target)
+            yield
         except EvaluationError as error:
             self.spec_settings.add([error.problem])
         except PlanError as error:
@@ -279,7 +314,7 @@ class _SharePlan:
         except SpecError as error:  # a package's transform
             self.spec_settings.add(at_via(self.spec_settings.spec, self.index, error))
 
-    def _make(self, target: Set[int]) -> None:
+    def _make_tensors(self, target: Set[int]) -> None:
         covered = self._covered(target)
         ranks = self._ranks(covered)
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
@@ -306,16 +341,125 @@ class _SharePlan:
         # The pooled roles of a transform do not depend on the rank.
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
+            if role in self.share.references:
+                continue
             groups = self._groups(role, self.share.key(role), places)
             for key, members in groups.items():
                 self._pool(role, key, members, places)
         for place in places:
+            self._private(place)
+        self._places = places
+
+    def _make_terms(self, planned: Sequence[_SharePlan]) -> None:
+        places = self._places
+        if not places:
+            return
+        for role in self.share.references:
+            self._refer(role, planned)
+        for place in places:
+            order = [*place.resolved.transform.pooled, *place.own]
+            place.tensors = {role: place.tensors[role] for role in order if role in place.tensors}
             self._term(place)
         if places[0].resolved.subtracted:  # Then it is so at every rank.
             self._subtract([*self.terms])
-        for rank, settings in resolved.items():
+        resolved = {place.rank: place.resolved for place in places}
+        for rank, settings in sorted(resolved.items()):
             widths = [place.width for place in places if place.rank == rank]
             self._review(rank, settings.transform, widths)
+
+    def _refer(self, role: str, planned: Sequence[_SharePlan]) -> None:
+        """Give the sites the tensors of another pool in a role.
+
+        Raises:
+            PlanError: a site finds no tensor, or one of another shape (BS324).
+            EvaluationError: the key has no value at a site.
+        """
+        owner = owner_of(self.spec_settings.spec, self.index, role)
+        lender, reference = planned[owner.index], self.share.references[role]
+        loc: Loc = (*self.loc, "references", role)
+        if reference.key is not None:
+            key, loc = reference.key, (*loc, "key")
+        elif lender._places:
+            transform = lender._places[0].resolved.transform
+            key = key_of(lender.share, owner.role, transform)
+        else:
+            key = ()
+        names = lender._names.get(owner.role, {})
+        users: dict[str, list[_TermSite]] = {}
+        missing: list[_TermSite] = []
+        why = ""
+        for place in self._places:
+            if not self._has(role, place):
+                continue
+            scope = self.sites.scopes[place.site.path]
+            value = tuple(key_value(scope, part, (*loc, i)) for i, part in enumerate(key))
+            name = names.get(comparable(value))
+            if name is None:
+                missing.append(place)
+                if names:
+                    why = why or f"no tensor there has the key `{key_text(value)}`"
+                else:
+                    why = "the model has no such tensor"
+            else:
+                users.setdefault(name, []).append(place)
+        text = tensor_text(reference.share, reference.role)
+        if missing:
+            path, fact = missing[0].site.path, self._no_pool(missing)
+            raise self._not_the_tensor(role, text, path, why, loc, fact)
+        tensors = {tensor.name: tensor for tensor in lender.tensors}
+        for name, members in users.items():
+            self._fit(role, tensors[name], members)
+            for place in members:
+                place.tensors[role] = name
+        self._taken_from |= users.keys()
+
+    def _has(self, role: str, place: _TermSite) -> bool:
+        """Return whether a site has a tensor of a role."""
+        return role in place.resolved.transform.pooled or role in place.own
+
+    def _fit(self, role: str, tensor: Tensor, members: Sequence[_TermSite]) -> None:
+        """Check that a tensor has the shape that these sites need in a role.
+
+        Raises:
+            PlanError: it has another shape (BS324).
+        """
+        ranks = sorted({place.rank for place in members})
+        rows, columns = tensor.shape
+        try:
+            if len(ranks) > 1:
+                raise ValueError(f"its modules have the ranks {', '.join(map(str, ranks))}")
+            shape = self._shared_shape(role, members)
+            if (shape.rows, shape.columns) != tensor.shape:
+                needed = f"{shape.rows} x {shape.columns}"
+                raise ValueError(f"the shape must be {needed}, and is {rows} x {columns}")
+        except ValueError as error:
+            path, loc = members[0].site.path, (*self.loc, "references", role)
+            raise self._not_the_tensor(role, tensor.name, path, str(error), loc) from error
+
+    def _no_pool(self, missing: Collection[_TermSite]) -> NoPool:
+        """Describe the sites that find no tensor."""
+        without = {place.site.path for place in missing}
+        outside = {place.site.layer for place in missing}
+        layers = []
+        for place in self._places:
+            if place.site.path not in without and place.site.layer is not None:
+                layers.append(place.site.layer)
+        if not layers:
+            return NoPool(self.index, None)
+        first, last = min(layers), max(layers)
+        if not outside.isdisjoint((None, *range(first, last + 1))):
+            return NoPool(self.index, None)
+        return NoPool(self.index, (first, last))
+
+    def _not_the_tensor(
+        self, role: str, tensor: str, path: str, why: str, loc: Loc, fact: NoPool | None = None
+    ) -> PlanError:
+        """Return the error of a reference to a tensor that a site cannot have."""
+        name = self.share.name
+        problem = codes.NOT_THE_TENSOR(
+            role=role, share=name, tensor=tensor, path=path, why=why, loc=loc, fact=fact
+        )
+        return PlanError(problem)
 
     def _covered(self, target: Set[int]) -> Set[int]:
         """Return the sites that the share covers."""
@@ -387,6 +531,7 @@ class _SharePlan:
         self._tensor(name, role, shape, members[0], _owner(members))
         made = Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
         self.pools.append(made)
+        self._names.setdefault(role, {})[comparable(key)] = name
         for place in members:
             place.tensors[role] = name
 
@@ -491,13 +636,20 @@ class _SharePlan:
         lengths = {GAIN_RANK: place.rows, GAIN_OUT: width.d_out}
         place.own = own | {role: Own(1, lengths[role]) for role in place.resolved.gains}
 
-    def _term(self, place: _TermSite) -> None:
-        """Add a site's term and its private tensors."""
-        path, resolved, own = place.site.path, place.resolved, _owner([place])
+    def _private(self, place: _TermSite) -> None:
+        """Add the private tensors of a site."""
+        path, owner = place.site.path, _owner([place])
         for role, shape in place.own.items():
-            if role not in place.tensors:
-                place.tensors[role] = f"{self.share.name}.{self.short[path]}.{role}"
-                self._tensor(place.tensors[role], role, shape, place, own)
+            if role in place.tensors or role in self.share.references:
+                continue
+            name = f"{self.share.name}.{self.short[path]}.{role}"
+            place.tensors[role] = name
+            self._tensor(name, role, shape, place, owner)
+            self._names.setdefault(role, {})[comparable((path,))] = name
+
+    def _term(self, place: _TermSite) -> None:
+        """Add a site's term."""
+        path, resolved = place.site.path, place.resolved
         self.terms.append(
             Term(
                 share=self.share.name,

@@ -135,7 +135,7 @@ def _unused(spec_settings: SpecSettings) -> Iterator[Problem]:
         )
     with suppress(KeyError, SpecError):
         for share in adding:
-            read |= _roles_of(share) - {*share.init}
+            read |= _roles_of(share) - {*share.init, *share.references}
         for role in spec.defaults.init:
             if role not in read:
                 yield codes.UNUSED(
@@ -202,7 +202,7 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     case m.Binary(op="-", left=0, right=m.Ref()):
                         why = "a hyphen is a minus"
                         yield codes.NO_VALUE(why=why, loc=loc, fact=Fault.NEGATED_KEY)
-                    case _ if names <= {"layers"}:
+                    case _ if names <= {"layers"} and "references" not in place:
                         fault = None
                         if names:
                             fault = Fault.COUNTS_INSTEAD_OF_LAYER
@@ -212,10 +212,6 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
 
 
 def _share(spec_settings: SpecSettings, index: int, share: m.Share) -> Iterator[Problem]:
-    for role in share.references:
-        place: Loc = ("shares", index, "references", role)
-        why = "one tensor in two places is not built yet"
-        yield codes.NO_REFERENCE(role=role, share=share.name, why=why, loc=place)
     loc: Loc = ("shares", index, "rank")
     if isinstance(share.rank, m.Cases):
         arms = [(arm.result, (*loc, "arms", i, "result")) for i, arm in enumerate(share.rank.arms)]

@@ -100,6 +100,24 @@ class KeylessRole(Record):
     role: str
 
 
+class OtherReference(Record):
+    """A reference to a tensor that is itself another: that of a ``role``, of the same share if it is None."""
+
+    share: str | None
+    role: str
+
+
+class NoPool(Record):
+    """A reference that finds no tensor at some modules.
+
+    ``share`` is the number of the share. ``fitting`` has the first and the last of the layers that alone have
+    a tensor, or is None if layers do not tell them apart.
+    """
+
+    share: int
+    fitting: tuple[int, int] | None
+
+
 class StartFault(Enum):
     """What is wrong with the initial values of a share."""
 

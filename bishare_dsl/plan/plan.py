@@ -14,6 +14,7 @@ from math import prod
 from typing import Any, Literal
 
 from bishare_dsl.models.site import Architecture, Data, Site
+from bishare_dsl.plan.names import start_name
 from bishare_dsl.spec.expression import EACH_ADAPTER
 from bishare_dsl.spec.spec import MAGNITUDE, SINGULAR, Initial
 
@@ -39,6 +40,11 @@ class Tensor(Data):
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    @property
+    def role(self) -> str:
+        """The role that its share gives it; a reference may use it in another."""
+        return self.name.rpartition(".")[2]
 
     @property
     def drawn(self) -> bool:
@@ -200,6 +206,19 @@ class Plan(Data):
         """The path of the first site that uses each tensor, by the tensor's name."""
         terms = [term for terms in self.terms_of.values() for term in terms]
         return {name: term.site for term in reversed(terms) for name in term.tensors.values()}
+
+    @cached_property
+    def references(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """The share and the role whose tensors each reference takes, by its share and role."""
+        references: dict[tuple[str, str], tuple[str, str]] = {}
+        for term in self.terms:
+            for role, name in term.tensors.items():
+                tensor = self.tensor[name]
+                place, owner = (term.share, role), (tensor.share, tensor.role)
+                # A term that subtracts initial values uses the frozen tensors of its share.
+                if place != owner and tensor.like is None and term.share != start_name(owner[0]):
+                    references[place] = owner
+        return references
 
     @cached_property
     def users(self) -> Counter[str]:

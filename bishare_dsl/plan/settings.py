@@ -19,6 +19,7 @@ from bishare_dsl.plan.facts import (
     UnknownRole,
 )
 from bishare_dsl.plan.facts import Start as StartFact
+from bishare_dsl.plan.references import Owner, key_of, owner_of, tensor_text
 from bishare_dsl.plan.via import LoadedVia, load_via
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.facts import Fault, UnknownName
@@ -56,7 +57,8 @@ class ShareSettings(Record):
     ``auto`` lists the options of the transform that depend on the widths of the share's sites, see `fitted`.
     ``starts`` maps roles to initial values, ``gains`` lists the roles of gains, and ``frozen`` maps
     locations in the spec to the roles that they freeze. ``subtracted`` says that the initial term equals
-    a part of the base and must be subtracted.
+    a part of the base and must be subtracted. Of roles that are references, ``starts`` has the initial values
+    of the tensors that they are, and ``frozen_elsewhere`` lists those that another share freezes.
     """
 
     transform: Transform
@@ -67,6 +69,7 @@ class ShareSettings(Record):
     frozen: Mapping[Loc, str]
     auto: Sequence[str] = ()
     subtracted: bool = False
+    frozen_elsewhere: Set[str] = frozenset()
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -76,7 +79,14 @@ class ShareSettings(Record):
     @cached_property
     def untrained(self) -> frozenset[str]:
         """The roles of tensors that are never trained."""
-        return frozenset((*self.frozen.values(), *self.transform.fixed))
+        return frozenset((*self.frozen.values(), *self.frozen_elsewhere, *self.transform.fixed))
+
+
+class _Borrowed(Record):
+    """How the tensor starts that a role takes from another pool, and whether its share freezes it."""
+
+    start: Start
+    frozen: bool
 
 
 class SpecSettings:
@@ -126,10 +136,11 @@ class SpecSettings:
         places: dict[str, Loc] = {
             role: (*(at if role in share.init else ("defaults",)), "init", role)
             for role in settings.init
+            if role not in share.references
         }
         starts = {
-            role: self._initial(given, places[role], problems)
-            for role, given in settings.init.items()
+            role: self._initial(settings.init[role], place, problems)
+            for role, place in places.items()
         }
         gains: dict[str, Start] = {}
         for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out")):
@@ -143,6 +154,8 @@ class SpecSettings:
         if loaded is not None:
             transform = loaded.transform
             starts |= gains | own_starts(transform, starts)
+            borrowed = self._borrowed(index, rank, new)
+            starts |= {role: one.start for role, one in borrowed.items() if role in starts}
             resolved = ShareSettings(
                 transform=transform,
                 scale=scale,
@@ -151,9 +164,11 @@ class SpecSettings:
                 gains=gains.keys(),
                 frozen=_frozen(share, starts, self.params),
                 auto=loaded.auto,
+                frozen_elsewhere={role for role, one in borrowed.items() if one.frozen},
             )
             if not any(problem.severity == "error" for problem in (*problems, *new)):
                 new += _roles(share, resolved)
+                new += _of_weights(share, resolved)
                 problems += _singular(share, resolved, places)
                 has = (*transform.roles, *gains)
                 zero = zero_parts(transform, {role: starts[role] for role in has})
@@ -163,6 +178,70 @@ class SpecSettings:
                     resolved = _of_weight(resolved, subtracted=not share.nonzero_start)
         problems += (problem.within(*at) for problem in new)
         return resolved
+
+    def _borrowed(self, index: int, rank: int, problems: list[Problem]) -> dict[str, _Borrowed]:
+        """Return how the tensors start that a share takes from other pools, by its roles.
+
+        Args:
+            index: the number of the share.
+            rank: of the share. The other share's transform has options as at this rank.
+            problems: of the references, located in the share.
+        """
+        borrowed: dict[str, _Borrowed] = {}
+        for role in self.spec.shares[index].references:
+            try:
+                owner = owner_of(self.spec, index, role)
+                borrowed[role] = self._lent(index, role, owner, rank)
+            except SpecError as error:
+                problems += error.problems
+        return borrowed
+
+    def _lent(self, index: int, role: str, owner: Owner, rank: int) -> _Borrowed:
+        """Return how the tensor starts that a role of share number ``index`` takes from its owner.
+
+        Raises:
+            SpecError: the owner has no such tensor, or one that cannot be in two places (BS215, BS232), located
+            in the share.
+        """
+        share, lender = self.spec.shares[index], self.spec.shares[owner.index]
+        reference = share.references[role]
+        loc: Loc = ("references", role)
+        text = tensor_text(reference.share, reference.role)
+
+        def refused(why: str) -> SpecError:
+            problem = codes.NO_REFERENCE(
+                role=role, share=share.name, tensor=text, why=why, loc=loc
+            )
+            return SpecError(problem)
+
+        loaded = _load(lender, rank, self.params, [])
+        if loaded is None:
+            raise refused(f"share `{lender.name}` is wrong at rank {rank}")
+        transform = loaded.transform
+        valid = [one for one in transform.roles if one not in transform.fixed]
+        if owner.role not in valid:
+            fact = UnknownRole(owner.role, tuple(valid))
+            problem = codes.UNKNOWN_ROLE(
+                role=owner.role,
+                share=lender.name,
+                what="lend",
+                loc=(*loc, "role"),
+                fact=fact,
+            )
+            raise SpecError(problem)
+        parts = len(key_of(lender, owner.role, transform))
+        if reference.key is not None and len(reference.key) != parts:
+            count = len(reference.key)
+            raise refused(f"this key has {count} parts, and the key of `{text}` has {parts}")
+        starts = {
+            name: self._initial(value, loc, [])
+            for name, value in self.spec.settings(lender).init.items()
+        }
+        starts |= own_starts(transform, starts)
+        if any(starts[one].init in m.SINGULAR for one in transform.roles):
+            raise refused(f"share `{lender.name}` starts with directions of weights")
+        frozen = _frozen(lender, starts, self.params).values()
+        return _Borrowed(start=starts[owner.role], frozen=owner.role in frozen)
 
     def _number(
         self,
@@ -298,8 +377,9 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
         fact = UnknownRole(role, tuple(has))
         return codes.UNKNOWN_ROLE(role=role, share=share.name, what=what, loc=loc, fact=fact)
 
-    # Tensors that never train accept neither `init` nor `freeze`.
-    trained = [role for role in roles if role not in transform.fixed]
+    # Tensors that never train accept neither `init` nor `freeze`, and those of other pools nothing.
+    own = [role for role in roles if role not in share.references]
+    trained = [role for role in own if role not in transform.fixed]
     for loc, role in resolved.frozen.items():
         if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
@@ -308,9 +388,14 @@ def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     for role in share.init:
         if role not in started:
             yield unknown_role(role, "start", ("init", role, "name"), started)
-    unknown = [role for role in share.keys if role not in roles]
+    unknown = [role for role in share.keys if role not in own]
     for role in unknown:
-        yield unknown_role(role, "give a key", ("keys", role, "name"), roles)
+        yield unknown_role(role, "give a key", ("keys", role, "name"), own)
+    possible = [role for role in transform.roles if role not in transform.fixed]
+    for role in share.references:
+        if role not in possible:
+            what = "take from another pool"
+            yield unknown_role(role, what, ("references", role, "name"), possible)
     placed = {*share.keys, *share.references}
     keyless = [role for role in transform.pooled if role not in placed]
     if keyless and share.per is None and not unknown:
@@ -338,17 +423,32 @@ def _singular(
             yield not_plain(role=role, start=start, only=only, loc=loc)
 
 
+def _of_weights(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
+    """Find references of a share that starts with directions of weights, which it would subtract."""
+    singular = [role for role, start in resolved.starts.items() if start.init in m.SINGULAR]
+    if not any(role in resolved.transform.roles for role in singular):
+        return
+    for role, reference in share.references.items():
+        yield codes.NO_REFERENCE(
+            role=role,
+            share=share.name,
+            tensor=tensor_text(reference.share, reference.role),
+            why=f"share `{share.name}` starts with directions of weights",
+            loc=("references", role),
+        )
+
+
 def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> Iterator[Problem]:
     """Check that the term starts at zero and can leave it, or that its initial value is subtracted."""
     transform = resolved.transform
     starts = (resolved.starts[role].init for role in transform.roles)
-    roles = {*transform.roles, *resolved.gains}
+    roles = {*transform.roles, *resolved.gains} - {*share.references}
     loc: Loc = ("init",) if share.init else ()
     if len(parts) > 1:
         both = " and ".join(f"`{part}`" for part in sorted(parts))
         what = f"starts with both {both} at zero, so that it never learns"
         fault = StartFault.TWO_ZEROS
-    elif frozen := sorted(parts & {*resolved.frozen.values()}):
+    elif frozen := sorted(parts & {*resolved.frozen.values(), *resolved.frozen_elsewhere}):
         what, loc = f"freezes `{frozen[0]}` at zero, so that it never does anything", ("freeze",)
         fault = StartFault.FROZEN_ZERO
     elif parts and share.nonzero_start:
@@ -374,14 +474,8 @@ def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> It
 def _transform(
     share: m.Share, rank: int, params: dict[str, Value], problems: list[Problem]
 ) -> LoadedVia | None:
-    """Return the transform of a share at a rank."""
-    scope = Scope(params | {"rank": rank})
-
-    def evaluate(expression: m.Expression, loc: Loc) -> Value:
-        check_names(scope, expression, loc, "word")
-        return scope.value(expression, loc)
-
-    loaded = load_via(share, params, evaluate, problems)
+    """Return the transform of a share at a rank that it can have."""
+    loaded = _load(share, rank, params, problems)
     if loaded is None:
         return None
     transform = loaded.transform
@@ -394,6 +488,19 @@ def _transform(
         problems.append(codes.BAD_OPTION(transform=name, what=what, why=f"{error}", loc=("rank",)))
         return None
     return loaded
+
+
+def _load(
+    share: m.Share, rank: int, params: dict[str, Value], problems: list[Problem]
+) -> LoadedVia | None:
+    """Return the transform of a share, with its options as at a rank."""
+    scope = Scope(params | {"rank": rank})
+
+    def evaluate(expression: m.Expression, loc: Loc) -> Value:
+        check_names(scope, expression, loc, "word")
+        return scope.value(expression, loc)
+
+    return load_via(share, params, evaluate, problems)
 
 
 def _written(via: m.Via | m.Places, transform: Transform) -> str:

@@ -14,7 +14,7 @@ from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, NO_VALUE, UNKNOWN_N
 from bishare_dsl.diagnostics.record import Record
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.plan.facts import ComparedPattern, UnknownPattern, UnknownValue, WithoutValue
-from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value, in_key
 from bishare_dsl.spec.facts import UnknownName
 from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
@@ -65,9 +65,8 @@ class Vocabulary(Record):
 
     def unknown(self, name: str, loc: Loc, *, as_key: bool = False) -> Problem:
         """Return the problem of a bare name that no module has."""
-        in_key = as_key or "per" in loc or "keys" in loc
         fact = UnknownName(name, self.place, self.names)
-        if in_key:
+        if as_key or in_key(loc):
             fact = UnknownName(name, "key", self.names | {*m.ATTRIBUTES, "model"})
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=self.model, loc=loc, fact=fact)
 

@@ -146,12 +146,16 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
     for pool in plan.pools:
         if pool.share == share:
             roles.setdefault((pool.role, False), []).append(pool)
-    pooled = {pool.tensor for pool in plan.pools}
+    pooled = {pool.tensor for pool in plan.pools if pool.share == share}
+    users: dict[tuple[str, str], list[str]] = {}  # by role and tensor
     for term in (term for term in plan.terms if term.share == share):
         for role, name in term.tensors.items():
-            if name not in pooled:
-                one = Pool(share=share, role=role, key=(), tensor=name, members=(term.site,))
-                roles.setdefault((role, True), []).append(one)
+            if name not in pooled or (share, role) in plan.references:
+                users.setdefault((role, name), []).append(term.site)
+    for (role, name), paths in users.items():
+        one = Pool(share=share, role=role, key=(), tensor=name, members=tuple(paths))
+        private = (share, role) not in plan.references
+        roles.setdefault((role, private), []).append(one)
     panels: dict[object, dict[str, list[Pool]]] = {}
     for (role, private), pools in roles.items():
         members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)

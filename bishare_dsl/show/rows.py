@@ -66,7 +66,8 @@ class RoleRow(Record):
     """The tensors of one role of a share, pooled or private.
 
     ``pools`` counts them, ``members`` counts the modules of one, and ``rows`` and ``columns`` are its shape.
-    ``start`` is a word or a number.
+    ``start`` is a word or a number. ``owner`` is the share and role whose tensors they are, as in ``read.A``,
+    if this is a reference, which adds no parameters.
     """
 
     share: str
@@ -78,6 +79,7 @@ class RoleRow(Record):
     parameters: int
     trainable: bool
     start: str = ""
+    owner: str | None = None
 
 
 class KindRow(Record):
@@ -140,9 +142,11 @@ def shares(plan: Plan) -> list[ShareRow]:
     terms, tensors, pools = _by_share(plan.terms), _by_share(plan.tensors), _by_share(plan.pools)
     every_role, places = _by_share(roles(plan)), Places(plan)
     rows = []
-    # Tensors that are subtracted, or trained in full, belong to no share of the spec.
-    for name in (name for name in terms if name in tensors and tensors[name][0].like is None):
-        first, (shared, private, _) = terms[name][0], held(tensors[name], plan.users)
+    subtracting = {start_name(name) for name in terms}  # These belong to no share of the spec.
+    for name in (name for name in terms if name not in subtracting):
+        # A share of references alone has no tensor.
+        own = tensors.get(name, [])
+        first, (shared, private, _) = terms[name][0], held(own, plan.users)
         ranked = [term for term in terms[name] if not term.is_magnitude]
         rows.append(
             ShareRow(
@@ -156,13 +160,15 @@ def shares(plan: Plan) -> list[ShareRow]:
                 trainable=plan.shares[name],
                 tensors={row.role: _users(row, plan, first) for row in every_role[name]},
                 shared=shared / total if (total := shared + private) else None,
-                facts=tuple(_facts(plan, terms[name], pools[name], places)),
+                facts=tuple(_facts(plan, terms[name], pools.get(name, []), places)),
             )
         )
     return rows
 
 
 def _users(row: RoleRow, plan: Plan, first: Term) -> str:
+    if row.owner is not None:
+        return f"is {row.owner}"
     by = f"{'for' if row.pools == 1 else 'each by'} {span(row.members)} modules"
     words = [f"{row.pools:,}", "private" if row.members[1] == 1 else by]
     if not row.trainable:
@@ -196,6 +202,9 @@ def _facts(
         yield f"in {covered} alone"
     yield from _places_of_ranks(terms, places)
     yield from _examples_of_pools(pools, places)
+    for role, name in first.tensors.items():
+        if (first.share, role) in plan.references:
+            yield f"{role} of `{first.site}` is `{name}`, for example"
     if first.dropout:
         yield f"drops {100 * first.dropout:g}% of its inputs"
     tensors = {role: plan.tensor[name] for role, name in first.tensors.items()}
@@ -256,22 +265,25 @@ def roles(plan: Plan) -> list[RoleRow]:
         for role, name in term.tensors.items():
             tensors.setdefault((term.share, role), {})[name] = plan.tensor[name]
     order = {name: i for i, name in enumerate(plan.shares)}
-    return [
-        RoleRow(
-            share=share,
-            role=role,
-            pools=len(role_tensors),
-            members=bounds(plan.users[name] for name in role_tensors),
-            rows=bounds(tensor.shape[0] for tensor in role_tensors.values()),
-            columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
-            parameters=sum(tensor.size for tensor in role_tensors.values()),
-            trainable=all(tensor.trainable for tensor in role_tensors.values()),
-            start=" or ".join(dict.fromkeys(map(_start, role_tensors.values()))),
+    role_rows = []
+    for place, role_tensors in sorted(tensors.items(), key=lambda item: order[item[0][0]]):
+        owner = plan.references.get(place)
+        share, role = place
+        role_rows.append(
+            RoleRow(
+                share=share,
+                role=role,
+                pools=len(role_tensors),
+                members=bounds(plan.users[name] for name in role_tensors),
+                rows=bounds(tensor.shape[0] for tensor in role_tensors.values()),
+                columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
+                parameters=0 if owner else sum(tensor.size for tensor in role_tensors.values()),
+                trainable=all(tensor.trainable for tensor in role_tensors.values()),
+                start=" or ".join(dict.fromkeys(map(_start, role_tensors.values()))),
+                owner=".".join(owner) if owner else None,
+            )
         )
-        for (share, role), role_tensors in sorted(
-            tensors.items(), key=lambda item: order[item[0][0]]
-        )
-    ]
+    return role_rows
 
 
 def _start(tensor: Tensor) -> str:

@@ -44,6 +44,11 @@ _FUNCTIONS: dict[m.Function, Callable[..., int | float]] = {
 }
 
 
+def in_key(loc: Loc) -> bool:
+    """Return whether a location in a spec is in a key."""
+    return not {"per", "keys", "references"}.isdisjoint(loc)
+
+
 class EvaluationError(Exception):
     """An expression without a value, with the problem to report."""
 
@@ -97,8 +102,7 @@ class Scope(Record):
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except ZeroDivisionError as error:
                     why = f"it divides by zero{self.where}"
-                    in_key = "per" in loc or "keys" in loc
-                    fact = Fault.KEY_DIVIDES_BY_ZERO if in_key else Fault.DIVIDES_BY_ZERO
+                    fact = Fault.KEY_DIVIDES_BY_ZERO if in_key(loc) else Fault.DIVIDES_BY_ZERO
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, fact=fact)) from error
             case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
@@ -160,7 +164,7 @@ class Scope(Record):
         if name in m.ATTRIBUTES:
             self.attribute(name, loc)
         numbers = [name_of for name_of, v in self.values.items() if not isinstance(v, str)]
-        if {"per", "keys", "rank"} & {*loc}:
+        if in_key(loc) or "rank" in loc:
             numbers += ["layer", "layers", "in", "out", "expert"]
         fact = UnknownName(name, "rank" if "rank" in loc else "number", frozenset(numbers))
         return codes.UNKNOWN_NAME(name=name, loc=loc, fact=fact)

@@ -13,7 +13,7 @@ from bishare_dsl.spec.expression import Expression
 
 Naming = Literal[
     "file", "function", "init", "key", "kind", "name", "number", "param", "rank", "replaced",
-    "train", "transform",
+    "share", "train", "transform",
 ]  # fmt: skip
 """What a name stands for where it was found."""
 

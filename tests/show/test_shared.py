@@ -5,7 +5,7 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models import preset
 from bishare_dsl.plan.plan import Pool, Tensor, Term, Trained
-from bishare_dsl.show.rows import shares
+from bishare_dsl.show.rows import roles, shares
 from bishare_dsl.show.shared import shared_table, told
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
@@ -14,6 +14,7 @@ PER, ARMS = (
     "share a per module rank 8 ",
     "share a per module rank match layer { 0..3: 4; else: 8 } ",
 )
+OWN = "share a per layer rank 8 share c per layer rank 8"
 BOTH = f"share b per kind rank 8 ? {PER}"
 # A field of a spec, a field of a plan, a text, and two parts of it that differ in both.
 PAIRS = [
@@ -29,6 +30,8 @@ PAIRS = [
     ("per", "members", "share a per ?, kind rank 8", "min(layer, 31 - layer)", "layer // 2"),
     ("keys", "role", "share a ? rank 8", "A per layer B per kind", "A per kind B per layer"),
     ("keys", "key", "share a ? rank 8", "A per adapter B per model", "A per model B per adapter"),
+    ("references", "tensors", f"{OWN} share b A is ? B per layer rank 8", "a.A", "c.A"),
+    ("references", "tensors", f"{OWN} share b A per ? is a.A B per layer rank 8", "layer", "31 - layer"),
     ("rank", "rank", "share a per module rank match kind { ?: 8; else: 4 }", "q_proj", "v_proj"),
     ("rank", "rank", "share a per module rank 8 if layer ? 16 else 4", "<", ">="),
     ("rank", "rank", "share a per module rank ?", "1 + layer", "32 - layer"),
@@ -54,9 +57,9 @@ PAIRS = [
     ("train", "parameter", f"train norms and layer != none and layer ? 8 {PER}", "<", ">="),
     ("train", "parameter", "target none train ?", "norms", "norm"),
 ]
-# They follow from the others, or from the model, are names, or are refused by `check` (references, BS232).
+# They follow from the others, or from the model, or are names.
 DERIVED = {"name", "fan_in", "owner", "rows", "linear", "tied", "tensor"}
-NAMES = {"params", "lets", "defaults", "references"}
+NAMES = {"params", "lets", "defaults"}
 
 
 def spec_of(text):
@@ -130,6 +133,15 @@ def test_the_table_says_what_is_left_out_ranks_numbers_and_starts():
     assert row[1:3] == ["54 of 60", "8"]
     assert row[3:6] == ["54, private, from svd", "54, private", "54, private, from 2"]
     assert row[6:] == [27 * (2 * 8 * 576 + 8 * (576 + 192)) + 27 * (576 + 192), "0%"]
+
+
+def test_the_table_says_that_a_tensor_is_another_shares():
+    text = "share a per layer rank 8 where q_proj share b A is a.A B is a.B rank 8 where q_proj"
+    made = plan(text)
+    table = shared_table(made, shares(made))
+    assert table.rows[1][3:] == ["is a.A", "is a.B", 0, "-"]
+    assert [row.owner for row in roles(made)] == [None, None, "a.A", "a.B"]
+    assert sum(row.parameters for row in roles(made)) == made.trainable
 
 
 def test_a_share_of_pools_and_of_private_tensors_says_its_part():

@@ -4,4 +4,4 @@ from bishare_dsl.diagnostics.problem import Code, warning
 
 FAR_FROM_GIVEN = warning("BS851", "{what} {error} away from what was given, more than {limit:.0%}")
 LEFT_OUT = warning("BS853", "a fit leaves out parameters trained in full: `{parameter}` of {names}")
-NO_LEAST_SQUARES = Code("BS854", "a fit cannot find `{tensor}`: updates are not linear in it")
+NO_LEAST_SQUARES = Code("BS854", "a fit cannot find `{tensor}`: {why}")

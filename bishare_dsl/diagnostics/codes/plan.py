@@ -26,5 +26,8 @@ TRAINS_SITE = Code("BS317", "`{kind}` is a linear layer of a block: shares adapt
 NO_DIRECTIONS = Code("BS319", "`{role}` of `{share}` cannot start as directions of weights: {why}")
 FRESH_HEAD = note("BS318", "the head {what} is trained and saved too ({size:,} parameters)")
 NO_MAGNITUDE = Code("BS323", "`magnitude` cannot scale `{path}`: {why}")
+NOT_THE_TENSOR = Code(
+    "BS324", "`{role}` of share `{share}` cannot be `{tensor}` at `{path}`: {why}"
+)
 GATE_RANK = warning("BS350", "gates of rank {gate_rank} make this update rank {gate_rank} at most")
 KERNEL_CROPS = warning("BS351", "size {size} does not divide {widths}: KE goes past it and crops")
