@@ -100,7 +100,7 @@ def test_experts_in_one_parameter(family, shares):
 @pytest.mark.parametrize("family", ["t5", "bart", "gpt2"])
 def test_towers_and_other_layers(family):
     model = tiny_model({**TINY_FAMILIES, **TINY_TOWERS}[family])
-    text = "spec s target attention\n"
+    text = "spec s target attention_inputs, attention_outputs\n"
     text += "share s per tower, layer, out rank 2 via SS\n"
     text += "share t A per module B is s.B rank 2 via SS init A normal"
     checks.check_spec(parse_spec(text), model)
@@ -158,9 +158,9 @@ def test_it_is_one_parameter_and_one_row_of_the_file(tmp_path):
 
 
 LIBRARY = f"""spec s
-{MODULES}share read   A per layer    B per adapter, module  rank 2  where q_proj
+{MODULES}share read   A per layer    B per adapter, layer  rank 2  where q_proj
 share write  A per adapter, module  B is read.A  rank 2  where o_proj  init A zeros
-share again  A per adapter, module is read.B  B per module  rank 2  where q_proj  init B normal
+share again  A per adapter, layer is read.B  B per module  rank 2  where o_proj  init B normal
 """
 
 
